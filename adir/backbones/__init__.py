@@ -1,0 +1,1 @@
+"""Pretrained denoisers behind one interface."""

@@ -1,0 +1,36 @@
+"""p_theta(x_{t-1} | x_t): one formula, one function. Shapes: pictures (B, 3, H, W); table values (B, 1, 1, 1) or scalar."""
+
+import torch
+from torch import Tensor
+
+
+def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """A draw of q(x_t | x0) with noise eps: DDPM (Ho et al., 2020), eq. 4."""
+    return alpha_bar_t.sqrt() * x0 + (1 - alpha_bar_t).sqrt() * eps
+
+
+def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    """Clean-image estimate from predicted noise: DDPM, eq. 15. Not clamped: early steps do leave [-1, 1].
+
+    At t = 999 the network's error is amplified about 157 times.
+    """
+    return (x_t - (1 - alpha_bar_t).sqrt() * eps) / alpha_bar_t.sqrt()
+
+
+def posterior_mean(x0: Tensor, x_t: Tensor, coef1: Tensor, coef2: Tensor) -> Tensor:
+    """Mean of q(x_{t-1} | x_t, x0): DDPM, eq. 7; the coefficients are Schedule's posterior_mean_coef1 and 2."""
+    return coef1 * x0 + coef2 * x_t
+
+
+def learned_log_variance(variance_fraction: Tensor, log_beta_tilde: Tensor, log_beta: Tensor) -> Tensor:
+    """Log variance between its two bounds: Nichol and Dhariwal (2021), eq. 15.
+
+    variance_fraction: (v + 1) / 2 of the network's output v; 0 gives log beta tilde, 1 gives log beta. Not clipped,
+    as in the reference code, so values outside [0, 1] extrapolate.
+    """
+    return variance_fraction * log_beta + (1 - variance_fraction) * log_beta_tilde
+
+
+def epsilon_loss(eps: Tensor, eps_hat: Tensor) -> Tensor:
+    """l_simple per picture: (B,) mean squared error of the predicted noise: DDPM, eq. 14. Lower is better."""
+    return torch.mean((eps - eps_hat) ** 2, dim=(1, 2, 3))

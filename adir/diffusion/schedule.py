@@ -1,0 +1,72 @@
+"""Noise schedules: the float64 tables of DDPM (Ho et al., 2020) and their respacing (Nichol and Dhariwal, 2021)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tables of one diffusion process, all of shape (n_steps,), index 0 the cleanest step.
+
+    float64 throughout: in float32, 1 - alpha_bar keeps only 4 digits near t = 0, and the posterior mean is off by 5e-5.
+    """
+
+    timesteps: Tensor
+    """int64: the original t that the network sees at each step."""
+    betas: Tensor
+    alpha_bar: Tensor
+    alpha_bar_prev: Tensor
+    """alpha_bar of the next, cleaner step; 1 at index 0."""
+    posterior_variance: Tensor
+    """beta tilde, 0 at index 0."""
+    posterior_log_variance: Tensor
+    """log beta tilde; at index 0, where that is -inf, the value of index 1 (guided-diffusion's convention)."""
+    posterior_mean_coef1: Tensor
+    """Factor of x0 in the mean of q(x_{t-1} | x_t, x0)."""
+    posterior_mean_coef2: Tensor
+    """Factor of x_t in that mean."""
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    def respaced(self, n_steps: int) -> "Schedule":
+        """The process on `n_steps` of this one's steps, spread evenly from the first to the last inclusive.
+
+        Raises ValueError unless 1 <= n_steps <= len(self).
+        """
+        if not 1 <= n_steps <= len(self):
+            raise ValueError(f"n_steps={n_steps}: choose from 1 to {len(self)}, the number of steps of the schedule")
+        # One step keeps the noisiest, as the sampler starts from pure noise.
+        kept = torch.linspace(0, len(self) - 1, n_steps, dtype=torch.float64).round().long()
+        kept[-1] = len(self) - 1
+        alpha_bar = self.alpha_bar[kept]
+        betas = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        return schedule_from_betas(betas, self.timesteps[kept])
+
+
+def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
+    """All tables from betas (n,) float64: DDPM, eqs. 6 and 7."""
+    alpha_bar = torch.cumprod(1 - betas, dim=0)
+    alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    posterior_variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    # A process of a single step has no index 1 to borrow from; beta itself is then the only scale there is.
+    first = posterior_variance[1:2] if len(betas) > 1 else betas[:1]
+    return Schedule(
+        timesteps=timesteps,
+        betas=betas,
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        posterior_variance=posterior_variance,
+        posterior_log_variance=torch.log(torch.cat([first, posterior_variance[1:]])),
+        posterior_mean_coef1=betas * alpha_bar_prev.sqrt() / (1 - alpha_bar),
+        posterior_mean_coef2=(1 - alpha_bar_prev) * (1 - betas).sqrt() / (1 - alpha_bar),
+    )
+
+
+def linear_schedule(n_steps: int = 1000) -> Schedule:
+    """DDPM's linear schedule, beta from 1e-4 to 0.02 at 1000 steps and scaled to the same total noise at others."""
+    scale = 1000 / n_steps
+    betas = torch.linspace(scale * 1e-4, scale * 0.02, n_steps, dtype=torch.float64)
+    return schedule_from_betas(betas, torch.arange(n_steps))

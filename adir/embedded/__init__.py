@@ -1,0 +1,1 @@
+"""The prior, encoder and pictures that work with no download."""

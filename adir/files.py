@@ -1,0 +1,49 @@
+"""Files that are there whole or not at all, and their hashes."""
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def sha256_of_bytes(content: bytes) -> str:
+    """SHA-256 of `content`, 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """SHA-256 of the file's bytes, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file that a reader sees whole or not at all, also when the process is killed or the disk is full.
+
+    The temporary neighbour is removed on any failure; only SIGKILL can leave one, and its name starts with a dot.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile.mkstemp: its files are readable by their owner alone, and results folders are shared.
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # without it a power cut can leave a complete name on an empty file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and Inf raise ValueError: they are not JSON, and not results."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file. Raises json.JSONDecodeError or UnicodeDecodeError (both ValueError) when it is damaged."""
+    return json.loads(Path(path).read_bytes().decode())

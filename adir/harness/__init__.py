@@ -1,0 +1,1 @@
+"""Cells, records and tables."""

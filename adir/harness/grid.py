@@ -1,0 +1,115 @@
+"""`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adir.configuration import config_dir
+from adir.errors import InputError
+from adir.harness.cell import first_line, resolve_cell
+from adir.harness.run import Options, Outcome, run_cell
+
+EXISTING = ("skip", "redo", "report")
+
+
+def run_grid(overrides: list[str], multirun: bool) -> int:
+    """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed. Raises InputError before any work."""
+    plain = "hydra/launcher=basic"  # checking is quick, and its errors belong in this process
+    checked = [job.return_value for job in launch(check_job, [*overrides, plain] if multirun else overrides, multirun)]
+    results, folders = checked[0][0], list(dict.fromkeys(folder for _, folder in checked))
+    if multirun:
+        duplicates = f" ({len(checked)} combinations, some of them equal)" if len(folders) < len(checked) else ""
+        say(f"{len(folders)} cells{duplicates} in {results}")
+
+    outcomes: list[Outcome] = []
+    for job in launch(run_job, overrides, multirun):
+        if job.status == JobStatus.FAILED:
+            raise job._return_value  # the job's own exception: disk full, read-only folder, a defect
+        outcomes.append(job.return_value)
+    failed = sum(outcome.failed for outcome in outcomes)
+    done, skipped = sum(o.done for o in outcomes), sum(o.skipped for o in outcomes)
+    say(f"{done} pictures done, {skipped} were there, {failed} failed; records and pictures: {results}/cells")
+    if failed:
+        say("what failed says so in its record; retry=failed runs it again")
+    return 1 if failed else 0
+
+
+def launch(function: Callable[[DictConfig], Any], overrides: list[str], multirun: bool) -> list[JobReturn]:
+    """What Hydra makes of the overrides, `function` called on each composed cell. Raises InputError for bad overrides."""
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
+    try:
+        if multirun or experiment_wants_multirun(hydra, overrides):
+            batches = hydra.multirun("run", function, overrides, with_log_configuration=False)
+            return [job for batch in (batches or []) for job in batch]
+        return [hydra.run("run", function, overrides, with_log_configuration=False)]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(first_line(error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def experiment_wants_multirun(hydra: Hydra, overrides: list[str]) -> bool:
+    """False: -m says it. An experiment that is a grid raises InputError without -m: it would run its first cell only."""
+    cfg = hydra.compose_config("run", overrides, run_mode=None, with_log_configuration=False)
+    if str(cfg.hydra.mode).endswith("MULTIRUN"):
+        raise InputError("this experiment is a grid: run it with -m")
+    return False
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """One composed configuration, without running anything. Raises InputError for bad overrides."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return hydra_compose("run", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(first_line(error)) from error
+
+
+def check_job(cfg: DictConfig) -> tuple[Path, Path]:
+    """Resolve one cell: (results folder, its folder). Raises InputError for what could not run."""
+    options_of(cfg)
+    cell = resolve_cell(cfg)
+    return cell.results, cell.identity.folder
+
+
+def run_job(cfg: DictConfig) -> Outcome:
+    """Run one cell, in whatever process the launcher chose."""
+    torch.set_num_threads(cfg.threads)
+    cell = resolve_cell(cfg)
+    tracker = instantiate(cfg.tracking)
+    tracker.start(cell)
+    try:
+        return run_cell(cell, options_of(cfg), say, tracker)
+    finally:
+        tracker.finish()
+
+
+def options_of(cfg: DictConfig) -> Options:
+    """The options that change no result. Raises InputError for unknown words."""
+    if cfg.existing not in EXISTING:
+        raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
+    if cfg.retry not in (None, "failed"):
+        raise InputError(f"retry={cfg.retry}: failed is the only choice")
+    progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
+    launcher = OmegaConf.select(cfg, "hydra.launcher._target_")
+    return Options(cfg.existing, cfg.retry == "failed", progress and launcher is None, bool(cfg.oracle))
+
+
+def say(message: str) -> None:
+    """A line on stdout, at once: launchers' workers share it."""
+    print(message, flush=True)

@@ -1,0 +1,76 @@
+"""Records: one JSON file per (cell, picture), written once, when that picture is done."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from adir.files import read_json, write_json
+
+SCHEMA = 1
+"""Raised when a field of a record changes its meaning."""
+
+REQUIRED = ("schema", "status", "cell", "axes", "image", "y", "scores")
+
+
+class DamagedFile(ValueError):
+    """A file of ours that cannot be read; the message names it and where it was set aside."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The records and pictures of one cell, in `folder`."""
+
+    folder: Path
+
+    def record_path(self, image_id: str) -> Path:
+        """Image ids may hold any character; the file name has it percent-encoded."""
+        return self.folder / "records" / f"{quote(image_id, safe='')}.json"
+
+    def picture_path(self, image_id: str) -> Path:
+        """The restored picture, an 8-bit PNG."""
+        return self.folder / "pictures" / f"{quote(image_id, safe='')}.png"
+
+    def read(self, image_id: str) -> dict[str, Any] | None:
+        """The record of a picture, or None when there is none. A damaged one is set aside and named: DamagedFile."""
+        path = self.record_path(image_id)
+        return read_record(path) if path.is_file() else None
+
+    def write(self, image_id: str, record: dict[str, Any]) -> None:
+        """Write the record, atomically. Raises OSError when the disk is full or read-only; nothing else is touched."""
+        write_json(self.record_path(image_id), {"schema": SCHEMA, **record})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One record file. When it is damaged it is renamed, never deleted, and DamagedFile says where to."""
+    try:
+        record = read_json(path)
+        missing = [key for key in REQUIRED if key not in record] if isinstance(record, dict) else list(REQUIRED)
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+        raise DamagedFile(f"{path}: damaged record ({error}); {set_aside(path)}") from error
+    return record
+
+
+def set_aside(path: Path) -> str:
+    """Rename a damaged file so that its place is free, keep its content, and say so."""
+    target = path.with_name(f"{path.name}.corrupt-{time.time_ns():x}")
+    try:
+        os.replace(path, target)
+    except OSError as error:  # a read-only folder: reading goes on without the file
+        return f"it could not be set aside ({error.strerror})"
+    return f"set aside as {target.name}"
+
+
+def all_records(results: Path) -> Iterator[dict[str, Any] | DamagedFile]:
+    """Every record below a results folder in path order; a damaged one comes as the DamagedFile that names it."""
+    for path in sorted(results.glob("cells/**/records/*.json")):
+        try:
+            yield {**read_record(path), "path": str(path.relative_to(results))}
+        except DamagedFile as error:
+            yield error

@@ -1,0 +1,98 @@
+"""One picture to look at: a row per test picture and task, columns ground truth, y, and each mode."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from adir.errors import InputError
+from adir.files import write_bytes
+from adir.harness.leaderboard import label, row_order
+from adir.harness.ledger import DamagedFile, all_records
+from adir.images import png_bytes
+
+TILE = 256  # pixels of a picture on the sheet
+TOP = 26  # pixels of a caption
+
+
+def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
+    """Write the comparison PNG of a results folder, from the lowest seed that every shown cell has; returns its path.
+
+    The ground truth is not among the results, so a column shows it only where its picture can be built again (embedded).
+    Raises InputError when nothing was restored.
+    """
+    records = [r for r in all_records(results) if not isinstance(r, DamagedFile) and r["status"] == "done"]
+    if task is not None:
+        records = [r for r in records if r["axes"]["task"] == task]
+    if not records:
+        raise InputError(f"{results}: no restored pictures" + (f" of task {task}" if task else ""))
+    seed = min(r["seed"] for r in records)
+    records = [r for r in records if r["seed"] == seed]
+    columns = sorted({column(r) for r in records}, key=row_order)
+    rows = list(dict.fromkeys((r["axes"]["task"], r["image"]["id"], r["y"]["file"]) for r in records))
+    by_place = {(r["axes"]["task"], r["image"]["id"], column(r)): r for r in records}
+    titles = [
+        "ground truth",
+        "y",
+        *(label(dict(zip(("adaptation", "adapter", "k", "variant"), c, strict=True))) for c in columns),
+    ]
+
+    sheet = Image.new("RGB", (TILE * len(titles), TOP + (TILE + TOP) * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(15)
+    for place, title in enumerate(titles):
+        draw.text((place * TILE + 4, 4), title, "black", font)
+    for number, (row_task, image_id, y_file) in enumerate(rows):
+        top = TOP + number * (TILE + TOP)
+        shown: list[Image.Image | None] = [
+            ground_truth(by_place, row_task, image_id, columns),
+            open_rgb(results / y_file),
+        ]
+        captions = [f"{row_task}: {image_id}"[: TILE // 7], ""]
+        for key in columns:
+            record = by_place.get((row_task, image_id, key))
+            shown.append(open_rgb(results / record["picture"]) if record else None)
+            captions.append(caption(record) if record else "missing")
+        for place, picture in enumerate(shown):
+            if picture is not None:
+                sheet.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (place * TILE, top))
+            draw.text((place * TILE + 4, top + TILE + 4), captions[place], "black", font)
+    path = out or results / "comparison.png"
+    write_bytes(path, png_bytes(np.array(sheet)))
+    return path
+
+
+def column(record: dict[str, Any]) -> tuple[str, str | None, int | None, str]:
+    """What a record's column is: mode, adapter, K."""
+    axes = record["axes"]
+    return (axes["adaptation"], axes["adapter"], axes["k"], "")
+
+
+def caption(record: dict[str, Any]) -> str:
+    """PSNR and residual under a picture."""
+    scores = record["scores"]
+    parts = [
+        f"{name.upper()} {scores[name]['value']:.2f}"
+        for name in ("psnr", "residual")
+        if scores.get(name, {}).get("value")
+    ]
+    return "  ".join(parts).replace("RESIDUAL", "residual")
+
+
+def open_rgb(path: Path) -> Image.Image | None:
+    """A picture file, or None when it is not there."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def ground_truth(by_place: dict[Any, Any], task: str, image_id: str, columns: list[Any]) -> Image.Image | None:
+    """x of an embedded test picture, or None for pictures of other data sets."""
+    from adir.embedded.pictures import TEST_FIELDS, cut
+
+    for field in TEST_FIELDS:
+        if field.id == image_id:
+            return Image.fromarray(cut(field))
+    return None

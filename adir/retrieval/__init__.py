@@ -1,0 +1,1 @@
+"""D_IA: corpus, encoders, exact index."""

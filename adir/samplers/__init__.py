@@ -1,0 +1,1 @@
+"""Loops over adir.diffusion that turn y into a restored x."""

@@ -1,0 +1,137 @@
+"""ADIR's sampler (arXiv 2212.03221), Algorithm 1: from x_T ~ N(0, I) down to x_0, guided towards y at every step."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from adir.backbones.guided_diffusion import Prediction
+from adir.diffusion.guidance import guided_step_size, relaxed_gradient
+from adir.diffusion.posterior import learned_log_variance, posterior_mean, predict_x0
+from adir.diffusion.schedule import Schedule
+
+Variance = Literal["learned", "small", "large"]
+
+
+class Denoiser(Protocol):
+    """What Algorithm 1 needs of a backbone."""
+
+    schedule: Schedule
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
+        """eps and variance_fraction at x_t (B, 3, H, W), original timesteps t (B,)."""
+
+
+class Operator(Protocol):
+    """What Algorithm 1 needs of the degradation; adir.tasks.operators.Operator."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]: ...
+    @property
+    def norm(self) -> float: ...
+    def A(self, x: Tensor) -> Tensor: ...
+    def A_adjoint(self, y: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The sampler's result for one batch; every list has one entry per picture."""
+
+    x_hat: Tensor
+    """(B, 3, H, W), about [-1, 1]; NaN throughout for a picture that failed, so that it cannot pass for a result."""
+    capped_steps: list[int]
+    """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
+    errors: list[str | None]
+    """Why a picture failed: the step and scale at which NaN or Inf appeared."""
+
+
+@dataclass(frozen=True)
+class ADIR:
+    """Algorithm 1 with its free parameters.
+
+    n_steps: sampling steps, spread evenly over the schedule (paper: 1000 for guided diffusion).
+    guidance_scale: s; the paper does not state it.
+    variance: Sigma, also the noise that is added: `learned` by the network, `small` (beta tilde) or `large` (beta).
+        `learned` on a network without learned variance raises ValueError.
+    clip_x0: clip x0_hat to [-1, 1].
+    cap: lower s Sigma where the step would diverge (adir.diffusion.guidance.STABLE_STEP); False is the literal algorithm.
+    measurement_level: the noise level of y_t: `mean` is that of mu, the next, cleaner level; `current` is that of x_t.
+        The paper's index allows both readings; they agree as n_steps grows.
+    """
+
+    name: str = "adir"
+    n_steps: int = 1000
+    guidance_scale: float = 1.0
+    variance: Variance = "learned"
+    clip_x0: bool = True
+    cap: bool = True
+    measurement_level: Literal["mean", "current"] = "mean"
+
+    @torch.no_grad()
+    def restore(
+        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        """x_hat from y (B, C, h, w), one CPU generator per picture; no backpropagation through the network."""
+        schedule = backbone.schedule.respaced(self.n_steps)
+        x_t = draw_noise(operator.image_shape, generators, y)
+        capped_steps = [0] * len(y)
+        errors: list[str | None] = [None] * len(y)
+        alive = list(range(len(y)))  # pictures that have not failed; x_t and y hold only those
+
+        for i in reversed(range(len(schedule))):
+            # 0-dimensional float64 entries: 1 - alpha_bar keeps its digits, and products keep the pictures' float32.
+            alpha_bar_t, alpha_bar_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
+            prediction = backbone.predict(x_t, schedule.timesteps[i].expand(len(x_t)).to(x_t.device))
+            eps = prediction.eps
+            x0_hat = predict_x0(x_t, eps, alpha_bar_t)
+            if self.clip_x0:
+                x0_hat = x0_hat.clamp(-1, 1)
+            mu = posterior_mean(x0_hat, x_t, schedule.posterior_mean_coef1[i], schedule.posterior_mean_coef2[i])
+            log_variance = self._log_variance(prediction.variance_fraction, schedule, i)
+            sigma_sq = log_variance.exp()
+
+            level = alpha_bar_prev if self.measurement_level == "mean" else alpha_bar_t
+            g = relaxed_gradient(mu, eps, y, level, operator.A, operator.A_adjoint)
+            step, capped = guided_step_size(self.guidance_scale, sigma_sq, operator.norm, self.cap)
+            x_t = mu + step * g
+            if i > 0:  # the last step returns its mean
+                noise = draw_noise(operator.image_shape, [generators[b] for b in alive], y)
+                x_t = x_t + (log_variance / 2).exp() * noise
+
+            for b, was_capped in zip(alive, capped.expand_as(x_t).flatten(1).any(1).tolist(), strict=True):
+                capped_steps[b] += was_capped
+            finite = torch.isfinite(x_t).flatten(1).all(1)
+            if not finite.all():
+                for b, ok in zip(alive, finite.tolist(), strict=True):
+                    if not ok:
+                        errors[b] = self._divergence(i)
+                alive = [b for b, ok in zip(alive, finite.tolist(), strict=True) if ok]
+                x_t, y = x_t[finite], y[finite]
+                if not alive:
+                    break
+
+        x_hat = torch.full((len(generators), *operator.image_shape), torch.nan, dtype=y.dtype, device=y.device)
+        x_hat[alive] = x_t
+        return Restoration(x_hat, capped_steps, errors)
+
+    def _log_variance(self, fraction: Tensor | None, schedule: Schedule, i: int) -> Tensor:
+        log_small, log_large = schedule.posterior_log_variance[i], schedule.betas[i].log()
+        if self.variance == "learned":
+            if fraction is None:
+                raise ValueError("variance=learned, but this backbone predicts no variance: use small or large")
+            return learned_log_variance(fraction, log_small, log_large)
+        return {"small": log_small, "large": log_large}[self.variance]
+
+    def _divergence(self, i: int) -> str:
+        remedy = "lower guidance_scale" if self.cap else "lower guidance_scale or set cap=true"
+        return (
+            f"NaN or Inf at step {self.n_steps - i} of {self.n_steps} with guidance_scale={self.guidance_scale:g}, "
+            f"cap={str(self.cap).lower()}: {remedy}"
+        )
+
+
+def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
+    """(B, *shape) standard normal, picture b from generators[b] on the CPU, in the type and on the device of `like`."""
+    noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
+    return torch.stack(noise).to(like.device)

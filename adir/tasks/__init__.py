@@ -1,0 +1,1 @@
+"""Operators, and what is done to x."""

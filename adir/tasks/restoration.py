@@ -1,0 +1,104 @@
+"""A restoration task: an operator, a noise level, and what a degraded picture looks like on disk."""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adir.errors import InputError
+from adir.images import from_uint8, read_pixels, to_uint8, write_png
+from adir.tasks.operators import Degradation, Operator, Shape
+
+
+class RestorationTask:
+    """y = A(x) + e, with e ~ N(0, sigma_y^2 I), then rounded to 8 bits and clipped, as a user's picture file is.
+
+    version: raise it when a change alters what the task measures; it is part of a cell's identity.
+    operator: builds A for an image shape (a `Degradation`).
+    sigma_y: noise in grey levels of 255, before clipping. (10 measured after clipping reads about 9.96.)
+    guidance_scale: the sampler's s for this task, tuned per task because its useful size depends on ||A||.
+    Raises InputError on values that make no task.
+    """
+
+    def __init__(self, name: str, version: int, operator: Degradation, sigma_y: float, guidance_scale: float) -> None:
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise InputError(f"task {name}: version {version!r}; give a whole number from 1 up")
+        for what, value in (("sigma_y", sigma_y), ("guidance_scale", guidance_scale)):
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"task {name}: {what} is {value!r}; give a number that is not negative")
+        self.name = name
+        self.version = version
+        self.sigma_y = float(sigma_y)
+        self.guidance_scale = float(guidance_scale)
+        self._degradation = operator
+        self._build = functools.lru_cache(maxsize=8)(
+            self._operator
+        )  # a test set has few shapes; an operator has buffers
+
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether A is the same wherever a picture is cut, as `adir restore` needs to pad and tile."""
+        return self._degradation.shift_invariant
+
+    def operator(self, image_shape: Shape) -> Operator:
+        """A for pictures of this shape, cached. Raises InputError for shapes that it cannot take."""
+        return self._build(tuple(image_shape))
+
+    def _operator(self, image_shape: Shape) -> Operator:
+        return dataclasses.replace(self._degradation(image_shape), sigma_y=self.sigma_y / 127.5)
+
+    def image_shape(self, y_shape: Shape) -> Shape:
+        """Shape (3, H, W) of the pictures whose y is (C, h, w). Raises InputError for a y that the task cannot have."""
+        image_shape = self._degradation.image_shape(tuple(y_shape))
+        return self.operator(image_shape).image_shape  # so that a y that is too small is refused here
+
+    def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The y of a picture x (3, H, W) in [-1, 1]: (C, h, w) float32 on the CPU, of 8-bit values k / 127.5 - 1.
+
+        generator: a CPU generator; one draw of y's shape is taken, also where sigma_y is 0.
+        """
+        operator = self.operator(tuple(x.shape))
+        noise = torch.randn(operator.y_shape, generator=generator)
+        y = operator.A(x.detach().cpu().float()) + operator.sigma_y * noise
+        return self._as_file(y)
+
+    def read_y(self, path: str | Path) -> Tensor:
+        """The y in a picture file: (C, h, w). The unknown pixels of inpainting are 0, whatever the file shows.
+
+        Raises InputError when the file is no picture, or one that cannot be a y of this task.
+        """
+        pixels = read_pixels(path)
+        y = from_uint8(pixels)
+        try:
+            self.image_shape(tuple(y.shape))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        return self._as_file(y)
+
+    def write_y(self, path: str | Path, y: Tensor) -> None:
+        """Write y as an 8-bit PNG, from which `read_y` gives the same y. Unknown pixels are written as mid grey."""
+        self.image_shape(tuple(y.shape))
+        write_png(path, y)
+
+    def picture_of(self, y: Tensor) -> Tensor:
+        """y as an RGB picture (3, h, w) in [-1, 1], for encoders, for adapting to y, and for the eye.
+
+        Super-resolution: the small picture. Colorization: grey in the three channels. Inpainting: mid grey in the hole.
+        """
+        self.image_shape(tuple(y.shape))
+        return y.expand(3, -1, -1).clone() if y.shape[0] == 1 else y.clone()
+
+    def _as_file(self, y: Tensor) -> Tensor:
+        """y rounded to 8 bits and clipped; 0, which no 8-bit value gives, where A lets nothing through."""
+        rounded = from_uint8(to_uint8(y))
+        operator = self.operator(self._degradation.image_shape(tuple(y.shape)))
+        return torch.where(reached(operator), rounded, 0.0)
+
+
+def reached(operator: Operator) -> Tensor:
+    """(C, h, w) bool: the entries of y that depend on x at all. False in the hole of inpainting only."""
+    # For the operators here A(1) is 1 where y is known: weights sum to one.
+    return operator.A(torch.ones(operator.image_shape)) > 0.5

@@ -1,0 +1,219 @@
+"""The embedded prior as shipped, and the script that trains it."""
+
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import skimage.data
+import torch
+from diffusers import UNet2DModel
+from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load_file
+
+from adir.files import read_json, sha256_of_file, write_json
+
+ROOT = Path(__file__).parents[2]
+PRIOR = ROOT / "adir" / "embedded" / "prior"
+WEIGHTS = PRIOR / "diffusion_pytorch_model.safetensors"
+BOUND = 0.035  # noise error at t = 200 on photographs(): measured 0.028; pixel by pixel 0.326; a random network 1.125
+CALTECH = ROOT.parent / "shared" / "data" / "caltech101_128.parquet"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("train_prior", ROOT / "benchmarks" / "train_prior.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_prior = load_script()
+
+
+def photographs() -> torch.Tensor:
+    """(4, 3, 128, 128) in [-1, 1]: photographs that come with scikit-image, none of them in Caltech-101."""
+    named = (skimage.data.astronaut, skimage.data.chelsea, skimage.data.coffee, skimage.data.rocket)
+    pictures = []
+    for picture in named:
+        image = Image.fromarray(picture())
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side)).resize((128, 128), Image.Resampling.LANCZOS)
+        pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    return torch.stack(pictures).float() / 127.5 - 1
+
+
+# ---- the weights
+
+
+def test_the_card_names_the_sha256_of_the_weights():
+    assert re.findall(r"\b[0-9a-f]{64}\b", (PRIOR / "README.md").read_text()) == [sha256_of_file(WEIGHTS)]
+
+
+def test_the_weights_are_finite_float16_and_small_enough_for_a_wheel():
+    tensors = load_file(WEIGHTS)
+    assert WEIGHTS.stat().st_size < 12e6
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_config_and_weights_name_the_same_tensors_and_no_path():
+    config = read_json(PRIOR / "config.json")
+    assert set(UNet2DModel.from_config(config).state_dict()) == set(load_file(WEIGHTS))
+    assert "_name_or_path" not in config
+    assert "/" not in (PRIOR / "config.json").read_text()
+
+
+def test_the_prior_predicts_the_noise_on_photographs_it_never_saw():
+    # Per pixel the best linear guess from a picture of variance v has error v_t / (v_t + 1 - alpha_bar) with
+    # v_t = alpha_bar v: what a network reaches that knows nothing about neighbouring pixels.
+    x = photographs()
+    alpha_bar = train_prior.ALPHA_BAR[200].item()
+    v_t = alpha_bar * x.var().item()
+    pixelwise = v_t / (v_t + 1 - alpha_bar)
+    prior = UNet2DModel.from_pretrained(PRIOR, torch_dtype=torch.float32).eval()
+    torch.manual_seed(0)
+    random = UNet2DModel.from_config(read_json(PRIOR / "config.json")).eval()
+    assert train_prior.eps_error(prior, x, 200) < BOUND < pixelwise / 5
+    assert train_prior.eps_error(random, x, 200) > 10 * BOUND
+
+
+def card_errors() -> dict[tuple[str, int], float]:
+    """{(split and side, t): error} from the rows `| val 64 | this | ... |` of the card."""
+    errors = {}
+    for line in (PRIOR / "README.md").read_text().splitlines():
+        if found := re.match(r"\| (val|test) (64|128) \| this \|", line):
+            values = [float(cell) for cell in line.strip("| ").split("|")[2:]]
+            for t, value in zip(train_prior.EVALUATION_TIMESTEPS, values, strict=True):
+                errors[f"{found[1]} {found[2]}", t] = value
+    return errors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CALTECH.exists(), reason=f"needs {CALTECH.name}, the pictures the card's table is measured on")
+def test_the_cards_table_is_that_of_the_weights():
+    x = train_prior.resize(train_prior.read_parquet(CALTECH, "test", 144).float() / 127.5 - 1, 64)
+    prior = UNet2DModel.from_pretrained(PRIOR, torch_dtype=torch.float32).eval()
+    assert train_prior.eps_error(prior, x, 400) == pytest.approx(card_errors()["test 64", 400], rel=2e-3)
+
+
+# ---- the script
+
+TINY = {
+    "sample_size": 64, "block_out_channels": [8, 16], "norm_num_groups": 4, "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "add_attention": False,
+}  # fmt: skip
+
+
+def jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((128, 128)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def parquet(tmp_path) -> Path:
+    """Three pictures to train on; those of the other splits are no pictures at all, so that reading one raises."""
+    splits = ["test", "train", "corpus", "train", "val", "train"]
+    image = [{"bytes": jpeg(i) if s == "train" else b"poison", "path": str(i)} for i, s in enumerate(splits)]
+    pq.write_table(pa.table({"image": image, "split": splits}), tmp_path / "pictures.parquet")
+    return tmp_path / "pictures.parquet"
+
+
+def arguments(parquet: Path, out: Path, *more: str) -> list[str]:
+    config = parquet.parent / "config.json"
+    write_json(config, TINY)
+    fixed = ["train", "--parquet", str(parquet), "--config", str(config), "--out", str(out)]
+    return [*fixed, "--steps", "2", "--warmup", "1", "--lr", "1e-3", "--save-every", "1", *more]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return UNet2DModel.from_pretrained(folder).state_dict()
+
+
+def test_training_reads_only_the_train_split_and_changes_the_weights(parquet, tmp_path):
+    for split in ("corpus", "test", "val"):
+        with pytest.raises(UnidentifiedImageError):  # the poison works
+            train_prior.read_parquet(parquet, split)
+    expected = [np.asarray(Image.open(io.BytesIO(jpeg(i)))).transpose(2, 0, 1) for i in (1, 3, 5)]
+    np.testing.assert_array_equal(train_prior.read_parquet(parquet, "train").numpy(), np.stack(expected))
+
+    train_prior.main(arguments(parquet, tmp_path / "a"))
+    train_prior.main(arguments(parquet, tmp_path / "b", "--seed", "1"))
+    a, b = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    assert all(tensor.isfinite().all() for tensor in a.values())
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_resumed_training_ends_with_the_weights_of_an_unbroken_one(parquet, tmp_path, monkeypatch):
+    train_prior.main(arguments(parquet, tmp_path / "unbroken"))
+
+    draw_crops, seeds = train_prior.draw_crops, []
+
+    def power_cut(pictures, side, count, generator):
+        seeds.append(generator.initial_seed())
+        if len(seeds) == 2:
+            raise RuntimeError("power cut")
+        return draw_crops(pictures, side, count, generator)
+
+    monkeypatch.setattr(train_prior, "draw_crops", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_prior.main(arguments(parquet, tmp_path / "broken"))
+    assert seeds[0] != seeds[1]
+    after_one = weights_of(tmp_path / "broken")
+    monkeypatch.setattr(train_prior, "draw_crops", draw_crops)
+    train_prior.main(arguments(parquet, tmp_path / "broken"))
+
+    unbroken, resumed = weights_of(tmp_path / "unbroken"), weights_of(tmp_path / "broken")
+    for name in unbroken:
+        torch.testing.assert_close(resumed[name], unbroken[name], rtol=0, atol=0)
+    assert any(not torch.equal(after_one[name], unbroken[name]) for name in unbroken)
+
+
+def test_shipping_rounds_to_float16_and_forgets_the_path(tmp_path):
+    torch.manual_seed(0)
+    UNet2DModel(**TINY).save_pretrained(tmp_path / "trained")
+    UNet2DModel.from_pretrained(tmp_path / "trained").save_pretrained(tmp_path / "continued")
+    assert "_name_or_path" in read_json(tmp_path / "continued" / "config.json")
+    train_prior.main(["ship", str(tmp_path / "continued"), str(tmp_path / "shipped")])
+    assert "_name_or_path" not in read_json(tmp_path / "shipped" / "config.json")
+    trained, shipped = weights_of(tmp_path / "trained"), load_file(tmp_path / "shipped" / WEIGHTS.name)
+    for name in trained:
+        # float16 has 11 significant bits: rounding moves a normal number by at most 2^-11 of itself.
+        torch.testing.assert_close(shipped[name].float(), trained[name], rtol=2**-11, atol=2**-25)
+
+
+def test_an_empty_split_is_refused_in_one_line(parquet, tmp_path, capsys):
+    pq.write_table(pq.read_table(parquet, filters=[("split", "=", "val")]), tmp_path / "val.parquet")
+    with pytest.raises(SystemExit) as exit_:
+        train_prior.main(["train", "--parquet", str(tmp_path / "val.parquet"), *arguments(parquet, tmp_path / "o")[3:]])
+    assert exit_.value.code == 2
+    assert "no picture of the split 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_crops_have_the_side_asked_for_and_stay_in_range(side):
+    pictures = torch.from_numpy(np.stack([np.array(Image.open(io.BytesIO(jpeg(i)))) for i in range(4)]))
+    crops = train_prior.draw_crops(pictures.permute(0, 3, 1, 2), side, 20, torch.Generator().manual_seed(0))
+    assert crops.shape == (20, 3, side, side)
+    assert -1 <= crops.min() < -0.5 and 0.5 < crops.max() <= 1
+
+
+def test_timesteps_fall_one_in_each_equal_part():
+    t = train_prior.draw_timesteps(8, torch.Generator().manual_seed(0))
+    assert (t // 125).tolist() == list(range(8))  # 1000 / 8 = 125
+
+
+def test_the_error_of_a_network_that_says_zero_is_the_mean_square_of_the_noise():
+    class Zero(torch.nn.Module):
+        def forward(self, x_t, t):
+            return type("Output", (), {"sample": torch.zeros_like(x_t)})
+
+    # The mean square of n standard normal numbers is 1 with standard deviation sqrt(2 / n): 0.004 here.
+    assert train_prior.eps_error(Zero(), photographs()[:, :, :100, :100], 10) == pytest.approx(1, abs=0.02)

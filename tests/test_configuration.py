@@ -1,0 +1,26 @@
+"""Where conf/ is looked for."""
+
+from pathlib import Path
+
+import pytest
+
+from adir.configuration import config_dir
+from adir.errors import InputError
+
+
+def test_a_checkout_uses_conf_beside_the_package(repository: Path) -> None:
+    assert config_dir() == repository / "conf"
+
+
+def test_an_installed_package_uses_its_own_conf_and_not_a_stranger_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "task").mkdir(parents=True)  # another package's, in the same site-packages
+    (tmp_path / "adir" / "conf" / "task").mkdir(parents=True)
+    assert config_dir(tmp_path / "adir") == tmp_path / "adir" / "conf"
+
+
+def test_missing_configuration_is_one_line_that_names_both_places(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()  # a folder of that name without the axis `task` is not ours
+    with pytest.raises(InputError) as raised:
+        config_dir(tmp_path / "adir")
+    message = str(raised.value)
+    assert str(tmp_path / "conf") in message and str(tmp_path / "adir" / "conf") in message and "\n" not in message
