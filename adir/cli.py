@@ -70,7 +70,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 done, 1 some pictures failed (their records say why), 2 what was asked cannot be done."""
-    args = parser().parse_args(arguments)
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    words = getattr(args, "overrides", getattr(args, "inputs", None))
+    if rest and (words is None or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse ends a list of words at the first option: adir run task=sr4 -m seed=0,1
+        words += rest
     if os.environ.get("ADIR_DEBUG"):
         return dispatch(args)
     try:

@@ -69,16 +69,16 @@ def read_pixels(path: str | Path) -> np.ndarray:
         raise InputError(f"{path}: no such file")
     try:
         with Image.open(path) as picture:
+            # Pillow cuts 16-bit RGB files to 8 bits without a word; only the raw mode of their data tells.
+            deep = any(";16" in str(tile[3]) for tile in picture.tile)
             picture.load()
             mode = picture.mode
             if mode == "P":  # a palette is a way to store RGB, unless it holds transparency
                 mode = "RGBA" if "transparency" in picture.info else "RGB"
             if mode in ("RGBA", "LA", "PA", "La", "RGBa"):
                 raise InputError(f"{path}: has an alpha channel; flatten it onto a background first (convert to RGB)")
-            if mode.startswith("I") or mode == "F":
-                raise InputError(
-                    f"{path}: has more than 8 bits a channel (mode {picture.mode}); convert it to 8-bit RGB"
-                )
+            if deep or mode.startswith("I") or mode == "F":
+                raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")
             if mode == "CMYK":
                 raise InputError(f"{path}: is CMYK; convert it to RGB with the colour profile it was made for")
             if mode in ("L", "1"):

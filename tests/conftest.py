@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before torch and the hubs are imported, and inherited by the processes that tests start.
@@ -13,6 +14,9 @@ os.environ.pop("WANDB_API_KEY", None)
 import numpy as np
 import pytest
 import torch
+
+from adir.embedded.pictures import TEST_FIELDS, Field, corpus_fields, cut
+from adir.images import from_uint8, write_png
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -56,6 +60,57 @@ def authors_page() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the pictures of the authors' project page in ../shared/authors_page, beside the checkout")
     return folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def adir(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """The `adir` command, called in this process: importing torch in a new one costs seconds."""
+    from adir.cli import main
+
+    def call(*arguments: object) -> Finished:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return Finished(status, *capfd.readouterr())
+
+    return call
+
+
+def small_pictures(folder: Path, fields: list[Field]) -> Path:
+    """Embedded photographs of 128x128, averaged to 32x32, as PNG files 0.png, 1.png, ... in `folder`."""
+    for number, field in enumerate(fields):
+        x = from_uint8(cut(field))
+        write_png(folder / f"{number}.png", torch.nn.functional.avg_pool2d(x, 4))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A test set: three photographs of 32x32."""
+    return small_pictures(tmp_path_factory.mktemp("photographs"), list(TEST_FIELDS[:6:2]))
+
+
+@pytest.fixture(scope="session")
+def neighbourhood(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus: six other photographs of 32x32."""
+    return small_pictures(tmp_path_factory.mktemp("neighbourhood"), list(corpus_fields()[::50][:6]))
+
+
+@pytest.fixture(scope="session")
+def tiny(photographs: Path, neighbourhood: Path) -> list[str]:
+    """Overrides under which `adir run` does a picture in 0.1 s, or in 0.5 s with adaptation; results= is still to be said."""
+    data = ["data=folder", f"data.path={photographs}"]
+    corpus = ["retrieval=folder", f"retrieval.corpus.path={neighbourhood}", "k=2"]
+    steps = ["sampler.n_steps=2", "adaptation.fine_tuning.n_iterations=1", "adaptation.fine_tuning.batch_size=1"]
+    return [*data, *corpus, *steps, "scoring.metrics=[psnr]"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

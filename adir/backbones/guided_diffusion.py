@@ -3,7 +3,6 @@
 The prior that ships with the package is one such network, small enough for a CPU.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
-from adir.files import sha256_of_file
+from adir.files import read_json, sha256_of_file
 
 Variance = Literal["learned", "small", "large"]
 
@@ -106,9 +105,12 @@ def load_network(config: Path, weights: Path) -> UNet2DModel:
         if not path.is_file():
             raise InputError(f"{path}: no such file; a backbone folder holds config.json and {weights.name}")
     try:
-        network = UNet2DModel.from_config(json.loads(config.read_text()))
+        settings = read_json(config)
+        if not isinstance(settings, dict):  # diffusers would take a text for the name of a model to download
+            raise TypeError(f"{config.name} holds no JSON object")
+        network = UNet2DModel.from_config(settings)
         tensors = load_file(weights)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, TypeError) as error:  # the last two are diffusers' words for a bad configuration
         raise InputError(f"{config.parent}: damaged backbone ({error}); fetch it again") from error
     expected = network.state_dict()
     for key in sorted(expected.keys() | tensors.keys()):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.denoising_module import FineTuning
@@ -101,6 +101,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     """The cell that a composed configuration describes. Raises InputError for anything that could not run, before any work."""
     try:
         full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} is missing: say {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise InputError(f"configuration: {first_line(error)}") from error
     for key in ("seed", "noise_seed", "k", "threads"):

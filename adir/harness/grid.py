@@ -1,5 +1,6 @@
 """`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,6 @@ import torch
 from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -26,17 +26,13 @@ EXISTING = ("skip", "redo", "report")
 def run_grid(overrides: list[str], multirun: bool) -> int:
     """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed. Raises InputError before any work."""
     plain = "hydra/launcher=basic"  # checking is quick, and its errors belong in this process
-    checked = [job.return_value for job in launch(check_job, [*overrides, plain] if multirun else overrides, multirun)]
-    results, folders = checked[0][0], list(dict.fromkeys(folder for _, folder in checked))
+    checked = launch(check_job, [*overrides, plain] if multirun else overrides, multirun)
+    results, folders = checked[0][0], {folder for _, folder in checked}
     if multirun:
         duplicates = f" ({len(checked)} combinations, some of them equal)" if len(folders) < len(checked) else ""
         say(f"{len(folders)} cells{duplicates} in {results}")
 
-    outcomes: list[Outcome] = []
-    for job in launch(run_job, overrides, multirun):
-        if job.status == JobStatus.FAILED:
-            raise job._return_value  # the job's own exception: disk full, read-only folder, a defect
-        outcomes.append(job.return_value)
+    outcomes: list[Outcome] = launch(run_job, overrides, multirun)
     failed = sum(outcome.failed for outcome in outcomes)
     done, skipped = sum(o.done for o in outcomes), sum(o.skipped for o in outcomes)
     say(f"{done} pictures done, {skipped} were there, {failed} failed; records and pictures: {results}/cells")
@@ -45,19 +41,44 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
     return 1 if failed else 0
 
 
-def launch(function: Callable[[DictConfig], Any], overrides: list[str], multirun: bool) -> list[JobReturn]:
-    """What Hydra makes of the overrides, `function` called on each composed cell. Raises InputError for bad overrides."""
+def launch(function: Callable[[DictConfig], Any], overrides: list[str], multirun: bool) -> list[Any]:
+    """What `function` returns for each cell that Hydra composes from the overrides, in the launcher's processes.
+
+    Raises InputError for bad overrides, and the exception of the first cell whose function raised one.
+    """
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
+    job = functools.partial(guarded, function)
     try:
         if multirun or experiment_wants_multirun(hydra, overrides):
-            batches = hydra.multirun("run", function, overrides, with_log_configuration=False)
-            return [job for batch in (batches or []) for job in batch]
-        return [hydra.run("run", function, overrides, with_log_configuration=False)]
+            batches = hydra.multirun("run", job, overrides, with_log_configuration=False)
+            results = [one.return_value for batch in batches for one in batch]
+        else:
+            results = [hydra.run("run", job, overrides, with_log_configuration=False).return_value]
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(first_line(error)) from error
+        raise InputError(plain_words(error)) from error
     finally:
         GlobalHydra.instance().clear()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def guarded(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """The function's result, or the exception it raised: Hydra would print a line of its own about it."""
+    try:
+        return function(cfg)
+    except Exception as error:
+        return error
+
+
+def plain_words(error: Exception) -> str:
+    """Hydra's message on one line, without its search path and internal types."""
+    message = first_line(error)
+    for tail in (" Config search path:", " full_key:", " object_type="):
+        message = message.split(tail)[0]
+    return message
 
 
 def experiment_wants_multirun(hydra: Hydra, overrides: list[str]) -> bool:
@@ -77,7 +98,7 @@ def compose(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return hydra_compose("run", overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(first_line(error)) from error
+        raise InputError(plain_words(error)) from error
 
 
 def check_job(cfg: DictConfig) -> tuple[Path, Path]:

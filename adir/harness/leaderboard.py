@@ -91,7 +91,7 @@ def make_board(records: Iterable[dict[str, Any]]) -> Board:
             estimates, to_none = {}, {}
             for metric in metrics:
                 estimates[metric] = estimate(done, metric, expected)
-                if key[0] != "none" and len(reference):
+                if key[0] != "none" and len(reference) and metrics[metric] != "none":
                     to_none[metric] = paired_difference(by_picture(done, metric), by_picture(reference, metric))
             rows.append(Row(axes, estimates, to_none, len(have & expected), len(expected)))
             failed = part[part["status"] == "failed"]
@@ -174,7 +174,7 @@ def estimate(done: pd.DataFrame, metric: str, expected: set[tuple[str, int]]) ->
 def row_order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     """none, self, knn, pixel, random; then K, then adapter."""
     adaptation, adapter, k, variant = key
-    return (ORDER.get(adaptation, 9), str(adapter), 0 if pd.isna(k) else int(k), variant)
+    return (ORDER.get(adaptation, 9), str(adapter), 0 if pd.isna(k) else int(k), str(variant))
 
 
 def label(axes: dict[str, Any]) -> str:

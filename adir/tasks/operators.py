@@ -60,6 +60,10 @@ class Operator:
         """
         return self._apply("A_dagger", y, self.y_shape)
 
+    def known(self) -> Tensor:
+        """(C, h, w) bool: the entries of y that depend on x at all. False in the hole of inpainting only."""
+        return self.A(torch.ones(self.image_shape)) > 0.5  # weights sum to one, or there are none
+
     def _apply(self, method: str, z: Tensor, shape: Shape) -> Tensor:
         if tuple(z.shape[-3:]) != shape or z.ndim not in (3, 4):
             raise ValueError(f"{method} takes {shape}, batched or not, got shape {tuple(z.shape)}")

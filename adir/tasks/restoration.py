@@ -27,16 +27,14 @@ class RestorationTask:
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise InputError(f"task {name}: version {version!r}; give a whole number from 1 up")
         for what, value in (("sigma_y", sigma_y), ("guidance_scale", guidance_scale)):
-            if not (math.isfinite(value) and value >= 0):
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise InputError(f"task {name}: {what} is {value!r}; give a number that is not negative")
         self.name = name
         self.version = version
         self.sigma_y = float(sigma_y)
         self.guidance_scale = float(guidance_scale)
         self._degradation = operator
-        self._build = functools.lru_cache(maxsize=8)(
-            self._operator
-        )  # a test set has few shapes; an operator has buffers
+        self._build = functools.lru_cache(maxsize=8)(self._operator)  # a test set has few shapes
 
     @property
     def shift_invariant(self) -> bool:
@@ -95,10 +93,4 @@ class RestorationTask:
         """y rounded to 8 bits and clipped; 0, which no 8-bit value gives, where A lets nothing through."""
         rounded = from_uint8(to_uint8(y))
         operator = self.operator(self._degradation.image_shape(tuple(y.shape)))
-        return torch.where(reached(operator), rounded, 0.0)
-
-
-def reached(operator: Operator) -> Tensor:
-    """(C, h, w) bool: the entries of y that depend on x at all. False in the hole of inpainting only."""
-    # For the operators here A(1) is 1 where y is known: weights sum to one.
-    return operator.A(torch.ones(operator.image_shape)) > 0.5
+        return torch.where(operator.known(), rounded, 0.0)

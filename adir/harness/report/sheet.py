@@ -8,12 +8,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adir.errors import InputError
 from adir.files import write_bytes
-from adir.harness.leaderboard import label, row_order
+from adir.harness.leaderboard import label, row_order, without_seed
 from adir.harness.ledger import DamagedFile, all_records
 from adir.images import png_bytes
 
 TILE = 256  # pixels of a picture on the sheet
 TOP = 26  # pixels of a caption
+
+Column = tuple[Any, ...]
 
 
 def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
@@ -29,6 +31,16 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
         raise InputError(f"{results}: no restored pictures" + (f" of task {task}" if task else ""))
     seed = min(r["seed"] for r in records)
     records = [r for r in records if r["seed"] == seed]
+    settings: dict[Column, set[str]] = {}
+    for record in records:
+        settings.setdefault((*mode_of(record), record["axes"]["task"]), set()).add(without_seed(record))
+    ambiguous = {key[:3] for key, found in settings.items() if len(found) > 1}
+
+    def column(record: dict[str, Any]) -> Column:
+        """Mode, adapter, K; and the setting's hash where one task has several settings under these names."""
+        mode = mode_of(record)
+        return (*mode, without_seed(record) if mode in ambiguous else "")
+
     columns = sorted({column(r) for r in records}, key=row_order)
     rows = list(dict.fromkeys((r["axes"]["task"], r["image"]["id"], r["y"]["file"]) for r in records))
     by_place = {(r["axes"]["task"], r["image"]["id"], column(r)): r for r in records}
@@ -46,7 +58,7 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
     for number, (row_task, image_id, y_file) in enumerate(rows):
         top = TOP + number * (TILE + TOP)
         shown: list[Image.Image | None] = [
-            ground_truth(by_place, row_task, image_id, columns),
+            ground_truth(image_id),
             open_rgb(results / y_file),
         ]
         captions = [f"{row_task}: {image_id}"[: TILE // 7], ""]
@@ -63,10 +75,10 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
     return path
 
 
-def column(record: dict[str, Any]) -> tuple[str, str | None, int | None, str]:
-    """What a record's column is: mode, adapter, K."""
+def mode_of(record: dict[str, Any]) -> tuple[str, str | None, int | None]:
+    """(mode, adapter, K)."""
     axes = record["axes"]
-    return (axes["adaptation"], axes["adapter"], axes["k"], "")
+    return (axes["adaptation"], axes["adapter"], axes["k"])
 
 
 def caption(record: dict[str, Any]) -> str:
@@ -88,7 +100,7 @@ def open_rgb(path: Path) -> Image.Image | None:
         return picture.convert("RGB")
 
 
-def ground_truth(by_place: dict[Any, Any], task: str, image_id: str, columns: list[Any]) -> Image.Image | None:
+def ground_truth(image_id: str) -> Image.Image | None:
     """x of an embedded test picture, or None for pictures of other data sets."""
     from adir.embedded.pictures import TEST_FIELDS, cut
 

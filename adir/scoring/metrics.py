@@ -1,0 +1,332 @@
+"""Image quality: fidelity to the ground truth, perceptual quality without it, and agreement with the measurement.
+
+Metrics take float pictures (B, 3, H, W), RGB in [0, 1], and score them one by one, so that no score depends on the batch.
+PSNR is a formula here; the others are pyiqa's. pyiqa is imported when the first of its metrics is used, because that
+takes 3 s (measured, 2 cores), and its weights are checked against the hash in their names and loaded with
+weights_only=True, which pyiqa itself does not do.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from adir.errors import InputError
+from adir.images import read_image, require_unit, to_uint8
+from adir.scoring.weights import WeightsFile
+from adir.tasks.operators import Operator
+
+Direction = Literal["higher", "lower"]
+
+_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
+_TORCHVISION = "https://download.pytorch.org/models"
+MUSIQ_KONIQ = WeightsFile(
+    "musiq_koniq_ckpt-e95806b9.pth", f"{_HUB}/musiq_koniq_ckpt-e95806b9.pth", "109 MB", "e95806b9"
+)
+MUSIQ_AVA = WeightsFile(
+    "musiq_ava_ckpt-e8d3f067.pth", f"{_HUB}/musiq_ava_ckpt-e8d3f067.pth", "about 109 MB", "e8d3f067"
+)
+LPIPS_ALEX = WeightsFile("LPIPS_v0.1_alex-df73285e.pth", f"{_HUB}/LPIPS_v0.1_alex-df73285e.pth", "6 kB", "df73285e")
+LPIPS_VGG = WeightsFile("LPIPS_v0.1_vgg-a78928a0.pth", f"{_HUB}/LPIPS_v0.1_vgg-a78928a0.pth", "7 kB", "a78928a0")
+ALEXNET = WeightsFile(
+    "alexnet-owt-7be5be79.pth", f"{_TORCHVISION}/alexnet-owt-7be5be79.pth", "244 MB", "7be5be79", "checkpoints"
+)
+VGG16 = WeightsFile("vgg16-397923af.pth", f"{_TORCHVISION}/vgg16-397923af.pth", "553 MB", "397923af", "checkpoints")
+
+
+class Metric(Protocol):
+    """One number per picture."""
+
+    name: str
+    version: str
+    """Backend and weights; scores of two versions are not compared."""
+    direction: Direction
+    range: tuple[float | None, float | None]
+    """Usual lowest and highest value; None where there is no bound."""
+    needs_reference: bool
+    weights_files: tuple[WeightsFile, ...]
+
+    def score(self, x_hat: Tensor, x: Tensor | None = None) -> Tensor:
+        """(B,) float64 scores of (B, 3, H, W) pictures in [0, 1]; x, the ground truth, likewise."""
+
+    def unavailable(self) -> str | None:
+        """None, or one line: which file is missing, how large it is, where it goes and where it comes from."""
+
+
+def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio over all pixels and channels, in dB: (B,) float64; inf where the pictures are equal.
+
+    x_hat, x: (B, 3, H, W) in [0, 1]. RGB, not luma; no border is cut.
+    """
+    mse = (x_hat.double() - x.double()).square().mean((1, 2, 3))
+    return -10 * mse.log10()
+
+
+def data_consistency_residual(operator: Operator, x_hat: Tensor, y: Tensor) -> Tensor:
+    """rms(A x_hat - y) over the known entries of y, in grey levels of 255: (B,).
+
+    x_hat (B, 3, H, W) and y (B, C, h, w) in [-1, 1]. Neither high nor low is good: without noise about 0, with noise
+    about sigma_y, below which x_hat reproduces the noise. Rounding to 8 bits alone gives 0.29.
+    """
+    known = operator.known().to(x_hat.device)
+    difference = (operator.A(x_hat) - y)[:, known]
+    return difference.square().mean(1).sqrt() * 127.5
+
+
+class PSNR:
+    """`psnr` as a metric; higher is better."""
+
+    name = "psnr"
+    version = "adir 1"
+    direction: Direction = "higher"
+    range: tuple[float | None, float | None] = (0, None)
+    needs_reference = True
+    weights_files: tuple[WeightsFile, ...] = ()
+
+    def score(self, x_hat: Tensor, x: Tensor | None = None) -> Tensor:
+        """(B,) dB, inf for equal pictures. Raises as `require_pictures` does."""
+        require_pictures(self, x_hat, x)
+        assert x is not None
+        return psnr(x_hat, x)
+
+    def unavailable(self) -> None:
+        """Always None: a formula needs no file."""
+
+
+class PyiqaMetric:
+    """A metric of pyiqa under our name, its weights checked before pyiqa sees them.
+
+    name, direction, range, needs_reference, weights_files: see `Metric`.
+    pyiqa_name: pyiqa's name for it. options: constructor arguments of pyiqa's network.
+    smallest_side: pictures with a shorter side raise InputError; below it pyiqa fails or has nothing to measure.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pyiqa_name: str,
+        direction: Direction,
+        range: tuple[float | None, float | None],
+        needs_reference: bool,
+        smallest_side: int,
+        weights_files: tuple[WeightsFile, ...] = (),
+        options: dict[str, Any] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.name = name
+        backend = f"pyiqa {importlib.metadata.version('pyiqa')}"
+        self.version = ", ".join(
+            [backend, *(file.name for file in weights_files)]
+        )  # the names hold the weights' hashes
+        self.direction = direction
+        self.range = range
+        self.needs_reference = needs_reference
+        self.smallest_side = smallest_side
+        self.weights_files = weights_files
+        self.device = device
+        self._pyiqa_name = pyiqa_name
+        self._options = options or {}
+        self._model: torch.nn.Module | None = None
+        self._checked: list[str | None] = []  # the answer of `unavailable`, once known: hashing takes 0.1 to 0.5 s
+
+    def unavailable(self) -> str | None:
+        """None, or why the weights cannot be used (`WeightsFile.unavailable`), asked once."""
+        if not self._checked:
+            reasons = [reason for file in self.weights_files if (reason := file.unavailable())]
+            self._checked.append("; ".join(reasons) or None)
+        return self._checked[0]
+
+    @torch.no_grad()
+    def score(self, x_hat: Tensor, x: Tensor | None = None) -> Tensor:
+        """(B,) float64 scores. Raises as `require_pictures` does, and InputError when too small or without weights."""
+        require_pictures(self, x_hat, x)
+        height, width = x_hat.shape[-2:]
+        if min(height, width) < self.smallest_side:
+            raise InputError(
+                f"{self.name} needs sides of at least {self.smallest_side} pixels, the picture has {width}x{height}"
+            )
+        model = self._loaded()
+        pairs = ((one[None], None if x is None else x[i : i + 1]) for i, one in enumerate(x_hat.to(self.device)))
+        scores = [model(one, ref) if self.needs_reference else model(one) for one, ref in pairs]
+        return torch.cat([score.reshape(1).double().cpu() for score in scores])
+
+    def _loaded(self) -> torch.nn.Module:
+        if self._model is None:
+            reason = self.unavailable()
+            if reason is not None:
+                raise InputError(f"{self.name}: {reason}")
+            own = [file for file in self.weights_files if file.folder == "pyiqa"]
+            options = self._options | ({"pretrained_model_path": str(own[0].path)} if own else {})
+            try:
+                self._model = _create(self._pyiqa_name, self.device, options)
+            except Exception as error:  # torch.load raises half a dozen kinds for a file that is not what it should be
+                if not self.weights_files:
+                    raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                files = ", ".join(str(file.path) for file in self.weights_files)
+                raise InputError(f"{self.name}: cannot load {files}: {reason}") from error
+        return self._model
+
+
+def require_pictures(metric: Metric, x_hat: Tensor, x: Tensor | None) -> None:
+    """Raise ValueError unless x_hat, and x where the metric needs it, are equal-shaped (B, 3, H, W) in [0, 1]."""
+    require_unit(x_hat, metric.name)
+    if metric.needs_reference:
+        if x is None:
+            raise ValueError(f"{metric.name} compares with the ground truth, and none was given")
+        require_unit(x, metric.name)
+        if x.shape != x_hat.shape:
+            raise ValueError(f"{metric.name}: shapes {tuple(x_hat.shape)} and {tuple(x.shape)} differ")
+
+
+@contextlib.contextmanager
+def _quiet_and_safe() -> Iterator[None]:
+    """While pyiqa builds a network: nothing on stdout, and torch.load takes tensors only, though pyiqa asks for more."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    logging.getLogger("pyiqa").setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.Module:
+    with _quiet_and_safe():
+        import pyiqa  # here and not above: 3 s that `psnr` alone does not need
+
+        return pyiqa.create_metric(pyiqa_name, device=torch.device(device), **options)
+
+
+def ssim(device: str = "cpu") -> PyiqaMetric:
+    """SSIM (Wang et al., 2004): mean over RGB of 11x11 Gaussian windows (std 1.5), no padding, no downsampling, 0 to 1.
+
+    pyiqa's `ssimc`; it sets negative contrast-structure terms to 0, so anticorrelated windows count as 0.
+    """
+    return PyiqaMetric("ssim", "ssimc", "higher", (0, 1), True, 11, device=device)
+
+
+def lpips_alex(device: str = "cpu") -> PyiqaMetric:
+    """LPIPS v0.1 (Zhang et al., 2018) on AlexNet features, about 0 to 1, lower is better."""
+    return PyiqaMetric("lpips-alex", "lpips", "lower", (0, None), True, 32, (LPIPS_ALEX, ALEXNET), device=device)
+
+
+def lpips_vgg(device: str = "cpu") -> PyiqaMetric:
+    """LPIPS v0.1 (Zhang et al., 2018) on VGG16 features, about 0 to 1, lower is better."""
+    return PyiqaMetric("lpips-vgg", "lpips-vgg", "lower", (0, None), True, 32, (LPIPS_VGG, VGG16), device=device)
+
+
+def piqe(device: str = "cpu") -> PyiqaMetric:
+    """PIQE (Venkatanath et al., 2015): 0 to 100, lower is better. 16 x 16 blocks of luma, no training.
+
+    Where a side is no multiple of 16, pyiqa pads it by side mod 16, so that up to 7 pixels may go unseen.
+    """
+    return PyiqaMetric("piqe", "piqe", "lower", (0, 100), False, 16, device=device)
+
+
+def musiq_koniq(device: str = "cpu") -> PyiqaMetric:
+    """MUSIQ (Ke et al., 2021), KonIQ-10k weights: about 0 to 100, higher is better.
+
+    pyiqa resizes otherwise than the original: +0.42 on average, up to +1.09, the size of published gains.
+    """
+    return PyiqaMetric("musiq-koniq", "musiq", "higher", (0, 100), False, 32, (MUSIQ_KONIQ,), device=device)
+
+
+def musiq_ava(device: str = "cpu") -> PyiqaMetric:
+    """MUSIQ (Ke et al., 2021), AVA weights: mean of a 10-bin distribution, 1 to 10, higher is better."""
+    # pyiqa sets the 10 outputs only where it fetches the weights itself
+    options = {"num_class": 10}
+    return PyiqaMetric("musiq-ava", "musiq-ava", "higher", (1, 10), False, 32, (MUSIQ_AVA,), options, device)
+
+
+def _psnr(device: str = "cpu") -> PSNR:
+    return PSNR()
+
+
+METRICS: dict[str, Callable[[str], Metric]] = {
+    "psnr": _psnr,
+    "ssim": ssim,
+    "lpips-alex": lpips_alex,
+    "lpips-vgg": lpips_vgg,
+    "piqe": piqe,
+    "musiq-koniq": musiq_koniq,
+    "musiq-ava": musiq_ava,
+}
+
+
+class Scoring:
+    """A list of metrics by name (`METRICS`), applied to one picture at a time.
+
+    strict: raise InputError now when a metric's weights are missing, instead of leaving its scores empty.
+    device: where the networks run.
+    """
+
+    def __init__(self, metrics: list[str], strict: bool = False, device: str = "cpu") -> None:
+        unknown = [name for name in metrics if name not in METRICS]
+        if unknown:
+            raise InputError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
+        if len(set(metrics)) != len(metrics):
+            raise InputError(f"a metric is named twice in {', '.join(metrics)}: name each once")
+        self.metrics: list[Metric] = [METRICS[name](device) for name in metrics]
+        if strict and self.unavailable:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unavailable.items())
+            raise InputError(f"metrics without their weights (scoring.strict=false leaves them empty): {reasons}")
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Why metrics cannot be computed, by name; the first call may try to fetch weights."""
+        return {metric.name: reason for metric in self.metrics if (reason := metric.unavailable())}
+
+    def score(self, x_hat: Tensor | str | Path, x: Tensor | str | Path | None = None) -> dict[str, dict[str, Any]]:
+        """Scores of one picture against its ground truth x (or none), by metric name.
+
+        x_hat, x: (3, H, W) in [-1, 1], or picture files. Tensors are rounded to 8 bits first, so a picture scores the same
+        before and after it is saved. Each entry has value (None where there is none), direction and version, and reason
+        where value is None: no weights, no ground truth, too small, or not finite, such as PSNR of equal pictures, which
+        is infinite and has no place in a JSON record. Raises ValueError on NaN pixels and unequal shapes.
+        """
+        x_hat = as_saved(x_hat)
+        x = None if x is None else as_saved(x)
+        return {metric.name: score_one(metric, x_hat, x) for metric in self.metrics}
+
+
+def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None) -> dict[str, Any]:
+    """One entry of `Scoring.score`, for pictures (1, 3, H, W) in [0, 1]."""
+    entry: dict[str, Any] = {"value": None, "direction": metric.direction, "version": metric.version}
+    if metric.needs_reference and x is None:
+        return entry | {"reason": "needs the ground truth, and there is none"}
+    reason = metric.unavailable()
+    if reason is not None:
+        return entry | {"reason": reason}
+    try:
+        value = metric.score(x_hat, x if metric.needs_reference else None).item()
+    except InputError as error:
+        return entry | {"reason": str(error)}
+    if not math.isfinite(value):
+        equal = math.isinf(value) and x is not None and torch.equal(x_hat, x)
+        return entry | {
+            "reason": f"it is {value}: " + ("the pictures are equal" if equal else "undefined for this picture")
+        }
+    return entry | {"value": value}
+
+
+def as_saved(x: Tensor | str | Path) -> Tensor:
+    """A picture as its 8-bit file holds it: (1, 3, H, W) float32, k / 255. x: (3, H, W) in [-1, 1], or a picture file."""
+    if not isinstance(x, Tensor):
+        x = read_image(x)
+    if not torch.isfinite(x).all():
+        raise ValueError("a picture to be scored has NaN or Inf: it is a failed restoration, not a result")
+    return torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None].float() / 255

@@ -1,0 +1,202 @@
+"""Adapters: no effect when fresh, no trace when removed, and as many numbers to train as LoRA's formula says."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from adir.adaptation.adapters import Full, Lora, adapted
+
+ADAPTERS = [Full(), Lora(), Lora(rank=2, alpha=2, layers="attention"), Lora(rank=3, layers="all")]
+IDS = ["full", "lora", "attention", "all"]
+
+
+@pytest.fixture
+def network() -> UNet2DModel:
+    """An ADM-like network of two levels, as a backbone hands it over: eval mode, no gradients, no zero-initialised layer."""
+    torch.manual_seed(1)
+    network = UNet2DModel(
+        in_channels=3, out_channels=3, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"), downsample_type="resnet",
+        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"), upsample_type="resnet", attention_head_dim=16,
+        resnet_time_scale_shift="scale_shift", norm_eps=1e-5,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return network.eval().requires_grad_(False)
+
+
+def output(network: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 3, 16, 16, generator=generator)
+    with torch.no_grad():
+        return network(x, torch.tensor([10, 700]), return_dict=False)[0]
+
+
+def state(network: nn.Module) -> dict:
+    """Everything that an adapter could leave behind."""
+    return {
+        "modules": [(name, type(module)) for name, module in network.named_modules()],
+        "tensors": {name: tensor.clone() for name, tensor in network.state_dict().items()},
+        "required_grad": {name: p.requires_grad for name, p in network.named_parameters()},
+        "grads": {name: p.grad for name, p in network.named_parameters()},
+        "training": [module.training for module in network.modules()],
+        "attributes": set(network.__dict__),
+        "output": output(network),
+    }
+
+
+def assert_same_state(network: nn.Module, before: dict) -> None:
+    after = state(network)
+    for key in ("modules", "required_grad", "grads", "training", "attributes"):
+        assert after[key] == before[key], key
+    assert list(after["tensors"]) == list(before["tensors"])
+    for name, tensor in before["tensors"].items():
+        assert torch.equal(after["tensors"][name], tensor), name
+    assert torch.equal(after["output"], before["output"])
+
+
+def disturb(attached) -> None:
+    with torch.no_grad():
+        for parameter in attached.parameters():
+            parameter.add_(0.1)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=IDS)
+def test_a_fresh_adapter_changes_no_bit_of_any_output(network, adapter):
+    before = output(network)
+    attached = adapter.attach(network)
+    assert torch.equal(output(network), before)
+    if isinstance(adapter, Lora):
+        attached.initialise(torch.Generator().manual_seed(0))
+        assert torch.equal(output(network), before)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=IDS)
+def test_a_trained_adapter_acts_and_its_removal_leaves_no_trace(network, adapter):
+    before = state(network)
+    attached = adapter.attach(network)
+    disturb(attached)
+    assert (output(network) - before["output"]).abs().max() > 1e-3
+    attached.remove()
+    assert_same_state(network, before)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=IDS)
+def test_stored_tensors_put_the_adapted_network_back_to_the_bit(network, adapter):
+    before = state(network)
+    attached = adapter.attach(network)
+    disturb(attached)
+    tensors, trained = attached.tensors(), output(network)
+    attached.remove()
+    with adapted(network, adapter, tensors) as same:
+        assert same is network and torch.equal(output(network), trained)
+    assert_same_state(network, before)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=IDS)
+def test_the_network_is_bare_again_after_an_exception_and_after_tensors_that_do_not_fit(network, adapter):
+    before = state(network)
+    attached = adapter.attach(network)
+    tensors = attached.tensors()
+    attached.remove()
+    with pytest.raises(KeyError, match="midway"), adapted(network, adapter, tensors):
+        raise KeyError("midway")
+    assert_same_state(network, before)
+    name = sorted(tensors)[0]
+    for wrong in (
+        {key: value for key, value in tensors.items() if key != name},
+        {**tensors, name: torch.zeros(1, 2, 3)},
+        {**tensors, "0": torch.zeros(1)},
+    ):
+        with (
+            pytest.raises(ValueError, match="does not fit the network: (0|" + name.replace(".", r"\.") + ") is"),
+            adapted(network, adapter, wrong),
+        ):
+            pass
+        assert_same_state(network, before)
+
+
+@pytest.mark.parametrize("rank", [1, 16])
+def test_lora_trains_rank_times_inputs_and_outputs_of_every_convolution(network, rank):
+    attached = Lora(rank=rank).attach(network)
+    # A: rank filters of the layer's own size on c_in channels; B: 1x1 from rank to c_out.
+    shapes = {name: m for name, m in network.state_dict().items() if name.endswith(".base_layer.weight")}
+    expected = sum(rank * (w.shape[1] * w.shape[2] * w.shape[3] + w.shape[0]) for w in shapes.values())
+    assert sum(p.numel() for p in attached.parameters()) == expected
+    assert all(p.requires_grad for p in attached.parameters())
+    trainable = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert trainable and all(".lora_" in name for name in trainable)
+
+
+def test_lora_attaches_to_every_convolution_and_to_nothing_else(network):
+    convolutions = [name for name, module in network.named_modules() if type(module) is nn.Conv2d]
+    attention = [name for name, m in network.named_modules() if type(m) is nn.Linear and ".attentions." in name]
+    for layers, expected in (
+        ("convolutions", convolutions), ("attention", attention), ("all", [*convolutions, *attention]),
+    ):  # fmt: skip
+        attached = Lora(layers=layers, rank=1).attach(network)
+        assert sorted(attached.layers) == sorted(expected)
+        attached.remove()
+    assert len(convolutions) > 10 and len(attention) == 4 * 4  # q, k, v, out of 1 + 1 + 2 attention blocks
+
+
+def test_the_update_of_a_layer_is_alpha_over_rank_B_A():
+    layer = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1)).requires_grad_(False)
+    x, weight = torch.randn(1, 2, 6, 6), layer[0].weight.clone()
+    attached = Lora(rank=4, alpha=6).attach(layer)
+    disturb(attached)
+    tensors = attached.tensors()
+    (A,) = (tensor for name, tensor in tensors.items() if ".lora_A." in name)
+    (B,) = (tensor for name, tensor in tensors.items() if ".lora_B." in name)
+    adapted_output = layer(x)
+    merged = weight + 6 / 4 * torch.einsum("or,rikl->oikl", B[:, :, 0, 0], A)
+    torch.testing.assert_close(adapted_output, nn.functional.conv2d(x, merged, layer[0].bias, padding=1))
+
+
+def test_initialisation_draws_A_uniformly_from_the_generator_alone(network):
+    def drawn(seed: int, global_seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(global_seed)
+        attached = Lora(rank=8).attach(network)
+        attached.initialise(torch.Generator().manual_seed(seed))
+        tensors = attached.tensors()
+        attached.remove()
+        return tensors
+
+    first, again, other = drawn(0, 1), drawn(0, 2), drawn(1, 1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    for name, tensor in first.items():
+        if ".lora_B." in name:
+            assert not tensor.any()
+        elif tensor.numel() > 2000:
+            bound = tensor[0].numel() ** -0.5
+            assert 0.97 * bound < tensor.abs().max() <= bound
+            assert tensor.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("adapter", [Full(), Lora()], ids=["full", "lora"])
+def test_attaching_takes_nothing_from_the_global_generator(network, adapter):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    adapter.attach(network)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_adapter_that_matches_no_layer_raises():
+    linear = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="layers='convolutions' matches no layer of Sequential"):
+        Lora().attach(linear)
+    with pytest.raises(ValueError, match="layers='attention' matches no layer"):
+        Lora(layers="attention").attach(nn.Sequential(nn.Conv2d(3, 3, 3)))
+    with pytest.raises(ValueError, match="no parameters"):
+        Full().attach(nn.Sequential(nn.SiLU()))
+    assert [type(m) for m in linear] == [nn.Linear]
+
+
+@pytest.mark.parametrize("arguments, message", [({"rank": 0}, "rank=0"), ({"layers": "conv"}, "convolutions, attention, all")])
+def test_settings_that_make_no_adapter_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Lora(**arguments)

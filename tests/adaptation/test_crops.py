@@ -1,0 +1,72 @@
+"""The stream of training examples: sizes, places, flips, timesteps, and that one seed is one stream."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from adir.adaptation.crops import NoisyCrops
+
+
+def coordinates(height: int, width: int, number: int = 0) -> Tensor:
+    """A picture whose pixels say which picture, row and column they are."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.full_like(rows, number), rows, columns]).float()
+
+
+def crops(pictures: list[Tensor], size: int, flip: bool = True, seed: int = 0, stride: int = 8, n: int = 1000):
+    return NoisyCrops(pictures, size, stride, n, flip, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "sizes, crop_size, expected",
+    [([(40, 50)], 24, 24), ([(40, 50)], 30, 24), ([(40, 50)], 256, 40), ([(40, 50), (64, 19)], 64, 16)],
+    ids=["as asked", "down to the stride", "down to the picture", "down to the smallest picture"],
+)
+def test_crops_have_the_asked_size_where_network_and_pictures_allow_it(sizes, crop_size, expected):
+    stream = crops([coordinates(*size) for size in sizes], crop_size)
+    for z, _, eps in itertools.islice(stream, 20):
+        assert z.shape == eps.shape == (3, expected, expected)
+
+
+def test_crops_are_contiguous_windows_of_every_picture_reach_every_place_and_flip_half_the_time():
+    pictures = [coordinates(19, 21, number) for number in range(3)]
+    seen, flips, n = set(), 0, 3000
+    for z, _, _ in itertools.islice(crops(pictures, 16), n):
+        flipped = bool(z[2, 0, 0] > z[2, 0, -1])
+        window = z.flip(2) if flipped else z
+        number, top, left = (int(v) for v in window[:, 0, 0])
+        assert torch.equal(window, pictures[number][:, top : top + 16, left : left + 16])
+        seen.add((number, top, left))
+        flips += flipped
+    assert seen == set(itertools.product(range(3), range(4), range(6)))
+    assert abs(flips / n - 0.5) < 4 * 0.5 / n**0.5
+
+
+def test_without_flip_no_crop_is_mirrored():
+    assert all(z[2, 0, 0] < z[2, 0, -1] for z, _, _ in itertools.islice(crops([coordinates(19, 21)], 16, False), 200))
+
+
+def test_timesteps_are_uniform_over_the_schedule_and_the_noise_is_standard_normal():
+    examples = list(itertools.islice(crops([torch.zeros(3, 8, 8)], 8, n=10), 5000))
+    t = torch.stack([t for _, t, _ in examples])
+    assert t.dtype == torch.int64 and t.shape == (5000,)
+    counts = t.bincount(minlength=10)
+    assert len(counts) == 10 and ((counts - 500).square() / 500).sum() < 27.9  # chi^2 with 9 degrees: 0.1 %
+    eps = torch.stack([eps for _, _, eps in examples])
+    n = eps.numel()
+    assert abs(eps.mean()) < 4 / n**0.5 and abs(eps.var() - 1) < 4 * (2 / n) ** 0.5
+
+
+def test_the_same_generator_state_gives_the_same_stream():
+    pictures = [torch.randn(3, 20, 20)]
+    for seed, same in ((0, True), (1, False)):
+        pairs = zip(crops(pictures, 16), crops(pictures, 16, seed=seed), strict=False)
+        for a, b in itertools.islice(pairs, 5):
+            assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True)) is same
+
+
+def test_pictures_smaller_than_the_stride_raise():
+    with pytest.raises(ValueError, match="pictures of 7 pixels: the network needs 8"):
+        crops([coordinates(40, 40), coordinates(7, 30)], 64)

@@ -1,0 +1,353 @@
+"""Algorithm 1 against a twin written from the paper's formulas, and against closed forms on Gaussian priors."""
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
+from adir.diffusion.schedule import linear_schedule
+from adir.samplers.adir import ADIR
+from adir.tasks.operators import BoxBlur
+
+SHAPE = (3, 2, 2)
+
+
+class Denoiser:
+    """Any function of (x_t, t) as a backbone."""
+
+    def __init__(self, eps: Callable, fraction: Callable | None = None, n_timesteps: int = 1000):
+        self.schedule = linear_schedule(n_timesteps)
+        self.eps, self.fraction = eps, fraction
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
+        return Prediction(self.eps(x_t, t), self.fraction(x_t, t) if self.fraction else None)
+
+
+class Matrix:
+    """A dense A on flattened pictures."""
+
+    def __init__(self, matrix: Tensor):
+        self.matrix, self.image_shape = matrix, SHAPE
+        self.norm = torch.linalg.matrix_norm(matrix, 2).item()
+
+    def A(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.matrix.T)[:, :, None, None]
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return (y.flatten(1) @ self.matrix).reshape(-1, *SHAPE)
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.fixture(scope="module")
+def study(repository) -> ModuleType:
+    """benchmarks/quality/gaussian_prior.py, which propagates the mean and covariance of Algorithm 1 exactly."""
+    path = repository / "benchmarks" / "quality" / "gaussian_prior.py"
+    spec = importlib.util.spec_from_file_location("gaussian_prior", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def literal_algorithm_1(
+    eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level
+) -> np.ndarray:  # fmt: skip
+    """METHOD's listing for one picture as vectors: A is a matrix, applied to mu and to eps apart; DDPM's tables from its eqs."""
+    kept = np.round(np.linspace(0, 999, n)).astype(int)
+    alpha_bar_all = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    x = x_T
+    for step in range(n):
+        i = n - 1 - step
+        ab = alpha_bar_all[kept[i]]
+        ab_prev = alpha_bar_all[kept[i - 1]] if i > 0 else 1.0
+        beta = 1 - ab / ab_prev
+        beta_tilde = (1 - ab_prev) / (1 - ab) * beta
+        if i == 0:  # the reference's convention: log beta tilde of the step before
+            ab_1 = alpha_bar_all[kept[1]]
+            beta_tilde = (1 - ab) / (1 - ab_1) * (1 - ab_1 / ab)
+        eps = eps_theta(x, kept[i])
+        x0 = (x - math.sqrt(1 - ab) * eps) / math.sqrt(ab)
+        if clip:
+            x0 = np.clip(x0, -1, 1)
+        mu = math.sqrt(ab_prev) * beta / (1 - ab) * x0 + math.sqrt(1 - beta) * (1 - ab_prev) / (1 - ab) * x
+        if variance == "learned":
+            f = fraction(x, kept[i])
+            Sigma = beta**f * beta_tilde ** (1 - f)
+        else:
+            Sigma = {"small": beta_tilde, "large": beta}[variance] * np.ones_like(x)
+        ab_y = {"mean": ab_prev, "current": ab}[level]
+        y_t = math.sqrt(ab_y) * y + math.sqrt(1 - ab_y) * (A @ eps)
+        g = -2 * A.T @ (A @ mu - y_t)
+        x = mu + s * Sigma * g
+        if i > 0:
+            x = x + np.sqrt(Sigma) * noise[step]
+    return x
+
+
+@pytest.mark.parametrize("clip", [False, True], ids=["free", "clipped"])
+@pytest.mark.parametrize("level", ["mean", "current"])
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, level, clip):
+    W, V, A = torch.randn(3, 12, 12, dtype=torch.float64)
+    A = A[:5] / 4
+
+    def eps(x, t):
+        return torch.tanh(x.flatten(1) @ W.T / 4 + t.double()[:, None] / 1000).reshape(x.shape)
+
+    def fraction(x, t):  # leaves [0, 1] too, where it must extrapolate
+        return 0.5 + torch.sin(x.flatten(1) @ V.T).reshape(x.shape)
+
+    def flat(f: Callable) -> Callable:
+        return lambda x, t: f(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([t])).flatten().numpy()
+
+    n, s = 12, 0.7
+    y = torch.randn(2, 5, 1, 1, dtype=torch.float64)
+    sampler = ADIR(n_steps=n, guidance_scale=s, variance=variance, clip_x0=clip, cap=False, measurement_level=level)
+    result = sampler.restore(Denoiser(eps, fraction), Matrix(A), y, generators(3, 4))
+    for picture, seed in enumerate((3, 4)):
+        (g,) = generators(seed)
+        noise = [torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy() for _ in range(n)]
+        twin = literal_algorithm_1(
+            flat(eps), flat(fraction), A.numpy(), y[picture].flatten().numpy(), noise[0], noise[1:], n, s,
+            variance, clip, level,
+        )  # fmt: skip
+        np.testing.assert_allclose(result.x_hat[picture].flatten().numpy(), twin, rtol=1e-9, atol=1e-11)
+
+
+# ---- Gaussian priors -------------------------------------------------------------------------------------------------
+
+
+def correlated_prior() -> tuple[Tensor, Tensor]:
+    """m and S of 12 correlated pixels with variances around 0.3."""
+    half = torch.randn(12, 12, dtype=torch.float64) * 0.15
+    return torch.linspace(-0.5, 0.5, 12, dtype=torch.float64), half @ half.T + 0.05 * torch.eye(12, dtype=torch.float64)
+
+
+def sample_moments(study, prior, A, y, n_pictures, **settings) -> tuple[Tensor, Tensor]:
+    denoiser, operator = Denoiser(study.exact_eps(*prior)), Matrix(A)
+    batch = y.reshape(1, -1, 1, 1).expand(n_pictures, -1, -1, -1)
+    x = ADIR(clip_x0=False, **settings).restore(denoiser, operator, batch, generators(*range(n_pictures))).x_hat
+    x = x.flatten(1)
+    return x.mean(0), torch.cov(x.T)
+
+
+@pytest.mark.parametrize("cap", [False, True], ids=["literal", "capped"])
+@pytest.mark.parametrize("variance, level", [("small", "mean"), ("large", "current")])
+def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(study, variance, level, cap):
+    m, S = correlated_prior()
+    A = torch.randn(5, 12, dtype=torch.float64) / 4
+    y = torch.randn(5, dtype=torch.float64)
+    # s = 3 is stable without the cap and above the bound in the first steps of 15.
+    settings = {"n_steps": 15, "guidance_scale": 3.0, "variance": variance, "cap": cap, "measurement_level": level}
+    n = 3000
+    mean, covariance = sample_moments(study, (m, S), A, y, n, **settings)
+    exact_mean, exact_covariance = study.propagate(linear_schedule(), m, S, A, y, **settings)
+    scale = exact_covariance.diagonal().sqrt()
+    assert (mean - exact_mean).abs().div(scale).max() < 4.5 / math.sqrt(n)
+    # The standard error of an entry of a sample covariance is at most sqrt(2 / n) of the two standard deviations.
+    assert (covariance - exact_covariance).abs().div(torch.outer(scale, scale)).max() < 4.5 * math.sqrt(2 / n)
+
+
+def test_the_recursion_itself_is_what_the_sampler_does_to_the_mean(study):
+    # The average over all noises z and -z of an affine map is its value at z = 0: the mean, with no statistics.
+    m, S = correlated_prior()
+    A, y = torch.randn(4, 12, dtype=torch.float64) / 4, torch.randn(4, dtype=torch.float64)
+    settings = {"n_steps": 10, "guidance_scale": 2.0, "variance": "large", "cap": False, "measurement_level": "mean"}
+    original = torch.randn
+    outputs = []
+    for sign in (1, -1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randn", lambda *a, sign=sign, **k: sign * original(*a, **k))
+            sampler = ADIR(clip_x0=False, **settings)
+            batch = y.reshape(1, -1, 1, 1)
+            outputs.append(
+                sampler.restore(Denoiser(study.exact_eps(m, S)), Matrix(A), batch, generators(7)).x_hat.flatten()
+            )
+    mean, _ = study.propagate(linear_schedule(), m, S, A, y, **settings)
+    torch.testing.assert_close((outputs[0] + outputs[1]) / 2, mean, rtol=1e-10, atol=1e-10)
+
+
+def test_without_guidance_the_samples_tend_to_the_prior_as_steps_grow(study):
+    m, S = correlated_prior()
+    errors = []
+    for n in (250, 500, 1000):
+        mean, covariance = study.propagate(
+            linear_schedule(n), m, S, torch.zeros(1, 12).double(), torch.zeros(1).double(), n, 0.0, "small"
+        )
+        errors.append(((covariance - S).norm() / S.norm()).item())
+        # x_T ~ N(0, I) although sqrt(alpha_bar_T) m = 0.006 m is not quite 0: the only error of the mean.
+        assert (mean - m).norm() < 0.01 * m.norm()
+    assert errors[2] < 0.03
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)  # first order in the step
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_large_variance_is_exact_for_a_unit_prior_at_any_number_of_steps(study, n):
+    # For x0 ~ N(0, I), q(x_{t-1} | x_t) has covariance beta_t. Only the last step, which returns its mean, leaves out its
+    # own beta: 1e-4, or 1 - alpha_bar_T when there is a single step.
+    zero, eye = torch.zeros(12, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
+    _, covariance = study.propagate(linear_schedule(), zero, eye, zero[None], zero[:1], n, 0.0, "large")
+    beta_0 = 1e-4 if n > 1 else 1 - np.prod(1 - np.linspace(1e-4, 0.02, 1000))
+    torch.testing.assert_close(covariance, (1 - beta_0) * eye, rtol=1e-10, atol=1e-10)
+
+
+def test_algorithm_1_is_exact_where_the_posterior_is_as_wide_as_the_noise(study):
+    # Posterior precision S^-1 + A^T A / sigma^2 = I makes the likelihood's own scale, S / (sigma^2 C_t + S (1 - ab) a^2),
+    # the same at all t: 1 / sigma^2 = 2 s. Then only the step size separates Algorithm 1 from the posterior.
+    A = torch.randn(5, 12, dtype=torch.float64)
+    A /= torch.linalg.matrix_norm(A, 2)
+    sigma, eye = 1.3, torch.eye(12, dtype=torch.float64)
+    S = torch.linalg.inv(eye - A.T @ A / sigma**2)
+    m, y = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    posterior_mean, posterior_covariance = study.posterior(m, S, A, y, sigma)
+    torch.testing.assert_close(posterior_covariance, eye)
+    errors = []
+    for n in (250, 500, 1000):
+        mean, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 1 / (2 * sigma**2), "large")
+        errors.append(((mean - posterior_mean).norm().item(), (covariance - eye).norm().item()))
+    assert errors[2][0] < 0.02 * posterior_mean.norm() and errors[2][1] < 0.02
+    assert errors[0][1] / errors[2][1] == pytest.approx(4, rel=0.15)  # first order in the step
+
+
+@pytest.mark.parametrize("r", [0.1, 1.0, 10.0])
+def test_the_bias_on_a_unit_prior_is_the_one_that_the_continuous_limit_has(study, r):
+    # One pixel, x ~ N(0, 1), y = a x + e, r = 2 s a^2. In u = alpha_bar the moments obey
+    #   u dv/du = 1 - (1 + 2 r u) v   and   u dm/du = sqrt(u) r y / a - (1/2 + r u) m,
+    # so v = (1 - exp(-2 r)) / 2 r and m = (1 - exp(-r)) y / a, where the posterior at s = 1/(2 sigma^2), r = a^2/sigma^2,
+    # has 1 / (1 + r) and r / (1 + r) y / a.
+    a, y, n = 0.5, 0.8, 4000
+    one = torch.ones(1, 1, dtype=torch.float64)
+    mean, covariance = study.propagate(
+        linear_schedule(n), 0 * one[0], one, a * one, y * one[0], n, r / (2 * a**2), "large", cap=False
+    )
+    assert covariance.item() == pytest.approx((1 - math.exp(-2 * r)) / (2 * r), rel=0.01)
+    assert mean.item() == pytest.approx((1 - math.exp(-r)) * y / a, rel=0.01)
+
+
+def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_rest_to_the_prior(study):
+    # A with equal singular values and S diagonal in its frame: the posterior of y = A x is y in the row space and the
+    # prior elsewhere, and guidance at the cap takes 0.9 of the residual away at each step.
+    S = torch.diag(torch.linspace(0.1, 1.2, 12, dtype=torch.float64))
+    m = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64)
+    A, y = torch.eye(12, dtype=torch.float64)[::2] / 4, torch.linspace(-0.2, 0.2, 6, dtype=torch.float64)
+    mean, covariance = study.propagate(linear_schedule(), m, S, A, y, 1000, 1e9, "small")
+    posterior_mean, posterior_covariance = study.posterior(m, S, A, y, 1e-9)
+    torch.testing.assert_close(mean, posterior_mean, rtol=0, atol=2e-3)
+    torch.testing.assert_close(covariance, posterior_covariance, rtol=0, atol=0.02)
+    assert (covariance.diagonal()[::2] < 1e-4).all()
+
+
+# ---- the cap and failures --------------------------------------------------------------------------------------------
+
+
+def unit_eps(x: Tensor, t: Tensor) -> Tensor:
+    """E[eps | x_t] for x ~ N(0, I)."""
+    alpha_bar = linear_schedule().alpha_bar[t].reshape(-1, 1, 1, 1)
+    return ((1 - alpha_bar).sqrt() * x).to(x.dtype)
+
+
+BLUR = BoxBlur(5)((3, 16, 16))
+DIVERGING = {"n_steps": 50, "guidance_scale": 10.0, "variance": "small"}
+
+
+def blurred(n: int = 1) -> Tensor:
+    return BLUR.A(torch.rand(n, *BLUR.image_shape, generator=torch.Generator().manual_seed(5)) * 2 - 1)
+
+
+def test_the_literal_algorithm_diverges_and_the_error_names_step_and_scale():
+    # 2 s Sigma_t ||A||^2 = 20 Sigma_t is above 2 for most of 50 steps. The cube stands for a network out of its range.
+    denoiser = Denoiser(lambda x, t: unit_eps(x, t) + 0.01 * x**3)
+    result = ADIR(**DIVERGING, cap=False).restore(denoiser, BLUR, blurred(), generators(1))
+    assert "step " in result.errors[0] and " of 50" in result.errors[0] and "guidance_scale=10," in result.errors[0]
+    assert "cap=true" in result.errors[0]
+    assert result.x_hat.isnan().all() and result.capped_steps == [0]
+
+
+def test_the_cap_keeps_the_same_run_finite_and_is_reported():
+    result = ADIR(**DIVERGING).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+    variance = linear_schedule().respaced(50).posterior_log_variance.exp()
+    assert result.errors == [None] and result.x_hat.isfinite().all() and result.x_hat.abs().max() < 5
+    assert result.capped_steps == [(2 * 10 * variance * BLUR.norm**2 > 0.9).sum().item()]
+    assert 0 < result.capped_steps[0] < 50
+
+
+def test_where_no_step_exceeds_the_bound_the_cap_changes_no_bit():
+    gentle = {**DIVERGING, "guidance_scale": 0.5}
+    on, off = (
+        ADIR(**gentle, cap=cap).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1)) for cap in (True, False)
+    )
+    assert torch.equal(on.x_hat, off.x_hat) and on.capped_steps == off.capped_steps == [0]
+
+
+def test_a_picture_that_fails_does_not_touch_the_others_of_its_batch():
+    y = blurred(3)
+    y[1, 0, 3, 3] = torch.nan
+    sampler = ADIR(n_steps=5, variance="small")
+    result = sampler.restore(Denoiser(unit_eps), BLUR, y, generators(1, 2, 3))
+    assert [error is None for error in result.errors] == [True, False, True]
+    assert "step 1 of 5" in result.errors[1]
+    assert result.x_hat[1].isnan().all()
+    for b, seed in ((0, 1), (2, 3)):
+        alone = sampler.restore(Denoiser(unit_eps), BLUR, y[b : b + 1], generators(seed))
+        assert torch.equal(result.x_hat[b], alone.x_hat[0])
+
+
+def test_when_all_pictures_fail_all_are_reported():
+    result = ADIR(n_steps=5, variance="small").restore(
+        Denoiser(lambda x, t: x * torch.inf), BLUR, blurred(2), generators(1, 2)
+    )
+    assert all("step 1 of 5" in error for error in result.errors) and result.x_hat.isnan().all()
+
+
+def test_learned_variance_on_a_network_without_one_raises():
+    with pytest.raises(ValueError, match="use small or large"):
+        ADIR(n_steps=2, variance="learned").restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+
+
+def test_a_single_step_works():
+    # One step from pure noise returns the guided mean; x0_hat = sqrt(ab) x_T for the unit prior.
+    result = ADIR(n_steps=1, guidance_scale=0.0, variance="small").restore(
+        Denoiser(unit_eps), BLUR, blurred(), generators(1)
+    )
+    (g,) = generators(1)
+    x_T = torch.randn(BLUR.image_shape, generator=g)
+    expected = linear_schedule().alpha_bar[-1].sqrt() * x_T
+    torch.testing.assert_close(result.x_hat[0], expected.float(), rtol=0, atol=1e-4)
+
+
+def test_more_steps_than_the_schedule_has_raise():
+    with pytest.raises(ValueError, match="from 1 to 1000"):
+        ADIR(n_steps=1001, variance="small").restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+
+
+def test_alone_in_a_batch_and_in_another_order_a_picture_is_bit_equal():
+    backbone, operator = GuidedDiffusion(), BoxBlur(5)((3, 32, 32))
+    y = operator.A(torch.rand(3, 3, 32, 32) * 2 - 1)
+    sampler = ADIR(n_steps=4, guidance_scale=2.0, variance="small")
+    batch = sampler.restore(backbone, operator, y, generators(1, 2, 3)).x_hat
+    order = [2, 0, 1]
+    turned = sampler.restore(backbone, operator, y[order], generators(3, 1, 2)).x_hat
+    assert torch.equal(turned, batch[order])
+    for b in range(3):
+        assert torch.equal(sampler.restore(backbone, operator, y[b : b + 1], generators(b + 1)).x_hat[0], batch[b])
+    assert not torch.equal(batch[0], batch[1])
+
+
+def test_restore_leaves_its_inputs_and_the_gradient_mode_alone():
+    y = blurred()
+    before = y.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x_hat = ADIR(n_steps=3, variance="small").restore(Denoiser(unit_eps), BLUR, y, generators(1)).x_hat
+    assert torch.equal(y, before) and torch.is_grad_enabled() and not x_hat.requires_grad
+    assert x_hat.dtype == torch.float32 and x_hat.shape == (1, 3, 16, 16)

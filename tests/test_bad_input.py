@@ -1,0 +1,405 @@
+"""Whatever a user brings along or asks for that cannot work: one line that says what to do, status 2, nothing lost."""
+
+import contextlib
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adir.files import sha256_of_file
+
+Adir = Callable[..., "object"]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """{file below the folder: SHA-256}; Hydra's own note of a grid's command left out."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "multirun.yaml")
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in files}
+
+
+def assert_refused(finished, *words: str) -> None:
+    """Status 2, and one line on stderr that starts with `adir: ` and holds all the words."""
+    assert finished.status == 2, finished
+    assert finished.err.startswith("adir: ") and finished.err.count("\n") == 1, finished.err
+    assert "Traceback" not in finished.err + finished.out
+    for word in words:
+        assert word in finished.err, f"{word!r} is missing from: {finished.err}"
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A picture that restores."""
+    path = tmp_path / "good.png"
+    Image.fromarray(noise(16, 16, 3)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
+    """A results folder with three finished pictures."""
+    from adir.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(["run", *tiny, f"results={folder}"]) == 0
+    return folder
+
+
+# --- a user's own pictures
+
+
+def no_picture(path: Path) -> None:
+    path.write_text("this is text")
+
+
+def sixteen_bit(path: Path) -> None:
+    Image.fromarray(noise(16, 16).astype(np.uint16) * 257).save(path)
+
+
+def grey(path: Path) -> None:
+    Image.fromarray(noise(16, 16)).save(path)
+
+
+def colour(path: Path) -> None:
+    Image.fromarray(noise(16, 16, 3)).save(path)
+
+
+def cmyk(path: Path) -> None:
+    Image.fromarray(noise(16, 16, 4), mode="CMYK").save(path, format="tiff")
+
+
+def alpha(path: Path) -> None:
+    Image.fromarray(noise(16, 16, 4)).save(path)
+
+
+def one_pixel(path: Path) -> None:
+    Image.fromarray(noise(1, 1, 3)).save(path)
+
+
+def truncated(path: Path) -> None:
+    colour(path)
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def odd_size(path: Path) -> None:
+    Image.fromarray(noise(37, 53, 3)).save(path)
+
+
+@pytest.mark.parametrize(
+    "make, task, remedy",
+    [
+        (no_picture, "sr4", "not a picture"),
+        (sixteen_bit, "sr4", "convert it to 8-bit"),
+        (grey, "sr4", "convert it to RGB"),
+        (colour, "colorization", "convert it to grey"),
+        (cmyk, "sr4", "convert it to RGB"),
+        (alpha, "deblur", "flatten it"),
+        (one_pixel, "sr4", "too small"),
+        (one_pixel, "deblur", "at least"),
+        (truncated, "sr4", "damaged picture"),
+        (odd_size, "inpaint_box", "multiples of 8"),
+    ],
+)
+def test_a_picture_that_cannot_be_restored_is_named_before_any_other_is_restored(
+    adir, make, task: str, remedy: str, tmp_path: Path
+) -> None:
+    good = tmp_path / "a_good_one.png"
+    (grey if task == "colorization" else colour)(good)
+    bad = tmp_path / ("bad.tif" if make is cmyk else "bad.png")
+    make(bad)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "earlier.txt").write_text("kept")
+    before = contents(tmp_path)
+    assert_refused(adir("restore", good, bad, f"task={task}", "sampler.n_steps=2", "--out", out), str(bad), remedy)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_and_a_missing_file_are_named(adir, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert_refused(adir("restore", empty, "task=sr4", "--out", tmp_path / "out"), str(empty), "no pictures", ".png")
+    missing = tmp_path / "gone.png"
+    assert_refused(adir("restore", missing, "--out", tmp_path / "out"), str(missing), "no such file")
+    assert_refused(adir("restore", "task=sr4", "--out", tmp_path / "out"), "adir restore PICTURE")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task, shape", [("sr4", (148, 212)), ("deblur", (37, 53))])
+def test_a_picture_of_odd_size_is_restored_once_and_not_replaced_unasked(
+    adir, task: str, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    picture, out = tmp_path / "odd.png", tmp_path / "out"
+    odd_size(picture)
+    # 53 * 4 = 212 pixels with a margin of 16 a side are more than one tile of 128.
+    call = ["restore", picture, f"task={task}", "sampler.n_steps=1", "--out", out, "--tile", 128]
+    assert adir(*call).status == 0
+    target = out / f"odd-{task}-none.png"
+    with Image.open(target) as restored:
+        assert (restored.height, restored.width, restored.mode) == (*shape, "RGB")
+    assert target.with_suffix(".json").is_file()
+
+    before = contents(tmp_path)
+    again = adir(*call)
+    assert (again.status, contents(tmp_path)) == (0, before) and "was there" in again.out
+    assert_refused(adir(*call, "seed=1"), str(target), "--overwrite")
+    assert contents(tmp_path) == before
+    assert adir(*call, "seed=1", "--overwrite").status == 0
+    assert contents(tmp_path)[f"out/odd-{task}-none.png"] != before[f"out/odd-{task}-none.png"]
+
+
+# --- what is asked of `adir run`
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["adaptation=knn", "k=7"], ["K=7", "6 pictures", "lower K"]),
+        (["adaptation=random", "k=7"], ["K=7", "6 pictures", "lower K"]),
+        (["adaptation=knn", "k=0"], ["K=0", "adaptation=none"]),
+        (["adaptation=knn", "k=-1"], ["K=-1", "k=1 or more"]),
+        (["task=sr5"], ["sr5", "sr4", "sr8", "deblur", "colorization"]),
+        (["adaptation=best"], ["best", "none", "self", "knn", "random", "pixel"]),
+        (["backbone=gd999"], ["gd999", "embedded"]),
+        (["adaptation/adapter=dora"], ["dora", "full", "lora"]),
+        (["task.sigma_y=-3"], ["sigma_y", "-3", "not negative"]),
+        (["task.guidance_scale=-1"], ["guidance_scale", "-1", "not negative"]),
+        (["task.operator.factor=0"], ["factor", "0", "at least 2"]),
+        (["sampler.n_steps=0"], ["n_steps", "0"]),
+        (["sampler.n_steps=1001"], ["n_steps", "1001", "1000"]),
+        (["sampler.variance=learned"], ["variance", "small"]),
+        (["sampler.variance=tiny"], ["variance", "tiny", "small"]),
+        (["adaptation=self", "adaptation.fine_tuning.n_iterations=-1"], ["n_iterations", "-1"]),
+        (["adaptation=self", "adaptation.fine_tuning.batch_size=0"], ["batch_size", "0"]),
+        (["adaptation=self", "adaptation.fine_tuning.crop_size=4"], ["crop_size", "4"]),
+        (["adaptation=self", "adaptation.fine_tuning.learning_rate=0"], ["learning_rate", "0"]),
+        (["adaptation=self", "adaptation/adapter=lora", "adaptation.adapter.rank=0"], ["rank", "0"]),
+        (["adaptation=self", "adaptation/adapter=lora", "adaptation.adapter.layers=all_of_them"], ["all_of_them"]),
+        (["scoring.metrics=[psnr,beauty]"], ["beauty", "psnr", "ssim"]),
+        (["kk=3"], ["kk"]),
+        (["task.sigma=3"], ["sigma"]),
+        (["seed=zero"], ["seed", "zero", "whole number"]),
+        (["seed=1.5"], ["seed", "1.5", "whole number"]),
+        (["k=true"], ["k=True", "whole number"]),
+        (["threads=0"], ["threads=0", "at least 1"]),
+        (["existing=keep"], ["existing=keep", "skip", "redo", "report"]),
+        (["retry=all"], ["retry=all", "failed"]),
+        (["seed=0,1"], ["seed"]),
+        (["task"], ["task"]),
+        (["experiment=demo"], ["-m"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_request_that_cannot_run_is_refused_before_any_work(
+    adir, overrides: list[str], words: list[str], tiny: list[str], finished_folder: Path
+) -> None:
+    before = contents(finished_folder)
+    assert_refused(adir("run", *tiny, *overrides, f"results={finished_folder}"), *words)
+    assert contents(finished_folder) == before
+
+
+def test_one_bad_cell_of_a_grid_stops_it_before_the_first_one_runs(adir, tiny: list[str], finished_folder: Path) -> None:
+    before = contents(finished_folder)
+    grid = ["run", "-m", *tiny, "seed=5", "adaptation=none,knn", "k=99", f"results={finished_folder}"]
+    assert_refused(adir(*grid), "K=99", "lower K")
+    assert contents(finished_folder) == before
+
+
+@pytest.mark.parametrize("task, size, words", [("sr4", 36, "multiples of 8"), ("sr4", 34, "multiples of 4")])
+def test_a_test_set_with_a_picture_that_the_task_or_the_backbone_cannot_take_is_refused_before_any_work(
+    adir, task: str, size: int, words: str, tmp_path: Path
+) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    Image.fromarray(noise(32, 32, 3)).save(photographs / "a.png")
+    Image.fromarray(noise(size, 32, 3)).save(photographs / "b.png")
+    run = ["run", "data=folder", f"data.path={photographs}", f"task={task}", f"results={tmp_path / 'results'}"]
+    assert_refused(adir(*run), "b.png", f"32x{size}", words, "crop")
+    assert not contents(tmp_path / "results")
+
+
+def test_a_test_set_with_a_damaged_picture_is_refused_and_not_shortened(adir, tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    Image.fromarray(noise(32, 32, 3)).save(photographs / "a.png")
+    truncated(photographs / "b.png")
+    run = ["run", "data=folder", f"data.path={photographs}", f"results={tmp_path / 'results'}"]
+    assert_refused(adir(*run), "b.png", "damaged picture")
+
+
+def test_a_damaged_picture_of_a_corpus_is_named_once_and_left_out(
+    adir, tiny: list[str], neighbourhood: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for file in neighbourhood.iterdir():
+        (corpus / file.name).write_bytes(file.read_bytes())
+    truncated(corpus / "x.png")
+    run = ["run", *tiny, "adaptation=random", f"retrieval.corpus.path={corpus}", f"results={tmp_path / 'results'}"]
+    finished = adir(*run)
+    assert finished.status == 0 and finished.out.count("x.png") == 1 and "damaged picture" in finished.out
+
+
+def test_an_empty_and_a_missing_test_set_are_refused(adir, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    results = f"results={tmp_path / 'results'}"
+    assert_refused(adir("run", "data=folder", f"data.path={empty}", results), str(empty), "no picture files", ".png")
+    assert_refused(adir("run", "data=folder", f"data.path={empty}/no", results), f"{empty}/no", "no such folder")
+    assert_refused(adir("run", "data=folder", results), "data.path")
+    assert_refused(adir("run", "data.only=[moon]", results), "moon", "astronaut")
+
+
+def test_another_test_set_whose_pictures_have_the_same_names_is_refused(
+    adir, tiny: list[str], finished_folder: Path, neighbourhood: Path
+) -> None:
+    # Otherwise its pictures would count as finished, with the scores of others.
+    before = contents(finished_folder)
+    run = ["run", *tiny, f"data.path={neighbourhood}", f"results={finished_folder}"]
+    assert_refused(adir(*run), "0.png", "another results folder")
+    assert_refused(adir(*run, "seed=3"), "0.png", "another results folder")
+    assert contents(finished_folder) == before
+
+
+# --- places that cannot be written to
+
+
+def mounted(*command: str) -> None:
+    """Mount something, or skip: it takes root and a kernel that lets a container do it."""
+    done = subprocess.run(["mount", *command], capture_output=True, text=True) if os.geteuid() == 0 else None
+    if done is None or done.returncode:
+        pytest.skip("needs the right to mount: " + ("run as root" if done is None else done.stderr.strip()))
+
+
+@pytest.fixture
+def read_only(finished_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """The finished folder where nobody, root included, can write."""
+    place = tmp_path / "read-only"
+    place.mkdir()
+    mounted("--bind", str(finished_folder), str(place))
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_read_only_results_folder_is_refused_and_still_read(adir, tiny: list[str], read_only: Path) -> None:
+    before = contents(read_only)
+    assert_refused(adir("run", *tiny, "seed=1", f"results={read_only}"), str(read_only), "Read-only", "results=")
+    assert adir("leaderboard", read_only, "--no-write").status == 0
+    assert_refused(adir("leaderboard", read_only), "leaderboard.csv", "--no-write")
+    assert contents(read_only) == before
+
+
+def test_a_file_where_the_results_folder_should_be_is_refused_and_kept(adir, tiny: list[str], tmp_path: Path) -> None:
+    place = tmp_path / "results"
+    place.write_text("mine")
+    assert_refused(adir("run", *tiny, f"results={place}"), str(place), "results=")
+    picture = tmp_path / "photo.png"
+    colour(picture)
+    assert_refused(adir("restore", picture, "sampler.n_steps=1", "--out", place), str(place), "--out")
+    assert place.read_text() == "mine"
+
+
+def test_a_folder_that_may_not_be_made_is_refused(adir, tiny: list[str]) -> None:
+    assert_refused(adir("run", *tiny, "results=/proc/adir"), "/proc/adir", "results=")
+
+
+@contextlib.contextmanager
+def small_files(bytes_: int) -> Iterator[None]:
+    """No file can grow beyond this. As on a full disk, write() fails, and the file system stays out of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def assert_survives_a_full_disk(adir, tiny: list[str], folder: Path, full, code: int) -> None:
+    """The adapter of 18 MB does not fit: the run stops with one line, and what was there stays readable and true."""
+    assert adir("run", *tiny, f"results={folder}").status == 0
+    assert adir("leaderboard", folder).status == 0
+    before = contents(folder)
+    with full:
+        assert_refused(adir("run", *tiny, "adaptation=self", f"results={folder}"), str(folder), os.strerror(code))
+    after = contents(folder)
+    assert {path: after.get(path) for path in before} == before
+    assert not [path for path in after if path.endswith(".part")]
+    assert adir("leaderboard", folder, "--no-write").status == 0
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_there(adir, tiny: list[str], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk))
+    try:
+        assert_survives_a_full_disk(adir, tiny, disk / "results", contextlib.nullcontext(), errno.ENOSPC)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_that_cannot_grow_stops_the_run_and_keeps_what_is_there(adir, tiny: list[str], tmp_path: Path) -> None:
+    assert_survives_a_full_disk(adir, tiny, tmp_path / "results", small_files(1_000_000), errno.EFBIG)
+    # With room again, the same command does what is missing.
+    again = adir("run", *tiny, "adaptation=self", f"results={tmp_path / 'results'}")
+    assert again.status == 0 and "3 pictures done" in again.out
+
+
+# --- damaged files of ours
+
+
+def test_damaged_records_adapters_and_measurements_are_named_set_aside_and_made_again(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    run = ["run", *tiny, "adaptation=self", f"results={tmp_path}"]
+    assert adir(*run).status == 0 and adir("leaderboard", tmp_path).status == 0
+    table, before = (tmp_path / "leaderboard.csv").read_bytes(), contents(tmp_path)
+
+    record = sorted(tmp_path.glob("cells/**/records/*.json"))[1]
+    adapter = tmp_path / "adapters" / f"{key_of(record)}.safetensors"
+    measurement = next(tmp_path.glob(f"measurements/*/{record.stem}.png"))
+    damage = {record: b'{"schema": 1, "sta', adapter: adapter.read_bytes()[:-1000], measurement: b"\x89PNG nothing"}
+    for path, content in damage.items():
+        path.write_bytes(content)
+
+    finished = adir(*run)
+    assert finished.status == 0 and "1 pictures done, 2 were there, 0 failed" in finished.out
+    for path, content in damage.items():
+        assert f"{path}: damaged" in finished.out and "set aside" in finished.out
+        assert [aside.read_bytes() for aside in path.parent.glob(f"{path.name}.corrupt-*")] == [content]
+    after = contents(tmp_path)
+    for path in (adapter, measurement):
+        assert after[str(path.relative_to(tmp_path))] == before[str(path.relative_to(tmp_path))]
+    assert adir("leaderboard", tmp_path).status == 0
+    assert (tmp_path / "leaderboard.csv").read_bytes() == table
+
+
+def key_of(record: Path) -> str:
+    from adir.files import read_json
+
+    return read_json(record)["adapter"]["key"]
+
+
+def test_the_leaderboard_names_a_damaged_record_and_leaves_the_mean_missing(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    assert adir("run", "-m", *tiny, "seed=0,1", f"results={tmp_path}").status == 0
+    record = sorted(tmp_path.glob("cells/**/records/*.json"))[0]
+    record.write_bytes(b"\xff\xfe")
+    shown = adir("leaderboard", tmp_path)
+    assert shown.status == 0 and str(record) in shown.out.replace("\n", "") and "5/6" in shown.out
+    assert [aside.read_bytes() for aside in record.parent.glob("*.corrupt-*")] == [b"\xff\xfe"]
+
+
+def test_the_leaderboard_of_a_folder_without_records_is_refused(adir, tmp_path: Path) -> None:
+    assert_refused(adir("leaderboard", tmp_path), str(tmp_path), "no records", "adir run")
+    assert_refused(adir("leaderboard", tmp_path / "no"), str(tmp_path / "no"), "no such folder")
