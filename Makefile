@@ -10,8 +10,9 @@ DEMO := $(VENV)/bin/adir run -m experiment=demo results=$(DEMO_FOLDER)
 
 demo: $(VENV)/installed
 	@$(DEMO)
+	@$(VENV)/bin/adir sheet $(DEMO_FOLDER) >/dev/null
 	@$(VENV)/bin/adir leaderboard $(DEMO_FOLDER)
-	@echo "Restored pictures: $(abspath $(DEMO_FOLDER))"
+	@echo "Look at: $(abspath $(DEMO_FOLDER))/comparison.png  (every picture: $(abspath $(DEMO_FOLDER))/cells)"
 
 test: $(VENV)/installed
 	@$(VENV)/bin/python -m pytest -q $(TESTS)

@@ -2,6 +2,7 @@
 each command imports what it needs."""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,15 @@ EXAMPLES = """examples:
   adir leaderboard runs                                 the table, also as CSV and Markdown
   adir restore photo.png task=sr4 --out restored        your own degraded picture
 """
+
+
+ELSEWHERE = {
+    "run": "write elsewhere with results=FOLDER",
+    "restore": "write elsewhere with --out FOLDER",
+    "leaderboard": "only print with --no-write",
+    "sheet": "write elsewhere with --out FILE",
+}
+"""How to do without the place that could not be written to, by command."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse ends a list of words at the first option: adir run task=sr4 -m seed=0,1
         words += rest
+    # pyiqa and peft bring bitsandbytes, which warns on stderr that it has no kernels for a network nobody uses here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if os.environ.get("ADIR_DEBUG"):
         return dispatch(args)
     try:
@@ -87,7 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         if error.filename is None and error.errno is None:  # not the system's word on a file, so a defect of ours
             raise
         place = f"{error.filename}: " if error.filename else ""
-        return complain(f"{place}{error.strerror or error}; what was finished before is kept")
+        remedy = f"mend that, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "mend that"
+        return complain(f"{place}{error.strerror or error}; {remedy}; what was finished before is kept")
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on where it stopped", status=130)
 

@@ -34,8 +34,10 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # without it a power cut can leave a complete name on an empty file
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk's does not say where
+            error.filename = str(path)
         raise
 
 

@@ -1,13 +1,17 @@
 """What is trained when a backbone is adapted: all of its weights (v1 of the paper) or LoRA on its convolutions (v2)."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+
+# peft imports bitsandbytes where it is installed, which then warns of a kernel for 4-bit weights that nobody here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 
 
 class Attached(Protocol):

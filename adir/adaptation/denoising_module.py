@@ -1,6 +1,7 @@
 """Few-shot fine-tuning of a backbone with DDPM's l_simple, as a Lightning module."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ class FineTuning:
     learning_rate: float = 1e-4
     crop_size: int = 256
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        # Lightning takes -1 iterations for "without end".
+        for what, least in (("n_iterations", 0), ("batch_size", 1), ("crop_size", 1)):
+            value = getattr(self, what)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{what}={value!r}: a whole number of at least {least} is needed")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate!r}: a positive number is needed")
 
     def fit(
         self,

@@ -87,7 +87,7 @@ def _build_once(leaf: str, what: str) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, InputError):
             raise cause from error
-        if isinstance(cause, (ValueError, TypeError)):
+        if isinstance(cause, (ValueError, TypeError, RuntimeError)):  # the last is torch's for a missing device
             raise InputError(f"{what}: {first_line(cause)}") from error
         raise
 
@@ -141,7 +141,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         seed=full["seed"],
         noise_seed=full["noise_seed"],
     )
-    return Cell(
+    cell = Cell(
         identity=identity,
         backbone=backbone,
         task=task,
@@ -159,6 +159,23 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         results=Path(full["results"]),
         configuration=full,
     )
+    require_fitting_parts(cell)
+    return cell
+
+
+def require_fitting_parts(cell: Cell) -> None:
+    """Raise InputError where sampler or fine-tuning ask for what the backbone has not got."""
+    sampler, backbone = cell.sampler, cell.backbone
+    if sampler.n_steps > len(backbone.schedule):
+        raise InputError(
+            f"n_steps={sampler.n_steps}: choose from 1 to {len(backbone.schedule)}, the backbone's own steps"
+        )
+    if sampler.variance == "learned" and not backbone.learns_variance:
+        raise InputError(f"variance=learned, but backbone {backbone.name} predicts none: use small or large")
+    if cell.mode != "none" and cell.fine_tuning.crop_size < backbone.stride:
+        raise InputError(
+            f"crop_size={cell.fine_tuning.crop_size}: this backbone needs {backbone.stride} pixels or more"
+        )
 
 
 def without(mapping: dict[str, Any], *keys: str) -> dict[str, Any]:

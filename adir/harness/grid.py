@@ -11,6 +11,7 @@ from hydra._internal.hydra import Hydra  # hydra.main would print its own errors
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.harness.cell import first_line, resolve_cell
-from adir.harness.run import Options, Outcome, run_cell
+from adir.harness.run import Options, Outcome, require_test_pictures, run_cell
+from adir.retrieval.corpus import Corpus
 
 EXISTING = ("skip", "redo", "report")
 
@@ -83,7 +85,7 @@ def plain_words(error: Exception) -> str:
 
 def experiment_wants_multirun(hydra: Hydra, overrides: list[str]) -> bool:
     """False: -m says it. An experiment that is a grid raises InputError without -m: it would run its first cell only."""
-    cfg = hydra.compose_config("run", overrides, run_mode=None, with_log_configuration=False)
+    cfg = hydra.compose_config("run", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
     if str(cfg.hydra.mode).endswith("MULTIRUN"):
         raise InputError("this experiment is a grid: run it with -m")
     return False
@@ -105,7 +107,19 @@ def check_job(cfg: DictConfig) -> tuple[Path, Path]:
     """Resolve one cell: (results folder, its folder). Raises InputError for what could not run."""
     options_of(cfg)
     cell = resolve_cell(cfg)
+    require_test_pictures(cell)
+    if cell.corpus is not None:
+        tell_rejects(cell.corpus)
     return cell.results, cell.identity.folder
+
+
+@functools.cache
+def tell_rejects(corpus: Corpus) -> None:
+    """Say once which pictures of a corpus could not be read; it is used without them."""
+    if corpus.rejects:
+        image_id, reason = next(iter(corpus.rejects.items()))
+        count = f"{len(corpus.rejects)} unreadable pictures"
+        say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 
 def run_job(cfg: DictConfig) -> Outcome:

@@ -69,8 +69,12 @@ def set_aside(path: Path) -> str:
 
 def all_records(results: Path) -> Iterator[dict[str, Any] | DamagedFile]:
     """Every record below a results folder in path order; a damaged one comes as the DamagedFile that names it."""
+    earlier = sorted(results.glob("cells/**/records/*.json.corrupt-*"))
     for path in sorted(results.glob("cells/**/records/*.json")):
         try:
             yield {**read_record(path), "path": str(path.relative_to(results))}
         except DamagedFile as error:
             yield error
+    for aside in earlier:
+        if not aside.with_name(aside.name.partition(".corrupt-")[0]).exists():
+            yield DamagedFile(f"{aside}: a damaged record, set aside earlier; running its cell again replaces it")

@@ -16,7 +16,7 @@ from adir.harness.grid import compose, options_of, say
 from adir.harness.run import adapter_fields, commit, find_or_train_adapter, versions
 from adir.harness.stages import hash_of_picture
 from adir.images import PICTURE_SUFFIXES, write_png
-from adir.samplers.tiling import restore_any_size
+from adir.samplers.tiling import require_restorable, restore_any_size
 from adir.scoring.metrics import data_consistency_residual
 
 
@@ -31,6 +31,11 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
     cell, options = resolve_cell(cfg), options_of(cfg)
     torch.set_num_threads(cfg.threads)
     measurements = {path: cell.task.read_y(path) for path in paths}
+    for path, y in measurements.items():
+        try:
+            require_restorable(cell.backbone, cell.task, y, tile)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     targets = {path: out / f"{path.stem}-{cell.task.name}-{cell.mode}.png" for path in paths}
     if len(set(targets.values())) < len(targets):
         raise InputError("two of the pictures have the same name; restore them into different folders (--out)")

@@ -24,8 +24,9 @@ from adir.errors import InputError
 from adir.harness.cell import Cell, Neighbour, find_neighbours, first_line
 from adir.harness.identity import hash_of
 from adir.harness.ledger import DamagedFile
-from adir.harness.stages import AdapterStore, MeasurementStore, StoredAdapter, hash_of_picture
+from adir.harness.stages import AdapterStore, MeasurementStore, OtherPicture, StoredAdapter, hash_of_picture
 from adir.images import generator, read_image, write_png
+from adir.retrieval.corpus import Corpus
 from adir.scoring.metrics import data_consistency_residual
 
 Existing = Literal["skip", "redo", "report"]
@@ -65,8 +66,9 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     """Restore and score every picture of the cell that has no record yet. One picture at a time: a kill loses that one.
 
     A picture that fails leaves a record with its error and the rest go on; OSError (disk full, read-only) stops the run,
-    as nothing could be written down any more.
+    as nothing could be written down any more, and so does OtherPicture. Raises InputError for an unfit test set.
     """
+    require_test_pictures(cell)
     outcome = Outcome()
     for number, image_id in enumerate(cell.data.ids, start=1):
         where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
@@ -75,6 +77,12 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
         except DamagedFile as error:
             tell(f"warning: {error}")
             record = None
+        if record is not None and record["status"] == "done":
+            if record["image"]["sha256"] != hash_of_picture(cell.data.image(image_id)):
+                raise OtherPicture(
+                    f"{cell.ledger.record_path(image_id)}: is of another picture with the id {image_id!r}; "
+                    "use another results folder"
+                )
         if record is not None and options.existing != "redo":
             failed_before = record["status"] == "failed"
             if not (failed_before and options.retry_failed and options.existing == "skip"):
@@ -86,7 +94,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
         started = time.perf_counter()
         try:
             record = run_picture(cell, image_id, options, tell)
-        except OSError:
+        except (OSError, OtherPicture):
             raise
         except Exception as error:
             record = failure_record(cell, image_id, error)
@@ -107,7 +115,6 @@ def run_picture(cell: Cell, image_id: str, options: Options, tell: Callable[[str
     clock = Clock()
     x = cell.data.image(image_id)
     operator = cell.task.operator(tuple(x.shape))
-    require_stride(x, cell.backbone.stride, image_id)
     store = MeasurementStore(cell.results, cell.task, cell.configuration["task"], cell.noise_seed)
     measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
     clock.lap("measure")
@@ -150,14 +157,31 @@ def run_picture(cell: Cell, image_id: str, options: Options, tell: Callable[[str
     }
 
 
-def require_stride(x: Tensor, stride: int, image_id: str) -> None:
-    """InputError unless height and width are multiples of the network's stride."""
-    height, width = x.shape[-2:]
-    if height % stride or width % stride:
-        raise InputError(
-            f"{image_id}: {width}x{height} pixels, but this backbone takes multiples of {stride}; crop it for a test set "
-            "(`adir restore` takes any size)"
-        )
+def require_test_pictures(cell: Cell) -> None:
+    """Raise InputError unless every picture of the test set can be read and has a size that task and backbone take.
+
+    A test set that silently lost a picture would give another mean.
+    """
+    for image_id, reason in cell.data.rejects.items():
+        raise InputError(f"test picture {image_id}: {reason}; mend it, or take it out of the test set")
+    stride = cell.backbone.stride
+    for image_id, shape in picture_shapes(cell.data).items():
+        try:
+            cell.task.operator(shape)
+        except InputError as error:
+            raise InputError(f"test picture {image_id}: {error}") from error
+        _, height, width = shape
+        if height % stride or width % stride:
+            raise InputError(
+                f"test picture {image_id}: {width}x{height} pixels, but this backbone takes multiples of {stride}; crop it "
+                "(`adir restore` takes any size)"
+            )
+
+
+@functools.cache
+def picture_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
+    """(3, H, W) of each picture; read once per process, as every cell of a grid asks."""
+    return {image_id: tuple(data.image(image_id).shape) for image_id in data.ids}
 
 
 def adaptation_pictures(cell: Cell, y: Tensor, neighbours: list[Neighbour]) -> list[Tensor]:

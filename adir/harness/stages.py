@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, write_bytes, write_json
 from adir.harness.identity import hash_of
 from adir.harness.ledger import DamagedFile, set_aside
@@ -22,6 +23,10 @@ from adir.tasks.restoration import RestorationTask
 def hash_of_picture(x: Tensor) -> str:
     """SHA-256 of a float32 tensor's shape and values."""
     return sha256_of_bytes(repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes())
+
+
+class OtherPicture(InputError):
+    """Results of another picture with the same id lie where those of this one would: stops the run, so that none is lost."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class MeasurementStore:
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
         """y of picture x. A damaged file is set aside, reported through `warn(message)` and made anew.
 
-        Raises DamagedFile when y made anew is not the y of the records: then rows would not be comparable.
+        Raises OtherPicture where y was made of other pixels than x, and DamagedFile when y made anew is not the y of the
+        records: then rows would not be comparable.
         """
         path = self.folder / f"{quote(image_id, safe='')}.png"
         note = path.with_suffix(".json")
@@ -68,7 +74,7 @@ class MeasurementStore:
             except (ValueError, KeyError, TypeError) as error:
                 warn(f"{note}: damaged note ({error}); {set_aside(note)}, made anew")
         if known is not None and known["image_sha256"] != hash_of_picture(x):
-            raise DamagedFile(
+            raise OtherPicture(
                 f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
             )
         if path.is_file() and known is not None:

@@ -1,7 +1,8 @@
 """ADIR's sampler (arXiv 2212.03221), Algorithm 1: from x_T ~ N(0, I) down to x_0, guided towards y at every step."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -67,6 +68,15 @@ class ADIR:
     clip_x0: bool = True
     cap: bool = True
     measurement_level: Literal["mean", "current"] = "mean"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
+            raise ValueError(f"n_steps={self.n_steps!r}: a whole number of at least 1 is needed")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale={self.guidance_scale!r}: a number that is not negative is needed")
+        for what, choices in (("variance", get_args(Variance)), ("measurement_level", ("mean", "current"))):
+            if getattr(self, what) not in choices:
+                raise ValueError(f"unknown {what} {getattr(self, what)!r}; choose one of {', '.join(choices)}")
 
     @torch.no_grad()
     def restore(

@@ -37,26 +37,17 @@ def restore_any_size(
     Each tile has its own noise, from (seed, image_id, its place). Raises InputError for pictures that are too small or
     tasks whose operator is not the same everywhere, FloatingPointError where the sampler diverges.
     """
+    require_restorable(backbone, task, y, tile)
     _, height, width = task.image_shape(tuple(y.shape))
     stride = backbone.stride
     if not task.shift_invariant:
-        if height % stride or width % stride:
-            raise InputError(
-                f"task {task.name}: {width}x{height} pixels, but this backbone takes multiples of {stride}"
-            )
         operator, noise = task.operator((3, height, width)), generator(seed, image_id, "sampler")
         result = sampler.restore(backbone, operator, y[None].to(backbone.device), [noise])
         return TiledRestoration(checked(result.x_hat, result.errors), 1, result.capped_steps[0])
 
     factor = height // y.shape[1]
     margin = math.ceil(MARGIN / factor)
-    if min(y.shape[1:]) <= margin:
-        raise InputError(
-            f"{y.shape[2]}x{y.shape[1]} pixels: too small for task {task.name}, {margin + 1} a side are needed"
-        )
     unit = math.lcm(stride, factor)  # a side of x that both the network and the operator take
-    if tile < 4 * unit or tile % unit:
-        raise InputError(f"tile={tile}: a multiple of {unit}, {4 * unit} or more, is needed for task {task.name}")
     extra = [(-(side * factor + 2 * margin * factor) % unit) // factor for side in y.shape[1:]]
     padded = mirrored(y, margin, extra)
 
@@ -78,6 +69,27 @@ def restore_any_size(
     start = margin * factor
     x_hat = (total / weight)[:, start : start + height, start : start + width]
     return TiledRestoration(x_hat, len(tops) * len(lefts), capped_steps)
+
+
+def require_restorable(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, tile: int) -> None:
+    """Raise InputError unless `restore_any_size` can restore this y (C, h, w): asked before any work, and once more there."""
+    _, height, width = task.image_shape(tuple(y.shape))
+    stride = backbone.stride
+    if not task.shift_invariant:
+        if height % stride or width % stride:
+            raise InputError(
+                f"task {task.name}: {width}x{height} pixels, but this backbone takes multiples of {stride}: crop it"
+            )
+        return
+    factor = height // y.shape[1]
+    margin = math.ceil(MARGIN / factor)
+    if min(y.shape[1:]) <= margin:
+        raise InputError(
+            f"{y.shape[2]}x{y.shape[1]} pixels: too small for task {task.name}, {margin + 1} a side are needed"
+        )
+    unit = math.lcm(stride, factor)
+    if tile < 4 * unit or tile % unit:
+        raise InputError(f"tile={tile}: a multiple of {unit}, {4 * unit} or more, is needed for task {task.name}")
 
 
 def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:

@@ -1,0 +1,200 @@
+"""What a step of ADIR costs beside the bare network, and beside a step of deepinv's DPS on the same network.
+
+ADIR's guidance needs one application of A and one of its transpose, and no backpropagation, so a step should cost what the
+network costs: the target is 1.05 times at most. Everything that is compared is interleaved in one run, and a ratio is the
+median over rounds of the two times of that round, so that a busy machine slows both. Processor seconds of the (single)
+thread are shown beside wall-clock seconds: other processes cannot stretch them, except through the shared caches.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/step_overhead.py [--repeats 9] [--out results/speed/step_overhead.md]
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
+
+import deepinv
+import diffusers
+import torch
+from torch import Tensor
+
+from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
+from adir.files import write_bytes
+from adir.samplers.adir import ADIR
+from adir.tasks.operators import BoxBlur, Operator, SuperResolution
+
+SIDE, STEPS = 128, 3
+Seconds = tuple[float, float]  # wall clock, processor
+
+
+class ForDeepinv(deepinv.models.Denoiser):
+    """The network as deepinv's samplers want it: x0 in [0, 1] from x0 + sigma n. Counts its calls."""
+
+    def __init__(self, backbone: GuidedDiffusion) -> None:
+        super().__init__()
+        self.backbone, self.calls = backbone, 0
+        alpha_bar = backbone.schedule.alpha_bar
+        self.sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        self.calls += 1
+        sigma = 2 * float(torch.as_tensor(sigma).flatten()[0])  # of pictures in [-1, 1]
+        t = int((self.sigmas - sigma).abs().argmin())
+        z = (2 * x - 1).float()
+        eps = self.backbone.network(z / (1 + sigma**2) ** 0.5, torch.tensor([t]), return_dict=False)[0]
+        return (z - sigma * eps + 1) / 2
+
+
+def timed(run: Callable[[], object]) -> Seconds:
+    """Seconds of one call."""
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def contestants(backbone: GuidedDiffusion, operator: Operator, batch: int) -> dict[str, Callable[[], object]]:
+    """STEPS network calls, STEPS calls of `predict`, STEPS steps of ADIR, STEPS steps of DPS (the last only for batch 1)."""
+    x_t = torch.randn(batch, 3, SIDE, SIDE)
+    y = operator.A(torch.rand(batch, 3, SIDE, SIDE) * 2 - 1)
+    t = torch.full((batch,), 500)
+    sampler = ADIR(n_steps=STEPS, guidance_scale=1.0, variance="small")
+
+    @torch.no_grad()
+    def bare() -> None:
+        for _ in range(STEPS):
+            backbone.network(x_t, t, return_dict=False)
+
+    def predict() -> None:
+        for _ in range(STEPS):
+            backbone.predict(x_t, t)
+
+    def adir() -> None:
+        sampler.restore(backbone, operator, y, [torch.Generator().manual_seed(b) for b in range(batch)])
+
+    runs: dict[str, Callable[[], object]] = {"bare": bare, "predict": predict, "adir": adir}
+    if batch == 1:
+        dps = deepinv.sampling.DPS(ForDeepinv(backbone), num_steps=STEPS + 1)
+
+        def one_dps() -> None:
+            dps((y + 1) / 2, operator.physics, x_init=(1, 3, SIDE, SIDE), seed=0, denoise_output=False)
+
+        runs["dps"] = one_dps
+    return runs
+
+
+def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[Seconds]]:
+    """Seconds per step of each contestant in each round; the order turns, and one round goes unmeasured."""
+    names = list(runs)
+    times: dict[str, list[Seconds]] = {name: [] for name in names}
+    for turn in range(repeats + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            wall, processor = timed(runs[name])
+            if turn > 0:
+                times[name].append((wall / STEPS, processor / STEPS))
+    return times
+
+
+def ratio(times: dict[str, list[Seconds]], above: str, below: str, clock: int) -> str:
+    """Median over rounds of above / below, with its quartiles."""
+    ratios = [a[clock] / b[clock] for a, b in zip(times[above], times[below], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+class Free:
+    """A network that costs nothing: what is left of a step is the sampler's own."""
+
+    def __init__(self, backbone: GuidedDiffusion) -> None:
+        self.schedule = backbone.schedule
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
+        return Prediction(x_t, None)
+
+
+def own_milliseconds(backbone: GuidedDiffusion, operator: Operator, batch: int, repeats: int) -> float:
+    """Processor milliseconds of a step of ADIR without its network: median of `repeats` runs of 50 steps."""
+    y = operator.A(torch.rand(batch, 3, SIDE, SIDE) * 2 - 1)
+    sampler = ADIR(n_steps=50, guidance_scale=1.0, variance="small")
+    generators = [torch.Generator().manual_seed(b) for b in range(batch)]
+
+    def run() -> None:
+        sampler.restore(Free(backbone), operator, y, generators)
+
+    run()
+    return statistics.median(timed(run)[1] for _ in range(repeats)) / 50 * 1000
+
+
+def cpu_name() -> str:
+    """The processor's name, and how many processors the system shows."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} processors"
+
+
+def report(repeats: int, command: str) -> str:
+    """Measure everything and return it as Markdown."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    backbone = GuidedDiffusion()
+    rows, dps_rows = [], []
+    for task, degradation in (("sr4", SuperResolution(4)), ("deblur", BoxBlur(5))):
+        operator = degradation((3, SIDE, SIDE))
+        for batch in (1, 4):
+            times = measure(contestants(backbone, operator, batch), repeats)
+            bare, adir = (1000 * statistics.median(wall for wall, _ in times[name]) for name in ("bare", "adir"))
+            own = own_milliseconds(backbone, operator, batch, repeats)
+            rows.append(
+                f"| {task} | {batch} | {bare:.0f} | {adir:.0f} | {own:.1f} | {ratio(times, 'adir', 'bare', 0)} "
+                f"| {ratio(times, 'adir', 'bare', 1)} | {ratio(times, 'predict', 'bare', 1)} |"
+            )
+            print(rows[-1], flush=True)
+            if "dps" in times:
+                dps = 1000 * statistics.median(wall for wall, _ in times["dps"])
+                dps_rows.append(
+                    f"| {task} | {adir:.0f} | {dps:.0f} | {ratio(times, 'adir', 'dps', 0)} "
+                    f"| {ratio(times, 'adir', 'dps', 1)} |"
+                )
+                print(dps_rows[-1], flush=True)
+    return f"""# Time of a step of ADIR
+
+The embedded prior at {SIDE}x{SIDE}, {torch.get_num_threads()} thread, {repeats} rounds of {STEPS} steps, interleaved.
+Ratios are medians over rounds, quartiles in brackets. Lower is better. Target for ADIR over the bare network: 1.05.
+
+| task | batch | bare network, ms | ADIR step, ms | of it, the sampler's own, ms | ADIR / network, wall clock | ADIR / network, processor time | `predict` / network, processor time |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+"Bare network" is one call on the whole batch. ADIR calls `GuidedDiffusion.predict`, which on a CPU takes one picture at
+a time so that results do not depend on the batch; its own cost is the last column. The sampler's own part is measured
+apart, on a network that costs nothing.
+
+| task, batch 1 | ADIR step, ms | deepinv DPS step, ms | ADIR / DPS, wall clock | ADIR / DPS, processor time |
+|---|---|---|---|---|
+{chr(10).join(dps_rows)}
+
+deepinv's DPS evaluates the network twice a step (for the score, and for the guidance) and differentiates once through it.
+
+{date.today().isoformat()}; {cpu_name()}; Python {platform.python_version()}, torch {torch.__version__},
+diffusers {diffusers.__version__}, deepinv {deepinv.__version__}. Command: `{command}`
+"""
+
+
+def main() -> None:
+    """Measure, print, and write the report when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    command = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python benchmarks/speed/step_overhead.py"
+    text = report(arguments.repeats, f"{command} --repeats {arguments.repeats}")
+    if arguments.out is not None:
+        write_bytes(arguments.out, text.encode())
+
+
+if __name__ == "__main__":
+    main()
