@@ -83,9 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     top = parser()
     args, rest = top.parse_known_args(arguments)
     words = getattr(args, "overrides", getattr(args, "inputs", None))
-    if rest and (words is None or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse ends a list of words at the first option: adir run task=sr4 -m seed=0,1
+        if words is None or any(word.startswith("-") for word in rest):
+            top.error(f"unrecognized arguments: {' '.join(rest)}")
         words += rest
     # pyiqa and peft bring bitsandbytes, which warns on stderr that it has no kernels for a network nobody uses here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

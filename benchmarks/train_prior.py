@@ -32,9 +32,8 @@ from adir.errors import InputError
 from adir.files import read_json, sha256_of_file, write_bytes, write_json
 
 SIDE = 128  # pixels of a training picture, after reducing its short side and cropping the centre
-# (crop side, crops a step, scales to draw from), one step each in turn; 32,768 pixels a step. Half of the smaller crops
-# are at scale 0.5, where pictures are sharpest: with scales 1, 0.75 and 0.5 alike, the error at 128x128 fell by 1 % and
-# that of pictures reduced to 64x64 rose by 1 % (t = 10).
+# (crop side, crops a step, scales to draw from), one step each in turn; 32,768 pixels a step. Whole pictures stand for
+# scale 1; most of the smaller crops are at scale 0.5, where pictures are sharpest and the error at low noise is largest.
 REDUCED = (64, 8, (0.75, 0.5, 0.5))
 CYCLE = (REDUCED, (128, 2, (1.0,)), REDUCED, REDUCED)
 EVALUATION_TIMESTEPS = (10, 50, 100, 200, 400, 700)
@@ -205,15 +204,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def ship(args: argparse.Namespace) -> None:
-    """Writes a network as float16 safetensors, its config without the path it came from; prints the SHA-256.
-
-    With --start, the weights are start + share (network - start): part of the way that a continued training went.
-    """
-    tensors = UNet2DModel.from_pretrained(args.network, torch_dtype=torch.float32).state_dict()
-    if args.start:
-        start = UNet2DModel.from_pretrained(args.start, torch_dtype=torch.float32).state_dict()
-        tensors = {name: start[name].lerp(tensor, args.share) for name, tensor in tensors.items()}
-    half = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
+    """Writes a network as float16 safetensors, its config without the path it came from; prints the SHA-256."""
+    network = UNet2DModel.from_pretrained(args.network, torch_dtype=torch.float32)
+    half = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
     weights = args.out / "diffusion_pytorch_model.safetensors"
     config = read_json(args.network / "config.json")
     config.pop("_name_or_path", None)
@@ -249,8 +242,6 @@ def main(argv: list[str] | None = None) -> None:
     p = commands.add_parser("ship", help="write a network as float16 safetensors")
     p.add_argument("network", type=Path, help="diffusers folder to read")
     p.add_argument("out", type=Path, help="diffusers folder to write")
-    p.add_argument("--start", type=Path, help="folder that the training continued from: averages the two networks")
-    p.add_argument("--share", type=float, default=0.5, help="of the trained network (default: %(default)s)")
     p.set_defaults(run=ship)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -168,7 +168,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_a_picture_of_absurd_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match="x.png: .*pixels"):
+    with pytest.raises(InputError, match=r"x\.png: .*pixels"):
         read_image(tmp_path / "x.png")
 
 

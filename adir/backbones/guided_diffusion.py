@@ -110,7 +110,7 @@ def load_network(config: Path, weights: Path) -> UNet2DModel:
             raise TypeError(f"{config.name} holds no JSON object")
         network = UNet2DModel.from_config(settings)
         tensors = load_file(weights)
-    except (SafetensorError, ValueError, TypeError) as error:  # the last two are diffusers' words for a bad configuration
+    except (SafetensorError, ValueError, TypeError) as error:  # diffusers raises the latter two
         raise InputError(f"{config.parent}: damaged backbone ({error}); fetch it again") from error
     expected = network.state_dict()
     for key in sorted(expected.keys() | tensors.keys()):

@@ -10,10 +10,11 @@ import torch
 from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from adir.configuration import config_dir
@@ -141,8 +142,12 @@ def options_of(cfg: DictConfig) -> Options:
     if cfg.retry not in (None, "failed"):
         raise InputError(f"retry={cfg.retry}: failed is the only choice")
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
-    launcher = OmegaConf.select(cfg, "hydra.launcher._target_")
-    return Options(cfg.existing, cfg.retry == "failed", progress and launcher is None, bool(cfg.oracle))
+    return Options(cfg.existing, cfg.retry == "failed", progress and not beside_others(), bool(cfg.oracle))
+
+
+def beside_others() -> bool:
+    """Whether this job runs in a launcher's worker, where several progress bars would write over one another."""
+    return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
 
 
 def say(message: str) -> None:

@@ -41,6 +41,8 @@ class WandbTracking:
 
         mode: Mode = self.mode or ("online" if has_key() else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)
+        # The pictures of a table would be put into the home folder, and not travel with RESULTS/wandb.
+        os.environ.setdefault("WANDB_DATA_DIR", str(cell.results.absolute() / "wandb"))
         try:
             self._run = wandb.init(
                 project=self.project,

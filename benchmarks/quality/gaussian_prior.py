@@ -142,7 +142,9 @@ class Problem:
     def posterior_residual(self) -> float:
         """rms(A x - y) of posterior samples over sigma_y."""
         y = measurements(self.S, self.A, self.sigma_y)
-        return residual(self.A, y, *posterior(torch.zeros(SIDE).double(), self.S, self.A, y, self.sigma_y)) / self.sigma_y
+        return (
+            residual(self.A, y, *posterior(torch.zeros(SIDE).double(), self.S, self.A, y, self.sigma_y)) / self.sigma_y
+        )
 
     def compare(self, n_steps: int, s: float, variance: str, level: str = "mean") -> tuple[float, float, float]:
         """(bias, ratio, residual) of Algorithm 1 with the cap on.
@@ -276,18 +278,19 @@ Deblurring as in the first table, `variance=small`; `measurement_level=mean` and
 {conclusion}
 
 {today}; {processor}; Python {python}, torch {torch}; {seconds:.0f} s. Command: `OMP_NUM_THREADS=1 python benchmarks/quality/gaussian_prior.py`
-"""
-CONCLUSION = """The likelihood's own scale, s = 1/(2 sigma_y^2), is an upper bound worth using, not a default: with many steps the samples
-then lie closer to y than the truth does (residual below 1) and the mean of deblurring is off by half a posterior standard
-deviation. About a third of it is best for both blurs, with a mean within 0.2; there the residual is a little above the
-noise level, so an s tuned down to "residual = noise level" (the discrepancy principle) ends up slightly too strong, on
-the smooth side. Without guidance or at a hundredth of it, bias and residual are many times larger: too weak costs more
-than too strong. Where the noise is next to nothing (sr4) the mean is right within 0.1 from 0.03 on, and more guidance only
-lowers the residual. At 50 steps the spread of the samples is set by the variance more than by s: `small` gives two
-thirds of the posterior's variance and `large` one and a half times; at 1000 they agree. The cap acts on most of 50 steps
-and is what keeps s = 1/(2 sigma_y^2) usable there. The reading of the index changes little at 50 steps (`mean` is
-nearer) and nothing at 1000. All this is for an ideal denoiser and a Gaussian prior: it bounds what tuning s can do, and
-says nothing of a network's errors."""
+"""  # noqa: E501 (a row of a Markdown table is one line)
+CONCLUSION = """The likelihood's own scale, s = 1/(2 sigma_y^2), is an upper end, not a default: with many steps the
+samples then lie closer to y than the truth does (residual below 1), that is, they fit its noise, and the mean of
+deblurring is off by half a posterior standard deviation. About a third of it is best for both blurs, with a mean
+within about 0.2; there the residual is a little above the noise level, so an s tuned until the residual equals it
+(the discrepancy principle) ends up slightly too strong. At a hundredth of it, bias and residual are many times
+larger: too weak costs more than too strong. Where the noise is next to nothing (sr4) the mean is right within 0.1
+from a thirtieth on, and more guidance only lowers the residual. At 50 steps the spread of the samples is set by the
+variance more than by s: at the likelihood's scale `small` gives two thirds of the posterior's variance and, for
+little noise, `large` one and a half times; at 1000 they agree. The cap acts on most of 50 steps and is what keeps
+strong guidance usable there. The two readings of the index differ a little at 50 steps (`mean` is nearer) and not at
+1000. All this is for an ideal denoiser and a Gaussian prior: it bounds what tuning s can do, and says nothing of a
+network's errors."""
 
 
 def main() -> None:
@@ -296,7 +299,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    parts = {"exact": exact_limit_rows(), "unit": unit_prior_rows(), "photograph": photograph_tables(), "level": level_rows()}
+    parts = {
+        "exact": exact_limit_rows(),
+        "unit": unit_prior_rows(),
+        "photograph": photograph_tables(),
+        "level": level_rows(),
+    }
     text = TEXT.format(
         **{name: "\n".join(lines) for name, lines in parts.items()},
         side=SIDE, draws=DRAWS, conclusion=CONCLUSION, today=date.today().isoformat(), processor=platform.machine(),

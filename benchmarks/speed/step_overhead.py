@@ -3,7 +3,8 @@
 ADIR's guidance needs one application of A and one of its transpose, and no backpropagation, so a step should cost what the
 network costs: the target is 1.05 times at most. Everything that is compared is interleaved in one run, and a ratio is the
 median over rounds of the two times of that round, so that a busy machine slows both. Processor seconds of the (single)
-thread are shown beside wall-clock seconds: other processes cannot stretch them, except through the shared caches.
+thread are shown beside wall-clock seconds: other processes cannot stretch them, except through the shared caches. Steadier
+still is the ratio of an ADIR run to the network calls inside that same run, which share their disturbances.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/step_overhead.py [--repeats 9] [--out results/speed/step_overhead.md]
 """
@@ -34,21 +35,38 @@ Seconds = tuple[float, float]  # wall clock, processor
 
 
 class ForDeepinv(deepinv.models.Denoiser):
-    """The network as deepinv's samplers want it: x0 in [0, 1] from x0 + sigma n. Counts its calls."""
+    """The network as deepinv's samplers want it: x0 in [0, 1] from x0 + sigma n."""
 
     def __init__(self, backbone: GuidedDiffusion) -> None:
         super().__init__()
-        self.backbone, self.calls = backbone, 0
+        self.backbone = backbone
         alpha_bar = backbone.schedule.alpha_bar
         self.sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        self.calls += 1
         sigma = 2 * float(torch.as_tensor(sigma).flatten()[0])  # of pictures in [-1, 1]
         t = int((self.sigmas - sigma).abs().argmin())
         z = (2 * x - 1).float()
         eps = self.backbone.network(z / (1 + sigma**2) ** 0.5, torch.tensor([t]), return_dict=False)[0]
         return (z - sigma * eps + 1) / 2
+
+
+class Stopwatch:
+    """The backbone, with the seconds (wall clock, processor) that its predictions take since `reset`."""
+
+    def __init__(self, backbone: GuidedDiffusion) -> None:
+        self.backbone, self.schedule = backbone, backbone.schedule
+        self.reset()
+
+    def reset(self) -> None:
+        self.wall = self.processor = 0.0
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
+        wall, processor = time.perf_counter(), time.process_time()
+        prediction = self.backbone.predict(x_t, t)
+        self.wall += time.perf_counter() - wall
+        self.processor += time.process_time() - processor
+        return prediction
 
 
 def timed(run: Callable[[], object]) -> Seconds:
@@ -58,8 +76,9 @@ def timed(run: Callable[[], object]) -> Seconds:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def contestants(backbone: GuidedDiffusion, operator: Operator, batch: int) -> dict[str, Callable[[], object]]:
+def contestants(stopwatch: Stopwatch, operator: Operator, batch: int) -> dict[str, Callable[[], object]]:
     """STEPS network calls, STEPS calls of `predict`, STEPS steps of ADIR, STEPS steps of DPS (the last only for batch 1)."""
+    backbone = stopwatch.backbone
     x_t = torch.randn(batch, 3, SIDE, SIDE)
     y = operator.A(torch.rand(batch, 3, SIDE, SIDE) * 2 - 1)
     t = torch.full((batch,), 500)
@@ -75,28 +94,34 @@ def contestants(backbone: GuidedDiffusion, operator: Operator, batch: int) -> di
             backbone.predict(x_t, t)
 
     def adir() -> None:
-        sampler.restore(backbone, operator, y, [torch.Generator().manual_seed(b) for b in range(batch)])
+        stopwatch.reset()
+        sampler.restore(stopwatch, operator, y, [torch.Generator().manual_seed(b) for b in range(batch)])
 
     runs: dict[str, Callable[[], object]] = {"bare": bare, "predict": predict, "adir": adir}
     if batch == 1:
         dps = deepinv.sampling.DPS(ForDeepinv(backbone), num_steps=STEPS + 1)
 
         def one_dps() -> None:
-            dps((y + 1) / 2, operator.physics, x_init=(1, 3, SIDE, SIDE), seed=0, denoise_output=False)
+            dps((y + 1) / 2, operator.physics, x_init=(1, 3, SIDE, SIDE), denoise_output=False)
 
         runs["dps"] = one_dps
     return runs
 
 
-def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[Seconds]]:
-    """Seconds per step of each contestant in each round; the order turns, and one round goes unmeasured."""
+def measure(runs: dict[str, Callable[[], object]], stopwatch: Stopwatch, repeats: int) -> dict[str, list[Seconds]]:
+    """Seconds per step of each contestant, and `inside` ADIR's predictions, in each round.
+
+    The order of the contestants turns, and one round goes unmeasured.
+    """
     names = list(runs)
-    times: dict[str, list[Seconds]] = {name: [] for name in names}
+    times: dict[str, list[Seconds]] = {name: [] for name in [*names, "inside"]}
     for turn in range(repeats + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             wall, processor = timed(runs[name])
             if turn > 0:
                 times[name].append((wall / STEPS, processor / STEPS))
+            if turn > 0 and name == "adir":
+                times["inside"].append((stopwatch.wall / STEPS, stopwatch.processor / STEPS))
     return times
 
 
@@ -141,16 +166,18 @@ def report(repeats: int, command: str) -> str:
     """Measure everything and return it as Markdown."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     backbone = GuidedDiffusion()
+    stopwatch = Stopwatch(backbone)
     rows, dps_rows = [], []
     for task, degradation in (("sr4", SuperResolution(4)), ("deblur", BoxBlur(5))):
         operator = degradation((3, SIDE, SIDE))
         for batch in (1, 4):
-            times = measure(contestants(backbone, operator, batch), repeats)
+            times = measure(contestants(stopwatch, operator, batch), stopwatch, repeats)
             bare, adir = (1000 * statistics.median(wall for wall, _ in times[name]) for name in ("bare", "adir"))
             own = own_milliseconds(backbone, operator, batch, repeats)
             rows.append(
-                f"| {task} | {batch} | {bare:.0f} | {adir:.0f} | {own:.1f} | {ratio(times, 'adir', 'bare', 0)} "
-                f"| {ratio(times, 'adir', 'bare', 1)} | {ratio(times, 'predict', 'bare', 1)} |"
+                f"| {task} | {batch} | {bare:.0f} | {adir:.0f} | {own:.1f} | {ratio(times, 'adir', 'inside', 0)} "
+                f"| {ratio(times, 'adir', 'bare', 0)} | {ratio(times, 'adir', 'bare', 1)} "
+                f"| {ratio(times, 'predict', 'bare', 1)} |"
             )
             print(rows[-1], flush=True)
             if "dps" in times:
@@ -165,23 +192,25 @@ def report(repeats: int, command: str) -> str:
 The embedded prior at {SIDE}x{SIDE}, {torch.get_num_threads()} thread, {repeats} rounds of {STEPS} steps, interleaved.
 Ratios are medians over rounds, quartiles in brackets. Lower is better. Target for ADIR over the bare network: 1.05.
 
-| task | batch | bare network, ms | ADIR step, ms | of it, the sampler's own, ms | ADIR / network, wall clock | ADIR / network, processor time | `predict` / network, processor time |
-|---|---|---|---|---|---|---|---|
+| task | batch | bare network, ms | ADIR step, ms | sampler's own, ms | ADIR / network inside | ADIR / bare network | the same, processor time | `predict` / bare network, processor time |
+|---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 "Bare network" is one call on the whole batch. ADIR calls `GuidedDiffusion.predict`, which on a CPU takes one picture at
-a time so that results do not depend on the batch; its own cost is the last column. The sampler's own part is measured
-apart, on a network that costs nothing.
+a time so that results do not depend on the batch; its own cost is the last column. "ADIR / network inside" divides the
+time of a run by the time of the predictions in that very run, and is the steadiest of the ratios: the others compare runs
+that other processes disturb differently. The sampler's own part is measured apart, on a network that costs nothing.
+Milliseconds are wall clock, but the sampler's own are processor time.
 
 | task, batch 1 | ADIR step, ms | deepinv DPS step, ms | ADIR / DPS, wall clock | ADIR / DPS, processor time |
 |---|---|---|---|---|
 {chr(10).join(dps_rows)}
 
-deepinv's DPS evaluates the network twice a step (for the score, and for the guidance) and differentiates once through it.
+deepinv's DPS calls the network once a step too, and differentiates through it with respect to x_t.
 
-{date.today().isoformat()}; {cpu_name()}; Python {platform.python_version()}, torch {torch.__version__},
+{date.today().isoformat()}; {cpu_name()}, load average {os.getloadavg()[1]:.1f}; Python {platform.python_version()}, torch {torch.__version__},
 diffusers {diffusers.__version__}, deepinv {deepinv.__version__}. Command: `{command}`
-"""
+"""  # noqa: E501 (a row of a Markdown table is one line)
 
 
 def main() -> None:

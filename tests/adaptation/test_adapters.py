@@ -83,6 +83,16 @@ def test_a_trained_adapter_acts_and_its_removal_leaves_no_trace(network, adapter
     assert_same_state(network, before)
 
 
+@pytest.mark.parametrize("adapter", [Full(), Lora(rank=2)], ids=["full", "lora"])
+def test_what_required_a_gradient_before_does_so_again_and_nothing_else(network, adapter):
+    network.conv_in.requires_grad_(True)
+    network.mid_block.requires_grad_(True)
+    before = state(network)["required_grad"]
+    assert 0 < sum(before.values()) < len(before)
+    adapter.attach(network).remove()
+    assert state(network)["required_grad"] == before
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=IDS)
 def test_stored_tensors_put_the_adapted_network_back_to_the_bit(network, adapter):
     before = state(network)
@@ -196,7 +206,9 @@ def test_an_adapter_that_matches_no_layer_raises():
     assert [type(m) for m in linear] == [nn.Linear]
 
 
-@pytest.mark.parametrize("arguments, message", [({"rank": 0}, "rank=0"), ({"layers": "conv"}, "convolutions, attention, all")])
+@pytest.mark.parametrize(
+    "arguments, message", [({"rank": 0}, "rank=0"), ({"layers": "conv"}, "convolutions, attention, all")]
+)
 def test_settings_that_make_no_adapter_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         Lora(**arguments)

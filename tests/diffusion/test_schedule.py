@@ -44,7 +44,9 @@ def test_the_posterior_tables_are_those_of_bayes_rule(n):
         variance = 1 / ((1 - beta) / beta + 1 / (1 - ab_prev))
         torch.testing.assert_close(p.posterior_variance[1:], variance, rtol=1e-9, atol=0)
         torch.testing.assert_close(p.posterior_log_variance[1:].exp(), variance, rtol=1e-9, atol=0)
-        torch.testing.assert_close(p.posterior_mean_coef1[1:], variance * ab_prev.sqrt() / (1 - ab_prev), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            p.posterior_mean_coef1[1:], variance * ab_prev.sqrt() / (1 - ab_prev), rtol=1e-9, atol=0
+        )
         torch.testing.assert_close(p.posterior_mean_coef2[1:], variance * (1 - beta).sqrt() / beta, rtol=1e-9, atol=0)
         assert p.posterior_log_variance[0] == p.posterior_log_variance[1]
     assert p.posterior_variance[0] == 0 and p.posterior_mean_coef2[0] == 0

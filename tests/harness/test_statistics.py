@@ -35,7 +35,7 @@ def test_the_paired_difference_is_over_the_shared_pictures_whatever_their_order(
 
 
 def test_equal_differences_have_no_interval() -> None:
-    found = paired_difference({c: 2.0 for c in "abcd"}, {c: 1.0 for c in "abcd"})
+    found = paired_difference(dict.fromkeys("abcd", 2.0), dict.fromkeys("abcd", 1.0))
     assert found is not None and (found.mean, found.low) == (1.0, None)
 
 

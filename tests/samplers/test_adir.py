@@ -61,7 +61,7 @@ def study(repository) -> ModuleType:
 def literal_algorithm_1(
     eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level
 ) -> np.ndarray:  # fmt: skip
-    """METHOD's listing for one picture as vectors: A is a matrix, applied to mu and to eps apart; DDPM's tables from its eqs."""
+    """The paper's listing for one picture as a vector; A is a matrix, applied to mu and to eps apart."""
     kept = np.round(np.linspace(0, 999, n)).astype(int)
     alpha_bar_all = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     x = x_T

@@ -63,9 +63,9 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
         ]
         captions = [f"{row_task}: {image_id}"[: TILE // 7], ""]
         for key in columns:
-            record = by_place.get((row_task, image_id, key))
-            shown.append(open_rgb(results / record["picture"]) if record else None)
-            captions.append(caption(record) if record else "missing")
+            found = by_place.get((row_task, image_id, key))
+            shown.append(open_rgb(results / found["picture"]) if found else None)
+            captions.append(caption(found) if found else "missing")
         for place, picture in enumerate(shown):
             if picture is not None:
                 sheet.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (place * TILE, top))

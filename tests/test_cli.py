@@ -1,0 +1,312 @@
+"""The `adir` command: its examples, every file of conf/, the same result whatever the way, and tracking."""
+
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from adir.cli import EXAMPLES, main
+from adir.configuration import config_dir
+from adir.embedded.pictures import TEST_FIELDS, cut
+from adir.files import read_json, sha256_of_file
+from adir.harness.catalogue import AXES, choices
+from adir.harness.cell import resolve_cell
+from adir.harness.grid import check_job, compose, launch
+
+PICTURES = "cells/**/pictures/*.png"
+
+
+def pictures(folder: Path) -> dict[str, str]:
+    """{cell and picture: SHA-256 of the restored file}."""
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in folder.glob(PICTURES)}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
+    """The results of a small grid."""
+    folder = tmp_path_factory.mktemp("reference")
+    assert main(["run", "-m", *tiny, *MODES, f"results={folder}"]) == 0
+    return folder
+
+
+MODES = ["adaptation=none,self,knn"]
+
+
+# --- the same seed gives the same pictures
+
+
+def test_order_of_pictures_and_cells_changes_no_pixel(
+    adir, tiny: list[str], reference: Path, photographs: Path, tmp_path: Path
+) -> None:
+    # The last picture alone, and the modes in another order: nothing carries over from one picture to the next.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    last = sorted(photographs.iterdir())[-1]
+    (alone / last.name).write_bytes(last.read_bytes())
+    results = tmp_path / "results"
+    grid = ["run", "-m", *tiny, "adaptation=knn,self,none", f"data.path={alone}", f"results={results}"]
+    assert adir(*grid).status == 0
+    found = pictures(results)
+    assert len(found) == 3
+    assert found == {path: sha256 for path, sha256 in pictures(reference).items() if path.endswith(f"{last.name}.png")}
+
+
+def test_embedded_fields_named_in_another_order_give_the_same_pictures(adir, tmp_path: Path) -> None:
+    first, second = TEST_FIELDS[0].id, TEST_FIELDS[-1].id
+    run = ["run", "sampler.n_steps=1", "scoring.metrics=[]"]
+    assert adir(*run, f"data.only=[{first},{second}]", f"results={tmp_path / 'a'}").status == 0
+    assert adir(*run, f"data.only=[{second},{first}]", f"results={tmp_path / 'b'}").status == 0
+    assert pictures(tmp_path / "a") == pictures(tmp_path / "b") and len(pictures(tmp_path / "a")) == 2
+
+
+def test_another_seed_gives_other_pictures_of_the_same_y(adir, tiny: list[str], reference: Path, tmp_path) -> None:
+    assert adir("run", *tiny, "seed=1", f"results={tmp_path}").status == 0
+    assert not set(pictures(tmp_path).values()) & set(pictures(reference).values())
+
+    def measurements(folder: Path) -> dict[str, str]:
+        return {path.name: sha256_of_file(path) for path in folder.glob("measurements/*/*.png")}
+
+    assert measurements(tmp_path) == measurements(reference)
+
+
+def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(adir, tiny: list[str], reference: Path) -> None:
+    run = ["run", "-m", *tiny, *MODES, f"results={reference}"]
+    before = {path: path.stat().st_mtime_ns for path in reference.rglob("*.*") if path.name != "multirun.yaml"}
+    assert "0 pictures done, 9 were there, 0 failed" in adir(*run).out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    expected = pictures(reference)
+    for record in sorted(reference.glob("cells/**/records/*.json"))[::3]:
+        (record.parent.parent / "pictures" / f"{record.stem}.png").unlink()
+        record.unlink()
+    assert "0 pictures done" in adir(*run, "existing=report").out and len(pictures(reference)) == 6
+    assert "3 pictures done, 6 were there, 0 failed" in adir(*run).out
+    assert pictures(reference) == expected
+
+
+def test_redo_does_all_again_to_the_same_pixels(adir, tiny: list[str], reference: Path) -> None:
+    expected = pictures(reference)
+    run = ["run", "-m", *tiny, *MODES, f"results={reference}", "existing=redo"]
+    assert "9 pictures done, 0 were there, 0 failed" in adir(*run).out
+    assert pictures(reference) == expected
+
+
+def test_report_runs_nothing_in_an_empty_folder(adir, tiny: list[str], tmp_path: Path) -> None:
+    assert "0 pictures done, 0 were there" in adir("run", *tiny, "existing=report", f"results={tmp_path}").out
+    assert not list(tmp_path.glob("cells/**/*.*"))
+
+
+def test_modes_without_neighbours_are_run_once_for_all_k(adir, tiny: list[str], tmp_path: Path) -> None:
+    finished = adir("run", "-m", *tiny, "adaptation=none", "k=1,2", f"results={tmp_path}")
+    assert finished.status == 0 and "1 cells (2 combinations, some of them equal)" in finished.out
+    assert "3 pictures done, 3 were there, 0 failed" in finished.out
+
+
+def test_a_picture_that_fails_leaves_its_error_and_the_rest_go_on(adir, tiny: list[str], tmp_path: Path) -> None:
+    # Without its cap and with a scale that overflows float32, the literal algorithm diverges on every picture.
+    run = ["run", *tiny, "sampler.cap=false", "sampler.guidance_scale=1e38", f"results={tmp_path}"]
+    finished = adir(*run)
+    assert finished.status == 1 and "0 pictures done, 0 were there, 3 failed" in finished.out
+    for path in tmp_path.glob("cells/**/records/*.json"):
+        record = read_json(path)
+        assert record["status"] == "failed" and record["scores"] == {}
+        assert "step" in record["error"] and "1e+38" in record["error"] and "cap=true" in record["error"]
+    assert not pictures(tmp_path)
+    assert "3 failed" in (again := adir(*run)).out and again.status == 1
+    assert "FAILED" not in again.out and "FAILED" in adir(*run, "retry=failed").out
+
+
+def test_a_record_holds_what_is_needed_to_trust_it(reference: Path) -> None:
+    record = read_json(next(reference.glob("cells/**/knn-*/records/0.png.json")))
+    assert record["scores"]["psnr"]["direction"] == "higher" and record["seed"] == 0
+    assert {"measure", "retrieve", "adapt", "sample", "score"} <= record["seconds"].keys()
+    assert len(record["neighbours"]) == 2 and record["neighbours"][0]["distance"] <= record["neighbours"][1]["distance"]
+    assert record["peak_memory_mb"] > 0 and record["versions"]["torch"] and record["threads"] == 1
+    assert len(record["y"]["sha256"]) == len(record["adapter"]["sha256"]) == len(record["cell"]) == 64
+    assert record["identity"]["backbone"]["weights_sha256"] and record["configuration"]["adaptation"]["name"] == "knn"
+    for file in (record["picture"], record["y"]["file"], f"adapters/{record['adapter']['key']}.safetensors"):
+        assert (reference / file).is_file()
+
+
+# --- tracking
+
+
+def test_wandb_offline_writes_a_run_under_the_hash_of_the_cell(
+    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_DATA_DIR", "")  # so that what the tracker sets is undone
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    finished = adir("run", *tiny, "tracking=wandb", "tracking.mode=offline", f"results={tmp_path}")
+    assert finished.status == 0 and "warning" not in finished.out
+    record = read_json(next(tmp_path.glob("cells/**/records/*.json")))
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    assert run.name.endswith(record["cell"][:32]) and list(run.glob("*.wandb"))
+    (table,) = run.glob("files/media/table/*.json")
+    assert json.loads(table.read_text())["columns"][:4] == ["image", "status", "restored", "psnr"]
+    staged = {sha256_of_file(path) for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()}
+    assert set(pictures(tmp_path).values()) <= staged  # what `wandb sync` sends lies with the results
+    assert not (tmp_path / "home" / ".local").exists()
+
+
+@pytest.mark.parametrize("failing", ["init", "log"])
+def test_a_failure_of_wandb_costs_no_record(
+    adir, tiny: list[str], tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    class Run:
+        def log(self, _: object) -> None:
+            raise ConnectionError("out of\nreach")
+
+        finish = log
+
+    def init(**_: object) -> Run:
+        if failing == "init":
+            raise ConnectionError("out of\nreach")
+        return Run()
+
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(wandb, "init", init)
+    finished = adir("run", *tiny, "tracking=wandb", f"results={tmp_path}")
+    assert finished.status == 0 and "3 pictures done" in finished.out
+    assert finished.out.count("W&B failed (ConnectionError: out of reach); going on without it") == 1
+    assert len(list(tmp_path.glob("cells/**/records/*.json"))) == 3
+
+
+def test_a_missing_network_makes_no_run_online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from adir.harness.tracking import has_key
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert not has_key()
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x")
+    assert has_key()
+
+
+# --- every file of conf/
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Parquet file as data=parquet and retrieval=parquet take it: 3 pictures to test on, 25 to retrieve."""
+    rows = []
+    for number, field in enumerate((TEST_FIELDS * 2)[:28]):
+        buffer = io.BytesIO()
+        Image.fromarray(cut(field)).save(buffer, format="png")
+        split = "test" if number < 3 else "corpus"
+        rows.append({"image": {"bytes": buffer.getvalue()}, "split": split, "category": field.photograph})
+    path = tmp_path_factory.mktemp("parquet") / "pictures.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+FILES = [path.relative_to(config_dir()).with_suffix("") for path in sorted(config_dir().rglob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_of_conf_is_composed_and_built(
+    file: Path, parquet: Path, photographs: Path, neighbourhood: Path, tmp_path: Path
+) -> None:
+    axis, value = str(file.parent), file.name
+    if axis == ".":
+        assert value == "run" and resolve_cell(compose([])).mode == "none"
+        return
+    # The axis is asked for by its own name; neighbours need a corpus; one metric asks for weights that are not here.
+    overrides = ["adaptation=random"] if axis.startswith(("adaptation/", "retrieval")) else []
+    if value == "parquet":
+        overrides.append(f"parquet={parquet}")
+    if value == "folder":
+        key, folder = ("data.path", photographs) if axis == "data" else ("retrieval.corpus.path", neighbourhood)
+        overrides += [f"{key}={folder}", "k=2"]
+    if axis == "experiment":
+        text = (config_dir() / f"{file}.yaml").read_text()
+        overrides += [f"parquet={parquet}"] if "parquet" in text else []
+        folders = launch(check_job, [f"experiment={value}", *overrides, "hydra/launcher=basic"], multirun=True)
+        assert len(folders) > 1
+        return
+    cfg = compose([f"{axis}={value}", *overrides])
+    built = resolve_cell(cfg)
+    if axis == "tracking":
+        from hydra.utils import instantiate
+
+        instantiate(cfg.tracking)
+    if axis in ("task", "adaptation", "backbone", "sampler"):
+        assert built.identity.axes[axis] == value
+    if axis == "adaptation/adapter":
+        assert built.identity.axes["adapter"] == value
+
+
+def test_the_list_of_axes_is_that_of_conf_and_each_choice_has_a_line(adir) -> None:
+    folders = {str(file.parent) for file in FILES} - {"."}
+    assert set(AXES) == folders - {"hydra/launcher"}  # a way to run, and no axis of a cell
+    out = adir("list").out
+    for axis in AXES:
+        for value, text in choices(axis).items():
+            assert text, f"conf/{axis}/{value}.yaml has no comment that says what it is"
+            assert re.search(rf"^  {value} +{re.escape(text)}$", out, re.MULTILINE)
+
+
+# --- help and examples
+
+
+def examples() -> list[list[str]]:
+    """The commands of `adir --help`, as words."""
+    lines = [line.split("  ")[1] for line in EXAMPLES.splitlines() if line.startswith("  adir")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+@pytest.mark.parametrize("example", examples(), ids=" ".join)
+def test_the_examples_of_the_help_do_what_they_say(
+    adir, example: list[str], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["sampler.n_steps=1", "adaptation.fine_tuning.n_iterations=1", "adaptation.fine_tuning.batch_size=1"]
+    if example[0] == "run":
+        multirun = "-m" in example
+        overrides = [word for word in example[1:] if word != "-m"] + [f"results={tmp_path}"]
+        plain = ["hydra/launcher=basic"] if multirun else []
+        cells = launch(check_job, [*overrides, *plain], multirun)
+        assert len(set(cells)) == {"task=sr4": 1, "task=sr4,deblur": 6, "experiment=demo": 8}[overrides[0]]
+    elif example[0] == "restore":
+        Image.fromarray(cut(TEST_FIELDS[0])[::8, ::8].copy()).save("photo.png")
+        assert adir(*example, *small).status == 0
+        assert (tmp_path / "restored" / "photo-sr4-none.png").is_file()
+    elif example[0] == "leaderboard":
+        (tmp_path / example[1]).symlink_to(reference)
+        assert "psnr" in adir(*example).out
+    else:
+        assert adir(*example).status == 0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["restore", "--help"], ["--version"]])
+def test_help_is_on_stdout(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    printed = capsys.readouterr()
+    assert stop.value.code == 0 and printed.out and not printed.err
+
+
+def test_doctor_says_what_is_there(adir) -> None:
+    finished = adir("doctor")
+    assert finished.status == 0 and "embedded corpus" in finished.out and "MISSING" not in finished.out
+    assert "musiq" in finished.out
+
+
+def test_the_sheet_shows_a_row_per_picture_and_a_column_per_mode(adir, reference: Path, tmp_path: Path) -> None:
+    assert adir("sheet", reference, "--out", tmp_path / "sheet.png").status == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        # ground truth, y, none, self, knn; three pictures and a line of titles.
+        assert sheet.width == 5 * 256 and sheet.height == 26 + 3 * (256 + 26)
+
+
+def test_progress_is_silent_in_a_log(adir, tiny: list[str], tmp_path: Path) -> None:
+    finished = adir("run", *tiny, "adaptation=self", f"results={tmp_path}")
+    assert finished.err == "" and len(finished.out.splitlines()) == 4  # three pictures and the end
