@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all, and their hashes."""
+"""Files that are there whole or not at all, their hashes, and what becomes of damaged ones."""
 
 import hashlib
 import json
 import os
 import secrets
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,27 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file. Raises json.JSONDecodeError or UnicodeDecodeError (both ValueError) when it is damaged."""
     return json.loads(Path(path).read_bytes().decode())
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file of which its library has read the tensors; {} when it has none.
+
+    The library itself gives it of a path only, and turns every OSError into FileNotFoundError.
+    """
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # its length, then JSON
+    return header.get("__metadata__", {})
+
+
+def set_aside(path: Path) -> str:
+    """Rename a damaged file so that its place is free, keep its content, and say so."""
+    target = path.with_name(f"{path.name}.corrupt-{time.time_ns():x}")
+    try:
+        os.replace(path, target)
+    except OSError as error:  # a read-only folder, or another process was first: the work goes on without the file
+        return f"it could not be set aside ({error.strerror})"
+    return f"set aside as {target.name}"
+
+
+def warn_in_one_line(message: str) -> None:
+    """A Python warning without the line of source that `warnings.warn` prints below it."""
+    warnings.warn_explicit(message, UserWarning, "<adir>", 1)

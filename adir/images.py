@@ -1,7 +1,7 @@
 """Pictures: reading, writing, ranges and layout.
 
-Inside the program a picture is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], black at -1. Encoders and metrics take
-[0, 1]; `to_unit` leads there and `require_unit` guards their doors. Files are 8-bit.
+Inside the program a picture is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], black at -1. Metrics take [0, 1], and
+`require_unit` guards their door. Files are 8-bit.
 """
 
 import hashlib
@@ -26,16 +26,6 @@ def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}\x00{image_id}\x00{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def to_unit(x: Tensor) -> Tensor:
-    """[-1, 1] to [0, 1], clipped: what an 8-bit file, an encoder or a metric can hold."""
-    return ((x + 1) / 2).clamp(0, 1)
-
-
-def from_unit(x: Tensor) -> Tensor:
-    """[0, 1] to [-1, 1]."""
-    return 2 * x - 1
 
 
 def require_unit(x: Tensor, who: str) -> None:
@@ -64,11 +54,15 @@ def read_pixels(path: str | Path) -> np.ndarray:
     Transparent, 16-bit and CMYK pictures raise InputError instead of being flattened, cut to 8 bits or colour-converted
     without the user's knowledge; so do files that are no picture, truncated ones, and ones of more than 178 million pixels.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    return decode_pixels(Path(path).read_bytes(), str(path))
+
+
+def decode_pixels(content: bytes, name: str) -> np.ndarray:
+    """What `read_pixels` gives, of the bytes of a picture file; `name` is what its errors call it."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             # Pillow cuts 16-bit RGB files to 8 bits without a word; only the raw mode of their data tells.
             deep = any(";16" in str(tile[3]) for tile in picture.tile)
             picture.load()
@@ -76,28 +70,32 @@ def read_pixels(path: str | Path) -> np.ndarray:
             if mode == "P":  # a palette is a way to store RGB, unless it holds transparency
                 mode = "RGBA" if "transparency" in picture.info else "RGB"
             if mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-                raise InputError(f"{path}: has an alpha channel; flatten it onto a background first (convert to RGB)")
+                raise InputError(f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)")
             if deep or mode.startswith("I") or mode == "F":
-                raise InputError(f"{path}: has more than 8 bits a channel; convert it to 8-bit RGB")
+                raise InputError(f"{name}: has more than 8 bits a channel; convert it to 8-bit RGB")
             if mode == "CMYK":
-                raise InputError(f"{path}: is CMYK; convert it to RGB with the colour profile it was made for")
+                raise InputError(f"{name}: is CMYK; convert it to RGB with the colour profile it was made for")
             if mode in ("L", "1"):
                 return np.array(picture.convert("L"))[:, :, None]
             return np.array(picture.convert("RGB"))
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a picture that Pillow {Image.__version__} can read") from error
+        raise InputError(f"{name}: not a picture that Pillow {Image.__version__} can read") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for truncated and damaged files
-        raise InputError(f"{path}: damaged picture ({error})") from error
+        raise InputError(f"{name}: damaged picture ({error})") from error
 
 
 def read_image(path: str | Path) -> Tensor:
     """(3, H, W) in [-1, 1] of a picture file; a grey file is repeated in the three channels. Errors: `read_pixels`."""
-    pixels = read_pixels(path)
-    return from_uint8(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+    return from_uint8(in_colour(read_pixels(path)))
+
+
+def in_colour(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of (H, W, 3), or of (H, W, 1) repeated."""
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
+from adir.diffusion.posterior import diffuse
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_file, write_bytes, write_json
@@ -97,9 +98,8 @@ def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def add_noise(x: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x_t of x_0, DDPM (Ho et al., 2020), eq. 4. x, eps: (B, 3, H, W); t: (B,) int64."""
-    alpha_bar_t = ALPHA_BAR[t].view(-1, 1, 1, 1)
-    return alpha_bar_t.sqrt().to(x) * x + (1 - alpha_bar_t).sqrt().to(x) * eps
+    """x_t of x_0 at original timesteps t (B,), int64 on the CPU; x, eps: (B, 3, H, W). The type of x is kept."""
+    return diffuse(x, eps, ALPHA_BAR[t].view(-1, 1, 1, 1).to(x.device)).to(x.dtype)
 
 
 class PriorModule(pl.LightningModule):
@@ -120,7 +120,8 @@ class PriorModule(pl.LightningModule):
         x = draw_crops(self.pictures, *CYCLE[step % len(CYCLE)], generator)
         t = draw_timesteps(len(x), generator)
         eps = torch.randn(x.shape, generator=generator)
-        loss = F.mse_loss(self.network(add_noise(x, t, eps), t).sample.float(), eps)
+        x, eps = x.to(self.device), eps.to(self.device)  # drawn on the CPU: the same numbers on any device
+        loss = F.mse_loss(self.network(add_noise(x, t, eps), t.to(self.device)).sample.float(), eps)
         self.log("loss", loss)
         return loss
 
@@ -169,7 +170,8 @@ def train(args: argparse.Namespace) -> None:
         network = UNet2DModel.from_config(read_json(args.config))
     module = PriorModule(network.train(), pictures, args.steps, args.warmup, args.lr, args.seed)
     trainer = pl.Trainer(
-        accelerator="cpu", precision=args.precision, max_steps=args.steps, max_epochs=-1, gradient_clip_val=1.0,
+        accelerator=args.accelerator, devices=1, precision=args.precision,
+        max_steps=args.steps, max_epochs=-1, gradient_clip_val=1.0,
         callbacks=[AverageAndSave(args.out, args.save_every)], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
@@ -232,6 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--warmup", type=int, default=100, help="steps (default: %(default)s)")
     p.add_argument("--lr", type=float, default=1e-4, help="peak learning rate (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--accelerator", default="auto", help="Lightning's name of it (default: %(default)s)")
     p.add_argument("--precision", default="bf16-mixed", help="Lightning's name of it (default: %(default)s)")
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
     p.set_defaults(run=train)

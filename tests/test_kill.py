@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from adir.cli import main
 from adir.files import read_json, sha256_of_file
+from adir.harness.stages import hash_of_tensors
 
 RECORDS = "cells/**/records/*.json"
 PICTURES = "cells/**/pictures/*.png"
@@ -24,7 +26,12 @@ def ids(folder: Path, pattern: str) -> set[str]:
 
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256_of_file(path) for path in folder.glob(pattern)}
+    """{file: SHA-256}; of an adapter's tensors alone, as its file also tells how long the training took."""
+
+    def sha256(path: Path) -> str:
+        return hash_of_tensors(load_file(path)) if path.suffix == ".safetensors" else sha256_of_file(path)
+
+    return {str(path.relative_to(folder)): sha256(path) for path in folder.glob(pattern)}
 
 
 def kill_after(folder: Path, wanted: int, delay: float, alive: Callable[[], bool], kill: Callable[[], None]) -> None:

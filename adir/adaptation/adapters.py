@@ -20,6 +20,7 @@ class Attached(Protocol):
     layers: list[str]
     """Names of the modules that took the adapter."""
 
+    def initialise(self, generator: torch.Generator) -> None: ...
     def parameters(self) -> list[nn.Parameter]: ...
     def tensors(self) -> dict[str, Tensor]: ...
     def load(self, tensors: dict[str, Tensor]) -> None: ...
@@ -68,6 +69,9 @@ class AttachedFull:
         self._required_grad = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
         self.layers = list(self._base)
         network.requires_grad_(True)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Nothing to draw: full fine-tuning starts from the base weights."""
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from adir.adaptation.adapters import Adapter, AttachedLora
+from adir.adaptation.adapters import Adapter
 from adir.adaptation.crops import NoisyCrops
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.posterior import diffuse, epsilon_loss
@@ -103,8 +103,7 @@ class FineTuning:
             raise ValueError("adaptation needs at least one picture")
         attached = adapter.attach(backbone.network)
         try:
-            if isinstance(attached, AttachedLora):
-                attached.initialise(generator)
+            attached.initialise(generator)
             crops = NoisyCrops(pictures, self.crop_size, backbone.stride, len(backbone.schedule), self.flip, generator)
 
             def optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -127,6 +126,7 @@ class FineTuning:
                 n_parameters=sum(parameter.numel() for parameter in attached.parameters()),
             )
         finally:
+            backbone.network.to(backbone.device)  # Lightning leaves a network it trained on a GPU on the CPU
             attached.remove()
 
 

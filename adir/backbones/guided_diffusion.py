@@ -40,8 +40,9 @@ class GuidedDiffusion:
 
     folder: None is the embedded prior.  resolution: side in pixels of the pictures it was trained on; other sizes work.
     variance: the Sigma that goes with this network, `learned` where it predicts one (6 output channels), else `small`
-    (beta tilde) or `large` (beta).  Weights may be float16 on disk and are float32 in memory; they are hashed, and the
-    hash is part of every record.  Raises InputError for a folder that is not such a model.
+    (beta tilde) or `large` (beta).  Weights may be float16 on disk and are float32 in memory. They are hashed, and so is
+    the configuration (a wrong norm_eps fits the same tensors); both hashes are part of a cell's identity.  Raises
+    InputError for a folder that is not such a model.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class GuidedDiffusion:
         weights = self.folder / "diffusion_pytorch_model.safetensors"
         self.network = load_network(self.folder / "config.json", weights).to(self.device)
         self.weights_sha256 = sha256_of_file(weights)
+        self.config_sha256 = sha256_of_file(self.folder / "config.json")
         self.learns_variance = self.network.config["out_channels"] == 6
         self.variance = variance
         if (variance == "learned") and not self.learns_variance:

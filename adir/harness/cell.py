@@ -5,7 +5,6 @@ This is the only place that calls Hydra's `instantiate`; below it nobody sees a 
 
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from adir.retrieval.index import Index
 from adir.samplers.adir import ADIR
 from adir.scoring.metrics import Scoring
 from adir.tasks.restoration import RestorationTask
-
-Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         if mode != "random":
             encoder = build(cfg.retrieval.encoders[mode], "retrieval.encoders")
     identity = cell_identity(
-        backbone=without(full["backbone"], "folder", "device") | {"weights_sha256": backbone.weights_sha256},
+        backbone=without(full["backbone"], "folder", "device")
+        | {"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256},
         task=full["task"],
         adaptation=full["adaptation"],
         retrieval={

@@ -1,6 +1,7 @@
 """`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
 
 import functools
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,12 +31,13 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
     """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed. Raises InputError before any work."""
     plain = "hydra/launcher=basic"  # checking is quick, and its errors belong in this process
     checked = launch(check_job, [*overrides, plain] if multirun else overrides, multirun)
-    results, folders = checked[0][0], {folder for _, folder in checked}
+    results = checked[0][0]
+    first = {folder: number for number, (_, folder) in reversed(list(enumerate(checked)))}  # equal cells run once
     if multirun:
-        duplicates = f" ({len(checked)} combinations, some of them equal)" if len(folders) < len(checked) else ""
-        say(f"{len(folders)} cells{duplicates} in {results}")
+        duplicates = f" ({len(checked)} combinations, some of them equal)" if len(first) < len(checked) else ""
+        say(f"{len(first)} cells{duplicates} in {results}")
 
-    outcomes: list[Outcome] = launch(run_job, overrides, multirun)
+    outcomes: list[Outcome] = launch(functools.partial(run_job, frozenset(first.values())), overrides, multirun)
     failed = sum(outcome.failed for outcome in outcomes)
     done, skipped = sum(o.done for o in outcomes), sum(o.skipped for o in outcomes)
     say(f"{done} pictures done, {skipped} were there, {failed} failed; records and pictures: {results}/cells")
@@ -51,7 +53,7 @@ def launch(function: Callable[[DictConfig], Any], overrides: list[str], multirun
     """
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
-    job = functools.partial(guarded, function)
+    job = functools.partial(guarded, function, secrets.token_hex(8))
     try:
         if multirun or experiment_wants_multirun(hydra, overrides):
             batches = hydra.multirun("run", job, overrides, with_log_configuration=False)
@@ -68,10 +70,22 @@ def launch(function: Callable[[DictConfig], Any], overrides: list[str], multirun
     return results
 
 
-def guarded(function: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
-    """The function's result, or the exception it raised: Hydra would print a line of its own about it."""
+_stopped: dict[str, BaseException] = {}
+"""By grid, what ended this process's share of it: on a full disk no further cell shall adapt for minutes to find that out."""
+
+
+def guarded(function: Callable[[DictConfig], Any], grid: str, cfg: DictConfig) -> Any:
+    """The function's result, or the exception it raised: Hydra would print a line of its own about it.
+
+    After an OSError or InputError, the jobs of that grid that follow in this process return it at once.
+    """
+    if grid in _stopped:
+        return _stopped[grid]
     try:
         return function(cfg)
+    except (OSError, InputError) as error:
+        _stopped[grid] = error
+        return error
     except Exception as error:
         return error
 
@@ -123,9 +137,12 @@ def tell_rejects(corpus: Corpus) -> None:
         say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 
-def run_job(cfg: DictConfig) -> Outcome:
-    """Run one cell, in whatever process the launcher chose."""
+def run_job(kept: frozenset[int], cfg: DictConfig) -> Outcome:
+    """Run one cell, in whatever process the launcher chose; nothing where the job's number is not among `kept`."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and HydraConfig.get().job.num not in kept:
+        return Outcome()
     torch.set_num_threads(cfg.threads)
+    torch.backends.cudnn.allow_tf32 = False  # its 1e-3 is no float rounding, which is all that devices may differ by
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)
     tracker.start(cell)

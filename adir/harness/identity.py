@@ -44,8 +44,21 @@ class CellIdentity:
 
 
 def hash_of(configuration: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces). Raises ValueError for NaN, which equals nothing."""
-    return sha256_of_bytes(json.dumps(configuration, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, 10.0 as 10).
+
+    Raises ValueError for NaN, which equals nothing.
+    """
+    canonical = json.dumps(plain_numbers(configuration), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256_of_bytes(canonical.encode())
+
+
+def plain_numbers(value: Any) -> Any:
+    """The value with whole floats as integers: sigma_y=10 and sigma_y=10.0 are one cell."""
+    if isinstance(value, dict):
+        return {key: plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def cell_identity(
@@ -66,9 +79,9 @@ def cell_identity(
     """
     mode = adaptation["name"]
     configuration: dict[str, Any] = {
-        "backbone": backbone,
-        "task": task,
-        "sampler": sampler,
+        "backbone": {key: value for key, value in backbone.items() if key not in ("variance", "resolution")},
+        "task": {key: value for key, value in task.items() if key != "guidance_scale"},
+        "sampler": sampler,  # has the variance and the guidance scale that were used, wherever they were said
         "seed": seed,
         "noise_seed": noise_seed,
         "adaptation": {"name": mode},

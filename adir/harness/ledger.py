@@ -1,18 +1,16 @@
 """Records: one JSON file per (cell, picture), written once, when that picture is done."""
 
-import json
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from adir.files import read_json, write_json
+from adir.errors import InputError
+from adir.files import read_json, set_aside, write_json
 
 SCHEMA = 1
-"""Raised when a field of a record changes its meaning."""
+"""Raised when a field of a record changes its meaning; records of another schema are refused."""
 
 REQUIRED = ("schema", "status", "cell", "axes", "image", "y", "scores")
 
@@ -35,10 +33,22 @@ class Ledger:
         """The restored picture, an 8-bit PNG."""
         return self.folder / "pictures" / f"{quote(image_id, safe='')}.png"
 
-    def read(self, image_id: str) -> dict[str, Any] | None:
-        """The record of a picture, or None when there is none. A damaged one is set aside and named: DamagedFile."""
+    def read(self, image_id: str, cell_sha256: str | None = None) -> dict[str, Any] | None:
+        """The record of a picture, or None when there is none. A damaged one is set aside and named: DamagedFile.
+
+        Raises InputError where the record has another schema, or is not of the cell whose identity's hash is given.
+        """
         path = self.record_path(image_id)
-        return read_record(path) if path.is_file() else None
+        try:
+            record = read_record(path)
+        except FileNotFoundError:
+            return None
+        if cell_sha256 is not None and record["cell"] != cell_sha256:
+            raise InputError(
+                f"{path}: is the record of another cell ({str(record['cell'])[:12]}, not {cell_sha256[:12]}); use another "
+                "results folder, or move its cells' folders back to where they were"
+            )
+        return record
 
     def write(self, image_id: str, record: dict[str, Any]) -> None:
         """Write the record, atomically. Raises OSError when the disk is full or read-only; nothing else is touched."""
@@ -46,25 +56,24 @@ class Ledger:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """One record file. When it is damaged it is renamed, never deleted, and DamagedFile says where to."""
+    """One record file. When it is damaged it is renamed, never deleted, and DamagedFile says where to.
+
+    One of another schema raises InputError and stays: another version of this program can read it.
+    """
     try:
         record = read_json(path)
+        other_schema = isinstance(record, dict) and record.get("schema", SCHEMA) != SCHEMA
         missing = [key for key in REQUIRED if key not in record] if isinstance(record, dict) else list(REQUIRED)
-        if missing:
+        if missing and not other_schema:
             raise ValueError(f"it lacks {', '.join(missing)}")
-    except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
+    except ValueError as error:
         raise DamagedFile(f"{path}: damaged record ({error}); {set_aside(path)}") from error
+    if other_schema:
+        raise InputError(
+            f"{path}: a record of schema {record['schema']!r}, this version of adir reads schema {SCHEMA}; use the version "
+            "that wrote it, or another results folder"
+        )
     return record
-
-
-def set_aside(path: Path) -> str:
-    """Rename a damaged file so that its place is free, keep its content, and say so."""
-    target = path.with_name(f"{path.name}.corrupt-{time.time_ns():x}")
-    try:
-        os.replace(path, target)
-    except OSError as error:  # a read-only folder: reading goes on without the file
-        return f"it could not be set aside ({error.strerror})"
-    return f"set aside as {target.name}"
 
 
 def all_records(results: Path) -> Iterator[dict[str, Any] | DamagedFile]:

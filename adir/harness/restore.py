@@ -15,7 +15,7 @@ from adir.harness.cell import Cell, find_neighbours, resolve_cell
 from adir.harness.grid import compose, options_of, say
 from adir.harness.run import adapter_fields, commit, find_or_train_adapter, versions
 from adir.harness.stages import hash_of_picture
-from adir.images import PICTURE_SUFFIXES, write_png
+from adir.images import PICTURE_SUFFIXES, from_uint8, read_image, to_uint8, write_png
 from adir.samplers.tiling import require_restorable, restore_any_size
 from adir.scoring.metrics import data_consistency_residual
 
@@ -73,17 +73,24 @@ def picture_files(inputs: list[str]) -> list[Path]:
 
 
 def is_done(target: Path, cell: Cell, y: Tensor) -> bool:
-    """Whether this very restoration is there. InputError when something else has its name."""
+    """Whether this very restoration is there. InputError when something else has its name.
+
+    The note is written first: one of this restoration without its picture is what a kill leaves, or a deleted picture.
+    """
     note = target.with_suffix(".json")
     if not target.exists() and not note.exists():
         return False
     try:
         known = read_json(note)
         if (known["cell"], known["y_sha256"]) == (cell.identity.sha256, hash_of_picture(y)):
-            return True
+            if not target.exists():
+                return False
+            if known["picture_sha256"] == hash_of_picture(read_image(target)):
+                return True
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not ours, or damaged: the question is the same
-    raise InputError(f"{target}: exists and was made otherwise; use --overwrite, or another --out")
+    there = target if target.exists() else note
+    raise InputError(f"{there}: exists and was made otherwise; use --overwrite, or another --out")
 
 
 def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, options: Any) -> None:
@@ -97,7 +104,6 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
             result = restore_any_size(cell.sampler, cell.backbone, cell.task, y, cell.seed, image_id, tile)
         except FloatingPointError as error:
             raise InputError(f"{path}: {error}") from error
-    write_png(target, result.x_hat)
     operator = cell.task.operator(tuple(result.x_hat.shape))
     residual = float(data_consistency_residual(operator, result.x_hat[None].clamp(-1, 1), y[None]))
     note = {
@@ -106,6 +112,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
         "configuration": cell.configuration,
         "input": path.name,
         "y_sha256": image_id,
+        "picture_sha256": hash_of_picture(from_uint8(to_uint8(result.x_hat))),
         "residual": residual,
         "sigma_y": cell.task.sigma_y,
         "tiles": result.n_tiles,
@@ -117,6 +124,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
         "commit": commit(),
     }
     write_json(target.with_suffix(".json"), note)
+    write_png(target, result.x_hat)  # last: what is_done goes by
     say(
         f"{target}: {y.shape[2]}x{y.shape[1]} to {result.x_hat.shape[2]}x{result.x_hat.shape[1]}, residual {residual:.1f} grey "
         f"levels (noise {cell.task.sigma_y:g}), {note['seconds']} s"

@@ -73,7 +73,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     for number, image_id in enumerate(cell.data.ids, start=1):
         where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
         try:
-            record = cell.ledger.read(image_id)
+            record = cell.ledger.read(image_id, cell.identity.sha256)
         except DamagedFile as error:
             tell(f"warning: {error}")
             record = None
@@ -153,7 +153,7 @@ def run_picture(cell: Cell, image_id: str, options: Options, tell: Callable[[str
         "excluded": excluded,
         "adapter": None if adapter is None else adapter_fields(adapter),
         "seconds": clock.seconds,
-        "peak_memory_mb": peak_memory_mb(cell.backbone.device),
+        "process_peak_memory_mb": process_peak_memory_mb(cell.backbone.device),
     }
 
 
@@ -319,8 +319,8 @@ def commit() -> str | None:
     return head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak of this process so far, in MB: of the GPU where there is one, else resident memory."""
+def process_peak_memory_mb(device: torch.device) -> float:
+    """Peak of this process so far, in MB, earlier pictures included: of the GPU where there is one, else resident memory."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)

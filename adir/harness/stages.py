@@ -13,9 +13,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_bytes, write_bytes, write_json
+from adir.files import (
+    read_json,
+    safetensors_metadata,
+    set_aside,
+    sha256_of_bytes,
+    warn_in_one_line,
+    write_bytes,
+    write_json,
+)
 from adir.harness.identity import hash_of
-from adir.harness.ledger import DamagedFile, set_aside
 from adir.images import generator
 from adir.tasks.restoration import RestorationTask
 
@@ -26,7 +33,8 @@ def hash_of_picture(x: Tensor) -> str:
 
 
 class OtherPicture(InputError):
-    """Results of another picture with the same id lie where those of this one would: stops the run, so that none is lost."""
+    """Results of another picture with the same id, or of another y of it, lie where those of this one would: stops the run,
+    so that none is lost and no two rows are compared that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -60,42 +68,61 @@ class MeasurementStore:
         return self.results / "measurements" / name
 
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
-        """y of picture x. A damaged file is set aside, reported through `warn(message)` and made anew.
+        """y of picture x, read from its files or made. Damaged ones are set aside, reported through `warn(message)`, and
+        made anew; a y without its note (after a kill) gets one when it is the y that x gives.
 
-        Raises OtherPicture where y was made of other pixels than x, and DamagedFile when y made anew is not the y of the
-        records: then rows would not be comparable.
+        Raises OtherPicture, with all files left in place, where y was made of other pixels than x, and where y made anew is
+        not the one that is there or that its note tells of (as after an update of a library).
         """
         path = self.folder / f"{quote(image_id, safe='')}.png"
         note = path.with_suffix(".json")
-        known = None
-        if note.is_file():
-            try:
-                known = {key: read_json(note)[key] for key in ("sha256", "image_sha256")}
-            except (ValueError, KeyError, TypeError) as error:
-                warn(f"{note}: damaged note ({error}); {set_aside(note)}, made anew")
+        known, note_problem = read_note(note)
         if known is not None and known["image_sha256"] != hash_of_picture(x):
             raise OtherPicture(
                 f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
             )
-        if path.is_file() and known is not None:
-            try:
-                y = self.task.read_y(path)
-                if hash_of_picture(y) == known["sha256"]:
-                    return Measurement(y, known["sha256"], path)
-                problem = "its pixels are not those it was made with"
-            except ValueError as error:
-                problem = str(error)
-            warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
+        stored, problem = self._read(path)
+        if stored is not None and known is not None:
+            if hash_of_picture(stored) == known["sha256"]:
+                return Measurement(stored, known["sha256"], path)
+            stored, problem = None, "its pixels are not those it was made with"
+
         y = self.task.degrade(x, generator(self.noise_seed, image_id, f"y {self.task.name} {self.task.version}"))
-        self.task.write_y(path, y)
-        y = self.task.read_y(path)
         sha256 = hash_of_picture(y)
-        if known is not None and sha256 != known["sha256"]:
-            raise DamagedFile(
-                f"{path}: made anew, y differs from the one earlier records used; use another results folder"
-            )
-        write_json(note, {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration})
+        earlier = known["sha256"] if known is not None else hash_of_picture(stored) if stored is not None else sha256
+        if sha256 != earlier:
+            raise OtherPicture(f"{path}: made anew, y differs from the one made earlier; use another results folder")
+        if stored is None:
+            if problem is not None:
+                warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
+            self.task.write_y(path, y)
+        if known is None:
+            if note_problem is not None:
+                warn(f"{note}: damaged note ({note_problem}); {set_aside(note)}, made anew")
+            write_json(note, {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration})
         return Measurement(y, sha256, path)
+
+    def _read(self, path: Path) -> tuple[Tensor | None, str | None]:
+        """(y, what is wrong with its file); (None, None) where there is no file."""
+        if not path.is_file():
+            return None, None
+        try:
+            return self.task.read_y(path), None
+        except FileNotFoundError:  # another process has set it aside since
+            return None, None
+        except ValueError as error:
+            return None, str(error)
+
+
+def read_note(path: Path) -> tuple[dict[str, str] | None, str | None]:
+    """({sha256 of y, image_sha256}, what is wrong with the file); (None, None) where there is no file."""
+    try:
+        note = read_json(path)
+        return {key: note[key] for key in ("sha256", "image_sha256")}, None
+    except FileNotFoundError:
+        return None, None
+    except (ValueError, KeyError, TypeError) as error:
+        return None, str(error)
 
 
 @dataclass(frozen=True)
@@ -103,44 +130,67 @@ class StoredAdapter:
     """A trained adapter and how it came about."""
 
     tensors: dict[str, Tensor]
+    """float32, on the CPU."""
     sha256: str
-    """Of the file."""
+    """Of the tensors (`hash_of_tensors`), not of the file, which also tells how long the training took."""
     key: str
     """Hash of what made it."""
     facts: dict[str, Any]
     """losses, layers, n_parameters, seconds (of the training)."""
 
 
+def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, types and numbers: of the safetensors file without metadata that would hold them."""
+    return sha256_of_bytes(save(tensors))
+
+
 @dataclass(frozen=True)
 class AdapterStore:
-    """Adapters as safetensors under the hash of what made them: weights, adapter, fine-tuning, pictures, seed."""
+    """Adapters under the hash of what made them: weights, adapter, fine-tuning, pictures, seed.
+
+    Each is one safetensors file, so a reader sees tensors and facts of one training. Its metadata has one entry, `facts`:
+    the facts as JSON, the tensors' hash among them.
+    """
 
     results: Path
 
     def path(self, key: str) -> Path:
-        """The tensors; their facts lie beside them as .json, written last."""
+        """The file."""
         return self.results / "adapters" / f"{key}.safetensors"
 
     def find(self, key: str, warn: Callable[[str], None]) -> StoredAdapter | None:
         """The adapter, or None. A damaged one is set aside, reported through `warn(message)`, and counts as missing."""
         path = self.path(key)
-        note = path.with_suffix(".json")
-        if not (path.is_file() and note.is_file()):
-            return None
-        content = path.read_bytes()
         try:
-            facts = read_json(note)
-            if sha256_of_bytes(content) != facts["sha256"]:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            tensors = load(content)
+            facts = json.loads(safetensors_metadata(content)["facts"])
+            if hash_of_tensors(tensors) != facts["sha256"]:
                 raise ValueError("its SHA-256 is not the one it was written with")
-            return StoredAdapter(load(content), facts["sha256"], key, facts)
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, ValueError) as error:
+            return StoredAdapter(tensors, facts["sha256"], key, facts)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             warn(f"{path}: damaged adapter ({error}); {set_aside(path)}, trained anew")
             return None
 
-    def put(self, key: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> StoredAdapter:
-        """Store a trained adapter."""
-        content = save({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
-        facts = {**facts, "sha256": sha256_of_bytes(content)}
-        write_bytes(self.path(key), content)
-        write_json(self.path(key).with_suffix(".json"), facts)
+    def put(
+        self,
+        key: str,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        warn: Callable[[str], None] = warn_in_one_line,
+    ) -> StoredAdapter:
+        """Store a trained adapter, and give back the one to use.
+
+        Two workers can train one key at once (`random` of two tasks shares it), and on a GPU to different numbers: the one
+        that was stored first stays, as a record may name it.
+        """
+        first = self.find(key, warn)
+        if first is not None:
+            return first
+        tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+        facts = {**facts, "sha256": hash_of_tensors(tensors)}
+        write_bytes(self.path(key), save(tensors, {"facts": json.dumps(facts, allow_nan=False)}))
         return StoredAdapter(tensors, facts["sha256"], key, facts)

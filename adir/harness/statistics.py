@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+FEWEST_PICTURES = 10
+"""Pictures below which a difference gets no interval: see `paired_difference`."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -42,14 +45,17 @@ def paired_difference(a: dict[str, float], b: dict[str, float], seed: int = 0) -
     """a - b over the pictures they share ({picture: value}); None when there are none.
 
     The interval is the bias-corrected accelerated bootstrap (Efron, 1987; scipy, 9,999 resamples from `seed`) of the mean
-    over pictures; None with fewer than 3 pictures or when all differences are equal, where a bootstrap says nothing.
+    over pictures. It is None when all differences are equal, where a bootstrap says nothing, and below FEWEST_PICTURES,
+    where it is far from a 95 % one: 2,000 simulated samples of a normal population were covered to 73 % with 3 pictures,
+    83 % with 5, 89 % with 10, 91 % with 12, 92 % with 16 and 94 % with 30 (skewed, gamma of shape 2: 71, 83, 89, 90, 90
+    and 93 %).
     """
     shared = sorted(a.keys() & b.keys())
     if not shared:
         return None
     differences = np.array([a[picture] - b[picture] for picture in shared])
     mean = float(differences.mean())
-    if len(shared) < 3 or np.ptp(differences) == 0:
+    if len(shared) < FEWEST_PICTURES or np.ptp(differences) == 0:
         return PairedDifference(mean, None, None, len(shared))
     interval = stats.bootstrap(
         (differences,), np.mean, confidence_level=0.95, n_resamples=9999, method="BCa", rng=np.random.default_rng(seed)

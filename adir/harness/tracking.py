@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from adir.harness.cell import Cell
+from adir.harness.cell import Cell, first_line
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -25,8 +25,8 @@ class NoTracking:
 class WandbTracking:
     """One Weights & Biases run per cell, its id the cell's hash, so that running a cell again updates it.
 
-    mode: online, offline or disabled; None is online where a key is set (WANDB_API_KEY, or `wandb login`) and else offline:
-    the files then lie in RESULTS/wandb for `wandb sync`.
+    mode: online, offline or disabled; None is online where a key is set (WANDB_API_KEY, or `wandb login`) and the
+    network answers, and else offline: the files then lie in RESULTS/wandb for `wandb sync`.
     """
 
     def __init__(self, project: str = "adir", entity: str | None = None, mode: Mode | None = None):
@@ -37,29 +37,37 @@ class WandbTracking:
 
     def start(self, cell: Cell) -> None:
         """Open the run. A failure to do so is said once and the cell goes on untracked."""
-        import wandb  # 2 s to import, and only this tracker needs it
-
         mode: Mode = self.mode or ("online" if has_key() else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)
         # The pictures of a table would be put into the home folder, and not travel with RESULTS/wandb.
         os.environ.setdefault("WANDB_DATA_DIR", str(cell.results.absolute() / "wandb"))
         try:
-            self._run = wandb.init(
-                project=self.project,
-                entity=self.entity,
-                id=cell.identity.sha256[:32],
-                name=cell.label,
-                config=cell.configuration | {"cell": cell.identity.sha256},
-                tags=[
-                    str(value) for key, value in cell.identity.axes.items() if key in ("backbone", "task", "adaptation")
-                ],
-                mode=mode,
-                dir=str(cell.results),
-                resume="allow" if mode == "online" else None,
-                settings=wandb.Settings(silent=True, init_timeout=30),
-            )
+            self._run = self._open(cell, mode)
         except Exception as error:
-            self._give_up(error)
+            if mode != "online" or self.mode is not None:
+                self._give_up(error)
+                return
+            print(f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked offline", flush=True)
+            try:
+                self._run = self._open(cell, "offline")
+            except Exception as second:
+                self._give_up(second)
+
+    def _open(self, cell: Cell, mode: Mode) -> Any:
+        import wandb  # 2 s to import, and only this tracker needs it
+
+        return wandb.init(
+            project=self.project,
+            entity=self.entity,
+            id=cell.identity.sha256[:32],
+            name=cell.label,
+            config=cell.configuration | {"cell": cell.identity.sha256},
+            tags=[str(cell.identity.axes[axis]) for axis in ("backbone", "task", "adaptation")],
+            mode=mode,
+            dir=str(cell.results),
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(silent=True, init_timeout=30),
+        )
 
     def record(self, record: dict[str, Any], picture: Path) -> None:
         """Scores of one picture, and a row with the picture."""
@@ -93,7 +101,7 @@ class WandbTracking:
 
     def _give_up(self, error: Exception) -> None:
         print(
-            f"warning: W&B failed ({type(error).__name__}: {' '.join(str(error).split())}); going on without it",
+            f"warning: W&B failed ({type(error).__name__}: {first_line(error)}); going on without it",
             flush=True,
         )
         self._run = None

@@ -1,18 +1,15 @@
 """Corpora (D_IA in the paper): collections of pictures with stable ids that neighbours come from."""
 
 import hashlib
-import io
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as parquet
-from PIL import Image
 from torch import Tensor
 
 from adir.embedded import pictures
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.images import PICTURE_SUFFIXES, from_uint8, read_image, read_pixels
+from adir.images import PICTURE_SUFFIXES, decode_pixels, from_uint8, in_colour, read_image, read_pixels
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
@@ -21,20 +18,6 @@ def manifest_sha256(manifest: dict[str, str]) -> str:
     for image_id in sorted(manifest):
         digest.update(f"{manifest[image_id]} {image_id}\n".encode())
     return digest.hexdigest()
-
-
-def decode(content: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 pixels of a picture file in memory; grey is repeated. Raises InputError as `read_pixels` does."""
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-            if picture.mode not in ("RGB", "L", "1", "P") or "transparency" in picture.info:
-                raise InputError(f"has mode {picture.mode}, or transparency; convert it to 8-bit RGB")
-            return np.array(picture.convert("RGB"))
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"damaged picture ({error})") from error
 
 
 class Corpus:
@@ -103,7 +86,9 @@ class ParquetCorpus(Corpus):
     or `row-00042` (counted over the whole file) where there is no such column or it repeats; `category` is kept.
     """
 
-    def __init__(self, path: str | Path, column: str = "split", value: str = "corpus") -> None:
+    def __init__(self, path: str | Path | None, column: str = "split", value: str = "corpus") -> None:
+        if path is None:
+            raise InputError("a Parquet file is needed: say parquet=FILE")
         path = Path(path)
         if not path.is_file():
             raise InputError(f"corpus file {path}: no such file")
@@ -130,7 +115,7 @@ class ParquetCorpus(Corpus):
         for image_id, picture in zip(ids, chosen["image"].to_pylist(), strict=True):
             try:
                 content = picture["bytes"]
-                decode(content)
+                decode_pixels(content, image_id)
                 self._bytes[image_id], manifest[image_id] = content, sha256_of_bytes(content)
             except (InputError, KeyError, TypeError) as error:  # the latter two: null, or a struct without bytes
                 rejects[image_id] = str(error) or type(error).__name__
@@ -139,7 +124,7 @@ class ParquetCorpus(Corpus):
         super().__init__(f"{path.stem}-{value}", manifest, rejects, categories)
 
     def image(self, image_id: str) -> Tensor:
-        return from_uint8(decode(self._bytes[image_id]))
+        return from_uint8(in_colour(decode_pixels(self._bytes[image_id], image_id)))
 
 
 class EmbeddedCorpus(Corpus):

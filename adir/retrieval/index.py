@@ -1,18 +1,16 @@
 """The index: embeddings of a corpus, and exact search for the nearest."""
 
 import json
-import os
-import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from adir.errors import InputError
-from adir.files import sha256_of_bytes, write_bytes
+from adir.files import safetensors_metadata, set_aside, sha256_of_bytes, warn_in_one_line, write_bytes
 from adir.retrieval.corpus import Corpus
 from adir.retrieval.distance import chord_to_angle
 from adir.retrieval.encoders import Encoder
@@ -48,24 +46,28 @@ class Index:
         return len(self.ids)
 
     @classmethod
-    def build(cls, corpus: Corpus, encoder: Encoder, cache_folder: str | Path | None = None) -> "Index":
+    def build(
+        cls,
+        corpus: Corpus,
+        encoder: Encoder,
+        cache_folder: str | Path | None = None,
+        warn: Callable[[str], None] = warn_in_one_line,
+    ) -> "Index":
         """Index of a corpus, embedding it unless `cache_folder` holds what the same encoder gave for the same corpus.
 
-        The stored file is named by SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged one is renamed to
-        *.corrupt, with a warning that names it, and built again.
+        The stored file is named by SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged one is set aside,
+        reported through `warn(message)`, and built again. Raises OSError where one is there but cannot be read.
         """
         if cache_folder is None:
             return cls(corpus.ids, embed(corpus, encoder), encoder.metric)
         key = sha256_of_bytes(f"{corpus.sha256}\n{encoder.weights_sha256}".encode())
         path = Path(cache_folder) / f"{key}.safetensors"
-        if path.exists():
-            try:
-                return cls(corpus.ids, read_embeddings(path, corpus.ids), encoder.metric)
-            except (OSError, ValueError, safetensors.SafetensorError) as error:
-                aside = path.with_name(path.name + ".corrupt")
-                os.replace(path, aside)
-                message = f"stored embeddings {path} are damaged ({error}): renamed to {aside.name}, rebuilding"
-                warnings.warn(message, stacklevel=2)
+        try:
+            return cls(corpus.ids, read_embeddings(path, corpus.ids), encoder.metric)
+        except FileNotFoundError:
+            pass
+        except (ValueError, SafetensorError) as error:
+            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, built anew")
         embeddings = embed(corpus, encoder)
         write_embeddings(path, corpus.ids, embeddings)
         return cls(corpus.ids, embeddings, encoder.metric)
@@ -128,16 +130,17 @@ def write_embeddings(path: Path, ids: Sequence[str], embeddings: Tensor) -> None
     """One atomic safetensors file: the embeddings, their ids, and SHA-256 of the numbers, which the format lacks."""
     embeddings = embeddings.contiguous()
     metadata = {"ids": json.dumps(list(ids)), "sha256": sha256_of_bytes(embeddings.numpy().tobytes())}
-    write_bytes(path, safetensors.torch.save({"embeddings": embeddings}, metadata))
+    write_bytes(path, save({"embeddings": embeddings}, metadata))
 
 
 def read_embeddings(path: Path, ids: Sequence[str]) -> Tensor:
-    """The embeddings that `write_embeddings` wrote for these ids. Raises ValueError or SafetensorError otherwise."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if set(file.keys()) != {"embeddings"}:
-            raise ValueError(f"holds {sorted(file.keys())}")
-        embeddings = file.get_tensor("embeddings")
+    """The embeddings that `write_embeddings` wrote for these ids. Raises ValueError or SafetensorError otherwise, and
+    OSError where the file cannot be read."""
+    content = path.read_bytes()
+    tensors, metadata = load(content), safetensors_metadata(content)
+    if set(tensors) != {"embeddings"}:
+        raise ValueError(f"holds {sorted(tensors)}")
+    embeddings = tensors["embeddings"]
     if json.loads(metadata.get("ids", "null")) != list(ids):
         raise ValueError("is of other ids")
     if metadata.get("sha256") != sha256_of_bytes(embeddings.numpy().tobytes()):

@@ -49,7 +49,7 @@ class Restoration:
 
 @dataclass(frozen=True)
 class ADIR:
-    """Algorithm 1 with its free parameters.
+    """Algorithm 1 with its free parameters; the defaults are the paper's where it states them, conf/sampler/ has ours.
 
     n_steps: sampling steps, spread evenly over the schedule (paper: 1000 for guided diffusion).
     guidance_scale: s; the paper does not state it.

@@ -43,7 +43,7 @@ def restore_any_size(
     if not task.shift_invariant:
         operator, noise = task.operator((3, height, width)), generator(seed, image_id, "sampler")
         result = sampler.restore(backbone, operator, y[None].to(backbone.device), [noise])
-        return TiledRestoration(checked(result.x_hat, result.errors), 1, result.capped_steps[0])
+        return TiledRestoration(checked(result.x_hat, result.errors).cpu(), 1, result.capped_steps[0])
 
     factor = height // y.shape[1]
     margin = math.ceil(MARGIN / factor)

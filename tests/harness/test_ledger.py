@@ -1,10 +1,12 @@
 """Records are whole or not there, and what is damaged is kept."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from adir.errors import InputError
 from adir.harness.ledger import DamagedFile, Ledger, all_records
 
 RECORD = {"status": "done", "cell": "c", "axes": {}, "image": {"id": "a/b.png"}, "y": {}, "scores": {"psnr": 1.0}}
@@ -73,3 +75,29 @@ def test_what_a_kill_leaves_behind_is_no_record(tmp_path: Path) -> None:
     ledger.write("a", RECORD)
     (ledger.record_path("b").parent / ".b.json.123-abcd.part").write_bytes(b'{"schema')
     assert [record["image"]["id"] for record in all_records(tmp_path)] == ["a/b.png"]
+
+
+@pytest.mark.parametrize("more", [RECORD, {}], ids=["the same fields", "other fields"])
+@pytest.mark.parametrize("schema", [2, 0, "1", None])
+def test_a_record_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: object, more: dict) -> None:
+    ledger = Ledger(tmp_path / "cells" / "x")
+    path = ledger.record_path("a")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**more, "schema": schema}))
+    content = path.read_bytes()
+    for read in (lambda: ledger.read("a"), lambda: list(all_records(tmp_path))):
+        with pytest.raises(InputError, match="another results folder") as raised:
+            read()
+        assert str(path) in str(raised.value) and f"schema {schema!r}" in str(raised.value)
+    assert [file.read_bytes() for file in path.parent.iterdir()] == [content]
+
+
+def test_a_record_of_another_cell_is_refused_and_stays(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write("a", RECORD)
+    assert ledger.read("a", "c") == ledger.read("a") == {"schema": 1, **RECORD}
+    assert ledger.read("b", "c") is None
+    with pytest.raises(InputError, match="another cell") as raised:
+        ledger.read("a", "d")
+    assert str(ledger.record_path("a")) in str(raised.value)
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["a.json"]

@@ -1,14 +1,17 @@
 """y and adapters are made once, found again, and never replaced by something else."""
 
+import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 
 from adir.errors import InputError
-from adir.harness.ledger import DamagedFile
-from adir.harness.stages import AdapterStore, MeasurementStore, hash_of_picture
+from adir.files import sha256_of_bytes
+from adir.harness.stages import AdapterStore, MeasurementStore, OtherPicture, hash_of_picture
 from adir.images import generator
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
@@ -89,42 +92,127 @@ def test_another_picture_with_the_same_id_is_refused_and_the_old_y_stays(tmp_pat
     assert store(tmp_path).get("a", x, never).sha256 == first.sha256
 
 
-def test_a_y_that_cannot_be_made_as_it_was_is_refused(tmp_path: Path, x: torch.Tensor, monkeypatch) -> None:
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lost", ["y", "y damaged", "note", "note damaged"])
+def test_a_y_that_cannot_be_made_as_it_was_is_refused_and_nothing_is_touched(
+    tmp_path: Path, x: torch.Tensor, monkeypatch, lost: str
+) -> None:
     # As after an update of a library: rows before and after it would not compare.
     first = store(tmp_path).get("a", x, never)
-    first.path.unlink()
+    path = first.path if lost.startswith("y") else first.path.with_suffix(".json")
+    path.write_bytes(b"{") if lost.endswith("damaged") else path.unlink()
+    before = contents(tmp_path)
     later = store(tmp_path)
     monkeypatch.setattr(later.task, "degrade", lambda *_: -first.y)
-    with pytest.raises(DamagedFile, match="differs"):
-        later.get("a", x, never)
+    for _ in range(2):  # it does not count as known the second time
+        with pytest.raises(OtherPicture, match="differs"):
+            later.get("a", x, never)
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("operator", ["blur", "hole"])
+def test_a_y_without_its_note_gets_one_again(tmp_path: Path, x: torch.Tensor, operator: str) -> None:
+    # What a kill between the two leaves.
+    first = store(tmp_path, operator).get("a", x, never)
+    before = contents(tmp_path)
+    first.path.with_suffix(".json").unlink()
+    assert store(tmp_path, operator).get("a", x, never).sha256 == first.sha256
+    assert contents(tmp_path) == before
+
+
+def test_a_y_without_its_note_is_not_that_of_another_picture(tmp_path: Path, x: torch.Tensor) -> None:
+    first = store(tmp_path).get("a", x, never)
+    first.path.with_suffix(".json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(OtherPicture, match=r"another results folder"):
+        store(tmp_path).get("a", -x, never)
+    assert contents(tmp_path) == before
+
+
+FACTS = {"losses": [1.0], "layers": ["w"], "seconds": 0.1}
 
 
 def test_an_adapter_comes_back_with_its_facts(tmp_path: Path) -> None:
     adapters = AdapterStore(tmp_path)
     assert adapters.find("key", never) is None
-    put = adapters.put("key", {"w": torch.arange(4.0)}, {"losses": [1.0], "layers": ["w"]})
+    put = adapters.put("key", {"w": torch.arange(4.0)}, FACTS, never)
     found = adapters.find("key", never)
-    assert found is not None and found.sha256 == put.sha256 and found.facts["losses"] == [1.0]
+    assert found is not None and found.sha256 == put.sha256 and found.facts == put.facts
+    assert found.facts == FACTS | {"sha256": put.sha256}
     assert torch.equal(found.tensors["w"], torch.arange(4.0))
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == ["key.safetensors"]
+    with safe_open(adapters.path("key"), framework="pt") as file:  # what other programs see
+        assert torch.equal(file.get_tensor("w"), torch.arange(4.0))
+        assert json.loads(file.metadata()["facts"])["losses"] == [1.0]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other numbers", "no facts"])
+def test_the_hash_of_an_adapter_is_that_of_its_tensors_alone(tmp_path: Path) -> None:
+    hashes = {
+        AdapterStore(tmp_path).put(str(number), {name: torch.tensor([value])}, FACTS | {"seconds": number}).sha256
+        for number, (name, value) in enumerate([("w", 1.0), ("w", 1.0), ("v", 1.0), ("w", 2.0)])
+    }
+    assert len(hashes) == 3 and sha256_of_bytes(save({"w": torch.tensor([1.0])})) in hashes
+
+
+def test_the_adapter_that_was_stored_first_stays(tmp_path: Path) -> None:
+    # Two workers trained the same key, to other numbers as on a GPU; a record names the first.
+    adapters = AdapterStore(tmp_path)
+    first = adapters.put("key", {"w": torch.zeros(4)}, FACTS, never)
+    content = adapters.path("key").read_bytes()
+    second = adapters.put("key", {"w": torch.ones(4)}, FACTS, never)
+    assert adapters.path("key").read_bytes() == content
+    assert second.sha256 == first.sha256 and torch.equal(second.tensors["w"], torch.zeros(4))
+
+
+def test_a_reader_beside_writers_never_sees_a_damaged_adapter(tmp_path: Path) -> None:
+    adapters, done = AdapterStore(tmp_path), threading.Event()
+
+    def write() -> None:
+        for number in range(60):
+            adapters.path("key").unlink(missing_ok=True)  # as another process that sets it aside
+            adapters.put("key", {"w": torch.full((2000,), float(number))}, FACTS | {"losses": [float(number)]}, never)
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        found = adapters.find("key", never)
+        if found is not None:
+            assert found.facts["losses"] == [found.tensors["w"][0].item()]
+            seen.add(found.sha256)
+    writer.join()
+    assert len(seen) > 1 and not list(tmp_path.glob("adapters/*.corrupt-*"))
+
+
+def test_an_adapter_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    AdapterStore(tmp_path).path("key").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        AdapterStore(tmp_path).find("key", never)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other numbers", "no facts"])
 def test_a_damaged_adapter_is_set_aside_and_counts_as_missing(tmp_path: Path, damage: str) -> None:
     adapters = AdapterStore(tmp_path)
-    adapters.put("key", {"w": torch.arange(4.0)}, {"losses": [], "layers": []})
+    adapters.put("key", {"w": torch.arange(4.0)}, FACTS, never)
     path = adapters.path("key")
     good = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(good[:-4])
+    elif damage == "empty":
+        path.write_bytes(b"")
     elif damage == "other numbers":  # a valid file, so only its hash tells
-        path.write_bytes(save({"w": torch.ones(4)}))
+        path.write_bytes(good[:-4] + torch.tensor([4.0]).numpy().tobytes())
     else:
-        path.with_suffix(".json").write_text("{}")
+        path.write_bytes(save({"w": torch.arange(4.0)}))
     content = path.read_bytes()
     warnings: list[str] = []
     assert adapters.find("key", warnings.append) is None
     (aside,) = tmp_path.glob("adapters/*.corrupt-*")
     assert aside.read_bytes() == content and len(warnings) == 1
     assert str(path) in warnings[0] and aside.name in warnings[0]
-    assert adapters.put("key", {"w": torch.arange(4.0)}, {"losses": [], "layers": []}).sha256
+    assert adapters.put("key", {"w": torch.arange(4.0)}, FACTS, never).sha256
     assert path.read_bytes() == good

@@ -30,13 +30,20 @@ def test_one_picture_has_a_mean_and_no_standard_error_and_zero_is_a_value() -> N
 def test_the_paired_difference_is_over_the_shared_pictures_whatever_their_order() -> None:
     found = paired_difference({"b": 3.0, "a": 1.0, "only a": 9.0}, {"a": 0.5, "b": 1.0, "only b": 9.0})
     assert found is not None and (found.mean, found.n) == (pytest.approx((0.5 + 2.0) / 2), 2)
-    assert found.low is None and found.high is None  # two pictures: a bootstrap says nothing
+    assert found.low is None and found.high is None
     assert paired_difference({"a": 1.0}, {"b": 1.0}) is None
 
 
 def test_equal_differences_have_no_interval() -> None:
-    found = paired_difference(dict.fromkeys("abcd", 2.0), dict.fromkeys("abcd", 1.0))
+    found = paired_difference(dict.fromkeys("abcdefghijkl", 2.0), dict.fromkeys("abcdefghijkl", 1.0))
     assert found is not None and (found.mean, found.low) == (1.0, None)
+
+
+def test_fewer_than_ten_pictures_have_a_difference_and_no_interval() -> None:
+    for n, given in ((3, False), (9, False), (10, True), (12, True)):
+        found = paired_difference({str(i): float(i * i) for i in range(n)}, {str(i): 0.0 for i in range(n)})
+        assert found is not None and found.mean == pytest.approx(np.mean(np.arange(n) ** 2))
+        assert ((found.low is not None), (found.high is not None)) == (given, given)
 
 
 def test_the_interval_is_scipys_bca_of_the_differences() -> None:
@@ -51,9 +58,8 @@ def test_the_interval_is_scipys_bca_of_the_differences() -> None:
     assert found.mean == pytest.approx((a - b).mean())
     assert found.low == pytest.approx(peer.confidence_interval.low, abs=0.03 * width)
     assert found.high == pytest.approx(peer.confidence_interval.high, abs=0.03 * width)
-    assert paired_difference({"a": 1.0, "b": 2.5, "c": 2.0}, {"a": 0.0, "b": 1.0, "c": 0.0}) == paired_difference(
-        {"c": 2.0, "b": 2.5, "a": 1.0}, {"a": 0.0, "b": 1.0, "c": 0.0}
-    )
+    backwards = dict(zip(names[::-1], a[::-1], strict=True)), dict(zip(names, b, strict=True))
+    assert paired_difference(*backwards) == paired_difference(dict(sorted(backwards[0].items())), backwards[1])
 
 
 def test_the_interval_covers_the_true_difference_about_as_often_as_it_says() -> None:

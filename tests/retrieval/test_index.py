@@ -1,6 +1,8 @@
 """Search against a full sort written out, and stored embeddings that are found, damaged and built again."""
 
+import errno
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -171,11 +173,49 @@ def flip_one_bit(content):
 def test_a_damaged_file_is_named_put_aside_and_built_again(tmp_path, damage):
     good = Index.build(Patches(), MeanColour(), tmp_path)
     (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
-    path.write_bytes(damage(content))
-    with pytest.warns(UserWarning, match=path.name):
-        rebuilt = Index.build(Patches(), MeanColour(), tmp_path)
-    assert torch.equal(rebuilt.embeddings, good.embeddings)
-    assert path.with_name(path.name + ".corrupt").read_bytes() == damage(content)
+    damaged = damage(path.read_bytes())
+    for times in (1, 2):  # what was set aside the first time stays
+        path.write_bytes(damaged)
+        messages = []
+        rebuilt = Index.build(Patches(), MeanColour(), tmp_path, messages.append)
+        assert torch.equal(rebuilt.embeddings, good.embeddings)
+        asides = list(tmp_path.glob(f"{path.name}.corrupt-*"))
+        assert [aside.read_bytes() for aside in asides] == [damaged] * times
+        assert len(messages) == 1 and str(path) in messages[0]
+        assert any(aside.name in messages[0] for aside in asides)
     again = MeanColour()
     assert torch.equal(Index.build(Patches(), again, tmp_path).embeddings, good.embeddings) and again.seen == 0
+
+
+def test_the_warning_is_one_line(tmp_path):
+    Index.build(Patches(), MeanColour(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"junk")
+    with pytest.warns(UserWarning, match=path.name) as caught:
+        Index.build(Patches(), MeanColour(), tmp_path)
+    (warning,) = caught
+    line = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    assert line.count("\n") == 1
+
+
+def test_embeddings_that_cannot_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    Index.build(Patches(), MeanColour(), tmp_path)
+    (path,) = tmp_path.iterdir()
+
+    def fail(self):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "read_bytes", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            Index.build(Patches(), MeanColour(), tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_embeddings_that_another_process_has_set_aside_are_missing(tmp_path, monkeypatch):
+    good = Index.build(Patches(), MeanColour(), tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    monkeypatch.setattr(type(path), "exists", lambda self: True)  # as it was a moment ago
+    assert torch.equal(Index.build(Patches(), MeanColour(), tmp_path).embeddings, good.embeddings)
+    assert list(tmp_path.iterdir()) == [path]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from adir.embedded.pictures import TEST_FIELDS, cut
 from adir.errors import InputError
 from adir.files import write_bytes
 from adir.harness.leaderboard import label, row_order, without_seed
@@ -14,13 +15,16 @@ from adir.images import png_bytes
 
 TILE = 256  # pixels of a picture on the sheet
 TOP = 26  # pixels of a caption
+FONT = 13  # at which the scores fit under a picture
+SHOWN = {"psnr": "PSNR {:.2f}", "piqe": "PIQE {:.1f}", "residual": "residual {:.1f}"}
 
 Column = tuple[Any, ...]
 
 
 def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
-    """Write the comparison PNG of a results folder, from the lowest seed that every shown cell has; returns its path.
+    """Write the comparison PNG of a results folder; returns its path.
 
+    It shows the lowest seed that every place has. Where there is none, each place shows its own lowest seed and says which.
     The ground truth is not among the results, so a column shows it only where its picture can be built again (embedded).
     Raises InputError when nothing was restored.
     """
@@ -29,8 +33,6 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
         records = [r for r in records if r["axes"]["task"] == task]
     if not records:
         raise InputError(f"{results}: no restored pictures" + (f" of task {task}" if task else ""))
-    seed = min(r["seed"] for r in records)
-    records = [r for r in records if r["seed"] == seed]
     settings: dict[Column, set[str]] = {}
     for record in records:
         settings.setdefault((*mode_of(record), record["axes"]["task"]), set()).add(without_seed(record))
@@ -42,17 +44,23 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
         return (*mode, without_seed(record) if mode in ambiguous else "")
 
     columns = sorted({column(r) for r in records}, key=row_order)
-    rows = list(dict.fromkeys((r["axes"]["task"], r["image"]["id"], r["y"]["file"]) for r in records))
-    by_place = {(r["axes"]["task"], r["image"]["id"], column(r)): r for r in records}
+    rows = list(dict.fromkeys(row_of(r) for r in records))
+    places: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for record in records:
+        places.setdefault((*row_of(record), column(record)), {})[record["seed"]] = record
+    common = set.intersection(*(set(seeds) for seeds in places.values()))
+    by_place = {place: seeds[min(common or seeds)] for place, seeds in places.items()}
     titles = [
         "ground truth",
         "y",
         *(label(dict(zip(("adaptation", "adapter", "k", "variant"), c, strict=True))) for c in columns),
     ]
+    noise = {(r["axes"]["task"], r["y"]["file"]): noise_text(r) for r in records}
+    which = f"seed {min(common)}" if common else "seeds differ"
 
     sheet = Image.new("RGB", (TILE * len(titles), TOP + (TILE + TOP) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(15)
+    font = ImageFont.load_default(FONT)
     for place, title in enumerate(titles):
         draw.text((place * TILE + 4, 4), title, "black", font)
     for number, (row_task, image_id, y_file) in enumerate(rows):
@@ -61,11 +69,11 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
             ground_truth(image_id),
             open_rgb(results / y_file),
         ]
-        captions = [f"{row_task}: {image_id}"[: TILE // 7], ""]
+        captions = [f"{row_task}: {image_id}"[: TILE // 7], noise[row_task, y_file] + which]
         for key in columns:
-            found = by_place.get((row_task, image_id, key))
+            found = by_place.get((row_task, image_id, y_file, key))
             shown.append(open_rgb(results / found["picture"]) if found else None)
-            captions.append(caption(found) if found else "missing")
+            captions.append(caption(found, say_seed=not common) if found else "missing")
         for place, picture in enumerate(shown):
             if picture is not None:
                 sheet.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (place * TILE, top))
@@ -81,15 +89,22 @@ def mode_of(record: dict[str, Any]) -> tuple[str, str | None, int | None]:
     return (axes["adaptation"], axes["adapter"], axes["k"])
 
 
-def caption(record: dict[str, Any]) -> str:
-    """PSNR and residual under a picture."""
-    scores = record["scores"]
-    parts = [
-        f"{name.upper()} {scores[name]['value']:.2f}"
-        for name in ("psnr", "residual")
-        if scores.get(name, {}).get("value")
-    ]
-    return "  ".join(parts).replace("RESIDUAL", "residual")
+def row_of(record: dict[str, Any]) -> tuple[str, str, str]:
+    """(task, picture, file of y)."""
+    return (record["axes"]["task"], record["image"]["id"], record["y"]["file"])
+
+
+def noise_text(record: dict[str, Any]) -> str:
+    """`noise 10  ` of y in grey levels, beside which residuals are read; empty where the record has none. The font has no σ."""
+    sigma_y = record["scores"].get("residual", {}).get("sigma_y")
+    return f"noise {sigma_y:g}  " if sigma_y is not None else ""
+
+
+def caption(record: dict[str, Any], say_seed: bool) -> str:
+    """PSNR, PIQE and residual under a picture, as far as it has them; the seed where the sheet has several."""
+    values = {name: record["scores"].get(name, {}).get("value") for name in SHOWN}
+    parts = [text.format(values[name]) for name, text in SHOWN.items() if values[name] is not None]
+    return "  ".join([*parts, f"s{record['seed']}"] if say_seed else parts)
 
 
 def open_rgb(path: Path) -> Image.Image | None:
@@ -102,8 +117,6 @@ def open_rgb(path: Path) -> Image.Image | None:
 
 def ground_truth(image_id: str) -> Image.Image | None:
     """x of an embedded test picture, or None for pictures of other data sets."""
-    from adir.embedded.pictures import TEST_FIELDS, cut
-
     for field in TEST_FIELDS:
         if field.id == image_id:
             return Image.fromarray(cut(field))
