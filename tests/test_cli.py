@@ -127,7 +127,7 @@ def test_a_record_holds_what_is_needed_to_trust_it(reference: Path) -> None:
     assert record["scores"]["psnr"]["direction"] == "higher" and record["seed"] == 0
     assert {"measure", "retrieve", "adapt", "sample", "score"} <= record["seconds"].keys()
     assert len(record["neighbours"]) == 2 and record["neighbours"][0]["distance"] <= record["neighbours"][1]["distance"]
-    assert record["peak_memory_mb"] > 0 and record["versions"]["torch"] and record["threads"] == 1
+    assert record["process_peak_memory_mb"] > 0 and record["versions"]["torch"] and record["threads"] == 1
     assert len(record["y"]["sha256"]) == len(record["adapter"]["sha256"]) == len(record["cell"]) == 64
     assert record["identity"]["backbone"]["weights_sha256"] and record["configuration"]["adaptation"]["name"] == "knn"
     for file in (record["picture"], record["y"]["file"], f"adapters/{record['adapter']['key']}.safetensors"):

@@ -37,7 +37,8 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
         duplicates = f" ({len(checked)} combinations, some of them equal)" if len(first) < len(checked) else ""
         say(f"{len(first)} cells{duplicates} in {results}")
 
-    outcomes: list[Outcome] = launch(functools.partial(run_job, frozenset(first.values())), overrides, multirun)
+    kept = frozenset(first.values()) if multirun else None
+    outcomes: list[Outcome] = launch(functools.partial(run_job, kept), overrides, multirun)
     failed = sum(outcome.failed for outcome in outcomes)
     done, skipped = sum(o.done for o in outcomes), sum(o.skipped for o in outcomes)
     say(f"{done} pictures done, {skipped} were there, {failed} failed; records and pictures: {results}/cells")
@@ -137,9 +138,9 @@ def tell_rejects(corpus: Corpus) -> None:
         say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 
-def run_job(kept: frozenset[int], cfg: DictConfig) -> Outcome:
-    """Run one cell, in whatever process the launcher chose; nothing where the job's number is not among `kept`."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN and HydraConfig.get().job.num not in kept:
+def run_job(kept: frozenset[int] | None, cfg: DictConfig) -> Outcome:
+    """Run one cell, in whatever process the launcher chose; nothing where a grid's job number is not among `kept`."""
+    if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
     torch.set_num_threads(cfg.threads)
     torch.backends.cudnn.allow_tf32 = False  # its 1e-3 is no float rounding, which is all that devices may differ by

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adir.errors import InputError
 from adir.files import write_bytes
@@ -223,16 +224,16 @@ def label(axes: dict[str, Any]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def cell_text(estimate: Estimate, difference: PairedDifference | None) -> str:
-    """`23.14 ± 0.80 (+0.31 [+0.12, +0.55])`: mean, standard error, paired difference to none and its 95 % interval."""
+def cell_text(estimate: Estimate, difference: PairedDifference | None, newline: str) -> str:
+    """`23.14 ± 0.80`, and on a line of its own `+0.31 [+0.12, +0.55]`: the paired difference to none and its interval."""
     if estimate.value is None:
         return f"– (n={estimate.n})" if estimate.n else "–"
-    text = f"{estimate.value:.4g}"
+    text = f"{estimate.value:#.4g}"  # 25.30, not 25.3
     if estimate.standard_error is not None:
         text += f" ± {estimate.standard_error:.2g}"
     if difference is not None:
-        text += f" ({difference.mean:+.2g}"
-        text += f" [{difference.low:+.2g}, {difference.high:+.2g}])" if difference.low is not None else ")"
+        text += f"{newline}{difference.mean:+.2g}"
+        text += f" [{difference.low:+.2g}, {difference.high:+.2g}]" if difference.low is not None else ""
     return text
 
 
@@ -241,19 +242,19 @@ def headings(board: Board) -> list[str]:
     return ["task", "mode", "K", "adapter", "n", *(name + ARROWS[way] for name, way in board.metrics.items())]
 
 
-def cells(board: Board, row: Row) -> list[str]:
-    """One row as text."""
+def cells(board: Board, row: Row, newline: str = "\n") -> list[str]:
+    """One row as text; `newline` parts a mean from the difference under it."""
     axes = row.axes
     mode = axes["adaptation"] + (f" #{axes['variant']}" if axes["variant"] else "")
     n = max((e.n for e in row.estimates.values()), default=0)
     count = str(n) if row.have == row.expected else f"{row.have}/{row.expected}"
     task = axes["task"] + (f" (σ {row.sigma_y:g})" if row.sigma_y is not None else "")
     lead = [task, mode, "–" if axes["k"] is None else str(axes["k"]), axes["adapter"] or "–", count]
-    return lead + [cell_text(row.estimates[name], row.to_none.get(name)) for name in board.metrics]
+    return lead + [cell_text(row.estimates[name], row.to_none.get(name), newline) for name in board.metrics]
 
 
 EXPLANATION = (
-    "mean ± standard error over n pictures (seeds averaged within a picture); in brackets the paired difference to none on the "
+    "mean ± standard error over n pictures (seeds averaged within a picture); under it the paired difference to none on the "
     "same settings and its 95 % interval (BCa bootstrap over pictures; in simulations it covers 89 % with 10 pictures, 92 % "
     f"with 16, 94 % with 30, and below {FEWEST_PICTURES} none is given). residual: rms(A x̂ − y) in grey levels, to be read "
     "beside σ, the noise of y."
@@ -263,7 +264,7 @@ EXPLANATION = (
 def to_markdown(board: Board) -> str:
     """The table for a README."""
     lines = ["| " + " | ".join(headings(board)) + " |", "|" + " --- |" * len(headings(board))]
-    lines += ["| " + " | ".join(cells(board, row)) + " |" for row in board.rows]
+    lines += ["| " + " | ".join(cells(board, row, "<br>")) + " |" for row in board.rows]
     return "\n".join([*lines, "", EXPLANATION, *(f"- {note}" for note in board.notes)]) + "\n"
 
 
@@ -298,7 +299,7 @@ def show_leaderboard(results: Path, write: bool) -> int:
         if previous is not None and row.axes["task"] != previous:
             table.add_section()
         previous = row.axes["task"]
-        table.add_row(*cells(board, row))
+        table.add_row(*map(Text, cells(board, row)))
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(160, console.width))  # a log has no edge to wrap at
