@@ -212,7 +212,7 @@ def test_a_metric_that_could_not_be_computed_is_empty_and_its_reason_is_told() -
 
 def test_zero_is_a_score_and_a_seed() -> None:
     board = make_board([record(i, 0.0) for i in "abc"])
-    assert board.rows[0].estimates["psnr"].value == 0.0 and "| 0 ± 0 |" in to_markdown(board)
+    assert board.rows[0].estimates["psnr"].value == 0.0 and "| 0.000 ± 0 |" in to_markdown(board)
 
 
 def test_the_csv_holds_the_table_in_full_precision() -> None:
