@@ -95,6 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
         return dispatch(args)
     except InputError as error:
         return complain(str(error))
+    except BrokenPipeError:  # `adir list | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        return 0
     except OSError as error:
         if error.filename is None and error.errno is None:  # not the system's word on a file, so a defect of ours
             raise
