@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from adir import __version__
 from adir.errors import InputError
@@ -15,7 +16,10 @@ EXAMPLES = """examples:
   adir run task=sr4 adaptation=knn k=20                 one cell: all embedded test fields
   adir run -m task=sr4,deblur adaptation=none,self,knn  a grid; run it again and only what is missing is done
   adir run -m experiment=demo                           the demo's grid
-  adir leaderboard runs                                 the table, also as CSV and Markdown
+  adir plan -m experiment=demo                          what that grid would do, and what it would cost
+  adir leaderboard runs                                 the table, also as CSV, Markdown, LaTeX and HTML
+  adir report runs                                      one HTML file: table, pictures, curves
+  adir table v2-table1 runs                             ours beside the paper's
   adir restore photo.png task=sr4 --out restored        your own degraded picture
 """
 
@@ -25,6 +29,9 @@ ELSEWHERE = {
     "restore": "write elsewhere with --out FOLDER",
     "leaderboard": "only print with --no-write",
     "sheet": "write elsewhere with --out FILE",
+    "report": "write elsewhere with --out FILE",
+    "submit": "write elsewhere with --out FILE",
+    "edit": "write elsewhere with --out FOLDER",
 }
 """How to do without the place that could not be written to, by command."""
 
@@ -40,11 +47,16 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"adir {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    words: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE"}
     run = commands.add_parser("run", help="restore and score one cell, or with -m a grid of them")
-    run.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="axes and parameters; `adir list` shows the axes"
-    )
+    run.add_argument("overrides", **words, help="axes and parameters; `adir list` shows the axes")
     run.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+
+    plan = commands.add_parser(
+        "plan", help="what `adir run` would do with the same words: cells, seconds, disk; does nothing"
+    )
+    plan.add_argument("overrides", **words, help="as for `adir run`")
+    plan.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
 
     restore = commands.add_parser("restore", help="restore degraded pictures of your own")
     restore.add_argument("inputs", nargs="+", metavar="PICTURE|KEY=VALUE", help="picture files, folders, and overrides")
@@ -56,22 +68,68 @@ def parser() -> argparse.ArgumentParser:
         "--tile", type=int, default=256, help="side in pixels of the tiles of larger pictures (default: 256)"
     )
 
+    edit = commands.add_parser("edit", help="repaint the white part of a mask as a prompt says (Stable Diffusion)")
+    edit.add_argument("picture", type=Path)
+    edit.add_argument("overrides", **words, help="such as adaptation=knn retrieval=...")
+    edit.add_argument("--mask", type=Path, required=True, help="a picture of the same size: white is repainted")
+    edit.add_argument("--prompt", required=True)
+    edit.add_argument("--out", type=Path, default=Path("edited"), help="folder for PNG and JSON (default: edited)")
+
     board = commands.add_parser(
-        "leaderboard", help="the table of a results folder; also writes leaderboard.csv and .md"
+        "leaderboard", help="the table of results folders and submissions; `merge A B --out DIR`"
     )
-    board.add_argument("folder", type=Path)
+    board.add_argument("folders", type=Path, nargs="+", metavar="[merge] FOLDER|FILE")
     board.add_argument("--no-write", action="store_true", help="only print")
+    board.add_argument("--out", type=Path, help="the folder that `merge` puts them together in")
+
+    table = commands.add_parser("table", help="a published table, and ours beside it; without a name, which there are")
+    table.add_argument("name", nargs="?")
+    table.add_argument("folder", type=Path, nargs="?", help="a results folder")
+    table.add_argument("--latex", action="store_true", help="the paper's layout")
+
+    submit = commands.add_parser(
+        "submit", help="pack the records of a results folder into one file that others can check"
+    )
+    submit.add_argument("folder", type=Path)
+    submit.add_argument("--pictures", action="store_true", help="with the restored pictures")
+    submit.add_argument("--out", type=Path, help="the file to write")
+
+    report = commands.add_parser("report", help="one HTML file to look at: table, pictures, curves, configuration")
+    report.add_argument("folder", type=Path)
+    report.add_argument("--out", type=Path, help="the HTML to write (default: FOLDER/report.html)")
+    report.add_argument("--figures", action="store_true", help="also the figures as PNG and PDF, for papers")
 
     score = commands.add_parser(
         "score", help="score the restored pictures of a results folder again, with other metrics"
     )
     score.add_argument("folder", type=Path)
-    score.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as scoring=default")
+    score.add_argument("overrides", **words, help="such as scoring=default")
 
     sheet = commands.add_parser("sheet", help="one comparison picture: ground truth, y and every mode side by side")
     sheet.add_argument("folder", type=Path)
     sheet.add_argument("--task", help="only this task")
     sheet.add_argument("--out", type=Path, help="the PNG to write (default: FOLDER/comparison.png)")
+
+    index = commands.add_parser("index", help="build, describe or search the index of a corpus")
+    actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="embed a corpus in shards; run it again and only what is missing is done")
+    build.add_argument("overrides", **words, help="such as corpus=folder corpus.path=FOLDER encoder=clip")
+    build.add_argument("-m", "--multirun", action="store_true", help="several workers: worker=0,1")
+    info = actions.add_parser("info", help="what an index holds, and whether it is whole")
+    info.add_argument("folder", type=Path)
+    search = actions.add_parser("search", help="the pictures of an index nearest to a picture or a text")
+    search.add_argument("folder", type=Path)
+    search.add_argument("picture", type=Path, nargs="?")
+    search.add_argument("--text")
+    search.add_argument("--k", type=int, default=20, help="how many (default: 20)")
+    search.add_argument("--out", type=Path, help="a contact sheet to write (PNG)")
+
+    weights = commands.add_parser("weights", help="the networks' weights: list them, get one, verify what is there")
+    weights.add_argument("action", choices=("list", "get", "verify"))
+    weights.add_argument("names", nargs="*", metavar="NAME")
+
+    sync = commands.add_parser("sync", help="send the W&B runs of a results folder that were tracked offline")
+    sync.add_argument("folder", type=Path)
 
     commands.add_parser("list", help="every choice of every axis, one line each")
     commands.add_parser("doctor", help="what is installed, what is missing and how to get it")
@@ -82,11 +140,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 done, 1 some pictures failed (their records say why), 2 what was asked cannot be done."""
     top = parser()
     args, rest = top.parse_known_args(arguments)
-    words = getattr(args, "overrides", getattr(args, "inputs", None))
+    given = getattr(args, "overrides", getattr(args, "inputs", None))
     if rest:  # argparse ends a list of words at the first option: adir run task=sr4 -m seed=0,1
-        if words is None or any(word.startswith("-") for word in rest):
+        if given is None or any(word.startswith("-") for word in rest):
             top.error(f"unrecognized arguments: {' '.join(rest)}")
-        words += rest
+        given += rest
     # pyiqa and peft bring bitsandbytes, which warns on stderr that it has no kernels for a network nobody uses here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if os.environ.get("ADIR_DEBUG"):
@@ -116,31 +174,125 @@ def complain(message: str, status: int = 2) -> int:
 
 def dispatch(args: argparse.Namespace) -> int:
     """Call the command that was asked for."""
-    if args.command == "run":
-        from adir.harness.grid import run_grid
+    return COMMANDS[args.command](args)
 
-        return run_grid(args.overrides, args.multirun)
-    if args.command == "restore":
-        from adir.harness.restore import restore_pictures
 
-        return restore_pictures(args.inputs, args.out, args.overwrite, args.tile)
-    if args.command == "leaderboard":
-        from adir.harness.leaderboard import show_leaderboard
+def run_command(args: argparse.Namespace) -> int:
+    from adir.harness.grid import run_grid
 
-        return show_leaderboard(args.folder, write=not args.no_write)
-    if args.command == "score":
-        from adir.harness.rescore import rescore
+    return run_grid(args.overrides, args.multirun)
 
-        return rescore(args.folder, args.overrides)
-    if args.command == "sheet":
-        from adir.harness.report.sheet import write_sheet
 
-        print(write_sheet(args.folder, args.task, args.out))
-        return 0
-    if args.command == "list":
-        from adir.harness.catalogue import print_axes
+def plan_command(args: argparse.Namespace) -> int:
+    from adir.harness.plan import print_plan
 
-        return print_axes()
+    return print_plan(args.overrides, args.multirun)
+
+
+def restore_command(args: argparse.Namespace) -> int:
+    from adir.harness.restore import restore_pictures
+
+    return restore_pictures(args.inputs, args.out, args.overwrite, args.tile)
+
+
+def edit_command(args: argparse.Namespace) -> int:
+    from adir.harness.edit import edit_picture
+
+    return edit_picture(args.picture, args.mask, args.prompt, args.overrides, args.out)
+
+
+def leaderboard_command(args: argparse.Namespace) -> int:
+    if args.folders[0] == Path("merge"):
+        from adir.harness.submission import merge
+
+        if args.out is None:
+            raise InputError("leaderboard merge needs --out FOLDER, a new one")
+        return merge(args.folders[1:], args.out)
+    from adir.harness.leaderboard import show_leaderboard
+
+    return show_leaderboard(args.folders, write=not args.no_write)
+
+
+def table_command(args: argparse.Namespace) -> int:
+    from adir.harness.published import show_table
+
+    return show_table(args.name, args.folder, args.latex)
+
+
+def submit_command(args: argparse.Namespace) -> int:
+    from adir.harness.submission import submit
+
+    return submit(args.folder, args.pictures, args.out)
+
+
+def report_command(args: argparse.Namespace) -> int:
+    from adir.harness.report.page import write_report
+
+    return write_report(args.folder, args.out, args.figures)
+
+
+def score_command(args: argparse.Namespace) -> int:
+    from adir.harness.rescore import rescore
+
+    return rescore(args.folder, args.overrides)
+
+
+def sheet_command(args: argparse.Namespace) -> int:
+    from adir.harness.report.sheet import write_sheet
+
+    print(write_sheet(args.folder, args.task, args.out))
+    return 0
+
+
+def index_command(args: argparse.Namespace) -> int:
+    if args.action == "search":
+        from adir.harness.index_search import search
+
+        return search(args.folder, args.picture, args.text, args.k, args.out)
+    from adir.harness import indexing
+
+    return indexing.info(args.folder) if args.action == "info" else indexing.build(args.overrides, args.multirun)
+
+
+def weights_command(args: argparse.Namespace) -> int:
+    from adir.harness.weights import weights
+
+    return weights(args.action, args.names)
+
+
+def sync_command(args: argparse.Namespace) -> int:
+    from adir.harness.tracking import sync
+
+    return sync(args.folder)
+
+
+def list_command(args: argparse.Namespace) -> int:
+    from adir.harness.catalogue import print_axes
+
+    return print_axes()
+
+
+def doctor_command(args: argparse.Namespace) -> int:
     from adir.harness.doctor import examine
 
     return examine()
+
+
+COMMANDS = {
+    "run": run_command,
+    "plan": plan_command,
+    "restore": restore_command,
+    "edit": edit_command,
+    "leaderboard": leaderboard_command,
+    "table": table_command,
+    "submit": submit_command,
+    "report": report_command,
+    "score": score_command,
+    "sheet": sheet_command,
+    "index": index_command,
+    "weights": weights_command,
+    "sync": sync_command,
+    "list": list_command,
+    "doctor": doctor_command,
+}
+"""By name; the imports inside keep `adir --help` instant."""
