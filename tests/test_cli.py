@@ -17,7 +17,8 @@ from adir.embedded.pictures import TEST_FIELDS, cut
 from adir.files import read_json, sha256_of_file
 from adir.harness.catalogue import AXES, choices
 from adir.harness.cell import resolve_cell
-from adir.harness.grid import check_job, compose, launch
+from adir.harness.grid import check_job
+from adir.harness.launch import compose, launch
 
 PICTURES = "cells/**/pictures/*.png"
 

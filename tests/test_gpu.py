@@ -8,7 +8,7 @@ from adir.adaptation.denoising_module import FineTuning
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.embedded.pictures import test_fields as embedded_fields
 from adir.harness.cell import build
-from adir.harness.grid import compose
+from adir.harness.launch import compose
 from adir.images import generator
 from adir.samplers.adir import ADIR
 from adir.samplers.tiling import restore_any_size

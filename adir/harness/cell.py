@@ -9,26 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.denoising_module import FineTuning
-from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.errors import InputError
-from adir.files import sha256_of_bytes
 from adir.harness.identity import MODES, WITH_NEIGHBOURS, CellIdentity, cell_identity
 from adir.harness.ledger import Ledger
-from adir.images import generator
 from adir.retrieval.corpus import Corpus
-from adir.retrieval.duplicates import near_duplicates
 from adir.retrieval.encoders import Encoder
-from adir.retrieval.index import Index
-from adir.samplers.adir import ADIR
 from adir.scoring.metrics import Scoring
-from adir.tasks.restoration import RestorationTask
+
+
+class NotApplicable(InputError):
+    """A combination whose parts do not go together, whatever their values: a grid leaves it out and says so."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +32,16 @@ class Cell:
     """Everything one cell needs, built; and who it is."""
 
     identity: CellIdentity
-    backbone: GuidedDiffusion
-    task: RestorationTask
+    backbone: Any
+    """adir.backbones: a GuidedDiffusion or one of Stable Diffusion's."""
+    task: Any
+    """adir.tasks: a RestorationTask or an EditTask."""
     mode: str
     k: int
     adapter: Adapter
     fine_tuning: FineTuning
-    sampler: ADIR
+    sampler: Any
+    """adir.samplers: ADIR or one of the baselines."""
     scoring: Scoring
     data: Corpus
     corpus: Corpus | None
@@ -62,11 +61,12 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For people: `sr4 knn k=20 full seed=0`."""
+        """For people: `sr4 knn k=20 full seed=0`, `deblur dps none seed=0`."""
         axes = self.identity.axes
         k = f" k={axes['k']}" if axes["k"] is not None else ""
         adapter = f" {axes['adapter']}" if axes["adapter"] else ""
-        return f"{axes['task']} {axes['adaptation']}{k}{adapter} seed={axes['seed']}"
+        sampler = f" {axes['sampler']}" if axes["sampler"] != "adir" else ""
+        return f"{axes['task']}{sampler} {axes['adaptation']}{k}{adapter} seed={axes['seed']}"
 
 
 def build(node: DictConfig, what: str) -> Any:
@@ -110,8 +110,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     mode, k = full["adaptation"]["name"], full["k"]
     if mode not in MODES:
         raise InputError(f"unknown adaptation {mode!r}; choose one of {', '.join(MODES)}")
-    backbone: GuidedDiffusion = build(cfg.backbone, "backbone")
-    task: RestorationTask = build(cfg.task, "task")
+    backbone = build(cfg.backbone, "backbone")
+    task = build(cfg.task, "task")
     data: Corpus = build(cfg.data, "data")
     corpus: Corpus | None = None
     encoder: Encoder | None = None
@@ -162,13 +162,16 @@ def resolve_cell(cfg: DictConfig) -> Cell:
 
 
 def require_fitting_parts(cell: Cell) -> None:
-    """Raise InputError where sampler or fine-tuning ask for what the backbone has not got."""
+    """Raise NotApplicable for parts that do not go together, InputError where they ask for what the backbone has not got."""
     sampler, backbone = cell.sampler, cell.backbone
+    reason = sampler.not_applicable(backbone, cell.task, cell.mode)
+    if reason is not None:
+        raise NotApplicable(f"{cell.label}: {reason}")
     if sampler.n_steps > len(backbone.schedule):
         raise InputError(
             f"n_steps={sampler.n_steps}: choose from 1 to {len(backbone.schedule)}, the backbone's own steps"
         )
-    if sampler.variance == "learned" and not backbone.learns_variance:
+    if getattr(sampler, "variance", None) == "learned" and not backbone.learns_variance:
         raise InputError(f"variance=learned, but backbone {backbone.name} predicts none: use small or large")
     if cell.mode != "none" and cell.fine_tuning.crop_size < backbone.stride:
         raise InputError(
@@ -179,48 +182,3 @@ def require_fitting_parts(cell: Cell) -> None:
 def without(mapping: dict[str, Any], *keys: str) -> dict[str, Any]:
     """The mapping less some keys."""
     return {key: value for key, value in mapping.items() if key not in keys}
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """One picture that the backbone is adapted to. distance: in the encoder's own measure; None where none was taken."""
-
-    id: str
-    distance: float | None
-
-
-def find_neighbours(
-    cell: Cell, image_id: str, x: torch.Tensor | None, y: torch.Tensor
-) -> tuple[list[Neighbour], list[str]]:
-    """(the K neighbours, the corpus ids left out because they equal or nearly equal the test picture x).
-
-    Looked for with y alone, as x is unknown at test time; x serves only to keep itself out of a test's corpus, and is
-    None for a user's own picture.
-    """
-    corpus = cell.corpus
-    assert corpus is not None
-    excluded = sorted(near_duplicates(x, corpus)) if x is not None else []
-    if cell.mode == "random":
-        eligible = [name for name in corpus.ids if name not in set(excluded)]
-        if cell.k > len(eligible):
-            raise InputError(
-                f"K={cell.k} pictures asked, {len(eligible)} are left after leaving out copies of {image_id}"
-            )
-        order = torch.randperm(len(eligible), generator=generator(cell.seed, image_id, "random neighbours"))
-        return [Neighbour(eligible[row], None) for row in order[: cell.k].tolist()], excluded
-    assert cell.encoder is not None
-    index = corpus_index(corpus, cell.encoder, cell.results / "embeddings")
-    query = cell.encoder.image(cell.task.picture_of(y)[None])
-    ids, distances = index.search(query, cell.k, exclude=[set(excluded)])
-    return [Neighbour(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)], excluded
-
-
-_indices: dict[str, Index] = {}
-
-
-def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> Index:
-    """The index of a corpus under an encoder: built once per process, stored in `cache_folder` for the next."""
-    key = sha256_of_bytes(f"{corpus.sha256} {encoder.weights_sha256} {cache_folder}".encode())
-    if key not in _indices:
-        _indices[key] = Index.build(corpus, encoder, cache_folder)
-    return _indices[key]

@@ -48,7 +48,7 @@ def examine() -> int:
 
     from adir.errors import InputError
     from adir.harness.cell import build
-    from adir.harness.grid import compose
+    from adir.harness.launch import compose
 
     cfg = compose(["scoring=default"])
     parts = {

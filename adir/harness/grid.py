@@ -1,132 +1,142 @@
 """`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
 
 import functools
-import secrets
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
-from hydra._internal.utils import create_config_search_path
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
-from adir.configuration import config_dir
 from adir.errors import InputError
-from adir.harness.cell import first_line, resolve_cell
-from adir.harness.run import Options, Outcome, require_test_pictures, run_cell
+from adir.files import read_json, write_bytes, write_json
+from adir.harness.cell import Cell, NotApplicable, resolve_cell
+from adir.harness.claims import Claims
+from adir.harness.devices import use_own_gpu
+from adir.harness.identity import hash_of
+from adir.harness.launch import launch
+from adir.harness.run import Options, Outcome, picture_hashes, require_test_pictures, run_cell
 from adir.retrieval.corpus import Corpus
 
 EXISTING = ("skip", "redo", "report")
 
 
 def run_grid(overrides: list[str], multirun: bool) -> int:
-    """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed. Raises InputError before any work."""
-    plain = "hydra/launcher=basic"  # checking is quick, and its errors belong in this process
-    checked = launch(check_job, [*overrides, plain] if multirun else overrides, multirun)
-    results = checked[0][0]
-    first = {folder: number for number, (_, folder) in reversed(list(enumerate(checked)))}  # equal cells run once
+    """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed, or 130 when interrupted.
+
+    Raises InputError before any work where a cell cannot run.
+    """
+    grid = check_grid(overrides, multirun)
+    for problem in grid.problems.values():
+        if not isinstance(problem, NotApplicable) or not grid.cells:
+            more = sum(not isinstance(other, NotApplicable) for other in grid.problems.values()) - 1
+            raise InputError(f"{problem}" + (f" ({more} more cells cannot run: adir plan tells)" if more > 0 else ""))
+        say(f"left out, not applicable: {problem}")
+    cells = list(grid.cells.values())
+    results = cells[0].results
     if multirun:
-        duplicates = f" ({len(checked)} combinations, some of them equal)" if len(first) < len(checked) else ""
-        say(f"{len(first)} cells{duplicates} in {results}")
+        equal = grid.combinations - len(grid.problems) - len(cells)
+        duplicates = f" ({grid.combinations} combinations, {equal} equal to others)" if equal else ""
+        say(f"{len(cells)} cells{duplicates} in {results}")
+    plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
 
-    kept = frozenset(first.values()) if multirun else None
-    outcomes: list[Outcome] = launch(functools.partial(run_job, kept), overrides, multirun)
-    failed = sum(outcome.failed for outcome in outcomes)
-    done, skipped = sum(o.done for o in outcomes), sum(o.skipped for o in outcomes)
-    say(f"{done} pictures done, {skipped} were there, {failed} failed; records and pictures: {results}/cells")
-    if failed:
+    job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan)
+    with stop_file_on_interrupt(results, plan) as interrupted:
+        outcomes: list[Outcome] = launch(job, overrides, multirun)
+    total = sum(outcomes, Outcome())
+    say(
+        f"{total.done} pictures done, {total.skipped} were there, {total.failed} failed; "
+        f"records and pictures: {results}/cells"
+    )
+    if plan is not None and not interrupted.is_set:
+        missing = sum(not cell.ledger.record_path(image_id).exists() for cell in cells for image_id in cell.data.ids)
+        if missing:
+            say(f"{missing} pictures have no record yet: another worker is at them, or was; run the same command again")
+    if total.failed:
         say("what failed says so in its record; retry=failed runs it again")
-    return 1 if failed else 0
+    if interrupted.is_set:
+        say(f"interrupted, {total.left} pictures of the cells begun are left; to go on:")
+        say(f"  adir run {'-m ' if multirun else ''}{' '.join(overrides)}")
+        return 130
+    return 1 if total.failed else 0
 
 
-def launch(function: Callable[[DictConfig], Any], overrides: list[str], multirun: bool) -> list[Any]:
-    """What `function` returns for each cell that Hydra composes from the overrides, in the launcher's processes.
+class Grid:
+    """The cells of a grid, by the number of the first job that makes them, and what is wrong with the other jobs."""
 
-    Raises InputError for bad overrides, and the exception of the first cell whose function raised one.
-    """
-    GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
-    job = functools.partial(guarded, function, secrets.token_hex(8))
-    try:
-        if multirun or experiment_wants_multirun(hydra, overrides):
-            batches = hydra.multirun("run", job, overrides, with_log_configuration=False)
-            results = [one.return_value for batch in batches for one in batch]
-        else:
-            results = [hydra.run("run", job, overrides, with_log_configuration=False).return_value]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(plain_words(error)) from error
-    finally:
-        GlobalHydra.instance().clear()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+    def __init__(self, checked: list[Cell | InputError]) -> None:
+        self.combinations = len(checked)
+        self.problems = {number: found for number, found in enumerate(checked) if isinstance(found, InputError)}
+        self.cells: dict[int, Cell] = {}
+        first: dict[Path, int] = {}
+        for number, found in enumerate(checked):
+            if isinstance(found, Cell) and first.setdefault(found.identity.folder, number) == number:
+                self.cells[number] = found
+
+    @property
+    def sha256(self) -> str:
+        """Of its cells and their pictures: the same grid, whenever it is run."""
+        return hash_of([[cell.identity.sha256, cell.data.ids] for cell in self.cells.values()])
 
 
-_stopped: dict[str, BaseException] = {}
-"""By grid, what ended this process's share of it: on a full disk no further cell shall adapt for minutes to find that out."""
+def check_grid(overrides: list[str], multirun: bool) -> Grid:
+    """Every cell resolved and checked, in this process. Raises InputError where the overrides themselves are wrong."""
+    plain = "hydra/launcher=basic"  # checking is quick, and its errors belong in this process
+    return Grid(launch(check_job, [*overrides, plain] if multirun else overrides, multirun))
 
 
-def guarded(function: Callable[[DictConfig], Any], grid: str, cfg: DictConfig) -> Any:
-    """The function's result, or the exception it raised: Hydra would print a line of its own about it.
-
-    After an OSError or InputError, the jobs of that grid that follow in this process return it at once.
-    """
-    if grid in _stopped:
-        return _stopped[grid]
-    try:
-        return function(cfg)
-    except (OSError, InputError) as error:
-        _stopped[grid] = error
-        return error
-    except Exception as error:
-        return error
-
-
-def plain_words(error: Exception) -> str:
-    """Hydra's message on one line, without its search path and internal types."""
-    message = first_line(error)
-    for tail in (" Config search path:", " full_key:", " object_type="):
-        message = message.split(tail)[0]
-    return message
-
-
-def experiment_wants_multirun(hydra: Hydra, overrides: list[str]) -> bool:
-    """False: -m says it. An experiment that is a grid raises InputError without -m: it would run its first cell only."""
-    cfg = hydra.compose_config("run", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-    if str(cfg.hydra.mode).endswith("MULTIRUN"):
-        raise InputError("this experiment is a grid: run it with -m")
-    return False
-
-
-def compose(overrides: list[str]) -> DictConfig:
-    """One composed configuration, without running anything. Raises InputError for bad overrides."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose("run", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(plain_words(error)) from error
-
-
-def check_job(cfg: DictConfig) -> tuple[Path, Path]:
-    """Resolve one cell: (results folder, its folder). Raises InputError for what could not run."""
+def check_job(cfg: DictConfig) -> Cell | InputError:
+    """The cell, or why it cannot run."""
     options_of(cfg)
-    cell = resolve_cell(cfg)
-    require_test_pictures(cell)
+    try:
+        cell = resolve_cell(cfg)
+        require_test_pictures(cell)
+    except InputError as error:
+        return error
     if cell.corpus is not None:
         tell_rejects(cell.corpus)
-    return cell.results, cell.identity.folder
+    return cell
+
+
+def write_plan(grid: Grid) -> Path:
+    """RESULTS/grids/HASH.json: the cells and pictures that were asked for, so that a table shows what is missing, and the
+    cells' configurations, so that a worker can help with another's; and the manifest of each test set."""
+    cells = list(grid.cells.values())
+    results = cells[0].results
+    planned = [
+        {
+            "cell": cell.identity.sha256,
+            "folder": str(cell.identity.folder),
+            "axes": cell.identity.axes,
+            "identity": cell.identity.configuration,
+            "images": cell.data.ids,
+            "data": cell.data.name,
+            "configuration": cell.configuration,
+        }
+        for cell in cells
+    ]
+    path = results / "grids" / f"{grid.sha256[:16]}.json"
+    try:
+        unchanged = read_json(path)["cells"] == planned
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        unchanged = False
+    if not unchanged:
+        write_json(path, {"schema": 1, "grid": grid.sha256, "cells": planned})
+    for data in {id(cell.data): cell.data for cell in cells}.values():
+        manifest = results / "manifests" / f"{data.name}-{data.sha256[:10]}.json"
+        if not manifest.is_file():
+            pictures = {
+                image_id: {"sha256": data.manifest[image_id], "pixels": picture_hashes(data)[image_id]}
+                | data.attribution(image_id)
+                for image_id in data.ids
+            }
+            write_json(manifest, {"name": data.name, "sha256": data.sha256, "pictures": pictures})
+    return path
 
 
 @functools.cache
@@ -138,34 +148,92 @@ def tell_rejects(corpus: Corpus) -> None:
         say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 
-def run_job(kept: frozenset[int] | None, cfg: DictConfig) -> Outcome:
-    """Run one cell, in whatever process the launcher chose; nothing where a grid's job number is not among `kept`."""
+def run_job(kept: frozenset[int] | None, plan: Path | None, cfg: DictConfig) -> Outcome:
+    """Run one cell, in whatever process the launcher chose, then help with those that other workers are at.
+
+    Nothing where a grid's job number is not among `kept`.
+    """
     if kept is not None and HydraConfig.get().job.num not in kept:
+        return Outcome()
+    if plan is not None and stop_file(plan).exists():
         return Outcome()
     torch.set_num_threads(cfg.threads)
     torch.backends.cudnn.allow_tf32 = False  # its 1e-3 is no float rounding, which is all that devices may differ by
+    use_own_gpu(beside_others())
+    outcome = run_tracked(cfg, plan)
+    if plan is not None and beside_others() and cfg.existing == "skip":
+        for other in read_json(plan)["cells"]:
+            folder = Path(cfg.results) / other["folder"]
+            if Claims(folder / "claims").any_alive():
+                helped = run_tracked(OmegaConf.create(other["configuration"]), plan)
+                outcome.done, outcome.left = outcome.done + helped.done, outcome.left + helped.left
+    return outcome
+
+
+def run_tracked(cfg: DictConfig, plan: Path | None) -> Outcome:
+    """Run the cell of a composed configuration, telling its tracker."""
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)
-    tracker.start(cell)
+    tracker.start(cell, plan.stem if plan is not None else None)
     try:
-        return run_cell(cell, options_of(cfg), say, tracker)
+        return run_cell(cell, options_of(cfg, stop_file(plan) if plan is not None else None), say, tracker)
     finally:
         tracker.finish()
 
 
-def options_of(cfg: DictConfig) -> Options:
+def options_of(cfg: DictConfig, stop: Path | None = None) -> Options:
     """The options that change no result. Raises InputError for unknown words."""
     if cfg.existing not in EXISTING:
         raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
     if cfg.retry not in (None, "failed"):
         raise InputError(f"retry={cfg.retry}: failed is the only choice")
+    if isinstance(cfg.batch_size, bool) or not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
+        raise InputError(f"batch_size={cfg.batch_size}: a whole number of at least 1 is needed")
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
-    return Options(cfg.existing, cfg.retry == "failed", progress and not beside_others(), bool(cfg.oracle))
+    retry = cfg.retry == "failed"
+    return Options(cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size, stop)
 
 
 def beside_others() -> bool:
     """Whether this job runs in a launcher's worker, where several progress bars would write over one another."""
     return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+
+
+def stop_file(plan: Path) -> Path:
+    """The file whose being there tells all workers of a grid to stop after the picture at hand."""
+    return plan.with_suffix(".stop")
+
+
+class Interrupted:
+    """Whether Ctrl-C was pressed."""
+
+    is_set = False
+
+
+@contextmanager
+def stop_file_on_interrupt(results: Path, plan: Path | None) -> Iterator[Interrupted]:
+    """On the first Ctrl-C (or SIGTERM, as clusters send before they kill) every worker ends its record and then stops, as a
+    file tells it; on the second, everything ends at once. Both lose no record."""
+    interrupted = Interrupted()
+    if plan is None:
+        yield interrupted
+        return
+    stop_file(plan).unlink(missing_ok=True)
+
+    def ask_to_stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        interrupted.is_set = True
+        say("interrupted: finishing the pictures at hand; once more to stop at once")
+        write_bytes(stop_file(plan), b"")
+
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file(plan).unlink(missing_ok=True)
 
 
 def say(message: str) -> None:

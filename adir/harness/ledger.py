@@ -50,6 +50,14 @@ class Ledger:
             )
         return record
 
+    def peek(self, image_id: str) -> dict[str, Any] | None:
+        """The record of a picture, or None where there is none that can be read; touches nothing."""
+        try:
+            record = read_json(self.record_path(image_id))
+            return record if record["schema"] == SCHEMA and record["status"] in ("done", "failed") else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
     def write(self, image_id: str, record: dict[str, Any]) -> None:
         """Write the record, atomically. Raises OSError when the disk is full or read-only; nothing else is touched."""
         write_json(self.record_path(image_id), {"schema": SCHEMA, **record})

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from adir.errors import InputError
 from adir.files import write_json
 from adir.harness.cell import build
-from adir.harness.grid import compose, say
+from adir.harness.grid import say
+from adir.harness.launch import compose
 from adir.harness.ledger import DamagedFile, all_records
 from adir.harness.stages import hash_of_picture
 from adir.images import read_image

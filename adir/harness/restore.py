@@ -11,10 +11,13 @@ from torch import Tensor
 from adir.adaptation.adapters import adapted
 from adir.errors import InputError
 from adir.files import read_json, write_json
-from adir.harness.cell import Cell, find_neighbours, resolve_cell
-from adir.harness.grid import compose, options_of, say
-from adir.harness.run import adapter_fields, commit, find_or_train_adapter, versions
-from adir.harness.stages import hash_of_picture
+from adir.harness.cell import Cell, resolve_cell
+from adir.harness.grid import options_of, say
+from adir.harness.launch import compose
+from adir.harness.neighbours import Neighbour, find_neighbours
+from adir.harness.picture import Busy, adapter_fields, find_or_train_adapter
+from adir.harness.provenance import commit, versions
+from adir.harness.stages import StoredAdapter, hash_of_picture
 from adir.images import PICTURE_SUFFIXES, from_uint8, read_image, to_uint8, write_png
 from adir.samplers.tiling import require_restorable, restore_any_size
 from adir.scoring.metrics import data_consistency_residual
@@ -98,7 +101,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
     started = time.perf_counter()
     image_id = hash_of_picture(y)  # of the content: the same picture under another name is restored alike
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
-    adapter = find_or_train_adapter(cell, image_id, y, neighbours, options, say)
+    adapter = awaited_adapter(cell, image_id, y, neighbours, options.progress)
     with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
         try:
             result = restore_any_size(cell.sampler, cell.backbone, cell.task, y, cell.seed, image_id, tile)
@@ -129,3 +132,14 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
         f"{target}: {y.shape[2]}x{y.shape[1]} to {result.x_hat.shape[2]}x{result.x_hat.shape[1]}, residual {residual:.1f} grey "
         f"levels (noise {cell.task.sigma_y:g}), {note['seconds']} s"
     )
+
+
+def awaited_adapter(
+    cell: Cell, image_id: str, y: Tensor, neighbours: list[Neighbour], progress: bool
+) -> StoredAdapter | None:
+    """The adapter, also where another `adir restore` is training it just now."""
+    while True:
+        try:
+            return find_or_train_adapter(cell, image_id, cell.task, y, neighbours, progress, say)
+        except Busy:
+            time.sleep(0.5)

@@ -1,33 +1,20 @@
-"""Running a cell: for each test picture y, neighbours, adapter, restoration, scores, record; resuming by what is there."""
+"""Running a cell: every test picture that has no record yet and that no other worker is at, through adir.harness.picture."""
 
 import functools
-import platform
-import resource
-import subprocess
 import time
-import traceback
+from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor
-
-import adir
-from adir.adaptation.adapters import adapted
-from adir.adaptation.denoising_module import FineTuning
-from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError
-from adir.harness.cell import Cell, Neighbour, find_neighbours, first_line
-from adir.harness.identity import hash_of
+from adir.harness.cell import Cell
+from adir.harness.claims import Claims
 from adir.harness.ledger import DamagedFile
-from adir.harness.stages import AdapterStore, MeasurementStore, OtherPicture, StoredAdapter, hash_of_picture
-from adir.images import generator, read_image, write_png
+from adir.harness.picture import Busy, Prepared, failure_record, finish, prepare, sample
+from adir.harness.stages import OtherPicture, hash_of_picture
 from adir.retrieval.corpus import Corpus
-from adir.scoring.metrics import data_consistency_residual
 
 Existing = Literal["skip", "redo", "report"]
 
@@ -45,6 +32,16 @@ class Outcome:
     done: int = 0
     skipped: int = 0
     failed: int = 0
+    left: int = 0
+    """Not begun, as the run was told to stop."""
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            self.done + other.done,
+            self.skipped + other.skipped,
+            self.failed + other.failed,
+            self.left + other.left,
+        )
 
 
 @dataclass(frozen=True)
@@ -53,108 +50,155 @@ class Options:
 
     existing: what to do with finished pictures, `skip`, `redo` or `report` (run nothing).  retry_failed: run those
     again whose record holds an error.  progress: show a bar while adapting.  oracle: also measure the denoiser's error
-    on the ground truth (for studies; the method never sees it).
+    on the ground truth (for studies; the method never sees it).  batch_size: pictures sampled at once where no adapter
+    tells them apart.  stop_file: stop after the picture at hand when this file is there.
     """
 
     existing: Existing = "skip"
     retry_failed: bool = False
     progress: bool = False
     oracle: bool = False
+    batch_size: int = 1
+    stop_file: Path | None = None
+
+    def told_to_stop(self) -> bool:
+        """Whether the run was interrupted."""
+        return self.stop_file is not None and self.stop_file.exists()
 
 
 def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None) -> Outcome:
-    """Restore and score every picture of the cell that has no record yet. One picture at a time: a kill loses that one.
+    """Restore and score every picture of the cell that has no record yet. A kill loses at most the pictures at hand.
 
     A picture that fails leaves a record with its error and the rest go on; OSError (disk full, read-only) stops the run,
     as nothing could be written down any more, and so does OtherPicture. Raises InputError for an unfit test set.
     """
     require_test_pictures(cell)
     outcome = Outcome()
-    for number, image_id in enumerate(cell.data.ids, start=1):
-        where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
+    claims = Claims(cell.ledger.folder / "claims")
+    waiting = deque(cell.data.ids)
+    batch_size = options.batch_size if cell.mode == "none" else 1
+    idle = 0  # pictures put off since the last one that was done
+    while waiting:
+        if options.told_to_stop():
+            outcome.left += len(waiting)
+            break
+        batch: list[str] = []
         try:
-            record = cell.ledger.read(image_id, cell.identity.sha256)
-        except DamagedFile as error:
-            tell(f"warning: {error}")
-            record = None
-        if record is not None and record["status"] == "done":
-            if record["image"]["sha256"] != hash_of_picture(cell.data.image(image_id)):
-                raise OtherPicture(
-                    f"{cell.ledger.record_path(image_id)}: is of another picture with the id {image_id!r}; "
-                    "use another results folder"
-                )
-        if record is not None and options.existing != "redo":
-            failed_before = record["status"] == "failed"
-            if not (failed_before and options.retry_failed and options.existing == "skip"):
-                outcome.skipped += not failed_before
-                outcome.failed += failed_before
-                continue
-        if options.existing == "report":
-            continue
-        started = time.perf_counter()
-        try:
-            record = run_picture(cell, image_id, options, tell)
-        except (OSError, OtherPicture):
-            raise
-        except Exception as error:
-            record = failure_record(cell, image_id, error)
+            while waiting and len(batch) < batch_size:
+                image_id = waiting.popleft()
+                if settled(cell, image_id, options, tell, outcome):
+                    continue
+                if not claims.take(image_id):
+                    continue  # another worker is at it
+                batch.append(image_id)
+                # It may have been finished between the look and the claim.
+                if options.existing == "skip" and settled(cell, image_id, options, tell, outcome):
+                    claims.release(batch.pop())
+            put_off = run_batch(cell, batch, options, tell, outcome, tracker)
+        finally:
+            for image_id in batch:
+                claims.release(image_id)
+        waiting.extend(put_off)
+        idle = idle + len(put_off) if len(put_off) == len(batch) else 0
+        if waiting and idle >= len(waiting):
+            time.sleep(0.2)  # all that is left waits for another worker's adapter
+            idle = 0
+    return outcome
+
+
+def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome) -> bool:
+    """Whether a picture needs no run: it has its record, or nothing is to be run. Counts it in `outcome`.
+
+    Raises OtherPicture where the record is of another picture with this id.
+    """
+    try:
+        record = cell.ledger.read(image_id, cell.identity.sha256)
+    except DamagedFile as error:
+        tell(f"warning: {error}")
+        record = None
+    if record is not None and record["status"] == "done":
+        if record["image"]["sha256"] != picture_hashes(cell.data)[image_id]:
+            raise OtherPicture(
+                f"{cell.ledger.record_path(image_id)}: is of another picture with the id {image_id!r}; "
+                "use another results folder"
+            )
+    if record is not None and options.existing != "redo":
+        failed_before = record["status"] == "failed"
+        if not (failed_before and options.retry_failed and options.existing == "skip"):
+            outcome.skipped += not failed_before
+            outcome.failed += failed_before
+            return True
+    return options.existing == "report"
+
+
+def run_batch(
+    cell: Cell,
+    image_ids: list[str],
+    options: Options,
+    tell: Callable[[str], None],
+    outcome: Outcome,
+    tracker: Tracker | None,
+) -> list[str]:
+    """From test pictures to their records; returns the ids that another worker's adapter is awaited for."""
+    started = time.perf_counter()
+    put_off: list[str] = []
+    ready: list[Prepared] = []
+
+    def settle(image_id: str, record: dict[str, Any]) -> None:
         cell.ledger.write(image_id, record)
+        number = cell.data.ids.index(image_id) + 1
+        where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
         if record["status"] == "failed":
             outcome.failed += 1
             tell(f"{where}  FAILED: {record['error']}")
         else:
             outcome.done += 1
-            tell(f"{where}  {summary(record)}  {time.perf_counter() - started:.1f} s")
+            tell(f"{where}  {summary(record)}  {(time.perf_counter() - started) / len(image_ids):.1f} s")
         if tracker is not None:
             tracker.record(record, cell.ledger.picture_path(image_id))
-    return outcome
+
+    for image_id in image_ids:
+        try:
+            ready.append(prepare(cell, image_id, tell, options.progress))
+        except Busy:
+            put_off.append(image_id)
+        except STOPPING:
+            raise
+        except Exception as error:
+            settle(image_id, failure_record(cell, image_id, error))
+    for batch in alike(ready):
+        try:
+            restored = sample(cell, batch)
+        except STOPPING:
+            raise
+        except Exception as error:
+            for prepared in batch:
+                settle(prepared.image_id, failure_record(cell, prepared.image_id, error))
+            continue
+        for place, prepared in enumerate(batch):
+            try:
+                record = finish(cell, prepared, restored, place, options.oracle)
+            except STOPPING:
+                raise
+            except Exception as error:
+                record = failure_record(cell, prepared.image_id, error)
+            settle(prepared.image_id, record)
+    return put_off
 
 
-def run_picture(cell: Cell, image_id: str, options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
-    """From one test picture to its finished record; the restored picture is on disk when this returns."""
-    clock = Clock()
-    x = cell.data.image(image_id)
-    operator = cell.task.operator(tuple(x.shape))
-    store = MeasurementStore(cell.results, cell.task, cell.configuration["task"], cell.noise_seed)
-    measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
-    clock.lap("measure")
+STOPPING = (OSError, OtherPicture)
+"""What ends a run rather than one picture."""
 
-    neighbours, excluded = find_neighbours(cell, image_id, x, measurement.y) if cell.corpus is not None else ([], [])
-    clock.lap("retrieve")
 
-    adapter = find_or_train_adapter(cell, image_id, measurement.y, neighbours, options, tell)
-    clock.lap("adapt")
-
-    network = cell.backbone.network
-    with adapted(network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
-        noise = generator(cell.seed, image_id, "sampler")
-        restored = cell.sampler.restore(cell.backbone, operator, measurement.y[None].to(cell.backbone.device), [noise])
-        clock.lap("sample")
-        oracle = oracle_eps_error(cell, x) if options.oracle else None
-        clock.lap("oracle")
-    if restored.errors[0] is not None:
-        raise FloatingPointError(restored.errors[0])
-    picture = cell.ledger.picture_path(image_id)
-    write_png(picture, restored.x_hat[0])
-
-    scores = score_picture(cell, picture, x, measurement.y)
-    clock.lap("score")
-    if oracle is not None:
-        scores["oracle-eps-error"] = {"value": oracle, "direction": "lower", "version": "1"}
-    return identity_fields(cell, image_id) | {
-        "status": "done",
-        "image": {"id": image_id, "sha256": hash_of_picture(x), "data": cell.data.name},
-        "y": {"sha256": measurement.sha256, "file": str(measurement.path.relative_to(cell.results))},
-        "picture": str(picture.relative_to(cell.results)),
-        "scores": scores,
-        "unavailable": dict(cell.scoring.unavailable),
-        "sampler": {"capped_steps": restored.capped_steps[0], "n_steps": cell.sampler.n_steps},
-        "neighbours": [{"id": n.id, "distance": n.distance} for n in neighbours],
-        "excluded": excluded,
-        "adapter": None if adapter is None else adapter_fields(adapter),
-        "seconds": clock.seconds,
-        "process_peak_memory_mb": process_peak_memory_mb(cell.backbone.device),
-    }
+def alike(ready: list[Prepared]) -> list[list[Prepared]]:
+    """Batches that the sampler can take at once: one operator, and no adapter or one picture."""
+    batches: list[list[Prepared]] = []
+    for prepared in ready:
+        if batches and prepared.adapter is None and batches[-1][0].operator is prepared.operator:
+            batches[-1].append(prepared)
+        else:
+            batches.append([prepared])
+    return batches
 
 
 def require_test_pictures(cell: Cell) -> None:
@@ -167,7 +211,7 @@ def require_test_pictures(cell: Cell) -> None:
     stride = cell.backbone.stride
     for image_id, shape in picture_shapes(cell.data).items():
         try:
-            cell.task.operator(shape)
+            cell.task.bound(cell.data, image_id).operator(shape)
         except InputError as error:
             raise InputError(f"test picture {image_id}: {error}") from error
         _, height, width = shape
@@ -184,157 +228,12 @@ def picture_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
     return {image_id: tuple(data.image(image_id).shape) for image_id in data.ids}
 
 
-def adaptation_pictures(cell: Cell, y: Tensor, neighbours: list[Neighbour]) -> list[Tensor]:
-    """What the mode tunes on: y itself, the neighbours, or nothing."""
-    if cell.mode == "none":
-        return []
-    if cell.mode == "self":
-        return [cell.task.picture_of(y)]
-    assert cell.corpus is not None
-    return [cell.corpus.image(neighbour.id) for neighbour in neighbours]
-
-
-def find_or_train_adapter(
-    cell: Cell, image_id: str, y: Tensor, neighbours: list[Neighbour], options: Options, tell: Callable[[str], None]
-) -> StoredAdapter | None:
-    """The adapter for one picture, trained unless its store has it; None in mode `none`.
-
-    Keyed by what makes it and not by the cell, so `random` draws of two tasks, or cells that differ in the sampler, share.
-    """
-    pictures = adaptation_pictures(cell, y, neighbours)
-    if not pictures:
-        return None
-    made_of = {
-        "backbone": cell.identity.configuration["backbone"],
-        "adaptation": {key: cell.configuration["adaptation"][key] for key in ("adapter", "fine_tuning")},
-        "pictures": [hash_of_picture(picture) for picture in pictures],
-        "seed": [cell.seed, image_id],
-    }
-    key, store = hash_of(made_of), AdapterStore(cell.results)
-    found = store.find(key, warn=lambda message: tell(f"warning: {message}"))
-    if found is not None:
-        return found
-    started = time.perf_counter()
-    fine_tuning: FineTuning = cell.fine_tuning
-    trained = fine_tuning.fit(
-        cell.backbone, cell.adapter, pictures, generator(cell.seed, image_id, "adaptation"), progress=options.progress
-    )
-    facts = {
-        "made_of": made_of,
-        "losses": trained.losses,
-        "layers": trained.layers,
-        "n_parameters": trained.n_parameters,
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    return store.put(key, trained.tensors, facts)
-
-
-def adapter_fields(adapter: StoredAdapter) -> dict[str, Any]:
-    """What a record says of its adapter; losses and layer names stay beside the tensors."""
-    facts = adapter.facts
-    return {
-        "key": adapter.key,
-        "sha256": adapter.sha256,
-        "n_layers": len(facts["layers"]),
-        "n_parameters": facts["n_parameters"],
-        "training_seconds": facts["seconds"],
-        "first_loss": facts["losses"][0] if facts["losses"] else None,
-        "last_loss": facts["losses"][-1] if facts["losses"] else None,
-    }
-
-
-def score_picture(cell: Cell, picture: Path, x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
-    """Scores of a restored picture as its file holds it, so that scoring again gives the same; the residual beside them."""
-    x_hat = read_image(picture)
-    scores = cell.scoring.score(x_hat, x)
-    residual = data_consistency_residual(cell.task.operator(tuple(x.shape)), x_hat[None], y[None])
-    scores["residual"] = {"value": float(residual), "direction": "none", "version": "1", "sigma_y": cell.task.sigma_y}
-    return scores
-
-
-@torch.no_grad()
-def oracle_eps_error(cell: Cell, x: Tensor, timesteps: tuple[int, ...] = (10, 50, 100, 200, 400, 700)) -> float:
-    """Mean l_simple of the denoiser as it stands on the ground truth x, over `timesteps`, one fixed noise each.
-
-    Says whether adaptation made the denoiser better for this very picture. Lower is better.
-    """
-    errors = []
-    for t in timesteps:
-        eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))[None]
-        x_t = diffuse(x[None], eps, cell.backbone.schedule.alpha_bar[t]).to(cell.backbone.device)
-        eps_hat = cell.backbone.predict(x_t, torch.tensor([t], device=x_t.device)).eps.cpu()
-        errors.append(epsilon_loss(eps, eps_hat).item())
-    return sum(errors) / len(errors)
-
-
-def failure_record(cell: Cell, image_id: str, error: Exception) -> dict[str, Any]:
-    """The record of a picture that could not be done: its error in place of scores."""
-    return identity_fields(cell, image_id) | {
-        "status": "failed",
-        "image": {"id": image_id, "data": cell.data.name},
-        "y": None,
-        "scores": {},
-        "error": f"{type(error).__name__}: {first_line(error)}",
-        "traceback": None if isinstance(error, InputError) else traceback.format_exc(),
-    }
-
-
-def identity_fields(cell: Cell, image_id: str) -> dict[str, Any]:
-    """Who a record belongs to and what it was made with."""
-    return {
-        "cell": cell.identity.sha256,
-        "axes": cell.identity.axes,
-        "identity": cell.identity.configuration,
-        "configuration": cell.configuration,
-        "seed": cell.seed,
-        "versions": versions(),
-        "commit": commit(),
-        "threads": torch.get_num_threads(),
-    }
+@functools.cache
+def picture_hashes(data: Corpus) -> dict[str, str]:
+    """`hash_of_picture` of each picture; once per process, as every record is checked against it."""
+    return {image_id: hash_of_picture(data.image(image_id)) for image_id in data.ids}
 
 
 def summary(record: dict[str, Any]) -> str:
     """The scores of a record on one line."""
     return "  ".join(f"{name} {s['value']:.4g}" for name, s in record["scores"].items() if s["value"] is not None)
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    packages = ("torch", "diffusers", "peft", "deepinv", "pyiqa", "pytorch-lightning", "scikit-image")
-    return {"adir": adir.__version__, "python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-@functools.cache
-def commit() -> str | None:
-    """The commit of the checkout that runs, with `-dirty` where tracked files differ; None for an installed package."""
-    root = Path(adir.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "-C", str(root), "diff", "--quiet", "HEAD"], capture_output=True, check=False)
-    except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout without a commit
-        return None
-    return head.stdout.strip() + ("-dirty" if changed.returncode else "")
-
-
-def process_peak_memory_mb(device: torch.device) -> float:
-    """Peak of this process so far, in MB, earlier pictures included: of the GPU where there is one, else resident memory."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
-
-
-class Clock:
-    """Seconds between laps, by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Ends a stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._last, 3)
-        self._last = now

@@ -1,5 +1,6 @@
-"""Products that cells share, stored under what made them and found again: y, and trained adapters."""
+"""Products that cells share, stored under what made them and found again: y, neighbours, trained adapters, pictures to show."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from adir.errors import InputError
 from adir.files import (
@@ -23,13 +25,29 @@ from adir.files import (
     write_json,
 )
 from adir.harness.identity import hash_of
-from adir.images import generator
+from adir.images import generator, write_png
 from adir.tasks.restoration import RestorationTask
+
+THUMBNAIL = 128  # pixels of the longer side
 
 
 def hash_of_picture(x: Tensor) -> str:
     """SHA-256 of a float32 tensor's shape and values."""
     return sha256_of_bytes(repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes())
+
+
+def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
+    """Keep a ground truth, or a neighbour's thumbnail, for the report, as RESULTS/pictures/HASH.png; returns HASH, that of
+    the whole picture in both cases."""
+    sha256 = hash_of_picture(x)
+    path = results / "pictures" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
+    if not path.is_file():
+        longer = max(x.shape[-2:])
+        if thumbnail and longer > THUMBNAIL:
+            size = [max(1, round(side * THUMBNAIL / longer)) for side in x.shape[-2:]]
+            x = interpolate(x[None], size=size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+        write_png(path, x)
+    return sha256
 
 
 class OtherPicture(InputError):
@@ -67,6 +85,10 @@ class MeasurementStore:
         name = f"{self.task.name}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
         return self.results / "measurements" / name
 
+    def path(self, image_id: str) -> Path:
+        """The PNG of a picture's y; its note is beside it, as JSON."""
+        return self.folder / f"{quote(image_id, safe='')}.png"
+
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
         """y of picture x, read from its files or made. Damaged ones are set aside, reported through `warn(message)`, and
         made anew; a y without its note (after a kill) gets one when it is the y that x gives.
@@ -74,7 +96,7 @@ class MeasurementStore:
         Raises OtherPicture, with all files left in place, where y was made of other pixels than x, and where y made anew is
         not the one that is there or that its note tells of (as after an update of a library).
         """
-        path = self.folder / f"{quote(image_id, safe='')}.png"
+        path = self.path(image_id)
         note = path.with_suffix(".json")
         known, note_problem = read_note(note)
         if known is not None and known["image_sha256"] != hash_of_picture(x):
@@ -194,3 +216,49 @@ class AdapterStore:
         facts = {**facts, "sha256": hash_of_tensors(tensors)}
         write_bytes(self.path(key), save(tensors, {"facts": json.dumps(facts, allow_nan=False)}))
         return StoredAdapter(tensors, facts["sha256"], key, facts)
+
+
+@dataclass(frozen=True)
+class FoundNeighbours:
+    """The nearest pictures of a corpus, nearest first."""
+
+    ids: list[str]
+    distances: list[float | None]
+    """None where none was taken, as for a random draw."""
+    pictures: list[str]
+    """Hashes of the pictures (`hash_of_picture`)."""
+    excluded: list[str]
+    """Ids left out as copies of the test picture."""
+
+    def first(self, k: int) -> "FoundNeighbours":
+        """The k nearest."""
+        return FoundNeighbours(self.ids[:k], self.distances[:k], self.pictures[:k], self.excluded)
+
+
+@dataclass(frozen=True)
+class NeighbourStore:
+    """Neighbours under the hash of what they follow from, K aside: the list for K is a prefix of that for a larger K."""
+
+    results: Path
+
+    def path(self, key: str) -> Path:
+        """The file."""
+        return self.results / "neighbours" / f"{key}.json"
+
+    def find(self, key: str, k: int) -> FoundNeighbours | None:
+        """The k nearest, or None where fewer are stored. A damaged file counts as none: finding them again is quick."""
+        try:
+            found = FoundNeighbours(**read_json(self.path(key)))
+            lists = (found.ids, found.distances, found.pictures)
+            return found.first(k) if all(len(one) >= k for one in lists) else None
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def get(self, key: str, k: int, find: Callable[[], FoundNeighbours]) -> FoundNeighbours:
+        """The k nearest, stored or found by `find()`, which gives exactly k."""
+        known = self.find(key, k)
+        if known is not None:
+            return known
+        found = find()
+        write_json(self.path(key), dataclasses.asdict(found))
+        return found

@@ -12,7 +12,7 @@ Mode = Literal["online", "offline", "disabled"]
 class NoTracking:
     """The records on disk, and nothing else."""
 
-    def start(self, cell: Cell) -> None:
+    def start(self, cell: Cell, grid: str | None = None) -> None:
         """Called before a cell's first picture."""
 
     def record(self, record: dict[str, Any], picture: Path) -> None:
@@ -35,7 +35,7 @@ class WandbTracking:
         self._rows: list[list[Any]] = []
         self._columns: list[str] = []
 
-    def start(self, cell: Cell) -> None:
+    def start(self, cell: Cell, grid: str | None = None) -> None:
         """Open the run. A failure to do so is said once and the cell goes on untracked."""
         mode: Mode = self.mode or ("online" if has_key() else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)

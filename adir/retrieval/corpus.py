@@ -43,6 +43,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def attribution(self, image_id: str) -> dict[str, str]:
+        """Licence, author and source of a picture, as far as its source names them."""
+        return {}
+
     def image(self, image_id: str) -> Tensor:
         """(3, H, W) in [-1, 1] of one picture, at its own size. Raises KeyError on an id that is not in `ids`."""
         raise NotImplementedError

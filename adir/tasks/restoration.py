@@ -41,6 +41,10 @@ class RestorationTask:
         """Whether A is the same wherever a picture is cut, as `adir restore` needs to pad and tile."""
         return self._degradation.shift_invariant
 
+    def bound(self, data: object, image_id: str) -> "RestorationTask":
+        """The task as it is for one picture of a test set: itself. (Editing has a mask and a prompt for each.)"""
+        return self
+
     def operator(self, image_shape: Shape) -> Operator:
         """A for pictures of this shape, cached. Raises InputError for shapes that it cannot take."""
         return self._build(tuple(image_shape))

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from adir.errors import InputError
-from adir.harness.cell import Cell, find_neighbours, resolve_cell
-from adir.harness.grid import compose
-from adir.harness.run import adaptation_pictures
+from adir.harness.cell import Cell, resolve_cell
+from adir.harness.launch import compose
+from adir.harness.neighbours import find_neighbours
+from adir.harness.picture import adaptation_pictures
 from adir.images import generator, read_image, write_png
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adir.harness.cell import resolve_cell
-from adir.harness.grid import compose
+from adir.harness.launch import compose
 from adir.harness.identity import MODES, WITH_NEIGHBOURS, cell_identity, hash_of
 
 PARTS: dict[str, Any] = {

@@ -1,0 +1,60 @@
+"""The neighbours of one test picture: found with y in the corpus's index, copies of the test picture left out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adir.errors import InputError
+from adir.files import sha256_of_bytes
+from adir.harness.cell import Cell
+from adir.images import generator
+from adir.retrieval.corpus import Corpus
+from adir.retrieval.duplicates import near_duplicates
+from adir.retrieval.encoders import Encoder
+from adir.retrieval.index import Index
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One picture that the backbone is adapted to. distance: in the encoder's own measure; None where none was taken."""
+
+    id: str
+    distance: float | None
+
+
+def find_neighbours(
+    cell: Cell, image_id: str, x: torch.Tensor | None, y: torch.Tensor
+) -> tuple[list[Neighbour], list[str]]:
+    """(the K neighbours, the corpus ids left out because they equal or nearly equal the test picture x).
+
+    Looked for with y alone, as x is unknown at test time; x serves only to keep itself out of a test's corpus, and is
+    None for a user's own picture.
+    """
+    corpus = cell.corpus
+    assert corpus is not None
+    excluded = sorted(near_duplicates(x, corpus)) if x is not None else []
+    if cell.mode == "random":
+        eligible = [name for name in corpus.ids if name not in set(excluded)]
+        if cell.k > len(eligible):
+            raise InputError(
+                f"K={cell.k} pictures asked, {len(eligible)} are left after leaving out copies of {image_id}"
+            )
+        order = torch.randperm(len(eligible), generator=generator(cell.seed, image_id, "random neighbours"))
+        return [Neighbour(eligible[row], None) for row in order[: cell.k].tolist()], excluded
+    assert cell.encoder is not None
+    index = corpus_index(corpus, cell.encoder, cell.results / "embeddings")
+    query = cell.encoder.image(cell.task.picture_of(y)[None])
+    ids, distances = index.search(query, cell.k, exclude=[set(excluded)])
+    return [Neighbour(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)], excluded
+
+
+_indices: dict[str, Index] = {}
+
+
+def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> Index:
+    """The index of a corpus under an encoder: built once per process, stored in `cache_folder` for the next."""
+    key = sha256_of_bytes(f"{corpus.sha256} {encoder.weights_sha256} {cache_folder}".encode())
+    if key not in _indices:
+        _indices[key] = Index.build(corpus, encoder, cache_folder)
+    return _indices[key]
