@@ -97,7 +97,8 @@ def test_the_mathematics_knows_tensors_only(module: str) -> None:
 
 
 def test_every_package_that_adir_imports_is_one_of_its_dependencies() -> None:
-    dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    dependencies = [*project["dependencies"], *project["optional-dependencies"]["faiss"]]
     declared = {canonicalize_name(Requirement(line).name) for line in dependencies}
     imported = {name.partition(".")[0] for names in IMPORTS.values() for name in names} - set(sys.stdlib_module_names)
     providers = metadata.packages_distributions()

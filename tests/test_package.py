@@ -60,7 +60,8 @@ def test_wheel_holds_the_package_its_embedded_files_and_conf_and_nothing_else(wh
     conf = {f"adir/{name}" for name in files_under(REPOSITORY / "conf")}
     assert any(name.endswith(".yaml") for name in conf)
     assert any(name.endswith(".safetensors") for name in inside)
-    assert inside == files_under(REPOSITORY / "adir") | conf
+    published = {f"adir/published/{path.name}" for path in (REPOSITORY / "results" / "published").iterdir()}
+    assert published and inside == files_under(REPOSITORY / "adir") | conf | published
 
 
 def test_wheel_carries_the_licence_and_the_version_of_the_package(wheel: Path) -> None:

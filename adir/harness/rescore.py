@@ -11,6 +11,7 @@ from adir.harness.cell import build
 from adir.harness.grid import say
 from adir.harness.launch import compose
 from adir.harness.ledger import DamagedFile, all_records
+from adir.harness.record_check import fault_of
 from adir.harness.stages import hash_of_picture
 from adir.images import read_image
 from adir.retrieval.corpus import Corpus
@@ -30,6 +31,9 @@ def rescore(results: Path, overrides: list[str]) -> int:
     for record in all_records(results):
         if isinstance(record, DamagedFile):
             say(f"warning: {record}")
+            bad += 1
+        elif fault := fault_of(record):
+            say(f"warning: {results / record['path']}: left as it is: {fault}")
             bad += 1
         elif record["status"] == "done":
             try:
@@ -53,5 +57,6 @@ def rescored(record: dict[str, Any], results: Path, scoring: Scoring) -> dict[st
     x = data.image(image_id)
     if hash_of_picture(x) != record["image"]["sha256"]:
         raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
-    scores = record["scores"] | scoring.score(read_image(results / record["picture"]), x)
+    prompt = data.prompt(image_id) if hasattr(data, "prompt") else None  # a set of edits
+    scores = record["scores"] | scoring.score(read_image(results / record["picture"]), x, prompt)
     return record | {"scores": scores, "unavailable": scoring.unavailable}

@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import ImageDraw, ImageFont
+from rich.console import Console
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from adir.errors import InputError
+from adir.files import write_bytes, write_json
+from adir.harness.formats import FORMATS, to_html, to_latex, to_terminal
 from adir.harness.leaderboard import Board, Row, load_board, make_board, show_leaderboard, to_csv, to_markdown
 from adir.harness.ledger import Ledger
 from adir.harness.report.sheet import FONT, TILE, caption, write_sheet
@@ -106,19 +113,24 @@ def test_a_row_that_lacks_anything_shows_no_mean_and_says_how_much_it_has(missin
     assert any("19 of 20" in note for note in board.notes) == (missing != "value")
     assert any("NaN at step 3" in note and "c" in note for note in board.notes) == (missing == "failed")
     assert "– (n=9)" in to_markdown(board)
-    # nor a difference over the rest, in either direction: knn seed 0 alone against both seeds of none
-    assert found.to_none == {"psnr": None}
     (line,) = [line for line in csv_lines(board) if line["adaptation"] == "knn"]
-    assert line["psnr_n"] == 9
-    assert [line[f"psnr{end}"] for end in ("", "_se", "_minus_none", "_minus_none_low", "_minus_none_high")] == [
-        None
-    ] * 5
+    assert (line["psnr_n"], line["psnr"], line["psnr_se"]) == (9, None, None)
+    # The difference drops c for both, with both its seeds, has its own n, and a note says so.
+    others = [i for i in PSNR if i != "c"]
+    paired = np.mean([np.mean(KNN[i]) - np.mean(PSNR[i]) for i in others])
+    assert (line["psnr_minus_none"], line["psnr_minus_none_n"]) == (pytest.approx(paired), 9)
+    assert any("over the 9 pictures that both have, so c counts in neither" in note for note in board.notes)
+    assert "(n=9)" in to_markdown(board)
 
 
-def test_a_reference_that_lacks_anything_gives_no_difference() -> None:
+def test_a_picture_that_none_lacks_is_dropped_from_the_difference_of_every_other_mode() -> None:
     records = [r for r in two_rows() if not (r["cell"] == "none-None-1" and r["image"]["id"] == "c")]
-    found = row(make_board(records), "knn", 20)
-    assert found.estimates["psnr"].value is not None and found.to_none == {"psnr": None}
+    board = make_board(records)
+    found = row(board, "knn", 20)
+    assert found.estimates["psnr"].value is not None and row(board, "none").estimates["psnr"].value is None
+    difference = found.to_none["psnr"]
+    assert difference is not None and (difference.n, difference.dropped) == (9, ("c",))
+    assert any("c counts in neither" in note for note in board.notes)
 
 
 @pytest.mark.parametrize("part", ["guidance scale", "backbone"])
@@ -162,14 +174,14 @@ def test_the_noise_stands_beside_the_residual_and_the_versions_below() -> None:
 def test_records_of_different_task_versions_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1]["identity"]["task"]["version"] = 2
-    with pytest.raises(InputError, match="task sr4: version 1 in none-None-0, 2 in knn-20-1"):
+    with pytest.raises(InputError, match="task sr4: version 1 in knn-20-0, 2 in knn-20-1"):
         make_board(records)
 
 
 def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1]["y"]["sha256"] = "0123456789abc"
-    with pytest.raises(InputError, match="none-None-0 and knn-20-1 were restored from different y") as raised:
+    with pytest.raises(InputError, match="knn-20-0 and knn-20-1 were restored from different y") as raised:
         make_board(records)
     assert "0123456789" in str(raised.value) and "picture j" in str(raised.value)
 
@@ -177,7 +189,7 @@ def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
 def test_scores_of_different_metric_versions_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1]["scores"]["psnr"]["version"] = "adir 2"
-    with pytest.raises(InputError, match=r"psnr: version 'adir 1' in none-None-0, 'adir 2' in knn-20-1.*adir score"):
+    with pytest.raises(InputError, match=r"psnr: version 'adir 1' in knn-20-0, 'adir 2' in knn-20-1.*adir score"):
         make_board(records)
 
 
@@ -207,7 +219,7 @@ def test_a_metric_that_could_not_be_computed_is_empty_and_its_reason_is_told() -
         item["unavailable"] = {"musiq": "musiq.pth is missing"}
     board = make_board(records)
     assert row(board, "none").estimates["musiq"].value is None and "musiq: musiq.pth is missing" in board.notes
-    assert to_csv(board).splitlines()[0].count("musiq") == 7
+    assert to_csv(board).splitlines()[0].count("musiq") == 11
 
 
 def test_zero_is_a_score_and_a_seed() -> None:
@@ -235,10 +247,255 @@ def test_the_folder_gives_the_same_board_and_writes_both_files(
     for item in two_rows():
         Ledger(tmp_path / "cells" / item["cell"]).write(item["image"]["id"], copy.deepcopy(item))
     assert to_csv(load_board(tmp_path)) == to_csv(make_board(two_rows()))
-    assert show_leaderboard(tmp_path, write=False) == 0 and not (tmp_path / "leaderboard.csv").exists()
-    assert show_leaderboard(tmp_path, write=True) == 0
+    assert show_leaderboard([tmp_path], write=False) == 0 and not (tmp_path / "leaderboard.csv").exists()
+    assert show_leaderboard([tmp_path], write=True) == 0
     assert (tmp_path / "leaderboard.csv").read_text() == to_csv(make_board(two_rows()))
+    assert all((tmp_path / f"leaderboard.{ending}").stat().st_size > 0 for ending in ("csv", "md", "tex", "html"))
     assert f"{np.mean(list(PSNR.values())):.4g} ±" in capsys.readouterr().out
+
+
+# --- what is compared, and how it is marked
+
+
+def test_p_values_are_adjusted_over_every_difference_of_the_table() -> None:
+    rng = np.random.default_rng(2)
+    records = []
+    for image in PSNR:
+        for k in (None, 1, 5, 20):
+            item = record(image, rng.normal(25 + (k or 0) / 20, 1), "none" if k is None else "knn", 0, k)
+            item["scores"]["piqe"] = {"value": rng.normal(30 - (k or 0) / 4, 2), "direction": "lower", "version": "1"}
+            records.append(item)
+    lines = [line for line in csv_lines(make_board(records)) if line["adaptation"] == "knn"]
+    raw = [line[f"{metric}_minus_none_p"] for line in lines for metric in ("psnr", "piqe")]
+    adjusted = [line[f"{metric}_minus_none_p_holm"] for line in lines for metric in ("psnr", "piqe")]
+    assert len(raw) == 6 and adjusted == pytest.approx(list(multipletests(raw, method="holm")[1]))
+    values = {(r["image"]["id"], r["axes"]["k"]): r["scores"]["psnr"]["value"] for r in records}
+    assert raw[0] == pytest.approx(
+        stats.wilcoxon([values[i, 1] - values[i, None] for i in PSNR], method="exact").pvalue
+    )
+    assert ("†" in to_markdown(make_board(records))) == (min(adjusted) < 0.05)
+
+
+def standings(gains: dict[int, list[float]], direction: str = "higher") -> dict[int | None, str | None]:
+    """{K: best, tied or None} of rows that differ from `none` by these gains per picture."""
+    records = []
+    for number, image in enumerate("abcdefghijkl"):
+        base = 20.0 + 3 * number
+        records += [record(image, base)] + [
+            record(image, base + gain[number], "knn", 0, k) for k, gain in gains.items()
+        ]
+    for item in records:
+        item["scores"]["psnr"]["direction"] = direction
+    return {r.axes["k"]: r.standing.get("psnr") for r in make_board(records).rows}
+
+
+def test_the_best_is_bold_only_where_every_other_row_is_shown_to_be_worse() -> None:
+    clear, noisy = [1.0 + 0.01 * n for n in range(12)], [3.0 if n % 2 else -1.0 for n in range(12)]
+    assert standings({1: clear}) == {None: None, 1: "best"}
+    # 20 leads 1 by 1.2 in the mean and is behind it on half of the pictures.
+    assert standings({1: clear, 20: [g + 1.3 for g in noisy]}) == {None: None, 1: "tied", 20: "tied"}
+    assert standings({1: [-g for g in clear]}, "lower") == {None: None, 1: "best"}
+    assert standings({1: [-g for g in clear]}) == {None: "best", 1: None}
+
+
+def test_bold_and_ties_are_seen_in_every_form() -> None:
+    records = [record(i, 20.0 + n) for n, i in enumerate("abcdefgh")]
+    records += [record(i, 21.0 + n + n / 100, "knn", 0, 20) for n, i in enumerate("abcdefgh")]
+    board = make_board(records)
+    assert (
+        "**24.54** ± " in to_markdown(board)
+        and r"\textbf{24.54} $\pm$" in to_latex(board)
+        and "<b>24.54</b>" in to_html(board)
+    )
+    tied = make_board([*records, *[record(i, 21.0 + n, "self") for n, i in enumerate("abcdefgh")]])
+    assert [r.standing for r in tied.rows] == [{}, {}, {"psnr": "best"}]
+    same = make_board([*records, *[record(i, 21.0 + n + n / 100, "self") for n, i in enumerate("abcdefgh")]])
+    assert [r.standing for r in same.rows] == [{}, {"psnr": "tied"}, {"psnr": "tied"}]
+    assert to_markdown(same).count("≈") == 3 and "**2" not in to_markdown(same)  # two rows and the explanation
+
+
+def test_with_fewer_than_six_pictures_nothing_is_marked_and_a_note_says_why() -> None:
+    board = make_board([record(i, 20.0) for i in "abcde"] + [record(i, 25.0, "knn", 0, 20) for i in "abcde"])
+    assert [r.standing for r in board.rows] == [{}, {}]
+    assert any("sr4: 5 pictures, fewer than 6" in note for note in board.notes)
+
+
+def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> None:
+    records = two_rows()
+    other = copy.deepcopy(records)
+    for item in other:
+        item["image"]["data"] = "other"
+        item["scores"]["psnr"]["value"] += 100
+    board = make_board(records + other)
+    assert len(board.rows) == 4 and {r.axes["data"] for r in board.rows} == {None, "other"}
+    assert [r.standing for r in board.rows] == [{}, {"psnr": "best"}] * 2
+    assert "| data |" in to_markdown(board)
+    (place,) = [n for n, r in enumerate(records) if r["cell"] == "knn-20-1" and r["image"]["id"] == "c"]
+    assert [r.standing for r in make_board(records[:place] + records[place + 1 :]).rows] == [{}, {}]
+
+
+def test_backbone_and_sampler_have_a_column_where_there_are_several() -> None:
+    records = two_rows()
+    other = copy.deepcopy(records[:20])
+    for item in other:
+        item["axes"]["sampler"] = item["cell"] = item["identity"]["sampler"]["name"] = "dps"
+    board = make_board(records + other)
+    assert to_markdown(board).startswith("| task | sampler | mode |") and "sampler" not in to_markdown(
+        make_board(records)
+    )
+
+
+def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> None:
+    one, other = two_rows(), two_rows()
+    for item, weights in [*((r, "a" * 64) for r in one), *((r, "b" * 64) for r in other)]:
+        item["identity"]["backbone"] = {"name": "b", "weights_sha256": weights}
+        item["cell"] += weights[0]
+    board = make_board(one + other)
+    assert len(board.rows) == 4 and len({r.axes["variant"] for r in board.rows}) == 4
+    named = [note for note in board.notes if "backbone.weights_sha256 aaaaaaaaaa (#" in note and "bbbbbbbbbb" in note]
+    assert len(named) == 2  # of none, of knn
+    # One mode with each weights: no row shares its axes, yet they have no common none.
+    apart = make_board([r for r in one if "none" in r["cell"]] + [r for r in other if "knn" in r["cell"]])
+    assert all(r.to_none == {} and r.axes["variant"] for r in apart.rows)
+    assert any("rows of 2 settings: backbone.weights_sha256" in note for note in apart.notes)
+
+
+def test_other_ground_truths_of_one_name_are_refused() -> None:
+    records = two_rows()
+    for number, item in enumerate(records):
+        item["image"]["sha256"] = "c" * 64 if number else "d" * 64
+    with pytest.raises(InputError, match=r"picture a of None: .* different ground truths"):
+        make_board(records)
+
+
+# --- what was planned, and what is damaged
+
+
+def put(folder: Path, records: list[Record]) -> None:
+    for item in records:
+        Ledger(folder / "cells" / item["cell"]).write(item["image"]["id"], item)
+
+
+def plan(folder: Path, records: list[Record]) -> None:
+    cells = [
+        {"cell": r["cell"], "axes": r["axes"], "identity": r["identity"], "data": "set", "images": list(PSNR)}
+        for r in records
+    ]
+    write_json(folder / "grids" / "0123abcd.json", {"schema": 1, "cells": cells})
+
+
+def with_data(records: list[Record]) -> list[Record]:
+    for item in records:
+        item["image"]["data"] = "set"
+    return records
+
+
+def test_a_cell_that_was_planned_and_never_began_is_a_row_of_missing(tmp_path: Path) -> None:
+    records = with_data(two_rows())
+    done = [r for r in records if r["axes"]["seed"] == 0]
+    put(tmp_path, done)
+    later = with_data([record("a", None, "random", 0, 20)])
+    plan(tmp_path, [*done, *later])
+    board = load_board(tmp_path)
+    planned = row(board, "random", 20)
+    assert (planned.have, planned.expected, planned.estimates["psnr"].value) == (0, 10, None)
+    assert row(board, "none").estimates["psnr"].value is not None
+    assert any("random k=20 full: 0 of 10 records" in note for note in board.notes)
+    # The other seed of both rows was planned too: then their own means are missing.
+    plan(tmp_path, records)
+    assert [(r.have, r.expected, r.estimates["psnr"].value) for r in load_board(tmp_path).rows] == [(10, 20, None)] * 2
+
+
+def test_a_truncated_record_is_named_and_missing(tmp_path: Path) -> None:
+    put(tmp_path, two_rows())
+    path = tmp_path / "cells" / "knn-20-1" / "records" / "c.json"
+    path.write_bytes(path.read_bytes()[:200])
+    board = load_board(tmp_path)
+    assert (row(board, "knn", 20).have, row(board, "knn", 20).estimates["psnr"].value) == (19, None)
+    assert any("knn-20-1/records/c.json" in note and "damaged record" in note for note in board.notes)
+    assert any("c counts in neither" in note for note in board.notes)
+    assert any("set aside earlier" in note for note in load_board(tmp_path).notes)  # and it stays missing
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"axes": []},
+        {"scores": {"psnr": {"value": "high", "direction": "higher", "version": "1"}}},
+        {"scores": {"psnr": {"value": 1.0, "direction": "sideways", "version": "1"}}},
+        {"y": None},
+        {"identity": None},
+        {"status": "perhaps"},
+        {"seed": 5},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_record_of_the_wrong_shape_is_named_and_not_counted(tmp_path: Path, change: Record) -> None:
+    put(tmp_path, [*two_rows()[:-1], two_rows()[-1] | change])
+    board = load_board(tmp_path)
+    assert any("not counted: " in note and "knn-20-1/records/j.json" in note for note in board.notes)
+    assert row(board, "knn", 20).have == 19
+
+
+def test_a_damaged_plan_is_named_and_the_table_stands(tmp_path: Path) -> None:
+    put(tmp_path, two_rows())
+    for number, content in enumerate(("{", "[]", '{"cells": [{"cell": "x", "axes": {}, "images": [], "data": "d"}]}')):
+        write_bytes(tmp_path / "grids" / f"{number}.json", content.encode())
+    board = load_board(tmp_path)
+    assert sum("damaged plan" in note for note in board.notes) == 3 and len(board.rows) == 2
+
+
+# --- forms
+
+
+def test_the_order_of_the_records_changes_no_byte_of_any_form() -> None:
+    records = two_rows()
+    forwards, backwards = make_board(records), make_board(records[::-1])
+    assert all(text_of(forwards) == text_of(backwards) for text_of in FORMATS.values())
+
+
+class Tags(HTMLParser):
+    """The tags and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_no_text_from_records_becomes_markup() -> None:
+    nasty = "<script>alert(1)</script> | \\input{x} $ % # _ & \x1b[31m\n* [l](u)"
+    records = two_rows()
+    for item in records:
+        item["axes"] |= {"task": nasty, "adapter": nasty, "sampler": nasty, "backbone": nasty}
+        item["scores"] = {nasty: item["scores"]["psnr"]}
+        item["unavailable"] = {"musiq": nasty}
+    board = make_board(records)
+    page = Tags(to_html(board))
+    assert page.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td", "b", "br", "ul", "li"}
+    assert page.text.count("<script>alert(1)</script>") >= 6
+    assert "<script" not in to_markdown(board)
+    table = to_markdown(board).split("\n\n")[0].splitlines()
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1  # each line has the same cells
+    body = [line for line in to_latex(board).splitlines() if not line.startswith("%")]
+    assert not any(r"\input" in line or re.search(r"(?<!\\)[%#_]", line) for line in body)
+    assert all(line.startswith("%") for line in to_latex(board).split(r"\end{tabular}")[1].strip().splitlines())
+    console = Console(record=True, width=400, file=io.StringIO())
+    console.print(to_terminal(board, nasty))
+    assert "\x1b[31m" not in console.export_text()
+
+
+def test_the_latex_table_has_as_many_cells_in_every_line_as_columns() -> None:
+    lines = [line for line in to_latex(make_board(two_rows())).splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 4 and {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {5}
 
 
 # --- the sheet

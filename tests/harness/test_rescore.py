@@ -47,6 +47,17 @@ def test_a_record_of_another_ground_truth_keeps_its_scores(adir, results: Path) 
     write_json(path, record)
 
 
+def test_a_record_of_the_wrong_shape_is_named_and_left_as_it_is(adir, results: Path) -> None:
+    path = min(results.glob("cells/**/records/*.json"))
+    record = read_json(path)
+    wrong = record | {"image": {"sha256": "0" * 64}}
+    write_json(path, wrong)
+    finished = adir("score", results, "scoring.metrics=[psnr]")
+    assert finished.status == 1 and "image.id and image.data are to be words" in finished.out
+    assert read_json(path) == wrong
+    write_json(path, record)
+
+
 def test_an_empty_folder_is_one_line_and_status_2(adir, tmp_path: Path) -> None:
     finished = adir("score", tmp_path)
     assert finished.status == 2 and "no restored pictures" in finished.err

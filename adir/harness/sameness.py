@@ -1,0 +1,101 @@
+"""What must be equal before two records share a row, a mean or a table, and the words for what differs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from adir.errors import InputError
+from adir.harness.identity import hash_of
+
+Record = dict[str, Any]
+
+
+def require_same(records: Iterable[Record]) -> dict[str, str]:
+    """{metric: its version}. Raises InputError, naming two records, where one thing was not the same for all.
+
+    A task has one version; one picture of a task has one ground truth and one y; a metric has one version, which names its
+    back end and its weights. (A backbone's weights are part of a row's setting: other weights, another row.)
+    """
+    tasks: dict[str, tuple[Any, str]] = {}
+    ys: dict[tuple[str, str | None, str], tuple[str, str]] = {}
+    truths: dict[tuple[str | None, str], tuple[str, str]] = {}
+    versions: dict[str, tuple[str, str]] = {}
+    for record in records:
+        if record["status"] != "done":
+            continue
+        path: str = record.get("path") or record["cell"]
+        task, image, data = record["axes"]["task"], record["image"]["id"], record["image"].get("data")
+        task_version = record["identity"]["task"]["version"]
+        version, first = tasks.setdefault(task, (task_version, path))
+        if version != task_version:
+            raise InputError(
+                f"task {task}: version {version} in {first}, {task_version} in {path}; "
+                "put them into different results folders"
+            )
+        truth = record["image"].get("sha256", "")
+        sha256, first = truths.setdefault((data, image), (truth, path))
+        if sha256 != truth:
+            raise InputError(
+                f"picture {image} of {data}: {first} and {path} are of different ground truths "
+                f"(hashes {sha256[:10]} and {truth[:10]}); put them into different results folders"
+            )
+        sha256, first = ys.setdefault((task, data, image), (record["y"]["sha256"], path))
+        if sha256 != record["y"]["sha256"]:
+            raise InputError(
+                f"task {task}, picture {image}: {first} and {path} were restored from different y "
+                f"(hashes {sha256[:10]} and {record['y']['sha256'][:10]}); put them into different results folders"
+            )
+        for name, score in record["scores"].items():
+            if score["value"] is None:
+                continue
+            version, first = versions.setdefault(name, (score["version"], path))
+            if version != score["version"]:
+                raise InputError(
+                    f"metric {name}: version {version!r} in {first}, {score['version']!r} in {path}: adir score mends it"
+                )
+    return {name: version for name, (version, _) in versions.items()}
+
+
+def without_seed(record: Record) -> str:
+    """Eight hex digits of a record's setting: its identity less the seed, and its data set. Equal for the seeds of one row."""
+    kept = {key: value for key, value in record["identity"].items() if key != "seed"}
+    return hash_of([kept, record["image"].get("data")])[:8]
+
+
+def base_of(record: Record) -> str:
+    """A hash, equal for records that differ in seed and adaptation alone: a row is compared with the `none` of its base."""
+    kept = {key: value for key, value in record["identity"].items() if key not in ("seed", "adaptation", "retrieval")}
+    return hash_of(kept)
+
+
+def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
+    """`sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`: the entries in which identities ({name: identity}) differ.
+
+    The seed is left out. At most `most` entries are spelled out; hashes are cut to ten digits.
+    """
+    flat = {name: flatten({k: v for k, v in identity.items() if k != "seed"}) for name, identity in identities.items()}
+    keys = sorted({key for entries in flat.values() for key in entries})
+    differing = [key for key in keys if len({repr(entries.get(key)) for entries in flat.values()}) > 1]
+    told = []
+    for key in differing[:most]:
+        values = [f"{short(entries[key]) if key in entries else 'none'} (#{name})" for name, entries in flat.items()]
+        told.append(f"{key} {', '.join(values)}")
+    if len(differing) > most:
+        told.append(f"and {len(differing) - most} more")
+    return "; ".join(told)
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """{dotted key: leaf} of nested dicts; lists are leaves."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        key: leaf for part, inner in value.items() for key, leaf in flatten(inner, f"{name}.{part}".strip(".")).items()
+    }
+
+
+def short(value: Any) -> str:
+    """A leaf as text, cut where it is a hash or long."""
+    text = str(value)
+    if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
+        return text[:10]
+    return text if len(text) <= 40 else f"{text[:39]}…"
