@@ -76,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--out", type=Path, default=Path("edited"), help="folder for PNG and JSON (default: edited)")
 
     board = commands.add_parser(
-        "leaderboard", help="the table of results folders and submissions; `merge A B --out DIR`"
+        "leaderboard",
+        help="the table of results folders and submissions (also as CSV, Markdown, LaTeX, HTML); `merge A B --out DIR`",
     )
     board.add_argument("folders", type=Path, nargs="+", metavar="[merge] FOLDER|FILE")
     board.add_argument("--no-write", action="store_true", help="only print")

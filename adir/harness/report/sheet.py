@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from adir.embedded.pictures import TEST_FIELDS, cut
 from adir.errors import InputError
 from adir.files import write_bytes
 from adir.harness.leaderboard import label, row_order, without_seed
 from adir.harness.ledger import DamagedFile, all_records
+from adir.harness.report.pictures import embedded_test_field, open_rgb, stored_pictures
 from adir.images import png_bytes
 
 TILE = 256  # pixels of a picture on the sheet
@@ -25,7 +25,7 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
     """Write the comparison PNG of a results folder; returns its path.
 
     It shows the lowest seed that every place has. Where there is none, each place shows its own lowest seed and says which.
-    The ground truth is not among the results, so a column shows it only where its picture can be built again (embedded).
+    The ground truth is shown where the results hold it, or where it can be built again (embedded).
     Raises InputError when nothing was restored.
     """
     records = [r for r in all_records(results) if not isinstance(r, DamagedFile) and r["status"] == "done"]
@@ -35,15 +35,16 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
         raise InputError(f"{results}: no restored pictures" + (f" of task {task}" if task else ""))
     settings: dict[Column, set[str]] = {}
     for record in records:
-        settings.setdefault((*mode_of(record), record["axes"]["task"]), set()).add(without_seed(record))
-    ambiguous = {key[:3] for key, found in settings.items() if len(found) > 1}
+        settings.setdefault((*method_of(record), record["axes"]["task"]), set()).add(without_seed(record))
+    ambiguous = {key[:-1] for key, found in settings.items() if len(found) > 1}
 
     def column(record: dict[str, Any]) -> Column:
-        """Mode, adapter, K; and the setting's hash where one task has several settings under these names."""
-        mode = mode_of(record)
-        return (*mode, without_seed(record) if mode in ambiguous else "")
+        """Backbone, sampler, mode, adapter, K; and the setting's hash where one task has several settings of these names."""
+        method = method_of(record)
+        return (*method, without_seed(record) if method in ambiguous else "")
 
-    columns = sorted({column(r) for r in records}, key=row_order)
+    columns = sorted({column(r) for r in records}, key=lambda c: (*c[:2], *row_order(c[2:])))
+    several = [place for place in (0, 1) if len({c[place] for c in columns}) > 1]
     rows = list(dict.fromkeys(row_of(r) for r in records))
     places: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for record in records:
@@ -53,9 +54,10 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
     titles = [
         "ground truth",
         "y",
-        *(label(dict(zip(("adaptation", "adapter", "k", "variant"), c, strict=True))) for c in columns),
+        *(" ".join([*(c[place] for place in several), mode_label(c[2:])]) for c in columns),
     ]
     noise = {(r["axes"]["task"], r["y"]["file"]): noise_text(r) for r in records}
+    truths = {row_of(r): ground_truth(results, r) for r in records}
     which = f"seed {min(common)}" if common else "seeds differ"
 
     sheet = Image.new("RGB", (TILE * len(titles), TOP + (TILE + TOP) * len(rows)), "white")
@@ -66,7 +68,7 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
     for number, (row_task, image_id, y_file) in enumerate(rows):
         top = TOP + number * (TILE + TOP)
         shown: list[Image.Image | None] = [
-            ground_truth(image_id),
+            truths[row_task, image_id, y_file],
             open_rgb(results / y_file),
         ]
         captions = [f"{row_task}: {image_id}"[: TILE // 7], noise[row_task, y_file] + which]
@@ -83,10 +85,14 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
     return path
 
 
-def mode_of(record: dict[str, Any]) -> tuple[str, str | None, int | None]:
-    """(mode, adapter, K)."""
-    axes = record["axes"]
-    return (axes["adaptation"], axes["adapter"], axes["k"])
+def method_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """(backbone, sampler, mode, adapter, K)."""
+    return tuple(record["axes"][name] for name in ("backbone", "sampler", "adaptation", "adapter", "k"))
+
+
+def mode_label(mode: tuple[Any, ...]) -> str:
+    """`knn k=20 full`."""
+    return label(dict(zip(("adaptation", "adapter", "k", "variant"), mode, strict=True)))
 
 
 def row_of(record: dict[str, Any]) -> tuple[str, str, str]:
@@ -107,17 +113,10 @@ def caption(record: dict[str, Any], say_seed: bool) -> str:
     return "  ".join([*parts, f"s{record['seed']}"] if say_seed else parts)
 
 
-def open_rgb(path: Path) -> Image.Image | None:
-    """A picture file, or None when it is not there."""
-    if not path.is_file():
-        return None
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
-
-
-def ground_truth(image_id: str) -> Image.Image | None:
-    """x of an embedded test picture, or None for pictures of other data sets."""
-    for field in TEST_FIELDS:
-        if field.id == image_id:
-            return Image.fromarray(cut(field))
-    return None
+def ground_truth(results: Path, record: dict[str, Any]) -> Image.Image | None:
+    """x of a record's picture, or None where neither the results nor the embedded fields have it."""
+    sha256 = record["image"].get("sha256")
+    for name in stored_pictures(sha256)[:1]:
+        if (kept := open_rgb(results / name)) is not None:
+            return kept
+    return embedded_test_field(record["image"]["id"], sha256)

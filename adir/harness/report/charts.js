@@ -1,0 +1,261 @@
+// Charts of one task at a time, drawn as SVG at the width they have.
+
+const HEIGHT = 300;
+const PRINT_WIDTH = 400; // of half a page, in which text is then of a size with the page's
+let printing = false;
+const SHAPES = ["circle", "square", "triangle", "diamond"];
+const chartTask = document.getElementById("chart-task");
+const hiddenRows = new Set();
+
+// Rows of one mode differ in shape: by adapter and K and whatever else tells them apart.
+function shapeOf(number) {
+  const row = data.rows[number];
+  const kin = data.rows.map((each, place) => [place, each]).filter(([, each]) => each.axes.task === row.axes.task && colourOf(each) === colourOf(row));
+  return SHAPES[kin.findIndex(([place]) => place === number) % SHAPES.length];
+}
+
+function mark(shape, x, y, size, className) {
+  const s = size;
+  if (shape === "circle") return svg("circle", { cx: x, cy: y, r: s, class: className });
+  const corners = { square: [[-s, -s], [s, -s], [s, s], [-s, s]], triangle: [[0, -s * 1.2], [s * 1.1, s * 0.9], [-s * 1.1, s * 0.9]], diamond: [[0, -s * 1.3], [s * 1.3, 0], [0, s * 1.3], [-s * 1.3, 0]] }[shape];
+  return svg("polygon", { points: corners.map(([dx, dy]) => `${x + dx},${y + dy}`).join(" "), class: className });
+}
+
+function niceTicks(low, high, count) {
+  const raw = (high - low) / count;
+  const magnitude = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * magnitude).find((each) => each >= raw * 0.999);
+  const ticks = [];
+  for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) ticks.push(Number(tick.toPrecision(12)));
+  return ticks;
+}
+
+function logTicks(low, high) {
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
+    for (const digit of high / low > 1000 ? [1] : high / low > 20 ? [1, 3] : [1, 2, 3, 5]) ticks.push(Number((digit * 10 ** power).toPrecision(12)));
+  }
+  return ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+}
+
+const tickText = (value) => (Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(0) : String(Number(value.toPrecision(4))));
+
+function scaleOf(values, from, to, log, ticksWanted) {
+  let low = Math.min(...values), high = Math.max(...values);
+  if (log) {
+    const pad = (high / low) ** 0.06 || 1.2;
+    [low, high] = low === high ? [low / 2, high * 2] : [low / pad, high * pad];
+    const place = (value) => from + ((Math.log(value) - Math.log(low)) / (Math.log(high) - Math.log(low))) * (to - from);
+    return { place, ticks: logTicks(low, high) };
+  }
+  const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+  low -= pad;
+  high += pad;
+  return { place: (value) => from + ((value - low) / (high - low)) * (to - from), ticks: niceTicks(low, high, ticksWanted) };
+}
+
+// series: {name, colour, shape, cloud: [[x, y]], points: [[x, y, standard error]], line, band: [[x, low, high]], level}
+function draw(figure, { series, x, y, xLog = false, xTicks = null }) {
+  const box = find(".plot", figure);
+  const width = printing ? PRINT_WIDTH : Math.max(240, Math.round(box.clientWidth || 480));
+  const margin = { left: 52, right: 12, top: 10, bottom: 42 };
+  const pairs = series.flatMap((each) => [...(each.cloud ?? []), ...(each.points ?? []).flatMap(([px, py, se]) => [[px, py - (se ?? 0)], [px, py + (se ?? 0)]]), ...(each.band ?? []).flatMap(([px, low, high]) => [[px, low], [px, high]])]);
+  const ys = [...pairs.map((pair) => pair[1]), ...series.filter((each) => each.level !== undefined).map((each) => each.level)];
+  const across = scaleOf(pairs.map((pair) => pair[0]), margin.left, width - margin.right, xLog, width / 90);
+  const up = scaleOf(ys, HEIGHT - margin.bottom, margin.top, false, 5);
+  if (xTicks) across.ticks = xTicks;
+  const root = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img", "aria-label": `${y} against ${x}` });
+  for (const tick of up.ticks) {
+    root.append(svg("line", { x1: margin.left, x2: width - margin.right, y1: up.place(tick), y2: up.place(tick), class: "grid" }),
+      svg("text", { x: margin.left - 7, y: up.place(tick) + 4, "text-anchor": "end" }, tickText(tick)));
+  }
+  const floor = HEIGHT - margin.bottom;
+  root.append(svg("line", { x1: margin.left, x2: width - margin.right, y1: floor, y2: floor, class: "axis" }));
+  for (const tick of across.ticks) {
+    root.append(svg("line", { x1: across.place(tick), x2: across.place(tick), y1: floor, y2: floor + 4, class: "axis" }),
+      svg("text", { x: across.place(tick), y: floor + 17, "text-anchor": "middle" }, tickText(tick)));
+  }
+  root.append(svg("text", { x: (margin.left + width - margin.right) / 2, y: HEIGHT - 5, "text-anchor": "middle", class: "label" }, x),
+    svg("text", { x: 0, y: 0, transform: `translate(12 ${(margin.top + floor) / 2}) rotate(-90)`, "text-anchor": "middle", class: "label" }, y));
+  const targets = [];
+  for (const each of series) {
+    const group = svg("g", { class: each.colour });
+    const beside = each.beside ?? 0; // pixels: error bars at one place would hide each other
+    const at = ([px, py]) => `${(across.place(px) + beside).toFixed(1)} ${up.place(py).toFixed(1)}`;
+    if (each.band?.length) group.append(svg("path", { class: "band", d: `M${each.band.map(([px, , high]) => at([px, high])).join("L")}L${[...each.band].reverse().map(([px, low]) => at([px, low])).join("L")}Z` }));
+    if (each.level !== undefined) group.append(svg("line", { class: "series", x1: margin.left, x2: width - margin.right, y1: up.place(each.level), y2: up.place(each.level), "stroke-dasharray": "5 4", "stroke-width": 1.5 }));
+    // One path for all points: ten thousand elements would make the page slow.
+    if (each.cloud?.length) group.append(svg("path", { class: "cloud", d: each.cloud.map((point) => `M${at(point)}h0`).join("") }));
+    if (each.line && each.points?.length) group.append(svg("path", { class: "series", "stroke-width": 1.8, d: `M${each.points.map(at).join("L")}` }));
+    for (const [px, py, se] of each.points ?? []) {
+      if (se) group.append(svg("path", { class: "error", d: `M${at([px, py - se])}L${at([px, py + se])}` }));
+      if (each.shape) group.append(mark(each.shape, across.place(px) + beside, up.place(py), 5, "mark"));
+      targets.push([across.place(px) + beside, up.place(py), `${each.name}: ${tickText(px)}, ${tickText(py)}`]);
+    }
+    for (const [px, py, note] of each.cloud ?? []) targets.push([across.place(px), up.place(py), `${each.name}, ${note}: ${tickText(px)}, ${tickText(py)}`]);
+    root.append(group);
+  }
+  const tip = element("div", { className: "tip", hidden: true });
+  root.addEventListener("pointermove", (event) => {
+    const area = root.getBoundingClientRect();
+    const [mx, my] = [((event.clientX - area.left) * width) / area.width, ((event.clientY - area.top) * HEIGHT) / area.height];
+    let nearest = null, distance = 18 ** 2;
+    for (const target of targets) {
+      const d = (target[0] - mx) ** 2 + (target[1] - my) ** 2;
+      if (d < distance) [nearest, distance] = [target, d];
+    }
+    tip.hidden = !nearest;
+    if (!nearest) return;
+    tip.textContent = nearest[2];
+    tip.style.setProperty("left", `${Math.min((nearest[0] * area.width) / width + 10, area.width - 150)}px`);
+    tip.style.setProperty("top", `${(nearest[1] * area.height) / HEIGHT + 12}px`);
+  });
+  root.addEventListener("pointerleave", () => { tip.hidden = true; });
+  box.replaceChildren(root, tip);
+}
+
+// A chart without anything to draw takes no room: one line says why it is not there.
+function drawOrSay(figure, what, lack) {
+  const empty = !what.series.length;
+  figure.hidden = empty;
+  if (empty) document.getElementById("chart-lacks").append(element("li", { textContent: `${find("h3", figure).textContent}: ${lack}` }));
+  else draw(figure, what);
+}
+
+const inTask = () => data.rows.map((row, number) => ({ ...row, number })).filter((row) => row.axes.task === chartTask.value && !hiddenRows.has(row.number));
+const metricTitle = (name) => {
+  const direction = data.metrics.find((metric) => metric.name === name)?.direction;
+  return name + ({ higher: " (higher is better)", lower: " (lower is better)" }[direction] ?? "");
+};
+
+// {picture: mean over its seeds} of a row
+function perPicture(number, metric) {
+  const column = data.metrics.findIndex((each) => each.name === metric);
+  const values = new Map();
+  for (const each of data.scenes) {
+    const scores = Object.values(each.cells[number] ?? {}).map((cell) => cell.scores?.[column]).filter((value) => value !== null && value !== undefined).map(Number);
+    if (scores.length) values.set(each.id, scores.reduce((a, b) => a + b, 0) / scores.length);
+  }
+  return values;
+}
+
+function drawScatter() {
+  const figure = document.getElementById("scatter");
+  const [x, y] = [find(".x", figure).value, find(".y", figure).value];
+  const series = inTask().map((row) => {
+    const [xs, ys] = [perPicture(row.number, x), perPicture(row.number, y)];
+    const cloud = [...xs].filter(([id]) => ys.has(id)).map(([id, value]) => [value, ys.get(id), id]);
+    const mean = row.means[x]?.[0] != null && row.means[y]?.[0] != null ? [[row.means[x][0], row.means[y][0], row.means[y][1]]] : [];
+    return { name: row.label, colour: colourOf(row), shape: shapeOf(row.number), cloud, points: mean };
+  }).filter((each) => each.cloud.length);
+  find("p.small", figure).textContent = "Small: one test picture, its seeds averaged. Large: the row's mean, with its standard error upwards and downwards.";
+  drawOrSay(figure, { series, x: metricTitle(x), y: metricTitle(y) }, "no picture has both scores.");
+}
+
+function drawSweep() {
+  const figure = document.getElementById("sweep");
+  const y = find(".y", figure).value;
+  const families = new Map();
+  for (const row of inTask()) {
+    if (row.axes.k === null || row.means[y]?.[0] == null) continue;
+    const key = JSON.stringify({ ...row.axes, k: 0, sampler: row.axes.sampler });
+    if (!families.has(key)) families.set(key, []);
+    families.get(key).push(row);
+  }
+  const swept = [...families.values()].filter((rows) => unique(rows.map((row) => row.axes.k)).length > 1);
+  const series = swept.map((rows, place) => ({
+    name: rows[0].label.replace(/ k=\d+/, ""), colour: colourOf(rows[0]), line: true, shape: rows[0].axes.adapter === "lora" ? "square" : "circle", beside: 6 * (place - (swept.length - 1) / 2),
+    points: rows.sort((a, b) => a.axes.k - b.axes.k).map((row) => [row.axes.k, row.means[y][0], row.means[y][1]]),
+  }));
+  const none = inTask().find((row) => row.axes.adaptation === "none" && row.means[y]?.[0] != null);
+  if (series.length && none) series.push({ name: none.label, colour: colourOf(none), level: none.means[y][0] });
+  const ks = unique(series.flatMap((each) => (each.points ?? []).map((point) => point[0])));
+  find("p.small", figure).textContent = series.length ? `Mean and standard error by K. ${none ? "Dashed: none. " : ""}${swept.some((rows) => rows[0].axes.adapter === "lora") ? "Circles: full, squares: lora." : ""}` : "";
+  drawOrSay(figure, { series, x: "K", y: metricTitle(y), xLog: true, xTicks: ks }, "no row of this task has a counterpart that differs in K alone.");
+}
+
+function drawLoss() {
+  const figure = document.getElementById("loss");
+  const shown = new Set(inTask().map((row) => row.number));
+  const curves = data.losses.filter((curve) => shown.has(curve.row));
+  const series = curves.map((curve) => ({
+    name: data.rows[curve.row].label, colour: colourOf(data.rows[curve.row]), line: true,
+    points: curve.x.map((step, i) => [step, curve.mean[i]]), band: curves.length > 6 ? [] : curve.x.map((step, i) => [step, curve.low[i], curve.high[i]]),
+  }));
+  const counts = unique(curves.map((curve) => curve.n)).sort((a, b) => a - b);
+  find("p.small", figure).textContent = curves.length
+    ? `Mean of ${counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0]} trainings a row, over windows of iterations${curves.length > 6 ? "" : "; shaded: 10 to 90 % of them"}.` : "";
+  drawOrSay(figure, { series, x: "iteration", y: "loss" }, "no adapter of this task is among the results (results/adapters), or no row was adapted.");
+}
+
+const COSTS = { evaluations: "network evaluations a picture", seconds: "seconds a picture" };
+function drawCost() {
+  const figure = document.getElementById("cost");
+  const [x, y] = [find(".x", figure).value, find(".y", figure).value];
+  const series = inTask().filter((row) => row[x] > 0 && row.means[y]?.[0] != null)
+    .map((row) => ({ name: row.label, colour: colourOf(row), shape: shapeOf(row.number), points: [[row[x], row.means[y][0], row.means[y][1]]] }));
+  find("p.small", figure).textContent = x === "seconds" ? "Seconds: retrieval, training of the adapter and sampling, on the machine that ran it." : "Evaluations of the network while sampling; training is not counted.";
+  drawOrSay(figure, { series, x: COSTS[x], y: metricTitle(y), xLog: true }, "the records of this task do not tell.");
+}
+
+function drawLegend() {
+  const rows = data.rows.map((row, number) => ({ ...row, number })).filter((row) => row.axes.task === chartTask.value);
+  const buttons = rows.map((row) => {
+    const icon = svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true", class: colourOf(row) }, mark(shapeOf(row.number), 0, 0, 5.5, "mark"));
+    const button = element("button", { type: "button", ariaPressed: String(!hiddenRows.has(row.number)), title: "Show or hide" }, icon, row.label);
+    button.addEventListener("click", () => {
+      if (!hiddenRows.delete(row.number)) hiddenRows.add(row.number);
+      button.ariaPressed = String(!hiddenRows.has(row.number));
+      drawCharts();
+    });
+    return button;
+  });
+  document.getElementById("chart-legend").replaceChildren(...buttons);
+}
+
+function drawCharts() {
+  document.getElementById("chart-lacks").replaceChildren();
+  drawScatter();
+  drawSweep();
+  drawLoss();
+  drawCost();
+}
+
+function startCharts() {
+  const scored = data.scenes.flatMap((each) => Object.values(each.cells)).flatMap((seeds) => Object.values(seeds)).map((cell) => cell.scores ?? []);
+  const withValues = data.metrics.map((metric) => metric.name).filter((_, column) => scored.some((scores) => scores[column] != null));
+  const tasks = unique(data.rows.map((row) => row.axes.task));
+  fillSelect(chartTask, tasks.map((task) => [task, task]));
+  chartTask.parentElement.hidden = tasks.length < 2;
+  if (!withValues.length) {
+    document.getElementById("charts").hidden = true;
+    return;
+  }
+  const options = withValues.map((name) => [name, name]);
+  const fidelity = data.fidelity ?? withValues[0], perceived = data.perceived ?? withValues.at(-1);
+  fillSelect(find("#scatter .x"), options, fidelity);
+  fillSelect(find("#scatter .y"), options, perceived);
+  fillSelect(find("#sweep .y"), options, fidelity);
+  fillSelect(find("#cost .y"), options, fidelity);
+  fillSelect(find("#cost .x"), Object.entries(COSTS).filter(([name]) => data.rows.some((row) => row[name] > 0)));
+  for (const select of document.querySelectorAll("#charts .chart select")) select.addEventListener("change", drawCharts);
+  chartTask.addEventListener("change", () => {
+    drawLegend();
+    drawCharts();
+  });
+  let width = 0;
+  new ResizeObserver(([entry]) => {
+    if (Math.round(entry.contentRect.width) === width) return;
+    width = Math.round(entry.contentRect.width);
+    drawCharts();
+  }).observe(document.getElementById("charts"));
+  for (const [event, starts] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => {
+      printing = starts;
+      drawCharts();
+    });
+  }
+  drawLegend();
+  drawCharts();
+}
+startCharts();

@@ -1,0 +1,85 @@
+"""A contact sheet: what was looked for on the left, what was found beside it, nearest first."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+TILE = 160  # pixels a side that a neighbour fits in
+QUERY = 256  # pixels a side that the query fits in
+GAP = 12
+CAPTION = 36  # two lines under a picture
+TITLE = 30
+FONT = 13
+COLUMNS = 6  # neighbours in a row
+GROUND, FRAME, QUIET = "white", (238, 238, 238), (110, 110, 110)
+
+
+class Found(NamedTuple):
+    """One neighbour. picture: None where its source could not give it any more."""
+
+    id: str
+    distance: float
+    picture: Image.Image | None
+
+
+def contact_sheet(query: Image.Image | str, found: Sequence[Found], title: str, unit: str) -> Image.Image:
+    """The sheet, RGB. query: a picture or the words that were looked for.  unit: of the distances, for the captions."""
+    columns = min(COLUMNS, max(len(found), 1))
+    rows = -(-len(found) // columns)
+    left = QUERY + 2 * GAP
+    width = left + GAP + columns * (TILE + GAP)
+    height = TITLE + max(QUERY + CAPTION, rows * (TILE + CAPTION + GAP)) + GAP
+    sheet = Image.new("RGB", (width, height), GROUND)
+    draw = ImageDraw.Draw(sheet)
+    font, small = ImageFont.load_default(FONT), ImageFont.load_default(FONT - 2)
+    draw.text((GAP, 8), shortened(title, (width - 2 * GAP), font), "black", font)
+    if isinstance(query, str):
+        draw_words(draw, query, font)
+        caption = "looked for: these words"
+    else:
+        paste(sheet, query, GAP, TITLE, QUERY)
+        caption = f"looked for: {query.width}x{query.height}"
+    draw.text((GAP, TITLE + QUERY + 4), caption, "black", font)
+    draw.line([(left, TITLE), (left, height - GAP)], FRAME, 2)
+    for rank, neighbour in enumerate(found):
+        x = left + GAP + rank % columns * (TILE + GAP)
+        y = TITLE + rank // columns * (TILE + CAPTION + GAP)
+        if neighbour.picture is None:
+            draw.rectangle([x, y, x + TILE - 1, y + TILE - 1], FRAME)
+            draw.text((x + 10, y + TILE // 2 - 8), "picture not found", QUIET, font)
+        else:
+            paste(sheet, neighbour.picture, x, y, TILE)
+        draw.text((x, y + TILE + 3), f"{rank + 1}.  {neighbour.distance:.4f} {unit}", "black", font)
+        draw.text((x, y + TILE + 19), shortened(neighbour.id, TILE, small), QUIET, small)
+    return sheet
+
+
+def paste(sheet: Image.Image, picture: Image.Image, x: int, y: int, side: int) -> None:
+    """Put a picture into the square at (x, y), as large as fits, on a light ground; a small one is enlarged in blocks."""
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    sheet.paste(FRAME, (x, y, x + side, y + side))
+    sheet.paste(picture.convert("RGB").resize(size, way), (x + (side - size[0]) // 2, y + (side - size[1]) // 2))
+
+
+def draw_words(draw: ImageDraw.ImageDraw, words: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
+    """The words of a text query in the query's square."""
+    draw.rectangle([GAP, TITLE, GAP + QUERY - 1, TITLE + QUERY - 1], FRAME)
+    lines = textwrap.wrap(words, 32)
+    shown = lines[:12] + (["..."] if len(lines) > 12 else [])
+    draw.multiline_text((GAP + 12, TITLE + 12), "\n".join(shown), "black", font, spacing=4)
+
+
+def shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The text if it is at most `width` pixels wide, else its start and end with ... between: an id's end tells it apart."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    if font.getlength(text) <= width:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        short = f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}"
+        if font.getlength(short) <= width:
+            return short
+    return "..."

@@ -1,0 +1,214 @@
+"""`adir report`: one HTML file that shows a results folder, and needs nothing but a browser."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from adir.errors import InputError
+from adir.files import write_bytes
+from adir.harness.board import Board
+from adir.harness.formats import EXPLANATION, cell_text, headings, lead
+from adir.harness.report.curves import mean_curve, read_losses
+from adir.harness.report.exhibits import Exhibits
+from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
+from adir.harness.report.pictures import is_hash
+
+HERE = Path(__file__).parent
+SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
+LARGEST_PAGE = 25_000_000  # bytes: what mail and issue trackers still take
+TEXT_BYTES = 300_000  # kept free for what is neither picture nor data
+MOST_ADAPTERS = 2000
+"""Adapters whose loss is read, evenly over each row's: the mean of a row does not change by more, the time would."""
+
+
+def write_report(folder: Path, out: Path | None, figures: bool) -> int:
+    """Write FOLDER/report.html, or `out`; with `figures` also PNG and PDF files for papers into FOLDER/figures.
+
+    Returns 0. Raises InputError when the folder holds no records, OSError when the place cannot be written to.
+    """
+    path = out if out is not None else folder / "report.html"
+    if path.is_dir():
+        raise InputError(f"--out {path}: is a folder; name the HTML file to write")
+    gathered = gather(folder)
+    content, said = render(gathered, path.resolve().parent)
+    write_bytes(path, content)
+    print(f"{path}  ({len(content) / 1e6:.1f} MB)")
+    print(said)
+    if figures:
+        from adir.harness.report.figures import write_figures  # here: matplotlib takes a second to import
+
+        for written in write_figures(gathered, folder / "figures" if out is None else path.parent / "figures"):
+            print(written)
+    return 0
+
+
+def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
+    """(the HTML file that is to lie in `page_folder`, one sentence on which pictures are in it).
+
+    Made once more, with fewer pictures, where the texts took more room than was kept for them.
+    """
+    board = gathered.board
+    fixed = {
+        "metrics": [{"name": name, "direction": way} for name, way in board.metrics.items()],
+        "rows": [row_data(gathered, number) for number in range(len(board.rows))],
+        "losses": loss_curves(gathered),
+        "firstSeed": gathered.first_seed,
+        "fidelity": pick_metric(board, FIDELITY),
+        "perceived": pick_metric(board, PERCEIVED),
+    }
+    kept = TEXT_BYTES + len(json.dumps(fixed))
+    for _ in range(2):
+        exhibits = Exhibits(gathered, page_folder)
+        data = fixed | exhibits.fill(LARGEST_PAGE - kept - exhibits.text_bytes())
+        content = html(gathered, exhibits, data)
+        if len(content) <= LARGEST_PAGE:
+            break
+        kept += len(content) - LARGEST_PAGE + TEXT_BYTES
+    return content, exhibits.said()
+
+
+def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
+    """The page with its data block."""
+    board = gathered.board
+    style = (HERE / "style.css").read_text()
+    script = "\n".join((HERE / name).read_text() for name in SCRIPTS)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("page.html").render(
+        name=gathered.folder.resolve().name,
+        policy=content_policy(style, script, exhibits.album.linked > 0),
+        style=style,
+        script=script,
+        data=json_block(data),
+        facts=facts(gathered),
+        metrics=list(board.metrics.items()),
+        versions=board.versions,
+        lead=headings(board)[1 : len(headings(board)) - len(board.metrics)],
+        groups=board_groups(board),
+        explanation=EXPLANATION,
+        notes=[note for note in board.notes if not note.startswith("failed: ")],  # these have a table
+        failed=[(gathered.labels[number], record) for number, record in gathered.failed],
+        pictures_said=exhibits.said(),
+        made_with=gathered.made_with,
+        settings=settings(gathered),
+    )
+    # An id from a file name that is not UTF-8 holds lone surrogates, which UTF-8 has no bytes for.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def content_policy(style: str, script: str, links: bool) -> str:
+    """Content-Security-Policy: this one style and this one script, no network; pictures from inside, or from beside the page.
+
+    Should a text of the data ever escape its escaping, it still could not run.
+    """
+    pictures = "data: 'self' file:" if links else "data:"
+    return (
+        f"default-src 'none'; img-src {pictures}; style-src {source_hash(style)}; script-src {source_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def source_hash(text: str) -> str:
+    """A source expression that admits exactly this inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def json_block(data: Any) -> str:
+    """JSON that can stand inside a script element: no character of it can end the element or open a comment."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def facts(gathered: Gathered) -> list[tuple[str, str]]:
+    """What stands under the title."""
+    board = gathered.board
+    tasks = list(dict.fromkeys(row.axes["task"] for row in board.rows))
+    backbones = list(dict.fromkeys(row.axes["backbone"] for row in board.rows))
+    samplers = list(dict.fromkeys(row.axes["sampler"] for row in board.rows))
+    seeds = sorted({seed for scene in gathered.scenes for seed in scene.seeds})
+    commits = sorted({str(made["commit"])[:10] for made in gathered.made_with if made["commit"]})
+    shown = [
+        ("records", f"{gathered.n_records:,}" + (f", {len(gathered.failed):,} failed" if gathered.failed else "")),
+        ("pictures", f"{len({scene.image_id for scene in gathered.scenes}):,}"),
+        ("tasks", ", ".join(tasks)),
+        ("backbone", ", ".join(backbones)),
+        ("sampler", ", ".join(samplers)),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("commit", ", ".join(commits) or "not recorded"),
+    ]
+    return [(name, text) for name, text in shown]
+
+
+def board_groups(board: Board) -> list[dict[str, Any]]:
+    """The rows of the leaderboard by task, with the texts that every form of the leaderboard has."""
+    groups: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(board.rows):
+        title, *texts = lead(board, row)
+        group = groups.setdefault(row.axes["task"], {"title": title, "task": row.axes["task"], "rows": []})
+        values = []
+        for name in board.metrics:
+            estimate, standing = row.estimates[name], row.standing.get(name)
+            text = cell_text(estimate, row.to_none.get(name), "\n", standing, ("", "\x02"))
+            first, *below = text.split("\n")
+            bold, _, rest = first.rpartition("\x02")  # what is bold of it, which is nothing but in the one best row
+            values.append({"bold": bold, "rest": rest, "below": below, "number": estimate.value})
+        group["rows"].append({"number": number, "lead": texts, "values": values})
+    return list(groups.values())
+
+
+def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
+    """What the charts need of a row."""
+    row = gathered.board.rows[number]
+    records = [
+        record
+        for scene in gathered.scenes_of(row)
+        for record in scene.cells.get(number, {}).values()
+        if record["status"] == "done"
+    ]
+    evaluations, seconds = cost(records)
+    means = {name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()}
+    return {
+        "label": gathered.labels[number],
+        "axes": {key: value for key, value in row.axes.items() if key != "variant"},
+        "variant": row.axes["variant"] or "",
+        "means": means,
+        "evaluations": evaluations,
+        "seconds": seconds,
+    }
+
+
+def loss_curves(gathered: Gathered) -> list[dict[str, Any]]:
+    """The mean training loss of each row whose adapters are among the results."""
+    keys: dict[int, dict[str, None]] = {}
+    for scene in gathered.scenes:
+        for number, seeds in scene.cells.items():
+            for record in seeds.values():
+                if is_hash((record.get("adapter") or {}).get("key")):
+                    keys.setdefault(number, {})[record["adapter"]["key"]] = None
+    each = max(1, MOST_ADAPTERS // max(1, len(keys)))
+    curves = []
+    for number in sorted(keys):
+        names = list(keys[number])
+        names = names[:: -(-len(names) // each)]
+        losses = [read_losses(gathered.folder / "adapters" / f"{name}.safetensors") for name in names]
+        curve = mean_curve([loss for loss in losses if loss is not None])
+        if curve is not None:
+            curves.append({"row": number} | curve)
+    return curves
+
+
+def settings(gathered: Gathered) -> list[tuple[str, str]]:
+    """(title, JSON) of what decides the numbers of each row, less the seed, and of its data and scoring."""
+    shown = []
+    for number, row in enumerate(gathered.board.rows):
+        identity = {key: value for key, value in row.identity.items() if key != "seed"}
+        configured = gathered.examples.get(number, {}).get("configuration") or {}
+        more = {key: configured[key] for key in ("data", "scoring") if key in configured}
+        text = json.dumps(identity | more, indent=2, ensure_ascii=False)
+        shown.append((f"{row.axes['task']} {gathered.labels[number]}", text))
+    return shown

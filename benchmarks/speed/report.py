@@ -1,0 +1,153 @@
+"""Seconds of `adir report` and `adir leaderboard` on a folder of many records, made here: no number in it means anything.
+
+    python benchmarks/speed/report.py --records 10000 --size 256
+
+It makes rows as a study has them: two tasks, eight rows (none, self, knn and random with three K), five seeds, 20 neighbours
+at most, 400 losses an adapter. Pictures are 16 files, linked to under every name: what is read is as large as it would be,
+and the disk does not fill.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save
+
+from adir.embedded.pictures import TEST_FIELDS, cut
+from adir.harness.leaderboard import load_board
+from adir.harness.ledger import SCHEMA, Ledger
+from adir.harness.report.page import write_report
+from adir.images import png_bytes
+
+ROWS = [("none", None), ("self", None), *((mode, k) for mode in ("knn", "random") for k in (1, 5, 20))]
+SEEDS = range(5)
+TASKS = ("sr4", "deblur")
+
+
+def sha256(text: str) -> str:
+    """64 hex digits of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def link(source: Path, path: Path) -> None:
+    """Another name of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.link(source, path)
+
+
+def write_record(ledger: Ledger, image: str, record: dict[str, Any]) -> None:
+    """As `Ledger.write`, but without waiting for the disk ten thousand times."""
+    path = ledger.record_path(image)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema": SCHEMA, **record}, indent=1))
+
+
+def make_results(folder: Path, n_records: int, size: int) -> int:
+    """Fill a results folder with at least so many records of size x size pictures; returns how many."""
+    rng = np.random.default_rng(0)
+    files = []
+    for number in range(16):
+        field = Image.fromarray(cut(TEST_FIELDS[number % len(TEST_FIELDS)])).resize((size, size))
+        noisy = np.asarray(field, np.float64) + rng.normal(0, 6, (size, size, 3))  # restored pictures compress as badly
+        files.append(folder / "made" / f"{number}.png")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        files[-1].write_bytes(png_bytes(noisy.clip(0, 255).astype(np.uint8)))
+    facts = {"losses": rng.gamma(2.0, 0.01, 400).tolist(), "layers": [f"block.{i}.weight" for i in range(200)]}
+    adapter = folder / "made" / "adapter"
+    adapter.write_bytes(save({"w": np.zeros(1000, np.float32)}, {"facts": json.dumps(facts)}))
+    corpus = [(f"corpus/{i:05d}.jpg", sha256(f"corpus {i}")) for i in range(5000)]
+    for number, (_, digest) in enumerate(corpus):
+        link(files[number % 16], folder / "pictures" / f"{digest}-thumbnail.png")
+    n_pictures = -(-n_records // (len(TASKS) * len(ROWS) * len(SEEDS)))
+    written = 0
+    for picture in range(n_pictures):
+        image, truth = f"picture-{picture:04d}.png", sha256(f"truth {picture}")
+        link(files[picture % 16], folder / "pictures" / f"{truth}.png")
+        for task in TASKS:
+            y = f"measurements/{task}/{image}.png"
+            link(files[(picture + 1) % 16], folder / y)
+            for mode, k in ROWS:
+                for seed in SEEDS:
+                    axes = {
+                        "backbone": "made",
+                        "task": task,
+                        "adaptation": mode,
+                        "k": k,
+                        "sampler": "adir",
+                        "seed": seed,
+                    }
+                    axes["adapter"] = None if mode == "none" else "lora"
+                    cell = sha256(f"{task} {mode} {k} {seed}")
+                    ledger = Ledger(folder / "cells" / "made" / task / f"{mode}-{k}-s{seed}-{cell[:10]}")
+                    restored = ledger.picture_path(image)
+                    link(files[(picture + seed + 2) % 16], restored)
+                    key = sha256(f"adapter {image} {mode} {k} {seed}")
+                    if mode != "none" and task == TASKS[0]:
+                        link(adapter, folder / "adapters" / f"{key}.safetensors")
+                    near = rng.choice(len(corpus), k or 0, replace=False)
+                    distances = np.sort(rng.uniform(0.5, 1.2, k or 0))
+                    scores = {"psnr": ("higher", 24.0), "ssim": ("higher", 0.7), "lpips-alex": ("lower", 0.3)}
+                    scores |= {"musiq-koniq": ("higher", 55.0), "piqe": ("lower", 30.0)}
+                    write_record(
+                        ledger,
+                        image,
+                        {
+                            "status": "done",
+                            "cell": cell,
+                            "axes": axes,
+                            "identity": {"task": {"name": task, "version": 1}, "adaptation": {"name": mode, "k": k}}
+                            | {"seed": seed},
+                            "configuration": {"data": {"name": "made"}, "scoring": {"metrics": list(scores)}},
+                            "seed": seed,
+                            "versions": {"adir": "0", "torch": "0"},
+                            "commit": None,
+                            "threads": 1,
+                            "image": {"id": image, "sha256": truth, "data": "made"},
+                            "y": {"sha256": sha256(y), "file": y},
+                            "picture": str(restored.relative_to(folder)),
+                            "scores": {
+                                name: {"value": mean * float(rng.gamma(50.0, 0.02)), "direction": way, "version": "1"}
+                                for name, (way, mean) in scores.items()
+                            },
+                            "sampler": {"capped_steps": 0, "n_steps": 100, "network_evaluations": 100},
+                            "neighbours": [
+                                {"id": corpus[i][0], "distance": float(d), "picture": corpus[i][1]}
+                                for i, d in zip(near, distances, strict=True)
+                            ],
+                            "excluded": [],
+                            "adapter": None if mode == "none" else {"key": key, "training_seconds": 60.0},
+                            "seconds": {"sample": 30.0, "retrieve": 0.1},
+                        },
+                    )
+                    written += 1
+    return written
+
+
+def main() -> None:
+    """Make the folder and time the two commands on it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of every picture")
+    parser.add_argument("--folder", type=Path, help="make the results here and keep them (default: a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary) / "results"
+        if not folder.exists():
+            print(f"{make_results(folder, options.records, options.size):,} records of {options.size} pixels")
+        started = time.perf_counter()
+        load_board(folder)
+        print(f"leaderboard: {time.perf_counter() - started:.1f} s")
+        started = time.perf_counter()
+        write_report(folder, None, figures=False)
+        print(f"report: {time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
