@@ -1,13 +1,15 @@
-"""How many of the 20 nearest corpus pictures of a degraded picture show what it shows (precision@20)?
+"""How well neighbours are found for degraded pictures: precision@K of category on the held-out splits of a parquet file.
 
-    python benchmarks/quality/retrieval.py --parquet caltech101_128.parquet
+    python benchmarks/quality/retrieval.py --parquet FILE
 
-Categories that no training of the encoder has seen: the splits `test` (queries, degraded by a task) and `corpus`.
-Prints a table and writes it to results/embedded/retrieval.md. One minute on one CPU core.
+Five minutes on one core, four of them CLIP with random weights (the floor). With CLIP weights at hand, the same command adds
+their row: --clip CHECKPOINT, with --architecture and --tag as in conf/encoder/clip.yaml.
+The embedded encoder ships with the package; --weights takes the folder of another `encoder.safetensors`.
 """
 
 import argparse
 import datetime
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,25 +18,31 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from adir.files import write_bytes
 from adir.images import generator
+from adir.retrieval.clip import ClipEncoder, random_clip
 from adir.retrieval.corpus import ParquetCorpus
 from adir.retrieval.duplicates import near_duplicates
 from adir.retrieval.encoders import EmbeddedEncoder, Encoder, PixelEncoder
+from adir.retrieval.feeding import FEEDINGS, query_picture
 from adir.retrieval.index import Index
+from adir.tasks.restoration import RestorationTask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TASKS = ("sr4", "sr8", "deblur", "deblur_box4", "deblur_gauss", "colorization", "inpaint_box")
 HEAD = """# Retrieval: precision@{k}
 
 Share of the {k} nearest corpus pictures that are of the query's category; mean over {n} queries and its standard error.
-Queries: the split `test` of `{parquet}`, degraded (clean: not). Corpus: the split `corpus`, {size} pictures,
-{categories} categories, none of which the encoder was trained on. `copies left out`: near-duplicates of the clean query
-are not found ({copies} pictures, for {affected} queries; most are mirrored Leopards, which Caltech-101 holds);
-`copies kept`: they may be.
-Chance: the share of the query's category in the corpus.
+Queries: the split `test` of `{parquet}`, degraded (clean: not), shown to the encoder `{how}` (`feeding.md`). Corpus: the split
+`corpus`, {size} pictures, {categories} categories, none of which the embedded encoder was trained on. `copies left out`:
+near-duplicates of the clean query are not found ({copies} pictures, for {affected} queries; most are mirrored Leopards,
+which Caltech-101 holds); `copies kept`: they may be.
+`pixel`: distance between the pictures at 32x32. `clip-{architecture}-random`: the network at its first random weights (seed
+{random_seed}), the floor that a trained one has to beat. Chance: the share of the query's category in the corpus.
 
-{date}, seed {seed}, encoder weights {weights}:
+{date}, seed {seed}, embedded encoder {weights}:
 
     {command}
 
@@ -43,59 +51,111 @@ Chance: the share of the query's category in the corpus.
 """
 
 
-def precisions(corpus: ParquetCorpus, queries: ParquetCorpus, found: list[list[str]]) -> np.ndarray:
-    """(Q,) share of each query's neighbours that have its category."""
-    wanted = [queries.categories[image_id] for image_id in queries.ids]
-    return np.array([np.mean([corpus.categories[i] == w for i in row]) for w, row in zip(wanted, found, strict=True)])
+class Study:
+    """Queries and corpus of a parquet file, and who is a copy of whom."""
+
+    def __init__(self, parquet: str, k: int) -> None:
+        self.corpus, self.test = ParquetCorpus(parquet, "split", "corpus"), ParquetCorpus(parquet, "split", "test")
+        self.clean = [self.test.image(image_id) for image_id in self.test.ids]
+        self.copies = [near_duplicates(x, self.corpus) for x in self.clean]
+        self.k = k
+
+    def degraded(self, task: str, seed: int) -> list[Tensor]:
+        """The y of every query."""
+        noise = [generator(seed, image_id, "y") for image_id in self.test.ids]
+        return [task_named(task).degrade(x, g) for x, g in zip(self.clean, noise, strict=True)]
+
+    def shown(self, task: str, ys: list[Tensor], how: str, input_size: int) -> list[Tensor]:
+        """What an encoder sees of them."""
+        return [query_picture(task_named(task), y, how, input_size) for y in ys]
+
+    def precisions(self, found: list[list[str]]) -> np.ndarray:
+        """(Q,) share of each query's neighbours that have its category."""
+        kinds, wanted = self.corpus.categories, [self.test.categories[image_id] for image_id in self.test.ids]
+        return np.array([np.mean([kinds[i] == w for i in row]) for w, row in zip(wanted, found, strict=True)])
+
+    def chance(self) -> float:
+        """Share of a query's category in the corpus, mean over queries."""
+        share = Counter(self.corpus.categories.values())
+        return float(np.mean([share[self.test.categories[i]] / len(self.corpus) for i in self.test.ids]))
 
 
-def cell(values: np.ndarray) -> str:
-    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+_tasks: dict[str, RestorationTask] = {}
+
+
+def task_named(name: str) -> RestorationTask:
+    """The task of a file in conf/task; its operators are kept."""
+    if name not in _tasks:
+        _tasks[name] = instantiate(OmegaConf.load(REPOSITORY / "conf" / "task" / f"{name}.yaml"))
+    return _tasks[name]
+
+
+def mean_and_error(values: np.ndarray, sign: bool = False) -> str:
+    """`0.393 ± 0.024`: mean and its standard error."""
+    return f"{values.mean():{'+' if sign else ''}.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+
+
+def add_clip_options(parser: argparse.ArgumentParser) -> None:
+    """Options for CLIP weights at hand."""
+    parser.add_argument("--clip", type=Path, default=None, help="file of CLIP weights")
+    parser.add_argument("--architecture", default="ViT-B-32", help="of --clip and of the random floor")
+    parser.add_argument("--tag", default=None, help="of --clip: brings its preprocessing")
+
+
+def clip_of(args: argparse.Namespace) -> ClipEncoder:
+    return ClipEncoder(args.architecture, args.tag, args.clip)
+
+
+def said(script: str, args: argparse.Namespace) -> str:
+    """The command line, with paths cut to their names: it is committed, and says nothing of one machine's folders."""
+    words = [Path(word).name if word in (args.parquet, str(args.clip)) else word for word in sys.argv[1:]]
+    return f"python benchmarks/quality/{script} {shlex.join(words)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
-    parser.add_argument("--tasks", nargs="+", default=["sr4", "deblur"], help="files of conf/task")
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="files of conf/task")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--feeding", choices=list(FEEDINGS), default="as_is", help="how y is shown")
     parser.add_argument("--weights", type=Path, default=None, help="folder of other weights of the embedded encoder")
+    parser.add_argument("--random-seed", type=int, default=0, help="of the random CLIP")
+    parser.add_argument("--no-floor", action="store_true", help="without the random CLIP, which takes four minutes")
+    add_clip_options(parser)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "embedded" / "retrieval.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    corpus, test = ParquetCorpus(args.parquet, "split", "corpus"), ParquetCorpus(args.parquet, "split", "test")
-    clean = [test.image(image_id) for image_id in test.ids]
-    copies = [near_duplicates(x, corpus) for x in clean]
-    queries = {"clean": clean}
-    for name in args.tasks:
-        task = instantiate(OmegaConf.load(REPOSITORY / "conf" / "task" / f"{name}.yaml"))
-        noise = [generator(args.seed, image_id, "y") for image_id in test.ids]
-        ys = [task.degrade(x, g) for x, g in zip(clean, noise, strict=True)]
-        queries[name] = [task.picture_of(y) for y in ys]
-
-    encoders: list[Encoder] = [EmbeddedEncoder(args.weights), PixelEncoder()]
-    lines = []
+    study = Study(args.parquet, args.k)
+    ys = {name: study.degraded(name, args.seed) for name in args.tasks}
+    embedded = EmbeddedEncoder(args.weights)
+    encoders: list[Encoder] = [embedded, PixelEncoder()]
+    if args.clip is not None:
+        encoders.insert(0, clip_of(args))
+    if not args.no_floor:
+        encoders.append(random_clip(args.architecture, args.random_seed))
+    lines: dict[str, list[str]] = {name: [] for name in ("clean", *ys)}
     for encoder in encoders:
-        index = Index.build(corpus, encoder)
-        for name, pictures in queries.items():
-            vectors = encoder.image(torch.stack(pictures))
-            without, kept = (index.search(vectors, args.k, exclude)[0] for exclude in (copies, None))
-            row = [cell(precisions(corpus, test, found)) for found in (without, kept)]
-            lines.append(f"| {name} | {encoder.name} | {row[0]} | {row[1]} |")
-    share = Counter(corpus.categories.values())
-    chance = np.array([share[test.categories[image_id]] / len(corpus) for image_id in test.ids])
-    lines.append(f"| any | chance | {chance.mean():.3f} | {chance.mean():.3f} |")
+        index = Index.build(study.corpus, encoder)
+        for name, rows in lines.items():
+            size = encoder.input_size
+            pictures = study.clean if name == "clean" else study.shown(name, ys[name], args.feeding, size)
+            vectors = torch.cat([encoder.image(picture[None]) for picture in pictures])
+            without, kept = (index.search(vectors, args.k, exclude)[0] for exclude in (study.copies, None))
+            cells = [mean_and_error(study.precisions(found)) for found in (without, kept)]
+            rows.append(f"| {name} | {encoder.name} | {cells[0]} | {cells[1]} |")
+            print(rows[-1], file=sys.stderr, flush=True)
+    chance = f"| any | chance | {study.chance():.3f} | {study.chance():.3f} |"
 
     head = HEAD.format(
-        k=args.k, n=len(test), parquet=Path(args.parquet).name, size=len(corpus), categories=len(share),
-        copies=sum(map(len, copies)), affected=sum(map(bool, copies)), date=datetime.date.today().isoformat(),
-        seed=args.seed, weights=encoders[0].weights_sha256[:12],
-        command="python benchmarks/quality/retrieval.py " + " ".join(
-            Path(word).name if word == args.parquet else word for word in sys.argv[1:]
-        ),
+        k=args.k, n=len(study.test), parquet=Path(args.parquet).name, size=len(study.corpus), how=args.feeding,
+        categories=len(set(study.corpus.categories.values())), copies=sum(map(len, study.copies)),
+        affected=sum(map(bool, study.copies)), architecture=args.architecture, random_seed=args.random_seed,
+        date=datetime.date.today().isoformat(), seed=args.seed, weights=embedded.weights_sha256[:12],
+        command=said("retrieval.py", args),
     )  # fmt: skip
-    text = head + "\n".join(lines) + "\n"
+    text = head + "\n".join([*(row for rows in lines.values() for row in rows), chance]) + "\n"
     write_bytes(args.out, text.encode())
     print(text)
 

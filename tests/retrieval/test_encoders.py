@@ -1,13 +1,18 @@
 """The pixel encoder against distances computed with numpy and Pillow; what both encoders refuse."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 from PIL import Image
 
+from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.images import from_uint8
-from adir.retrieval.encoders import EmbeddedEncoder, PixelEncoder
+from adir.retrieval.encoders import EmbeddedEncoder, PixelEncoder, tensors_sha256
 from adir.retrieval.index import Index
 
 ENCODERS = [EmbeddedEncoder, PixelEncoder]
@@ -50,6 +55,16 @@ def test_any_size_gives_vectors_of_one_length(encoder):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("size", [(16, 16), (64, 64), (50, 70)])
+def test_preparing_pictures_one_by_one_gives_the_same_vectors(encoder, size):
+    batch = torch.stack([from_uint8(p) for p in smooth(3, *size)])
+    built = encoder()
+    inputs = torch.stack([built.prepare(picture) for picture in batch])
+    assert inputs.shape[-2:] == (built.input_size, built.input_size)
+    assert torch.equal(built.vectors(inputs), built.image(batch))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize(
     "bad, message",
     [
@@ -69,6 +84,26 @@ def test_what_is_no_batch_of_pictures_raises(encoder, bad, message):
 def test_an_encoder_without_text_says_so(encoder):
     with pytest.raises(InputError, match="no text side"):
         encoder().text(["Taj Mahal"])
+
+
+@pytest.mark.parametrize("file", sorted((config_dir() / "encoder").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_file_of_conf_names_the_arguments_of_its_encoder_in_their_order(file):
+    leaf = OmegaConf.to_container(OmegaConf.load(file))
+    arguments = inspect.signature(get_class(leaf.pop("_target_"))).parameters
+    assert list(leaf) == list(arguments) and file.read_text().startswith("# ")
+    assert leaf == {name: argument.default for name, argument in arguments.items()}
+
+
+def test_the_hash_of_weights_follows_names_shapes_and_values():
+    weights = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(1)}
+    assert tensors_sha256(weights) == tensors_sha256(dict(reversed(weights.items())))
+    others = [
+        weights | {"b": weights["b"].reshape(3, 2)},
+        weights | {"b": weights["b"].half()},
+        weights | {"b": weights["b"].nextafter(torch.tensor(9.0))},
+        {"a": weights["a"], "c": weights["b"]},
+    ]
+    assert len({tensors_sha256(w) for w in [weights, *others]}) == 5
 
 
 def test_missing_weights_raise(tmp_path):
