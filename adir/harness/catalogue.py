@@ -11,6 +11,8 @@ AXES = (
     "adaptation/adapter",
     "adaptation/fine_tuning",
     "retrieval",
+    "encoder",
+    "corpus",
     "sampler",
     "scoring",
     "data",

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.denoising_module import FineTuning
@@ -20,6 +20,8 @@ from adir.harness.identity import MODES, WITH_NEIGHBOURS, CellIdentity, cell_ide
 from adir.harness.ledger import Ledger
 from adir.retrieval.corpus import Corpus
 from adir.retrieval.encoders import Encoder
+from adir.retrieval.feeding import require_feeding
+from adir.retrieval.sharded import IndexedCorpus
 from adir.scoring.metrics import Scoring
 
 
@@ -48,6 +50,8 @@ class Cell:
     """D_IA; None in modes without neighbours."""
     encoder: Encoder | None
     """Where neighbours are looked for; None in modes without, and for `random`."""
+    feeding: str
+    """How y is shown to it (adir.retrieval.feeding)."""
     seed: int
     noise_seed: int
     results: Path
@@ -100,6 +104,11 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     except MissingMandatoryValue as error:
         raise InputError(f"{error.full_key} is missing: say {error.full_key}=...") from error
+    except InterpolationKeyError as error:  # such as the variance of a latent backbone, for the sampler adir
+        what = str(error).partition("\n")[0].removeprefix("Interpolation key ").removesuffix(" not found")
+        raise NotApplicable(
+            f"{error.full_key} is that of {what}, which there is not: the two do not go together"
+        ) from error
     except OmegaConfBaseException as error:
         raise InputError(f"configuration: {first_line(error)}") from error
     for key in ("seed", "noise_seed", "k", "threads"):
@@ -125,6 +134,9 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             )
         if mode != "random":
             encoder = build(cfg.retrieval.encoders[mode], "retrieval.encoders")
+            require_feeding(full["retrieval"]["feeding"])
+            if isinstance(corpus, IndexedCorpus):
+                corpus.index.require_encoder(encoder)
     identity = cell_identity(
         backbone=without(full["backbone"], "folder", "device")
         | {"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256},
@@ -133,6 +145,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         retrieval={
             "corpus": corpus.sha256 if corpus is not None else None,
             "encoders": {mode: encoder.weights_sha256} if encoder is not None else {},
+            "feeding": full["retrieval"]["feeding"],
         },
         sampler=full["sampler"],
         k=k,
@@ -152,6 +165,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         data=data,
         corpus=corpus,
         encoder=encoder,
+        feeding=full["retrieval"]["feeding"],
         seed=full["seed"],
         noise_seed=full["noise_seed"],
         results=Path(full["results"]),

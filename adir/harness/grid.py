@@ -53,14 +53,13 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
         f"{total.done} pictures done, {total.skipped} were there, {total.failed} failed; "
         f"records and pictures: {results}/cells"
     )
-    if plan is not None and not interrupted.is_set:
-        missing = sum(not cell.ledger.record_path(image_id).exists() for cell in cells for image_id in cell.data.ids)
-        if missing:
-            say(f"{missing} pictures have no record yet: another worker is at them, or was; run the same command again")
+    missing = sum(not cell.ledger.record_path(image_id).exists() for cell in cells for image_id in cell.data.ids)
+    if missing and plan is not None and not interrupted.is_set:
+        say(f"{missing} pictures have no record yet: another worker is at them, or was; run the same command again")
     if total.failed:
         say("what failed says so in its record; retry=failed runs it again")
     if interrupted.is_set:
-        say(f"interrupted, {total.left} pictures of the cells begun are left; to go on:")
+        say(f"interrupted, {missing} pictures are left; to go on:")
         say(f"  adir run {'-m ' if multirun else ''}{' '.join(overrides)}")
         return 130
     return 1 if total.failed else 0
@@ -155,6 +154,10 @@ def run_job(kept: frozenset[int] | None, plan: Path | None, cfg: DictConfig) -> 
     """
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
+    if (
+        beside_others()
+    ):  # a terminal's Ctrl-C goes to every worker too; they go by the stop file that the launching process writes
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if plan is not None and stop_file(plan).exists():
         return Outcome()
     torch.set_num_threads(cfg.threads)

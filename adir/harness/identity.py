@@ -75,7 +75,8 @@ def cell_identity(
     """The identity of a cell from its resolved parts.
 
     backbone: name and hash.  task: its whole configuration.  adaptation: `name` (a mode), `adapter`, `fine_tuning`.
-    retrieval: `corpus` (hash) and `encoders` (hash by mode).  sampler: its whole configuration.  noise_seed: that of y.
+    retrieval: `corpus` (hash), `encoders` (hash by mode) and `feeding`, how y is shown to them.  sampler: its whole
+    configuration.  noise_seed: that of y.
     """
     mode = adaptation["name"]
     configuration: dict[str, Any] = {
@@ -91,6 +92,8 @@ def cell_identity(
     if mode in WITH_NEIGHBOURS:
         configuration["adaptation"]["k"] = k
         configuration["retrieval"] = {"corpus": retrieval["corpus"], "encoder": retrieval["encoders"].get(mode)}
+        if mode != "random" and retrieval.get("feeding", "as_is") != "as_is":
+            configuration["retrieval"]["feeding"] = retrieval["feeding"]
     axes = {
         "backbone": backbone["name"],
         "task": task["name"],

@@ -20,6 +20,7 @@ from adir.harness.cell import first_line
 from adir.harness.devices import gpu_count
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
+OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
 # Loky ends a worker whose memory grew, between two jobs, and starts another; it says so once a time, to no use.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
@@ -93,13 +94,16 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> None
         raise InputError("this experiment is a grid: run it with -m")
 
 
-def compose(overrides: list[str], config_name: str = "run") -> DictConfig:
-    """One composed configuration, without running anything. Raises InputError for bad overrides."""
+def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:
+    """One composed configuration, without running anything; with Hydra's own part, its launcher, on request.
+
+    Raises InputError for bad overrides.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose(config_name, overrides)
+            return hydra_compose(config_name, overrides, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(plain_words(error)) from error

@@ -10,9 +10,13 @@ from adir.files import sha256_of_bytes
 from adir.harness.cell import Cell
 from adir.images import generator
 from adir.retrieval.corpus import Corpus
+from adir.retrieval.crops import crops
 from adir.retrieval.duplicates import near_duplicates
 from adir.retrieval.encoders import Encoder
+from adir.retrieval.feeding import query_picture
 from adir.retrieval.index import Index
+from adir.retrieval.search import VectorIndex
+from adir.retrieval.sharded import IndexedCorpus
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ def find_neighbours(
     """
     corpus = cell.corpus
     assert corpus is not None
-    excluded = sorted(near_duplicates(x, corpus)) if x is not None else []
+    excluded = sorted(copies_of(x, corpus)) if x is not None else []
     if cell.mode == "random":
         eligible = [name for name in corpus.ids if name not in set(excluded)]
         if cell.k > len(eligible):
@@ -44,16 +48,32 @@ def find_neighbours(
         return [Neighbour(eligible[row], None) for row in order[: cell.k].tolist()], excluded
     assert cell.encoder is not None
     index = corpus_index(corpus, cell.encoder, cell.results / "embeddings")
-    query = cell.encoder.image(cell.task.picture_of(y)[None])
+    if x is not None:
+        excluded = sorted({*excluded, *crops(x, corpus, index, cell.encoder)})
+    picture = query_picture(cell.task, y, cell.feeding, cell.encoder.input_size)
+    query = cell.task.query(cell.encoder, picture)
     ids, distances = index.search(query, cell.k, exclude=[set(excluded)])
     return [Neighbour(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)], excluded
+
+
+def copies_of(x: torch.Tensor, corpus: Corpus) -> set[str]:
+    """Ids of corpus pictures that equal or nearly equal (3, H, W) picture x, by fingerprints kept on disk or made now."""
+    return corpus.near_duplicates(x) if isinstance(corpus, IndexedCorpus) else near_duplicates(x, corpus)
 
 
 _indices: dict[str, Index] = {}
 
 
-def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> Index:
-    """The index of a corpus under an encoder: built once per process, stored in `cache_folder` for the next."""
+def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> VectorIndex:
+    """The index of a corpus under an encoder: the one on disk that the corpus was opened with, or one in memory, built once
+    per process and stored in `cache_folder` for the next. Raises InputError where the one on disk is by another encoder."""
+    if isinstance(corpus, IndexedCorpus):
+        corpus.index.require_encoder(encoder)
+        if corpus.approximate is not None and "searcher" not in vars(corpus):
+            searcher = corpus.searcher
+            print(f"approximate search in {corpus.index.folder}: recall@50 {corpus.recall:.3f}", flush=True)
+            return searcher
+        return corpus.searcher
     key = sha256_of_bytes(f"{corpus.sha256} {encoder.weights_sha256} {cache_folder}".encode())
     if key not in _indices:
         _indices[key] = Index.build(corpus, encoder, cache_folder)

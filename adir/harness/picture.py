@@ -1,5 +1,6 @@
 """The walk of one test picture: y, neighbours, adapter, restoration, scores, record. Its stages are stored for other cells."""
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Callable
@@ -66,6 +67,7 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
     clock = Clock()
     x = cell.data.image(image_id)
     task = cell.task.bound(cell.data, image_id)
+    cell = dataclasses.replace(cell, task=task)
     store = MeasurementStore(cell.results, task, cell.configuration["task"], cell.noise_seed)
     measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
     keep_picture(cell.results, x)
@@ -97,10 +99,12 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
 
 
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
-    """Hash of what neighbours follow from, K aside."""
+    """Hash of what neighbours follow from, K aside. cell: its task bound to this picture."""
     retrieval = cell.identity.configuration["retrieval"]
     drawn = {"seed": cell.seed, "image": image_id} if cell.mode == "random" else {"y": measurement.sha256}
-    return hash_of({"mode": cell.mode, "retrieval": retrieval, "x": image_sha256, **drawn})
+    # An edit is looked for by its prompt; other tasks have none.
+    asked = {"prompt": cell.task.prompt, "by": cell.task.by} if hasattr(cell.task, "prompt") else {}
+    return hash_of({"mode": cell.mode, "retrieval": retrieval, "x": image_sha256, **drawn, **asked})
 
 
 def adaptation_pictures(cell: Cell, task: Any, y: Tensor, neighbours: list[Neighbour]) -> list[Tensor]:
@@ -268,7 +272,7 @@ def adapter_fields(adapter: StoredAdapter) -> dict[str, Any]:
 def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
     """Scores of a restored picture as its file holds it, so that scoring again gives the same; the residual beside them."""
     x_hat = read_image(picture)
-    scores = cell.scoring.score(x_hat, x)
+    scores = cell.scoring.score(x_hat, x, getattr(task, "prompt", None))
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
     scores["residual"] = {"value": float(residual), "direction": "none", "version": "1", "sigma_y": task.sigma_y}
     return scores

@@ -12,6 +12,7 @@ from adir.errors import InputError
 from adir.harness.cell import Cell
 from adir.harness.claims import Claims
 from adir.harness.ledger import DamagedFile
+from adir.harness.out_of_memory import explain_out_of_memory, is_out_of_memory
 from adir.harness.picture import Busy, Prepared, failure_record, finish, prepare, sample
 from adir.harness.stages import OtherPicture, hash_of_picture
 from adir.retrieval.corpus import Corpus
@@ -72,6 +73,8 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     A picture that fails leaves a record with its error and the rest go on; OSError (disk full, read-only) stops the run,
     as nothing could be written down any more, and so does OtherPicture. Raises InputError for an unfit test set.
     """
+    if options.oracle and cell.backbone.kind == "latent":
+        raise InputError(f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out")
     require_test_pictures(cell)
     outcome = Outcome()
     claims = Claims(cell.ledger.folder / "claims")
@@ -157,6 +160,7 @@ def run_batch(
         if tracker is not None:
             tracker.record(record, cell.ledger.picture_path(image_id))
 
+    exhausted: Exception | None = None  # handled outside of `except`, where what failed has given its memory back
     for image_id in image_ids:
         try:
             ready.append(prepare(cell, image_id, tell, options.progress))
@@ -165,16 +169,26 @@ def run_batch(
         except STOPPING:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                exhausted = error
+                break
             settle(image_id, failure_record(cell, image_id, error))
+    if exhausted is not None:
+        raise out_of_memory(exhausted, cell, image_id, 1)
     for batch in alike(ready):
         try:
             restored = sample(cell, batch)
         except STOPPING:
             raise
         except Exception as error:
-            for prepared in batch:
-                settle(prepared.image_id, failure_record(cell, prepared.image_id, error))
-            continue
+            if is_out_of_memory(error):
+                exhausted = error
+            else:
+                for prepared in batch:
+                    settle(prepared.image_id, failure_record(cell, prepared.image_id, error))
+                continue
+        if exhausted is not None:
+            raise out_of_memory(exhausted, cell, batch[0].image_id, len(batch))
         for place, prepared in enumerate(batch):
             try:
                 record = finish(cell, prepared, restored, place, options.oracle)
@@ -188,6 +202,11 @@ def run_batch(
 
 STOPPING = (OSError, OtherPicture)
 """What ends a run rather than one picture."""
+
+
+def out_of_memory(error: Exception, cell: Cell, image_id: str, batch_size: int) -> InputError:
+    """What to say where memory ran out: it ends the run, as the next picture would fare no better."""
+    return explain_out_of_memory(error, cell, picture_shapes(cell.data)[image_id], batch_size)
 
 
 def alike(ready: list[Prepared]) -> list[list[Prepared]]:

@@ -1,12 +1,19 @@
-"""Telling someone else how a cell goes. A tracker's failure never costs a record."""
+"""Trackers that need nothing: none and csv; and `adir sync`. The others: tracking_wandb.py and tracking_tensorboard.py."""
 
+import csv
+import io
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, Literal
 
-from adir.harness.cell import Cell, first_line
+from adir.errors import InputError
+from adir.files import write_bytes
+from adir.harness.cell import Cell
+from adir.harness.tracking_base import GuardedTracking, Record, loss_curves, records_of
+from adir.harness.tracking_wandb import WandbTracking, has_key, table_of
 
-Mode = Literal["online", "offline", "disabled"]
+__all__ = ["CsvTracking", "NoTracking", "WandbTracking", "has_key", "offline_runs", "sync"]
 
 
 class NoTracking:
@@ -15,101 +22,73 @@ class NoTracking:
     def start(self, cell: Cell, grid: str | None = None) -> None:
         """Called before a cell's first picture."""
 
-    def record(self, record: dict[str, Any], picture: Path) -> None:
+    def record(self, record: Record, picture: Path) -> None:
         """Called after each record is written."""
 
     def finish(self) -> None:
         """Called after the cell, also when it stopped with an error."""
 
 
-class WandbTracking:
-    """One Weights & Biases run per cell, its id the cell's hash, so that running a cell again updates it.
+class CsvTracking(GuardedTracking):
+    """RESULTS/tracking/CELL.csv, a line per picture, and CELL-losses.csv, a column per adapted picture.
 
-    mode: online, offline or disabled; None is online where a key is set (WANDB_API_KEY, or `wandb login`) and the
-    network answers, and else offline: the files then lie in RESULTS/wandb for `wandb sync`.
+    Each is written whole and atomically after every record, so it can be watched, and two workers on one cell agree.
     """
 
-    def __init__(self, project: str = "adir", entity: str | None = None, mode: Mode | None = None):
-        self.project, self.entity, self.mode = project, entity, mode
-        self._run: Any = None
-        self._rows: list[list[Any]] = []
-        self._columns: list[str] = []
+    called = "tracking=csv"
 
-    def start(self, cell: Cell, grid: str | None = None) -> None:
-        """Open the run. A failure to do so is said once and the cell goes on untracked."""
-        mode: Mode = self.mode or ("online" if has_key() else "offline")
-        cell.results.mkdir(parents=True, exist_ok=True)
-        # The pictures of a table would be put into the home folder, and not travel with RESULTS/wandb.
-        os.environ.setdefault("WANDB_DATA_DIR", str(cell.results.absolute() / "wandb"))
-        try:
-            self._run = self._open(cell, mode)
-        except Exception as error:
-            if mode != "online" or self.mode is not None:
-                self._give_up(error)
-                return
-            print(f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked offline", flush=True)
-            try:
-                self._run = self._open(cell, "offline")
-            except Exception as second:
-                self._give_up(second)
+    def told(self, record: Record, picture: Path) -> None:
+        """Write both files anew."""
+        assert self.cell is not None
+        self.closed(self.cell)
 
-    def _open(self, cell: Cell, mode: Mode) -> Any:
-        import wandb  # 2 s to import, and only this tracker needs it
-
-        return wandb.init(
-            project=self.project,
-            entity=self.entity,
-            id=cell.identity.sha256[:32],
-            name=cell.label,
-            config=cell.configuration | {"cell": cell.identity.sha256},
-            tags=[str(cell.identity.axes[axis]) for axis in ("backbone", "task", "adaptation")],
-            mode=mode,
-            dir=str(cell.results),
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(silent=True, init_timeout=30),
-        )
-
-    def record(self, record: dict[str, Any], picture: Path) -> None:
-        """Scores of one picture, and a row with the picture."""
-        if self._run is None:
+    def closed(self, cell: Cell) -> None:
+        """Write both files anew."""
+        records = records_of(cell)
+        if not records:
             return
-        import wandb
-
-        try:
-            scores = {name: score["value"] for name, score in record["scores"].items()}
-            self._run.log({f"scores/{name}": value for name, value in scores.items() if value is not None})
-            shown = wandb.Image(str(picture)) if record["status"] == "done" else None
-            self._columns = self._columns or ["image", "status", "restored", *scores]
-            row = {"image": record["image"]["id"], "status": record["status"], "restored": shown} | scores
-            self._rows.append([row.get(column) for column in self._columns])
-        except Exception as error:
-            self._give_up(error)
-
-    def finish(self) -> None:
-        """Write the table of pictures and close the run."""
-        if self._run is None:
-            return
-        import wandb
-
-        try:
-            if self._rows:
-                self._run.log({"pictures": wandb.Table(columns=self._columns, data=self._rows)})
-            self._run.finish()
-        except Exception as error:
-            self._give_up(error)
-        self._run, self._rows, self._columns = None, [], []
-
-    def _give_up(self, error: Exception) -> None:
-        print(
-            f"warning: W&B failed ({type(error).__name__}: {first_line(error)}); going on without it",
-            flush=True,
-        )
-        self._run = None
+        folder, name = cell.results / "tracking", "-".join(cell.identity.folder.parts[1:])
+        columns, rows = table_of(records)
+        write_bytes(folder / f"{name}.csv", to_csv([columns, *rows]))
+        curves = loss_curves(cell, records)
+        if curves:
+            steps = [[number, *losses] for number, losses in enumerate(zip(*curves.values(), strict=False), start=1)]
+            write_bytes(folder / f"{name}-losses.csv", to_csv([["iteration", *curves], *steps]))
 
 
-def has_key() -> bool:
-    """Whether a W&B key is at hand: in the environment, or in ~/.netrc after `wandb login`."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path.home() / ".netrc"
-    return netrc.is_file() and "api.wandb.ai" in netrc.read_text()
+def to_csv(rows: list[list[object]] | list[list[str]]) -> bytes:
+    """The rows as CSV; None is an empty field."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def sync(folder: Path) -> int:
+    """Send the W&B runs of a results folder that were tracked offline, by `wandb sync`. Returns its exit status.
+
+    Runs that were sent are marked by W&B and not sent again. Raises InputError where there is no such folder or no key.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the results folder of a run with tracking=wandb")
+    runs = offline_runs(folder)
+    if not runs:
+        print(f"{folder}: no W&B run waits to be sent")
+        return 0
+    if not has_key():
+        raise InputError(f"{len(runs)} W&B runs in {folder / 'wandb'}, but no key: set WANDB_API_KEY or `wandb login`")
+    print(f"sending {len(runs)} W&B runs of {folder / 'wandb'}", flush=True)
+    # What a run staged beside itself is found there; offline mode, which made these runs, would forbid sending them.
+    environment = os.environ | {"WANDB_DATA_DIR": str(folder.absolute() / "wandb")}
+    environment.pop("WANDB_MODE", None)
+    return subprocess.run(sync_command(runs), env=environment, check=False).returncode
+
+
+def sync_command(runs: list[Path]) -> list[str]:
+    """The command that sends these runs' folders."""
+    return [sys.executable, "-m", "wandb", "sync", *map(str, runs)]
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    """The folders of runs below RESULTS/wandb that were tracked offline and not sent yet, oldest first."""
+    found = sorted((folder / "wandb").glob("offline-run-*"))
+    return [run for run in found if list(run.glob("run-*.wandb")) and not list(run.glob("run-*.wandb.synced"))]

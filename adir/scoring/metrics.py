@@ -21,38 +21,30 @@ from torch import Tensor
 
 from adir.errors import InputError
 from adir.images import read_image, require_unit, to_uint8
-from adir.scoring.weights import WeightsFile
+from adir.scoring.prompt import PromptSimilarity, TextEncoder
+from adir.scoring.weights import WeightsFile, registered
 from adir.tasks.operators import Operator
 
 Direction = Literal["higher", "lower"]
 
-_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main"
-_TORCHVISION = "https://download.pytorch.org/models"
-MUSIQ_KONIQ = WeightsFile(
-    "musiq_koniq_ckpt-e95806b9.pth", f"{_HUB}/musiq_koniq_ckpt-e95806b9.pth", "109 MB", "e95806b9"
-)
-MUSIQ_AVA = WeightsFile(
-    "musiq_ava_ckpt-e8d3f067.pth", f"{_HUB}/musiq_ava_ckpt-e8d3f067.pth", "about 109 MB", "e8d3f067"
-)
-LPIPS_ALEX = WeightsFile("LPIPS_v0.1_alex-df73285e.pth", f"{_HUB}/LPIPS_v0.1_alex-df73285e.pth", "6 kB", "df73285e")
-LPIPS_VGG = WeightsFile("LPIPS_v0.1_vgg-a78928a0.pth", f"{_HUB}/LPIPS_v0.1_vgg-a78928a0.pth", "7 kB", "a78928a0")
-ALEXNET = WeightsFile(
-    "alexnet-owt-7be5be79.pth", f"{_TORCHVISION}/alexnet-owt-7be5be79.pth", "244 MB", "7be5be79", "checkpoints"
-)
-VGG16 = WeightsFile("vgg16-397923af.pth", f"{_TORCHVISION}/vgg16-397923af.pth", "553 MB", "397923af", "checkpoints")
+MUSIQ_KONIQ, MUSIQ_AVA = registered("musiq_koniq"), registered("musiq_ava")
+LPIPS_ALEX, LPIPS_VGG = registered("lpips_alex"), registered("lpips_vgg")
+ALEXNET, VGG16 = registered("alexnet"), registered("vgg16")
 
 
 class Metric(Protocol):
     """One number per picture."""
 
     name: str
-    version: str
-    """Backend and weights; scores of two versions are not compared."""
     direction: Direction
     range: tuple[float | None, float | None]
     """Usual lowest and highest value; None where there is no bound."""
     needs_reference: bool
     weights_files: tuple[WeightsFile, ...]
+
+    @property
+    def version(self) -> str:
+        """Backend and weights; scores of two versions are not compared."""
 
     def score(self, x_hat: Tensor, x: Tensor | None = None) -> Tensor:
         """(B,) float64 scores of (B, 3, H, W) pictures in [0, 1]; x, the ground truth, likewise."""
@@ -163,7 +155,7 @@ class PyiqaMetric:
             reason = self.unavailable()
             if reason is not None:
                 raise InputError(f"{self.name}: {reason}")
-            own = [file for file in self.weights_files if file.folder == "pyiqa"]
+            own = [file for file in self.weights_files if file.place == "pyiqa"]
             options = self._options | ({"pretrained_model_path": str(own[0].path)} if own else {})
             try:
                 self._model = _create(self._pyiqa_name, self.device, options)
@@ -264,23 +256,37 @@ METRICS: dict[str, Callable[[str], Metric]] = {
     "piqe": piqe,
     "musiq-koniq": musiq_koniq,
     "musiq-ava": musiq_ava,
+    PromptSimilarity.name: lambda device: PromptSimilarity(None),
 }
 
 
 class Scoring:
-    """A list of metrics by name (`METRICS`), applied to one picture at a time.
+    """A list of metrics, by name (`METRICS`) or built elsewhere, applied to one picture at a time.
 
     strict: raise InputError now when a metric's weights are missing, instead of leaving its scores empty.
-    device: where the networks run.
+    device: where the networks run.  clip: builds the encoder of `clip-prompt`.
     """
 
-    def __init__(self, metrics: list[str], strict: bool = False, device: str = "cpu") -> None:
-        unknown = [name for name in metrics if name not in METRICS]
+    def __init__(
+        self,
+        metrics: list[str | Metric],
+        strict: bool = False,
+        device: str = "cpu",
+        clip: Callable[[], TextEncoder] | None = None,
+    ) -> None:
+        names = [metric if isinstance(metric, str) else metric.name for metric in metrics]
+        unknown = [metric for metric in metrics if isinstance(metric, str) and metric not in METRICS]
         if unknown:
             raise InputError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
-        if len(set(metrics)) != len(metrics):
-            raise InputError(f"a metric is named twice in {', '.join(metrics)}: name each once")
-        self.metrics: list[Metric] = [METRICS[name](device) for name in metrics]
+        if len(set(names)) != len(names):
+            raise InputError(f"a metric is named twice in {', '.join(names)}: name each once")
+
+        def built(metric: str | Metric) -> Metric:
+            if not isinstance(metric, str):
+                return metric
+            return PromptSimilarity(clip) if metric == PromptSimilarity.name else METRICS[metric](device)
+
+        self.metrics: list[Metric] = [built(metric) for metric in metrics]
         if strict and self.unavailable:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unavailable.items())
             raise InputError(f"metrics without their weights (scoring.strict=false leaves them empty): {reasons}")
@@ -290,29 +296,37 @@ class Scoring:
         """Why metrics cannot be computed, by name; the first call may try to fetch weights."""
         return {metric.name: reason for metric in self.metrics if (reason := metric.unavailable())}
 
-    def score(self, x_hat: Tensor | str | Path, x: Tensor | str | Path | None = None) -> dict[str, dict[str, Any]]:
-        """Scores of one picture against its ground truth x (or none), by metric name.
+    def score(
+        self, x_hat: Tensor | str | Path, x: Tensor | str | Path | None = None, prompt: str | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Scores of one picture against its ground truth x (or none) and its prompt (or none), by metric name.
 
         x_hat, x: (3, H, W) in [-1, 1], or picture files. Tensors are rounded to 8 bits first, so a picture scores the same
         before and after it is saved. Each entry has value (None where there is none), direction and version, and reason
-        where value is None: no weights, no ground truth, too small, or not finite, such as PSNR of equal pictures, which
-        is infinite and has no place in a JSON record. Raises ValueError on NaN pixels and unequal shapes.
+        where value is None: no weights, no ground truth or prompt, too small, or not finite, such as PSNR of equal pictures,
+        which is infinite and has no place in a JSON record. Raises ValueError on NaN pixels and unequal shapes.
         """
         x_hat = as_saved(x_hat)
         x = None if x is None else as_saved(x)
-        return {metric.name: score_one(metric, x_hat, x) for metric in self.metrics}
+        return {metric.name: score_one(metric, x_hat, x, prompt) for metric in self.metrics}
 
 
-def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None) -> dict[str, Any]:
+def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | None = None) -> dict[str, Any]:
     """One entry of `Scoring.score`, for pictures (1, 3, H, W) in [0, 1]."""
     entry: dict[str, Any] = {"value": None, "direction": metric.direction, "version": metric.version}
     if metric.needs_reference and x is None:
         return entry | {"reason": "needs the ground truth, and there is none"}
+    if isinstance(metric, PromptSimilarity) and prompt is None:
+        return entry | {"reason": "needs a prompt, and this task has none"}
     reason = metric.unavailable()
     if reason is not None:
         return entry | {"reason": reason}
     try:
-        value = metric.score(x_hat, x if metric.needs_reference else None).item()
+        reference = x if metric.needs_reference else None
+        if isinstance(metric, PromptSimilarity):
+            value = metric.score(x_hat, reference, prompt).item()
+        else:
+            value = metric.score(x_hat, reference).item()
     except InputError as error:
         return entry | {"reason": str(error)}
     if not math.isfinite(value):

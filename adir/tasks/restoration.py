@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,10 @@ class RestorationTask:
         """
         self.image_shape(tuple(y.shape))
         return y.expand(3, -1, -1).clone() if y.shape[0] == 1 else y.clone()
+
+    def query(self, encoder: Any, picture: Tensor) -> Tensor:
+        """(1, D): what neighbours are looked for with, the encoder's vector of y as a picture (3, h, w)."""
+        return encoder.image(picture[None])
 
     def _as_file(self, y: Tensor) -> Tensor:
         """y rounded to 8 bits and clipped; 0, which no 8-bit value gives, where A lets nothing through."""

@@ -1,0 +1,222 @@
+"""`adir index build` and `adir index info`: workers that claim shards, and what an index holds."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adir.errors import InputError
+from adir.files import set_aside
+from adir.harness.cell import build as build_part
+from adir.harness.claims import Claims
+from adir.harness.grid import beside_others, say
+from adir.harness.index_search import remember_encoder
+from adir.harness.launch import launch
+from adir.retrieval.builder import (
+    Embedded,
+    build_shard,
+    extend_plan,
+    finish,
+    missing_shards,
+    planned,
+    read_facts,
+    require_same_index,
+    shard_path,
+)
+from adir.retrieval.encoders import Encoder
+from adir.retrieval.sharded import ShardedIndex
+from adir.retrieval.shards import Shard
+from adir.retrieval.sources import Source
+
+POLL = 0.5
+"""Seconds between looks at work that other workers hold."""
+
+
+def build(overrides: list[str], multirun: bool) -> int:
+    """Build an index, or what is missing of it, by one worker or (-m worker=0,1) by several. Returns 0; raises InputError."""
+    results: list[tuple[Path, Embedded]] = launch(build_job, overrides, multirun, config_name="index")
+    folder = results[0][0]
+    pictures = sum(done.pictures for _, done in results)
+    encoding, waiting = (sum(getattr(done, what) for _, done in results) for what in ("encoding", "waiting"))
+    manifest = read_facts(folder / "manifest.json")
+    busy = f", the encoder at work {encoding / (encoding + waiting):.0%} of the time" if pictures else ""
+    say(f"{folder}: {pictures} pictures embedded now{busy}")
+    say(described(manifest))
+    if manifest["corpus"]["rejects"]:
+        say(f"  {manifest['corpus']['rejects']} pictures could not be used: {folder / 'rejects.json'} says why")
+    return 0
+
+
+def described(manifest: dict[str, object]) -> str:
+    """An index in two lines."""
+    corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
+    assert isinstance(corpus, dict) and isinstance(encoder, dict) and isinstance(source, dict)
+    shards = manifest["shards"]
+    assert isinstance(shards, list)
+    return (
+        f"  corpus {source['name']} ({source['kind']}): {corpus['pictures']} pictures, {corpus['sha256'][:10]}; "
+        f"{len(shards)} shards\n"
+        f"  encoder {encoder['name']} {encoder['weights_sha256'][:10]}, {encoder['metric']}, "
+        f"{manifest['dimensions']} dimensions, float16"
+    )
+
+
+def build_job(cfg: DictConfig) -> tuple[Path, Embedded]:
+    """One worker: does shards until none is missing, waiting for those that others do in case they die over them."""
+    try:
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise InputError(f"{error.full_key} is missing: say {error.full_key}=...") from error
+    for key in ("shard_size", "batch_size", "loaders", "threads"):
+        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise InputError(f"{key}={cfg[key]}: a whole number from 1 is needed")
+    torch.set_num_threads(cfg.threads)
+    folder = Path(cfg.out)
+    source: Source = build_part(cfg.corpus, "corpus")
+    encoder: Encoder = build_part(cfg.encoder, "encoder")
+    require_same_index(folder, source, encoder)
+    remember_encoder(folder, cfg.encoder)
+    claims = Claims(folder / "claims")
+    wait_for(claims, "plan")
+    try:
+        put_aside_damaged(folder)
+        extend_plan(folder, source, cfg.shard_size)
+    finally:
+        claims.release("plan")
+    done = embed_missing(folder, source, encoder, claims, cfg)
+    wait_for(claims, "manifest")
+    try:
+        finish(folder)
+    finally:
+        claims.release("manifest")
+    return folder, done
+
+
+def wait_for(claims: Claims, name: str) -> None:
+    """Take a claim, however long a living worker holds it."""
+    while not claims.take(name):
+        time.sleep(POLL)
+
+
+def put_aside_damaged(folder: Path) -> None:
+    """Rename shards that cannot be opened, so that they are made anew."""
+    for number in range(len(planned(folder))):
+        path = shard_path(folder, number)
+        if path.exists():
+            try:
+                Shard.open(path)
+            except InputError as error:
+                say(f"warning: {error}; {set_aside(path)}")
+
+
+def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig) -> Embedded:
+    """Do one missing shard after the other until there is none, whoever did them. What this worker did."""
+    total = Embedded()
+    with Meter(folder, cfg.shard_size) as meter:
+        while missing := missing_shards(folder):
+            did_one = False
+            for number in missing:
+                with claims.claimed(f"{number:06d}") as mine:
+                    # Whoever had the claim before may have finished the shard since it was looked for.
+                    if mine and not shard_path(folder, number).exists():
+                        done = build_shard(folder, number, source, encoder, cfg.batch_size, cfg.loaders, meter.show)
+                        meter.finished(number, done)
+                        did_one = True
+                        total.pictures += done.pictures
+                        total.rejects += done.rejects
+                        total.encoding += done.encoding
+                        total.waiting += done.waiting
+            if not did_one:
+                time.sleep(POLL)
+    return total
+
+
+class Meter:
+    """How far a build is: a bar on a terminal, else a line for each shard; pictures per second and time left."""
+
+    def __init__(self, folder: Path, shard_size: int) -> None:
+        self.folder, self.shard_size = folder, shard_size
+        self.n_before = self.n_missing = len(missing_shards(folder))
+        self.n_pictures = 0
+        self.started = time.perf_counter()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, disable=not sys.stderr.isatty() or beside_others())
+        self.task = self.bar.add_task("shards", total=self.n_before)
+
+    def __enter__(self) -> "Meter":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def show(self, now: Embedded) -> None:
+        """After a batch of the shard at work."""
+        rate = (self.n_pictures + now.pictures) / self.seconds
+        part = min(now.pictures / self.shard_size, 1)
+        self.bar.update(
+            self.task, completed=self.n_before - self.n_missing + part, description=f"{rate:.1f} pictures/s, shards"
+        )
+
+    def finished(self, number: int, done: Embedded) -> None:
+        """After a shard."""
+        self.n_pictures += done.pictures
+        self.n_missing = len(missing_shards(self.folder))
+        self.bar.update(self.task, completed=self.n_before - self.n_missing)
+        if self.bar.disable:
+            # By all workers together: what is left at the pace since this one began.
+            left = self.n_missing * self.seconds / max(self.n_before - self.n_missing, 1)
+            rate = self.n_pictures / self.seconds
+            rejects = f" ({done.rejects} rejects)" if done.rejects else ""
+            say(
+                f"shard {number}: {done.pictures} pictures{rejects}, {rate:.1f} pictures/s; {self.n_missing} shards missing, "
+                f"about {duration(left)} left"
+            )
+
+
+def duration(seconds: float) -> str:
+    """0:05:07"""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def info(folder: Path) -> int:
+    """Print what an index holds, after reading all of it. Raises InputError when something is wrong with it."""
+    if not (folder / "manifest.json").exists() and (folder / "index.json").exists():
+        n_planned, n_missing = len(planned(folder)), len(missing_shards(folder))
+        raise InputError(
+            f"{folder}: not finished, {n_planned - n_missing} of {n_planned} planned shards are there; "
+            "run `adir index build` again"
+        )
+    index = ShardedIndex(folder)
+    say(f"{folder}")
+    say(described(index.manifest))
+    n_bytes = sum(shard.path.stat().st_size for shard in index.shards)
+    say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes a picture")
+    licences: dict[str, int] = {}
+    for shard in index.shards:
+        for row in range(len(shard)):
+            licence = shard.attribution(row).get("licence", "unknown")
+            licences[licence] = licences.get(licence, 0) + 1
+    for licence, count in sorted(licences.items(), key=lambda pair: (-pair[1], pair[0]))[:5]:
+        say(f"  {count} pictures of licence {licence}")
+    rejects = {name: reason for shard in index.rejecting for name, reason in shard.rejects.items()}
+    say(f"  {len(rejects)} rejects" + (", such as" if rejects else ""))
+    for name, reason in list(rejects.items())[:5]:
+        say(f"    {name}: {reason}")
+    newer = len(planned(folder)) - len(index.manifest["shards"])
+    if newer > 0:
+        say(f"  {newer} shards more are planned; run `adir index build` again")
+    damage = index.damage()
+    if damage:
+        raise InputError(f"{damage[0]} ({len(damage)} damaged shards): remove them and run `adir index build` again")
+    say("  every shard has the data it was made with")
+    return 0

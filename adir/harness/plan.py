@@ -1,0 +1,158 @@
+"""`adir plan`: what `adir run` would do with the same words, before any of it is done: cells, seconds, disk."""
+
+import dataclasses
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from adir.files import read_json
+from adir.harness.cell import Cell, NotApplicable
+from adir.harness.cost import Cost, estimate
+from adir.harness.grid import check_grid
+from adir.harness.identity import WITH_NEIGHBOURS, hash_of
+from adir.harness.picture import adapter_made_of, neighbours_key
+from adir.harness.run import picture_hashes
+from adir.harness.stages import AdapterStore, Measurement, MeasurementStore, NeighbourStore, hash_of_picture, read_note
+
+
+@dataclass
+class CellPlan:
+    """What would be done for one cell, in pictures; and what that costs."""
+
+    cell: Cell
+    done: int = 0
+    failed: int = 0
+    to_do: int = 0
+    adapters_cached: int = 0
+    """Of those to do: how many have their adapter already, trained for this cell or another."""
+    new_adapters: set[str] = field(default_factory=set)
+    """Keys of those to be trained; cells that share one train it once. Unknown ones count as the cell's own."""
+    cost: Cost | None = None
+    """Of one picture; None where nothing is to do."""
+
+    def status(self) -> str:
+        """For the table: `done`, `to do`, `to do, adapters cached`, ..."""
+        if self.to_do == 0:
+            return "failed" if self.failed else "done"
+        parts = [f"{self.to_do} to do"]
+        parts += [f"{self.adapters_cached} adapters cached"] if self.adapters_cached else []
+        parts += [f"{self.done} done"] if self.done else []
+        parts += [f"{self.failed} failed"] if self.failed else []
+        return ", ".join(parts)
+
+
+def plan_cell(cell: Cell) -> CellPlan:
+    """Look what is there; nothing is made, written or downloaded."""
+    plan = CellPlan(cell)
+    retry = cell.configuration["retry"] == "failed"
+    redo = cell.configuration["existing"] == "redo"
+    for image_id in cell.data.ids:
+        record = cell.ledger.peek(image_id)
+        if record is not None and not redo:
+            plan.done += record["status"] == "done"
+            plan.failed += record["status"] == "failed"
+            if record["status"] == "done" or not retry:
+                continue
+            plan.failed -= 1
+        plan.to_do += 1
+        if cell.mode == "none":
+            continue
+        key = adapter_key(cell, image_id)
+        if key is not None and AdapterStore(cell.results).path(key).is_file():
+            plan.adapters_cached += 1
+        else:
+            plan.new_adapters.add(key or f"{cell.identity.sha256} {image_id}")
+    if cell.configuration["existing"] == "report":
+        plan.to_do = 0
+    if plan.to_do:
+        plan.cost = estimate(cell)
+    return plan
+
+
+def adapter_key(cell: Cell, image_id: str) -> str | None:
+    """Where the adapter of a picture would be stored, as far as the stored stages before it tell; else None."""
+    task = cell.task.bound(cell.data, image_id)
+    store = MeasurementStore(cell.results, task, cell.configuration["task"], cell.noise_seed)
+    path = store.path(image_id)
+    known, _ = read_note(path.with_suffix(".json"))
+    if known is None or not path.is_file():
+        return None
+    if cell.mode in WITH_NEIGHBOURS:
+        measurement = Measurement(task.read_y(path), known["sha256"], path)
+        key = neighbours_key(
+            dataclasses.replace(cell, task=task), image_id, picture_hashes(cell.data)[image_id], measurement
+        )
+        found = NeighbourStore(cell.results).find(key, cell.k)
+        if found is None:
+            return None
+        pictures = found.pictures
+    else:
+        pictures = [hash_of_picture(task.picture_of(task.read_y(path)))]
+    return hash_of(adapter_made_of(cell, image_id, task, pictures))
+
+
+def print_plan(overrides: list[str], multirun: bool) -> int:
+    """Print the plan. Returns 0, or 2 where a cell cannot run; cells that are not applicable are left out, as in a run."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(160, console.width))
+    grid = check_grid(overrides, multirun)
+    plans = [plan_cell(cell) for cell in grid.cells.values()]
+    table = Table(title_justify="left", header_style="bold")
+    for number, heading in enumerate(("cell", "pictures", "status", "s/picture", "minutes", "memory MB", "disk MB")):
+        table.add_column(heading, justify="left" if number in (0, 2) else "right", overflow="fold")
+    to_train: Counter[str] = Counter()
+    seconds = disk = 0.0
+    for plan in plans:
+        own_seconds = own_disk = 0.0
+        if plan.cost is not None:
+            training = plan.cost.seconds_per_picture.get("adapt", 0.0)
+            others = sum(plan.cost.seconds_per_picture.values()) - training
+            new = [key for key in plan.new_adapters if key not in to_train]
+            own_seconds = plan.to_do * others + len(new) * training
+            own_disk = plan.to_do * plan.cost.picture_disk_mb + len(new) * plan.cost.adapter_disk_mb
+            to_train.update(new)
+        seconds, disk = seconds + own_seconds, disk + own_disk
+        cost = plan.cost
+        columns = [
+            plan.cell.label,
+            str(len(plan.cell.data)),
+            plan.status(),
+            f"{sum(cost.seconds_per_picture.values()):.1f}" if cost else "–",
+            f"{own_seconds / 60:.1f}" if cost else "–",
+            f"{cost.memory_mb:.0f}" if cost else "–",
+            f"{own_disk:.1f}" if cost else "–",
+        ]
+        table.add_row(*map(Text, columns))
+    console.print(table)
+    cannot = 0
+    for problem in grid.problems.values():
+        applicable = not isinstance(problem, NotApplicable)
+        cannot += applicable
+        console.print(Text(f"{'CANNOT RUN' if applicable else 'not applicable'}: {problem}"))
+    equal = grid.combinations - len(grid.cells) - len(grid.problems)
+    if plans:
+        results = plans[0].cell.results
+        existing = results
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free / 1e6
+        pictures = sum(plan.to_do for plan in plans)
+        note = f", {equal} more combinations equal one of them" if equal else ""
+        console.print(
+            Text(
+                f"{len(plans)} cells{note}: {pictures} pictures and {len(to_train)} adapters to do, about "
+                f"{seconds / 60:.0f} minutes of one worker, {disk:.0f} MB in {results} ({free:.0f} MB free)"
+            )
+        )
+        if disk > free:
+            console.print(Text("CANNOT RUN: the disk is too small"))
+            cannot += 1
+        planned = results / "grids" / f"{grid.sha256[:16]}.json"
+        if planned.is_file() and read_json(planned).get("grid") == grid.sha256:
+            console.print(Text("this grid was begun before; adir run goes on with it"))
+    return 2 if cannot else 0

@@ -1,0 +1,77 @@
+"""How well a picture shows what a prompt says: CLIP similarity."""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from adir.errors import InputError
+from adir.images import require_unit
+from adir.scoring.weights import WeightsFile
+
+
+class TextEncoder(Protocol):
+    """An encoder of pictures and prompts into one space; adir.retrieval.clip.ClipEncoder."""
+
+    name: str
+    weights_sha256: str
+
+    def image(self, batch: Tensor) -> Tensor:
+        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1]."""
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """(B, D) unit vectors."""
+
+
+class PromptSimilarity:
+    """Cosine of the angle between the vectors of picture and prompt (Radford et al., 2021), -1 to 1, higher is better.
+
+    In practice about 0.15 to 0.4, and comparable between pictures of one prompt and encoder only. CLIPScore (Hessel et al.,
+    2021) is 2.5 times it.
+
+    encoder: builds the encoder, when it is first asked for, so that missing weights leave the score empty and stop nothing.
+    """
+
+    name = "clip-prompt"
+    direction: Literal["higher", "lower"] = "higher"
+    range: tuple[float | None, float | None] = (-1, 1)
+    needs_reference = False
+    weights_files: tuple[WeightsFile, ...] = ()
+
+    def __init__(self, encoder: Callable[[], TextEncoder] | None) -> None:
+        self._build = encoder
+        self._encoder: TextEncoder | None = None
+        self._reason: str | None = None
+
+    @property
+    def version(self) -> str:
+        """The encoder and the start of its weights' hash."""
+        if self.unavailable() is not None or self._encoder is None:
+            return "no encoder"
+        return f"{self._encoder.name} {self._encoder.weights_sha256[:8]}"
+
+    def unavailable(self) -> str | None:
+        """None when the encoder is there, else one line: what is missing; asked once."""
+        if self._build is None:
+            return "no encoder is configured: use scoring=edit, with scoring.clip.checkpoint=FILE"
+        if self._encoder is None and self._reason is None:
+            try:
+                self._encoder = self._build()
+            except InputError as error:
+                self._reason = str(error)
+        return self._reason
+
+    @torch.no_grad()
+    def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
+        """(B,) float64 similarities of (B, 3, H, W) pictures in [0, 1] and one prompt. Raises InputError without either."""
+        require_unit(x_hat, self.name)
+        reason = self.unavailable()
+        if reason is not None or self._encoder is None:
+            raise InputError(f"{self.name}: {reason}")
+        if prompt is None:
+            raise InputError(f"{self.name} compares with a prompt, and none was given")
+        # The nearest 8-bit grey levels: 2 x - 1 of k / 255 may leave [-1, 1] by rounding.
+        pictures = (2 * x_hat - 1).clamp(-1, 1)
+        vectors = torch.cat([self._encoder.image(picture[None]) for picture in pictures]).double()
+        return vectors @ self._encoder.text([prompt])[0].double()

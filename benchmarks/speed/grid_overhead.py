@@ -1,0 +1,95 @@
+"""What the harness costs: wall seconds of a grid beside the seconds of its distinct stages, in one run.
+
+    python benchmarks/speed/grid_overhead.py
+
+2 tasks x 4 modes x 3 K x 3 seeds on the demo's pictures: 72 combinations, 48 cells, 144 pictures. A distinct stage is a y, a
+search for neighbours, a training of an adapter, a sampling or a scoring that no other cell could have shared. Prints a table
+and writes it to results/speed/grid_overhead.md. About 10 minutes on one core.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from adir.files import read_json, safetensors_metadata, write_bytes
+from adir.harness.provenance import commit
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GRID = [
+    "data=demo",
+    "task=sr4,deblur",
+    "adaptation=none,self,knn,random",
+    "k=5,10,20",
+    "seed=0,1,2",
+]
+
+
+def distinct_seconds(results: Path) -> dict[str, float]:
+    """Seconds by stage, each distinct product counted once: trainings from the adapters, the rest from the records."""
+    records = [read_json(path) for path in sorted(results.glob("cells/**/records/*.json"))]
+    seconds = dict.fromkeys(("measure", "retrieve", "train", "sample", "score"), 0.0)
+    seen: set[tuple[str, str]] = set()
+    for record in records:
+        stages = record["seconds"]
+        if ("y", record["y"]["file"]) not in seen:
+            seconds["measure"] += stages["measure"]
+        if record["neighbours"]:
+            key = json.dumps([record["y"]["file"], record["axes"]["adaptation"], record["axes"]["k"], record["seed"]])
+            if ("neighbours", key) not in seen:
+                seconds["retrieve"] += stages["retrieve"]
+            seen.add(("neighbours", key))
+        seen.add(("y", record["y"]["file"]))
+        seconds["sample"] += stages["sample"]
+        seconds["score"] += stages["score"]
+    for path in results.glob("adapters/*.safetensors"):
+        seconds["train"] += json.loads(safetensors_metadata(path.read_bytes())["facts"])["seconds"]
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a quick look")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed" / "grid_overhead.md")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "grid"
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "adir", "run", "-m", *GRID, *args.overrides]
+        subprocess.run([*command, f"results={results}"], check=True)
+        wall = time.perf_counter() - started
+        seconds = distinct_seconds(results)
+        n_records = len(list(results.glob("cells/**/records/*.json")))
+        n_adapters = len(list(results.glob("adapters/*.safetensors")))
+        again_started = time.perf_counter()
+        subprocess.run([*command, f"results={results}"], check=True, stdout=subprocess.DEVNULL)
+        again = time.perf_counter() - again_started
+    total = sum(seconds.values())
+    lines = [
+        "# What the harness costs",
+        "",
+        f"{n_records} records, {n_adapters} adapters; one worker, one thread; start of Python and check of the grid included.",
+        f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python {platform.python_version()}:",
+        "",
+        "    python benchmarks/speed/grid_overhead.py " + " ".join(args.overrides),
+        "",
+        "| | seconds |",
+        "|---|---|",
+        *(f"| {stage} | {value:.1f} |" for stage, value in seconds.items()),
+        f"| sum of distinct stages | {total:.1f} |",
+        f"| wall clock of the grid | {wall:.1f} |",
+        f"| **wall / sum** | **{wall / total:.3f}** (to stay below 1.05) |",
+        f"| wall clock of the same command again, all done | {again:.1f} |",
+    ]
+    text = "\n".join(lines) + "\n"
+    write_bytes(args.out, text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Grids: what is shared is made once, what does not go together is left out, plans tell before anything is done."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adir.files import read_json, sha256_of_file
+
+RECORDS = "cells/**/records/*.json"
+PICTURES = "cells/**/pictures/*.png"
+
+
+def pictures(folder: Path) -> dict[str, str]:
+    """{restored picture: SHA-256}."""
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in folder.glob(PICTURES)}
+
+
+def contents(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.exists() else set()
+
+
+def test_random_neighbours_of_two_tasks_share_their_adapters(adir, tiny: list[str], tmp_path: Path) -> None:
+    grid = ["run", "-m", *tiny, "task=sr4,deblur", "adaptation=random", f"results={tmp_path}"]
+    assert adir(*grid).status == 0
+    assert len(list(tmp_path.glob(RECORDS))) == 2 * 3
+    assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 3  # a draw depends on seed and picture alone
+
+
+def test_neighbours_for_a_smaller_k_are_those_of_a_larger_one(adir, tiny: list[str], tmp_path: Path) -> None:
+    for results, ks in (("together", "3,1"), ("alone", "1")):
+        grid = ["run", "-m", *tiny, "task=sr4", "adaptation=knn", f"k={ks}", f"results={tmp_path / results}"]
+        assert adir(*grid).status == 0
+    assert len(list((tmp_path / "together/neighbours").iterdir())) == 3  # of three pictures, for both K
+    alone, together = pictures(tmp_path / "alone"), pictures(tmp_path / "together")
+    assert len(alone) == 3 and alone.items() <= together.items()
+    for path in (tmp_path / "together").glob(RECORDS):
+        record = read_json(path)
+        assert len(record["neighbours"]) == record["axes"]["k"]
+        assert all((tmp_path / f"together/pictures/{n['picture']}-thumbnail.png").is_file() for n in record["neighbours"])
+
+
+def test_a_batch_of_pictures_gives_those_of_one_after_another(adir, tiny: list[str], tmp_path: Path) -> None:
+    for results, batch_size in (("one", 1), ("two", 2)):
+        assert adir("run", *tiny, f"results={tmp_path / results}", f"batch_size={batch_size}").status == 0
+    assert len(pictures(tmp_path / "one")) == 3 and pictures(tmp_path / "two") == pictures(tmp_path / "one")
+
+
+def test_a_picture_that_fails_in_a_batch_fails_alone(adir, tiny: list[str], tmp_path: Path) -> None:
+    # 1e30 without the cap overflows; the record of each picture says so by itself
+    words = ["sampler.guidance_scale=1e30", "sampler.cap=false", "batch_size=3", f"results={tmp_path}"]
+    assert adir("run", *tiny, *words).status == 1
+    records = [read_json(path) for path in tmp_path.glob(RECORDS)]
+    assert [record["status"] for record in records] == ["failed"] * 3
+
+
+def test_combinations_that_do_not_go_together_are_left_out_and_named(adir, tiny: list[str], tmp_path: Path) -> None:
+    grid = [*tiny, "task=sr4", "sampler=adir,bicubic", "adaptation=none,knn", f"results={tmp_path}"]
+    finished = adir("run", "-m", *(word for word in grid if "n_steps" not in word))  # bicubic has none
+    assert finished.status == 0, finished.err
+    assert re.search(r"left out, not applicable: sr4 bicubic knn", finished.out)
+    assert {path.parent.parent.name.split("-s0")[0] for path in tmp_path.glob(RECORDS)} == {
+        "none-adir",
+        "none-bicubic",
+        "knn-k2-full-adir",
+    }
+
+
+def test_a_cell_that_is_not_applicable_is_an_error_by_itself(adir, tiny: list[str], tmp_path: Path) -> None:
+    words = [word for word in tiny if "n_steps" not in word]
+    finished = adir("run", *words, "sampler=bicubic", "adaptation=knn", f"results={tmp_path}")
+    assert finished.status == 2 and finished.err.count("\n") == 1 and "bicubic" in finished.err
+    assert not list(tmp_path.glob(RECORDS))
+
+
+def test_the_plan_of_a_grid_is_stored_with_all_its_pictures(adir, tiny: list[str], tmp_path: Path) -> None:
+    grid = ["run", "-m", *tiny, "adaptation=none,knn", f"results={tmp_path}"]
+    assert adir(*grid).status == 0
+    (path,) = tmp_path.glob("grids/*.json")
+    before = path.read_bytes()
+    assert [cell["images"] for cell in read_json(path)["cells"]] == [["0.png", "1.png", "2.png"]] * 2
+    assert {cell["folder"] for cell in read_json(path)["cells"]} == {
+        str(record.parent.parent.relative_to(tmp_path)) for record in tmp_path.glob(RECORDS)
+    }
+    (manifest,) = tmp_path.glob("manifests/*.json")
+    assert set(read_json(manifest)["pictures"]) == {"0.png", "1.png", "2.png"}
+    assert adir(*grid).status == 0
+    assert path.read_bytes() == before
+
+
+# --- adir plan
+
+
+def test_a_plan_tells_what_is_to_do_and_does_nothing(adir, tiny: list[str], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    grid = ["-m", *tiny, "adaptation=none,knn", "k=1,2", f"results={results}"]
+    planned = adir("plan", *grid)
+    assert planned.status == 0, planned.err
+    assert contents(results) <= {"multirun.yaml"}
+    assert "3 cells, 1 more combinations equal one of them: 9 pictures and 6 adapters to do" in planned.out
+
+
+def test_a_plan_counts_what_is_done_and_which_adapters_are_there(adir, tiny: list[str], tmp_path: Path) -> None:
+    grid = ["-m", *tiny, "adaptation=none,knn", f"results={tmp_path}"]
+    assert adir("run", *grid).status == 0
+    knn = sorted(tmp_path.glob("cells/**/knn*/records/*.json"))
+    knn[0].unlink()
+    planned = adir("plan", *grid)
+    assert planned.status == 0
+    assert re.search(r"sr4 none seed=0 +│ +3 │ done", planned.out)
+    assert re.search(r"sr4 knn k=2 full seed=0 +│ +3 │ 1 to do, 1 adapters cached, 2 done", planned.out)
+    assert "1 pictures and 0 adapters to do" in planned.out
+
+
+def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(adir, tiny: list[str], tmp_path: Path) -> None:
+    finished = adir("plan", "-m", *tiny, "adaptation=none,knn", "k=2,99", f"results={tmp_path}")
+    assert finished.status == 2
+    assert "CANNOT RUN: K=99 neighbours asked of a corpus of 6 pictures" in finished.out
+    assert "sr4 knn k=2 full seed=0" in finished.out
+
+
+def test_a_plan_counts_an_adapter_that_two_cells_share_once(adir, tiny: list[str], tmp_path: Path) -> None:
+    # as in a run, an adapter is known to be shared once y and neighbours are there
+    grid = ["-m", *tiny, "task=sr4,deblur", "adaptation=random", f"results={tmp_path}"]
+    assert adir("run", *grid).status == 0
+    for path in [*tmp_path.glob("adapters/*.safetensors"), *tmp_path.glob(RECORDS)]:
+        path.unlink()
+    assert "6 pictures and 3 adapters to do" in adir("plan", *grid).out
+
+
+@pytest.mark.parametrize("batch_size", ["0", "x", "1.5"])
+def test_a_batch_size_that_is_none_is_refused(adir, tiny: list[str], tmp_path: Path, batch_size: str) -> None:
+    finished = adir("run", *tiny, f"batch_size={batch_size}", f"results={tmp_path}")
+    assert finished.status == 2 and "batch_size" in finished.err
