@@ -3,9 +3,10 @@
 The prior that ships with the package is one such network, small enough for a CPU.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import UNet2DModel
@@ -13,9 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adir.backbones.adm import Flags
+from adir.backbones.cache import known_sha256
+from adir.backbones.checkpoints import located
+from adir.backbones.conversion import build_network
+from adir.backbones.converted import CONFIG, WEIGHTS, converted
+from adir.backbones.execution import Execution
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_file
+from adir.files import read_json
 
 Variance = Literal["learned", "small", "large"]
 
@@ -36,51 +43,80 @@ class Prediction:
 
 
 class GuidedDiffusion:
-    """A pixel-space denoiser read from a diffusers folder (config.json, diffusion_pytorch_model.safetensors).
+    """A pixel-space denoiser, from a diffusers folder (config.json, diffusion_pytorch_model.safetensors) or from a
+    checkpoint file of guided-diffusion, which is converted once and kept.
 
-    folder: None is the embedded prior.  resolution: side in pixels of the pictures it was trained on; other sizes work.
-    variance: the Sigma that goes with this network, `learned` where it predicts one (6 output channels), else `small`
-    (beta tilde) or `large` (beta).  Weights may be float16 on disk and are float32 in memory. They are hashed, and so is
-    the configuration (a wrong norm_eps fits the same tensors); both hashes are part of a cell's identity.  Raises
-    InputError for a folder that is not such a model.
+    folder: such a folder, or such a file; None is what `checkpoint` names.  checkpoint: an entry of conf/weights/; None is
+    the embedded prior.  architecture: the network's flags, for a checkpoint file only.  resolution: side in pixels of the
+    pictures it was trained on; other sizes work.  variance: the Sigma that goes with this network, `learned` where it
+    predicts one (6 output channels), else `small` (beta tilde) or `large` (beta).  device: where it runs, whatever
+    `execution` says of that.
+
+    Weights may be float16 on disk and are float32 in memory, mapped from the file where they can be. Those of the source
+    are hashed, and so is the configuration (a wrong norm_eps fits the same tensors); both hashes are part of a cell's
+    identity.  Raises InputError for what is missing, damaged, or no such model.
     """
+
+    kind: ClassVar[Literal["pixel", "latent"]] = "pixel"
 
     def __init__(
         self,
         name: str = "embedded",
         folder: str | Path | None = None,
+        checkpoint: str | None = None,
+        architecture: Flags | None = None,
         resolution: int = 64,
         variance: Variance = "small",
         device: str = "cpu",
+        execution: Execution | None = None,
     ):
         self.name = name
-        self.folder = EMBEDDED_PRIOR if folder is None else Path(folder)
         self.resolution = resolution
+        self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
         self.schedule = linear_schedule(1000)
-        weights = self.folder / "diffusion_pytorch_model.safetensors"
-        self.network = load_network(self.folder / "config.json", weights).to(self.device)
-        self.weights_sha256 = sha256_of_file(weights)
-        self.config_sha256 = sha256_of_file(self.folder / "config.json")
-        self.learns_variance = self.network.config["out_channels"] == 6
+        if folder is not None:
+            source = Path(folder)
+        else:
+            source = EMBEDDED_PRIOR if checkpoint is None else located(checkpoint)
+        if source.is_file():
+            self.folder, self.weights_sha256 = converted(source, architecture or Flags())
+        else:
+            self.folder = source
+        network = load_network(self.folder / CONFIG, self.folder / WEIGHTS)
+        if not source.is_file():
+            self.weights_sha256 = known_sha256(self.folder / WEIGHTS)
+        self.config_sha256 = known_sha256(self.folder / CONFIG)
+        self.learns_variance = network.config.out_channels == 6
+        self._channels = network.config.block_out_channels
         self.variance = variance
         if (variance == "learned") and not self.learns_variance:
             raise InputError(f"backbone={name}: variance=learned, but its network predicts none: use small or large")
+        self.network = self.execution.prepare(network)
 
     @property
     def stride(self) -> int:
         """Height and width of a picture must be multiples of this: the network halves them once per level."""
-        return 2 ** (len(self.network.config["block_out_channels"]) - 1)
+        return int(2 ** (len(self._channels) - 1))
 
     @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         """Noise in x_t (B, 3, H, W) at the original timesteps t (B,), int64 from 0 to 999.
 
         On a CPU one picture at a time: no slower (7 to 9 pictures of 128x128 a second on one thread, at batch 1, 4 and
-        8 alike), and bit-equal in any batch, where oneDNN's batched convolutions differ by 1e-6.
+        8 alike), and bit-equal in any batch, where oneDNN's batched convolutions differ by 1e-6. Raises InputError for a
+        size that the network cannot halve often enough.
         """
+        height, width = x_t.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise InputError(
+                f"backbone {self.name} takes pictures whose sides are multiples of {self.stride}, got {width}x{height}: "
+                "crop them, or restore them in tiles (adir restore)"
+            )
         parts = zip(x_t.split(1), t.split(1), strict=True) if self.device.type == "cpu" else [(x_t, t)]
-        return self.prediction(torch.cat([self.network(x, s, return_dict=False)[0] for x, s in parts]))
+        with self.execution.autocast():
+            outputs = [self.network(x, s, return_dict=False)[0] for x, s in parts]
+        return self.prediction(torch.cat(outputs).float())  # bfloat16 would lose the digits of eps in 1 - alpha_bar
 
     def prediction(self, output: Tensor) -> Prediction:
         """The network's raw output (B, 3 or 6, H, W), told apart."""
@@ -101,19 +137,27 @@ class GuidedDiffusion:
 def load_network(config: Path, weights: Path) -> UNet2DModel:
     """UNet2DModel in eval mode, float32, from its configuration and safetensors file.
 
-    Raises InputError when a file is missing or damaged, or when a tensor of the file does not fit the configuration.
+    Float32 weights are mapped from the file, not copied: they take no memory until they are used, and none twice. A write
+    to them stays in this process. Raises InputError when a file is missing or damaged, is of another kind of network, or
+    when a tensor of the file does not fit the configuration.
     """
-    for path in (config, weights):
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; a backbone folder holds config.json and {weights.name}")
+    require_pixel_network(config, weights)
     try:
         settings = read_json(config)
         if not isinstance(settings, dict):  # diffusers would take a text for the name of a model to download
             raise TypeError(f"{config.name} holds no JSON object")
-        network = UNet2DModel.from_config(settings)
+        made_by = settings.get("_class_name", "UNet2DModel")
+        if made_by != "UNet2DModel":
+            raise InputError(
+                f"{config}: a {made_by}, and guided diffusion is a UNet2DModel: give another folder or backbone"
+            )
+        network = build_network(settings)
         tensors = load_file(weights)
-    except (SafetensorError, ValueError, TypeError) as error:  # diffusers raises the latter two
-        raise InputError(f"{config.parent}: damaged backbone ({error}); fetch it again") from error
+    except InputError:
+        raise
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:  # diffusers raises the latter three
+        reason = " ".join(str(error).split())
+        raise InputError(f"{config.parent}: damaged backbone ({reason}); fetch it again") from error
     expected = network.state_dict()
     for key in sorted(expected.keys() | tensors.keys()):
         want = tuple(expected[key].shape) if key in expected else "no such tensor"
@@ -122,5 +166,14 @@ def load_network(config: Path, weights: Path) -> UNet2DModel:
             raise InputError(
                 f"{weights}: does not fit {config.name}: {key} is {have} in the file, {want} in the network"
             )
-    network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def require_pixel_network(config: Path, weights: Path) -> None:
+    """Raise InputError when a file is missing, and say so where the folder is a whole pipeline of another family."""
+    for path in (config, weights):
+        if not path.is_file():
+            if (pipeline := path.parent / "model_index.json").is_file():
+                raise InputError(f"{pipeline}: a pipeline of diffusers, not the folder of a guided-diffusion network")
+            raise InputError(f"{path}: no such file; a backbone folder holds {CONFIG} and {WEIGHTS}")

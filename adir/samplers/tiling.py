@@ -1,13 +1,20 @@
-"""Pictures of any size: padding to what the network takes, and overlapping tiles beyond what it should be given at once."""
+"""Pictures of any size: padding to what the network takes, and overlapping tiles beyond what it should be given at once.
+
+Only the network is tiled. At each step its predictions for overlapping tiles of one x_t are blended into one (MultiDiffusion,
+Bar-Tal et al., 2023), and everything else (noise, guidance, operator) is the whole picture's: all tiles share one noise
+field and agree in their overlaps after every step, so that there is nothing to see where they meet.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
+from adir.diffusion.schedule import Schedule
 from adir.errors import InputError
 from adir.images import generator
 from adir.samplers.adir import ADIR
@@ -18,78 +25,114 @@ MARGIN = 16
 around the border reaches as far as the operator's support (16 for sr4)."""
 
 
+class TiledBackbone:
+    """A pixel backbone whose network sees no more than `tile` pixels a side of a picture at a time.
+
+    tile: a multiple of the stride, of four strides or more. Tiles overlap by a quarter or more, and are weighted by linear
+    ramps over it. One tile is in the network at a time.
+    """
+
+    kind: Literal["pixel"] = "pixel"
+
+    def __init__(self, backbone: GuidedDiffusion, tile: int):
+        self.backbone, self.tile = backbone, tile
+        self.name, self.stride, self.device = backbone.name, backbone.stride, backbone.device
+        self.variance, self.learns_variance = backbone.variance, backbone.learns_variance
+        self.schedule: Schedule = backbone.schedule
+
+    def tiles(self, height: int, width: int) -> list[tuple[slice, slice]]:
+        """Rows and columns of each."""
+        size = min(height, self.tile), min(width, self.tile)
+        tops, lefts = (starts(side, self.tile, self.stride) for side in (height, width))
+        return [(slice(top, top + size[0]), slice(left, left + size[1])) for top in tops for left in lefts]
+
+    @torch.no_grad()
+    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
+        """The weighted mean of the tiles' predictions: eps and variance_fraction of x_t (B, 3, H, W) at timesteps t (B,)."""
+        height, width = x_t.shape[-2:]
+        places = self.tiles(height, width)
+        if len(places) == 1:
+            return self.backbone.predict(x_t, t)
+        rows, columns = places[0]
+        down, across = (ramp(s.stop, side > s.stop) for s, side in ((rows, height), (columns, width)))
+        window = (down[:, None] * across[None, :]).to(x_t.device)
+        weight = torch.zeros(height, width, device=x_t.device)
+        eps: Tensor | None = None
+        fraction: Tensor | None = None
+        for place in places:
+            # Contiguous: a view would send the network's convolutions another way, with other rounding.
+            one = self.backbone.predict(x_t[:, :, *place].contiguous(), t)
+            eps = torch.zeros_like(x_t) if eps is None else eps
+            eps[:, :, *place] += window * one.eps
+            if one.variance_fraction is not None:
+                fraction = torch.zeros_like(x_t) if fraction is None else fraction
+                fraction[:, :, *place] += window * one.variance_fraction
+            weight[place] += window
+        assert eps is not None
+        return Prediction(eps / weight, None if fraction is None else fraction / weight)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The identity: only pixel models are tiled here."""
+        return image
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The identity: only pixel models are tiled here."""
+        return latent
+
+
 @dataclass(frozen=True)
 class TiledRestoration:
     """x_hat (3, H, W), and how it was made."""
 
     x_hat: Tensor
     n_tiles: int
+    """Tiles of each step: the network is called so many times as often as for a picture that fits one."""
     capped_steps: int
-    """The most of any tile."""
 
 
 def restore_any_size(
     sampler: ADIR, backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, seed: int, image_id: str, tile: int
 ) -> TiledRestoration:
-    """Restore one y (C, h, w) of any size: mirrored at the border, cut into tiles of `tile` pixels that overlap by a quarter,
-    and blended with linear ramps.
+    """Restore one y (C, h, w) of any size: mirrored at the border, and beyond `tile` pixels a side with a tiled network.
 
-    Each tile has its own noise, from (seed, image_id, its place). Raises InputError for pictures that are too small or
-    tasks whose operator is not the same everywhere, FloatingPointError where the sampler diverges.
+    Noise comes from (seed, image_id) and does not depend on the tiles. Raises InputError for pictures that are too small,
+    FloatingPointError where the sampler diverges.
     """
     require_restorable(backbone, task, y, tile)
     _, height, width = task.image_shape(tuple(y.shape))
-    stride = backbone.stride
-    if not task.shift_invariant:
-        operator, noise = task.operator((3, height, width)), generator(seed, image_id, "sampler")
-        result = sampler.restore(backbone, operator, y[None].to(backbone.device), [noise])
-        return TiledRestoration(checked(result.x_hat, result.errors).cpu(), 1, result.capped_steps[0])
-
-    factor = height // y.shape[1]
-    margin = math.ceil(MARGIN / factor)
-    unit = math.lcm(stride, factor)  # a side of x that both the network and the operator take
-    extra = [(-(side * factor + 2 * margin * factor) % unit) // factor for side in y.shape[1:]]
-    padded = mirrored(y, margin, extra)
-
-    shape = [side * factor for side in padded.shape[1:]]
-    tops, lefts = (starts(side, tile, unit) for side in shape)
-    size = [min(side, tile) for side in shape]
-    window = ramp(size[0], len(tops) > 1)[:, None] * ramp(size[1], len(lefts) > 1)[None, :]
-    total, weight = torch.zeros(3, *shape), torch.zeros(*shape)
-    operator, capped_steps = task.operator((3, *size)), 0
-    for top in tops:
-        for left in lefts:
-            part = padded[:, top // factor : (top + size[0]) // factor, left // factor : (left + size[1]) // factor]
-            noise = generator(seed, image_id, f"sampler {top} {left}")
-            result = sampler.restore(backbone, operator, part[None].to(backbone.device), [noise])
-            rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
-            total[:, rows, columns] += window * checked(result.x_hat, result.errors).cpu()
-            weight[rows, columns] += window
-            capped_steps = max(capped_steps, result.capped_steps[0])
-    start = margin * factor
-    x_hat = (total / weight)[:, start : start + height, start : start + width]
-    return TiledRestoration(x_hat, len(tops) * len(lefts), capped_steps)
+    factor, margin = height // y.shape[1], 0
+    if task.shift_invariant:  # else what y knows of the border is not what it would know of a mirrored one
+        margin = math.ceil(MARGIN / factor)
+        unit = math.lcm(backbone.stride, factor)  # a side of x that both the network and the operator take
+        y = mirrored(y, margin, [(-(side + 2 * margin) * factor % unit) // factor for side in y.shape[1:]])
+    shape = task.image_shape(tuple(y.shape))
+    # A latent one's VAE has tiles of its own.
+    tiled = TiledBackbone(backbone, tile) if backbone.kind == "pixel" else None
+    network: Any = backbone if tiled is None else tiled
+    noise = generator(seed, image_id, "sampler")
+    result = sampler.restore(network, task.operator(shape), y[None].to(backbone.device), [noise])
+    x_hat = checked(result.x_hat, result.errors).cpu()[:, margin * factor :, margin * factor :]
+    n_tiles = 1 if tiled is None else len(tiled.tiles(*shape[1:]))
+    return TiledRestoration(x_hat[:, :height, :width], n_tiles, result.capped_steps[0])
 
 
 def require_restorable(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, tile: int) -> None:
     """Raise InputError unless `restore_any_size` can restore this y (C, h, w): asked before any work, and once more there."""
     _, height, width = task.image_shape(tuple(y.shape))
     stride = backbone.stride
+    if tile < 4 * stride or tile % stride:
+        raise InputError(f"tile={tile}: a multiple of {stride}, {4 * stride} or more, is needed for this backbone")
     if not task.shift_invariant:
         if height % stride or width % stride:
             raise InputError(
                 f"task {task.name}: {width}x{height} pixels, but this backbone takes multiples of {stride}: crop it"
             )
         return
-    factor = height // y.shape[1]
-    margin = math.ceil(MARGIN / factor)
+    margin = math.ceil(MARGIN / (height // y.shape[1]))
     if min(y.shape[1:]) <= margin:
         raise InputError(
             f"{y.shape[2]}x{y.shape[1]} pixels: too small for task {task.name}, {margin + 1} a side are needed"
         )
-    unit = math.lcm(stride, factor)
-    if tile < 4 * unit or tile % unit:
-        raise InputError(f"tile={tile}: a multiple of {unit}, {4 * unit} or more, is needed for task {task.name}")
 
 
 def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:

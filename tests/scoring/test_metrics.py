@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from adir.backbones import download
 from adir.errors import InputError
+from adir.files import sha256_of_file
 from adir.images import write_png
 from adir.scoring import metrics, weights
 from adir.scoring.metrics import METRICS, PSNR, PyiqaMetric, Scoring, data_consistency_residual, psnr
@@ -135,7 +138,7 @@ def test_lpips_is_pyiqas_network_and_zero_for_equal_pictures():
     torch.save(alexnet().state_dict(), backbone.path)
     lins = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate([64, 192, 384, 256, 256])}
     torch.save(lins, heads.path)
-    files = [dataclasses.replace(f, sha256=weights.sha256_of_file(f.path)[:8]) for f in (heads, backbone)]
+    files = [dataclasses.replace(f, sha256=sha256_of_file(f.path)[:8]) for f in (heads, backbone)]
     metric = with_file(metric, *files)
     x_hat, x = pair(64, 64)
     assert metric.score(x, x).item() == 0
@@ -164,8 +167,9 @@ def test_addresses_and_hashes_are_those_that_pyiqa_and_torchvision_name(file):
 
     known = [*musiq_arch.default_model_urls.values(), *lpips_arch.default_model_urls.values()]
     known += [AlexNet_Weights.IMAGENET1K_V1.url, VGG16_Weights.IMAGENET1K_V1.url]
-    assert file.url in known
-    assert file.name == f"{file.url.split('/')[-1]}"
+    (url,) = file.mirrors
+    assert url in known
+    assert file.name == url.split("/")[-1]
     assert file.name.endswith(f"-{file.sha256}.pth")
 
 
@@ -193,15 +197,15 @@ def test_missing_weights_are_one_line_with_file_size_folder_and_address(monkeypa
 def test_a_failing_fetch_is_tried_once_per_process(monkeypatch):
     calls = []
 
-    def no_host(url, timeout):
-        calls.append((url, timeout))
+    def no_host(request, timeout):
+        calls.append((request.full_url, timeout))
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(weights.urllib.request, "urlopen", no_host)
+    monkeypatch.setattr(urllib.request, "urlopen", no_host)
     for _ in range(2):
         assert "Name or service not known" in METRICS["musiq-ava"]("cpu").unavailable()
-    assert calls == [(metrics.MUSIQ_AVA.url, weights.TIMEOUT_SECONDS)]
+    assert calls == [(url, download.TIMEOUT_SECONDS) for url in metrics.MUSIQ_AVA.mirrors]
 
 
 @pytest.mark.parametrize("content, right", [(b"weights", True), (b"a login page", False)])
@@ -209,10 +213,11 @@ def test_a_fetched_file_is_kept_only_with_the_right_hash(content, right, monkeyp
     source = tmp_path / "source.pth"
     source.write_bytes(content)
     sha256 = hashlib.sha256(b"weights").hexdigest()[:8]
-    file = dataclasses.replace(metrics.MUSIQ_KONIQ, url=source.as_uri(), sha256=sha256)
+    file = dataclasses.replace(metrics.MUSIQ_KONIQ, mirrors=(source.as_uri(),), sha256=sha256)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert (file.unavailable() is None) == right
-    assert [p.name for p in file.path.parent.iterdir()] == ([file.name] if right else [])  # and no rest of a download
+    (left,) = [path.name for path in file.path.parent.iterdir()]  # the file, or what was set aside
+    assert left == file.name if right else left.startswith(f"{file.name}.part.corrupt-")
 
 
 def test_a_file_with_another_hash_is_not_loaded():
@@ -231,7 +236,7 @@ def test_code_in_a_weights_file_does_not_run(tmp_path):
     file = metrics.MUSIQ_KONIQ
     file.path.parent.mkdir(parents=True)
     torch.save({"payload": Payload()}, file.path)
-    file = dataclasses.replace(file, sha256=weights.sha256_of_file(file.path)[:8])
+    file = dataclasses.replace(file, sha256=sha256_of_file(file.path)[:8])
     metric = with_file(METRICS["musiq-koniq"]("cpu"), file)
     with pytest.raises(InputError, match="cannot load"):
         metric.score(pair()[0])

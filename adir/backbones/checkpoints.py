@@ -1,0 +1,291 @@
+"""Pretrained weights: what there is (conf/weights/), where it lies, whether it is the right thing, and reading it safely."""
+
+import functools
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import torch
+import torch.hub
+import yaml
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adir.backbones.cache import cache_dir, remember_sha256
+from adir.backbones.download import NotFetchedError, Progress, fetch, megabytes, reason_of
+from adir.configuration import config_dir
+from adir.errors import InputError
+from adir.files import set_aside, sha256_of_file
+
+Place = Literal["adir", "pyiqa", "checkpoints"]
+
+
+def offline() -> str | None:
+    """Why nothing may be fetched, or None: HF_HUB_OFFLINE=1 holds for every download of ours."""
+    forbidden = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes")
+    return "not fetched: HF_HUB_OFFLINE is set" if forbidden else None
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One file. `place` is the folder of it: ours, or below torch's hub folder (TORCH_HOME), where pyiqa or torchvision look.
+
+    entry: its name in the registry.  name: of the file.  size: bytes, None where unknown.  sha256: 64 hex digits, or the
+    start of them where a publisher gives no more.  licence: None where unknown.  about: the size for people, where the
+    bytes are not known.
+    """
+
+    entry: str
+    name: str
+    size: int | None
+    sha256: str
+    licence: str | None
+    mirrors: tuple[str, ...]
+    place: Place = "adir"
+    about: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, or would."""
+        return (cache_dir() / "weights" if self.place == "adir" else Path(torch.hub.get_dir()) / self.place) / self.name
+
+    @property
+    def size_text(self) -> str:
+        """For people."""
+        return (self.about or "size unknown") if self.size is None else megabytes(self.size)
+
+    def missing(self) -> str | None:
+        """None when a file is there, else one line with name, size, mirrors and folder."""
+        if self.path.is_file():
+            return None
+        return (
+            f"{self.entry} needs {self.name} ({self.size_text}), which is not here: run `adir weights get {self.entry}`, or "
+            f"put it into {self.path.parent}; mirrors: {', '.join(self.mirrors)}"
+        )
+
+    def fetch(self, progress: Progress = lambda done, total: None) -> Path:
+        """The file, downloaded and verified. Raises as `download.fetch` does, and InputError when that is forbidden."""
+        forbidden = offline()
+        if forbidden is not None:
+            raise InputError(f"{self.name}: {forbidden}: unset it, or put the file into {self.path.parent} by hand")
+        fetch(self.path, self.mirrors, self.sha256, self.size, progress)
+        return self.path
+
+    def verify(self) -> str | None:
+        """None when the file's hash, computed now, is right; else what is wrong. A wrong file is set aside."""
+        found = sha256_of_file(self.path)
+        if found.startswith(self.sha256):
+            remember_sha256(self.path, found)
+            return None
+        return f"SHA-256 {found[:16]}... instead of {self.sha256[:16]}...; {set_aside(self.path)}"
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A repository of the Hugging Face hub at one commit; revision None: unknown, so nothing is fetched from it unasked."""
+
+    repository: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A folder of files in diffusers' layout, kept in the hub's own cache (HF_HOME, HF_HUB_CACHE) or put by hand.
+
+    weights: the files without which it is incomplete, with their SHA-256 where known.  files, ignore: patterns of what is
+    fetched and what not.
+    """
+
+    entry: str
+    mirrors: tuple[Mirror, ...]
+    weights: dict[str, str | None]
+    files: tuple[str, ...]
+    ignore: tuple[str, ...]
+    size: int | None
+    licence: str | None
+
+    @property
+    def path(self) -> Path:
+        """Where it is, else where it can be put by hand."""
+        by_hand = cache_dir() / "weights" / self.entry
+        for folder in (by_hand, *filter(None, map(self._snapshot, self.mirrors))):
+            if self.complete(folder):
+                return folder
+        return by_hand
+
+    @property
+    def size_text(self) -> str:
+        """For people."""
+        return "size unknown" if self.size is None else megabytes(self.size)
+
+    def complete(self, folder: Path) -> bool:
+        """Whether a folder has all the weights."""
+        return all((folder / name).is_file() for name in self.weights)
+
+    def _snapshot(self, mirror: Mirror) -> Path | None:
+        if mirror.revision is None:
+            return None
+        try:
+            return Path(
+                huggingface_hub.snapshot_download(mirror.repository, revision=mirror.revision, local_files_only=True)
+            )
+        except LocalEntryNotFoundError:
+            return None
+
+    def missing(self) -> str | None:
+        """None when it is there, else one line with name, size, mirrors and folder."""
+        if self.complete(self.path):
+            return None
+        mirrors = ", ".join(
+            f"https://huggingface.co/{m.repository}" + (f"/tree/{m.revision}" if m.revision else "")
+            for m in self.mirrors
+        )
+        return (
+            f"{self.entry} needs a folder with {', '.join(self.weights)} ({self.size_text}), which is not here: run `adir "
+            f"weights get {self.entry}`, or put the folder's content into {self.path}; mirrors: {mirrors}"
+        )
+
+    def fetch(self, progress: Progress = lambda done, total: None) -> Path:
+        """The folder, downloaded by huggingface_hub, which resumes and shows its own progress, and verified."""
+        forbidden = offline()
+        if forbidden is not None:
+            raise InputError(
+                f"{self.entry}: {forbidden}: unset it, or put the folder's content into {self.path} by hand"
+            )
+        reasons = []
+        for mirror in self.mirrors:
+            if mirror.revision is None:
+                reasons.append(f"{mirror.repository} (its revision is unknown: fetch it by hand)")
+                continue
+            try:
+                huggingface_hub.snapshot_download(
+                    mirror.repository,
+                    revision=mirror.revision,
+                    allow_patterns=list(self.files),
+                    ignore_patterns=list(self.ignore),
+                )
+            except (HTTPError, OSError) as error:  # its own are of either kind
+                if getattr(error, "filename", None) is not None:  # the file system's word: a full disk, no permission
+                    raise
+                reasons.append(f"{mirror.repository} ({reason_of(error)[:200]})")
+                continue
+            if self.complete(self.path):
+                wrong = self.verify()
+                if wrong is None:
+                    return self.path
+                reasons.append(f"{mirror.repository} ({wrong})")
+            else:
+                reasons.append(f"{mirror.repository} (it lacks {', '.join(self.weights)})")
+        raise NotFetchedError(f"{self.entry} could not be fetched: {'; '.join(reasons)}")
+
+    def verify(self) -> str | None:
+        """None when every hash that is known is right, else the files that are wrong, set aside.
+
+        Beside the pinned ones, the hub's cache names each large file by its SHA-256.
+        """
+        wrong, folder = [], self.path
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name, blob = str(path.relative_to(folder)), path.resolve()
+            expected = self.weights.get(name) or (blob.name if path.is_symlink() and len(blob.name) == 64 else None)
+            if expected is None:
+                continue
+            found = sha256_of_file(path)
+            if found != expected:
+                wrong.append(f"{name}: SHA-256 {found[:16]}... instead of {expected[:16]}...; {set_aside(blob)}")
+        return "; ".join(wrong) or None
+
+
+Entry = WeightsFile | HubRepository
+
+
+@functools.cache
+def registry(folder: Path | None = None) -> dict[str, Entry]:
+    """Every entry of conf/weights/ (or of another folder), by name."""
+    return {path.stem: read_entry(path) for path in sorted((folder or config_dir() / "weights").glob("*.yaml"))}
+
+
+def read_entry(path: Path) -> Entry:
+    """One YAML: a file's has `file`, a repository's `repositories`. Raises InputError for one that is neither."""
+    try:
+        fields: dict[str, Any] = yaml.safe_load(path.read_text())
+        if "file" in fields:
+            if not isinstance(fields["sha256"], str):  # 12345678, or 1e234567: a number to YAML
+                raise TypeError(f"sha256: {fields['sha256']} must stand in quotation marks")
+            name, mirrors = fields.pop("file"), tuple(fields.pop("mirrors"))
+            return WeightsFile(path.stem, name=name, mirrors=mirrors, **fields)
+        repositories = tuple(Mirror(**mirror) for mirror in fields.pop("repositories"))
+        files, ignore = tuple(fields.pop("files")), tuple(fields.pop("ignore"))
+        return HubRepository(path.stem, repositories, files=files, ignore=ignore, **fields)
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: no entry of weights ({' '.join(str(error).split())})") from error
+
+
+def entry(name: str) -> Entry:
+    """The entry of that name. Raises InputError that lists the names there are."""
+    if name not in registry():
+        raise InputError(f"unknown weights {name!r}; choose one of {', '.join(registry())}")
+    return registry()[name]
+
+
+def located(name: str) -> Path:
+    """The file or folder of an entry. Raises InputError with what is needed, where from and where to, when it is not here."""
+    found = entry(name)
+    reason = found.missing()
+    if reason is not None:
+        raise InputError(reason)
+    return found.path
+
+
+# --- reading
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file or of a file of torch.save, by name; mapped from disk where the format allows.
+
+    Nothing but tensors is accepted, and no code in the file runs. {"state_dict": {...}} is unwrapped, and `module.` of a
+    network trained in parallel is taken off. Raises InputError for anything else, and for damaged files.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: refused: it is damaged, or holds more than tensors ({first_sentence(error)}); fetch it again from "
+            "a source you trust"
+        ) from error
+    except OSError as error:
+        if error.filename is not None:  # the file system's word; torch's own, of what is in the file, names none
+            raise
+        raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: no tensors in it: it holds a {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: {name!r} in it is a {type(value).__name__}: a checkpoint of tensors only is needed"
+            )
+    prefixed = all(name.startswith("module.") for name in content)
+    return {name.removeprefix("module.") if prefixed else name: tensor for name, tensor in content.items()}
+
+
+def torch_load(path: Path) -> Any:
+    """torch.load with weights_only=True, on the CPU; files of torch before 1.6 are no zip archives and cannot be mapped."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def first_sentence(error: Exception) -> str:
+    """The part of torch's message that says what happened, without its advice to switch the check off."""
+    text = " ".join(str(error).split())
+    _, _, found = text.partition("WeightsUnpickler error: ")
+    return (found or text).partition(". ")[0][:200].strip(" .") or type(error).__name__

@@ -1,0 +1,172 @@
+"""Large files from mirrors: streamed, resumed after a break, verified, and moved into place whole."""
+
+import fcntl
+import hashlib
+import http.client
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from adir.errors import InputError
+from adir.files import set_aside
+
+TIMEOUT_SECONDS = 10.0  # for the connection, and for each read that brings nothing
+ATTEMPTS = 5  # per mirror, as long as each brings something
+CHUNK = 1 << 20
+
+Progress = Callable[[int, int | None], None]
+"""Called with bytes there, and bytes in all where that is known."""
+
+
+class NotFetchedError(InputError):
+    """No mirror gave the file; the message says why for each, and what is kept."""
+
+
+def fetch(
+    target: Path,
+    mirrors: Sequence[str],
+    sha256: str,
+    size: int | None = None,
+    progress: Progress = lambda done, total: None,
+    attempts: int = ATTEMPTS,
+) -> None:
+    """Put the file with this SHA-256 (or start of one) at `target`, from the first mirror that has it.
+
+    What a break leaves is kept in `target`.part, and a later call goes on there, from any mirror. A file of another hash
+    is renamed to *.corrupt-* and the next mirror is asked. Raises NotFetchedError when all fail, InputError when another
+    process is fetching the same file or the disk is too small, OSError for what the file system refuses.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    reasons = []
+    for url in mirrors:
+        with opened_alone(part) as file:
+            reason = fetch_from(url, file, part, sha256, size, progress, attempts)
+            if reason is None:
+                os.replace(part, target)
+                return
+        reasons.append(f"{url} ({reason})")
+    kept = part.stat().st_size if part.exists() else 0
+    if not kept:
+        part.unlink(missing_ok=True)
+    going_on = f"; the {megabytes(kept)} that came are kept, and the same command goes on there" if kept else ""
+    raise NotFetchedError(
+        f"{target.name} could not be fetched: {'; '.join(reasons) or 'it has no mirror'}{going_on}; or put the file into "
+        f"{target.parent} by hand"
+    )
+
+
+def fetch_from(
+    url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress, attempts: int
+) -> str | None:
+    """Complete the open .part file from one mirror. None when its hash is right, else why not."""
+    reason = ""
+    for attempt in range(attempts):
+        have = file.seek(0, os.SEEK_END)
+        try:
+            stream(url, file, size, progress)
+        except (OSError, http.client.HTTPException) as error:
+            if (
+                isinstance(error, OSError)
+                and error.filename is not None
+                and not isinstance(error, urllib.error.URLError)
+            ):
+                raise  # the file system's word, not the mirror's
+            reason = reason_of(error)
+            if file.seek(0, os.SEEK_END) <= have:
+                return reason
+            time.sleep(min(attempt, 3))
+            continue
+        found = sha256_of(file)
+        if found.startswith(sha256):
+            file.flush()
+            os.fsync(file.fileno())
+            return None
+        if have:  # the start may be another mirror's, or of a file that has changed since: once more from the start
+            file.truncate(0)
+            reason = "what came in parts has another SHA-256"
+            continue
+        note = set_aside(part)
+        return f"what came has a SHA-256 of {found[:8]}..., not {sha256[:8]}...; {note}"
+    return f"{reason}, and so on, {attempts} times" if attempts > 1 else reason
+
+
+def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> None:
+    """Append to `file` what is missing from it. Raises OSError or HTTPException when the connection fails or breaks."""
+    have = file.seek(0, os.SEEK_END)
+    if size is not None and have > size:
+        have = file.truncate(0)
+    if have and have == size:
+        return
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and have:  # it has no such range: another file, or already whole
+            file.truncate(0)
+            return stream(url, file, size, progress)
+        raise
+    with response:
+        resumed = getattr(response, "status", None) == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise OSError("it answered with another range than was asked for")
+        if not resumed:
+            have = file.truncate(0)
+        file.seek(have)
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        if size is not None and total is not None and total != size:
+            raise OSError(f"its file has {total} bytes, {size} are expected")
+        require_room(Path(file.name).parent, (total or size or have) - have)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            have += len(chunk)
+            progress(have, total or size)
+        if total is not None and have < total:
+            raise OSError(f"the connection broke after {megabytes(have)} of {megabytes(total)}")
+
+
+@contextmanager
+def opened_alone(part: Path) -> Iterator[BinaryIO]:
+    """The .part file, made if need be, for this process alone. Raises InputError while another has it."""
+    with open(part, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{part}: another process is fetching this file: wait for it") from error
+        yield file
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 of an open file."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raise InputError when the disk of `folder` has less than `size` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(f"{folder}: {megabytes(size)} more are needed and {megabytes(free)} are free: make room there")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a mirror failed, in one line."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
+
+
+def megabytes(size: int) -> str:
+    """A size for people: '2.21 GB', '109 MB', '6 kB'."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"

@@ -1,0 +1,272 @@
+"""Stable Diffusion (Rombach et al., 2022) as parts: the x4 upscaler and the inpainting model, from a local diffusers folder.
+
+The UNet is `network`, what adaptation tunes; VAE and text encoder stay as they are. Latents carry the VAE's scaling factor,
+as the UNet sees them. Which data and losses the networks were trained with is theirs (Stability's and CompVis's configs).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from adir.backbones.checkpoints import located
+from adir.backbones.diffusers_folder import (
+    hash_of_files,
+    hash_of_settings,
+    load_part,
+    load_scheduler,
+    load_tokenizer,
+    read_config,
+    require_folder,
+    weights_file,
+)
+from adir.backbones.execution import Execution, recompute
+from adir.backbones.guided_diffusion import Prediction
+from adir.backbones.prompts import PromptEncoder
+from adir.diffusion.posterior import diffuse
+from adir.diffusion.schedule import schedule_from_betas
+from adir.diffusion.velocity import eps_of_velocity, velocity
+from adir.errors import InputError
+from adir.files import sha256_of_bytes
+
+PREDICTIONS = ("epsilon", "v_prediction")
+FAMILIES = {7: "the x4 upscaler (backbone=sd_x4)", 9: "an inpainting model (backbone=sd_inpaint)", 4: "text to picture"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the UNet is told besides z_t and t, one row per picture."""
+
+    channels: Tensor
+    """(B, C, h, w), concatenated to z_t."""
+    text: Tensor
+    """(B, L, D), attended to."""
+    class_labels: Tensor | None = None
+    """(B,) int64, added to the time embedding."""
+
+    def with_text(self, text: Tensor) -> "Condition":
+        """The same picture under another prompt."""
+        return Condition(self.channels, text, self.class_labels)
+
+
+class StableDiffusion:
+    """What the two families share.
+
+    folder: in diffusers' layout; None is what `checkpoint`, an entry of conf/weights/, has.  resolution: side in pixels of
+    the pictures it was trained for; other sizes work.  device: where it runs, whatever `execution` says of that.
+    vae_tiling: encode and decode pictures larger than the VAE was trained on in overlapping tiles. Changes pixels slightly,
+    and bounds memory: a 1024x1024 picture whole needs attention between 65,536 places.
+    Raises InputError for a folder that is not such a model.
+    """
+
+    kind: ClassVar[str] = "latent"
+    learns_variance: ClassVar[bool] = False
+    parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    channels: ClassVar[int]
+    """Channels that the UNet takes: what tells the families apart."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: str | Path | None,
+        checkpoint: str,
+        resolution: int,
+        vae_tiling: bool,
+        device: str,
+        execution: Execution | None,
+    ) -> None:
+        self.name = name
+        self.folder = located(checkpoint) if folder is None else Path(folder)
+        self.resolution = resolution
+        self.execution = dataclasses.replace(execution or Execution(), device=device)
+        self.device = torch.device(device)
+        require_folder(self.folder, self.parts)
+        self._require_family()
+        self.network: Any = self.execution.prepare(load_part(self.folder / "unet", UNet2DConditionModel))
+        self.vae: Any = load_part(self.folder / "vae", AutoencoderKL).to(self.device)
+        self.vae.enable_slicing()  # one picture at a time: the same pixels
+        if vae_tiling:
+            self.vae.enable_tiling()
+        recompute_in_backward(self.vae.decoder)
+        text_model = load_part(self.folder / "text_encoder", CLIPTextModel)
+        self.embed = PromptEncoder(load_tokenizer(self.folder / "tokenizer"), text_model)
+        self.scheduler: Any = load_scheduler(self.folder / "scheduler")
+        if self.scheduler.config.prediction_type not in PREDICTIONS:
+            raise InputError(
+                f"{self.folder / 'scheduler'}: prediction_type={self.scheduler.config.prediction_type!r}; "
+                f"{' or '.join(PREDICTIONS)} is needed"
+            )
+        self.schedule = schedule_from_betas(
+            self.scheduler.betas.double().cpu(), torch.arange(len(self.scheduler.betas))
+        )
+        weights = [weights_file(self.folder / part)[0] for part in ("unet", "vae", "text_encoder")]
+        self.weights_sha256 = hash_of_files(self.folder, weights)
+        self.config_sha256 = hash_of_settings(self.folder, self.parts)
+
+    def _require_family(self) -> None:
+        """Before the weights are read: a config.json is enough to tell."""
+        found: Any = read_config(self.folder / "unet" / "config.json").get("in_channels")
+        if found != self.channels:
+            raise InputError(
+                f"backbone={self.name}: the UNet in {self.folder} takes {found} channels, {self.channels} are needed: "
+                f"it is {FAMILIES.get(found, 'of a family not known here')}, not {FAMILIES[self.channels]}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Height and width of a picture must be multiples of this: pixels a side of one latent place. (The UNet itself
+        takes latents of any size.)"""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.vae.config.latent_channels
+
+    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(C, H / stride, W / stride) of a picture (3, H, W)."""
+        return self.latent_channels, image_shape[-2] // self.stride, image_shape[-1] // self.stride
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents (B, C, H / stride, W / stride) of pictures (B, 3, H, W) in [-1, 1].
+
+        noise: standard normal of the latents' shape, for a sample of the VAE's posterior; None takes its mean.
+        """
+        with torch.autocast(self.device.type, enabled=False):  # in float16 this VAE overflows
+            posterior = self.vae.encode(image.float()).latent_dist
+        latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return latent * self.vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), about [-1, 1], of latents; differentiable."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.vae.decode(latent.float() / self.vae.config.scaling_factor, return_dict=False)[0]
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """(B, L, D) embeddings of prompts, on the device."""
+        return torch.cat([self.embed(prompt) for prompt in prompts]).to(self.device)
+
+    def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The UNet's raw output (B, C, h, w): eps or v. z_t: variance preserving, as in DDPM; t: (B,) or scalar."""
+        with self.execution.autocast():
+            return self.network(
+                torch.cat([z_t, condition.channels], dim=1),
+                t,
+                encoder_hidden_states=condition.text,
+                class_labels=condition.class_labels,
+                return_dict=False,
+            )[0].float()
+
+    def eps_of(self, output: Tensor, z_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """The predicted noise in z_t, of the raw output."""
+        return eps_of_velocity(z_t, output, alpha_bar) if self.predicts_velocity else output
+
+    @torch.no_grad()
+    def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        """The noise in z_t (B, C, h, w) at timesteps t (B,)."""
+        alpha_bar = self.schedule.alpha_bar.to(z_t)[t].reshape(-1, 1, 1, 1)
+        return Prediction(self.eps_of(self.output(z_t, t, condition), z_t, alpha_bar), None)
+
+    @property
+    def predicts_velocity(self) -> bool:
+        """Whether the UNet predicts v; else eps."""
+        return self.scheduler.config.prediction_type == "v_prediction"
+
+    def denoising_loss(self, example: dict[str, Any]) -> Tensor:
+        """Mean squared error of the UNet's eps or v on a batch of this family's `LatentCrops` (adir.adaptation.latent)."""
+        z = self.encode(example["z"], example["posterior_noise"])
+        alpha_bar = self.schedule.alpha_bar.to(z.device)[example["t"]].reshape(-1, 1, 1, 1)
+        eps = example["eps"]
+        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
+        target = velocity(z, eps, alpha_bar).to(z.dtype) if self.predicts_velocity else eps
+        output = self.output(z_t, example["t"], self.condition_of(example))
+        return torch.nn.functional.mse_loss(output, target)
+
+    def condition_of(self, example: dict[str, Any]) -> Condition:
+        """The condition of a training example."""
+        raise NotImplementedError
+
+
+class StableDiffusionX4(StableDiffusion):
+    """The x4 upscaler: z_t and the low-resolution picture, noised to a level that the network is told, to v."""
+
+    parts = (*StableDiffusion.parts, "low_res_scheduler")
+    channels = 7
+
+    def __init__(
+        self,
+        name: str = "sd_x4",
+        folder: str | Path | None = None,
+        checkpoint: str = "sd_x4",
+        resolution: int = 512,
+        vae_tiling: bool = True,
+        device: str = "cpu",
+        execution: Execution | None = None,
+    ) -> None:
+        super().__init__(name, folder, checkpoint, resolution, vae_tiling, device, execution)
+        self.low_res_scheduler: Any = load_scheduler(self.folder / "low_res_scheduler")
+        # Early copies of its VAE lack the factor; diffusers' pipeline sets it, whatever the file says, and so do we.
+        self.vae.register_to_config(scaling_factor=0.08333)
+        index = self.folder / "model_index.json"
+        self.max_noise_level: int = read_config(index).get("max_noise_level", 350) if index.is_file() else 350
+        self.config_sha256 = sha256_of_bytes(f"{self.config_sha256} {self.max_noise_level}".encode())
+
+    def condition(self, low: Tensor, noise: Tensor, noise_level: Tensor, prompts: list[str]) -> Condition:
+        """low, noise: (B, 3, h, w), the small picture in [-1, 1] and standard normal.  noise_level: (B,) int64."""
+        noised = self.low_res_scheduler.add_noise(low, noise, noise_level)
+        return Condition(noised, self.text(prompts), noise_level)
+
+    def condition_of(self, example: dict[str, Any]) -> Condition:
+        return self.condition(example["low"], example["low_noise"], example["noise_level"], example["prompt"])
+
+
+class StableDiffusionInpaint(StableDiffusion):
+    """The inpainting model: z_t, the hole, and the latent of the picture with the hole at mid grey, to eps or v."""
+
+    channels = 9
+
+    def __init__(
+        self,
+        name: str = "sd_inpaint",
+        folder: str | Path | None = None,
+        checkpoint: str = "sd_inpaint",
+        resolution: int = 512,
+        vae_tiling: bool = True,
+        device: str = "cpu",
+        execution: Execution | None = None,
+    ) -> None:
+        super().__init__(name, folder, checkpoint, resolution, vae_tiling, device, execution)
+        # Early copies have older settings of the scheduler; diffusers' pipeline changes them on loading, and so do we.
+        old = {"steps_offset": 1, "skip_prk_steps": True}
+        current = {key: value for key, value in old.items() if self.scheduler.config.get(key, value) != value}
+        self.scheduler = type(self.scheduler).from_config(self.scheduler.config, **current)
+
+    def condition(self, picture: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]) -> Condition:
+        """picture: (B, 3, H, W) in [-1, 1].  hole: (B, 1, H, W), 1 where it is to be repainted.  noise: of a latent's shape."""
+        _, _, h, w = noise.shape
+        small = torch.nn.functional.interpolate(hole, size=(h, w))  # nearest, as the pipeline and the training do
+        masked = self.encode(picture * (hole < 0.5), noise)
+        return Condition(torch.cat([small, masked], dim=1), self.text(prompts))
+
+    def condition_of(self, example: dict[str, Any]) -> Condition:
+        return self.condition(example["z"], example["hole"], example["masked_noise"], example["prompt"])
+
+
+def recompute_in_backward(module: Any) -> None:
+    """Keep none of the insides of each call for a backward pass, but compute them again: of tiles, one tile's at a time.
+
+    Counted with fake tensors (adir.backbones.memory), the gradient through the x4 upscaler's decoder at 1024x1024 takes
+    25.4 GB as a whole, and 1.6 GB in tiles and so.
+    """
+    forward = module.forward
+
+    def called(*arguments: Any) -> Any:
+        return recompute(forward, *arguments) if torch.is_grad_enabled() else forward(*arguments)
+
+    module.forward = called

@@ -1,0 +1,182 @@
+"""Seconds and memory of loading gd256: converting its checkpoint once, loading it again, and diffusers' own loader beside it.
+
+    python benchmarks/speed/loading.py --out results/speed/loading.md
+
+Made weights of the real architecture (552 814 086 parameters, 2.2 GB) are written to a scratch folder (--folder; 4.5 GB) and
+removed again. About a minute. --small takes a network of 2 M parameters, to try the script. Each step is a process of its
+own; the time to import torch and diffusers is not part of any.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import torch
+
+from adir.backbones.adm import Architecture, Flags
+from adir.backbones.conversion import tensors_of
+from adir.backbones.download import megabytes
+from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.files import write_bytes
+
+GD256 = {
+    "image_size": 256,
+    "num_channels": 256,
+    "num_res_blocks": 2,
+    "channel_mult": (1, 1, 2, 2, 4, 4),
+    "learn_sigma": True,
+    "attention_resolutions": (32, 16, 8),
+    "num_head_channels": 64,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+}
+SMALL = GD256 | {"num_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1, 2), "num_head_channels": 32}
+ANY = Architecture(
+    32, (32,), 1, (False,), 6, True, True, -1, -1, -1, False
+)  # overruled by the flags, which are complete
+STEPS = {
+    "import": "imports only",
+    "convert": "first load: hash, convert, write",
+    "load": "load again",
+    "use": "load again, and one call at 32x32, which reads every weight",
+    "diffusers": "diffusers: UNet2DModel.from_pretrained of the converted folder",
+}
+HEAD = """# Loading gd256
+
+Made weights of gd256's architecture: {parameters} parameters, {size} in float32. Median of {repeats} (conversion: one),
+each in a process of its own, the file cache warm. Memory is the process's largest resident set, {baseline} of it
+imports; pages mapped from the file count, though processes that load the same network share them. Target for loading
+again: 3 s, and no second copy.
+
+| step | seconds | largest resident set | of that, above imports | the process's own at the end (not mapped from files) |
+|---|---|---|---|---|
+"""
+TAIL = """
+{date}; {cpu}, load average {load:.1f}; Python {python}, torch {torch}, diffusers {diffusers}; {threads} thread(s).
+
+    {command}
+"""
+
+
+def flags_of(small: bool) -> Flags:
+    """The network's flags."""
+    return Flags(**(SMALL if small else GD256))
+
+
+def make(path: Path, flags: Flags) -> int:
+    """Write the checkpoint; returns the number of parameters."""
+    torch.manual_seed(0)
+    shapes = {name: shape for name, shape, _ in tensors_of(flags.resolve(ANY))}
+    torch.save({name: torch.empty(shape).uniform_(-0.01, 0.01) for name, shape in shapes.items()}, path)
+    return sum(torch.Size(shape).numel() for shape in shapes.values())
+
+
+def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
+    """Do one step in this process: seconds, and bytes of memory."""
+    converted = next((path for path in (folder / "cache" / "converted").glob("*/") if path.is_dir()), None)
+    actions: dict[str, Callable[[], object]] = {
+        "import": lambda: None,
+        "convert": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags),
+        "load": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags),
+        "use": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags).predict(
+            torch.zeros(1, 3, 32, 32), torch.tensor([0])
+        ),
+        "diffusers": lambda: diffusers.UNet2DModel.from_pretrained(str(converted)),
+    }
+    started = time.perf_counter()
+    kept = actions[name]()
+    seconds = time.perf_counter() - started
+    memory = {"peak": resident("VmHWM"), "own": resident("RssAnon")}
+    del kept
+    return {"seconds": seconds, **memory}
+
+
+def resident(field: str) -> float:
+    """Bytes that Linux counts for this process: VmHWM, the largest resident set, or RssAnon, its own pages now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
+    """`step` in a new process."""
+    command = [sys.executable, __file__, "--step", name, "--folder", str(folder), *(["--small"] if small else [])]
+    environment = os.environ | {"ADIR_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(folder: Path, small: bool, repeats: int, command: str) -> str:
+    """Everything, as Markdown."""
+    parameters = make(folder / "made.pt", flags_of(small))
+    os.sync()
+    time.sleep(3)  # a file that has just changed is hashed again, see adir.backbones.cache
+    runs: dict[str, list[dict[str, float]]] = {}
+    for name in STEPS:
+        runs[name] = [in_a_process(name, folder, small) for _ in range(1 if name == "convert" else repeats)]
+        print(name, runs[name], flush=True)
+    median = {
+        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+    }
+    baseline = median["import"]["peak"]
+    rows = [
+        f"| {text} | {median[name]['seconds']:.2f} | {megabytes(int(median[name]['peak']))} "
+        f"| {megabytes(max(0, int(median[name]['peak'] - baseline)))} | {megabytes(int(median[name]['own']))} |"
+        for name, text in STEPS.items()
+    ]
+    head = HEAD.format(
+        parameters=f"{parameters:,}".replace(",", " "),
+        size=megabytes(4 * parameters),
+        repeats=repeats,
+        baseline=megabytes(int(baseline)),
+    )
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    tail = TAIL.format(
+        date=datetime.date.today().isoformat(),
+        cpu=next(
+            (line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), platform.processor()
+        ),
+        load=os.getloadavg()[1],
+        python=platform.python_version(),
+        torch=torch.__version__,
+        diffusers=diffusers.__version__,
+        threads=os.environ.get("OMP_NUM_THREADS", "all"),
+        command=command,
+    )
+    return head + "\n".join(rows) + "\n" + tail
+
+
+def main() -> None:
+    """Measure, print, and write the report when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="scratch folder (default: a temporary one)")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step is not None:
+        print(json.dumps(step(arguments.step, arguments.folder, flags_of(arguments.small))))
+        return
+    command = shlex.join(["python", "benchmarks/speed/loading.py", *sys.argv[1:]])
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        text = report(Path(folder), arguments.small, arguments.repeats, command)
+    print(text)
+    if arguments.out is not None:
+        write_bytes(arguments.out, text.encode())
+
+
+if __name__ == "__main__":
+    main()
