@@ -1,10 +1,13 @@
 """What every test runs under: one thread, fixed seeds, no network, no account; and what only some machines have."""
 
+import importlib.util
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 # Before torch and the hubs are imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,6 +47,14 @@ def no_network() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", connect_here)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No weights of this machine's user are found, and none of a test's are left in their cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADIR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -111,6 +122,31 @@ def tiny(photographs: Path, neighbourhood: Path) -> list[str]:
     corpus = ["retrieval=folder", f"retrieval.corpus.path={neighbourhood}", "k=2"]
     steps = ["sampler.n_steps=2", "adaptation.fine_tuning.n_iterations=1", "adaptation.fine_tuning.batch_size=1"]
     return [*data, *corpus, *steps, "scoring.metrics=[psnr]"]
+
+
+@pytest.fixture(scope="session")
+def made_stable_diffusion() -> ModuleType:
+    """tests/made_stable_diffusion.py. Loaded by its path: with import-mode=importlib no folder of tests can be imported."""
+    spec = importlib.util.spec_from_file_location(
+        "made_stable_diffusion", Path(__file__).with_name("made_stable_diffusion.py")
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def made_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny architecture that open_clip knows by this name from now on, with CLIP's own tokenizer."""
+    import open_clip
+
+    folder, name = tmp_path_factory.mktemp("architectures"), "made-clip"
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    (folder / f"{name}.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(folder)
+    return name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,50 +1,81 @@
-"""Few-shot fine-tuning of a backbone with DDPM's l_simple, as a Lightning module."""
+"""Few-shot fine-tuning of a backbone with the loss it was trained with, as a Lightning module."""
 
 import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.crops import NoisyCrops
+from adir.adaptation.latent import latent_crops
+from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.backbones.stable_diffusion import StableDiffusion
 from adir.diffusion.posterior import diffuse, epsilon_loss
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+Loss = Callable[[Any], Tensor]
+
+
+def l_simple(backbone: GuidedDiffusion, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """DDPM's mean of (eps - eps_theta(z_t, t))^2 over a batch (z, t, eps) of `NoisyCrops`."""
+    z, t, eps = batch
+    alpha_bar = backbone.schedule.alpha_bar.to(z.device)[t].reshape(-1, 1, 1, 1)
+    z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
+    with backbone.execution.autocast():
+        output = backbone.network(z_t, t, return_dict=False)[0]
+    return epsilon_loss(eps, backbone.prediction(output.float()).eps).mean()
+
+
+def training_problem(
+    backbone: GuidedDiffusion | StableDiffusion,
+    pictures: list[Tensor],
+    crop_size: int,
+    flip: bool,
+    generator: torch.Generator,
+    task: Any,
+) -> tuple[IterableDataset, Loss]:
+    """(the endless stream of training examples, the loss on a batch of them) of a backbone."""
+    if isinstance(backbone, StableDiffusion):
+        return latent_crops(backbone, pictures, crop_size, flip, generator, task), backbone.denoising_loss
+    crops = NoisyCrops(pictures, crop_size, backbone.stride, len(backbone.schedule), flip, generator)
+    return crops, partial(l_simple, backbone)
 
 
 class DenoisingModule(pl.LightningModule):
     """Minimises sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps, t)||^2 over `parameters`.
 
-    ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself. Logs `adaptation/loss` at each iteration and
-    keeps the values in `losses`.
+    ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself; `loss` is this sum on one batch, for pixels
+    `l_simple`, for latents the backbone's own. Logs `adaptation/loss` at each iteration and keeps the values in `losses`.
     """
 
-    def __init__(self, backbone: GuidedDiffusion, parameters: list[torch.nn.Parameter], optimizer: OptimizerFactory):
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        loss: Loss,
+        parameters: list[torch.nn.Parameter],
+        optimizer: OptimizerFactory,
+    ):
         super().__init__()
-        self.network = backbone.network
-        self._backbone = [backbone]  # in a list: not a module, and not for Lightning to look into
-        self._trainable, self._optimizer = parameters, optimizer
+        self.network = network  # for Lightning to move to its device; `loss` calls it
+        self._loss, self._trainable, self._optimizer = loss, parameters, optimizer
         self.losses: list[float] = []
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> Tensor:
-        """Mean l_simple of one batch of `NoisyCrops`."""
-        z, t, eps = batch
-        backbone = self._backbone[0]
-        alpha_bar = backbone.schedule.alpha_bar.to(z.device)[t].reshape(-1, 1, 1, 1)
-        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
-        output = self.network(z_t, t, return_dict=False)[0]
-        loss = epsilon_loss(eps, backbone.prediction(output).eps).mean()
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """The loss of one batch. Raises FloatingPointError where it is NaN or Inf."""
+        loss = self._loss(batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"adaptation diverged at iteration {len(self.losses)}: lower the learning rate")
         self.losses.append(loss.item())
-        self.log("adaptation/loss", loss, prog_bar=True)
+        self.log("adaptation/loss", loss, prog_bar=True, batch_size=1)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -67,7 +98,8 @@ class Adapted:
 class FineTuning:
     """The paper's few-shot fine-tuning; its defaults are those of v2 (Adam, 1e-4, 400 iterations of batch 6).
 
-    crop_size: side of the training crops in pixels.  flip: mirror half of them.
+    crop_size: side of the training crops in pixels.  flip: mirror half of them.  What an example is besides depends on the
+    backbone (adir.adaptation.crops, adir.adaptation.latent).
     """
 
     n_iterations: int = 400
@@ -87,16 +119,18 @@ class FineTuning:
 
     def fit(
         self,
-        backbone: GuidedDiffusion,
+        backbone: GuidedDiffusion | StableDiffusion,
         adapter: Adapter,
         pictures: list[Tensor],
         generator: torch.Generator,
         callbacks: list[pl.Callback] | None = None,
         progress: bool = False,
+        task: Any = None,
     ) -> Adapted:
         """The adapter trained on `pictures` ((3, H, W) in [-1, 1]); the backbone is as it was when this returns.
 
-        Everything random comes from `generator`. Raises FloatingPointError when the loss is NaN or Inf, ValueError when
+        task: the test picture's own; latent backbones need its operator or prompt, pixel ones ignore it. Everything random
+        comes from `generator`. Raises FloatingPointError when the loss is NaN or Inf, ValueError when
         there are no pictures or the adapter fits no layer.
         """
         if not pictures:
@@ -104,21 +138,20 @@ class FineTuning:
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            crops = NoisyCrops(pictures, self.crop_size, backbone.stride, len(backbone.schedule), self.flip, generator)
+            examples, loss = training_problem(backbone, pictures, self.crop_size, self.flip, generator, task)
 
             def optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
                 return torch.optim.Adam(parameters, lr=self.learning_rate)
 
-            module = DenoisingModule(backbone, attached.parameters(), optimizer)
+            module = DenoisingModule(backbone.network, loss, attached.parameters(), optimizer)
             if self.n_iterations:
                 with warnings.catch_warnings():
                     # The network stays in eval mode (no dropout in adaptation), one process makes the crops (they cost
                     # nothing, and their order is their seed), and the deprecation is Lightning's own.
                     for message in (".*in eval mode.*", ".*does not have many workers.*", ".*LeafSpec.*"):
                         warnings.filterwarnings("ignore", message=message)
-                    quiet_trainer(self.n_iterations, backbone.device, callbacks or [], progress).fit(
-                        module, DataLoader(crops, batch_size=self.batch_size)
-                    )
+                    trainer = quiet_trainer(self.n_iterations, backbone.execution, callbacks or [], progress)
+                    trainer.fit(module, DataLoader(examples, batch_size=self.batch_size))
             return Adapted(
                 tensors=attached.tensors(),
                 losses=module.losses,
@@ -130,12 +163,14 @@ class FineTuning:
             attached.remove()
 
 
-def quiet_trainer(n_iterations: int, device: torch.device, callbacks: list[pl.Callback], progress: bool) -> pl.Trainer:
+def quiet_trainer(n_iterations: int, execution: Execution, callbacks: list[pl.Callback], progress: bool) -> pl.Trainer:
     """A Lightning trainer that writes no file and, unless `progress`, no line."""
+    device = torch.device(execution.device)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     return pl.Trainer(
         max_steps=n_iterations,
         max_epochs=1,
+        precision=execution.trainer_precision,
         accelerator="cpu" if device.type == "cpu" else "gpu",
         devices=1 if device.index is None else [device.index],
         logger=False,

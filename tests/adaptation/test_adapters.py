@@ -1,11 +1,16 @@
 """Adapters: no effect when fresh, no trace when removed, and as many numbers to train as LoRA's formula says."""
 
+import copy
+import gc
+import re
+import weakref
+
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from adir.adaptation.adapters import Full, Lora, adapted
+from adir.adaptation.adapters import Full, Lora, adapted, training_summary
 
 ADAPTERS = [Full(), Lora(), Lora(rank=2, alpha=2, layers="attention"), Lora(rank=3, layers="all")]
 IDS = ["full", "lora", "attention", "all"]
@@ -207,8 +212,111 @@ def test_an_adapter_that_matches_no_layer_raises():
 
 
 @pytest.mark.parametrize(
-    "arguments, message", [({"rank": 0}, "rank=0"), ({"layers": "conv"}, "convolutions, attention, all")]
+    "arguments, message", [({"rank": 0}, "rank=0"), ({"layers": "conv"}, "convolutions, attention, feed_forward, all")]
 )
 def test_settings_that_make_no_adapter_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         Lora(**arguments)
+
+
+@pytest.fixture
+def latent_network() -> UNet2DConditionModel:
+    """A UNet of Stable Diffusion's kind, with transformer blocks."""
+    torch.manual_seed(1)
+    network = UNet2DConditionModel(
+        in_channels=4, out_channels=4, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=4, use_linear_projection=True,
+    )  # fmt: skip
+    return network.eval().requires_grad_(False)
+
+
+def test_kinds_of_layers_are_those_that_a_transformer_block_has(latent_network):
+    def ends(layers) -> set[str]:
+        return {re.sub(r".*attentions\.\d\.", "", name) for name in Lora(layers=layers).targets(latent_network)}
+
+    block = "transformer_blocks.0"
+    projections = {f"{block}.attn{n}.to_{which}" for n in (1, 2) for which in ("q", "k", "v", "out.0")}
+    assert ends("attention") == projections | {"proj_in", "proj_out"}
+    assert ends("feed_forward") == {f"{block}.ff.net.0.proj", f"{block}.ff.net.2"}
+    convolutions = set(Lora().targets(latent_network))
+    assert convolutions == {n for n, m in latent_network.named_modules() if isinstance(m, nn.Conv2d)}
+    everything = set(Lora(layers="all").targets(latent_network))
+    both = set(Lora(layers=["attention", "feed_forward"]).targets(latent_network))
+    assert everything == convolutions | both and len(everything) == len(convolutions) + len(both)
+    assert ends(["attn2.to_k", "to_v"]) == {f"{block}.attn{n}.to_v" for n in (1, 2)} | {f"{block}.attn2.to_k"}
+    assert Lora(layers=["mid_block.resnets.0.conv1"]).targets(latent_network) == ["mid_block.resnets.0.conv1"]
+    with pytest.raises(ValueError, match="layers='to_w' matches no layer of UNet2DConditionModel"):
+        Lora(layers=["convolutions", "to_w"]).attach(latent_network)
+    with pytest.raises(ValueError, match=r"layers=\[\] names no layer"):
+        Lora(layers=[])
+
+
+@pytest.mark.parametrize("layers", ["convolutions", "all"])
+def test_a_merged_update_is_the_wrapped_one_up_to_rounding(network, layers):
+    lora = Lora(rank=3, alpha=2, layers=layers)
+    attached = lora.attach(network)
+    disturb(attached)
+    tensors, expected = attached.tensors(), output(network)
+    attached.remove()
+    before = state(network)
+    remove = lora.merge(network, tensors)
+    torch.testing.assert_close(output(network), expected, rtol=1e-4, atol=1e-4)
+    remove()
+    assert_same_state(network, before)
+    with pytest.raises(ValueError, match="does not fit the network"):
+        lora.merge(network, dict(list(tensors.items())[1:]))
+    assert_same_state(network, before)
+
+
+@pytest.mark.parametrize("change", [lambda n: n.bfloat16(), lambda n: n.to(memory_format=torch.channels_last)])
+@pytest.mark.parametrize("adapter", [Full(), Lora()], ids=["full", "lora"])
+def test_no_trace_is_left_in_half_precision_or_another_memory_layout(network, adapter, change):
+    change(network)
+    before = {name: (p.clone(), p.dtype, p.stride(), p.data_ptr()) for name, p in network.named_parameters()}
+    attached = adapter.attach(network)
+    disturb(attached)
+    tensors = attached.tensors()
+    attached.remove()
+    for apply in (adapter.apply, adapter.merge) if isinstance(adapter, Lora) else (adapter.apply,):
+        remove = apply(network, tensors)
+        remove()
+    after = dict(network.named_parameters())
+    assert list(after) == list(before)
+    for name, (tensor, dtype, stride, pointer) in before.items():
+        p = after[name]
+        assert torch.equal(p, tensor) and (p.dtype, p.stride(), p.data_ptr()) == (dtype, stride, pointer), name
+
+
+def test_adapters_of_different_settings_take_turns_on_one_network(network):
+    before, outputs = state(network), []
+    for adapter in (Lora(), Lora(rank=2), Lora(layers="attention"), Lora(), Full(), Lora()):
+        attached = adapter.attach(network)
+        disturb(attached)
+        outputs.append(output(network))
+        attached.remove()
+        assert_same_state(network, before)
+    assert torch.equal(outputs[0], outputs[3]) and torch.equal(outputs[0], outputs[5])
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_a_network_that_was_adapted_is_freed_with_its_wrappers(network):
+    Lora().attach(network).remove()
+    twin = copy.deepcopy(network)
+    Lora().attach(twin).remove()
+    gone = weakref.ref(twin)
+    del twin
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_summary_says_what_trains(network):
+    attached = Lora(rank=2).attach(network)
+    n_parameters = sum(p.numel() for p in attached.parameters())
+    layers = attached.layers
+    attached.remove()
+    total = sum(p.numel() for p in network.parameters())
+    assert training_summary(Lora(), layers, n_parameters, network) == (
+        f"lora: {n_parameters / 1e6:.3g} M parameters train beside {total / 1e6:.4g} M, in {len(layers)} layers "
+        f"(conv_in ... conv_out)"
+    )

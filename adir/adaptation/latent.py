@@ -1,0 +1,132 @@
+"""Training examples of Stable Diffusion's two families, cut from the pictures that adaptation is given.
+
+All that is random is drawn here, on the CPU, from one generator; the backbone turns an example into its loss
+(`StableDiffusion.denoising_loss`). Each example is a dictionary of one crop: `z` (3, c, c), its int64 timestep `t`, the
+noise `eps` of its latent's shape, `posterior_noise` for the VAE's draw, `prompt`, and what its family adds.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from adir.adaptation.holes import random_hole
+from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionInpaint, StableDiffusionX4
+
+
+def latent_crops(
+    backbone: StableDiffusion,
+    pictures: list[Tensor],
+    crop_size: int,
+    flip: bool,
+    generator: torch.Generator,
+    task: Any,
+) -> "LatentCrops":
+    """The stream of examples for a backbone. task: bound to the test picture. Raises ValueError without one."""
+    if task is None:
+        raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
+    if isinstance(backbone, StableDiffusionX4):
+        return UpscalingCrops(backbone, pictures, crop_size, flip, generator, task)
+    if isinstance(backbone, StableDiffusionInpaint):
+        return InpaintingCrops(backbone, pictures, crop_size, flip, generator, task.prompt)
+    raise ValueError(f"no training examples are known for backbone {backbone.name}")
+
+
+class LatentCrops(IterableDataset):
+    """What the families share: an endless stream of crops with timesteps, noise and a prompt.
+
+    The crops' side is crop_size, or less where the smallest picture is smaller, rounded down to a multiple of the
+    backbone's stride. Each example draws a picture, a position in steps of the stride, a mirror flip (when `flip`), a
+    timestep, and noise, in that order.  Raises ValueError when nothing is left of a crop.
+    """
+
+    def __init__(
+        self,
+        backbone: StableDiffusion,
+        pictures: list[Tensor],
+        crop_size: int,
+        flip: bool,
+        generator: torch.Generator,
+        prompt: str,
+    ):
+        self.stride, smallest = backbone.stride, min(min(picture.shape[-2:]) for picture in pictures)
+        self.size = min(crop_size, smallest) // self.stride * self.stride
+        if self.size == 0:
+            raise ValueError(
+                f"crop_size={crop_size} on pictures of {smallest} pixels: the network needs {self.stride} or more"
+            )
+        self.latent_shape = backbone.latent_shape((3, self.size, self.size))
+        self.n_timesteps = len(backbone.schedule)
+        self.pictures, self.flip, self.generator, self.prompt = pictures, flip, generator, prompt
+
+    def _below(self, bound: int) -> int:
+        return int(torch.randint(bound, (1,), generator=self.generator))
+
+    def _noise(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            k = self._below(len(self.pictures))
+            _, height, width = self.pictures[k].shape
+            top = self.stride * self._below((height - self.size) // self.stride + 1)
+            left = self.stride * self._below((width - self.size) // self.stride + 1)
+            flipped = bool(self.flip and self._below(2))
+            z = self.pictures[k][:, top : top + self.size, left : left + self.size]
+            yield {
+                "z": z.flip(2) if flipped else z,
+                "t": torch.randint(self.n_timesteps, (), generator=self.generator),
+                "eps": self._noise(*self.latent_shape),
+                "posterior_noise": self._noise(*self.latent_shape),
+                "prompt": self.prompt,
+                **self._more(k, top, left, flipped),
+            }
+
+    def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
+        """What the family adds to the crop of picture k at (top, left)."""
+        raise NotImplementedError
+
+
+class UpscalingCrops(LatentCrops):
+    """For the x4 upscaler: `low`, the crop's low-resolution twin, with `low_noise` at a `noise_level`, drawn uniformly below
+    the highest as in its training; the prompt is empty.
+
+    The twin is cut from the whole picture's y (A and the task's noise), so that A's circular border stays outside of it.
+    """
+
+    def __init__(
+        self,
+        backbone: StableDiffusionX4,
+        pictures: list[Tensor],
+        crop_size: int,
+        flip: bool,
+        generator: torch.Generator,
+        task: Any,
+    ):
+        stride = backbone.stride
+        whole = [p[:, : p.shape[1] // stride * stride, : p.shape[2] // stride * stride] for p in pictures]
+        super().__init__(backbone, whole, crop_size, flip, generator, prompt="")
+        self.max_noise_level = backbone.max_noise_level
+        # Mirrored before A, as A of a mirrored picture need not be the mirrored A.
+        self.low = [(task.degrade(p, generator), task.degrade(p.flip(2), generator).flip(2)) for p in whole]
+
+    def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
+        rows, columns = (slice(start // self.stride, (start + self.size) // self.stride) for start in (top, left))
+        low = self.low[k][flipped][:, rows, columns]
+        return {
+            "low": low.flip(2) if flipped else low,
+            "low_noise": self._noise(*low.shape),
+            "noise_level": torch.randint(self.max_noise_level, (), generator=self.generator),
+        }
+
+
+class InpaintingCrops(LatentCrops):
+    """For the inpainting model: a random `hole` (1, c, c) and `masked_noise` for the VAE's draw of what is left."""
+
+    def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
+        return {
+            "hole": random_hole(self.size, self.generator),
+            "masked_noise": self._noise(*self.latent_shape),
+        }

@@ -1,0 +1,228 @@
+"""Sampling with Stable Diffusion's parts: the loop that both families share, and super-resolution x4 with the upscaler.
+
+The same numbers, in the same order, as diffusers' pipelines take them from a generator: with the same weights, steps and
+seed the result is theirs.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adir.backbones.stable_diffusion import Condition, StableDiffusion, StableDiffusionX4
+from adir.diffusion.posterior import predict_x0
+from adir.diffusion.velocity import velocity
+from adir.errors import InputError
+from adir.samplers.adir import Restoration, draw_noise
+
+Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(raw output, z_t, alpha_bar_t, t) to a corrected output."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One latent (1, C, h, w), and how often the network was called for it."""
+
+    latent: Tensor
+    network_evaluations: int
+
+
+@torch.no_grad()
+def sample_latent(
+    backbone: StableDiffusion,
+    noise: Tensor,
+    condition: Condition,
+    unconditional: Tensor | None,
+    guidance_scale: float,
+    n_steps: int,
+    eta: float,
+    generator: torch.Generator,
+    correct: Correction | None = None,
+) -> Sampled:
+    """From noise (1, C, h, w) to a latent with the backbone's own scheduler.
+
+    unconditional: (1, L, D), the text that classifier-free guidance leads away from; None takes one call a step instead of
+    two.  eta: of DDIM, ignored by schedulers without it.  Raises FloatingPointError at the first NaN or Inf.
+    """
+    scheduler = type(backbone.scheduler).from_config(backbone.scheduler.config)
+    scheduler.set_timesteps(n_steps)
+    taken = inspect.signature(scheduler.step).parameters
+    options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in taken}
+    n_steps_taken = len(scheduler.timesteps)  # some schedulers take one more than asked, or two calls a step
+    latent = noise * scheduler.init_noise_sigma
+    for step, t in enumerate(scheduler.timesteps, start=1):
+        z_t = scheduler.scale_model_input(latent, t)
+        t_network = t.to(z_t.device)
+        if unconditional is None:
+            output = backbone.output(z_t, t_network, condition)
+        else:
+            # Both texts in one batch, unconditional first, as the pipelines do: one call, and their rounding.
+            away, towards = backbone.output(torch.cat([z_t, z_t]), t_network, twice(condition, unconditional)).chunk(2)
+            output = away + guidance_scale * (towards - away)
+        if correct is not None:
+            output = correct(output, z_t, alpha_bar_at(backbone, t), t)
+        latent = scheduler.step(output, t, latent, **options, return_dict=False)[0]
+        if not torch.isfinite(latent).all():
+            raise FloatingPointError(
+                f"NaN or Inf at step {step} of {n_steps_taken}: lower the guidance, or run the network in float32"
+            )
+    return Sampled(latent, n_steps_taken * (1 if unconditional is None else 2))
+
+
+def twice(condition: Condition, unconditional: Tensor) -> Condition:
+    """The condition of one picture for both texts."""
+    labels = condition.class_labels
+    return Condition(
+        torch.cat([condition.channels] * 2),
+        torch.cat([unconditional, condition.text]),
+        None if labels is None else torch.cat([labels] * 2),
+    )
+
+
+def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
+    """alpha_bar at a scheduler's timestep, which some place between two whole ones: then of the nearest."""
+    return backbone.schedule.alpha_bar[int(t.round())]
+
+
+def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
+    """Raise ValueError for sampling options out of range."""
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
+        raise ValueError(f"n_steps={n_steps!r}: a whole number of at least 1 is needed")
+    if not 1 <= guidance_scale < math.inf:
+        raise ValueError(f"guidance_scale={guidance_scale!r}: 1 (no classifier-free guidance) or more is needed")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta!r}: from 0 (deterministic) to 1 is needed")
+
+
+def without_effect(prompt: str, negative_prompt: str, guidance_scale: float) -> bool:
+    """Whether classifier-free guidance changes nothing: a + s (b - a) with a = b, or s = 1."""
+    return guidance_scale == 1 or prompt == negative_prompt
+
+
+@dataclass(frozen=True)
+class UpscalerSampler:
+    """Super-resolution x4 with `StableDiffusionX4`; y is the small picture, and no A is needed but for the last option.
+
+    n_steps: paper: 50 for Stable Diffusion.  guidance_scale, prompt, negative_prompt: of classifier-free guidance (Ho and
+        Salimans, 2022); which prompt the paper gave is unknown, the default is none, where guidance has no effect.
+    noise_level: of the noise added to y before the network sees it, a step of its low-resolution schedule; the network is
+        told.  20 is the default of diffusers' pipeline.
+    eta: of DDIM; 0 is deterministic.
+    measurement_scale: length s of a step down ||A D(z0_hat) - y|| in latent space, through the decoder D but not through
+        the UNet, at each step (DPS, Chung et al., 2023, in latents); 0 is off. Whether the paper used any is unknown.
+    """
+
+    name: str = "sd_x4"
+    n_steps: int = 50
+    guidance_scale: float = 9.0
+    prompt: str = ""
+    negative_prompt: str = ""
+    noise_level: int = 20
+    eta: float = 0.0
+    measurement_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_options(self.n_steps, self.guidance_scale, self.eta)
+        if isinstance(self.noise_level, bool) or not isinstance(self.noise_level, int) or self.noise_level < 0:
+            raise ValueError(f"noise_level={self.noise_level!r}: a whole number that is not negative is needed")
+        if not 0 <= self.measurement_scale < math.inf:
+            raise ValueError(f"measurement_scale={self.measurement_scale!r}: a number that is not negative is needed")
+
+    def restore(
+        self, backbone: StableDiffusionX4, operator: Any, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        """x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w), one picture at a time.
+
+        Raises InputError for values outside [-1, 1] and for a noise level that the network does not know.
+        """
+        require_range(y, self.name)
+        if self.noise_level > backbone.max_noise_level:
+            raise InputError(
+                f"noise_level={self.noise_level}: backbone {backbone.name} knows levels from 0 to {backbone.max_noise_level}"
+            )
+        pairs = zip(y, generators, strict=True)
+        calls = [partial(self._restore_one, backbone, operator, y_b[None], generator) for y_b, generator in pairs]
+        return one_by_one(calls, operator.image_shape, y)
+
+    def _restore_one(
+        self, backbone: StableDiffusionX4, operator: Any, y: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
+        low_noise = draw_noise(tuple(y.shape[1:]), [generator], y)
+        noise = draw_noise(backbone.latent_shape(operator.image_shape), [generator], y)
+        level = torch.tensor([self.noise_level], device=y.device)
+        condition = backbone.condition(y, low_noise, level, [self.prompt])
+        plain = without_effect(self.prompt, self.negative_prompt, self.guidance_scale)
+        sampled = sample_latent(
+            backbone,
+            noise,
+            condition,
+            None if plain else backbone.text([self.negative_prompt]),
+            self.guidance_scale,
+            self.n_steps,
+            self.eta,
+            generator,
+            self._towards(backbone, operator, y) if self.measurement_scale else None,
+        )
+        with torch.no_grad():
+            return backbone.decode(sampled.latent), sampled.network_evaluations
+
+    def _towards(self, backbone: StableDiffusionX4, operator: Any, y: Tensor) -> Correction:
+        """The network's output for a z0_hat that was moved a step towards y, z_t being what it is."""
+
+        def correct(output: Tensor, z_t: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:
+            z0_hat = predict_x0(z_t, backbone.eps_of(output, z_t, alpha_bar), alpha_bar)
+            moved = z0_hat - self.measurement_scale * residual_gradient(backbone, operator, z0_hat, y)
+            eps = (z_t - alpha_bar.sqrt() * moved) / (1 - alpha_bar).sqrt()
+            return velocity(moved, eps, alpha_bar) if backbone.predicts_velocity else eps
+
+        return correct
+
+    def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
+        """A one-line reason why this sampler cannot do a cell; None where it can."""
+        if not isinstance(backbone, StableDiffusionX4):
+            return f"sampler {self.name} is for the x4 upscaler (backbone=sd_x4), not for backbone {backbone.name}"
+        try:
+            shape = task.image_shape((3, 64, 64))
+        except InputError:
+            shape = None
+        if shape != (3, 64 * backbone.stride, 64 * backbone.stride):
+            return f"backbone {backbone.name} enlarges pictures {backbone.stride} times, which task {task.name} does not ask"
+        return None
+
+
+def residual_gradient(backbone: StableDiffusion, operator: Any, z0: Tensor, y: Tensor) -> Tensor:
+    """Gradient of ||A D(z0) - y|| with respect to z0, through the decoder D: shaped as z0. y: (B, C, h, w)."""
+    with torch.enable_grad():
+        z0 = z0.detach().requires_grad_(True)
+        residual = (operator.A(backbone.decode(z0)) - y).flatten(1).norm(dim=1).sum()
+        return torch.autograd.grad(residual, z0)[0]
+
+
+def require_range(picture: Tensor, who: str) -> None:
+    """Raise InputError unless all values lie in [-1, 1]."""
+    if not (picture.min() >= -1 and picture.max() <= 1):  # written so that NaN fails too
+        low, high = picture.min().item(), picture.max().item()
+        raise InputError(f"{who} takes pictures in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them")
+
+
+def one_by_one(
+    restorations: Sequence[Callable[[], tuple[Tensor, int]]], image_shape: tuple[int, ...], like: Tensor
+) -> Restoration:
+    """The pictures and network calls that each call gives, as a batch; NaN and a reason for one that failed.
+
+    One at a time: bit-equal in any batch, and one 1024x1024 picture is as much as most devices hold.
+    """
+    x_hat = torch.full((len(restorations), *image_shape), torch.nan, dtype=torch.float32, device=like.device)
+    errors: list[str | None] = [None] * len(restorations)
+    evaluations = 0
+    for b, restore in enumerate(restorations):
+        try:
+            x_hat[b : b + 1], evaluations = restore()
+        except FloatingPointError as error:
+            errors[b] = str(error)
+    return Restoration(x_hat, [0] * len(restorations), errors, evaluations)
