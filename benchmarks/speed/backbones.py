@@ -1,0 +1,435 @@
+"""Speed and memory of the paper's backbones with made weights: a sampling step, an adaptation iteration, a whole picture.
+
+Beside each time stands what a bare call of the network takes, and the floor that its operations set at the rate of a large
+matrix product on the same device. Every figure is written when it is there, so a run that is killed goes on where it was.
+
+    python benchmarks/speed/backbones.py --what step --networks gd512     one of step, adapt, switch, total, memory
+    python benchmarks/speed/backbones.py --what report                    all figures of this device as Markdown
+    python benchmarks/speed/backbones.py --size small                     everything on a CPU, with an eighth of the channels
+
+`memory` runs nothing: it counts the tensors that live at one time, so it also tells of devices that are not here.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1" if (os.cpu_count() or 1) <= 4 else str(os.cpu_count()))
+
+import diffusers
+import torch
+from made_networks import NETWORKS, PIXEL, LatentParts, empty_network, pixel_backbone
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from adir.adaptation.adapters import Full, Lora, adapted
+from adir.adaptation.denoising_module import FineTuning
+from adir.backbones.execution import DTYPES, Execution, recompute
+from adir.backbones.memory import call_bytes, example_inputs, fake_copy, weight_bytes
+from adir.files import read_json, write_bytes, write_json
+from adir.harness.cost import forget_peak_memory
+from adir.harness.provenance import process_peak_memory_mb
+from adir.samplers.adir import ADIR
+from adir.samplers.latent import sample_latent
+from adir.tasks.operators import SuperResolution
+
+WHAT = ("memory", "step", "adapt", "switch", "total")
+SIDES = {"real": {"gd256": 256, "gd512": 512, "sd_x4": 256}, "small": {"gd256": 64, "gd512": 64, "sd_x4": 32}}
+"""Of what goes into the network when sampling: pixels, or latent places (256 are a picture of 1024)."""
+CROPS = {"real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)}, "small": dict.fromkeys(NETWORKS, (64,))}
+"""Of adaptation, likewise."""
+PAPER, FAST = (400, 1000), (100, 100)
+"""(iterations, steps): the paper's, and a documented fast setting."""
+Row = dict[str, Any]
+
+
+class Figures:
+    """Rows by what they measure, in one JSON file per device and size; a row is written as soon as it is measured."""
+
+    def __init__(self, path: Path, command: str) -> None:
+        self.path, self.command = path, command
+        self.rows: dict[str, Row] = read_json(path) if path.is_file() else {}
+
+    def add(self, what: str, key: Row, measure: Callable[[], Row]) -> None:
+        """Measure unless the row is there. Out of memory is a figure too."""
+        name = " ".join([what, *(f"{k}={v}" for k, v in key.items())])
+        if name in self.rows:
+            return
+        started = time.perf_counter()
+        try:
+            row = measure()
+        except torch.OutOfMemoryError as error:
+            row = {"error": f"out of memory: {str(error).splitlines()[0]}"}
+        took = round(time.perf_counter() - started, 1)
+        self.rows[name] = {"what": what, **key, **row, "took_s": took, "command": self.command, **versions()}
+        write_json(self.path, self.rows)
+        shown = {k: v for k, v in row.items() if not isinstance(v, dict)}
+        print(f"{name}: {shown} ({took:.0f} s)", flush=True)
+
+
+def versions() -> Row:
+    """What the figures depend on besides the device."""
+    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "date": date.today().isoformat()}
+
+
+def device_name(device: str) -> str:
+    """`NVIDIA H200`, or the processor's name and the number of threads used."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """Wall clock of one call, its work on the device included."""
+    wait(device)
+    started = time.perf_counter()
+    run()
+    wait(device)
+    return time.perf_counter() - started
+
+
+def matmul_rate(device: str, dtype: str) -> float:
+    """Operations a second of a large matrix product here: what `floor` divides by. TF32 off, as in float32 networks."""
+    n = 8192 if device != "cpu" else 1024
+    a, b = (torch.randn(n, n, device=device).to(DTYPES[dtype]) for _ in "ab")
+    a @ b
+    return 2 * n**3 * 5 / seconds_of(lambda: [a @ b for _ in range(5)], device)
+
+
+def operations(network: Any, batch: int, side: int, train: bool) -> int:
+    """Multiplications and additions of one call, or of forward and backward; counted on fake tensors."""
+    mode = FakeTensorMode()
+    twin: Any = fake_copy(network, mode, "cpu")
+    with mode, torch.set_grad_enabled(train), FlopCounterMode(display=False) as counter:
+        output = twin(**example_inputs(network, batch, side, side, "cpu"), return_dict=False)[0]
+        if train:
+            output.square().mean().backward()
+    return counter.get_total_flops()
+
+
+# --- a sampling step
+
+
+def step_row(
+    network: str, size: str, weights: Path, batch: int, execution: Execution, n_steps: int, rounds: int
+) -> Row:
+    """Seconds of a step of ADIR (of the latent sampler for sd_x4) and of a bare call, interleaved; peak memory."""
+    device, side = execution.device, SIDES[size][network]
+    generators = [torch.Generator().manual_seed(b) for b in range(batch)]
+    if (network, size) in PIXEL:
+        backbone: Any = pixel_backbone(network, size, weights, execution)
+        operator = SuperResolution(4)((3, side, side))
+        y = operator.A(torch.rand(batch, 3, side, side) * 2 - 1).to(device)
+        sampler = ADIR(n_steps=n_steps, guidance_scale=1.0, variance="learned")
+        run = lambda: sampler.restore(backbone, operator, y, generators)  # noqa: E731
+    else:
+        backbone = LatentParts(size, execution)
+        noise, condition = torch.randn(batch, 4, side, side, device=device), backbone.condition(batch, side)
+        run = lambda: sample_latent(backbone, noise, condition, None, 1.0, n_steps, 0.0, generators[0])  # noqa: E731
+    inputs = example_inputs(backbone.network, batch, side, side, device)
+
+    @torch.no_grad()
+    def bare() -> None:
+        with execution.autocast():
+            for _ in range(n_steps):
+                backbone.network(**inputs, return_dict=False)
+
+    first = seconds_of(bare, device)
+    run()
+    forget_peak_memory(torch.device(device))
+    pairs = [(seconds_of(run, device) / n_steps, seconds_of(bare, device) / n_steps) for _ in range(rounds)]
+    n_operations = operations(backbone.network, batch, side, train=False)
+    return {
+        "step_ms": 1e3 * statistics.median(step for step, _ in pairs),
+        "bare_ms": 1e3 * statistics.median(call for _, call in pairs),
+        "ratio": statistics.median(step / call for step, call in pairs),
+        "floor_ms": 1e3 * n_operations / matmul_rate(device, execution.dtype),
+        "tera_operations": n_operations / 1e12,
+        "peak_mb": process_peak_memory_mb(torch.device(device)),
+        "first_s": first,
+    }
+
+
+# --- an adaptation iteration
+
+
+def adapt_row(network: str, size: str, weights: Path, batch: int, crop: int, execution: Execution, n: int) -> Row:
+    """Seconds of an iteration of LoRA (rank 16, every convolution), from runs of 2 and 2 + n; peak memory."""
+    device = execution.device
+    if (network, size) in PIXEL:
+        backbone: Any = pixel_backbone(network, size, weights, execution)
+        pictures = [torch.rand(3, crop, crop) * 2 - 1 for _ in range(2)]
+
+        def run(n_iterations: int) -> None:
+            tuning = FineTuning(n_iterations, batch, 1e-4, crop)
+            tuning.fit(backbone, Lora(), pictures, torch.Generator().manual_seed(0))
+    else:
+        backbone = LatentParts(size, execution)
+
+        def run(n_iterations: int) -> None:
+            latent_iterations(backbone, batch, crop, n_iterations)
+
+    first = seconds_of(lambda: run(2), device)
+    forget_peak_memory(torch.device(device))
+    short, long = seconds_of(lambda: run(2), device), seconds_of(lambda: run(2 + n), device)
+    attached = Lora().attach(backbone.network)
+    n_operations = operations(backbone.network, batch, crop, train=True)
+    n_parameters, n_layers = sum(p.numel() for p in attached.parameters()), len(attached.layers)
+    attached.remove()
+    return {
+        "iteration_ms": 1e3 * (long - short) / n,
+        "floor_ms": 1e3 * n_operations / matmul_rate(device, execution.dtype),
+        "tera_operations": n_operations / 1e12,
+        "peak_mb": process_peak_memory_mb(torch.device(device)),
+        "first_s": first,
+        "n_parameters": n_parameters,
+        "n_layers": n_layers,
+    }
+
+
+def latent_iterations(backbone: LatentParts, batch: int, side: int, n_iterations: int) -> None:
+    """Iterations of the upscaler's loss on latents that are given: what fine-tuning does after the VAE."""
+    attached = Lora().attach(backbone.network)
+    try:
+        optimizer = torch.optim.Adam(attached.parameters(), 1e-4)
+        z, condition = torch.randn(batch, 4, side, side, device=backbone.device), backbone.condition(batch, side)
+        t = torch.full((batch,), 500, device=backbone.device)
+        for _ in range(n_iterations):
+            loss = (backbone.output(z, t, condition) - z).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+    finally:
+        attached.remove()
+
+
+# --- switching, whole pictures, memory
+
+
+def switch_row(network: str, size: str, weights: Path, execution: Execution, rounds: int) -> Row:
+    """Seconds to put a trained adapter in place and to take it away, and whether the base is equal to the bit after it."""
+    device = execution.device
+    if (network, size) in PIXEL:
+        backbone: Any = pixel_backbone(network, size, weights, execution)
+    else:
+        backbone = LatentParts(size, execution)
+    net = backbone.network
+    base = {name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}
+    row: Row = {}
+    for adapter in (Lora(), Full()):
+        attached = adapter.attach(net)
+        tensors = attached.tensors()
+        attached.remove()
+        tensors = {name: tensor + 1e-3 for name, tensor in tensors.items()}
+
+        def enter_and_leave(adapter: Any = adapter, tensors: Any = tensors) -> None:
+            with adapted(net, adapter, tensors):
+                pass
+
+        times = [seconds_of(enter_and_leave, device) for _ in range(rounds + 1)][1:]
+        row[f"{adapter.name}_s"] = statistics.median(times)
+        row[f"{adapter.name}_slowest_s"] = max(times)
+        same = all(torch.equal(tensor.cpu(), base[name]) for name, tensor in net.state_dict().items())
+        row[f"{adapter.name}_base_bit_equal"] = same and list(net.state_dict()) == list(base)
+    return row | {"million_parameters": sum(p.numel() for p in net.parameters()) / 1e6}
+
+
+def total_row(
+    network: str, size: str, weights: Path, execution: Execution, iterations: int, steps: int, crop: int
+) -> Row:
+    """Seconds of adaptation (batch 6) and of sampling one picture with its adapter, after a warm-up that compiles both."""
+    device, side = execution.device, SIDES[size][network]
+    backbone = pixel_backbone(network, size, weights, execution)
+    operator = SuperResolution(4)((3, side, side))
+    y = operator.A(torch.rand(1, 3, side, side) * 2 - 1).to(device)
+    pictures = [torch.rand(3, side, side) * 2 - 1 for _ in range(4)]
+    seconds: dict[str, float] = {}
+
+    def one_picture(n_iterations: int, n_steps: int) -> None:
+        tuning = FineTuning(n_iterations, 6, 1e-4, crop)
+
+        def adapt() -> None:
+            made.append(tuning.fit(backbone, Lora(), pictures, torch.Generator().manual_seed(0)))
+
+        made: list[Any] = []
+        seconds["adapt"] = seconds_of(adapt, device)
+        sampler = ADIR(n_steps=n_steps, guidance_scale=1.0, variance="learned")
+
+        def sample() -> None:
+            with adapted(backbone.network, Lora(), made[0].tensors):
+                sampler.restore(backbone, operator, y, [torch.Generator().manual_seed(0)])
+
+        seconds["sample"] = seconds_of(sample, device)
+
+    warm_up = seconds_of(lambda: one_picture(2, 2), device)
+    forget_peak_memory(torch.device(device))
+    one_picture(iterations, steps)
+    attached = Lora().attach(backbone.network)
+    work = iterations * operations(backbone.network, 6, crop, train=True)
+    attached.remove()
+    work += steps * operations(backbone.network, 1, side, train=False)
+    return {
+        "adapt_s": seconds["adapt"],
+        "sample_s": seconds["sample"],
+        "total_s": seconds["adapt"] + seconds["sample"],
+        "floor_s": work / matmul_rate(device, execution.dtype),
+        "peta_operations": work / 1e15,
+        "peak_mb": process_peak_memory_mb(torch.device(device)),
+        "warm_up_s": warm_up,
+    }
+
+
+def memory_row(network: str, size: str, batch: int, crop: int, dtype: str, checkpointing: bool) -> Row:
+    """Gigabytes of an iteration of LoRA by count: weights, and what lives beside them at the worst moment."""
+    net = empty_network(network, size)
+    attached = Lora().attach(net)
+    if checkpointing:
+        net.enable_gradient_checkpointing(recompute)
+    beside = call_bytes(net, batch, crop, crop, DTYPES[dtype], train=True)
+    moments = 2 * sum(parameter.nbytes for parameter in attached.parameters())
+    return {"weights_gb": weight_bytes(net) / 1e9, "total_gb": (weight_bytes(net) + beside + moments) / 1e9}
+
+
+# --- the command
+
+
+def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
+    """All rows of one kind."""
+    size, device, weights = arguments.size, arguments.device, arguments.weights
+    real = size == "real" and device != "cpu"
+    n_steps, rounds, n_iterations = (20, 5, 10) if real else (3, 2, 3)
+    variants = list(itertools.product(arguments.dtypes, arguments.modes))
+    for network in arguments.networks:
+        for dtype, batch in itertools.product(arguments.dtypes, arguments.batches) if what == "memory" else []:
+            for crop, checkpointing in itertools.product(CROPS[size][network], (False, True)):
+                key = {"network": network, "batch": batch, "crop": crop, "dtype": dtype, "checkpointing": checkpointing}
+                figures.add(what, key, lambda k=key: memory_row(k["network"], size, *list(k.values())[1:]))
+        for dtype, mode in variants if what in ("step", "adapt") else []:
+            fast = Execution(device, dtype, channels_last=arguments.channels_last, compile=mode == "compiled")
+            for batch in arguments.batches:
+                key = {"network": network, "batch": batch, "dtype": dtype, "mode": mode}
+                if what == "step":
+                    args = (network, size, weights, batch, fast, n_steps, rounds)
+                    figures.add(what, key, lambda a=args: step_row(*a))
+                for crop in CROPS[size][network] if what == "adapt" else ():
+                    execution = Execution(**{**vars(fast), "gradient_checkpointing": arguments.checkpointing})
+                    row = key | {"crop": crop, "checkpointing": arguments.checkpointing}
+                    args = (network, size, weights, batch, crop, execution, n_iterations)
+                    figures.add(what, row, lambda a=args: adapt_row(*a))
+                torch._dynamo.reset()
+        if what == "switch":
+            for dtype in arguments.dtypes:
+                # A CPU reads the weights of `full` where they lie, unless their layout is another.
+                execution = Execution(device, dtype, channels_last=arguments.channels_last and device != "cpu")
+                args = (network, size, weights, execution, rounds)
+                figures.add(what, {"network": network, "dtype": dtype}, lambda a=args: switch_row(*a))
+        if what == "total" and (network, size) in PIXEL:
+            for (iterations, steps), (dtype, mode) in itertools.product((FAST, PAPER), variants):
+                if size == "small":
+                    iterations, steps = iterations // 20, steps // 20
+                execution = Execution(
+                    device, dtype, arguments.channels_last, arguments.checkpointing, compile=mode == "compiled"
+                )
+                key = {"network": network, "iterations": iterations, "steps": steps, "dtype": dtype, "mode": mode}
+                args = (network, size, weights, execution, iterations, steps, CROPS[size][network][0])
+                figures.add(what, key, lambda a=args: total_row(*a))
+                torch._dynamo.reset()
+
+
+TITLES = {
+    "step": "One sampling step, and a bare call of the network",
+    "adapt": "One adaptation iteration, LoRA of rank 16 on every convolution",
+    "switch": "Putting a trained adapter in place and taking it away",
+    "total": "A whole picture: adaptation with batch 6, then sampling; after a warm-up, which compiles",
+    "memory": "Memory of an adaptation iteration by count of tensors that live at one time (nothing was run)",
+}
+HIDDEN = ("what", "command", "torch", "diffusers", "date", "took_s")
+
+
+def report(figures: Figures, device: str, size: str) -> str:
+    """All rows as Markdown, one table per kind."""
+    lines = [f"# Speed of the big backbones: {device}", ""]
+    if size == "small":
+        lines += [
+            "Channels are cut to an eighth or a quarter: this shows that the script runs, not how fast the networks are.",
+            "",
+        ]
+    lines += [
+        "Weights are made (random); a floor is the operations at the rate of a large matrix product on this device.",
+        "",
+    ]
+    for what, title in TITLES.items():
+        rows = [
+            {k: v for k, v in row.items() if k not in HIDDEN} for row in figures.rows.values() if row["what"] == what
+        ]
+        if not rows:
+            continue
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += [
+            f"## {title}",
+            "",
+            f"| {' | '.join(c.replace('_', ' ') for c in columns)} |",
+            "|---" * len(columns) + "|",
+        ]
+        lines += [f"| {' | '.join(shown(row.get(column, '')) for column in columns)} |" for row in rows] + [""]
+    stamps = sorted({f"{r['date']}, torch {r['torch']}, diffusers {r['diffusers']}" for r in figures.rows.values()})
+    commands = sorted({row["command"] for row in figures.rows.values()})
+    lines += [f"{'; '.join(stamps)}; Python {platform.python_version()}. Commands:", ""]
+    return "\n".join([*lines, *(f"    {command}" for command in commands)]) + "\n"
+
+
+def shown(value: Any) -> str:
+    """A cell of a table."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Measure what is asked and not there yet, then write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--what", choices=(*WHAT, "report", "all"), default="all")
+    parser.add_argument("--networks", type=words, default=list(NETWORKS))
+    parser.add_argument("--size", choices=("real", "small"), default="real")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batches", type=lambda text: [int(b) for b in text.split(",")], default=[1, 4, 6])
+    parser.add_argument("--dtypes", type=words, default=["float32", "bfloat16"])
+    parser.add_argument("--modes", type=words, default=["eager", "compiled"])
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--weights", type=Path, default=Path(tempfile.gettempdir()) / "adir-made-weights")
+    parser.add_argument("--out", type=Path, default=Path("results/speed"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    name = device_name(arguments.device)
+    slug = "-".join("".join(c if c.isalnum() else " " for c in name.split(",")[0].lower()).split())
+    slug += "-small" if arguments.size == "small" else ""
+    said = [f"--what {arguments.what}", f"--size {arguments.size}", f"--networks {','.join(arguments.networks)}"]
+    figures = Figures(
+        arguments.out / f"backbones-{slug}.json", f"python benchmarks/speed/backbones.py {' '.join(said)}"
+    )
+    for what in WHAT if arguments.what == "all" else [w for w in WHAT if w == arguments.what]:
+        measure(arguments, figures, what)
+    target = arguments.out / f"backbones-{slug}.md"
+    write_bytes(target, report(figures, name, arguments.size).encode())
+    print(f"{target} has all figures of this device")
+
+
+if __name__ == "__main__":
+    main()

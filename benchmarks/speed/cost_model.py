@@ -1,0 +1,120 @@
+"""The cost model of `adir plan` against what is then measured: seconds by stage and memory, on cells of the embedded prior.
+
+Each cell is estimated in a process of its own, then run in another, as a user would; the run does one picture first that
+is not counted, as the first one pays for loading. Busy processors spoil both: run it on a quiet machine.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/cost_model.py [--out results/speed/cost_model.md]
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
+
+from adir.files import write_bytes
+
+CELLS = (
+    ["task=sr4", "adaptation=none", "sampler.n_steps=50"],
+    ["task=deblur", "adaptation=none", "sampler.n_steps=150"],
+    ["task=sr4", "adaptation=self", "adaptation.fine_tuning.n_iterations=40"],
+    ["task=deblur", "adaptation=knn", "adaptation.fine_tuning.n_iterations=80"],
+    ["task=sr4", "adaptation=knn", "adaptation/adapter=lora", "sampler.n_steps=100"],
+    ["task=inpaint_box", "adaptation=random", "adaptation.fine_tuning.batch_size=2"],
+)
+WANTED = 0.25
+STAGES = ("adapt", "sample", "score")
+
+
+def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
+    """In this process: {seconds: {stage: s}, memory_mb} of a cell, estimated or measured."""
+    import torch
+
+    from adir.harness.cell import resolve_cell
+    from adir.harness.launch import compose
+
+    cell = resolve_cell(compose(overrides))
+    torch.set_num_threads(cell.configuration["threads"])
+    if what == "estimate":
+        from adir.harness.cost import estimate
+
+        cost = estimate(cell)
+        return {"seconds": cost.seconds_per_picture, "memory_mb": cost.memory_mb}
+    from adir.harness.run import Options, run_cell
+
+    run_cell(cell, Options(existing="skip"), tell=lambda line: print(line, file=sys.stderr))
+    records = [cell.ledger.read(image_id, cell.identity.sha256) for image_id in cell.data.ids]
+    later = [record for record in records if record is not None and record["status"] == "done"][1:]
+    seconds = {stage: sum(r["seconds"].get(stage, 0.0) for r in later) / len(later) for stage in STAGES}
+    return {"seconds": seconds, "memory_mb": max(record["process_peak_memory_mb"] for record in later)}
+
+
+def in_a_process(overrides: list[str], what: str) -> dict[str, Any]:
+    """`one_cell` in a new process, whose memory is its own."""
+    command = [sys.executable, __file__, "--cell", json.dumps(overrides), "--one", what]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{what} of {' '.join(overrides)} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def row(overrides: list[str], results: str) -> tuple[str, float]:
+    """(a row of the table, the larger of the relative errors of seconds and memory)."""
+    full = ["data=demo", f"results={results}", *overrides]
+    estimated, measured = in_a_process(full, "estimate"), in_a_process(full, "run")
+    totals = [sum(one["seconds"].get(stage, 0.0) for stage in STAGES) for one in (estimated, measured)]
+    errors = [totals[0] / totals[1] - 1, estimated["memory_mb"] / measured["memory_mb"] - 1]
+    stages = " | ".join(
+        f"{estimated['seconds'].get(stage, 0.0):.1f} / {measured['seconds'].get(stage, 0.0):.1f}" for stage in STAGES
+    )
+    memory = f"{estimated['memory_mb']:.0f} / {measured['memory_mb']:.0f}"
+    together = f"{totals[0]:.1f} / {totals[1]:.1f} | {errors[0]:+.0%}"
+    line = f"| {' '.join(overrides)} | {stages} | {together} | {memory} | {errors[1]:+.0%} |"
+    return line, max(map(abs, errors))
+
+
+def main() -> None:
+    """Compare all cells, print, and write the table when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="only the first so many")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # of a process of its own
+    parser.add_argument("--one", choices=("estimate", "run"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.cell is not None:
+        print(json.dumps(one_cell(json.loads(arguments.cell), arguments.one)))
+        return
+    rows, worst = [], 0.0
+    for overrides in CELLS[: arguments.cells]:
+        with tempfile.TemporaryDirectory() as results:
+            line, error = row(overrides, results)
+        print(line, flush=True)
+        rows.append(line)
+        worst = max(worst, error)
+    text = f"""# The cost model against what is measured
+
+Embedded prior, the three demo pictures (128x128), {os.environ["OMP_NUM_THREADS"]} thread: estimated / measured. Seconds are a
+picture's, the mean of all but the first; memory is the process's peak, in MB. The largest error is {worst:.0%}, wanted is at most {WANTED:.0%}.
+
+| cell | adapt, s | sample, s | score, s | together, s | error | memory, MB | error |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+{date.today().isoformat()}; load average {os.getloadavg()[1]:.1f}; Python {platform.python_version()}.
+Command: `OMP_NUM_THREADS={os.environ["OMP_NUM_THREADS"]} python benchmarks/speed/cost_model.py --cells {arguments.cells}`
+"""  # noqa: E501 (a row of a Markdown table is one line)
+    if arguments.out is not None:
+        write_bytes(arguments.out, text.encode())
+    print(f"largest error: {worst:.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""How far sampling in bfloat16 or float16 strays from float32, over ADIR's whole sampler on the embedded prior.
+
+The same y, the same noise: what differs is the precision of the network alone. In PSNR between the two restored pictures
+(8 bits not applied), and between each and the ground truth. float16 is autocast too; on a CPU it is slow, so it is off
+unless asked for.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/precision.py [--pictures 4] [--steps 50] [--side 128] [--out FILE]
+"""
+
+import argparse
+import os
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
+
+import torch
+from torch import Tensor
+
+from adir.backbones.execution import DTYPES, Execution
+from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.embedded.pictures import test_fields
+from adir.files import write_bytes
+from adir.images import generator
+from adir.samplers.adir import ADIR
+from adir.tasks.operators import BoxBlur, SuperResolution
+from adir.tasks.restoration import RestorationTask
+
+TASKS = (RestorationTask("sr4", 1, SuperResolution(4), 0, 100), RestorationTask("deblur", 1, BoxBlur(5), 10, 30))
+"""As in conf/task."""
+ENOUGH = 40.0  # dB
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Between pictures in [-1, 1], clipped there."""
+    return float(-10 * ((a.clamp(-1, 1) - b.clamp(-1, 1)).double() / 2).square().mean().log10())
+
+
+def restored(
+    task: RestorationTask, x: Tensor, name: str, backbone: GuidedDiffusion, steps: int
+) -> tuple[Tensor, float]:
+    """(the restored picture on the CPU, seconds)."""
+    y = task.degrade(x, generator(0, name, "y"))
+    sampler = ADIR(n_steps=steps, guidance_scale=task.guidance_scale, variance="small")
+    noise = [generator(0, name, "sampler")]
+    started = time.perf_counter()
+    picture = (
+        sampler.restore(backbone, task.operator(tuple(x.shape)), y[None].to(backbone.device), noise).x_hat[0].cpu()
+    )
+    return picture, time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure, print, and write the table when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--side", type=int, default=128, help="centre crop; a multiple of 8")
+    parser.add_argument("--dtypes", default="bfloat16", help="of bfloat16,float16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    dtypes = arguments.dtypes.split(",")
+    backbones = {
+        dtype: GuidedDiffusion(device=arguments.device, execution=Execution(arguments.device, dtype))
+        for dtype in DTYPES
+        if dtype in ("float32", *dtypes)
+    }
+    rows, lowest = [], float("inf")
+    for name, picture in test_fields()[: arguments.pictures]:
+        corner = (picture.shape[-1] - arguments.side) // 2
+        x = picture[:, corner : corner + arguments.side, corner : corner + arguments.side]
+        for task in TASKS:
+            reference, seconds = restored(task, x, name, backbones["float32"], arguments.steps)
+            for dtype in dtypes:
+                other, took = restored(task, x, name, backbones[dtype], arguments.steps)
+                between = psnr(other, reference)
+                lowest = min(lowest, between)
+                truth = f"{psnr(reference, x):.3f} | {psnr(other, x):.3f}"
+                rows.append(
+                    f"| {name} | {task.name} | {dtype} | {between:.1f} | {truth} | {seconds:.1f} | {took:.1f} |"
+                )
+                print(rows[-1], flush=True)
+    command = f"python benchmarks/speed/precision.py --pictures {arguments.pictures} --steps {arguments.steps}"
+    command += f" --side {arguments.side} --dtypes {arguments.dtypes} --device {arguments.device}"
+    text = f"""# Precision of sampling
+
+ADIR on the embedded prior, {arguments.steps} steps, {arguments.side}x{arguments.side}, no adaptation; y and noise are equal. Lowest PSNR between a
+precision and float32: {lowest:.1f} dB; wanted: {ENOUGH:.0f} dB.
+
+| picture | task | precision | PSNR to float32, dB | PSNR of float32, dB | PSNR of this precision, dB | s, float32 | s, this precision |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+{date.today().isoformat()}; device {arguments.device}; Python {platform.python_version()}, torch {torch.__version__}. Command:
+`OMP_NUM_THREADS={os.environ["OMP_NUM_THREADS"]} {command}`
+"""  # noqa: E501 (a row of a Markdown table is one line)
+    if arguments.out is not None:
+        write_bytes(arguments.out, text.encode())
+    print(f"lowest: {lowest:.1f} dB")
+
+
+if __name__ == "__main__":
+    main()
