@@ -9,7 +9,8 @@ from torch import Tensor
 from adir.embedded import pictures
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.images import PICTURE_SUFFIXES, decode_pixels, from_uint8, in_colour, read_image, read_pixels
+from adir.images import PICTURE_SUFFIXES, from_uint8
+from adir.retrieval.decoding import decode
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
@@ -69,8 +70,9 @@ class FolderCorpus(Corpus):
             if hidden or file.suffix.lower() not in PICTURE_SUFFIXES or not file.is_file():
                 continue
             try:
-                read_pixels(file)
-                manifest[below.as_posix()] = sha256_of_bytes(file.read_bytes())
+                content = file.read_bytes()
+                decode(content, str(file))
+                manifest[below.as_posix()] = sha256_of_bytes(content)
             except (InputError, OSError) as error:
                 rejects[below.as_posix()] = str(error)
         if not manifest and not rejects:
@@ -80,7 +82,7 @@ class FolderCorpus(Corpus):
     def image(self, image_id: str) -> Tensor:
         if image_id not in self.manifest:
             raise KeyError(image_id)
-        return read_image(self.folder / image_id)
+        return from_uint8(decode((self.folder / image_id).read_bytes(), str(self.folder / image_id)))
 
 
 class ParquetCorpus(Corpus):
@@ -119,7 +121,7 @@ class ParquetCorpus(Corpus):
         for image_id, picture in zip(ids, chosen["image"].to_pylist(), strict=True):
             try:
                 content = picture["bytes"]
-                decode_pixels(content, image_id)
+                decode(content, image_id)
                 self._bytes[image_id], manifest[image_id] = content, sha256_of_bytes(content)
             except (InputError, KeyError, TypeError) as error:  # the latter two: null, or a struct without bytes
                 rejects[image_id] = str(error) or type(error).__name__
@@ -128,7 +130,7 @@ class ParquetCorpus(Corpus):
         super().__init__(f"{path.stem}-{value}", manifest, rejects, categories)
 
     def image(self, image_id: str) -> Tensor:
-        return from_uint8(in_colour(decode_pixels(self._bytes[image_id], image_id)))
+        return from_uint8(decode(self._bytes[image_id], image_id))
 
 
 class EmbeddedCorpus(Corpus):

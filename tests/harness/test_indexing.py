@@ -1,0 +1,139 @@
+"""`adir index build` and `info`: one worker and several, on Hydra's launchers, and one of them killed half way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adir.files import read_json
+from adir.retrieval.sharded import ShardedIndex
+
+ENCODER = '''
+import os, pathlib, time, torch
+
+class Slow:
+    """An encoder that notes which process embeds how many pictures, and takes its time."""
+    name, metric, weights_sha256, input_size = "slow", "angular", "slow" * 16, 8
+
+    def __init__(self, log, seconds, folder=None):
+        self.log, self.seconds = pathlib.Path(log), seconds
+
+    def prepare(self, picture):
+        return torch.nn.functional.adaptive_avg_pool2d(picture, 2)
+
+    def vectors(self, inputs):
+        time.sleep(self.seconds)
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()} {len(inputs)}\\n")
+        return torch.nn.functional.normalize(inputs.flatten(1), dim=1)
+'''
+
+
+@pytest.fixture
+def slow(tmp_path, neighbourhood, monkeypatch):
+    """Overrides of a build of six pictures in six shards; the log of its encoder."""
+    (tmp_path / "slow_encoder.py").write_text(ENCODER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(tmp_path)
+    log = tmp_path / "log"
+    log.touch()
+    encoder = [f"+encoder.log={log}", "+encoder.seconds=0.2", "encoder._target_=slow_encoder.Slow"]
+    corpus = [f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=1"]
+    return [*corpus, *encoder], log
+
+
+def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Path, tmp_path: Path) -> None:
+    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=4"]
+    done = adir(*words)
+    assert done.status == 0 and "6 pictures embedded now, the encoder at work" in done.out, done.err
+    assert "shard 0: 4 pictures" in done.out and "0 shards missing, about 0:00:00 left" in done.out
+    assert "0 pictures embedded now" in adir(*words).out
+    told = adir("index", "info", tmp_path / "index")
+    assert told.status == 0 and "6 pictures" in told.out and "encoder embedded" in told.out and "0 rejects" in told.out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["index", "build"], "corpus.path is missing"),
+        (["index", "build", "corpus.path=/nowhere"], "no such folder"),
+        (["index", "build", "corpus.path=.", "shard_size=0"], "shard_size=0: a whole number from 1"),
+        (["index", "build", "corpus=folders"], "folders"),
+        (["index", "info", "/nowhere"], "holds no index"),
+    ],
+)
+def test_bad_words_are_one_line(adir, words: list[str], message: str) -> None:
+    done = adir(*words)
+    assert done.status == 2 and message in done.err and done.err.count("\n") == 1
+
+
+def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(adir, neighbourhood: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2"]
+    adir(*words)
+    path = index / "shards/000001.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    done = adir("index", "info", index)
+    assert done.status == 2 and "000001" in done.err and "checksum" in done.err and done.err.count("\n") == 1
+    path.write_bytes(good[:50])
+    assert adir("index", "info", index).status == 2
+    done = adir(*words)
+    assert done.status == 0 and "2 pictures embedded now" in done.out and "set aside" in done.out
+    assert path.read_bytes() == good
+    (index / "manifest.json").unlink()
+    path.unlink()
+    done = adir("index", "info", index)
+    assert done.status == 2 and "2 of 3 planned shards" in done.err
+
+
+@pytest.mark.slow
+def test_two_workers_of_joblib_share_the_shards(adir, slow, tmp_path: Path) -> None:
+    words, log = slow
+    done = adir("index", "build", "-m", "worker=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *words)
+    assert done.status == 0, done.err
+    embedded = [line.split() for line in log.read_text().splitlines()]
+    assert sum(int(count) for _, count in embedded) == 6
+    assert len({process for process, _ in embedded}) == 2
+    assert len(ShardedIndex(tmp_path / "index")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_worker_killed_half_way_costs_one_shard(adir, slow, tmp_path: Path, launcher: str) -> None:
+    words, log = slow
+    options = {
+        "joblib": ["hydra.launcher.n_jobs=2"],
+        "submitit_local": ["hydra.launcher.timeout_min=5"],
+    }[launcher]
+    command = [sys.executable, "-m", "adir", "index", "build", *words]
+    several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *options]
+    running = subprocess.Popen([*command, *several], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    victim = wait_for_worker(log, running)
+    os.kill(victim, signal.SIGKILL)
+    running.communicate(timeout=240)
+    # joblib takes the others down with the dead one, submitit does not; either way the same command ends it.
+    ended = adir("index", "build", *words)
+    assert ended.status == 0, ended.err
+    assert len(ShardedIndex(tmp_path / "index")) == 6
+    assert len(read_json(tmp_path / "index/manifest.json")["shards"]) == 6
+    embedded = sum(int(line.split()[1]) for line in log.read_text().splitlines())
+    assert embedded <= 6 + 2  # at most what was under way in either worker is done again
+    assert not list((tmp_path / "index/claims").glob("*"))
+
+
+def wait_for_worker(log: Path, running: "subprocess.Popen[str]") -> int:
+    """The process that embeds, once it is at its second picture."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until and running.poll() is None:
+        lines = log.read_text().splitlines()
+        if len(lines) >= 2:
+            return int(lines[-1].split()[0])
+        time.sleep(0.02)
+    raise AssertionError(
+        f"no worker began: {running.communicate()[0] if running.poll() is not None else 'still waiting'}"
+    )

@@ -1,0 +1,73 @@
+"""A shard comes back as it was written, and says so when it does not."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from adir.errors import InputError
+from adir.retrieval.shards import Picture, Shard, write_shard
+
+
+def picture(name, number, **attribution):
+    bits, colours = np.full(8, number, np.uint8), np.full(48, -number, np.int8)
+    return Picture(name, f"{number:064x}", 10 * number, (number, 2 * number), bits, colours, attribution)
+
+
+@pytest.fixture
+def path(tmp_path):
+    pictures = [picture("z/é.png", 1), picture("a.png", 2, licence="CC BY 2.0", author="Ümit"), picture("b", 3)]
+    path = tmp_path / "0.safetensors"
+    write_shard(path, pictures, torch.eye(3), {"bad": "no picture"}, {"encoder": {"name": "e"}})
+    return path
+
+
+def test_a_shard_holds_what_was_written_in_the_order_of_ids(path):
+    shard = Shard.open(path)
+    assert shard.ids() == ["a.png", "b", "z/é.png"] and len(shard) == 3
+    assert [shard.row(name) for name in ("a.png", "b", "z/é.png", "c", "", "zz")] == [0, 1, 2, None, None, None]
+    assert torch.equal(shard.part.vectors, torch.eye(3)[[1, 2, 0]].half())
+    assert shard.part.half_squares.tolist() == [0.5] * 3
+    assert shard.picture_sha256(2) == f"{1:064x}" and shard.columns["size"].tolist() == [[2, 4], [3, 6], [1, 2]]
+    assert shard.attribution(0) == {"licence": "CC BY 2.0", "author": "Ümit"} and shard.attribution(1) == {}
+    assert shard.columns["bits"][:, 0].tolist() == [2, 3, 1] and shard.columns["colours"][:, 0].tolist() == [-2, -3, -1]
+    assert shard.rejects == {"bad": "no picture"} and shard.facts == {"encoder": {"name": "e"}}
+    assert shard.damage() is None
+
+
+def test_other_tools_can_open_it(path):
+    assert safetensors.numpy.load_file(path)["embeddings"].dtype == np.float16
+
+
+def test_a_shard_without_pictures_can_be_opened(tmp_path):
+    write_shard(tmp_path / "0", [], torch.empty(0, 4), {"bad": "no picture"}, {})
+    shard = Shard.open(tmp_path / "0")
+    assert len(shard) == 0 and shard.ids() == [] and shard.row("a") is None and shard.damage() is None
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_shard_that_is_cut_short_is_named(path, keep):
+    content = path.read_bytes()
+    path.write_bytes(content[:keep])
+    with pytest.raises(InputError, match=r"0\.safetensors: .*(cut short|empty)"):
+        Shard.open(path)
+
+
+def test_a_changed_bit_is_found(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in Shard.open(path).damage()
+
+
+def test_another_schema_is_refused(path, monkeypatch):
+    monkeypatch.setattr("adir.retrieval.shards.SCHEMA", 9)
+    with pytest.raises(InputError, match="schema 1, this version reads 9"):
+        Shard.open(path)
+
+
+def test_vectors_that_float16_cannot_hold_are_refused(tmp_path):
+    for bad in (float("nan"), 1e6):
+        with pytest.raises(ValueError, match="float16"):
+            write_shard(tmp_path / "0", [picture("a", 1)], torch.full((1, 3), bad), {}, {})
+    assert list(tmp_path.iterdir()) == []
