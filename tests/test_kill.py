@@ -82,7 +82,9 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(adir, tiny: list[
     assert landed >= 10, "too few of the kills met a running process"
 
     finished = adir(*command)
-    assert finished.status == 0 and f"{18 - len(after)} pictures done, {len(after)} were there, 0 failed" in finished.out
+    assert (
+        finished.status == 0 and f"{18 - len(after)} pictures done, {len(after)} were there, 0 failed" in finished.out
+    )
     assert adir("leaderboard", killed).status == 0
     assert (killed / "leaderboard.csv").read_bytes() == (undisturbed / "leaderboard.csv").read_bytes()
     for pattern in (PICTURES, "measurements/*/*.png", "adapters/*.safetensors"):

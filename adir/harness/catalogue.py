@@ -6,6 +6,7 @@ from adir.configuration import config_dir
 
 AXES = (
     "backbone",
+    "execution",
     "task",
     "adaptation",
     "adaptation/adapter",

@@ -138,8 +138,9 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             if isinstance(corpus, IndexedCorpus):
                 corpus.index.require_encoder(encoder)
     identity = cell_identity(
-        backbone=without(full["backbone"], "folder", "device")
-        | {"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256},
+        backbone=without(full["backbone"], "folder", "device", "checkpoint", "architecture", "execution")
+        | {"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256}
+        | precision(backbone),
         task=full["task"],
         adaptation=full["adaptation"],
         retrieval={
@@ -173,6 +174,12 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     )
     require_fitting_parts(cell)
     return cell
+
+
+def precision(backbone: Any) -> dict[str, str]:
+    """The one part of how a network is executed that changes pixels, where it is not the usual one."""
+    dtype = backbone.execution.dtype
+    return {} if dtype == "float32" else {"dtype": dtype}
 
 
 def require_fitting_parts(cell: Cell) -> None:

@@ -72,9 +72,13 @@ class Grid:
         self.combinations = len(checked)
         self.problems = {number: found for number, found in enumerate(checked) if isinstance(found, InputError)}
         self.cells: dict[int, Cell] = {}
-        first: dict[Path, int] = {}
+        first: dict[
+            tuple[Path, str], int
+        ] = {}  # the test set is no part of a cell's identity, and all of its pictures are wanted
         for number, found in enumerate(checked):
-            if isinstance(found, Cell) and first.setdefault(found.identity.folder, number) == number:
+            if not isinstance(found, Cell):
+                continue
+            if first.setdefault((found.identity.folder, found.data.sha256), number) == number:
                 self.cells[number] = found
 
     @property

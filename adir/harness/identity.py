@@ -92,6 +92,8 @@ def cell_identity(
     if mode in WITH_NEIGHBOURS:
         configuration["adaptation"]["k"] = k
         configuration["retrieval"] = {"corpus": retrieval["corpus"], "encoder": retrieval["encoders"].get(mode)}
+        if mode != "random":
+            configuration["retrieval"]["embeddings"] = "float16"  # they were float32 once, which ordered some others
         if mode != "random" and retrieval.get("feeding", "as_is") != "as_is":
             configuration["retrieval"]["feeding"] = retrieval["feeding"]
     axes = {

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Restoration:
     """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
     errors: list[str | None]
     """Why a picture failed: the step and scale at which NaN or Inf appeared."""
+    network_evaluations: int = 0
+    """Calls of the network for one picture that did not fail."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class ADIR:
         schedule = backbone.schedule.respaced(self.n_steps)
         x_t = draw_noise(operator.image_shape, generators, y)
         capped_steps = [0] * len(y)
+        # An answer from a GPU makes it idle until the next step is queued, so there it is asked for now and then only.
+        every = 1 if y.device.type == "cpu" else 25
+        capped_since = torch.zeros(len(y), dtype=torch.long, device=y.device)
         errors: list[str | None] = [None] * len(y)
         alive = list(range(len(y)))  # pictures that have not failed; x_t and y hold only those
 
@@ -109,21 +114,31 @@ class ADIR:
                 noise = draw_noise(operator.image_shape, [generators[b] for b in alive], y)
                 x_t = x_t + (log_variance / 2).exp() * noise
 
-            for b, was_capped in zip(alive, capped.expand_as(x_t).flatten(1).any(1).tolist(), strict=True):
-                capped_steps[b] += was_capped
+            capped_since += capped.to(y.device).expand_as(x_t).flatten(1).any(1)
+            if i % every:
+                continue
+            for b, n_capped in zip(alive, capped_since.tolist(), strict=True):
+                capped_steps[b] += n_capped
+            capped_since.zero_()
             finite = torch.isfinite(x_t).flatten(1).all(1)
             if not finite.all():
                 for b, ok in zip(alive, finite.tolist(), strict=True):
                     if not ok:
                         errors[b] = self._divergence(i)
                 alive = [b for b, ok in zip(alive, finite.tolist(), strict=True) if ok]
-                x_t, y = x_t[finite], y[finite]
+                x_t, y, capped_since = x_t[finite], y[finite], capped_since[finite]
                 if not alive:
                     break
 
         x_hat = torch.full((len(generators), *operator.image_shape), torch.nan, dtype=y.dtype, device=y.device)
         x_hat[alive] = x_t
-        return Restoration(x_hat, capped_steps, errors)
+        return Restoration(x_hat, capped_steps, errors, network_evaluations=len(schedule))
+
+    def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
+        """A one-line reason why this sampler cannot do a cell; None where it can."""
+        if backbone.kind == "latent":
+            return f"sampler {self.name} works on pixels, and backbone {backbone.name} on latents"
+        return None
 
     def _log_variance(self, fraction: Tensor | None, schedule: Schedule, i: int) -> Tensor:
         log_small, log_large = schedule.posterior_log_variance[i], schedule.betas[i].log()
@@ -144,4 +159,7 @@ class ADIR:
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
     """(B, *shape) standard normal, picture b from generators[b] on the CPU, in the type and on the device of `like`."""
     noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
-    return torch.stack(noise).to(like.device)
+    stacked = torch.stack(noise)
+    if like.device.type == "cuda":  # from pageable memory the copy would wait for the step before it
+        stacked = stacked.pin_memory()
+    return stacked.to(like.device, non_blocking=True)

@@ -82,10 +82,10 @@ def test_random_neighbours_depend_on_seed_and_picture_and_on_nothing_else(cell: 
 
 def test_each_mode_is_given_its_own_pictures(cell: Callable[..., Cell], photographs: Path) -> None:
     y = torch.rand(3, 8, 8) * 2 - 1
-    assert adaptation_pictures(cell(), y, []) == []
-    (itself,) = adaptation_pictures(cell("adaptation=self"), y, [])
+    assert adaptation_pictures(cell(), cell().task, y, []) == []
+    (itself,) = adaptation_pictures(cell("adaptation=self"), cell().task, y, [])
     assert torch.equal(itself, y)
     knn = cell("adaptation=knn")
     neighbours, _ = find_neighbours(knn, "0.png", read_image(photographs / "0.png"), y)
-    found = adaptation_pictures(knn, y, neighbours)
+    found = adaptation_pictures(knn, knn.task, y, neighbours)
     assert all(torch.equal(p, knn.corpus.image(n.id)) for p, n in zip(found, neighbours, strict=True))

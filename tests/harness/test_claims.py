@@ -117,7 +117,7 @@ def test_who_overtook_a_holder_that_only_looked_dead_gives_way(tmp_path: Path, m
         return seen
 
     monkeypatch.setattr(slow, "_existing", outdated)
-    monkeypatch.setattr(slow, "_dead", lambda path: path == dead and len(calls) == 1 or Claims._dead(slow, path))
+    monkeypatch.setattr(slow, "_dead", lambda path: (path == dead and len(calls) == 1) or Claims._dead(slow, path))
     assert not slow.take("a")
     assert quick.held_by_others("a") is False and [p.name for p in tmp_path.iterdir()] == ["a.0.claim"]
 

@@ -37,7 +37,9 @@ def test_neighbours_for_a_smaller_k_are_those_of_a_larger_one(adir, tiny: list[s
     for path in (tmp_path / "together").glob(RECORDS):
         record = read_json(path)
         assert len(record["neighbours"]) == record["axes"]["k"]
-        assert all((tmp_path / f"together/pictures/{n['picture']}-thumbnail.png").is_file() for n in record["neighbours"])
+        assert all(
+            (tmp_path / f"together/pictures/{n['picture']}-thumbnail.png").is_file() for n in record["neighbours"]
+        )
 
 
 def test_a_batch_of_pictures_gives_those_of_one_after_another(adir, tiny: list[str], tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from adir.harness.cell import resolve_cell
-from adir.harness.launch import compose
 from adir.harness.identity import MODES, WITH_NEIGHBOURS, cell_identity, hash_of
+from adir.harness.launch import compose
 
 PARTS: dict[str, Any] = {
     "backbone": {"name": "embedded", "weights_sha256": "aa", "resolution": 64},

@@ -1,0 +1,77 @@
+"""What the baseline samplers share: one picture at a time, ranges, failures, and reasons for not taking part."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.samplers.adir import Restoration
+from adir.tasks.operators import Operator
+from adir.tasks.restoration import RestorationTask
+
+ROUNDING = 1 / (255 * math.sqrt(12))
+"""Standard deviation that rounding to 8 bits leaves in a picture in [0, 1]: what is unknown of y where it has no noise."""
+
+
+class Sampler(Protocol):
+    """What the harness needs of a sampler; ADIR is one."""
+
+    name: str
+    n_steps: int
+    """0 for methods without steps."""
+
+    def restore(
+        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        """x_hat from y (B, C, h, w), one CPU generator per picture, on which alone the picture's randomness depends."""
+
+    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+        """One line on why this sampler cannot do a cell; None where it can."""
+
+
+def needs_pixels(name: str, backbone: GuidedDiffusion) -> str | None:
+    """The reason for which a sampler of pixels leaves out a latent backbone."""
+    if backbone.kind == "latent":
+        return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
+    return None
+
+
+def one_by_one(
+    restore_one: Callable[[Tensor, torch.Generator], tuple[Tensor, int]],
+    operator: Operator,
+    y: Tensor,
+    generators: list[torch.Generator],
+    remedy: str,
+) -> Restoration:
+    """Restore each picture of the batch y (B, C, h, w) apart, as libraries draw noise for whole batches.
+
+    restore_one: y (1, C, h, w) and a generator to x_hat (1, 3, H, W) in about [-1, 1], and its network evaluations.
+    A result with NaN or Inf is NaN throughout, and its error ends with `remedy`.
+    """
+    pictures: list[Tensor] = []
+    errors: list[str | None] = []
+    evaluations = 0
+    for b, noise in enumerate(generators):
+        x_hat, evaluations = restore_one(y[b : b + 1], noise)
+        x_hat = x_hat.to(y.dtype)
+        finite = bool(torch.isfinite(x_hat).all())
+        pictures.append(x_hat if finite else torch.full_like(x_hat, torch.nan))
+        errors.append(None if finite else f"NaN or Inf in the result: {remedy}")
+    return Restoration(torch.cat(pictures), [0] * len(generators), errors, evaluations)
+
+
+def in_unit_range(operator: Operator, y: Tensor) -> Tensor:
+    """y of a picture in [-1, 1] as y of the same picture in [0, 1]: (y + A 1) / 2, as A((x + 1) / 2) is that.
+
+    For inpainting 0 stays 0 in the hole, where A 1 is 0.
+    """
+    ones = torch.ones(operator.image_shape, dtype=y.dtype, device=y.device)
+    return (y + operator.A(ones)) / 2
+
+
+def noise_level(operator: Operator) -> float:
+    """Standard deviation of y's noise for a picture in [0, 1]: at least the rounding of its file, as y is never exact."""
+    return max(operator.sigma_y / 2, ROUNDING)

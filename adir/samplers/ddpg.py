@@ -1,0 +1,90 @@
+"""DDPG: guidance from back-projection to least squares (Garber and Tirer, CVPR 2024, arXiv 2312.16519)."""
+
+from dataclasses import dataclass
+
+import torch
+from deepinv.physics import DecomposablePhysics
+from torch import Tensor
+
+from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.diffusion.posterior import predict_x0
+from adir.samplers.adir import Restoration, draw_noise
+from adir.samplers.baselines import needs_pixels, one_by_one
+from adir.samplers.deepinv_samplers import needs_svd
+from adir.samplers.svd import back_projection, full_svd
+from adir.tasks.operators import Operator
+from adir.tasks.restoration import RestorationTask
+
+LEAST_ETA = 1e-4
+"""Regularisation of A A^T without noise: the authors' code (ddpg_scheme.py, eta_reg)."""
+
+
+def preconditioned_guidance(
+    physics: DecomposablePhysics, residual: Tensor, delta: float, eta: float, step_scale: float
+) -> Tensor:
+    """A^T W residual with W = (1 - delta) (A A^T + eta I)^-1 + delta c I: the paper's preconditioner, c = step_scale.
+
+    delta = 0 is back-projection, 1 is the least-squares gradient.  residual: A x0_hat - y, (B, C, h, w).
+    """
+    return (1 - delta) * back_projection(physics, residual, eta) + delta * step_scale * physics.A_adjoint(residual)
+
+
+@dataclass(frozen=True)
+class DDPG:
+    """The sampling scheme of the paper, with the steps and names of the authors' code (functions/ddpg_scheme.py):
+
+        x0    = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
+        delta = ab_prev^gamma, and 0 without noise
+        x~    = x0 - mu A^T ((1 - delta) (A A^T + eta I)^-1 + delta c I) (A x0 - y)
+        eps~  = (x_t - sqrt(ab) x~) / sqrt(1 - ab)                                    the effective noise
+        x_t-1 = sqrt(ab_prev) x~ + sqrt(1 - ab_prev) (sqrt(zeta) z + w sqrt(1 - zeta) eps~)
+
+    With noise mu = (1 - ab_prev) / (1 - ab), eta = eta_tilde sigma_y^2, w = delta, and the result is the last x0; without,
+    mu = w = 1, eta = 1e-4, and the result is the last x~. sigma_y in the units of [-1, 1].
+
+    n_steps: evaluations of the network.  zeta, zeta_noisy: share of fresh noise without and with noise in y.
+    gamma: how early guidance turns to least squares (larger: later).  step_scale: c, at most 1 / |A|^2.
+    """
+
+    name: str = "ddpg"
+    n_steps: int = 100
+    zeta: float = 0.7
+    zeta_noisy: float = 0.4
+    gamma: float = 10.0
+    eta_tilde: float = 0.7
+    step_scale: float = 1.0
+
+    @torch.no_grad()
+    def restore(
+        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        """x_hat from y (B, C, h, w), one CPU generator per picture."""
+        physics = full_svd(operator, y.dtype, y.device, operator.sigma_y)
+        schedule = backbone.schedule.respaced(self.n_steps)
+        noisy = operator.sigma_y > 0
+        zeta = self.zeta_noisy if noisy else self.zeta
+        eta = max(LEAST_ETA, self.eta_tilde * operator.sigma_y**2)
+
+        def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
+            x_t = draw_noise(operator.image_shape, [noise], y)
+            x0_hat = x_t
+            for i in reversed(range(len(schedule))):
+                ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
+                eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
+                x0_hat = predict_x0(x_t, eps, ab)
+                delta = float(ab_prev**self.gamma) if noisy else 0.0
+                guidance = preconditioned_guidance(physics, operator.A(x0_hat) - y, delta, eta, self.step_scale)
+                x0_guided = x0_hat - (float((1 - ab_prev) / (1 - ab)) if noisy else 1.0) * guidance
+                if i == 0:
+                    return (x0_hat if noisy else x0_guided), len(schedule)
+                eps_guided = (x_t - ab.sqrt() * x0_guided) / (1 - ab).sqrt()
+                fresh = draw_noise(operator.image_shape, [noise], y)
+                mixed = zeta**0.5 * fresh + (delta if noisy else 1.0) * (1 - zeta) ** 0.5 * eps_guided
+                x_t = ab_prev.sqrt() * x0_guided + (1 - ab_prev).sqrt() * mixed
+            raise AssertionError("a schedule has at least one step")
+
+        return one_by_one(restore_one, operator, y, generators, "lower zeta, or raise eta_tilde")
+
+    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+        """Pixels, and an operator whose A A^T can be inverted."""
+        return needs_pixels(self.name, backbone) or needs_svd(self.name, backbone, task)

@@ -1,0 +1,195 @@
+"""ADIR beside the baselines on the embedded prior: quality against network evaluations and seconds.
+
+    adir run -m experiment=baselines
+    adir run -m experiment=baselines_steps
+    adir run -m experiment=baselines_adapted
+    python benchmarks/quality/baselines.py runs/baselines --out results/embedded
+
+It reads the records alone, and writes baselines.md (table), baselines.png (curves) and baselines_pictures.png (a strip
+per task). Seconds are those of the sampler, per picture, on the machine that ran the grid.
+"""
+
+import argparse
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import NullFormatter
+from PIL import Image
+
+from adir.errors import InputError
+from adir.harness.ledger import DamagedFile, all_records
+from adir.harness.statistics import mean_over_pictures
+
+METRICS = {"psnr": "PSNR / dB, higher is better", "piqe": "PIQE, lower is better"}
+COLUMNS = ("psnr", "ssim", "piqe", "residual")
+ORDER = ("adir", "ddpg", "diffpir", "ddrm", "dps", "dmsp", "bicubic", "adjoint", "pseudo_inverse")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: the records of one cell."""
+
+    task: str
+    sampler: str
+    mode: str
+    n_steps: int
+    evaluations: int
+    records: list[dict[str, Any]]
+
+    @property
+    def seconds(self) -> float:
+        """Median seconds of sampling per picture."""
+        return statistics.median(record["seconds"]["sample"] for record in self.records)
+
+    def score(self, metric: str) -> float | None:
+        """Mean over pictures; None where any lacks it."""
+        return mean_over_pictures([record["scores"].get(metric, {}).get("value") for record in self.records]).value
+
+    def text(self, metric: str) -> str:
+        """`24.71 ± 0.80`."""
+        estimate = mean_over_pictures([record["scores"].get(metric, {}).get("value") for record in self.records])
+        if estimate.value is None:
+            return "–"
+        error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.2g}"
+        return f"{estimate.value:#.4g}{error}"
+
+    @property
+    def label(self) -> str:
+        """`ddpg`, or `ddpg knn` where the network is adapted."""
+        return self.sampler if self.mode == "none" else f"{self.sampler} {self.mode}"
+
+
+def read_cells(results: Path) -> list[Cell]:
+    """The finished cells of a results folder. InputError where it has none, or cells of unlike sets of pictures."""
+    by_cell: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in all_records(results):
+        if isinstance(record, DamagedFile):
+            raise InputError(str(record))
+        if record["status"] != "done":
+            raise InputError(f"{results}: {record['axes']} failed on {record['image']['id']}: {record['error']}")
+        by_cell[record["cell"]].append(record)
+    if not by_cell:
+        raise InputError(f"{results}: no records; run experiment=baselines first")
+    pictures = {cell: {record["image"]["id"] for record in records} for cell, records in by_cell.items()}
+    if len({frozenset(ids) for ids in pictures.values()}) > 1:
+        raise InputError(f"{results}: its cells have unlike sets of pictures; run the grids again to finish them")
+    cells = []
+    for records in by_cell.values():
+        axes, sampler = records[0]["axes"], records[0]["sampler"]
+        evaluations = {record["sampler"]["network_evaluations"] for record in records}
+        if len(evaluations) > 1:
+            raise InputError(f"{results}: pictures of {axes} took unlike numbers of evaluations: {evaluations}")
+        (count,) = evaluations
+        cells.append(Cell(axes["task"], axes["sampler"], axes["adaptation"], sampler["n_steps"], count, records))
+    return sorted(cells, key=lambda c: (c.task, ORDER.index(c.sampler), c.mode, c.evaluations))
+
+
+def table(cells: list[Cell]) -> str:
+    """Markdown, a row per cell."""
+    first = cells[0].records[0]
+    n = len(cells[0].records)
+    lines = [
+        "# ADIR's sampler beside the baselines, embedded prior",
+        "",
+        f"{n} pictures, one seed; mean ± standard error over pictures. Made by `benchmarks/quality/baselines.py` from grids of "
+        f"commit {str(first['commit'])[:10]}, torch {first['versions']['torch']}, deepinv {first['versions']['deepinv']}, "
+        f"{first['threads']} thread(s) a process. Seconds: median per picture, sampling alone. An evaluation of dps has "
+        "a backpropagation through the network besides. residual: rms(A x̂ − y) in grey levels; the noise of deblur is 10.",
+        "",
+        "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | PIQE ↓ | residual |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        scores = " | ".join(cell.text(metric) for metric in COLUMNS)
+        lines.append(f"| {cell.task} | {cell.label} | {cell.evaluations} | {cell.seconds:.2g} | {scores} |")
+    return "\n".join([*lines, ""])
+
+
+def draw_curves(cells: list[Cell], path: Path) -> None:
+    """A row per task: each metric against evaluations and against seconds; methods without a network are dotted lines."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    figure, grid = plt.subplots(len(tasks), 4, figsize=(18, 4.2 * len(tasks)), squeeze=False, layout="constrained")
+    labels = list(dict.fromkeys(cell.label for cell in cells))
+    colours = {label: plt.colormaps["tab20"](number % 20) for number, label in enumerate(labels)}
+    for row, task in zip(grid, tasks, strict=True):
+        panels = [(metric, cost) for metric in METRICS for cost in ("evaluations", "seconds")]
+        for axes, (metric, cost) in zip(row, panels, strict=True):
+            curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            for cell in cells:
+                value = cell.score(metric)
+                if cell.task == task and value is not None:
+                    curves[cell.label].append((getattr(cell, cost), value))
+            for label, points in curves.items():
+                if max(x for x, _ in points) < 1e-9 or label in ("bicubic", "adjoint", "pseudo_inverse"):
+                    axes.axhline(points[0][1], color=colours[label], linestyle=":", label=label)
+                else:
+                    axes.plot(*zip(*sorted(points), strict=True), "o-", color=colours[label], label=label, markersize=4)
+            axes.set_xscale("log")
+            if cost == "evaluations":
+                axes.set_xticks(sorted({cell.evaluations for cell in cells if cell.evaluations}))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlabel("network evaluations per picture" if cost == "evaluations" else "seconds per picture")
+            axes.set_ylabel(METRICS[metric])
+            axes.set_title(task)
+            axes.grid(alpha=0.3)
+    grid[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) -> None:
+    """A row per task: y, the restored picture of each label at its most evaluations with its PSNR, and the ground truth."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    chosen: dict[str, dict[str, dict[str, Any]]] = {task: {} for task in tasks}
+    for cell in cells:  # sorted by evaluations: the last one stays
+        by_id = {record["image"]["id"]: record for record in cell.records}
+        chosen[cell.task][cell.label] = by_id[image if image is not None else min(by_id)]
+    width = 2 + max(map(len, chosen.values()))
+    figure, grid = plt.subplots(
+        len(tasks), width, figsize=(1.9 * width, 2.3 * len(tasks)), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, task in zip(grid, tasks, strict=True):
+        records = chosen[task]
+        first = next(iter(records.values()))
+        y, truth = first["y"]["file"], results / "pictures" / f"{first['image']['sha256']}.png"
+        shown = {f"{task}: y": (results / y, None)} | {
+            label: (results / record["picture"], record["scores"]["psnr"]["value"]) for label, record in records.items()
+        }
+        if truth.is_file():
+            shown["ground truth"] = (truth, None)
+        for axes, (label, (file, psnr)) in zip(row, shown.items(), strict=False):
+            with Image.open(file) as picture:
+                axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+            axes.set_title(label if psnr is None or math.isnan(psnr) else f"{label}\n{psnr:.1f} dB", fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/embedded"))
+    parser.add_argument("--image", help="id of the picture in the strip; default: the first by name")
+    arguments = parser.parse_args()
+    cells = read_cells(arguments.results)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "baselines.md").write_text(table(cells))
+    draw_curves(cells, arguments.out / "baselines.png")
+    draw_strip(arguments.results, cells, arguments.out / "baselines_pictures.png", arguments.image)
+    print(table(cells))
+
+
+if __name__ == "__main__":
+    main()
