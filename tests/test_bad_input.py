@@ -259,7 +259,7 @@ def test_a_picture_that_is_not_of_its_note_is_not_replaced_unasked(
         (["existing=keep"], ["existing=keep", "skip", "redo", "report"]),
         (["retry=all"], ["retry=all", "failed"]),
         (["seed=0,1"], ["seed=0,1", "--multirun"]),
-        (["backbone.device=cuda:99"], ["backbone", "cuda" if torch.cuda.is_available() else "NVIDIA"]),
+        (["backbone.device=cuda:99"], ["backbone", "cuda" if torch.cuda.is_available() else "CUDA"]),
         (["task"], ["task"]),
         (["experiment=demo"], ["-m"]),
     ],

@@ -127,6 +127,12 @@ class Claims:
         mine = {quote(name, safe="") for name in self._held}
         return any(not self._dead(self._sorted(name)[-1]) for name in names - mine if self._sorted(name))
 
+    def clear_dead(self) -> None:
+        """Remove what dead holders left of work that is done or will be claimed anew."""
+        for path in self.folder.glob("*.claim"):
+            if self._dead(path):
+                path.unlink(missing_ok=True)
+
     def _existing(self, name: str) -> list[Path]:
         return self._sorted(quote(name, safe=""))
 

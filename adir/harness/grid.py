@@ -1,12 +1,8 @@
 """`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
 
 import functools
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -14,13 +10,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from adir.errors import InputError
-from adir.files import read_json, write_bytes, write_json
+from adir.files import read_json, write_json
 from adir.harness.cell import Cell, NotApplicable, resolve_cell
 from adir.harness.claims import Claims
 from adir.harness.devices import use_own_gpu
 from adir.harness.identity import hash_of
+from adir.harness.interruption import leave_to_the_launching_process, stop_file, stop_file_on_interrupt
 from adir.harness.launch import launch
 from adir.harness.run import Options, Outcome, picture_hashes, require_test_pictures, run_cell
+from adir.harness.stages import MeasurementStore, OtherPicture, read_note
 from adir.retrieval.corpus import Corpus
 
 EXISTING = ("skip", "redo", "report")
@@ -46,8 +44,15 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
 
     job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan)
-    with stop_file_on_interrupt(results, plan) as interrupted:
-        outcomes: list[Outcome] = launch(job, overrides, multirun)
+    with stop_file_on_interrupt(plan) as interrupted:
+        try:
+            outcomes: list[Outcome] = launch(job, overrides, multirun)
+        except (InputError, OSError):
+            raise
+        except BaseException:
+            if not interrupted.is_set:
+                raise
+            outcomes = []  # a worker that was still being started did not know of stop files
     total = sum(outcomes, Outcome())
     say(
         f"{total.done} pictures done, {total.skipped} were there, {total.failed} failed; "
@@ -99,11 +104,26 @@ def check_job(cfg: DictConfig) -> Cell | InputError:
     try:
         cell = resolve_cell(cfg)
         require_test_pictures(cell)
+        require_same_pictures(cell)
     except InputError as error:
         return error
     if cell.corpus is not None:
         tell_rejects(cell.corpus)
     return cell
+
+
+def require_same_pictures(cell: Cell) -> None:
+    """Raise OtherPicture where a y of another picture with the id of one of ours lies in the results folder."""
+    store = MeasurementStore(cell.results, cell.task, cell.configuration["task"], cell.noise_seed)
+    if not store.folder.is_dir():
+        return
+    for image_id in cell.data.ids:
+        path = store.path(image_id)
+        known, _ = read_note(path.with_suffix(".json"))
+        if known is not None and known["image_sha256"] != picture_hashes(cell.data)[image_id]:
+            raise OtherPicture(
+                f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
+            )
 
 
 def write_plan(grid: Grid) -> Path:
@@ -158,10 +178,8 @@ def run_job(kept: frozenset[int] | None, plan: Path | None, cfg: DictConfig) -> 
     """
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
-    if (
-        beside_others()
-    ):  # a terminal's Ctrl-C goes to every worker too; they go by the stop file that the launching process writes
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if beside_others():
+        leave_to_the_launching_process()
     if plan is not None and stop_file(plan).exists():
         return Outcome()
     torch.set_num_threads(cfg.threads)
@@ -204,43 +222,6 @@ def options_of(cfg: DictConfig, stop: Path | None = None) -> Options:
 def beside_others() -> bool:
     """Whether this job runs in a launcher's worker, where several progress bars would write over one another."""
     return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
-
-
-def stop_file(plan: Path) -> Path:
-    """The file whose being there tells all workers of a grid to stop after the picture at hand."""
-    return plan.with_suffix(".stop")
-
-
-class Interrupted:
-    """Whether Ctrl-C was pressed."""
-
-    is_set = False
-
-
-@contextmanager
-def stop_file_on_interrupt(results: Path, plan: Path | None) -> Iterator[Interrupted]:
-    """On the first Ctrl-C (or SIGTERM, as clusters send before they kill) every worker ends its record and then stops, as a
-    file tells it; on the second, everything ends at once. Both lose no record."""
-    interrupted = Interrupted()
-    if plan is None:
-        yield interrupted
-        return
-    stop_file(plan).unlink(missing_ok=True)
-
-    def ask_to_stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        interrupted.is_set = True
-        say("interrupted: finishing the pictures at hand; once more to stop at once")
-        write_bytes(stop_file(plan), b"")
-
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        stop_file(plan).unlink(missing_ok=True)
 
 
 def say(message: str) -> None:

@@ -93,6 +93,7 @@ def build_job(cfg: DictConfig) -> tuple[Path, Embedded]:
         finish(folder)
     finally:
         claims.release("manifest")
+    claims.clear_dead()  # of a worker that was killed between a shard and its release
     return folder, done
 
 

@@ -81,6 +81,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     waiting = deque(cell.data.ids)
     batch_size = options.batch_size if cell.mode == "none" else 1
     idle = 0  # pictures put off since the last one that was done
+    elsewhere: list[str] = []  # another worker is at them
     while waiting:
         if options.told_to_stop():
             outcome.left += len(waiting)
@@ -92,7 +93,8 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
                 if settled(cell, image_id, options, tell, outcome):
                     continue
                 if not claims.take(image_id):
-                    continue  # another worker is at it
+                    elsewhere.append(image_id)
+                    continue
                 batch.append(image_id)
                 # It may have been finished between the look and the claim.
                 if options.existing == "skip" and settled(cell, image_id, options, tell, outcome):
@@ -106,6 +108,11 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
         if waiting and idle >= len(waiting):
             time.sleep(0.2)  # all that is left waits for another worker's adapter
             idle = 0
+        if not waiting:  # a last look: a worker may have died, or given way when this one did
+            free = [image_id for image_id in elsewhere if not claims.held_by_others(image_id)]
+            waiting.extend(image_id for image_id in free if cell.ledger.peek(image_id) is None)
+            elsewhere = []
+    claims.clear_dead()
     return outcome
 
 

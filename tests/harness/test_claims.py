@@ -141,3 +141,13 @@ def test_a_folder_that_cannot_be_written_is_said_not_taken_for_claimed(tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         Claims(tmp_path / "file" / "claims").take("a")
+
+
+def test_clearing_removes_the_claims_of_the_dead_alone(tmp_path: Path) -> None:
+    dead = claim_of(tmp_path, machine(), pid=2**22 + 1)
+    elsewhere = tmp_path / "b.0.claim"
+    elsewhere.write_text(json.dumps({"machine": "elsewhere", "pid": 1, "start": "1"}))
+    claims = Claims(tmp_path)
+    assert claims.take("c")
+    claims.clear_dead()
+    assert not dead.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["b.0.claim", "c.0.claim"]
