@@ -172,7 +172,8 @@ def quiet_trainer(n_iterations: int, execution: Execution, callbacks: list[pl.Ca
         max_epochs=1,
         precision=execution.trainer_precision,
         accelerator="cpu" if device.type == "cpu" else "gpu",
-        devices=1 if device.index is None else [device.index],
+        # Not 1: Lightning would take the first GPU, whichever is this worker's.
+        devices=1 if device.type == "cpu" else [torch.cuda.current_device() if device.index is None else device.index],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -59,6 +59,11 @@ def own_claim() -> str:
     return json.dumps({"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())})
 
 
+_seen: dict[Path, tuple[int, float]] = {}
+"""Claim of another machine: its time stamp as last seen, and when that was by our steady clock; of the process, as one cell
+after another asks."""
+
+
 @dataclass
 class Claims:
     """The claims of one process in one folder. Safe to use from one thread beside the heartbeat's own."""
@@ -66,8 +71,6 @@ class Claims:
     folder: Path
     patience: float = PATIENCE
     _held: dict[str, list[Path]] = field(default_factory=dict)
-    _seen: dict[Path, tuple[int, float]] = field(default_factory=dict)
-    """Claim of another machine: its time stamp as last seen, and when that was by our steady clock."""
 
     def take(self, name: str) -> bool:
         """Claim a piece of work; False where a living worker has it. Raises OSError where the folder cannot be written."""
@@ -125,7 +128,7 @@ class Claims:
         """Whether some other living worker has anything in this folder."""
         names = {path.name.rsplit(".", 2)[0] for path in self.folder.glob("*.claim")}
         mine = {quote(name, safe="") for name in self._held}
-        return any(not self._dead(self._sorted(name)[-1]) for name in names - mine if self._sorted(name))
+        return any((found := self._sorted(name)) and not self._dead(found[-1]) for name in names - mine)
 
     def clear_dead(self) -> None:
         """Remove what dead holders left of work that is done or will be claimed anew."""
@@ -153,9 +156,9 @@ class Claims:
         except (ValueError, KeyError, TypeError):
             pass  # being written, or cut off by a full disk: go by its signs of life
         now = time.monotonic()
-        last, since = self._seen.setdefault(path, (stamp, now))
+        last, since = _seen.setdefault(path, (stamp, now))
         if stamp != last:
-            self._seen[path] = (stamp, now)
+            _seen[path] = (stamp, now)
             return False
         return now - since > self.patience
 

@@ -1,6 +1,7 @@
 """`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
         say(f"{len(cells)} cells{duplicates} in {results}")
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
 
-    job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan)
+    job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan, os.getpid())
     with stop_file_on_interrupt(plan) as interrupted:
         try:
             outcomes: list[Outcome] = launch(job, overrides, multirun)
@@ -54,11 +55,14 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
                 raise
             outcomes = []  # a worker that was still being started did not know of stop files
     total = sum(outcomes, Outcome())
+    # From the records, as a worker that helped with a cell, or an earlier run, may have met a failure.
+    found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
+    total.failed = sum(record is not None and record["status"] == "failed" for record in found)
+    missing = sum(record is None for record in found)
     say(
         f"{total.done} pictures done, {total.skipped} were there, {total.failed} failed; "
         f"records and pictures: {results}/cells"
     )
-    missing = sum(not cell.ledger.record_path(image_id).exists() for cell in cells for image_id in cell.data.ids)
     if missing and plan is not None and not interrupted.is_set:
         say(f"{missing} pictures have no record yet: another worker is at them, or was; run the same command again")
     if total.failed:
@@ -95,7 +99,8 @@ class Grid:
 def check_grid(overrides: list[str], multirun: bool) -> Grid:
     """Every cell resolved and checked, in this process. Raises InputError where the overrides themselves are wrong."""
     plain = "hydra/launcher=basic"  # checking is quick, and its errors belong in this process
-    return Grid(launch(check_job, [*overrides, plain] if multirun else overrides, multirun))
+    own = [word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+    return Grid(launch(check_job, [*own, plain] if multirun else overrides, multirun))
 
 
 def check_job(cfg: DictConfig) -> Cell | InputError:
@@ -171,14 +176,14 @@ def tell_rejects(corpus: Corpus) -> None:
         say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 
-def run_job(kept: frozenset[int] | None, plan: Path | None, cfg: DictConfig) -> Outcome:
+def run_job(kept: frozenset[int] | None, plan: Path | None, launched_by: int, cfg: DictConfig) -> Outcome:
     """Run one cell, in whatever process the launcher chose, then help with those that other workers are at.
 
     Nothing where a grid's job number is not among `kept`.
     """
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
-    if beside_others():
+    if os.getpid() != launched_by:
         leave_to_the_launching_process()
     if plan is not None and stop_file(plan).exists():
         return Outcome()

@@ -1,6 +1,8 @@
 """Out of memory: what was being done, and the setting under which it would fit, as one line."""
 
 import dataclasses
+import gc
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,11 @@ def explain_out_of_memory(
     records done so far in place.
     """
     adapting = _in_adaptation(error)
+    failed: BaseException | None = error
+    while failed is not None:  # the frames hold what filled the memory
+        traceback.clear_frames(failed.__traceback__)
+        failed = failed.__cause__ or failed.__context__
+    gc.collect()
     batch, side = sizes(cell, image_shape, adapting, batch_size)
     doing = (
         f"adapting with batch_size={batch} crops of {side[1]}x{side[0]}"

@@ -134,7 +134,7 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
 
 def task_seen(cell: Cell, task: Any) -> dict[str, Any]:
     """What of the task enters an adaptation of a latent backbone."""
-    configuration = {k: v for k, v in cell.identity.configuration["task"].items() if k not in ("version", "sigma_y")}
+    configuration = {k: v for k, v in cell.identity.configuration["task"].items() if k != "version"}
     return configuration | {"prompt": getattr(task, "prompt", None)}
 
 

@@ -121,7 +121,7 @@ def summary_of(records: list[Record]) -> dict[str, float | int]:
     done = [record for record in records if record["status"] == "done"]
     summary: dict[str, float | int] = {"pictures": len(done), "failed": len(records) - len(done)}
     for name in metrics_of(done):
-        values = [record["scores"].get(name, {}).get("value") for record in done]
+        values = [record["scores"].get(name, {}).get("value") for record in records]  # a failed one has none
         estimate = mean_over_pictures(values)
         if estimate.value is None:
             continue

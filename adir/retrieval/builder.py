@@ -69,6 +69,18 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder) -> None:
             f"{source.kind}; choose another folder (out=)"
         )
 
+    asked, there = what_it_reads(source.arguments), what_it_reads(known["source"]["arguments"])
+    if asked != there:
+        differs = ", ".join(name for name in sorted(asked.keys() | there.keys()) if asked.get(name) != there.get(name))
+        raise InputError(
+            f"{folder}: holds an index of another selection ({differs} differs); choose another folder (out=)"
+        )
+
+
+def what_it_reads(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A source's arguments less those that say where it lies: that may change."""
+    return {name: value for name, value in arguments.items() if name not in ("path", "pictures", "bucket", "lists")}
+
 
 def describe(source: Source) -> dict[str, Any]:
     """What an index remembers of where its pictures come from."""
@@ -260,7 +272,8 @@ def finish(folder: Path) -> Mapping[str, Any]:
             raise InputError(f"{shard.path}: made by another plan; remove it and run `adir index build` again")
     if not any(len(shard) for shard in shards):
         reasons = [reason for shard in shards for reason in shard.rejects.values()]
-        raise InputError(f"{folder}: no picture could be read; the first of {len(reasons)} rejects: {reasons[0]}")
+        first = f"; the first of {len(reasons)} rejects: {reasons[0]}" if reasons else ": the corpus has none"
+        raise InputError(f"{folder}: no picture could be read{first}")
     manifest = known | {
         "corpus": {
             "sha256": corpus_sha256(shards),

@@ -8,6 +8,7 @@ oidv6-train-images-with-labels-with-rotation.csv.
 
 import csv
 import functools
+import http.client
 import re
 import sys
 import time
@@ -166,7 +167,7 @@ def fetch(url: str, wait: float = 1.0) -> bytes:
             if error.code < 500 and error.code != 429:
                 raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
             problem = f"{error.code} {error.reason}"
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, http.client.HTTPException) as error:  # the last: a download that was cut
             problem = str(getattr(error, "reason", error))
         if attempt < ATTEMPTS - 1:
             time.sleep(wait * 2**attempt)

@@ -108,6 +108,8 @@ def restore_any_size(
     shape = task.image_shape(tuple(y.shape))
     # A latent one's VAE has tiles of its own.
     tiled = TiledBackbone(backbone, tile) if backbone.kind == "pixel" else None
+    if tiled is not None and len(tiled.tiles(*shape[1:])) == 1:
+        tiled = None  # samplers that need gradients take the network itself
     network: Any = backbone if tiled is None else tiled
     noise = generator(seed, image_id, "sampler")
     result = sampler.restore(network, task.operator(shape), y[None].to(backbone.device), [noise])
