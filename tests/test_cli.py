@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -360,14 +361,21 @@ def test_the_examples_of_the_help_do_what_they_say(
         overrides = [word for word in example[1:] if word != "-m"] + [f"results={tmp_path}"]
         plain = ["hydra/launcher=basic"] if multirun else []
         cells = launch(check_job, [*overrides, *plain], multirun)
-        assert len(set(cells)) == {"task=sr4": 1, "task=sr4,deblur": 6, "experiment=demo": 8}[overrides[0]]
+        assert (
+            len({cell.identity.folder for cell in cells})
+            == {"task=sr4": 1, "task=sr4,deblur": 6, "experiment=demo": 8}[overrides[0]]
+        )
     elif example[0] == "restore":
         Image.fromarray(cut(TEST_FIELDS[0])[::8, ::8].copy()).save("photo.png")
         assert adir(*example, *small).status == 0
         assert (tmp_path / "restored" / "photo-sr4-none.png").is_file()
-    elif example[0] == "leaderboard":
-        (tmp_path / example[1]).symlink_to(reference)
-        assert "psnr" in adir(*example).out
+    elif example[-1] == "runs":
+        shutil.copytree(reference, tmp_path / "runs")
+        finished = adir(*example)
+        assert (
+            finished.status == 0
+            and {"leaderboard": "psnr", "report": "report.html", "table": "paper_v2_table1"}[example[0]] in finished.out
+        )
     else:
         assert adir(*example).status == 0
 

@@ -36,7 +36,9 @@ def test_each_worker_takes_another_gpu_and_gives_it_back_when_it_ends(
         process.communicate("")
 
 
-def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from adir.harness.devices import use_own_gpu
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
