@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adir.errors import InputError
 from adir.files import read_json, write_json
-from adir.harness.cell import Cell, NotApplicable, resolve_cell
+from adir.harness.cell import Cell, NotApplicable, first_line, resolve_cell
 from adir.harness.claims import Claims
 from adir.harness.devices import use_own_gpu
 from adir.harness.identity import hash_of
@@ -50,10 +50,13 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
             outcomes: list[Outcome] = launch(job, overrides, multirun)
         except (InputError, OSError):
             raise
-        except BaseException:
+        except BaseException as error:
             if not interrupted.is_set:
                 raise
             outcomes = []  # a worker that was still being started did not know of stop files
+            say(
+                f"the workers ended early ({type(error).__name__}: {first_line(error)}); what they had done is not counted below"
+            )
     total = sum(outcomes, Outcome())
     # From the records, as a worker that helped with a cell, or an earlier run, may have met a failure.
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
