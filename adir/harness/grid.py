@@ -54,9 +54,7 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
             if not interrupted.is_set:
                 raise
             outcomes = []  # a worker that was still being started did not know of stop files
-            say(
-                f"the workers ended early ({type(error).__name__}: {first_line(error)}); what they had done is not counted below"
-            )
+            say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
     total = sum(outcomes, Outcome())
     # From the records, as a worker that helped with a cell, or an earlier run, may have met a failure.
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
