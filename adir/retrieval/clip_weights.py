@@ -18,6 +18,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from adir.backbones.checkpoints import entry
 from adir.errors import InputError
 from adir.retrieval.encoders import require_finite
 
@@ -25,6 +26,9 @@ OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
 """Numbers that OpenAI's own archives hold among the weights, and no others do."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Names that open_clip looks for where a tag names a repository of the Hugging Face hub; the first is preferred."""
+
+ENTRIES = {("ViT-B-32", "laion2b_s34b_b79k"): "clip"}
+"""Tags whose weights `adir weights get` fetches: names in conf/weights/."""
 
 
 def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
@@ -54,7 +58,8 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
 def find_checkpoint(
     architecture: str, tag: str | None, published: Mapping[str, Any], checkpoint: str | Path | None
 ) -> Path:
-    """The file of weights: the one that is named, else the tag's in the caches of open_clip and the Hugging Face hub.
+    """The file of weights: the one that is named, else the tag's where `adir weights` puts it or in the caches of open_clip
+    and the Hugging Face hub.
 
     Raises InputError that says where to get the file and where to put it.
     """
@@ -66,6 +71,9 @@ def find_checkpoint(
         return path
     if tag is None:
         raise InputError(f"CLIP {architecture}: no weights named; give checkpoint=FILE, or a tag")
+    fetched = entry(ENTRIES[architecture, tag]) if (architecture, tag) in ENTRIES else None
+    if fetched is not None and fetched.path.is_file():
+        return fetched.path
     repository, name = os.path.split(published.get("hf_hub", ""))
     for candidate in ((name,) if name else HUB_FILES) if repository else ():
         found = try_to_load_from_cache(repository, candidate)
@@ -75,6 +83,8 @@ def find_checkpoint(
     cached = Path("~/.cache/clip").expanduser() / os.path.basename(url)
     if url and cached.is_file():
         return cached
+    if fetched is not None:
+        raise InputError(f"CLIP {architecture}: {fetched.missing()}; or give another file's path as checkpoint=FILE")
     raise InputError(
         f"CLIP {architecture}: the weights {tag!r} are not here{source}, and give its path as checkpoint=FILE"
     )

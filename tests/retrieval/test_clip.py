@@ -9,9 +9,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from adir.backbones.checkpoints import entry
 from adir.errors import InputError
 from adir.images import from_uint8
 from adir.retrieval.clip import ClipEncoder, empty_network, random_clip
+from adir.retrieval.clip_weights import ENTRIES
 
 TINY = {
     "embed_dim": 24,
@@ -207,6 +209,19 @@ def test_missing_weights_say_where_to_get_them_and_where_to_put_them(tiny, tmp_p
         ClipEncoder("ViT-B-32", None, tmp_path / "absent.pt")
     with pytest.raises(InputError, match="no weights named"):
         ClipEncoder("ViT-B-32", None)
+
+
+def test_what_adir_weights_fetched_is_found(tiny, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADIR_CACHE", str(tmp_path))
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny, {"made": {"hf_hub": "someone/tiny/"}})
+    monkeypatch.setitem(ENTRIES, (tiny, "made"), "clip")
+    with pytest.raises(InputError, match=r"605 MB.*`adir weights get clip`.*checkpoint=FILE"):
+        ClipEncoder(tiny, "made")
+    place = entry("clip").path
+    place.parent.mkdir(parents=True)
+    safetensors.torch.save_file(torch.load(checkpoint), place)
+    assert tmp_path in place.parents
+    assert ClipEncoder(tiny, "made").weights_sha256 == ClipEncoder(tiny, "made", checkpoint).weights_sha256
 
 
 @pytest.mark.parametrize(
