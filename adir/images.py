@@ -39,13 +39,13 @@ def require_unit(x: Tensor, who: str) -> None:
 
 def to_uint8(x: Tensor) -> np.ndarray:
     """(3, H, W) in [-1, 1] to an (H, W, 3) array of grey levels, rounded and clipped."""
-    levels = ((x.detach().cpu().double() + 1) * 127.5).round().clamp(0, 255)
+    levels = (x.detach().cpu().double() + 1).mul_(127.5).round_().clamp_(0, 255)
     return levels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
     """(H, W, 3) grey levels to (3, H, W) float32 in [-1, 1]; the inverse of `to_uint8` on 8-bit values."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous().float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
 
 
 def read_pixels(path: str | Path) -> np.ndarray:

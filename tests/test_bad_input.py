@@ -202,6 +202,77 @@ def test_a_restoration_that_was_killed_while_writing_is_done_again(
     assert "was there" in adir(*[word for word in call if word != "--overwrite"]).out
 
 
+def test_a_restoration_with_other_tiles_is_another_one_and_a_picture_of_one_tile_is_not(
+    adir, good: Path, tmp_path: Path
+) -> None:
+    # 16x16 enlarged 4 times with a margin of 16 a side: 96 pixels, so tiles of 96 and of 256 are one, and 64 are four.
+    call = ["restore", good, "sampler.n_steps=1", "--out", tmp_path / "out", "--tile"]
+    assert adir(*call, 96).status == 0
+    before = contents(tmp_path)
+    again = adir(*call, 256)
+    assert again.status == 0 and "was there" in again.out
+    assert_refused(adir(*call, 64), "good", "--overwrite")
+    assert contents(tmp_path) == before
+    assert adir(*call, 64, "--overwrite").status == 0 and "was there" in adir(*call, 64).out
+    assert_refused(adir(*call, 96), "good", "--overwrite")
+
+
+# --- out of memory, as a CPU's allocator says it
+
+
+@pytest.fixture
+def exhausted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """exhausted(n, free): the n-th call of the sampler from now on fails, and so many bytes are free then."""
+    from adir.harness import out_of_memory
+    from adir.samplers.adir import ADIR
+
+    def exhaust(n: int, free: int = 10) -> None:
+        whole, calls = ADIR.restore, []
+
+        def restore(self: ADIR, *arguments: object) -> object:
+            calls.append(1)
+            if len(calls) == n:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            return whole(self, *arguments)
+
+        monkeypatch.setattr(ADIR, "restore", restore)
+        monkeypatch.setattr(out_of_memory, "free_bytes", lambda device: free)
+
+    return exhaust
+
+
+def test_restore_out_of_memory_names_the_tile_that_fits_and_keeps_what_is_restored(
+    adir, good: Path, exhausted: Callable[..., None], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.png"
+    Image.fromarray(noise(16, 24, 3)).save(other)
+    exhausted(2)
+    call = ["restore", good, other, "sampler.n_steps=1", "--out", tmp_path / "out"]
+    words = ["out of memory on cpu while sampling 1 picture of 128x96", "1 of 2 pictures are restored and kept"]
+    assert_refused(adir(*call), *words, "even --tile 32 would take")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good-sr4-none.png"]
+    # With room for a tile of 64 as it is counted:
+    from adir.harness import out_of_memory
+    from adir.harness.cell import resolve_cell
+    from adir.harness.launch import compose
+
+    cell = resolve_cell(compose([]))
+    room = out_of_memory.needed_bytes(cell, False, 1, (64, 64), cell.backbone.execution)
+    exhausted(1, free=room + 1)
+    assert_refused(adir(*call, "--tile", 96), "of 128x96 in tiles of 96", "--tile 48 would fit", "0 of 1 pictures")
+    exhausted(1, free=room + 1)
+    assert_refused(adir(*call), "of 128x96 (", "--tile 64 would fit", "0 of 1 pictures")
+    assert "was there" in adir(*call).out
+
+
+def test_plan_out_of_memory_names_the_cell(
+    adir, tiny: list[str], exhausted: Callable[..., None], tmp_path: Path
+) -> None:
+    exhausted(1)
+    finished = adir("plan", *tiny, "sampler.n_steps=3", f"results={tmp_path / 'results'}")
+    assert_refused(finished, "while sampling 1 picture of 32x32", "the plan of sr4 none seed=0: nothing was run")
+
+
 @pytest.mark.parametrize("damage", ["no note", "damaged note", "another picture"])
 def test_a_picture_that_is_not_of_its_note_is_not_replaced_unasked(
     adir, good: Path, tmp_path: Path, damage: str
@@ -241,6 +312,9 @@ def test_a_picture_that_is_not_of_its_note_is_not_replaced_unasked(
         (["task.operator.factor=0"], ["factor", "0", "at least 2"]),
         (["sampler.n_steps=0"], ["n_steps", "0"]),
         (["sampler.n_steps=1001"], ["n_steps", "1001", "1000"]),
+        (["sampler=dmsp", "sampler.n_steps=0"], ["n_steps=0", "at least 1"]),
+        (["sampler=dps", "sampler.n_steps=2000"], ["n_steps=2000", "1000"]),
+        (["sampler=diffpir", "sampler.n_steps=1"], ["n_steps=1", "at least 2"]),
         (["sampler.variance=learned"], ["variance", "small"]),
         (["sampler.variance=tiny"], ["variance", "tiny", "small"]),
         (["adaptation=self", "adaptation.fine_tuning.n_iterations=-1"], ["n_iterations", "-1"]),

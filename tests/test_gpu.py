@@ -17,15 +17,6 @@ from adir.samplers.tiling import restore_any_size
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
-def exact_float32():
-    """TF32, torch's default for convolutions on a GPU, keeps 10 bits."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
 def picture() -> torch.Tensor:
     return embedded_fields()[0][1][:, :64, :64]
 

@@ -51,6 +51,12 @@ def test_values_out_of_range_are_clipped_and_others_rounded():
     x = torch.tensor([-5.0, -1.0, -0.999, 0.0, 0.999, 5.0]).reshape(1, 1, 6)
     # 127.5 x + 127.5: -510, 0, 0.1275, 127.5, 254.87, 765; halves go to even
     assert to_uint8(x)[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
+    for same in (x, x.double()):  # and what was given stays
+        to_uint8(same)
+        assert torch.equal(same.float(), x)
+    levels = np.zeros((1, 1, 3), np.uint8)
+    from_uint8(levels)
+    assert not levels.any()
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])

@@ -1,17 +1,24 @@
 """Several workers, several grids, interruptions: the end is that of one undisturbed run, and no picture is done twice."""
 
 import contextlib
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from adir.adaptation.denoising_module import DenoisingModule
 from adir.files import read_json, sha256_of_file
+from adir.harness import claims
+from adir.harness.interruption import new_stop_file
 
 RECORDS = "cells/**/records/*.json"
 PICTURES = "cells/**/pictures/*.png"
@@ -60,9 +67,169 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Pa
     return results
 
 
+def claim_from_elsewhere(results: Path, cell: str, picture: str, done: bool = False) -> Path:
+    """A claim as another machine's worker leaves it, and no record unless `done`. cell: how its folder begins."""
+    (record,) = results.glob(f"cells/*/*/{cell}*/records/{picture}.json")
+    if not done:
+        record.unlink()
+    path = record.parent.parent / "claims" / f"{picture}.0.claim"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": "elsewhere", "pid": 1, "start": "1"}))
+    return path
+
+
 def leftovers(results: Path) -> list[str]:
     """Claims, stop files and half-written files, of which nothing may stay."""
     return [str(path) for path in results.rglob("*") if path.suffix in (".claim", ".stop", ".part")]
+
+
+def test_the_silent_claim_of_another_machine_is_waited_out_and_its_picture_done(
+    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*tiny, "adaptation=none", f"results={tmp_path}"]
+    assert adir("run", *words).status == 0
+    monkeypatch.setattr(claims, "PATIENCE", 0.5)
+    for existing, done, there in (("skip", 1, 2), ("redo", 3, 0)):
+        claim_from_elsewhere(tmp_path, "none", "1.png", done=existing == "redo")
+        finished = adir("run", *words, f"existing={existing}")
+        assert finished.status == 0 and f"{done} pictures done, {there} were there, 0 failed" in finished.out
+        assert len(list(tmp_path.glob(RECORDS))) == 3 and leftovers(tmp_path) == []
+
+
+def test_a_grid_does_its_other_cells_before_it_waits_for_another_worker(
+    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["-m", *tiny, "adaptation=none,self", f"results={tmp_path}"]
+    assert adir("run", *words).status == 0
+    monkeypatch.setattr(claims, "PATIENCE", 0.5)
+    claim_from_elsewhere(tmp_path, "none", "1.png")
+    for path in tmp_path.glob("cells/*/*/self*/records/*.json"):
+        path.unlink()
+    finished = adir("run", *words)
+    assert finished.status == 0 and "4 pictures done, 2 were there" in finished.out and "no record" not in finished.out
+    last = max(tmp_path.glob(RECORDS), key=lambda path: path.stat().st_mtime_ns)
+    assert last.parent.parent.name.startswith("none") and last.stem == "1.png"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_living_worker_of_another_machine_is_waited_for_and_its_picture_left_to_it(
+    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*tiny, "adaptation=none", f"results={tmp_path}"]
+    assert adir("run", *words).status == 0
+    record = next(tmp_path.glob("cells/*/*/none*/records/1.png.json"))
+    content = record.read_bytes()
+    monkeypatch.setattr(claims, "PATIENCE", 0.5)
+    claim = claim_from_elsewhere(tmp_path, "none", "1.png")
+
+    def work() -> None:
+        for beat in range(30):  # three times the patience
+            os.utime(claim, (beat, beat))
+            time.sleep(0.05)
+        record.write_bytes(content)
+        claim.unlink()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    finished = adir("run", *words)
+    worker.join()
+    assert finished.status == 0 and "0 pictures done, 2 were there, 0 failed" in finished.out
+    assert "no record" not in finished.out and record.read_bytes() == content
+
+
+@pytest.fixture
+def no_signal_ends_the_tests() -> Iterator[None]:
+    """Where the program under test does not handle them."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_during_adaptation_ends_the_record_at_hand_and_counts_it(
+    adir,
+    tiny: list[str],
+    tmp_path: Path,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    no_signal_ends_the_tests: None,
+) -> None:
+    # Lightning takes SIGTERM for itself during a fit, and would end it midway
+    words = [*tiny, "adaptation=self", "adaptation.fine_tuning.n_iterations=5", f"results={tmp_path}"]
+    step = DenoisingModule.training_step
+
+    def interrupted(self: DenoisingModule, batch: object, batch_index: int) -> object:
+        if batch_index == 3:
+            os.kill(os.getpid(), number)
+        return step(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoisingModule, "training_step", interrupted)
+        finished = adir("run", *words)
+    assert finished.status == 130, finished
+    assert "1 pictures done, 0 were there, 0 failed" in finished.out and "ended early" not in finished.out
+    assert "2 pictures are left; to go on:" in finished.out and f"adir run {shlex.join(words)}" in finished.out
+    assert [read_json(path)["status"] for path in tmp_path.glob(RECORDS)] == ["done"]
+    assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 1 and leftovers(tmp_path) == []
+    assert "2 pictures done, 1 were there" in adir("run", *words).out
+
+
+def test_a_second_ctrl_c_stops_at_once_leaves_no_half_file_and_claims_no_counts(
+    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_signal_ends_the_tests: None
+) -> None:
+    words = [*tiny, "adaptation=self", "adaptation.fine_tuning.n_iterations=5", f"results={tmp_path}"]
+    step = DenoisingModule.training_step
+
+    def interrupted(self: DenoisingModule, batch: object, batch_index: int) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoisingModule, "training_step", interrupted)
+        finished = adir("run", *words)
+    assert finished.status == 130 and "Traceback" not in finished.out + finished.err
+    assert "of 3 pictures 0 are done, 0 failed" in finished.out and "3 pictures are left" in finished.out
+    assert list(tmp_path.glob(RECORDS)) == list(tmp_path.glob("adapters/*")) == leftovers(tmp_path) == []
+    assert adir("run", *words).status == 0  # the network is as it was before the fit
+
+
+def test_who_waits_for_another_worker_can_be_interrupted(
+    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_signal_ends_the_tests: None
+) -> None:
+    words = [*tiny, "adaptation=none", f"results={tmp_path}"]
+    assert adir("run", *words).status == 0
+    claim = claim_from_elsewhere(tmp_path, "none", "1.png")
+    sleep = time.sleep
+
+    def interrupted(seconds: float) -> None:
+        if seconds == 0.8:  # which only a worker that waits sleeps
+            os.kill(os.getpid(), signal.SIGINT)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    finished = adir("run", *words)
+    assert finished.status == 130 and "1 pictures are left" in finished.out
+    assert claim.exists()  # perhaps of a living one
+
+
+def test_the_stop_file_of_one_run_does_not_stop_another_run_of_the_same_grid(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    words = ["-m", *tiny, "adaptation=none", f"results={tmp_path}"]
+    assert adir("run", *words).status == 0
+    (plan,) = tmp_path.glob("grids/*.json")
+    for path in tmp_path.glob(RECORDS):
+        path.unlink()
+    of_another = new_stop_file(plan)
+    of_another.touch()
+    left_behind = plan.with_suffix(".stop")
+    left_behind.touch()
+    os.utime(left_behind, (1, 1))  # decades ago
+    assert new_stop_file(plan) not in (of_another, new_stop_file(plan)) and not left_behind.exists()
+    finished = adir("run", *words)
+    assert finished.status == 0 and "3 pictures done" in finished.out
+    assert leftovers(tmp_path) == [str(of_another)]  # the other run's workers may still look for it
 
 
 @pytest.mark.slow
@@ -79,18 +246,18 @@ def test_two_grids_in_one_folder_do_each_picture_once(adir, tiny: list[str], tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "two_processes"])
-def test_ctrl_c_ends_the_record_at_hand_and_says_how_to_go_on(
-    adir, tiny: list[str], tmp_path: Path, undisturbed: Path, launcher: str
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_all_processes_ends_the_records_at_hand_and_says_how_to_go_on(
+    adir, tiny: list[str], tmp_path: Path, undisturbed: Path, number: int
 ) -> None:
     results, log = tmp_path / "results", tmp_path / "log"
-    words = [*tiny, *GRID, f"results={results}", f"hydra/launcher={launcher}"]
+    words = [*tiny, *GRID, f"results={results}", "hydra/launcher=two_processes"]
     process = start(*words, log=log)
     wait_for_records(results, 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to the whole group
+    os.killpg(process.pid, number)  # a terminal's Ctrl-C goes to the whole group
     assert process.wait(timeout=120) == 130, log.read_text()
     text = log.read_text()
-    assert "Traceback" not in text and f"adir run -m {' '.join(words)}" in text
+    assert "Traceback" not in text and f"adir run -m {shlex.join(words)}" in text
     records = [read_json(path) for path in results.glob(RECORDS)]
     assert 2 <= len(records) < N_PICTURES and all(record["status"] == "done" for record in records)
     assert len(list(results.glob(PICTURES))) == len(records)  # none restored without its record

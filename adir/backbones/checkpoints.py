@@ -32,6 +32,13 @@ def offline() -> str | None:
     return "not fetched: HF_HUB_OFFLINE is set" if forbidden else None
 
 
+def require_online(name: str, by_hand: str) -> None:
+    """Raise InputError, which says what to put where by hand, where nothing may be fetched."""
+    forbidden = offline()
+    if forbidden is not None:
+        raise InputError(f"{name}: {forbidden}: unset it, or put {by_hand} by hand")
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """One file. `place` is the folder of it: ours, or below torch's hub folder (TORCH_HOME), where pyiqa or torchvision look.
@@ -71,9 +78,7 @@ class WeightsFile:
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """The file, downloaded and verified. Raises as `download.fetch` does, and InputError when that is forbidden."""
-        forbidden = offline()
-        if forbidden is not None:
-            raise InputError(f"{self.name}: {forbidden}: unset it, or put the file into {self.path.parent} by hand")
+        require_online(self.name, f"the file into {self.path.parent}")
         fetch(self.path, self.mirrors, self.sha256, self.size, progress)
         return self.path
 
@@ -98,35 +103,35 @@ class Mirror:
 class HubRepository:
     """A folder of files in diffusers' layout, kept in the hub's own cache (HF_HOME, HF_HUB_CACHE) or put by hand.
 
-    weights: the files without which it is incomplete, with their SHA-256 where known.  files, ignore: patterns of what is
-    fetched and what not.
+    weights: its large files, with their SHA-256 where known.  settings: the small ones. They are what is fetched, and
+    without any of them it is incomplete.
     """
 
     entry: str
     mirrors: tuple[Mirror, ...]
     weights: dict[str, str | None]
-    files: tuple[str, ...]
-    ignore: tuple[str, ...]
+    settings: tuple[str, ...]
     size: int | None
     licence: str | None
 
     @property
     def path(self) -> Path:
         """Where it is, else where it can be put by hand."""
-        by_hand = cache_dir() / "weights" / self.entry
-        for folder in (by_hand, *filter(None, map(self._snapshot, self.mirrors))):
-            if self.complete(folder):
-                return folder
-        return by_hand
+        folders = self._folders()
+        return next((folder for folder in folders if not self.lacking(folder)), folders[0])
 
     @property
     def size_text(self) -> str:
         """For people."""
         return "size unknown" if self.size is None else megabytes(self.size)
 
-    def complete(self, folder: Path) -> bool:
-        """Whether a folder has all the weights."""
-        return all((folder / name).is_file() for name in self.weights)
+    def lacking(self, folder: Path) -> list[str]:
+        """The files that a folder has not got."""
+        return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
+
+    def _folders(self) -> list[Path]:
+        """Where it can be: put by hand, or in the hub's cache."""
+        return [cache_dir() / "weights" / self.entry, *filter(None, map(self._snapshot, self.mirrors))]
 
     def _snapshot(self, mirror: Mirror) -> Path | None:
         if mirror.revision is None:
@@ -140,48 +145,41 @@ class HubRepository:
 
     def missing(self) -> str | None:
         """None when it is there, else one line with name, size, mirrors and folder."""
-        if self.complete(self.path):
+        if not self.lacking(self.path):
             return None
+        begun = [f"; {place} lacks {', '.join(self.lacking(place))}" for place in self._folders() if place.is_dir()]
         mirrors = ", ".join(
             f"https://huggingface.co/{m.repository}" + (f"/tree/{m.revision}" if m.revision else "")
             for m in self.mirrors
         )
         return (
-            f"{self.entry} needs a folder with {', '.join(self.weights)} ({self.size_text}), which is not here: run `adir "
-            f"weights get {self.entry}`, or put the folder's content into {self.path}; mirrors: {mirrors}"
+            f"{self.entry} needs a folder with {', '.join(self.weights)} ({self.size_text}) and {len(self.settings)} small "
+            f"files, which is not here: run `adir weights get {self.entry}`, or put the folder's content into {self.path}; "
+            f"mirrors: {mirrors}{''.join(begun)}"
         )
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """The folder, downloaded by huggingface_hub, which resumes and shows its own progress, and verified."""
-        forbidden = offline()
-        if forbidden is not None:
-            raise InputError(
-                f"{self.entry}: {forbidden}: unset it, or put the folder's content into {self.path} by hand"
-            )
+        require_online(self.entry, f"the folder's content into {self.path}")
         reasons = []
         for mirror in self.mirrors:
             if mirror.revision is None:
                 reasons.append(f"{mirror.repository} (its revision is unknown: fetch it by hand)")
                 continue
             try:
-                huggingface_hub.snapshot_download(
-                    mirror.repository,
-                    revision=mirror.revision,
-                    allow_patterns=list(self.files),
-                    ignore_patterns=list(self.ignore),
+                fetched = huggingface_hub.snapshot_download(
+                    mirror.repository, revision=mirror.revision, allow_patterns=[*self.weights, *self.settings]
                 )
             except (HTTPError, OSError) as error:  # its own are of either kind
                 if getattr(error, "filename", None) is not None:  # the file system's word: a full disk, no permission
                     raise
                 reasons.append(f"{mirror.repository} ({reason_of(error)[:200]})")
                 continue
-            if self.complete(self.path):
-                wrong = self.verify()
-                if wrong is None:
-                    return self.path
-                reasons.append(f"{mirror.repository} ({wrong})")
-            else:
-                reasons.append(f"{mirror.repository} (it lacks {', '.join(self.weights)})")
+            lacking = self.lacking(Path(fetched))
+            wrong = f"it lacks {', '.join(lacking)}" if lacking else self.verify()
+            if wrong is None:
+                return self.path
+            reasons.append(f"{mirror.repository} ({wrong})")
         raise NotFetchedError(f"{self.entry} could not be fetched: {'; '.join(reasons)}")
 
     def verify(self) -> str | None:
@@ -220,8 +218,7 @@ def read_entry(path: Path) -> Entry:
             name, mirrors = fields.pop("file"), tuple(fields.pop("mirrors"))
             return WeightsFile(path.stem, name=name, mirrors=mirrors, **fields)
         repositories = tuple(Mirror(**mirror) for mirror in fields.pop("repositories"))
-        files, ignore = tuple(fields.pop("files")), tuple(fields.pop("ignore"))
-        return HubRepository(path.stem, repositories, files=files, ignore=ignore, **fields)
+        return HubRepository(path.stem, repositories, settings=tuple(fields.pop("settings")), **fields)
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no entry of weights ({' '.join(str(error).split())})") from error
 

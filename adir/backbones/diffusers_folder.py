@@ -24,8 +24,11 @@ from adir.backbones.cache import known_sha256
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, sha256_of_file
 
-# scheduling_utils lists the schedulers that Stable Diffusion's pipelines take.
-SCHEDULERS = sorted(scheduler.name for scheduler in KarrasDiffusionSchedulers)
+# scheduling_utils lists the schedulers that Stable Diffusion's pipelines take. EDM's has noise levels, but no betas; that of
+# DPM-Solver SDE draws noise that a picture's generator does not determine.
+SCHEDULERS = sorted(
+    {scheduler.name for scheduler in KarrasDiffusionSchedulers} - {"EDMEulerScheduler", "DPMSolverSDEScheduler"}
+)
 
 WEIGHTS = (  # of diffusers and of transformers, the better ones first: (file, variant)
     ("diffusion_pytorch_model.safetensors", None),

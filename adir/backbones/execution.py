@@ -71,7 +71,12 @@ class Execution:
             )
 
     def prepare(self, network: nn.Module) -> nn.Module:
-        """The same network, moved and set up in place. Raises ValueError for one that cannot be checkpointed."""
+        """The same network, moved and set up in place. Raises ValueError for one that cannot be checkpointed.
+
+        float32 is float32 from then on, in this process: TF32, torch's default for convolutions on a GPU, has an error of
+        1e-3, and devices may differ by rounding only.
+        """
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
         if self.dtype != "float32":

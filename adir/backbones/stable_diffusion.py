@@ -35,6 +35,9 @@ from adir.errors import InputError
 from adir.files import sha256_of_bytes
 
 PREDICTIONS = ("epsilon", "v_prediction")
+GRADIENT_TILE = 256
+"""Pixels a side of the VAE's tiles where a gradient goes through it. By count of tensors (adir.backbones.memory) that of
+the x4 upscaler's decoder takes 1.6 GB at 256 pixels, and 25.9 GB at 1024."""
 FAMILIES = {7: "the x4 upscaler (backbone=sd_x4)", 9: "an inpainting model (backbone=sd_inpaint)", 4: "text to picture"}
 
 
@@ -59,9 +62,15 @@ class StableDiffusion:
 
     folder: in diffusers' layout; None is what `checkpoint`, an entry of conf/weights/, has.  resolution: side in pixels of
     the pictures it was trained for; other sizes work.  device: where it runs, whatever `execution` says of that.
-    vae_tiling: encode and decode pictures larger than the VAE was trained on in overlapping tiles. Changes pixels slightly,
-    and bounds memory: a 1024x1024 picture whole needs attention between 65,536 places.
-    Raises InputError for a folder that is not such a model.
+    vae_tile: the side in pixels up to which the VAE takes a picture whole; larger ones pass it in overlapping tiles of that
+    side, which bounds memory; None: never in tiles. By count, decoding 1024x1024 whole takes 3.2 GB beside the 2.1 GB of the
+    x4 upscaler's weights, and tiles of 512 take 0.8 GB (with torch's fused attention: as a matrix, that between 65,536
+    places would take 17 GB). diffusers' own tiles begin above `sample_size` of the VAE's
+    config.json, 256 pixels in the upscaler's, so they would cut the paper's 1024x1024 into 36. They are no small change:
+    norms and attention see one tile only. Decoding 512x512 in tiles of 256 strays from the whole by 0.6 to 1 of the
+    picture's standard deviation with untrained weights (this architecture, an eighth of the channels); by how much with
+    the trained ones is not measured.
+    Raises InputError for a folder that is not such a model, and for a tile that the VAE cannot take.
     """
 
     kind: ClassVar[str] = "latent"
@@ -69,19 +78,22 @@ class StableDiffusion:
     parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     channels: ClassVar[int]
     """Channels that the UNet takes: what tells the families apart."""
+    usual: ClassVar[str]
+    """The name and the entry of conf/weights/ where none is given."""
 
     def __init__(
         self,
-        name: str,
-        folder: str | Path | None,
-        checkpoint: str,
-        resolution: int,
-        vae_tiling: bool,
-        device: str,
-        execution: Execution | None,
+        name: str | None = None,
+        folder: str | Path | None = None,
+        checkpoint: str | None = None,
+        resolution: int = 512,
+        vae_tile: int | None = 1024,
+        device: str = "cpu",
+        execution: Execution | None = None,
     ) -> None:
-        self.name = name
-        self.folder = located(checkpoint) if folder is None else Path(folder)
+        self.name = self.usual if name is None else name
+        entry = self.usual if checkpoint is None else checkpoint
+        self.folder = located(entry) if folder is None else Path(folder)
         self.resolution = resolution
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
@@ -90,8 +102,10 @@ class StableDiffusion:
         self.network: Any = self.execution.prepare(load_part(self.folder / "unet", UNet2DConditionModel))
         self.vae: Any = load_part(self.folder / "vae", AutoencoderKL).to(self.device)
         self.vae.enable_slicing()  # one picture at a time: the same pixels
-        if vae_tiling:
-            self.vae.enable_tiling()
+        self.vae_tile = vae_tile
+        unit = 4 * self.stride  # tiles overlap by a quarter, in whole places
+        if vae_tile is not None and (vae_tile < unit or vae_tile % unit):
+            raise InputError(f"backbone={self.name}: vae_tile={vae_tile}: a multiple of {unit} is needed, or null")
         recompute_in_backward(self.vae.decoder)
         text_model = load_part(self.folder / "text_encoder", CLIPTextModel)
         self.embed = PromptEncoder(load_tokenizer(self.folder / "tokenizer"), text_model)
@@ -107,6 +121,10 @@ class StableDiffusion:
         weights = [weights_file(self.folder / part)[0] for part in ("unet", "vae", "text_encoder")]
         self.weights_sha256 = hash_of_files(self.folder, weights)
         self.config_sha256 = hash_of_settings(self.folder, self.parts)
+        self._complete()
+
+    def _complete(self) -> None:
+        """What a family has besides."""
 
     def _require_family(self) -> None:
         """Before the weights are read: a config.json is enough to tell."""
@@ -138,15 +156,26 @@ class StableDiffusion:
 
         noise: standard normal of the latents' shape, for a sample of the VAE's posterior; None takes its mean.
         """
+        self._set_tile(self.vae_tile)
         with torch.autocast(self.device.type, enabled=False):  # in float16 this VAE overflows
             posterior = self.vae.encode(image.float()).latent_dist
         latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return latent * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), about [-1, 1], of latents; differentiable."""
+        """Pictures (B, 3, H, W), about [-1, 1], of latents; differentiable, then in tiles of GRADIENT_TILE."""
+        tile = self.vae_tile
+        if tile is not None and torch.is_grad_enabled() and latent.requires_grad:
+            tile = min(tile, GRADIENT_TILE)
+        self._set_tile(tile)
         with torch.autocast(self.device.type, enabled=False):
             return self.vae.decode(latent.float() / self.vae.config.scaling_factor, return_dict=False)[0]
+
+    def _set_tile(self, tile: int | None) -> None:
+        """Let the VAE's next call take tiles of so many pixels a side, or the picture whole."""
+        self.vae.use_tiling = tile is not None
+        if tile is not None:
+            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = tile, tile // self.stride
 
     def text(self, prompts: list[str]) -> Tensor:
         """(B, L, D) embeddings of prompts, on the device."""
@@ -197,19 +226,9 @@ class StableDiffusionX4(StableDiffusion):
     """The x4 upscaler: z_t and the low-resolution picture, noised to a level that the network is told, to v."""
 
     parts = (*StableDiffusion.parts, "low_res_scheduler")
-    channels = 7
+    channels, usual = 7, "sd_x4"
 
-    def __init__(
-        self,
-        name: str = "sd_x4",
-        folder: str | Path | None = None,
-        checkpoint: str = "sd_x4",
-        resolution: int = 512,
-        vae_tiling: bool = True,
-        device: str = "cpu",
-        execution: Execution | None = None,
-    ) -> None:
-        super().__init__(name, folder, checkpoint, resolution, vae_tiling, device, execution)
+    def _complete(self) -> None:
         self.low_res_scheduler: Any = load_scheduler(self.folder / "low_res_scheduler")
         # Early copies of its VAE lack the factor; diffusers' pipeline sets it, whatever the file says, and so do we.
         self.vae.register_to_config(scaling_factor=0.08333)
@@ -229,19 +248,9 @@ class StableDiffusionX4(StableDiffusion):
 class StableDiffusionInpaint(StableDiffusion):
     """The inpainting model: z_t, the hole, and the latent of the picture with the hole at mid grey, to eps or v."""
 
-    channels = 9
+    channels, usual = 9, "sd_inpaint"
 
-    def __init__(
-        self,
-        name: str = "sd_inpaint",
-        folder: str | Path | None = None,
-        checkpoint: str = "sd_inpaint",
-        resolution: int = 512,
-        vae_tiling: bool = True,
-        device: str = "cpu",
-        execution: Execution | None = None,
-    ) -> None:
-        super().__init__(name, folder, checkpoint, resolution, vae_tiling, device, execution)
+    def _complete(self) -> None:
         # Early copies have older settings of the scheduler; diffusers' pipeline changes them on loading, and so do we.
         old = {"steps_offset": 1, "skip_prk_steps": True}
         current = {key: value for key, value in old.items() if self.scheduler.config.get(key, value) != value}
@@ -259,11 +268,7 @@ class StableDiffusionInpaint(StableDiffusion):
 
 
 def recompute_in_backward(module: Any) -> None:
-    """Keep none of the insides of each call for a backward pass, but compute them again: of tiles, one tile's at a time.
-
-    Counted with fake tensors (adir.backbones.memory), the gradient through the x4 upscaler's decoder at 1024x1024 takes
-    25.4 GB as a whole, and 1.6 GB in tiles and so.
-    """
+    """Keep none of the insides of each call for a backward pass, but compute them again: of tiles, one tile's at a time."""
     forward = module.forward
 
     def called(*arguments: Any) -> Any:

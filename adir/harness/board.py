@@ -232,31 +232,37 @@ def with_differences_adjusted(rows: list[Row]) -> list[Row]:
 
 
 def with_standings(rows: list[Row], metrics: dict[str, str]) -> tuple[list[Row], list[str]]:
-    """The rows with who is best and who is tied with it, and a note where there are too few pictures to tell.
+    """The rows with who is best and who is tied with it, and notes on who cannot be compared, and why.
 
-    Rows compete, whatever their backbone and sampler, where task, data set and pictures are the same and no value is missing.
+    Rows compete, whatever their backbone and sampler, where task and data set are the same, no value is missing, and the
+    pictures are all that any of them has: the best of those that did a part would pass for the best of the task.
     """
     contests: list[tuple[str, list[int]]] = []
-    few: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    few = f"fewer than {FEWEST_TO_TELL_APART}, with which no two-sided signed rank test can reach p < 0.05: no row is marked"
     for metric in metrics:
-        fields: dict[tuple[Any, ...], list[int]] = {}
+        fields: dict[tuple[str, str | None], list[int]] = {}
         for number, row in enumerate(rows):
             if row.estimates[metric].value is not None:
-                pictures = tuple(sorted(row.pictures[metric]))
-                fields.setdefault((row.axes["task"], row.axes["data"], pictures), []).append(number)
-        for (task, _, pictures), numbers in fields.items():
-            if len(numbers) > 1 and len(pictures) >= FEWEST_TO_TELL_APART:
-                contests.append((metric, numbers))
-            elif len(numbers) > 1:
-                few[f"{task}: {len(pictures)} pictures"] = None
+                fields.setdefault((row.axes["task"], row.axes["data"]), []).append(number)
+        for (task, _), numbers in fields.items():
+            pictures = set().union(*(rows[number].pictures[metric] for number in numbers))
+            whole = [number for number in numbers if len(rows[number].pictures[metric]) == len(pictures)]
+            if len(whole) < len(numbers):
+                notes[
+                    f"{task}: {len(numbers) - len(whole)} rows are not over all {len(pictures)} pictures: not marked"
+                ] = None
+            if len(whole) > 1 and len(pictures) >= FEWEST_TO_TELL_APART:
+                contests.append((metric, whole))
+            elif len(whole) > 1:
+                notes[f"{task}: {len(pictures)} pictures, {few}"] = None
     values = [[rows[number].pictures[metric] for number in numbers] for metric, numbers in contests]
     outcomes = best_of(values, [metrics[metric] for metric, _ in contests])
     standings: list[dict[str, Standing]] = [{} for _ in rows]
     for (metric, numbers), leaders in zip(contests, outcomes, strict=True):
         for place in leaders:
             standings[numbers[place]][metric] = "best" if len(leaders) == 1 else "tied"
-    why = f"fewer than {FEWEST_TO_TELL_APART}, with which no two-sided signed rank test can reach p < 0.05: no row is marked"
-    return [replace(row, standing=s) for row, s in zip(rows, standings, strict=True)], [f"{t}, {why}" for t in few]
+    return [replace(row, standing=s) for row, s in zip(rows, standings, strict=True)], list(notes)
 
 
 def row_order(key: tuple[Any, ...]) -> tuple[Any, ...]:

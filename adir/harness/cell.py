@@ -49,7 +49,8 @@ class Cell:
     corpus: Corpus | None
     """D_IA; None in modes without neighbours."""
     encoder: Encoder | None
-    """Where neighbours are looked for; None in modes without, and for `random`."""
+    """Where neighbours are looked for; None in modes without. `random` has that of `knn`, which proposes the crops of a test
+    picture that both leave out."""
     feeding: str
     """How y is shown to it (adir.retrieval.feeding)."""
     seed: int
@@ -121,6 +122,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         raise InputError(f"unknown adaptation {mode!r}; choose one of {', '.join(MODES)}")
     backbone = build(cfg.backbone, "backbone")
     task = build(cfg.task, "task")
+    sampler = build(cfg.sampler, "sampler")
+    seed = full["seed"] if sampler.n_steps else 0  # a direct method draws nothing: one cell for all seeds
     data: Corpus = build(cfg.data, "data")
     corpus: Corpus | None = None
     encoder: Encoder | None = None
@@ -132,11 +135,10 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             raise InputError(
                 f"K={k} neighbours asked of a corpus of {len(corpus)} pictures: lower K or use a larger corpus"
             )
-        if mode != "random":
-            encoder = build(cfg.retrieval.encoders[mode], "retrieval.encoders")
-            require_feeding(full["retrieval"]["feeding"])
-            if isinstance(corpus, IndexedCorpus):
-                corpus.index.require_encoder(encoder)
+        encoder = build(cfg.retrieval.encoders["knn" if mode == "random" else mode], "retrieval.encoders")
+        require_feeding(full["retrieval"]["feeding"])
+        if isinstance(corpus, IndexedCorpus):
+            corpus.index.require_encoder(encoder)
     identity = cell_identity(
         backbone=without(full["backbone"], "folder", "device", "checkpoint", "architecture", "execution")
         | {"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256}
@@ -150,7 +152,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         },
         sampler=full["sampler"],
         k=k,
-        seed=full["seed"],
+        seed=seed,
         noise_seed=full["noise_seed"],
     )
     cell = Cell(
@@ -161,13 +163,13 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         k=k,
         adapter=build(cfg.adaptation.adapter, "adaptation.adapter"),
         fine_tuning=build(cfg.adaptation.fine_tuning, "adaptation.fine_tuning"),
-        sampler=build(cfg.sampler, "sampler"),
+        sampler=sampler,
         scoring=build(cfg.scoring, "scoring"),
         data=data,
         corpus=corpus,
         encoder=encoder,
         feeding=full["retrieval"]["feeding"],
-        seed=full["seed"],
+        seed=seed,
         noise_seed=full["noise_seed"],
         results=Path(full["results"]),
         configuration=full,

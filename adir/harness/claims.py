@@ -6,13 +6,14 @@ again, and so on: the highest number holds, and nothing is deleted while anybody
 all of them once its product is in place; whoever claims must therefore look for the product again after claiming.
 """
 
+import errno
 import json
 import os
 import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -69,7 +70,7 @@ class Claims:
     """The claims of one process in one folder. Safe to use from one thread beside the heartbeat's own."""
 
     folder: Path
-    patience: float = PATIENCE
+    patience: float = field(default_factory=lambda: PATIENCE)
     _held: dict[str, list[Path]] = field(default_factory=dict)
 
     def take(self, name: str) -> bool:
@@ -77,7 +78,7 @@ class Claims:
         assert name not in self._held, f"{name} is claimed by this process already"
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self._existing(name)
-        if there and not self._dead(there[-1]):
+        if any(not self._dead(path) for path in there):
             return False
         number = int(there[-1].name.split(".")[-2]) + 1 if there else 0
         path = self.folder / f"{quote(name, safe='')}.{number}.claim"
@@ -104,10 +105,8 @@ class Claims:
         *dead, own = self._held.pop(name)
         Heart.stop_for(own)
         for path in (*dead, own):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:
-                continue
+            with suppress(OSError):
+                path.unlink()
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
@@ -121,26 +120,22 @@ class Claims:
 
     def held_by_others(self, name: str) -> bool:
         """Whether a living worker has it now."""
-        there = self._existing(name)
-        return bool(there) and name not in self._held and not self._dead(there[-1])
+        return name not in self._held and any(not self._dead(path) for path in self._existing(name))
 
-    def any_alive(self) -> bool:
-        """Whether some other living worker has anything in this folder."""
-        names = {path.name.rsplit(".", 2)[0] for path in self.folder.glob("*.claim")}
-        mine = {quote(name, safe="") for name in self._held}
-        return any((found := self._sorted(name)) and not self._dead(found[-1]) for name in names - mine)
+    def any_there(self) -> bool:
+        """Whether anybody is at work in this folder, or was when it died."""
+        return any(self.folder.glob("*.claim"))
 
     def clear_dead(self) -> None:
-        """Remove what dead holders left of work that is done or will be claimed anew."""
+        """Remove what dead holders left of work that is done or will be claimed anew, where the folder can be written."""
         for path in self.folder.glob("*.claim"):
             if self._dead(path):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
 
     def _existing(self, name: str) -> list[Path]:
-        return self._sorted(quote(name, safe=""))
-
-    def _sorted(self, quoted: str) -> list[Path]:
         """The claims on one piece of work, the holder's last."""
+        quoted = quote(name, safe="")
         found = [p for p in self.folder.iterdir() if is_claim_on(p.name, quoted)] if self.folder.is_dir() else []
         return sorted(found, key=lambda path: int(path.name.split(".")[-2]))
 
@@ -151,7 +146,9 @@ class Claims:
             holder = json.loads(path.read_text())
             if holder["machine"] == machine():
                 return start_of(holder["pid"]) != holder["start"]
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # the latter is NFS's word for the same
+                raise
             return False  # released just now: look again rather than take over what may be done
         except (ValueError, KeyError, TypeError):
             pass  # being written, or cut off by a full disk: go by its signs of life

@@ -1,32 +1,48 @@
 """What one picture of a cell will cost on this machine: seconds by stage, memory, disk. Measured on a few steps, not guessed.
 
-Adaptation and sampling are linear in their steps, so two short runs of each give what it costs once and what a step costs.
-They run on the cell's own largest picture, with its operator, sampler, adapter and sizes; nothing is written or fetched.
+A call of the network is most of any cell, so it is timed once for each network, size of its input, and execution. What a
+sampler does beside its calls, and how many it makes, shows in a few of its steps with the network's answer at hand
+(`StandIn`). Iterations of adaptation are timed as they are. It all happens on the cell's own largest picture, with its
+operator, sampler and adapter; nothing is written or fetched.
 """
 
+import copy
 import dataclasses
 import math
-import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adir.adaptation.adapters import Lora, adapted
-from adir.adaptation.denoising_module import Adapted
+from adir.harness.calibration import (
+    Call,
+    Line,
+    StandIn,
+    Stopwatch,
+    forget_peak_memory,
+    line_of_iterations,
+    line_through,
+    timed,
+)
 from adir.harness.cell import Cell
 from adir.harness.identity import WITH_NEIGHBOURS, hash_of
+from adir.harness.neighbours import copies_of, is_embedded
 from adir.harness.provenance import process_peak_memory_mb
 from adir.harness.run import picture_shapes
 from adir.images import generator, png_bytes, to_uint8
+from adir.retrieval.corpus import Corpus
+from adir.retrieval.crops import PROPOSED, crops
+from adir.retrieval.encoders import Encoder
+from adir.retrieval.index import Index
+from adir.retrieval.selection import Part
+from adir.retrieval.sharded import IndexedCorpus
 from adir.scoring.metrics import data_consistency_residual
 
-LONG_ENOUGH = 1.5
-"""Seconds: the longer of two calibration runs takes about this, or one step where a step takes more."""
 RECORD_MB = 0.03
 """A record with its configuration, and the note of its measurement."""
 
@@ -42,7 +58,7 @@ class Cost:
     picture_disk_mb: float
     adapter_disk_mb: float = 0.0
     seconds_once: dict[str, float] = field(default_factory=dict)
-    """What the first picture waits for and the others find done: `embed`, the corpus."""
+    """What the first picture waits for and the others find done, by what it is: cells of a grid share equal ones."""
 
     @property
     def disk_mb_per_picture(self) -> float:
@@ -51,24 +67,32 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Line:
-    """Seconds of a run of n steps: `fixed + per_step * n`. peak_mb: the most memory of the runs it was drawn from."""
+class Adapting:
+    """Calibrated adaptation: its line, and what it made, trained hardly at all."""
 
-    fixed: float
-    per_step: float
-    peak_mb: float
-
-    def seconds(self, n_steps: int) -> float:
-        """Of a run of n steps."""
-        return self.fixed + self.per_step * n_steps
+    line: Line
+    disk_mb: float
+    tensors: dict[str, Tensor] | None
+    """Of LoRA, which takes time while it stands in the network; other adapters take none, and their tensors are big."""
 
 
 @dataclass(frozen=True)
-class Adapting:
-    """Calibrated adaptation: its line, and an adapter of its making, trained hardly at all."""
+class Retrieving:
+    """Seconds of looking for one picture's neighbours; of embedding the corpus, and of its fingerprints, both once."""
 
-    line: Line
-    made: Adapted
+    one: float
+    embeddings: float
+    fingerprints: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Seconds of scoring a picture, and of loading the metrics first."""
+
+    one: float
+    loading: float
+    peak_mb: float
 
 
 _calibrations: dict[str, Any] = {}
@@ -87,29 +111,43 @@ def estimate(cell: Cell) -> Cost:
     y, measure = timed(lambda: task.degrade(x, generator(cell.noise_seed, image_id, "cost")))
     seconds = {"measure": measure * scale}
     once: dict[str, float] = {}
-    adapting = None
     peaks = []
+    adapting = None
     if cell.mode in WITH_NEIGHBOURS:
-        seconds["retrieve"] = 0.0
-        if cell.encoder is not None:
-            seconds["retrieve"], once["embed"] = retrieval_seconds(cell, task.picture_of(y))
+        assert cell.corpus is not None and cell.encoder is not None
+        corpus, encoder = cell.corpus, cell.encoder
+        retrieving: Retrieving = calibrated(
+            "retrieve",
+            cell,
+            {"encoder": encoder.weights_sha256, "corpus": corpus.sha256, "shape": list(x.shape)},
+            lambda: retrieval_seconds(corpus, encoder, x, task.picture_of(y)),
+        )
+        seconds["retrieve"] = retrieving.one
+        peaks.append(retrieving.peak_mb)
+        if not is_embedded(corpus, encoder, cell.results / "embeddings"):
+            once[f"embeddings {corpus.sha256} {encoder.weights_sha256}"] = retrieving.embeddings
+        once[f"fingerprints {corpus.sha256}"] = retrieving.fingerprints
     if cell.mode != "none":
-        adapting = calibrated("adapt", cell, adaptation_key(cell, task, y), lambda: adaptation_line(cell, task, y))
+        adapting = calibrated("adapt", cell, adaptation_key(cell, task, y), lambda: adaptation(cell, task, y))
         seconds["adapt"] = adapting.line.seconds(cell.fine_tuning.n_iterations)
         peaks.append(adapting.line.peak_mb)
     line: Line = calibrated("sample", cell, sampling_key(cell, x), lambda: sampling_line(cell, task, x, y, adapting))
     seconds["sample"] = line.seconds(cell.sampler.n_steps) * scale
     peaks.append(line.peak_mb)
-    score = calibrated("score", cell, {"shape": list(x.shape)}, lambda: scoring_seconds(cell, task, x, y))
-    seconds["score"] = score * scale
+    metrics = cell.configuration["scoring"]
+    scored: Scored = calibrated(
+        "score", cell, {"shape": list(x.shape), "metrics": metrics}, lambda: scoring_seconds(cell, task, x, y)
+    )
+    seconds["score"] = scored.one * scale
+    once[f"metrics {hash_of(metrics)}"] = scored.loading
+    peaks.append(scored.peak_mb)
     picture_mb = (
         3 * len(png_bytes(to_uint8(x))) + y.numel()
     ) / 1e6 * scale + RECORD_MB  # x_hat, x and a thumbnail of it
-    adapter_mb = sum(tensor.nbytes for tensor in adapting.made.tensors.values()) / 1e6 if adapting is not None else 0.0
-    return Cost(seconds, max(peaks), picture_mb, adapter_mb, once)
+    return Cost(seconds, max(peaks), picture_mb, adapting.disk_mb if adapting is not None else 0.0, once)
 
 
-def calibrated(stage: str, cell: Cell, depends_on: dict[str, Any], measure: Callable[[], Any]) -> Any:
+def calibrated(stage: str, cell: Cell, depends_on: Any, measure: Callable[[], Any]) -> Any:
     """What `measure` gave for the same stage, backbone, execution, threads and `depends_on`; measured the first time."""
     backbone = cell.backbone
     execution = dataclasses.asdict(backbone.execution)
@@ -121,18 +159,25 @@ def calibrated(stage: str, cell: Cell, depends_on: dict[str, Any], measure: Call
 
 
 def adaptation_key(cell: Cell, task: Any, y: Tensor) -> dict[str, Any]:
-    """What the time of an iteration depends on: adapter, batch, and the sizes of the pictures that crops are cut from."""
+    """What the time of an iteration depends on: adapter, batch, crop; and of a latent model, what it makes of the task."""
     settings = dataclasses.asdict(cell.fine_tuning) | {"n_iterations": None, "learning_rate": None}
-    sizes = sorted({tuple(picture.shape) for picture in training_pictures(cell, task, y)})
-    return {"adapter": repr(cell.adapter), "fine_tuning": settings, "sizes": sizes, "task": cell.task.name}
+    smallest = min(min(picture.shape[-2:]) for picture in training_pictures(cell, task, y))
+    settings["crop_size"] = min(cell.fine_tuning.crop_size, smallest) // cell.backbone.stride
+    seen = None if cell.backbone.kind == "pixel" else cell.identity.configuration["task"]
+    return {"adapter": repr(cell.adapter), "fine_tuning": settings, "task": seen}
 
 
 def sampling_key(cell: Cell, x: Tensor) -> dict[str, Any]:
-    """What the time of a step depends on: sampler, operator and size, and whether LoRA stands in the network."""
-    sampler = {key: str(value) for key, value in vars(cell.sampler).items() if key not in ("n_steps", "guidance_scale")}
-    lora = repr(cell.adapter) if cell.mode != "none" and isinstance(cell.adapter, Lora) else None
+    """What the time of a step depends on: sampler, task and size, and whether LoRA stands in the network."""
+    sampler = {key: str(value) for key, value in vars(cell.sampler).items() if key != "n_steps"}
     few = cell.sampler.n_steps if cell.sampler.n_steps < 2 else None
-    return {"sampler": sampler, "task": cell.task.name, "shape": list(x.shape), "lora": lora, "few": few}
+    task = cell.identity.configuration["task"]
+    return {"sampler": sampler, "task": task, "shape": list(x.shape), "lora": standing(cell), "few": few}
+
+
+def standing(cell: Cell) -> str | None:
+    """What stands in the network while it samples and takes time there."""
+    return repr(cell.adapter) if cell.mode != "none" and isinstance(cell.adapter, Lora) else None
 
 
 def training_pictures(cell: Cell, task: Any, y: Tensor) -> list[Tensor]:
@@ -143,106 +188,91 @@ def training_pictures(cell: Cell, task: Any, y: Tensor) -> list[Tensor]:
     return [cell.corpus.image(image_id) for image_id in cell.corpus.ids[: min(cell.k, 4)]]
 
 
-def adaptation_line(cell: Cell, task: Any, y: Tensor) -> Adapting:
+def adaptation(cell: Cell, task: Any, y: Tensor) -> Adapting:
     """Seconds of adaptation by iterations."""
     pictures = training_pictures(cell, task, y)
-    made: list[Adapted] = []
+    device = cell.backbone.device
 
-    def run(n_iterations: int) -> None:
-        short = dataclasses.replace(cell.fine_tuning, n_iterations=n_iterations)
+    def run(n_iterations: int) -> tuple[Any, Stopwatch]:
+        watch, short = Stopwatch(), dataclasses.replace(cell.fine_tuning, n_iterations=n_iterations)
         noise = generator(cell.seed, "cost", "adaptation")
-        made[:] = [short.fit(cell.backbone, cell.adapter, pictures, noise, task=task)]
+        return short.fit(cell.backbone, cell.adapter, pictures, noise, callbacks=[watch], task=task), watch
 
-    line = line_through(run, cell.fine_tuning.n_iterations, cell.backbone.device)
-    return Adapting(line, made[0])
+    line, made = line_of_iterations(run, cell.fine_tuning.n_iterations, device)
+    disk_mb = sum(tensor.nbytes for tensor in made.tensors.values()) / 1e6
+    return Adapting(line, disk_mb, made.tensors if standing(cell) is not None else None)
 
 
 def sampling_line(cell: Cell, task: Any, x: Tensor, y: Tensor, adapting: Adapting | None) -> Line:
-    """Seconds of sampling by steps, with the adapter in place where the cell has one."""
+    """Seconds of sampling by steps, with LoRA in place where the cell has it."""
     operator = task.operator(tuple(x.shape))
-    sampler, backbone = cell.sampler, cell.backbone
+    sampler, n_steps = cell.sampler, cell.sampler.n_steps
     stepwise = any(f.name == "n_steps" for f in dataclasses.fields(sampler))
+    backbone, device = copy.copy(cell.backbone), cell.backbone.device
 
-    def run(n_steps: int) -> None:
-        short = dataclasses.replace(sampler, n_steps=n_steps) if stepwise else sampler
-        noise = [generator(cell.seed, "cost", "sampler")]
-        short.restore(backbone, operator, y[None].to(backbone.device), noise)
+    def known(kind: Any, make: Callable[[], Call]) -> Call:
+        call: Call = calibrated("call", cell, [standing(cell), kind], make)
+        return call
+
+    network = backbone.network = StandIn(cell.backbone.network, device, known)
+    calls: dict[int, Counter[Any]] = {}
+
+    def run(n: int) -> None:
+        network.calls.clear()
+        short = dataclasses.replace(sampler, n_steps=n) if stepwise else sampler
+        short.restore(backbone, operator, y[None].to(device), [generator(cell.seed, "cost", "sampler")])
+        calls[n] = network.calls.copy()
 
     place: AbstractContextManager[Any] = nullcontext()
-    if adapting is not None:
-        place = adapted(backbone.network, cell.adapter, adapting.made.tensors)
+    if adapting is not None and adapting.tensors is not None:
+        place = adapted(cell.backbone.network, cell.adapter, adapting.tensors)
     with place:
-        return line_through(run, sampler.n_steps, backbone.device)
+        run(min(n_steps, 2))  # meets the network
+        line = line_through(run, n_steps, device)
+    few, many = min(calls), max(calls)
+    fixed, per_step = line.fixed, line.per_step
+    for kind, call in network.met.items():
+        grows = (calls[many][kind] - calls[few][kind]) / (many - few) if many > few else 0.0
+        per_step += call.seconds * grows
+        fixed += call.seconds * (calls[few][kind] - few * grows)
+    return Line(fixed, per_step, max([line.peak_mb, *(call.peak_mb for call in network.met.values())]))
 
 
-def line_through(run: Callable[[int], None], n_steps: int, device: torch.device) -> Line:
-    """The line through a run of two steps and one about LONG_ENOUGH seconds long, after a short one to warm up.
-
-    n_steps: of the real run, which is never exceeded; where it takes no more than two, it is run itself. Two is the least:
-    some samplers need one step to start.
-    """
+def retrieval_seconds(corpus: Corpus, encoder: Encoder, x: Tensor, query: Tensor) -> Retrieving:
+    """As `find_neighbours` does it, on the first few pictures of the corpus; with an index on disk, on all of it."""
+    device = torch.device("cpu")
     forget_peak_memory(device)
-    few = min(n_steps, 2)
-    _, warm_up = timed(lambda: run(few), device)
-    if warm_up > 10 * LONG_ENOUGH:  # steps of many seconds: what a warm-up adds is small beside them
-        return Line(0.0, warm_up / max(few, 1), process_peak_memory_mb(device))
-    short = least_seconds(lambda: run(few), device)
-    many = min(n_steps, few + math.ceil(LONG_ENOUGH * max(few, 1) / max(short, 1e-6)))
-    per_step = 0.0
-    if many > few:
-        per_step = max(0.0, (least_seconds(lambda: run(many), device) - short) / (many - few))
-    return Line(max(0.0, short - few * per_step), per_step, process_peak_memory_mb(device))
+    few = Part(corpus, corpus.ids[:PROPOSED])
+    share = len(corpus) / len(few)
+    index, embeddings = timed(lambda: Index.build(few, encoder))
+    fingerprints = 0.0
+    looked_in: Corpus = few
+    if isinstance(corpus, IndexedCorpus):
+        looked_in = corpus
+    else:
+        _, fingerprints = timed(lambda: copies_of(x, few))
+
+    def run() -> None:
+        copies_of(x, looked_in)
+        crops(x, few, index, encoder)
+        vectors = encoder.image(query[None])
+        searched = corpus.index if isinstance(corpus, IndexedCorpus) and corpus.approximate is None else index
+        searched.search(vectors, 1)
+
+    run()
+    return Retrieving(timed(run)[1], embeddings * share, fingerprints * share, process_peak_memory_mb(device))
 
 
-def least_seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Of two runs the faster: another process that wakes up spoils one of them."""
-    return min(timed(run, device)[1] for _ in range(2))
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Let the peak memory of this process start anew from what it holds now. Where the system does not allow it, the peak
-    stays that of all that went before: an upper bound."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM, and with it getrusage's ru_maxrss
-    except OSError:
-        pass
-
-
-def retrieval_seconds(cell: Cell, query: Tensor) -> tuple[float, float]:
-    """(of a query's embedding, of the corpus's embeddings). The search itself is small beside the former."""
-    assert cell.corpus is not None and cell.encoder is not None
-    encoder, corpus = cell.encoder, cell.corpus
-
-    def measure() -> tuple[float, float]:
-        encoder.image(query[None])
-        _, one = timed(lambda: encoder.image(query[None]))
-        _, of_corpus = timed(lambda: encoder.image(corpus.image(corpus.ids[0])[None]))
-        return one, of_corpus * len(corpus)
-
-    key = {"encoder": encoder.weights_sha256, "corpus": corpus.sha256, "shape": list(query.shape)}
-    result: tuple[float, float] = calibrated("retrieve", cell, key, measure)
-    return result
-
-
-def scoring_seconds(cell: Cell, task: Any, x: Tensor, y: Tensor) -> float:
-    """Of one picture. A metric whose weights are missing costs nothing, as in the run."""
+def scoring_seconds(cell: Cell, task: Any, x: Tensor, y: Tensor) -> Scored:
+    """A metric whose weights are missing costs nothing, as in the run."""
 
     def run() -> None:
         cell.scoring.score(x, x)
         data_consistency_residual(task.operator(tuple(x.shape)), x[None], y[None])
         png_bytes(to_uint8(x))
 
-    run()
-    return timed(run)[1]
-
-
-def timed(run: Callable[[], Any], device: torch.device | None = None) -> tuple[Any, float]:
-    """(its result, seconds), everything that it started on the device included."""
-    started = time.perf_counter()
-    result = run()
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, time.perf_counter() - started
+    device = cell.backbone.device
+    forget_peak_memory(device)
+    _, first = timed(run)
+    one = min(timed(run)[1] for _ in range(2))
+    return Scored(one, max(0.0, first - one), process_peak_memory_mb(device))

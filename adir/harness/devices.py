@@ -1,12 +1,15 @@
-"""One GPU for each worker of a node: several processes of a launcher that all say `cuda` shall not share the first."""
+"""Devices of jobs: what they ask for is there, and of several workers of a node that all say `cuda` each has its own."""
 
 import fcntl
 import os
+import re
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
+
+from adir.errors import InputError
 
 _held: list[IO[str]] = []
 """The lock of this process's GPU, held until it ends."""
@@ -43,3 +46,31 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
     if count is None:
         torch.cuda.set_device(chosen)
     return chosen
+
+
+def on_the_cpu(configuration: Any, here: bool, path: str = "") -> Any:
+    """An unresolved configuration (dicts and lists) with its devices replaced by the CPU: for a check in a process that will
+    not run it, and that shall neither need nor hold a GPU.
+
+    here: whether it will run on this machine; what another one has is not known. Raises InputError for a device that there
+    is not.
+    """
+    # Inside, as it brings diffusers, which a process that only takes its GPU need not wait for.
+    from adir.backbones.execution import device_of
+
+    if isinstance(configuration, list):
+        return [on_the_cpu(part, here, path) for part in configuration]
+    if not isinstance(configuration, dict):
+        return configuration
+    twin = {key: on_the_cpu(part, here, f"{path}{key}.") for key, part in configuration.items()}
+    device = twin.get("device")
+    if isinstance(device, str) and not device.startswith("${"):  # else it follows another
+        try:
+            if here or not re.fullmatch(r"cuda(:\d+)?", device):
+                device_of(device)
+        except ValueError as error:
+            raise InputError(f"{path}{error}") from error
+        twin["device"] = "cpu"
+    if twin.get("offload") is True:  # which a CPU has not
+        twin["offload"] = False
+    return twin

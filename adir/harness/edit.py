@@ -16,6 +16,7 @@ from adir.harness.grid import options_of, say
 from adir.harness.identity import hash_of
 from adir.harness.launch import compose
 from adir.harness.neighbours import find_neighbours
+from adir.harness.out_of_memory import out_of_memory_explained
 from adir.harness.picture import adapter_fields
 from adir.harness.provenance import commit, versions
 from adir.harness.restore import awaited_adapter, quoted
@@ -63,7 +64,8 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
         say(f"{picture} -> {target}  (was there)")
         return 0
     say(f"{picture} -> {target}")
-    edit_one(cell, picture, y, target, edit, options.progress)
+    with out_of_memory_explained(cell, tuple(y.shape), "what is done is kept, run the same command again"):
+        edit_one(cell, picture, y, target, edit, options.progress)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The board as text: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML fragment. The same board gives the same bytes."""
+"""The board as text: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML page. The same board gives the same bytes."""
 
 import csv
 import html
@@ -10,8 +10,11 @@ from rich.text import Text
 
 from adir.harness.board import Board, Row, Standing
 from adir.harness.statistics import FEWEST_PICTURES, STUDENT_BELOW, Estimate, PairedDifference
+from adir.harness.terminal import Column, stacked
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
+COUNTS = ("K", "n")
+"""Columns before the metrics that hold numbers."""
 TIED = "≈"
 DIFFERS = "†"
 
@@ -88,23 +91,26 @@ def tidy(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def to_terminal(board: Board, title: str) -> Table:
-    """The table for rich."""
-    table = Table(title=Text(tidy(title)), title_justify="left", header_style="bold")
-    first = 1 + len(extra_axes(board)) + 1
-    for number, heading in enumerate(headings(board)):
-        table.add_column(Text(heading), justify="left" if number < first else "right", overflow="fold")
-    previous = None
-    for row in board.rows:
-        if previous is not None and row.axes["task"] != previous:
-            table.add_section()
-        previous = row.axes["task"]
-        texts = [Text(text) for text in cells(board, row)]
-        for text, name in zip(texts[-len(board.metrics) :] if board.metrics else [], board.metrics, strict=True):
-            if row.standing.get(name) == "best":
+def to_terminal(board: Board, title: str, width: int) -> list[Table]:
+    """The tables for rich, of as many metrics each as `width` columns hold."""
+    rows = board.rows
+    headed, leads = headings(board), [lead(board, row) for row in rows]
+    names = [
+        Column(heading, [Text(texts[place]) for texts in leads], number=heading in COUNTS)
+        for place, heading in enumerate(headed[: len(headed) - len(board.metrics)])
+    ]
+    values = []
+    for metric, heading in zip(board.metrics, headed[len(names) :], strict=True):
+        texts = [
+            Text(cell_text(row.estimates[metric], row.to_none.get(metric), "\n", row.standing.get(metric)))
+            for row in rows
+        ]
+        for row, text in zip(rows, texts, strict=True):
+            if row.standing.get(metric) == "best":
                 text.stylize("bold", 0, text.plain.index(" ") if " " in text.plain else len(text.plain))
-        table.add_row(*texts)
-    return table
+        values.append(Column(heading, texts, number=True))
+    ends = [n for n in range(len(rows) - 1) if rows[n].axes["task"] != rows[n + 1].axes["task"]]
+    return stacked(tidy(title), names, values, width, ends)
 
 
 def to_markdown(board: Board) -> str:
@@ -212,21 +218,45 @@ def to_latex(board: Board) -> str:
     return "\n".join(lines) + "\n"
 
 
+HTML_STYLE = """\
+:root { color-scheme: light dark; }
+body { margin: 2rem; font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+body { background: Canvas; color: CanvasText; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .4rem .7rem; text-align: left; vertical-align: baseline; white-space: nowrap; }
+td { border-bottom: 1px solid #8884; }
+thead th { border-bottom: 1px solid; }
+.number { text-align: right; }
+p, li { max-width: 58rem; font-size: .85rem; }
+"""
+"""Few enough lines to read; Canvas and CanvasText are the browser's own light or dark."""
+
+
 def to_html(board: Board) -> str:
-    """An HTML fragment: a table with its caption and notes, every text escaped, no style and no script."""
-    lines = ['<table class="adir-leaderboard">', f"<caption>{html.escape(EXPLANATION)}</caption>", "<thead><tr>"]
-    lines += [f'<th scope="col">{html.escape(heading)}</th>' for heading in headings(board)]
+    """A page of its own: the table with its explanation and notes, every text escaped, no script, light or dark."""
+    names = len(headings(board)) - len(board.metrics)
+    kinds = [
+        ' class="number"' if place >= names or heading in COUNTS else ""
+        for place, heading in enumerate(headings(board))
+    ]
+    lines = ["<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">']
+    lines += ['<meta name="viewport" content="width=device-width, initial-scale=1">', "<title>ADIR leaderboard</title>"]
+    lines += [f"<style>\n{HTML_STYLE}</style>", "</head>", "<body>"]
+    lines += ['<div class="scroll">', '<table class="adir-leaderboard">', "<thead><tr>"]
+    for kind, heading in zip(kinds, headings(board), strict=True):
+        lines.append(f'<th scope="col"{kind}>{html.escape(heading)}</th>')
     lines += ["</tr></thead>", "<tbody>"]
     for row in board.rows:
         lines.append("<tr>")
-        for text in cells(board, row, "\n", ("\x01", "\x02")):
+        for kind, text in zip(kinds, cells(board, row, "\n", ("\x01", "\x02")), strict=True):
             safe = html.escape(text).replace("\n", "<br>").replace("\x01", "<b>").replace("\x02", "</b>")
-            lines.append(f"<td>{safe}</td>")
+            lines.append(f"<td{kind}>{safe}</td>")
         lines.append("</tr>")
-    lines += ["</tbody>", "</table>"]
+    lines += ["</tbody>", "</table>", "</div>", f"<p>{html.escape(EXPLANATION)}</p>"]
     if board.notes:
         lines += ["<ul>", *(f"<li>{html.escape(tidy(note))}</li>" for note in board.notes), "</ul>"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "</body>", "</html>"]) + "\n"
 
 
 FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex, "html": to_html}

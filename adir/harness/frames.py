@@ -23,7 +23,7 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
     A score that is missing is NaN. Raises InputError where a source holds no records.
     """
     lines: list[dict[str, Any]] = []
-    records = list(read_sources([Path(source) for source in sources]).records.values())
+    records, _, _ = read_sources([Path(source) for source in sources]).counted()
     if not records:
         raise InputError(f"{', '.join(map(str, sources))}: no records; `adir run` makes them")
     for record in records:

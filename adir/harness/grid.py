@@ -1,9 +1,13 @@
 """`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
 
+import dataclasses
 import functools
 import os
+import shlex
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -14,19 +18,23 @@ from adir.errors import InputError
 from adir.files import read_json, write_json
 from adir.harness.cell import Cell, NotApplicable, first_line, resolve_cell
 from adir.harness.claims import Claims
-from adir.harness.devices import use_own_gpu
+from adir.harness.devices import on_the_cpu, use_own_gpu
 from adir.harness.identity import hash_of
-from adir.harness.interruption import leave_to_the_launching_process, stop_file, stop_file_on_interrupt
-from adir.harness.launch import launch
+from adir.harness.interruption import leave_to_the_launching_process, new_stop_file, stop_file_on_interrupt
+from adir.harness.launch import launch, launcher_of
+from adir.harness.ledger import Ledger
 from adir.harness.run import Options, Outcome, picture_hashes, require_test_pictures, run_cell
 from adir.harness.stages import MeasurementStore, OtherPicture, read_note
 from adir.retrieval.corpus import Corpus
 
 EXISTING = ("skip", "redo", "report")
 
+LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
+"""Launchers of this machine, and whether their jobs may outlive the process that launched them; others are a cluster's."""
+
 
 def run_grid(overrides: list[str], multirun: bool) -> int:
-    """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed, or 130 when interrupted.
+    """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed or are missing, or 130 when interrupted.
 
     Raises InputError before any work where a cell cannot run.
     """
@@ -42,43 +50,66 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
         equal = grid.combinations - len(grid.problems) - len(cells)
         duplicates = f" ({grid.combinations} combinations, {equal} equal to others)" if equal else ""
         say(f"{len(cells)} cells{duplicates} in {results}")
+    for note in empty_scores(cells):
+        say(note)
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
+    stop = new_stop_file(plan) if plan is not None else None
 
-    job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan, os.getpid())
-    with stop_file_on_interrupt(plan) as interrupted:
-        try:
-            outcomes: list[Outcome] = launch(job, overrides, multirun)
-        except (InputError, OSError):
-            raise
-        except BaseException as error:
-            if not interrupted.is_set:
+    job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan, stop, os.getpid())
+    all_ended = not LOCAL_LAUNCHERS.get(grid.launcher, True)  # also where `launch` raises
+    try:
+        with stop_file_on_interrupt(stop) as interrupted:
+            try:
+                outcomes: list[Outcome] = launch(job, overrides, multirun)
+                all_ended = True
+            except (InputError, OSError):
                 raise
-            outcomes = []  # a worker that was still being started did not know of stop files
-            say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
+            except BaseException as error:
+                if not interrupted.is_set:
+                    raise
+                outcomes = []  # by a second Ctrl-C, or a worker was still being started and did not know of stop files
+                say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
+                for folder in {results / "adapters", *(cell.ledger.folder / "claims" for cell in cells)}:
+                    Claims(folder).clear_dead()  # some were killed at their pictures
+        stopped = interrupted.is_set or (stop is not None and stop.exists())
+    finally:
+        if stop is not None and all_ended:
+            stop.unlink(missing_ok=True)
     total = sum(outcomes, Outcome())
     # From the records, as a worker that helped with a cell, or an earlier run, may have met a failure.
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
     total.failed = sum(record is not None and record["status"] == "failed" for record in found)
     missing = sum(record is None for record in found)
-    say(
-        f"{total.done} pictures done, {total.skipped} were there, {total.failed} failed; "
-        f"records and pictures: {results}/cells"
-    )
-    if missing and plan is not None and not interrupted.is_set:
+    done = f"{total.done} pictures done, {total.skipped} were there"
+    if not outcomes:
+        done = f"of {len(found)} pictures {len(found) - missing - total.failed} are done"
+    say(f"{done}, {total.failed} failed; records and pictures: {results}/cells")
+    if missing and plan is not None and not stopped:
         say(f"{missing} pictures have no record yet: another worker is at them, or was; run the same command again")
     if total.failed:
         say("what failed says so in its record; retry=failed runs it again")
-    if interrupted.is_set:
+    if stopped:
         say(f"interrupted, {missing} pictures are left; to go on:")
-        say(f"  adir run {'-m ' if multirun else ''}{' '.join(overrides)}")
+        say(f"  adir run {'-m ' if multirun else ''}{shlex.join(overrides)}")
         return 130
-    return 1 if total.failed else 0
+    return 1 if total.failed or (missing and plan is not None) else 0
+
+
+def empty_scores(cells: list[Cell]) -> list[str]:
+    """For each metric whose weights are not here, one line that says so: before the work, whose records will lack it."""
+    scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}
+    reasons = {name: reason for scoring in scorings.values() for name, reason in scoring.unavailable.items()}
+    return [
+        f"warning: no {name} will be in the records (`adir score` adds it later): {reason}"
+        for name, reason in reasons.items()
+    ]
 
 
 class Grid:
     """The cells of a grid, by the number of the first job that makes them, and what is wrong with the other jobs."""
 
-    def __init__(self, checked: list[Cell | InputError]) -> None:
+    def __init__(self, checked: list[Cell | InputError], launcher: str) -> None:
+        self.launcher = launcher
         self.combinations = len(checked)
         self.problems = {number: found for number, found in enumerate(checked) if isinstance(found, InputError)}
         self.cells: dict[int, Cell] = {}
@@ -97,18 +128,34 @@ class Grid:
         return hash_of([[cell.identity.sha256, cell.data.ids] for cell in self.cells.values()])
 
 
-def check_grid(overrides: list[str], multirun: bool) -> Grid:
-    """Every cell resolved and checked, in this process. Raises InputError where the overrides themselves are wrong."""
-    plain = "hydra/launcher=basic"  # checking is quick, and its errors belong in this process
+def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
+    """Every cell resolved and checked, in this process. Raises InputError where the overrides themselves are wrong.
+
+    A cell that another process will run has its networks on the CPU, and a cluster's may ask for a device that this machine
+    lacks. measuring: this process will run a part of each, on its own device.
+    """
+    launcher = launcher_of(overrides, multirun)
+    own_device = measuring or launcher == "BasicLauncher"
+    here = own_device or launcher in LOCAL_LAUNCHERS
+    job = functools.partial(check_job, here=here, own_device=own_device)
     own = [word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
-    return Grid(launch(check_job, [*own, plain] if multirun else overrides, multirun))
+    with tempfile.TemporaryDirectory() as nowhere:
+        # Hydra leaves a note where a grid's results will be, also of one that is refused.
+        words = [f"hydra.{mode}.dir='{nowhere}'" for mode in ("run", "sweep")]
+        # Checking is quick, and its errors belong in this process.
+        words += ["hydra/launcher=basic"] if multirun else []
+        return Grid(launch(job, [*(own if multirun else overrides), *words], multirun), launcher)
 
 
-def check_job(cfg: DictConfig) -> Cell | InputError:
-    """The cell, or why it cannot run."""
+def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Cell | InputError:
+    """The cell, or why it cannot run. here: its devices are those of this machine.  own_device: it is built on them."""
     options_of(cfg)
     try:
-        cell = resolve_cell(cfg)
+        twin = OmegaConf.create(on_the_cpu(OmegaConf.to_container(cfg), here))
+        cell = resolve_cell(cfg if own_device else twin)
+        if not own_device:
+            asked: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+            cell = dataclasses.replace(cell, configuration=asked)
         require_test_pictures(cell)
         require_same_pictures(cell)
     except InputError as error:
@@ -145,6 +192,7 @@ def write_plan(grid: Grid) -> Path:
             "identity": cell.identity.configuration,
             "images": cell.data.ids,
             "data": cell.data.name,
+            "pictures": picture_hashes(cell.data),
             "configuration": cell.configuration,
         }
         for cell in cells
@@ -177,7 +225,9 @@ def tell_rejects(corpus: Corpus) -> None:
         say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 
-def run_job(kept: frozenset[int] | None, plan: Path | None, launched_by: int, cfg: DictConfig) -> Outcome:
+def run_job(
+    kept: frozenset[int] | None, plan: Path | None, stop: Path | None, launched_by: int, cfg: DictConfig
+) -> Outcome:
     """Run one cell, in whatever process the launcher chose, then help with those that other workers are at.
 
     Nothing where a grid's job number is not among `kept`.
@@ -185,34 +235,48 @@ def run_job(kept: frozenset[int] | None, plan: Path | None, launched_by: int, cf
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
     if os.getpid() != launched_by:
-        leave_to_the_launching_process()
-    if plan is not None and stop_file(plan).exists():
+        leave_to_the_launching_process(stop)
+    if stop is not None and stop.exists():
         return Outcome()
     torch.set_num_threads(cfg.threads)
-    torch.backends.cudnn.allow_tf32 = False  # its 1e-3 is no float rounding, which is all that devices may differ by
     use_own_gpu(beside_others())
-    outcome = run_tracked(cfg, plan)
-    if plan is not None and beside_others() and cfg.existing == "skip":
-        for other in read_json(plan)["cells"]:
-            folder = Path(cfg.results) / other["folder"]
-            if Claims(folder / "claims").any_alive():
-                helped = run_tracked(OmegaConf.create(other["configuration"]), plan)
-                outcome.done, outcome.left = outcome.done + helped.done, outcome.left + helped.left
+    if kept is None or plan is None or cfg.existing != "skip" or cfg.retry is not None:
+        return run_tracked(cfg, plan, stop)
+    outcome = run_tracked(cfg, plan, stop, wait=False)  # what another worker is at can wait, other cells cannot
+    if beside_others() or HydraConfig.get().job.num == max(kept):
+        helped = help_others(Path(cfg.results), plan, stop)
+        outcome.done, outcome.left = outcome.done + helped.done, outcome.left + helped.left
     return outcome
 
 
-def run_tracked(cfg: DictConfig, plan: Path | None) -> Outcome:
+def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
+    """Do what is free in the cells of a plan that somebody has begun; then, unless some wait for their own jobs, wait for what
+    other workers are at, to take over from those that die."""
+    planned = read_json(plan)["cells"]
+    outcome = Outcome()
+    for wait in (False, True):
+        planned = [one for one in planned if Ledger(results / one["folder"]).lacks_any(one["images"])]
+        begun = [one for one in planned if Claims(results / one["folder"] / "claims").any_there()]
+        if wait and len(begun) < len(planned):
+            break
+        for one in begun:
+            outcome += run_tracked(OmegaConf.create(one["configuration"]), plan, stop, wait)
+    return outcome
+
+
+def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True) -> Outcome:
     """Run the cell of a composed configuration, telling its tracker."""
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)
     tracker.start(cell, plan.stem if plan is not None else None)
     try:
-        return run_cell(cell, options_of(cfg, stop_file(plan) if plan is not None else None), say, tracker)
+        options = dataclasses.replace(options_of(cfg), stop_file=stop, wait=wait)
+        return run_cell(cell, options, say, tracker)
     finally:
         tracker.finish()
 
 
-def options_of(cfg: DictConfig, stop: Path | None = None) -> Options:
+def options_of(cfg: DictConfig) -> Options:
     """The options that change no result. Raises InputError for unknown words."""
     if cfg.existing not in EXISTING:
         raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
@@ -222,7 +286,7 @@ def options_of(cfg: DictConfig, stop: Path | None = None) -> Options:
         raise InputError(f"batch_size={cfg.batch_size}: a whole number of at least 1 is needed")
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
     retry = cfg.retry == "failed"
-    return Options(cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size, stop)
+    return Options(cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size)
 
 
 def beside_others() -> bool:

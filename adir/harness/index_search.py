@@ -85,8 +85,12 @@ def with_pictures(folder: Path, ids: Sequence[str], distances: Sequence[float]) 
 
 
 def remember_encoder(folder: Path, configuration: DictConfig) -> None:
-    """Write the configuration of the encoder into the folder of the index that it makes. Paths are kept whole."""
+    """Write the configuration of the encoder into the folder of the index that it makes. Paths are kept whole.
+
+    The device is left out: it is the builder's, and for one query the processor will do.
+    """
     leaf: dict[str, Any] = OmegaConf.to_container(configuration, resolve=True)  # type: ignore[assignment]
+    leaf.pop("device", None)
     for name in ("checkpoint", "folder"):
         if leaf.get(name) is not None:
             leaf[name] = str(Path(leaf[name]).resolve())

@@ -1,7 +1,9 @@
 """`adir index build` and `adir index info`: workers that claim shards, and what an index holds."""
 
+import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from omegaconf.errors import MissingMandatoryValue
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adir.errors import InputError
-from adir.files import set_aside
+from adir.files import read_json, set_aside
 from adir.harness.cell import build as build_part
 from adir.harness.claims import Claims
 from adir.harness.grid import beside_others, say
@@ -24,6 +26,7 @@ from adir.retrieval.builder import (
     missing_shards,
     planned,
     read_facts,
+    require_room,
     require_same_index,
     shard_path,
 )
@@ -71,18 +74,23 @@ def build_job(cfg: DictConfig) -> tuple[Path, Embedded]:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise InputError(f"{error.full_key} is missing: say {error.full_key}=...") from error
+    if cfg.loaders is None:
+        cfg.loaders = min(8, os.cpu_count() or 1)
     for key in ("shard_size", "batch_size", "loaders", "threads"):
         if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
             raise InputError(f"{key}={cfg[key]}: a whole number from 1 is needed")
+    if isinstance(cfg.least_side, bool) or not isinstance(cfg.least_side, int) or cfg.least_side < 0:
+        raise InputError(f"least_side={cfg.least_side}: a whole number of pixels is needed, 0 to take all")
     torch.set_num_threads(cfg.threads)
-    folder = Path(cfg.out)
+    folder = Path(str(cfg.out))
     source: Source = build_part(cfg.corpus, "corpus")
     encoder: Encoder = build_part(cfg.encoder, "encoder")
-    require_same_index(folder, source, encoder)
-    remember_encoder(folder, cfg.encoder)
+    require_room(folder)
     claims = Claims(folder / "claims")
     wait_for(claims, "plan")
     try:
+        require_same_index(folder, source, encoder, cfg.least_side)
+        remember_encoder(folder, cfg.encoder)
         put_aside_damaged(folder)
         extend_plan(folder, source, cfg.shard_size)
     finally:
@@ -94,6 +102,9 @@ def build_job(cfg: DictConfig) -> tuple[Path, Embedded]:
     finally:
         claims.release("manifest")
     claims.clear_dead()  # of a worker that was killed between a shard and its release
+    if not claims.any_there():  # or while it wrote one
+        for part in folder.glob("**/.*.part"):
+            part.unlink(missing_ok=True)
     return folder, done
 
 
@@ -124,7 +135,9 @@ def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims
                 with claims.claimed(f"{number:06d}") as mine:
                     # Whoever had the claim before may have finished the shard since it was looked for.
                     if mine and not shard_path(folder, number).exists():
-                        done = build_shard(folder, number, source, encoder, cfg.batch_size, cfg.loaders, meter.show)
+                        done = build_shard(
+                            folder, number, source, encoder, cfg.batch_size, cfg.loaders, meter.show, cfg.least_side
+                        )
                         meter.finished(number, done)
                         did_one = True
                         total.pictures += done.pictures
@@ -202,13 +215,16 @@ def info(folder: Path) -> int:
     say(described(index.manifest))
     n_bytes = sum(shard.path.stat().st_size for shard in index.shards)
     say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes a picture")
-    licences: dict[str, int] = {}
-    for shard in index.shards:
-        for row in range(len(shard)):
-            licence = shard.attribution(row).get("licence", "unknown")
-            licences[licence] = licences.get(licence, 0) + 1
+    damage = index.damage()
+    if damage:
+        raise InputError(f"{damage[0]} ({len(damage)} damaged shards): remove them and run `adir index build` again")
+    licences = sum((shard.licences() for shard in index.shards), Counter[str]())
     for licence, count in sorted(licences.items(), key=lambda pair: (-pair[1], pair[0]))[:5]:
         say(f"  {count} pictures of licence {licence}")
+    for path in sorted(folder.glob("approximate-*.json")):
+        found = read_json(path)
+        shares = ", ".join(f"{share:.3f} at K={k}" for k, share in found.get("recall", {}).items())
+        say(f"  approximate search with {found['arguments']}: recall {shares}")
     rejects = {name: reason for shard in index.rejecting for name, reason in shard.rejects.items()}
     say(f"  {len(rejects)} rejects" + (", such as" if rejects else ""))
     for name, reason in list(rejects.items())[:5]:
@@ -216,8 +232,5 @@ def info(folder: Path) -> int:
     newer = len(planned(folder)) - len(index.manifest["shards"])
     if newer > 0:
         say(f"  {newer} shards more are planned; run `adir index build` again")
-    damage = index.damage()
-    if damage:
-        raise InputError(f"{damage[0]} ({len(damage)} damaged shards): remove them and run `adir index build` again")
     say("  every shard has the data it was made with")
     return 0

@@ -1,18 +1,30 @@
-"""Ctrl-C: every worker of a grid ends the record it is on and then stops, as a file tells it."""
+"""Ctrl-C: every worker of a run ends the record it is on and then stops, as a file tells it."""
 
+import contextlib
+import os
+import secrets
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adir.files import write_bytes
+import pytorch_lightning as pl
+
+LONGEST_RUN = 30 * 86400.0
+"""Seconds after which a stop file that was left behind is removed: a cluster may start a job of that run until then."""
 
 
-def stop_file(plan: Path) -> Path:
-    """The file whose being there tells all workers of a grid to stop after the picture at hand."""
-    return plan.with_suffix(".stop")
+def new_stop_file(plan: Path) -> Path:
+    """The file whose being there will tell all workers of one run to stop after the picture at hand. Beside the plan, as they
+    share that folder; named by chance, as the same grid may be run twice at once."""
+    for old in plan.parent.glob("*.stop"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > LONGEST_RUN:
+                old.unlink()
+    return plan.with_suffix(f".{secrets.token_hex(4)}.stop")
 
 
 class Interrupted:
@@ -22,24 +34,29 @@ class Interrupted:
 
 
 @contextmanager
-def stop_file_on_interrupt(plan: Path | None) -> Iterator[Interrupted]:
+def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[Interrupted]:
     """While a grid runs, the first Ctrl-C (or SIGTERM, as clusters send before they kill) writes the stop file, the second
     raises KeyboardInterrupt. Neither loses a record.
 
     A terminal sends Ctrl-C to the workers too: they ignore it (`leave_to_the_launching_process`).
     """
     interrupted = Interrupted()
-    if plan is None or threading.current_thread() is not threading.main_thread():
+    if stop_file is None or threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    stop_file(plan).unlink(missing_ok=True)
 
     def on_signal(number: int, frame: Any) -> None:
         if interrupted.is_set:
             raise KeyboardInterrupt
         interrupted.is_set = True
-        print("interrupted: finishing the pictures at hand; once more to stop at once", flush=True)
-        write_bytes(stop_file(plan), b"")
+        try:
+            stop_file.touch()
+        except OSError as error:  # the folder is gone or read-only: nobody can be told
+            raise KeyboardInterrupt from error
+        with contextlib.suppress(
+            OSError
+        ):  # not print, which may be what was interrupted, and refuses to be called twice
+            os.write(1, b"interrupted: finishing the pictures at hand; once more to stop at once\n")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -47,10 +64,40 @@ def stop_file_on_interrupt(plan: Path | None) -> Iterator[Interrupted]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        stop_file(plan).unlink(missing_ok=True)
 
 
-def leave_to_the_launching_process() -> None:
-    """For a worker: Ctrl-C reaches the process that launched it as well, and that one writes the stop file."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_to_the_launching_process(stop_file: Path | None) -> None:
+    """For a worker: Ctrl-C reaches the process that launched it as well, and that one writes the stop file.
+
+    SIGTERM may reach this one alone: it writes the file too, unless a cluster's launcher has a use of its own for it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    now = signal.getsignal(signal.SIGTERM)
+    if stop_file is not None and (now == signal.SIG_DFL or isinstance(now, WriteStopFile)):
+        signal.signal(signal.SIGTERM, WriteStopFile(stop_file))
+
+
+class WriteStopFile:
+    """A worker's handler of SIGTERM."""
+
+    def __init__(self, stop_file: Path) -> None:
+        self.stop_file = stop_file
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.stop_file.touch()
+
+
+class HandlersStay(pl.Callback):
+    """Keeps the signal handlers of this moment during a fit: Lightning would take SIGTERM, and end the fit midway."""
+
+    def __init__(self) -> None:
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called right after Lightning has put in its own."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers.items():
+                if handler is not None:  # one that no Python code put in, and none can put back
+                    signal.signal(number, handler)

@@ -3,7 +3,8 @@
 import functools
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
@@ -32,24 +33,39 @@ def launch(
 
     Raises InputError for bad overrides, and the exception of the first job whose function raised one.
     """
-    GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
     job = functools.partial(guarded, function, secrets.token_hex(8))
-    try:
+    with main_hydra() as hydra:
         if multirun:
             batches = hydra.multirun(config_name, job, overrides, with_log_configuration=False)
             results = [one.return_value for batch in batches for one in batch]
         else:
             require_single(hydra, overrides, config_name)
             results = [hydra.run(config_name, job, overrides, with_log_configuration=False).return_value]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(plain_words(error)) from error
-    finally:
-        GlobalHydra.instance().clear()
     for result in results:
         if isinstance(result, Raised):
             raise result.error
     return results
+
+
+@contextmanager
+def main_hydra() -> Iterator[Hydra]:
+    """Hydra on our configuration. Raises InputError for what Hydra cannot compose."""
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(plain_words(error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") -> str:
+    """The class of the launcher that runs the jobs, such as `SlurmLauncher`; a single job runs in this process."""
+    if not multirun:
+        return "BasicLauncher"
+    with main_hydra() as hydra:
+        cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+    return str(cfg.hydra.launcher._target_).rpartition(".")[2]
 
 
 class Raised:

@@ -45,8 +45,9 @@ def load_board(*results: Path) -> Board:
     if not found.records:
         names = ", ".join(map(str, results))
         raise InputError(f"{names}: no records below it; `adir run ... results={results[0]}` makes them")
-    board = make_board(found.records.values(), found.planned)
-    board.notes = found.notes + board.notes
+    records, planned, notes = found.counted()
+    board = make_board(records, planned)
+    board.notes = notes + board.notes
     return board
 
 
@@ -59,7 +60,8 @@ def show_leaderboard(folders: list[Path], write: bool) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(160, console.width))  # a log has no edge to wrap at
-    console.print(to_terminal(board, ", ".join(map(str, folders))))
+    for table in to_terminal(board, ", ".join(map(str, folders)), console.width):
+        console.print(table)
     for line in [EXPLANATION, *board.notes]:
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     if write and len(folders) == 1 and folders[0].is_dir():

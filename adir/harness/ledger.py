@@ -50,6 +50,20 @@ class Ledger:
             )
         return record
 
+    def stamp(self, image_id: str) -> tuple[int, int] | None:
+        """What tells one writing of a picture's record from the next; None where there is none."""
+        try:
+            found = self.record_path(image_id).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    def lacks_any(self, image_ids: list[str]) -> bool:
+        """Whether a picture has no record file, by one look at the folder."""
+        folder = self.folder / "records"
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return any(self.record_path(image_id).name not in there for image_id in image_ids)
+
     def peek(self, image_id: str) -> dict[str, Any] | None:
         """The record of a picture, or None where there is none that can be read; touches nothing."""
         try:

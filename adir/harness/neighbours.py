@@ -37,7 +37,7 @@ def find_neighbours(
     """
     corpus = cell.corpus
     assert corpus is not None
-    excluded = sorted(copies_of(x, corpus)) if x is not None else []
+    excluded = left_out(cell, x) if x is not None else []
     if cell.mode == "random":
         eligible = [name for name in corpus.ids if name not in set(excluded)]
         if cell.k > len(eligible):
@@ -48,17 +48,27 @@ def find_neighbours(
         return [Neighbour(eligible[row], None) for row in order[: cell.k].tolist()], excluded
     assert cell.encoder is not None
     index = corpus_index(corpus, cell.encoder, cell.results / "embeddings")
-    if x is not None:
-        excluded = sorted({*excluded, *crops(x, corpus, index, cell.encoder)})
     picture = query_picture(cell.task, y, cell.feeding, cell.encoder.input_size)
     query = cell.task.query(cell.encoder, picture)
     ids, distances = index.search(query, cell.k, exclude=[set(excluded)])
     return [Neighbour(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)], excluded
 
 
+def left_out(cell: Cell, x: torch.Tensor) -> list[str]:
+    """Ids of corpus pictures that are copies or crops of x, sorted: the same for `knn` and `random`."""
+    assert cell.corpus is not None and cell.encoder is not None
+    index = corpus_index(cell.corpus, cell.encoder, cell.results / "embeddings")
+    return sorted(copies_of(x, cell.corpus) | crops(x, cell.corpus, index, cell.encoder))
+
+
 def copies_of(x: torch.Tensor, corpus: Corpus) -> set[str]:
     """Ids of corpus pictures that equal or nearly equal (3, H, W) picture x, by fingerprints kept on disk or made now."""
     return corpus.near_duplicates(x) if isinstance(corpus, IndexedCorpus) else near_duplicates(x, corpus)
+
+
+def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
+    """Whether `corpus_index` finds the embeddings made."""
+    return isinstance(corpus, IndexedCorpus) or Index.path(corpus, encoder, cache_folder).is_file()
 
 
 _indices: dict[str, Index] = {}
@@ -69,10 +79,6 @@ def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> Vector
     per process and stored in `cache_folder` for the next. Raises InputError where the one on disk is by another encoder."""
     if isinstance(corpus, IndexedCorpus):
         corpus.index.require_encoder(encoder)
-        if corpus.approximate is not None and "searcher" not in vars(corpus):
-            searcher = corpus.searcher
-            print(f"approximate search in {corpus.index.folder}: recall@50 {corpus.recall:.3f}", flush=True)
-            return searcher
         return corpus.searcher
     key = sha256_of_bytes(f"{corpus.sha256} {encoder.weights_sha256} {cache_folder}".encode())
     if key not in _indices:

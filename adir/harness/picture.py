@@ -18,6 +18,7 @@ from adir.errors import InputError
 from adir.harness.cell import Cell, first_line
 from adir.harness.claims import Claims
 from adir.harness.identity import hash_of
+from adir.harness.interruption import HandlersStay
 from adir.harness.neighbours import Neighbour, find_neighbours
 from adir.harness.provenance import Clock, commit, process_peak_memory_mb, versions
 from adir.harness.stages import (
@@ -172,6 +173,7 @@ def find_or_train_adapter(
             cell.adapter,
             pictures,
             generator(cell.seed, image_id, "adaptation"),
+            callbacks=[HandlersStay()],
             progress=progress,
             task=task,
         )

@@ -1,10 +1,13 @@
 """`adir plan`: what `adir run` would do with the same words, before any of it is done: cells, seconds, disk."""
 
 import dataclasses
+import math
 import shutil
-from collections import Counter
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,8 +17,9 @@ from adir.harness.cell import Cell, NotApplicable
 from adir.harness.cost import Cost, estimate
 from adir.harness.grid import check_grid
 from adir.harness.identity import WITH_NEIGHBOURS, hash_of
+from adir.harness.out_of_memory import out_of_memory_explained
 from adir.harness.picture import adapter_made_of, neighbours_key
-from adir.harness.run import picture_hashes
+from adir.harness.run import picture_hashes, picture_shapes
 from adir.harness.stages import AdapterStore, Measurement, MeasurementStore, NeighbourStore, hash_of_picture, read_note
 
 
@@ -30,7 +34,7 @@ class CellPlan:
     adapters_cached: int = 0
     """Of those to do: how many have their adapter already, trained for this cell or another."""
     new_adapters: set[str] = field(default_factory=set)
-    """Keys of those to be trained; cells that share one train it once. Unknown ones count as the cell's own."""
+    """Of those to be trained: what each follows from, by which cells share it."""
     cost: Cost | None = None
     """Of one picture; None where nothing is to do."""
 
@@ -65,11 +69,13 @@ def plan_cell(cell: Cell) -> CellPlan:
         if key is not None and AdapterStore(cell.results).path(key).is_file():
             plan.adapters_cached += 1
         else:
-            plan.new_adapters.add(key or f"{cell.identity.sha256} {image_id}")
+            plan.new_adapters.add(key or adapter_to_come(cell, image_id))
     if cell.configuration["existing"] == "report":
         plan.to_do = 0
     if plan.to_do:
-        plan.cost = estimate(cell)
+        largest = max(picture_shapes(cell.data).values(), key=math.prod)
+        with out_of_memory_explained(cell, largest, f"this is for the plan of {cell.label}: nothing was run"):
+            plan.cost = estimate(cell)
     return plan
 
 
@@ -79,10 +85,11 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     store = MeasurementStore(cell.results, task, cell.configuration["task"], cell.noise_seed)
     path = store.path(image_id)
     known, _ = read_note(path.with_suffix(".json"))
-    if known is None or not path.is_file():
+    if cell.mode != "random" and (known is None or not path.is_file()):
         return None
     if cell.mode in WITH_NEIGHBOURS:
-        measurement = Measurement(task.read_y(path), known["sha256"], path)
+        nothing = torch.empty(0)  # the key needs the hash of y alone, and that of a random draw not even this
+        measurement = Measurement(nothing, known["sha256"] if known is not None else "", path)
         key = neighbours_key(
             dataclasses.replace(cell, task=task), image_id, picture_hashes(cell.data)[image_id], measurement
         )
@@ -95,28 +102,60 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     return hash_of(adapter_made_of(cell, image_id, task, pictures))
 
 
+def adapter_to_come(cell: Cell, image_id: str) -> str:
+    """What names the adapter of a picture before its pictures are known: what they will follow from. Equal for the cells
+    that will share it, such as two samplers, or `random` of two tasks."""
+    configuration = cell.identity.configuration
+    follows: dict[str, Any] = {"mode": cell.mode, "x": picture_hashes(cell.data)[image_id]}
+    if cell.mode in WITH_NEIGHBOURS:
+        follows |= {"retrieval": configuration["retrieval"], "k": cell.k}
+    if cell.mode != "random":
+        follows |= {"task": configuration["task"], "noise_seed": cell.noise_seed}
+    task = cell.task.bound(cell.data, image_id)
+    return hash_of([adapter_made_of(cell, image_id, task, []), follows])
+
+
+@dataclass
+class Totals:
+    """Of a grid, as its cells are counted one after the other: what several of them need counts for the first."""
+
+    seconds: float = 0.0
+    disk_mb: float = 0.0
+    adapters: set[str] = field(default_factory=set)
+    once: dict[str, float] = field(default_factory=dict)
+    """Seconds of what is done once for all cells, by what it is."""
+
+    def add(self, plan: CellPlan) -> tuple[float, float]:
+        """Count a cell; (seconds, MB) that it adds, what is done once aside."""
+        if plan.cost is None:
+            return 0.0, 0.0
+        training = plan.cost.seconds_per_picture.get("adapt", 0.0)
+        others = sum(plan.cost.seconds_per_picture.values()) - training
+        new = plan.new_adapters - self.adapters
+        seconds = plan.to_do * others + len(new) * training
+        disk_mb = plan.to_do * plan.cost.picture_disk_mb + len(new) * plan.cost.adapter_disk_mb
+        self.seconds, self.disk_mb = self.seconds + seconds, self.disk_mb + disk_mb
+        self.adapters |= new
+        for what, how_long in plan.cost.seconds_once.items():
+            self.once[what] = max(how_long, self.once.get(what, 0.0))
+        return seconds, disk_mb
+
+
 def print_plan(overrides: list[str], multirun: bool) -> int:
     """Print the plan. Returns 0, or 2 where a cell cannot run; cells that are not applicable are left out, as in a run."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(160, console.width))
-    grid = check_grid(overrides, multirun)
+    started = time.perf_counter()
+    grid = check_grid(overrides, multirun, measuring=True)
+    loading = time.perf_counter() - started  # which a run does too, before its first picture
     plans = [plan_cell(cell) for cell in grid.cells.values()]
     table = Table(title_justify="left", header_style="bold")
     for number, heading in enumerate(("cell", "pictures", "status", "s/picture", "minutes", "memory MB", "disk MB")):
         table.add_column(heading, justify="left" if number in (0, 2) else "right", overflow="fold")
-    to_train: Counter[str] = Counter()
-    seconds = disk = 0.0
+    totals = Totals()
     for plan in plans:
-        own_seconds = own_disk = 0.0
-        if plan.cost is not None:
-            training = plan.cost.seconds_per_picture.get("adapt", 0.0)
-            others = sum(plan.cost.seconds_per_picture.values()) - training
-            new = [key for key in plan.new_adapters if key not in to_train]
-            own_seconds = plan.to_do * others + len(new) * training
-            own_disk = plan.to_do * plan.cost.picture_disk_mb + len(new) * plan.cost.adapter_disk_mb
-            to_train.update(new)
-        seconds, disk = seconds + own_seconds, disk + own_disk
+        own_seconds, own_disk = totals.add(plan)
         cost = plan.cost
         columns = [
             plan.cell.label,
@@ -143,16 +182,23 @@ def print_plan(overrides: list[str], multirun: bool) -> int:
         free = shutil.disk_usage(existing).free / 1e6
         pictures = sum(plan.to_do for plan in plans)
         note = f", {equal} more combinations equal one of them" if equal else ""
+        once = loading + sum(totals.once.values()) if pictures else 0.0
         console.print(
             Text(
-                f"{len(plans)} cells{note}: {pictures} pictures and {len(to_train)} adapters to do, about "
-                f"{seconds / 60:.0f} minutes of one worker, {disk:.0f} MB in {results} ({free:.0f} MB free)"
+                f"{len(plans)} cells{note}: {pictures} pictures and {len(totals.adapters)} adapters to do, about "
+                f"{duration(totals.seconds + once)} of one worker ({duration(once)} of them once, for loading and the "
+                f"corpus), {totals.disk_mb:.0f} MB in {results} ({free:.0f} MB free)"
             )
         )
-        if disk > free:
+        if totals.disk_mb > free:
             console.print(Text("CANNOT RUN: the disk is too small"))
             cannot += 1
         planned = results / "grids" / f"{grid.sha256[:16]}.json"
         if planned.is_file() and read_json(planned).get("grid") == grid.sha256:
             console.print(Text("this grid was begun before; adir run goes on with it"))
     return 2 if cannot else 0
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, or `3 minutes` from 90 seconds on."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"

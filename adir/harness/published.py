@@ -1,25 +1,31 @@
 """`adir table`: the paper's numbers (results/published, one file a table) beside ours, and whether the two can be compared."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.harness.board import Board, Row, label
 from adir.harness.formats import ARROWS, tex, tidy
 from adir.harness.leaderboard import load_board
 from adir.harness.statistics import mean_interval
+from adir.harness.terminal import Column, stacked
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
 UNKNOWN = "unknown"
 NO_ROW = "not run"
+INSIDE = (
+    "inside, outside: whether the paper's number lies in the 95 % interval of our mean. It was measured on other draws of "
+    "noise, and has an interval of its own, which is not published."
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Comparison:
     metric: dict[str, Any]
     paper: float | None
     confidence: str
+    source: str
+    """Of this number: the cell's own, or else its table's."""
     ours: float | None
     interval: tuple[float, float] | None
     n: int
@@ -88,26 +96,23 @@ def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
     if latex:
         print(to_latex(table, comparisons), end="")
         return 0
-    grid = Table(title=Text(f"{name}: {table['title']}"), title_justify="left", header_style="bold")
-    for number, heading in enumerate(
-        ("method", "metric", "paper", "ours", "95 % interval", "n", "ours − paper", "verdict")
-    ):
-        grid.add_column(heading, justify="right" if 2 <= number <= 6 else "left", overflow="fold")
-    for c in comparisons:
-        grid.add_row(*map(Text, map(tidy, line_of(c))))
-    console.print(grid)
-    console.print(f"paper: {table['source']}", style="dim", highlight=False, markup=False)
-    for unknown in table["unknown"]:
-        console.print(f"unknown: {unknown}", style="dim", highlight=False, markup=False)
-    console.print(
-        "inside, outside: whether the paper's number lies in the 95 % interval of our mean. It was measured on other draws of "
-        "noise, and has an interval of its own, which is not published.",
-        style="dim",
-        highlight=False,
-        markup=False,
-    )
-    console.print(f"to run it: adir run -m experiment={table['experiment']}", highlight=False, markup=False)
+    names, values, notes = columns_of(comparisons, table["source"])
+    for stack in stacked(tidy(f"{name}: {table['title']}"), names, values, console.width):
+        console.print(stack)
+    lines = [f"[{number}] {note}" for number, note in enumerate(notes, 1)] + [f"paper: {table['source']}"]
+    lines += [f"unknown: {unknown}" for unknown in table["unknown"]] + [INSIDE]
+    for line in lines:
+        console.print(tidy(line), style="dim", highlight=False, markup=False)
+    command = command_of(table["experiment"])
+    console.print(f"to run it: {command}", highlight=False, markup=False, soft_wrap=True)  # so that it can be copied
     return 0
+
+
+def command_of(experiment: str) -> str:
+    """The command that stands at the top of an experiment's file, with what it needs besides: an index, pictures."""
+    lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("# adir run"))
+    return line.removeprefix("# ").split("  (")[0]  # what follows in brackets is a remark
 
 
 def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
@@ -117,6 +122,7 @@ def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
         ours, departures = closest(table["conditions"], row, board) if board is not None else (None, ())
         for metric in table["metrics"]:
             cell = row["cells"][metric["name"]]
+            cell = {"source": table["source"]} | cell
             found.append(comparison(row["name"], metric, cell, ours, board, departures))
     return found
 
@@ -179,8 +185,9 @@ def comparison(
         if why := metric.get("not_comparable"):
             reasons.append(why)
     if paper is None or value is None or interval is None or reasons:
+        verdict = "not comparable"
         return Comparison(
-            method, metric, paper, cell["confidence"], value, interval, n, "not comparable", tuple(reasons)
+            method, metric, paper, cell["confidence"], cell["source"], value, interval, n, verdict, tuple(reasons)
         )
     beyond = max(interval[0] - paper, paper - interval[1])
     if beyond <= 0:
@@ -189,18 +196,36 @@ def comparison(
         verdict, reasons = "not comparable", [f"outside by {beyond:.2g}, and {metric['back_end']}"]
     else:
         verdict = "outside"
-    return Comparison(method, metric, paper, cell["confidence"], value, interval, n, verdict, tuple(reasons))
+    return Comparison(
+        method, metric, paper, cell["confidence"], cell["source"], value, interval, n, verdict, tuple(reasons)
+    )
 
 
-def line_of(c: Comparison) -> list[str]:
-    """A comparison as the terminal's columns."""
-    paper = UNKNOWN if c.paper is None else f"{c.paper:.{c.metric['decimals']}f} ({c.confidence})"
-    interval = "–" if c.interval is None else f"[{c.interval[0]:#.4g}, {c.interval[1]:#.4g}]"
-    difference = "–" if c.difference is None else f"{c.difference:+.3g}"
-    verdict = f"{c.verdict}: {'; '.join(c.reasons)}" if c.reasons else c.verdict
-    ours = "–" if c.ours is None else f"{c.ours:#.4g}"
-    title = c.metric["title"] + ARROWS[c.metric["direction"]]
-    return [c.method, title, paper, ours, interval, str(c.n) if c.n else "–", difference, verdict]
+def columns_of(comparisons: list[Comparison], source: str) -> tuple[list[Column], list[Column], list[str]]:
+    """(columns that name a line, columns of numbers, notes). A note's number stands in brackets in the lines it is of:
+    a reason against comparing, or the source of a number that is not `source`, its table's."""
+    notes: dict[str, int] = {}
+
+    def refer(texts: Sequence[str]) -> str:
+        numbers = sorted(notes.setdefault(text, len(notes) + 1) for text in texts)
+        return f" {numbers}" if numbers else ""
+
+    lines = []
+    for c in comparisons:
+        paper = UNKNOWN if c.paper is None else f"{c.paper:.{c.metric['decimals']}f} ({c.confidence})"
+        paper += refer([f"paper's number: {c.source}"] if c.source != source else [])
+        interval = "–" if c.interval is None else f"[{c.interval[0]:#.4g}, {c.interval[1]:#.4g}]"
+        difference = "–" if c.difference is None else f"{c.difference:+.3g}"
+        title = c.metric["title"] + ARROWS[c.metric["direction"]]
+        ours = "–" if c.ours is None else f"{c.ours:#.4g}"
+        count = str(c.n) if c.n else "–"
+        lines.append([c.method, title, paper, ours, difference, interval, count, c.verdict + refer(c.reasons)])
+    headings = ("method", "metric", "paper", "ours", "ours − paper", "95 % interval", "n", "verdict")
+    columns = [
+        Column(heading, [Text(tidy(text)) for text in texts], number=heading not in ("method", "metric", "verdict"))
+        for heading, texts in zip(headings, zip(*lines, strict=True), strict=True)
+    ]
+    return columns[:2], columns[2:], list(notes)
 
 
 def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
@@ -226,7 +251,8 @@ def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
     lines.append(
         f"% {tidy(table['title'])}. Published ({tidy(table['source'])}); in brackets ours; ?: unknown; *: not comparable:"
     )
-    lines += [
-        f"%   {tidy(c.method)}, {c.metric['title']}: {tidy('; '.join(c.reasons))}" for c in comparisons if c.reasons
-    ]
+    for c in comparisons:
+        own = [f"from {c.source}"] if c.source != table["source"] else []
+        if said := own + list(c.reasons):
+            lines.append(f"%   {tidy(c.method)}, {c.metric['title']}: {tidy('; '.join(said))}")
     return "\n".join(lines) + "\n"

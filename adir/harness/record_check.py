@@ -25,6 +25,8 @@ def fault_of(record: dict[str, Any]) -> str | None:
         return "cell is to be a hash, and seed that of the axes"
     if not isinstance(record.get("identity"), dict) or not isinstance(record.get("unavailable", {}), dict | None):
         return "identity and unavailable are to be objects"
+    if fault := contradiction(axes, record["identity"]):
+        return fault
     if record["status"] not in ("done", "failed"):
         return f"status is {record['status']!r}, not done or failed"
     if record["status"] == "failed":
@@ -36,6 +38,21 @@ def fault_of(record: dict[str, Any]) -> str | None:
         return "y.sha256 is missing"
     return next(
         (f"score {name}: {why}" for name, score in record["scores"].items() if (why := score_fault(score))), None
+    )
+
+
+def contradiction(axes: dict[str, Any], identity: dict[str, Any]) -> str | None:
+    """None, or which axis, by which a row is named, is not what the identity says, from which its cell was made."""
+    said = {name: identity.get(name) for name in ("backbone", "task", "sampler", "adaptation")}
+    parts = {name: part for name, part in said.items() if isinstance(part, dict)}
+    expected = {name: part["name"] for name, part in parts.items() if "name" in part}
+    if "adaptation" in parts:
+        expected["k"] = parts["adaptation"].get("k")
+        if isinstance(adapter := parts["adaptation"].get("adapter"), dict):
+            expected["adapter"] = adapter.get("name")
+    expected |= {"seed": identity["seed"]} if "seed" in identity else {}
+    return next(
+        (f"axis {n} is {axes[n]!r}, its identity says {v!r}" for n, v in expected.items() if axes[n] != v), None
     )
 
 

@@ -15,11 +15,12 @@ from adir.harness.cell import Cell, resolve_cell
 from adir.harness.grid import options_of, say
 from adir.harness.launch import compose
 from adir.harness.neighbours import Neighbour, find_neighbours
+from adir.harness.out_of_memory import out_of_memory_explained
 from adir.harness.picture import Busy, adapter_fields, find_or_train_adapter
 from adir.harness.provenance import commit, versions
 from adir.harness.stages import StoredAdapter, hash_of_picture
 from adir.images import PICTURE_SUFFIXES, from_uint8, read_image, to_uint8, write_png
-from adir.samplers.tiling import require_restorable, restore_any_size
+from adir.samplers.tiling import needed_tile, require_restorable, restore_any_size, sampled_shape
 from adir.scoring.metrics import data_consistency_residual
 
 
@@ -42,11 +43,14 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
     targets = {path: out / f"{path.stem}-{cell.task.name}-{cell.mode}.png" for path in paths}
     if len(set(targets.values())) < len(targets):
         raise InputError("two of the pictures have the same name; restore them into different folders (--out)")
-    todo = [path for path in paths if overwrite or not is_done(targets[path], cell, measurements[path])]
+    todo = [path for path in paths if overwrite or not is_done(targets[path], cell, measurements[path], tile)]
     for path in paths:
         say(f"{path} -> {targets[path]}" + ("" if path in todo else "  (was there)"))
-    for path in todo:
-        restore_one(cell, path, measurements[path], targets[path], tile, options)
+    for number, path in enumerate(todo):
+        kept = f"{number} of {len(todo)} pictures are restored and kept, run the same command again"
+        shape = sampled_shape(cell.backbone, cell.task, measurements[path])
+        with out_of_memory_explained(cell, shape, kept, tile if cell.backbone.kind == "pixel" else None):
+            restore_one(cell, path, measurements[path], targets[path], tile, options)
     return 0
 
 
@@ -75,7 +79,7 @@ def picture_files(inputs: list[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def is_done(target: Path, cell: Cell, y: Tensor) -> bool:
+def is_done(target: Path, cell: Cell, y: Tensor, tile: int) -> bool:
     """Whether this very restoration is there. InputError when something else has its name.
 
     The note is written first: one of this restoration without its picture is what a kill leaves, or a deleted picture.
@@ -85,7 +89,8 @@ def is_done(target: Path, cell: Cell, y: Tensor) -> bool:
         return False
     try:
         known = read_json(note)
-        if (known["cell"], known["y_sha256"]) == (cell.identity.sha256, hash_of_picture(y)):
+        made_of = (cell.identity.sha256, hash_of_picture(y), needed_tile(cell.backbone, cell.task, y, tile))
+        if (known["cell"], known["y_sha256"], known["tile"]) == made_of:
             if not target.exists():
                 return False
             if known["picture_sha256"] == hash_of_picture(read_image(target)):
@@ -118,6 +123,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
         "picture_sha256": hash_of_picture(from_uint8(to_uint8(result.x_hat))),
         "residual": residual,
         "sigma_y": cell.task.sigma_y,
+        "tile": needed_tile(cell.backbone, cell.task, y, tile),
         "tiles": result.n_tiles,
         "sampler": {"capped_steps": result.capped_steps, "n_steps": cell.sampler.n_steps},
         "neighbours": [{"id": n.id, "distance": n.distance} for n in neighbours],

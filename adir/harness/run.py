@@ -19,6 +19,9 @@ from adir.retrieval.corpus import Corpus
 
 Existing = Literal["skip", "redo", "report"]
 
+LONGEST_PAUSE = 2.0
+"""Seconds between two looks at what other workers are at: what an interruption then takes, and no load."""
+
 
 class Tracker(Protocol):
     """Where a cell's progress is told besides its records; adir.harness.tracking."""
@@ -52,7 +55,8 @@ class Options:
     existing: what to do with finished pictures, `skip`, `redo` or `report` (run nothing).  retry_failed: run those
     again whose record holds an error.  progress: show a bar while adapting.  oracle: also measure the denoiser's error
     on the ground truth (for studies; the method never sees it).  batch_size: pictures sampled at once where no adapter
-    tells them apart.  stop_file: stop after the picture at hand when this file is there.
+    tells them apart.  stop_file: stop after the picture at hand when this file is there.  wait: until the pictures that
+    other workers are at are done, or can be taken over; else they are left to them.
     """
 
     existing: Existing = "skip"
@@ -61,6 +65,7 @@ class Options:
     oracle: bool = False
     batch_size: int = 1
     stop_file: Path | None = None
+    wait: bool = True
 
     def told_to_stop(self) -> bool:
         """Whether the run was interrupted."""
@@ -81,8 +86,9 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     waiting = deque(cell.data.ids)
     batch_size = options.batch_size if cell.mode == "none" else 1
     idle = 0  # pictures put off since the last one that was done
-    elsewhere: list[str] = []  # another worker is at them
-    while waiting:
+    pause = 0.0  # seconds before the next look at what is put off or elsewhere
+    elsewhere: dict[str, tuple[int, int] | None] = {}  # another worker is at them: the stamp of what record they had
+    while waiting or elsewhere:
         if options.told_to_stop():
             outcome.left += len(waiting)
             break
@@ -92,8 +98,9 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
                 image_id = waiting.popleft()
                 if settled(cell, image_id, options, tell, outcome):
                     continue
+                stamp = cell.ledger.stamp(image_id)
                 if not claims.take(image_id):
-                    elsewhere.append(image_id)
+                    elsewhere[image_id] = stamp
                     continue
                 batch.append(image_id)
                 # It may have been finished between the look and the claim.
@@ -104,14 +111,23 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
             for image_id in batch:
                 claims.release(image_id)
         waiting.extend(put_off)
-        idle = idle + len(put_off) if len(put_off) == len(batch) else 0
-        if waiting and idle >= len(waiting):
-            time.sleep(0.2)  # all that is left waits for another worker's adapter
-            idle = 0
-        if not waiting:  # a last look: a worker may have died, or given way when this one did
-            free = [image_id for image_id in elsewhere if not claims.held_by_others(image_id)]
-            waiting.extend(image_id for image_id in free if cell.ledger.peek(image_id) is None)
-            elsewhere = []
+        if len(put_off) < len(batch):
+            idle, pause = 0, 0.0
+        else:
+            idle += len(put_off)
+        if idle < len(waiting):
+            continue
+        # All that is left waits for another worker: to finish, to give way as this one did, or to die.
+        free = [image_id for image_id in elsewhere if not claims.held_by_others(image_id)]
+        waiting.extend(image_id for image_id in free if cell.ledger.stamp(image_id) == elsewhere.pop(image_id))
+        if not waiting and not options.wait:
+            break
+        if waiting or elsewhere:
+            if pause < LONGEST_PAUSE <= 2 * pause:
+                left = [*waiting, *elsewhere]
+                tell(f"{cell.label}: waiting for other workers to end {len(left)} pictures, such as {left[0]}")
+            time.sleep(pause)
+            idle, pause = 0, min(LONGEST_PAUSE, max(0.1, 2 * pause))
     claims.clear_dead()
     return outcome
 

@@ -1,5 +1,6 @@
 """What must be equal before two records share a row, a mean or a table, and the words for what differs."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,18 +8,83 @@ from adir.errors import InputError
 from adir.harness.identity import hash_of
 
 Record = dict[str, Any]
+Name = tuple[str | None, str]
+"""(data set, id) of a picture."""
+STATUSES = ("done", "failed", "missing")
+
+
+def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
+    """(the records with each picture under one name and once in a cell, notes on those that count no further).
+
+    A picture is its SHA-256; ids and the names of data sets are for people. Data sets that share a picture are one, named
+    by all of their names; a picture has the first of its ids, with the data set's name where that id is another's too. A
+    record without the hash (one that failed, or an early plan's) is of the picture that others of its names are of.
+    """
+    pictures: dict[Name, str] = {}
+    names: dict[str, set[Name]] = {}
+    for record in records:
+        if (sha256 := record["image"].get("sha256")) is not None:
+            pictures[name_of(record)] = sha256
+            names.setdefault(sha256, set()).add(name_of(record))
+    if all(len(several) == 1 for several in names.values()) and no_place_twice(records):
+        return records, []
+    sets = joined([{data for data, _ in several} for several in names.values()])
+    first = {sha256: min(several, key=by_id) for sha256, several in names.items()}
+    taken = Counter((sets[data], image) for data, image in first.values())
+    counted: dict[tuple[str, str | None, str], Record] = {}
+    dropped: list[str] = []
+    for record in sorted(records, key=lambda r: (STATUSES.index(r["status"]), by_id(name_of(r)))):
+        data, image = name_of(record)
+        sha256 = record["image"].get("sha256", pictures.get((data, image)))
+        together = sets.get(data, data)
+        if sha256 is not None:
+            data, image = first[sha256]
+            image = image if taken[together, image] == 1 else f"{image} ({data})"
+        named = {**record, "image": {**record["image"], "id": image, "data": together}}
+        kept = counted.setdefault((record["cell"], together, image), named)
+        if kept is not named and record["status"] == "done":
+            dropped.append(f"{record.get('path')} and {kept.get('path')}")
+    note = f"records of one cell and one picture under several names count once, the first by name: {'; '.join(dropped[:3])}"
+    more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
+    return list(counted.values()), [note + more] if dropped else []
+
+
+def name_of(record: Record) -> Name:
+    """What people call its picture."""
+    return record["image"].get("data"), record["image"]["id"]
+
+
+def by_id(name: Name) -> tuple[str, str]:
+    """For an order by id."""
+    return name[1], name[0] or ""
+
+
+def no_place_twice(records: list[Record]) -> bool:
+    """Whether each cell has one record at most of each name."""
+    return len({(record["cell"], name_of(record)) for record in records}) == len(records)
+
+
+def joined(groups: list[set[str | None]]) -> dict[str | None, str | None]:
+    """{name: the names that it is joined with, directly or through others, as one name}"""
+    sets: dict[str | None, set[str | None]] = {}
+    for group in groups:
+        together = set().union(group, *(sets.get(name, set()) for name in group))
+        sets |= dict.fromkeys(together, together)
+    return {name: " = ".join(sorted(n for n in several if n)) or None for name, several in sets.items()}
 
 
 def require_same(records: Iterable[Record]) -> dict[str, str]:
     """{metric: its version}. Raises InputError, naming two records, where one thing was not the same for all.
 
-    A task has one version; one picture of a task has one ground truth and one y; a metric has one version, which names its
-    back end and its weights. (A backbone's weights are part of a row's setting: other weights, another row.)
+    A task has one version; one picture of a task has one ground truth and one y; a metric has one direction and one
+    version, which names its back end and its weights. (A backbone's weights are part of a row's setting: other weights,
+    another row.)
     """
     tasks: dict[str, tuple[Any, str]] = {}
     ys: dict[tuple[str, str | None, str], tuple[str, str]] = {}
     truths: dict[tuple[str | None, str], tuple[str, str]] = {}
     versions: dict[str, tuple[str, str]] = {}
+    directions: dict[str, tuple[str, str]] = {}
     for record in records:
         if record["status"] != "done":
             continue
@@ -47,6 +113,12 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
         for name, score in record["scores"].items():
             if score["value"] is None:
                 continue
+            direction, first = directions.setdefault(name, (score["direction"], path))
+            if direction != score["direction"]:
+                raise InputError(
+                    f"metric {name}: the better the {direction} in {first}, the {score['direction']} in {path}; "
+                    "put them into different results folders"
+                )
             version, first = versions.setdefault(name, (score["version"], path))
             if version != score["version"]:
                 raise InputError(
@@ -56,9 +128,8 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
 
 
 def without_seed(record: Record) -> str:
-    """Eight hex digits of a record's setting: its identity less the seed, and its data set. Equal for the seeds of one row."""
-    kept = {key: value for key, value in record["identity"].items() if key != "seed"}
-    return hash_of([kept, record["image"].get("data")])[:8]
+    """Eight hex digits of a record's setting: its identity less the seed. Equal for the seeds of one row."""
+    return hash_of({key: value for key, value in record["identity"].items() if key != "seed"})[:8]
 
 
 def base_of(record: Record) -> str:

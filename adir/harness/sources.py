@@ -11,11 +11,14 @@ from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.archive import is_archive, open_archive
 from adir.harness.ledger import DamagedFile, all_records
-from adir.harness.planned import PLANS, Place, missing_records, plan_cells
+from adir.harness.planned import PLANS, missing_records, plan_cells
 from adir.harness.record_check import fault_of
-from adir.harness.sameness import Record
+from adir.harness.sameness import Record, by_picture
 
-RESULT = ("status", "axes", "identity", "image", "scores", "error")
+Place = tuple[str, str | None, str]
+"""(cell, SHA-256 of the picture or else the name of its data set, its id): what there is one record of."""
+
+RESULT = ("status", "axes", "identity", "scores", "error")
 """The fields in which two records of one place must agree; seconds, versions and paths may differ between machines."""
 
 
@@ -27,15 +30,20 @@ class Sources:
     """Each with `path`, relative to its source."""
     origins: dict[Place, Path] = field(default_factory=dict)
     """The source each record was first found in."""
+    places: dict[tuple[str, str | None, str], Place] = field(default_factory=dict)
+    """By (cell, data set, id)."""
     plans: list[dict[str, Any]] = field(default_factory=list)
     """The cells of every plan."""
     notes: list[str] = field(default_factory=list)
     """What could not be read, by name."""
 
-    @property
-    def planned(self) -> list[Record]:
-        """A record of status `missing` for whatever a plan names and no record is there of."""
-        return missing_records(self.plans, self.records)
+    def counted(self) -> tuple[list[Record], list[Record], list[str]]:
+        """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each picture
+        under one name and once in a cell: see `by_picture`."""
+        records = list(self.records.values())
+        counted, notes = by_picture([*records, *missing_records(self.plans, records)])
+        there = [record for record in counted if record["status"] != "missing"]
+        return there, [record for record in counted if record["status"] == "missing"], self.notes + notes
 
 
 def read_sources(sources: Iterable[Path]) -> Sources:
@@ -95,7 +103,9 @@ def read_folder(folder: Path, found: Sources) -> None:
 
 def add(found: Sources, record: Record, source: Path) -> None:
     """Take a record in, once. Raises InputError where another of its place has another result."""
-    place = (record["cell"], record["image"].get("data"), record["image"]["id"])
+    cell, image = record["cell"], record["image"]
+    place: Place = (cell, image.get("sha256", image.get("data")), image["id"])
+    place = found.places.setdefault((cell, image.get("data"), image["id"]), place)  # one that failed has no hash
     first = found.records.setdefault(place, record)
     found.origins.setdefault(place, source)
     if first is not record and (field_name := disagreement(first, record)):
@@ -113,4 +123,5 @@ def disagreement(one: Record, other: Record) -> str | None:
             return next((f"score {n}" for n in {**a, **b} if a.get(n) != b.get(n)), name)
         if a != b:
             return name
-    return None if (one.get("y") or {}).get("sha256") == (other.get("y") or {}).get("sha256") else "y"
+    hashes = [[(record.get(name) or {}).get("sha256") for name in ("image", "y")] for record in (one, other)]
+    return next((name for name, a, b in zip(("image", "y"), *hashes, strict=True) if a != b), None)

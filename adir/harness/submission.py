@@ -8,9 +8,11 @@ from typing import Any
 
 import adir
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_file, write_bytes
+from adir.files import read_json, sha256_of_file, write_bytes, write_json
 from adir.harness.archive import kind_of, open_archive, record_fault, write_archive
 from adir.harness.planned import PLANS, plan_cells
+from adir.harness.report.curves import losses_of, merged_losses
+from adir.harness.report.pictures import is_hash, stored_pictures
 from adir.harness.sameness import Record
 from adir.harness.sources import Sources, read_sources
 
@@ -85,7 +87,8 @@ def files_of(record: Record) -> list[str]:
 
 
 def merge(sources: list[Path], out: Path) -> int:
-    """Put the records of several folders and submissions, with their pictures and y where they have them, into one folder.
+    """Put the records of several folders and submissions into one folder, with what its report shows as far as they have it:
+    restored pictures and y, ground truths, neighbours, manifests of the data, losses of the adapters (not the adapters).
 
     What `out` holds already is one of the sources. Everything is read and checked before anything is written; a record that
     is there twice is taken once, and InputError names two that differ. Returns 0, or 1 where a damaged record was left out.
@@ -122,11 +125,29 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
                 shared = kind_of(name) == "y" and (out / name).exists()  # every mode of a task has the same
                 if not shared and (found_content := content(name)) is not None:
                     write_bytes(out / name, found_content)
-        for name in plans_of(source):  # named by the hash of what they plan, so one of a name is enough
-            found_content = content(name)
-            if found_content is not None and not (out / name).exists():
+        # Named by the hash of what they hold, so one of a name is enough.
+        for name in [*plans_of(source), *manifests_of(source), *shown_pictures(mine)]:
+            if not (out / name).exists() and (found_content := content(name)) is not None:
                 write_bytes(out / name, found_content)
+    for key in {(record.get("adapter") or {}).get("key") for record in mine} if source.is_dir() else ():
+        if is_hash(key) and not (out / merged_losses(key)).exists() and (losses := losses_of(source, key)) is not None:
+            write_json(out / merged_losses(key), {"losses": losses})
     return len(mine)
+
+
+def manifests_of(source: Path) -> list[str]:
+    """The names of a folder's lists of what its data sets hold; a submission has none."""
+    return sorted(path.relative_to(source).as_posix() for path in source.glob("manifests/*.json"))
+
+
+def shown_pictures(records: Iterable[Record]) -> list[str]:
+    """The names of the ground truths and neighbours of these records, whether the results have them or not."""
+    hashes: dict[Any, None] = {}
+    for record in records:
+        hashes |= dict.fromkeys(
+            [record["image"].get("sha256"), *(n.get("picture") for n in record.get("neighbours") or [])]
+        )
+    return [name for sha256 in hashes for name in stored_pictures(sha256)]
 
 
 @contextmanager

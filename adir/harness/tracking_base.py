@@ -113,15 +113,17 @@ def metrics_of(records: list[Record]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record["scores"]))
 
 
-def summary_of(records: list[Record]) -> dict[str, float | int]:
+def summary_of(records: list[Record], n_pictures: int) -> dict[str, float | int]:
     """Per metric its mean over pictures, `_se`, and `_low` and `_high` of the 95 % interval where there is one; counts.
 
-    As in the leaderboard: a mean that lacks a picture is missing, and so is no key here.
+    n_pictures: of the cell, with those that have no record yet. As in the leaderboard: a mean that lacks a picture, as one
+    failed or the cell was interrupted, is missing, and so is no key here.
     """
     done = [record for record in records if record["status"] == "done"]
     summary: dict[str, float | int] = {"pictures": len(done), "failed": len(records) - len(done)}
     for name in metrics_of(done):
         values = [record["scores"].get(name, {}).get("value") for record in records]  # a failed one has none
+        values += [None] * (n_pictures - len(records))
         estimate = mean_over_pictures(values)
         if estimate.value is None:
             continue
@@ -131,7 +133,7 @@ def summary_of(records: list[Record]) -> dict[str, float | int]:
         interval = mean_interval(values)
         if interval is not None:
             summary[f"{name}_low"], summary[f"{name}_high"] = interval
-    if done:
+    if done and len(done) == n_pictures:
         summary["seconds"] = sum(sum(record["seconds"].values()) for record in done) / len(done)
         summary["network_evaluations"] = max(record["sampler"].get("network_evaluations") or 0 for record in done)
     return summary

@@ -43,6 +43,6 @@ class TensorboardTracking(GuardedTracking):
         for iteration, loss in enumerate(mean_curve(loss_curves(cell, records)), start=1):
             self._writer.add_scalar("adaptation/loss", loss, iteration)
         axes = {name: value if value is not None else "" for name, value in cell.identity.axes.items()}
-        means = {f"mean/{name}": value for name, value in summary_of(records).items()}
+        means = {f"mean/{name}": value for name, value in summary_of(records, len(cell.data)).items()}
         self._writer.add_hparams(axes, means, run_name=".")
         self._writer.close()

@@ -131,7 +131,7 @@ class WandbTracking(GuardedTracking):
             for row in rows
         ]
         run.log({"pictures": wandb.Table(columns=columns, data=data)})
-        run.summary.update(summary_of(records))
+        run.summary.update(summary_of(records, len(cell.data)))
         if grid_is_done(cell.results, self.grid):
             artifact = wandb.Artifact(f"leaderboard-{self.grid or cell.identity.sha256[:16]}", type="leaderboard")
             board = load_board(cell.results)

@@ -1,10 +1,11 @@
 """Approximate search for collections of more than ten million pictures: faiss IVF-PQ, with its recall measured beside it.
 
 Never chosen by itself. faiss proposes; the proposed are measured again exactly, so distances and their order are right, and
-what can be wrong is only that a neighbour was not proposed. How often that is, `recall` measures on queries of one's own.
+what can be wrong is only that a neighbour was not proposed. How often that is, `recall` measures.
 """
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ class ApproximateIndex(VectorIndex):
     exact: the index that it stands for.  n_lists, n_bytes: cells of the inverted file, and bytes kept of a vector.
     n_probe: cells looked into; n_proposed: candidates of a query that are measured exactly.  Training takes 64 vectors a
     list, drawn evenly.  stored: a file with faiss's part, of this very index and these numbers (its name should say so): read
-    when it is there, else trained and written; the vectors stay where they are.
+    when it is there, else trained and written, at the first search; the vectors stay where they are.
 
-    Raises InputError for fewer than `least` pictures, or bytes that do not divide the dimensions.
+    Raises InputError, before any training, for fewer than `least` pictures, bytes that do not divide the dimensions, or where
+    faiss is not installed.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class ApproximateIndex(VectorIndex):
         least: int = LEAST,
         stored: Path | None = None,
     ) -> None:
-        import faiss  # slow to import, and hardly anybody needs it
-
+        try:
+            import faiss  # slow to import, and hardly anybody needs it # noqa: F401
+        except ImportError as error:
+            raise InputError("approximate search needs faiss: pip install faiss-cpu") from error
         if len(exact) < least:
             raise InputError(
                 f"approximate search asked for {len(exact)} pictures: below {least} use the exact one, which is fast enough"
@@ -50,21 +54,29 @@ class ApproximateIndex(VectorIndex):
         if exact.dimensions % n_bytes:
             raise InputError(f"n_bytes={n_bytes}: must divide the {exact.dimensions} dimensions")
         self.exact, self.parts, self.metric = exact, exact.parts, exact.metric
-        self.n_proposed = n_proposed
-        self.faiss: Any
-        if stored is not None and stored.exists():
-            self.faiss = faiss.read_index(str(stored))
-        else:
-            self.faiss = self._trained(n_lists, n_bytes)
-            if stored is not None:
-                write_bytes(stored, faiss.serialize_index(self.faiss).tobytes())
-        self.faiss.nprobe = n_probe
+        self.n_lists, self.n_bytes, self.n_probe, self.n_proposed = n_lists, n_bytes, n_probe, n_proposed
+        self.stored = stored
 
-    def _trained(self, n_lists: int, n_bytes: int) -> Any:
+    @cached_property
+    def faiss(self) -> Any:
+        """faiss's index, read or trained."""
         import faiss
 
-        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(self.dimensions), self.dimensions, n_lists, n_bytes, 8)
-        rows = np.linspace(0, len(self) - 1, min(len(self), 64 * n_lists)).astype(np.int64)
+        index: Any
+        if self.stored is not None and self.stored.exists():
+            index = faiss.read_index(str(self.stored))
+        else:
+            index = self._trained()
+            if self.stored is not None:
+                write_bytes(self.stored, faiss.serialize_index(index).tobytes())
+        index.nprobe = self.n_probe
+        return index
+
+    def _trained(self) -> Any:
+        import faiss
+
+        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(self.dimensions), self.dimensions, self.n_lists, self.n_bytes, 8)
+        rows = np.linspace(0, len(self) - 1, min(len(self), 64 * self.n_lists)).astype(np.int64)
         index.train(self.rows(rows).astype(np.float32))
         for part in self.parts:
             for block in part.vectors.split(16 * BLOCK):
@@ -91,7 +103,13 @@ class ApproximateIndex(VectorIndex):
         return ids, distances
 
 
-def recall(exact: VectorIndex, approximate: VectorIndex, queries: Tensor, k: int) -> float:
-    """recall@K: the share of the exact K nearest that the other index finds, over all queries; 1 is best."""
-    true, found = exact.search(queries, k)[0], approximate.search(queries, k)[0]
+def recall(exact: VectorIndex, approximate: VectorIndex, k: int, n_queries: int) -> float:
+    """recall@K: the share of the exact K nearest that the other index of the same pictures finds; 1 is best.
+
+    Asked are the vectors of n_queries pictures, drawn evenly, each left out of what may be found for it: a picture is its own
+    nearest neighbour, and would always be found.
+    """
+    rows = np.linspace(0, len(exact) - 1, n_queries).astype(np.int64)
+    queries, itself = torch.from_numpy(exact.rows(rows)), [{name} for name in exact.ids_of(rows)]
+    true, found = exact.search(queries, k, itself)[0], approximate.search(queries, k, itself)[0]
     return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(true, found, strict=True)]))

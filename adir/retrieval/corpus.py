@@ -11,6 +11,7 @@ from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import PICTURE_SUFFIXES, from_uint8
 from adir.retrieval.decoding import decode
+from adir.retrieval.sources import storable
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
@@ -48,6 +49,10 @@ class Corpus:
         """Licence, author and source of a picture, as far as its source names them."""
         return {}
 
+    def recall(self, k: int) -> float | None:
+        """recall@K of the search for neighbours, where that is approximate; None where it is exact."""
+        return None
+
     def image(self, image_id: str) -> Tensor:
         """(3, H, W) in [-1, 1] of one picture, at its own size. Raises KeyError on an id that is not in `ids`."""
         raise NotImplementedError
@@ -57,10 +62,11 @@ class FolderCorpus(Corpus):
     """All pictures below a folder; an id is the path below it, with forward slashes. Hidden files are passed over.
 
     Every picture is decoded once here, so that a damaged one is a reject now and not an error in the middle of a run.
+    least_side: pixels; pictures whose shorter side is less are rejects.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.folder = Path(path)
+    def __init__(self, path: str | Path, least_side: int = 0) -> None:
+        self.folder = Path(str(path))  # of a folder called 2019, Hydra makes a number
         if not self.folder.is_dir():
             raise InputError(f"corpus folder {path}: no such folder")
         manifest, rejects = {}, {}
@@ -69,12 +75,16 @@ class FolderCorpus(Corpus):
             hidden = any(part.startswith(".") for part in below.parts)
             if hidden or file.suffix.lower() not in PICTURE_SUFFIXES or not file.is_file():
                 continue
+            name = below.as_posix()
+            if storable(name) != name:
+                rejects[storable(name)] = "its name is not UTF-8 and cannot be kept; rename the file"
+                continue
             try:
                 content = file.read_bytes()
-                decode(content, str(file))
-                manifest[below.as_posix()] = sha256_of_bytes(content)
+                decode(content, str(file), least_side=least_side)
+                manifest[name] = sha256_of_bytes(content)
             except (InputError, OSError) as error:
-                rejects[below.as_posix()] = str(error)
+                rejects[name] = str(error)
         if not manifest and not rejects:
             raise InputError(f"corpus folder {path}: no picture files ({', '.join(PICTURE_SUFFIXES)}) in it or below")
         super().__init__(self.folder.name, manifest, rejects)
@@ -88,14 +98,17 @@ class FolderCorpus(Corpus):
 class ParquetCorpus(Corpus):
     """Rows of a parquet file with a column `image` (struct with the bytes of a picture file), as datasets do.
 
-    column, value: keep the rows where this column has this value, as split = corpus.  An id is the row's `source_file`,
-    or `row-00042` (counted over the whole file) where there is no such column or it repeats; `category` is kept.
+    column, value: keep the rows where this column has this value (3 and "3" are one), as split = corpus.  An id is the
+    row's `source_file`, or `row-00042` (counted over the whole file) where there is no such column or it repeats;
+    `category` is kept.  least_side: as of `FolderCorpus`.
     """
 
-    def __init__(self, path: str | Path | None, column: str = "split", value: str = "corpus") -> None:
+    def __init__(
+        self, path: str | Path | None, column: str = "split", value: str | int = "corpus", least_side: int = 0
+    ) -> None:
         if path is None:
             raise InputError("a Parquet file is needed: say parquet=FILE")
-        path = Path(path)
+        path = Path(str(path))
         if not path.is_file():
             raise InputError(f"corpus file {path}: no such file")
         try:
@@ -108,25 +121,25 @@ class ParquetCorpus(Corpus):
             if name not in columns:
                 raise InputError(f"corpus file {path}: no column {name!r}; it has {', '.join(columns)}")
         values = table[column].to_pylist()
-        rows = [row for row, found in enumerate(values) if found == value]
+        rows = [row for row, found in enumerate(values) if found is not None and str(found) == str(value)]
         if not rows:
             choices = ", ".join(sorted({str(found) for found in values})[:20])
             raise InputError(f"corpus file {path}: no row has {column} = {value!r}; its values: {choices}")
         chosen = table.take(rows)
         names = chosen["source_file"].to_pylist() if "source_file" in columns else []
         unique = names and len(set(names)) == len(names) and None not in names
-        ids = names if unique else [f"row-{row:05d}" for row in rows]
+        ids = [str(name) for name in names] if unique else [f"row-{row:05d}" for row in rows]
         self._bytes: dict[str, bytes] = {}
         manifest, rejects = {}, {}
         for image_id, picture in zip(ids, chosen["image"].to_pylist(), strict=True):
             try:
                 content = picture["bytes"]
-                decode(content, image_id)
+                decode(content, image_id, least_side=least_side)
                 self._bytes[image_id], manifest[image_id] = content, sha256_of_bytes(content)
             except (InputError, KeyError, TypeError) as error:  # the latter two: null, or a struct without bytes
                 rejects[image_id] = str(error) or type(error).__name__
         categories = dict(zip(ids, chosen["category"].to_pylist(), strict=True)) if "category" in columns else {}
-        categories = {image_id: name for image_id, name in categories.items() if image_id in manifest}
+        categories = {image_id: str(name) for image_id, name in categories.items() if image_id in manifest}
         super().__init__(f"{path.stem}-{value}", manifest, rejects, categories)
 
     def image(self, image_id: str) -> Tensor:

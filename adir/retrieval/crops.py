@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adir.retrieval.corpus import Corpus
+from adir.retrieval.duplicates import DIFFERENCE, HAMMING
 from adir.retrieval.encoders import Encoder
 from adir.retrieval.search import VectorIndex
 
@@ -21,6 +22,14 @@ CORRELATION = 0.96
 """Of grey levels, from which on a picture may be a window of another,"""
 DETAIL = 0.7
 """and of detail, from which on it is."""
+LEFT_OUT = {
+    "hamming": HAMMING,
+    "difference": DIFFERENCE,
+    "proposed": PROPOSED,
+    "correlation": CORRELATION,
+    "detail": DETAIL,
+}
+"""The rule by which copies and crops of a test picture are no neighbours of it, for the identity of what follows from it."""
 SIDE = 16  # pixels of the window's side when it is compared
 SCALES = tuple(0.96**step for step in range(13))  # sides of the window relative to the whole: 1 to 0.61
 

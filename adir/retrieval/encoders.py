@@ -54,8 +54,8 @@ def require_pictures(batch: Tensor) -> None:
     """Raise ValueError unless batch is (B, 3, H, W), finite and in [-1, 1]."""
     if batch.ndim != 4 or batch.shape[1] != 3:
         raise ValueError(f"an encoder takes (B, 3, H, W) pictures, got shape {tuple(batch.shape)}")
-    if batch.numel() and not (batch.min() >= -1 and batch.max() <= 1):  # written so that NaN fails too
-        low, high = batch.min().item(), batch.max().item()
+    low, high = batch.aminmax() if batch.numel() else (0.0, 0.0)
+    if not (low >= -1 and high <= 1):  # written so that NaN fails too
         raise ValueError(f"an encoder takes pictures in [-1, 1], got values from {low:.3g} to {high:.3g}")
 
 

@@ -57,8 +57,7 @@ class Index(VectorIndex):
         """
         if cache_folder is None:
             return cls(corpus.ids, embed(corpus, encoder).half(), encoder.metric)
-        key = sha256_of_bytes(f"{corpus.sha256}\n{encoder.weights_sha256}".encode())
-        path = Path(cache_folder) / f"{key}.safetensors"
+        path = cls.path(corpus, encoder, cache_folder)
         try:
             return cls(corpus.ids, read_embeddings(path, corpus.ids).half(), encoder.metric)
         except FileNotFoundError:
@@ -68,6 +67,12 @@ class Index(VectorIndex):
         embeddings = embed(corpus, encoder).half()
         write_embeddings(path, corpus.ids, embeddings)
         return cls(corpus.ids, embeddings, encoder.metric)
+
+    @staticmethod
+    def path(corpus: Corpus, encoder: Encoder, cache_folder: str | Path) -> Path:
+        """Where `build` keeps the embeddings."""
+        key = sha256_of_bytes(f"{corpus.sha256}\n{encoder.weights_sha256}".encode())
+        return Path(cache_folder) / f"{key}.safetensors"
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
         return [self.ids[row] for row in rows.tolist()]

@@ -67,6 +67,17 @@ class Selection(Corpus):
         return (torch.round((small.clamp(-1, 1) + 1) * 127.5)) / 127.5 - 1  # 8-bit, as a file would hold it
 
 
+class Part(Corpus):
+    """Some pictures of a corpus, by their ids."""
+
+    def __init__(self, corpus: Corpus, ids: list[str]) -> None:
+        self._corpus = corpus
+        super().__init__(corpus.name, {image_id: corpus.manifest[image_id] for image_id in ids}, {})
+
+    def image(self, image_id: str) -> Tensor:
+        return self._corpus.image(image_id)
+
+
 def known(names: list[str], choices: list[str], what: str) -> list[str]:
     """The names, if all are among the choices; else InputError that lists them."""
     for name in names:

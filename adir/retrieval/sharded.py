@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from adir.errors import InputError
@@ -35,6 +34,8 @@ SOURCES: dict[str, type[Source]] = {
 def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Source:
     """The source that an index remembers; `moved`: constructor arguments that are others now, such as its path."""
     kind, arguments = description["kind"], description["arguments"]
+    if kind not in SOURCES:
+        raise InputError(f"index of pictures of kind {kind!r}; this version of adir knows {', '.join(SOURCES)}")
     unknown = sorted(set(moved) - set(arguments))
     if unknown:
         raise InputError(f"pictures of kind {kind}: no argument {', '.join(unknown)}; it has {', '.join(arguments)}")
@@ -114,6 +115,8 @@ class ShardedIndex(VectorIndex):
         return [f"{shard.path}: {problem}" for shard in self.shards if (problem := shard.damage()) is not None]
 
 
+QUERIES = 50
+"""How many vectors of the corpus the recall of an approximate search is measured with."""
 BUILD = "copy the index here again as a whole, or remove manifest.json and run `adir index build` again"
 
 
@@ -139,35 +142,31 @@ class IndexedCorpus(Corpus):
         self.name, self.sha256 = description["name"], self.index.manifest["corpus"]["sha256"]
         self.categories = {}
         self.approximate = None if approximate is None else dict(approximate)
+        self.searcher: VectorIndex = self.index
+        """What neighbours are looked for in: the index, or what stands for it where `approximate` was asked."""
         if self.approximate is not None:
             self.sha256 = sha256_of_bytes(json.dumps([self.sha256, self.approximate], sort_keys=True).encode())
+            # The vectors and n_lists, n_bytes make faiss's part; all of the arguments make the recall.
+            made_of = [[entry["sha256"] for entry in self.index.manifest["shards"]], self.approximate]
+            name = sha256_of_bytes(json.dumps(made_of, sort_keys=True).encode())[:16]
+            stored = self.index.folder / f"approximate-{name}.faiss"
+            self.searcher = ApproximateIndex(self.index, stored=stored, **self.approximate)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    @cached_property
-    def searcher(self) -> VectorIndex:
-        """What neighbours are looked for in: the index, or what stands for it where `approximate` was asked.
-
-        That one's recall at 50 is measured once on 50 vectors of the corpus and written beside it (approximate-*.json).
-        """
-        if self.approximate is None:
-            return self.index
-        # The vectors and n_lists, n_bytes make the file; all of the arguments make the recall.
-        made_of = [[entry["sha256"] for entry in self.index.manifest["shards"]], self.approximate]
-        path = (
-            self.index.folder
-            / f"approximate-{sha256_of_bytes(json.dumps(made_of, sort_keys=True).encode())[:16]}.faiss"
-        )
-        found = ApproximateIndex(self.index, stored=path, **self.approximate)
-        if not path.with_suffix(".json").exists():
-            rows = np.linspace(0, len(self) - 1, 50).astype(np.int64)
-            share = recall(self.index, found, torch.from_numpy(self.index.rows(rows)), 50)
-            write_json(
-                path.with_suffix(".json"), {"arguments": self.approximate, "recall_at_50": share, "n_queries": 50}
-            )
-        self.recall = read_json(path.with_suffix(".json"))["recall_at_50"]
-        return found
+    def recall(self, k: int) -> float | None:
+        """As of the base class: measured once for each K, and kept beside faiss's part (approximate-*.json)."""
+        if not isinstance(self.searcher, ApproximateIndex):
+            return None
+        assert self.searcher.stored is not None
+        path = self.searcher.stored.with_suffix(".json")
+        known = read_json(path) if path.exists() else {}
+        shares = known.get("recall", {})
+        if str(k) not in shares:
+            shares[str(k)] = recall(self.index, self.searcher, k, QUERIES)
+            write_json(path, {"arguments": self.approximate, "n_queries": QUERIES, "recall": shares})
+        return float(shares[str(k)])
 
     # The base class keeps these in memory; here they are made when they are asked for, which most cells never do.
     @cached_property

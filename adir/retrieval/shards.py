@@ -5,6 +5,8 @@ A safetensors file, so any tool can open it; what is text (ids, attributions) is
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,12 +138,15 @@ class Shard:
             end = data + max(entry["data_offsets"][1] for entry in header.values())
             if len(raw) != end:
                 raise InputError(f"{path}: cut short ({len(raw)} of {end} bytes); remove it and {REBUILD}")
-            columns = {name: _column(raw[data:], header[name]) for name in COLUMNS}
             if about["schema"] != SCHEMA:
                 raise InputError(
                     f"{path}: shard of schema {about['schema']}, this version reads {SCHEMA}; build it anew"
                 )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            columns = {name: _column(raw[data:], header[name]) for name in COLUMNS}
+            rows = {len(column) for name, column in columns.items() if name not in ("ids", "notes")}
+            if len(rows) > 1 or not {"rejects", "facts", "sha256"} <= about.keys():
+                raise ValueError("its header contradicts itself")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}") from error
@@ -173,7 +178,7 @@ class Shard:
 
     def id(self, row: int) -> str:
         """The id of a row."""
-        return _text(self.columns["ids"], self.columns["ids_end"], row)
+        return self._text("ids", row)
 
     def ids(self) -> list[str]:
         """All, sorted."""
@@ -185,8 +190,21 @@ class Shard:
 
     def attribution(self, row: int) -> dict[str, str]:
         """Licence, author and source, as far as they are known."""
-        text = _text(self.columns["notes"], self.columns["notes_end"], row)
+        text = self._text("notes", row)
         return json.loads(text) if text else {}
+
+    def licences(self) -> Counter[str]:
+        """How many pictures are of each licence; 'unknown' counts those without one. One pass over the bytes of all."""
+        notes = self.columns["notes"].tobytes()
+        found = Counter({json.loads(text): n for text, n in Counter(LICENCE.findall(notes)).items()})
+        return found + Counter(unknown=len(self) - found.total())
+
+    def _text(self, column: str, row: int) -> str:
+        ends = self.columns[f"{column}_end"]
+        try:
+            return self.columns[column][ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path}: damaged data (no text in {column}); remove it and {REBUILD}") from error
 
     def row(self, image_id: str) -> int | None:
         """Where a picture is, by bisection; None when it is not here."""
@@ -203,13 +221,11 @@ class Shard:
         )
 
 
+LICENCE = re.compile(rb'"licence": ("(?:[^"\\\\]|\\\\.)*")')
+"""In the JSON of attributions. Within a text its quotes would have a backslash before them."""
 REBUILD = "run `adir index build` again, which makes what is missing"
 
 
 def _column(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
     start, end = entry["data_offsets"]
     return data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-
-
-def _text(blob: np.ndarray, ends: np.ndarray, row: int) -> str:
-    return blob[ends[row - 1] if row else 0 : ends[row]].tobytes().decode()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from adir.errors import InputError
-from adir.retrieval.sources import ATTRIBUTION, Item, Source, attribution_of
+from adir.retrieval.sources import ATTRIBUTION, Item, Source, attribution_of, fail
 
 KEPT = tuple(spelling for spellings in ATTRIBUTION.values() for spelling in spellings)
 ROWS_AT_ONCE = 64
@@ -19,8 +19,9 @@ class ParquetSource(Source):
     """Rows of Parquet files with an image column: a picture file's bytes, or a struct with them as `datasets` writes it.
 
     path: a file, or a folder with *.parquet in it or below.  image: the column.  column, value: keep the rows where this
-    column has this value.  id_column: ids of the rows; where it is null, missing or repeated in a file, all rows of that
-    file are called `row-00042`, counted over the whole file.  Of several files, an id begins with the file's name.
+    column has this value, by the column's type.  id_column: ids of the rows; where it is null, missing or repeated in a
+    file, all rows of that file are called `row-00042`, counted over the whole file.  Of a folder, an id begins with the
+    file's name.
     """
 
     kind = "parquet"
@@ -30,25 +31,30 @@ class ParquetSource(Source):
         path: str | Path | None,
         image: str = "image",
         column: str | None = None,
-        value: str | None = None,
-        id_column: str = "source_file",
+        value: str | int | float | bool | None = None,
+        id_column: str | None = "source_file",
     ) -> None:
-        if path is None or not Path(path).exists():
+        if path is None or not Path(str(path)).exists():
             raise InputError(f"Parquet corpus {path}: no such file or folder; say corpus.path=FILE")
-        path = Path(path)
-        self.folder = path if path.is_dir() else path.parent
+        if (column is None) != (value is None):
+            raise InputError(f"Parquet corpus {path}: column={column} and value={value}: give both, or neither")
+        path = Path(str(path))
+        self.folder, self.several = (path, True) if path.is_dir() else (path.parent, False)
         self.files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
         if not self.files:
             raise InputError(f"Parquet corpus {path}: no *.parquet in it or below")
-        self.image, self.column, self.value, self.id_column = image, column, value, id_column
+        self.image, self.column, self.id_column = image, column, id_column
+        self._wanted: dict[Path, Any] = {}
         for file in self.files:
-            names = opened(file).schema_arrow.names
+            schema = opened(file).schema_arrow
             for needed in (image, *([column] if column is not None else [])):
-                if needed not in names:
-                    raise InputError(f"Parquet corpus {file}: no column {needed!r}; it has {', '.join(names)}")
+                if needed not in schema.names:
+                    raise InputError(f"Parquet corpus {file}: no column {needed!r}; it has {', '.join(schema.names)}")
+            if column is not None:
+                self._wanted[file] = as_in_column(value, schema.field(column), file)
         self.name = path.stem if value is None else f"{path.stem}-{value}"
-        self.arguments = {"path": str(path.resolve()), "image": image, "column": column, "value": value}
-        self.arguments["id_column"] = id_column
+        self.arguments = {"path": str(path.resolve()), "image": image, "column": column}
+        self.arguments |= {"value": None if value is None else str(value), "id_column": id_column}
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         for file in self.files:
@@ -59,19 +65,23 @@ class ParquetSource(Source):
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
         for key in keys:
             name, _, group = key.rpartition("#")
-            file = self.folder / name
-            ids, first = self._ids(file), first_row(file, int(group))
-            present = opened(file).schema_arrow.names
-            wanted = dict.fromkeys([self.image, *([self.column] if self.column else []), *KEPT])
-            columns = [column for column in wanted if column in present]
-            batches = opened(file).iter_batches(ROWS_AT_ONCE, row_groups=[int(group)], columns=columns)
-            row = first
-            for batch in batches:
-                for fields in batch.to_pylist():
-                    if self.column is None or str(fields[self.column]) == self.value:
-                        read = functools.partial(bytes_of, fields[self.image], ids[row])
-                        yield Item(ids[row], read, attribution_of(fields))
-                    row += 1
+            try:
+                yield from self._rows(self.folder / name, int(group))
+            except (OSError, pa.ArrowInvalid) as error:  # what stands before the damage is used
+                reason = f"{key}: a damaged row group ({' '.join(str(error).split())})"
+                yield Item(f"{key}/(unreadable)", functools.partial(fail, reason), {})
+
+    def _rows(self, file: Path, group: int) -> Iterator[Item]:
+        ids, row = self._ids(file), first_row(file, group)
+        present = opened(file).schema_arrow.names
+        wanted = dict.fromkeys([self.image, *([self.column] if self.column is not None else []), *KEPT])
+        columns = [column for column in wanted if column in present]
+        for batch in opened(file).iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns):
+            for fields in batch.to_pylist():
+                if self.column is None or fields[self.column] == self._wanted[file]:
+                    read = functools.partial(bytes_of, fields[self.image], ids[row])
+                    yield Item(ids[row], read, attribution_of(fields))
+                row += 1
 
     def read(self, image_id: str) -> bytes:
         place = self._places.get(image_id)
@@ -91,7 +101,7 @@ class ParquetSource(Source):
 
     def _ids(self, file: Path) -> list[str]:
         names = row_names(file, self.id_column)
-        if len(self.files) == 1:
+        if not self.several:  # of a folder with one file, there may be more tomorrow
             return names
         return [f"{file.relative_to(self.folder).as_posix()}/{name}" for name in names]
 
@@ -109,6 +119,18 @@ def opened(file: Path) -> parquet.ParquetFile:
         raise InputError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
 
 
+def as_in_column(value: str | int | float | bool | None, column: pa.Field, file: Path) -> Any:
+    """A value, which Hydra may have made a number of, as the rows of a column hold it: "3" and 3 are one.
+
+    Raises InputError where the column's type has no such value.
+    """
+    dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    try:
+        return pa.scalar(str(value)).cast(dtype).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{file}: column {column.name!r} holds {dtype}, of which {value!r} is none") from error
+
+
 def first_row(file: Path, group: int) -> int:
     """Number, in the file, of the first row of a row group."""
     metadata = opened(file).metadata
@@ -116,10 +138,10 @@ def first_row(file: Path, group: int) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def row_names(file: Path, id_column: str) -> list[str]:
+def row_names(file: Path, id_column: str | None) -> list[str]:
     """The ids of a file's rows, in order."""
     table = opened(file)
-    if id_column in table.schema_arrow.names:
+    if id_column is not None and id_column in table.schema_arrow.names:
         names = table.read([id_column])[id_column].to_pylist()
         if None not in names and len(set(names)) == len(names):
             return [str(name) for name in names]
@@ -147,7 +169,7 @@ class DatasetSource(Source):
 
         try:
             saved = datasets.load_from_disk(str(path))
-        except (FileNotFoundError, ValueError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"dataset {path}: no folder that save_to_disk wrote ({error})") from error
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
@@ -158,9 +180,9 @@ class DatasetSource(Source):
         self._data = saved
         if isinstance(saved.features[image], datasets.Image):
             self._data = saved.cast_column(image, datasets.Image(decode=False))
-        self.image = image
-        self.name = Path(path).resolve().name if split is None else f"{Path(path).resolve().name}-{split}"
-        self.arguments = {"path": str(Path(path).resolve()), "image": image, "split": split}
+        self.image, place = image, Path(str(path)).resolve()
+        self.name = place.name if split is None else f"{place.name}-{split}"
+        self.arguments = {"path": str(place), "image": image, "split": split}
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         for row in range(len(self._data)):

@@ -1,9 +1,10 @@
 """Tar shards of the WebDataset format, read through the `webdataset` library."""
 
 import functools
+import itertools
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +12,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 
 from adir.errors import InputError
 from adir.images import PICTURE_SUFFIXES
-from adir.retrieval.sources import Item, Source, attribution_of
+from adir.retrieval.sources import NOT_TAKEN, TAKEN, Item, Source, attribution_of, fail, require_taken
 
 
 class TarSource(Source):
@@ -24,7 +25,7 @@ class TarSource(Source):
     kind = "tar"
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        path = Path(str(path))
         if not path.exists():
             raise InputError(f"tar shards {path}: no such file or folder")
         self.folder = path if path.is_dir() else path.parent
@@ -49,10 +50,10 @@ class TarSource(Source):
                 yield Item(f"{key}/(unreadable {number})", functools.partial(fail, f"{key}: {problem}"), {})
 
     def _pictures(self, key: str, sample: dict[str, Any]) -> Iterator[Item]:
-        suffix = picture_suffix(sample)
+        name, suffix = f"{key}/{sample['__key__']}", picture_suffix(sample)
         if suffix is not None:
-            content = sample[suffix]
-            yield Item(f"{key}/{sample['__key__']}", lambda: content, self.attribution(sample))
+            read = functools.partial(content_of, f"{name}.{suffix}", sample[suffix])
+            yield Item(name, read, self.attribution(sample))
 
     def attribution(self, sample: dict[str, Any]) -> dict[str, str]:
         """What the sample's JSON says of its origin; nothing when it has none, or a broken one."""
@@ -80,17 +81,27 @@ def samples(stream: Any, name: str, problems: list[str]) -> Iterator[dict[str, A
     """The samples of an open tar as webdataset groups them; what it cannot read is added to `problems`."""
 
     def note(error: Exception) -> bool:
-        if isinstance(error, InputError):
-            raise error
         problems.append(" ".join(str(error.args[0] if error.args else error).split(" @ ")[0].split()))
         return True
 
-    def inside(member: str) -> bool:
-        require_inside(member, name)
-        return True
+    files = tar_file_expander([{"url": name, "stream": stream}], handler=note)
+    yield from group_by_keys(checked(files, name, problems), handler=note)
 
-    files = tar_file_expander([{"url": name, "stream": stream}], handler=note, select_files=inside)
-    yield from group_by_keys(files, handler=note)
+
+def checked(files: Iterable[dict[str, Any]], tar: str, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The members of a tar, each name once; not as a filter of webdataset, which rewrites the errors of filters."""
+    seen: set[tuple[str, str]] = set()
+    for file in files:
+        if file:  # an empty one ends the tar
+            require_inside(file["fname"], tar)
+            key, suffix = base_plus_ext(file["fname"])
+            if key is None:
+                continue
+            if (key, suffix.lower()) in seen:
+                problems.append(f"the member {file['fname']!r} comes twice; the first is used")
+                continue
+            seen.add((key, suffix.lower()))
+        yield file
 
 
 def require_inside(member: str, tar: str) -> None:
@@ -101,27 +112,45 @@ def require_inside(member: str, tar: str) -> None:
 
 
 def picture_suffix(sample: dict[str, Any]) -> str | None:
-    """The entry of a sample that is a picture: jpg, png, ..., also with a word before it (image.jpg)."""
-    suffixes = [name for name in sample if f".{name}".endswith(PICTURE_SUFFIXES) and not name.startswith("__")]
-    return min(suffixes, key=len) if suffixes else None
+    """The entry of a sample that is a picture: jpg, png, ..., also with a word before it (image.jpg); if there is none, one
+    of a kind that is not taken."""
+    for endings in (PICTURE_SUFFIXES, TAKEN, NOT_TAKEN):
+        suffixes = [name for name in sample if f".{name}".endswith(endings) and not name.startswith("__")]
+        if suffixes:
+            return min(suffixes, key=len)
+    return None
+
+
+def content_of(name: str, content: bytes) -> bytes:
+    """The content, of a picture file of this name. Raises InputError where its kind is not taken."""
+    require_taken(name)
+    return content
 
 
 @functools.lru_cache(maxsize=32)
 def member_places(path: Path) -> dict[str, tuple[int, int]]:
-    """Key to (first byte, bytes) of the picture of each sample in a tar: one pass over its headers."""
-    by_key: dict[str, dict[str, tuple[int, int]]] = {}
+    """Key to (first byte, bytes) of the picture of each sample in a tar, as `samples` gives them: one pass over its headers.
+
+    Of samples with one key, of which `samples` gives all, the first with a picture.
+    """
+    found: dict[str, tuple[int, int]] = {}
     with tarfile.open(path, "r:") as tar:
-        try:
-            for member in tar:
-                key, suffix = base_plus_ext(member.name)
-                if member.isreg() and key is not None:
-                    by_key.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
-        except tarfile.ReadError:  # cut short: what stands before the cut can be read
-            pass
-    chosen = {key: picture_suffix(places) for key, places in by_key.items()}
-    return {key: by_key[key][suffix] for key, suffix in chosen.items() if suffix is not None}
+        for key, members in itertools.groupby(keyed(tar), key=lambda member: member[0]):
+            places: dict[str, tuple[int, int]] = {}
+            for _, suffix, member in members:
+                places.setdefault(suffix, (member.offset_data, member.size))
+            picture = picture_suffix(places)
+            if picture is not None:
+                found.setdefault(key, places[picture])
+    return found
 
 
-def fail(reason: str) -> bytes:
-    """Stands in for reading what cannot be read."""
-    raise InputError(reason)
+def keyed(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, suffix, member) of the files in a tar, up to where it is cut short."""
+    try:
+        for member in tar:
+            key, suffix = base_plus_ext(member.name)
+            if member.isreg() and key is not None:
+                yield key, suffix.lower(), member
+    except tarfile.ReadError:
+        pass

@@ -72,8 +72,7 @@ class ADIR:
     measurement_level: Literal["mean", "current"] = "mean"
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_steps, bool) or not isinstance(self.n_steps, int) or self.n_steps < 1:
-            raise ValueError(f"n_steps={self.n_steps!r}: a whole number of at least 1 is needed")
+        require_steps(self.n_steps)
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={self.guidance_scale!r}: a number that is not negative is needed")
         for what, choices in (("variance", get_args(Variance)), ("measurement_level", ("mean", "current"))):
@@ -136,9 +135,7 @@ class ADIR:
 
     def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
-        if backbone.kind == "latent":
-            return f"sampler {self.name} works on pixels, and backbone {backbone.name} on latents"
-        return None
+        return needs_pixels(self.name, backbone)
 
     def _log_variance(self, fraction: Tensor | None, schedule: Schedule, i: int) -> Tensor:
         log_small, log_large = schedule.posterior_log_variance[i], schedule.betas[i].log()
@@ -154,6 +151,19 @@ class ADIR:
             f"NaN or Inf at step {self.n_steps - i} of {self.n_steps} with guidance_scale={self.guidance_scale:g}, "
             f"cap={str(self.cap).lower()}: {remedy}"
         )
+
+
+def needs_pixels(name: str, backbone: Any) -> str | None:
+    """The reason for which a sampler of pixels leaves out a latent backbone."""
+    if backbone.kind == "latent":
+        return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
+    return None
+
+
+def require_steps(n_steps: Any, least: int = 1) -> None:
+    """Raise ValueError unless a sampler can take this many steps."""
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
+        raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
 
 
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,35 +32,30 @@ class Sampler(Protocol):
         """One line on why this sampler cannot do a cell; None where it can."""
 
 
-def needs_pixels(name: str, backbone: GuidedDiffusion) -> str | None:
-    """The reason for which a sampler of pixels leaves out a latent backbone."""
-    if backbone.kind == "latent":
-        return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
-    return None
-
-
 def one_by_one(
     restore_one: Callable[[Tensor, torch.Generator], tuple[Tensor, int]],
-    operator: Operator,
+    operator: Any,
     y: Tensor,
     generators: list[torch.Generator],
     remedy: str,
 ) -> Restoration:
     """Restore each picture of the batch y (B, C, h, w) apart, as libraries draw noise for whole batches.
 
-    restore_one: y (1, C, h, w) and a generator to x_hat (1, 3, H, W) in about [-1, 1], and its network evaluations.
-    A result with NaN or Inf is NaN throughout, and its error ends with `remedy`.
+    restore_one: y (1, C, h, w) and a generator to x_hat (1, 3, H, W) in about [-1, 1], and its network evaluations; it may
+    raise FloatingPointError.  A result with NaN or Inf is NaN throughout, and its error ends with `remedy`.
     """
-    pictures: list[Tensor] = []
-    errors: list[str | None] = []
+    x_hat = torch.full((len(generators), *operator.image_shape), torch.nan, dtype=y.dtype, device=y.device)
+    errors: list[str | None] = [None] * len(generators)
     evaluations = 0
     for b, noise in enumerate(generators):
-        x_hat, evaluations = restore_one(y[b : b + 1], noise)
-        x_hat = x_hat.to(y.dtype)
-        finite = bool(torch.isfinite(x_hat).all())
-        pictures.append(x_hat if finite else torch.full_like(x_hat, torch.nan))
-        errors.append(None if finite else f"NaN or Inf in the result: {remedy}")
-    return Restoration(torch.cat(pictures), [0] * len(generators), errors, evaluations)
+        try:
+            restored, evaluations = restore_one(y[b : b + 1], noise)
+            if not torch.isfinite(restored).all():
+                raise FloatingPointError(f"NaN or Inf in the result: {remedy}")
+            x_hat[b : b + 1] = restored
+        except FloatingPointError as error:
+            errors[b] = str(error)
+    return Restoration(x_hat, [0] * len(generators), errors, evaluations)
 
 
 def in_unit_range(operator: Operator, y: Tensor) -> Tensor:

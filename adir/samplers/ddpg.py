@@ -8,8 +8,8 @@ from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.posterior import predict_x0
-from adir.samplers.adir import Restoration, draw_noise
-from adir.samplers.baselines import needs_pixels, one_by_one
+from adir.samplers.adir import Restoration, draw_noise, needs_pixels, require_steps
+from adir.samplers.baselines import one_by_one
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.operators import Operator
@@ -53,6 +53,9 @@ class DDPG:
     gamma: float = 10.0
     eta_tilde: float = 0.7
     step_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_steps(self.n_steps)
 
     @torch.no_grad()
     def restore(

@@ -7,6 +7,7 @@ call of the library, which tests compare with the same call made by hand.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import deepinv
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.adir import Restoration
-from adir.samplers.baselines import in_unit_range, needs_pixels, noise_level, one_by_one
+from adir.samplers.adir import Restoration, needs_pixels, require_steps
+from adir.samplers.baselines import in_unit_range, noise_level, one_by_one
 from adir.samplers.svd import full_svd, has_full_svd
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
@@ -50,18 +51,9 @@ class BackboneDenoiser(deepinv.models.Denoiser):
         t = ((1 - alpha_bar).sqrt() - noise).abs().argmin(1)
         noisy = 2 * x - 1
         x_t = (noisy / (1 + std**2).sqrt()).float()
-        eps = predict_eps(self.backbone, x_t, self.backbone.schedule.timesteps.to(x.device)[t].expand(len(x)))
+        eps = self.backbone.predict(x_t, self.backbone.schedule.timesteps.to(x.device)[t].expand(len(x))).eps
         x0_hat = (noisy - std * eps).clamp(-1, 1)
         return ((x0_hat + 1) / 2).to(x.dtype)
-
-
-def predict_eps(backbone: GuidedDiffusion, x_t: Tensor, t: Tensor) -> Tensor:
-    """The backbone's eps, differentiable in x_t where that asks for a gradient; `predict` itself never is."""
-    if not x_t.requires_grad:
-        return backbone.predict(x_t, t).eps
-    with backbone.execution.autocast():
-        output = backbone.network(x_t, t, return_dict=False)[0]
-    return backbone.prediction(output.float()).eps
 
 
 class PictureNoise(TorchFunctionMode):
@@ -94,6 +86,29 @@ class PictureNoise(TorchFunctionMode):
         return torch.randn(tuple(shape), generator=self.generator, dtype=dtype).to(device)
 
 
+def restored_by(
+    make: Callable[[BackboneDenoiser], Callable[[Tensor], Tensor]],
+    backbone: GuidedDiffusion,
+    operator: Operator,
+    y: Tensor,
+    generators: list[torch.Generator],
+    remedy: str,
+) -> Restoration:
+    """x_hat of y (B, C, h, w) by a sampler of deepinv.
+
+    make: the sampler for a denoiser: from y (1, C, h, w) of a picture in [0, 1] to that picture.
+    """
+
+    def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
+        denoiser = BackboneDenoiser(backbone)
+        sampler = make(denoiser)
+        with PictureNoise(noise):
+            x = sampler(in_unit_range(operator, y))
+        return 2 * x - 1, denoiser.evaluations
+
+    return one_by_one(restore_one, operator, y, generators, remedy)
+
+
 @dataclass(frozen=True)
 class DPS:
     """Diffusion posterior sampling (Chung et al., 2023), by deepinv.sampling.DPS with its DDPM solver.
@@ -110,6 +125,7 @@ class DPS:
     guidance: Guidance = "norm"
 
     def __post_init__(self) -> None:
+        require_steps(self.n_steps)
         if self.guidance not in get_args(Guidance):
             raise ValueError(f"unknown guidance {self.guidance!r}; choose one of {', '.join(get_args(Guidance))}")
 
@@ -121,8 +137,7 @@ class DPS:
         physics = operator.build(torch.float32).to(y.device)
         physics.set_noise_model(GaussianNoise(noise_level(operator)).to(y.device))
 
-        def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
-            denoiser = BackboneDenoiser(backbone)
+        def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
             sampler = deepinv.sampling.DPS(
                 denoiser,
                 num_steps=self.n_steps + 1,  # deepinv counts times, of which the last is 0
@@ -130,11 +145,9 @@ class DPS:
                 guidance=self.guidance,
                 device=y.device,
             )
-            with PictureNoise(noise):
-                x = sampler(in_unit_range(operator, y), physics, x_init=(1, *operator.image_shape))
-            return 2 * x - 1, denoiser.evaluations
+            return partial(sampler, physics=physics, x_init=(1, *operator.image_shape))
 
-        return one_by_one(restore_one, operator, y, generators, "lower weight")
+        return restored_by(make, backbone, operator, y, generators, "lower weight")
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Any linear task on pixels."""
@@ -156,22 +169,20 @@ class DDRM:
     eta: float = 0.85
     etab: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_steps(self.n_steps)
+
     def restore(
         self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture."""
         physics = full_svd(operator, torch.float32, y.device, noise_level(operator))
 
-        def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
-            denoiser = BackboneDenoiser(backbone)
-            sampler = deepinv.sampling.DDRM(
-                denoiser, sigmas=np.linspace(1, 0, self.n_steps), eta=self.eta, etab=self.etab
-            )
-            with PictureNoise(noise):
-                x = sampler(in_unit_range(operator, y), physics)
-            return 2 * x - 1, denoiser.evaluations
+        def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
+            sigmas = np.linspace(1, 0, self.n_steps)
+            return partial(deepinv.sampling.DDRM(denoiser, sigmas, self.eta, self.etab), physics=physics)
 
-        return one_by_one(restore_one, operator, y, generators, "change n_steps or eta")
+        return restored_by(make, backbone, operator, y, generators, "change n_steps or eta")
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known."""
@@ -191,6 +202,9 @@ class DiffPIR:
     lambda_: float = 7.0
     zeta: float = 0.1
 
+    def __post_init__(self) -> None:
+        require_steps(self.n_steps, least=2)
+
     def restore(
         self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
@@ -198,22 +212,13 @@ class DiffPIR:
         sigma = noise_level(operator)
         physics = full_svd(operator, torch.float64, y.device, sigma)
 
-        def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
-            denoiser = BackboneDenoiser(backbone)
+        def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
             sampler = deepinv.sampling.DiffPIR(
-                denoiser,
-                L2(),
-                sigma=sigma,
-                max_iter=self.n_steps,
-                zeta=self.zeta,
-                lambda_=self.lambda_,
-                device=y.device,
+                denoiser, L2(), sigma, max_iter=self.n_steps, zeta=self.zeta, lambda_=self.lambda_, device=y.device
             )
-            with PictureNoise(noise):
-                x = sampler(in_unit_range(operator, y).double(), physics)
-            return 2 * x - 1, denoiser.evaluations
+            return lambda y: sampler(y.double(), physics)
 
-        return one_by_one(restore_one, operator, y, generators, "raise lambda_")
+        return restored_by(make, backbone, operator, y, generators, "raise lambda_")
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known, by which the proximal step is exact."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.adir import Restoration, draw_noise
-from adir.samplers.baselines import needs_pixels, one_by_one
+from adir.samplers.adir import Restoration, draw_noise, needs_pixels, require_steps
+from adir.samplers.baselines import one_by_one
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
 from adir.tasks.operators import Operator
@@ -65,6 +65,9 @@ class DMSP:
     sigma_net: float = 11.0
     alpha: float = 0.1
     mu: float = 0.9
+
+    def __post_init__(self) -> None:
+        require_steps(self.n_steps)
 
     @torch.no_grad()
     def restore(

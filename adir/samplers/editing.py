@@ -9,7 +9,8 @@ from torch import Tensor
 
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
 from adir.samplers.adir import Restoration, draw_noise
-from adir.samplers.latent import one_by_one, require_options, require_range, sample_latent, without_effect
+from adir.samplers.baselines import one_by_one
+from adir.samplers.latent import require_options, require_range, sample_latent, starts_too_high, unconditional_text
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,8 @@ class InpaintingSampler:
         Raises InputError for values outside [-1, 1].
         """
         require_range(y, self.name)
-        pairs = zip(y, generators, strict=True)
-        calls = [partial(self._restore_one, backbone, operator, y_b[None], generator) for y_b, generator in pairs]
-        return one_by_one(calls, operator.image_shape, y)
+        restore_one = partial(self._restore_one, backbone, operator)
+        return one_by_one(restore_one, operator, y, generators, "run the network in float32")
 
     @torch.no_grad()
     def _restore_one(
@@ -52,17 +52,9 @@ class InpaintingSampler:
         masked_noise = draw_noise(shape, [generator], y)
         hole = operator.hole.to(y)[None, None]
         condition = backbone.condition(y, hole, masked_noise, [operator.prompt])
-        plain = without_effect(operator.prompt, self.negative_prompt, self.guidance_scale)
-        sampled = sample_latent(
-            backbone,
-            noise,
-            condition,
-            None if plain else backbone.text([self.negative_prompt]),
-            self.guidance_scale,
-            self.n_steps,
-            self.eta,
-            generator,
-        )
+        away = unconditional_text(backbone, operator.prompt, self.negative_prompt, self.guidance_scale)
+        options = self.guidance_scale, self.n_steps, self.eta
+        sampled = sample_latent(backbone, noise, condition, away, *options, generator)
         x_hat = backbone.decode(sampled.latent)
         if self.paste:
             x_hat = torch.where(hole > 0, x_hat, y)
@@ -76,4 +68,4 @@ class InpaintingSampler:
             return f"sampler {self.name} needs a mask and a prompt (task=edit), which task {task.name} has not"
         if mode == "self":
             return "adaptation=self would teach the network the hole of y: use knn, or none"
-        return None
+        return starts_too_high(backbone, self.n_steps)

@@ -6,7 +6,7 @@ seed the result is theirs.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,8 @@ from adir.backbones.stable_diffusion import Condition, StableDiffusion, StableDi
 from adir.diffusion.posterior import predict_x0
 from adir.diffusion.velocity import velocity
 from adir.errors import InputError
-from adir.samplers.adir import Restoration, draw_noise
+from adir.samplers.adir import Restoration, draw_noise, require_steps
+from adir.samplers.baselines import one_by_one
 
 Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(raw output, z_t, alpha_bar_t, t) to a corrected output."""
@@ -49,8 +50,7 @@ def sample_latent(
     unconditional: (1, L, D), the text that classifier-free guidance leads away from; None takes one call a step instead of
     two.  eta: of DDIM, ignored by schedulers without it.  Raises FloatingPointError at the first NaN or Inf.
     """
-    scheduler = type(backbone.scheduler).from_config(backbone.scheduler.config)
-    scheduler.set_timesteps(n_steps)
+    scheduler = scheduler_of(backbone, n_steps)
     taken = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in taken}
     n_steps_taken = len(scheduler.timesteps)  # some schedulers take one more than asked, or two calls a step
@@ -74,6 +74,23 @@ def sample_latent(
     return Sampled(latent, n_steps_taken * (1 if unconditional is None else 2))
 
 
+def scheduler_of(backbone: StableDiffusion, n_steps: int) -> Any:
+    """A scheduler as the backbone's own, at the start of n_steps steps."""
+    scheduler = type(backbone.scheduler).from_config(backbone.scheduler.config)
+    scheduler.set_timesteps(n_steps)
+    return scheduler
+
+
+def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
+    """The reason why a scheduler cannot take this many steps: with its offset the first is beyond what the network knows."""
+    known = len(backbone.schedule)
+    if (
+        n_steps > known or scheduler_of(backbone, n_steps).timesteps.max() < known
+    ):  # the harness refuses more than known
+        return None
+    return f"n_steps={n_steps}: the {type(backbone.scheduler).__name__} of backbone {backbone.name} takes fewer than {known}"
+
+
 def twice(condition: Condition, unconditional: Tensor) -> Condition:
     """The condition of one picture for both texts."""
     labels = condition.class_labels
@@ -91,17 +108,23 @@ def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
 
 def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
     """Raise ValueError for sampling options out of range."""
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-        raise ValueError(f"n_steps={n_steps!r}: a whole number of at least 1 is needed")
+    require_steps(n_steps)
     if not 1 <= guidance_scale < math.inf:
         raise ValueError(f"guidance_scale={guidance_scale!r}: 1 (no classifier-free guidance) or more is needed")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta!r}: from 0 (deterministic) to 1 is needed")
 
 
-def without_effect(prompt: str, negative_prompt: str, guidance_scale: float) -> bool:
+def without_effect(prompt: str | None, negative_prompt: str, guidance_scale: float) -> bool:
     """Whether classifier-free guidance changes nothing: a + s (b - a) with a = b, or s = 1."""
     return guidance_scale == 1 or prompt == negative_prompt
+
+
+def unconditional_text(
+    backbone: StableDiffusion, prompt: str, negative_prompt: str, guidance_scale: float
+) -> Tensor | None:
+    """(1, L, D): what classifier-free guidance leads away from; None where it changes nothing."""
+    return None if without_effect(prompt, negative_prompt, guidance_scale) else backbone.text([negative_prompt])
 
 
 @dataclass(frozen=True)
@@ -145,10 +168,10 @@ class UpscalerSampler:
             raise InputError(
                 f"noise_level={self.noise_level}: backbone {backbone.name} knows levels from 0 to {backbone.max_noise_level}"
             )
-        pairs = zip(y, generators, strict=True)
-        calls = [partial(self._restore_one, backbone, operator, y_b[None], generator) for y_b, generator in pairs]
-        return one_by_one(calls, operator.image_shape, y)
+        restore_one = partial(self._restore_one, backbone, operator)
+        return one_by_one(restore_one, operator, y, generators, "run the network in float32")
 
+    @torch.no_grad()
     def _restore_one(
         self, backbone: StableDiffusionX4, operator: Any, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, int]:
@@ -156,20 +179,11 @@ class UpscalerSampler:
         noise = draw_noise(backbone.latent_shape(operator.image_shape), [generator], y)
         level = torch.tensor([self.noise_level], device=y.device)
         condition = backbone.condition(y, low_noise, level, [self.prompt])
-        plain = without_effect(self.prompt, self.negative_prompt, self.guidance_scale)
-        sampled = sample_latent(
-            backbone,
-            noise,
-            condition,
-            None if plain else backbone.text([self.negative_prompt]),
-            self.guidance_scale,
-            self.n_steps,
-            self.eta,
-            generator,
-            self._towards(backbone, operator, y) if self.measurement_scale else None,
-        )
-        with torch.no_grad():
-            return backbone.decode(sampled.latent), sampled.network_evaluations
+        correct = self._towards(backbone, operator, y) if self.measurement_scale else None
+        away = unconditional_text(backbone, self.prompt, self.negative_prompt, self.guidance_scale)
+        options = self.guidance_scale, self.n_steps, self.eta
+        sampled = sample_latent(backbone, noise, condition, away, *options, generator, correct)
+        return backbone.decode(sampled.latent), sampled.network_evaluations
 
     def _towards(self, backbone: StableDiffusionX4, operator: Any, y: Tensor) -> Correction:
         """The network's output for a z0_hat that was moved a step towards y, z_t being what it is."""
@@ -192,7 +206,7 @@ class UpscalerSampler:
             shape = None
         if shape != (3, 64 * backbone.stride, 64 * backbone.stride):
             return f"backbone {backbone.name} enlarges pictures {backbone.stride} times, which task {task.name} does not ask"
-        return None
+        return starts_too_high(backbone, self.n_steps)
 
 
 def residual_gradient(backbone: StableDiffusion, operator: Any, z0: Tensor, y: Tensor) -> Tensor:
@@ -208,21 +222,3 @@ def require_range(picture: Tensor, who: str) -> None:
     if not (picture.min() >= -1 and picture.max() <= 1):  # written so that NaN fails too
         low, high = picture.min().item(), picture.max().item()
         raise InputError(f"{who} takes pictures in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them")
-
-
-def one_by_one(
-    restorations: Sequence[Callable[[], tuple[Tensor, int]]], image_shape: tuple[int, ...], like: Tensor
-) -> Restoration:
-    """The pictures and network calls that each call gives, as a batch; NaN and a reason for one that failed.
-
-    One at a time: bit-equal in any batch, and one 1024x1024 picture is as much as most devices hold.
-    """
-    x_hat = torch.full((len(restorations), *image_shape), torch.nan, dtype=torch.float32, device=like.device)
-    errors: list[str | None] = [None] * len(restorations)
-    evaluations = 0
-    for b, restore in enumerate(restorations):
-        try:
-            x_hat[b : b + 1], evaluations = restore()
-        except FloatingPointError as error:
-            errors[b] = str(error)
-    return Restoration(x_hat, [0] * len(restorations), errors, evaluations)

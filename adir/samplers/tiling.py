@@ -7,12 +7,14 @@ field and agree in their overlaps after every step, so that there is nothing to 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from adir.backbones.execution import recompute
 from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
 from adir.diffusion.schedule import Schedule
 from adir.errors import InputError
@@ -46,13 +48,18 @@ class TiledBackbone:
         tops, lefts = (starts(side, self.tile, self.stride) for side in (height, width))
         return [(slice(top, top + size[0]), slice(left, left + size[1])) for top in tops for left in lefts]
 
-    @torch.no_grad()
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """The weighted mean of the tiles' predictions: eps and variance_fraction of x_t (B, 3, H, W) at timesteps t (B,)."""
+        """The weighted mean of the tiles' predictions: eps and variance_fraction of x_t (B, 3, H, W) at timesteps t (B,).
+
+        Differentiable as the backbone's is; a backward pass computes each tile again, one at a time.
+        """
+        predict = self.backbone.predict
+        if torch.is_grad_enabled() and x_t.requires_grad:
+            predict = partial(recompute, predict)
         height, width = x_t.shape[-2:]
         places = self.tiles(height, width)
         if len(places) == 1:
-            return self.backbone.predict(x_t, t)
+            return predict(x_t, t)
         rows, columns = places[0]
         down, across = (ramp(s.stop, side > s.stop) for s, side in ((rows, height), (columns, width)))
         window = (down[:, None] * across[None, :]).to(x_t.device)
@@ -61,7 +68,7 @@ class TiledBackbone:
         fraction: Tensor | None = None
         for place in places:
             # Contiguous: a view would send the network's convolutions another way, with other rounding.
-            one = self.backbone.predict(x_t[:, :, *place].contiguous(), t)
+            one = predict(x_t[:, :, *place].contiguous(), t)
             eps = torch.zeros_like(x_t) if eps is None else eps
             eps[:, :, *place] += window * one.eps
             if one.variance_fraction is not None:
@@ -100,22 +107,41 @@ def restore_any_size(
     """
     require_restorable(backbone, task, y, tile)
     _, height, width = task.image_shape(tuple(y.shape))
-    factor, margin = height // y.shape[1], 0
-    if task.shift_invariant:  # else what y knows of the border is not what it would know of a mirrored one
-        margin = math.ceil(MARGIN / factor)
-        unit = math.lcm(backbone.stride, factor)  # a side of x that both the network and the operator take
-        y = mirrored(y, margin, [(-(side + 2 * margin) * factor % unit) // factor for side in y.shape[1:]])
-    shape = task.image_shape(tuple(y.shape))
-    # A latent one's VAE has tiles of its own.
-    tiled = TiledBackbone(backbone, tile) if backbone.kind == "pixel" else None
-    if tiled is not None and len(tiled.tiles(*shape[1:])) == 1:
-        tiled = None  # samplers that need gradients take the network itself
-    network: Any = backbone if tiled is None else tiled
+    shape = sampled_shape(backbone, task, y)
+    network: Any = backbone
+    n_tiles = 1
+    if needed_tile(backbone, task, y, tile) is not None:
+        network = TiledBackbone(backbone, tile)
+        n_tiles = len(network.tiles(*shape[1:]))
+    y, margin = with_margin(backbone, task, y)
     noise = generator(seed, image_id, "sampler")
     result = sampler.restore(network, task.operator(shape), y[None].to(backbone.device), [noise])
-    x_hat = checked(result.x_hat, result.errors).cpu()[:, margin * factor :, margin * factor :]
-    n_tiles = 1 if tiled is None else len(tiled.tiles(*shape[1:]))
+    x_hat = checked(result.x_hat, result.errors).cpu()[:, margin:, margin:]
     return TiledRestoration(x_hat[:, :height, :width], n_tiles, result.capped_steps[0])
+
+
+def with_margin(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor) -> tuple[Tensor, int]:
+    """(y (C, h, w) with a mirrored border and a size that the network takes, pixels of x above and left of the picture)."""
+    if not task.shift_invariant:  # what y knows of the border is not what it would know of a mirrored one
+        return y, 0
+    factor = task.image_shape(tuple(y.shape))[1] // y.shape[1]
+    margin = math.ceil(MARGIN / factor)
+    unit = math.lcm(backbone.stride, factor)  # a side of x that both the network and the operator take
+    extra = [(-(side + 2 * margin) * factor % unit) // factor for side in y.shape[1:]]
+    return mirrored(y, margin, extra), margin * factor
+
+
+def sampled_shape(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor) -> tuple[int, ...]:
+    """(3, H, W) of what is sampled for y: the picture with its margin."""
+    return task.image_shape(tuple(with_margin(backbone, task, y)[0].shape))
+
+
+def needed_tile(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, tile: int) -> int | None:
+    """`tile` where y takes several, else None: what of it the restoration depends on.
+
+    A latent backbone's pictures are whole here: its VAE has tiles of its own.
+    """
+    return tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
 
 
 def require_restorable(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, tile: int) -> None:

@@ -13,19 +13,17 @@ matrix product on the same device. Every figure is written when it is there, so 
 import argparse
 import itertools
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1" if (os.cpu_count() or 1) <= 4 else str(os.cpu_count()))
 
-import diffusers
 import torch
+from figures import Figures, Row, device_name, report
 from made_networks import NETWORKS, PIXEL, LatentParts, empty_network, pixel_backbone
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +32,7 @@ from adir.adaptation.adapters import Full, Lora, adapted
 from adir.adaptation.denoising_module import FineTuning
 from adir.backbones.execution import DTYPES, Execution, recompute
 from adir.backbones.memory import call_bytes, example_inputs, fake_copy, weight_bytes
-from adir.files import read_json, write_bytes, write_json
+from adir.files import write_bytes
 from adir.harness.cost import forget_peak_memory
 from adir.harness.provenance import process_peak_memory_mb
 from adir.samplers.adir import ADIR
@@ -48,45 +46,6 @@ CROPS = {"real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)}, "sm
 """Of adaptation, likewise."""
 PAPER, FAST = (400, 1000), (100, 100)
 """(iterations, steps): the paper's, and a documented fast setting."""
-Row = dict[str, Any]
-
-
-class Figures:
-    """Rows by what they measure, in one JSON file per device and size; a row is written as soon as it is measured."""
-
-    def __init__(self, path: Path, command: str) -> None:
-        self.path, self.command = path, command
-        self.rows: dict[str, Row] = read_json(path) if path.is_file() else {}
-
-    def add(self, what: str, key: Row, measure: Callable[[], Row]) -> None:
-        """Measure unless the row is there. Out of memory is a figure too."""
-        name = " ".join([what, *(f"{k}={v}" for k, v in key.items())])
-        if name in self.rows:
-            return
-        started = time.perf_counter()
-        try:
-            row = measure()
-        except torch.OutOfMemoryError as error:
-            row = {"error": f"out of memory: {str(error).splitlines()[0]}"}
-        took = round(time.perf_counter() - started, 1)
-        self.rows[name] = {"what": what, **key, **row, "took_s": took, "command": self.command, **versions()}
-        write_json(self.path, self.rows)
-        shown = {k: v for k, v in row.items() if not isinstance(v, dict)}
-        print(f"{name}: {shown} ({took:.0f} s)", flush=True)
-
-
-def versions() -> Row:
-    """What the figures depend on besides the device."""
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "date": date.today().isoformat()}
-
-
-def device_name(device: str) -> str:
-    """`NVIDIA H200`, or the processor's name and the number of threads used."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
 def wait(device: str) -> None:
@@ -351,53 +310,6 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
                 args = (network, size, weights, execution, iterations, steps, CROPS[size][network][0])
                 figures.add(what, key, lambda a=args: total_row(*a))
                 torch._dynamo.reset()
-
-
-TITLES = {
-    "step": "One sampling step, and a bare call of the network",
-    "adapt": "One adaptation iteration, LoRA of rank 16 on every convolution",
-    "switch": "Putting a trained adapter in place and taking it away",
-    "total": "A whole picture: adaptation with batch 6, then sampling; after a warm-up, which compiles",
-    "memory": "Memory of an adaptation iteration by count of tensors that live at one time (nothing was run)",
-}
-HIDDEN = ("what", "command", "torch", "diffusers", "date", "took_s")
-
-
-def report(figures: Figures, device: str, size: str) -> str:
-    """All rows as Markdown, one table per kind."""
-    lines = [f"# Speed of the big backbones: {device}", ""]
-    if size == "small":
-        lines += [
-            "Channels are cut to an eighth or a quarter: this shows that the script runs, not how fast the networks are.",
-            "",
-        ]
-    lines += [
-        "Weights are made (random); a floor is the operations at the rate of a large matrix product on this device.",
-        "",
-    ]
-    for what, title in TITLES.items():
-        rows = [
-            {k: v for k, v in row.items() if k not in HIDDEN} for row in figures.rows.values() if row["what"] == what
-        ]
-        if not rows:
-            continue
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines += [
-            f"## {title}",
-            "",
-            f"| {' | '.join(c.replace('_', ' ') for c in columns)} |",
-            "|---" * len(columns) + "|",
-        ]
-        lines += [f"| {' | '.join(shown(row.get(column, '')) for column in columns)} |" for row in rows] + [""]
-    stamps = sorted({f"{r['date']}, torch {r['torch']}, diffusers {r['diffusers']}" for r in figures.rows.values()})
-    commands = sorted({row["command"] for row in figures.rows.values()})
-    lines += [f"{'; '.join(stamps)}; Python {platform.python_version()}. Commands:", ""]
-    return "\n".join([*lines, *(f"    {command}" for command in commands)]) + "\n"
-
-
-def shown(value: Any) -> str:
-    """A cell of a table."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

@@ -1,11 +1,17 @@
-"""Building an index: how much of the time the encoder works, and whether memory grows with the corpus.
+"""Building an index: whether the encoder's own throughput is the limit, and whether memory grows with the corpus.
 
-Made JPEG pictures (512x384, smooth fields with noise, quality 90), the encoder of conf/encoder that is named, and the code of
-`adir index build`, in a fresh process for each size of the corpus. "busy" is the encoder's share of encoding and waiting for
-pictures; decoding runs beside it in `--loaders` threads, which on a processor without an accelerator take their time from it.
+Made JPEG pictures (512x384, smooth fields with noise, quality 90), and the code of `adir index build` in a fresh process for
+each size of the corpus. Before each build, in that process and on the same pictures: the encoder alone on prepared pictures,
+and one thread alone that loads them (reading, hashing, decoding, fingerprints, preparation).
+
+"reached" is the throughput of the build, from the first listing to the manifest, over that of the encoder alone. Where loading
+a picture takes l seconds of a processor and encoding it e, c processors do at most c / (l + e) pictures a second, and n loader
+threads n / l; the encoder alone does 1 / e. So no build reaches more than min(1, c e / (l + e), n e / l): "possible".
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --sizes 2000 8000 --out results/speed/index_build.md
-     (10 minutes; a look: --sizes 100 400)
+     OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --random-clip ViT-B-32 --sizes 300 900 \\
+         --out results/speed/index_build_clip.md
+     (5 and 5 minutes on two processors that do nothing else; a look: --sizes 100 400)
 """
 
 import argparse
@@ -26,10 +32,14 @@ from PIL import Image
 
 from adir.files import write_bytes
 from adir.harness.launch import compose
-from adir.retrieval.builder import build_shard, extend_plan, finish, missing_shards, require_same_index
+from adir.retrieval.builder import Loaded, build_shard, extend_plan, finish, load, missing_shards, require_same_index
+from adir.retrieval.clip import random_clip
+from adir.retrieval.encoders import Encoder
 from adir.retrieval.sources import FolderSource
 
 SIZE = (512, 384)
+ALONE = 64
+"""Pictures on which the encoder and loading are measured alone."""
 
 
 def make_pictures(folder: Path, first: int, last: int) -> None:
@@ -44,19 +54,35 @@ def make_pictures(folder: Path, first: int, last: int) -> None:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:06d}.jpg", quality=90)
 
 
-def build(pictures: Path, folder: Path, words: list[str], shard_size: int, loaders: int) -> None:
-    """Build the index and print what it took: pictures, seconds, encoding, waiting, peak MB, MB at the start."""
-    encoder = instantiate(compose(words, "index").encoder)
+def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
+    """Seconds of processor time a picture of one thread that loads, and seconds a picture of the encoder, each with nothing
+    beside it in this process."""
+    keys = [key for key, _ in source.listing()][:ALONE]
+    for _ in range(2):  # the first warms up
+        started = time.thread_time()
+        loaded = [load(item, encoder) for item in source.items(keys)]
+        loading = (time.thread_time() - started) / len(keys)
+    inputs = torch.stack([one.input for one in loaded if isinstance(one, Loaded)])
+    encoder.vectors(inputs[:4])
+    started = time.perf_counter()
+    encoder.vectors(inputs)
+    return loading, (time.perf_counter() - started) / len(inputs)
+
+
+def build(pictures: Path, folder: Path, encoder: Encoder, shard_size: int, loaders: int) -> None:
+    """Build the index and print what it took: pictures, seconds, of them encoding and waiting, peak MB, MB at the start,
+    and what `alone` gives."""
     source = FolderSource(pictures)
-    encoder.image(torch.zeros(2, 3, 64, 64))
+    loading, encoding = alone(source, encoder)
     before = resident("VmRSS")
     started = time.perf_counter()
     require_same_index(folder, source, encoder)
     extend_plan(folder, source, shard_size)
     done = [build_shard(folder, number, source, encoder, 64, loaders) for number in missing_shards(folder)]
     finish(folder)
-    encoding, waiting = sum(d.encoding for d in done), sum(d.waiting for d in done)
-    print(sum(d.pictures for d in done), time.perf_counter() - started, encoding, waiting, resident("VmHWM"), before)
+    seconds = time.perf_counter() - started
+    spent = sum(d.encoding for d in done), sum(d.waiting for d in done)
+    print(sum(d.pictures for d in done), seconds, *spent, resident("VmHWM"), before, loading, encoding)
 
 
 def resident(name: str) -> float:
@@ -64,46 +90,60 @@ def resident(name: str) -> float:
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
 
 
+def row_of(numbers: list[float], processors: int, loaders: int) -> str:
+    """A line of the table, of what `build` printed."""
+    n, seconds, encoding, waiting, peak, before, load_s, encode_s = numbers
+    possible = min(1, processors * encode_s / (load_s + encode_s), loaders * encode_s / load_s)
+    cells = [f"{n:.0f}", f"{load_s * 1e3:.2f}", f"{encode_s * 1e3:.2f}", f"{1 / encode_s:.1f}", f"{n / seconds:.1f}"]
+    cells += [f"**{n / seconds * encode_s:.0%}**", f"{possible:.0%}"]
+    cells += [f"{encoding:.1f}", f"{waiting:.1f}", f"{seconds - encoding - waiting:.1f}"]
+    return f"| {' | '.join([*cells, f'{peak:.0f}', f'{peak - before:.0f}'])} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 8000])
     parser.add_argument("--encoder", nargs="+", default=["encoder=embedded"], help="as to adir index build")
+    parser.add_argument("--random-clip", metavar="ARCHITECTURE", help="instead of --encoder: CLIP with random weights")
     parser.add_argument("--shard-size", type=int, default=1000)
     parser.add_argument("--loaders", type=int, default=2)
     parser.add_argument("--out", type=Path, help="the table to write")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        build(*args.child, args.encoder, args.shard_size, args.loaders)
+        clip = args.random_clip
+        encoder = random_clip(clip, 0) if clip else instantiate(compose(args.encoder, "index").encoder)
+        build(*args.child, encoder, args.shard_size, args.loaders)
         return
-    rows = []
+    rows, processors = [], len(os.sched_getaffinity(0))
+    which = ["--random-clip", args.random_clip] if args.random_clip else ["--encoder", *args.encoder]
+    load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         pictures, made = Path(temporary) / "pictures", 0
         for size in sorted(args.sizes):
             make_pictures(pictures, made, size)
             made = size
-            words = ["--encoder", *args.encoder, "--shard-size", str(args.shard_size), "--loaders", str(args.loaders)]
+            words = [*which, "--shard-size", str(args.shard_size), "--loaders", str(args.loaders)]
             child = [sys.executable, __file__, *words, "--child", str(pictures), f"{temporary}/index-{size}"]
             out = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True).stdout
-            n, seconds, encoding, waiting, peak, before = map(float, out.split())
-            rows.append(
-                f"| {n:.0f} | {n / seconds:.1f} | {encoding:.1f} | {waiting:.1f} | {encoding / (encoding + waiting):.0%} | "
-                f"{seconds - encoding - waiting:.1f} | {peak:.0f} | {peak - before:.0f} |"
-            )
+            rows.append(row_of(list(map(float, out.split())), processors, args.loaders))
     lines = [
         "# Building an index",
         "",
-        f"{SIZE[0]}x{SIZE[1]} JPEG pictures, {' '.join(args.encoder)}, {args.loaders} loader threads, "
-        f"{torch.get_num_threads()} thread for the encoder, shards of {args.shard_size}.",
+        f"{SIZE[0]}x{SIZE[1]} JPEG pictures, {' '.join(which[1:])}, {args.loaders} loader threads, "
+        f"{torch.get_num_threads()} thread for the encoder, {processors} processors, shards of {args.shard_size}.",
         "",
-        "| pictures | pictures/s | encoding, s | waiting, s | encoder busy | rest, s | peak MB | above the start, MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| pictures | load one, ms | encode one, ms | encoder alone, /s | build, /s | reached | possible | encoding, s | "
+        "waiting, s | rest, s | peak MB | above the start, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        "The last column must not grow with the number of pictures. Rest: listing, writing shards, the manifest.",
+        "Reached: the build's pictures/s over those of the encoder alone. Possible: by the seconds that loading and encoding",
+        "take on these processors. Rest: listing, writing shards, the manifest. The last column must not grow with the number",
+        "of pictures.",
         "",
-        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, {os.cpu_count()} processors, load average "
-        f"{os.getloadavg()[0]:.1f}; torch {torch.__version__}. Command: `OMP_NUM_THREADS={torch.get_num_threads()} python "
+        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, load average at the start "
+        f"{load_average:.1f}; torch {torch.__version__}. Command: `OMP_NUM_THREADS={torch.get_num_threads()} python "
         f"benchmarks/speed/index_build.py {' '.join(sys.argv[1:])}`",
     ]
     text = "\n".join(lines) + "\n"

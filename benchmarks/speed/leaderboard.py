@@ -22,6 +22,7 @@ from typing import Any
 
 from adir.files import write_bytes
 from adir.harness.identity import hash_of
+from adir.harness.provenance import commit
 
 PICTURES, SEEDS, TASKS = 50, 2, 4
 METRICS = {"psnr": "higher", "ssim": "higher", "lpips-alex": "lower", "piqe": "lower", "residual": "none"}
@@ -111,12 +112,14 @@ def main() -> None:
         times = [time_command(Path(folder)) for _ in range(given.repeats)]
     wall, processor = sorted(t[0] for t in times), sorted(t[1] for t in times)
     text = (
-        f"# `adir leaderboard` over {n} records\n\n"
+        f"# `adir leaderboard` over {n:,} records\n\n"
+        f"    OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py {' '.join(sys.argv[1:])}\n\n"
         "| | fastest | median | slowest |\n|---|---|---|---|\n"
         f"| seconds, wall clock | {wall[0]:.2f} | {wall[len(wall) // 2]:.2f} | {wall[-1]:.2f} |\n"
         f"| seconds, processor | {processor[0]:.2f} | {processor[len(processor) // 2]:.2f} | {processor[-1]:.2f} |\n\n"
         f"Wanted: under 3. {given.repeats} runs, one thread, files in the page cache, the four files written; "
-        f"{date.today().isoformat()}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}.\n"
+        f"{date.today().isoformat()}, commit {commit()}, "
+        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}.\n"
     )
     if given.out is not None:
         write_bytes(given.out, text.encode())

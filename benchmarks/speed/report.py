@@ -1,6 +1,6 @@
 """Seconds of `adir report` and `adir leaderboard` on a folder of many records, made here: no number in it means anything.
 
-    python benchmarks/speed/report.py --records 10000 --size 256
+    OMP_NUM_THREADS=1 python benchmarks/speed/report.py [--records 10000] [--size 256] [--out results/speed/report.md]
 
 It makes rows as a study has them: two tasks, eight rows (none, self, knn and random with three K), five seeds, 20 neighbours
 at most, 400 losses an adapter. Pictures are 16 files, linked to under every name: what is read is as large as it would be,
@@ -11,8 +11,12 @@ import argparse
 import hashlib
 import json
 import os
+import platform
+import subprocess
+import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +25,16 @@ from PIL import Image
 from safetensors.numpy import save
 
 from adir.embedded.pictures import TEST_FIELDS, cut
-from adir.harness.leaderboard import load_board
+from adir.files import write_bytes
 from adir.harness.ledger import SCHEMA, Ledger
-from adir.harness.report.page import write_report
+from adir.harness.provenance import commit
 from adir.images import png_bytes
 
 ROWS = [("none", None), ("self", None), *((mode, k) for mode in ("knn", "random") for k in (1, 5, 20))]
 SEEDS = range(5)
 TASKS = ("sr4", "deblur")
+WANTED = {"report": 20, "leaderboard": 3}
+"""Seconds, for 10,000 records."""
 
 
 def sha256(text: str) -> str:
@@ -130,23 +136,50 @@ def make_results(folder: Path, n_records: int, size: int) -> int:
     return written
 
 
+def seconds_of(command: str, folder: Path) -> float:
+    """Wall clock of `adir COMMAND FOLDER`, from the start of Python to its end. Raises CalledProcessError where it fails."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "adir", command, str(folder)], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
 def main() -> None:
-    """Make the folder and time the two commands on it."""
+    """Make the folder, time the two commands on it, and print or write what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=256, help="pixels a side of every picture")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="make the results here and keep them (default: a temporary folder)")
+    parser.add_argument("--out", type=Path, help="the Markdown to write")
     options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary) / "results"
         if not folder.exists():
-            print(f"{make_results(folder, options.records, options.size):,} records of {options.size} pixels")
-        started = time.perf_counter()
-        load_board(folder)
-        print(f"leaderboard: {time.perf_counter() - started:.1f} s")
-        started = time.perf_counter()
-        write_report(folder, None, figures=False)
-        print(f"report: {time.perf_counter() - started:.1f} s")
+            made = make_results(folder, options.records, options.size)
+            print(f"made {made:,} records of {options.size} pixels")
+        n_records = sum(1 for _ in folder.glob("cells/*/*/*/records/*.json"))
+        times = {
+            command: sorted(seconds_of(command, folder) for _ in range(options.repeats))
+            for command in ("report", "leaderboard")
+        }
+        megabytes = (folder / "report.html").stat().st_size / 1e6
+    rows = [
+        f"| `adir {command}` | {found[0]:.1f} | {found[len(found) // 2]:.1f} | {found[-1]:.1f} | {WANTED[command]} |\n"
+        for command, found in times.items()
+    ]
+    text = (
+        f"# `adir report` over {n_records:,} records of {options.size} pixels\n\n"
+        f"    OMP_NUM_THREADS=1 python benchmarks/speed/report.py {' '.join(sys.argv[1:])}\n\n"
+        "| seconds, wall clock | fastest | median | slowest | wanted, at most |\n|---|---|---|---|---|\n"
+        f"{''.join(rows)}\n"
+        f"{options.repeats} runs of each, from the start of Python; files in the page cache; the page has {megabytes:.1f} MB. "
+        f"{date.today().isoformat()}, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), "
+        f"Python {platform.python_version()}.\n"
+    )
+    if options.out is not None:
+        write_bytes(options.out, text.encode())
+    print(text, end="")
 
 
 if __name__ == "__main__":

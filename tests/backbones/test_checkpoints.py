@@ -25,6 +25,7 @@ from adir.backbones.checkpoints import (
     registry,
 )
 from adir.backbones.download import NotFetchedError
+from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffusionX4
 from adir.errors import InputError
 
 
@@ -77,6 +78,13 @@ def test_a_missing_repository_is_one_line_with_files_mirrors_and_folder(cache):
         assert part in str(raised.value)
 
 
+@pytest.mark.parametrize("name, family", [("sd_x4", StableDiffusionX4), ("sd_inpaint", StableDiffusionInpaint)])
+def test_a_repository_has_all_that_its_backbone_reads(name, family):
+    found = entry(name)
+    assert {Path(file).parent.name for file in (*found.weights, *found.settings)} == {"", *family.parts}
+    assert entry("sd15_inpaint").settings == entry("sd_inpaint").settings
+
+
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(InputError, match=r"unknown weights 'gd1024'; choose one of .*gd256, gd512"):
         located("gd1024")
@@ -90,7 +98,7 @@ def test_a_file_put_by_hand_is_found(cache):
 
 
 def filled(folder: Path, found: HubRepository, content: bytes = b"weights") -> Path:
-    for name in found.weights:
+    for name in (*found.weights, *found.settings):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
@@ -103,9 +111,12 @@ def test_a_repository_is_found_by_hand_and_in_the_hubs_cache_at_its_revision(cac
     model = tmp_path / "hub" / f"models--{mirror.repository.replace('/', '--')}"
     snapshot = filled(model / "snapshots" / str(mirror.revision), found)
     assert located("sd_x4") == snapshot
-    (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()  # half a download
-    with pytest.raises(InputError, match="sd_x4 needs a folder"):
-        located("sd_x4")
+    for name in (*found.weights, *found.settings):  # half a download
+        (snapshot / name).rename(tmp_path / "aside")
+        with pytest.raises(InputError, match=rf"sd_x4 needs a folder .*; {snapshot} lacks {name}$"):
+            located("sd_x4")
+        (tmp_path / "aside").rename(snapshot / name)
+    (snapshot / "vae" / "config.json").unlink()
     by_hand = filled(cache / "weights" / "sd_x4", found)
     assert located("sd_x4") == by_hand
 
@@ -139,7 +150,7 @@ def hub(tmp_path, monkeypatch):
     held: dict[str, bytes] = {}
     asked: list[tuple[str, str, bool]] = []
 
-    def snapshot_download(repository, revision, local_files_only=False, allow_patterns=None, ignore_patterns=None):
+    def snapshot_download(repository, revision, local_files_only=False, allow_patterns=None):
         asked.append((repository, revision, local_files_only))
         folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
         if local_files_only:
@@ -148,8 +159,9 @@ def hub(tmp_path, monkeypatch):
         elif repository not in held:
             raise ConnectionError("Name or\nservice not known")
         else:
-            names = [*entry("sd_inpaint").weights, "unet/diffusion_pytorch_model.fp16.safetensors", "big.ckpt"]
-            for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            needed = [*entry("sd_inpaint").weights, *entry("sd_inpaint").settings]
+            names = [*needed, "unet/diffusion_pytorch_model.fp16.safetensors", "big.ckpt"]
+            for name in filter_repo_objects(names, allow_patterns=allow_patterns):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(held[repository])
         return str(folder)
@@ -174,7 +186,10 @@ def test_a_repository_is_fetched_at_its_revision_from_the_first_mirror_that_has_
     fetched = [(repository, revision) for repository, revision, local in asked if not local]
     assert fetched == [("a/gone", "1" * 40), ("c/good", "2" * 40)]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert files == sorted(entry("sd_inpaint").weights)  # neither half precision nor the single-file checkpoint
+    expected = entry("sd_inpaint")
+    assert files == sorted(
+        [*expected.weights, *expected.settings]
+    )  # neither half precision nor the single-file checkpoint
 
 
 def test_a_repository_with_other_weights_is_refused_and_one_line_says_why_of_each_mirror(hub):

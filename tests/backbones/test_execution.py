@@ -1,6 +1,7 @@
 """Execution: what changes no number changes none, what saves memory saves it, and impossible settings raise at once."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -70,6 +71,12 @@ def test_settings_without_effect_on_results_change_outputs_and_gradients_by_roun
     assert list(found) == list(expected) and len(expected) > 20
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item(), msg=name)
+
+
+def test_preparing_a_network_switches_tf32_off():
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    Execution().prepare(nn.Conv2d(3, 3, 1))
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @NETWORKS
@@ -143,6 +150,17 @@ def test_offloaded_weights_rest_where_they_were_and_layers_compute_where_they_ar
     assert output.device.type == "meta"
     assert {name: parameter.data_ptr() for name, parameter in network.named_parameters()} == resting
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++ for a CPU: needs g++")
+def test_a_compiled_network_computes_what_the_eager_one_does():
+    # One small kernel: those of the smallest UNet take g++ half a minute, and agree to 1e-6.
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU()).requires_grad_(False)
+    network = Execution(compile=True).prepare(copy.deepcopy(plain))
+    x = torch.randn(1, 3, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), plain(x), rtol=1e-5, atol=1e-6)
+    assert network._compiled_call_impl is not None
 
 
 def test_a_compiled_network_follows_its_adapters(monkeypatch):

@@ -1,5 +1,6 @@
 """Stable Diffusion as parts: against diffusers' own pipelines, and what a folder that is not one is told."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adir.backbones.memory import LiveBytes
-from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffusionX4
+from adir.backbones.stable_diffusion import (
+    GRADIENT_TILE,
+    StableDiffusionInpaint,
+    StableDiffusionX4,
+    recompute_in_backward,
+)
 from adir.errors import InputError
 
 
@@ -76,13 +82,49 @@ def test_the_latent_is_the_vae_s_posterior_scaled_and_decoding_undoes_the_scale(
         torch.testing.assert_close(backbone.decode(z), vae.decode(posterior.mean).sample)
 
 
-def test_tiling_changes_pictures_larger_than_the_vae_was_trained_on_and_no_others(folder: Path) -> None:
-    tiled, whole = StableDiffusionX4(folder=folder), StableDiffusionX4(folder=folder, vae_tiling=False)
+def test_pictures_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers_tiles(
+    made_stable_diffusion: ModuleType, folder: Path
+) -> None:
+    # The VAE's own sample_size is 32 pixels, where diffusers' tiles would begin.
+    tiled, whole = StableDiffusionX4(folder=folder, vae_tile=64), StableDiffusionX4(folder=folder, vae_tile=None)
+    theirs = made_stable_diffusion.upscaler().vae
+    theirs.enable_tiling()
+    theirs.tile_sample_min_size, theirs.tile_latent_min_size = 64, 16
+    picture, larger = torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(1, 3, 64, 96) * 2 - 1
     with torch.no_grad():
-        small, large = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 16, 16)  # 32 pixels, as its VAE's sample_size, and 64
-        assert torch.equal(tiled.decode(small), whole.decode(small))
-        assert tiled.decode(large).shape == whole.decode(large).shape == (1, 3, 64, 64)
-        assert not torch.equal(tiled.decode(large), whole.decode(large))
+        z = whole.encode(picture)
+        assert torch.equal(tiled.encode(picture), z) and torch.equal(tiled.decode(z), whole.decode(z))
+        z = whole.encode(larger)
+        assert not torch.equal(tiled.encode(larger), z)
+        torch.testing.assert_close(tiled.encode(larger), 0.08333 * theirs.encode(larger).latent_dist.mean)
+        assert tiled.decode(z).shape == larger.shape and not torch.equal(tiled.decode(z), whole.decode(z))
+        torch.testing.assert_close(tiled.decode(z), theirs.decode(z / 0.08333).sample)
+
+
+def test_the_papers_1024_pixels_pass_the_vae_whole(folder: Path) -> None:
+    backbone, sizes = StableDiffusionX4(folder=folder), []
+    backbone.vae.decoder.forward = lambda z: sizes.append(tuple(z.shape[2:])) or torch.zeros(1, 3, 8, 8)
+    with torch.no_grad():
+        backbone.decode(torch.zeros(1, 4, 256, 256))
+        assert sizes == [(256, 256)]
+        with contextlib.suppress(RuntimeError):  # no pictures to blend
+            backbone.decode(torch.zeros(1, 4, 256, 260))
+    assert len(sizes) > 2 and max(map(max, sizes)) == 256
+
+
+def test_a_gradient_goes_through_small_tiles(folder: Path) -> None:
+    backbone, sizes = StableDiffusionX4(folder=folder), []
+    decoder = backbone.vae.decoder.forward
+    backbone.vae.decoder.forward = lambda z: sizes.append(tuple(z.shape[2:])) or decoder(z)
+    z = torch.randn(1, 4, 64, 80, requires_grad=True)
+    backbone.decode(z).sum().backward()
+    assert max(map(max, sizes)) == 64 and z.grad.isfinite().all()  # 256 pixels
+
+
+@pytest.mark.parametrize("tile", [0, -16, 40])
+def test_a_tile_that_the_vae_cannot_take_is_refused(folder: Path, tile: int) -> None:
+    with pytest.raises(InputError, match=f"vae_tile={tile}: a multiple of 16 is needed, or null"):
+        StableDiffusionX4(folder=folder, vae_tile=tile)
 
 
 def test_noise_and_velocity_are_two_names_of_one_prediction(backbone: StableDiffusionX4) -> None:
@@ -231,6 +273,7 @@ def without_vocabulary(copy: Path) -> None:
         (without_weights, "vae: no weights; one of diffusion_pytorch_model.safetensors, "),
         (without_vocabulary, "no vocabulary"),
         (spoil_json("scheduler/scheduler_config.json", _class_name="MagicScheduler"), "unknown scheduler 'MagicSch.*DDIM"),
+        (spoil_json("scheduler/scheduler_config.json", _class_name="EDMEulerScheduler"), "'EDMEulerScheduler'; choose"),
         (spoil_json("scheduler/scheduler_config.json", prediction_type="sample"), "epsilon or v_prediction"),
         (spoil_json("unet/config.json", _class_name="UNet2DModel"), "describes a UNet2DModel, a UNet2DConditionModel"),
         (lambda copy: shutil.rmtree(copy / "vae"), "it has no vae folder"),
@@ -285,9 +328,13 @@ def test_1024_pixels_with_two_texts_fit_in_12_gb_by_the_tensors_of_the_real_arch
         with step:
             t, labels = torch.zeros(2), torch.zeros(2, dtype=torch.long)
             unet(torch.empty(2, 7, 256, 256), t, torch.empty(2, 77, 1024), class_labels=labels)
-        tile = vae.config.sample_size // 4
         with decoding:
-            vae.decode(torch.empty(1, 4, tile, tile))
+            vae.decode(torch.empty(1, 4, 256, 256))
+        guiding = LiveBytes()  # the option measurement_scale, of which one tile's insides live at a time
+        recompute_in_backward(vae.decoder)
+        place = GRADIENT_TILE // 4
+        with guiding, torch.enable_grad():
+            vae.decode(torch.empty(1, 4, place, place, requires_grad=True))[0].sum().backward()
         whole_picture = 4 * 3 * 1024 * 1024
     assert 1.8e9 < 4 * 473e6 < weights < 2.2e9  # 473 M parameters of the UNet alone
-    assert weights + max(step.peak, decoding.peak + 25 * whole_picture) < 12e9
+    assert weights + max(step.peak, decoding.peak, guiding.peak + 25 * whole_picture) < 12e9

@@ -1,5 +1,6 @@
 """Claims: one holder at a time, whoever dies, whatever the clocks say."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -36,9 +37,9 @@ def test_of_several_workers_each_piece_of_work_goes_to_exactly_one(tmp_path: Pat
 def test_what_is_released_can_be_taken_and_leaves_no_file(tmp_path: Path) -> None:
     mine, other = Claims(tmp_path), Claims(tmp_path)
     with mine.claimed("a") as taken:
-        assert taken and not other.take("a") and other.held_by_others("a") and other.any_alive()
+        assert taken and not other.take("a") and other.held_by_others("a") and other.any_there()
     assert list(tmp_path.iterdir()) == []
-    assert not other.any_alive() and other.take("a")
+    assert not other.any_there() and other.take("a")
 
 
 DIE_HOLDING = (
@@ -101,6 +102,32 @@ def test_a_claim_cut_off_by_a_full_disk_is_waited_for_and_then_taken_over(
     assert watcher.take("a")
 
 
+def test_of_two_holders_the_one_that_came_back_to_life_keeps_others_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `a.0` was silent for long (its machine slept) and overtaken; now it beats again, and who overtook it has died
+    now = 0.0
+    monkeypatch.setattr(claims_module.time, "monotonic", lambda: now)
+    slept, died = claim_of(tmp_path, "elsewhere"), claim_of(tmp_path, "a third", number=1)
+    watcher = Claims(tmp_path)
+    assert not watcher.take("a")
+    now += claims_module.PATIENCE + 1
+    os.utime(slept, (3, 3))
+    assert watcher.held_by_others("a") and not watcher.take("a")
+    assert {path.name for path in tmp_path.iterdir()} == {slept.name, died.name}
+
+
+def test_a_claim_that_nfs_calls_stale_is_one_that_was_released_just_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    claim_of(tmp_path, "elsewhere")
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert Claims(tmp_path).held_by_others("a")
+
+
 def test_who_overtook_a_holder_that_only_looked_dead_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The slow worker saw a dead claim; before it acted, that was released and claimed anew by a living one.
     dead = claim_of(tmp_path, machine(), pid=2**22 + 1)
@@ -151,3 +178,15 @@ def test_clearing_removes_the_claims_of_the_dead_alone(tmp_path: Path) -> None:
     assert claims.take("c")
     claims.clear_dead()
     assert not dead.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["b.0.claim", "c.0.claim"]
+
+
+def test_dead_claims_in_a_folder_that_cannot_be_written_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    dead = claim_of(tmp_path, machine(), pid=2**22 + 1)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    Claims(tmp_path).clear_dead()
+    assert dead.exists()

@@ -45,3 +45,35 @@ def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(
     assert use_own_gpu(beside_others=False, count=4) is None
     assert use_own_gpu(beside_others=True, count=1) is None
     assert list(tmp_path.iterdir()) == []
+
+
+CUDA = {
+    "backbone": {"device": "cuda", "execution": "${execution}"},
+    "execution": {"device": "${oc.select:backbone.device,cpu}", "offload": True},
+    "parts": [{"device": "cuda:1", "offload": False}, None, "cuda"],
+}
+
+
+def test_what_another_machine_will_run_is_checked_on_the_cpu() -> None:
+    from adir.harness.devices import on_the_cpu
+
+    assert on_the_cpu(CUDA, here=False) == {
+        "backbone": {"device": "cpu", "execution": "${execution}"},
+        "execution": {"device": "${oc.select:backbone.device,cpu}", "offload": False},  # a CPU has no other place
+        "parts": [{"device": "cpu", "offload": False}, None, "cuda"],
+    }
+    assert CUDA["backbone"]["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    "device, here, words",
+    [("gpu", False, "encoder.device='gpu'.*cpu, cuda"), ("cuda:99", True, "encoder.device=cuda:99: torch finds")],
+)
+def test_a_device_that_there_is_not_is_named_with_the_part_that_asks_for_it(
+    device: str, here: bool, words: str
+) -> None:
+    from adir.errors import InputError
+    from adir.harness.devices import on_the_cpu
+
+    with pytest.raises(InputError, match=words):
+        on_the_cpu({"encoder": {"device": device}}, here)

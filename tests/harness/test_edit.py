@@ -12,6 +12,7 @@ from PIL import Image
 
 from adir.images import read_image, to_uint8
 from adir.retrieval.clip import random_clip
+from adir.samplers.editing import InpaintingSampler
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,20 @@ def test_pasting_and_the_way_of_looking_have_short_names(
     assert note["configuration"]["task"]["by"] == "picture" and note["residual"] == 0
     known = np.array(Image.open(tmp_path / "cat_mask.png")) == 0
     assert np.array_equal(pixels[known], np.array(Image.open(picture))[known])
+
+
+def test_out_of_memory_is_one_line_that_keeps_what_is_done(
+    adir: Callable, settings: list[str], picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(InpaintingSampler, "restore", exhausted)
+    mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", "a tiger", "--out", tmp_path / "out"]
+    done = adir("edit", picture, *mask, *settings)
+    assert done.status == 2 and done.err.count("\n") == 1, done.err
+    for words in ("while sampling 1 picture of 32x32", "or a smaller backbone.vae_tile; what is done is kept"):
+        assert words in done.err
 
 
 def black(folder: Path) -> None:

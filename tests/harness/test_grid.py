@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adir.files import read_json, sha256_of_file
+from adir.harness.grid import check_grid, write_plan
 
 RECORDS = "cells/**/records/*.json"
 PICTURES = "cells/**/pictures/*.png"
@@ -75,6 +76,35 @@ def test_a_cell_that_is_not_applicable_is_an_error_by_itself(adir, tiny: list[st
     assert not list(tmp_path.glob(RECORDS))
 
 
+def test_what_a_cluster_will_run_is_checked_on_the_cpu_and_run_on_the_device_that_was_asked_for(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "adaptation=none,self", f"results={tmp_path}"]
+    gpu = ["backbone.device=cuda:7", "scoring.device=cuda", "execution.offload=true", "execution.compile=false"]
+    cluster = check_grid([*words, *gpu, "hydra/launcher=slurm", "hydra.launcher.partition=gpu"], multirun=True)
+    assert cluster.launcher == "SlurmLauncher" and cluster.problems == {} and len(cluster.cells) == 2
+    for cell in cluster.cells.values():
+        assert cell.backbone.device.type == "cpu"
+        assert cell.configuration["backbone"]["device"] == cell.configuration["execution"]["device"] == "cuda:7"
+        assert cell.configuration["scoring"]["device"] == "cuda" and cell.configuration["execution"]["offload"]
+    planned = read_json(write_plan(cluster))["cells"]  # what a worker that helps with a cell goes by
+    assert [one["configuration"]["backbone"]["device"] for one in planned] == ["cuda:7"] * 2
+    here = check_grid(words, multirun=True)
+    assert [cell.identity for cell in here.cells.values()] == [cell.identity for cell in cluster.cells.values()]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "two_processes"])
+@pytest.mark.parametrize("part", ["backbone", "scoring"])
+def test_a_device_that_this_machine_lacks_is_refused_before_a_launcher_of_this_machine_starts(
+    adir, tiny: list[str], tmp_path: Path, launcher: str, part: str
+) -> None:
+    words = [*tiny, "adaptation=none", f"{part}.device=cuda:99", f"hydra/launcher={launcher}"]
+    finished = adir("run", "-m", *words, f"results={tmp_path / 'results'}")
+    assert finished.status == 2 and finished.err.count("\n") == 1
+    assert re.match(f"adir: {part}.*device=cuda:99: torch finds", finished.err), finished.err
+    assert contents(tmp_path) == set()  # nor Hydra's note of the grid
+
+
 def test_the_plan_of_a_grid_is_stored_with_all_its_pictures(adir, tiny: list[str], tmp_path: Path) -> None:
     grid = ["run", "-m", *tiny, "adaptation=none,knn", f"results={tmp_path}"]
     assert adir(*grid).status == 0
@@ -98,7 +128,7 @@ def test_a_plan_tells_what_is_to_do_and_does_nothing(adir, tiny: list[str], tmp_
     grid = ["-m", *tiny, "adaptation=none,knn", "k=1,2", f"results={results}"]
     planned = adir("plan", *grid)
     assert planned.status == 0, planned.err
-    assert contents(results) <= {"multirun.yaml"}
+    assert contents(results) == set()
     assert "3 cells, 1 more combinations equal one of them: 9 pictures and 6 adapters to do" in planned.out
 
 

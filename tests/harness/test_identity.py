@@ -9,6 +9,7 @@ import pytest
 from adir.harness.cell import resolve_cell
 from adir.harness.identity import MODES, WITH_NEIGHBOURS, cell_identity, hash_of
 from adir.harness.launch import compose
+from adir.retrieval import crops
 
 PARTS: dict[str, Any] = {
     "backbone": {"name": "embedded", "weights_sha256": "aa", "resolution": 64},
@@ -128,3 +129,36 @@ def test_modes_without_neighbours_are_one_cell_for_every_k_and_corpus(tmp_path) 
         return resolve_cell(compose(["data.only=[rocket-s2-y080-x098]", *overrides])).identity.sha256
 
     assert bare("k=0") == bare("k=20") == bare("retrieval=folder", f"retrieval.corpus.path={tmp_path / 'no'}")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_rule_that_leaves_out_copies_is_part_of_the_modes_that_retrieve(mode: str, monkeypatch) -> None:
+    before = changed("seed", 0, mode)
+    monkeypatch.setattr(crops, "LEFT_OUT", {**crops.LEFT_OUT, "hamming": 9})
+    assert (changed("seed", 0, mode) != before) == (mode in ("knn", "random"))
+
+
+def test_a_method_without_randomness_is_one_cell_for_all_seeds(tmp_path) -> None:
+    def cell(*overrides: str) -> Any:
+        return resolve_cell(compose([f"results={tmp_path}", *overrides]))
+
+    direct = cell("sampler=bicubic", "seed=3")
+    assert direct.identity == cell("sampler=bicubic", "seed=0").identity and direct.seed == 0
+    assert direct.identity != cell("sampler=adjoint", "seed=3").identity
+    assert direct.identity != cell("sampler=bicubic", "noise_seed=1").identity
+    assert cell("seed=3").identity != cell("seed=0").identity
+
+
+# The hashes of cells that stand in results folders: whoever changes one orphans these.
+@pytest.mark.parametrize(
+    "mode, folder",
+    [
+        ("none", "none-adir-s0-dd53d8cad9"),
+        ("self", "self-lora-adir-s0-78a608c5e7"),
+        ("pixel", "pixel-k20-lora-adir-s0-374045ac30"),
+    ],
+)
+def test_cells_that_have_records_keep_their_folders(mode: str, folder: str) -> None:
+    parts = copy.deepcopy(PARTS)
+    parts["adaptation"]["name"] = mode
+    assert cell_identity(**parts).folder.name == folder

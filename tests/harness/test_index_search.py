@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from adir.harness.index_search import encoder_of
@@ -198,6 +199,17 @@ def test_the_folder_remembers_paths_that_hold_from_any_working_folder(clip_index
     monkeypatch.chdir(tmp_path)
     assert json.loads((folder / "encoder.json").read_text())["checkpoint"] == str(checkpoint.resolve())
     assert encoder_of(ShardedIndex(folder)).name == "clip-tiny-search"
+
+
+def test_an_index_made_on_another_device_is_searched_on_the_processor(adir, clip_index, pictures, tmp_path):
+    from adir.harness.index_search import remember_encoder
+
+    folder = shutil.copytree(clip_index[0], tmp_path / "index")
+    expected = adir("index", "search", folder, pictures / "0.png", "--k", "3").out
+    leaf = json.loads((folder / "encoder.json").read_text())
+    assert "device" not in leaf
+    remember_encoder(folder, OmegaConf.create(leaf | {"device": "cuda:7"}))  # as a build on that device does
+    assert adir("index", "search", folder, pictures / "0.png", "--k", "3").out == expected
 
 
 # --- the sheet alone

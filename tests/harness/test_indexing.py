@@ -1,16 +1,24 @@
 """`adir index build` and `info`: one worker and several, on Hydra's launchers, and one of them killed half way."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from adir.files import read_json
+from adir.harness.cell import _build_once
+from adir.harness.claims import Claims, machine
+from adir.retrieval.builder import require_same_index
+from adir.retrieval.encoders import EmbeddedEncoder
 from adir.retrieval.sharded import ShardedIndex
+from adir.retrieval.sources import FolderSource
 
 ENCODER = '''
 import os, pathlib, time, torch
@@ -62,6 +70,7 @@ def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Pa
         (["index", "build"], "corpus.path is missing"),
         (["index", "build", "corpus.path=/nowhere"], "no such folder"),
         (["index", "build", "corpus.path=.", "shard_size=0"], "shard_size=0: a whole number from 1"),
+        (["index", "build", "corpus.path=.", "loaders=0"], "loaders=0: a whole number from 1"),
         (["index", "build", "corpus=folders"], "folders"),
         (["index", "info", "/nowhere"], "holds no index"),
     ],
@@ -89,6 +98,65 @@ def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(adir, neigh
     path.unlink()
     done = adir("index", "info", index)
     assert done.status == 2 and "2 of 3 planned shards" in done.err
+
+
+def test_a_tar_that_climbs_out_of_itself_is_one_line_and_what_was_built_before_stays(
+    adir, neighbourhood: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/0.tar", "w") as tar:
+        tar.add(neighbourhood / "0.png", "a/0.png")
+    words = ["index", "build", "corpus=tar", f"corpus.path={tmp_path / 'tars'}", f"out={tmp_path / 'index'}"]
+    assert adir(*words).status == 0
+    with tarfile.open(tmp_path / "tars/1.tar", "w") as tar:
+        tar.add(neighbourhood / "1.png", "1.png")
+        tar.add(neighbourhood / "2.png", "a/../../2.png")
+    _build_once.cache_clear()  # as in a new process
+    done = adir(*words)
+    assert done.status == 2 and "1.tar: the member 'a/../../2.png' climbs out of the tar" in done.err
+    assert done.err.count("\n") == 1 and not (tmp_path / "2.png").exists()
+    assert ShardedIndex(tmp_path / "index").shards[0].ids() == ["0.tar/a/0"]
+    assert not list((tmp_path / "index/claims").glob("*"))
+
+
+def test_what_a_killed_worker_leaves_is_cleared_away(adir, neighbourhood: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2"]
+    adir(*words)
+    (index / "shards/000001.safetensors").rename(
+        index / "shards/.000001.safetensors.99-ab.part"
+    )  # killed while writing
+    holder = {"machine": machine(), "pid": 2**22 + 1, "start": "0"}
+    (index / "claims/000001.0.claim").write_text(json.dumps(holder))
+    done = adir(*words)
+    assert done.status == 0 and "2 pictures embedded now" in done.out
+    assert not list(index.glob("**/.*.part")) and not list((index / "claims").glob("*"))
+
+
+def test_of_two_builders_that_begin_at_once_with_other_encoders_one_is_refused(
+    adir, slow, neighbourhood: Path, tmp_path: Path
+) -> None:
+    words, log = slow
+    index = tmp_path / "index"
+    claims = Claims(index / "claims")
+    assert claims.take(
+        "plan"
+    )  # another builder, which has looked at the empty folder and is about to say what it is of
+    refusals = []
+    late = threading.Thread(target=lambda: refusals.append(adir("index", "build", *words)))
+    late.start()
+    time.sleep(1)
+    require_same_index(index, FolderSource(neighbourhood), EmbeddedEncoder())
+    claims.release("plan")
+    late.join()
+    assert refusals[0].status == 2 and "made by encoder embedded" in refusals[0].err and not log.read_text()
+
+
+def test_a_folder_of_other_things_is_left_as_it_is(adir, neighbourhood: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = adir("index", "build", f"corpus.path={neighbourhood}", f"out={tmp_path}")
+    assert done.status == 2 and "holds other files than an index" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,9 @@ import copy
 import io
 import math
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -254,6 +257,12 @@ def test_the_folder_gives_the_same_board_and_writes_both_files(
     assert f"{np.mean(list(PSNR.values())):.4g} ±" in capsys.readouterr().out
 
 
+def test_a_table_does_not_wait_for_torch() -> None:
+    """Importing it takes longer than reading 10,000 records."""
+    program = "import sys, adir.harness.leaderboard; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 # --- what is compared, and how it is marked
 
 
@@ -334,6 +343,30 @@ def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> 
     assert [r.standing for r in make_board(records[:place] + records[place + 1 :]).rows] == [{}, {}]
 
 
+def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task() -> None:
+    records = two_rows()
+    part = copy.deepcopy([r for r in records if r["image"]["id"] != "c"])
+    for item in part:  # a method that was tried on nine of the pictures, and is worse on each
+        item["axes"]["sampler"] = item["identity"]["sampler"]["name"] = "dps"
+        item["cell"] += "-dps"
+        item["scores"]["psnr"]["value"] -= 5
+    board = make_board(records + part)
+    assert {(r.axes["sampler"], r.axes["adaptation"]): r.standing for r in board.rows} == {
+        ("adir", "none"): {},
+        ("adir", "knn"): {"psnr": "best"},
+        ("dps", "none"): {},
+        ("dps", "knn"): {},
+    }
+    assert "sr4: 2 rows are not over all 10 pictures: not marked" in board.notes
+
+
+def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
+    records = two_rows()
+    records[3]["scores"]["psnr"]["direction"] = "lower"
+    with pytest.raises(InputError, match=r"metric psnr: the better the .* in .*, the .* in "):
+        make_board(records)
+
+
 def test_backbone_and_sampler_have_a_column_where_there_are_several() -> None:
     records = two_rows()
     other = copy.deepcopy(records[:20])
@@ -352,7 +385,11 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
         item["cell"] += weights[0]
     board = make_board(one + other)
     assert len(board.rows) == 4 and len({r.axes["variant"] for r in board.rows}) == 4
-    named = [note for note in board.notes if "backbone.weights_sha256 aaaaaaaaaa (#" in note and "bbbbbbbbbb" in note]
+    named = [
+        note
+        for note in board.notes
+        if "backbone.weights_sha256 " in note and "aaaaaaaaaa (#" in note and "bbbbbbbbbb (#" in note
+    ]
     assert len(named) == 2  # of none, of knn
     # One mode with each weights: no row shares its axes, yet they have no common none.
     apart = make_board([r for r in one if "none" in r["cell"]] + [r for r in other if "knn" in r["cell"]])
@@ -366,6 +403,95 @@ def test_other_ground_truths_of_one_name_are_refused() -> None:
         item["image"]["sha256"] = "c" * 64 if number else "d" * 64
     with pytest.raises(InputError, match=r"picture a of None: .* different ground truths"):
         make_board(records)
+
+
+# --- one picture under several names
+
+
+def named(records: list[Record], data: str = "set", rename: Callable[[str], str] = lambda image: image) -> list[Record]:
+    """Copies with hashes of their pictures, under other names."""
+    records = copy.deepcopy(records)
+    for item in records:
+        image = item["image"]["id"]
+        item["image"] = {"id": rename(image), "sha256": f"picture {image}", "data": data}
+    return records
+
+
+def planned_as(records: list[Record], hashes: bool = True) -> dict[str, Any]:
+    """A plan of all of the pictures for the cells of some records, under the records' name of the data set."""
+    pictures = {r["image"]["id"]: r["image"]["sha256"] for r in records}
+    cells = {r["cell"]: {key: r[key] for key in ("cell", "axes", "identity")} for r in records}
+    shared = {"data": records[0]["image"]["data"], "images": list(pictures)} | (
+        {"pictures": pictures} if hashes else {}
+    )
+    return {"schema": 1, "cells": [cell | shared for cell in cells.values()]}
+
+
+def test_pictures_of_a_renamed_folder_complete_its_table_and_count_once(tmp_path: Path) -> None:
+    whole = named(two_rows())
+    before = [r for r in whole if r["axes"]["adaptation"] == "none"]
+    after = named([r for r in two_rows() if r["axes"]["adaptation"] == "knn"], "moved")
+    put(tmp_path, before + after)
+    write_json(tmp_path / "grids" / "01.json", planned_as(whole))
+    write_json(tmp_path / "grids" / "02.json", planned_as(named(two_rows(), "moved")))
+    board, expected = load_board(tmp_path), make_board(whole)
+    assert {r.axes["data"] for r in board.rows} == {"moved = set"}
+    for ours, theirs in zip(board.rows, expected.rows, strict=True):
+        assert (ours.have, ours.expected) == (20, 20)
+        assert ours.estimates == theirs.estimates and ours.to_none == theirs.to_none
+    # The same results, made once more from the renamed folder elsewhere, change nothing.
+    put(tmp_path / "elsewhere", named(two_rows(), "moved"))
+    assert to_csv(load_board(tmp_path, tmp_path / "elsewhere")) == to_csv(board)
+    other = named(two_rows(), "moved")[0]
+    other["scores"]["psnr"]["value"] += 1
+    put(tmp_path / "elsewhere", [other])
+    with pytest.raises(InputError, match="records of one cell and picture that differ in score psnr"):
+        load_board(tmp_path, tmp_path / "elsewhere")
+
+
+def test_a_picture_that_fails_under_one_name_is_not_missing_under_another(tmp_path: Path) -> None:
+    records = named(two_rows())
+    failed = named(records[:1], "moved")[0] | {"status": "failed", "y": None, "scores": {}, "error": "E"}
+    failed["image"] = {"id": "za", "data": "moved"}  # a record that failed has no hash; its plan has
+    put(tmp_path / "one", records)
+    put(tmp_path / "other", [failed])
+    write_json(
+        tmp_path / "other" / "grids" / "01.json", planned_as(named(two_rows()[:1], "moved", lambda image: f"z{image}"))
+    )
+    row = load_board(tmp_path / "one", tmp_path / "other").rows[0]
+    assert (row.have, row.expected) == (20, 20)
+
+
+def test_files_that_were_renamed_are_the_same_pictures_and_their_first_record_counts(tmp_path: Path) -> None:
+    records = named(two_rows())
+    again = named([r for r in two_rows() if r["cell"] == "none-None-0"], "set", lambda image: f"z{image}")
+    for item in again:
+        item["scores"]["psnr"]["value"] += 1.0  # other names are other seeds of a picture
+    put(tmp_path, records + again)
+    write_json(tmp_path / "grids" / "01.json", planned_as(named(two_rows(), "set", lambda image: f"z{image}")))
+    board = load_board(tmp_path)
+    assert [row.estimates for row in board.rows] == [row.estimates for row in make_board(records).rows]
+    assert any("under several names count once" in note and "za.json" in note for note in board.notes)
+    again[0]["y"]["sha256"] = "another"
+    put(tmp_path, again[:1])
+    (tmp_path / "cells" / again[0]["cell"] / "records" / "a.json").unlink()
+    with pytest.raises(InputError, match=r"picture a: .* restored from different y"):
+        load_board(tmp_path)
+
+
+def test_pictures_of_one_id_in_sets_that_share_another_keep_apart(tmp_path: Path) -> None:
+    one, other = named(two_rows()), named(two_rows(), "other")
+    for item in other:
+        item["cell"] += " other"
+        item["identity"]["sampler"]["guidance_scale"] = 7
+        if item["image"]["id"] != "a":  # a is in both, b to j are other pictures
+            item["image"]["sha256"] += " of other"
+            item["y"]["sha256"] += " of other"
+    put(tmp_path, one + other)
+    board = load_board(tmp_path)
+    assert {row.axes["data"] for row in board.rows} == {"other = set"}
+    assert {row.expected for row in board.rows} == {2 * 19} and {row.have for row in board.rows} == {20}
+    assert set(board.rows[0].pictures["psnr"]) == {"a"} | {f"{i} ({d})" for i in "bcdefghij" for d in ("set", "other")}
 
 
 # --- what was planned, and what is damaged
@@ -437,6 +563,21 @@ def test_a_record_of_the_wrong_shape_is_named_and_not_counted(tmp_path: Path, ch
     assert row(board, "knn", 20).have == 19
 
 
+@pytest.mark.parametrize(
+    "axis, value", [("adaptation", "knn"), ("k", 5), ("seed", 3), ("sampler", "dps"), ("task", "deblur")]
+)
+def test_a_record_whose_axes_are_not_its_identitys_is_named_and_not_counted(
+    tmp_path: Path, axis: str, value: Any
+) -> None:
+    records = two_rows()
+    liar = copy.deepcopy(records[0])
+    liar["identity"]["sampler"]["name"] = "adir"
+    liar["axes"][axis] = value
+    liar["seed"] = liar["axes"]["seed"]
+    put(tmp_path, [liar, *records[1:]])
+    assert any(f"not counted: axis {axis} is {value!r}, its identity says" in n for n in load_board(tmp_path).notes)
+
+
 def test_a_damaged_plan_is_named_and_the_table_stands(tmp_path: Path) -> None:
     put(tmp_path, two_rows())
     for number, content in enumerate(("{", "[]", '{"cells": [{"cell": "x", "axes": {}, "images": [], "data": "d"}]}')):
@@ -471,6 +612,15 @@ class Tags(HTMLParser):
         self.text += data
 
 
+PAGE_TAGS = {"html", "head", "meta", "title", "style", "body", "div", "p"}
+
+
+def test_the_html_file_is_a_whole_page_that_says_how_its_letters_are_written() -> None:
+    text = to_html(make_board(two_rows()))
+    assert text.startswith('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">')
+    assert "color-scheme: light dark" in text and text.endswith("</body>\n</html>\n") and "±" in text
+
+
 def test_no_text_from_records_becomes_markup() -> None:
     nasty = "<script>alert(1)</script> | \\input{x} $ % # _ & \x1b[31m\n* [l](u)"
     records = two_rows()
@@ -480,7 +630,7 @@ def test_no_text_from_records_becomes_markup() -> None:
         item["unavailable"] = {"musiq": nasty}
     board = make_board(records)
     page = Tags(to_html(board))
-    assert page.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td", "b", "br", "ul", "li"}
+    assert page.tags == {"table", "thead", "tbody", "tr", "th", "td", "b", "br", "ul", "li"} | PAGE_TAGS
     assert page.text.count("<script>alert(1)</script>") >= 6
     assert "<script" not in to_markdown(board)
     table = to_markdown(board).split("\n\n")[0].splitlines()
@@ -489,7 +639,7 @@ def test_no_text_from_records_becomes_markup() -> None:
     assert not any(r"\input" in line or re.search(r"(?<!\\)[%#_]", line) for line in body)
     assert all(line.startswith("%") for line in to_latex(board).split(r"\end{tabular}")[1].strip().splitlines())
     console = Console(record=True, width=400, file=io.StringIO())
-    console.print(to_terminal(board, nasty))
+    console.print(*to_terminal(board, nasty, console.width))
     assert "\x1b[31m" not in console.export_text()
 
 

@@ -101,3 +101,20 @@ def test_a_record_of_another_cell_is_refused_and_stays(tmp_path: Path) -> None:
         ledger.read("a", "d")
     assert str(ledger.record_path("a")) in str(raised.value)
     assert [path.name for path in (tmp_path / "records").iterdir()] == ["a.json"]
+
+
+def test_a_stamp_tells_one_writing_of_a_record_from_the_next(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.stamp("a") is None
+    ledger.write("a", RECORD)
+    first = ledger.stamp("a")
+    assert first is not None and ledger.stamp("a") == first
+    ledger.write("a", RECORD)
+    assert ledger.stamp("a") != first
+
+
+def test_pictures_without_a_record_are_seen_by_the_names_of_the_files(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.lacks_any(["a/b.png"]) and not ledger.lacks_any([])
+    ledger.write("a/b.png", RECORD)
+    assert not ledger.lacks_any(["a/b.png"]) and ledger.lacks_any(["a/b.png", "c"])

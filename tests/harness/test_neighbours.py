@@ -63,3 +63,22 @@ def test_a_crop_of_the_test_picture_is_left_out_and_counted(
     assert excluded == ["crop.png"] and "crop.png" not in {neighbour.id for neighbour in neighbours}
     mine, none = find_neighbours(built, "0.png", None, y)  # a user's own picture has no x
     assert none == [] and len(mine) == 2
+
+
+def test_random_leaves_out_what_knn_leaves_out(
+    tiny: list[str], neighbourhood: Path, photographs: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    for path in neighbourhood.glob("*.png"):
+        write_png(corpus / path.name, read_image(path))
+    x = read_image(photographs / "0.png")
+    write_png(corpus / "crop.png", from_uint8(to_uint8(x)[3:31, 2:30]))
+    write_png(corpus / "mirrored.png", x.flip(-1))
+    words = [word for word in tiny if not word.startswith("retrieval.corpus")]
+    words += [f"results={tmp_path}", "task=sr4", f"retrieval.corpus.path={corpus}", "k=6"]
+    for mode in ("knn", "random"):
+        built = resolve_cell(compose([*words, f"adaptation={mode}"]))
+        y = built.task.degrade(x, generator(0, "0.png", "y"))
+        neighbours, excluded = find_neighbours(built, "0.png", x, y)
+        assert excluded == ["crop.png", "mirrored.png"]
+        assert {neighbour.id for neighbour in neighbours} == {path.name for path in neighbourhood.iterdir()}

@@ -1,18 +1,29 @@
 """The paper's numbers as they are known, and the verdict on ours."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+import adir.harness.published as module
 from adir.errors import InputError
 from adir.files import write_bytes
 from adir.harness.identity import hash_of
 from adir.harness.leaderboard import Board, make_board
 from adir.harness.ledger import Ledger
-from adir.harness.published import Comparison, compare, published, published_dir, published_names, show_table
+from adir.harness.published import (
+    Comparison,
+    command_of,
+    compare,
+    published,
+    published_dir,
+    published_names,
+    show_table,
+)
 from adir.harness.statistics import mean_interval
 
 # METHOD.md of the project's design, section 3: (none, ADIR) or (random, pixel, CLIP), by table and metric.
@@ -164,6 +175,49 @@ def test_the_command_shows_ours_beside_the_papers_and_says_unknown(
     assert show_table(None, None, latex=False) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in published_names())
+
+
+def test_the_command_of_a_table_names_the_index_that_its_experiment_retrieves_from(
+    capsys: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    for name in published_names():
+        experiment = published(name)["experiment"]
+        command = command_of(experiment)
+        assert command.startswith(f"adir run -m experiment={experiment}")
+        content = (repository / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+        assert ("index=FOLDER" in command) == ("override /retrieval: index" in content)
+    assert show_table("v2-table1", None, latex=False) == 0
+    assert "to run it: adir run -m experiment=paper_v2_table1 index=FOLDER\n" in capsys.readouterr().out
+
+
+def test_a_number_with_a_source_of_its_own_is_shown_with_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = copy.deepcopy(published("v2-ablation"))
+    table["rows"][0]["cells"]["lpips"]["source"] = "read off figure 7"
+    monkeypatch.setattr(module, "published", lambda name: table)
+    found = compare(table, None)
+    assert [c.source for c in found] == ["read off figure 7"] + [table["source"]] * 5
+    assert show_table("v2-ablation", None, latex=False) == 0
+    out = capsys.readouterr().out
+    assert "0.430 (summary) [1]" in out and "[1] paper's number: read off figure 7" in out and out.count("[1]") == 2
+    assert f"paper: {table['source']}" in out
+    assert show_table("v2-ablation", None, latex=True) == 0
+    assert "%   random neighbours, LPIPS: from read off figure 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_verdict_is_broken_in_a_terminal(width: int, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(module, "Console", lambda **_: Console(width=width))
+    monkeypatch.setattr(module, "load_board", lambda folder: board(54.0, k=50, n_steps=50))
+    assert show_table("v2-table1", Path("runs"), latex=False) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    other_n_steps, other_k = (
+        re.search(rf"\[(\d+)\] other {name}", out).group(1) for name in ("n_steps: 50, not 1000", "k: 50, not 20")
+    )
+    assert f"not comparable [{other_n_steps}, {other_k}]" in out  # KonIQ after adapting
+    assert re.search(r"│ +KonIQ ↑ │ 55\.89 \(summary\) │", out)
 
 
 def test_latex_has_the_papers_layout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, write_bytes, write_json
@@ -18,6 +19,7 @@ from adir.harness.archive import kind_of, open_archive
 from adir.harness.identity import hash_of
 from adir.harness.leaderboard import load_board, show_leaderboard, to_csv
 from adir.harness.ledger import Ledger, all_records
+from adir.harness.report.curves import losses_of
 from adir.harness.submission import merge, submit
 
 Record = dict[str, Any]
@@ -328,6 +330,31 @@ def test_what_is_neither_folder_nor_submission_is_said_in_one_line(tmp_path: Pat
         submit(tmp_path / "empty", False, tmp_path / "x.zip")
     with pytest.raises(InputError, match="no records to merge"):
         merge([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_a_merged_folder_has_what_its_report_shows(results: Path, tmp_path: Path) -> None:
+    truth, near, key = (sha256_of_bytes(name.encode()) for name in ("a", "near", "adapter"))
+    path = next(p for p in results.glob("cells/b/sr4/knn*/records/*.json") if read_json(p)["image"]["id"] == "a")
+    record = read_json(path)
+    neighbours = [
+        {"id": "n", "distance": 0.5, "picture": near},
+        {"id": "m", "distance": 0.6, "picture": "../../secret"},
+    ]
+    write_json(path, record | {"neighbours": neighbours, "adapter": {"key": key}})
+    write_json(results / "manifests" / "set-0123456789.json", {"name": "set"})
+    for name in (f"{truth}.png", f"{near}-thumbnail.png", f"{'0' * 64}.png"):
+        write_bytes(results / "pictures" / name, name.encode())
+    facts = json.dumps({"losses": [3.0, 2.0]})
+    write_bytes(results / "adapters" / f"{key}.safetensors", save({"w": np.zeros(2, np.float32)}, {"facts": facts}))
+    assert merge([results], tmp_path / "once") == 0 and merge([tmp_path / "once"], tmp_path / "twice") == 0
+    for out in (tmp_path / "once", tmp_path / "twice"):
+        assert read_json(out / "manifests" / "set-0123456789.json") == {"name": "set"}
+        assert {p.name: p.read_text() for p in (out / "pictures").iterdir()} == {
+            name: name
+            for name in (f"{truth}.png", f"{near}-thumbnail.png")  # not those that no record shows
+        }
+        assert losses_of(out, key) == [3.0, 2.0] and not (out / "adapters").exists()
+    assert merge([tmp_path / "once", results], tmp_path / "twice") == 0  # what is there already is left as it is
 
 
 def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(results: Path, tmp_path: Path) -> None:

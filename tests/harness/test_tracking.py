@@ -29,7 +29,7 @@ from adir.harness.cell import Cell, resolve_cell
 from adir.harness.launch import compose
 from adir.harness.statistics import mean_interval
 from adir.harness.tracking import CsvTracking
-from adir.harness.tracking_base import Tracking, mean_curve, records_of, within
+from adir.harness.tracking_base import Tracking, mean_curve, records_of, summary_of, within
 from adir.harness.tracking_tensorboard import TensorboardTracking
 from adir.harness.tracking_wandb import WandbTracking, grid_is_done
 
@@ -129,6 +129,17 @@ def test_the_summary_is_the_mean_with_its_interval(tracked: Path, runs: dict[str
         assert run.summary["psnr"] == pytest.approx(sum(psnr) / 3)
         assert (run.summary["psnr_low"], run.summary["psnr_high"]) == pytest.approx(mean_interval(psnr))
         assert (run.summary["pictures"], run.summary["failed"], run.summary["network_evaluations"]) == (3, 0, 2)
+
+
+def test_a_mean_over_a_part_of_the_pictures_is_no_mean_of_the_cell(tracked: Path) -> None:
+    found = records(tracked, "none")
+    whole = summary_of(found, 3)
+    assert {"psnr", "psnr_se", "psnr_low", "seconds"} <= set(whole)
+    failed = found[2] | {"status": "failed", "scores": {}}
+    for part, counts in ((found[:2], (2, 0)), ([*found[:2], failed], (2, 1)), ([], (0, 0))):
+        summary = summary_of(part, 3)
+        assert not any(name.startswith(("psnr", "residual", "seconds")) for name in summary)
+        assert (summary["pictures"], summary["failed"]) == counts
 
 
 def test_the_table_has_every_picture_also_of_an_earlier_run(tracked: Path, runs: dict[str, Offline]) -> None:

@@ -1,5 +1,8 @@
 """Building in shards: what is planned, resumed, added and rejected; the same neighbours as the index in memory."""
 
+import errno
+import io
+import os
 import shutil
 
 import numpy as np
@@ -15,8 +18,11 @@ from adir.retrieval.builder import build_shard, extend_plan, finish, missing_sha
 from adir.retrieval.corpus import FolderCorpus
 from adir.retrieval.duplicates import near_duplicates
 from adir.retrieval.index import Index
+from adir.retrieval.open_images import OpenImagesSource
 from adir.retrieval.sharded import IndexedCorpus, ShardedIndex
+from adir.retrieval.shards import SCHEMA
 from adir.retrieval.sources import FolderSource, Item, SourceDown
+from adir.retrieval.tables import DatasetSource, ParquetSource
 
 
 class Colours:
@@ -116,7 +122,7 @@ def test_pictures_added_later_cost_only_themselves(pictures, tmp_path):
 def test_pictures_that_are_gone_stop_a_build(pictures, tmp_path):
     build(tmp_path / "index", pictures)
     (pictures / "0.png").unlink()
-    with pytest.raises(InputError, match="1 of 23 parts of the corpus"):
+    with pytest.raises(InputError, match=r"1 of 23 parts of the corpus .* such as 0\.png"):
         build(tmp_path / "index", pictures)
     corpus = IndexedCorpus(tmp_path / "index")
     with pytest.raises(InputError, match="no such picture any more"):
@@ -128,6 +134,117 @@ def test_pictures_that_are_gone_stop_a_build(pictures, tmp_path):
         corpus.image("unknown")
 
 
+def test_a_renamed_picture_stops_a_build_until_it_has_its_name_again(pictures, tmp_path):
+    build(tmp_path / "index", pictures)
+    manifest = read_json(tmp_path / "index/manifest.json")
+    (pictures / "0.png").rename(pictures / "new.png")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"1 of 23 parts .* such as 0\.png"):
+            build(tmp_path / "index", pictures, shard_size=1)
+    (pictures / "new.png").rename(pictures / "0.png")
+    build(tmp_path / "index", pictures)
+    assert read_json(tmp_path / "index/manifest.json") == manifest
+
+
+def test_another_folder_named_by_mistake_leaves_no_trace(pictures, tmp_path):
+    build(tmp_path / "index", pictures)
+    manifest = read_json(tmp_path / "index/manifest.json")
+    (tmp_path / "wrong").mkdir()
+    for number in range(7):
+        smooth(number).save(tmp_path / f"wrong/other-{number}.png")
+    with pytest.raises(InputError, match=r"22 of 23 parts .* gone from wrong"):
+        build(tmp_path / "index", tmp_path / "wrong", shard_size=2)
+    build(tmp_path / "index", pictures)
+    assert read_json(tmp_path / "index/manifest.json") == manifest
+
+
+def test_rejects_may_be_taken_away(pictures, tmp_path):
+    build(tmp_path / "index", pictures)
+    (pictures / "deep/7.png").unlink()
+    smooth(50).save(pictures / "new.png")
+    assert build(tmp_path / "index", pictures) == 1
+    assert IndexedCorpus(tmp_path / "index").sha256 == FolderCorpus(pictures).sha256
+    shard_path(tmp_path / "index", 4).unlink()  # the one with the reject is made again
+    build(tmp_path / "index", pictures)
+    assert IndexedCorpus(tmp_path / "index").sha256 == FolderCorpus(pictures).sha256
+
+
+def test_every_kind_of_picture_is_embedded_or_rejected_with_its_reason(pictures, tmp_path, monkeypatch):
+    rgb, frames = smooth(1), [smooth(2), smooth(3)]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, to be turned clockwise
+    rgb.save(pictures / "turned.jpg", exif=exif, quality=95)
+    rgb.convert("L").save(pictures / "grey.png")
+    rgb.quantize(16).save(pictures / "palette.png")
+    bad = {
+        "animated.webp": (frames[0], {"save_all": True, "append_images": frames[1:]}, "is animated"),
+        "pages.tiff": (frames[0], {"save_all": True, "append_images": frames[1:]}, "pages"),
+        "print.jpg": (rgb.convert("CMYK"), {}, "is CMYK"),
+        "deep.png": (Image.fromarray(np.full((4, 4), 40_000, np.uint16)), {}, "more than 8 bits"),
+        "clear.png": (rgb.convert("RGBA"), {}, "alpha"),
+        "clear-palette.png": (rgb.quantize(16), {"transparency": 0}, "alpha"),
+        "bomb.png": (Image.new("1", (20_000, 20_000)), {}, "decompression bomb"),
+        "large.png": (Image.new("1", (9_000, 9_000)), {}, "million pixels"),
+        "long.png": (Image.new("L", (5_000, 5)), {}, "as long as wide"),
+    }
+    for name, (picture, options, _) in bad.items():
+        picture.save(pictures / name, **options)
+    (pictures / "cut.jpg").write_bytes((pictures / "turned.jpg").read_bytes()[:500])
+    (pictures / "empty.png").touch()
+    build(tmp_path / "index", pictures)
+    rejects = read_json(tmp_path / "index/rejects.json")
+    assert rejects.keys() == {*bad, "cut.jpg", "empty.png", "deep/7.png"}
+    for name, (_, _, reason) in bad.items():
+        assert reason in rejects[name] and name in rejects[name] and "\n" not in rejects[name]
+    assert "damaged" in rejects["cut.jpg"] and "not a picture" in rejects["empty.png"]
+    memory, indexed = FolderCorpus(pictures), IndexedCorpus(tmp_path / "index")
+    assert memory.rejects.keys() == rejects.keys() and indexed.sha256 == memory.sha256
+    assert indexed.image("turned.jpg").shape == (3, 40, 32)
+    shard, row = indexed.index.find("turned.jpg")
+    assert shard.columns["size"][row].tolist() == [40, 32]
+    assert shard.columns["n_bytes"][row] == (pictures / "turned.jpg").stat().st_size
+
+
+def test_a_name_that_is_not_utf_8_is_a_reject(pictures, tmp_path, capsys):
+    bad = os.fsdecode(b"caf\xe9.png")
+    smooth(30).save(pictures / bad)
+    smooth(31).save(pictures / "café.png")
+    build(tmp_path / "index", pictures)
+    corpus, indexed = FolderCorpus(pictures), IndexedCorpus(tmp_path / "index")
+    rejects = read_json(tmp_path / "index/rejects.json")
+    assert rejects.keys() == indexed.rejects.keys() == corpus.rejects.keys() == {"deep/7.png", "caf\\udce9.png"}
+    assert "not UTF-8" in rejects["caf\\udce9.png"] and corpus.rejects["caf\\udce9.png"] == rejects["caf\\udce9.png"]
+    print(rejects)  # as `adir index info` does
+    assert "café.png" in indexed.ids and indexed.sha256 == corpus.sha256
+    assert build(tmp_path / "index", pictures) == 0  # it is planned, and there
+    (pictures / bad).unlink()
+    assert build(tmp_path / "index", pictures) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: you tried")]
+)
+def test_a_picture_for_which_the_memory_is_too_small_is_a_reject(pictures, tmp_path, error):
+    class Small(Colours):
+        def prepare(self, picture):
+            if picture.shape == (3, 33, 33):
+                raise error
+            return super().prepare(picture)
+
+    smooth(40, 33, 33).save(pictures / "big.png")
+    assert build(tmp_path / "index", pictures, Small()) == 22
+    assert "not enough memory" in read_json(tmp_path / "index/rejects.json")["big.png"]
+
+
+def test_a_defect_of_an_encoder_is_not_called_a_bad_picture(pictures, tmp_path):
+    class Broken(Colours):
+        def prepare(self, picture):
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        build(tmp_path / "index", pictures, Broken())
+
+
 def test_pictures_may_move(pictures, tmp_path):
     build(tmp_path / "index", pictures)
     moved = shutil.move(pictures, tmp_path / "elsewhere")
@@ -136,6 +253,89 @@ def test_pictures_may_move(pictures, tmp_path):
     assert IndexedCorpus(tmp_path / "index", {"path": moved}).image("0.png").shape == (3, 32, 32)
     with pytest.raises(InputError, match="no argument pfad; it has path"):
         IndexedCorpus(tmp_path / "index", {"pfad": moved})
+
+
+def test_a_build_goes_on_in_a_folder_that_has_moved_and_remembers_where(pictures, tmp_path):
+    build(tmp_path / "index", pictures, shards=2)
+    moved = shutil.move(pictures, tmp_path / "elsewhere")
+    encoder = Colours()
+    build(tmp_path / "index", moved, encoder)
+    assert encoder.seen == 12  # of 22 in shards of 5, the last less a reject
+    assert IndexedCorpus(tmp_path / "index").image("0.png").shape == (3, 32, 32)
+    shutil.move(tmp_path / "index", tmp_path / "index moved")
+    assert build(tmp_path / "index moved", moved) == 0
+    assert len(IndexedCorpus(tmp_path / "index moved")) == 22
+
+
+def sources_of(tmp_path):
+    """Sources by kind, with what makes another selection of each, and what only says where it lies."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    cells = [(pictures_bytes(seed)) for seed in range(4)]
+    rows = {"image": cells, "other": cells, "split": ["a", "b", "a", "b"], "fold": ["a"] * 4, "name": list("wxyz")}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        parquet.write_table(pa.table(rows), tmp_path / folder / "x.parquet")
+        saved = datasets.Dataset.from_dict(rows)
+        datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / folder / "saved")
+        header, row = "ImageID,Subset,License,Author,OriginalLandingURL", f"{1:016x},train,,,"
+        (tmp_path / folder / "list.csv").write_text(f"{header}\n{row}\n")
+    one, two = tmp_path / "one", tmp_path / "two"
+    return {
+        ParquetSource: (
+            {"path": one / "x.parquet", "column": "split", "value": "a"},
+            {"image": "other", "column": "fold", "value": "b", "id_column": "name"},
+            {"path": two / "x.parquet"},
+        ),
+        DatasetSource: (
+            {"path": one / "saved", "split": "train"},
+            {"image": "other", "split": "test"},
+            {"path": two / "saved"},
+        ),
+        OpenImagesSource: (
+            {"lists": [one / "list.csv"], "pictures": one},
+            {},
+            {"lists": [two / "list.csv"], "pictures": None, "bucket": "https://mirror"},
+        ),
+    }
+
+
+def pictures_bytes(seed):
+    buffer = io.BytesIO()
+    smooth(seed).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", [ParquetSource, DatasetSource, OpenImagesSource])
+def test_an_index_is_of_one_selection_wherever_it_lies(tmp_path, kind):
+    arguments, others, places = sources_of(tmp_path)[kind]
+    folder = tmp_path / "index"
+    require_same_index(folder, kind(**arguments), Colours())
+    for name, value in others.items():
+        before = (folder / "index.json").read_bytes()
+        words = rf"holds an index of {name}={arguments.get(name, '.*')}, asked is {name}={value}; choose another folder"
+        with pytest.raises(InputError, match=words) as caught:
+            require_same_index(folder, kind(**(arguments | {name: value})), Colours())
+        assert "\n" not in str(caught.value) and (folder / "index.json").read_bytes() == before
+    for name, value in places.items():
+        source = kind(**(arguments | {name: value}))
+        require_same_index(folder, source, Colours())
+        assert read_json(folder / "index.json")["source"]["arguments"] == source.arguments
+    with pytest.raises(InputError, match=rf"of a corpus of kind {kind.kind} .*, asked is folder"):
+        require_same_index(folder, FolderSource(tmp_path), Colours())
+
+
+def test_3_and_the_text_3_are_one_selection(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pa.table({"image": [pictures_bytes(0)], "label": [3]}), tmp_path / "x.parquet")
+    for value in (3, "3"):
+        require_same_index(
+            tmp_path / "index", ParquetSource(tmp_path / "x.parquet", "image", "label", value), Colours()
+        )
 
 
 def test_an_index_belongs_to_one_encoder(pictures, tmp_path):
@@ -172,9 +372,60 @@ def test_damaged_and_foreign_shards_are_named(pictures, tmp_path):
     write_json(folder / "manifest.json", manifest)
     with pytest.raises(InputError, match="tells of 23 pictures, its shards hold 22"):
         ShardedIndex(folder)
-    (folder / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
+    for bad in ("{", "[]", "{}", f'{{"schema": {SCHEMA}, "encoder": {{}}}}'):
+        (folder / "manifest.json").write_text(bad)
+        with pytest.raises(InputError, match=r"manifest\.json: damaged"):
+            ShardedIndex(folder)
+    write_json(folder / "manifest.json", manifest | {"schema": 99})
+    with pytest.raises(InputError, match="of schema 99, this version of adir reads"):
         ShardedIndex(folder)
+    manifest["corpus"]["pictures"] -= 1
+    write_json(folder / "manifest.json", manifest | {"source": {"kind": "video", "name": "v", "arguments": {}}})
+    with pytest.raises(InputError, match=r"kind 'video'; this version of adir knows folder, tar"):
+        IndexedCorpus(folder)
+
+
+def test_plans_that_are_gone_or_damaged_and_shards_of_another_encoder_are_named(pictures, tmp_path):
+    folder = tmp_path / "index"
+    build(folder, pictures)
+    plan = (folder / "plan/000001.json").read_bytes()
+    (folder / "plan/000001.json").write_text("{")
+    with pytest.raises(InputError, match=r"000001\.json: missing or damaged"):
+        build(folder, pictures)
+    (folder / "plan/000001.json").unlink()
+    with pytest.raises(InputError, match=r"000001\.json: is missing"):
+        build(folder, pictures)
+    assert len(list((folder / "plan").iterdir())) == 4  # nothing was planned in the place of another
+    (folder / "plan/000001.json").write_bytes(plan)
+    shutil.copy(shard_path(folder, 2), tmp_path / "good")
+    shard_path(folder, 2).unlink()
+    build_shard(folder, 2, FolderSource(pictures), Colours("other"))
+    with pytest.raises(InputError, match=r"000002\.safetensors: made by another encoder"):
+        finish(folder)
+    shutil.copy(tmp_path / "good", shard_path(folder, 2))
+    assert build(folder, pictures) == 0
+
+
+@pytest.mark.parametrize("write", ["plan/", "shards/", "index.json", "manifest.json", "rejects.json"])
+def test_a_disk_that_is_full_at_any_write_loses_nothing_that_was_finished(pictures, tmp_path, monkeypatch, write):
+    folder, real, left = tmp_path / "index", os.replace, [1]
+
+    def replace(source, target):
+        if write in str(target) and left:
+            left.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    encoder = Colours()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(OSError, match="No space"):
+            build(folder, pictures, encoder)
+    assert not left and not list(folder.rglob("*.part"))
+    build(folder, pictures, encoder)
+    assert encoder.seen <= 22 + (5 if write == "shards/" else 0)
+    build(tmp_path / "whole", pictures)
+    assert read_json(folder / "manifest.json") == read_json(tmp_path / "whole/manifest.json")
 
 
 def test_a_source_that_is_down_stops_the_build_and_leaves_no_shard(pictures, tmp_path):

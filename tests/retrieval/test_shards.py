@@ -1,5 +1,7 @@
 """A shard comes back as it was written, and says so when it does not."""
 
+import json
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -58,6 +60,36 @@ def test_a_changed_bit_is_found(path):
     content[-1] ^= 1
     path.write_bytes(content)
     assert "checksum" in Shard.open(path).damage()
+
+
+def test_whatever_is_broken_in_a_shard_is_an_error_that_names_it(path):
+    draw, whole = np.random.default_rng(0), path.read_bytes()
+    refused = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(draw.integers(1, 4)):  # header and data
+            content[draw.integers(len(content))] = draw.integers(256)
+        path.write_bytes(content)
+        try:
+            shard = Shard.open(path)
+            assert len(shard.ids()) == len(shard.part.vectors) == len(shard) and shard.rejects is not None
+            assert shard.damage() is not None or shard.columns["embeddings"].tobytes() in whole
+        except InputError as error:
+            assert "0.safetensors" in str(error)
+            refused += 1
+    assert 50 < refused < 390
+
+
+def test_a_shard_whose_columns_differ_in_length_or_whose_ids_are_no_text_is_named(path):
+    whole = path.read_bytes()
+    metadata = {"adir": json.dumps(dict(Shard.open(path).about))}
+    columns = safetensors.numpy.load(whole)
+    path.write_bytes(safetensors.numpy.save(columns | {"n_bytes": columns["n_bytes"][:2]}, metadata))
+    with pytest.raises(InputError, match=r"0\.safetensors: not a shard"):
+        Shard.open(path)
+    path.write_bytes(whole.replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(InputError, match=r"0\.safetensors: damaged data \(no text in ids\)"):
+        Shard.open(path).ids()
 
 
 def test_another_schema_is_refused(path, monkeypatch):

@@ -1,5 +1,6 @@
 """The baselines against the library's own calls, the papers' listings as dense matrices, and closed forms."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -326,6 +327,23 @@ def test_colours_of_a_colorized_picture_are_the_priors_not_grey(backbone, x, sam
     y = COLOR.degrade(x, generator(0))[None]
     x_hat = sampler.restore(backbone, COLOR.operator(SHAPE), y, [generator(3)]).x_hat
     assert (x_hat[:, 0] - x_hat[:, 2]).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("sampler", [*LEARNED, ADIR(n_steps=3)], ids=by_name)
+def test_a_number_of_steps_that_cannot_be_is_refused(sampler):
+    for n_steps in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match=f"n_steps={n_steps}: a whole number of at least [12] is needed"):
+            dataclasses.replace(sampler, n_steps=n_steps)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=by_name)
+@pytest.mark.parametrize("sampler", LEARNED, ids=by_name)
+def test_the_fewest_steps_give_a_picture(backbone, x, sampler, task):
+    # One of DiffPIR would be denoised noise, of which no y is seen.
+    fewest = dataclasses.replace(sampler, n_steps=2 if sampler.name == "diffpir" else 1)
+    y = task.degrade(x, generator(0))[None]
+    result = fewest.restore(backbone, task.operator(SHAPE), y, [generator(3)])
+    assert result.errors == [None] and result.network_evaluations == fewest.n_steps
 
 
 @pytest.mark.parametrize("sampler", [*LEARNED, *DIRECT, ADIR(n_steps=3)], ids=by_name)

@@ -40,23 +40,21 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    "scheduler, prediction, tiling",
+    "scheduler, prediction, tile",
     [
-        ("pndm", "epsilon", True),  # the released ones
-        ("pndm", "epsilon", False),
-        ("pndm", "v_prediction", False),
-        ("ddim", "epsilon", False),
-        ("ddim", "v_prediction", False),
-        ("euler", "epsilon", False),
+        ("pndm", "epsilon", 1024),  # the released ones
+        ("pndm", "epsilon", None),
+        ("pndm", "v_prediction", None),
+        ("ddim", "epsilon", None),
+        ("ddim", "v_prediction", None),
+        ("euler", "epsilon", None),
     ],
 )
 def test_it_equals_the_pipeline_of_diffusers(
-    made_stable_diffusion: ModuleType, x, task, tmp_path: Path, scheduler: str, prediction: str, tiling: bool
+    made_stable_diffusion: ModuleType, x, task, tmp_path: Path, scheduler: str, prediction: str, tile: int | None
 ) -> None:
     pipeline = made_stable_diffusion.inpainter(scheduler, prediction)
-    backbone = StableDiffusionInpaint(folder=made_stable_diffusion.saved(pipeline, tmp_path), vae_tiling=tiling)
-    if tiling:
-        pipeline.vae.enable_tiling()
+    backbone = StableDiffusionInpaint(folder=made_stable_diffusion.saved(pipeline, tmp_path), vae_tile=tile)
     y = task.degrade(x, seeded(9))[None]
     sampler = InpaintingSampler(n_steps=4, guidance_scale=5.0, negative_prompt="tat")
     ours = sampler.restore(backbone, task.operator(SHAPE), y, [seeded()])

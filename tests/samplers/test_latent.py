@@ -38,23 +38,26 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    "scheduler, prediction, tiling",
+    "scheduler, prediction, tile",
     [
-        ("ddim", "v_prediction", True),  # the released one
-        ("ddim", "v_prediction", False),
-        ("ddim", "epsilon", False),
-        ("pndm", "v_prediction", False),
-        ("euler", "v_prediction", False),
-        ("euler", "epsilon", False),
+        ("ddim", "v_prediction", 1024),  # the released one
+        ("ddim", "v_prediction", None),
+        ("ddim", "epsilon", None),
+        ("pndm", "v_prediction", None),
+        ("euler", "v_prediction", None),
+        ("euler", "epsilon", None),
     ],
 )
 def test_it_equals_the_pipeline_of_diffusers(
-    made_stable_diffusion: ModuleType, y: torch.Tensor, tmp_path: Path, scheduler: str, prediction: str, tiling: bool
+    made_stable_diffusion: ModuleType,
+    y: torch.Tensor,
+    tmp_path: Path,
+    scheduler: str,
+    prediction: str,
+    tile: int | None,
 ) -> None:
     pipeline = made_stable_diffusion.upscaler(scheduler, prediction)
-    backbone = StableDiffusionX4(folder=made_stable_diffusion.saved(pipeline, tmp_path), vae_tiling=tiling)
-    if tiling:
-        pipeline.vae.enable_tiling()
+    backbone = StableDiffusionX4(folder=made_stable_diffusion.saved(pipeline, tmp_path), vae_tile=tile)
     settings = {"prompt": "a cat", "negative_prompt": "tat", "guidance_scale": 5.0, "noise_level": 33}
     sampler = UpscalerSampler(n_steps=4, **settings)
     ours = sampler.restore(backbone, SR4.operator(SHAPE), y, [seeded()])
@@ -74,7 +77,6 @@ def test_noise_in_the_steps_is_the_pipeline_s_too(
 ) -> None:
     ours = UpscalerSampler(n_steps=4, prompt="a cat", eta=0.8).restore(backbone, SR4.operator(SHAPE), y, [seeded()])
     pipeline = made_stable_diffusion.upscaler()
-    pipeline.vae.enable_tiling()
     theirs = pipeline("a cat", y, num_inference_steps=4, eta=0.8, generator=seeded(), output_type="pt").images
     assert (((ours.x_hat + 1) / 2).clamp(0, 1) - theirs).abs().max() < 1e-4 / 2
 
@@ -84,7 +86,6 @@ def test_without_a_prompt_guidance_has_no_effect_and_costs_no_call(
 ) -> None:
     ours = UpscalerSampler(n_steps=3).restore(backbone, SR4.operator(SHAPE), y, [seeded()])
     pipeline = made_stable_diffusion.upscaler()
-    pipeline.vae.enable_tiling()
     theirs = pipeline("", y, num_inference_steps=3, generator=seeded(), output_type="pt").images
     assert (((ours.x_hat + 1) / 2).clamp(0, 1) - theirs).abs().max() < 1e-4 / 2
     assert ours.network_evaluations == 3
@@ -163,6 +164,13 @@ def test_cells_that_cannot_be_are_told_why(backbone: StableDiffusionX4) -> None:
         )
     assert "is for the x4 upscaler" in sampler.not_applicable(GuidedDiffusion(), SR4, "none")
     assert "works on pixels" in ADIR().not_applicable(backbone, SR4, "none")
+
+
+def test_steps_of_which_the_first_is_beyond_the_network_are_refused(backbone: StableDiffusionX4) -> None:
+    # steps_offset is 1, as released: of 1000 steps the first would be at t = 1000, and the network knows 0 to 999.
+    reasons = {n: UpscalerSampler(n_steps=n).not_applicable(backbone, SR4, "none") for n in (1, 50, 999, 1000)}
+    assert reasons.pop(1000) == "n_steps=1000: the DDIMScheduler of backbone sd_x4 takes fewer than 1000"
+    assert set(reasons.values()) == {None}
 
 
 @pytest.mark.parametrize("value", [2.0, -1.5, torch.nan])

@@ -11,6 +11,7 @@ from adir.backbones.guided_diffusion import Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.samplers.adir import ADIR
+from adir.samplers.deepinv_samplers import DPS
 from adir.samplers.tiling import TiledBackbone, mirrored, ramp, restore_any_size, starts
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
 from adir.tasks.restoration import RestorationTask
@@ -147,6 +148,32 @@ def test_a_tiled_prediction_is_the_weighted_mean_of_those_of_its_tiles():
     # Alone to the left of 32 and to the right of 63; rising without a jump between.
     assert prediction.eps[0, 0, 0, 31] == 31.5 and prediction.eps[0, 0, 0, 64] == 63.5
     assert prediction.eps[0, 0, 0].diff().abs().max() < 32 / 16
+
+
+class Pointwise(Backbone):
+    """A network that looks at single pixels, with a gradient that depends on them."""
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
+        self.shapes.append(tuple(x_t.shape))
+        return Prediction(torch.tanh(x_t), None)
+
+
+def test_the_gradient_of_a_tiled_prediction_is_that_of_the_whole_one():
+    x_t, t, towards = torch.randn(1, 3, 40, 72, requires_grad=True), torch.tensor([5]), torch.randn(1, 3, 40, 72)
+    backbone = Pointwise()
+    found, expected = (
+        torch.autograd.grad((network.predict(x_t, t).eps * towards).sum(), x_t)[0]
+        for network in (TiledBackbone(backbone, 32), Pointwise())
+    )
+    torch.testing.assert_close(found, expected)
+    assert len(backbone.shapes) == 2 * 2 * 3  # 2 by 3 tiles, each computed again in the backward pass
+
+
+def test_dps_restores_a_picture_of_several_tiles_as_a_whole_one():
+    y, sampler = picture(40, 72), DPS(n_steps=4, guidance="annealed")
+    whole, tiled = (restore_any_size(sampler, Pointwise(), COPY, y, 0, "a", tile) for tile in (256, 64))
+    assert whole.n_tiles == 1 < tiled.n_tiles
+    torch.testing.assert_close(tiled.x_hat, whole.x_hat, rtol=0, atol=1e-3)
 
 
 def test_tiles_cover_the_picture_and_one_that_fits_is_not_cut():

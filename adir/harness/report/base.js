@@ -29,13 +29,23 @@ function fillSelect(select, options, chosen) {
 
 const unique = (values) => [...new Set(values)];
 
-// The colour of a row: by mode for the paper's sampler, and of its own for each other sampler.
-const otherSamplers = unique(data.rows.map((row) => row.axes.sampler)).filter((name) => name !== "adir");
-function colourOf(row) {
-  const place = otherSamplers.indexOf(row.axes.sampler);
-  if (place >= 0) return `c-other${(place % 4) + 1}`;
-  return ["none", "self", "knn", "pixel", "random"].includes(row.axes.adaptation) ? `c-${row.axes.adaptation}` : "c-none";
+// How a row looks everywhere: its colour as a class, its mark as an outline around (0, 0).
+const colourOf = (number) => `c${data.rows[number].look.colour}`;
+const OUTLINES = {
+  circle: "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1 -1 0Z",
+  square: "M-.9 -.9H.9V.9H-.9Z",
+  triangle: "M0 -1.15L1.1 .85H-1.1Z",
+  diamond: "M0 -1.25L1.1 0L0 1.25L-1.1 0Z",
+  down: "M0 1.15L1.1 -.85H-1.1Z",
+  plus: "M-.4 -1.15H.4V-.4H1.15V.4H.4V1.15H-.4V.4H-1.15V-.4H-.4Z",
+  cross: "M-1.1 -.55L-.55 -1.1L0 -.55L.55 -1.1L1.1 -.55L.55 0L1.1 .55L.55 1.1L0 .55L-.55 1.1L-1.1 .55L-.55 0Z",
+  star: "M0 -1.35L.32 -.43L1.28 -.42L.51 .17L.79 1.09L0 .54L-.79 1.09L-.51 .17L-1.28 -.42L-.32 -.43Z",
+};
+function mark(number, x, y, size) {
+  const { shape, open } = data.rows[number].look;
+  return svg("path", { d: OUTLINES[shape], transform: `translate(${x} ${y}) scale(${size})`, class: open ? "mark open" : "mark" });
 }
+const icon = (number) => svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true", class: `icon ${colourOf(number)}` }, mark(number, 0, 0, 5.5));
 
 // Light and dark: what the system asks for, until the button is pressed; the choice is kept where the browser lets it.
 const themeButton = document.getElementById("theme");

@@ -58,8 +58,5 @@ function filterBoard() {
 headers.forEach((header, column) => find("button", header).addEventListener("click", () => sortBoard(column)));
 filterField.addEventListener("input", filterBoard);
 if (taskFilter) taskFilter.addEventListener("change", filterBoard);
-for (const dot of board.querySelectorAll(".dot")) {
-  const row = data.rows[dot.closest("tr").dataset.row];
-  dot.classList.add(colourOf(row));
-}
+for (const place of board.querySelectorAll("i.icon")) place.replaceWith(icon(place.closest("tr").dataset.row));
 filterBoard();

@@ -3,23 +3,8 @@
 const HEIGHT = 300;
 const PRINT_WIDTH = 400; // of half a page, in which text is then of a size with the page's
 let printing = false;
-const SHAPES = ["circle", "square", "triangle", "diamond"];
 const chartTask = document.getElementById("chart-task");
 const hiddenRows = new Set();
-
-// Rows of one mode differ in shape: by adapter and K and whatever else tells them apart.
-function shapeOf(number) {
-  const row = data.rows[number];
-  const kin = data.rows.map((each, place) => [place, each]).filter(([, each]) => each.axes.task === row.axes.task && colourOf(each) === colourOf(row));
-  return SHAPES[kin.findIndex(([place]) => place === number) % SHAPES.length];
-}
-
-function mark(shape, x, y, size, className) {
-  const s = size;
-  if (shape === "circle") return svg("circle", { cx: x, cy: y, r: s, class: className });
-  const corners = { square: [[-s, -s], [s, -s], [s, s], [-s, s]], triangle: [[0, -s * 1.2], [s * 1.1, s * 0.9], [-s * 1.1, s * 0.9]], diamond: [[0, -s * 1.3], [s * 1.3, 0], [0, s * 1.3], [-s * 1.3, 0]] }[shape];
-  return svg("polygon", { points: corners.map(([dx, dy]) => `${x + dx},${y + dy}`).join(" "), class: className });
-}
 
 function niceTicks(low, high, count) {
   const raw = (high - low) / count;
@@ -54,7 +39,8 @@ function scaleOf(values, from, to, log, ticksWanted) {
   return { place: (value) => from + ((value - low) / (high - low)) * (to - from), ticks: niceTicks(low, high, ticksWanted) };
 }
 
-// series: {name, colour, shape, cloud: [[x, y]], points: [[x, y, standard error]], line, band: [[x, low, high]], level}
+// series: {name, colour, cloud: [[x, y]], points: [[x, y, standard error, row whose mark it has]], line: its dashes, band:
+// [[x, low, high]], level}
 function draw(figure, { series, x, y, xLog = false, xTicks = null }) {
   const box = find(".plot", figure);
   const width = printing ? PRINT_WIDTH : Math.max(240, Math.round(box.clientWidth || 480));
@@ -86,10 +72,10 @@ function draw(figure, { series, x, y, xLog = false, xTicks = null }) {
     if (each.level !== undefined) group.append(svg("line", { class: "series", x1: margin.left, x2: width - margin.right, y1: up.place(each.level), y2: up.place(each.level), "stroke-dasharray": "5 4", "stroke-width": 1.5 }));
     // One path for all points: ten thousand elements would make the page slow.
     if (each.cloud?.length) group.append(svg("path", { class: "cloud", d: each.cloud.map((point) => `M${at(point)}h0`).join("") }));
-    if (each.line && each.points?.length) group.append(svg("path", { class: "series", "stroke-width": 1.8, d: `M${each.points.map(at).join("L")}` }));
-    for (const [px, py, se] of each.points ?? []) {
+    if (each.line && each.points?.length) group.append(svg("path", { class: "series", "stroke-width": 1.8, "stroke-dasharray": each.line, d: `M${each.points.map(at).join("L")}` }));
+    for (const [px, py, se, row] of each.points ?? []) {
       if (se) group.append(svg("path", { class: "error", d: `M${at([px, py - se])}L${at([px, py + se])}` }));
-      if (each.shape) group.append(mark(each.shape, across.place(px) + beside, up.place(py), 5, "mark"));
+      if (row !== undefined) group.append(mark(row, across.place(px) + beside, up.place(py), 5));
       targets.push([across.place(px) + beside, up.place(py), `${each.name}: ${tickText(px)}, ${tickText(py)}`]);
     }
     for (const [px, py, note] of each.cloud ?? []) targets.push([across.place(px), up.place(py), `${each.name}, ${note}: ${tickText(px)}, ${tickText(py)}`]);
@@ -145,8 +131,8 @@ function drawScatter() {
   const series = inTask().map((row) => {
     const [xs, ys] = [perPicture(row.number, x), perPicture(row.number, y)];
     const cloud = [...xs].filter(([id]) => ys.has(id)).map(([id, value]) => [value, ys.get(id), id]);
-    const mean = row.means[x]?.[0] != null && row.means[y]?.[0] != null ? [[row.means[x][0], row.means[y][0], row.means[y][1]]] : [];
-    return { name: row.label, colour: colourOf(row), shape: shapeOf(row.number), cloud, points: mean };
+    const mean = row.means[x]?.[0] != null && row.means[y]?.[0] != null ? [[row.means[x][0], row.means[y][0], row.means[y][1], row.number]] : [];
+    return { name: row.label, colour: colourOf(row.number), cloud, points: mean };
   }).filter((each) => each.cloud.length);
   find("p.small", figure).textContent = "Small: one test picture, its seeds averaged. Large: the row's mean, with its standard error upwards and downwards.";
   drawOrSay(figure, { series, x: metricTitle(x), y: metricTitle(y) }, "no picture has both scores.");
@@ -164,14 +150,21 @@ function drawSweep() {
   }
   const swept = [...families.values()].filter((rows) => unique(rows.map((row) => row.axes.k)).length > 1);
   const series = swept.map((rows, place) => ({
-    name: rows[0].label.replace(/ k=\d+/, ""), colour: colourOf(rows[0]), line: true, shape: rows[0].axes.adapter === "lora" ? "square" : "circle", beside: 6 * (place - (swept.length - 1) / 2),
-    points: rows.sort((a, b) => a.axes.k - b.axes.k).map((row) => [row.axes.k, row.means[y][0], row.means[y][1]]),
+    name: rows[0].label.replace(/ k=\d+/, ""), colour: colourOf(rows[0].number), line: dashes(rows[0]), beside: 6 * (place - (swept.length - 1) / 2),
+    points: rows.sort((a, b) => a.axes.k - b.axes.k).map((row) => [row.axes.k, row.means[y][0], row.means[y][1], row.number]),
   }));
   const none = inTask().find((row) => row.axes.adaptation === "none" && row.means[y]?.[0] != null);
-  if (series.length && none) series.push({ name: none.label, colour: colourOf(none), level: none.means[y][0] });
+  if (series.length && none) series.push({ name: none.label, colour: colourOf(none.number), level: none.means[y][0] });
   const ks = unique(series.flatMap((each) => (each.points ?? []).map((point) => point[0])));
-  find("p.small", figure).textContent = series.length ? `Mean and standard error by K. ${none ? "Dashed: none. " : ""}${swept.some((rows) => rows[0].axes.adapter === "lora") ? "Circles: full, squares: lora." : ""}` : "";
+  find("p.small", figure).textContent = series.length ? `Mean and standard error by K. ${none ? "Across, without marks: none. " : ""}${swept.some((rows) => rows[0].look.open) ? "Dotted, open marks: lora." : ""}` : "";
   drawOrSay(figure, { series, x: "K", y: metricTitle(y), xLog: true, xTicks: ks }, "no row of this task has a counterpart that differs in K alone.");
+}
+
+function lossLack() {
+  const adapted = inTask().filter((row) => row.axes.adaptation !== "none");
+  if (!adapted.length) return "no row of this task was adapted.";
+  const there = adapted.some((row) => data.adapterFiles.includes(row.number));
+  return there ? "adapters of this task are among the results, and none of them holds its losses." : "no adapter of this task is among the results (results/adapters).";
 }
 
 function drawLoss() {
@@ -179,21 +172,23 @@ function drawLoss() {
   const shown = new Set(inTask().map((row) => row.number));
   const curves = data.losses.filter((curve) => shown.has(curve.row));
   const series = curves.map((curve) => ({
-    name: data.rows[curve.row].label, colour: colourOf(data.rows[curve.row]), line: true,
+    name: data.rows[curve.row].label, colour: colourOf(curve.row), line: dashes(data.rows[curve.row]),
     points: curve.x.map((step, i) => [step, curve.mean[i]]), band: curves.length > 6 ? [] : curve.x.map((step, i) => [step, curve.low[i], curve.high[i]]),
   }));
   const counts = unique(curves.map((curve) => curve.n)).sort((a, b) => a - b);
   find("p.small", figure).textContent = curves.length
     ? `Mean of ${counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0]} trainings a row, over windows of iterations${curves.length > 6 ? "" : "; shaded: 10 to 90 % of them"}.` : "";
-  drawOrSay(figure, { series, x: "iteration", y: "loss" }, "no adapter of this task is among the results (results/adapters), or no row was adapted.");
+  drawOrSay(figure, { series, x: "iteration", y: "loss" }, lossLack());
 }
+
+const dashes = (row) => (row.look.open ? "2 3" : "none");
 
 const COSTS = { evaluations: "network evaluations a picture", seconds: "seconds a picture" };
 function drawCost() {
   const figure = document.getElementById("cost");
   const [x, y] = [find(".x", figure).value, find(".y", figure).value];
   const series = inTask().filter((row) => row[x] > 0 && row.means[y]?.[0] != null)
-    .map((row) => ({ name: row.label, colour: colourOf(row), shape: shapeOf(row.number), points: [[row[x], row.means[y][0], row.means[y][1]]] }));
+    .map((row) => ({ name: row.label, colour: colourOf(row.number), points: [[row[x], row.means[y][0], row.means[y][1], row.number]] }));
   find("p.small", figure).textContent = x === "seconds" ? "Seconds: retrieval, training of the adapter and sampling, on the machine that ran it." : "Evaluations of the network while sampling; training is not counted.";
   drawOrSay(figure, { series, x: COSTS[x], y: metricTitle(y), xLog: true }, "the records of this task do not tell.");
 }
@@ -201,8 +196,7 @@ function drawCost() {
 function drawLegend() {
   const rows = data.rows.map((row, number) => ({ ...row, number })).filter((row) => row.axes.task === chartTask.value);
   const buttons = rows.map((row) => {
-    const icon = svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true", class: colourOf(row) }, mark(shapeOf(row.number), 0, 0, 5.5, "mark"));
-    const button = element("button", { type: "button", ariaPressed: String(!hiddenRows.has(row.number)), title: "Show or hide" }, icon, row.label);
+    const button = element("button", { type: "button", ariaPressed: String(!hiddenRows.has(row.number)), title: "Show or hide" }, icon(row.number), row.label);
     button.addEventListener("click", () => {
       if (!hiddenRows.delete(row.number)) hiddenRows.add(row.number);
       button.ariaPressed = String(!hiddenRows.has(row.number));
@@ -225,7 +219,7 @@ function startCharts() {
   const scored = data.scenes.flatMap((each) => Object.values(each.cells)).flatMap((seeds) => Object.values(seeds)).map((cell) => cell.scores ?? []);
   const withValues = data.metrics.map((metric) => metric.name).filter((_, column) => scored.some((scores) => scores[column] != null));
   const tasks = unique(data.rows.map((row) => row.axes.task));
-  fillSelect(chartTask, tasks.map((task) => [task, task]));
+  fillSelect(chartTask, tasks.map((task) => [task, task]), tasks.find((task) => data.scenes.some((each) => each.task === task && hasRecord(each))));
   chartTask.parentElement.hidden = tasks.length < 2;
   if (!withValues.length) {
     document.getElementById("charts").hidden = true;

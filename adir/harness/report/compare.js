@@ -13,6 +13,7 @@ const COARSE = 320; // pixels: smaller pictures are shown as the squares they ar
 const state = { scene: 0, seed: data.firstSeed, left: null, right: null, at: 50 };
 const scene = () => data.scenes[state.scene];
 // Every row of the task, also one without a record: what is missing is shown as missing.
+const hasRecord = (scene) => Object.keys(scene.cells).length > 0;
 const rowsOf = (scene) => [...data.rows.keys()].filter((row) => data.rows[row].axes.task === scene.task && (data.rows[row].axes.data ?? "") === scene.data);
 const cellOf = (scene, row) => scene.cells[row]?.[state.seed];
 
@@ -165,7 +166,7 @@ function showScores() {
   const best = data.metrics.map((_, column) => bestOf(column, rows));
   const lines = rows.map((row) => {
     const cell = cellOf(scene(), row);
-    const name = element("th", { scope: "row", className: "name" }, element("i", { className: `dot ${colourOf(data.rows[row])}` }), data.rows[row].label);
+    const name = element("th", { scope: "row", className: "name" }, icon(row), data.rows[row].label);
     if (!cell || cell.error) {
       return element("tr", {}, name, element("td", { colSpan: data.metrics.length, className: "failure", textContent: cell ? `failed: ${cell.error}` : "missing" }));
     }
@@ -222,7 +223,7 @@ function showScene(number) {
   const rows = rowsOf(shown);
   const k = (row) => data.rows[row].axes.k ?? 0;
   const wanted = (mode) => rows.filter((row) => data.rows[row].axes.adaptation === mode && shown.cells[row]).sort((a, b) => k(b) - k(a))[0];
-  const adapted = wanted("knn") ?? wanted("self") ?? rows.at(-1);
+  const adapted = wanted("knn") ?? wanted("self") ?? rows.filter((row) => shown.cells[row]).at(-1) ?? rows.at(-1);
   if (!keys.includes(state.left)) state.left = rows.length ? `row ${wanted("none") ?? rows[0]}` : "truth";
   if (!keys.includes(state.right)) state.right = adapted === undefined ? "y" : `row ${adapted}`;
   if (state.left === state.right) state.left = "y";
@@ -232,10 +233,11 @@ function showScene(number) {
 }
 
 function showTask(task) {
-  // The same picture under the other task, where it has it.
-  const same = data.scenes.findIndex((each) => each.task === task && each.id === scene().id);
+  // The same picture under the other task, where it has it; else one of which there is a record.
+  const places = [...data.scenes.keys()].filter((place) => data.scenes[place].task === task);
+  const wanted = [(each) => each.id === scene().id && hasRecord(each), hasRecord, () => true];
   state.left = state.right = null;
-  showScene(same >= 0 ? same : data.scenes.findIndex((each) => each.task === task));
+  showScene(wanted.map((fits) => places.find((place) => fits(data.scenes[place]))).find((place) => place !== undefined));
 }
 
 if (data.scenes.length) {
@@ -255,5 +257,5 @@ if (data.scenes.length) {
       showSides();
     });
   }
-  showScene(0);
+  showScene(Math.max(0, data.scenes.findIndex(hasRecord)));
 }

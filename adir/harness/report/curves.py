@@ -7,9 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from adir.files import read_json
+
 MOST_HEADER_BYTES = 100_000_000  # what the safetensors library itself allows
 POINTS = 80
 """Points of a curve: more would not be seen."""
+
+
+def losses_of(results: Path, key: str) -> list[float] | None:
+    """The losses of an adapter of a results folder: beside its tensors, or as `adir leaderboard merge` brings them, which
+    leaves the tensors where they are."""
+    losses = read_losses(results / "adapters" / f"{key}.safetensors")
+    if losses is None:
+        try:
+            losses = [float(loss) for loss in read_json(results / merged_losses(key))["losses"]] or None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return losses
+
+
+def merged_losses(key: str) -> str:
+    """The name of an adapter's losses without its tensors."""
+    return f"losses/{key}.json"
 
 
 def read_losses(path: Path) -> list[float] | None:

@@ -1,5 +1,5 @@
-"""Figures for papers, as PNG and PDF: the paper's comparison (ground truth, y, none, ADIR), fidelity against perceived
-quality, and the sweep of K. The same results give the same bytes."""
+"""Figures for papers, as PNG and PDF: the paper's comparison (ground truth, y, none, ADIR, and other samplers), fidelity
+against perceived quality, and the sweep of K. The same results give the same bytes."""
 
 import io
 from collections.abc import Iterator
@@ -11,14 +11,17 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from adir.files import write_bytes
-from adir.harness.board import Row, label
+from adir.harness.board import label
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, Scene, pick_metric
+from adir.harness.report.looks import LIGHT, MODES, SHAPES
 from adir.harness.report.pictures import embedded_test_field, is_inside, open_rgb, stored_pictures
 
 WIDTH = 6.9  # inches: of a page of text in two columns
+SMALLEST = 0.85  # inches of a picture, where a column for each sampler makes a figure wider than the page
 PICTURES_PER_FIGURE = 6
 MOST_PICTURES = 24  # a task; a paper's appendix shows no more
 STYLE = {
@@ -33,9 +36,6 @@ STYLE = {
     "savefig.dpi": 300,
     "text.parse_math": False,  # a dollar sign in the name of a picture is a dollar sign
 }
-COLOURS = {"none": "#77736a", "self": "#bb6a12", "knn": "#1f6fb8", "pixel": "#1d8560", "random": "#9350b5"}
-OTHERS = ("#b3394f", "#5a7a1e", "#2b7f8c", "#8a5a3c")
-MARKS = "osD^vP*X"
 
 
 def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
@@ -88,27 +88,34 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
 
 def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
-    """(title, row of the board) of the restored columns: `none`, and ADIR, which is knn with the largest K, else self."""
+    """(title, row of the board) of the restored columns, for each sampler of which there is a record: `none`, and the
+    adapted row, which is knn with the largest K, else self."""
     rows = gathered.board.rows
-    of_paper = [n for n in numbers if rows[n].axes["sampler"] == "adir"] or numbers
-    none = [n for n in of_paper if rows[n].axes["adaptation"] == "none"]
-    knn = [n for n in of_paper if rows[n].axes["adaptation"] == "knn"]
-    adapted = sorted(knn, key=lambda n: -(rows[n].axes["k"] or 0)) or [
-        n for n in of_paper if rows[n].axes["adaptation"] == "self"
-    ]
-    found = [("none", none[0])] if none else []
-    return found + ([(f"ADIR ({label(rows[adapted[0]].axes)})", adapted[0])] if adapted else [])
+    found: list[tuple[str, int]] = []
+    numbers = [number for number in numbers if rows[number].have]
+    samplers = sorted(dict.fromkeys(rows[n].axes["sampler"] for n in numbers), key=lambda name: name != "adir")
+    for sampler in samplers:
+        own = [n for n in numbers if rows[n].axes["sampler"] == sampler]
+        of_mode = {mode: [n for n in own if rows[n].axes["adaptation"] == mode] for mode in ("none", "self", "knn")}
+        adapted = sorted(of_mode["knn"], key=lambda n: -(rows[n].axes["k"] or 0)) or of_mode["self"]
+        for number in of_mode["none"][:1]:
+            found.append(("none" if len(samplers) == 1 else f"{sampler} none" if adapted else sampler, number))
+        for number in adapted[:1]:
+            name = "ADIR" if sampler == "adir" else sampler
+            found.append((f"{name} ({label(rows[number].axes)})", number))
+    return found
 
 
 def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> Figure:
-    """The paper's layout: a row per picture; ground truth, y, none, ADIR. What is missing says so."""
+    """The paper's layout: a row per picture; ground truth, y, none, ADIR, and other samplers. What is missing says so."""
     restored = columns(gathered, numbers)
     titles = ["GT", "y", *(title for title, _ in restored)]
     metric = next((name for name, way in gathered.board.metrics.items() if way != "none"), None)
     gap, above, caption_height = 0.05, 0.2, 0.16  # inches
-    side = (WIDTH - gap * (len(titles) - 1)) / len(titles)
+    side = max(SMALLEST, (WIDTH - gap * (len(titles) - 1)) / len(titles))
+    width = side * len(titles) + gap * (len(titles) - 1)
     height = above + (side + caption_height) * len(scenes)
-    figure = new_figure(WIDTH, height, layout=None)
+    figure = new_figure(width, height, layout=None)
     places = figure.subplots(len(scenes), len(titles), squeeze=False)
     figure.subplots_adjust(0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side)
     for scene, line in zip(scenes, places, strict=True):
@@ -117,7 +124,7 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
         if truth is None:
             field = embedded_test_field(scene.image_id, sha256)
             truth = None if field is None else np.asarray(field)
-        show(line[0], truth, scene.image_id)
+        show(line[0], truth, scene.image_id, named=True)
         show(line[1], first_picture(gathered.folder, [scene.done[0]["y"].get("file")]), "")
         for axes, (_, number) in zip(line[2:], restored, strict=True):
             record = scene.cells.get(number, {}).get(gathered.first_seed)
@@ -128,7 +135,7 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
             caption = f"{metric} {value:#.4g}" if value is not None else ""
             show(axes, first_picture(gathered.folder, [record.get("picture")]), caption)
     for axes, title in zip(places[0], titles, strict=True):
-        axes.set_title(title, fontsize=8, pad=4)
+        axes.set_title(title, fontsize=8 if len(titles) < 7 else 6, pad=4)
     return figure
 
 
@@ -141,7 +148,7 @@ def first_picture(folder: Path, names: list[Any]) -> np.ndarray | None:
     return None
 
 
-def show(axes: Axes, pixels: np.ndarray | None, caption: str) -> None:
+def show(axes: Axes, pixels: np.ndarray | None, caption: str, named: bool = False) -> None:
     """A picture with a caption, pixel by pixel: an interpolation would restore what the sampler did not."""
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
@@ -151,26 +158,26 @@ def show(axes: Axes, pixels: np.ndarray | None, caption: str) -> None:
         axes.set_aspect("equal")
     else:
         axes.imshow(pixels, interpolation="nearest")
-    axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3")
+    # Names of pictures start at the left edge: as long as they are, they run on under y, which has no caption.
+    axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3", loc="left" if named else "center")
 
 
 def look(gathered: Gathered, number: int) -> dict[str, Any]:
-    """Colour by mode, or by sampler for those that are not the paper's; a mark for each row of one colour."""
-    rows = gathered.board.rows
-    others = [name for name in dict.fromkeys(row.axes["sampler"] for row in rows) if name != "adir"]
-
-    def colour(row: Row) -> str:
-        if row.axes["sampler"] in others:
-            return OTHERS[others.index(row.axes["sampler"]) % len(OTHERS)]
-        return COLOURS.get(row.axes["adaptation"], COLOURS["none"])
-
-    kin = [n for n, row in enumerate(rows) if colour(row) == colour(rows[number]) and same_task(row, rows[number])]
-    return {"color": colour(rows[number]), "marker": MARKS[kin.index(number) % len(MARKS)]}
+    """What matplotlib's lines are given to look like the row does on the page."""
+    found = gathered.looks[number]
+    colour = LIGHT[found.colour]
+    return {"color": colour, "marker": SHAPES[found.shape], "markerfacecolor": "white" if found.open else colour}
 
 
-def same_task(one: Row, other: Row) -> bool:
-    """Whether two rows of the board restore the same thing."""
-    return one.axes["task"] == other.axes["task"]
+def legend_below(figure: Figure, width: float, height: float, axes: Axes) -> None:
+    """A legend of the lines of `axes` under the drawing: as many columns as fit, and the figure higher by their lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]  # without its bars
+    columns = max(
+        1, int(width / (0.42 + 0.058 * max(map(len, labels))))
+    )  # inches of a mark and of a letter of 6.5 points
+    figure.set_size_inches(width, height + 0.1 + 0.145 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=6.5, columnspacing=1.2)
 
 
 def titled(gathered: Gathered, metric: str) -> str:
@@ -188,7 +195,8 @@ def scatter(gathered: Gathered, numbers: list[int], x: str, y: str) -> Figure | 
             points.append((number, across.value, up.value, across.standard_error, up.standard_error))
     if len(points) < 2:
         return None
-    figure = new_figure(WIDTH * 0.62, 2.6)
+    width, height = WIDTH * 0.62, 2.6
+    figure = new_figure(width, height)
     axes = figure.subplots()
     for number, mean_x, mean_y, error_x, error_y in points:
         axes.errorbar(
@@ -204,7 +212,7 @@ def scatter(gathered: Gathered, numbers: list[int], x: str, y: str) -> Figure | 
         )
     axes.set_xlabel(titled(gathered, x))
     axes.set_ylabel(titled(gathered, y))
-    figure.legend(loc="outside right upper", fontsize=6.5)
+    legend_below(figure, width, height, axes)
     return figure
 
 
@@ -231,22 +239,23 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
                 [estimate.value for estimate in estimates],
                 yerr=[estimate.standard_error or 0 for estimate in estimates],
                 label=label({**first, "k": None, "variant": ""}),
-                linestyle="-" if first["adapter"] != "lora" else ":",
-                marker="o" if first["adapter"] != "lora" else "s",
+                linestyle=":" if gathered.looks[family[0]].open else "-",
                 color=look(gathered, family[0])["color"],
-                markersize=3.5,
                 linewidth=1,
                 elinewidth=0.6,
             )
+            for n in family:
+                mean = rows[n].estimates[metric].value
+                panel.plot([rows[n].axes["k"]], [mean], markersize=4, linestyle="none", **look(gathered, n))
         none = next((n for n in numbers if rows[n].axes["adaptation"] == "none"), None)
         level = rows[none].estimates[metric].value if none is not None else None
         if level is not None:
-            panel.axhline(level, color=COLOURS["none"], linestyle="--", linewidth=0.9, label="none")
+            panel.axhline(level, color=LIGHT[MODES["none"]], linestyle="--", linewidth=0.9, label="none")
         ks = sorted({rows[n].axes["k"] for family in swept for n in family})
         panel.set_xscale("log")
         panel.set_xticks(ks, [str(k) for k in ks])
         panel.minorticks_off()
         panel.set_xlabel("K")
         panel.set_ylabel(titled(gathered, metric))
-    panels[-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend_below(figure, WIDTH, 2.2, panels[-1])
     return figure

@@ -9,6 +9,7 @@ from typing import Any
 from adir.errors import InputError
 from adir.harness.board import Board, Row, label, make_board
 from adir.harness.formats import extra_axes
+from adir.harness.report.looks import Look, looks
 from adir.harness.sameness import Record, without_seed
 from adir.harness.sources import read_sources
 
@@ -45,6 +46,8 @@ class Gathered:
     board: Board
     labels: list[str]
     """Of the board's rows, as short as tells them apart within a task."""
+    looks: list[Look]
+    """Of the board's rows, in every drawing."""
     scenes: list[Scene]
     failed: list[tuple[int, Record]]
     """(row of the board, record)"""
@@ -69,15 +72,15 @@ def gather(folder: Path) -> Gathered:
     found = read_sources([folder])
     if not found.records:
         raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
-    planned = found.planned
-    board = make_board(found.records.values(), planned)
-    board.notes = found.notes + board.notes
+    records, planned, notes = found.counted()
+    board = make_board(records, planned)
+    board.notes = notes + board.notes
     row_number = row_finder(board)
     scenes: dict[tuple[str, str, str], Scene] = {}
     failed: list[tuple[int, Record]] = []
     examples: dict[int, Record] = {}
     made_with: dict[str, Record] = {}
-    for record in [*found.records.values(), *planned]:
+    for record in [*records, *planned]:
         place = (record["axes"]["task"], record["image"].get("data") or "", record["image"]["id"])
         scene = scenes.setdefault(place, Scene(*place))
         if record["status"] == "missing":
@@ -96,12 +99,13 @@ def gather(folder: Path) -> Gathered:
         folder=folder,
         board=board,
         labels=row_labels(board),
+        looks=looks(board),
         scenes=sorted(scenes.values(), key=lambda scene: (tasks[scene.task], scene.data, scene.image_id)),
         failed=sorted(failed, key=lambda pair: (pair[0], pair[1]["image"]["id"], pair[1]["seed"])),
         made_with=list(made_with.values()),
         examples=examples,
         first_seed=first_seed(list(scenes.values())),
-        n_records=len(found.records),
+        n_records=len(records),
     )
 
 
@@ -135,9 +139,15 @@ def first_seed(scenes: list[Scene]) -> int:
 
 
 def row_labels(board: Board) -> list[str]:
-    """`knn k=20 full` of each row, after data set, backbone and sampler where the board has several of them."""
+    """`knn k=20 full` of each row, after data set, backbone and sampler where the board has several of them; of these alone
+    where every row has one mode."""
     several = extra_axes(board)
-    return [" ".join([*(row.axes[name] or "–" for name in several), label(row.axes)]) for row in board.rows]
+    modes = [label(row.axes) for row in board.rows]
+    shown = not several or len(set(modes)) > 1
+    return [
+        " ".join([*(row.axes[name] or "–" for name in several), *([mode] if shown else [])])
+        for row, mode in zip(board.rows, modes, strict=True)
+    ]
 
 
 def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from adir.errors import InputError
 from adir.files import write_bytes
 from adir.harness.board import Board
-from adir.harness.formats import EXPLANATION, cell_text, headings, lead
-from adir.harness.report.curves import mean_curve, read_losses
+from adir.harness.formats import COUNTS, EXPLANATION, cell_text, headings, lead
+from adir.harness.report.curves import losses_of, mean_curve
 from adir.harness.report.exhibits import Exhibits
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
+from adir.harness.report.looks import colours_css
 from adir.harness.report.pictures import is_hash
 
 HERE = Path(__file__).parent
@@ -52,10 +54,12 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
     Made once more, with fewer pictures, where the texts took more room than was kept for them.
     """
     board = gathered.board
+    losses, adapter_files = loss_curves(gathered)
     fixed = {
         "metrics": [{"name": name, "direction": way} for name, way in board.metrics.items()],
         "rows": [row_data(gathered, number) for number in range(len(board.rows))],
-        "losses": loss_curves(gathered),
+        "losses": losses,
+        "adapterFiles": adapter_files,
         "firstSeed": gathered.first_seed,
         "fidelity": pick_metric(board, FIDELITY),
         "perceived": pick_metric(board, PERCEIVED),
@@ -74,7 +78,7 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
 def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
     """The page with its data block."""
     board = gathered.board
-    style = (HERE / "style.css").read_text()
+    style = colours_css() + (HERE / "style.css").read_text()
     script = "\n".join((HERE / name).read_text() for name in SCRIPTS)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -88,8 +92,10 @@ def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
         facts=facts(gathered),
         metrics=list(board.metrics.items()),
         versions=board.versions,
-        lead=headings(board)[1 : len(headings(board)) - len(board.metrics)],
-        groups=board_groups(board),
+        lead=lead_headings(board),
+        classes=lead_classes(board),
+        empty=empty_metrics(board),
+        groups=board_groups(gathered),
         explanation=EXPLANATION,
         notes=[note for note in board.notes if not note.startswith("failed: ")],  # these have a table
         failed=[(gathered.labels[number], record) for number, record in gathered.failed],
@@ -144,8 +150,29 @@ def facts(gathered: Gathered) -> list[tuple[str, str]]:
     return [(name, text) for name, text in shown]
 
 
-def board_groups(board: Board) -> list[dict[str, Any]]:
+def lead_headings(board: Board) -> list[str]:
+    """The columns before the metrics, less the task, which stands above its rows."""
+    return headings(board)[1 : len(headings(board)) - len(board.metrics)]
+
+
+def lead_classes(board: Board) -> dict[str, str]:
+    """CSS classes of these columns: `same` is hidden where there is little room."""
+    found = {}
+    for place, heading in enumerate(lead_headings(board), 1):
+        same = len({lead(board, row)[place] for row in board.rows}) < 2
+        kind = ("lead count" if heading == "n" else "lead") + ("" if heading in COUNTS else " text")
+        found[heading] = "name" if heading == "mode" else kind + (" same" if same else "")
+    return found
+
+
+def empty_metrics(board: Board) -> set[str]:
+    """Metrics of which no row has a value."""
+    return {name for name in board.metrics if all(row.estimates[name].value is None for row in board.rows)}
+
+
+def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
     """The rows of the leaderboard by task, with the texts that every form of the leaderboard has."""
+    board, empty = gathered.board, empty_metrics(gathered.board)
     groups: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(board.rows):
         title, *texts = lead(board, row)
@@ -156,8 +183,11 @@ def board_groups(board: Board) -> list[dict[str, Any]]:
             text = cell_text(estimate, row.to_none.get(name), "\n", standing, ("", "\x02"))
             first, *below = text.split("\n")
             bold, _, rest = first.rpartition("\x02")  # what is bold of it, which is nothing but in the one best row
-            values.append({"bold": bold, "rest": rest, "below": below, "number": estimate.value})
-        group["rows"].append({"number": number, "lead": texts, "values": values})
+            values.append(
+                {"bold": bold, "rest": rest, "below": below, "number": estimate.value} | {"empty": name in empty}
+            )
+        label = gathered.labels[number]
+        group["rows"].append({"number": number, "label": label, "lead": texts, "values": values})
     return list(groups.values())
 
 
@@ -174,6 +204,7 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
     means = {name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()}
     return {
         "label": gathered.labels[number],
+        "look": asdict(gathered.looks[number]),
         "axes": {key: value for key, value in row.axes.items() if key != "variant"},
         "variant": row.axes["variant"] or "",
         "means": means,
@@ -182,8 +213,8 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
     }
 
 
-def loss_curves(gathered: Gathered) -> list[dict[str, Any]]:
-    """The mean training loss of each row whose adapters are among the results."""
+def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
+    """(mean training loss of each row, rows of which adapters are among the results, with losses in them or without)."""
     keys: dict[int, dict[str, None]] = {}
     for scene in gathered.scenes:
         for number, seeds in scene.cells.items():
@@ -191,15 +222,16 @@ def loss_curves(gathered: Gathered) -> list[dict[str, Any]]:
                 if is_hash((record.get("adapter") or {}).get("key")):
                     keys.setdefault(number, {})[record["adapter"]["key"]] = None
     each = max(1, MOST_ADAPTERS // max(1, len(keys)))
-    curves = []
+    curves, there = [], []
     for number in sorted(keys):
         names = list(keys[number])
         names = names[:: -(-len(names) // each)]
-        losses = [read_losses(gathered.folder / "adapters" / f"{name}.safetensors") for name in names]
-        curve = mean_curve([loss for loss in losses if loss is not None])
+        if any((gathered.folder / "adapters" / f"{name}.safetensors").is_file() for name in names):
+            there.append(number)
+        curve = mean_curve([losses for name in names if (losses := losses_of(gathered.folder, name)) is not None])
         if curve is not None:
             curves.append({"row": number} | curve)
-    return curves
+    return curves, there
 
 
 def settings(gathered: Gathered) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import io
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote
 
 import numpy as np
@@ -130,7 +130,7 @@ def is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def is_hash(text: Any) -> bool:
+def is_hash(text: Any) -> TypeGuard[str]:
     """Whether this is a SHA-256, of which file names are made."""
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 

@@ -101,6 +101,34 @@ def make_record(folder: Path, task: str, image: str, mode: str, k: int | None, s
     ledger.write(image, base | done)
 
 
+def add_rows(folder: Path, cells: str, **axes: Any) -> None:
+    """The records of the cells that fit a pattern once more, with other axes: another sampler, another adapter."""
+    for path in sorted(folder.glob(f"cells/tiny/{cells}/records/*.json")):
+        record = json.loads(path.read_text())
+        record["axes"] |= axes
+        (record["identity"]["adaptation"] if "adapter" in axes else record["identity"]).update(axes)
+        record["cell"] = hashlib.sha256(f"{record['cell']} {axes}".encode()).hexdigest()
+        name = "-".join([path.parent.parent.name, *map(str, axes.values())])
+        Ledger(path.parent.parent.with_name(name)).write(record["image"]["id"], record)
+
+
+def add_plan(folder: Path, task: str) -> None:
+    """A plan of a task that nothing was run of."""
+    axes = {
+        "backbone": "tiny",
+        "task": task,
+        "adaptation": "none",
+        "k": None,
+        "adapter": None,
+        "sampler": "adir",
+        "seed": 0,
+    }
+    cell = {"cell": task, "axes": axes, "data": "made", "images": list(IMAGES)}
+    cell["identity"] = {"task": {"name": task, "version": 1}, "adaptation": {"name": "none"}, "seed": 0}
+    (folder / "grids").mkdir()
+    (folder / "grids" / "0.json").write_text(json.dumps({"cells": [cell]}))
+
+
 @pytest.fixture(scope="session")
 def make_results(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """A function that makes a folder: 2 tasks, 3 rows, 3 pictures, 2 seeds; one record failed and one missing."""
@@ -124,3 +152,17 @@ def make_results(tmp_path_factory: pytest.TempPathFactory) -> Make:
 def results(make_results: Make) -> Path:
     """One such folder, not to be changed."""
     return make_results()
+
+
+@pytest.fixture(scope="session")
+def several_samplers(make_results: Make) -> Path:
+    """A task with four samplers, full and lora, whose adapters hold no losses, and one that was planned and never run."""
+    folder = make_results(tasks=("sr4",), seeds=(0,))
+    for sampler in ("ddrm", "diffpir", "pseudo_inverse"):
+        add_rows(folder, "sr4/none-None-s0", sampler=sampler)
+    for k in (1, 4):
+        add_rows(folder, f"sr4/knn-{k}-s0", adapter="lora")
+    for path in folder.glob("adapters/*.safetensors"):
+        path.write_bytes(save({"w": np.zeros(2, np.float32)}, {"facts": "{}"}))
+    add_plan(folder, "deblur")
+    return folder

@@ -262,6 +262,85 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Any, report: Path,
     one.context.close()
 
 
+@pytest.fixture(scope="module")
+def several(several_samplers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("several") / "report.html"
+    write_report(several_samplers, out, figures=False)
+    return out
+
+
+def test_it_opens_on_what_there_is_and_not_on_a_task_that_never_ran(browser: Any, several: Path) -> None:
+    one = Opened(browser, several)
+    assert one.page.evaluate("[...sceneTask.options].map((o) => o.value)") == ["deblur", "sr4"]
+    assert [one.page.input_value(f"#{name}") for name in ("scene-task", "chart-task")] == ["sr4", "sr4"]
+    assert one.page.locator("#right-picture").is_visible() and one.page.locator("#scatter svg").is_visible()
+    one.page.select_option("#scene-task", "deblur")
+    assert "missing" in one.page.locator("#scores").text_content()
+    assert one.said == []
+    one.context.close()
+
+
+def test_rows_differ_in_their_marks_and_full_and_lora_in_their_lines(browser: Any, several: Path) -> None:
+    one = Opened(browser, several)
+    marks = one.page.evaluate(
+        "[...document.querySelectorAll('#board tr[data-row]')].filter((r) => r.closest('tbody').dataset.task === 'sr4')"
+        ".map((r) => r.querySelector('svg.icon').outerHTML)"
+    )
+    assert len(marks) == len(set(marks)) == 8
+    legend = one.page.evaluate("[...document.querySelectorAll('#chart-legend svg')].map((i) => i.outerHTML)")
+    assert legend == marks
+    lines = one.page.locator("#sweep path.series").evaluate_all(
+        "(p) => p.map((e) => getComputedStyle(e).strokeDasharray)"
+    )
+    assert len(lines) == 2 and len(set(lines)) == 2
+    one.context.close()
+
+
+def test_the_loss_chart_says_that_adapters_are_there_without_losses(browser: Any, several: Path) -> None:
+    one = Opened(browser, several)
+    lacks = one.page.locator("#chart-lacks").text_content()
+    assert "adapters of this task are among the results, and none of them holds its losses" in lacks
+    one.page.select_option("#chart-task", "deblur")
+    assert "Adaptation loss: no row of this task was adapted" in one.page.locator("#chart-lacks").text_content()
+    one.context.close()
+
+
+def test_on_a_phone_scores_stand_beside_the_names_and_a_shadow_says_that_there_are_more(
+    browser: Any, several: Path
+) -> None:
+    one = Opened(browser, several, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    table = one.page.locator("#leaderboard .scroll")
+    row = table.locator("tr[data-row]", has=one.page.locator("[data-label='pseudo_inverse none']"))
+    name, first = row.locator("th.name"), row.locator("td.number").first
+    names = name.bounding_box()
+    assert names["x"] >= 0 and names["x"] + names["width"] <= first.bounding_box()["x"]
+    assert first.bounding_box()["x"] + first.bounding_box()["width"] <= 390 and first.text_content()[:1] == "2"
+    assert not row.locator("td.lead.text").first.is_visible()  # the sampler is in the name
+
+    def right_edge() -> np.ndarray:
+        group = table.locator("tr.group").first.bounding_box()  # a line without scores, whose middle is blank
+        box = table.bounding_box()
+        clip = {"x": box["x"] + box["width"] - 4, "y": group["y"] + group["height"] / 2, "width": 4, "height": 2}
+        return pixels(one.page.screenshot(clip=clip))
+
+    table.scroll_into_view_if_needed()
+    before = right_edge()
+    table.evaluate("(e) => { e.scrollLeft = e.scrollWidth; }")
+    after = right_edge()
+    assert name.bounding_box()["x"] == names["x"]  # it stays where it is
+    assert after.mean() > 240 > 235 > before.mean()
+    assert one.said == []
+    one.context.close()
+
+
+def test_texts_start_at_the_left_and_numbers_end_at_the_right(browser: Any, several: Path) -> None:
+    one = Opened(browser, several)
+    for heading, side in (("sampler", "left"), ("adapter", "left"), ("K", "right"), ("psnr", "right")):
+        header = one.page.locator("#board thead th", has_text=heading).first
+        assert header.evaluate("(e) => getComputedStyle(e).textAlign") == side, heading
+    one.context.close()
+
+
 def test_it_prints_in_dark_ink_on_white_with_charts_and_pictures(browser: Any, report: Path) -> None:
     one = Opened(browser, report, color_scheme="dark")
     pdf = one.page.pdf(format="A4")

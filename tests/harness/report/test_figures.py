@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adir.harness.report.figures import STYLE, all_figures, columns, write_figures
+from adir.harness.report.figures import (
+    STYLE,
+    WIDTH,
+    all_figures,
+    columns,
+    legend_below,
+    new_figure,
+    write_figures,
+)
 from adir.harness.report.gather import Gathered, gather
 from adir.images import read_pixels
 
@@ -19,6 +27,36 @@ def gathered(results: Path) -> Gathered:
 def test_columns_are_none_and_adir_with_the_largest_k(gathered: Gathered) -> None:
     numbers = [n for n, row in enumerate(gathered.board.rows) if row.axes["task"] == "sr4"]
     assert [title for title, _ in columns(gathered, numbers)] == ["none", "ADIR (knn k=4 full)"]
+
+
+def test_each_sampler_has_a_column_and_one_that_is_alone_has_none_and_adapted(several_samplers: Path) -> None:
+    figures = dict(all_figures(gather(several_samplers)))
+    axes = figures["comparison tiny sr4"].axes
+    titles = ["adir none", "ADIR (knn k=4 full)", "ddrm", "diffpir", "pseudo_inverse"]
+    assert [a.get_title() for a in axes[:7]] == ["GT", "y", *titles]
+    assert all(a.images for a in axes[:7])
+    assert not any("deblur" in name for name in figures)  # which has no record
+
+
+def test_results_of_a_baseline_alone_are_shown(several_samplers: Path) -> None:
+    found = gather(several_samplers)
+    numbers = [n for n, row in enumerate(found.board.rows) if row.axes["sampler"] == "ddrm"]
+    assert columns(found, numbers) == [("none", numbers[0])]
+
+
+@pytest.mark.parametrize("n", [2, 21, 60])
+def test_the_legend_lies_inside_its_figure_however_many_rows_there_are(n: int) -> None:
+    figure = new_figure(WIDTH * 0.62, 2.6)
+    axes = figure.subplots()
+    for number in range(n):
+        axes.errorbar(number, number, yerr=1, label=f"sampler_{number} knn k={number} lora")
+    legend_below(figure, WIDTH * 0.62, 2.6, axes)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    inside, whole = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) == n
+    assert inside.x0 >= 0 and inside.x1 <= whole.x1 and inside.y0 >= 0
+    assert inside.y1 < axes.get_window_extent().y0 and axes.get_window_extent().height >= 1.5 * figure.dpi
 
 
 def test_the_comparison_shows_the_pixels_of_the_files(gathered: Gathered) -> None:

@@ -1,0 +1,231 @@
+"""LoRA (Hu et al., 2021) on a backbone's convolutions and attention: which layers take it, wrapping them, and merging it."""
+
+import logging
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adir.adaptation.exchange import copy_into, exchange, on_cpu, require_fit
+
+# peft imports bitsandbytes where it is installed, which then warns of a kernel for 4-bit weights that nobody here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+from peft import LoraConfig, get_peft_model  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA (Hu et al., 2021) through peft; v2 of the paper: every convolution, rank 16, alpha 8.
+
+    The update of a layer is (alpha / rank) B A with B = 0 at first.  layers: where it goes, one or several of
+    `convolutions`, `attention` (projections q, k, v and out, and those into and out of a transformer block),
+    `feed_forward` (linear layers of a transformer block), `all` of these, or ends of layer names such as `to_q` or
+    `mid_block.resnets.0.conv1`.
+
+    Applied on an accelerator, the update is added to a copy of the weights, so that sampling costs what the bare network
+    costs; on a CPU, where such a copy of a big network takes a second, the layers are wrapped.
+    """
+
+    rank: int = 16
+    alpha: float = 8
+    layers: str | list[str] = "convolutions"
+    name: str = "lora"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"adapter=lora: rank={self.rank!r}, but a rank is a whole number of at least 1")
+        wanted = [self.layers] if isinstance(self.layers, str) else self.layers
+        if not wanted:
+            raise ValueError("adapter=lora: layers=[] names no layer, and an adapter on nothing would score like none")
+        if isinstance(self.layers, str) and self.layers not in LAYER_KINDS:
+            raise ValueError(
+                f"adapter=lora: unknown layers={self.layers!r}; choose one of {', '.join(LAYER_KINDS)}, or a list of these "
+                "and of ends of layer names, such as [to_q,to_v]"
+            )
+
+    def targets(self, network: nn.Module) -> list[str]:
+        """Names of the layers that take the adapter, in the network's order.
+
+        Raises ValueError when one of `layers` matches none: an adapter on nothing would score like none.
+        """
+        linear_or_convolution = [
+            (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        chosen: set[str] = set()
+        for wanted in [self.layers] if isinstance(self.layers, str) else self.layers:
+            matches = LAYER_KINDS.get(wanted) or ends_with(wanted)
+            names = [name for name, module in linear_or_convolution if matches(name, module)]
+            if not names:
+                raise ValueError(f"adapter=lora: layers={wanted!r} matches no layer of {type(network).__name__}")
+            chosen.update(names)
+        return [name for name, _ in linear_or_convolution if name in chosen]
+
+    def attach(self, network: nn.Module) -> "AttachedLora":
+        """Wrap the chosen layers. Raises ValueError where there are none."""
+        attached = AttachedLora(network, wrapped_layers(self, network))
+        attached.initialise(torch.Generator().manual_seed(0))
+        return attached
+
+    def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """Merged on an accelerator, wrapped on a CPU."""
+        if next(network.parameters()).device.type != "cpu":
+            return self.merge(network, tensors)
+        attached = AttachedLora(network, wrapped_layers(self, network))
+        try:
+            attached.load(tensors)
+        except BaseException:
+            attached.remove()
+            raise
+        return attached.remove
+
+    @torch.no_grad()
+    def merge(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """Exchange each chosen layer's weight W for W + (alpha / rank) B A, summed in float32."""
+        weights = {name: weight_of(network.get_submodule(name)) for name in self.targets(network)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, weight in weights.items():
+            shapes[f"{name}.lora_A.default.weight"] = (self.rank, *weight.shape[1:])
+            shapes[f"{name}.lora_B.default.weight"] = (weight.shape[0], self.rank) + (1,) * (weight.ndim - 2)
+        require_fit(shapes, tensors)
+        merged = []
+        for name, weight in weights.items():
+            A, B = (tensors[f"{name}.lora_{which}.default.weight"].to(weight.device).float() for which in "AB")
+            update = (self.alpha / self.rank) * (B.flatten(1) @ A.flatten(1)).view(weight.shape)
+            merged.append((weight, torch.empty_like(weight).copy_(weight.float() + update)))
+        return exchange(merged)
+
+
+Matches = Callable[[str, nn.Module], bool]
+
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out")
+
+
+def ends_with(*ends: str) -> Matches:
+    """Whether the name of a layer is one of `ends`, or ends with one after a dot."""
+    return lambda name, module: any(f".{name}".endswith(f".{end}") for end in ends)
+
+
+def _is_convolution(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d)
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    return ".attentions." in name and ends_with(*ATTENTION_PROJECTIONS)(name, module)  # diffusers' names
+
+
+def _is_feed_forward(name: str, module: nn.Module) -> bool:
+    return ".attentions." in name and ".ff." in name
+
+
+LAYER_KINDS: dict[str, Matches] = {
+    "convolutions": _is_convolution,
+    "attention": _is_attention,
+    "feed_forward": _is_feed_forward,
+    "all": lambda name, module: any(
+        belongs(name, module) for belongs in (_is_convolution, _is_attention, _is_feed_forward)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """One layer and peft's wrapper around it, either of which can stand in the network."""
+
+    name: str
+    plain: nn.Module
+    wrapper: nn.Module
+
+
+_wrapped: "weakref.WeakKeyDictionary[nn.Module, tuple[Lora, list[Wrapped]]]" = weakref.WeakKeyDictionary()
+"""The last wrappers of each network. peft takes 0.2 s to make those of a network of 500 M parameters, a loaded network is
+adapted once per picture, and a compiled one is compiled again for new modules but not for these."""
+
+
+def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
+    """peft's wrappers for a network, made once; the network itself is as it was."""
+    known, layers = _wrapped.get(network, (None, []))
+    names = lora.targets(network)
+    if (
+        known == lora
+        and [layer.name for layer in layers] == names
+        and all(network.get_submodule(layer.name) is layer.plain for layer in layers)
+    ):
+        return layers
+    plain = {name: network.get_submodule(name) for name in names}
+    required_grad = [parameter.requires_grad for parameter in network.parameters()]
+    base_parameters, configured = list(network.parameters()), hasattr(network, "peft_config")
+    if configured:
+        raise ValueError(
+            f"adapter=lora: this {type(network).__name__} carries an adapter of peft already: remove it first"
+        )
+    with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator; `initialise` sets it anew
+        get_peft_model(network, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)).eval()
+    layers = [Wrapped(name, plain[name], network.get_submodule(name)) for name in names]
+    for layer in layers:
+        network.set_submodule(layer.name, layer.plain)
+    network.__dict__.pop("peft_config", None)
+    for parameter, required in zip(base_parameters, required_grad, strict=True):
+        parameter.requires_grad_(required)
+    _wrapped[network] = (lora, layers)
+    return layers
+
+
+class AttachedLora:
+    """LoRA in place: the chosen layers of the network stand wrapped, and nothing but the wrappers' A and B trains."""
+
+    def __init__(self, network: nn.Module, layers: list[Wrapped]):
+        self._network, self._layers = network, layers
+        self.layers = [layer.name for layer in layers]
+        self._required_grad = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+        network.requires_grad_(False)
+        self._named: dict[str, nn.Parameter] = {}
+        for layer in layers:
+            network.set_submodule(layer.name, layer.wrapper)
+            for name, parameter in layer.wrapper.named_parameters():
+                if name.startswith("lora_"):
+                    parameter.data = parameter.data.to(
+                        weight_of(layer.plain).device
+                    )  # the network may have moved since
+                    parameter.requires_grad_(True)
+                    self._named[f"{layer.name}.{name}"] = parameter
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw A from the given generator (uniform with bound 1/sqrt(fan_in), peft's default law); B is 0."""
+        for name, parameter in self._named.items():
+            if ".lora_A." in name:
+                bound = parameter[0].numel() ** -0.5
+                draw = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
+                parameter.copy_((2 * draw - 1) * bound)
+            else:
+                parameter.zero_()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters: A and B of every wrapped layer."""
+        return list(self._named.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A and B of every wrapped layer, on the CPU."""
+        return {name: on_cpu(parameter) for name, parameter in self._named.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put stored A and B in place. Raises ValueError when names or shapes differ."""
+        copy_into(self._named, tensors)
+
+    def remove(self) -> None:
+        """Swap the plain layers back."""
+        for layer in self._layers:
+            self._network.set_submodule(layer.name, layer.plain)
+        for parameter, required in self._required_grad:
+            parameter.requires_grad_(required)
+        for parameter in self._named.values():
+            parameter.grad = None
+
+
+def weight_of(layer: nn.Module) -> nn.Parameter:
+    """The weight of a convolution or a linear layer."""
+    weight = layer.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight

@@ -1,0 +1,68 @@
+"""How the rows of a board look in every drawing, of the page and of the figures alike: a colour, a shape, filled or open."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from adir.harness.board import Board, Row
+
+LIGHT = ("#858585", "#cf6f00", "#0057a8", "#006f4c", "#bf529a", "#3393cf", "#8a1c10", "#1a1a1a")
+DARK = ("#828282", "#e69f00", "#5b8def", "#2cc496", "#e08cc0", "#8fd0f5", "#e2603c", "#f4f2ec")
+"""After Okabe and Ito (2008), on light and on dark paper: of contrast 3 and more to it, and apart for the colour-blind."""
+MODES = {"none": 0, "self": 1, "knn": 2, "pixel": 3, "random": 4}
+SHAPES = {
+    "circle": "o",
+    "square": "s",
+    "triangle": "^",
+    "diamond": "D",
+    "down": "v",
+    "plus": "P",
+    "cross": "X",
+    "star": "*",
+}
+"""{name on the page: matplotlib's}"""
+
+
+@dataclass(frozen=True)
+class Look:
+    """colour: its place in LIGHT and DARK.  shape: a key of SHAPES.  open: drawn as an outline."""
+
+    colour: int
+    shape: str
+    open: bool
+
+
+def looks(board: Board) -> list[Look]:
+    """Of each row: the colour of its mode, or of its sampler where that is not the paper's; a shape for each K and whatever
+    else rows of one colour differ in; open for lora. A row looks the same in every task.
+
+    More than eight samplers share colours, and differ in shape; 128 rows of a task can be told apart.
+    """
+    families = list(dict.fromkeys(family(row) for row in board.rows))
+    taken = {MODES[name] for name in families if name in MODES}
+    free = [place for place in range(len(LIGHT)) if place not in taken]
+    others = [name for name in families if name not in MODES]
+    colours = MODES | {name: free[place % len(free)] for place, name in enumerate(others)}
+    kin: dict[int, list[Any]] = {}
+    found = []
+    for row in board.rows:
+        colour = colours[family(row)]
+        alike = kin.setdefault(colour, [])
+        setting = tuple(row.axes.get(name) for name in ("data", "backbone", "sampler", "adaptation", "k", "variant"))
+        if setting not in alike:
+            alike.append(setting)
+        shape = list(SHAPES)[(colour + alike.index(setting)) % len(SHAPES)]  # also colours apart differ in shape
+        found.append(Look(colour, shape, row.axes["adapter"] == "lora"))
+    return found
+
+
+def family(row: Row) -> str:
+    """What has a colour of its own: a mode of the paper's sampler, or another sampler."""
+    name: str = row.axes["adaptation"] if row.axes["sampler"] == "adir" else row.axes["sampler"]
+    return name
+
+
+def colours_css() -> str:
+    """--c0 to --c7 of the style sheet; print is light."""
+    light, dark = (" ".join(f"--c{n}: {value};" for n, value in enumerate(values)) for values in (LIGHT, DARK))
+    classes = " ".join(f".c{n} {{ color: var(--c{n}); }}" for n in range(len(LIGHT)))
+    return f':root {{ {light} }}\n@media screen {{ :root[data-theme="dark"] {{ {dark} }} }}\n{classes}\n'

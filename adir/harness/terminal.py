@@ -1,0 +1,61 @@
+"""Wide tables in narrow terminals: several tables, one above the other, each with the columns that name its rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+AROUND = 3  # of a column: a blank on either side and a line
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading with a text a row. number: to the right, and never broken."""
+
+    heading: str
+    texts: Sequence[Text]
+    number: bool = False
+
+    @property
+    def width(self) -> int:
+        """Of its longest line, with what stands around it."""
+        lines = [line for text in (self.heading, *map(str, self.texts)) for line in text.split("\n")]
+        return AROUND + max(map(cell_len, lines))
+
+    @property
+    def constant(self) -> bool:
+        """Whether several rows all say the same here."""
+        return len(self.texts) > 1 and len(set(map(str, self.texts))) == 1
+
+
+def stacked(title: str, names: list[Column], values: list[Column], width: int, ends: Sequence[int] = ()) -> list[Table]:
+    """As many tables as it takes for `values`, in their order, to stand within `width` unbroken, `names` on the left of each.
+
+    Where one table is too wide, columns of `names` that say the same in every row stand in the title instead.  ends: the
+    rows with a line under them.  In a terminal that is too narrow for one column of values, names are broken.
+    """
+    if 1 + sum(column.width for column in [*names, *values]) > width:
+        title = ", ".join(
+            [title, *(f"{c.heading} {c.texts[0]}" for c in names if c.constant and str(c.texts[0]) != "–")]
+        )
+        names = [column for column in names if not column.constant] or names[:1]
+    room = width - 1 - sum(column.width for column in names)
+    groups: list[list[Column]] = []
+    for column in values:
+        if not groups or sum(c.width for c in [*groups[-1], column]) > room:
+            groups.append([])
+        groups[-1].append(column)
+    return [table_of(title if n == 0 else "", [*names, *group], ends) for n, group in enumerate(groups or [[]])]
+
+
+def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
+    """One table of these columns."""
+    table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
+    for column in columns:
+        justify, overflow = ("right", "ellipsis") if column.number else ("left", "fold")
+        table.add_column(Text(column.heading), justify=justify, overflow=overflow, no_wrap=column.number)  # type: ignore[arg-type]
+    for number, texts in enumerate(zip(*(column.texts for column in columns), strict=True)):
+        table.add_row(*texts, end_section=number in ends)
+    return table
