@@ -6,7 +6,8 @@
     python benchmarks/quality/baselines.py runs/baselines --out results/embedded
 
 It reads the records alone, and writes baselines.md (table), baselines.png (curves) and baselines_pictures.png (a strip
-per task). Seconds are those of the sampler, per picture, on the machine that ran the grid.
+per task). Seconds are those of the sampler, per picture, on the machine that ran the grid. Where that one was busy, the same
+grids with `data.only=[ONE] results=TIMINGS hydra/launcher=basic` on an idle one, and then `--timings TIMINGS`.
 """
 
 import argparse
@@ -44,11 +45,13 @@ class Cell:
     n_steps: int
     evaluations: int
     records: list[dict[str, Any]]
+    timed: list[dict[str, Any]]
+    """Records that its seconds are taken from."""
 
     @property
     def seconds(self) -> float:
-        """Median seconds of sampling per picture."""
-        return statistics.median(record["seconds"]["sample"] for record in self.records)
+        """Median seconds of sampling per picture; NaN where none was timed."""
+        return statistics.median([record["seconds"]["sample"] for record in self.timed] or [math.nan])
 
     def score(self, metric: str) -> float | None:
         """Mean over pictures; None where any lacks it."""
@@ -68,8 +71,12 @@ class Cell:
         return self.sampler if self.mode == "none" else f"{self.sampler} {self.mode}"
 
 
-def read_cells(results: Path) -> list[Cell]:
+def read_cells(results: Path, timings: Path | None) -> list[Cell]:
     """The finished cells of a results folder. InputError where it has none, or cells of unlike sets of pictures."""
+    timed: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in all_records(timings) if timings is not None else ():
+        if not isinstance(record, DamagedFile):
+            timed[record["cell"]].append(record)
     by_cell: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in all_records(results):
         if isinstance(record, DamagedFile):
@@ -89,7 +96,8 @@ def read_cells(results: Path) -> list[Cell]:
         if len(evaluations) > 1:
             raise InputError(f"{results}: pictures of {axes} took unlike numbers of evaluations: {evaluations}")
         (count,) = evaluations
-        cells.append(Cell(axes["task"], axes["sampler"], axes["adaptation"], sampler["n_steps"], count, records))
+        own = records if timings is None else timed[records[0]["cell"]]
+        cells.append(Cell(axes["task"], axes["sampler"], axes["adaptation"], sampler["n_steps"], count, records, own))
     return sorted(cells, key=lambda c: (c.task, ORDER.index(c.sampler), c.mode, c.evaluations))
 
 
@@ -97,12 +105,17 @@ def table(cells: list[Cell]) -> str:
     """Markdown, a row per cell."""
     first = cells[0].records[0]
     n = len(cells[0].records)
+    commits = sorted({str(record["commit"])[:10] for cell in cells for record in cell.records})
+    pictures = {len(cell.timed) for cell in cells}
+    seconds = (
+        "median per picture" if pictures == {n} else f"of {max(pictures)} picture(s), on an otherwise idle machine"
+    )
     lines = [
         "# ADIR's sampler beside the baselines, embedded prior",
         "",
         f"{n} pictures, one seed; mean ± standard error over pictures. Made by `benchmarks/quality/baselines.py` from grids of "
-        f"commit {str(first['commit'])[:10]}, torch {first['versions']['torch']}, deepinv {first['versions']['deepinv']}, "
-        f"{first['threads']} thread(s) a process. Seconds: median per picture, sampling alone. An evaluation of dps has "
+        f"commit {', '.join(commits)}, torch {first['versions']['torch']}, deepinv {first['versions']['deepinv']}, "
+        f"{first['threads']} thread(s) a process. Seconds: {seconds}, sampling alone. An evaluation of dps has "
         "a backpropagation through the network besides. residual: rms(A x̂ − y) in grey levels; the noise of deblur is 10.",
         "",
         "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | PIQE ↓ | residual |",
@@ -110,7 +123,9 @@ def table(cells: list[Cell]) -> str:
     ]
     for cell in cells:
         scores = " | ".join(cell.text(metric) for metric in COLUMNS)
-        lines.append(f"| {cell.task} | {cell.label} | {cell.evaluations} | {cell.seconds:.2g} | {scores} |")
+        lines.append(
+            f"| {cell.task} | {cell.label} | {cell.evaluations} | {'–' if math.isnan(cell.seconds) else f'{cell.seconds:.2g}'} | {scores} |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -181,9 +196,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, default=Path("results/embedded"))
+    parser.add_argument("--timings", type=Path, help="results folder whose records give the seconds")
     parser.add_argument("--image", help="id of the picture in the strip; default: the first by name")
     arguments = parser.parse_args()
-    cells = read_cells(arguments.results)
+    cells = read_cells(arguments.results, arguments.timings)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "baselines.md").write_text(table(cells))
     draw_curves(cells, arguments.out / "baselines.png")
