@@ -123,9 +123,8 @@ def table(cells: list[Cell]) -> str:
     ]
     for cell in cells:
         scores = " | ".join(cell.text(metric) for metric in COLUMNS)
-        lines.append(
-            f"| {cell.task} | {cell.label} | {cell.evaluations} | {'–' if math.isnan(cell.seconds) else f'{cell.seconds:.2g}'} | {scores} |"
-        )
+        seconds = "–" if math.isnan(cell.seconds) else f"{cell.seconds:.2g}"
+        lines.append(f"| {cell.task} | {cell.label} | {cell.evaluations} | {seconds} | {scores} |")
     return "\n".join([*lines, ""])
 
 
