@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "submit", help="pack the records of a results folder into one file that others can check"
     )
     submit.add_argument("folder", type=Path)
-    submit.add_argument("--pictures", action="store_true", help="with the restored pictures")
+    submit.add_argument("--pictures", action="store_true", help="with all that its report shows: pictures and losses")
     submit.add_argument("--out", type=Path, help="the file to write")
 
     report = commands.add_parser("report", help="one HTML file to look at: table, pictures, curves, configuration")

@@ -23,6 +23,7 @@ from adir.harness.grid import check_job
 from adir.harness.launch import compose, launch
 
 PICTURES = "cells/**/pictures/*.png"
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pictures(folder: Path) -> dict[str, str]:
@@ -264,9 +265,6 @@ EMBEDDED = [
 ]
 
 
-EDITING = ["sampler=sd_inpaint", "task=edit"]
-
-
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
     file: Path, parquet: Path, photographs: Path, neighbourhood: Path, tmp_path: Path
@@ -290,8 +288,6 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
     if axis == "experiment":
         check_experiment(value, overrides, parquet)
         return
-    partners = {"sd_x4": ["sampler=sd_x4"], "sd_inpaint": EDITING, "sd15_inpaint": EDITING}
-    overrides += partners.get(value, []) if axis == "backbone" else []
     cfg = compose([f"{axis}={value}", *overrides])
     if str(file) in MISSING:
         with pytest.raises(InputError, match=re.escape(MISSING[str(file)])):
@@ -329,6 +325,24 @@ def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:
         words += ["sampler.n_steps=50", "sampler.variance=small", "adaptation.fine_tuning.crop_size=48"]
     found = launch(check_job, words, multirun=True)
     assert len(found) > 1 and not any(isinstance(one, InputError) for one in found), found
+
+
+def documented() -> list[list[str]]:
+    """The cells of docs/reproducing.md that name a backbone, as words."""
+    lines = (REPOSITORY / "docs" / "reproducing.md").read_text().splitlines()
+    return [shlex.split(line)[2:] for line in lines if line.startswith("adir run backbone=")]
+
+
+@pytest.mark.parametrize("words", documented(), ids=lambda words: words[0])
+def test_the_documented_cell_of_each_backbone_lacks_nothing_but_what_is_to_be_fetched(words: list[str]) -> None:
+    words = [word.replace("=cuda", "=cpu") for word in words]
+    (found,) = launch(check_job, words, multirun=False)
+    assert found.applicable
+    wanted = {re.match(r"(gd512|sd_x4|sd_inpaint|div2k|FOLDER|INDEX|CLIP)", reason)[0] for reason in found.reasons}
+    backbone = words[0].partition("=")[2]
+    assert wanted == {backbone, "FOLDER" if backbone == "sd_inpaint" else "div2k", "INDEX", "CLIP"}
+    crop = {"gd512": 256, "sd_x4": 256, "sd_inpaint": 512}[backbone]  # its stride may be larger than an embedded crop
+    assert compose(words).adaptation.fine_tuning.crop_size == crop
 
 
 def test_the_list_of_axes_is_that_of_conf_and_each_choice_has_a_line(adir) -> None:

@@ -1,18 +1,47 @@
 """Training examples cut from the pictures that adaptation is given: random crops, timesteps and noise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
+
+from adir.errors import InputError
+
+
+def crop_side(
+    pictures: list[Tensor], crop_size: int, stride: int, names: Sequence[str] | None = None
+) -> tuple[int, str | None]:
+    """(side of the crops, one line on why it is less than crop_size, or None): what the smallest of the pictures
+    (3, H, W) allows, rounded down to a multiple of the stride.
+
+    Raises InputError that names a picture which no crop fits into, by its place where there are no names.
+    """
+    k, smallest = min(enumerate(pictures), key=lambda item: min(item[1].shape[-2:]))
+    height, width = smallest.shape[-2:]
+    name = names[k] if names is not None else f"{k + 1} of {len(pictures)}"
+    side = min(crop_size, height, width) // stride * stride
+    if side == crop_size:
+        return side, None
+    if min(height, width) < stride:
+        raise InputError(
+            f"picture {name} has {width}x{height} pixels, and the network needs {stride} or more on each side to adapt to "
+            "it: take it out of what is adapted to (the corpus, or the test set where adaptation=self)"
+        )
+    if side == 0:
+        raise InputError(f"crop_size={crop_size}: the network needs {stride} pixels or more")
+    short = f"crops of {side} pixels, not crop_size={crop_size}"
+    if min(height, width) >= crop_size:
+        return side, f"{short}: {crop_size} is no multiple of the network's stride, {stride}"
+    return side, f"{short}: picture {name} has {width}x{height}, and the network's stride is {stride}"
 
 
 class NoisyCrops(IterableDataset):
     """An endless stream of (z, t, eps): a crop (3, c, c), its int64 timestep and its noise, all from one generator.
 
     Each example draws a picture, a position, a mirror flip (when `flip`), a timestep uniform in [0, n_timesteps) and
-    noise, in that order; how the paper crops and augments is unknown.  c is crop_size, or less where the smallest
-    picture is smaller, rounded down to a multiple of the network's stride.  Raises ValueError when nothing is left of it.
+    noise, in that order; how the paper crops and augments is unknown.  c, `size`, is that of `crop_side`, and `remark`
+    is its reason.  names: of the pictures, for its errors.
     """
 
     def __init__(
@@ -23,13 +52,9 @@ class NoisyCrops(IterableDataset):
         n_timesteps: int,
         flip: bool,
         generator: torch.Generator,
+        names: Sequence[str] | None = None,
     ):
-        smallest = min(min(picture.shape[-2:]) for picture in pictures)
-        self.size = min(crop_size, smallest) // stride * stride
-        if self.size == 0:
-            raise ValueError(
-                f"crop_size={crop_size} on pictures of {smallest} pixels: the network needs {stride} or more"
-            )
+        self.size, self.remark = crop_side(pictures, crop_size, stride, names)
         self.pictures, self.n_timesteps, self.flip, self.generator = pictures, n_timesteps, flip, generator
 
     def _below(self, bound: int) -> int:

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.crops import NoisyCrops
-from adir.adaptation.latent import latent_crops
+from adir.adaptation.latent import LatentCrops, latent_crops
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusion
@@ -42,11 +42,12 @@ def training_problem(
     flip: bool,
     generator: torch.Generator,
     task: Any,
-) -> tuple[IterableDataset, Loss]:
+    names: Sequence[str] | None,
+) -> tuple[NoisyCrops | LatentCrops, Loss]:
     """(the endless stream of training examples, the loss on a batch of them) of a backbone."""
     if isinstance(backbone, StableDiffusion):
-        return latent_crops(backbone, pictures, crop_size, flip, generator, task), backbone.denoising_loss
-    crops = NoisyCrops(pictures, crop_size, backbone.stride, len(backbone.schedule), flip, generator)
+        return latent_crops(backbone, pictures, crop_size, flip, generator, task, names), backbone.denoising_loss
+    crops = NoisyCrops(pictures, crop_size, backbone.stride, len(backbone.schedule), flip, generator, names)
     return crops, partial(l_simple, backbone)
 
 
@@ -92,6 +93,10 @@ class Adapted:
     """l_simple at each iteration."""
     layers: list[str]
     n_parameters: int
+    crop_size: int
+    """Side of the crops it was trained on, in pixels."""
+    crop_remark: str | None
+    """One line on why that is less than was asked for."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +131,20 @@ class FineTuning:
         callbacks: list[pl.Callback] | None = None,
         progress: bool = False,
         task: Any = None,
+        names: Sequence[str] | None = None,
     ) -> Adapted:
         """The adapter trained on `pictures` ((3, H, W) in [-1, 1]); the backbone is as it was when this returns.
 
-        task: the test picture's own; latent backbones need its operator or prompt, pixel ones ignore it. Everything random
-        comes from `generator`. Raises FloatingPointError when the loss is NaN or Inf, ValueError when
-        there are no pictures or the adapter fits no layer.
+        task: the test picture's own; latent backbones need its operator or prompt, pixel ones ignore it.  names: of the
+        pictures, for errors.  Everything random comes from `generator`. Raises FloatingPointError when the loss is NaN or
+        Inf, InputError for a picture that is too small, ValueError when there are none or the adapter fits no layer.
         """
         if not pictures:
             raise ValueError("adaptation needs at least one picture")
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            examples, loss = training_problem(backbone, pictures, self.crop_size, self.flip, generator, task)
+            examples, loss = training_problem(backbone, pictures, self.crop_size, self.flip, generator, task, names)
 
             def optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
                 return torch.optim.Adam(parameters, lr=self.learning_rate)
@@ -157,6 +163,8 @@ class FineTuning:
                 losses=module.losses,
                 layers=attached.layers,
                 n_parameters=sum(parameter.numel() for parameter in attached.parameters()),
+                crop_size=examples.size,
+                crop_remark=examples.remark,
             )
         finally:
             backbone.network.to(backbone.device)  # Lightning leaves a network it trained on a GPU on the CPU

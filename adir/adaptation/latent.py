@@ -5,13 +5,14 @@ All that is random is drawn here, on the CPU, from one generator; the backbone t
 noise `eps` of its latent's shape, `posterior_noise` for the VAE's draw, `prompt`, and what its family adds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from adir.adaptation.crops import crop_side
 from adir.adaptation.holes import random_hole
 from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionInpaint, StableDiffusionX4
 
@@ -23,23 +24,24 @@ def latent_crops(
     flip: bool,
     generator: torch.Generator,
     task: Any,
+    names: Sequence[str] | None = None,
 ) -> "LatentCrops":
     """The stream of examples for a backbone. task: bound to the test picture. Raises ValueError without one."""
     if task is None:
         raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
     if isinstance(backbone, StableDiffusionX4):
-        return UpscalingCrops(backbone, pictures, crop_size, flip, generator, task)
+        return UpscalingCrops(backbone, pictures, crop_size, flip, generator, task, names)
     if isinstance(backbone, StableDiffusionInpaint):
-        return InpaintingCrops(backbone, pictures, crop_size, flip, generator, task.prompt)
+        return InpaintingCrops(backbone, pictures, crop_size, flip, generator, task.prompt, names)
     raise ValueError(f"no training examples are known for backbone {backbone.name}")
 
 
 class LatentCrops(IterableDataset):
     """What the families share: an endless stream of crops with timesteps, noise and a prompt.
 
-    The crops' side is crop_size, or less where the smallest picture is smaller, rounded down to a multiple of the
-    backbone's stride. Each example draws a picture, a position in steps of the stride, a mirror flip (when `flip`), a
-    timestep, and noise, in that order.  Raises ValueError when nothing is left of a crop.
+    The crops' side, `size`, is that of `crop_side`, and `remark` is its reason. Each example draws a picture, a position in
+    steps of the stride, a mirror flip (when `flip`), a timestep, and noise, in that order.  names: of the pictures, for
+    errors.
     """
 
     def __init__(
@@ -50,13 +52,10 @@ class LatentCrops(IterableDataset):
         flip: bool,
         generator: torch.Generator,
         prompt: str,
+        names: Sequence[str] | None = None,
     ):
-        self.stride, smallest = backbone.stride, min(min(picture.shape[-2:]) for picture in pictures)
-        self.size = min(crop_size, smallest) // self.stride * self.stride
-        if self.size == 0:
-            raise ValueError(
-                f"crop_size={crop_size} on pictures of {smallest} pixels: the network needs {self.stride} or more"
-            )
+        self.stride = backbone.stride
+        self.size, self.remark = crop_side(pictures, crop_size, self.stride, names)
         self.latent_shape = backbone.latent_shape((3, self.size, self.size))
         self.n_timesteps = len(backbone.schedule)
         self.pictures, self.flip, self.generator, self.prompt = pictures, flip, generator, prompt
@@ -104,10 +103,11 @@ class UpscalingCrops(LatentCrops):
         flip: bool,
         generator: torch.Generator,
         task: Any,
+        names: Sequence[str] | None = None,
     ):
+        super().__init__(backbone, pictures, crop_size, flip, generator, "", names)
         stride = backbone.stride
         whole = [p[:, : p.shape[1] // stride * stride, : p.shape[2] // stride * stride] for p in pictures]
-        super().__init__(backbone, whole, crop_size, flip, generator, prompt="")
         self.max_noise_level = backbone.max_noise_level
         # Mirrored before A, as A of a mirrored picture need not be the mirrored A.
         self.low = [(task.degrade(p, generator), task.degrade(p.flip(2), generator).flip(2)) for p in whole]

@@ -93,10 +93,10 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Mirror:
-    """A repository of the Hugging Face hub at one commit; revision None: unknown, so nothing is fetched from it unasked."""
+    """A repository of the Hugging Face hub at one commit."""
 
     repository: str
-    revision: str | None
+    revision: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class HubRepository:
     """A folder of files in diffusers' layout, kept in the hub's own cache (HF_HOME, HF_HUB_CACHE) or put by hand.
 
     weights: its large files, with their SHA-256 where known.  settings: the small ones. They are what is fetched, and
-    without any of them it is incomplete.
+    without any of them it is incomplete.  size, licence, about: as of a file.
     """
 
     entry: str
@@ -113,6 +113,7 @@ class HubRepository:
     settings: tuple[str, ...]
     size: int | None
     licence: str | None
+    about: str | None = None
 
     @property
     def path(self) -> Path:
@@ -123,7 +124,7 @@ class HubRepository:
     @property
     def size_text(self) -> str:
         """For people."""
-        return "size unknown" if self.size is None else megabytes(self.size)
+        return (self.about or "size unknown") if self.size is None else megabytes(self.size)
 
     def lacking(self, folder: Path) -> list[str]:
         """The files that a folder has not got."""
@@ -134,8 +135,6 @@ class HubRepository:
         return [cache_dir() / "weights" / self.entry, *filter(None, map(self._snapshot, self.mirrors))]
 
     def _snapshot(self, mirror: Mirror) -> Path | None:
-        if mirror.revision is None:
-            return None
         try:
             return Path(
                 huggingface_hub.snapshot_download(mirror.repository, revision=mirror.revision, local_files_only=True)
@@ -148,10 +147,7 @@ class HubRepository:
         if not self.lacking(self.path):
             return None
         begun = [f"; {place} lacks {', '.join(self.lacking(place))}" for place in self._folders() if place.is_dir()]
-        mirrors = ", ".join(
-            f"https://huggingface.co/{m.repository}" + (f"/tree/{m.revision}" if m.revision else "")
-            for m in self.mirrors
-        )
+        mirrors = ", ".join(f"https://huggingface.co/{m.repository}/tree/{m.revision}" for m in self.mirrors)
         return (
             f"{self.entry} needs a folder with {', '.join(self.weights)} ({self.size_text}) and {len(self.settings)} small "
             f"files, which is not here: run `adir weights get {self.entry}`, or put the folder's content into {self.path}; "
@@ -163,9 +159,6 @@ class HubRepository:
         require_online(self.entry, f"the folder's content into {self.path}")
         reasons = []
         for mirror in self.mirrors:
-            if mirror.revision is None:
-                reasons.append(f"{mirror.repository} (its revision is unknown: fetch it by hand)")
-                continue
             try:
                 fetched = huggingface_hub.snapshot_download(
                     mirror.repository, revision=mirror.revision, allow_patterns=[*self.weights, *self.settings]
@@ -283,6 +276,6 @@ def torch_load(path: Path) -> Any:
 
 def first_sentence(error: Exception) -> str:
     """The part of torch's message that says what happened, without its advice to switch the check off."""
-    text = " ".join(str(error).split())
-    _, _, found = text.partition("WeightsUnpickler error: ")
-    return (found or text).partition(". ")[0][:200].strip(" .") or type(error).__name__
+    _, _, found = str(error).partition("WeightsUnpickler error: ")
+    paragraph = (found or str(error)).strip().partition("\n\n")[0]  # the advice follows a blank line
+    return " ".join(paragraph.split()).partition(". ")[0][:200].strip(" .") or type(error).__name__

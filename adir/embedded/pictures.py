@@ -3,8 +3,7 @@
 A field is 128x128 pixels of a photograph reduced by a whole factor s; its id says which: `chelsea-s1-y040-x275` is the
 window with that top-left corner, in pixels of the reduced photograph. No corpus field shares a pixel of its photograph
 with a test field, at any scale. The right motorcycle of the stereo pair, a near-copy of the left, is left out, and so
-are drawings. Licences, as scikit-image states them: CC0, public domain or no known restriction; the motorcycle is from
-the Middlebury 2014 stereo benchmark (Scharstein et al., 2014).
+are drawings.
 """
 
 import importlib.util
@@ -38,6 +37,40 @@ PHOTOGRAPHS = {
     "motorcycle_left.png": "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
     "retina.jpg": "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
     "rocket.jpg": "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+}
+
+# What scikit-image 0.26 says of each (skimage.data's docstrings); what it does not say is not known.
+CC0 = "CC0 1.0"
+FREE = "no known copyright restrictions"
+ORIGINS = {
+    "astronaut": {"licence": "public domain", "author": "NASA", "source": "https://flic.kr/p/r9qvLn"},
+    "brick": {"licence": CC0, "source": "https://cc0textures.com/view.php?tex=Bricks25"},
+    "camera": {"licence": CC0, "author": "Lav Varshney"},
+    "chelsea": {"licence": CC0, "author": "Stefan van der Walt"},
+    "coffee": {"licence": CC0, "author": "Rachel Michetti"},
+    "coins": {"licence": FREE, "source": "https://www.brooklynmuseum.org/opencollection/archives/image/51611"},
+    "grass": {"licence": CC0, "source": "https://www.deviantart.com/linolafett/art/Grass-01-434853879"},
+    "gravel": {"licence": CC0, "source": "https://cc0textures.com/view.php?tex=Gravel04"},
+    "hubble_deep_field": {
+        "licence": "public domain",
+        "author": "NASA",
+        "source": "http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
+    },
+    "ihc": {"licence": FREE, "author": "Center for Microscopy And Molecular Imaging (CMMI)"},
+    "motorcycle_left": {
+        "author": "Scharstein et al. (2014), Middlebury stereo benchmark",
+        "source": "http://vision.middlebury.edu/stereo/data/scenes2014/",
+    },
+    "retina": {
+        "licence": CC0,
+        "author": "Mikael Häggström",
+        "source": "https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
+    },
+    "rocket": {
+        "licence": "public domain",
+        "author": "SpaceX",
+        "source": "https://www.flickr.com/photos/spacexphotos/16511594820/in/photostream/",
+    },
 }
 
 # Strides of corpus fields, in reduced pixels, by scale. Textures, the retina and the stars repeat themselves: fewer.

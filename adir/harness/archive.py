@@ -43,30 +43,37 @@ KINDS = {
     "picture": re.compile(r"cells/[^/]+/[^/]+/[^/]+/pictures/[^/]+\.png"),
     "y": re.compile(r"measurements/[^/]+/[^/]+\.(png|json)"),
     "plan": re.compile(r"grids/[0-9a-f]+\.json"),
+    "data": re.compile(r"manifests/[^/]+\.json"),
+    "shown": re.compile(r"pictures/[0-9a-f]{64}(-thumbnail)?\.png"),
+    "losses": re.compile(r"losses/[0-9a-f]{64}\.json"),
 }
-"""What a submission may hold, by name. Task and backbone are folders, so a name of theirs has no slash."""
+"""What a submission may hold, by name. Task and backbone are folders, so a name of theirs has no slash. data: the manifest
+of a test set. shown: a ground truth, or a neighbour's thumbnail."""
+
+PICTURES = ("picture", "y", "shown")
 
 START = (1980, 1, 1, 0, 0, 0)
 """The date of every member: the earliest a .zip knows, as a real one would change the bytes."""
 
 
 def kind_of(name: str) -> str | None:
-    """record, picture, y or plan; None for a name that a submission may not hold, on any system."""
+    """Its kind; None for a name that a submission may not hold, on any system."""
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
         return None
     return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
 
 
-def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path]) -> None:
-    """Write a submission: {name: file}, in order of names. It is there whole or not at all. OSError as ever."""
+def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path | bytes]) -> None:
+    """Write a submission: {name: file or its content}, in order of names. It is there whole or not at all. OSError as ever."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     files: dict[str, dict[str, Any]] = {}
     try:
         with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
             for name in sorted(members):
-                content = members[name].read_bytes()
+                member = members[name]
+                content = member if isinstance(member, bytes) else member.read_bytes()
                 files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
                 put(archive, name, content)
             manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
@@ -186,9 +193,7 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         if name in seen:
             raise InputError(f"{path}: holds {name} twice")
         seen.add(name)
-        largest = {"manifest": LARGEST_MANIFEST, "picture": LARGEST_PICTURE, "y": LARGEST_PICTURE}.get(
-            kind, LARGEST_JSON
-        )
+        largest = LARGEST_PICTURE if kind in PICTURES else LARGEST_MANIFEST if kind == "manifest" else LARGEST_JSON
         if member.file_size > largest:
             raise InputError(
                 f"{path}: {name} would be {member.file_size} bytes, and {largest} are the most that are taken"

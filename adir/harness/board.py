@@ -7,7 +7,7 @@ what a table of 10,000 records may take; the CSV is for it.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from adir.harness.statistics import (
     paired_difference,
 )
 
+Note = tuple[str, str]
+"""What is to be known, and of which row or task."""
 ORDER = {"none": 0, "self": 1, "knn": 2, "pixel": 3, "random": 4}
 Standing = Literal["best", "tied"]
 
@@ -86,18 +88,20 @@ def make_board(records: Iterable[Record], planned: Iterable[Record] = ()) -> Boa
             metrics.setdefault(name, score["direction"])
     versions = require_same(records)
     rows: list[Row] = []
-    notes: list[str] = []
-    for group in groups_of([*records, *planned]):
-        found, told = rows_of(group, metrics)
+    told: list[Note] = []
+    groups = groups_of([*records, *planned])
+    shown = several(group.axes for group in groups)
+    for group in groups:
+        found, more = rows_of(group, metrics, shown)
         rows += found
-        notes += told
+        told += more
     compared = {name: direction for name, direction in metrics.items() if direction != "none"}
     rows = with_differences_adjusted(rows)
-    rows, told = with_standings(rows, compared)
-    notes += told
+    rows, unmarked = with_standings(rows, compared, shown)
+    notes = gathered(told + unmarked)
     reasons = {f"{name}: {why}" for record in records for name, why in (record.get("unavailable") or {}).items()}
-    named = ", ".join(f"{name} {versions[name]}" for name in metrics if name in versions)
-    return Board(rows, metrics, versions, [f"versions: {named}"] * bool(named) + notes + sorted(reasons))
+    made_by = ", ".join(f"{name} {versions[name]}" for name in metrics if name in versions)
+    return Board(rows, metrics, versions, [f"versions: {made_by}"] * bool(made_by) + notes + sorted(reasons))
 
 
 def groups_of(records: list[Record]) -> list[Group]:
@@ -119,12 +123,20 @@ def groups_of(records: list[Record]) -> list[Group]:
     ]
 
 
-def rows_of(group: Group, metrics: dict[str, str]) -> tuple[list[Row], list[str]]:
-    """The rows of a group, `none` first, and the notes on them."""
-    expected, task = group.expected, group.axes["task"]
+def several(axes: Iterable[dict[str, Any]]) -> list[str]:
+    """Which of data, backbone and sampler a board has several of, so that a row's name takes them in."""
+    axes = list(axes)
+    return [name for name in ("data", "backbone", "sampler") if len({of_one.get(name) for of_one in axes}) > 1]
+
+
+def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
+    """The rows of a group, `none` first, and the notes on them. shown: see `named`."""
+    expected = group.expected
     bases = {key: base_of(records[0]) for key, records in group.rows.items()}
     nones: dict[str, Row] = {}
-    rows, notes = [], []
+    noise = noise_of(record for records in group.rows.values() for record in records)
+    rows: list[Row] = []
+    notes: list[Note] = []
     for key, records in group.rows.items():
         adaptation, adapter, k, setting = key
         alike = sum(other[:3] == key[:3] for other in group.rows) > 1 or len(set(bases.values())) > 1
@@ -142,7 +154,7 @@ def rows_of(group: Group, metrics: dict[str, str]) -> tuple[list[Row], list[str]
             to_none={},
             have=len(done),
             expected=len(expected),
-            sigma_y=noise_of(done.values()),
+            sigma_y=first_known(noise_of(done.values()), planned_noise(records[0]), noise),
             pictures=pictures,
             identity=records[0]["identity"],
         )
@@ -154,22 +166,41 @@ def rows_of(group: Group, metrics: dict[str, str]) -> tuple[list[Row], list[str]
             to_none = {m: paired_difference(pictures[m], nones[base].pictures[m]) for m in compared}
             row = replace(row, to_none=to_none)
         rows.append(row)
-        name = f"{task} {label(axes)}"
+        name = named(axes, shown)
         for record in records:
             if record["status"] == "failed":
                 where = f"seed={record['seed']} {record['image']['id']}"
-                notes.append(f"failed: {name} {where}: {record.get('error')}")
+                notes.append((f"failed: {record.get('error')}", f"{name} {where}"))
         if row.have < row.expected:
-            notes.append(f"{name}: {row.have} of {row.expected} records, so its means stay missing")
-        notes += dropped_notes(name, row)
-    notes += setting_notes(group, bases)
+            notes.append((f"{row.have} of {row.expected} records, so the means stay missing", name))
+        notes += [(what, name) for what in dropped_notes(row)]
+    notes += setting_notes(group, bases, shown)
     return rows, notes
+
+
+def gathered(notes: Iterable[Note]) -> list[str]:
+    """`what: one row, another row`: what is said of several rows is said once."""
+    whose: dict[str, list[str]] = {}
+    for what, name in notes:
+        whose.setdefault(what, []).append(name)
+    return [f"{what}: {', '.join(dict.fromkeys(names))}" for what, names in whose.items()]
 
 
 def noise_of(records: Iterable[Record]) -> float | None:
     """sigma_y of the first record that tells it."""
-    noises = (record["scores"].get("residual", {}).get("sigma_y") for record in records)
-    return next((float(noise) for noise in noises if noise is not None), None)
+    return first_known(*(record["scores"].get("residual", {}).get("sigma_y") for record in records))
+
+
+def planned_noise(record: Record) -> float | None:
+    """sigma_y of the task as its identity has it, also where nothing was done yet; an edit's has none."""
+    task = record["identity"].get("task")
+    noise = task.get("sigma_y") if isinstance(task, dict) else None
+    return noise if isinstance(noise, int | float) else None
+
+
+def first_known(*values: float | None) -> float | None:
+    """The first that is not None."""
+    return next((float(value) for value in values if value is not None), None)
 
 
 def picture_means(
@@ -184,7 +215,7 @@ def picture_means(
     return {i: None if None in values else math.fsum(values) / len(values) for i, values in per_picture.items()}  # type: ignore[arg-type]
 
 
-def dropped_notes(name: str, row: Row) -> list[str]:
+def dropped_notes(row: Row) -> list[str]:
     """Which pictures its differences to none leave out, as the row or `none` lacks them; metrics that agree in one note."""
     by_pictures: dict[tuple[str, ...], list[str]] = {}
     for metric, difference in row.to_none.items():
@@ -196,30 +227,29 @@ def dropped_notes(name: str, row: Row) -> list[str]:
         which = "" if len(metrics) == len(row.to_none) else f" in {', '.join(metrics)}"
         both = len(row.pictures[metrics[0]]) - len(dropped)
         notes.append(
-            f"{name}: its difference to none{which} is over the {both} pictures that both have, so {shown} "
+            f"the difference to none{which} is over the {both} pictures that both have, so {shown} "
             f"{'count' if len(dropped) > 1 else 'counts'} in neither"
         )
     return notes
 
 
-def setting_notes(group: Group, bases: dict[tuple[Any, ...], str]) -> list[str]:
+def setting_notes(group: Group, bases: dict[tuple[Any, ...], str], shown: Sequence[str]) -> list[Note]:
     """What tells apart rows of one name, and rows that have no common `none`: they are never averaged together."""
-    notes = []
+    notes: list[Note] = []
     by_name: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for key, records in group.rows.items():
         by_name.setdefault(key[:3], {})[key[3]] = records[0]["identity"]
-    where = f"{group.axes['task']} {group.axes['backbone']}"
     for (adaptation, adapter, k), identities in by_name.items():
         if len(identities) > 1:
-            name = label({"adaptation": adaptation, "adapter": adapter, "k": k, "variant": ""})
-            notes.append(f"{where} {name}: {len(identities)} settings: {what_differs(identities)}")
+            axes = group.axes | {"adaptation": adaptation, "adapter": adapter, "k": k, "variant": ""}
+            notes.append((f"{len(identities)} settings, {what_differs(identities)}", named(axes, shown)))
     if not notes and len(set(bases.values())) > 1:
         firsts = {base: key for key, base in reversed(bases.items())}
         parts = {
             key[3]: {n: v for n, v in group.rows[key][0]["identity"].items() if n not in ("adaptation", "retrieval")}
             for key in reversed(firsts.values())
         }
-        notes.append(f"{where}: rows of {len(parts)} settings: {what_differs(parts)}")
+        notes.append((f"rows of {len(parts)} settings, {what_differs(parts)}", place_of(group.axes, shown)))
     return notes
 
 
@@ -231,31 +261,31 @@ def with_differences_adjusted(rows: list[Row]) -> list[Row]:
     ]
 
 
-def with_standings(rows: list[Row], metrics: dict[str, str]) -> tuple[list[Row], list[str]]:
+def with_standings(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
     """The rows with who is best and who is tied with it, and notes on who cannot be compared, and why.
 
     Rows compete, whatever their backbone and sampler, where task and data set are the same, no value is missing, and the
     pictures are all that any of them has: the best of those that did a part would pass for the best of the task.
     """
     contests: list[tuple[str, list[int]]] = []
-    notes: dict[str, None] = {}
-    few = f"fewer than {FEWEST_TO_TELL_APART}, with which no two-sided signed rank test can reach p < 0.05: no row is marked"
+    notes: dict[Note, None] = {}
+    few = f"fewer than {FEWEST_TO_TELL_APART}, with which no two-sided signed rank test reaches p < 0.05, so no row is marked"
     for metric in metrics:
         fields: dict[tuple[str, str | None], list[int]] = {}
         for number, row in enumerate(rows):
             if row.estimates[metric].value is not None:
                 fields.setdefault((row.axes["task"], row.axes["data"]), []).append(number)
-        for (task, _), numbers in fields.items():
+        for numbers in fields.values():
+            where = place_of(rows[numbers[0]].axes, [name for name in shown if name == "data"])
             pictures = set().union(*(rows[number].pictures[metric] for number in numbers))
             whole = [number for number in numbers if len(rows[number].pictures[metric]) == len(pictures)]
             if len(whole) < len(numbers):
-                notes[
-                    f"{task}: {len(numbers) - len(whole)} rows are not over all {len(pictures)} pictures: not marked"
-                ] = None
+                partial = f"{len(numbers) - len(whole)} rows are not over all {len(pictures)} pictures, so not marked"
+                notes[partial, where] = None
             if len(whole) > 1 and len(pictures) >= FEWEST_TO_TELL_APART:
                 contests.append((metric, whole))
             elif len(whole) > 1:
-                notes[f"{task}: {len(pictures)} pictures, {few}"] = None
+                notes[f"{len(pictures)} pictures, {few}", where] = None
     values = [[rows[number].pictures[metric] for number in numbers] for metric, numbers in contests]
     outcomes = best_of(values, [metrics[metric] for metric, _ in contests])
     standings: list[dict[str, Standing]] = [{} for _ in rows]
@@ -269,6 +299,16 @@ def row_order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     """none, self, knn, pixel, random; then adapter, K, variant."""
     adaptation, adapter, k, variant = key
     return (ORDER.get(adaptation, 9), str(adaptation), str(adapter), -math.inf if k is None else k, str(variant))
+
+
+def place_of(axes: dict[str, Any], shown: Sequence[str]) -> str:
+    """`deblur dps`: the task, and of data, backbone and sampler those that are `shown`."""
+    return " ".join([axes["task"], *(axes[name] or "–" for name in shown)])
+
+
+def named(axes: dict[str, Any], shown: Sequence[str]) -> str:
+    """`deblur dps knn k=20 full`, which no other row of the board is called. shown: what it has `several` of."""
+    return f"{place_of(axes, shown)} {label(axes)}"
 
 
 def label(axes: dict[str, Any]) -> str:

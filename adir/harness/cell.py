@@ -5,13 +5,14 @@ This is the only place that calls Hydra's `instantiate`; below it nobody sees a 
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.denoising_module import FineTuning
@@ -27,6 +28,17 @@ from adir.scoring.metrics import Scoring
 
 class NotApplicable(InputError):
     """A combination whose parts do not go together, whatever their values: a grid leaves it out and says so."""
+
+
+class CannotRun(InputError):
+    """All that keeps a cell from running, as far as it can be told at once."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__(reasons)  # as it stands, so that it is the same again from another process
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return "; also: ".join(self.reasons)
 
 
 @dataclass(frozen=True)
@@ -67,11 +79,27 @@ class Cell:
     @property
     def label(self) -> str:
         """For people: `sr4 knn k=20 full seed=0`, `deblur dps none seed=0`."""
-        axes = self.identity.axes
-        k = f" k={axes['k']}" if axes["k"] is not None else ""
-        adapter = f" {axes['adapter']}" if axes["adapter"] else ""
-        sampler = f" {axes['sampler']}" if axes["sampler"] != "adir" else ""
-        return f"{axes['task']}{sampler} {axes['adaptation']}{k}{adapter} seed={axes['seed']}"
+        return label_of(self.identity.axes)
+
+
+def label_of(axes: dict[str, Any]) -> str:
+    """A cell's axes (`CellIdentity.axes`), the backbone aside, for people."""
+    k = f" k={axes['k']}" if axes["k"] is not None else ""
+    adapter = f" {axes['adapter']}" if axes["adapter"] else ""
+    sampler = f" {axes['sampler']}" if axes["sampler"] != "adir" else ""
+    return f"{axes['task']}{sampler} {axes['adaptation']}{k}{adapter} seed={axes['seed']}"
+
+
+def axes_of(cfg: DictConfig) -> dict[str, Any]:
+    """The axes of a cell that may not be built, as its configuration names them; see `CellIdentity.axes`."""
+    axes = {name: OmegaConf.select(cfg, f"{name}.name") for name in ("backbone", "task", "adaptation", "sampler")}
+    mode = axes["adaptation"]
+    adapter = OmegaConf.select(cfg, "adaptation.adapter.name")
+    return axes | {
+        "k": cfg.k if mode in WITH_NEIGHBOURS else None,
+        "adapter": adapter if mode != "none" else None,
+        "seed": cfg.seed,
+    }
 
 
 def build(node: DictConfig, what: str) -> Any:
@@ -99,17 +127,35 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def resolve_cell(cfg: DictConfig) -> Cell:
-    """The cell that a composed configuration describes. Raises InputError for anything that could not run, before any work."""
+class Parts:
+    """The parts of a configuration, built one after the other; what is wrong with one does not hide what is with another."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self._cfg = cfg
+        self._missing = sorted(OmegaConf.missing_keys(cfg))
+        self.reasons = [f"{key} is missing: say {key}=..." for key in self._missing]
+
+    def build(self, what: str) -> Any:
+        """The part, or None where that is among the reasons."""
+        if any(key.startswith(f"{what}.") for key in self._missing):
+            return None
+        return self.attempt(lambda: build(OmegaConf.select(self._cfg, what), what))
+
+    def attempt(self, do: Callable[[], Any]) -> Any:
+        """What it gives, or None where it raises InputError, which then is among the reasons."""
+        try:
+            return do()
+        except InputError as error:
+            self.reasons.append(str(error))
+            return None
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration without interpolations; what is missing stays `???`. Raises InputError."""
     try:
-        full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    except MissingMandatoryValue as error:
-        raise InputError(f"{error.full_key} is missing: say {error.full_key}=...") from error
+        full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except InterpolationKeyError as error:  # such as the variance of a latent backbone, for the sampler adir
-        what = str(error).partition("\n")[0].removeprefix("Interpolation key ").removesuffix(" not found")
-        raise NotApplicable(
-            f"{error.full_key} is that of {what}, which there is not: the two do not go together"
-        ) from error
+        raise unmet(cfg, error) from error
     except OmegaConfBaseException as error:
         raise InputError(f"configuration: {first_line(error)}") from error
     for key in ("seed", "noise_seed", "k", "threads"):
@@ -117,28 +163,56 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             raise InputError(f"{key}={full[key]!r}: a whole number is needed")
     if full["threads"] < 1:
         raise InputError(f"threads={full['threads']}: at least 1 is needed")
+    if full["adaptation"]["name"] not in MODES:
+        raise InputError(f"unknown adaptation {full['adaptation']['name']!r}; choose one of {', '.join(MODES)}")
+    return full
+
+
+def unmet(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
+    """What says that one part asks another for what it has not got."""
+    what = str(error).partition("\n")[0].removeprefix("Interpolation key ").removesuffix(" not found").strip("'")
+    asking, asked = str(error.full_key).partition(".")[0], what.partition(".")[0]
+    names = [OmegaConf.select(cfg, f"{part}.name") for part in (asking, asked)]
+    if None in names:
+        return InputError(f"{error.full_key} is that of {what!r}, which there is not")
+    return NotApplicable(
+        f"{asking}={names[0]} does not go with {asked}={names[1]}, which has no {what.partition('.')[2]}: backbone=sd_x4, or "
+        "backbone=sd_inpaint for editing, brings the task and the sampler that go with it where no others are named"
+    )
+
+
+def resolve_cell(cfg: DictConfig) -> Cell:
+    """The cell that a composed configuration describes. Raises InputError for anything that could not run, before any work."""
+    full = resolved(cfg)
     mode, k = full["adaptation"]["name"], full["k"]
-    if mode not in MODES:
-        raise InputError(f"unknown adaptation {mode!r}; choose one of {', '.join(MODES)}")
-    backbone = build(cfg.backbone, "backbone")
-    task = build(cfg.task, "task")
-    sampler = build(cfg.sampler, "sampler")
-    seed = full["seed"] if sampler.n_steps else 0  # a direct method draws nothing: one cell for all seeds
-    data: Corpus = build(cfg.data, "data")
+    if mode in WITH_NEIGHBOURS and k < 1:
+        kind = NotApplicable if k == 0 else InputError  # 0 is a value of a sweep, for its modes without neighbours
+        raise kind(f"K={k} with adaptation={mode}: use k=1 or more, or adaptation=none for no neighbours")
+    parts = Parts(cfg)
+    backbone, task, sampler = (parts.build(part) for part in ("backbone", "task", "sampler"))
+    if backbone is not None and task is not None and sampler is not None:
+        reason = sampler.not_applicable(backbone, task, mode)
+        if reason is not None:
+            raise NotApplicable(reason)
+    data: Corpus = parts.build("data")
+    adapter, fine_tuning = parts.build("adaptation.adapter"), parts.build("adaptation.fine_tuning")
+    scoring = parts.build("scoring")
     corpus: Corpus | None = None
     encoder: Encoder | None = None
     if mode in WITH_NEIGHBOURS:
-        if k < 1:
-            raise InputError(f"K={k} with adaptation={mode}: use k=1 or more, or adaptation=none for no neighbours")
-        corpus = build(cfg.retrieval.corpus, "retrieval.corpus")
-        if k > len(corpus):
-            raise InputError(
+        corpus = parts.build("retrieval.corpus")
+        encoder = parts.build(f"retrieval.encoders.{'knn' if mode == 'random' else mode}")
+        parts.attempt(lambda: require_feeding(full["retrieval"]["feeding"]))
+        if corpus is not None and k > len(corpus):
+            parts.reasons.append(
                 f"K={k} neighbours asked of a corpus of {len(corpus)} pictures: lower K or use a larger corpus"
             )
-        encoder = build(cfg.retrieval.encoders["knn" if mode == "random" else mode], "retrieval.encoders")
-        require_feeding(full["retrieval"]["feeding"])
-        if isinstance(corpus, IndexedCorpus):
-            corpus.index.require_encoder(encoder)
+        if isinstance(corpus, IndexedCorpus) and encoder is not None:
+            index, own = corpus.index, encoder
+            parts.attempt(lambda: index.require_encoder(own))
+    if parts.reasons:
+        raise CannotRun(parts.reasons)
+    seed = full["seed"] if sampler.n_steps else 0  # a direct method draws nothing: one cell for all seeds
     identity = cell_identity(
         backbone=without(full["backbone"], "folder", "device", "checkpoint", "architecture", "execution")
         | {"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256}
@@ -161,10 +235,10 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         task=task,
         mode=mode,
         k=k,
-        adapter=build(cfg.adaptation.adapter, "adaptation.adapter"),
-        fine_tuning=build(cfg.adaptation.fine_tuning, "adaptation.fine_tuning"),
+        adapter=adapter,
+        fine_tuning=fine_tuning,
         sampler=sampler,
-        scoring=build(cfg.scoring, "scoring"),
+        scoring=scoring,
         data=data,
         corpus=corpus,
         encoder=encoder,
@@ -185,11 +259,8 @@ def precision(backbone: Any) -> dict[str, str]:
 
 
 def require_fitting_parts(cell: Cell) -> None:
-    """Raise NotApplicable for parts that do not go together, InputError where they ask for what the backbone has not got."""
+    """Raise InputError where parts that go together ask for what the backbone has not got."""
     sampler, backbone = cell.sampler, cell.backbone
-    reason = sampler.not_applicable(backbone, cell.task, cell.mode)
-    if reason is not None:
-        raise NotApplicable(f"{cell.label}: {reason}")
     if sampler.n_steps > len(backbone.schedule):
         raise InputError(
             f"n_steps={sampler.n_steps}: choose from 1 to {len(backbone.schedule)}, the backbone's own steps"

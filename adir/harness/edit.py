@@ -6,12 +6,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig
 from torch import Tensor
 
 from adir.adaptation.adapters import adapted
+from adir.backbones.stable_diffusion import StableDiffusionInpaint
 from adir.errors import InputError
 from adir.files import read_json, write_json
-from adir.harness.cell import Cell, resolve_cell
+from adir.harness.cell import Cell, build, resolve_cell
 from adir.harness.grid import options_of, say
 from adir.harness.identity import hash_of
 from adir.harness.launch import compose
@@ -31,6 +34,7 @@ DEFAULTS = (
     "sampler=sd_inpaint",
     "adaptation/fine_tuning=sd_inpaint",
     "scoring=edit",
+    "data=embedded",  # not looked at: the picture comes from the command line; sd_inpaint would ask for a folder
 )
 SHORT = {"by": "task.by", "paste": "sampler.paste"}
 """Keys that are said so often here that they have a short name."""
@@ -48,9 +52,8 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
     except InputError as error:
         raise InputError(f"{picture} with mask {mask}: {error}") from error
     cfg = compose([*edit_overrides(overrides), f"results={quoted(out / 'stages')}"])
+    require_editing(cfg)
     cell, options = resolve_cell(cfg), options_of(cfg)
-    if not isinstance(cell.task, EditTask):
-        raise InputError(f"adir edit is for task=edit, not for task={cell.task.name}: see `adir restore`")
     torch.set_num_threads(cfg.threads)
     _, height, width = y.shape
     if height % cell.backbone.stride or width % cell.backbone.stride:
@@ -67,6 +70,17 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
     with out_of_memory_explained(cell, tuple(y.shape), "what is done is kept, run the same command again"):
         edit_one(cell, picture, y, target, edit, options.progress)
     return 0
+
+
+def require_editing(cfg: DictConfig) -> None:
+    """Raise InputError, before any network is looked for, where task or backbone are none to edit with."""
+    task = build(cfg.task, "task")
+    if not isinstance(task, EditTask):
+        raise InputError(f"adir edit is for task=edit, not for task={task.name}: see `adir restore`")
+    if not issubclass(get_class(cfg.backbone._target_), StableDiffusionInpaint):
+        raise InputError(
+            f"adir edit needs an inpainting model (backbone=sd_inpaint), which backbone {cfg.backbone.name} is not"
+        )
 
 
 def edit_overrides(overrides: list[str]) -> list[str]:

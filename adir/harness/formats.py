@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from adir.harness.board import Board, Row, Standing
+from adir.harness.board import Board, Row, Standing, several
 from adir.harness.statistics import FEWEST_PICTURES, STUDENT_BELOW, Estimate, PairedDifference
 from adir.harness.terminal import Column, stacked
 
@@ -57,7 +57,7 @@ def cell_text(
 
 def extra_axes(board: Board) -> list[str]:
     """The axes that need a column because the board has several of them: data, backbone, sampler."""
-    return [name for name in ("data", "backbone", "sampler") if len({row.axes.get(name) for row in board.rows}) > 1]
+    return several(row.axes for row in board.rows)
 
 
 def headings(board: Board) -> list[str]:

@@ -16,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from adir.errors import InputError
 from adir.files import read_json, write_json
-from adir.harness.cell import Cell, NotApplicable, first_line, resolve_cell
+from adir.harness.cell import CannotRun, Cell, first_line, label_of, resolve_cell
 from adir.harness.claims import Claims
-from adir.harness.devices import on_the_cpu, use_own_gpu
+from adir.harness.devices import use_own_gpu
 from adir.harness.identity import hash_of
 from adir.harness.interruption import leave_to_the_launching_process, new_stop_file, stop_file_on_interrupt
 from adir.harness.launch import launch, launcher_of
 from adir.harness.ledger import Ledger
+from adir.harness.refused import Refused, cpu_twin
 from adir.harness.run import Options, Outcome, picture_hashes, require_test_pictures, run_cell
 from adir.harness.stages import MeasurementStore, OtherPicture, read_note
 from adir.retrieval.corpus import Corpus
@@ -40,10 +41,10 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
     """
     grid = check_grid(overrides, multirun)
     for problem in grid.problems.values():
-        if not isinstance(problem, NotApplicable) or not grid.cells:
-            more = sum(not isinstance(other, NotApplicable) for other in grid.problems.values()) - 1
+        if problem.applicable or not grid.cells:
+            more = sum(other.applicable for other in grid.problems.values()) - 1
             raise InputError(f"{problem}" + (f" ({more} more cells cannot run: adir plan tells)" if more > 0 else ""))
-        say(f"left out, not applicable: {problem}")
+        say(f"left out, not applicable: {label_of(problem.axes)}: {problem}")
     cells = list(grid.cells.values())
     results = cells[0].results
     if multirun:
@@ -95,10 +96,14 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
     return 1 if total.failed or (missing and plan is not None) else 0
 
 
-def empty_scores(cells: list[Cell]) -> list[str]:
-    """For each metric whose weights are not here, one line that says so: before the work, whose records will lack it."""
-    scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}
-    reasons = {name: reason for scoring in scorings.values() for name, reason in scoring.unavailable.items()}
+def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
+    """For each metric whose weights are not here, one line that says so: before the work, whose records will lack it.
+
+    fetch: try to fetch them first, as the run would; else those that could be fetched are not among the metrics.
+    """
+    scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}.values()
+    asked = scorings if fetch else [scoring.of_what_is_here() for scoring in scorings]
+    reasons = {name: reason for scoring in asked for name, reason in scoring.unavailable.items()}
     return [
         f"warning: no {name} will be in the records (`adir score` adds it later): {reason}"
         for name, reason in reasons.items()
@@ -108,18 +113,19 @@ def empty_scores(cells: list[Cell]) -> list[str]:
 class Grid:
     """The cells of a grid, by the number of the first job that makes them, and what is wrong with the other jobs."""
 
-    def __init__(self, checked: list[Cell | InputError], launcher: str) -> None:
+    def __init__(self, checked: list[Cell | Refused], launcher: str) -> None:
         self.launcher = launcher
         self.combinations = len(checked)
-        self.problems = {number: found for number, found in enumerate(checked) if isinstance(found, InputError)}
+        self.problems: dict[int, Refused] = {}
         self.cells: dict[int, Cell] = {}
         first: dict[
             tuple[Path, str], int
         ] = {}  # the test set is no part of a cell's identity, and all of its pictures are wanted
         for number, found in enumerate(checked):
-            if not isinstance(found, Cell):
-                continue
-            if first.setdefault((found.identity.folder, found.data.sha256), number) == number:
+            if isinstance(found, Refused):
+                if all(found.told != other.told for other in self.problems.values()):
+                    self.problems[number] = found
+            elif first.setdefault((found.identity.folder, found.data.sha256), number) == number:
                 self.cells[number] = found
 
     @property
@@ -147,19 +153,22 @@ def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) ->
         return Grid(launch(job, [*(own if multirun else overrides), *words], multirun), launcher)
 
 
-def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Cell | InputError:
+def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Cell | Refused:
     """The cell, or why it cannot run. here: its devices are those of this machine.  own_device: it is built on them."""
     options_of(cfg)
+    lacking: list[str] = []
     try:
-        twin = OmegaConf.create(on_the_cpu(OmegaConf.to_container(cfg), here))
-        cell = resolve_cell(cfg if own_device else twin)
+        twin, lacking = cpu_twin(cfg, here)
+        cell = resolve_cell(cfg if own_device and not lacking else twin)
+        if lacking:
+            raise CannotRun([])  # for no other reason
         if not own_device:
             asked: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
             cell = dataclasses.replace(cell, configuration=asked)
         require_test_pictures(cell)
         require_same_pictures(cell)
     except InputError as error:
-        return error
+        return Refused(cfg, error, lacking)
     if cell.corpus is not None:
         tell_rejects(cell.corpus)
     return cell

@@ -19,7 +19,7 @@ from adir.harness.formats import (
     to_terminal,
 )
 from adir.harness.sameness import without_seed
-from adir.harness.sources import read_sources
+from adir.harness.sources import read_sources, uncollected
 
 __all__ = [
     "EXPLANATION",
@@ -41,12 +41,13 @@ __all__ = [
 
 def load_board(*results: Path) -> Board:
     """The board of results folders and submission files, taken together. Raises InputError when they hold no records."""
-    found = read_sources(list(results))
-    if not found.records:
-        names = ", ".join(map(str, results))
-        raise InputError(f"{names}: no records below it; `adir run ... results={results[0]}` makes them")
-    records, planned, notes = found.counted()
-    board = make_board(records, planned)
+    with uncollected():
+        found = read_sources(list(results))
+        if not found.records:
+            names = ", ".join(map(str, results))
+            raise InputError(f"{names}: no records below it; `adir run ... results={results[0]}` makes them")
+        records, planned, notes = found.counted()
+        board = make_board(records, planned)
     board.notes = notes + board.notes
     return board
 

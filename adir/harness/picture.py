@@ -32,6 +32,7 @@ from adir.harness.stages import (
     keep_picture,
 )
 from adir.images import generator, read_image, write_png
+from adir.retrieval.reduced import reduced
 from adir.samplers.adir import Restoration
 from adir.scoring.metrics import data_consistency_residual
 
@@ -54,6 +55,8 @@ class Prepared:
     neighbours: list[Neighbour] = field(default_factory=list)
     neighbour_hashes: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
+    recall: float | None = None
+    """The share of the K neighbours that the search finds, where it may miss some."""
     adapter: StoredAdapter | None = None
     clock: Clock = field(default_factory=Clock)
 
@@ -78,6 +81,7 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
         found = neighbours_of(cell, image_id, x, measurement)
         prepared.neighbours = [Neighbour(name, d) for name, d in zip(found.ids, found.distances, strict=True)]
         prepared.neighbour_hashes, prepared.excluded = found.pictures, found.excluded
+        prepared.recall = cell.corpus.recall(cell.k) if cell.mode != "random" else None
     clock.lap("retrieve")
     prepared.adapter = find_or_train_adapter(cell, image_id, task, measurement.y, prepared.neighbours, progress, tell)
     clock.lap("adapt")
@@ -91,7 +95,7 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
     def find() -> FoundNeighbours:
         assert cell.corpus is not None
         neighbours, excluded = find_neighbours(cell, image_id, x, measurement.y)
-        hashes = [keep_picture(cell.results, cell.corpus.image(n.id), thumbnail=True) for n in neighbours]
+        hashes = [keep_picture(cell.results, reduced(cell.corpus.image(n.id)), thumbnail=True) for n in neighbours]
         return FoundNeighbours([n.id for n in neighbours], [n.distance for n in neighbours], hashes, excluded)
 
     return NeighbourStore(cell.results).get(
@@ -115,7 +119,7 @@ def adaptation_pictures(cell: Cell, task: Any, y: Tensor, neighbours: list[Neigh
     if cell.mode == "self":
         return [task.picture_of(y)]
     assert cell.corpus is not None
-    return [cell.corpus.image(neighbour.id) for neighbour in neighbours]
+    return [reduced(cell.corpus.image(neighbour.id)) for neighbour in neighbours]
 
 
 def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
@@ -176,12 +180,16 @@ def find_or_train_adapter(
             callbacks=[HandlersStay()],
             progress=progress,
             task=task,
+            names=[neighbour.id for neighbour in neighbours] if cell.mode != "self" else [image_id],
         )
+        if trained.crop_remark is not None:
+            tell_once(tell, f"adaptation: {trained.crop_remark}")
         facts = {
             "made_of": made_of,
             "losses": trained.losses,
             "layers": trained.layers,
             "n_parameters": trained.n_parameters,
+            "crop_size": trained.crop_size,
             "seconds": round(time.perf_counter() - started, 3),
         }
         tell_once(
@@ -231,30 +239,34 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
     if error is not None:
         scores["oracle-eps-error"] = {"value": error, "direction": "lower", "version": "1"}
     clock.lap("score")
-    return identity_fields(cell, prepared.image_id) | {
-        "status": "done",
-        "image": {"id": prepared.image_id, "sha256": hash_of_picture(x), "data": cell.data.name},
-        "y": {
-            "sha256": prepared.measurement.sha256,
-            "file": str(prepared.measurement.path.relative_to(cell.results)),
-        },
-        "picture": str(picture.relative_to(cell.results)),
-        "scores": scores,
-        "unavailable": dict(cell.scoring.unavailable),
-        "sampler": {
-            "capped_steps": restored.capped_steps[place],
-            "n_steps": cell.sampler.n_steps,
-            "network_evaluations": restored.network_evaluations,
-        },
-        "neighbours": [
-            {"id": n.id, "distance": n.distance, "picture": sha256}
-            for n, sha256 in zip(prepared.neighbours, prepared.neighbour_hashes, strict=True)
-        ],
-        "excluded": prepared.excluded,
-        "adapter": None if prepared.adapter is None else adapter_fields(prepared.adapter),
-        "seconds": clock.seconds,
-        "process_peak_memory_mb": process_peak_memory_mb(cell.backbone.device),
-    }
+    return (
+        identity_fields(cell, prepared.image_id)
+        | {
+            "status": "done",
+            "image": image_fields(cell, prepared.image_id) | {"sha256": hash_of_picture(x)},
+            "y": {
+                "sha256": prepared.measurement.sha256,
+                "file": str(prepared.measurement.path.relative_to(cell.results)),
+            },
+            "picture": str(picture.relative_to(cell.results)),
+            "scores": scores,
+            "unavailable": dict(cell.scoring.unavailable),
+            "sampler": {
+                "capped_steps": restored.capped_steps[place],
+                "n_steps": cell.sampler.n_steps,
+                "network_evaluations": restored.network_evaluations,
+            },
+            "neighbours": [
+                {"id": n.id, "distance": n.distance, "picture": sha256}
+                for n, sha256 in zip(prepared.neighbours, prepared.neighbour_hashes, strict=True)
+            ],
+            "excluded": prepared.excluded,
+            "adapter": None if prepared.adapter is None else adapter_fields(prepared.adapter),
+            "seconds": clock.seconds,
+            "process_peak_memory_mb": process_peak_memory_mb(cell.backbone.device),
+        }
+        | ({} if prepared.recall is None else {"search": {"approximate": True, "recall": prepared.recall}})
+    )
 
 
 def adapter_fields(adapter: StoredAdapter) -> dict[str, Any]:
@@ -306,12 +318,19 @@ def failure_record(cell: Cell, image_id: str, error: Exception) -> dict[str, Any
     """The record of a picture that could not be done: its error in place of scores."""
     return identity_fields(cell, image_id) | {
         "status": "failed",
-        "image": {"id": image_id, "data": cell.data.name},
+        "image": image_fields(cell, image_id),
         "y": None,
         "scores": {},
         "error": f"{type(error).__name__}: {first_line(error)}",
         "traceback": None if isinstance(error, InputError) else "".join(traceback.format_exception(error)),
     }
+
+
+def image_fields(cell: Cell, image_id: str) -> dict[str, Any]:
+    """What a record says of its test picture. manifest: SHA-256 of the data set's, a list of its pictures (RESULTS/manifests).
+    Licence and source are null where the data set does not tell them."""
+    known = {"licence": None, "source": None} | cell.data.attribution(image_id)
+    return {"id": image_id, "data": cell.data.name, "manifest": cell.data.sha256} | known
 
 
 def identity_fields(cell: Cell, image_id: str) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class StoredAdapter:
     key: str
     """Hash of what made it."""
     facts: dict[str, Any]
-    """losses, layers, n_parameters, seconds (of the training)."""
+    """made_of, losses, layers, n_parameters, crop_size, seconds (of the training)."""
 
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:

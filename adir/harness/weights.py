@@ -29,10 +29,20 @@ def weights(action: str, names: list[str]) -> int:
 
 def show(entries: list[Entry]) -> int:
     """Name, whether it is here, size, licence, hash and place of each."""
-    for found in entries:
-        state = "here" if found.missing() is None else "missing"
-        licence = found.licence or "licence unknown"
-        print(f"{found.entry:<12}  {state:<7}  {found.size_text:<12}  {licence:<23}  {pinned(found)}  {found.path}")
+    rows = [
+        (
+            found.entry,
+            "here" if found.missing() is None else "missing",
+            found.size_text,
+            found.licence or "licence unknown",
+            pinned(found),
+            str(found.path),
+        )
+        for found in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
     print(f"ADIR_CACHE={cache_dir()}; `adir weights get NAME` fetches, `adir weights verify` checks hashes")
     return 0
 
@@ -41,7 +51,7 @@ def pinned(found: Entry) -> str:
     """What the content is held to."""
     if isinstance(found, WeightsFile):
         return f"sha256 {found.sha256[:12]}"
-    return f"revision {next((m.revision[:10] for m in found.mirrors if m.revision), 'unknown')}"
+    return f"revision {found.mirrors[0].revision[:10]}"
 
 
 def get(entries: list[Entry]) -> int:

@@ -11,7 +11,7 @@ from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import PICTURE_SUFFIXES, from_uint8
 from adir.retrieval.decoding import decode
-from adir.retrieval.sources import storable
+from adir.retrieval.sources import ATTRIBUTION, attribution_of, storable
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
@@ -100,7 +100,7 @@ class ParquetCorpus(Corpus):
 
     column, value: keep the rows where this column has this value (3 and "3" are one), as split = corpus.  An id is the
     row's `source_file`, or `row-00042` (counted over the whole file) where there is no such column or it repeats;
-    `category` is kept.  least_side: as of `FolderCorpus`.
+    `category` is kept, and licence, author and source where there are such columns.  least_side: as of `FolderCorpus`.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class ParquetCorpus(Corpus):
             raise InputError(f"corpus file {path}: no such file")
         try:
             columns = parquet.read_schema(path).names
-            wanted = [name for name in ("image", column, "source_file", "category") if name in columns]
+            origin = [name for spellings in ATTRIBUTION.values() for name in spellings]
+            wanted = [name for name in ("image", column, "source_file", "category", *origin) if name in columns]
             table = parquet.read_table(path, columns=list(dict.fromkeys(wanted)))
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             raise InputError(f"corpus file {path}: not a readable parquet file ({error})") from error
@@ -140,7 +141,15 @@ class ParquetCorpus(Corpus):
                 rejects[image_id] = str(error) or type(error).__name__
         categories = dict(zip(ids, chosen["category"].to_pylist(), strict=True)) if "category" in columns else {}
         categories = {image_id: str(name) for image_id, name in categories.items() if image_id in manifest}
+        told = {name: chosen[name].to_pylist() for name in origin if name in columns}
+        self._origins = {
+            image_id: attribution_of({name: values[row] for name, values in told.items()})
+            for row, image_id in enumerate(ids)
+        }
         super().__init__(f"{path.stem}-{value}", manifest, rejects, categories)
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return self._origins.get(image_id, {})
 
     def image(self, image_id: str) -> Tensor:
         return from_uint8(decode(self._bytes[image_id], image_id))
@@ -153,6 +162,9 @@ class EmbeddedCorpus(Corpus):
         self._fields = {field.id: field for field in pictures.corpus_fields()}
         categories = {image_id: field.photograph for image_id, field in self._fields.items()}
         super().__init__("embedded", pictures.manifest(pictures.corpus_fields()), {}, categories)
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return pictures.ORIGINS[self._fields[image_id].photograph]
 
     def image(self, image_id: str) -> Tensor:
         return from_uint8(pictures.cut(self._fields[image_id]))

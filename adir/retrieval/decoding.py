@@ -25,8 +25,8 @@ def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: 
 
     Converted: grey is repeated in three channels, a palette looked up.  Raises InputError, before decoding where the header
     tells, for what is truncated or no picture, larger than `max_pixels` (a decompression bomb) or than the memory, of a
-    shorter side below `least_side`, longer than MAX_ASPECT times its width, animated (which frame?), transparent (on which background?), CMYK or deeper than 8 bits
-    (by which profile or curve?).
+    shorter side below `least_side`, longer than MAX_ASPECT times its width, animated (which frame?), transparent (on which
+    background?), CMYK or deeper than 8 bits (by which profile or curve?).
     """
     try:
         orientation = orientation_of(content, name, max_pixels, least_side)

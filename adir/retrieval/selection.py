@@ -18,8 +18,12 @@ class EmbeddedTestFields(Corpus):
     def __init__(self, only: list[str] | None = None) -> None:
         fields = {field.id: field for field in pictures.TEST_FIELDS}
         chosen = fields if only is None else {name: fields[name] for name in known(only, list(fields), "test field")}
+        self._photographs = {name: field.photograph for name, field in chosen.items()}
         self._images = {name: image for name, image in pictures.test_fields() if name in chosen}
         super().__init__("embedded-test", pictures.manifest(tuple(chosen.values())), {})
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return pictures.ORIGINS[self._photographs[image_id]]
 
     def image(self, image_id: str) -> Tensor:
         return self._images[image_id]
@@ -52,6 +56,9 @@ class Selection(Corpus):
         name = corpus.name if size is None else f"{corpus.name}-{size}px"
         manifest = {i: corpus.manifest[i] if size is None else f"{corpus.manifest[i]} at {size}" for i in kept}
         super().__init__(name, manifest, corpus.rejects, {i: c for i, c in corpus.categories.items() if i in manifest})
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return self._corpus.attribution(image_id)
 
     def image(self, image_id: str) -> Tensor:
         if image_id not in self.manifest:

@@ -221,7 +221,7 @@ class Shard:
         )
 
 
-LICENCE = re.compile(rb'"licence": ("(?:[^"\\\\]|\\\\.)*")')
+LICENCE = re.compile(rb'"licence": ("(?:[^"\\]|\\.)*")')
 """In the JSON of attributions. Within a text its quotes would have a backslash before them."""
 REBUILD = "run `adir index build` again, which makes what is missing"
 

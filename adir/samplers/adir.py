@@ -135,7 +135,7 @@ class ADIR:
 
     def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
-        return needs_pixels(self.name, backbone)
+        return needs_pixels(self.name, backbone, task)
 
     def _log_variance(self, fraction: Tensor | None, schedule: Schedule, i: int) -> Tensor:
         log_small, log_large = schedule.posterior_log_variance[i], schedule.betas[i].log()
@@ -153,10 +153,15 @@ class ADIR:
         )
 
 
-def needs_pixels(name: str, backbone: Any) -> str | None:
-    """The reason for which a sampler of pixels leaves out a latent backbone."""
+def needs_pixels(name: str, backbone: Any, task: Any) -> str | None:
+    """The reason for which a sampler that restores pixels leaves out a latent backbone, or a task that has a prompt."""
     if backbone.kind == "latent":
         return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
+    if hasattr(task, "with_mask"):
+        return (
+            f"task {task.name} repaints as a prompt says, which neither backbone {backbone.name} nor sampler {name} can: "
+            "use backbone=sd_inpaint sampler=sd_inpaint"
+        )
     return None
 
 

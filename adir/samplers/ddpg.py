@@ -90,4 +90,4 @@ class DDPG:
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Pixels, and an operator whose A A^T can be inverted."""
-        return needs_pixels(self.name, backbone) or needs_svd(self.name, backbone, task)
+        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

@@ -151,7 +151,7 @@ class DPS:
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Any linear task on pixels."""
-        return needs_pixels(self.name, backbone)
+        return needs_pixels(self.name, backbone, task)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class DDRM:
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known."""
-        return needs_pixels(self.name, backbone) or needs_svd(self.name, backbone, task)
+        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class DiffPIR:
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known, by which the proximal step is exact."""
-        return needs_pixels(self.name, backbone) or needs_svd(self.name, backbone, task)
+        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
 
 def needs_svd(name: str, backbone: GuidedDiffusion, task: RestorationTask) -> str | None:

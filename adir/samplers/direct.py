@@ -71,4 +71,4 @@ class Direct:
         """Mode none only: without a network there is nothing to adapt."""
         if mode != "none":
             return f"sampler {self.name} uses no network, so adaptation={mode} changes nothing: use adaptation=none"
-        return needs_pixels(self.name, backbone)
+        return needs_pixels(self.name, backbone, task)

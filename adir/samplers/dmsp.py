@@ -95,4 +95,4 @@ class DMSP:
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Any linear task on pixels."""
-        return needs_pixels(self.name, backbone)
+        return needs_pixels(self.name, backbone, task)

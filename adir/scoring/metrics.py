@@ -296,6 +296,17 @@ class Scoring:
         """Why metrics cannot be computed, by name; the first call may try to fetch weights."""
         return {metric.name: reason for metric in self.metrics if (reason := metric.unavailable())}
 
+    @property
+    def to_fetch(self) -> dict[str, list[WeightsFile]]:
+        """The weights' files that are not here, by the name of the metric that wants them; nothing is fetched."""
+        wanted = {m.name: [file for file in m.weights_files if not file.path.is_file()] for m in self.metrics}
+        return {name: files for name, files in wanted.items() if files}
+
+    def of_what_is_here(self) -> "Scoring":
+        """The metrics whose weights need not be fetched."""
+        to_fetch = self.to_fetch
+        return Scoring([metric for metric in self.metrics if metric.name not in to_fetch])
+
     def score(
         self, x_hat: Tensor | str | Path, x: Tensor | str | Path | None = None, prompt: str | None = None
     ) -> dict[str, dict[str, Any]]:

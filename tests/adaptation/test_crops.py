@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adir.adaptation.crops import NoisyCrops
+from adir.adaptation.crops import NoisyCrops, crop_side
+from adir.errors import InputError
 
 
 def coordinates(height: int, width: int, number: int = 0) -> Tensor:
@@ -67,6 +68,24 @@ def test_the_same_generator_state_gives_the_same_stream():
             assert all(torch.equal(u, v) for u, v in zip(a, b, strict=True)) is same
 
 
-def test_pictures_smaller_than_the_stride_raise():
-    with pytest.raises(ValueError, match="pictures of 7 pixels: the network needs 8"):
+def test_crops_smaller_than_asked_are_remarked_with_the_picture_that_makes_them_so():
+    large, small = coordinates(40, 50), coordinates(64, 19)
+    assert crop_side([large, small], 16, 8) == (16, None)
+    assert crop_side([large, small], 24, 8, ["a", "b"]) == (
+        16,
+        "crops of 16 pixels, not crop_size=24: picture b has 19x64, and the network's stride is 8",
+    )
+    assert "not crop_size=24: picture 2 of 2 has 19x64" in str(crops([large, small], 24).remark)
+    side, remark = crop_side([large], 30, 8)
+    assert side == 24 and remark == "crops of 24 pixels, not crop_size=30: 30 is no multiple of the network's stride, 8"
+
+
+def test_a_picture_smaller_than_the_stride_is_named():
+    with pytest.raises(
+        InputError, match="picture 2 of 2 has 30x7 pixels, and the network needs 8 or more on each side"
+    ):
         crops([coordinates(40, 40), coordinates(7, 30)], 64)
+    with pytest.raises(InputError, match="picture dot has 1x1 pixels"):
+        crop_side([coordinates(1, 1), coordinates(40, 40)], 64, 8, ["dot", "photograph"])
+    with pytest.raises(InputError, match="crop_size=7: the network needs 8 pixels or more"):
+        crop_side([coordinates(40, 40)], 7, 8)

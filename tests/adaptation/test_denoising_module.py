@@ -11,6 +11,7 @@ from adir.adaptation.adapters import Full, Lora, adapted
 from adir.adaptation.crops import NoisyCrops
 from adir.adaptation.denoising_module import DenoisingModule, FineTuning, l_simple
 from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.errors import InputError
 
 ADAPTERS = pytest.mark.parametrize("adapter", [Full(), Lora(rank=4)], ids=["full", "lora"])
 SMALL = FineTuning(n_iterations=3, batch_size=2, crop_size=16, learning_rate=1e-3)
@@ -108,6 +109,7 @@ def test_the_backbone_is_bit_identical_afterwards(backbone, pictures, adapter):
     else:
         assert any(tensor.any() for name, tensor in trained.tensors.items() if ".lora_B." in name)
     assert len(trained.losses) == 3 and trained.layers
+    assert (trained.crop_size, trained.crop_remark) == (16, None)
 
 
 @ADAPTERS
@@ -122,6 +124,8 @@ def test_the_backbone_is_bit_identical_after_an_exception_during_training(backbo
         SMALL.fit(backbone, adapter, [], seeded())
     with pytest.raises(ValueError, match="network needs 8"):
         SMALL.fit(backbone, adapter, [torch.zeros(3, 4, 4)], seeded())
+    with pytest.raises(InputError, match="picture dot has 1x1 pixels"):
+        SMALL.fit(backbone, adapter, [*pictures, torch.zeros(3, 1, 1)], seeded(), names=["a", "b", "dot"])
     assert_untouched(backbone, before)
 
 

@@ -20,6 +20,7 @@ from adir.adaptation.holes import random_hole
 from adir.adaptation.latent import LatentCrops, latent_crops
 from adir.backbones.execution import Execution
 from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionInpaint, StableDiffusionX4
+from adir.errors import InputError
 from adir.tasks.operators import SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -136,10 +137,19 @@ def test_crops_fit_the_smallest_picture_and_the_latents(backbones, pictures, fam
     for asked, size in ((16, 16), (18, 16), (100, 40)):
         example = next(iter(examples(backbones[family], pictures, asked)))
         assert example["z"].shape == (3, size, size) and example["eps"].shape == (4, size // 4, size // 4)
-    with pytest.raises(ValueError, match="crop_size=3 on pictures of 40 pixels: the network needs 4 or more"):
+    with pytest.raises(ValueError, match="crop_size=3: the network needs 4 pixels or more"):
         examples(backbones[family], pictures, 3)
     with pytest.raises(ValueError, match="needs the task"):
         latent_crops(backbones[family], pictures, 16, True, seeded(), None)
+
+
+@FAMILIES
+def test_a_picture_smaller_than_the_stride_is_named_and_smaller_crops_are_remarked(backbones, pictures, family) -> None:
+    backbone, small, names = backbones[family], torch.zeros(3, 50, 3), ["first", "second", "third"]
+    with pytest.raises(InputError, match="picture third has 3x50 pixels, and the network needs 4 or more"):
+        latent_crops(backbone, [*pictures, small], 16, True, seeded(), task_of(family), names)
+    crops = latent_crops(backbone, pictures, 100, True, seeded(), task_of(family), names[:2])
+    assert crops.size == 40 and "not crop_size=100: picture second has 40x40" in str(crops.remark)
 
 
 @FAMILIES

@@ -297,6 +297,9 @@ def test_a_checkpoint_of_the_other_family_is_named(
     other = made_stable_diffusion.saved(made_stable_diffusion.inpainter(), tmp_path)
     with pytest.raises(InputError, match="no low_res_scheduler folder"):
         StableDiffusionX4(folder=other)
+    shutil.copytree(other / "scheduler", other / "low_res_scheduler")
+    with pytest.raises(InputError, match="takes 9 channels, 7 are needed: it is an inpainting model"):
+        StableDiffusionX4(folder=other)
     with pytest.raises(InputError, match="no such folder"):
         StableDiffusionX4(folder=tmp_path / "nowhere")
 

@@ -98,3 +98,13 @@ def test_another_edition_of_a_photograph_raises(monkeypatch):
 def test_a_field_that_reaches_beyond_its_photograph_raises():
     with pytest.raises(ValueError, match="beyond"):
         pictures.cut(pictures.Field("coins", 1, 200, 0))
+
+
+def test_what_is_said_of_a_photograph_s_origin_is_what_scikit_image_says():
+    documented = {"ihc": "immunohistochemistry", "motorcycle_left": "stereo_motorcycle"}
+    words = {"CC0 1.0": ("CC0",), "public domain": ("public domain",), "no known copyright restrictions": ("No known",)}
+    assert sorted(pictures.ORIGINS) == NAMES
+    for name, origin in pictures.ORIGINS.items():
+        text = " ".join(getattr(skimage.data, documented.get(name, name)).__doc__.split())
+        assert any(word in text for word in words.get(origin.get("licence"), ("Middlebury",)))
+        assert origin.get("source", "") in text

@@ -1,5 +1,7 @@
 """From a configuration to the parts of a cell, and from y to its neighbours."""
 
+import dataclasses
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,11 +9,14 @@ import pytest
 import torch
 
 from adir.errors import InputError
-from adir.harness.cell import Cell, resolve_cell
+from adir.harness.cell import CannotRun, Cell, resolve_cell
 from adir.harness.launch import compose
 from adir.harness.neighbours import find_neighbours
-from adir.harness.picture import adaptation_pictures
+from adir.harness.picture import adaptation_pictures, failure_record, finish, prepare, sample
+from adir.harness.stages import hash_of_picture
 from adir.images import generator, read_image, write_png
+from adir.retrieval.corpus import Corpus
+from adir.retrieval.selection import EmbeddedTestFields
 
 
 @pytest.fixture
@@ -41,6 +46,14 @@ def test_zero_is_a_seed_and_a_k(cell: Callable[..., Cell]) -> None:
 def test_a_label_is_readable(cell: Callable[..., Cell]) -> None:
     assert cell("adaptation=knn", "k=3").label == "sr4 knn k=3 full seed=0"
     assert cell().label == "sr4 none seed=0"
+
+
+def test_all_reasons_are_told_at_once_also_from_another_process(cell: Callable[..., Cell]) -> None:
+    with pytest.raises(CannotRun) as raised:
+        cell("adaptation=knn", "k=99", "backbone=gd256", "scoring.metrics=[nonsense]")
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert str(again) == str(raised.value) and again.reasons == raised.value.reasons
+    assert [reason.split()[0] for reason in again.reasons] == ["gd256", "unknown", "K=99"]
 
 
 @pytest.mark.parametrize("mode", ["knn", "pixel", "random"])
@@ -90,3 +103,36 @@ def test_each_mode_is_given_its_own_pictures(cell: Callable[..., Cell], photogra
     neighbours, _ = find_neighbours(knn, "0.png", read_image(photographs / "0.png"), y)
     found = adaptation_pictures(knn, knn.task, y, neighbours)
     assert all(torch.equal(p, knn.corpus.image(n.id)) for p, n in zip(found, neighbours, strict=True))
+
+
+def test_a_record_says_how_much_an_approximate_search_finds(
+    cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Corpus, "recall", lambda self, k: 0.9 + k / 100)
+    found = {}
+    for mode in ("none", "random", "knn"):
+        built = cell(f"adaptation={mode}", "k=2")
+        prepared = prepare(built, "0.png", print, False)
+        found[mode] = finish(built, prepared, sample(built, [prepared]), 0, False).get("search")
+    assert found == {"none": None, "random": None, "knn": {"approximate": True, "recall": 0.92}}
+
+
+def test_a_neighbour_that_is_too_large_is_made_smaller_before_it_is_tuned_on(
+    cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adir.harness.picture.reduced", lambda x: x[:, ::2, ::2])
+    built = cell("adaptation=knn", "k=1")
+    prepared = prepare(built, "0.png", print, False)
+    (used,) = adaptation_pictures(built, built.task, prepared.measurement.y, prepared.neighbours)
+    assert used.shape == (3, 16, 16)
+    assert prepared.neighbour_hashes == [hash_of_picture(used)]  # by which a plan knows the adapter
+
+
+def test_a_record_tells_licence_and_source_of_its_picture_as_far_as_they_are_known(cell: Callable[..., Cell]) -> None:
+    data = EmbeddedTestFields()
+    built = dataclasses.replace(cell(), data=data)
+    images = {name: failure_record(built, name, ValueError("no"))["image"] for name in data.ids}
+    assert {image["manifest"] for image in images.values()} == {data.sha256}
+    told = {name.partition("-")[0]: (image["licence"], image["source"]) for name, image in images.items()}
+    assert told["retina"][0] == "CC0 1.0" and "wikimedia" in told["retina"][1]
+    assert told["motorcycle_left"][0] is None and told["chelsea"] == ("CC0 1.0", None)

@@ -192,7 +192,7 @@ def test_the_corpus_is_embedded_once_and_not_where_it_is_already(tiny, adir, nei
     assert adir("run", *tiny, f"results={tmp_path}", "adaptation=knn", "sampler.n_steps=1").status == 0
     assert once() == {"fingerprints", "metrics"}
     folder = tmp_path / "index"
-    assert adir("index", "build", f"corpus.path={neighbourhood}", f"out={folder}").status == 0
+    assert adir("index", "build", f"corpus.path={neighbourhood}", f"out={folder}", "least_side=0").status == 0
     tiny = [word for word in tiny if not word.startswith("retrieval")]
     assert once("retrieval=index", f"index={folder}", f"results={tmp_path / 'other'}") == {"fingerprints", "metrics"}
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adir.files import safetensors_metadata
 from adir.images import read_image, to_uint8
 from adir.retrieval.clip import random_clip
 from adir.samplers.editing import InpaintingSampler
@@ -94,8 +95,12 @@ def test_pasting_and_the_way_of_looking_have_short_names(
     done = adir(
         "edit", picture, "--mask", tmp_path / "cat_mask.png", "--prompt", "a tiger", "--out", out,
         *settings, "adaptation=knn", "adaptation/adapter=lora", "by=picture", "paste=true",
+        "adaptation.fine_tuning.crop_size=400",
     )  # fmt: skip
     assert done.status == 0, done.err
+    assert done.out.count("adaptation: crops of 32 pixels, not crop_size=400: picture ") == 1
+    (adapter,) = (out / "stages" / "adapters").glob("*.safetensors")
+    assert json.loads(safetensors_metadata(adapter.read_bytes())["facts"])["crop_size"] == 32
     pixels, note = edited(out, "knn")
     assert note["configuration"]["task"]["by"] == "picture" and note["residual"] == 0
     known = np.array(Image.open(tmp_path / "cat_mask.png")) == 0
@@ -151,7 +156,20 @@ def sixteen_bits(folder: Path) -> None:
             lambda folder: None,
             "a tiger",
             ["backbone=sd_x4"],
-            "takes 9 channels, 7 are needed: it is an inpainting model",
+            "needs an inpainting model (backbone=sd_inpaint), which backbone sd_x4 is not",
+        ),
+        # No weights are there: before they are asked for, it is said that they would not help.
+        (
+            lambda folder: None,
+            "a tiger",
+            ["backbone=gd256", "backbone.folder=null"],
+            "needs an inpainting model (backbone=sd_inpaint), which backbone gd256 is not",
+        ),
+        (
+            lambda folder: None,
+            "a tiger",
+            ["by=foo", "backbone.folder=null"],
+            "unknown by='foo'; choose one of prompt, picture",
         ),
         (
             lambda folder: None,
@@ -160,7 +178,7 @@ def sixteen_bits(folder: Path) -> None:
             "no text side; an encoder such as CLIP has; or look for neighbours by the picture: task.by=picture",
         ),
     ],
-    ids=["prompt", "black", "size", "stride", "bits", "file", "self", "task", "family", "encoder"],
+    ids=["prompt", "black", "size", "stride", "bits", "file", "self", "task", "family", "pixels", "by", "encoder"],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(
     adir: Callable, settings: list[str], picture: Path, tmp_path: Path, spoil, prompt: str, more: list[str], words: str
@@ -168,17 +186,10 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     spoil(tmp_path)
     if "encoder=embedded" in more:
         settings = [item for item in settings if not item.startswith("encoder")]
-    if "backbone=sd_x4" in more:  # the folder of the other family, which lacks a part, too
-        source = Path(next(item for item in settings if "folder=" in item).partition("=")[2])
-        folder = tmp_path / "both"
-        folder.mkdir()
-        for part in source.iterdir():
-            (folder / part.name).symlink_to(part)
-        (folder / "low_res_scheduler").symlink_to(source / "scheduler")
-        settings = [f"backbone.folder={folder}", *settings[1:]]
     mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", prompt, "--out", tmp_path / "out"]
     done = adir("edit", picture, *mask, *settings, *more)
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1, done.err
+    assert "which is not here" not in done.err  # weights are asked for last
     assert not list((tmp_path / "out").glob("*.png"))
 
 

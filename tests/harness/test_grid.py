@@ -116,6 +116,10 @@ def test_the_plan_of_a_grid_is_stored_with_all_its_pictures(adir, tiny: list[str
     }
     (manifest,) = tmp_path.glob("manifests/*.json")
     assert set(read_json(manifest)["pictures"]) == {"0.png", "1.png", "2.png"}
+    for record in map(read_json, tmp_path.glob(RECORDS)):  # a folder tells neither licence nor source
+        image = record["image"]
+        assert (image["manifest"], image["licence"], image["source"]) == (read_json(manifest)["sha256"], None, None)
+        assert "search" not in record
     assert adir(*grid).status == 0
     assert path.read_bytes() == before
 
@@ -147,8 +151,82 @@ def test_a_plan_counts_what_is_done_and_which_adapters_are_there(adir, tiny: lis
 def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(adir, tiny: list[str], tmp_path: Path) -> None:
     finished = adir("plan", "-m", *tiny, "adaptation=none,knn", "k=2,99", f"results={tmp_path}")
     assert finished.status == 2
-    assert "CANNOT RUN: K=99 neighbours asked of a corpus of 6 pictures" in finished.out
-    assert "sr4 knn k=2 full seed=0" in finished.out
+    assert "(1) K=99 neighbours asked of a corpus of 6 pictures" in finished.out
+    assert re.search(r"embedded sr4 knn k=99 full seed=0 +│ +– │ CANNOT RUN \(1\)", finished.out)
+    assert re.search(r"embedded sr4 knn k=2 full seed=0 +│ +3 │ 3 to do", finished.out)
+
+
+def test_a_plan_says_of_each_cell_that_is_not_applicable_why(adir, tiny: list[str], tmp_path: Path) -> None:
+    words = [word for word in tiny if "n_steps" not in word] + [f"results={tmp_path}", "adaptation=none,knn"]
+    finished = adir("plan", "-m", *words, "sampler=bicubic", "task=sr4,deblur", "k=0,2")
+    assert finished.status == 0, finished.err
+    for task in ("sr4", "deblur"):
+        assert finished.out.count(f"embedded {task} bicubic none seed=0 ") == 1
+        assert re.search(rf"embedded {task} bicubic knn k=0 full seed=0 +│ +– │ not applicable \(1\)", finished.out)
+        assert re.search(rf"embedded {task} bicubic knn k=2 full seed=0 +│ +– │ not applicable \(2\)", finished.out)
+    assert finished.out.count("(1) K=0 with adaptation=knn") == finished.out.count("(2) sampler bicubic") == 1
+    assert "2 cells, 2 more combinations equal one of them" in finished.out
+
+
+def test_a_plan_names_all_that_is_wrong_with_a_cell_at_once(adir, tmp_path: Path) -> None:
+    asked = ["backbone=gd512", "backbone.device=cuda:99", "scoring.device=cuda:99", "retrieval=index", "data=folder"]
+    finished = adir("plan", "-m", *asked, "scoring=default", "adaptation=none,pixel", "k=2,3", f"results={tmp_path}")
+    assert finished.status == 2 and finished.err == ""
+    notes = dict(re.findall(r"^\((\d)\) (\S+)", finished.out, re.MULTILINE))
+    both = {"scoring.device=cuda:99:", "backbone.device=cuda:99:", "data.path", "gd512"}
+    assert set(notes.values()) == both | {"an"} and "an index is needed" in finished.out
+    rows = re.findall(r"│ (gd512 sr4 .*?) +│ +– │ CANNOT RUN \(([\d, ]+)\)", finished.out)
+    assert {name: {notes[number] for number in numbers.split(", ")} for name, numbers in rows} == {
+        "gd512 sr4 none seed=0": both,
+        "gd512 sr4 pixel k=2 full seed=0": both | {"an"},
+        "gd512 sr4 pixel k=3 full seed=0": both | {"an"},
+    }
+    assert len(rows) == 3
+    assert "weights of lpips-alex, musiq-koniq, musiq-ava are not here: " in finished.out
+
+
+def test_a_plan_of_nothing_that_is_applicable_exits_with_2(adir, tiny: list[str], tmp_path: Path) -> None:
+    words = [*tiny, "adaptation=knn", "k=0", f"results={tmp_path}"]
+    planned, run = adir("plan", *words), adir("run", *words)
+    assert planned.status == run.status == 2
+    assert "not applicable (1)" in planned.out and "K=0 with adaptation=knn" in run.err
+
+
+# --- scores whose weights are not here
+
+
+@pytest.fixture
+def no_metric_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights of this machine's user are seen."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+
+
+def test_a_run_says_once_which_scores_will_be_empty(
+    adir, tiny: list[str], tmp_path: Path, no_metric_weights: None
+) -> None:
+    words = ["scoring.metrics=[psnr,musiq-ava]", "scoring.strict=false", f"results={tmp_path}"]
+    finished = adir("run", "-m", *tiny, *words, "task=sr4,deblur")
+    assert finished.status == 0, finished.err
+    assert finished.out.count("warning: no musiq-ava will be in the records") == finished.out.count("warning:") == 1
+    assert finished.out.index("warning:") < finished.out.index("0.png")
+    records = [read_json(path) for path in tmp_path.glob(RECORDS)]
+    assert len(records) == 6 and all("musiq-ava" in record["unavailable"] for record in records)
+
+
+def test_a_plan_says_which_scores_want_weights_and_fetches_none(
+    adir, tiny: list[str], tmp_path: Path, no_metric_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("adir.scoring.weights._failed_fetches", {})
+    monkeypatch.setattr("adir.backbones.checkpoints.fetch", lambda *what: fetched.append(what))
+    words = ["scoring.metrics=[psnr,lpips-alex,musiq-ava]", "scoring.strict=false", f"results={tmp_path / 'runs'}"]
+    finished = adir("plan", *tiny, *words)
+    assert finished.status == 0 and fetched == []
+    told = " ".join(finished.out.split())
+    assert "weights of lpips-alex, musiq-ava are not here: adir run fetches them" in told
+    assert "`adir weights get lpips_alex alexnet musiq_ava`" in told
 
 
 def test_a_plan_counts_an_adapter_that_two_cells_share_once(adir, tiny: list[str], tmp_path: Path) -> None:

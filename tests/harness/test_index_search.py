@@ -34,7 +34,7 @@ def built(pictures, tmp_path_factory):
     from adir.cli import main
 
     folder = tmp_path_factory.mktemp("search") / "index"
-    assert main(["index", "build", "corpus=folder", f"corpus.path={pictures}", f"out={folder}"]) == 0
+    assert main(["index", "build", "corpus=folder", f"corpus.path={pictures}", f"out={folder}", "least_side=0"]) == 0
     return folder
 
 
@@ -114,7 +114,7 @@ def clip_index(pictures, tmp_path_factory):
     open_clip.add_model_config(folder / "tiny-search.json")
     torch.save(random_clip("tiny-search", 0).network.state_dict(), folder / "tiny.pt")
     words = ["encoder=clip", "encoder.architecture=tiny-search", "encoder.tag=null"]
-    words += [f"encoder.checkpoint={folder / 'tiny.pt'}", "corpus=folder", f"corpus.path={pictures}"]
+    words += [f"encoder.checkpoint={folder / 'tiny.pt'}", "corpus=folder", f"corpus.path={pictures}", "least_side=0"]
     assert main(["index", "build", *words, f"out={folder / 'index'}"]) == 0
     return folder / "index", folder / "tiny.pt"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from adir.files import read_json
+from adir.files import read_json, write_json
 from adir.harness.cell import _build_once
 from adir.harness.claims import Claims, machine
 from adir.retrieval.builder import require_same_index
@@ -24,16 +26,20 @@ ENCODER = '''
 import os, pathlib, time, torch
 
 class Slow:
-    """An encoder that notes which process embeds how many pictures, and takes its time."""
+    """An encoder that notes which process embeds how many pictures; slow, and it begins when all workers are there."""
     name, metric, weights_sha256, input_size = "slow", "angular", "slow" * 16, 8
 
-    def __init__(self, log, seconds, folder=None):
-        self.log, self.seconds = pathlib.Path(log), seconds
+    def __init__(self, log, seconds, workers=1, folder=None):
+        self.log, self.seconds, self.workers = pathlib.Path(log), seconds, workers
+        self.log.with_suffix(f".{os.getpid()}").touch()
 
     def prepare(self, picture):
         return torch.nn.functional.adaptive_avg_pool2d(picture, 2)
 
     def vectors(self, inputs):
+        until = time.monotonic() + 200
+        while len(list(self.log.parent.glob("log.*"))) < self.workers and time.monotonic() < until:
+            time.sleep(0.02)
         time.sleep(self.seconds)
         with open(self.log, "a") as file:
             file.write(f"{os.getpid()} {len(inputs)}\\n")
@@ -50,18 +56,43 @@ def slow(tmp_path, neighbourhood, monkeypatch):
     log = tmp_path / "log"
     log.touch()
     encoder = [f"+encoder.log={log}", "+encoder.seconds=0.2", "encoder._target_=slow_encoder.Slow"]
-    corpus = [f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=1"]
+    corpus = [f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=1", "least_side=0"]
     return [*corpus, *encoder], log
 
 
 def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Path, tmp_path: Path) -> None:
-    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=4"]
+    words = [
+        "index",
+        "build",
+        f"corpus.path={neighbourhood}",
+        f"out={tmp_path / 'index'}",
+        "shard_size=4",
+        "least_side=0",
+    ]
     done = adir(*words)
     assert done.status == 0 and "6 pictures embedded now, the encoder at work" in done.out, done.err
     assert "shard 0: 4 pictures" in done.out and "0 shards missing, about 0:00:00 left" in done.out
     assert "0 pictures embedded now" in adir(*words).out
+    measured = {"arguments": {"n_probe": 8}, "n_queries": 50, "recall": {"20": 0.91}}
+    write_json(tmp_path / "index/approximate-0.json", measured)
     told = adir("index", "info", tmp_path / "index")
     assert told.status == 0 and "6 pictures" in told.out and "encoder embedded" in told.out and "0 rejects" in told.out
+    assert "6 pictures of licence unknown" in told.out and "{'n_probe': 8}: recall 0.910 at K=20" in told.out
+
+
+def test_pictures_below_64_pixels_are_rejects_unless_asked_for(adir, neighbourhood: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 90), "red").save(neighbourhood_copy(neighbourhood, tmp_path) / "large.png")
+    words = ["index", "build", f"corpus.path={tmp_path / 'pictures'}", f"out={tmp_path / 'index'}"]
+    assert "1 pictures embedded now" in adir(*words).out
+    reasons = read_json(tmp_path / "index/rejects.json")
+    assert len(reasons) == 6 and reasons["0.png"] == "0.png: 32x32, its shorter side is below least_side=64"
+    done = adir(*words, "least_side=0")
+    assert done.status == 2 and "with least_side=64, asked is 0" in done.err and done.err.count("\n") == 1
+
+
+def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
+    """The six pictures of 32x32 where a test may add some."""
+    return Path(shutil.copytree(neighbourhood, tmp_path / "pictures"))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +101,7 @@ def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Pa
         (["index", "build"], "corpus.path is missing"),
         (["index", "build", "corpus.path=/nowhere"], "no such folder"),
         (["index", "build", "corpus.path=.", "shard_size=0"], "shard_size=0: a whole number from 1"),
+        (["index", "build", "corpus.path=.", "least_side=-1"], "least_side=-1: a whole number of pixels is needed, 0"),
         (["index", "build", "corpus.path=.", "loaders=0"], "loaders=0: a whole number from 1"),
         (["index", "build", "corpus=folders"], "folders"),
         (["index", "info", "/nowhere"], "holds no index"),
@@ -82,7 +114,7 @@ def test_bad_words_are_one_line(adir, words: list[str], message: str) -> None:
 
 def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(adir, neighbourhood: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
-    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2"]
+    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2", "least_side=0"]
     adir(*words)
     path = index / "shards/000001.safetensors"
     good = path.read_bytes()
@@ -107,6 +139,7 @@ def test_a_tar_that_climbs_out_of_itself_is_one_line_and_what_was_built_before_s
     with tarfile.open(tmp_path / "tars/0.tar", "w") as tar:
         tar.add(neighbourhood / "0.png", "a/0.png")
     words = ["index", "build", "corpus=tar", f"corpus.path={tmp_path / 'tars'}", f"out={tmp_path / 'index'}"]
+    words.append("least_side=0")
     assert adir(*words).status == 0
     with tarfile.open(tmp_path / "tars/1.tar", "w") as tar:
         tar.add(neighbourhood / "1.png", "1.png")
@@ -114,14 +147,14 @@ def test_a_tar_that_climbs_out_of_itself_is_one_line_and_what_was_built_before_s
     _build_once.cache_clear()  # as in a new process
     done = adir(*words)
     assert done.status == 2 and "1.tar: the member 'a/../../2.png' climbs out of the tar" in done.err
-    assert done.err.count("\n") == 1 and not (tmp_path / "2.png").exists()
+    assert done.err.count("\n") == 1 and "BufferedReader" not in done.err and not (tmp_path / "2.png").exists()
     assert ShardedIndex(tmp_path / "index").shards[0].ids() == ["0.tar/a/0"]
     assert not list((tmp_path / "index/claims").glob("*"))
 
 
 def test_what_a_killed_worker_leaves_is_cleared_away(adir, neighbourhood: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
-    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2"]
+    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2", "least_side=0"]
     adir(*words)
     (index / "shards/000001.safetensors").rename(
         index / "shards/.000001.safetensors.99-ab.part"
@@ -146,7 +179,7 @@ def test_of_two_builders_that_begin_at_once_with_other_encoders_one_is_refused(
     late = threading.Thread(target=lambda: refusals.append(adir("index", "build", *words)))
     late.start()
     time.sleep(1)
-    require_same_index(index, FolderSource(neighbourhood), EmbeddedEncoder())
+    require_same_index(index, FolderSource(neighbourhood), EmbeddedEncoder())  # takes all, as `words` do
     claims.release("plan")
     late.join()
     assert refusals[0].status == 2 and "made by encoder embedded" in refusals[0].err and not log.read_text()
@@ -159,27 +192,30 @@ def test_a_folder_of_other_things_is_left_as_it_is(adir, neighbourhood: Path, tm
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=5"]}
+
+
 @pytest.mark.slow
-def test_two_workers_of_joblib_share_the_shards(adir, slow, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_workers_share_the_shards(adir, slow, tmp_path: Path, launcher: str) -> None:
     words, log = slow
-    done = adir("index", "build", "-m", "worker=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *words)
+    several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "+encoder.workers=2"]
+    done = adir("index", "build", *several, *words)
     assert done.status == 0, done.err
+    assert "6 pictures embedded now" in done.out
     embedded = [line.split() for line in log.read_text().splitlines()]
     assert sum(int(count) for _, count in embedded) == 6
     assert len({process for process, _ in embedded}) == 2
     assert len(ShardedIndex(tmp_path / "index")) == 6
+    assert not list((tmp_path / "index/claims").glob("*"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_worker_killed_half_way_costs_one_shard(adir, slow, tmp_path: Path, launcher: str) -> None:
     words, log = slow
-    options = {
-        "joblib": ["hydra.launcher.n_jobs=2"],
-        "submitit_local": ["hydra.launcher.timeout_min=5"],
-    }[launcher]
     command = [sys.executable, "-m", "adir", "index", "build", *words]
-    several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *options]
+    several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
     running = subprocess.Popen([*command, *several], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     victim = wait_for_worker(log, running)
     os.kill(victim, signal.SIGKILL)

@@ -326,7 +326,7 @@ def test_bold_and_ties_are_seen_in_every_form() -> None:
 def test_with_fewer_than_six_pictures_nothing_is_marked_and_a_note_says_why() -> None:
     board = make_board([record(i, 20.0) for i in "abcde"] + [record(i, 25.0, "knn", 0, 20) for i in "abcde"])
     assert [r.standing for r in board.rows] == [{}, {}]
-    assert any("sr4: 5 pictures, fewer than 6" in note for note in board.notes)
+    assert any("5 pictures, fewer than 6" in n and n.endswith("marked: sr4") for n in board.notes)
 
 
 def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> None:
@@ -357,7 +357,7 @@ def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task(
         ("dps", "none"): {},
         ("dps", "knn"): {},
     }
-    assert "sr4: 2 rows are not over all 10 pictures: not marked" in board.notes
+    assert "2 rows are not over all 10 pictures, so not marked: sr4" in board.notes
 
 
 def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
@@ -394,7 +394,7 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
     # One mode with each weights: no row shares its axes, yet they have no common none.
     apart = make_board([r for r in one if "none" in r["cell"]] + [r for r in other if "knn" in r["cell"]])
     assert all(r.to_none == {} and r.axes["variant"] for r in apart.rows)
-    assert any("rows of 2 settings: backbone.weights_sha256" in note for note in apart.notes)
+    assert any("rows of 2 settings, backbone.weights_sha256" in note for note in apart.notes)
 
 
 def test_other_ground_truths_of_one_name_are_refused() -> None:
@@ -526,10 +526,48 @@ def test_a_cell_that_was_planned_and_never_began_is_a_row_of_missing(tmp_path: P
     planned = row(board, "random", 20)
     assert (planned.have, planned.expected, planned.estimates["psnr"].value) == (0, 10, None)
     assert row(board, "none").estimates["psnr"].value is not None
-    assert any("random k=20 full: 0 of 10 records" in note for note in board.notes)
+    assert any(note == "0 of 10 records, so the means stay missing: sr4 random k=20 full" for note in board.notes)
     # The other seed of both rows was planned too: then their own means are missing.
     plan(tmp_path, records)
     assert [(r.have, r.expected, r.estimates["psnr"].value) for r in load_board(tmp_path).rows] == [(10, 20, None)] * 2
+
+
+def test_a_note_names_its_row_as_the_table_does_and_says_once_what_is_true_of_several(tmp_path: Path) -> None:
+    records = with_data(two_rows())
+    for item in records:
+        item["identity"]["task"]["sigma_y"] = 10
+    put(tmp_path, records)
+    later = []
+    for sampler in ("dps", "ddrm"):
+        item = copy.deepcopy(records[0])
+        item["axes"]["sampler"] = item["identity"]["sampler"]["name"] = item["cell"] = sampler
+        later.append(item)
+    failed = copy.deepcopy([r for r in records if r["cell"] == "none-None-0" and r["image"]["id"] in "ab"])
+    for item in failed:
+        item["axes"]["sampler"] = item["identity"]["sampler"]["name"] = "adir2"
+        item |= {"cell": "adir2", "status": "failed", "scores": {}, "y": None, "error": "ValueError: no"}
+    put(tmp_path, failed)
+    plan(tmp_path, [*records, *later])
+    board = load_board(tmp_path)
+    assert "0 of 10 records, so the means stay missing: sr4 ddrm none, sr4 dps none" in board.notes
+    assert "failed: ValueError: no: sr4 adir2 none seed=0 a, sr4 adir2 none seed=0 b" in board.notes
+    # Also of a row that nothing was done of, the noise is known.
+    assert {r.axes["sampler"]: r.sigma_y for r in board.rows} == dict.fromkeys(("adir", "adir2", "dps", "ddrm"), 10.0)
+    assert to_markdown(board).count("sr4 (σ 10)") == 5
+
+
+def test_notes_on_equal_rows_of_two_data_sets_and_backbones_name_these(tmp_path: Path) -> None:
+    records = with_data(two_rows())
+    other = copy.deepcopy(records)
+    for item in other:
+        item["image"]["data"], item["axes"]["backbone"] = "other", "c"
+        item["cell"] += "-c"
+    records, other = (
+        [r for r in of if (r["cell"][:6], r["image"]["id"]) != ("none-N", "c")] for of in (records, other)
+    )
+    notes = make_board(records + other).notes
+    both = "the difference to none is over the 9 pictures that both have, so c counts in neither"
+    assert f"{both}: sr4 other c knn k=20 full, sr4 set b knn k=20 full" in notes
 
 
 def test_a_truncated_record_is_named_and_missing(tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ def cell(tiny: list[str], tmp_path: Path) -> Callable[..., Cell]:
 
 @pytest.fixture
 def index(adir: Callable, neighbourhood: Path, tmp_path: Path) -> Path:
-    assert (
-        adir("index", "build", f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=4").status == 0
-    )
+    words = [f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=4", "least_side=0"]
+    assert adir("index", "build", *words).status == 0
     return tmp_path / "index"
 
 

@@ -1,6 +1,7 @@
 """Records packed on one machine and taken in on another, and files that nobody should take in."""
 
 import copy
+import io
 import json
 import shutil
 import zipfile
@@ -10,17 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from safetensors.numpy import save
 
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_bytes, write_bytes, write_json
+from adir.files import json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
 from adir.harness import archive
 from adir.harness.archive import kind_of, open_archive
 from adir.harness.identity import hash_of
 from adir.harness.leaderboard import load_board, show_leaderboard, to_csv
 from adir.harness.ledger import Ledger, all_records
 from adir.harness.report.curves import losses_of
+from adir.harness.stages import keep_picture
 from adir.harness.submission import merge, submit
+from adir.images import from_uint8, to_uint8
+from adir.retrieval.corpus import manifest_sha256
 
 Record = dict[str, Any]
 PICTURES = tuple("abcdefgh")
@@ -117,8 +123,7 @@ def test_merging_gives_the_table_of_all_and_the_folder_of_all(tmp_path: Path) ->
     assert submit(two, pictures=True, out=tmp_path / "two.zip") == 0
     out = tmp_path / "out"
     assert merge([one, tmp_path / "two.zip", one], out) == 0
-    files = {p.relative_to(both).as_posix(): p.read_bytes() for p in both.rglob("*") if p.is_file()}
-    assert {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+    assert files_below(out) == files_below(both)
     assert to_csv(load_board(out)) == to_csv(load_board(both)) == to_csv(load_board(one, tmp_path / "two.zip"))
     assert merge([one], out) == 0  # what is there already is one of the sources
     assert to_csv(load_board(out)) == to_csv(load_board(both))
@@ -332,8 +337,12 @@ def test_what_is_neither_folder_nor_submission_is_said_in_one_line(tmp_path: Pat
         merge([tmp_path / "empty"], tmp_path / "out")
 
 
-def test_a_merged_folder_has_what_its_report_shows(results: Path, tmp_path: Path) -> None:
-    truth, near, key = (sha256_of_bytes(name.encode()) for name in ("a", "near", "adapter"))
+@pytest.fixture
+def shown(results: Path) -> Path:
+    """The results with what their report shows: a ground truth, a neighbour, a manifest and an adapter."""
+    x = torch.linspace(-1, 1, 48).reshape(3, 4, 4).mul(127.5).round().div(127.5)
+    truth = keep_picture(results, from_uint8(to_uint8(x)))
+    near, key = (sha256_of_bytes(name.encode()) for name in ("near", "adapter"))
     path = next(p for p in results.glob("cells/b/sr4/knn*/records/*.json") if read_json(p)["image"]["id"] == "a")
     record = read_json(path)
     neighbours = [
@@ -341,20 +350,87 @@ def test_a_merged_folder_has_what_its_report_shows(results: Path, tmp_path: Path
         {"id": "m", "distance": 0.6, "picture": "../../secret"},
     ]
     write_json(path, record | {"neighbours": neighbours, "adapter": {"key": key}})
-    write_json(results / "manifests" / "set-0123456789.json", {"name": "set"})
-    for name in (f"{truth}.png", f"{near}-thumbnail.png", f"{'0' * 64}.png"):
+    for path in results.glob("cells/b/sr4/*/records/a.json"):
+        record = read_json(path)
+        write_json(path, record | {"image": record["image"] | {"sha256": truth}})
+    for name in (f"{near}-thumbnail.png", f"{'0' * 64}.png"):
         write_bytes(results / "pictures" / name, name.encode())
+    listed = {"a": {"sha256": "a" * 64, "licence": "CC0"}}
+    sha256 = manifest_sha256({"a": "a" * 64})
+    write_json(results / "manifests" / f"set-{sha256[:10]}.json", {"name": "set", "sha256": sha256, "pictures": listed})
     facts = json.dumps({"losses": [3.0, 2.0]})
     write_bytes(results / "adapters" / f"{key}.safetensors", save({"w": np.zeros(2, np.float32)}, {"facts": facts}))
-    assert merge([results], tmp_path / "once") == 0 and merge([tmp_path / "once"], tmp_path / "twice") == 0
-    for out in (tmp_path / "once", tmp_path / "twice"):
-        assert read_json(out / "manifests" / "set-0123456789.json") == {"name": "set"}
-        assert {p.name: p.read_text() for p in (out / "pictures").iterdir()} == {
-            name: name
-            for name in (f"{truth}.png", f"{near}-thumbnail.png")  # not those that no record shows
-        }
-        assert losses_of(out, key) == [3.0, 2.0] and not (out / "adapters").exists()
-    assert merge([tmp_path / "once", results], tmp_path / "twice") == 0  # what is there already is left as it is
+    return results
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_merged_folder_has_what_its_report_shows(shown: Path, tmp_path: Path) -> None:
+    assert merge([shown], tmp_path / "once") == 0 and merge([tmp_path / "once"], tmp_path / "twice") == 0
+    expected = files_below(shown)
+    del expected[f"pictures/{'0' * 64}.png"]  # which no record shows
+    (adapter,) = (name for name in expected if name.startswith("adapters/"))
+    del expected[adapter]
+    losses = f"losses/{Path(adapter).stem}.json"
+    expected[losses] = json_bytes({"losses": [3.0, 2.0]})
+    assert files_below(tmp_path / "once") == files_below(tmp_path / "twice") == expected
+    assert losses_of(tmp_path / "twice", Path(losses).stem) == [3.0, 2.0]
+    assert merge([tmp_path / "once", shown], tmp_path / "twice") == 0  # what is there already is left as it is
+    # As a file too, if that has the pictures; the manifest is in it anyway.
+    for source in (shown, tmp_path / "once"):
+        packed = tmp_path / f"{source.name}.zip"
+        assert submit(source, True, packed) == 0 and merge([packed], tmp_path / f"of {source.name}") == 0
+        assert files_below(tmp_path / f"of {source.name}") == expected
+    assert submit(shown, False, tmp_path / "bare.zip") == 0 and merge([tmp_path / "bare.zip"], tmp_path / "bare") == 0
+    kinds = {kind_of(name) for name in files_below(tmp_path / "bare")}
+    assert kinds == {"record", "data"}
+
+
+LYING = {
+    "pictures/": (lambda content: (content, b"no picture"), "not a picture"),
+    "pictures": (lambda content: (content, png_of_zeros()), "another picture than its name says"),
+    "manifests": (
+        lambda content: (b'"a": {\n   "sha256": "aa', b'"a": {\n   "sha256": "bb'),
+        "not that of the pictures",
+    ),
+    "losses": (lambda content: (b"3.0", b'"3"'), "holds no losses"),
+    "losses/": (lambda content: (content, b"[]"), "not what its name says"),
+}
+
+
+def png_of_zeros() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", LYING)
+def test_what_a_submission_shows_is_what_its_name_says_or_nothing_is_taken(
+    shown: Path, tmp_path: Path, kind: str
+) -> None:
+    change, message = LYING[kind]
+
+    def spoil(members: dict[str, bytes], _: Record) -> None:
+        name = next(n for n in members if n.startswith(kind) and "thumbnail" not in n)
+        before, after = change(members[name])
+        assert before in members[name]
+        members[name] = members[name].replace(before, after)
+
+    assert submit(shown, True, tmp_path / "all.zip") == 0
+    repack(tmp_path / "all.zip", spoil)
+    with pytest.raises(InputError, match=message):
+        merge([tmp_path / "all.zip"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_manifest_is_not_sent(shown: Path, tmp_path: Path) -> None:
+    (manifest,) = shown.glob("manifests/*.json")
+    manifest.write_text("{")
+    with pytest.raises(InputError, match="remove it, and `adir run` of its grid makes it anew"):
+        submit(shown, False, tmp_path / "all.zip")
+    assert [p.name for p in tmp_path.glob("*.zip*")] == []
 
 
 def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(results: Path, tmp_path: Path) -> None:
@@ -367,3 +443,20 @@ def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(results: Path, tm
     assert not list((tmp_path / "out").rglob("secret*")) and not any(
         "secret" in name for name in zipfile.ZipFile(tmp_path / "all.zip").namelist()
     )
+
+
+def test_the_report_of_a_submission_s_folder_is_that_of_the_folder_it_was_made_of(
+    adir: Callable[..., Any], tiny: list[str], tmp_path: Path
+) -> None:
+    here, there, packed = tmp_path / "here" / "runs", tmp_path / "there" / "runs", tmp_path / "mine.zip"
+    assert adir("run", *tiny, "adaptation=knn", f"results={here}").status == 0
+    assert adir("submit", here, "--pictures", "--out", packed).status == 0
+    assert adir("leaderboard", "merge", packed, "--out", there).status == 0
+    pages = []
+    for folder in (here, there):
+        assert adir("report", folder, "--out", folder / "report.html").status == 0
+        pages.append((folder / "report.html").read_text())
+    data = [json.loads(page.split('type="application/json"')[1].partition(">")[2].partition("<")[0]) for page in pages]
+    assert all(scene["truth"] is not None for scene in data[1]["scenes"])
+    assert data[1]["losses"] and all(picture is not None for _, picture in data[1]["neighbours"])
+    assert data[0] == data[1]

@@ -63,7 +63,7 @@ def here(tmp_path: Path) -> list[str]:
 
 def test_get_fetches_once_and_list_and_verify_tell(tmp_path, capsys):
     assert weights("list", []) == 0
-    assert "small         missing  1 kB          licence unknown" in capsys.readouterr().out
+    assert "small    missing  1 kB          licence unknown  sha256 " in capsys.readouterr().out
     assert weights("get", ["small"]) == 0
     out = capsys.readouterr().out
     assert out == f"small: fetched and verified, {tmp_path / 'cache' / 'weights' / 'small.pt'}\n"
@@ -71,9 +71,18 @@ def test_get_fetches_once_and_list_and_verify_tell(tmp_path, capsys):
     assert weights("get", ["small"]) == 0
     assert "small: here" in capsys.readouterr().out
     weights("list", ["small"])
-    assert "small         here " in capsys.readouterr().out
+    assert "small  here  1 kB  licence unknown  sha256 " in capsys.readouterr().out
     assert weights("verify", ["small"]) == 0
     assert "small: right" in capsys.readouterr().out
+
+
+def test_the_columns_of_the_list_stand_below_each_other_whatever_they_hold(tmp_path, capsys):
+    text = (tmp_path / "conf" / "weights" / "small.yaml").read_text()
+    text = text.replace("licence: null", "licence: a licence of quite some length, even a sentence")
+    (tmp_path / "conf" / "weights" / "small_of_a_longer_name.yaml").write_text(text)
+    assert weights("list", []) == 0
+    *lines, _ = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and len({line.index("  sha256 ") for line in lines}) == 1
 
 
 def test_a_damaged_file_is_found_set_aside_and_fetched_again(tmp_path, capsys):

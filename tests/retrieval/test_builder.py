@@ -61,12 +61,13 @@ def pictures(tmp_path):
     return folder
 
 
-def build(folder, pictures, encoder=None, shard_size=5, shards=None):
+def build(folder, pictures, encoder=None, shard_size=5, shards=None, least_side=0):
     """Everything that is missing, or the first so many shards of it; how many pictures were embedded."""
     encoder, source = Colours() if encoder is None else encoder, FolderSource(pictures)
-    require_same_index(folder, source, encoder)
+    require_same_index(folder, source, encoder, least_side)
     extend_plan(folder, source, shard_size)
-    done = [build_shard(folder, number, source, encoder, 4) for number in missing_shards(folder)[:shards]]
+    todo = missing_shards(folder)[:shards]
+    done = [build_shard(folder, number, source, encoder, 4, least_side=least_side) for number in todo]
     if not missing_shards(folder):
         finish(folder)
     return sum(one.pictures for one in done)
@@ -203,6 +204,64 @@ def test_every_kind_of_picture_is_embedded_or_rejected_with_its_reason(pictures,
     shard, row = indexed.index.find("turned.jpg")
     assert shard.columns["size"][row].tolist() == [40, 32]
     assert shard.columns["n_bytes"][row] == (pictures / "turned.jpg").stat().st_size
+
+
+def test_pictures_with_too_short_a_side_are_rejects_and_an_index_keeps_to_its_limit(pictures, tmp_path):
+    smooth(40, 31, 200).save(pictures / "low.png")
+    smooth(41, 1, 1).save(pictures / "dot.png")
+    assert build(tmp_path / "index", pictures, least_side=32) == 22  # of exactly 32 pixels, or 32 of 40
+    rejects = read_json(tmp_path / "index/rejects.json")
+    assert rejects.keys() == {"low.png", "dot.png", "deep/7.png"}
+    assert rejects["low.png"] == "low.png: 200x31, its shorter side is below least_side=32"
+    assert (
+        IndexedCorpus(tmp_path / "index").sha256 == FolderCorpus(pictures, 32).sha256 != FolderCorpus(pictures).sha256
+    )
+    assert FolderCorpus(pictures, 32).rejects.keys() == rejects.keys()
+    with pytest.raises(InputError, match=r"with least_side=32, asked is 0; choose another folder"):
+        build(tmp_path / "index", pictures)
+    older = read_json(tmp_path / "index/index.json")
+    del older["least_side"]  # made before there was a limit
+    write_json(tmp_path / "index/index.json", older)
+    with pytest.raises(InputError, match=r"with least_side=0, asked is 32"):
+        build(tmp_path / "index", pictures, least_side=32)
+
+
+def test_files_without_an_own_list_of_kinds_are_taken_or_rejected_but_not_passed_over(pictures, tmp_path):
+    before = FolderCorpus(pictures)
+    for name in ("still.gif", "camera.JFIF"):
+        smooth(50).save(pictures / name, format="gif" if name.endswith("gif") else "jpeg")
+    smooth(51).save(pictures / "moving.gif", save_all=True, append_images=[smooth(52)])
+    for name in ("phone.heic", "new.AVIF", "scan.jp2"):
+        (pictures / name).write_bytes(pictures_bytes(53))  # by its name alone
+    assert build(tmp_path / "index", pictures) == 24
+    rejects = read_json(tmp_path / "index/rejects.json")
+    assert rejects.keys() == {"moving.gif", "phone.heic", "new.AVIF", "scan.jp2", "deep/7.png"}
+    assert "animated" in rejects["moving.gif"] and "new.AVIF: a kind of file that is not taken" in rejects["new.AVIF"]
+    indexed = IndexedCorpus(tmp_path / "index")
+    assert set(indexed.ids) == {*before.ids, "still.gif", "camera.JFIF"}
+    assert torch.equal(
+        indexed.image("still.gif"), from_uint8(np.array(Image.open(pictures / "still.gif").convert("RGB")))
+    )
+    assert FolderCorpus(pictures).sha256 == before.sha256  # whose identity is that of existing cells
+
+
+def test_of_pictures_with_one_id_in_a_shard_the_first_is_used_and_the_build_goes_on(pictures, tmp_path):
+    class Twice(FolderSource):
+        def items(self, keys):
+            for item in super().items(keys):
+                yield item
+                if item.id == "0.png":
+                    yield from (Item(item.id, (self.folder / name).read_bytes, {}) for name in ("2.png", "4.png"))
+
+    folder, source = tmp_path / "index", Twice(pictures)
+    require_same_index(folder, source, Colours())
+    extend_plan(folder, source, 50)
+    assert build_shard(folder, 0, source, Colours(), 4).pictures == 22
+    finish(folder)
+    rejects = read_json(folder / "rejects.json")
+    assert rejects.keys() == {"deep/7.png", "0.png (2)", "0.png (3)"} and "same id" in rejects["0.png (3)"]
+    corpus = IndexedCorpus(folder)
+    assert corpus.sha256 == FolderCorpus(pictures).sha256 and corpus.image("0.png").shape == (3, 32, 32)
 
 
 def test_a_name_that_is_not_utf_8_is_a_reject(pictures, tmp_path, capsys):

@@ -13,6 +13,7 @@ from PIL import Image
 from adir.errors import InputError
 from adir.images import to_uint8
 from adir.retrieval.corpus import EmbeddedCorpus, FolderCorpus, ParquetCorpus
+from adir.retrieval.selection import Selection
 
 
 def pixels(seed, height=9, width=12):
@@ -96,6 +97,17 @@ def test_a_parquet_file_gives_the_rows_of_one_value(tmp_path):
     assert corpus.categories == {"f": "x", "d": "x", "c": "z"}
     assert np.array_equal(to_uint8(corpus.image("d")), pixels(2))
     assert ParquetCorpus(path, "split", "test").ids == ["e"]
+    with pytest.raises(InputError, match="12x9, its shorter side is below least_side=10"):
+        ParquetCorpus(path, "split", "test", least_side=10)
+
+
+def test_the_origins_that_a_parquet_file_tells_are_kept_also_through_a_selection(tmp_path):
+    told = {"license": ["CC0", "", None, "CC BY 4.0", "x", "x"], "author": ["Ümit", "b", None, None, "x", "x"]}
+    corpus = ParquetCorpus(write_parquet(tmp_path / "set.parquet", source_file=list("fedcba"), **told))
+    found = {"c": {"licence": "CC BY 4.0"}, "d": {}, "f": {"licence": "CC0", "author": "Ümit"}}
+    for one in (corpus, Selection(corpus)):
+        assert {image_id: one.attribution(image_id) for image_id in one.ids} == found
+    assert corpus.sha256 == ParquetCorpus(write_parquet(tmp_path / "o.parquet", source_file=list("fedcba"))).sha256
 
 
 @pytest.mark.parametrize("columns", [{}, {"source_file": ["same"] * 6}], ids=["no names", "repeated names"])

@@ -1,6 +1,7 @@
 """A shard comes back as it was written, and says so when it does not."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -35,6 +36,22 @@ def test_a_shard_holds_what_was_written_in_the_order_of_ids(path):
     assert shard.columns["bits"][:, 0].tolist() == [2, 3, 1] and shard.columns["colours"][:, 0].tolist() == [-2, -3, -1]
     assert shard.rejects == {"bad": "no picture"} and shard.facts == {"encoder": {"name": "e"}}
     assert shard.damage() is None
+
+
+def test_licences_are_counted_as_the_attributions_name_them(tmp_path):
+    tricky = 'of "licence": "fake", \\ and é'
+    origins = [
+        {"licence": tricky},
+        {"author": f'"licence": "{tricky}"'},
+        {},
+        {"licence": "CC0", "source": "x"},
+        {"licence": "CC0"},
+    ]
+    pictures = [picture(str(number), number, **origin) for number, origin in enumerate(origins)]
+    write_shard(tmp_path / "0", pictures, torch.eye(5), {}, {})
+    shard = Shard.open(tmp_path / "0")
+    assert shard.licences() == {tricky: 1, "CC0": 2, "unknown": 2}
+    assert shard.licences() == Counter(shard.attribution(row).get("licence", "unknown") for row in range(5))
 
 
 def test_other_tools_can_open_it(path):

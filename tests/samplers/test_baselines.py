@@ -23,6 +23,7 @@ from adir.samplers.deepinv_samplers import DDRM, DPS, BackboneDenoiser, DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
 from adir.samplers.svd import back_projection, full_svd
+from adir.tasks.editing import EditTask
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianBlur, Operator, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -356,6 +357,15 @@ def test_latents_and_needless_modes_are_not_applicable(sampler):
     reason = sampler.not_applicable(pixel, SR, "knn")
     assert (reason is not None and "uses no network" in reason) if sampler in DIRECT else reason is None
     assert sampler.not_applicable(pixel, SR, "none") is None
+
+
+@pytest.mark.parametrize("sampler", [*LEARNED, *DIRECT, ADIR(n_steps=3)], ids=by_name)
+def test_an_edit_is_not_applicable_to_samplers_that_see_no_prompt(sampler):
+    pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
+    assert sampler.not_applicable(pixel, EditTask(), "none") == (
+        f"task edit repaints as a prompt says, which neither backbone embedded nor sampler {sampler.name} can: use "
+        "backbone=sd_inpaint sampler=sd_inpaint"
+    )
 
 
 def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_that_need_one():

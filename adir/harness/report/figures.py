@@ -24,6 +24,7 @@ WIDTH = 6.9  # inches: of a page of text in two columns
 SMALLEST = 0.85  # inches of a picture, where a column for each sampler makes a figure wider than the page
 PICTURES_PER_FIGURE = 6
 MOST_PICTURES = 24  # a task; a paper's appendix shows no more
+BESIDE = 0.02  # of the sweep's width, between rows of one K, whose error bars would hide each other
 STYLE = {
     "pdf.fonttype": 42,  # TrueType: the outlines of type 3 are refused by many publishers
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
@@ -227,15 +228,17 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
     swept = [found for found in families.values() if len({rows[n].axes["k"] for n in found}) > 1]
     if not swept or not metrics:
         return None
+    ks = sorted({rows[n].axes["k"] for family in swept for n in family})
     figure = new_figure(WIDTH, 2.4)
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for metric, panel in zip(metrics, panels, strict=True):
-        for family in swept:
+        for place, family in enumerate(swept):
+            beside = (ks[-1] / ks[0]) ** (BESIDE * (place - (len(swept) - 1) / 2))
             family = sorted(family, key=lambda n: rows[n].axes["k"])
             estimates = [rows[n].estimates[metric] for n in family]
             first = rows[family[0]].axes
             panel.errorbar(
-                [rows[n].axes["k"] for n in family],
+                [rows[n].axes["k"] * beside for n in family],
                 [estimate.value for estimate in estimates],
                 yerr=[estimate.standard_error or 0 for estimate in estimates],
                 label=label({**first, "k": None, "variant": ""}),
@@ -246,12 +249,11 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
             )
             for n in family:
                 mean = rows[n].estimates[metric].value
-                panel.plot([rows[n].axes["k"]], [mean], markersize=4, linestyle="none", **look(gathered, n))
+                panel.plot([rows[n].axes["k"] * beside], [mean], markersize=4, linestyle="none", **look(gathered, n))
         none = next((n for n in numbers if rows[n].axes["adaptation"] == "none"), None)
         level = rows[none].estimates[metric].value if none is not None else None
         if level is not None:
             panel.axhline(level, color=LIGHT[MODES["none"]], linestyle="--", linewidth=0.9, label="none")
-        ks = sorted({rows[n].axes["k"] for family in swept for n in family})
         panel.set_xscale("log")
         panel.set_xticks(ks, [str(k) for k in ks])
         panel.minorticks_off()

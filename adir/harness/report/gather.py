@@ -11,7 +11,7 @@ from adir.harness.board import Board, Row, label, make_board
 from adir.harness.formats import extra_axes
 from adir.harness.report.looks import Look, looks
 from adir.harness.sameness import Record, without_seed
-from adir.harness.sources import read_sources
+from adir.harness.sources import read_sources, uncollected
 
 AXES = ("backbone", "sampler", "task", "adaptation", "adapter", "k")
 FIDELITY = ("psnr", "lpips", "ssim")
@@ -69,11 +69,12 @@ def gather(folder: Path) -> Gathered:
     """The records of a results folder, read once, by the rows of their board. Raises InputError where there are none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such results folder")
-    found = read_sources([folder])
-    if not found.records:
-        raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
-    records, planned, notes = found.counted()
-    board = make_board(records, planned)
+    with uncollected():
+        found = read_sources([folder])
+        if not found.records:
+            raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
+        records, planned, notes = found.counted()
+        board = make_board(records, planned)
     board.notes = notes + board.notes
     row_number = row_finder(board)
     scenes: dict[tuple[str, str, str], Scene] = {}

@@ -226,9 +226,9 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
     for number in sorted(keys):
         names = list(keys[number])
         names = names[:: -(-len(names) // each)]
-        if any((gathered.folder / "adapters" / f"{name}.safetensors").is_file() for name in names):
-            there.append(number)
         curve = mean_curve([losses for name in names if (losses := losses_of(gathered.folder, name)) is not None])
+        if curve is not None or any((gathered.folder / "adapters" / f"{n}.safetensors").is_file() for n in names):
+            there.append(number)
         if curve is not None:
             curves.append({"row": number} | curve)
     return curves, there

@@ -316,6 +316,9 @@ def test_on_a_phone_scores_stand_beside_the_names_and_a_shadow_says_that_there_a
     assert names["x"] >= 0 and names["x"] + names["width"] <= first.bounding_box()["x"]
     assert first.bounding_box()["x"] + first.bounding_box()["width"] <= 390 and first.text_content()[:1] == "2"
     assert not row.locator("td.lead.text").first.is_visible()  # the sampler is in the name
+    heading = table.locator("thead th.name button")
+    assert not heading.locator("span").is_visible()  # mode
+    assert heading.evaluate("(e) => getComputedStyle(e, '::before').content") == '"row"'
 
     def right_edge() -> np.ndarray:
         group = table.locator("tr.group").first.bounding_box()  # a line without scores, whose middle is blank

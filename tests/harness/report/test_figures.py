@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from adir.harness.report.figures import (
+    BESIDE,
     STYLE,
     WIDTH,
     all_figures,
@@ -83,6 +84,21 @@ def test_the_sweep_has_the_means_of_the_board(gathered: Gathered) -> None:
     line = panel.lines[0]
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [1, 4])
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [rows[1], rows[4]])
+
+
+def test_error_bars_at_one_k_stand_beside_each_other(several_samplers: Path) -> None:
+    figure = dict(all_figures(gather(several_samplers)))["k-sweep tiny sr4"]
+    figure.draw_without_rendering()
+    panel = figure.axes[0]
+    bars = np.array([[segment[0, 0] for segment in bar.get_segments()] for bar in panel.collections])
+    assert bars.shape == (2, 2)  # full and lora, at K = 1 and 4
+    np.testing.assert_allclose(np.log(bars[1] / bars[0]) / np.log(4 / 1), [BESIDE, BESIDE])
+    np.testing.assert_allclose(np.log(bars).mean(0), np.log([1, 4]), atol=1e-12)  # around K, on an axis of logarithms
+    points = 72 / figure.dpi * np.diff(panel.transData.transform(np.stack([bars[:, 0], [20, 20]], axis=1))[:, 0])
+    assert 3 < points < 6
+    ends = np.concatenate([segment for bar in panel.collections for segment in bar.get_segments()])
+    (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
+    assert ((left, low) < ends).all() and (ends < (right, high)).all()
 
 
 def test_files_have_their_fonts_inside_and_are_the_same_each_time(

@@ -167,7 +167,7 @@ def test_missing_and_failed_records_are_said(reader: Reader) -> None:
     row = next(n for n, r in enumerate(data["rows"]) if (r["axes"]["task"], r["axes"]["k"]) == ("deblur", 4))
     assert set(scene["cells"][str(row)]) == {"0"}  # seed 1 has no record
     assert data["rows"][row]["means"]["psnr"] == [None, None]
-    assert "4 of 6 records, so its means stay missing" in reader.text
+    assert "4 of 6 records, so the means stay missing: deblur" in reader.text
     assert "Failed: 1" in reader.text
 
 
