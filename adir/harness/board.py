@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from adir.harness.comparisons import best_of, with_holm
-from adir.harness.sameness import Record, base_of, require_same, what_differs, without_seed
+from adir.harness.sameness import (
+    Record,
+    base_of,
+    base_part,
+    require_same,
+    settings_apart,
+    what_differs,
+    without_seed,
+)
 from adir.harness.statistics import (
     FEWEST_TO_TELL_APART,
     Estimate,
@@ -32,8 +40,9 @@ class Row:
     """One line of the table."""
 
     axes: dict[str, Any]
-    """backbone, sampler, task, adaptation, adapter, k, variant, data. variant: eight digits of its setting where a reader
-    could not tell it from another row otherwise, else empty."""
+    """backbone, sampler, task, adaptation, adapter, k, variant, setting, data. variant: eight digits of its setting where a
+    reader could not tell it from another row otherwise, else empty.  setting: what that is, `rank=4 alpha=2`, where few
+    numbers or words tell it; else the digits stand for it."""
     estimates: dict[str, Estimate]
     to_none: dict[str, PairedDifference | None]
     """Paired difference to the `none` row of equal base; None where they share no picture, no key without such a row."""
@@ -135,12 +144,15 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tupl
     bases = {key: base_of(records[0]) for key, records in group.rows.items()}
     nones: dict[str, Row] = {}
     noise = noise_of(record for records in group.rows.values() for record in records)
+    settings = settings_of(group, bases)
     rows: list[Row] = []
     notes: list[Note] = []
-    for key, records in group.rows.items():
+    for key in sorted(group.rows, key=lambda key: (row_order((*key[:3], "")), setting_order(settings.get(key, {})))):
+        records = group.rows[key]
         adaptation, adapter, k, setting = key
         alike = sum(other[:3] == key[:3] for other in group.rows) > 1 or len(set(bases.values())) > 1
         mode = {"adaptation": adaptation, "adapter": adapter, "k": k, "variant": setting if alike else ""}
+        mode["setting"] = " ".join(f"{name}={setting_text(value)}" for name, value in settings.get(key, {}).items())
         axes = (
             {name: group.axes[name] for name in ("backbone", "sampler", "task")}
             | mode
@@ -174,8 +186,35 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tupl
         if row.have < row.expected:
             notes.append((f"{row.have} of {row.expected} records, so the means stay missing", name))
         notes += [(what, name) for what in dropped_notes(row)]
-    notes += setting_notes(group, bases, shown)
+    notes += setting_notes(group, bases, shown, settings)
     return rows, notes
+
+
+def settings_of(group: Group, bases: dict[tuple[Any, ...], str]) -> dict[tuple[Any, ...], dict[str, float | str]]:
+    """{row: {rank: 4}} of rows that a reader could not tell apart otherwise; without those that few words cannot tell.
+
+    Rows of one name are told apart among themselves; one that is alone in its name, but has not every other's `none`,
+    by what all rows have in common with theirs.
+    """
+    found: dict[tuple[Any, ...], dict[str, float | str]] = {}
+    bare = {key[3]: base_part(records[0]["identity"]) for key, records in group.rows.items()}
+    of_bases = settings_apart(bare) if len(set(bases.values())) > 1 else {}
+    for key in group.rows:
+        alike = {other[3]: group.rows[other][0]["identity"] for other in group.rows if other[:3] == key[:3]}
+        apart = settings_apart(alike) if len(alike) > 1 else of_bases
+        if key[3] in apart:
+            found[key] = apart[key[3]]
+    return found
+
+
+def setting_order(setting: dict[str, float | str]) -> list[tuple[bool, float, str]]:
+    """By numbers as such, then by words."""
+    return [(isinstance(v, str), 0.0 if isinstance(v, str) else v, str(v)) for v in setting.values()]
+
+
+def setting_text(value: float | str) -> str:
+    """`2`, `0.0001`, `3e-05`."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def gathered(notes: Iterable[Note]) -> list[str]:
@@ -233,12 +272,21 @@ def dropped_notes(row: Row) -> list[str]:
     return notes
 
 
-def setting_notes(group: Group, bases: dict[tuple[Any, ...], str], shown: Sequence[str]) -> list[Note]:
-    """What tells apart rows of one name, and rows that have no common `none`: they are never averaged together."""
+def setting_notes(
+    group: Group,
+    bases: dict[tuple[Any, ...], str],
+    shown: Sequence[str],
+    settings: dict[tuple[Any, ...], dict[str, float | str]],
+) -> list[Note]:
+    """What tells apart rows of one name, and rows that have no common `none`, where their `settings` do not say so in the
+    table: they are never averaged together."""
     notes: list[Note] = []
+    if settings.keys() == group.rows.keys():
+        return notes
     by_name: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for key, records in group.rows.items():
-        by_name.setdefault(key[:3], {})[key[3]] = records[0]["identity"]
+        if key not in settings:
+            by_name.setdefault(key[:3], {})[key[3]] = records[0]["identity"]
     for (adaptation, adapter, k), identities in by_name.items():
         if len(identities) > 1:
             axes = group.axes | {"adaptation": adaptation, "adapter": adapter, "k": k, "variant": ""}
@@ -312,11 +360,11 @@ def named(axes: dict[str, Any], shown: Sequence[str]) -> str:
 
 
 def label(axes: dict[str, Any]) -> str:
-    """`knn k=20 full`, for notes."""
+    """`knn k=20 full`, for notes; `knn k=20 lora rank=4` where a setting tells it from others."""
     parts = [
         axes["adaptation"],
         f"k={axes['k']}" if axes["k"] is not None else "",
         axes["adapter"] or "",
-        axes["variant"] or "",
+        axes.get("setting") or axes["variant"] or "",
     ]
     return " ".join(part for part in parts if part)

@@ -69,7 +69,8 @@ def headings(board: Board) -> list[str]:
 def lead(board: Board, row: Row) -> list[str]:
     """The columns of a row before its metrics."""
     axes = row.axes
-    mode = axes["adaptation"] + (f" #{axes['variant']}" if axes["variant"] else "")
+    setting = axes["setting"] or (f"#{axes['variant']}" if axes["variant"] else "")
+    mode = f"{axes['adaptation']} {setting}".strip()
     n = max((e.n for e in row.estimates.values()), default=0)
     count = str(n) if row.have == row.expected else f"{row.have}/{row.expected}"
     task = axes["task"] + (f" (σ {row.sigma_y:g})" if row.sigma_y is not None else "")
@@ -130,7 +131,7 @@ def markdown_safe(text: str) -> str:
 def to_csv(board: Board) -> str:
     """Full precision, one line per row, empty where missing."""
     buffer = io.StringIO()
-    fields = [*("backbone", "sampler", "task", "adaptation", "adapter", "k", "variant", "data")]
+    fields = [*("backbone", "sampler", "task", "adaptation", "adapter", "k", "variant", "setting", "data")]
     fields += ["sigma_y", "records", "expected"]
     for name in board.metrics:
         fields += [name, f"{name}_se", f"{name}_n", f"{name}_version", f"{name}_standing"]

@@ -132,10 +132,43 @@ def without_seed(record: Record) -> str:
     return hash_of({key: value for key, value in record["identity"].items() if key != "seed"})[:8]
 
 
+def base_part(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity less seed and adaptation: what a row has in common with the `none` that it is compared with."""
+    return {key: value for key, value in identity.items() if key not in ("seed", "adaptation", "retrieval")}
+
+
 def base_of(record: Record) -> str:
     """A hash, equal for records that differ in seed and adaptation alone: a row is compared with the `none` of its base."""
-    kept = {key: value for key, value in record["identity"].items() if key not in ("seed", "adaptation", "retrieval")}
-    return hash_of(kept)
+    return hash_of(base_part(record["identity"]))
+
+
+def differing_entries(identities: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """({name: {dotted key: leaf}} of identities, the keys in which they differ); the seed is left out."""
+    flat = {name: flatten({k: v for k, v in identity.items() if k != "seed"}) for name, identity in identities.items()}
+    keys = sorted({key for entries in flat.values() for key in entries})
+    return flat, [key for key in keys if len({repr(entries.get(key)) for entries in flat.values()}) > 1]
+
+
+def settings_apart(identities: dict[str, dict[str, Any]], most: int = 3) -> dict[str, dict[str, float | str]]:
+    """{name: {rank: 4, alpha: 2.0}}: by which settings identities ({name: identity}) can be told apart, for a table's rows.
+
+    {} where they differ in more than `most`, in what is no number or word, or in what only some of them have.
+    """
+    flat, differing = differing_entries(identities)
+    last = [key.rpartition(".")[2] for key in differing]
+    apart = {
+        name: {
+            short_key if last.count(short_key) == 1 else key: entries.get(key)
+            for key, short_key in zip(differing, last, strict=True)
+        }
+        for name, entries in flat.items()
+    }
+    plain = all(
+        isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 24)
+        for entries in apart.values()
+        for value in entries.values()
+    )
+    return apart if plain and len(differing) <= most else {}  # type: ignore[return-value]
 
 
 def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
@@ -143,9 +176,7 @@ def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
 
     The seed is left out. At most `most` entries are spelled out; hashes are cut to ten digits.
     """
-    flat = {name: flatten({k: v for k, v in identity.items() if k != "seed"}) for name, identity in identities.items()}
-    keys = sorted({key for entries in flat.values() for key in entries})
-    differing = [key for key in keys if len({repr(entries.get(key)) for entries in flat.values()}) > 1]
+    flat, differing = differing_entries(identities)
     told = []
     for key in differing[:most]:
         values = [f"{short(entries[key]) if key in entries else 'none'} (#{name})" for name, entries in flat.items()]

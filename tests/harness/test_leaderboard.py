@@ -215,6 +215,23 @@ def test_cells_whose_axes_read_the_same_but_whose_settings_differ_are_separate_r
     assert means[1] - means[0] == pytest.approx(5)
 
 
+def test_rows_say_by_which_settings_they_differ_in_the_order_of_the_numbers() -> None:
+    alone = [record(i, v[0], setting=30) for i, v in PSNR.items()]  # its name is its own, its none is not everyone's
+    swept = [record(i, v[0], "knn", 0, 20, setting) for setting in (100, 30, 9) for i, v in PSNR.items()]
+    board = make_board(swept + alone)
+    settings = [f"guidance_scale={scale}" for scale in (30, 9, 30, 100)]
+    assert [r.axes["setting"] for r in board.rows] == settings
+    assert [line.split("|")[2].strip() for line in to_markdown(board).splitlines() if line.startswith("| sr4")] == [
+        f"{mode} {setting}" for mode, setting in zip(("none", "knn", "knn", "knn"), settings, strict=True)
+    ]
+    assert [line["setting"] for line in csv_lines(board)] == settings
+    assert not any("settings" in note for note in board.notes)
+    for item in swept:  # more than a reader can take in
+        item["identity"] |= {f"part{n}": item["cell"] + str(n) for n in range(4)}
+    assert [r.axes["setting"] for r in make_board(swept).rows] == [""] * 3
+    assert "knn #" in to_markdown(make_board(swept))
+
+
 def test_a_metric_that_could_not_be_computed_is_empty_and_its_reason_is_told() -> None:
     records = two_rows()
     for item in records:
