@@ -366,8 +366,7 @@ def test_linked_pictures_show_and_a_lost_one_is_said(
     (folder / "cells/tiny/sr4/knn-4-s0/pictures/plain.png").unlink()
     one = Opened(browser, folder / "report.html")
     one.choose("<script>alert(1)</script>")
-    # The class is set when the picture has loaded. (wait_for_function would need eval, which the page forbids.)
-    one.page.locator("#right-picture.coarse").wait_for()
+    one.loaded()
     assert one.page.evaluate("document.getElementById('right-picture').naturalWidth") == 32
     assert one.page.evaluate("document.getElementById('right-picture').src").startswith("file:")
     one.choose("plain")
