@@ -107,9 +107,7 @@ def table(cells: list[Cell]) -> str:
     n = len(cells[0].records)
     commits = sorted({str(record["commit"])[:10] for cell in cells for record in cell.records})
     pictures = {len(cell.timed) for cell in cells}
-    seconds = (
-        "median per picture" if pictures == {n} else f"of {max(pictures)} picture(s), on an otherwise idle machine"
-    )
+    seconds = "median per picture" if pictures == {n} else f"of {max(pictures)} picture(s), timed apart from the study"
     lines = [
         "# ADIR's sampler beside the baselines, embedded prior",
         "",

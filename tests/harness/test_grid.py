@@ -1,11 +1,15 @@
 """Grids: what is shared is made once, what does not go together is left out, plans tell before anything is done."""
 
+import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from adir.files import read_json, sha256_of_file
+from adir.harness import claims, grid
 from adir.harness.grid import check_grid, write_plan
 
 RECORDS = "cells/**/records/*.json"
@@ -67,6 +71,30 @@ def test_combinations_that_do_not_go_together_are_left_out_and_named(adir, tiny:
         "none-bicubic",
         "knn-k2-full-adir",
     }
+
+
+def test_claims_of_workers_that_were_killed_by_an_interruption_do_not_stay(
+    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Path] = []
+
+    def launch(job, *arguments):
+        if job.func is grid.check_job:
+            return check(job, *arguments)
+        dead = json.dumps({"machine": claims.machine(), "pid": os.getpid(), "start": "of another process"})
+        for folder in (tmp_path / "adapters", tmp_path / left_cell / "claims"):
+            folder.mkdir(parents=True)
+            left.append(folder / "a.0.claim")
+            left[-1].write_text(dead)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("a worker process was terminated")
+
+    words = [*tiny, "adaptation=none", f"results={tmp_path}"]
+    left_cell = next(iter(grid.check_grid(words, False).cells.values())).identity.folder
+    check = grid.launch
+    monkeypatch.setattr(grid, "launch", launch)
+    assert adir("run", *words).status == 130
+    assert len(left) == 2 and not any(path.exists() for path in left)
 
 
 def test_a_cell_that_is_not_applicable_is_an_error_by_itself(adir, tiny: list[str], tmp_path: Path) -> None:
