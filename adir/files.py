@@ -80,3 +80,21 @@ def set_aside(path: Path) -> str:
 def warn_in_one_line(message: str) -> None:
     """A Python warning without the line of source that `warnings.warn` prints below it."""
     warnings.warn_explicit(message, UserWarning, "<adir>", 1)
+
+
+def hash_of(configuration: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, 10.0 as 10).
+
+    Raises ValueError for NaN, which equals nothing.
+    """
+    canonical = json.dumps(plain_numbers(configuration), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256_of_bytes(canonical.encode())
+
+
+def plain_numbers(value: Any) -> Any:
+    """The value with whole floats as integers: sigma_y=10 and sigma_y=10.0 are one cell."""
+    if isinstance(value, dict):
+        return {key: plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

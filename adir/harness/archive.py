@@ -17,8 +17,7 @@ from typing import IO, Any, NoReturn
 from urllib.parse import quote
 
 from adir.errors import InputError
-from adir.files import sha256_of_bytes
-from adir.harness.identity import hash_of
+from adir.files import hash_of, sha256_of_bytes
 from adir.harness.ledger import REQUIRED, SCHEMA
 from adir.harness.planned import plan_cells
 from adir.harness.record_check import fault_of

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adir.adaptation.adapters import Lora, adapted
+from adir.files import hash_of
 from adir.harness.calibration import (
     Call,
     Line,
@@ -30,7 +31,7 @@ from adir.harness.calibration import (
     timed,
 )
 from adir.harness.cell import Cell
-from adir.harness.identity import WITH_NEIGHBOURS, hash_of
+from adir.harness.identity import WITH_NEIGHBOURS
 from adir.harness.neighbours import copies_of, is_embedded
 from adir.harness.provenance import process_peak_memory_mb
 from adir.harness.run import picture_shapes

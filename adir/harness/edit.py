@@ -13,10 +13,9 @@ from torch import Tensor
 from adir.adaptation.adapters import adapted
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
 from adir.errors import InputError
-from adir.files import read_json, write_json
+from adir.files import hash_of, read_json, write_json
 from adir.harness.cell import Cell, build, resolve_cell
 from adir.harness.grid import options_of, say
-from adir.harness.identity import hash_of
 from adir.harness.launch import compose
 from adir.harness.neighbours import find_neighbours
 from adir.harness.out_of_memory import out_of_memory_explained

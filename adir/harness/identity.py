@@ -4,12 +4,11 @@ Paths, devices, thread counts, batch sizes, tracking and the choice of metrics c
 is the list of test pictures, as a record belongs to one picture. K is part of it only where the mode has neighbours.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adir.files import sha256_of_bytes
+from adir.files import hash_of
 
 WITH_NEIGHBOURS = ("knn", "random", "pixel")
 MODES = ("none", "self", *WITH_NEIGHBOURS)
@@ -41,24 +40,6 @@ class CellIdentity:
         ]
         label += [f"s{axes['seed']}", self.sha256[:10]]
         return Path("cells") / axes["backbone"] / axes["task"] / "-".join(part for part in label if part is not None)
-
-
-def hash_of(configuration: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, 10.0 as 10).
-
-    Raises ValueError for NaN, which equals nothing.
-    """
-    canonical = json.dumps(plain_numbers(configuration), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return sha256_of_bytes(canonical.encode())
-
-
-def plain_numbers(value: Any) -> Any:
-    """The value with whole floats as integers: sigma_y=10 and sigma_y=10.0 are one cell."""
-    if isinstance(value, dict):
-        return {key: plain_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_numbers(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def cell_identity(

@@ -15,9 +15,9 @@ from torch import Tensor
 from adir.adaptation.adapters import adapted
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError
+from adir.files import hash_of
 from adir.harness.cell import Cell, first_line
 from adir.harness.claims import Claims
-from adir.harness.identity import hash_of
 from adir.harness.interruption import HandlersStay
 from adir.harness.neighbours import Neighbour, find_neighbours
 from adir.harness.provenance import Clock, commit, process_peak_memory_mb, versions

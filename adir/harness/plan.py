@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from adir.errors import InputError
-from adir.files import read_json
+from adir.files import hash_of, read_json
 from adir.harness.cell import Cell, build, label_of
 from adir.harness.cost import Cost, estimate
 from adir.harness.grid import Grid, check_grid, empty_scores
-from adir.harness.identity import WITH_NEIGHBOURS, hash_of
+from adir.harness.identity import WITH_NEIGHBOURS
 from adir.harness.out_of_memory import out_of_memory_explained
 from adir.harness.picture import adapter_made_of, neighbours_key
 from adir.harness.refused import Refused

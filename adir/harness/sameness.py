@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from adir.errors import InputError
-from adir.harness.identity import hash_of
+from adir.files import hash_of
 
 Record = dict[str, Any]
 Name = tuple[str | None, str]

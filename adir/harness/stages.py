@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from adir.errors import InputError
 from adir.files import (
+    hash_of,
     read_json,
     safetensors_metadata,
     set_aside,
@@ -24,7 +25,6 @@ from adir.files import (
     write_bytes,
     write_json,
 )
-from adir.harness.identity import hash_of
 from adir.images import generator, write_png
 from adir.tasks.restoration import RestorationTask
 

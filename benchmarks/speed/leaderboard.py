@@ -20,8 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from adir.files import write_bytes
-from adir.harness.identity import hash_of
+from adir.files import hash_of, write_bytes
 from adir.harness.provenance import commit
 
 PICTURES, SEEDS, TASKS = 50, 2, 4

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from adir.files import hash_of
 from adir.harness.cell import resolve_cell
-from adir.harness.identity import MODES, WITH_NEIGHBOURS, cell_identity, hash_of
+from adir.harness.identity import MODES, WITH_NEIGHBOURS, cell_identity
 from adir.harness.launch import compose
 from adir.retrieval import crops
 

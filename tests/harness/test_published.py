@@ -11,8 +11,7 @@ from rich.console import Console
 
 import adir.harness.published as module
 from adir.errors import InputError
-from adir.files import write_bytes
-from adir.harness.identity import hash_of
+from adir.files import hash_of, write_bytes
 from adir.harness.leaderboard import Board, make_board
 from adir.harness.ledger import Ledger
 from adir.harness.published import (

@@ -16,10 +16,9 @@ from PIL import Image
 from safetensors.numpy import save
 
 from adir.errors import InputError
-from adir.files import json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
+from adir.files import hash_of, json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
 from adir.harness import archive
 from adir.harness.archive import kind_of, open_archive
-from adir.harness.identity import hash_of
 from adir.harness.leaderboard import load_board, show_leaderboard, to_csv
 from adir.harness.ledger import Ledger, all_records
 from adir.harness.report.curves import losses_of
