@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     `adir` prints it as one line and exits with status 2. Any other exception is a defect of ours and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an exception, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.denoising_module import FineTuning
-from adir.errors import InputError
+from adir.errors import InputError, first_line
 from adir.harness.identity import MODES, WITH_NEIGHBOURS, CellIdentity, cell_identity
 from adir.harness.ledger import Ledger
 from adir.retrieval.corpus import Corpus
@@ -120,11 +120,6 @@ def _build_once(leaf: str, what: str) -> Any:
         if isinstance(cause, (ValueError, TypeError, RuntimeError)):  # the last is torch's for a missing device
             raise InputError(f"{what}: {first_line(cause)}") from error
         raise
-
-
-def first_line(error: BaseException) -> str:
-    """The message of an exception, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Parts:

@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from adir.errors import InputError
+from adir.errors import InputError, first_line
 from adir.files import hash_of, read_json, write_json
-from adir.harness.cell import CannotRun, Cell, first_line, label_of, resolve_cell
+from adir.harness.cell import CannotRun, Cell, label_of, resolve_cell
 from adir.harness.claims import Claims
 from adir.harness.devices import use_own_gpu
 from adir.harness.interruption import leave_to_the_launching_process, new_stop_file, stop_file_on_interrupt

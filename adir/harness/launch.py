@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adir.configuration import config_dir
-from adir.errors import InputError
-from adir.harness.cell import first_line
+from adir.errors import InputError, first_line
 from adir.harness.devices import gpu_count
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)

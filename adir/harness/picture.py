@@ -14,9 +14,9 @@ from torch import Tensor
 
 from adir.adaptation.adapters import adapted
 from adir.diffusion.posterior import diffuse, epsilon_loss
-from adir.errors import InputError
+from adir.errors import InputError, first_line
 from adir.files import hash_of
-from adir.harness.cell import Cell, first_line
+from adir.harness.cell import Cell
 from adir.harness.claims import Claims
 from adir.harness.interruption import HandlersStay
 from adir.harness.neighbours import Neighbour, find_neighbours

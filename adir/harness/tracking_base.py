@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from adir.harness.cell import Cell, first_line
+from adir.errors import first_line
+from adir.harness.cell import Cell
 from adir.harness.stages import AdapterStore
 from adir.harness.statistics import mean_interval, mean_over_pictures
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from adir.errors import first_line
 from adir.files import read_json
-from adir.harness.cell import Cell, first_line
+from adir.harness.cell import Cell
 from adir.harness.leaderboard import load_board, to_csv, to_markdown
 from adir.harness.ledger import Ledger
 from adir.harness.tracking_base import (
