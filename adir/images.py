@@ -14,7 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from adir.errors import InputError
-from adir.files import write_bytes
+from adir.files import (
+    sha256_of_bytes,
+    write_bytes,
+)
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -110,3 +113,8 @@ def write_png(path: str | Path, x: Tensor) -> None:
     if not torch.isfinite(x).all():
         raise ValueError(f"{path}: refusing to write a picture with NaN or Inf")
     write_bytes(path, png_bytes(to_uint8(x)))
+
+
+def hash_of_picture(x: Tensor) -> str:
+    """SHA-256 of a float32 tensor's shape and values."""
+    return sha256_of_bytes(repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes())

@@ -22,8 +22,7 @@ from adir.harness.out_of_memory import out_of_memory_explained
 from adir.harness.picture import adapter_fields
 from adir.harness.provenance import commit, versions
 from adir.harness.restore import awaited_adapter, quoted
-from adir.harness.stages import hash_of_picture
-from adir.images import from_uint8, generator, read_image, to_uint8, write_png
+from adir.images import from_uint8, generator, hash_of_picture, read_image, to_uint8, write_png
 from adir.scoring.metrics import data_consistency_residual
 from adir.tasks.editing import EditTask, read_mask
 

@@ -28,10 +28,9 @@ from adir.harness.stages import (
     MeasurementStore,
     NeighbourStore,
     StoredAdapter,
-    hash_of_picture,
     keep_picture,
 )
-from adir.images import generator, read_image, write_png
+from adir.images import generator, hash_of_picture, read_image, write_png
 from adir.retrieval.reduced import reduced
 from adir.samplers.adir import Restoration
 from adir.scoring.metrics import data_consistency_residual

@@ -23,7 +23,8 @@ from adir.harness.out_of_memory import out_of_memory_explained
 from adir.harness.picture import adapter_made_of, neighbours_key
 from adir.harness.refused import Refused
 from adir.harness.run import picture_hashes, picture_shapes
-from adir.harness.stages import AdapterStore, Measurement, MeasurementStore, NeighbourStore, hash_of_picture, read_note
+from adir.harness.stages import AdapterStore, Measurement, MeasurementStore, NeighbourStore, read_note
+from adir.images import hash_of_picture
 
 HEADINGS = ("cell", "pictures", "status", "s per\npicture", "minutes", "memory\nMB", "disk\nMB")
 

@@ -12,8 +12,7 @@ from adir.harness.grid import say
 from adir.harness.launch import compose
 from adir.harness.ledger import DamagedFile, all_records
 from adir.harness.record_check import fault_of
-from adir.harness.stages import hash_of_picture
-from adir.images import read_image
+from adir.images import hash_of_picture, read_image
 from adir.retrieval.corpus import Corpus
 from adir.scoring.metrics import Scoring
 

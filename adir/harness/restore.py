@@ -18,8 +18,8 @@ from adir.harness.neighbours import Neighbour, find_neighbours
 from adir.harness.out_of_memory import out_of_memory_explained
 from adir.harness.picture import Busy, adapter_fields, find_or_train_adapter
 from adir.harness.provenance import commit, versions
-from adir.harness.stages import StoredAdapter, hash_of_picture
-from adir.images import PICTURE_SUFFIXES, from_uint8, read_image, to_uint8, write_png
+from adir.harness.stages import StoredAdapter
+from adir.images import PICTURE_SUFFIXES, from_uint8, hash_of_picture, read_image, to_uint8, write_png
 from adir.samplers.tiling import needed_tile, require_restorable, restore_any_size, sampled_shape
 from adir.scoring.metrics import data_consistency_residual
 

@@ -14,7 +14,8 @@ from adir.harness.claims import Claims
 from adir.harness.ledger import DamagedFile
 from adir.harness.out_of_memory import explain_out_of_memory, is_out_of_memory
 from adir.harness.picture import Busy, Prepared, failure_record, finish, prepare, sample
-from adir.harness.stages import OtherPicture, hash_of_picture
+from adir.harness.stages import OtherPicture
+from adir.images import hash_of_picture
 from adir.retrieval.corpus import Corpus
 
 Existing = Literal["skip", "redo", "report"]

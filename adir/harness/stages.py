@@ -25,15 +25,10 @@ from adir.files import (
     write_bytes,
     write_json,
 )
-from adir.images import generator, write_png
+from adir.images import generator, hash_of_picture, write_png
 from adir.tasks.restoration import RestorationTask
 
 THUMBNAIL = 128  # pixels of the longer side
-
-
-def hash_of_picture(x: Tensor) -> str:
-    """SHA-256 of a float32 tensor's shape and values."""
-    return sha256_of_bytes(repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes())
 
 
 def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:

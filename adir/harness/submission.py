@@ -17,8 +17,7 @@ from adir.harness.report.curves import losses_of, merged_losses
 from adir.harness.report.pictures import is_hash, stored_pictures
 from adir.harness.sameness import Record
 from adir.harness.sources import Sources, read_sources
-from adir.harness.stages import hash_of_picture
-from adir.images import decode_pixels, from_uint8, in_colour
+from adir.images import decode_pixels, from_uint8, hash_of_picture, in_colour
 from adir.retrieval.corpus import manifest_sha256
 
 PART = ".part"

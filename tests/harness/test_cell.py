@@ -13,8 +13,7 @@ from adir.harness.cell import CannotRun, Cell, resolve_cell
 from adir.harness.launch import compose
 from adir.harness.neighbours import find_neighbours
 from adir.harness.picture import adaptation_pictures, failure_record, finish, prepare, sample
-from adir.harness.stages import hash_of_picture
-from adir.images import generator, read_image, write_png
+from adir.images import generator, hash_of_picture, read_image, write_png
 from adir.retrieval.corpus import Corpus
 from adir.retrieval.selection import EmbeddedTestFields
 

@@ -13,8 +13,8 @@ from safetensors.torch import save
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.harness.stages import AdapterStore, MeasurementStore, OtherPicture, hash_of_picture
-from adir.images import generator
+from adir.harness.stages import AdapterStore, MeasurementStore, OtherPicture
+from adir.images import generator, hash_of_picture
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
 

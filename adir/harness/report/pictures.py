@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from adir.embedded.pictures import PHOTOGRAPHS, TEST_FIELDS, Field, cut
-from adir.harness.stages import hash_of_picture
-from adir.images import from_uint8
+from adir.images import from_uint8, hash_of_picture
 
 LONGEST_SIDE = 512  # pixels of a picture that was made smaller
 THUMBNAIL = 80  # pixels of a neighbour

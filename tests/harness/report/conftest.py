@@ -11,8 +11,7 @@ import pytest
 from safetensors.numpy import save
 
 from adir.harness.ledger import Ledger
-from adir.harness.stages import hash_of_picture
-from adir.images import from_uint8, write_png
+from adir.images import from_uint8, hash_of_picture, write_png
 
 SCRIPT = "<script>alert(1)</script>"
 QUOTES = "\"&'><b>"
