@@ -13,8 +13,7 @@ from adir.errors import InputError
 from adir.files import json_bytes, read_json, sha256_of_file, write_bytes
 from adir.harness.archive import kind_of, open_archive, record_fault, write_archive
 from adir.harness.planned import PLANS, plan_cells
-from adir.harness.report.curves import losses_of, merged_losses
-from adir.harness.report.pictures import is_hash, stored_pictures
+from adir.harness.records.layout import is_hash, losses_of, merged_losses, stored_pictures
 from adir.harness.sameness import Record
 from adir.harness.sources import Sources, read_sources
 from adir.images import decode_pixels, from_uint8, hash_of_picture, in_colour

@@ -21,7 +21,7 @@ from adir.harness import archive
 from adir.harness.archive import kind_of, open_archive
 from adir.harness.leaderboard import load_board, show_leaderboard, to_csv
 from adir.harness.ledger import Ledger, all_records
-from adir.harness.report.curves import losses_of
+from adir.harness.records.layout import losses_of
 from adir.harness.stages import keep_picture
 from adir.harness.submission import merge, submit
 from adir.images import from_uint8, to_uint8

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from adir.harness.records.layout import stored_pictures
 from adir.harness.report.gather import Gathered, Scene
 from adir.harness.report.pictures import (
     LONGEST_SIDE,
@@ -18,7 +19,6 @@ from adir.harness.report.pictures import (
     error_map,
     is_inside,
     open_rgb,
-    stored_pictures,
 )
 from adir.harness.sameness import Record
 

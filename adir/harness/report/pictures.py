@@ -6,7 +6,6 @@ import io
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
 from urllib.parse import quote
 
 import numpy as np
@@ -127,16 +126,6 @@ def is_inside(name: str) -> bool:
     """Whether a path that a record names stays inside the results folder: records may come from somebody else."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def is_hash(text: Any) -> TypeGuard[str]:
-    """Whether this is a SHA-256, of which file names are made."""
-    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
-
-
-def stored_pictures(sha256: str | None) -> list[str]:
-    """Where the results may keep the picture with this hash (`hash_of_picture`), the larger one first."""
-    return [f"pictures/{sha256}.png", f"pictures/{sha256}-thumbnail.png"] if is_hash(sha256) else []
 
 
 @functools.cache

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from adir.harness.report.curves import POINTS, mean_curve, read_losses, smoothed
+from adir.harness.records.layout import read_losses
+from adir.harness.report.curves import POINTS, mean_curve, smoothed
 from adir.harness.stages import AdapterStore
 
 
