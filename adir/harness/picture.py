@@ -32,7 +32,7 @@ from adir.harness.stages import (
 )
 from adir.images import generator, hash_of_picture, read_image, write_png
 from adir.retrieval.reduced import reduced
-from adir.samplers.adir import Restoration
+from adir.samplers.base import Restoration
 from adir.scoring.metrics import data_consistency_residual
 
 Tell = Callable[[str], None]

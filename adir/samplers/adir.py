@@ -11,6 +11,7 @@ from adir.backbones.guided_diffusion import Prediction
 from adir.diffusion.guidance import guided_step_size, relaxed_gradient
 from adir.diffusion.posterior import learned_log_variance, posterior_mean, predict_x0
 from adir.diffusion.schedule import Schedule
+from adir.samplers.base import Restoration, draw_noise, needs_pixels, require_steps
 
 Variance = Literal["learned", "small", "large"]
 
@@ -33,20 +34,6 @@ class Operator(Protocol):
     def norm(self) -> float: ...
     def A(self, x: Tensor) -> Tensor: ...
     def A_adjoint(self, y: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """The sampler's result for one batch; every list has one entry per picture."""
-
-    x_hat: Tensor
-    """(B, 3, H, W), about [-1, 1]; NaN throughout for a picture that failed, so that it cannot pass for a result."""
-    capped_steps: list[int]
-    """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
-    errors: list[str | None]
-    """Why a picture failed: the step and scale at which NaN or Inf appeared."""
-    network_evaluations: int = 0
-    """Calls of the network for one picture that did not fail."""
 
 
 @dataclass(frozen=True)
@@ -151,30 +138,3 @@ class ADIR:
             f"NaN or Inf at step {self.n_steps - i} of {self.n_steps} with guidance_scale={self.guidance_scale:g}, "
             f"cap={str(self.cap).lower()}: {remedy}"
         )
-
-
-def needs_pixels(name: str, backbone: Any, task: Any) -> str | None:
-    """The reason for which a sampler that restores pixels leaves out a latent backbone, or a task that has a prompt."""
-    if backbone.kind == "latent":
-        return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
-    if hasattr(task, "with_mask"):
-        return (
-            f"task {task.name} repaints as a prompt says, which neither backbone {backbone.name} nor sampler {name} can: "
-            "use backbone=sd_inpaint sampler=sd_inpaint"
-        )
-    return None
-
-
-def require_steps(n_steps: Any, least: int = 1) -> None:
-    """Raise ValueError unless a sampler can take this many steps."""
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
-        raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
-
-
-def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
-    """(B, *shape) standard normal, picture b from generators[b] on the CPU, in the type and on the device of `like`."""
-    noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
-    stacked = torch.stack(noise)
-    if like.device.type == "cuda":  # from pageable memory the copy would wait for the step before it
-        stacked = stacked.pin_memory()
-    return stacked.to(like.device, non_blocking=True)

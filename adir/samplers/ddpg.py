@@ -8,8 +8,7 @@ from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.posterior import predict_x0
-from adir.samplers.adir import Restoration, draw_noise, needs_pixels, require_steps
-from adir.samplers.baselines import one_by_one
+from adir.samplers.base import Restoration, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.operators import Operator

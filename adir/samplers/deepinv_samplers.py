@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.adir import Restoration, needs_pixels, require_steps
-from adir.samplers.baselines import in_unit_range, noise_level, one_by_one
+from adir.samplers.base import Restoration, in_unit_range, needs_pixels, noise_level, one_by_one, require_steps
 from adir.samplers.svd import full_svd, has_full_svd
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.adir import Restoration, needs_pixels
-from adir.samplers.baselines import one_by_one
+from adir.samplers.base import Restoration, needs_pixels, one_by_one
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
 

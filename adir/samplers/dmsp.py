@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.adir import Restoration, draw_noise, needs_pixels, require_steps
-from adir.samplers.baselines import one_by_one
+from adir.samplers.base import Restoration, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
 from adir.tasks.operators import Operator

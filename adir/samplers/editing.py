@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
-from adir.samplers.adir import Restoration, draw_noise
-from adir.samplers.baselines import one_by_one
+from adir.samplers.base import Restoration, draw_noise, one_by_one
 from adir.samplers.latent import require_options, require_range, sample_latent, starts_too_high, unconditional_text
 
 

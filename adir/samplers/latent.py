@@ -18,8 +18,7 @@ from adir.backbones.stable_diffusion import Condition, StableDiffusion, StableDi
 from adir.diffusion.posterior import predict_x0
 from adir.diffusion.velocity import velocity
 from adir.errors import InputError
-from adir.samplers.adir import Restoration, draw_noise, require_steps
-from adir.samplers.baselines import one_by_one
+from adir.samplers.base import Restoration, draw_noise, one_by_one, require_steps
 
 Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(raw output, z_t, alpha_bar_t, t) to a corrected output."""

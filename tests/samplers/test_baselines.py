@@ -17,7 +17,7 @@ from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.images import from_uint8
 from adir.samplers.adir import ADIR
-from adir.samplers.baselines import ROUNDING, noise_level
+from adir.samplers.base import ROUNDING, noise_level
 from adir.samplers.ddpg import DDPG
 from adir.samplers.deepinv_samplers import DDRM, DPS, BackboneDenoiser, DiffPIR
 from adir.samplers.direct import Direct

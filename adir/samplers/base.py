@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.adir import Restoration
+from adir.samplers.base import Restoration
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
 
@@ -70,3 +71,44 @@ def in_unit_range(operator: Operator, y: Tensor) -> Tensor:
 def noise_level(operator: Operator) -> float:
     """Standard deviation of y's noise for a picture in [0, 1]: at least the rounding of its file, as y is never exact."""
     return max(operator.sigma_y / 2, ROUNDING)
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The sampler's result for one batch; every list has one entry per picture."""
+
+    x_hat: Tensor
+    """(B, 3, H, W), about [-1, 1]; NaN throughout for a picture that failed, so that it cannot pass for a result."""
+    capped_steps: list[int]
+    """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
+    errors: list[str | None]
+    """Why a picture failed: the step and scale at which NaN or Inf appeared."""
+    network_evaluations: int = 0
+    """Calls of the network for one picture that did not fail."""
+
+
+def needs_pixels(name: str, backbone: Any, task: Any) -> str | None:
+    """The reason for which a sampler that restores pixels leaves out a latent backbone, or a task that has a prompt."""
+    if backbone.kind == "latent":
+        return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
+    if hasattr(task, "with_mask"):
+        return (
+            f"task {task.name} repaints as a prompt says, which neither backbone {backbone.name} nor sampler {name} can: "
+            "use backbone=sd_inpaint sampler=sd_inpaint"
+        )
+    return None
+
+
+def require_steps(n_steps: Any, least: int = 1) -> None:
+    """Raise ValueError unless a sampler can take this many steps."""
+    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
+        raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
+
+
+def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
+    """(B, *shape) standard normal, picture b from generators[b] on the CPU, in the type and on the device of `like`."""
+    noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
+    stacked = torch.stack(noise)
+    if like.device.type == "cuda":  # from pageable memory the copy would wait for the step before it
+        stacked = stacked.pin_memory()
+    return stacked.to(like.device, non_blocking=True)
