@@ -4,7 +4,6 @@ The prior that ships with the package is one such network, small enough for a CP
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adir.backbones.adm import Flags
+from adir.backbones.base import Prediction, Variance
 from adir.backbones.cache import known_sha256
 from adir.backbones.checkpoints import located
 from adir.backbones.conversion import build_network
@@ -24,22 +24,7 @@ from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.files import read_json
 
-Variance = Literal["learned", "small", "large"]
-
 EMBEDDED_PRIOR = Path(__file__).parent.parent / "embedded" / "prior"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the denoiser says of x_t."""
-
-    eps: Tensor
-    """(B, 3, H, W) predicted noise."""
-    variance_fraction: Tensor | None
-    """(B, 3, H, W): (v + 1) / 2 of a network that learns its variance, see posterior.learned_log_variance; else None.
-
-    The variance itself depends on the sampler's respacing, which the network does not know.
-    """
 
 
 class GuidedDiffusion:

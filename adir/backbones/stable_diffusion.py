@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from adir.backbones.base import Prediction
 from adir.backbones.checkpoints import located
 from adir.backbones.diffusers_folder import (
     hash_of_files,
@@ -26,7 +27,6 @@ from adir.backbones.diffusers_folder import (
     weights_file,
 )
 from adir.backbones.execution import Execution, recompute
-from adir.backbones.guided_diffusion import Prediction
 from adir.backbones.prompts import PromptEncoder
 from adir.diffusion.posterior import diffuse
 from adir.diffusion.schedule import schedule_from_betas

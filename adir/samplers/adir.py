@@ -7,22 +7,13 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import Prediction
+from adir.backbones.base import Denoiser
 from adir.diffusion.guidance import guided_step_size, relaxed_gradient
 from adir.diffusion.posterior import learned_log_variance, posterior_mean, predict_x0
 from adir.diffusion.schedule import Schedule
 from adir.samplers.base import Restoration, draw_noise, needs_pixels, require_steps
 
 Variance = Literal["learned", "small", "large"]
-
-
-class Denoiser(Protocol):
-    """What Algorithm 1 needs of a backbone."""
-
-    schedule: Schedule
-
-    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """eps and variance_fraction at x_t (B, 3, H, W), original timesteps t (B,)."""
 
 
 class Operator(Protocol):

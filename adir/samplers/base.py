@@ -9,12 +9,25 @@ import torch
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.base import Restoration
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
 
 ROUNDING = 1 / (255 * math.sqrt(12))
 """Standard deviation that rounding to 8 bits leaves in a picture in [0, 1]: what is unknown of y where it has no noise."""
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The sampler's result for one batch; every list has one entry per picture."""
+
+    x_hat: Tensor
+    """(B, 3, H, W), about [-1, 1]; NaN throughout for a picture that failed, so that it cannot pass for a result."""
+    capped_steps: list[int]
+    """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
+    errors: list[str | None]
+    """Why a picture failed: the step and scale at which NaN or Inf appeared."""
+    network_evaluations: int = 0
+    """Calls of the network for one picture that did not fail."""
 
 
 class Sampler(Protocol):
@@ -71,20 +84,6 @@ def in_unit_range(operator: Operator, y: Tensor) -> Tensor:
 def noise_level(operator: Operator) -> float:
     """Standard deviation of y's noise for a picture in [0, 1]: at least the rounding of its file, as y is never exact."""
     return max(operator.sigma_y / 2, ROUNDING)
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """The sampler's result for one batch; every list has one entry per picture."""
-
-    x_hat: Tensor
-    """(B, 3, H, W), about [-1, 1]; NaN throughout for a picture that failed, so that it cannot pass for a result."""
-    capped_steps: list[int]
-    """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
-    errors: list[str | None]
-    """Why a picture failed: the step and scale at which NaN or Inf appeared."""
-    network_evaluations: int = 0
-    """Calls of the network for one picture that did not fail."""
 
 
 def needs_pixels(name: str, backbone: Any, task: Any) -> str | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from adir.backbones.base import Prediction
 from adir.backbones.execution import recompute
-from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
+from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import Schedule
 from adir.errors import InputError
 from adir.images import generator

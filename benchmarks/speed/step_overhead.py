@@ -25,7 +25,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
+from adir.backbones.base import Prediction
+from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.files import write_bytes
 from adir.samplers.adir import ADIR
 from adir.tasks.operators import BoxBlur, Operator, SuperResolution

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
+from adir.backbones.base import Prediction
+from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.adir import ADIR
 from adir.tasks.operators import BoxBlur

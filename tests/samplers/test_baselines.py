@@ -13,7 +13,8 @@ from deepinv.physics import GaussianNoise
 from PIL import Image
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import GuidedDiffusion, Prediction
+from adir.backbones.base import Prediction
+from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
 from adir.images import from_uint8
 from adir.samplers.adir import ADIR

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import Prediction
+from adir.backbones.base import Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.samplers.adir import ADIR
