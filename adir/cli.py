@@ -1,7 +1,9 @@
-"""The `adir` command. Only the standard library and the configuration's place are imported here, so that --help is instant;
-each command imports what it needs."""
+"""The `adir` command line: what can be typed. What is then done stands in adir/commands/, a file per command.
+
+Only the standard library is imported here, so that --help and errors in the command line are instant."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -30,6 +32,7 @@ ELSEWHERE = {
     "leaderboard": "only print with --no-write",
     "sheet": "write elsewhere with --out FILE",
     "report": "write elsewhere with --out FILE",
+    "merge": "write elsewhere with --out FOLDER",
     "submit": "write elsewhere with --out FILE",
     "edit": "write elsewhere with --out FOLDER",
 }
@@ -77,11 +80,14 @@ def parser() -> argparse.ArgumentParser:
 
     board = commands.add_parser(
         "leaderboard",
-        help="the table of results folders and submissions (also as CSV, Markdown, LaTeX, HTML); `merge A B --out DIR`",
+        help="the table of results folders and submissions (also as CSV, Markdown, LaTeX, HTML)",
     )
-    board.add_argument("folders", type=Path, nargs="+", metavar="[merge] FOLDER|FILE")
+    board.add_argument("folders", type=Path, nargs="+", metavar="FOLDER|FILE")
     board.add_argument("--no-write", action="store_true", help="only print")
-    board.add_argument("--out", type=Path, help="the folder that `merge` puts them together in")
+
+    merge = commands.add_parser("merge", help="put the records of several folders and submissions into one folder")
+    merge.add_argument("folders", type=Path, nargs="+", metavar="FOLDER|FILE")
+    merge.add_argument("--out", type=Path, required=True, help="the folder that takes them all; new, or one of ours")
 
     table = commands.add_parser("table", help="a published table, and ours beside it; without a name, which there are")
     table.add_argument("name", nargs="?")
@@ -174,126 +180,7 @@ def complain(message: str, status: int = 2) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    """Call the command that was asked for."""
-    return COMMANDS[args.command](args)
-
-
-def run_command(args: argparse.Namespace) -> int:
-    from adir.harness.grid import run_grid
-
-    return run_grid(args.overrides, args.multirun)
-
-
-def plan_command(args: argparse.Namespace) -> int:
-    from adir.harness.plan import print_plan
-
-    return print_plan(args.overrides, args.multirun)
-
-
-def restore_command(args: argparse.Namespace) -> int:
-    from adir.harness.restore import restore_pictures
-
-    return restore_pictures(args.inputs, args.out, args.overwrite, args.tile)
-
-
-def edit_command(args: argparse.Namespace) -> int:
-    from adir.harness.edit import edit_picture
-
-    return edit_picture(args.picture, args.mask, args.prompt, args.overrides, args.out)
-
-
-def leaderboard_command(args: argparse.Namespace) -> int:
-    if args.folders[0] == Path("merge"):
-        from adir.harness.submission import merge
-
-        if args.out is None:
-            raise InputError("leaderboard merge needs --out FOLDER, a new one")
-        return merge(args.folders[1:], args.out)
-    from adir.harness.leaderboard import show_leaderboard
-
-    return show_leaderboard(args.folders, write=not args.no_write)
-
-
-def table_command(args: argparse.Namespace) -> int:
-    from adir.harness.published import show_table
-
-    return show_table(args.name, args.folder, args.latex)
-
-
-def submit_command(args: argparse.Namespace) -> int:
-    from adir.harness.submission import submit
-
-    return submit(args.folder, args.pictures, args.out)
-
-
-def report_command(args: argparse.Namespace) -> int:
-    from adir.harness.report.page import write_report
-
-    return write_report(args.folder, args.out, args.figures)
-
-
-def score_command(args: argparse.Namespace) -> int:
-    from adir.harness.rescore import rescore
-
-    return rescore(args.folder, args.overrides)
-
-
-def sheet_command(args: argparse.Namespace) -> int:
-    from adir.harness.report.sheet import write_sheet
-
-    print(write_sheet(args.folder, args.task, args.out))
-    return 0
-
-
-def index_command(args: argparse.Namespace) -> int:
-    if args.action == "search":
-        from adir.harness.index_search import search
-
-        return search(args.folder, args.picture, args.text, args.k, args.out)
-    from adir.harness import indexing
-
-    return indexing.info(args.folder) if args.action == "info" else indexing.build(args.overrides, args.multirun)
-
-
-def weights_command(args: argparse.Namespace) -> int:
-    from adir.harness.weights import weights
-
-    return weights(args.action, args.names)
-
-
-def sync_command(args: argparse.Namespace) -> int:
-    from adir.harness.tracking import sync
-
-    return sync(args.folder)
-
-
-def list_command(args: argparse.Namespace) -> int:
-    from adir.harness.catalogue import print_axes
-
-    return print_axes()
-
-
-def doctor_command(args: argparse.Namespace) -> int:
-    from adir.harness.doctor import examine
-
-    return examine()
-
-
-COMMANDS = {
-    "run": run_command,
-    "plan": plan_command,
-    "restore": restore_command,
-    "edit": edit_command,
-    "leaderboard": leaderboard_command,
-    "table": table_command,
-    "submit": submit_command,
-    "report": report_command,
-    "score": score_command,
-    "sheet": sheet_command,
-    "index": index_command,
-    "weights": weights_command,
-    "sync": sync_command,
-    "list": list_command,
-    "doctor": doctor_command,
-}
-"""By name; the imports inside keep `adir --help` instant."""
+    """Call the command that was asked for: `main` of adir/commands/COMMAND.py."""
+    command = importlib.import_module(f"adir.commands.{args.command}")
+    status: int = command.main(args)
+    return status

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
-from adir.retrieval.encoder_network import INPUT_SIZE, EncoderNetwork, save_network
+from adir.retrieval.encoders.embedded_network import INPUT_SIZE, EncoderNetwork, save_network
 
 CANVAS = 80  # pictures are kept at this size: windows of it are resampled to INPUT_SIZE
 NO_CATEGORY = "BACKGROUND_Google"  # pictures of anything: only the pair of views counts there

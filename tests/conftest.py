@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from adir.embedded.pictures import TEST_FIELDS, Field, corpus_fields, cut
+from adir.data.embedded import TEST_FIELDS, Field, corpus_fields, cut
 from adir.images import from_uint8, write_png
 
 REPOSITORY = Path(__file__).resolve().parent.parent

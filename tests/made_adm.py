@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adir.backbones.adm import Architecture, Flags, flags_of_unet
-from adir.backbones.conversion import tensors_of
+from adir.backbones.adm.architecture import Architecture, Flags, flags_of_unet
+from adir.backbones.adm.conversion import tensors_of
 
 NO_ARCHITECTURE = Architecture(32, (32,), 1, (False,), 3, False, True, -1, -1, -1, False)
 """Every field of it that matters is stated by complete flags."""

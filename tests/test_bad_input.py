@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from adir.files import sha256_of_file
-from adir.harness import cost
+from adir.harness.planning import cost
 
 Adir = Callable[..., "object"]
 
@@ -182,7 +182,7 @@ def test_a_restoration_without_its_picture_is_done_again(adir, good: Path, tmp_p
 def test_a_restoration_that_was_killed_while_writing_is_done_again(
     adir, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, overwriting: bool
 ) -> None:
-    from adir.harness import restore
+    from adir.commands import restore
 
     call = ["restore", good, "sampler.n_steps=1", "--out", tmp_path / "out"]
     if overwriting:
@@ -224,7 +224,7 @@ def test_a_restoration_with_other_tiles_is_another_one_and_a_picture_of_one_tile
 @pytest.fixture
 def exhausted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """exhausted(n, free): the n-th call of the sampler from now on fails, and so many bytes are free then."""
-    from adir.harness import out_of_memory
+    from adir.harness.running import out_of_memory
     from adir.samplers.adir import ADIR
 
     def exhaust(n: int, free: int = 10) -> None:
@@ -253,9 +253,9 @@ def test_restore_out_of_memory_names_the_tile_that_fits_and_keeps_what_is_restor
     assert_refused(adir(*call), *words, "even --tile 32 would take")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good-sr4-none.png"]
     # With room for a tile of 64 as it is counted:
-    from adir.harness import out_of_memory
-    from adir.harness.cell import resolve_cell
-    from adir.harness.launch import compose
+    from adir.harness.cells.cell import resolve_cell
+    from adir.harness.cells.compose import compose
+    from adir.harness.running import out_of_memory
 
     cell = resolve_cell(compose([]))
     room = out_of_memory.needed_bytes(cell, False, 1, (64, 64), cell.backbone.execution)

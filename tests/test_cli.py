@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from adir.cli import EXAMPLES, main
+from adir.commands.list import AXES, choices
 from adir.configuration import config_dir
-from adir.embedded.pictures import TEST_FIELDS, cut
+from adir.data.embedded import TEST_FIELDS, cut
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_file
-from adir.harness.catalogue import AXES, choices
-from adir.harness.cell import NotApplicable, resolve_cell
-from adir.harness.grid import check_job
-from adir.harness.launch import compose, launch
+from adir.harness.cells.cell import NotApplicable, resolve_cell
+from adir.harness.cells.compose import compose, launch
+from adir.harness.running.grid import check_job
 
 PICTURES = "cells/**/pictures/*.png"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -211,7 +211,7 @@ def test_a_key_without_a_network_gives_a_run_offline(
 
 
 def test_a_key_is_found_in_the_environment_or_after_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from adir.harness.tracking import has_key
+    from adir.harness.tracking.wandb import has_key
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

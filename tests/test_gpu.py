@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from adir.adaptation.adapters import Full, Lora, adapted
+from adir.adaptation.adapters import Full, adapted
 from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.lora import Lora
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.embedded.pictures import test_fields as embedded_fields
-from adir.harness.cell import build
-from adir.harness.launch import compose
+from adir.data.embedded import test_fields as embedded_fields
+from adir.harness.cells.cell import build
+from adir.harness.cells.compose import compose
 from adir.images import generator
 from adir.samplers.adir import ADIR
 from adir.samplers.tiling import restore_any_size

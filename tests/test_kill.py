@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from adir.cli import main
 from adir.files import read_json, sha256_of_file
-from adir.harness.stages import hash_of_tensors
+from adir.harness.running.stores import hash_of_tensors
 
 RECORDS = "cells/**/records/*.json"
 PICTURES = "cells/**/pictures/*.png"
@@ -59,7 +59,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(adir, tiny: list[
 
     # Importing torch takes seconds, so all but one of the processes are forked from a server that has done so.
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["adir.harness.grid"])
+    forks.set_forkserver_preload(["adir.harness.running.grid"])
     dice = random.Random(0)
     landed = 0
     for attempt in range(20):

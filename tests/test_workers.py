@@ -17,8 +17,8 @@ import pytest
 
 from adir.adaptation.denoising_module import DenoisingModule
 from adir.files import read_json, sha256_of_file
-from adir.harness import claims
-from adir.harness.interruption import new_stop_file
+from adir.harness.running import claims
+from adir.harness.running.interruption import new_stop_file
 
 RECORDS = "cells/**/records/*.json"
 PICTURES = "cells/**/pictures/*.png"
@@ -292,7 +292,7 @@ def test_the_cluster_launcher_gives_the_table_of_one_worker(adir, tiny: list[str
 
 
 def test_the_slurm_launcher_asks_for_a_gpu_and_is_configured_as_documented() -> None:
-    from adir.harness.launch import compose
+    from adir.harness.cells.compose import compose
 
     launcher = compose(["hydra/launcher=slurm"], with_hydra=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher") and launcher.gpus_per_node == 1

@@ -20,9 +20,9 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 
-from adir.backbones.cache import known_sha256
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, sha256_of_file
+from adir.weights.cache import known_sha256
 
 # scheduling_utils lists the schedulers that Stable Diffusion's pipelines take. EDM's has noise levels, but no betas; that of
 # DPM-Solver SDE draws noise that a picture's generator does not determine.

@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adir.backbones.adm import Flags
+from adir.backbones.adm.architecture import Flags
+from adir.backbones.adm.cached import CONFIG, WEIGHTS, converted
+from adir.backbones.adm.conversion import build_network
 from adir.backbones.base import Prediction, Variance
-from adir.backbones.cache import known_sha256
-from adir.backbones.checkpoints import located
-from adir.backbones.conversion import build_network
-from adir.backbones.converted import CONFIG, WEIGHTS, converted
 from adir.backbones.execution import Execution
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.files import read_json
+from adir.weights.cache import known_sha256
+from adir.weights.registry import located
 
 EMBEDDED_PRIOR = Path(__file__).parent.parent / "embedded" / "prior"
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from adir.backbones.base import Prediction
-from adir.backbones.checkpoints import located
 from adir.backbones.diffusers_folder import (
     hash_of_files,
     hash_of_settings,
@@ -33,6 +32,7 @@ from adir.diffusion.schedule import schedule_from_betas
 from adir.diffusion.velocity import eps_of_velocity, velocity
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
+from adir.weights.registry import located
 
 PREDICTIONS = ("epsilon", "v_prediction")
 GRADIENT_TILE = 256

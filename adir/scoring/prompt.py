@@ -12,7 +12,7 @@ from adir.scoring.weights import WeightsFile
 
 
 class TextEncoder(Protocol):
-    """An encoder of pictures and prompts into one space; adir.retrieval.clip.ClipEncoder."""
+    """An encoder of pictures and prompts into one space; adir.retrieval.encoders.clip.ClipEncoder."""
 
     name: str
     weights_sha256: str

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from adir.backbones import checkpoints
-from adir.backbones.cache import known_sha256
-from adir.backbones.checkpoints import offline
 from adir.errors import InputError
+from adir.weights import registry as checkpoints
+from adir.weights.cache import known_sha256
+from adir.weights.registry import offline
 
 _failed_fetches: dict[str, str] = {}
 """File -> why. A process asks once, or a cell of 50 pictures would wait 50 times."""

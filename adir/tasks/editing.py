@@ -21,7 +21,7 @@ By = Literal["prompt", "picture"]
 
 
 class EditPictures(Protocol):
-    """What a test set of edits has besides its pictures; adir.retrieval.edits.EditSet."""
+    """What a test set of edits has besides its pictures; adir.data.edits.EditSet."""
 
     def mask(self, image_id: str) -> Tensor:
         """(H, W) bool, true where the picture is to be repainted."""

@@ -27,8 +27,8 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from adir.errors import InputError
-from adir.harness.ledger import DamagedFile, all_records
-from adir.harness.statistics import mean_over_pictures
+from adir.harness.records.ledger import DamagedFile, all_records
+from adir.harness.tables.statistics import mean_over_pictures
 
 METRICS = {"psnr": "PSNR / dB, higher is better", "piqe": "PIQE, lower is better"}
 COLUMNS = ("psnr", "ssim", "piqe", "residual")

@@ -1,7 +1,7 @@
 """How often nominal 95 % intervals of a mean hold the true mean: ours beside Student's t and the BCa bootstrap.
 
 Differences between two modes are few (3 to 50 pictures) and neither normal nor symmetric, so the interval of the leaderboard
-(adir.harness.statistics.mean_interval) was chosen by this. The rivals are vectorised over the samples; BCa is compared
+(adir.harness.tables.statistics.mean_interval) was chosen by this. The rivals are vectorised over the samples; BCa is compared
 with scipy's on one sample before it is used.
 
 Run: python benchmarks/quality/coverage.py [--samples 2000] [--out results/quality/coverage.md]; under a minute on one core.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from adir.files import write_bytes
-from adir.harness.statistics import N_RESAMPLES, mean_interval, resamples, studentised
+from adir.harness.tables.statistics import N_RESAMPLES, mean_interval, resamples, studentised
 
 Floats = NDArray[np.float64]
 SIZES = (3, 4, 5, 6, 8, 10, 12, 16, 30, 50)

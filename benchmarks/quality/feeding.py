@@ -1,4 +1,4 @@
-"""How y should be shown to an encoder: precision@K of category for each choice of adir/retrieval/feeding.py, per task.
+"""How y should be shown to an encoder: precision@K of category for each choice of adir/retrieval/query.py, per task.
 
     python benchmarks/quality/feeding.py --parquet FILE
 
@@ -15,9 +15,10 @@ import torch
 from retrieval import REPOSITORY, TASKS, Study, add_clip_options, clip_of, mean_and_error, said
 
 from adir.files import write_bytes
-from adir.retrieval.encoders import EmbeddedEncoder, Encoder
-from adir.retrieval.feeding import FEEDINGS
-from adir.retrieval.index import Index
+from adir.retrieval.encoders.base import Encoder
+from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.index.memory import Index
+from adir.retrieval.query import FEEDINGS
 
 HEAD = """# How y is shown to the encoder: precision@{k}
 

@@ -20,14 +20,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from adir.data.corpus import ParquetCorpus
+from adir.data.fingerprints import near_duplicates
 from adir.files import write_bytes
 from adir.images import generator
-from adir.retrieval.clip import ClipEncoder, random_clip
-from adir.retrieval.corpus import ParquetCorpus
-from adir.retrieval.duplicates import near_duplicates
-from adir.retrieval.encoders import EmbeddedEncoder, Encoder, PixelEncoder
-from adir.retrieval.feeding import FEEDINGS, query_picture
-from adir.retrieval.index import Index
+from adir.retrieval.encoders.base import Encoder
+from adir.retrieval.encoders.clip import ClipEncoder, random_clip
+from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.pixel import PixelEncoder
+from adir.retrieval.index.memory import Index
+from adir.retrieval.query import FEEDINGS, query_picture
 from adir.tasks.restoration import RestorationTask
 
 REPOSITORY = Path(__file__).resolve().parents[2]

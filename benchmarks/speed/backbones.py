@@ -28,13 +28,14 @@ from made_networks import NETWORKS, PIXEL, LatentParts, empty_network, pixel_bac
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from adir.adaptation.adapters import Full, Lora, adapted
+from adir.adaptation.adapters import Full, adapted
 from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.lora import Lora
 from adir.backbones.execution import DTYPES, Execution, recompute
 from adir.backbones.memory import call_bytes, example_inputs, fake_copy, weight_bytes
 from adir.files import write_bytes
-from adir.harness.cost import forget_peak_memory
-from adir.harness.provenance import process_peak_memory_mb
+from adir.harness.planning.calibration import forget_peak_memory
+from adir.harness.running.provenance import process_peak_memory_mb
 from adir.samplers.adir import ADIR
 from adir.samplers.latent import sample_latent
 from adir.tasks.operators import SuperResolution

@@ -38,17 +38,17 @@ def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
     """In this process: {seconds: {stage: s}, memory_mb} of a cell, estimated or measured."""
     import torch
 
-    from adir.harness.cell import resolve_cell
-    from adir.harness.launch import compose
+    from adir.harness.cells.cell import resolve_cell
+    from adir.harness.cells.compose import compose
 
     cell = resolve_cell(compose(overrides))
     torch.set_num_threads(cell.configuration["threads"])
     if what == "estimate":
-        from adir.harness.cost import estimate
+        from adir.harness.planning.cost import estimate
 
         cost = estimate(cell)
         return {"seconds": cost.seconds_per_picture, "memory_mb": cost.memory_mb}
-    from adir.harness.run import Options, run_cell
+    from adir.harness.running.worker import Options, run_cell
 
     run_cell(cell, Options(existing="skip"), tell=lambda line: print(line, file=sys.stderr))
     records = [cell.ledger.read(image_id, cell.identity.sha256) for image_id in cell.data.ids]

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from adir.files import read_json, safetensors_metadata, write_bytes
-from adir.harness.provenance import commit
+from adir.harness.running.provenance import commit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRID = [

@@ -30,12 +30,20 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
+from adir.data.sources.folder import FolderSource
 from adir.files import write_bytes
-from adir.harness.launch import compose
-from adir.retrieval.builder import Loaded, build_shard, extend_plan, finish, load, missing_shards, require_same_index
-from adir.retrieval.clip import random_clip
-from adir.retrieval.encoders import Encoder
-from adir.retrieval.sources import FolderSource
+from adir.harness.cells.compose import compose
+from adir.retrieval.encoders.base import Encoder
+from adir.retrieval.encoders.clip import random_clip
+from adir.retrieval.index.builder import (
+    Loaded,
+    build_shard,
+    extend_plan,
+    finish,
+    load,
+    missing_shards,
+    require_same_index,
+)
 
 SIZE = (512, 384)
 ALONE = 64

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from adir.files import hash_of, write_bytes
-from adir.harness.provenance import commit
+from adir.harness.running.provenance import commit
 
 PICTURES, SEEDS, TASKS = 50, 2, 4
 METRICS = {"psnr": "higher", "ssim": "higher", "lpips-alex": "lower", "piqe": "lower", "residual": "none"}

@@ -24,11 +24,11 @@ from pathlib import Path
 import diffusers
 import torch
 
-from adir.backbones.adm import Architecture, Flags
-from adir.backbones.conversion import tensors_of
-from adir.backbones.download import megabytes
+from adir.backbones.adm.architecture import Architecture, Flags
+from adir.backbones.adm.conversion import tensors_of
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.files import write_bytes
+from adir.weights.download import megabytes
 
 GD256 = {
     "image_size": 256,
@@ -122,7 +122,7 @@ def report(folder: Path, small: bool, repeats: int, command: str) -> str:
     """Everything, as Markdown."""
     parameters = make(folder / "made.pt", flags_of(small))
     os.sync()
-    time.sleep(3)  # a file that has just changed is hashed again, see adir.backbones.cache
+    time.sleep(3)  # a file that has just changed is hashed again, see adir.weights.cache
     runs: dict[str, list[dict[str, float]]] = {}
     for name in STEPS:
         runs[name] = [in_a_process(name, folder, small) for _ in range(1 if name == "convert" else repeats)]

@@ -12,8 +12,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 
-from adir.backbones.adm import Architecture
-from adir.backbones.conversion import build_network, configuration
+from adir.backbones.adm.architecture import Architecture
+from adir.backbones.adm.conversion import build_network, configuration
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import Condition, StableDiffusion

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adir.backbones.execution import DTYPES, Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.embedded.pictures import test_fields
+from adir.data.embedded import test_fields
 from adir.files import write_bytes
 from adir.images import generator
 from adir.samplers.adir import ADIR

@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from adir.embedded.pictures import TEST_FIELDS, cut
+from adir.data.embedded import TEST_FIELDS, cut
 from adir.files import write_bytes
-from adir.harness.ledger import SCHEMA, Ledger
-from adir.harness.provenance import commit
+from adir.harness.records.ledger import SCHEMA, Ledger
+from adir.harness.running.provenance import commit
 from adir.images import png_bytes
 
 ROWS = [("none", None), ("self", None), *((mode, k) for mode in ("knn", "random") for k in (1, 5, 20))]

@@ -33,10 +33,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from adir.files import write_bytes, write_json
-from adir.retrieval.index import Index
-from adir.retrieval.search import squared_distances
-from adir.retrieval.sharded import ShardedIndex
-from adir.retrieval.shards import SCHEMA, Picture, Shard, write_shard
+from adir.retrieval.index.memory import Index
+from adir.retrieval.index.search import squared_distances
+from adir.retrieval.index.sharded import ShardedIndex
+from adir.retrieval.index.shards import SCHEMA, Picture, Shard, write_shard
 
 DIMENSIONS, CENTRES, SHARD = 512, 20_000, 100_000
 ENCODER = {"name": "made", "weights_sha256": "0" * 64, "metric": "angular"}
@@ -81,7 +81,7 @@ def memory_of_a_search(folder: Path, queries: Tensor, k: int) -> tuple[float, fl
     """(peak resident GB, anonymous GB) of a fresh process that opens the index and searches once."""
     code = (
         "import sys, torch\n"
-        "from adir.retrieval.sharded import ShardedIndex\n"
+        "from adir.retrieval.index.sharded import ShardedIndex\n"
         "ShardedIndex(sys.argv[1]).search(torch.load(sys.argv[2], weights_only=True), int(sys.argv[3]))\n"
         "print(open('/proc/self/status').read())\n"
     )

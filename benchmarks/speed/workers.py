@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from adir.files import sha256_of_file, write_bytes
-from adir.harness.provenance import commit
+from adir.harness.running.provenance import commit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRID = ["data=embedded", "task=sr4,deblur", "adaptation=none,self,knn,random"]

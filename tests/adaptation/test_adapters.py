@@ -10,7 +10,8 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from adir.adaptation.adapters import Full, Lora, adapted, training_summary
+from adir.adaptation.adapters import Full, adapted, training_summary
+from adir.adaptation.lora import Lora
 
 ADAPTERS = [Full(), Lora(), Lora(rank=2, alpha=2, layers="attention"), Lora(rank=3, layers="all")]
 IDS = ["full", "lora", "attention", "all"]

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adir.adaptation.adapters import Full, Lora, adapted
+from adir.adaptation.adapters import Full, adapted
 from adir.adaptation.crops import NoisyCrops
 from adir.adaptation.denoising_module import DenoisingModule, FineTuning, l_simple
+from adir.adaptation.lora import Lora
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.errors import InputError
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adir.adaptation import holes
-from adir.adaptation.adapters import Full, Lora, adapted
+from adir.adaptation.adapters import Full, adapted
 from adir.adaptation.denoising_module import FineTuning
 from adir.adaptation.holes import random_hole
 from adir.adaptation.latent import LatentCrops, latent_crops
+from adir.adaptation.lora import Lora
 from adir.backbones.execution import Execution
 from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionInpaint, StableDiffusionX4
 from adir.errors import InputError

@@ -11,17 +11,17 @@ from diffusers import UNet2DModel
 from made_adm import TINY, made_checkpoint, save_checkpoint
 from safetensors.torch import load_file, save_file
 
-from adir.backbones import cache as backbone_cache
-from adir.backbones import converted
-from adir.backbones.adm import flags_of_unet
-from adir.backbones.checkpoints import entry
-from adir.backbones.conversion import build_network, convert
+from adir.backbones.adm import cached as converted
+from adir.backbones.adm.architecture import flags_of_unet
+from adir.backbones.adm.conversion import build_network, convert
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion, load_network
 from adir.errors import InputError
 from adir.files import sha256_of_file
-from adir.harness.cell import build, resolve_cell
-from adir.harness.launch import compose
+from adir.harness.cells.cell import build, resolve_cell
+from adir.harness.cells.compose import compose
+from adir.weights import cache as backbone_cache
+from adir.weights.registry import entry
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

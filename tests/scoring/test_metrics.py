@@ -17,13 +17,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from adir.backbones import download
 from adir.errors import InputError
 from adir.files import sha256_of_file
 from adir.images import write_png
 from adir.scoring import metrics, weights
 from adir.scoring.metrics import METRICS, PSNR, PyiqaMetric, Scoring, data_consistency_residual, psnr
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
+from adir.weights import download
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "scoring").glob("*.yaml"))
 TRAINED = [

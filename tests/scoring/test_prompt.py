@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adir.errors import InputError
-from adir.retrieval.clip import random_clip
+from adir.retrieval.encoders.clip import random_clip
 from adir.scoring.metrics import Scoring
 from adir.scoring.prompt import PromptSimilarity
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adir.errors import InputError
 from adir.images import from_uint8, generator
-from adir.retrieval.encoders import EmbeddedEncoder
+from adir.retrieval.encoders.embedded import EmbeddedEncoder
 from adir.tasks.editing import EditOperator, EditTask, edit_id, read_mask
 
 SHAPE = (3, 24, 32)

@@ -22,7 +22,7 @@ MOST_HEADER_BYTES = 100_000_000  # what the safetensors library itself allows
 
 
 def losses_of(results: Path, key: str) -> list[float] | None:
-    """The losses of an adapter of a results folder: beside its tensors, or as `adir leaderboard merge` brings them, which
+    """The losses of an adapter of a results folder: beside its tensors, or as `adir merge` brings them, which
     leaves the tensors where they are."""
     losses = read_losses(results / "adapters" / f"{key}.safetensors")
     if losses is None:

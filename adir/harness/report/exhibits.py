@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from adir.harness.records.comparable import Record
 from adir.harness.records.layout import stored_pictures
 from adir.harness.report.gather import Gathered, Scene
 from adir.harness.report.pictures import (
@@ -20,7 +21,6 @@ from adir.harness.report.pictures import (
     is_inside,
     open_rgb,
 )
-from adir.harness.sameness import Record
 
 EXACT_BYTES = 12_000_000  # of picture files that are embedded without loss; above it they are made smaller
 NEIGHBOUR_BYTES = 4_000_000  # of the page, kept free for neighbours

@@ -15,11 +15,11 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from adir.files import write_bytes
-from adir.harness.board import label
 from adir.harness.records.layout import stored_pictures
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, Scene, pick_metric
 from adir.harness.report.looks import LIGHT, MODES, SHAPES
 from adir.harness.report.pictures import embedded_test_field, is_inside, open_rgb
+from adir.harness.tables.board import label
 
 WIDTH = 6.9  # inches: of a page of text in two columns
 SMALLEST = 0.85  # inches of a picture, where a column for each sampler makes a figure wider than the page

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from adir.errors import InputError
-from adir.harness.board import Board, Row, label, make_board
-from adir.harness.formats import extra_axes
+from adir.harness.records.comparable import Record, without_seed
+from adir.harness.records.sources import read_sources, uncollected
 from adir.harness.report.looks import Look, looks
-from adir.harness.sameness import Record, without_seed
-from adir.harness.sources import read_sources, uncollected
+from adir.harness.tables.board import Board, Row, label, make_board
+from adir.harness.tables.formats import extra_axes
 
 AXES = ("backbone", "sampler", "task", "adaptation", "adapter", "k")
 FIDELITY = ("psnr", "lpips", "ssim")

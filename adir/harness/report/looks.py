@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from adir.harness.board import Board, Row
+from adir.harness.tables.board import Board, Row
 
 LIGHT = ("#858585", "#cf6f00", "#0057a8", "#006f4c", "#bf529a", "#3393cf", "#8a1c10", "#1a1a1a")
 DARK = ("#828282", "#e69f00", "#5b8def", "#2cc496", "#e08cc0", "#8fd0f5", "#e2603c", "#f4f2ec")

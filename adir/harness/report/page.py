@@ -11,13 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from adir.errors import InputError
 from adir.files import write_bytes
-from adir.harness.board import Board
-from adir.harness.formats import COUNTS, EXPLANATION, cell_text, headings, lead
 from adir.harness.records.layout import is_hash, losses_of
 from adir.harness.report.curves import mean_curve
 from adir.harness.report.exhibits import Exhibits
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
 from adir.harness.report.looks import colours_css
+from adir.harness.tables.board import Board
+from adir.harness.tables.formats import COUNTS, EXPLANATION, cell_text, headings, lead
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")

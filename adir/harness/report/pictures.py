@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from adir.embedded.pictures import PHOTOGRAPHS, TEST_FIELDS, Field, cut
+from adir.data.embedded import PHOTOGRAPHS, TEST_FIELDS, Field, cut
 from adir.images import from_uint8, hash_of_picture
 
 LONGEST_SIDE = 512  # pixels of a picture that was made smaller

@@ -8,10 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adir.errors import InputError
 from adir.files import write_bytes
-from adir.harness.leaderboard import label, row_order, without_seed
-from adir.harness.ledger import DamagedFile, all_records
+from adir.harness.records.comparable import without_seed
 from adir.harness.records.layout import stored_pictures
+from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.report.pictures import embedded_test_field, open_rgb
+from adir.harness.tables.board import label, row_order
 from adir.images import png_bytes
 
 TILE = 256  # pixels of a picture on the sheet

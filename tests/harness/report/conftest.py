@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from adir.harness.ledger import Ledger
+from adir.harness.records.ledger import Ledger
 from adir.images import from_uint8, hash_of_picture, write_png
 
 SCRIPT = "<script>alert(1)</script>"

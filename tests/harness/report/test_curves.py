@@ -8,7 +8,7 @@ import torch
 
 from adir.harness.records.layout import read_losses
 from adir.harness.report.curves import POINTS, mean_curve, smoothed
-from adir.harness.stages import AdapterStore
+from adir.harness.running.stores import AdapterStore
 
 
 def test_losses_are_read_from_what_the_store_writes(tmp_path: Path) -> None:

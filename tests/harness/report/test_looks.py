@@ -8,11 +8,11 @@ import matplotlib.colors
 import numpy as np
 import pytest
 
-from adir.harness.board import Board, make_board
 from adir.harness.report.figures import look
 from adir.harness.report.gather import gather
 from adir.harness.report.looks import DARK, LIGHT, SHAPES, Look, looks
 from adir.harness.report.page import HERE, row_data
+from adir.harness.tables.board import Board, make_board
 
 PAPER = {"light": "#fbfaf7", "dark": "#131416"}
 # Machado, Oliveira and Fernandes (2009), table 1, severity 1.0: on linear RGB.

@@ -16,11 +16,11 @@ from PIL import Image
 import adir.harness.report.exhibits as exhibits
 import adir.harness.report.page as page
 from adir.errors import InputError
-from adir.harness.formats import cells, headings
-from adir.harness.leaderboard import load_board
-from adir.harness.ledger import Ledger
+from adir.harness.records.ledger import Ledger
 from adir.harness.report.page import json_block, write_report
 from adir.harness.report.pictures import ERROR_SCALE, embedded_corpus_field, error_colours, error_map
+from adir.harness.tables.formats import cells, headings
+from adir.harness.tables.leaderboard import load_board
 from adir.images import read_pixels
 
 SCRIPT = "<script>alert(1)</script>"

@@ -1,0 +1,84 @@
+"""Checkpoints of guided-diffusion, converted once and kept as diffusers folders in the cache."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adir.backbones.adm.architecture import Flags
+from adir.backbones.adm.conversion import convert
+from adir.errors import InputError
+from adir.files import read_json, set_aside, sha256_of_bytes, sha256_of_file, warn_in_one_line, write_json
+from adir.weights.cache import cache_dir, known_sha256, remember_sha256
+from adir.weights.checkpoint import read_checkpoint
+from adir.weights.download import require_room
+
+VERSION = 1
+"""Raise it when the same checkpoint converts to other tensors: conversions of earlier versions are then not found."""
+
+CONFIG, WEIGHTS, NOTE = "config.json", "diffusion_pytorch_model.safetensors", "source.json"
+
+
+def converted(source: Path, flags: Flags) -> tuple[Path, str]:
+    """(folder with config.json and safetensors, SHA-256 of the source) of a checkpoint file.
+
+    Found under the source's hash and the flags, or converted now: another process that wants the same waits. A converted
+    file that has changed since is set aside and made again. Raises InputError for a source that is no such checkpoint.
+    """
+    if not source.is_file():
+        raise InputError(f"{source}: no such file")
+    sha256 = known_sha256(source)
+    what = {"source": sha256, "flags": dataclasses.asdict(flags), "version": VERSION}
+    key = sha256_of_bytes(json.dumps(what, sort_keys=True).encode())[:32]
+    folder = cache_dir() / "converted" / key
+    if is_whole(folder):
+        return folder, sha256
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_whole(folder):  # another process may have made it meanwhile
+            if folder.exists():
+                warn_in_one_line(f"{folder}: not what was converted; {set_aside(folder)}, and it is converted again")
+            try:
+                configuration, tensors = convert(read_checkpoint(source), flags)
+            except InputError as error:
+                raise InputError(str(error) if str(source) in str(error) else f"{source}: {error}") from error
+            write_folder(folder, configuration, tensors, {"file": source.name, "sha256": sha256})
+    return folder, sha256
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds the very files that were written."""
+    try:
+        note = read_json(folder / NOTE)
+        return all(known_sha256(folder / name) == note["written"][name] for name in (CONFIG, WEIGHTS))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_folder(
+    folder: Path, configuration: dict[str, Any], tensors: dict[str, Tensor], source: dict[str, str]
+) -> None:
+    """Write config.json, weights and the note of their hashes; the folder appears whole or not at all."""
+    require_room(folder.parent, sum(tensor.nbytes for tensor in tensors.values()))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary.mkdir()
+    try:
+        write_json(temporary / CONFIG, configuration)
+        save_file(tensors, temporary / WEIGHTS)
+        with open(temporary / WEIGHTS, "rb+") as file:
+            os.fsync(file.fileno())
+        written = {name: sha256_of_file(temporary / name) for name in (CONFIG, WEIGHTS)}
+        write_json(temporary / NOTE, {"source": source, "version": VERSION, "written": written})
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    remember_sha256(folder / WEIGHTS, written[WEIGHTS], own=True)

@@ -1,0 +1,81 @@
+"""`adir doctor`: what is installed, what is missing, and how to get it."""
+
+import argparse
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return examine()
+
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "hydra-joblib-launcher",
+    "diffusers",
+    "peft",
+    "deepinv",
+    "pyiqa",
+    "pandas",
+    "pyarrow",
+    "wandb",
+    "open_clip_torch",
+    "scikit-image",
+    "safetensors",
+    "rich",
+)
+
+
+def examine() -> int:
+    """Print the state of things. Returns 0, or 1 when a dependency or an embedded file is missing."""
+    missing = 0
+    print(f"adir {version('adir')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for name in PACKAGES:
+        try:
+            print(f"  ok       {name} {version(name)}")
+        except PackageNotFoundError:
+            missing += 1
+            print(f"  MISSING  {name}: pip install {name}")
+
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            print(
+                f"  ok       GPU {index}: {torch.cuda.get_device_name(index)}; use it with backbone.device=cuda:{index}"
+            )
+    else:
+        print("  none     GPU: everything embedded runs on the CPU; the paper's backbones want one")
+    print(f"  ok       {torch.get_num_threads()} CPU threads")
+
+    from adir.errors import InputError
+    from adir.harness.cells.cell import build
+    from adir.harness.cells.compose import compose
+
+    cfg = compose(["scoring=default"])
+    parts = {
+        "prior": cfg.backbone,
+        "encoder": cfg.retrieval.encoders.knn,
+        "test pictures": cfg.data,
+        "corpus": cfg.retrieval.corpus,
+    }
+    for what, node in parts.items():
+        try:
+            found = build(node, what)
+            count = f" ({len(found)} pictures)" if hasattr(found, "ids") else f" ({found.weights_sha256[:12]})"
+            print(f"  ok       embedded {what}{count}")
+        except InputError as error:
+            missing += 1
+            print(f"  MISSING  embedded {what}: {error}")
+
+    scoring = build(cfg.scoring, "scoring")
+    for metric in scoring.metrics:
+        why = metric.unavailable()
+        print(f"  ok       metric {metric.name}" if why is None else f"  none     metric {metric.name}: {why}")
+    sys.stdout.flush()
+    return 1 if missing else 0

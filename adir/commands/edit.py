@@ -1,0 +1,149 @@
+"""`adir edit`: a picture of a user's own, repainted where a mask is white as a prompt says, beside a JSON of what was done."""
+
+import argparse
+import dataclasses
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from torch import Tensor
+
+from adir.adaptation.adapters import adapted
+from adir.backbones.stable_diffusion import StableDiffusionInpaint
+from adir.commands.restore import awaited_adapter, quoted
+from adir.errors import InputError
+from adir.files import hash_of, read_json, write_json
+from adir.harness.cells.cell import Cell, build, resolve_cell
+from adir.harness.cells.compose import compose
+from adir.harness.running.grid import options_of, say
+from adir.harness.running.neighbours import find_neighbours
+from adir.harness.running.out_of_memory import out_of_memory_explained
+from adir.harness.running.pipeline import adapter_fields
+from adir.harness.running.provenance import commit, versions
+from adir.images import from_uint8, generator, hash_of_picture, read_image, to_uint8, write_png
+from adir.scoring.metrics import data_consistency_residual
+from adir.tasks.editing import EditTask, read_mask
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return edit_picture(args.picture, args.mask, args.prompt, args.overrides, args.out)
+
+
+DEFAULTS = (
+    "backbone=sd_inpaint",
+    "task=edit",
+    "sampler=sd_inpaint",
+    "adaptation/fine_tuning=sd_inpaint",
+    "scoring=edit",
+    "data=embedded",  # not looked at: the picture comes from the command line; sd_inpaint would ask for a folder
+)
+SHORT = {"by": "task.by", "paste": "sampler.paste"}
+"""Keys that are said so often here that they have a short name."""
+
+
+def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
+    """Repaint one picture with the cell that the KEY=VALUE overrides describe. Returns the exit status.
+
+    Picture, mask and prompt are read and checked before a network is loaded. The files' names hold a hash of picture, mask,
+    prompt and cell: what is there already is not made again. Raises InputError.
+    """
+    hole = read_mask(mask)
+    try:
+        y = EditTask().with_mask(hole, prompt).read_y(picture)
+    except InputError as error:
+        raise InputError(f"{picture} with mask {mask}: {error}") from error
+    cfg = compose([*edit_overrides(overrides), f"results={quoted(out / 'stages')}"])
+    require_editing(cfg)
+    cell, options = resolve_cell(cfg), options_of(cfg)
+    torch.set_num_threads(cfg.threads)
+    _, height, width = y.shape
+    if height % cell.backbone.stride or width % cell.backbone.stride:
+        raise InputError(
+            f"{picture}: {width}x{height} pixels, but this backbone takes multiples of {cell.backbone.stride}: crop it"
+        )
+    cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
+    edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_picture(y), "prompt": prompt})
+    target = out / f"{picture.stem}-{cell.mode}-{edit[:8]}.png"
+    if is_done(target, edit):
+        say(f"{picture} -> {target}  (was there)")
+        return 0
+    say(f"{picture} -> {target}")
+    with out_of_memory_explained(cell, tuple(y.shape), "what is done is kept, run the same command again"):
+        edit_one(cell, picture, y, target, edit, options.progress)
+    return 0
+
+
+def require_editing(cfg: DictConfig) -> None:
+    """Raise InputError, before any network is looked for, where task or backbone are none to edit with."""
+    task = build(cfg.task, "task")
+    if not isinstance(task, EditTask):
+        raise InputError(f"adir edit is for task=edit, not for task={task.name}: see `adir restore`")
+    if not issubclass(get_class(cfg.backbone._target_), StableDiffusionInpaint):
+        raise InputError(
+            f"adir edit needs an inpainting model (backbone=sd_inpaint), which backbone {cfg.backbone.name} is not"
+        )
+
+
+def edit_overrides(overrides: list[str]) -> list[str]:
+    """The user's overrides, short names written out, after the defaults of editing that they do not replace."""
+    given = [item.partition("=") for item in overrides]
+    full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in given]
+    said = {key for key, _, _ in given}
+    return [item for item in DEFAULTS if item.partition("=")[0] not in said] + full
+
+
+def is_done(target: Path, edit: str) -> bool:
+    """Whether this very edit is there, whole. (The note is written first: one without its picture is what a kill leaves.)"""
+    try:
+        known = read_json(target.with_suffix(".json"))
+        return bool(known["edit"] == edit and known["picture_sha256"] == hash_of_picture(read_image(target)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not there, or damaged: it is made again
+
+
+def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, progress: bool) -> None:
+    """Retrieve, adapt, repaint and write."""
+    started = time.perf_counter()
+    # Of the known pixels and the mask, whose hole is 0 in y: adapted or not, and whatever the prompt, the noise is one.
+    image_id = hash_of_picture(y)
+    neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
+    adapter = awaited_adapter(cell, image_id, y, neighbours, progress)
+    operator = cell.task.operator(tuple(y.shape))
+    with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
+        noise = generator(cell.seed, image_id, "sampler")
+        restored = cell.sampler.restore(cell.backbone, operator, y[None].to(cell.backbone.device), [noise])
+    if restored.errors[0] is not None:
+        raise InputError(f"{picture}: {restored.errors[0]}")
+    scores = cell.scoring.score(restored.x_hat[0], prompt=cell.task.prompt)
+    x_hat = from_uint8(to_uint8(restored.x_hat[0]))  # as the file will hold it
+    residual = float(data_consistency_residual(operator, x_hat[None], y[None]))
+    note = {
+        "edit": edit,
+        "cell": cell.identity.sha256,
+        "axes": cell.identity.axes,
+        "configuration": cell.configuration,
+        "input": picture.name,
+        "prompt": cell.task.prompt,
+        "mask_share": round(float(cell.task.mask.float().mean()), 4),
+        "y_sha256": image_id,
+        "picture_sha256": hash_of_picture(x_hat),
+        "scores": scores,
+        "residual": residual,
+        "sampler": {"n_steps": cell.sampler.n_steps, "network_evaluations": restored.network_evaluations},
+        "neighbours": [{"id": n.id, "distance": n.distance} for n in neighbours],
+        "adapter": None if adapter is None else adapter_fields(adapter),
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_json(target.with_suffix(".json"), note)
+    write_png(target, x_hat)  # last: what is_done goes by
+    known = "".join(f", {name} {score['value']:.3g}" for name, score in scores.items() if score["value"] is not None)
+    say(
+        f"{target}: {y.shape[2]}x{y.shape[1]}, {note['mask_share']:.0%} repainted, "
+        f"residual outside the mask {residual:.1f} grey levels{known}, {note['seconds']} s"
+    )

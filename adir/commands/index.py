@@ -1,0 +1,57 @@
+"""`adir index`: build, describe or search the index of a corpus; build and search stand in files of their own."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from adir.commands.index_build import build, described
+from adir.commands.index_search import search
+from adir.errors import InputError
+from adir.files import read_json
+from adir.harness.running.grid import say
+from adir.retrieval.index.builder import (
+    missing_shards,
+    planned,
+)
+from adir.retrieval.index.sharded import ShardedIndex
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    if args.action == "search":
+        return search(args.folder, args.picture, args.text, args.k, args.out)
+    return info(args.folder) if args.action == "info" else build(args.overrides, args.multirun)
+
+
+def info(folder: Path) -> int:
+    """Print what an index holds, after reading all of it. Raises InputError when something is wrong with it."""
+    if not (folder / "manifest.json").exists() and (folder / "index.json").exists():
+        n_planned, n_missing = len(planned(folder)), len(missing_shards(folder))
+        raise InputError(
+            f"{folder}: not finished, {n_planned - n_missing} of {n_planned} planned shards are there; "
+            "run `adir index build` again"
+        )
+    index = ShardedIndex(folder)
+    say(f"{folder}")
+    say(described(index.manifest))
+    n_bytes = sum(shard.path.stat().st_size for shard in index.shards)
+    say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes a picture")
+    damage = index.damage()
+    if damage:
+        raise InputError(f"{damage[0]} ({len(damage)} damaged shards): remove them and run `adir index build` again")
+    licences = sum((shard.licences() for shard in index.shards), Counter[str]())
+    for licence, count in sorted(licences.items(), key=lambda pair: (-pair[1], pair[0]))[:5]:
+        say(f"  {count} pictures of licence {licence}")
+    for path in sorted(folder.glob("approximate-*.json")):
+        found = read_json(path)
+        shares = ", ".join(f"{share:.3f} at K={k}" for k, share in found.get("recall", {}).items())
+        say(f"  approximate search with {found['arguments']}: recall {shares}")
+    rejects = {name: reason for shard in index.rejecting for name, reason in shard.rejects.items()}
+    say(f"  {len(rejects)} rejects" + (", such as" if rejects else ""))
+    for name, reason in list(rejects.items())[:5]:
+        say(f"    {name}: {reason}")
+    newer = len(planned(folder)) - len(index.manifest["shards"])
+    if newer > 0:
+        say(f"  {newer} shards more are planned; run `adir index build` again")
+    say("  every shard has the data it was made with")
+    return 0

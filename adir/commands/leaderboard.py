@@ -1,0 +1,45 @@
+"""`adir leaderboard`: print the table of results folders and submissions, and write it into the one folder."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from adir.files import write_bytes
+from adir.harness.tables.formats import (
+    EXPLANATION,
+    FORMATS,
+    tidy,
+    to_terminal,
+)
+from adir.harness.tables.leaderboard import load_board
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return show_leaderboard(args.folders, write=not args.no_write)
+
+
+def show_leaderboard(folders: list[Path], write: bool) -> int:
+    """Print the table; with `write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
+
+    Of several folders, and of submission files, the table is only printed: it belongs to no one of them.
+    """
+    board = load_board(*folders)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(160, console.width))  # a log has no edge to wrap at
+    for table in to_terminal(board, ", ".join(map(str, folders)), console.width):
+        console.print(table)
+    for line in [EXPLANATION, *board.notes]:
+        console.print(tidy(line), style="dim", highlight=False, markup=False)
+    if write and len(folders) == 1 and folders[0].is_dir():
+        written = []
+        for ending, text_of in FORMATS.items():
+            written.append(folders[0] / f"leaderboard.{ending}")
+            write_bytes(written[-1], text_of(board).encode())
+        console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
+    elif write:
+        several = "`adir merge ... --out FOLDER` makes one folder of them, which gets its files"
+        console.print(f"not written: {several}", markup=False, highlight=False)
+    return 0

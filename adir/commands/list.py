@@ -1,0 +1,53 @@
+"""What can be chosen: the axes and their values, read from the configuration files themselves."""
+
+import argparse
+from pathlib import Path
+
+from adir.configuration import config_dir
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return print_axes()
+
+
+AXES = (
+    "backbone",
+    "execution",
+    "task",
+    "adaptation",
+    "adaptation/adapter",
+    "adaptation/fine_tuning",
+    "retrieval",
+    "encoder",
+    "corpus",
+    "sampler",
+    "scoring",
+    "data",
+    "tracking",
+    "experiment",
+)
+
+
+def choices(axis: str) -> dict[str, str]:
+    """{value: one-line description} of an axis. The description is the first comment of the value's file."""
+    return {path.stem: description(path) for path in sorted((config_dir() / axis).glob("*.yaml"))}
+
+
+def description(path: Path) -> str:
+    """The first comment line of a configuration file that is no Hydra directive."""
+    for line in path.read_text().splitlines():
+        if line.startswith("#") and not line.startswith("# @"):
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def print_axes() -> int:
+    """Every axis with its values."""
+    for axis in AXES:
+        print(axis)
+        values = choices(axis)
+        width = max(map(len, values), default=0)
+        for value, text in values.items():
+            print(f"  {value:<{width}}  {text}")
+    return 0

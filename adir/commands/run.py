@@ -1,0 +1,81 @@
+"""`adir run`: run one cell or a grid."""
+
+import argparse
+import functools
+import os
+import shlex
+
+from adir.errors import InputError, first_line
+from adir.harness.cells.cell import label_of
+from adir.harness.cells.compose import launch
+from adir.harness.running.claims import Claims
+from adir.harness.running.grid import LOCAL_LAUNCHERS, check_grid, empty_scores, run_job, say, write_plan
+from adir.harness.running.interruption import new_stop_file, stop_file_on_interrupt
+from adir.harness.running.worker import Outcome
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return run_grid(args.overrides, args.multirun)
+
+
+def run_grid(overrides: list[str], multirun: bool) -> int:
+    """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed or are missing, or 130 when interrupted.
+
+    Raises InputError before any work where a cell cannot run.
+    """
+    grid = check_grid(overrides, multirun)
+    for problem in grid.problems.values():
+        if problem.applicable or not grid.cells:
+            more = sum(other.applicable for other in grid.problems.values()) - 1
+            raise InputError(f"{problem}" + (f" ({more} more cells cannot run: adir plan tells)" if more > 0 else ""))
+        say(f"left out, not applicable: {label_of(problem.axes)}: {problem}")
+    cells = list(grid.cells.values())
+    results = cells[0].results
+    if multirun:
+        equal = grid.combinations - len(grid.problems) - len(cells)
+        duplicates = f" ({grid.combinations} combinations, {equal} equal to others)" if equal else ""
+        say(f"{len(cells)} cells{duplicates} in {results}")
+    for note in empty_scores(cells):
+        say(note)
+    plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
+    stop = new_stop_file(plan) if plan is not None else None
+
+    job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan, stop, os.getpid())
+    all_ended = not LOCAL_LAUNCHERS.get(grid.launcher, True)  # also where `launch` raises
+    try:
+        with stop_file_on_interrupt(stop) as interrupted:
+            try:
+                outcomes: list[Outcome] = launch(job, overrides, multirun)
+                all_ended = True
+            except (InputError, OSError):
+                raise
+            except BaseException as error:
+                if not interrupted.is_set:
+                    raise
+                outcomes = []  # by a second Ctrl-C, or a worker was still being started and did not know of stop files
+                say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
+                for folder in {results / "adapters", *(cell.ledger.folder / "claims" for cell in cells)}:
+                    Claims(folder).clear_dead()  # some were killed at their pictures
+        stopped = interrupted.is_set or (stop is not None and stop.exists())
+    finally:
+        if stop is not None and all_ended:
+            stop.unlink(missing_ok=True)
+    total = sum(outcomes, Outcome())
+    # From the records, as a worker that helped with a cell, or an earlier run, may have met a failure.
+    found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
+    total.failed = sum(record is not None and record["status"] == "failed" for record in found)
+    missing = sum(record is None for record in found)
+    done = f"{total.done} pictures done, {total.skipped} were there"
+    if not outcomes:
+        done = f"of {len(found)} pictures {len(found) - missing - total.failed} are done"
+    say(f"{done}, {total.failed} failed; records and pictures: {results}/cells")
+    if missing and plan is not None and not stopped:
+        say(f"{missing} pictures have no record yet: another worker is at them, or was; run the same command again")
+    if total.failed:
+        say("what failed says so in its record; retry=failed runs it again")
+    if stopped:
+        say(f"interrupted, {missing} pictures are left; to go on:")
+        say(f"  adir run {'-m ' if multirun else ''}{shlex.join(overrides)}")
+        return 130
+    return 1 if total.failed or (missing and plan is not None) else 0

@@ -1,0 +1,67 @@
+"""`adir score`: score the pictures of a results folder again, from their files and with no model."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from adir.data.corpus import Corpus
+from adir.errors import InputError
+from adir.files import write_json
+from adir.harness.cells.cell import build
+from adir.harness.cells.compose import compose
+from adir.harness.records.ledger import DamagedFile, all_records
+from adir.harness.records.record_check import fault_of
+from adir.harness.running.grid import say
+from adir.images import hash_of_picture, read_image
+from adir.scoring.metrics import Scoring
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return rescore(args.folder, args.overrides)
+
+
+def rescore(results: Path, overrides: list[str]) -> int:
+    """Put the scores of `scoring=...` into every record whose restored picture is there; other scores stay as they are.
+
+    Ground truths come from the data set that the record names, and must still have the hash it had. Returns 0, or 1 when a
+    record was damaged or its picture is missing. Raises InputError when there are no records or the data is not there.
+    """
+    scoring: Scoring = build(compose(overrides).scoring, "scoring")
+    for name, reason in scoring.unavailable.items():
+        say(f"{name}: {reason}")
+    n, bad = 0, 0
+    for record in all_records(results):
+        if isinstance(record, DamagedFile):
+            say(f"warning: {record}")
+            bad += 1
+        elif fault := fault_of(record):
+            say(f"warning: {results / record['path']}: left as it is: {fault}")
+            bad += 1
+        elif record["status"] == "done":
+            try:
+                write_json(results / record.pop("path"), rescored(record, results, scoring))
+                n += 1
+            except InputError as error:
+                say(f"warning: {error}")
+                bad += 1
+    if not n and not bad:
+        raise InputError(f"{results}: no restored pictures below it")
+    say(f"{n} records scored with {', '.join(metric.name for metric in scoring.metrics)}")
+    return 1 if bad else 0
+
+
+def rescored(record: dict[str, Any], results: Path, scoring: Scoring) -> dict[str, Any]:
+    """The record with new scores. InputError when the data set no longer has the picture it was made from."""
+    data: Corpus = build(OmegaConf.create(record["configuration"]["data"]), "data")
+    image_id = record["image"]["id"]
+    if image_id not in data.ids:
+        raise InputError(f"{image_id}: no longer in data set {data.name}, so its record keeps its scores")
+    x = data.image(image_id)
+    if hash_of_picture(x) != record["image"]["sha256"]:
+        raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
+    prompt = data.prompt(image_id) if hasattr(data, "prompt") else None  # a set of edits
+    scores = record["scores"] | scoring.score(read_image(results / record["picture"]), x, prompt)
+    return record | {"scores": scores, "unavailable": scoring.unavailable}

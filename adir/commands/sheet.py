@@ -1,0 +1,11 @@
+"""`adir sheet`: write one comparison picture: ground truth, y and every mode side by side."""
+
+import argparse
+
+from adir.harness.report.sheet import write_sheet
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    print(write_sheet(args.folder, args.task, args.out))
+    return 0

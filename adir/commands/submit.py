@@ -1,0 +1,96 @@
+"""`adir submit`: pack the records of a results folder into one file that others can check."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import adir
+from adir.errors import InputError
+from adir.files import sha256_of_file
+from adir.harness.records.archive import kind_of, record_fault, write_archive
+from adir.harness.records.comparable import Record
+from adir.harness.records.merge import (
+    content_fault,
+    files_of,
+    losses_names,
+    manifests_of,
+    members_of,
+    plans_of,
+    shown_pictures,
+)
+from adir.harness.records.sources import read_sources
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return submit(args.folder, args.pictures, args.out)
+
+
+PART = ".part"
+
+
+def submit(folder: Path, pictures: bool, out: Path | None) -> int:
+    """Pack the records of a results folder and the manifests of its data, and with `pictures` what its report shows, into one
+    file for another machine: restored pictures and y, ground truths, neighbours, losses of the adapters (not the adapters).
+
+    out: the file; FOLDER-submission.zip in the current folder where None. Returns 0, or 1 where a damaged record was left
+    out. Raises InputError when there is nothing to pack, a record would be refused elsewhere, or another file is there.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = read_sources([folder])
+    if not found.records:
+        raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
+    out = out or Path(f"{folder.resolve().name}-submission.zip")
+    members: dict[str, Path | bytes] = {name: folder / name for name in manifests_of(folder)}
+    for name in members:
+        if fault := content_fault(name, (folder / name).read_bytes()):
+            raise InputError(f"{folder / name}: {fault}; remove it, and `adir run` of its grid makes it anew")
+    for record in found.records.values():
+        name = record["path"]
+        fault = record_fault(record, name) or (None if kind_of(name) == "record" else "lies where no record does")
+        if fault:
+            raise InputError(f"{folder / name}: {fault}; it would be refused elsewhere")
+        members[name] = folder / name
+        if pictures:
+            shown = [*files_of(record), *shown_pictures([record])]
+            members |= {name: folder / name for name in shown if (folder / name).is_file()}
+    members |= {name: folder / name for name in plans_of(folder)}
+    if pictures:
+        with members_of(folder) as content:
+            losses = {name: content(name) for name in losses_names(found.records.values())}
+        members |= {name: bytes_of_it for name, bytes_of_it in losses.items() if bytes_of_it is not None}
+    fresh = out.with_name(out.name + PART)
+    write_archive(fresh, about(found.records.values(), pictures), members)
+    try:
+        if out.exists() and not (out.is_file() and sha256_of_file(out) == sha256_of_file(fresh)):
+            raise InputError(f"{out}: is there already and holds something else; name another file with --out")
+        fresh.replace(out)
+    finally:
+        fresh.unlink(missing_ok=True)
+    for note in found.notes:
+        print(f"warning: left out: {note}")
+    n_pictures = sum(kind_of(name) == "picture" for name in members)
+    print(f"{len(found.records)} records, {n_pictures} pictures: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"SHA-256 {sha256_of_file(out)}; `adir leaderboard {out}` shows its table anywhere")
+    return 1 if found.notes else 0
+
+
+def about(records: Iterable[Record], pictures: bool) -> dict[str, Any]:
+    """What a manifest says besides its files: by whom and with what the records were made."""
+    records = list(records)
+    versions: dict[str, set[str]] = {}
+    for record in records:
+        for package, version in (record.get("versions") or {}).items():
+            versions.setdefault(package, set()).add(str(version))
+    return {
+        "packed_by": f"adir {adir.__version__}",
+        "records": len(records),
+        "pictures": pictures,
+        "commits": sorted({str(record["commit"]) for record in records if record.get("commit")}),
+        "versions": {package: sorted(found) for package, found in sorted(versions.items())},
+        "weights": sorted(
+            {str(w) for r in records if (w := (r["identity"].get("backbone") or {}).get("weights_sha256"))}
+        ),
+    }

@@ -1,0 +1,47 @@
+"""`adir table`: a published table, and ours beside it."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from adir.harness.tables.formats import tidy
+from adir.harness.tables.leaderboard import load_board
+from adir.harness.tables.published import INSIDE, columns_of, command_of, compare, published, published_names, to_latex
+from adir.harness.tables.terminal import stacked
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return show_table(args.name, args.folder, args.latex)
+
+
+def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
+    """Print a published table, with ours of a results folder beside it; with `latex`, in the paper's layout. No name: a list.
+
+    Returns 0. Raises InputError for an unknown table, or a folder without records.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(160, console.width))
+    if name is None:
+        for each in published_names():
+            known = sum(cell["value"] is not None for row in published(each)["rows"] for cell in row["cells"].values())
+            state = f"{known} numbers known" if known else "numbers unknown"
+            console.print(f"{each:<18} {published(each)['title']} ({state})", highlight=False, markup=False)
+        return 0
+    table = published(name)
+    comparisons = compare(table, load_board(folder) if folder is not None else None)
+    if latex:
+        print(to_latex(table, comparisons), end="")
+        return 0
+    names, values, notes = columns_of(comparisons, table["source"])
+    for stack in stacked(tidy(f"{name}: {table['title']}"), names, values, console.width):
+        console.print(stack)
+    lines = [f"[{number}] {note}" for number, note in enumerate(notes, 1)] + [f"paper: {table['source']}"]
+    lines += [f"unknown: {unknown}" for unknown in table["unknown"]] + [INSIDE]
+    for line in lines:
+        console.print(tidy(line), style="dim", highlight=False, markup=False)
+    command = command_of(table["experiment"])
+    console.print(f"to run it: {command}", highlight=False, markup=False, soft_wrap=True)  # so that it can be copied
+    return 0

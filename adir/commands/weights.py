@@ -1,0 +1,104 @@
+"""`adir weights`: what pretrained weights there are, fetching them, and checking the ones that are here."""
+
+import argparse
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from adir.errors import InputError
+from adir.weights.cache import cache_dir
+from adir.weights.registry import Entry, WeightsFile, entry, registry
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the command line asks. Returns the exit status."""
+    return weights(args.action, args.names)
+
+
+ACTIONS = ("list", "get", "verify")
+
+
+def weights(action: str, names: list[str]) -> int:
+    """Run `adir weights ACTION NAME...`. Returns the exit status: 1 where something that was to be verified is wrong.
+
+    Raises InputError for names and actions that do not exist, and for what could not be fetched.
+    """
+    if action not in ACTIONS:
+        raise InputError(f"unknown action {action!r}; choose one of {', '.join(ACTIONS)}")
+    entries = [entry(name) for name in names] if names else list(registry().values())
+    if action == "list":
+        return show(entries)
+    if action == "verify":
+        return verify(entries, named=bool(names))
+    if not names:
+        raise InputError(f"adir weights get NAME: choose from {', '.join(registry())}")
+    return get(entries)
+
+
+def show(entries: list[Entry]) -> int:
+    """Name, whether it is here, size, licence, hash and place of each."""
+    rows = [
+        (
+            found.entry,
+            "here" if found.missing() is None else "missing",
+            found.size_text,
+            found.licence or "licence unknown",
+            pinned(found),
+            str(found.path),
+        )
+        for found in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+    print(f"ADIR_CACHE={cache_dir()}; `adir weights get NAME` fetches, `adir weights verify` checks hashes")
+    return 0
+
+
+def pinned(found: Entry) -> str:
+    """What the content is held to."""
+    if isinstance(found, WeightsFile):
+        return f"sha256 {found.sha256[:12]}"
+    return f"revision {found.mirrors[0].revision[:10]}"
+
+
+def get(entries: list[Entry]) -> int:
+    """Fetch each that is not here; a file that is here with a wrong hash is set aside and fetched again."""
+    for found in entries:
+        if found.missing() is None:
+            wrong = found.verify()
+            if wrong is None:
+                print(f"{found.entry}: here, {found.path}")
+                continue
+            print(f"{found.entry}: {wrong}")
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        # On stderr, so that what is printed can be read by another program.
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+            if isinstance(found, WeightsFile):
+                task = bar.add_task(found.name, total=found.size)
+
+                def show_progress(done: int, total: int | None, task: int = task) -> None:
+                    bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
+
+                path = found.fetch(show_progress)
+            else:
+                path = found.fetch()  # huggingface_hub has a bar of its own
+        print(f"{found.entry}: fetched and verified, {path}")
+    return 0
+
+
+def verify(entries: list[Entry], named: bool) -> int:
+    """Hash what is here. What is missing counts as wrong where it was asked for by name."""
+    status = 0
+    for found in entries:
+        missing = found.missing()
+        if missing is not None:
+            print(missing if named else f"{found.entry}: not here")
+            status |= named
+            continue
+        wrong = found.verify()
+        unpinned = not isinstance(found, WeightsFile) and not any(found.weights.values())
+        right = "complete (no hash known)" if unpinned else "right"
+        print(f"{found.entry}: {right if wrong is None else f'WRONG: {wrong}'}, {found.path}")
+        status |= wrong is not None
+    return int(status)

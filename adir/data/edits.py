@@ -1,0 +1,94 @@
+"""A test set of edits: pictures, each with a mask and prompts."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adir.data.corpus import Corpus
+from adir.errors import InputError
+from adir.files import read_json, sha256_of_file
+from adir.images import PICTURE_SUFFIXES, read_image
+from adir.tasks.editing import EditTask, edit_id, read_mask
+
+FORMAT = "pictures NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (picture,prompt) or prompts.json"
+
+
+class EditSet(Corpus):
+    """A folder with pictures NAME.png, masks NAME_mask.png of the same size (white is repainted), and the prompts:
+    prompts.csv with the columns picture and prompt, or prompts.json with {NAME: prompt} or {NAME: [prompt, ...]}.
+
+    A picture with several prompts is as many test pictures. An id is NAME and a hash of mask and prompt, so that nothing made
+    with one mask or prompt passes for another's.  Everything is read and checked here: raises InputError for a missing or
+    unfit mask, an empty prompt, and a picture that cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        folder = Path(path)
+        if not folder.is_dir():
+            raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
+        self._pictures: dict[str, Path] = {}
+        self._masks: dict[str, Tensor] = {}
+        self._prompts: dict[str, str] = {}
+        manifest = {}
+        for name, prompt in read_prompts(folder):
+            picture, file = picture_file(folder, name), picture_file(folder, f"{name}_mask")
+            mask, x = read_mask(file), read_image(picture)
+            try:
+                EditTask().with_mask(mask, prompt).image_shape(tuple(x.shape))
+            except InputError as error:
+                raise InputError(f"{file if prompt.strip() else folder}: {name}: {error}") from error
+            image_id = edit_id(name, mask, prompt)
+            self._pictures[image_id], self._masks[image_id], self._prompts[image_id] = picture, mask, prompt
+            manifest[image_id] = sha256_of_file(picture)
+        super().__init__(folder.name, manifest, {})
+
+    def image(self, image_id: str) -> Tensor:
+        return read_image(self._pictures[image_id])
+
+    def mask(self, image_id: str) -> Tensor:
+        """(H, W) bool, true where the picture is to be repainted."""
+        return self._masks[image_id]
+
+    def prompt(self, image_id: str) -> str:
+        """What is to be seen there."""
+        return self._prompts[image_id]
+
+
+def picture_file(folder: Path, name: str) -> Path:
+    """The picture NAME.png, or with another suffix. Raises InputError where there is none."""
+    for suffix in PICTURE_SUFFIXES:
+        if (folder / f"{name}{suffix}").is_file():
+            return folder / f"{name}{suffix}"
+    raise InputError(f"{folder}: no picture {name}.png; a set of edits has {FORMAT}")
+
+
+def read_prompts(folder: Path) -> list[tuple[str, str]]:
+    """(NAME, prompt) pairs, in the file's order. Raises InputError where there are none."""
+    table, mapping = folder / "prompts.csv", folder / "prompts.json"
+    pairs: list[tuple[str, str]] = []
+    try:
+        if table.is_file():
+            with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
+                pairs = [(row["picture"], row["prompt"] or "") for row in csv.DictReader(file)]
+        elif mapping.is_file():
+            found: dict[str, Any] = read_json(mapping)
+            for name, prompts in found.items():
+                pairs += [(name, prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+        else:
+            raise InputError(f"{folder}: no prompts; a set of edits has {FORMAT}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{table if table.is_file() else mapping}: not as expected; a set of edits has {FORMAT}"
+        ) from error
+    if not pairs:
+        raise InputError(f"{folder}: no prompts in the file; a set of edits has {FORMAT}")
+    return [(without_suffix(name.strip()), prompt) for name, prompt in pairs]
+
+
+def without_suffix(name: str) -> str:
+    """NAME of NAME or NAME.png."""
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in PICTURE_SUFFIXES else name

@@ -1,0 +1,93 @@
+"""Test sets and cut-down corpora: a part of a corpus, or a corpus at another size."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from adir.data import embedded as pictures
+from adir.data.corpus import Corpus
+from adir.errors import InputError
+
+
+class EmbeddedTestFields(Corpus):
+    """The 128x128 test fields of the embedded photographs, none of whose ground is in the embedded corpus.
+
+    only: ids to keep, in any order; None keeps all. Raises InputError for an id that is not there.
+    """
+
+    def __init__(self, only: list[str] | None = None) -> None:
+        fields = {field.id: field for field in pictures.TEST_FIELDS}
+        chosen = fields if only is None else {name: fields[name] for name in known(only, list(fields), "test field")}
+        self._photographs = {name: field.photograph for name, field in chosen.items()}
+        self._images = {name: image for name, image in pictures.test_fields() if name in chosen}
+        super().__init__("embedded-test", pictures.manifest(tuple(chosen.values())), {})
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return pictures.ORIGINS[self._photographs[image_id]]
+
+    def image(self, image_id: str) -> Tensor:
+        return self._images[image_id]
+
+
+class DemoFields(EmbeddedTestFields):
+    """The three test fields that the demo restores."""
+
+    def __init__(self) -> None:
+        super().__init__(list(pictures.DEMO))
+
+
+class Selection(Corpus):
+    """Part of a corpus, or all of it at another size.
+
+    size: side in pixels to which square pictures are reduced (bicubic, antialiased); None keeps their own.
+    per_category: the first so many of each category by id; None keeps all.
+    """
+
+    def __init__(self, corpus: Corpus, size: int | None = None, per_category: int | None = None) -> None:
+        self._corpus, self._size = corpus, size
+        kept = corpus.ids
+        if per_category is not None:
+            if not corpus.categories:
+                raise InputError(f"per_category={per_category}: corpus {corpus.name} names no categories")
+            by_category: dict[str, list[str]] = {}
+            for image_id in corpus.ids:
+                by_category.setdefault(corpus.categories[image_id], []).append(image_id)
+            kept = [image_id for ids in by_category.values() for image_id in ids[:per_category]]
+        name = corpus.name if size is None else f"{corpus.name}-{size}px"
+        manifest = {i: corpus.manifest[i] if size is None else f"{corpus.manifest[i]} at {size}" for i in kept}
+        super().__init__(name, manifest, corpus.rejects, {i: c for i, c in corpus.categories.items() if i in manifest})
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return self._corpus.attribution(image_id)
+
+    def image(self, image_id: str) -> Tensor:
+        if image_id not in self.manifest:
+            raise KeyError(image_id)
+        x = self._corpus.image(image_id)
+        if self._size is None or x.shape[-1] == self._size:
+            return x
+        if x.shape[-1] != x.shape[-2] or x.shape[-1] < self._size:
+            raise InputError(
+                f"{image_id}: {x.shape[-1]}x{x.shape[-2]}; size={self._size} needs a larger square picture"
+            )
+        small = interpolate(x[None], size=(self._size, self._size), mode="bicubic", antialias=True)[0]
+        return (torch.round((small.clamp(-1, 1) + 1) * 127.5)) / 127.5 - 1  # 8-bit, as a file would hold it
+
+
+class Part(Corpus):
+    """Some pictures of a corpus, by their ids."""
+
+    def __init__(self, corpus: Corpus, ids: list[str]) -> None:
+        self._corpus = corpus
+        super().__init__(corpus.name, {image_id: corpus.manifest[image_id] for image_id in ids}, {})
+
+    def image(self, image_id: str) -> Tensor:
+        return self._corpus.image(image_id)
+
+
+def known(names: list[str], choices: list[str], what: str) -> list[str]:
+    """The names, if all are among the choices; else InputError that lists them."""
+    for name in names:
+        if name not in choices:
+            raise InputError(f"unknown {what} {name!r}; choose from {', '.join(choices)}")
+    return names

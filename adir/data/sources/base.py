@@ -1,0 +1,84 @@
+"""Where the pictures of an index come from: listed without being read, read piece by piece, found again by id."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from adir.errors import InputError
+from adir.images import PICTURE_SUFFIXES
+
+ATTRIBUTION = {
+    "licence": ("licence", "license", "License", "LICENSE"),
+    "author": ("author", "Author", "creator", "photographer"),
+    "source": ("source", "OriginalLandingURL", "source_url", "url", "OriginalURL"),
+}
+"""What is kept of a picture's origin, and what data sets call it, the better name first."""
+
+TAKEN = (*PICTURE_SUFFIXES, ".gif", ".jfif")
+"""More than a corpus without an index takes, whose identity would be another with them."""
+NOT_TAKEN = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tga", ".psd", ".exr", ".hdr", ".dng")
+"""Listed to be rejected: Pillow reads these on some machines only, or cuts them to 8 bits unasked."""
+
+
+class SourceDown(InputError):
+    """No picture can be read now, such as without a network: stops a build, where an unreadable picture is only noted."""
+
+
+class Item(NamedTuple):
+    """A picture to read. `read` may be called in another thread; raises InputError or OSError when this one cannot be read,
+    and SourceDown when none can."""
+
+    id: str
+    read: Callable[[], bytes]
+    attribution: Mapping[str, str]
+
+
+class Source(ABC):
+    """A collection of picture files. Its constructor's arguments, in `arguments`, are what an index remembers of it.
+
+    name: for people.  A key is what is listed and read in one go: a picture, or a file that holds many.
+    """
+
+    kind: str
+    name: str
+    arguments: dict[str, Any]
+
+    @abstractmethod
+    def listing(self) -> Iterator[tuple[str, int | None]]:
+        """(key, how many pictures it holds, or None where only reading it would tell), in an order that stays."""
+
+    @abstractmethod
+    def items(self, keys: Sequence[str]) -> Iterator[Item]:
+        """The pictures of some keys, one after the other, none of them kept in memory."""
+
+    @abstractmethod
+    def read(self, image_id: str) -> bytes:
+        """The file of one picture. Raises InputError when it is not there."""
+
+
+def storable(text: str) -> str:
+    """The text as UTF-8 can hold it: bytes of a file name that are not UTF-8, lone surrogates in Python, as \\udcff."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Licence, author and source among the fields that a data set gives with a picture."""
+    found = {}
+    for name, spellings in ATTRIBUTION.items():
+        values = [fields[spelling] for spelling in spellings if fields.get(spelling) not in (None, "")]
+        if values:
+            found[name] = storable(str(values[0]))
+    return found
+
+
+def fail(reason: str) -> bytes:
+    """Stands in for reading what cannot be read."""
+    raise InputError(reason)
+
+
+def require_taken(name: str) -> None:
+    """Raise InputError for a picture file of a kind that is not taken."""
+    if name.lower().endswith(NOT_TAKEN):
+        raise InputError(
+            f"{name}: a kind of file that is not taken ({', '.join(TAKEN)} are); convert it to one of them"
+        )

@@ -1,0 +1,65 @@
+"""A folder of picture files."""
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from adir.data.sources.base import NOT_TAKEN, TAKEN, Item, Source, SourceDown, require_taken, storable
+from adir.errors import InputError
+
+
+def refuse(error: OSError) -> None:
+    """Stops a walk at a folder that cannot be listed, which os.walk would pass over with all that is in it."""
+    raise InputError(
+        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or take it away"
+    ) from error
+
+
+class FolderSource(Source):
+    """All pictures below a folder; an id is the path below it, with forward slashes. Hidden files are passed over."""
+
+    kind = "folder"
+
+    def __init__(self, path: str | Path) -> None:
+        self.folder = Path(str(path))  # of a folder called 2019, Hydra makes a number
+        if not self.folder.is_dir():
+            raise InputError(f"corpus folder {path}: no such folder")
+        self.name = storable(self.folder.resolve().name)
+        self.arguments = {"path": str(self.folder.resolve())}
+
+    def listing(self) -> Iterator[tuple[str, int | None]]:
+        empty = True
+        for where, folders, files in os.walk(self.folder, onerror=refuse):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                if not name.startswith(".") and name.lower().endswith(TAKEN + NOT_TAKEN):
+                    empty = False
+                    yield (Path(where) / name).relative_to(self.folder).as_posix(), 1
+        if empty:
+            raise InputError(f"corpus folder {self.folder}: no picture files ({', '.join(TAKEN)}) in it or below")
+
+    def items(self, keys: Sequence[str]) -> Iterator[Item]:
+        for key in keys:
+            yield Item(key, functools.partial(self._content, key), {})
+
+    def _content(self, key: str) -> bytes:
+        require_taken(key)
+        path = self.folder / key
+        if path.is_file():
+            return path.read_bytes()
+        if path.exists():  # a pipe would never end
+            raise InputError(f"{path}: not a file")
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            raise SourceDown(f"corpus folder {self.folder}: gone or empty by now; go on when it is mounted again")
+        raise InputError(f"{path}: is gone, or a link to nothing")
+
+    def read(self, image_id: str) -> bytes:
+        if ".." in Path(image_id).parts or Path(image_id).is_absolute():
+            raise InputError(f"{image_id}: leads out of the corpus folder {self.folder}")
+        try:
+            return (self.folder / image_id).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{self.folder / image_id}: no such picture any more; bring it back or build anew"
+            ) from error

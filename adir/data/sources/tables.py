@@ -1,0 +1,205 @@
+"""Tables with an image column: Parquet files, and folders that Hugging Face `datasets` has saved."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from adir.data.sources.base import ATTRIBUTION, Item, Source, attribution_of, fail
+from adir.errors import InputError
+
+KEPT = tuple(spelling for spellings in ATTRIBUTION.values() for spelling in spellings)
+ROWS_AT_ONCE = 64
+
+
+class ParquetSource(Source):
+    """Rows of Parquet files with an image column: a picture file's bytes, or a struct with them as `datasets` writes it.
+
+    path: a file, or a folder with *.parquet in it or below.  image: the column.  column, value: keep the rows where this
+    column has this value, by the column's type.  id_column: ids of the rows; where it is null, missing or repeated in a
+    file, all rows of that file are called `row-00042`, counted over the whole file.  Of a folder, an id begins with the
+    file's name.
+    """
+
+    kind = "parquet"
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        image: str = "image",
+        column: str | None = None,
+        value: str | int | float | bool | None = None,
+        id_column: str | None = "source_file",
+    ) -> None:
+        if path is None or not Path(str(path)).exists():
+            raise InputError(f"Parquet corpus {path}: no such file or folder; say corpus.path=FILE")
+        if (column is None) != (value is None):
+            raise InputError(f"Parquet corpus {path}: column={column} and value={value}: give both, or neither")
+        path = Path(str(path))
+        self.folder, self.several = (path, True) if path.is_dir() else (path.parent, False)
+        self.files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        if not self.files:
+            raise InputError(f"Parquet corpus {path}: no *.parquet in it or below")
+        self.image, self.column, self.id_column = image, column, id_column
+        self._wanted: dict[Path, Any] = {}
+        for file in self.files:
+            schema = opened(file).schema_arrow
+            for needed in (image, *([column] if column is not None else [])):
+                if needed not in schema.names:
+                    raise InputError(f"Parquet corpus {file}: no column {needed!r}; it has {', '.join(schema.names)}")
+            if column is not None:
+                self._wanted[file] = as_in_column(value, schema.field(column), file)
+        self.name = path.stem if value is None else f"{path.stem}-{value}"
+        self.arguments = {"path": str(path.resolve()), "image": image, "column": column}
+        self.arguments |= {"value": None if value is None else str(value), "id_column": id_column}
+
+    def listing(self) -> Iterator[tuple[str, int | None]]:
+        for file in self.files:
+            groups = opened(file).metadata
+            for group in range(groups.num_row_groups):
+                yield f"{file.relative_to(self.folder).as_posix()}#{group}", groups.row_group(group).num_rows
+
+    def items(self, keys: Sequence[str]) -> Iterator[Item]:
+        for key in keys:
+            name, _, group = key.rpartition("#")
+            try:
+                yield from self._rows(self.folder / name, int(group))
+            except (OSError, pa.ArrowInvalid) as error:  # what stands before the damage is used
+                reason = f"{key}: a damaged row group ({' '.join(str(error).split())})"
+                yield Item(f"{key}/(unreadable)", functools.partial(fail, reason), {})
+
+    def _rows(self, file: Path, group: int) -> Iterator[Item]:
+        ids, row = self._ids(file), first_row(file, group)
+        present = opened(file).schema_arrow.names
+        wanted = dict.fromkeys([self.image, *([self.column] if self.column is not None else []), *KEPT])
+        columns = [column for column in wanted if column in present]
+        for batch in opened(file).iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns):
+            for fields in batch.to_pylist():
+                if self.column is None or fields[self.column] == self._wanted[file]:
+                    read = functools.partial(bytes_of, fields[self.image], ids[row])
+                    yield Item(ids[row], read, attribution_of(fields))
+                row += 1
+
+    def read(self, image_id: str) -> bytes:
+        place = self._places.get(image_id)
+        if place is None:
+            raise InputError(
+                f"Parquet corpus {self.name}: holds no picture {image_id!r} any more; build the index anew"
+            )
+        file, row = place
+        group = next(g for g in reversed(range(opened(file).num_row_groups)) if first_row(file, g) <= row)
+        row_in_group = row - first_row(file, group)
+        start = 0
+        for batch in opened(file).iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[self.image]):
+            if row_in_group < start + len(batch):
+                return bytes_of(batch.column(0)[row_in_group - start].as_py(), image_id)
+            start += len(batch)
+        raise InputError(f"{file}: row {row} is gone; build the index anew")
+
+    def _ids(self, file: Path) -> list[str]:
+        names = row_names(file, self.id_column)
+        if not self.several:  # of a folder with one file, there may be more tomorrow
+            return names
+        return [f"{file.relative_to(self.folder).as_posix()}/{name}" for name in names]
+
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[Path, int]]:
+        return {name: (file, row) for file in self.files for row, name in enumerate(self._ids(file))}
+
+
+@functools.lru_cache(maxsize=64)
+def opened(file: Path) -> parquet.ParquetFile:
+    """An open Parquet file. Raises InputError when it is none."""
+    try:
+        return parquet.ParquetFile(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+
+
+def as_in_column(value: str | int | float | bool | None, column: pa.Field, file: Path) -> Any:
+    """A value, which Hydra may have made a number of, as the rows of a column hold it: "3" and 3 are one.
+
+    Raises InputError where the column's type has no such value.
+    """
+    dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    try:
+        return pa.scalar(str(value)).cast(dtype).as_py()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{file}: column {column.name!r} holds {dtype}, of which {value!r} is none") from error
+
+
+def first_row(file: Path, group: int) -> int:
+    """Number, in the file, of the first row of a row group."""
+    metadata = opened(file).metadata
+    return sum(metadata.row_group(earlier).num_rows for earlier in range(group))
+
+
+@functools.lru_cache(maxsize=4)
+def row_names(file: Path, id_column: str | None) -> list[str]:
+    """The ids of a file's rows, in order."""
+    table = opened(file)
+    if id_column is not None and id_column in table.schema_arrow.names:
+        names = table.read([id_column])[id_column].to_pylist()
+        if None not in names and len(set(names)) == len(names):
+            return [str(name) for name in names]
+    return [f"row-{row:05d}" for row in range(table.metadata.num_rows)]
+
+
+def bytes_of(cell: Any, name: str) -> bytes:
+    """The picture file in a cell of an image column. Raises InputError when there is none."""
+    content = cell.get("bytes") if isinstance(cell, Mapping) else cell
+    if not isinstance(content, bytes):
+        raise InputError(f"{name}: its cell holds no bytes of a picture")
+    return content
+
+
+class DatasetSource(Source):
+    """A split that Hugging Face `datasets` has saved with `save_to_disk`; a file's rows are read as they are asked for.
+
+    path: the folder.  image: the column.  split: where the folder holds several.  Ids are `row-0000042`.
+    """
+
+    kind = "datasets"
+
+    def __init__(self, path: str | Path, image: str = "image", split: str | None = None) -> None:
+        import datasets  # slow to import, and only this source needs it
+
+        try:
+            saved = datasets.load_from_disk(str(path))
+        except (OSError, ValueError) as error:
+            raise InputError(f"dataset {path}: no folder that save_to_disk wrote ({error})") from error
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise InputError(f"dataset {path}: split {split!r} asked; choose one of {', '.join(map(str, saved))}")
+            saved = saved[split]
+        if image not in saved.column_names:
+            raise InputError(f"dataset {path}: no column {image!r}; it has {', '.join(saved.column_names)}")
+        self._data = saved
+        if isinstance(saved.features[image], datasets.Image):
+            self._data = saved.cast_column(image, datasets.Image(decode=False))
+        self.image, place = image, Path(str(path)).resolve()
+        self.name = place.name if split is None else f"{place.name}-{split}"
+        self.arguments = {"path": str(place), "image": image, "split": split}
+
+    def listing(self) -> Iterator[tuple[str, int | None]]:
+        for row in range(len(self._data)):
+            yield f"row-{row:07d}", 1
+
+    def items(self, keys: Sequence[str]) -> Iterator[Item]:
+        columns = [name for name in self._data.column_names if name in KEPT]
+        notes = self._data.select_columns(columns) if columns else None
+        for key in keys:
+            row = int(key.removeprefix("row-"))
+            yield Item(key, functools.partial(self.read, key), attribution_of(notes[row]) if notes is not None else {})
+
+    def read(self, image_id: str) -> bytes:
+        number = image_id.removeprefix("row-")
+        if not number.isdigit() or int(number) >= len(self._data):
+            raise InputError(f"dataset {self.name}: holds no picture {image_id!r}; build the index anew")
+        cell = self._data[int(number)][self.image]
+        if isinstance(cell, Mapping) and cell.get("bytes") is None and cell.get("path"):
+            return Path(cell["path"]).read_bytes()
+        return bytes_of(cell, image_id)

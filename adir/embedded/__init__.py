@@ -1,1 +1,0 @@
-"""The prior, encoder and pictures that work with no download."""

@@ -1,0 +1,124 @@
+"""Hydra from Python: composing configurations, and calling a function for each job in its launcher's processes."""
+
+import functools
+import secrets
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adir.configuration import config_dir
+from adir.errors import InputError, first_line
+from adir.harness.cells.devices import gpu_count
+
+OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
+OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
+# Loky ends a worker whose memory grew, between two jobs, and starts another; it says so once a time, to no use.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
+
+
+def launch(
+    function: Callable[[DictConfig], Any], overrides: list[str], multirun: bool, config_name: str = "run"
+) -> list[Any]:
+    """What `function` returns for each job that Hydra composes from the overrides, in the launcher's processes.
+
+    Raises InputError for bad overrides, and the exception of the first job whose function raised one.
+    """
+    job = functools.partial(guarded, function, secrets.token_hex(8))
+    with main_hydra() as hydra:
+        if multirun:
+            batches = hydra.multirun(config_name, job, overrides, with_log_configuration=False)
+            results = [one.return_value for batch in batches for one in batch]
+        else:
+            require_single(hydra, overrides, config_name)
+            results = [hydra.run(config_name, job, overrides, with_log_configuration=False).return_value]
+    for result in results:
+        if isinstance(result, Raised):
+            raise result.error
+    return results
+
+
+@contextmanager
+def main_hydra() -> Iterator[Hydra]:
+    """Hydra on our configuration. Raises InputError for what Hydra cannot compose."""
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(plain_words(error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") -> str:
+    """The class of the launcher that runs the jobs, such as `SlurmLauncher`; a single job runs in this process."""
+    if not multirun:
+        return "BasicLauncher"
+    with main_hydra() as hydra:
+        cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+    return str(cfg.hydra.launcher._target_).rpartition(".")[2]
+
+
+class Raised:
+    """What a job raised, as a value: Hydra would print a line of its own about it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+_stopped: dict[str, Raised] = {}
+"""By launch, what ended this process's share of it: on a full disk no further cell shall adapt for minutes to find that out."""
+
+
+def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfig) -> Any:
+    """The function's result, or what it raised.
+
+    After an OSError or InputError, the jobs of that launch that follow in this process return it at once.
+    """
+    if launched in _stopped:
+        return _stopped[launched]
+    try:
+        return function(cfg)
+    except (OSError, InputError) as error:
+        _stopped[launched] = Raised(error)
+        return _stopped[launched]
+    except Exception as error:
+        return Raised(error)
+
+
+def plain_words(error: Exception) -> str:
+    """Hydra's message on one line, without its search path and internal types."""
+    message = first_line(error)
+    for tail in (" Config search path:", " full_key:", " object_type="):
+        message = message.split(tail)[0]
+    return message
+
+
+def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> None:
+    """Raise InputError where the overrides describe a grid, of which only the first cell would run without -m."""
+    cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+    if str(cfg.hydra.mode).endswith("MULTIRUN"):
+        raise InputError("this experiment is a grid: run it with -m")
+
+
+def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:
+    """One composed configuration, without running anything; with Hydra's own part, its launcher, on request.
+
+    Raises InputError for bad overrides.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return hydra_compose(config_name, overrides, return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(plain_words(error)) from error

@@ -1,0 +1,239 @@
+"""Submissions as files: one .zip with records, perhaps pictures, and a manifest with the SHA-256 of every member.
+
+A submission comes from somebody else, so nothing in it is believed before it was checked: names, sizes, hashes, JSON,
+every record's fields, and that a cell's hash is that of its identity. The same content gives the same bytes.
+"""
+
+import json
+import os
+import re
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NoReturn
+from urllib.parse import quote
+
+from adir.errors import InputError
+from adir.files import hash_of, sha256_of_bytes
+from adir.harness.records.ledger import REQUIRED, SCHEMA
+from adir.harness.records.planned import plan_cells
+from adir.harness.records.record_check import fault_of
+
+MANIFEST = "manifest.json"
+FORMAT = "adir submission"
+FORMAT_VERSION = 1
+
+MOST_MEMBERS = 2_000_000
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+"""What zipfile raises for a damaged file."""
+
+LARGEST_JSON = 16 * 2**20
+LARGEST_MANIFEST = 512 * 2**20
+LARGEST_PICTURE = 256 * 2**20
+LARGEST_TOTAL = 64 * 2**30
+HIGHEST_RATIO = 200
+"""Bytes out of one byte in. Indented JSON of records reaches 10 to 20; a bomb of zeros, 1,000."""
+
+KINDS = {
+    "record": re.compile(r"cells/[^/]+/[^/]+/[^/]+/records/[^/]+\.json"),
+    "picture": re.compile(r"cells/[^/]+/[^/]+/[^/]+/pictures/[^/]+\.png"),
+    "y": re.compile(r"measurements/[^/]+/[^/]+\.(png|json)"),
+    "plan": re.compile(r"grids/[0-9a-f]+\.json"),
+    "data": re.compile(r"manifests/[^/]+\.json"),
+    "shown": re.compile(r"pictures/[0-9a-f]{64}(-thumbnail)?\.png"),
+    "losses": re.compile(r"losses/[0-9a-f]{64}\.json"),
+}
+"""What a submission may hold, by name. Task and backbone are folders, so a name of theirs has no slash. data: the manifest
+of a test set. shown: a ground truth, or a neighbour's thumbnail."""
+
+PICTURES = ("picture", "y", "shown")
+
+START = (1980, 1, 1, 0, 0, 0)
+"""The date of every member: the earliest a .zip knows, as a real one would change the bytes."""
+
+
+def kind_of(name: str) -> str | None:
+    """Its kind; None for a name that a submission may not hold, on any system."""
+    parts = name.split("/")
+    if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
+        return None
+    return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
+
+
+def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path | bytes]) -> None:
+    """Write a submission: {name: file or its content}, in order of names. It is there whole or not at all. OSError as ever."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    files: dict[str, dict[str, Any]] = {}
+    try:
+        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+            for name in sorted(members):
+                member = members[name]
+                content = member if isinstance(member, bytes) else member.read_bytes()
+                files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
+                put(archive, name, content)
+            manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
+            put(archive, MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Add a member that depends on its name and content alone."""
+    member = zipfile.ZipInfo(name, START)
+    member.compress_type = zipfile.ZIP_DEFLATED
+    member.create_system = 3  # Unix, wherever it is written
+    member.external_attr = 0o100644 << 16
+    archive.writestr(member, content)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a .zip."""
+    return zipfile.is_zipfile(path)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A submission whose list of members was checked; their content is, whenever it is read."""
+
+    path: Path
+    manifest: dict[str, Any]
+    names: dict[str, list[str]]
+    """{kind: names of the members, sorted}"""
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every record with its `path`. Raises InputError at the first that is not what it should be."""
+        with zipfile.ZipFile(self.path) as archive:
+            for name in self.names["record"]:
+                record = parse(self.path, name, self.content(archive, name))
+                if fault := record_fault(record, name):
+                    raise InputError(f"{self.path}: {name}: {fault}; ask whoever sent it for a whole one")
+                yield {**record, "path": name}
+
+    def plans(self) -> list[dict[str, Any]]:
+        """The cells of the grids' plans."""
+        cells = []
+        with zipfile.ZipFile(self.path) as archive:
+            for name in self.names["plan"]:
+                try:
+                    cells += plan_cells(parse(self.path, name, self.content(archive, name)))
+                except ValueError as error:
+                    raise InputError(f"{self.path}: {name}: {error}") from error
+        return cells
+
+    def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
+        """A member's bytes, of the size and hash that the manifest says. Raises InputError otherwise."""
+        told = self.manifest["files"][name]
+        try:
+            with archive.open(name) as member:
+                found = bounded(member, told["bytes"])
+        except UNREADABLE as error:
+            raise InputError(f"{self.path}: {name}: cannot be read ({error}); it was damaged on the way") from error
+        if len(found) != told["bytes"] or sha256_of_bytes(found) != told["sha256"]:
+            raise InputError(
+                f"{self.path}: {name}: its SHA-256 is not the manifest's; it was damaged or changed on the way"
+            )
+        return found
+
+
+def open_archive(path: Path) -> Archive:
+    """A submission, its members' names, number and sizes checked and held against its manifest. Raises InputError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            check_members(path, members)
+            by_name = {member.filename: member for member in members}
+            if MANIFEST not in by_name:
+                raise InputError(f"{path}: a .zip without {MANIFEST}, so no submission; `adir submit FOLDER` makes one")
+            with archive.open(MANIFEST) as file:
+                manifest = parse(path, MANIFEST, bounded(file, LARGEST_MANIFEST))
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as a .zip ({error}); it was damaged on the way") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: its manifest is not of an {FORMAT}, version {FORMAT_VERSION}; use the adir that wrote it"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(told, dict) and isinstance(told.get("sha256"), str) and type(told.get("bytes")) is int
+        for told in files.values()
+    ):
+        raise InputError(f"{path}: its manifest lists no files with hash and size")
+    for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
+        where = "in the manifest and not in the file" if name in files else "in the file and not in the manifest"
+        raise InputError(f"{path}: {name!r} is {where}; it was changed on the way")
+    names: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for name in sorted(files):
+        kind = kind_of(name)
+        assert kind is not None  # check_members refused those
+        names[kind].append(name)
+    return Archive(path, manifest, names)
+
+
+def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raise InputError for names that lead elsewhere, two members of one name, and sizes that nobody's results have."""
+    if len(members) > MOST_MEMBERS:
+        raise InputError(f"{path}: {len(members)} members, and {MOST_MEMBERS} are the most that are taken")
+    seen: set[str] = set()
+    for member in members:
+        name = member.filename
+        kind = "manifest" if name == MANIFEST else kind_of(name)
+        if kind is None:
+            raise InputError(f"{path}: holds {name!r}, which is no record, picture or plan; nothing was taken from it")
+        if name in seen:
+            raise InputError(f"{path}: holds {name} twice")
+        seen.add(name)
+        largest = LARGEST_PICTURE if kind in PICTURES else LARGEST_MANIFEST if kind == "manifest" else LARGEST_JSON
+        if member.file_size > largest:
+            raise InputError(
+                f"{path}: {name} would be {member.file_size} bytes, and {largest} are the most that are taken"
+            )
+        if member.file_size > HIGHEST_RATIO * max(member.compress_size, 1024):
+            raise InputError(f"{path}: {name} is packed {HIGHEST_RATIO}-fold or more, which no record or picture is")
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(f"{path}: {name} is encrypted or packed otherwise; send it as `adir submit` wrote it")
+    total = sum(member.file_size for member in members)
+    if total > LARGEST_TOTAL:
+        raise InputError(f"{path}: would be {total} bytes unpacked, and {LARGEST_TOTAL} are the most that are taken")
+
+
+def bounded(file: IO[bytes], most: int) -> bytes:
+    """What is in the file, at most one byte more than `most`: what the list of members says of sizes may be untrue."""
+    return file.read(most + 1)
+
+
+def parse(path: Path, name: str, content: bytes) -> Any:
+    """The value of a JSON member. Raises InputError for what is no JSON, NaN included."""
+    try:
+        return json.loads(content.decode(), parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {name}: is no JSON ({error})") from error
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """NaN and Infinity are not JSON, though Python reads them."""
+    raise ValueError(f"{name} is no number")
+
+
+def record_fault(record: Any, name: str) -> str | None:
+    """None, or what is wrong with a record under this name."""
+    if not isinstance(record, dict) or any(key not in record for key in REQUIRED):
+        return f"is no record: it lacks one of {', '.join(REQUIRED)}"
+    if record["schema"] != SCHEMA:
+        return f"is a record of schema {record['schema']!r}, this version of adir reads schema {SCHEMA}"
+    if fault := fault_of(record):
+        return fault
+    if PurePosixPath(name).stem != quote(record["image"]["id"], safe=""):
+        return f"is named otherwise than its picture, {record['image']['id']!r}"
+    if hash_of(record["identity"]) != record["cell"]:
+        return "its cell is not the hash of its identity"
+    return None

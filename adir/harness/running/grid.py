@@ -1,0 +1,244 @@
+"""`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
+
+import dataclasses
+import functools
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from adir.data.corpus import Corpus
+from adir.errors import InputError
+from adir.files import hash_of, read_json, write_json
+from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
+from adir.harness.cells.compose import launch, launcher_of
+from adir.harness.cells.devices import use_own_gpu
+from adir.harness.cells.refused import Refused, cpu_twin
+from adir.harness.records.ledger import Ledger
+from adir.harness.running.claims import Claims
+from adir.harness.running.interruption import leave_to_the_launching_process
+from adir.harness.running.stores import MeasurementStore, OtherPicture, read_note
+from adir.harness.running.worker import Options, Outcome, picture_hashes, require_test_pictures, run_cell
+
+EXISTING = ("skip", "redo", "report")
+
+LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
+"""Launchers of this machine, and whether their jobs may outlive the process that launched them; others are a cluster's."""
+
+
+def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
+    """For each metric whose weights are not here, one line that says so: before the work, whose records will lack it.
+
+    fetch: try to fetch them first, as the run would; else those that could be fetched are not among the metrics.
+    """
+    scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}.values()
+    asked = scorings if fetch else [scoring.of_what_is_here() for scoring in scorings]
+    reasons = {name: reason for scoring in asked for name, reason in scoring.unavailable.items()}
+    return [
+        f"warning: no {name} will be in the records (`adir score` adds it later): {reason}"
+        for name, reason in reasons.items()
+    ]
+
+
+class Grid:
+    """The cells of a grid, by the number of the first job that makes them, and what is wrong with the other jobs."""
+
+    def __init__(self, checked: list[Cell | Refused], launcher: str) -> None:
+        self.launcher = launcher
+        self.combinations = len(checked)
+        self.problems: dict[int, Refused] = {}
+        self.cells: dict[int, Cell] = {}
+        first: dict[
+            tuple[Path, str], int
+        ] = {}  # the test set is no part of a cell's identity, and all of its pictures are wanted
+        for number, found in enumerate(checked):
+            if isinstance(found, Refused):
+                if all(found.told != other.told for other in self.problems.values()):
+                    self.problems[number] = found
+            elif first.setdefault((found.identity.folder, found.data.sha256), number) == number:
+                self.cells[number] = found
+
+    @property
+    def sha256(self) -> str:
+        """Of its cells and their pictures: the same grid, whenever it is run."""
+        return hash_of([[cell.identity.sha256, cell.data.ids] for cell in self.cells.values()])
+
+
+def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
+    """Every cell resolved and checked, in this process. Raises InputError where the overrides themselves are wrong.
+
+    A cell that another process will run has its networks on the CPU, and a cluster's may ask for a device that this machine
+    lacks. measuring: this process will run a part of each, on its own device.
+    """
+    launcher = launcher_of(overrides, multirun)
+    own_device = measuring or launcher == "BasicLauncher"
+    here = own_device or launcher in LOCAL_LAUNCHERS
+    job = functools.partial(check_job, here=here, own_device=own_device)
+    own = [word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+    with tempfile.TemporaryDirectory() as nowhere:
+        # Hydra leaves a note where a grid's results will be, also of one that is refused.
+        words = [f"hydra.{mode}.dir='{nowhere}'" for mode in ("run", "sweep")]
+        # Checking is quick, and its errors belong in this process.
+        words += ["hydra/launcher=basic"] if multirun else []
+        return Grid(launch(job, [*(own if multirun else overrides), *words], multirun), launcher)
+
+
+def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Cell | Refused:
+    """The cell, or why it cannot run. here: its devices are those of this machine.  own_device: it is built on them."""
+    options_of(cfg)
+    lacking: list[str] = []
+    try:
+        twin, lacking = cpu_twin(cfg, here)
+        cell = resolve_cell(cfg if own_device and not lacking else twin)
+        if lacking:
+            raise CannotRun([])  # for no other reason
+        if not own_device:
+            asked: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+            cell = dataclasses.replace(cell, configuration=asked)
+        require_test_pictures(cell)
+        require_same_pictures(cell)
+    except InputError as error:
+        return Refused(cfg, error, lacking)
+    if cell.corpus is not None:
+        tell_rejects(cell.corpus)
+    return cell
+
+
+def require_same_pictures(cell: Cell) -> None:
+    """Raise OtherPicture where a y of another picture with the id of one of ours lies in the results folder."""
+    store = MeasurementStore(cell.results, cell.task, cell.configuration["task"], cell.noise_seed)
+    if not store.folder.is_dir():
+        return
+    for image_id in cell.data.ids:
+        path = store.path(image_id)
+        known, _ = read_note(path.with_suffix(".json"))
+        if known is not None and known["image_sha256"] != picture_hashes(cell.data)[image_id]:
+            raise OtherPicture(
+                f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
+            )
+
+
+def write_plan(grid: Grid) -> Path:
+    """RESULTS/grids/HASH.json: the cells and pictures that were asked for, so that a table shows what is missing, and the
+    cells' configurations, so that a worker can help with another's; and the manifest of each test set."""
+    cells = list(grid.cells.values())
+    results = cells[0].results
+    planned = [
+        {
+            "cell": cell.identity.sha256,
+            "folder": str(cell.identity.folder),
+            "axes": cell.identity.axes,
+            "identity": cell.identity.configuration,
+            "images": cell.data.ids,
+            "data": cell.data.name,
+            "pictures": picture_hashes(cell.data),
+            "configuration": cell.configuration,
+        }
+        for cell in cells
+    ]
+    path = results / "grids" / f"{grid.sha256[:16]}.json"
+    try:
+        unchanged = read_json(path)["cells"] == planned
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        unchanged = False
+    if not unchanged:
+        write_json(path, {"schema": 1, "grid": grid.sha256, "cells": planned})
+    for data in {id(cell.data): cell.data for cell in cells}.values():
+        manifest = results / "manifests" / f"{data.name}-{data.sha256[:10]}.json"
+        if not manifest.is_file():
+            pictures = {
+                image_id: {"sha256": data.manifest[image_id], "pixels": picture_hashes(data)[image_id]}
+                | data.attribution(image_id)
+                for image_id in data.ids
+            }
+            write_json(manifest, {"name": data.name, "sha256": data.sha256, "pictures": pictures})
+    return path
+
+
+@functools.cache
+def tell_rejects(corpus: Corpus) -> None:
+    """Say once which pictures of a corpus could not be read; it is used without them."""
+    if corpus.rejects:
+        image_id, reason = next(iter(corpus.rejects.items()))
+        count = f"{len(corpus.rejects)} unreadable pictures"
+        say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
+
+
+def run_job(
+    kept: frozenset[int] | None, plan: Path | None, stop: Path | None, launched_by: int, cfg: DictConfig
+) -> Outcome:
+    """Run one cell, in whatever process the launcher chose, then help with those that other workers are at.
+
+    Nothing where a grid's job number is not among `kept`.
+    """
+    if kept is not None and HydraConfig.get().job.num not in kept:
+        return Outcome()
+    if os.getpid() != launched_by:
+        leave_to_the_launching_process(stop)
+    if stop is not None and stop.exists():
+        return Outcome()
+    torch.set_num_threads(cfg.threads)
+    use_own_gpu(beside_others())
+    if kept is None or plan is None or cfg.existing != "skip" or cfg.retry is not None:
+        return run_tracked(cfg, plan, stop)
+    outcome = run_tracked(cfg, plan, stop, wait=False)  # what another worker is at can wait, other cells cannot
+    if beside_others() or HydraConfig.get().job.num == max(kept):
+        helped = help_others(Path(cfg.results), plan, stop)
+        outcome.done, outcome.left = outcome.done + helped.done, outcome.left + helped.left
+    return outcome
+
+
+def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
+    """Do what is free in the cells of a plan that somebody has begun; then, unless some wait for their own jobs, wait for what
+    other workers are at, to take over from those that die."""
+    planned = read_json(plan)["cells"]
+    outcome = Outcome()
+    for wait in (False, True):
+        planned = [one for one in planned if Ledger(results / one["folder"]).lacks_any(one["images"])]
+        begun = [one for one in planned if Claims(results / one["folder"] / "claims").any_there()]
+        if wait and len(begun) < len(planned):
+            break
+        for one in begun:
+            outcome += run_tracked(OmegaConf.create(one["configuration"]), plan, stop, wait)
+    return outcome
+
+
+def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True) -> Outcome:
+    """Run the cell of a composed configuration, telling its tracker."""
+    cell = resolve_cell(cfg)
+    tracker = instantiate(cfg.tracking)
+    tracker.start(cell, plan.stem if plan is not None else None)
+    try:
+        options = dataclasses.replace(options_of(cfg), stop_file=stop, wait=wait)
+        return run_cell(cell, options, say, tracker)
+    finally:
+        tracker.finish()
+
+
+def options_of(cfg: DictConfig) -> Options:
+    """The options that change no result. Raises InputError for unknown words."""
+    if cfg.existing not in EXISTING:
+        raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
+    if cfg.retry not in (None, "failed"):
+        raise InputError(f"retry={cfg.retry}: failed is the only choice")
+    if isinstance(cfg.batch_size, bool) or not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
+        raise InputError(f"batch_size={cfg.batch_size}: a whole number of at least 1 is needed")
+    progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
+    retry = cfg.retry == "failed"
+    return Options(cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size)
+
+
+def beside_others() -> bool:
+    """Whether this job runs in a launcher's worker, where several progress bars would write over one another."""
+    return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+
+
+def say(message: str) -> None:
+    """A line on stdout, at once: launchers' workers share it."""
+    print(message, flush=True)

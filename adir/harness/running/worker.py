@@ -1,0 +1,282 @@
+"""Running a cell: every test picture that has no record yet and that no other worker is at, through pipeline.py."""
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from adir.data.corpus import Corpus
+from adir.errors import InputError
+from adir.harness.cells.cell import Cell
+from adir.harness.records.ledger import DamagedFile
+from adir.harness.running.claims import Claims
+from adir.harness.running.out_of_memory import explain_out_of_memory, is_out_of_memory
+from adir.harness.running.pipeline import Busy, Prepared, failure_record, finish, prepare, sample
+from adir.harness.running.stores import OtherPicture
+from adir.images import hash_of_picture
+
+Existing = Literal["skip", "redo", "report"]
+
+LONGEST_PAUSE = 2.0
+"""Seconds between two looks at what other workers are at: what an interruption then takes, and no load."""
+
+
+class Tracker(Protocol):
+    """Where a cell's progress is told besides its records; adir.harness.tracking.csv."""
+
+    def record(self, record: dict[str, Any], picture: Path) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What a run did to one cell, in pictures."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    left: int = 0
+    """Not begun, as the run was told to stop."""
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            self.done + other.done,
+            self.skipped + other.skipped,
+            self.failed + other.failed,
+            self.left + other.left,
+        )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, without effect on any result.
+
+    existing: what to do with finished pictures, `skip`, `redo` or `report` (run nothing).  retry_failed: run those
+    again whose record holds an error.  progress: show a bar while adapting.  oracle: also measure the denoiser's error
+    on the ground truth (for studies; the method never sees it).  batch_size: pictures sampled at once where no adapter
+    tells them apart.  stop_file: stop after the picture at hand when this file is there.  wait: until the pictures that
+    other workers are at are done, or can be taken over; else they are left to them.
+    """
+
+    existing: Existing = "skip"
+    retry_failed: bool = False
+    progress: bool = False
+    oracle: bool = False
+    batch_size: int = 1
+    stop_file: Path | None = None
+    wait: bool = True
+
+    def told_to_stop(self) -> bool:
+        """Whether the run was interrupted."""
+        return self.stop_file is not None and self.stop_file.exists()
+
+
+def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None) -> Outcome:
+    """Restore and score every picture of the cell that has no record yet. A kill loses at most the pictures at hand.
+
+    A picture that fails leaves a record with its error and the rest go on; OSError (disk full, read-only) stops the run,
+    as nothing could be written down any more, and so does OtherPicture. Raises InputError for an unfit test set.
+    """
+    if options.oracle and cell.backbone.kind == "latent":
+        raise InputError(f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out")
+    require_test_pictures(cell)
+    outcome = Outcome()
+    claims = Claims(cell.ledger.folder / "claims")
+    waiting = deque(cell.data.ids)
+    batch_size = options.batch_size if cell.mode == "none" else 1
+    idle = 0  # pictures put off since the last one that was done
+    pause = 0.0  # seconds before the next look at what is put off or elsewhere
+    elsewhere: dict[str, tuple[int, int] | None] = {}  # another worker is at them: the stamp of what record they had
+    while waiting or elsewhere:
+        if options.told_to_stop():
+            outcome.left += len(waiting)
+            break
+        batch: list[str] = []
+        try:
+            while waiting and len(batch) < batch_size:
+                image_id = waiting.popleft()
+                if settled(cell, image_id, options, tell, outcome):
+                    continue
+                stamp = cell.ledger.stamp(image_id)
+                if not claims.take(image_id):
+                    elsewhere[image_id] = stamp
+                    continue
+                batch.append(image_id)
+                # It may have been finished between the look and the claim.
+                if options.existing == "skip" and settled(cell, image_id, options, tell, outcome):
+                    claims.release(batch.pop())
+            put_off = run_batch(cell, batch, options, tell, outcome, tracker)
+        finally:
+            for image_id in batch:
+                claims.release(image_id)
+        waiting.extend(put_off)
+        if len(put_off) < len(batch):
+            idle, pause = 0, 0.0
+        else:
+            idle += len(put_off)
+        if idle < len(waiting):
+            continue
+        # All that is left waits for another worker: to finish, to give way as this one did, or to die.
+        free = [image_id for image_id in elsewhere if not claims.held_by_others(image_id)]
+        waiting.extend(image_id for image_id in free if cell.ledger.stamp(image_id) == elsewhere.pop(image_id))
+        if not waiting and not options.wait:
+            break
+        if waiting or elsewhere:
+            if pause < LONGEST_PAUSE <= 2 * pause:
+                left = [*waiting, *elsewhere]
+                tell(f"{cell.label}: waiting for other workers to end {len(left)} pictures, such as {left[0]}")
+            time.sleep(pause)
+            idle, pause = 0, min(LONGEST_PAUSE, max(0.1, 2 * pause))
+    claims.clear_dead()
+    return outcome
+
+
+def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome) -> bool:
+    """Whether a picture needs no run: it has its record, or nothing is to be run. Counts it in `outcome`.
+
+    Raises OtherPicture where the record is of another picture with this id.
+    """
+    try:
+        record = cell.ledger.read(image_id, cell.identity.sha256)
+    except DamagedFile as error:
+        tell(f"warning: {error}")
+        record = None
+    if record is not None and record["status"] == "done":
+        if record["image"]["sha256"] != picture_hashes(cell.data)[image_id]:
+            raise OtherPicture(
+                f"{cell.ledger.record_path(image_id)}: is of another picture with the id {image_id!r}; "
+                "use another results folder"
+            )
+    if record is not None and options.existing != "redo":
+        failed_before = record["status"] == "failed"
+        if not (failed_before and options.retry_failed and options.existing == "skip"):
+            outcome.skipped += not failed_before
+            outcome.failed += failed_before
+            return True
+    return options.existing == "report"
+
+
+def run_batch(
+    cell: Cell,
+    image_ids: list[str],
+    options: Options,
+    tell: Callable[[str], None],
+    outcome: Outcome,
+    tracker: Tracker | None,
+) -> list[str]:
+    """From test pictures to their records; returns the ids that another worker's adapter is awaited for."""
+    started = time.perf_counter()
+    put_off: list[str] = []
+    ready: list[Prepared] = []
+
+    def settle(image_id: str, record: dict[str, Any]) -> None:
+        cell.ledger.write(image_id, record)
+        number = cell.data.ids.index(image_id) + 1
+        where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
+        if record["status"] == "failed":
+            outcome.failed += 1
+            tell(f"{where}  FAILED: {record['error']}")
+        else:
+            outcome.done += 1
+            tell(f"{where}  {summary(record)}  {(time.perf_counter() - started) / len(image_ids):.1f} s")
+        if tracker is not None:
+            tracker.record(record, cell.ledger.picture_path(image_id))
+
+    exhausted: Exception | None = None  # handled outside of `except`, where what failed has given its memory back
+    for image_id in image_ids:
+        try:
+            ready.append(prepare(cell, image_id, tell, options.progress))
+        except Busy:
+            put_off.append(image_id)
+        except STOPPING:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                exhausted = error
+                break
+            settle(image_id, failure_record(cell, image_id, error))
+    if exhausted is not None:
+        raise out_of_memory(exhausted, cell, image_id, 1)
+    for batch in alike(ready):
+        try:
+            restored = sample(cell, batch)
+        except STOPPING:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                exhausted = error
+            else:
+                for prepared in batch:
+                    settle(prepared.image_id, failure_record(cell, prepared.image_id, error))
+                continue
+        if exhausted is not None:
+            raise out_of_memory(exhausted, cell, batch[0].image_id, len(batch))
+        for place, prepared in enumerate(batch):
+            try:
+                record = finish(cell, prepared, restored, place, options.oracle)
+            except STOPPING:
+                raise
+            except Exception as error:
+                record = failure_record(cell, prepared.image_id, error)
+            settle(prepared.image_id, record)
+    return put_off
+
+
+STOPPING = (OSError, OtherPicture)
+"""What ends a run rather than one picture."""
+
+
+def out_of_memory(error: Exception, cell: Cell, image_id: str, batch_size: int) -> InputError:
+    """What to say where memory ran out: it ends the run, as the next picture would fare no better."""
+    return explain_out_of_memory(error, cell, picture_shapes(cell.data)[image_id], batch_size)
+
+
+def alike(ready: list[Prepared]) -> list[list[Prepared]]:
+    """Batches that the sampler can take at once: one operator, and no adapter or one picture."""
+    batches: list[list[Prepared]] = []
+    for prepared in ready:
+        if batches and prepared.adapter is None and batches[-1][0].operator is prepared.operator:
+            batches[-1].append(prepared)
+        else:
+            batches.append([prepared])
+    return batches
+
+
+def require_test_pictures(cell: Cell) -> None:
+    """Raise InputError unless every picture of the test set can be read and has a size that task and backbone take.
+
+    A test set that silently lost a picture would give another mean.
+    """
+    for image_id, reason in cell.data.rejects.items():
+        raise InputError(f"test picture {image_id}: {reason}; mend it, or take it out of the test set")
+    stride = cell.backbone.stride
+    for image_id, shape in picture_shapes(cell.data).items():
+        try:
+            cell.task.bound(cell.data, image_id).operator(shape)
+        except InputError as error:
+            raise InputError(f"test picture {image_id}: {error}") from error
+        _, height, width = shape
+        if height % stride or width % stride:
+            raise InputError(
+                f"test picture {image_id}: {width}x{height} pixels, but this backbone takes multiples of {stride}; crop it "
+                "(`adir restore` takes any size)"
+            )
+
+
+@functools.cache
+def picture_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
+    """(3, H, W) of each picture; read once per process, as every cell of a grid asks."""
+    return {image_id: tuple(data.image(image_id).shape) for image_id in data.ids}
+
+
+@functools.cache
+def picture_hashes(data: Corpus) -> dict[str, str]:
+    """`hash_of_picture` of each picture; once per process, as every record is checked against it."""
+    return {image_id: hash_of_picture(data.image(image_id)) for image_id in data.ids}
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The scores of a record on one line."""
+    return "  ".join(f"{name} {s['value']:.4g}" for name, s in record["scores"].items() if s["value"] is not None)

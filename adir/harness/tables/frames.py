@@ -1,0 +1,44 @@
+"""Records and leaderboards as pandas frames, for notebooks and for studies of one's own.
+
+from adir.harness.frames import records_frame
+frame = records_frame("runs/embedded")
+frame.pivot_table(values="psnr", index="adaptation", columns="task")
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adir.errors import InputError
+from adir.harness.records.sources import read_sources
+from adir.harness.tables.board import Board
+from adir.harness.tables.formats import to_csv
+
+
+def records_frame(*sources: str | Path) -> pd.DataFrame:
+    """One line per record of results folders and submissions: axes, picture, y, status, scores, seconds by stage.
+
+    A score that is missing is NaN. Raises InputError where a source holds no records.
+    """
+    lines: list[dict[str, Any]] = []
+    records, _, _ = read_sources([Path(source) for source in sources]).counted()
+    if not records:
+        raise InputError(f"{', '.join(map(str, sources))}: no records; `adir run` makes them")
+    for record in records:
+        line: dict[str, Any] = dict(record["axes"]) | {"image": record["image"]["id"], "status": record["status"]}
+        line |= {"cell": record["cell"], "y": (record["y"] or {}).get("sha256")}
+        line |= {name: score["value"] for name, score in record["scores"].items()}
+        line |= {f"seconds_{stage}": seconds for stage, seconds in (record.get("seconds") or {}).items()}
+        line["network_evaluations"] = (record.get("sampler") or {}).get("network_evaluations")
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    frame["k"] = frame["k"].astype("Int64")
+    metrics = {name for record in records for name in record["scores"]}
+    return frame.astype(dict.fromkeys(metrics, float))
+
+
+def board_frame(board: Board) -> pd.DataFrame:
+    """One line per row of a leaderboard, with the columns of leaderboard.csv."""
+    return pd.read_csv(io.StringIO(to_csv(board)), dtype={"k": "Int64"})

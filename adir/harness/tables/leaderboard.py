@@ -1,0 +1,20 @@
+"""`adir leaderboard`: the table of results folders and of submissions, from their records."""
+
+from pathlib import Path
+
+from adir.errors import InputError
+from adir.harness.records.sources import read_sources, uncollected
+from adir.harness.tables.board import Board, make_board
+
+
+def load_board(*results: Path) -> Board:
+    """The board of results folders and submission files, taken together. Raises InputError when they hold no records."""
+    with uncollected():
+        found = read_sources(list(results))
+        if not found.records:
+            names = ", ".join(map(str, results))
+            raise InputError(f"{names}: no records below it; `adir run ... results={results[0]}` makes them")
+        records, planned, notes = found.counted()
+        board = make_board(records, planned)
+    board.notes = notes + board.notes
+    return board

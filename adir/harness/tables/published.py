@@ -1,0 +1,225 @@
+"""`adir table`: the paper's numbers (results/published, one file a table) beside ours, and whether the two can be compared."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.text import Text
+
+from adir.configuration import config_dir
+from adir.errors import InputError
+from adir.harness.tables.board import Board, Row, label
+from adir.harness.tables.formats import ARROWS, tex, tidy
+from adir.harness.tables.statistics import mean_interval
+from adir.harness.tables.terminal import Column
+
+PACKAGE = Path(__file__).resolve().parents[2]
+
+UNKNOWN = "unknown"
+NO_ROW = "not run"
+INSIDE = (
+    "inside, outside: whether the paper's number lies in the 95 % interval of our mean. It was measured on other draws of "
+    "noise, and has an interval of its own, which is not published."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One cell of a published table, beside ours."""
+
+    method: str
+    metric: dict[str, Any]
+    paper: float | None
+    confidence: str
+    source: str
+    """Of this number: the cell's own, or else its table's."""
+    ours: float | None
+    interval: tuple[float, float] | None
+    n: int
+    verdict: str
+    """inside, outside or not comparable: whether the paper's number lies in the 95 % interval of our mean."""
+    reasons: tuple[str, ...]
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        return None if self.ours is None or self.paper is None else self.ours - self.paper
+
+
+def published_dir(package: Path = PACKAGE) -> Path:
+    """Where the published tables are: inside an installed package, else in results/ of the checkout."""
+    candidates = (package / "published", package.parent / "results" / "published")
+    for folder in candidates:
+        if any(folder.glob("*.yaml")):
+            return folder
+    raise InputError(f"no published tables (looked in {' and '.join(map(str, candidates))}): install adir again")
+
+
+def published_names() -> list[str]:
+    """Every table, v2 first."""
+    return sorted((path.stem for path in published_dir().glob("*.yaml")), key=lambda name: (name[:2] != "v2", name))
+
+
+@functools.cache
+def published(name: str) -> dict[str, Any]:
+    """A published table. Raises InputError for a name that is none."""
+    if name not in published_names():
+        raise InputError(f"table {name!r}: choose one of {', '.join(published_names())}")
+    loaded: dict[str, Any] = yaml.safe_load((published_dir() / f"{name}.yaml").read_text())
+    for metric in loaded["metrics"]:
+        values = [row["cells"][metric["name"]]["value"] for row in loaded["rows"]]
+        metric["decimals"] = max(len(str(value).partition(".")[2]) for value in values)  # 0.430 beside 0.434
+    return loaded
+
+
+def command_of(experiment: str) -> str:
+    """The command that stands at the top of an experiment's file, with what it needs besides: an index, pictures."""
+    lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("# adir run"))
+    return line.removeprefix("# ").split("  (")[0]  # what follows in brackets is a remark
+
+
+def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
+    """Every cell of a published table beside the row of ours that departs least from its conditions."""
+    found = []
+    for row in table["rows"]:
+        ours, departures = closest(table["conditions"], row, board) if board is not None else (None, ())
+        for metric in table["metrics"]:
+            cell = row["cells"][metric["name"]]
+            cell = {"source": table["source"]} | cell
+            found.append(comparison(row["name"], metric, cell, ours, board, departures))
+    return found
+
+
+def closest(conditions: dict[str, Any], wanted: dict[str, Any], board: Board) -> tuple[Row | None, tuple[str, ...]]:
+    """(our row of the task and mode that departs least, how it does); the first of equals, None where there is none."""
+    candidates = [r for r in board.rows if all(r.axes[axis] == wanted[axis] for axis in ("task", "adaptation"))]
+    judged = [(departures_of(conditions, wanted, row), row) for row in candidates]
+    departures, row = min(judged, key=lambda pair: len(pair[0]), default=((), None))
+    return row, departures
+
+
+def departures_of(conditions: dict[str, Any], wanted: dict[str, Any], row: Row) -> tuple[str, ...]:
+    """In what a row of ours is not what was published."""
+    found = [
+        f"other {axis}: {row.axes[axis]}, not {value}"
+        for axis, value in conditions["axes"].items()
+        if row.axes[axis] != value
+    ]
+    entries = conditions["identity"] | (conditions["adapted"] if wanted["adaptation"] != "none" else {})
+    for entry, value in entries.items():
+        ours: Any = row.identity
+        for key in entry.split("."):
+            ours = ours.get(key) if isinstance(ours, dict) else None
+        if ours != value:
+            found.append(f"other {entry.split('.')[-1]}: {'none' if ours is None else ours}, not {value}")
+    if row.have < row.expected:
+        found.append(f"{row.have} of {row.expected} records")
+    n = len(next(iter(row.pictures.values()), {}))
+    if n < conditions["n_pictures"]:
+        found.append(f"too few pictures: {n}, not about {conditions['n_pictures']}")
+    return tuple(found)
+
+
+def comparison(
+    method: str,
+    metric: dict[str, Any],
+    cell: dict[str, Any],
+    row: Row | None,
+    board: Board | None,
+    departures: tuple[str, ...],
+) -> Comparison:
+    """One cell with its verdict. Reasons against comparing are gathered, not the first alone."""
+    paper = cell["value"]
+    value, interval, n = None, None, 0
+    reasons = [] if paper is not None else ["the paper's number is unknown"]
+    if row is None:
+        reasons.append(NO_ROW)
+    else:
+        assert board is not None
+        estimate = row.estimates.get(metric["ours"])
+        if estimate is None or estimate.value is None:
+            reasons.append(f"{metric['ours']} is missing in {label(row.axes)}")
+        else:
+            value, n = estimate.value, estimate.n
+            interval = mean_interval([v for v in row.pictures[metric["ours"]].values() if v is not None])
+            if interval is None:
+                reasons.append(f"{n} pictures give no interval")
+        reasons += departures
+        if why := metric.get("not_comparable"):
+            reasons.append(why)
+    if paper is None or value is None or interval is None or reasons:
+        verdict = "not comparable"
+        return Comparison(
+            method, metric, paper, cell["confidence"], cell["source"], value, interval, n, verdict, tuple(reasons)
+        )
+    beyond = max(interval[0] - paper, paper - interval[1])
+    if beyond <= 0:
+        verdict = "inside"
+    elif "back_end" in metric and (metric["back_end_difference"] is None or beyond <= metric["back_end_difference"]):
+        verdict, reasons = "not comparable", [f"outside by {beyond:.2g}, and {metric['back_end']}"]
+    else:
+        verdict = "outside"
+    return Comparison(
+        method, metric, paper, cell["confidence"], cell["source"], value, interval, n, verdict, tuple(reasons)
+    )
+
+
+def columns_of(comparisons: list[Comparison], source: str) -> tuple[list[Column], list[Column], list[str]]:
+    """(columns that name a line, columns of numbers, notes). A note's number stands in brackets in the lines it is of:
+    a reason against comparing, or the source of a number that is not `source`, its table's."""
+    notes: dict[str, int] = {}
+
+    def refer(texts: Sequence[str]) -> str:
+        numbers = sorted(notes.setdefault(text, len(notes) + 1) for text in texts)
+        return f" {numbers}" if numbers else ""
+
+    lines = []
+    for c in comparisons:
+        paper = UNKNOWN if c.paper is None else f"{c.paper:.{c.metric['decimals']}f} ({c.confidence})"
+        paper += refer([f"paper's number: {c.source}"] if c.source != source else [])
+        interval = "–" if c.interval is None else f"[{c.interval[0]:#.4g}, {c.interval[1]:#.4g}]"
+        difference = "–" if c.difference is None else f"{c.difference:+.3g}"
+        title = c.metric["title"] + ARROWS[c.metric["direction"]]
+        ours = "–" if c.ours is None else f"{c.ours:#.4g}"
+        count = str(c.n) if c.n else "–"
+        lines.append([c.method, title, paper, ours, difference, interval, count, c.verdict + refer(c.reasons)])
+    headings = ("method", "metric", "paper", "ours", "ours − paper", "95 % interval", "n", "verdict")
+    columns = [
+        Column(heading, [Text(tidy(text)) for text in texts], number=heading not in ("method", "metric", "verdict"))
+        for heading, texts in zip(headings, zip(*lines, strict=True), strict=True)
+    ]
+    return columns[:2], columns[2:], list(notes)
+
+
+def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
+    """The paper's layout (booktabs): a line a method, a column a metric; ours in brackets, with * where not comparable."""
+    metrics = table["metrics"]
+    titles = [tex(metric["title"] + ARROWS[metric["direction"]]) for metric in metrics]
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{tabular}{l" + "c" * len(metrics) + "}",
+        r"\toprule",
+        " & ".join(["Method", *titles]) + r" \\",
+        r"\midrule",
+    ]
+    for start in range(0, len(comparisons), len(metrics)):
+        row = comparisons[start : start + len(metrics)]
+        texts = []
+        for c in row:
+            paper = "?" if c.paper is None else f"{c.paper:.{c.metric['decimals']}f}"
+            star = "$^*$" if c.verdict == "not comparable" else ""
+            texts.append(paper + (f" ({tex(f'{c.ours:#.4g}')}{star})" if c.ours is not None else ""))
+        lines.append(" & ".join([tex(row[0].method), *texts]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", ""]
+    lines.append(
+        f"% {tidy(table['title'])}. Published ({tidy(table['source'])}); in brackets ours; ?: unknown; *: not comparable:"
+    )
+    for c in comparisons:
+        own = [f"from {c.source}"] if c.source != table["source"] else []
+        if said := own + list(c.reasons):
+            lines.append(f"%   {tidy(c.method)}, {c.metric['title']}: {tidy('; '.join(said))}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,43 @@
+"""Trackers that need nothing: none and csv; and `adir sync`. The others: tracking_wandb.py and tracking_tensorboard.py."""
+
+import csv
+import io
+from pathlib import Path
+
+from adir.files import write_bytes
+from adir.harness.cells.cell import Cell
+from adir.harness.tracking.base import GuardedTracking, Record, loss_curves, records_of, table_of
+
+
+class CsvTracking(GuardedTracking):
+    """RESULTS/tracking/CELL.csv, a line per picture, and CELL-losses.csv, a column per adapted picture.
+
+    Each is written whole and atomically after every record, so it can be watched, and two workers on one cell agree.
+    """
+
+    called = "tracking=csv"
+
+    def told(self, record: Record, picture: Path) -> None:
+        """Write both files anew."""
+        assert self.cell is not None
+        self.closed(self.cell)
+
+    def closed(self, cell: Cell) -> None:
+        """Write both files anew."""
+        records = records_of(cell)
+        if not records:
+            return
+        folder, name = cell.results / "tracking", "-".join(cell.identity.folder.parts[1:])
+        columns, rows = table_of(records)
+        write_bytes(folder / f"{name}.csv", to_csv([columns, *rows]))
+        curves = loss_curves(cell, records)
+        if curves:
+            steps = [[number, *losses] for number, losses in enumerate(zip(*curves.values(), strict=False), start=1)]
+            write_bytes(folder / f"{name}-losses.csv", to_csv([["iteration", *curves], *steps]))
+
+
+def to_csv(rows: list[list[object]] | list[list[str]]) -> bytes:
+    """The rows as CSV; None is an empty field."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()

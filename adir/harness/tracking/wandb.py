@@ -1,0 +1,169 @@
+"""Weights & Biases: one run per cell. It is told; it never decides, and its failures cost nothing but themselves."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from adir.errors import first_line
+from adir.files import read_json
+from adir.harness.cells.cell import Cell
+from adir.harness.records.ledger import Ledger
+from adir.harness.tables.formats import to_csv, to_markdown
+from adir.harness.tables.leaderboard import load_board
+from adir.harness.tracking.base import (
+    GuardedTracking,
+    Record,
+    loss_curves,
+    mean_curve,
+    records_of,
+    summary_of,
+    table_of,
+    within,
+)
+
+Mode = Literal["online", "offline", "disabled"]
+T = TypeVar("T")
+
+
+class WandbTracking(GuardedTracking):
+    """One run per cell: id = the cell's hash, so that running it again updates it; group = the grid's hash; job type = mode.
+
+    It has the configuration, scores per picture (as history, and as a table with pictures), the mean of each score with
+    its interval (summary), the mean loss of adaptation per iteration, and, with the last cell of a grid, the leaderboard
+    as an artifact.
+
+    mode: online, offline or disabled; None is online where a key is set (WANDB_API_KEY, or `wandb login`) and the network
+    answers, and else offline: the runs then lie in RESULTS/wandb until `adir sync RESULTS`.
+    patience: seconds that W&B may take to start, to log and to finish, each. After a silence that long this process asks
+    it no more.
+    """
+
+    called = "W&B"
+    silent: ClassVar[bool] = False
+    """Whether W&B once gave no answer in this process: its service is then gone, and each cell would wait for it anew."""
+
+    def __init__(
+        self, project: str = "adir", entity: str | None = None, mode: Mode | None = None, patience: float = 60.0
+    ):
+        super().__init__()
+        self.project, self.entity, self.mode, self.patience = project, entity, mode, patience
+        self._run: Any = None
+
+    def opened(self, cell: Cell) -> None:
+        """Open the run, offline where the network does not answer and no mode was asked for."""
+        if WandbTracking.silent:
+            self.cell = None  # said once, when it fell silent
+            return
+        mode: Mode = self.mode or ("online" if has_key() else "offline")
+        cell.results.mkdir(parents=True, exist_ok=True)
+        # The pictures of a table would be put into the home folder, and not travel with RESULTS/wandb.
+        os.environ.setdefault("WANDB_DATA_DIR", str(cell.results.absolute() / "wandb"))
+        try:
+            self._run = self._ask(lambda: self._open(cell, mode))
+        except Exception as error:
+            if mode != "online" or self.mode is not None or isinstance(error, TimeoutError):
+                raise
+            print(f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked offline", flush=True)
+            self._run = self._ask(lambda: self._open(cell, "offline"))
+
+    def _open(self, cell: Cell, mode: Mode) -> Any:
+        import wandb  # 2 s to import, and only this tracker needs it
+
+        axes = cell.identity.axes
+        tags = [axes["backbone"], axes["task"], axes["sampler"], axes["adaptation"], axes["adapter"]]
+        tags += [f"k={axes['k']}" if axes["k"] is not None else None, f"seed={axes['seed']}"]
+        return wandb.init(
+            project=self.project,
+            entity=self.entity,
+            id=cell.identity.sha256[:32],
+            name=cell.label,
+            group=self.grid,
+            job_type=axes["adaptation"],
+            config=cell.configuration | {"cell": cell.identity.sha256, "grid": self.grid},
+            tags=list(dict.fromkeys(str(tag)[:64] for tag in tags if tag is not None)),  # 64: W&B refuses longer ones
+            mode=mode,
+            dir=str(cell.results),
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=self.patience / 2,
+                finish_timeout=self.patience / 2,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    def told(self, record: Record, picture: Path) -> None:
+        """Scores of one picture."""
+        scores = {name: score["value"] for name, score in record["scores"].items()}
+        self._ask(
+            lambda: self._run.log({f"scores/{name}": value for name, value in scores.items() if value is not None})
+        )
+
+    def closed(self, cell: Cell) -> None:
+        """Table, losses, summary and leaderboard; then the run is closed, whatever became of those."""
+        run = self._run
+        if run is None:
+            return
+        self._run = None
+        try:
+            self._ask(lambda: self._report(run, cell))
+        finally:
+            self._ask(run.finish)
+
+    def _report(self, run: Any, cell: Cell) -> None:
+        import wandb
+
+        records = records_of(cell)
+        if not records:
+            return
+        curve = mean_curve(loss_curves(cell, records))
+        if curve:
+            run.define_metric("adaptation/iteration")
+            run.define_metric("adaptation/loss", step_metric="adaptation/iteration")
+        for iteration, loss in enumerate(curve, start=1):
+            run.log({"adaptation/iteration": iteration, "adaptation/loss": loss})
+        columns, rows = table_of(records)
+        images = {"restored", "y"}
+        data = [
+            [
+                wandb.Image(str(cell.results / value)) if name in images and value is not None else value
+                for name, value in zip(columns, row, strict=True)
+            ]
+            for row in rows
+        ]
+        run.log({"pictures": wandb.Table(columns=columns, data=data)})
+        run.summary.update(summary_of(records, len(cell.data)))
+        if grid_is_done(cell.results, self.grid):
+            artifact = wandb.Artifact(f"leaderboard-{self.grid or cell.identity.sha256[:16]}", type="leaderboard")
+            board = load_board(cell.results)
+            for name, text in (("leaderboard.csv", to_csv(board)), ("leaderboard.md", to_markdown(board))):
+                with artifact.new_file(name, encoding="utf-8") as file:
+                    file.write(text)
+            run.log_artifact(artifact)
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        try:
+            return within(self.patience, call)
+        except TimeoutError:
+            WandbTracking.silent = True
+            raise
+
+
+def grid_is_done(results: Path, grid: str | None) -> bool:
+    """Whether every picture of a grid has its record; a cell alone is done when it ends."""
+    if grid is None:
+        return True
+    for planned in read_json(results / "grids" / f"{grid}.json")["cells"]:
+        ledger = Ledger(results / planned["folder"])
+        if not all(ledger.record_path(image_id).is_file() for image_id in planned["images"]):
+            return False
+    return True
+
+
+def has_key() -> bool:
+    """Whether a W&B key is at hand: in the environment, or in ~/.netrc after `wandb login`."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path.home() / ".netrc"
+    return netrc.is_file() and "api.wandb.ai" in netrc.read_text()

@@ -1,0 +1,138 @@
+"""CLIP (Radford et al., 2021) through open_clip: the encoder of ADIR's experiments."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor, nn
+
+from adir.errors import InputError
+from adir.files import sha256_of_bytes, warn_in_one_line
+from adir.retrieval.encoders.base import as_pil, encode, quiet, require_pictures, tensors_sha256
+from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, published_weights
+
+
+class OpenClipEncoder:
+    """A network of open_clip with its preprocessing and tokenizer. Built by `ClipEncoder`, `CyclipEncoder` and
+    `random_clip`; use those.
+
+    Pictures go through open_clip's own transform as 8-bit PIL pictures (by default: short side bicubic to the input's
+    size, centre crop, mean and standard deviation of OpenAI's data), so that vectors are those the weights were made for.
+    """
+
+    metric = "angular"
+
+    def __init__(
+        self, name: str, architecture: str, network: nn.Module, preprocess: dict[str, Any], device: str
+    ) -> None:
+        """network: of `architecture`, in evaluation mode.  preprocess: the fields of open_clip's PreprocessCfg."""
+        config = PreprocessCfg(**preprocess)
+        size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
+        if size[0] != size[1]:
+            raise InputError(
+                f"CLIP architecture {architecture}: input {size[1]}x{size[0]}; only square ones are supported"
+            )
+        self.name, self.architecture, self.device = name, architecture, device
+        self.input_size = size[0]
+        self.weights_sha256 = sha256_of_bytes(
+            json.dumps(
+                {
+                    "architecture": open_clip.get_model_config(architecture),
+                    "preprocess": preprocess,
+                    "weights": tensors_sha256(network.state_dict()),
+                },
+                sort_keys=True,
+            ).encode()
+        )
+        self.network: Any = network.to(device)
+        self.preprocess: Any = image_transform_v2(config, is_train=False)
+        self._tokenizer: Any = None
+
+    def prepare(self, picture: Tensor) -> Tensor:
+        """What the network takes of one (3, H, W) picture in [-1, 1], which is rounded to 8 bits first."""
+        require_pictures(picture[None])
+        return self.preprocess(as_pil(picture))
+
+    @torch.inference_mode()
+    def vectors(self, inputs: Tensor) -> Tensor:
+        """(B, D) unit vectors of a batch of what `prepare` gave."""
+        return encode(self.network.encode_image, inputs, self.device).clone()
+
+    def image(self, batch: Tensor) -> Tensor:
+        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1], which are rounded to 8 bits first."""
+        require_pictures(batch)
+        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
+
+    @torch.inference_mode()
+    def text(self, prompts: list[str]) -> Tensor:
+        """(B, D) unit vectors of prompts; what is longer than the network's context is cut, with a warning."""
+        tokens = self.tokenizer()(prompts)
+        for prompt, row in zip(prompts, tokens, strict=True):
+            needed = len(self.tokenizer().encode(prompt)) + 2
+            if needed > len(row):
+                warn_in_one_line(
+                    f"a prompt of {needed} tokens is cut to the {len(row)} that {self.name} reads: {prompt[:40]!r}..."
+                )
+        return encode(self.network.encode_text, tokens, self.device).clone()
+
+    def tokenizer(self) -> open_clip.SimpleTokenizer:
+        """CLIP's tokenizer, whose vocabulary open_clip ships. Raises InputError where the architecture has another."""
+        if self._tokenizer is None:
+            text = open_clip.get_model_config(self.architecture)["text_cfg"]
+            if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
+                raise InputError(
+                    f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and would be downloaded; "
+                    "search with a picture, or take an architecture with CLIP's own tokenizer, such as ViT-B-32"
+                )
+            self._tokenizer = open_clip.get_tokenizer(self.architecture)
+        return self._tokenizer
+
+
+class ClipEncoder(OpenClipEncoder):
+    """CLIP of any architecture that open_clip knows, with weights from a file.
+
+    architecture: `open_clip.list_models()`. Weights trained with QuickGELU, as OpenAI's own, need an architecture whose
+        name ends in -quickgelu: the tensors are the same, so nothing in the file tells.
+    tag: published weights (`open_clip.list_pretrained_tags_by_model(architecture)`), which bring their preprocessing;
+        null: open_clip's default preprocessing.
+    checkpoint: their file (.safetensors, .bin or .pt); null: where open_clip and the Hugging Face hub keep the tag's.
+        Nothing is downloaded here.
+    device: of the network.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "ViT-B-32",
+        tag: str | None = "laion2b_s34b_b79k",
+        checkpoint: str | Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Raises InputError on an unknown architecture or tag, and on missing, damaged or other weights."""
+        published = published_weights(architecture, tag)
+        path = find_checkpoint(architecture, tag, published, checkpoint)
+        network = empty_network(architecture)
+        load_weights(network, path, architecture)
+        known = PreprocessCfg.__dataclass_fields__.keys() - {"size"}  # the size is the network's
+        preprocess = network.visual.preprocess_cfg | {key: published[key] for key in known & published.keys()}
+        super().__init__(f"clip-{architecture}", architecture, network, preprocess, device)
+
+
+def random_clip(architecture: str, seed: int) -> OpenClipEncoder:
+    """CLIP with the random weights that open_clip starts training from: the floor that a trained one has to beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = empty_network(architecture)
+    return OpenClipEncoder(f"clip-{architecture}-random", architecture, network, network.visual.preprocess_cfg, "cpu")
+
+
+def empty_network(architecture: str) -> Any:
+    """The network of an architecture with random weights, in evaluation mode, float32 on the CPU."""
+    try:
+        with quiet():
+            network = open_clip.create_model(architecture, load_weights=False, pretrained_text=False)
+    except OSError as error:  # a text tower of transformers, whose configuration is not here
+        raise InputError(f"CLIP {architecture}: open_clip cannot build it without a download: {error}") from error
+    return network.eval().requires_grad_(False)

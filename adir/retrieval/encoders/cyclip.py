@@ -1,0 +1,32 @@
+"""CyCLIP (Goel et al., 2022, arXiv 2205.14459): CLIP with losses that make distances agree within and between modes."""
+
+from pathlib import Path
+
+from adir.errors import InputError
+from adir.retrieval.encoders.clip import OpenClipEncoder, empty_network
+from adir.retrieval.encoders.clip_weights import load_weights
+
+ARCHITECTURE = "RN50-quickgelu"
+"""The authors' code is OpenAI's CLIP, whose text transformer has QuickGELU. The tensors of open_clip's RN50, which has
+GELU, are the same, and its vectors of prompts would be wrong without a word."""
+
+
+class CyclipEncoder(OpenClipEncoder):
+    """CyCLIP's ResNet-50, from a checkpoint of the authors' training (best.pt, or epoch_N.pt).
+
+    checkpoint: a file of torch.save with the weights under "state_dict", each name with "module." before it where
+        several GPUs trained; the optimiser's state beside them is passed over. Preprocessing is OpenAI's CLIP's.
+    device: of the network.
+    A prompt too long for the network keeps its end mark when it is cut; the authors' own code drops it there.
+    """
+
+    def __init__(self, checkpoint: str | Path | None = None, device: str = "cpu") -> None:
+        """Raises InputError on missing, damaged or other weights."""
+        source = "the authors' are linked from https://github.com/goel-shashank/CyCLIP (CC BY-NC)"
+        if checkpoint is None:
+            raise InputError(f"CyCLIP: no weights named; give checkpoint=FILE; {source}")
+        if not Path(checkpoint).is_file():
+            raise InputError(f"CyCLIP: no file {checkpoint}: put the weights there, or name another; {source}")
+        network = empty_network(ARCHITECTURE)
+        load_weights(network, Path(checkpoint), ARCHITECTURE)
+        super().__init__("cyclip", ARCHITECTURE, network, network.visual.preprocess_cfg, device)

@@ -1,0 +1,37 @@
+"""The pixel control: distances between pictures themselves."""
+
+from torch import Tensor
+
+from adir.errors import InputError
+from adir.files import sha256_of_bytes
+from adir.retrieval.encoders.base import resize
+
+
+class PixelEncoder:
+    """The control `pixel`: the picture itself at size x size, flattened; distance is the rms difference of its pixels.
+
+    Not unit vectors: normalising would make a dark picture equal to a bright one, and no map to a sphere keeps the
+    order of pixel distances exactly. So its metric is "euclidean".
+    """
+
+    metric = "euclidean"
+
+    def __init__(self, size: int = 32) -> None:
+        if size < 1:
+            raise InputError(f"pixel encoder: size {size} asked, at least 1 needed")
+        self.name = "pixel"
+        self.input_size = size
+        self.weights_sha256 = sha256_of_bytes(f"pixel encoder, antialiased bicubic, size {size}".encode())
+
+    def prepare(self, picture: Tensor) -> Tensor:
+        return resize(picture[None], self.input_size)[0]
+
+    def vectors(self, inputs: Tensor) -> Tensor:
+        pixels = inputs.flatten(1)
+        return pixels / pixels.shape[1] ** 0.5
+
+    def image(self, batch: Tensor) -> Tensor:
+        return self.vectors(resize(batch, self.input_size))
+
+    def text(self, prompts: list[str]) -> Tensor:
+        raise InputError("the pixel encoder has no text side; an encoder such as CLIP has")

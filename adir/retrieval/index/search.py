@@ -1,0 +1,240 @@
+"""Exact search among many vectors: a fast pass proposes, an arithmetic of fixed order decides.
+
+Float32 matrix products differ in their last bits with block shape, thread count and processor. So they only propose:
+every row whose float32 key lies within twice its proven rounding error of the k-th best is kept, and the few kept rows are
+measured again in float64, each on its own and in one order of summation. The answer is the same for every block and
+machine, and equal distances are ordered by id.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adir.errors import InputError
+from adir.retrieval.index.distance import chord_to_angle
+
+METRICS = ("angular", "euclidean")
+BLOCK = 2048
+"""Rows a matrix product takes at once: 4 MB of float32 at 512 dimensions, which stay in the processor's cache."""
+
+
+class Part(NamedTuple):
+    """(N, D) vectors, float16 or float32, perhaps on disk, and (N,) float32 halves of their squared lengths."""
+
+    vectors: Tensor
+    half_squares: Tensor
+
+
+def part_of(vectors: Tensor) -> Part:
+    """The vectors and what a search needs beside them, computed in blocks in float64."""
+    halves = [(block.double() ** 2).sum(1) / 2 for block in vectors.split(BLOCK)]
+    return Part(vectors, torch.cat(halves).float() if halves else torch.empty(0))
+
+
+def key_error(queries: Tensor, longest: float) -> Tensor:
+    """(Q, 1) bound on |float32 key - key| where key = |a|^2 / 2 - a.q, for rows no longer than `longest`.
+
+    Higham (2002), eq. 3.5: a sum of n products, in any order, is off by at most gamma_n = n u / (1 - n u) times the sum of
+    their sizes, here at most |a| |q| by Cauchy-Schwarz; u = 2^-24. Four more roundings: |a|^2 / 2, its addition, spare.
+    """
+    terms = (queries.shape[1] + 4) * 2.0**-24
+    lengths = queries.double().norm(dim=1, keepdim=True)
+    return terms / (1 - terms) * (longest * lengths + longest**2 / 2)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Matrix products of float32 in float32: a trainer may have allowed bfloat16, whose error is 65,000 times larger."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, (Q, n) keys |a|^2 / 2 - a.q) of one block of rows after the other; the tensor is overwritten by the next.
+
+    The key orders as the distance does: |a - q|^2 = 2 key + |q|^2.
+    """
+    first = 0
+    buffer, out = torch.empty(block, queries.shape[1]), torch.empty(len(queries) * block)
+    for part in parts:
+        for start in range(0, len(part.vectors), block):
+            rows = part.vectors[start : start + block]
+            wide = buffer[: len(rows)]
+            wide.copy_(rows)
+            keys = out[: len(queries) * len(rows)].view(len(queries), len(rows))
+            torch.addmm(part.half_squares[None, start : start + block], queries, wide.T, alpha=-1, out=keys)
+            yield first + start, keys
+        first += len(part.vectors)
+
+
+@full_float32()
+def nearest_candidates(parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK) -> list[np.ndarray]:
+    """For each of (Q, D) float32 queries, rows (over all parts) among which its k nearest certainly are; unordered."""
+    margin = 2 * key_error(queries, longest_of(parts))
+    limit = torch.full((len(queries), 1), torch.inf)
+    kept = _Kept.none()
+    new: list[_Kept] = []
+    for first, keys in keys_of(parts, queries, block):
+        query, column = (keys <= limit).nonzero(as_tuple=True)
+        if not len(query):
+            continue
+        new.append(_Kept(query.numpy(), column.numpy() + first, keys[query, column].numpy()))
+        # Each tightening sorts what is kept: wait until as much is new, so that all of them cost no more than the last.
+        if sum(len(some.row) for some in new) >= max(len(kept.row), k * len(queries)):
+            kept = _Kept.joined([kept, *new]).among_the_best(k, margin, limit)
+            new = []
+    return _Kept.joined([kept, *new]).among_the_best(k, margin, limit).by_query(len(queries))
+
+
+@full_float32()
+def candidates_within(parts: Sequence[Part], queries: Tensor, radius: float, block: int = BLOCK) -> list[np.ndarray]:
+    """For each query, the rows among which those no further than `radius` (Euclidean) certainly are."""
+    error = key_error(queries, longest_of(parts))
+    squares = (queries.double() ** 2).sum(1, keepdim=True)
+    limit = ((radius**2 - squares) / 2 + 2 * error).float()
+    found = [_Kept.none()]
+    for first, keys in keys_of(parts, queries, block):
+        query, column = (keys <= limit).nonzero(as_tuple=True)
+        found.append(_Kept(query.numpy(), column.numpy() + first, keys[query, column].numpy()))
+    return _Kept.joined(found).by_query(len(queries))
+
+
+def longest_of(parts: Sequence[Part]) -> float:
+    """Length of the longest vector, rounded up."""
+    return max((2 * float(p.half_squares.max())) ** 0.5 * (1 + 1e-6) for p in parts if len(p.vectors))
+
+
+class _Kept(NamedTuple):
+    """Rows that may be among the nearest: of which query, which row, its float32 key."""
+
+    query: np.ndarray
+    row: np.ndarray
+    key: np.ndarray
+
+    @classmethod
+    def none(cls) -> "_Kept":
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+    @classmethod
+    def joined(cls, several: Sequence["_Kept"]) -> "_Kept":
+        return cls(*(np.concatenate(columns) for columns in zip(*several, strict=True)))
+
+    def among_the_best(self, k: int, margin: Tensor, limit: Tensor) -> "_Kept":
+        """Those within `margin` (Q, 1) of their query's k-th smallest key; lowers `limit` (Q, 1) to where that ends."""
+        order = np.lexsort((self.key, self.query))
+        query, row, key = self.query[order], self.row[order], self.key[order]
+        starts, ends = (np.searchsorted(query, np.arange(len(limit)), side) for side in ("left", "right"))
+        enough = ends - starts >= k
+        kth = torch.from_numpy(key[(starts + k - 1)[enough]].astype(np.float64))
+        limit[enough, 0] = (kth + margin[torch.from_numpy(enough), 0]).float().nextafter(torch.tensor(torch.inf))
+        stay = key <= limit[:, 0].numpy()[query]
+        return _Kept(query[stay], row[stay], key[stay])
+
+    def by_query(self, n_queries: int) -> list[np.ndarray]:
+        order = np.argsort(self.query, kind="stable")
+        ends = np.searchsorted(self.query[order], np.arange(1, n_queries))
+        return np.split(self.row[order], ends)
+
+
+def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """(n,) float64 |a - q|^2 of (n, D) vectors: each row summed alone, pairwise, in one order, whatever rows are beside it."""
+    blocks = range(0, len(vectors), BLOCK)
+    difference = (vectors[start : start + BLOCK].astype(np.float64) - query.astype(np.float64) for start in blocks)
+    return np.concatenate([np.empty(0), *((np.ascontiguousarray(part) ** 2).sum(1) for part in difference)])
+
+
+class VectorIndex:
+    """Exact nearest neighbours among vectors with ids. A subclass fills `parts` and `metric`, and says what id a row has."""
+
+    parts: list[Part]
+    metric: str
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """Ids of rows, counted over all parts."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return sum(len(part.vectors) for part in self.parts)
+
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        return self.parts[0].vectors.shape[1]
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) of the vectors of some rows, as they are stored."""
+        ends = np.cumsum([len(part.vectors) for part in self.parts])
+        found = np.empty((len(rows), self.dimensions), self.parts[0].vectors.numpy().dtype)
+        where = np.searchsorted(ends, rows, side="right")
+        for number in np.unique(where):
+            here = where == number
+            part = self.parts[number].vectors.numpy()
+            found[here] = part[rows[here] - (ends[number] - len(part))]
+        return found
+
+    def search(
+        self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None, block: int = BLOCK
+    ) -> tuple[list[list[str]], Tensor]:
+        """The k nearest of each query: ids [Q][k] and distances (Q, k) float32, nearest first, equal distances by id.
+
+        queries: (Q, D).  exclude: for each query, ids that must not be found (ids unknown here are ignored).
+        Distances are angles in radians, or Euclidean lengths, by `metric`; the same for every block and thread count.
+        Raises InputError on k < 1, k beyond the corpus, fewer than k left after exclusion, or NaN or Inf in a query.
+        """
+        if k < 1:
+            raise InputError(f"K={k} neighbours asked; K must be at least 1")
+        if k > len(self):
+            raise InputError(f"K={k} neighbours asked of a corpus of {len(self)}: lower K or enlarge the corpus")
+        queries = self._checked(queries)
+        hidden = [set(names) for names in exclude] if exclude is not None else [set[str]() for _ in queries]
+        if len(hidden) != len(queries):
+            raise ValueError(f"{len(hidden)} exclusion sets for {len(queries)} queries")
+        asked = min(len(self), k + max(map(len, hidden), default=0))
+        ids: list[list[str]] = []
+        distances = torch.empty(len(queries), k)
+        for number, rows in enumerate(nearest_candidates(self.parts, queries, asked, block)):
+            found = [pair for pair in self._measured(rows, queries[number]) if pair[1] not in hidden[number]]
+            if len(found) < k:  # then all there are were candidates
+                raise InputError(
+                    f"K={k} neighbours asked, but of {len(self)} pictures {len(rows) - len(found)} are left out as copies "
+                    "of the test picture: lower K or enlarge the corpus"
+                )
+            ids.append([name for _, name in found[:k]])
+            distances[number] = self._distances([square for square, _ in found[:k]])
+        return ids, distances
+
+    def within(self, queries: Tensor, distance: float, block: int = BLOCK) -> list[list[str]]:
+        """For each query the ids no further than `distance` (by the metric), nearest first."""
+        queries = self._checked(queries)
+        radius = 2 * np.sin(min(distance, np.pi) / 2) if self.metric == "angular" else distance
+        found = []
+        for query, rows in zip(queries, candidates_within(self.parts, queries, radius, block), strict=True):
+            found.append([name for square, name in self._measured(rows, query) if square <= radius**2])
+        return found
+
+    def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
+        """(squared distance, id) of rows, nearest first, equal ones by id."""
+        squares = squared_distances(self.rows(rows), query.numpy())
+        return sorted(zip(squares.tolist(), self.ids_of(rows), strict=True))
+
+    def _distances(self, squares: Sequence[float]) -> Tensor:
+        chords = torch.tensor(squares, dtype=torch.float64).sqrt()
+        return (chord_to_angle(chords) if self.metric == "angular" else chords).float()
+
+    def _checked(self, queries: Tensor) -> Tensor:
+        if queries.ndim != 2 or queries.shape[1] != self.dimensions:
+            raise ValueError(f"queries of shape {tuple(queries.shape)}; (Q, {self.dimensions}) needed")
+        queries = queries.detach().float().cpu().contiguous()
+        if not torch.isfinite(queries).all():
+            raise InputError("a query embedding holds NaN or Inf: the picture it was made from is not a valid picture")
+        if self.metric == "angular" and not ((queries.norm(dim=1) - 1).abs() < 1e-3).all():
+            raise ValueError("angular distance needs unit vectors")
+        return queries

@@ -1,0 +1,212 @@
+"""The index on disk, and the corpus that it describes."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from adir.data.corpus import Corpus
+from adir.data.decoding import decode
+from adir.data.fingerprints import is_copy, may_be_copy
+from adir.data.sources.base import Source
+from adir.data.sources.folder import FolderSource
+from adir.data.sources.open_images import OpenImagesSource, OpenImagesTars
+from adir.data.sources.tables import DatasetSource, ParquetSource
+from adir.data.sources.tars import TarSource
+from adir.errors import InputError
+from adir.files import read_json, sha256_of_bytes, write_json
+from adir.images import from_uint8
+from adir.retrieval.encoders.base import Encoder
+from adir.retrieval.index.approximate import ApproximateIndex, recall
+from adir.retrieval.index.builder import read_facts
+from adir.retrieval.index.search import VectorIndex
+from adir.retrieval.index.shards import Shard
+
+SOURCES: dict[str, type[Source]] = {
+    source.kind: source
+    for source in (FolderSource, TarSource, ParquetSource, DatasetSource, OpenImagesSource, OpenImagesTars)
+}
+
+
+def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Source:
+    """The source that an index remembers; `moved`: constructor arguments that are others now, such as its path."""
+    kind, arguments = description["kind"], description["arguments"]
+    if kind not in SOURCES:
+        raise InputError(f"index of pictures of kind {kind!r}; this version of adir knows {', '.join(SOURCES)}")
+    unknown = sorted(set(moved) - set(arguments))
+    if unknown:
+        raise InputError(f"pictures of kind {kind}: no argument {', '.join(unknown)}; it has {', '.join(arguments)}")
+    return SOURCES[kind](**(arguments | dict(moved)))
+
+
+class ShardedIndex(VectorIndex):
+    """A finished index, its shards mapped into memory.
+
+    Opening it reads the headers of the shards and compares them with the manifest; `damage` reads all.  Raises InputError
+    for a folder without a finished index, a shard that is missing or cut short, and a manifest that disagrees with them.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "manifest.json").is_file():
+            begun = (self.folder / "index.json").is_file()
+            state = "is not finished; run `adir index build` again" if begun else "holds no index (adir index build)"
+            raise InputError(f"{folder}: {state}")
+        self.manifest = read_facts(self.folder / "manifest.json")
+        self.encoder: dict[str, str] = self.manifest["encoder"]
+        self.metric = self.encoder["metric"]
+        shards: list[Shard] = []
+        self.rejecting: list[Shard] = []
+        for entry in self.manifest["shards"]:
+            shard = Shard.open(self.folder / "shards" / entry["file"])
+            self._require_agreement(shard, entry)
+            if len(shard):
+                shards.append(shard)
+            if entry["rejects"]:
+                self.rejecting.append(shard)
+        self.shards = shards
+        self.parts = [shard.part for shard in shards]
+        self._ends = np.cumsum([len(shard) for shard in shards])
+        total = self.manifest["corpus"]["pictures"]
+        if len(self) != total:
+            raise InputError(
+                f"{self.folder}: its manifest tells of {total} pictures, its shards hold {len(self)}; {BUILD}"
+            )
+
+    def _require_agreement(self, shard: Shard, entry: Mapping[str, Any]) -> None:
+        if shard.sha256 != entry["sha256"] or len(shard) != entry["pictures"]:
+            raise InputError(f"{shard.path}: is not the shard that manifest.json tells of (checksum or count); {BUILD}")
+        if shard.facts["encoder"] != self.encoder:
+            raise InputError(
+                f"{shard.path}: made by encoder {shard.facts['encoder']['name']}, the manifest tells of "
+                f"{self.encoder['name']}; {BUILD}"
+            )
+
+    def place(self, row: int) -> tuple[Shard, int]:
+        """The shard of a row, and its row there."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return self.shards[number], row - int(self._ends[number]) + len(self.shards[number])
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        return [shard.id(row) for shard, row in map(self.place, rows.tolist())]
+
+    def find(self, image_id: str) -> tuple[Shard, int] | None:
+        """Where a picture is; None when it is not here."""
+        for shard in self.shards:
+            row = shard.row(image_id)
+            if row is not None:
+                return shard, row
+        return None
+
+    def require_encoder(self, encoder: Encoder) -> None:
+        """Raise InputError, naming both, unless the index was made by this encoder."""
+        if self.encoder["weights_sha256"] != encoder.weights_sha256:
+            raise InputError(
+                f"index {self.folder}: made by encoder {self.encoder['name']} ({self.encoder['weights_sha256'][:10]}), but "
+                f"the query is to be encoded by {encoder.name} ({encoder.weights_sha256[:10]}); choose that encoder, or "
+                "build an index with this one"
+            )
+
+    def damage(self) -> list[str]:
+        """A line for each shard whose data are not those it was made with. Reads everything."""
+        return [f"{shard.path}: {problem}" for shard in self.shards if (problem := shard.damage()) is not None]
+
+
+QUERIES = 50
+"""How many vectors of the corpus the recall of an approximate search is measured with."""
+BUILD = "copy the index here again as a whole, or remove manifest.json and run `adir index build` again"
+
+
+class IndexedCorpus(Corpus):
+    """The corpus of a finished index: ids and hashes from the index, pictures from where they lie. Nothing is read ahead.
+
+    folder: of the index.  pictures: arguments of the source that changed since, as {path: FOLDER} after a move.
+    approximate: for more than ten million pictures, arguments of `ApproximateIndex`; other neighbours, so another sha256.
+    Each picture that is asked for is compared with the SHA-256 in the index.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        pictures: Mapping[str, Any] | None = None,
+        approximate: Mapping[str, Any] | None = None,
+    ) -> None:
+        if folder is None:
+            raise InputError("an index is needed: say index=FOLDER (adir index build makes one)")
+        self.index = ShardedIndex(folder)
+        description = self.index.manifest["source"]
+        self.source = open_source(description, {} if pictures is None else pictures)
+        self.name, self.sha256 = description["name"], self.index.manifest["corpus"]["sha256"]
+        self.categories = {}
+        self.approximate = None if approximate is None else dict(approximate)
+        self.searcher: VectorIndex = self.index
+        """What neighbours are looked for in: the index, or what stands for it where `approximate` was asked."""
+        if self.approximate is not None:
+            self.sha256 = sha256_of_bytes(json.dumps([self.sha256, self.approximate], sort_keys=True).encode())
+            # The vectors and n_lists, n_bytes make faiss's part; all of the arguments make the recall.
+            made_of = [[entry["sha256"] for entry in self.index.manifest["shards"]], self.approximate]
+            name = sha256_of_bytes(json.dumps(made_of, sort_keys=True).encode())[:16]
+            stored = self.index.folder / f"approximate-{name}.faiss"
+            self.searcher = ApproximateIndex(self.index, stored=stored, **self.approximate)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def recall(self, k: int) -> float | None:
+        """As of the base class: measured once for each K, and kept beside faiss's part (approximate-*.json)."""
+        if not isinstance(self.searcher, ApproximateIndex):
+            return None
+        assert self.searcher.stored is not None
+        path = self.searcher.stored.with_suffix(".json")
+        known = read_json(path) if path.exists() else {}
+        shares = known.get("recall", {})
+        if str(k) not in shares:
+            shares[str(k)] = recall(self.index, self.searcher, k, QUERIES)
+            write_json(path, {"arguments": self.approximate, "n_queries": QUERIES, "recall": shares})
+        return float(shares[str(k)])
+
+    # The base class keeps these in memory; here they are made when they are asked for, which most cells never do.
+    @cached_property
+    def ids(self) -> list[str]:  # type: ignore[override]
+        return sorted(name for shard in self.index.shards for name in shard.ids())
+
+    @cached_property
+    def manifest(self) -> dict[str, str]:  # type: ignore[override]
+        return {shard.id(row): shard.picture_sha256(row) for shard in self.index.shards for row in range(len(shard))}
+
+    @cached_property
+    def rejects(self) -> dict[str, str]:  # type: ignore[override]
+        return {name: reason for shard in self.index.rejecting for name, reason in shard.rejects.items()}
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        shard, row = self._found(image_id)
+        return shard.attribution(row)
+
+    def image(self, image_id: str) -> Tensor:
+        shard, row = self._found(image_id)
+        content = self.source.read(image_id)
+        if sha256_of_bytes(content) != shard.picture_sha256(row):
+            raise InputError(
+                f"{image_id}: is another picture than the one in the index {self.index.folder}; build it anew"
+            )
+        return from_uint8(decode(content, image_id))
+
+    def near_duplicates(self, x: Tensor) -> set[str]:
+        """As duplicates.near_duplicates: by the fingerprints in the shards, and the few pictures that these leave."""
+        found = set()
+        for shard in self.index.shards:
+            for row in np.flatnonzero(may_be_copy(shard.columns["bits"], shard.columns["colours"], x)).tolist():
+                image_id = shard.id(row)
+                if is_copy(x, self.image(image_id)):
+                    found.add(image_id)
+        return found
+
+    def _found(self, image_id: str) -> tuple[Shard, int]:
+        place = self.index.find(image_id)
+        if place is None:
+            raise KeyError(image_id)
+        return place

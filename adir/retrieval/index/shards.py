@@ -1,0 +1,231 @@
+"""One shard of an index: a file that is there whole or not at all, and is read by mapping it into memory.
+
+A safetensors file, so any tool can open it; what is text (ids, attributions) is UTF-8 in one tensor and its ends in another.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor
+
+from adir.errors import InputError
+from adir.files import write_bytes
+from adir.retrieval.index.search import Part, part_of
+
+SCHEMA = 1
+DTYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8, "I64": np.int64, "I32": np.int32}
+COLUMNS = (
+    "embeddings",
+    "half_squares",
+    "sha256",
+    "n_bytes",
+    "size",
+    "bits",
+    "colours",
+    "ids",
+    "ids_end",
+    "notes",
+    "notes_end",
+)
+
+
+class Picture(NamedTuple):
+    """What a shard keeps of one picture."""
+
+    id: str
+    sha256: str
+    """Of the bytes of its file, 64 hex digits."""
+    n_bytes: int
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    bits: np.ndarray
+    """(8,) uint8: its perceptual hash."""
+    colours: np.ndarray
+    """(48,) int8: see duplicates.coarse_colours."""
+    attribution: Mapping[str, str]
+    """Licence, author and source, as far as they are known."""
+
+
+def packed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """UTF-8 of all texts in a row, and where each ends."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), np.asarray(ends, np.int64)
+
+
+def write_shard(
+    path: Path, pictures: Sequence[Picture], embeddings: Tensor, rejects: Mapping[str, str], facts: Mapping[str, Any]
+) -> None:
+    """Write a shard atomically, rows in the order of their ids.
+
+    embeddings: (N, D), rounded to float16.  rejects: id: reason.  facts: JSON values for its header, such as the encoder.
+    Raises ValueError on vectors that are not finite: an encoder gave NaN, or float16 cannot hold them.
+    """
+    order = sorted(range(len(pictures)), key=lambda row: pictures[row].id)
+    rows = [pictures[row] for row in order]
+    half = embeddings[torch.tensor(order, dtype=torch.long)].half().contiguous()
+    if not torch.isfinite(half).all():
+        raise ValueError("the encoder gave vectors with NaN or Inf, or too large for float16")
+    ids, ids_end = packed([picture.id for picture in rows])
+    notes, notes_end = packed(
+        [json.dumps(dict(p.attribution), sort_keys=True, ensure_ascii=False) if p.attribution else "" for p in rows]
+    )
+    columns = {
+        "embeddings": half.numpy(),
+        "half_squares": part_of(half).half_squares.numpy(),
+        "sha256": np.frombuffer(b"".join(bytes.fromhex(p.sha256) for p in rows), np.uint8).reshape(-1, 32),
+        "n_bytes": np.array([p.n_bytes for p in rows], np.int64),
+        "size": np.array([p.size for p in rows], np.int32).reshape(-1, 2),
+        "bits": np.array([p.bits for p in rows], np.uint8).reshape(-1, 8),
+        "colours": np.array([p.colours for p in rows], np.int8).reshape(-1, 48),
+        "ids": ids,
+        "ids_end": ids_end,
+        "notes": notes,
+        "notes_end": notes_end,
+    }
+    about = {
+        "schema": SCHEMA,
+        "rejects": dict(rejects),
+        "facts": dict(facts),
+        "sha256": columns_sha256(columns),
+    }
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {"adir": json.dumps(about, sort_keys=True)}
+    write_bytes(path, save({name: np.ascontiguousarray(column) for name, column in columns.items()}, metadata))
+
+
+def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the shard's data, column by column."""
+    digest = hashlib.sha256()
+    for name in COLUMNS:
+        digest.update(f"{name} {columns[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(columns[name]).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard on disk; its columns are mapped, so that what is not looked at is not read."""
+
+    path: Path
+    columns: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+    """Of its header: schema, rejects, facts, sha256."""
+
+    @classmethod
+    def open(cls, path: Path) -> "Shard":
+        """Raises InputError when the file is missing, cut short, or no shard. Its data are not hashed here: `damage` is."""
+        try:
+            raw: np.ndarray = np.memmap(path, np.uint8, mode="c")
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: this shard is missing; copy it here again, or {REBUILD}") from error
+        except ValueError as error:  # numpy's word for an empty file
+            raise InputError(f"{path}: an empty file; remove it and {REBUILD}") from error
+        try:
+            data = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+            header = json.loads(raw[8:data].tobytes().decode())
+            about = json.loads(header.pop("__metadata__")["adir"])
+            end = data + max(entry["data_offsets"][1] for entry in header.values())
+            if len(raw) != end:
+                raise InputError(f"{path}: cut short ({len(raw)} of {end} bytes); remove it and {REBUILD}")
+            if about["schema"] != SCHEMA:
+                raise InputError(
+                    f"{path}: shard of schema {about['schema']}, this version reads {SCHEMA}; build it anew"
+                )
+            columns = {name: _column(raw[data:], header[name]) for name in COLUMNS}
+            rows = {len(column) for name, column in columns.items() if name not in ("ids", "notes")}
+            if len(rows) > 1 or not {"rejects", "facts", "sha256"} <= about.keys():
+                raise ValueError("its header contradicts itself")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}") from error
+        return cls(path, columns, about)
+
+    def __len__(self) -> int:
+        return len(self.columns["embeddings"])
+
+    @property
+    def sha256(self) -> str:
+        """Of its data, as its header says."""
+        return self.about["sha256"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its maker noted: encoder, unit, seconds."""
+        return self.about["facts"]
+
+    @property
+    def rejects(self) -> dict[str, str]:
+        """id: reason."""
+        return self.about["rejects"]
+
+    @cached_property
+    def part(self) -> Part:
+        """What a search needs."""
+        columns = self.columns
+        return Part(torch.from_numpy(columns["embeddings"]), torch.from_numpy(columns["half_squares"]))
+
+    def id(self, row: int) -> str:
+        """The id of a row."""
+        return self._text("ids", row)
+
+    def ids(self) -> list[str]:
+        """All, sorted."""
+        return [self.id(row) for row in range(len(self))]
+
+    def picture_sha256(self, row: int) -> str:
+        """SHA-256 of the bytes of a picture's file."""
+        return self.columns["sha256"][row].tobytes().hex()
+
+    def attribution(self, row: int) -> dict[str, str]:
+        """Licence, author and source, as far as they are known."""
+        text = self._text("notes", row)
+        return json.loads(text) if text else {}
+
+    def licences(self) -> Counter[str]:
+        """How many pictures are of each licence; 'unknown' counts those without one. One pass over the bytes of all."""
+        notes = self.columns["notes"].tobytes()
+        found = Counter({json.loads(text): n for text, n in Counter(LICENCE.findall(notes)).items()})
+        return found + Counter(unknown=len(self) - found.total())
+
+    def _text(self, column: str, row: int) -> str:
+        ends = self.columns[f"{column}_end"]
+        try:
+            return self.columns[column][ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path}: damaged data (no text in {column}); remove it and {REBUILD}") from error
+
+    def row(self, image_id: str) -> int | None:
+        """Where a picture is, by bisection; None when it is not here."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.id(middle) < image_id else (low, middle)
+        return low if low < len(self) and self.id(low) == image_id else None
+
+    def damage(self) -> str | None:
+        """What is wrong with its data, all of which are read and hashed; None when nothing is."""
+        return (
+            None if columns_sha256(self.columns) == self.sha256 else "its data do not have the checksum in its header"
+        )
+
+
+LICENCE = re.compile(rb'"licence": ("(?:[^"\\]|\\.)*")')
+"""In the JSON of attributions. Within a text its quotes would have a backslash before them."""
+REBUILD = "run `adir index build` again, which makes what is missing"
+
+
+def _column(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+    start, end = entry["data_offsets"]
+    return data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])

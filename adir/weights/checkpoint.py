@@ -1,0 +1,60 @@
+"""Reading a checkpoint safely: tensors only, and no code in the file runs."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.hub
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adir.errors import InputError
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file or of a file of torch.save, by name; mapped from disk where the format allows.
+
+    Nothing but tensors is accepted, and no code in the file runs. {"state_dict": {...}} is unwrapped, and `module.` of a
+    network trained in parallel is taken off. Raises InputError for anything else, and for damaged files.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: refused: it is damaged, or holds more than tensors ({first_sentence(error)}); fetch it again from "
+            "a source you trust"
+        ) from error
+    except OSError as error:
+        if error.filename is not None:  # the file system's word; torch's own, of what is in the file, names none
+            raise
+        raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: no tensors in it: it holds a {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path}: {name!r} in it is a {type(value).__name__}: a checkpoint of tensors only is needed"
+            )
+    prefixed = all(name.startswith("module.") for name in content)
+    return {name.removeprefix("module.") if prefixed else name: tensor for name, tensor in content.items()}
+
+
+def torch_load(path: Path) -> Any:
+    """torch.load with weights_only=True, on the CPU; files of torch before 1.6 are no zip archives and cannot be mapped."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def first_sentence(error: Exception) -> str:
+    """The part of torch's message that says what happened, without its advice to switch the check off."""
+    _, _, found = str(error).partition("WeightsUnpickler error: ")
+    paragraph = (found or str(error)).strip().partition("\n\n")[0]  # the advice follows a blank line
+    return " ".join(paragraph.split()).partition(". ")[0][:200].strip(" .") or type(error).__name__

@@ -1,0 +1,230 @@
+"""Pretrained weights: what there is (conf/weights/), where it lies, whether it is the right thing, and reading it safely."""
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import torch
+import torch.hub
+import yaml
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+from adir.configuration import config_dir
+from adir.errors import InputError
+from adir.files import set_aside, sha256_of_file
+from adir.weights.cache import cache_dir, remember_sha256
+from adir.weights.download import NotFetchedError, Progress, fetch, megabytes, reason_of
+
+Place = Literal["adir", "pyiqa", "checkpoints"]
+
+
+def offline() -> str | None:
+    """Why nothing may be fetched, or None: HF_HUB_OFFLINE=1 holds for every download of ours."""
+    forbidden = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes")
+    return "not fetched: HF_HUB_OFFLINE is set" if forbidden else None
+
+
+def require_online(name: str, by_hand: str) -> None:
+    """Raise InputError, which says what to put where by hand, where nothing may be fetched."""
+    forbidden = offline()
+    if forbidden is not None:
+        raise InputError(f"{name}: {forbidden}: unset it, or put {by_hand} by hand")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One file. `place` is the folder of it: ours, or below torch's hub folder (TORCH_HOME), where pyiqa or torchvision look.
+
+    entry: its name in the registry.  name: of the file.  size: bytes, None where unknown.  sha256: 64 hex digits, or the
+    start of them where a publisher gives no more.  licence: None where unknown.  about: the size for people, where the
+    bytes are not known.
+    """
+
+    entry: str
+    name: str
+    size: int | None
+    sha256: str
+    licence: str | None
+    mirrors: tuple[str, ...]
+    place: Place = "adir"
+    about: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, or would."""
+        return (cache_dir() / "weights" if self.place == "adir" else Path(torch.hub.get_dir()) / self.place) / self.name
+
+    @property
+    def size_text(self) -> str:
+        """For people."""
+        return (self.about or "size unknown") if self.size is None else megabytes(self.size)
+
+    def missing(self) -> str | None:
+        """None when a file is there, else one line with name, size, mirrors and folder."""
+        if self.path.is_file():
+            return None
+        return (
+            f"{self.entry} needs {self.name} ({self.size_text}), which is not here: run `adir weights get {self.entry}`, or "
+            f"put it into {self.path.parent}; mirrors: {', '.join(self.mirrors)}"
+        )
+
+    def fetch(self, progress: Progress = lambda done, total: None) -> Path:
+        """The file, downloaded and verified. Raises as `download.fetch` does, and InputError when that is forbidden."""
+        require_online(self.name, f"the file into {self.path.parent}")
+        fetch(self.path, self.mirrors, self.sha256, self.size, progress)
+        return self.path
+
+    def verify(self) -> str | None:
+        """None when the file's hash, computed now, is right; else what is wrong. A wrong file is set aside."""
+        found = sha256_of_file(self.path)
+        if found.startswith(self.sha256):
+            remember_sha256(self.path, found)
+            return None
+        return f"SHA-256 {found[:16]}... instead of {self.sha256[:16]}...; {set_aside(self.path)}"
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A repository of the Hugging Face hub at one commit."""
+
+    repository: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A folder of files in diffusers' layout, kept in the hub's own cache (HF_HOME, HF_HUB_CACHE) or put by hand.
+
+    weights: its large files, with their SHA-256 where known.  settings: the small ones. They are what is fetched, and
+    without any of them it is incomplete.  size, licence, about: as of a file.
+    """
+
+    entry: str
+    mirrors: tuple[Mirror, ...]
+    weights: dict[str, str | None]
+    settings: tuple[str, ...]
+    size: int | None
+    licence: str | None
+    about: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is, else where it can be put by hand."""
+        folders = self._folders()
+        return next((folder for folder in folders if not self.lacking(folder)), folders[0])
+
+    @property
+    def size_text(self) -> str:
+        """For people."""
+        return (self.about or "size unknown") if self.size is None else megabytes(self.size)
+
+    def lacking(self, folder: Path) -> list[str]:
+        """The files that a folder has not got."""
+        return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
+
+    def _folders(self) -> list[Path]:
+        """Where it can be: put by hand, or in the hub's cache."""
+        return [cache_dir() / "weights" / self.entry, *filter(None, map(self._snapshot, self.mirrors))]
+
+    def _snapshot(self, mirror: Mirror) -> Path | None:
+        try:
+            return Path(
+                huggingface_hub.snapshot_download(mirror.repository, revision=mirror.revision, local_files_only=True)
+            )
+        except LocalEntryNotFoundError:
+            return None
+
+    def missing(self) -> str | None:
+        """None when it is there, else one line with name, size, mirrors and folder."""
+        if not self.lacking(self.path):
+            return None
+        begun = [f"; {place} lacks {', '.join(self.lacking(place))}" for place in self._folders() if place.is_dir()]
+        mirrors = ", ".join(f"https://huggingface.co/{m.repository}/tree/{m.revision}" for m in self.mirrors)
+        return (
+            f"{self.entry} needs a folder with {', '.join(self.weights)} ({self.size_text}) and {len(self.settings)} small "
+            f"files, which is not here: run `adir weights get {self.entry}`, or put the folder's content into {self.path}; "
+            f"mirrors: {mirrors}{''.join(begun)}"
+        )
+
+    def fetch(self, progress: Progress = lambda done, total: None) -> Path:
+        """The folder, downloaded by huggingface_hub, which resumes and shows its own progress, and verified."""
+        require_online(self.entry, f"the folder's content into {self.path}")
+        reasons = []
+        for mirror in self.mirrors:
+            try:
+                fetched = huggingface_hub.snapshot_download(
+                    mirror.repository, revision=mirror.revision, allow_patterns=[*self.weights, *self.settings]
+                )
+            except (HTTPError, OSError) as error:  # its own are of either kind
+                if getattr(error, "filename", None) is not None:  # the file system's word: a full disk, no permission
+                    raise
+                reasons.append(f"{mirror.repository} ({reason_of(error)[:200]})")
+                continue
+            lacking = self.lacking(Path(fetched))
+            wrong = f"it lacks {', '.join(lacking)}" if lacking else self.verify()
+            if wrong is None:
+                return self.path
+            reasons.append(f"{mirror.repository} ({wrong})")
+        raise NotFetchedError(f"{self.entry} could not be fetched: {'; '.join(reasons)}")
+
+    def verify(self) -> str | None:
+        """None when every hash that is known is right, else the files that are wrong, set aside.
+
+        Beside the pinned ones, the hub's cache names each large file by its SHA-256.
+        """
+        wrong, folder = [], self.path
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name, blob = str(path.relative_to(folder)), path.resolve()
+            expected = self.weights.get(name) or (blob.name if path.is_symlink() and len(blob.name) == 64 else None)
+            if expected is None:
+                continue
+            found = sha256_of_file(path)
+            if found != expected:
+                wrong.append(f"{name}: SHA-256 {found[:16]}... instead of {expected[:16]}...; {set_aside(blob)}")
+        return "; ".join(wrong) or None
+
+
+Entry = WeightsFile | HubRepository
+
+
+@functools.cache
+def registry(folder: Path | None = None) -> dict[str, Entry]:
+    """Every entry of conf/weights/ (or of another folder), by name."""
+    return {path.stem: read_entry(path) for path in sorted((folder or config_dir() / "weights").glob("*.yaml"))}
+
+
+def read_entry(path: Path) -> Entry:
+    """One YAML: a file's has `file`, a repository's `repositories`. Raises InputError for one that is neither."""
+    try:
+        fields: dict[str, Any] = yaml.safe_load(path.read_text())
+        if "file" in fields:
+            if not isinstance(fields["sha256"], str):  # 12345678, or 1e234567: a number to YAML
+                raise TypeError(f"sha256: {fields['sha256']} must stand in quotation marks")
+            name, mirrors = fields.pop("file"), tuple(fields.pop("mirrors"))
+            return WeightsFile(path.stem, name=name, mirrors=mirrors, **fields)
+        repositories = tuple(Mirror(**mirror) for mirror in fields.pop("repositories"))
+        return HubRepository(path.stem, repositories, settings=tuple(fields.pop("settings")), **fields)
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: no entry of weights ({' '.join(str(error).split())})") from error
+
+
+def entry(name: str) -> Entry:
+    """The entry of that name. Raises InputError that lists the names there are."""
+    if name not in registry():
+        raise InputError(f"unknown weights {name!r}; choose one of {', '.join(registry())}")
+    return registry()[name]
+
+
+def located(name: str) -> Path:
+    """The file or folder of an entry. Raises InputError with what is needed, where from and where to, when it is not here."""
+    found = entry(name)
+    reason = found.missing()
+    if reason is not None:
+        raise InputError(reason)
+    return found.path
+
+
+# --- reading

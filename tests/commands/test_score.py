@@ -1,0 +1,63 @@
+"""`adir score`: other metrics for pictures that are already restored."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adir.files import read_json, write_json
+from adir.harness.records.ledger import all_records
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
+    """Three restored pictures, scored with nothing."""
+    from adir.cli import main
+
+    folder = tmp_path_factory.mktemp("rescored")
+    assert main(["run", *tiny, "scoring.metrics=[]", f"results={folder}"]) == 0
+    return folder
+
+
+def test_scoring_again_adds_the_metrics_and_keeps_the_rest(adir, results: Path, photographs: Path) -> None:
+    before = {record["image"]["id"]: record for record in all_records(results)}
+    assert all(set(record["scores"]) == {"residual"} for record in before.values())
+    assert adir("score", results, "scoring.metrics=[psnr]").status == 0
+    for record in all_records(results):
+        image_id, value = record["image"]["id"], record["scores"]["psnr"]["value"]
+        # PSNR by hand, from the two files
+        pair = [results / record["picture"], photographs / image_id]
+        x_hat, x = (np.array(Image.open(path).convert("RGB"), dtype=np.float64) for path in pair)
+        assert value == pytest.approx(10 * math.log10(255**2 / np.mean((x_hat - x) ** 2)), abs=1e-4)
+        kept = {key: entry for key, entry in record.items() if key not in ("scores", "unavailable")}
+        assert kept == {key: before[image_id][key] for key in kept}
+        assert record["scores"]["residual"] == before[image_id]["scores"]["residual"]
+
+
+def test_a_record_of_another_ground_truth_keeps_its_scores(adir, results: Path) -> None:
+    path = min(results.glob("cells/**/records/*.json"))
+    record = read_json(path)
+    changed = record | {"image": record["image"] | {"sha256": "0" * 64}, "scores": {}}
+    write_json(path, changed)
+    finished = adir("score", results, "scoring.metrics=[psnr]")
+    assert finished.status == 1 and "another picture" in finished.out
+    assert read_json(path) == changed
+    write_json(path, record)
+
+
+def test_a_record_of_the_wrong_shape_is_named_and_left_as_it_is(adir, results: Path) -> None:
+    path = min(results.glob("cells/**/records/*.json"))
+    record = read_json(path)
+    wrong = record | {"image": {"sha256": "0" * 64}}
+    write_json(path, wrong)
+    finished = adir("score", results, "scoring.metrics=[psnr]")
+    assert finished.status == 1 and "image.id and image.data are to be words" in finished.out
+    assert read_json(path) == wrong
+    write_json(path, record)
+
+
+def test_an_empty_folder_is_one_line_and_status_2(adir, tmp_path: Path) -> None:
+    finished = adir("score", tmp_path)
+    assert finished.status == 2 and "no restored pictures" in finished.err

@@ -1,0 +1,102 @@
+"""A folder of edits: what is read, and what is refused before anything runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adir.data.corpus import FolderCorpus
+from adir.data.edits import EditSet
+from adir.errors import InputError
+from adir.tasks.editing import EditTask
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, three edits."""
+    for name, height in (("cat", 16), ("dog", 24)):
+        pixels = np.random.randint(0, 256, (height, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        mask = np.zeros((height, 16), np.uint8)
+        mask[4:9, 4:12] = 255
+        Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
+    (tmp_path / "prompts.csv").write_text('picture,prompt\ncat,"a tiger, asleep"\ndog.png,a wolf\ncat,a lynx\n')
+    return tmp_path
+
+
+def test_each_prompt_is_a_test_picture_with_its_mask(folder: Path) -> None:
+    edits = EditSet(folder)
+    assert sorted((i.rsplit("-", 1)[0], edits.prompt(i)) for i in edits.ids) == [
+        ("cat", "a lynx"), ("cat", "a tiger, asleep"), ("dog", "a wolf")
+    ]  # fmt: skip
+    for image_id in edits.ids:
+        assert edits.mask(image_id).shape == edits.image(image_id).shape[1:]
+        assert edits.mask(image_id).sum() == 5 * 8
+        bound = EditTask().bound(edits, image_id)
+        assert bound.prompt == edits.prompt(image_id) and torch.equal(bound.mask, edits.mask(image_id))
+
+
+def test_json_holds_the_same_prompts(folder: Path) -> None:
+    from_csv = EditSet(folder)
+    (folder / "prompts.csv").unlink()
+    (folder / "prompts.json").write_text(json.dumps({"cat": ["a tiger, asleep", "a lynx"], "dog": "a wolf"}))
+    assert EditSet(folder).ids == from_csv.ids and EditSet(folder).sha256 == from_csv.sha256
+
+
+def test_another_prompt_mask_or_picture_is_another_set(folder: Path) -> None:
+    before = EditSet(folder)
+    (folder / "prompts.csv").write_text("picture,prompt\ncat,a tiger\n")
+    assert set(EditSet(folder).ids).isdisjoint(before.ids)
+    after = EditSet(folder)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "cat.png")
+    assert EditSet(folder).ids == after.ids and EditSet(folder).sha256 != after.sha256
+
+
+def test_a_set_without_masks_is_refused_by_the_task(photographs: Path) -> None:
+    with pytest.raises(InputError, match=r"no masks and prompts; use data=edit"):
+        EditTask().bound(FolderCorpus(photographs), "0.png")
+
+
+def grey_mask(size: tuple[int, int], level: int):
+    return lambda folder: Image.new("L", size, level).save(folder / "cat_mask.png")
+
+
+def text(name: str, content: str):
+    return lambda folder: (folder / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (grey_mask((16, 12), 255), "all white"),
+        (grey_mask((16, 16), 0), "cat_mask.png: cat: the mask is all black"),
+        (text("prompts.csv", "picture,prompt\ncat,\n"), "cat: the prompt is empty"),
+        (text("prompts.csv", "picture,prompt\nbird,a tit\n"), "no picture bird.png"),
+        (text("prompts.csv", "picture,prompt\n"), "no prompts in the file"),
+        (text("prompts.csv", "name;text\ncat;a tiger\n"), "prompts.csv: not as expected"),
+        (lambda folder: (folder / "dog_mask.png").unlink(), "no picture dog_mask.png"),
+        (lambda folder: (folder / "prompts.csv").unlink(), "no prompts; a set of edits has"),
+        (text("cat.png", "no picture"), "cat.png"),
+    ],
+)
+def test_a_folder_that_is_not_one_is_refused_in_one_line(folder: Path, spoil, words: str) -> None:
+    spoil(folder)
+    with pytest.raises(InputError, match=words) as raised:
+        EditSet(folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_mask_of_another_size_is_refused(folder: Path) -> None:
+    mask = Image.new("L", (12, 16), 0)
+    mask.paste(255, (2, 2, 6, 6))
+    mask.save(folder / "cat_mask.png")
+    with pytest.raises(InputError, match="the mask is 12x16, the picture 16x16"):
+        EditSet(folder)
+
+
+def test_no_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        EditSet(tmp_path / "nowhere")

@@ -1,0 +1,120 @@
+"""Records are whole or not there, and what is damaged is kept."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from adir.errors import InputError
+from adir.harness.records.ledger import DamagedFile, Ledger, all_records
+
+RECORD = {"status": "done", "cell": "c", "axes": {}, "image": {"id": "a/b.png"}, "y": {}, "scores": {"psnr": 1.0}}
+
+
+def test_a_record_comes_back_under_an_id_with_a_slash(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "cells" / "x")
+    assert ledger.read("a/b.png") is None
+    ledger.write("a/b.png", RECORD)
+    assert ledger.read("a/b.png") == {"schema": 1, **RECORD}
+    assert ledger.record_path("a/b.png").parent == tmp_path / "cells" / "x" / "records"
+    (found,) = all_records(tmp_path)
+    assert found["path"] == "cells/x/records/a%2Fb.png.json"
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_record_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write("a", RECORD)
+    old = ledger.record_path("a").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError) as raised:
+        ledger.write("a", {**RECORD, "cell": "new"})
+    assert raised.value.filename == str(ledger.record_path("a"))
+    monkeypatch.undo()
+    assert ledger.record_path("a").read_bytes() == old
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["a.json"]
+
+
+def test_a_score_that_is_no_number_is_refused_and_leaves_the_old_record(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write("a", RECORD)
+    with pytest.raises(ValueError):
+        ledger.write("a", {**RECORD, "scores": {"psnr": float("nan")}})
+    assert ledger.read("a") == {"schema": 1, **RECORD}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema": 1,', b"\xff\xfe", b"[]", b"null", b'{"schema": 1}'])
+def test_a_damaged_record_is_named_and_set_aside_with_its_content(tmp_path: Path, content: bytes) -> None:
+    ledger = Ledger(tmp_path / "cells" / "x")
+    path = ledger.record_path("a")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match="set aside") as raised:
+        ledger.read("a")
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+    (aside,) = path.parent.iterdir()
+    assert aside.read_bytes() == content and aside.name in str(raised.value)
+    assert ledger.read("a") is None
+    # A table made later still knows that a record was lost, until it is made again.
+    (known,) = all_records(tmp_path)
+    assert isinstance(known, DamagedFile) and str(aside) in str(known)
+    ledger.write("a", RECORD)
+    (known,) = all_records(tmp_path)
+    assert not isinstance(known, DamagedFile) and aside.read_bytes() == content
+
+
+def test_what_a_kill_leaves_behind_is_no_record(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "cells" / "x")
+    ledger.write("a", RECORD)
+    (ledger.record_path("b").parent / ".b.json.123-abcd.part").write_bytes(b'{"schema')
+    assert [record["image"]["id"] for record in all_records(tmp_path)] == ["a/b.png"]
+
+
+@pytest.mark.parametrize("more", [RECORD, {}], ids=["the same fields", "other fields"])
+@pytest.mark.parametrize("schema", [2, 0, "1", None])
+def test_a_record_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: object, more: dict) -> None:
+    ledger = Ledger(tmp_path / "cells" / "x")
+    path = ledger.record_path("a")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**more, "schema": schema}))
+    content = path.read_bytes()
+    for read in (lambda: ledger.read("a"), lambda: list(all_records(tmp_path))):
+        with pytest.raises(InputError, match="another results folder") as raised:
+            read()
+        assert str(path) in str(raised.value) and f"schema {schema!r}" in str(raised.value)
+    assert [file.read_bytes() for file in path.parent.iterdir()] == [content]
+
+
+def test_a_record_of_another_cell_is_refused_and_stays(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write("a", RECORD)
+    assert ledger.read("a", "c") == ledger.read("a") == {"schema": 1, **RECORD}
+    assert ledger.read("b", "c") is None
+    with pytest.raises(InputError, match="another cell") as raised:
+        ledger.read("a", "d")
+    assert str(ledger.record_path("a")) in str(raised.value)
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["a.json"]
+
+
+def test_a_stamp_tells_one_writing_of_a_record_from_the_next(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.stamp("a") is None
+    ledger.write("a", RECORD)
+    first = ledger.stamp("a")
+    assert first is not None and ledger.stamp("a") == first
+    ledger.write("a", RECORD)
+    assert ledger.stamp("a") != first
+
+
+def test_pictures_without_a_record_are_seen_by_the_names_of_the_files(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    assert ledger.lacks_any(["a/b.png"]) and not ledger.lacks_any([])
+    ledger.write("a/b.png", RECORD)
+    assert not ledger.lacks_any(["a/b.png"]) and ledger.lacks_any(["a/b.png", "c"])

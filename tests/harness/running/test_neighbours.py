@@ -1,0 +1,83 @@
+"""Neighbours of a cell: from an index on disk as from memory; copies of the test picture never."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adir.errors import InputError
+from adir.harness.cells.cell import Cell, resolve_cell
+from adir.harness.cells.compose import compose
+from adir.harness.running.neighbours import find_neighbours
+from adir.images import from_uint8, generator, read_image, to_uint8, write_png
+
+
+@pytest.fixture
+def cell(tiny: list[str], tmp_path: Path) -> Callable[..., Cell]:
+    return lambda *overrides: resolve_cell(compose([*tiny, f"results={tmp_path}", "task=sr4", *overrides]))
+
+
+@pytest.fixture
+def index(adir: Callable, neighbourhood: Path, tmp_path: Path) -> Path:
+    words = [f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=4", "least_side=0"]
+    assert adir("index", "build", *words).status == 0
+    return tmp_path / "index"
+
+
+@pytest.mark.parametrize("mode", ["knn", "random"])
+def test_an_index_on_disk_gives_the_cell_and_the_neighbours_of_the_corpus_in_memory(
+    cell: Callable[..., Cell], tiny: list[str], index: Path, photographs: Path, tmp_path: Path, mode: str
+) -> None:
+    memory = cell(f"adaptation={mode}")
+    words = [word for word in tiny if not word.startswith("retrieval")]
+    words += [f"results={tmp_path}", "task=sr4", f"adaptation={mode}", "retrieval=index"]
+    disk = resolve_cell(compose([*words, f"retrieval.corpus.folder={index}"]))
+    assert disk.identity.sha256 == memory.identity.sha256
+    for name in memory.data.ids:
+        x = memory.data.image(name)
+        y = memory.task.degrade(x, generator(0, name, "y"))
+        assert find_neighbours(disk, name, x, y) == find_neighbours(memory, name, x, y)
+
+
+def test_a_cell_with_another_encoder_than_its_index_names_both(tiny: list[str], index: Path, tmp_path: Path) -> None:
+    words = [word for word in tiny if not word.startswith("retrieval")]
+    words += [f"results={tmp_path}", "adaptation=pixel", "retrieval=index", f"retrieval.corpus.folder={index}"]
+    with pytest.raises(InputError, match=r"made by encoder embedded .* encoded by pixel"):
+        resolve_cell(compose(words))
+
+
+def test_a_crop_of_the_test_picture_is_left_out_and_counted(
+    tiny: list[str], neighbourhood: Path, photographs: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    for path in [*neighbourhood.glob("*.png")]:
+        write_png(corpus / path.name, read_image(path))
+    x = read_image(photographs / "0.png")
+    write_png(corpus / "crop.png", from_uint8(to_uint8(x)[3:31, 2:30]))
+    words = [word for word in tiny if not word.startswith("retrieval.corpus")]
+    words += [f"results={tmp_path}", "task=sr4", "adaptation=knn", f"retrieval.corpus.path={corpus}"]
+    built = resolve_cell(compose(words))
+    y = built.task.degrade(x, generator(0, "0.png", "y"))
+    neighbours, excluded = find_neighbours(built, "0.png", x, y)
+    assert excluded == ["crop.png"] and "crop.png" not in {neighbour.id for neighbour in neighbours}
+    mine, none = find_neighbours(built, "0.png", None, y)  # a user's own picture has no x
+    assert none == [] and len(mine) == 2
+
+
+def test_random_leaves_out_what_knn_leaves_out(
+    tiny: list[str], neighbourhood: Path, photographs: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    for path in neighbourhood.glob("*.png"):
+        write_png(corpus / path.name, read_image(path))
+    x = read_image(photographs / "0.png")
+    write_png(corpus / "crop.png", from_uint8(to_uint8(x)[3:31, 2:30]))
+    write_png(corpus / "mirrored.png", x.flip(-1))
+    words = [word for word in tiny if not word.startswith("retrieval.corpus")]
+    words += [f"results={tmp_path}", "task=sr4", f"retrieval.corpus.path={corpus}", "k=6"]
+    for mode in ("knn", "random"):
+        built = resolve_cell(compose([*words, f"adaptation={mode}"]))
+        y = built.task.degrade(x, generator(0, "0.png", "y"))
+        neighbours, excluded = find_neighbours(built, "0.png", x, y)
+        assert excluded == ["crop.png", "mirrored.png"]
+        assert {neighbour.id for neighbour in neighbours} == {path.name for path in neighbourhood.iterdir()}
