@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adir.commands import run
 from adir.files import read_json, sha256_of_file
 from adir.harness.running import claims, grid
 from adir.harness.running.grid import check_grid, write_plan
@@ -93,6 +94,7 @@ def test_claims_of_workers_that_were_killed_by_an_interruption_do_not_stay(
     left_cell = next(iter(grid.check_grid(words, False).cells.values())).identity.folder
     check = grid.launch
     monkeypatch.setattr(grid, "launch", launch)
+    monkeypatch.setattr(run, "launch", launch)
     assert adir("run", *words).status == 130
     assert len(left) == 2 and not any(path.exists() for path in left)
 

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import adir.harness.published as module
 import numpy as np
 import pytest
 from rich.console import Console
 
+import adir.commands.table as module
 from adir.commands.table import show_table
 from adir.errors import InputError
 from adir.files import hash_of, write_bytes

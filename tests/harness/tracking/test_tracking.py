@@ -21,13 +21,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 from adir.cli import main
+from adir.commands import sync as sync_command
 from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.tables.statistics import mean_interval
-from adir.harness.tracking import csv as tracking
 from adir.harness.tracking.base import Tracking, mean_curve, records_of, summary_of, within
 from adir.harness.tracking.csv import CsvTracking
 from adir.harness.tracking.tensorboard import TensorboardTracking
@@ -338,7 +338,7 @@ def test_sync_sends_what_waits_by_wandbs_own_command(
         return subprocess.CompletedProcess(command, 3)
 
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.setattr(tracking.subprocess, "run", run)
+    monkeypatch.setattr(sync_command.subprocess, "run", run)
     assert adir("sync", tracked).status == 3  # that of wandb
     ((command, environment),) = called
     assert command[1:4] == ["-m", "wandb", "sync"] and len(command) == 4 + 4
@@ -416,11 +416,11 @@ def test_sync_leaves_out_what_was_sent_and_needs_a_key(adir: Callable, tmp_path:
     run.mkdir(parents=True)
     (run / "run-abc.wandb").touch()
     with pytest.raises(InputError, match=r"1 W&B runs in .*, but no key: set WANDB_API_KEY"):
-        tracking.sync(tmp_path)
+        sync_command.sync(tmp_path)
     (run / "run-abc.wandb.synced").touch()
-    assert tracking.sync(tmp_path) == 0
+    assert sync_command.sync(tmp_path) == 0
     with pytest.raises(InputError, match="no such folder"):
-        tracking.sync(tmp_path / "elsewhere")
+        sync_command.sync(tmp_path / "elsewhere")
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
