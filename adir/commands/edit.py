@@ -21,7 +21,7 @@ from adir.harness.cells.compose import compose
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
-from adir.harness.running.pipeline import adapter_fields
+from adir.harness.running.pipeline import adapter_of
 from adir.harness.running.provenance import commit, versions
 from adir.images import from_uint8, generator, hash_of_picture, read_image, to_uint8, write_png
 from adir.scoring.metrics import data_consistency_residual
@@ -67,7 +67,7 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
         )
     cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
     edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_picture(y), "prompt": prompt})
-    target = out / f"{picture.stem}-{cell.mode}-{edit[:8]}.png"
+    target = out / f"{picture.stem}-{cell.mode.name}-{edit[:8]}.png"
     if is_done(target, edit):
         say(f"{picture} -> {target}  (was there)")
         return 0
@@ -111,7 +111,7 @@ def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, prog
     # Of the known pixels and the mask, whose hole is 0 in y: adapted or not, and whatever the prompt, the noise is one.
     image_id = hash_of_picture(y)
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
-    adapter = awaited_adapter(cell, image_id, y, neighbours, progress)
+    adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)
     operator = cell.task.operator(tuple(y.shape))
     with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
         noise = generator(cell.seed, image_id, "sampler")
@@ -124,7 +124,7 @@ def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, prog
     note = {
         "edit": edit,
         "cell": cell.identity.sha256,
-        "axes": cell.identity.axes,
+        "axes": cell.identity.axes.model_dump(),
         "configuration": cell.configuration,
         "input": picture.name,
         "prompt": cell.task.prompt,
@@ -135,7 +135,7 @@ def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, prog
         "residual": residual,
         "sampler": {"n_steps": cell.sampler.n_steps, "network_evaluations": restored.network_evaluations},
         "neighbours": [{"id": n.id, "distance": n.distance} for n in neighbours],
-        "adapter": None if adapter is None else adapter_fields(adapter),
+        "adapter": None if adapter is None else adapter_of(adapter).model_dump(mode="json"),
         "seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
         "commit": commit(),

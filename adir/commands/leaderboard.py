@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from adir.files import write_bytes
+from adir.harness.records.layout import Layout
 from adir.harness.tables.formats import (
     EXPLANATION,
     FORMATS,
@@ -36,7 +37,7 @@ def show_leaderboard(folders: list[Path], write: bool) -> int:
     if write and len(folders) == 1 and folders[0].is_dir():
         written = []
         for ending, text_of in FORMATS.items():
-            written.append(folders[0] / f"leaderboard.{ending}")
+            written.append(Layout(folders[0]).leaderboard(ending))
             write_bytes(written[-1], text_of(board).encode())
         console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
     elif write:

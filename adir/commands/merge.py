@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from adir.errors import InputError
-from adir.harness.records.archive import kind_of
-from adir.harness.records.comparable import Record
+from adir.harness.records.layout import Layout, kind_of
 from adir.harness.records.merge import copy_from, require_whole
+from adir.harness.records.record import Record
 from adir.harness.records.sources import read_sources
 
 
@@ -29,7 +29,7 @@ def merge(sources: list[Path], out: Path) -> int:
         raise InputError(f"{', '.join(map(str, sources))}: no records to merge")
     paths: dict[str, Record] = {}
     for record in found.records.values():
-        name = record["path"]
+        name = record.path
         if kind_of(name) != "record":
             raise InputError(
                 f"{name!r}: no place for a record; only results folders as `adir run` makes them can be merged"
@@ -39,6 +39,7 @@ def merge(sources: list[Path], out: Path) -> int:
     for source in sources:
         if not source.is_dir():
             require_whole(source)
+    Layout(out).mark()
     counts = {source: copy_from(source, out, found) for source in sources if source.resolve() != out.resolve()}
     for note in found.notes:
         print(f"warning: left out: {note}")

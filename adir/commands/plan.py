@@ -4,7 +4,6 @@ import argparse
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,8 @@ from adir.files import read_json
 from adir.harness.cells.cell import build, label_of
 from adir.harness.cells.refused import Refused
 from adir.harness.planning.plan import CellPlan, Totals, plan_cell
+from adir.harness.records.layout import Layout
+from adir.harness.records.record import Axes
 from adir.harness.running.grid import Grid, check_grid, empty_scores
 
 
@@ -54,7 +55,7 @@ def print_plan(overrides: list[str], multirun: bool) -> int:
         if totals.disk_mb > free:
             notes.append("CANNOT RUN: the disk is too small")
             cannot = True
-        planned = results / "grids" / f"{grid.sha256[:16]}.json"
+        planned = Layout(results).plan(grid.sha256)
         if planned.is_file() and read_json(planned).get("grid") == grid.sha256:
             notes.append("this grid was begun before; adir run goes on with it")
     for note in notes:
@@ -97,9 +98,9 @@ def refused_row(problem: Refused, reasons: Numbered) -> list[str]:
     return [cell_name(problem.axes), "–", f"{status} ({numbers})", *["–"] * 4]
 
 
-def cell_name(axes: dict[str, Any]) -> str:
+def cell_name(axes: Axes) -> str:
     """`embedded sr4 knn k=20 full seed=0`: a grid may hold several backbones."""
-    return f"{axes['backbone']} {label_of(axes)}"
+    return f"{axes.backbone} {label_of(axes)}"
 
 
 def score_notes(grid: Grid) -> list[str]:

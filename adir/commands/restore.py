@@ -15,9 +15,9 @@ from adir.files import read_json, write_json
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.running.grid import options_of, say
-from adir.harness.running.neighbours import Neighbour, find_neighbours
+from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
-from adir.harness.running.pipeline import Busy, adapter_fields, find_or_train_adapter
+from adir.harness.running.pipeline import Busy, adapter_of, find_or_train_adapter
 from adir.harness.running.provenance import commit, versions
 from adir.harness.running.stores import StoredAdapter
 from adir.images import PICTURE_SUFFIXES, from_uint8, hash_of_picture, read_image, to_uint8, write_png
@@ -46,7 +46,7 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
             require_restorable(cell.backbone, cell.task, y, tile)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-    targets = {path: out / f"{path.stem}-{cell.task.name}-{cell.mode}.png" for path in paths}
+    targets = {path: out / f"{path.stem}-{cell.task.name}-{cell.mode.name}.png" for path in paths}
     if len(set(targets.values())) < len(targets):
         raise InputError("two of the pictures have the same name; restore them into different folders (--out)")
     todo = [path for path in paths if overwrite or not is_done(targets[path], cell, measurements[path], tile)]
@@ -112,7 +112,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
     started = time.perf_counter()
     image_id = hash_of_picture(y)  # of the content: the same picture under another name is restored alike
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
-    adapter = awaited_adapter(cell, image_id, y, neighbours, options.progress)
+    adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
     with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
         try:
             result = restore_any_size(cell.sampler, cell.backbone, cell.task, y, cell.seed, image_id, tile)
@@ -122,7 +122,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
     residual = float(data_consistency_residual(operator, result.x_hat[None].clamp(-1, 1), y[None]))
     note = {
         "cell": cell.identity.sha256,
-        "axes": cell.identity.axes,
+        "axes": cell.identity.axes.model_dump(),
         "configuration": cell.configuration,
         "input": path.name,
         "y_sha256": image_id,
@@ -133,7 +133,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
         "tiles": result.n_tiles,
         "sampler": {"capped_steps": result.capped_steps, "n_steps": cell.sampler.n_steps},
         "neighbours": [{"id": n.id, "distance": n.distance} for n in neighbours],
-        "adapter": None if adapter is None else adapter_fields(adapter),
+        "adapter": None if adapter is None else adapter_of(adapter).model_dump(mode="json"),
         "seconds": round(time.perf_counter() - started, 1),
         "versions": versions(),
         "commit": commit(),
@@ -146,12 +146,10 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
     )
 
 
-def awaited_adapter(
-    cell: Cell, image_id: str, y: Tensor, neighbours: list[Neighbour], progress: bool
-) -> StoredAdapter | None:
+def awaited_adapter(cell: Cell, image_id: str, y: Tensor, chosen: list[str], progress: bool) -> StoredAdapter | None:
     """The adapter, also where another `adir restore` is training it just now."""
     while True:
         try:
-            return find_or_train_adapter(cell, image_id, cell.task, y, neighbours, progress, say)
+            return find_or_train_adapter(cell, image_id, cell.task, y, chosen, progress, say)
         except Busy:
             time.sleep(0.5)

@@ -8,6 +8,7 @@ import shlex
 from adir.errors import InputError, first_line
 from adir.harness.cells.cell import label_of
 from adir.harness.cells.compose import launch
+from adir.harness.records.layout import Layout
 from adir.harness.running.claims import Claims
 from adir.harness.running.grid import LOCAL_LAUNCHERS, check_grid, empty_scores, run_job, say, write_plan
 from adir.harness.running.interruption import new_stop_file, stop_file_on_interrupt
@@ -55,7 +56,7 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
                     raise
                 outcomes = []  # by a second Ctrl-C, or a worker was still being started and did not know of stop files
                 say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
-                for folder in {results / "adapters", *(cell.ledger.folder / "claims" for cell in cells)}:
+                for folder in {Layout(results).adapters, *(cell.ledger.claims for cell in cells)}:
                     Claims(folder).clear_dead()  # some were killed at their pictures
         stopped = interrupted.is_set or (stop is not None and stop.exists())
     finally:
@@ -64,7 +65,7 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
     total = sum(outcomes, Outcome())
     # From the records, as a worker that helped with a cell, or an earlier run, may have met a failure.
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
-    total.failed = sum(record is not None and record["status"] == "failed" for record in found)
+    total.failed = sum(record is not None and record.status == "failed" for record in found)
     missing = sum(record is None for record in found)
     done = f"{total.done} pictures done, {total.skipped} were there"
     if not outcomes:

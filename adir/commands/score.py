@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -12,7 +11,7 @@ from adir.files import write_json
 from adir.harness.cells.cell import build
 from adir.harness.cells.compose import compose
 from adir.harness.records.ledger import DamagedFile, all_records
-from adir.harness.records.record_check import fault_of
+from adir.harness.records.record import Record, scores_of
 from adir.harness.running.grid import say
 from adir.images import hash_of_picture, read_image
 from adir.scoring.metrics import Scoring
@@ -37,12 +36,9 @@ def rescore(results: Path, overrides: list[str]) -> int:
         if isinstance(record, DamagedFile):
             say(f"warning: {record}")
             bad += 1
-        elif fault := fault_of(record):
-            say(f"warning: {results / record['path']}: left as it is: {fault}")
-            bad += 1
-        elif record["status"] == "done":
+        elif record.status == "done":
             try:
-                write_json(results / record.pop("path"), rescored(record, results, scoring))
+                write_json(results / record.path, rescored(record, results, scoring).as_json())
                 n += 1
             except InputError as error:
                 say(f"warning: {error}")
@@ -53,15 +49,16 @@ def rescore(results: Path, overrides: list[str]) -> int:
     return 1 if bad else 0
 
 
-def rescored(record: dict[str, Any], results: Path, scoring: Scoring) -> dict[str, Any]:
+def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
     """The record with new scores. InputError when the data set no longer has the picture it was made from."""
-    data: Corpus = build(OmegaConf.create(record["configuration"]["data"]), "data")
-    image_id = record["image"]["id"]
+    data: Corpus = build(OmegaConf.create(record.configuration["data"]), "data")
+    image_id = record.image.id
     if image_id not in data.ids:
         raise InputError(f"{image_id}: no longer in data set {data.name}, so its record keeps its scores")
     x = data.image(image_id)
-    if hash_of_picture(x) != record["image"]["sha256"]:
+    if hash_of_picture(x) != record.image.sha256:
         raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
     prompt = data.prompt(image_id) if hasattr(data, "prompt") else None  # a set of edits
-    scores = record["scores"] | scoring.score(read_image(results / record["picture"]), x, prompt)
-    return record | {"scores": scores, "unavailable": scoring.unavailable}
+    assert record.picture is not None  # of a record that is done
+    scores = scores_of(scoring.score(read_image(results / record.picture), x, prompt))
+    return record.model_copy(update={"scores": record.scores | scores, "unavailable": scoring.unavailable})

@@ -8,8 +8,8 @@ from typing import Any
 import adir
 from adir.errors import InputError
 from adir.files import sha256_of_file
-from adir.harness.records.archive import kind_of, record_fault, write_archive
-from adir.harness.records.comparable import Record
+from adir.harness.records.archive import checked_record, write_archive
+from adir.harness.records.layout import kind_of
 from adir.harness.records.merge import (
     content_fault,
     files_of,
@@ -19,6 +19,7 @@ from adir.harness.records.merge import (
     plans_of,
     shown_pictures,
 )
+from adir.harness.records.record import Record
 from adir.harness.records.sources import read_sources
 
 
@@ -48,10 +49,11 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
         if fault := content_fault(name, (folder / name).read_bytes()):
             raise InputError(f"{folder / name}: {fault}; remove it, and `adir run` of its grid makes it anew")
     for record in found.records.values():
-        name = record["path"]
-        fault = record_fault(record, name) or (None if kind_of(name) == "record" else "lies where no record does")
-        if fault:
-            raise InputError(f"{folder / name}: {fault}; it would be refused elsewhere")
+        name = record.path
+        try:
+            checked_record(record.as_json(), name)
+        except ValueError as error:
+            raise InputError(f"{folder / name}: {error}; it would be refused elsewhere") from error
         members[name] = folder / name
         if pictures:
             shown = [*files_of(record), *shown_pictures([record])]
@@ -82,15 +84,13 @@ def about(records: Iterable[Record], pictures: bool) -> dict[str, Any]:
     records = list(records)
     versions: dict[str, set[str]] = {}
     for record in records:
-        for package, version in (record.get("versions") or {}).items():
-            versions.setdefault(package, set()).add(str(version))
+        for package, version in record.versions.items():
+            versions.setdefault(package, set()).add(version)
     return {
         "packed_by": f"adir {adir.__version__}",
         "records": len(records),
         "pictures": pictures,
-        "commits": sorted({str(record["commit"]) for record in records if record.get("commit")}),
+        "commits": sorted({record.commit for record in records if record.commit is not None}),
         "versions": {package: sorted(found) for package, found in sorted(versions.items())},
-        "weights": sorted(
-            {str(w) for r in records if (w := (r["identity"].get("backbone") or {}).get("weights_sha256"))}
-        ),
+        "weights": sorted({str(w) for r in records if (w := (r.identity.get("backbone") or {}).get("weights_sha256"))}),
     }

@@ -5,21 +5,23 @@ This is the only place that calls Hydra's `instantiate`; below it nobody sees a 
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.modes import Mode
 from adir.data.corpus import Corpus
 from adir.errors import InputError, first_line
-from adir.harness.cells.identity import MODES, WITH_NEIGHBOURS, CellIdentity, cell_identity
+from adir.harness.cells.identity import CellIdentity, cell_identity
 from adir.harness.records.ledger import Ledger
+from adir.harness.records.record import Axes
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.sharded import IndexedCorpus
 from adir.retrieval.query import require_feeding
@@ -50,10 +52,9 @@ class Cell:
     """adir.backbones: a GuidedDiffusion or one of Stable Diffusion's."""
     task: Any
     """adir.tasks: a RestorationTask or an EditTask."""
-    mode: str
+    mode: Mode
+    """Which pictures the backbone is adapted to, and how."""
     k: int
-    adapter: Adapter
-    fine_tuning: FineTuning
     sampler: Any
     """adir.samplers: ADIR or one of the baselines."""
     scoring: Scoring
@@ -72,6 +73,16 @@ class Cell:
     """The whole resolved configuration, for the record."""
 
     @property
+    def adapter(self) -> Adapter:
+        """What is trained."""
+        return self.mode.adapter
+
+    @property
+    def fine_tuning(self) -> FineTuning:
+        """How it is trained."""
+        return self.mode.fine_tuning
+
+    @property
     def ledger(self) -> Ledger:
         """Where its records go."""
         return Ledger(self.results / self.identity.folder)
@@ -82,24 +93,34 @@ class Cell:
         return label_of(self.identity.axes)
 
 
-def label_of(axes: dict[str, Any]) -> str:
-    """A cell's axes (`CellIdentity.axes`), the backbone aside, for people."""
-    k = f" k={axes['k']}" if axes["k"] is not None else ""
-    adapter = f" {axes['adapter']}" if axes["adapter"] else ""
-    sampler = f" {axes['sampler']}" if axes["sampler"] != "adir" else ""
-    return f"{axes['task']}{sampler} {axes['adaptation']}{k}{adapter} seed={axes['seed']}"
+def label_of(axes: Axes) -> str:
+    """Return a cell's axes, the backbone aside, as text: `sr4 knn k=20 full seed=0`."""
+    k = f" k={axes.k}" if axes.k is not None else ""
+    adapter = f" {axes.adapter}" if axes.adapter else ""
+    sampler = f" {axes.sampler}" if axes.sampler != "adir" else ""
+    return f"{axes.task}{sampler} {axes.adaptation}{k}{adapter} seed={axes.seed}"
 
 
-def axes_of(cfg: DictConfig) -> dict[str, Any]:
-    """The axes of a cell that may not be built, as its configuration names them; see `CellIdentity.axes`."""
-    axes = {name: OmegaConf.select(cfg, f"{name}.name") for name in ("backbone", "task", "adaptation", "sampler")}
-    mode = axes["adaptation"]
+def axes_of(cfg: DictConfig) -> Axes:
+    """Return the axes of a cell that may not be built, as its configuration names them, unchecked."""
+    named = {name: OmegaConf.select(cfg, f"{name}.name") for name in ("backbone", "task", "adaptation", "sampler")}
+    mode = mode_class(cfg.adaptation)
     adapter = OmegaConf.select(cfg, "adaptation.adapter.name")
-    return axes | {
-        "k": cfg.k if mode in WITH_NEIGHBOURS else None,
-        "adapter": adapter if mode != "none" else None,
-        "seed": cfg.seed,
-    }
+    return Axes.model_construct(
+        **named,
+        k=cfg.k if mode.encoder is not None else None,
+        adapter=adapter if mode.trains else None,
+        seed=cfg.seed,
+    )
+
+
+def mode_class(node: Mapping[str, Any]) -> type[Mode]:
+    """Return the class of an adaptation's configuration. Raises InputError for one that names none."""
+    target = node.get("_target_")
+    found = get_class(target) if target is not None else None
+    if found is None or not issubclass(found, Mode):
+        raise InputError(f"adaptation: {target!r} is no mode of adaptation; `adir list` shows those there are")
+    return found
 
 
 def build(node: DictConfig, what: str) -> Any:
@@ -158,8 +179,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
             raise InputError(f"{key}={full[key]!r}: a whole number is needed")
     if full["threads"] < 1:
         raise InputError(f"threads={full['threads']}: at least 1 is needed")
-    if full["adaptation"]["name"] not in MODES:
-        raise InputError(f"unknown adaptation {full['adaptation']['name']!r}; choose one of {', '.join(MODES)}")
     return full
 
 
@@ -179,24 +198,25 @@ def unmet(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
 def resolve_cell(cfg: DictConfig) -> Cell:
     """The cell that a composed configuration describes. Raises InputError for anything that could not run, before any work."""
     full = resolved(cfg)
-    mode, k = full["adaptation"]["name"], full["k"]
-    if mode in WITH_NEIGHBOURS and k < 1:
+    mode_name, k = full["adaptation"]["name"], full["k"]
+    looks_with = mode_class(full["adaptation"]).encoder
+    if looks_with is not None and k < 1:
         kind = NotApplicable if k == 0 else InputError  # 0 is a value of a sweep, for its modes without neighbours
-        raise kind(f"K={k} with adaptation={mode}: use k=1 or more, or adaptation=none for no neighbours")
+        raise kind(f"K={k} with adaptation={mode_name}: use k=1 or more, or adaptation=none for no neighbours")
     parts = Parts(cfg)
     backbone, task, sampler = (parts.build(part) for part in ("backbone", "task", "sampler"))
     if backbone is not None and task is not None and sampler is not None:
-        reason = sampler.not_applicable(backbone, task, mode)
+        reason = sampler.not_applicable(backbone, task, mode_name)
         if reason is not None:
             raise NotApplicable(reason)
     data: Corpus = parts.build("data")
-    adapter, fine_tuning = parts.build("adaptation.adapter"), parts.build("adaptation.fine_tuning")
+    mode: Mode = parts.build("adaptation")
     scoring = parts.build("scoring")
     corpus: Corpus | None = None
     encoder: Encoder | None = None
-    if mode in WITH_NEIGHBOURS:
+    if looks_with is not None:
         corpus = parts.build("retrieval.corpus")
-        encoder = parts.build(f"retrieval.encoders.{'knn' if mode == 'random' else mode}")
+        encoder = parts.build(f"retrieval.encoders.{looks_with}")
         parts.attempt(lambda: require_feeding(full["retrieval"]["feeding"]))
         if corpus is not None and k > len(corpus):
             parts.reasons.append(
@@ -209,20 +229,13 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         raise CannotRun(parts.reasons)
     seed = full["seed"] if sampler.n_steps else 0  # a direct method draws nothing: one cell for all seeds
     identity = cell_identity(
-        backbone=without(full["backbone"], "folder", "device", "checkpoint", "architecture", "execution")
-        | {"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256}
+        full,
+        mode,
+        backbone={"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256}
         | precision(backbone),
-        task=full["task"],
-        adaptation=full["adaptation"],
-        retrieval={
-            "corpus": corpus.sha256 if corpus is not None else None,
-            "encoders": {mode: encoder.weights_sha256} if encoder is not None else {},
-            "feeding": full["retrieval"]["feeding"],
-        },
-        sampler=full["sampler"],
-        k=k,
+        corpus=corpus.sha256 if corpus is not None else None,
+        encoder=encoder.weights_sha256 if encoder is not None else None,
         seed=seed,
-        noise_seed=full["noise_seed"],
     )
     cell = Cell(
         identity=identity,
@@ -230,8 +243,6 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         task=task,
         mode=mode,
         k=k,
-        adapter=adapter,
-        fine_tuning=fine_tuning,
         sampler=sampler,
         scoring=scoring,
         data=data,
@@ -262,12 +273,7 @@ def require_fitting_parts(cell: Cell) -> None:
         )
     if getattr(sampler, "variance", None) == "learned" and not backbone.learns_variance:
         raise InputError(f"variance=learned, but backbone {backbone.name} predicts none: use small or large")
-    if cell.mode != "none" and cell.fine_tuning.crop_size < backbone.stride:
+    if cell.mode.trains and cell.fine_tuning.crop_size < backbone.stride:
         raise InputError(
             f"crop_size={cell.fine_tuning.crop_size}: this backbone needs {backbone.stride} pixels or more"
         )
-
-
-def without(mapping: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """The mapping less some keys."""
-    return {key: value for key, value in mapping.items() if key not in keys}

@@ -1,25 +1,40 @@
 """What a cell is: the SHA-256 of everything that changes one of its pixels, and the folder that carries it.
 
-Paths, devices, thread counts, batch sizes, tracking and the choice of metrics change no pixel and are not part of it; nor
-is the list of test pictures, as a record belongs to one picture. K is part of it only where the mode has neighbours.
+A part of the configuration enters by its name, its version and its settings, and never by the Python path of its class: moving
+a class changes no result's folder, and a class whose results change raises its version. Paths, devices, thread counts, batch
+sizes, tracking and the choice of metrics change no pixel and are left out; so is the list of test pictures, as a record belongs
+to one picture. K is part of the identity only where the mode uses a corpus.
 """
 
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adir.files import hash_of
+import yaml
+from hydra.utils import get_object
 
-WITH_NEIGHBOURS = ("knn", "random", "pixel")
-MODES = ("none", "self", *WITH_NEIGHBOURS)
+from adir.adaptation.modes import Mode
+from adir.configuration import config_dir
+from adir.errors import InputError
+from adir.files import hash_of
+from adir.harness.records.record import Axes
+from adir.retrieval.leakage import LEFT_OUT
+
+EMBEDDINGS = "float16"
+"""Raised to another word when stored embeddings change, as they order the neighbours."""
+NO_PIXEL = ("folder", "device", "checkpoint", "architecture", "execution", "variance", "resolution")
+"""Settings of a backbone that its hashes stand for, or that change no pixel. The sampler has the variance that was used."""
 
 
 @dataclass(frozen=True)
 class CellIdentity:
     """One backbone x task x K x mode x sampler x seed, by its readable axis values and by its full configuration."""
 
-    axes: dict[str, Any]
-    """backbone, task, adaptation, k (None without neighbours), adapter (None without adaptation), sampler, seed."""
+    axes: Axes
     configuration: dict[str, Any]
     """All that is result-relevant, resolved; hashes in place of files."""
 
@@ -33,63 +48,115 @@ class CellIdentity:
         """Where the cell's records and pictures lie, relative to the results folder."""
         axes = self.axes
         label = [
-            axes["adaptation"],
-            f"k{axes['k']}" if axes["k"] is not None else None,
-            axes["adapter"],
-            axes["sampler"],
+            axes.adaptation,
+            f"k{axes.k}" if axes.k is not None else None,
+            axes.adapter,
+            axes.sampler,
         ]
-        label += [f"s{axes['seed']}", self.sha256[:10]]
-        return Path("cells") / axes["backbone"] / axes["task"] / "-".join(part for part in label if part is not None)
+        label += [f"s{axes.seed}", self.sha256[:10]]
+        return Path("cells") / axes.backbone / axes.task / "-".join(part for part in label if part is not None)
 
 
 def cell_identity(
+    full: Mapping[str, Any],
+    mode: Mode,
     *,
-    backbone: dict[str, Any],
-    task: dict[str, Any],
-    adaptation: dict[str, Any],
-    retrieval: dict[str, Any],
-    sampler: dict[str, Any],
-    k: int,
+    backbone: Mapping[str, str],
+    corpus: str | None,
+    encoder: str | None,
     seed: int,
-    noise_seed: int,
 ) -> CellIdentity:
-    """The identity of a cell from its resolved parts.
+    """Return the identity of a cell.
 
-    backbone: name and hash.  task: its whole configuration.  adaptation: `name` (a mode), `adapter`, `fine_tuning`.
-    retrieval: `corpus` (hash), `encoders` (hash by mode) and `feeding`, how y is shown to them.  sampler: its whole
-    configuration.  noise_seed: that of y.
+    Args:
+        full: the whole resolved configuration.
+        mode: the adaptation that it names.
+        backbone: hashes of weights and network, and the precision where it is not the usual one.
+        corpus: hash of the corpus's manifest; None where the mode uses none.
+        encoder: hash of the encoder's weights; None where the mode uses none.
+        seed: that of the sampler; 0 for one that draws nothing.
+
+    Raises InputError for a part without a name or a version, and for one that has another class's name.
     """
-    mode = adaptation["name"]
+    adaptation = described("adaptation", full["adaptation"])
     configuration: dict[str, Any] = {
-        "backbone": {key: value for key, value in backbone.items() if key not in ("variance", "resolution")},
-        "task": {key: value for key, value in task.items() if key != "guidance_scale"},
-        "sampler": sampler,  # has the variance and the guidance scale that were used, wherever they were said
+        "backbone": without(described("backbone", full["backbone"]), *NO_PIXEL) | dict(backbone),
+        "task": without(described("task", full["task"]), "guidance_scale"),  # the sampler has the one that was used
+        "sampler": described("sampler", full["sampler"]),
         "seed": seed,
-        "noise_seed": noise_seed,
-        "adaptation": {"name": mode},
+        "noise_seed": full["noise_seed"],
+        "adaptation": adaptation if mode.trains else {key: adaptation[key] for key in ("name", "version")},
     }
-    if mode != "none":
-        configuration["adaptation"] |= {key: adaptation[key] for key in ("adapter", "fine_tuning")}
-    if mode in WITH_NEIGHBOURS:
-        configuration["adaptation"]["k"] = k
-        configuration["retrieval"] = {"corpus": retrieval["corpus"], "encoder": retrieval["encoders"].get(mode)}
-        if mode != "pixel":  # whose cells are older than this entry, and by these very numbers
-            from adir.retrieval.leakage import (
-                LEFT_OUT,  # here: it imports torch, for which a leaderboard would wait 2 s
-            )
-
-            configuration["retrieval"]["left_out"] = LEFT_OUT
-        if mode != "random":
-            configuration["retrieval"]["embeddings"] = "float16"  # they were float32 once, which ordered some others
-        if mode != "random" and retrieval.get("feeding", "as_is") != "as_is":
-            configuration["retrieval"]["feeding"] = retrieval["feeding"]
-    axes = {
-        "backbone": backbone["name"],
-        "task": task["name"],
-        "adaptation": mode,
-        "k": k if mode in WITH_NEIGHBOURS else None,
-        "adapter": adaptation["adapter"]["name"] if mode != "none" else None,
-        "sampler": sampler["name"],
-        "seed": seed,
-    }
+    if mode.encoder is not None:
+        configuration["adaptation"]["k"] = full["k"]
+        configuration["retrieval"] = {"corpus": corpus, "encoder": encoder, "left_out": LEFT_OUT}
+        if mode.follows_y:
+            configuration["retrieval"] |= {"embeddings": EMBEDDINGS, "feeding": full["retrieval"]["feeding"]}
+    axes = Axes(
+        backbone=configuration["backbone"]["name"],
+        task=configuration["task"]["name"],
+        adaptation=mode.name,
+        k=full["k"] if mode.encoder is not None else None,
+        adapter=mode.adapter.name if mode.trains else None,
+        sampler=configuration["sampler"]["name"],
+        seed=seed,
+    )
     return CellIdentity(axes, configuration)
+
+
+def described(kind: str, leaf: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name, version and settings of a leaf, defaults of its constructor included; leaves inside it in the same way.
+
+    kind: what the leaf is, such as `sampler`; two classes of one kind never share a name.
+
+    Raises InputError where neither the leaf nor its class says name and version, or another class has that name.
+    """
+    cls = get_object(leaf["_target_"])
+    given = {key: value for key, value in leaf.items() if not (key.startswith("_") and key.endswith("_"))}
+    bound = inspect.signature(cls).bind_partial(**given)
+    bound.apply_defaults()
+    settings: dict[str, Any] = {
+        key: described(key, value) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in bound.arguments.items()
+    }
+    for key in ("name", "version"):
+        if settings.get(key) is None:
+            settings[key] = getattr(cls, key, None)
+        if settings[key] is None:
+            raise InputError(
+                f"{kind} {leaf['_target_']} has no {key}: give its class `{key}`, as a result is known by name and version "
+                "of what made it"
+            )
+    require_own_name(kind, settings["name"], cls)
+    return settings
+
+
+_named: dict[tuple[str, str], str] = {}
+"""(kind, name) of every part that this process has described: the path of its class."""
+
+
+def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
+    """Raise InputError where another class of this kind has the name: their results would share a folder."""
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    first = ours(kind).get(name) or _named.setdefault((kind, name), path)
+    if first != path:
+        raise InputError(f"{kind} {path} is named {name!r}, which is the name of {first}: give it another `name`")
+
+
+@functools.cache
+def ours(kind: str) -> dict[str, str]:
+    """Return {name: path of its class} of the classes of a kind that this package has."""
+    folders = {"adapter": "adaptation/adapter"}
+    modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.denoising_module"}
+    if kind in modules:
+        module = importlib.import_module(modules[kind])
+        own = {path: cls for path, cls in vars(module).items() if getattr(cls, "__module__", None) == module.__name__}
+        names = {path: getattr(cls, "name", None) for path, cls in own.items()}
+        return {name: f"{module.__name__}.{path}" for path, name in names.items() if isinstance(name, str)}
+    leaves = [yaml.safe_load(path.read_text()) for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")]
+    return {leaf["name"]: leaf["_target_"] for leaf in leaves}
+
+
+def without(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Return the mapping less some keys."""
+    return {key: value for key, value in mapping.items() if key not in keys}

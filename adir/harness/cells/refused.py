@@ -21,9 +21,9 @@ class Refused(InputError):
         self.axes = axes_of(cfg)
         self.scoring = cfg.scoring
         told: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-        if self.axes["k"] is None:  # as of cells that run, those are one that differ in what they make no use of
+        if self.axes.k is None:  # as of cells that run, those are one that differ in what they make no use of
             told |= dict.fromkeys(("k", "retrieval", "encoder", "index"))
-        if self.axes["adaptation"] == "none":
+        if self.axes.adaptation == "none":
             told["adaptation"] = None
         self.told = told
 

@@ -24,7 +24,6 @@ from adir.data.corpus import Corpus
 from adir.data.selection import Part
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
-from adir.harness.cells.identity import WITH_NEIGHBOURS
 from adir.harness.planning.calibration import (
     Call,
     Line,
@@ -35,6 +34,7 @@ from adir.harness.planning.calibration import (
     line_through,
     timed,
 )
+from adir.harness.records.layout import Layout
 from adir.harness.running.neighbours import copies_of, is_embedded
 from adir.harness.running.provenance import process_peak_memory_mb
 from adir.harness.running.worker import picture_shapes
@@ -115,7 +115,7 @@ def estimate(cell: Cell) -> Cost:
     once: dict[str, float] = {}
     peaks = []
     adapting = None
-    if cell.mode in WITH_NEIGHBOURS:
+    if cell.mode.encoder is not None:
         assert cell.corpus is not None and cell.encoder is not None
         corpus, encoder = cell.corpus, cell.encoder
         retrieving: Retrieving = calibrated(
@@ -126,10 +126,10 @@ def estimate(cell: Cell) -> Cost:
         )
         seconds["retrieve"] = retrieving.one
         peaks.append(retrieving.peak_mb)
-        if not is_embedded(corpus, encoder, cell.results / "embeddings"):
+        if not is_embedded(corpus, encoder, Layout(cell.results).embeddings):
             once[f"embeddings {corpus.sha256} {encoder.weights_sha256}"] = retrieving.embeddings
         once[f"fingerprints {corpus.sha256}"] = retrieving.fingerprints
-    if cell.mode != "none":
+    if cell.mode.trains:
         adapting = calibrated("adapt", cell, adaptation_key(cell, task, y), lambda: adaptation(cell, task, y))
         seconds["adapt"] = adapting.line.seconds(cell.fine_tuning.n_iterations)
         peaks.append(adapting.line.peak_mb)
@@ -179,15 +179,14 @@ def sampling_key(cell: Cell, x: Tensor) -> dict[str, Any]:
 
 def standing(cell: Cell) -> str | None:
     """What stands in the network while it samples and takes time there."""
-    return repr(cell.adapter) if cell.mode != "none" and isinstance(cell.adapter, Lora) else None
+    return repr(cell.adapter) if cell.mode.trains and isinstance(cell.adapter, Lora) else None
 
 
 def training_pictures(cell: Cell, task: Any, y: Tensor) -> list[Tensor]:
     """Pictures of the sizes that adaptation would be given; any will do, as only their size takes time."""
-    if cell.mode == "self":
-        return [task.picture_of(y)]
-    assert cell.corpus is not None
-    return [cell.corpus.image(image_id) for image_id in cell.corpus.ids[: min(cell.k, 4)]]
+    some = cell.corpus.ids[: min(cell.k, 4)] if cell.corpus is not None else []
+    corpus = [cell.corpus.image(image_id) for image_id in some] if cell.corpus is not None else []
+    return cell.mode.pictures(task.picture_of(y), corpus)
 
 
 def adaptation(cell: Cell, task: Any, y: Tensor) -> Adapting:

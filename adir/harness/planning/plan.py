@@ -9,7 +9,6 @@ import torch
 
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
-from adir.harness.cells.identity import WITH_NEIGHBOURS
 from adir.harness.planning.cost import Cost, estimate
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_made_of, neighbours_key
@@ -52,13 +51,13 @@ def plan_cell(cell: Cell) -> CellPlan:
     for image_id in cell.data.ids:
         record = cell.ledger.peek(image_id)
         if record is not None and not redo:
-            plan.done += record["status"] == "done"
-            plan.failed += record["status"] == "failed"
-            if record["status"] == "done" or not retry:
+            plan.done += record.status == "done"
+            plan.failed += record.status == "failed"
+            if record.status == "done" or not retry:
                 continue
             plan.failed -= 1
         plan.to_do += 1
-        if cell.mode == "none":
+        if not cell.mode.trains:
             continue
         key = adapter_key(cell, image_id)
         if key is not None and AdapterStore(cell.results).path(key).is_file():
@@ -77,12 +76,12 @@ def plan_cell(cell: Cell) -> CellPlan:
 def adapter_key(cell: Cell, image_id: str) -> str | None:
     """Where the adapter of a picture would be stored, as far as the stored stages before it tell; else None."""
     task = cell.task.bound(cell.data, image_id)
-    store = MeasurementStore(cell.results, task, cell.configuration["task"], cell.noise_seed)
+    store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
     path = store.path(image_id)
     known, _ = read_note(path.with_suffix(".json"))
-    if cell.mode != "random" and (known is None or not path.is_file()):
+    if cell.mode.follows_y and (known is None or not path.is_file()):
         return None
-    if cell.mode in WITH_NEIGHBOURS:
+    if cell.mode.encoder is not None:
         nothing = torch.empty(0)  # the key needs the hash of y alone, and that of a random draw not even this
         measurement = Measurement(nothing, known["sha256"] if known is not None else "", path)
         key = neighbours_key(
@@ -91,7 +90,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
         found = NeighbourStore(cell.results).find(key, cell.k)
         if found is None:
             return None
-        pictures = found.pictures
+        pictures = [str(near.picture) for near in found.neighbours]
     else:
         pictures = [hash_of_picture(task.picture_of(task.read_y(path)))]
     return hash_of(adapter_made_of(cell, image_id, task, pictures))
@@ -101,10 +100,10 @@ def adapter_to_come(cell: Cell, image_id: str) -> str:
     """What names the adapter of a picture before its pictures are known: what they will follow from. Equal for the cells
     that will share it, such as two samplers, or `random` of two tasks."""
     configuration = cell.identity.configuration
-    follows: dict[str, Any] = {"mode": cell.mode, "x": picture_hashes(cell.data)[image_id]}
-    if cell.mode in WITH_NEIGHBOURS:
+    follows: dict[str, Any] = {"mode": cell.mode.name, "x": picture_hashes(cell.data)[image_id]}
+    if cell.mode.encoder is not None:
         follows |= {"retrieval": configuration["retrieval"], "k": cell.k}
-    if cell.mode != "random":
+    if cell.mode.follows_y:
         follows |= {"task": configuration["task"], "noise_seed": cell.noise_seed}
     task = cell.task.bound(cell.data, image_id)
     return hash_of([adapter_made_of(cell, image_id, task, []), follows])

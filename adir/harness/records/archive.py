@@ -6,7 +6,6 @@ every record's fields, and that a cell's hash is that of its identity. The same 
 
 import json
 import os
-import re
 import secrets
 import zipfile
 import zlib
@@ -14,13 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NoReturn
-from urllib.parse import quote
 
 from adir.errors import InputError
 from adir.files import hash_of, sha256_of_bytes
-from adir.harness.records.ledger import REQUIRED, SCHEMA
-from adir.harness.records.planned import plan_cells
-from adir.harness.records.record_check import fault_of
+from adir.harness.records.layout import KINDS, file_name, kind_of
+from adir.harness.records.planned import PlannedCell, plan_cells
+from adir.harness.records.record import SCHEMA, Record, parse_record
 
 MANIFEST = "manifest.json"
 FORMAT = "adir submission"
@@ -37,30 +35,10 @@ LARGEST_TOTAL = 64 * 2**30
 HIGHEST_RATIO = 200
 """Bytes out of one byte in. Indented JSON of records reaches 10 to 20; a bomb of zeros, 1,000."""
 
-KINDS = {
-    "record": re.compile(r"cells/[^/]+/[^/]+/[^/]+/records/[^/]+\.json"),
-    "picture": re.compile(r"cells/[^/]+/[^/]+/[^/]+/pictures/[^/]+\.png"),
-    "y": re.compile(r"measurements/[^/]+/[^/]+\.(png|json)"),
-    "plan": re.compile(r"grids/[0-9a-f]+\.json"),
-    "data": re.compile(r"manifests/[^/]+\.json"),
-    "shown": re.compile(r"pictures/[0-9a-f]{64}(-thumbnail)?\.png"),
-    "losses": re.compile(r"losses/[0-9a-f]{64}\.json"),
-}
-"""What a submission may hold, by name. Task and backbone are folders, so a name of theirs has no slash. data: the manifest
-of a test set. shown: a ground truth, or a neighbour's thumbnail."""
-
 PICTURES = ("picture", "y", "shown")
 
 START = (1980, 1, 1, 0, 0, 0)
 """The date of every member: the earliest a .zip knows, as a real one would change the bytes."""
-
-
-def kind_of(name: str) -> str | None:
-    """Its kind; None for a name that a submission may not hold, on any system."""
-    parts = name.split("/")
-    if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
-        return None
-    return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
 
 
 def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path | bytes]) -> None:
@@ -110,18 +88,19 @@ class Archive:
     names: dict[str, list[str]]
     """{kind: names of the members, sorted}"""
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[Record]:
         """Every record with its `path`. Raises InputError at the first that is not what it should be."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["record"]:
-                record = parse(self.path, name, self.content(archive, name))
-                if fault := record_fault(record, name):
-                    raise InputError(f"{self.path}: {name}: {fault}; ask whoever sent it for a whole one")
-                yield {**record, "path": name}
+                content = parse(self.path, name, self.content(archive, name))
+                try:
+                    yield checked_record(content, name)
+                except ValueError as error:
+                    raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
 
-    def plans(self) -> list[dict[str, Any]]:
+    def plans(self) -> list[PlannedCell]:
         """The cells of the grids' plans."""
-        cells = []
+        cells: list[PlannedCell] = []
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["plan"]:
                 try:
@@ -224,16 +203,14 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def record_fault(record: Any, name: str) -> str | None:
-    """None, or what is wrong with a record under this name."""
-    if not isinstance(record, dict) or any(key not in record for key in REQUIRED):
-        return f"is no record: it lacks one of {', '.join(REQUIRED)}"
-    if record["schema"] != SCHEMA:
-        return f"is a record of schema {record['schema']!r}, this version of adir reads schema {SCHEMA}"
-    if fault := fault_of(record):
-        return fault
-    if PurePosixPath(name).stem != quote(record["image"]["id"], safe=""):
-        return f"is named otherwise than its picture, {record['image']['id']!r}"
-    if hash_of(record["identity"]) != record["cell"]:
-        return "its cell is not the hash of its identity"
-    return None
+def checked_record(content: Any, name: str) -> Record:
+    """Return the record that a file of this name may hold. Raises ValueError where it holds something else."""
+    schema = content.get("schema") if isinstance(content, dict) else SCHEMA
+    if schema != SCHEMA:
+        raise ValueError(f"is a record of schema {schema!r}, this version of adir reads schema {SCHEMA}")
+    record = parse_record(content)
+    if PurePosixPath(name).stem != file_name(record.image.id):
+        raise ValueError(f"is named otherwise than its picture, {record.image.id!r}")
+    if hash_of(record.identity) != record.cell:
+        raise ValueError("its cell is not the hash of its identity")
+    return record.model_copy(update={"path": name})

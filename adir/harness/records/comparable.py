@@ -6,8 +6,8 @@ from typing import Any
 
 from adir.errors import InputError
 from adir.files import hash_of
+from adir.harness.records.record import Record
 
-Record = dict[str, Any]
 Name = tuple[str | None, str]
 """(data set, id) of a picture."""
 STATUSES = ("done", "failed", "missing")
@@ -23,7 +23,7 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     pictures: dict[Name, str] = {}
     names: dict[str, set[Name]] = {}
     for record in records:
-        if (sha256 := record["image"].get("sha256")) is not None:
+        if (sha256 := record.image.sha256) is not None:
             pictures[name_of(record)] = sha256
             names.setdefault(sha256, set()).add(name_of(record))
     if all(len(several) == 1 for several in names.values()) and no_place_twice(records):
@@ -33,17 +33,17 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     taken = Counter((sets[data], image) for data, image in first.values())
     counted: dict[tuple[str, str | None, str], Record] = {}
     dropped: list[str] = []
-    for record in sorted(records, key=lambda r: (STATUSES.index(r["status"]), by_id(name_of(r)))):
+    for record in sorted(records, key=lambda r: (STATUSES.index(r.status), by_id(name_of(r)))):
         data, image = name_of(record)
-        sha256 = record["image"].get("sha256", pictures.get((data, image)))
+        sha256 = record.image.sha256 or pictures.get((data, image))
         together = sets.get(data, data)
         if sha256 is not None:
             data, image = first[sha256]
             image = image if taken[together, image] == 1 else f"{image} ({data})"
-        named = {**record, "image": {**record["image"], "id": image, "data": together}}
-        kept = counted.setdefault((record["cell"], together, image), named)
-        if kept is not named and record["status"] == "done":
-            dropped.append(f"{record.get('path')} and {kept.get('path')}")
+        named = record.model_copy(update={"image": record.image.model_copy(update={"id": image, "data": together})})
+        kept = counted.setdefault((record.cell, together, image), named)
+        if kept is not named and record.status == "done":
+            dropped.append(f"{record.path} and {kept.path}")
     note = f"records of one cell and one picture under several names count once, the first by name: {'; '.join(dropped[:3])}"
     more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
     return list(counted.values()), [note + more] if dropped else []
@@ -51,7 +51,7 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
 
 def name_of(record: Record) -> Name:
     """What people call its picture."""
-    return record["image"].get("data"), record["image"]["id"]
+    return record.image.data, record.image.id
 
 
 def by_id(name: Name) -> tuple[str, str]:
@@ -61,7 +61,7 @@ def by_id(name: Name) -> tuple[str, str]:
 
 def no_place_twice(records: list[Record]) -> bool:
     """Whether each cell has one record at most of each name."""
-    return len({(record["cell"], name_of(record)) for record in records}) == len(records)
+    return len({(record.cell, name_of(record)) for record in records}) == len(records)
 
 
 def joined(groups: list[set[str | None]]) -> dict[str | None, str | None]:
@@ -86,50 +86,51 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
     versions: dict[str, tuple[str, str]] = {}
     directions: dict[str, tuple[str, str]] = {}
     for record in records:
-        if record["status"] != "done":
+        if record.status != "done":
             continue
-        path: str = record.get("path") or record["cell"]
-        task, image, data = record["axes"]["task"], record["image"]["id"], record["image"].get("data")
-        task_version = record["identity"]["task"]["version"]
+        assert record.y is not None  # of a record that is done
+        path = record.path or record.cell
+        task, image, data = record.axes.task, record.image.id, record.image.data
+        task_version = record.identity["task"]["version"]
         version, first = tasks.setdefault(task, (task_version, path))
         if version != task_version:
             raise InputError(
                 f"task {task}: version {version} in {first}, {task_version} in {path}; "
                 "put them into different results folders"
             )
-        truth = record["image"].get("sha256", "")
+        truth = record.image.sha256 or ""
         sha256, first = truths.setdefault((data, image), (truth, path))
         if sha256 != truth:
             raise InputError(
                 f"picture {image} of {data}: {first} and {path} are of different ground truths "
                 f"(hashes {sha256[:10]} and {truth[:10]}); put them into different results folders"
             )
-        sha256, first = ys.setdefault((task, data, image), (record["y"]["sha256"], path))
-        if sha256 != record["y"]["sha256"]:
+        sha256, first = ys.setdefault((task, data, image), (record.y.sha256, path))
+        if sha256 != record.y.sha256:
             raise InputError(
                 f"task {task}, picture {image}: {first} and {path} were restored from different y "
-                f"(hashes {sha256[:10]} and {record['y']['sha256'][:10]}); put them into different results folders"
+                f"(hashes {sha256[:10]} and {record.y.sha256[:10]}); put them into different results folders"
             )
-        for name, score in record["scores"].items():
-            if score["value"] is None:
+        for name, score in record.scores.items():
+            if score.value is None:
                 continue
-            direction, first = directions.setdefault(name, (score["direction"], path))
-            if direction != score["direction"]:
+            direction, first = directions.setdefault(name, (score.direction, path))
+            if direction != score.direction:
                 raise InputError(
-                    f"metric {name}: the better the {direction} in {first}, the {score['direction']} in {path}; "
+                    f"metric {name}: the better the {direction} in {first}, the {score.direction} in {path}; "
                     "put them into different results folders"
                 )
-            version, first = versions.setdefault(name, (score["version"], path))
-            if version != score["version"]:
+            version, first = versions.setdefault(name, (score.version, path))
+            if version != score.version:
                 raise InputError(
-                    f"metric {name}: version {version!r} in {first}, {score['version']!r} in {path}: adir score mends it"
+                    f"metric {name}: version {version!r} in {first}, {score.version!r} in {path}: adir score mends it"
                 )
     return {name: version for name, (version, _) in versions.items()}
 
 
 def without_seed(record: Record) -> str:
     """Eight hex digits of a record's setting: its identity less the seed. Equal for the seeds of one row."""
-    return hash_of({key: value for key, value in record["identity"].items() if key != "seed"})[:8]
+    return hash_of({key: value for key, value in record.identity.items() if key != "seed"})[:8]
 
 
 def base_part(identity: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def base_part(identity: dict[str, Any]) -> dict[str, Any]:
 
 def base_of(record: Record) -> str:
     """A hash, equal for records that differ in seed and adaptation alone: a row is compared with the `none` of its base."""
-    return hash_of(base_part(record["identity"]))
+    return hash_of(base_part(record.identity))
 
 
 def differing_entries(identities: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -1,11 +1,163 @@
-"""Where everything lies below a results folder."""
+"""Where everything lies below a results folder, the marker that says it is one, and what a submission may hold of it."""
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
+from urllib.parse import quote
 
-from adir.files import read_json
+from adir.errors import InputError
+from adir.files import read_json, write_json
+from adir.harness.records.record import SCHEMA
+
+MARKER = "adir-results.json"
+MARK = {"format": "adir results", "schema": SCHEMA}
+
+KINDS = {
+    "record": re.compile(r"cells/[^/]+/[^/]+/[^/]+/records/[^/]+\.json"),
+    "picture": re.compile(r"cells/[^/]+/[^/]+/[^/]+/pictures/[^/]+\.png"),
+    "y": re.compile(r"measurements/[^/]+/[^/]+\.(png|json)"),
+    "plan": re.compile(r"grids/[0-9a-f]+\.json"),
+    "data": re.compile(r"manifests/[^/]+\.json"),
+    "shown": re.compile(r"pictures/[0-9a-f]{64}(-thumbnail)?\.png"),
+    "losses": re.compile(r"losses/[0-9a-f]{64}\.json"),
+}
+"""What a submission may hold, by name. Task and backbone are folders, so their names hold no slash. data: the manifest of a
+test set. shown: a ground truth, or a neighbour's thumbnail."""
+
+
+def kind_of(name: str) -> str | None:
+    """Return the kind of a file by its name; None for a name that a submission may not hold, on any system."""
+    parts = name.split("/")
+    if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
+        return None
+    return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
+
+
+def file_name(image_id: str) -> str:
+    """Return the stem of a picture's files: its id percent-encoded, as ids may hold any character."""
+    return quote(image_id, safe="")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of a results folder. Every path below one is made here, so that a path is written down once."""
+
+    folder: Path
+
+    @property
+    def marker(self) -> Path:
+        """The file that marks the folder as results, so that nobody takes its pictures for a data set."""
+        return self.folder / MARKER
+
+    def mark(self) -> None:
+        """Mark the folder as results, unless it is marked. Raises InputError where it holds results of another schema."""
+        if self.is_marked():
+            return
+        for record in self.records():  # one is enough: a folder is written by one schema
+            try:
+                self._require_schema(read_json(record).get("schema"))
+            except (ValueError, AttributeError, OSError) as error:
+                if isinstance(error, InputError):
+                    raise
+            break
+        write_json(self.marker, MARK)
+
+    def is_marked(self) -> bool:
+        """Return whether the folder says that it holds results. Raises InputError where it says so of another schema."""
+        try:
+            found = read_json(self.marker)
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            return True  # damaged, and ours by its name
+        self._require_schema(found.get("schema") if isinstance(found, dict) else None)
+        return True
+
+    def _require_schema(self, schema: Any) -> None:
+        if schema != SCHEMA:
+            raise InputError(
+                f"{self.folder}: holds results of schema {schema!r}, this version of adir reads and writes schema {SCHEMA}: "
+                "choose another results folder, or use the version that wrote it"
+            )
+
+    def records(self) -> Iterator[Path]:
+        """Yield every record file, in path order."""
+        yield from sorted(self.folder.glob("cells/*/*/*/records/*.json"))
+
+    def plans(self) -> list[Path]:
+        """Return the plans of all grids, in order of their names."""
+        return sorted((self.folder / "grids").glob("*.json"))
+
+    def plan(self, grid_sha256: str) -> Path:
+        """Return where a grid's plan lies: every cell and picture that was asked for."""
+        return self.folder / "grids" / f"{grid_sha256[:16]}.json"
+
+    def manifest(self, name: str, sha256: str) -> Path:
+        """Return where the list of a data set's pictures lies."""
+        return self.folder / "manifests" / f"{name}-{sha256[:10]}.json"
+
+    @property
+    def manifests(self) -> list[Path]:
+        """The manifests of all data sets, in order of their names."""
+        return sorted((self.folder / "manifests").glob("*.json"))
+
+    @property
+    def measurements(self) -> Path:
+        """y of every task, a folder for each version, configuration and noise seed."""
+        return self.folder / "measurements"
+
+    @property
+    def adapters(self) -> Path:
+        """Trained adapters, and the claims of workers that train one."""
+        return self.folder / "adapters"
+
+    def adapter(self, key: str) -> Path:
+        """Return where the adapter under the hash of what made it lies."""
+        return self.adapters / f"{key}.safetensors"
+
+    def neighbours(self, key: str) -> Path:
+        """Return where the neighbours under the hash of what they follow from lie."""
+        return self.folder / "neighbours" / f"{key}.json"
+
+    @property
+    def embeddings(self) -> Path:
+        """Embeddings of corpora that fit into memory."""
+        return self.folder / "embeddings"
+
+    def picture(self, sha256: str, thumbnail: bool = False) -> Path:
+        """Return where a ground truth, or a neighbour's thumbnail, is kept for the report."""
+        return self.folder / "pictures" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
+
+    def tracking(self, cell_name: str, what: str = "") -> Path:
+        """Return the CSV file of tracking=csv for a cell."""
+        return self.folder / "tracking" / f"{cell_name}{what}.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Events of tracking=tensorboard, a folder for each cell."""
+        return self.folder / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """Runs of tracking=wandb."""
+        return self.folder / "wandb"
+
+    def leaderboard(self, ending: str) -> Path:
+        """Return the table's file: csv, md, tex or html."""
+        return self.folder / f"leaderboard.{ending}"
+
+    @property
+    def report(self) -> Path:
+        """The page of `adir report`."""
+        return self.folder / "report.html"
+
+    @property
+    def comparison(self) -> Path:
+        """The picture of `adir sheet`."""
+        return self.folder / "comparison.png"
 
 
 def is_hash(text: Any) -> TypeGuard[str]:

@@ -1,22 +1,17 @@
-"""Records: one JSON file per (cell, picture), written once, when that picture is done."""
+"""The records of a cell: one JSON file per picture, written once, when that picture is done."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 from adir.errors import InputError
 from adir.files import read_json, set_aside, write_json
-
-SCHEMA = 1
-"""Raised when a field of a record changes its meaning; records of another schema are refused."""
-
-REQUIRED = ("schema", "status", "cell", "axes", "image", "y", "scores")
+from adir.harness.records.layout import Layout, file_name
+from adir.harness.records.record import SCHEMA, Record, parse_record
 
 
 class DamagedFile(ValueError):
-    """A file of ours that cannot be read; the message names it and where it was set aside."""
+    """A file of ours that cannot be read; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -26,32 +21,41 @@ class Ledger:
     folder: Path
 
     def record_path(self, image_id: str) -> Path:
-        """Image ids may hold any character; the file name has it percent-encoded."""
-        return self.folder / "records" / f"{quote(image_id, safe='')}.json"
+        """Return where the record of a picture lies."""
+        return self.folder / "records" / f"{file_name(image_id)}.json"
 
     def picture_path(self, image_id: str) -> Path:
-        """The restored picture, an 8-bit PNG."""
-        return self.folder / "pictures" / f"{quote(image_id, safe='')}.png"
+        """Return where the restored picture lies, an 8-bit PNG."""
+        return self.folder / "pictures" / f"{file_name(image_id)}.png"
 
-    def read(self, image_id: str, cell_sha256: str | None = None) -> dict[str, Any] | None:
-        """The record of a picture, or None when there is none. A damaged one is set aside and named: DamagedFile.
+    @property
+    def claims(self) -> Path:
+        """The folder of the workers' claims on pictures."""
+        return self.folder / "claims"
 
-        Raises InputError where the record has another schema, or is not of the cell whose identity's hash is given.
+    def read(self, image_id: str, cell_sha256: str | None = None) -> Record | None:
+        """Return the record of a picture, or None when there is none.
+
+        Raises:
+            DamagedFile: it is damaged, and was set aside, as its picture will be done anew.
+            InputError: it has another schema, or belongs to another cell than the identity's hash that is given.
         """
         path = self.record_path(image_id)
         try:
             record = read_record(path)
         except FileNotFoundError:
             return None
-        if cell_sha256 is not None and record["cell"] != cell_sha256:
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}; {set_aside(path)}") from error
+        if cell_sha256 is not None and record.cell != cell_sha256:
             raise InputError(
-                f"{path}: is the record of another cell ({str(record['cell'])[:12]}, not {cell_sha256[:12]}); use another "
+                f"{path}: is the record of another cell ({record.cell[:12]}, not {cell_sha256[:12]}); use another "
                 "results folder, or move its cells' folders back to where they were"
             )
         return record
 
     def stamp(self, image_id: str) -> tuple[int, int] | None:
-        """What tells one writing of a picture's record from the next; None where there is none."""
+        """Return what tells one writing of a picture's record from the next; None where there is none."""
         try:
             found = self.record_path(image_id).stat()
         except FileNotFoundError:
@@ -59,51 +63,55 @@ class Ledger:
         return found.st_mtime_ns, found.st_ino
 
     def lacks_any(self, image_ids: list[str]) -> bool:
-        """Whether a picture has no record file, by one look at the folder."""
+        """Return whether a picture has no record file, by one look at the folder."""
         folder = self.folder / "records"
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         return any(self.record_path(image_id).name not in there for image_id in image_ids)
 
-    def peek(self, image_id: str) -> dict[str, Any] | None:
-        """The record of a picture, or None where there is none that can be read; touches nothing."""
+    def peek(self, image_id: str) -> Record | None:
+        """Return the record of a picture, or None where there is none that can be read; touch nothing."""
         try:
-            record = read_json(self.record_path(image_id))
-            return record if record["schema"] == SCHEMA and record["status"] in ("done", "failed") else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return read_record(self.record_path(image_id))
+        except (FileNotFoundError, DamagedFile, InputError):
             return None
 
-    def write(self, image_id: str, record: dict[str, Any]) -> None:
+    def write(self, image_id: str, record: Record) -> None:
         """Write the record, atomically. Raises OSError when the disk is full or read-only; nothing else is touched."""
-        write_json(self.record_path(image_id), {"schema": SCHEMA, **record})
+        write_json(self.record_path(image_id), record.as_json())
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """One record file. When it is damaged it is renamed, never deleted, and DamagedFile says where to.
+def read_record(path: Path) -> Record:
+    """Return the record in a file; nothing is renamed or written.
 
-    One of another schema raises InputError and stays: another version of this program can read it.
+    Raises:
+        DamagedFile: the file holds no record.
+        InputError: it holds one of another schema, which another version of this program can read.
     """
     try:
-        record = read_json(path)
-        other_schema = isinstance(record, dict) and record.get("schema", SCHEMA) != SCHEMA
-        missing = [key for key in REQUIRED if key not in record] if isinstance(record, dict) else list(REQUIRED)
-        if missing and not other_schema:
-            raise ValueError(f"it lacks {', '.join(missing)}")
+        content = read_json(path)
+        schema = content.get("schema") if isinstance(content, dict) else SCHEMA
+        record = parse_record(content) if schema == SCHEMA else None
     except ValueError as error:
-        raise DamagedFile(f"{path}: damaged record ({error}); {set_aside(path)}") from error
-    if other_schema:
+        raise DamagedFile(f"{path}: damaged record ({error})") from error
+    if record is None:
         raise InputError(
-            f"{path}: a record of schema {record['schema']!r}, this version of adir reads schema {SCHEMA}; use the version "
+            f"{path}: a record of schema {schema!r}, this version of adir reads schema {SCHEMA}; use the version "
             "that wrote it, or another results folder"
         )
     return record
 
 
-def all_records(results: Path) -> Iterator[dict[str, Any] | DamagedFile]:
-    """Every record below a results folder in path order; a damaged one comes as the DamagedFile that names it."""
-    earlier = sorted(results.glob("cells/**/records/*.json.corrupt-*"))
-    for path in sorted(results.glob("cells/**/records/*.json")):
+def all_records(results: Path) -> Iterator[Record | DamagedFile]:
+    """Yield every record below a results folder in path order; a damaged one as the DamagedFile that names it.
+
+    Raises InputError where the folder holds results of another schema.
+    """
+    layout = Layout(results)
+    layout.is_marked()
+    earlier = sorted(results.glob("cells/*/*/*/records/*.json.corrupt-*"))
+    for path in layout.records():
         try:
-            yield {**read_record(path), "path": str(path.relative_to(results))}
+            yield read_record(path).model_copy(update={"path": path.relative_to(results).as_posix()})
         except DamagedFile as error:
             yield error
     for aside in earlier:

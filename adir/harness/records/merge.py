@@ -6,15 +6,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from adir.data.corpus import manifest_sha256
 from adir.errors import InputError
 from adir.files import json_bytes, read_json, write_bytes
-from adir.harness.records.archive import kind_of, open_archive
-from adir.harness.records.comparable import Record
-from adir.harness.records.layout import is_hash, losses_of, merged_losses, stored_pictures
-from adir.harness.records.planned import PLANS, plan_cells
+from adir.harness.records.archive import open_archive
+from adir.harness.records.layout import Layout, is_hash, kind_of, losses_of, merged_losses, stored_pictures
+from adir.harness.records.planned import plan_cells
+from adir.harness.records.record import Record
 from adir.harness.records.sources import Sources
 from adir.images import decode_pixels, from_uint8, hash_of_picture, in_colour
 
@@ -22,9 +21,9 @@ from adir.images import decode_pixels, from_uint8, hash_of_picture, in_colour
 def files_of(record: Record) -> list[str]:
     """The names of a record's restored picture and y, with its note, below the results folder."""
     names = []
-    if record["status"] == "done":
-        names.append(record["path"].replace("/records/", "/pictures/").removesuffix(".json") + ".png")
-        y = str(record["y"].get("file", ""))
+    if record.status == "done" and record.y is not None:
+        names.append(record.path.replace("/records/", "/pictures/").removesuffix(".json") + ".png")
+        y = record.y.file or ""
         names += [y, y.removesuffix(".png") + ".json"]
     return [name for name in names if kind_of(name) in ("picture", "y")]  # `file` may hold anything
 
@@ -34,7 +33,7 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
     mine = [record for place, record in found.records.items() if found.origins[place] == source]
     with members_of(source) as content:
         for record in mine:
-            for name in [*files_of(record), record["path"]]:  # pictures first: a record says that its picture is there
+            for name in [*files_of(record), record.path]:  # pictures first: a record says that its picture is there
                 shared = kind_of(name) == "y" and (out / name).exists()  # every mode of a task has the same
                 if not shared and (found_content := content(name)) is not None:
                     write_bytes(out / name, found_content)
@@ -80,7 +79,7 @@ def content_fault(name: str, content: bytes) -> str | None:
 
 def losses_names(records: Iterable[Record]) -> list[str]:
     """The names of the losses of these records' adapters, whether the results have them or not."""
-    keys = dict.fromkeys((record.get("adapter") or {}).get("key") for record in records)
+    keys = dict.fromkeys(record.adapter.key for record in records if record.adapter is not None)
     return [merged_losses(key) for key in keys if is_hash(key)]
 
 
@@ -88,17 +87,15 @@ def manifests_of(source: Path) -> list[str]:
     """The names of a source's lists of what its data sets hold."""
     if not source.is_dir():
         return open_archive(source).names["data"]
-    names = sorted(path.relative_to(source).as_posix() for path in source.glob("manifests/*.json"))
+    names = sorted(path.relative_to(source).as_posix() for path in Layout(source).manifests)
     return [name for name in names if kind_of(name) == "data"]
 
 
 def shown_pictures(records: Iterable[Record]) -> list[str]:
     """The names of the ground truths and neighbours of these records, whether the results have them or not."""
-    hashes: dict[Any, None] = {}
+    hashes: dict[str | None, None] = {}
     for record in records:
-        hashes |= dict.fromkeys(
-            [record["image"].get("sha256"), *(n.get("picture") for n in record.get("neighbours") or [])]
-        )
+        hashes |= dict.fromkeys([record.image.sha256, *(near.picture for near in record.neighbours)])
     return [name for sha256 in hashes for name in stored_pictures(sha256)]
 
 
@@ -126,7 +123,7 @@ def plans_of(source: Path) -> list[str]:
     if not source.is_dir():
         return open_archive(source).names["plan"]
     names = []
-    for path in sorted(source.glob(PLANS)):
+    for path in Layout(source).plans():
         try:
             plan_cells(read_json(path))
             names.append(path.relative_to(source).as_posix())

@@ -3,62 +3,67 @@
 from collections.abc import Iterable
 from typing import Any
 
-from adir.harness.records.comparable import Record
-from adir.harness.records.record_check import fault_of
+from pydantic import Field, ValidationError
 
-PLANS = "grids/*.json"
-"""{cells: [{cell, axes, identity, data, images: [id], pictures: {id: SHA-256}}]} in each: every planned cell of one grid of
-a results folder. Early ones have no `pictures`."""
+from adir.harness.records.record import Axes, Part, Record, Sha256, TestImage, fault_text
 
 
-def plan_cells(plan: Any) -> list[dict[str, Any]]:
-    """The cells of a plan. Raises ValueError where it is none."""
+class PlannedCell(Part):
+    """One cell of a grid, as it was asked for."""
+
+    cell: Sha256
+    """SHA-256 of `identity`."""
+    folder: str | None = None
+    """Where its records go, relative to the results folder."""
+    axes: Axes
+    identity: dict[str, Any]
+    images: list[str]
+    """Ids of the test pictures."""
+    data: str
+    """Name of the data set."""
+    pictures: dict[str, str] = Field(default_factory=dict)
+    """{id: SHA-256 of the picture}"""
+    configuration: dict[str, Any] = Field(default_factory=dict)
+    """The whole configuration, by which a worker can help with another's cell."""
+
+    def missing(self, image_id: str) -> Record:
+        """Return what stands for a planned picture without a record."""
+        return Record(
+            status="missing",
+            cell=self.cell,
+            axes=self.axes,
+            identity=self.identity,
+            seed=self.axes.seed,
+            image=TestImage(id=image_id, data=self.data, sha256=self.pictures.get(image_id)),
+            y=None,
+            scores={},
+        )
+
+
+def plan_cells(plan: Any) -> list[PlannedCell]:
+    """Return the cells of a plan. Raises ValueError where it is none."""
     cells = plan.get("cells") if isinstance(plan, dict) else None
     if not isinstance(cells, list):
         raise ValueError("it has no list of cells")
-    for cell in cells:
-        if (
-            not isinstance(cell, dict)
-            or not isinstance(cell.get("cell"), str)
-            or not isinstance(cell.get("axes"), dict)
-        ):
-            raise ValueError("a cell lacks its hash or its axes")
-        if not isinstance(cell.get("images"), list) or not all(isinstance(image, str) for image in cell["images"]):
-            raise ValueError("a cell lacks its list of pictures")
-        pictures = cell.get("pictures", {})
-        if not isinstance(pictures, dict) or not all(isinstance(sha256, str) for sha256 in pictures.values()):
-            raise ValueError("a cell's pictures are no list of hashes")
-        if not isinstance(cell.get("data"), str):
-            raise ValueError("a cell lacks the name of its data set")
-        if fault := fault_of({**missing_record(cell, ""), "status": "failed"}):
-            raise ValueError(fault)
-    return cells
+    try:
+        found = [PlannedCell.model_validate(cell, extra="allow") for cell in cells]
+        for cell in found:
+            cell.missing("")  # the identity and the axes must not contradict each other
+    except ValidationError as error:
+        raise ValueError(fault_text(error)) from error
+    return found
 
 
-def missing_records(plans: list[dict[str, Any]], records: Iterable[Record]) -> list[Record]:
-    """Records of status `missing` for planned pictures that have none under this name of theirs, or one without the hash of
-    its picture, which the plan may have: `by_picture` makes one of the two."""
-    images = [(record["cell"], record["image"]) for record in records if "sha256" in record["image"]]
-    done = {(cell, image.get("data"), image["id"]) for cell, image in images}
+def missing_records(plans: list[PlannedCell], records: Iterable[Record]) -> list[Record]:
+    """Return one `missing` record per planned picture without a finished record.
+
+    A picture whose record has no hash (one that failed) is listed too; `by_picture` merges the two.
+    """
+    done = {(record.cell, record.image.data, record.image.id) for record in records if record.image.sha256 is not None}
     missing: dict[tuple[str, str, str], Record] = {}
     for planned in plans:
-        for image in planned["images"]:
-            place = (planned["cell"], planned["data"], image)
-            if place not in done and (place not in missing or "pictures" in planned):
-                missing[place] = missing_record(planned, image)
+        for image_id in planned.images:
+            place = (planned.cell, planned.data, image_id)
+            if place not in done and (place not in missing or planned.pictures):
+                missing[place] = planned.missing(image_id)
     return list(missing.values())
-
-
-def missing_record(planned: dict[str, Any], image: str) -> Record:
-    """What stands for a planned picture without a record."""
-    sha256 = planned.get("pictures", {}).get(image)
-    return {
-        "status": "missing",
-        "cell": planned["cell"],
-        "axes": planned["axes"],
-        "identity": planned.get("identity"),
-        "seed": planned["axes"].get("seed"),
-        "image": {"id": image, "data": planned.get("data")} | ({"sha256": sha256} if sha256 is not None else {}),
-        "y": None,
-        "scores": {},
-    }

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.records.archive import is_archive, open_archive
-from adir.harness.records.comparable import Record, by_picture
+from adir.harness.records.comparable import by_picture
+from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile, all_records
-from adir.harness.records.planned import PLANS, missing_records, plan_cells
-from adir.harness.records.record_check import fault_of
+from adir.harness.records.planned import PlannedCell, missing_records, plan_cells
+from adir.harness.records.record import Record
 
 Place = tuple[str, str | None, str]
 """(cell, SHA-256 of the picture or else the name of its data set, its id): what there is one record of."""
@@ -32,7 +32,7 @@ class Sources:
     """The source each record was first found in."""
     places: dict[tuple[str, str | None, str], Place] = field(default_factory=dict)
     """By (cell, data set, id)."""
-    plans: list[dict[str, Any]] = field(default_factory=list)
+    plans: list[PlannedCell] = field(default_factory=list)
     """The cells of every plan."""
     notes: list[str] = field(default_factory=list)
     """What could not be read, by name."""
@@ -42,8 +42,8 @@ class Sources:
         under one name and once in a cell: see `by_picture`."""
         records = list(self.records.values())
         counted, notes = by_picture([*records, *missing_records(self.plans, records)])
-        there = [record for record in counted if record["status"] != "missing"]
-        return there, [record for record in counted if record["status"] == "missing"], self.notes + notes
+        there = [record for record in counted if record.status != "missing"]
+        return there, [record for record in counted if record.status == "missing"], self.notes + notes
 
 
 def read_sources(sources: Iterable[Path]) -> Sources:
@@ -90,11 +90,9 @@ def read_folder(folder: Path, found: Sources) -> None:
     for item in all_records(folder):
         if isinstance(item, DamagedFile):
             found.notes.append(str(item))
-        elif fault := fault_of(item):
-            found.notes.append(f"{folder / item['path']}: not counted: {fault}")
         else:
             add(found, item, folder)
-    for plan in sorted(folder.glob(PLANS)):
+    for plan in Layout(folder).plans():
         try:
             found.plans += plan_cells(read_json(plan))
         except ValueError as error:
@@ -103,25 +101,25 @@ def read_folder(folder: Path, found: Sources) -> None:
 
 def add(found: Sources, record: Record, source: Path) -> None:
     """Take a record in, once. Raises InputError where another of its place has another result."""
-    cell, image = record["cell"], record["image"]
-    place: Place = (cell, image.get("sha256", image.get("data")), image["id"])
-    place = found.places.setdefault((cell, image.get("data"), image["id"]), place)  # one that failed has no hash
+    cell, image = record.cell, record.image
+    place: Place = (cell, image.sha256 or image.data, image.id)
+    place = found.places.setdefault((cell, image.data, image.id), place)  # one that failed has no hash
     first = found.records.setdefault(place, record)
     found.origins.setdefault(place, source)
     if first is not record and (field_name := disagreement(first, record)):
         raise InputError(
-            f"{found.origins[place] / first['path']} and {source / record['path']}: records of one cell and picture that "
+            f"{found.origins[place] / str(first.path)} and {source / str(record.path)}: records of one cell and picture that "
             f"differ in {field_name}; remove the one that is wrong, or make tables of the two apart"
         )
 
 
 def disagreement(one: Record, other: Record) -> str | None:
-    """The first field of the result in which two records differ, or None."""
-    for name in RESULT:
-        a, b = one.get(name), other.get(name)
-        if name == "scores" and a is not None and b is not None and a != b:
-            return next((f"score {n}" for n in {**a, **b} if a.get(n) != b.get(n)), name)
-        if a != b:
-            return name
-    hashes = [[(record.get(name) or {}).get("sha256") for name in ("image", "y")] for record in (one, other)]
-    return next((name for name, a, b in zip(("image", "y"), *hashes, strict=True) if a != b), None)
+    """Return the first field of the result in which two records differ, or None."""
+    if one.scores and other.scores and one.scores != other.scores:
+        return next(f"score {n}" for n in {**one.scores, **other.scores} if one.scores.get(n) != other.scores.get(n))
+    if (differing := next((name for name in RESULT if getattr(one, name) != getattr(other, name)), None)) is not None:
+        return differing
+    if one.image.sha256 != other.image.sha256:
+        return "image"
+    hashes = [None if record.y is None else record.y.sha256 for record in (one, other)]
+    return None if hashes[0] == hashes[1] else "y"

@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from adir.harness.records.comparable import Record
 from adir.harness.records.layout import stored_pictures
+from adir.harness.records.record import Neighbour, Record
 from adir.harness.report.gather import Gathered, Scene
 from adir.harness.report.pictures import (
     LONGEST_SIDE,
@@ -97,8 +97,8 @@ class Exhibits:
         """Of the files that are shown first."""
         total = 0
         for scene in self.gathered.scenes:
-            files = [record.get("picture") for record in self._of_seed(scene, first=True)]
-            for name in [*files, *(record["y"].get("file") for record in scene.done[:1])]:
+            files = [record.picture for record in self._of_seed(scene, first=True)]
+            for name in [*files, *(record.y_file for record in scene.done[:1])]:
                 if name is None or not is_inside(name):
                     continue
                 path = self.gathered.folder / name
@@ -111,7 +111,7 @@ class Exhibits:
         """The restored records of the seed that is shown first (of a row without it, its lowest), or those of the others."""
         chosen = []
         for seeds in scene.cells.values():
-            done = [seed for seed in sorted(seeds) if seeds[seed]["status"] == "done"]
+            done = [seed for seed in sorted(seeds) if seeds[seed].status == "done"]
             shown = self.gathered.first_seed if self.gathered.first_seed in done else next(iter(done), None)
             chosen += [seeds[seed] for seed in done if (seed == shown) == first]
         return chosen
@@ -119,14 +119,14 @@ class Exhibits:
     def _texts(self, scene: Scene) -> dict[str, Any]:
         """Everything but the pictures. Scores are texts, as people read them."""
         done = scene.done
-        noise = done[0]["scores"].get("residual", {}).get("sigma_y") if done else None
+        noise = done[0].sigma_y if done else None
         return {
             "task": scene.task,
             "data": scene.data,
             "id": scene.image_id,
             "sigma": noise,
             "seeds": scene.seeds,
-            "excluded": sorted({str(name) for record in done for name in record.get("excluded") or []}),
+            "excluded": sorted({name for record in done for name in record.excluded}),
             "cells": {
                 row: {seed: self._record_texts(record) for seed, record in seeds.items()}
                 for row, seeds in scene.cells.items()
@@ -134,29 +134,29 @@ class Exhibits:
         }
 
     def _record_texts(self, record: Record) -> dict[str, Any]:
-        if record["status"] != "done":
-            return {"error": str(record.get("error"))}
-        values = [(record["scores"].get(name) or {}).get("value") for name in self.metrics]
+        if record.status != "done":
+            return {"error": str(record.error)}
+        values = [record.value(name) for name in self.metrics]
         text: dict[str, Any] = {"scores": [None if value is None else f"{value:#.4g}" for value in values]}
-        if record.get("neighbours"):
-            corpus = (record["identity"].get("retrieval") or {}).get("corpus")
+        if record.neighbours:
+            corpus = corpus_of(record)
             text["near"] = [
-                [self._neighbour(near, corpus), None if near.get("distance") is None else f"{near['distance']:.3f}"]
-                for near in record["neighbours"]
+                [self._neighbour(near, corpus), None if near.distance is None else f"{near.distance:.3f}"]
+                for near in record.neighbours
             ]
         return text
 
-    def _neighbour(self, near: dict[str, Any], corpus: str | None) -> int:
+    def _neighbour(self, near: Neighbour, corpus: str | None) -> int:
         """Its number in `neighbours`: the same id in another corpus is another picture."""
-        key = (near["id"], near.get("picture") or corpus)
+        key = (near.id, near.picture or corpus)
         if key not in self._names:
             self._names[key] = len(self.neighbours)
-            self.neighbours.append([near["id"], None])
+            self.neighbours.append([near.id, None])
         return self._names[key]
 
     def _truth(self, scene: Scene) -> tuple[str | None, Image.Image | None]:
         """(file of x among the results, or None; x itself where it is an embedded field that can be built again)."""
-        sha256 = next((record["image"].get("sha256") for record in scene.done), None)
+        sha256 = next((record.image.sha256 for record in scene.done), None)
         for name in stored_pictures(sha256)[:1]:
             if (self.gathered.folder / name).is_file():
                 return name, None
@@ -166,7 +166,7 @@ class Exhibits:
         """Ground truth and y."""
         name, built = self._truth(scene)
         data["truth"] = self.album.file(name) if name else self.album.truth(f"truth {scene.image_id}", built)
-        data["y"] = self.album.file(scene.done[0]["y"].get("file")) if scene.done else None
+        data["y"] = self.album.file(scene.done[0].y_file) if scene.done else None
 
     def _restored(self, scene: Scene, data: dict[str, Any], first: bool) -> None:
         """Restored pictures and their error maps."""
@@ -176,7 +176,7 @@ class Exhibits:
         rows = {id(record): (row, seed) for row, seeds in scene.cells.items() for seed, record in seeds.items()}
         for record in self._of_seed(scene, first):
             row, seed = rows[id(record)]
-            shown, file = data["cells"][row][seed], record.get("picture")
+            shown, file = data["cells"][row][seed], record.picture
             shown["picture"] = self.album.file(file)
             if truth is not None and file is not None and shown["picture"] is not None and not self.album.full:
                 heat = error_map(open_rgb(self.gathered.folder / file), truth)
@@ -185,17 +185,23 @@ class Exhibits:
     def _neighbour_pictures(self, scene: Scene, data: dict[str, Any]) -> None:
         """Thumbnails of the neighbours that the first seed had."""
         for record in self._of_seed(scene, first=True):
-            retrieval = (record.get("configuration") or {}).get("retrieval") or {}
+            retrieval = record.configuration.get("retrieval") or {}
             embedded = str((retrieval.get("corpus") or {}).get("_target_", "")).endswith(".EmbeddedCorpus")
-            corpus = (record["identity"].get("retrieval") or {}).get("corpus")
-            for near in record.get("neighbours") or []:
+            corpus = corpus_of(record)
+            for near in record.neighbours:
                 if self.album.full:
                     return
                 entry = self.neighbours[self._neighbour(near, corpus)]
                 if entry[1] is not None:
                     continue
-                files = [self.gathered.folder / name for name in reversed(stored_pictures(near.get("picture")))]
+                files = [self.gathered.folder / name for name in reversed(stored_pictures(near.picture))]
                 picture = next((found for file in files if (found := open_rgb(file)) is not None), None)
                 if picture is None and embedded:
-                    picture = embedded_corpus_field(near["id"])
-                entry[1] = self.album.thumbnail(f"near {near['id']} {near.get('picture') or corpus}", picture)
+                    picture = embedded_corpus_field(near.id)
+                entry[1] = self.album.thumbnail(f"near {near.id} {near.picture or corpus}", picture)
+
+
+def corpus_of(record: Record) -> str | None:
+    """Return the hash of the corpus that the neighbours come from."""
+    found = record.identity.get("retrieval")
+    return found.get("corpus") if isinstance(found, dict) else None

@@ -121,21 +121,21 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
     places = figure.subplots(len(scenes), len(titles), squeeze=False)
     figure.subplots_adjust(0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side)
     for scene, line in zip(scenes, places, strict=True):
-        sha256 = scene.done[0]["image"].get("sha256")
+        sha256 = scene.done[0].image.sha256
         truth = first_picture(gathered.folder, stored_pictures(sha256)[:1])
         if truth is None:
             field = embedded_test_field(scene.image_id, sha256)
             truth = None if field is None else np.asarray(field)
         show(line[0], truth, scene.image_id, named=True)
-        show(line[1], first_picture(gathered.folder, [scene.done[0]["y"].get("file")]), "")
+        show(line[1], first_picture(gathered.folder, [scene.done[0].y_file]), "")
         for axes, (_, number) in zip(line[2:], restored, strict=True):
             record = scene.cells.get(number, {}).get(gathered.first_seed)
-            if record is None or record["status"] != "done":
+            if record is None or record.status != "done":
                 show(axes, None, "" if record is None else "failed")
                 continue
-            value = (record["scores"].get(metric) or {}).get("value") if metric is not None else None
+            value = record.value(metric) if metric is not None else None
             caption = f"{metric} {value:#.4g}" if value is not None else ""
-            show(axes, first_picture(gathered.folder, [record.get("picture")]), caption)
+            show(axes, first_picture(gathered.folder, [record.picture]), caption)
     for axes, title in zip(places[0], titles, strict=True):
         axes.set_title(title, fontsize=8 if len(titles) < 7 else 6, pad=4)
     return figure

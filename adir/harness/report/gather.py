@@ -2,12 +2,14 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adir.errors import InputError
-from adir.harness.records.comparable import Record, without_seed
+from adir.harness.records.comparable import without_seed
+from adir.harness.records.record import Record
 from adir.harness.records.sources import read_sources, uncollected
 from adir.harness.report.looks import Look, looks
 from adir.harness.tables.board import Board, Row, label, make_board
@@ -51,7 +53,7 @@ class Gathered:
     scenes: list[Scene]
     failed: list[tuple[int, Record]]
     """(row of the board, record)"""
-    made_with: list[Record]
+    made_with: list[dict[str, Any]]
     """Each distinct {commit, versions, threads}, with `count`, the records that share it."""
     examples: dict[int, Record]
     """{row of the board: a record of it}; not of a row that is planned and has none yet."""
@@ -80,20 +82,20 @@ def gather(folder: Path) -> Gathered:
     scenes: dict[tuple[str, str, str], Scene] = {}
     failed: list[tuple[int, Record]] = []
     examples: dict[int, Record] = {}
-    made_with: dict[str, Record] = {}
+    made_with: dict[str, dict[str, Any]] = {}
     for record in [*records, *planned]:
-        place = (record["axes"]["task"], record["image"].get("data") or "", record["image"]["id"])
+        place = (record.axes.task, record.image.data or "", record.image.id)
         scene = scenes.setdefault(place, Scene(*place))
-        if record["status"] == "missing":
+        if record.status == "missing":
             continue
         number = row_number(record)
         examples.setdefault(number, record)
-        scene.cells.setdefault(number, {})[record["seed"]] = record
-        if record["status"] == "done":
+        scene.cells.setdefault(number, {})[record.seed] = record
+        if record.status == "done":
             scene.done.append(record)
         else:
             failed.append((number, record))
-        made_of = {key: record.get(key) for key in ("commit", "versions", "threads")}
+        made_of = record.model_dump(include={"commit", "versions", "threads"})
         made_with.setdefault(json.dumps(made_of, sort_keys=True), made_of | {"count": 0})["count"] += 1
     tasks = {task: place for place, task in enumerate(dict.fromkeys(row.axes["task"] for row in board.rows))}
     return Gathered(
@@ -102,7 +104,7 @@ def gather(folder: Path) -> Gathered:
         labels=row_labels(board),
         looks=looks(board),
         scenes=sorted(scenes.values(), key=lambda scene: (tasks[scene.task], scene.data, scene.image_id)),
-        failed=sorted(failed, key=lambda pair: (pair[0], pair[1]["image"]["id"], pair[1]["seed"])),
+        failed=sorted(failed, key=lambda pair: (pair[0], pair[1].image.id, pair[1].seed)),
         made_with=list(made_with.values()),
         examples=examples,
         first_seed=first_seed(list(scenes.values())),
@@ -116,14 +118,14 @@ def row_finder(board: Board) -> Any:
     settings: dict[tuple[str, str | None], str] = {}  # by cell: to hash 10,000 identities would take seconds
 
     def row_number(record: Record) -> int:
-        data = record["image"].get("data")
-        number = numbers.get(row_key(record["axes"], data, ""))
+        data, axes = record.image.data, record.axes.model_dump()
+        number = numbers.get(row_key(axes, data, ""))
         if number is not None:
             return number
-        of_cell = (record["cell"], data)
+        of_cell = (record.cell, data)
         if of_cell not in settings:
             settings[of_cell] = without_seed(record)
-        return numbers[row_key(record["axes"], data, settings[of_cell])]
+        return numbers[row_key(axes, data, settings[of_cell])]
 
     return row_number
 
@@ -163,21 +165,20 @@ def cost(records: list[Record]) -> tuple[float | None, float | None]:
     Seconds are retrieval, training of the adapter (counted also where it was found in its store) and sampling; scoring and
     the making of y are not part of restoring.
     """
-    evaluations = [(record.get("sampler") or {}).get("network_evaluations") for record in records]
+    evaluations = [None if record.sampler is None else record.sampler.network_evaluations for record in records]
     seconds = [restoring_seconds(record) for record in records]
     return mean_or_none(evaluations), mean_or_none(seconds)
 
 
 def restoring_seconds(record: Record) -> float | None:
     """Retrieval, training of the adapter and sampling of one picture."""
-    stages = record.get("seconds") or {}
-    if "sample" not in stages:
+    if "sample" not in record.seconds:
         return None
-    training = (record.get("adapter") or {}).get("training_seconds", 0.0)
-    return stages["sample"] + stages.get("retrieve", 0.0) + training
+    training = 0.0 if record.adapter is None else record.adapter.training_seconds
+    return record.seconds["sample"] + record.seconds.get("retrieve", 0.0) + training
 
 
-def mean_or_none(values: list[float | None]) -> float | None:
+def mean_or_none(values: Sequence[float | None]) -> float | None:
     """The mean, missing where one is missing or there is none."""
     present = [value for value in values if value is not None]
     return statistics.fmean(present) if present and len(present) == len(values) else None

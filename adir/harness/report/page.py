@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from adir.errors import InputError
 from adir.files import write_bytes
-from adir.harness.records.layout import is_hash, losses_of
+from adir.harness.records.layout import Layout, is_hash, losses_of
 from adir.harness.report.curves import mean_curve
 from adir.harness.report.exhibits import Exhibits
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
@@ -32,7 +32,7 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
 
     Returns 0. Raises InputError when the folder holds no records, OSError when the place cannot be written to.
     """
-    path = out if out is not None else folder / "report.html"
+    path = out if out is not None else Layout(folder).report
     if path.is_dir():
         raise InputError(f"--out {path}: is a folder; name the HTML file to write")
     gathered = gather(folder)
@@ -198,7 +198,7 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
         record
         for scene in gathered.scenes_of(row)
         for record in scene.cells.get(number, {}).values()
-        if record["status"] == "done"
+        if record.status == "done"
     ]
     evaluations, seconds = cost(records)
     means = {name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()}
@@ -219,15 +219,15 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
     for scene in gathered.scenes:
         for number, seeds in scene.cells.items():
             for record in seeds.values():
-                if is_hash((record.get("adapter") or {}).get("key")):
-                    keys.setdefault(number, {})[record["adapter"]["key"]] = None
+                if record.adapter is not None and is_hash(record.adapter.key):
+                    keys.setdefault(number, {})[record.adapter.key] = None
     each = max(1, MOST_ADAPTERS // max(1, len(keys)))
     curves, there = [], []
     for number in sorted(keys):
         names = list(keys[number])
         names = names[:: -(-len(names) // each)]
         curve = mean_curve([losses for name in names if (losses := losses_of(gathered.folder, name)) is not None])
-        if curve is not None or any((gathered.folder / "adapters" / f"{n}.safetensors").is_file() for n in names):
+        if curve is not None or any(Layout(gathered.folder).adapter(n).is_file() for n in names):
             there.append(number)
         if curve is not None:
             curves.append({"row": number} | curve)
@@ -239,7 +239,8 @@ def settings(gathered: Gathered) -> list[tuple[str, str]]:
     shown = []
     for number, row in enumerate(gathered.board.rows):
         identity = {key: value for key, value in row.identity.items() if key != "seed"}
-        configured = gathered.examples.get(number, {}).get("configuration") or {}
+        example = gathered.examples.get(number)
+        configured = {} if example is None else example.configuration
         more = {key: configured[key] for key in ("data", "scoring") if key in configured}
         text = json.dumps(identity | more, indent=2, ensure_ascii=False)
         shown.append((f"{row.axes['task']} {gathered.labels[number]}", text))

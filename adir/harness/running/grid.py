@@ -20,7 +20,10 @@ from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import launch, launcher_of
 from adir.harness.cells.devices import use_own_gpu
 from adir.harness.cells.refused import Refused, cpu_twin
+from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import Ledger
+from adir.harness.records.planned import PlannedCell, plan_cells
+from adir.harness.records.record import SCHEMA
 from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import leave_to_the_launching_process
 from adir.harness.running.stores import MeasurementStore, OtherPicture, read_note
@@ -112,7 +115,7 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
 
 def require_same_pictures(cell: Cell) -> None:
     """Raise OtherPicture where a y of another picture with the id of one of ours lies in the results folder."""
-    store = MeasurementStore(cell.results, cell.task, cell.configuration["task"], cell.noise_seed)
+    store = MeasurementStore(cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed)
     if not store.folder.is_dir():
         return
     for image_id in cell.data.ids:
@@ -128,29 +131,30 @@ def write_plan(grid: Grid) -> Path:
     """RESULTS/grids/HASH.json: the cells and pictures that were asked for, so that a table shows what is missing, and the
     cells' configurations, so that a worker can help with another's; and the manifest of each test set."""
     cells = list(grid.cells.values())
-    results = cells[0].results
+    layout = Layout(cells[0].results)
+    layout.mark()
     planned = [
-        {
-            "cell": cell.identity.sha256,
-            "folder": str(cell.identity.folder),
-            "axes": cell.identity.axes,
-            "identity": cell.identity.configuration,
-            "images": cell.data.ids,
-            "data": cell.data.name,
-            "pictures": picture_hashes(cell.data),
-            "configuration": cell.configuration,
-        }
+        PlannedCell(
+            cell=cell.identity.sha256,
+            folder=cell.identity.folder.as_posix(),
+            axes=cell.identity.axes,
+            identity=cell.identity.configuration,
+            images=cell.data.ids,
+            data=cell.data.name,
+            pictures=picture_hashes(cell.data),
+            configuration=cell.configuration,
+        ).model_dump(mode="json")
         for cell in cells
     ]
-    path = results / "grids" / f"{grid.sha256[:16]}.json"
+    path = layout.plan(grid.sha256)
     try:
         unchanged = read_json(path)["cells"] == planned
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         unchanged = False
     if not unchanged:
-        write_json(path, {"schema": 1, "grid": grid.sha256, "cells": planned})
+        write_json(path, {"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
     for data in {id(cell.data): cell.data for cell in cells}.values():
-        manifest = results / "manifests" / f"{data.name}-{data.sha256[:10]}.json"
+        manifest = layout.manifest(data.name, data.sha256)
         if not manifest.is_file():
             pictures = {
                 image_id: {"sha256": data.manifest[image_id], "pixels": picture_hashes(data)[image_id]}
@@ -197,15 +201,15 @@ def run_job(
 def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
     """Do what is free in the cells of a plan that somebody has begun; then, unless some wait for their own jobs, wait for what
     other workers are at, to take over from those that die."""
-    planned = read_json(plan)["cells"]
+    planned = [(one, Ledger(results / str(one.folder))) for one in plan_cells(read_json(plan))]
     outcome = Outcome()
     for wait in (False, True):
-        planned = [one for one in planned if Ledger(results / one["folder"]).lacks_any(one["images"])]
-        begun = [one for one in planned if Claims(results / one["folder"] / "claims").any_there()]
+        planned = [(one, ledger) for one, ledger in planned if ledger.lacks_any(one.images)]
+        begun = [one for one, ledger in planned if Claims(ledger.claims).any_there()]
         if wait and len(begun) < len(planned):
             break
         for one in begun:
-            outcome += run_tracked(OmegaConf.create(one["configuration"]), plan, stop, wait)
+            outcome += run_tracked(OmegaConf.create(one.configuration), plan, stop, wait)
     return outcome
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
+from adir.adaptation.modes import Chosen
 from adir.data.corpus import Corpus
 from adir.data.fingerprints import near_duplicates
-from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.harness.cells.cell import Cell
+from adir.harness.records.layout import Layout
 from adir.images import generator
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
@@ -20,44 +21,49 @@ from adir.retrieval.query import query_picture
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """One picture that the backbone is adapted to. distance: in the encoder's own measure; None where none was taken."""
+class CorpusAround:
+    """The corpus as a mode of adaptation sees it from one y (adir.adaptation.modes.Surroundings)."""
 
-    id: str
-    distance: float | None
+    cell: Cell
+    corpus: Corpus
+    y: torch.Tensor
+    excluded: frozenset[str]
+    """Copies of the test picture."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Every picture that may be chosen, sorted."""
+        return [name for name in self.corpus.ids if name not in self.excluded]
+
+    def nearest(self, k: int) -> list[Chosen]:
+        """Return the k pictures nearest to y in the encoder's measure, nearest first."""
+        encoder, task = self.cell.encoder, self.cell.task
+        assert encoder is not None
+        index = corpus_index(self.corpus, encoder, Layout(self.cell.results).embeddings)
+        query = task.query(encoder, query_picture(task, self.y, self.cell.feeding, encoder.input_size))
+        ids, distances = index.search(query, k, exclude=[set(self.excluded)])
+        return [Chosen(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)]
 
 
 def find_neighbours(
     cell: Cell, image_id: str, x: torch.Tensor | None, y: torch.Tensor
-) -> tuple[list[Neighbour], list[str]]:
-    """(the K neighbours, the corpus ids left out because they equal or nearly equal the test picture x).
+) -> tuple[list[Chosen], list[str]]:
+    """Return (the K pictures that the mode adapts to, the corpus ids left out as copies of the test picture x).
 
-    Looked for with y alone, as x is unknown at test time; x serves only to keep itself out of a test's corpus, and is
-    None for a user's own picture.
+    y alone is looked for, as x is unknown at test time. x serves only to keep itself out of a test's corpus, and is None
+    for a user's own picture.
     """
-    corpus = cell.corpus
-    assert corpus is not None
+    assert cell.corpus is not None
     excluded = left_out(cell, x) if x is not None else []
-    if cell.mode == "random":
-        eligible = [name for name in corpus.ids if name not in set(excluded)]
-        if cell.k > len(eligible):
-            raise InputError(
-                f"K={cell.k} pictures asked, {len(eligible)} are left after leaving out copies of {image_id}"
-            )
-        order = torch.randperm(len(eligible), generator=generator(cell.seed, image_id, "random neighbours"))
-        return [Neighbour(eligible[row], None) for row in order[: cell.k].tolist()], excluded
-    assert cell.encoder is not None
-    index = corpus_index(corpus, cell.encoder, cell.results / "embeddings")
-    picture = query_picture(cell.task, y, cell.feeding, cell.encoder.input_size)
-    query = cell.task.query(cell.encoder, picture)
-    ids, distances = index.search(query, cell.k, exclude=[set(excluded)])
-    return [Neighbour(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)], excluded
+    around = CorpusAround(cell, cell.corpus, y, frozenset(excluded))
+    drawn = generator(cell.seed, image_id, "random neighbours")
+    return cell.mode.choose(around, cell.k, drawn), excluded
 
 
 def left_out(cell: Cell, x: torch.Tensor) -> list[str]:
     """Ids of corpus pictures that are copies or crops of x, sorted: the same for `knn` and `random`."""
     assert cell.corpus is not None and cell.encoder is not None
-    index = corpus_index(cell.corpus, cell.encoder, cell.results / "embeddings")
+    index = corpus_index(cell.corpus, cell.encoder, Layout(cell.results).embeddings)
     return sorted(copies_of(x, cell.corpus) | crops(x, cell.corpus, index, cell.encoder))
 
 

@@ -18,9 +18,16 @@ from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
+from adir.harness.records.record import (
+    Adapter as RecordedAdapter,
+)
+from adir.harness.records.record import (
+    Measurement as Measured,
+)
+from adir.harness.records.record import Neighbour, Prior, Record, Sampling, Score, Search, TestImage, scores_of
 from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import HandlersStay
-from adir.harness.running.neighbours import Neighbour, find_neighbours
+from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.provenance import Clock, commit, process_peak_memory_mb, versions
 from adir.harness.running.stores import (
     AdapterStore,
@@ -42,6 +49,9 @@ class Busy(Exception):
     """Another worker is making a stage that this picture needs: come back later."""
 
 
+NO_NEIGHBOURS = FoundNeighbours(neighbours=(), excluded=())
+
+
 @dataclass
 class Prepared:
     """A test picture with all that its restoration needs."""
@@ -51,9 +61,7 @@ class Prepared:
     task: Any
     """The cell's task, bound to this picture where pictures bring masks or prompts of their own."""
     measurement: Measurement
-    neighbours: list[Neighbour] = field(default_factory=list)
-    neighbour_hashes: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
+    found: FoundNeighbours = NO_NEIGHBOURS
     recall: float | None = None
     """The share of the K neighbours that the search finds, where it may miss some."""
     adapter: StoredAdapter | None = None
@@ -71,18 +79,18 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
     x = cell.data.image(image_id)
     task = cell.task.bound(cell.data, image_id)
     cell = dataclasses.replace(cell, task=task)
-    store = MeasurementStore(cell.results, task, cell.configuration["task"], cell.noise_seed)
+    store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
     measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
     keep_picture(cell.results, x)
     clock.lap("measure")
     prepared = Prepared(image_id, x, task, measurement, clock=clock)
     if cell.corpus is not None:
-        found = neighbours_of(cell, image_id, x, measurement)
-        prepared.neighbours = [Neighbour(name, d) for name, d in zip(found.ids, found.distances, strict=True)]
-        prepared.neighbour_hashes, prepared.excluded = found.pictures, found.excluded
-        prepared.recall = cell.corpus.recall(cell.k) if cell.mode != "random" else None
+        prepared.found = neighbours_of(cell, image_id, x, measurement)
+        prepared.recall = cell.corpus.recall(cell.k) if cell.mode.follows_y else None
     clock.lap("retrieve")
-    prepared.adapter = find_or_train_adapter(cell, image_id, task, measurement.y, prepared.neighbours, progress, tell)
+    prepared.adapter = find_or_train_adapter(
+        cell, image_id, task, measurement.y, ids_of(prepared.found), progress, tell
+    )
     clock.lap("adapt")
     return prepared
 
@@ -93,9 +101,13 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
 
     def find() -> FoundNeighbours:
         assert cell.corpus is not None
-        neighbours, excluded = find_neighbours(cell, image_id, x, measurement.y)
-        hashes = [keep_picture(cell.results, reduced(cell.corpus.image(n.id)), thumbnail=True) for n in neighbours]
-        return FoundNeighbours([n.id for n in neighbours], [n.distance for n in neighbours], hashes, excluded)
+        chosen, excluded = find_neighbours(cell, image_id, x, measurement.y)
+        hashes = [keep_picture(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True) for one in chosen]
+        neighbours = [
+            Neighbour(id=one.id, distance=one.distance, picture=sha256)
+            for one, sha256 in zip(chosen, hashes, strict=True)
+        ]
+        return FoundNeighbours(neighbours=tuple(neighbours), excluded=tuple(excluded))
 
     return NeighbourStore(cell.results).get(
         neighbours_key(cell, image_id, hash_of_picture(x), measurement), cell.k, find
@@ -105,20 +117,15 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
     """Hash of what neighbours follow from, K aside. cell: its task bound to this picture."""
     retrieval = cell.identity.configuration["retrieval"]
-    drawn = {"seed": cell.seed, "image": image_id} if cell.mode == "random" else {"y": measurement.sha256}
+    drawn = {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
     # An edit is looked for by its prompt; other tasks have none.
     asked = {"prompt": cell.task.prompt, "by": cell.task.by} if hasattr(cell.task, "prompt") else {}
-    return hash_of({"mode": cell.mode, "retrieval": retrieval, "x": image_sha256, **drawn, **asked})
+    return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked})
 
 
-def adaptation_pictures(cell: Cell, task: Any, y: Tensor, neighbours: list[Neighbour]) -> list[Tensor]:
-    """What the mode tunes on: y itself, the neighbours, or nothing."""
-    if cell.mode == "none":
-        return []
-    if cell.mode == "self":
-        return [task.picture_of(y)]
-    assert cell.corpus is not None
-    return [reduced(cell.corpus.image(neighbour.id)) for neighbour in neighbours]
+def ids_of(found: FoundNeighbours) -> list[str]:
+    """Return the ids of the neighbours, nearest first."""
+    return [near.id for near in found.neighbours]
 
 
 def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
     seen = {} if cell.backbone.kind == "pixel" else {"task": task_seen(cell, task)}
     return {
         "backbone": cell.identity.configuration["backbone"],
-        "adaptation": {key: cell.configuration["adaptation"][key] for key in ("adapter", "fine_tuning")},
+        "adaptation": {key: cell.identity.configuration["adaptation"][key] for key in ("adapter", "fine_tuning")},
         "pictures": picture_hashes,
         "seed": [cell.seed, image_id],
         **seen,
@@ -147,17 +154,18 @@ def find_or_train_adapter(
     image_id: str,
     task: Any,
     y: Tensor,
-    neighbours: list[Neighbour],
+    chosen: list[str],
     progress: bool,
     tell: Tell,
 ) -> StoredAdapter | None:
-    """The adapter for one picture, trained unless its store has it; None in mode `none`.
+    """Return the adapter for one picture, trained unless its store has it; None in a mode that trains none.
 
-    Raises Busy where another worker is training it.
+    chosen: ids of the corpus pictures to adapt to, nearest first. Raises Busy where another worker is training it.
     """
-    pictures = adaptation_pictures(cell, task, y, neighbours)
-    if not pictures:
+    if not cell.mode.trains:
         return None
+    corpus = [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
+    pictures = cell.mode.pictures(task.picture_of(y), corpus)
     made_of = adapter_made_of(cell, image_id, task, [hash_of_picture(picture) for picture in pictures])
     key, store = hash_of(made_of), AdapterStore(cell.results)
     warn = lambda message: tell(f"warning: {message}")  # noqa: E731 - both calls below
@@ -179,7 +187,7 @@ def find_or_train_adapter(
             callbacks=[HandlersStay()],
             progress=progress,
             task=task,
-            names=[neighbour.id for neighbour in neighbours] if cell.mode != "self" else [image_id],
+            names=chosen or [image_id],
         )
         if trained.crop_remark is not None:
             tell_once(tell, f"adaptation: {trained.crop_remark}")
@@ -223,8 +231,8 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     return restored
 
 
-def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, oracle: bool) -> dict[str, Any]:
-    """Write the restored picture and give back its record. Raises FloatingPointError where the sampler failed on it."""
+def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, oracle: bool) -> Record:
+    """Write the restored picture and return its record. Raises FloatingPointError where the sampler failed on it."""
     clock, x, y = prepared.clock, prepared.x, prepared.measurement.y
     clock.start()
     reason = restored.errors[place]
@@ -236,58 +244,52 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
     write_png(picture, restored.x_hat[place])
     scores = score_picture(cell, prepared.task, picture, x, y)
     if error is not None:
-        scores["oracle-eps-error"] = {"value": error, "direction": "lower", "version": "1"}
+        scores["oracle-eps-error"] = Score(value=error, direction="lower", version="1")
     clock.lap("score")
-    return (
-        identity_fields(cell, prepared.image_id)
-        | {
-            "status": "done",
-            "image": image_fields(cell, prepared.image_id) | {"sha256": hash_of_picture(x)},
-            "y": {
-                "sha256": prepared.measurement.sha256,
-                "file": str(prepared.measurement.path.relative_to(cell.results)),
-            },
-            "picture": str(picture.relative_to(cell.results)),
-            "scores": scores,
-            "unavailable": dict(cell.scoring.unavailable),
-            "sampler": {
-                "capped_steps": restored.capped_steps[place],
-                "n_steps": cell.sampler.n_steps,
-                "network_evaluations": restored.network_evaluations,
-            },
-            "neighbours": [
-                {"id": n.id, "distance": n.distance, "picture": sha256}
-                for n, sha256 in zip(prepared.neighbours, prepared.neighbour_hashes, strict=True)
-            ],
-            "excluded": prepared.excluded,
-            "adapter": None if prepared.adapter is None else adapter_fields(prepared.adapter),
-            "seconds": clock.seconds,
-            "process_peak_memory_mb": process_peak_memory_mb(cell.backbone.device),
-        }
-        | ({} if prepared.recall is None else {"search": {"approximate": True, "recall": prepared.recall}})
+    return Record(
+        status="done",
+        image=image_of(cell, prepared.image_id, hash_of_picture(x)),
+        y=Measured(
+            sha256=prepared.measurement.sha256, file=prepared.measurement.path.relative_to(cell.results).as_posix()
+        ),
+        picture=picture.relative_to(cell.results).as_posix(),
+        scores=scores,
+        unavailable=dict(cell.scoring.unavailable),
+        sampler=Sampling(
+            n_steps=cell.sampler.n_steps,
+            capped_steps=restored.capped_steps[place],
+            network_evaluations=restored.network_evaluations,
+        ),
+        neighbours=prepared.found.neighbours,
+        excluded=prepared.found.excluded,
+        search=None if prepared.recall is None else Search(approximate=True, recall=prepared.recall),
+        adapter=None if prepared.adapter is None else adapter_of(prepared.adapter),
+        seconds=clock.seconds,
+        process_peak_memory_mb=process_peak_memory_mb(cell.backbone.device),
+        **provenance_of(cell),
     )
 
 
-def adapter_fields(adapter: StoredAdapter) -> dict[str, Any]:
-    """What a record says of its adapter; losses and layer names stay beside the tensors."""
+def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
+    """Return what a record says of its adapter; losses and layer names stay beside the tensors."""
     facts = adapter.facts
-    return {
-        "key": adapter.key,
-        "sha256": adapter.sha256,
-        "n_layers": len(facts["layers"]),
-        "n_parameters": facts["n_parameters"],
-        "training_seconds": facts["seconds"],
-        "first_loss": facts["losses"][0] if facts["losses"] else None,
-        "last_loss": facts["losses"][-1] if facts["losses"] else None,
-    }
+    return RecordedAdapter(
+        key=adapter.key,
+        sha256=adapter.sha256,
+        n_layers=len(facts["layers"]),
+        n_parameters=facts["n_parameters"],
+        training_seconds=facts["seconds"],
+        first_loss=facts["losses"][0] if facts["losses"] else None,
+        last_loss=facts["losses"][-1] if facts["losses"] else None,
+    )
 
 
-def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
+def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
     """Scores of a restored picture as its file holds it, so that scoring again gives the same; the residual beside them."""
     x_hat = read_image(picture)
-    scores = cell.scoring.score(x_hat, x, getattr(task, "prompt", None))
+    scores = scores_of(cell.scoring.score(x_hat, x, getattr(task, "prompt", None)))
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
-    scores["residual"] = {"value": float(residual), "direction": "none", "version": "1", "sigma_y": task.sigma_y}
+    scores["residual"] = Score(value=float(residual), direction="none", version="1", sigma_y=task.sigma_y)
     return scores
 
 
@@ -313,27 +315,28 @@ def oracle_eps_error(cell: Cell, x: Tensor, timesteps: tuple[int, ...] = (10, 50
     return sum(errors) / len(errors)
 
 
-def failure_record(cell: Cell, image_id: str, error: Exception) -> dict[str, Any]:
-    """The record of a picture that could not be done: its error in place of scores."""
-    return identity_fields(cell, image_id) | {
-        "status": "failed",
-        "image": image_fields(cell, image_id),
-        "y": None,
-        "scores": {},
-        "error": f"{type(error).__name__}: {first_line(error)}",
-        "traceback": None if isinstance(error, InputError) else "".join(traceback.format_exception(error)),
-    }
+def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
+    """Return the record of a picture that could not be done: its error in place of scores."""
+    return Record(
+        status="failed",
+        image=image_of(cell, image_id, None),
+        y=None,
+        scores={},
+        error=f"{type(error).__name__}: {first_line(error)}",
+        traceback=None if isinstance(error, InputError) else "".join(traceback.format_exception(error)),
+        **provenance_of(cell),
+    )
 
 
-def image_fields(cell: Cell, image_id: str) -> dict[str, Any]:
-    """What a record says of its test picture. manifest: SHA-256 of the data set's, a list of its pictures (RESULTS/manifests).
-    Licence and source are null where the data set does not tell them."""
-    known = {"licence": None, "source": None} | cell.data.attribution(image_id)
-    return {"id": image_id, "data": cell.data.name, "manifest": cell.data.sha256} | known
+def image_of(cell: Cell, image_id: str, sha256: str | None) -> TestImage:
+    """Return what a record says of its test picture; licence and source as far as the data set tells them."""
+    return TestImage(
+        id=image_id, data=cell.data.name, sha256=sha256, manifest=cell.data.sha256, **cell.data.attribution(image_id)
+    )
 
 
-def identity_fields(cell: Cell, image_id: str) -> dict[str, Any]:
-    """Who a record belongs to and what it was made with."""
+def provenance_of(cell: Cell) -> dict[str, Any]:
+    """Return the fields that say who a record belongs to and what it was made with."""
     return {
         "cell": cell.identity.sha256,
         "axes": cell.identity.axes,
@@ -343,4 +346,5 @@ def identity_fields(cell: Cell, image_id: str) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "threads": torch.get_num_threads(),
+        "prior": Prior(trained_on=cell.configuration["backbone"].get("trained_on")),
     }

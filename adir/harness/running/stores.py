@@ -1,12 +1,10 @@
 """Products that cells share, stored under what made them and found again: y, neighbours, trained adapters, pictures to show."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +23,8 @@ from adir.files import (
     write_bytes,
     write_json,
 )
+from adir.harness.records.layout import Layout, file_name
+from adir.harness.records.record import Neighbour, Part
 from adir.images import generator, hash_of_picture, write_png
 from adir.tasks.restoration import RestorationTask
 
@@ -35,7 +35,7 @@ def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
     """Keep a ground truth, or a neighbour's thumbnail, for the report, as RESULTS/pictures/HASH.png; returns HASH, that of
     the whole picture in both cases."""
     sha256 = hash_of_picture(x)
-    path = results / "pictures" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
+    path = Layout(results).picture(sha256, thumbnail)
     if not path.is_file():
         longer = max(x.shape[-2:])
         if thumbnail and longer > THUMBNAIL:
@@ -78,11 +78,11 @@ class MeasurementStore:
         """One per task version, configuration and noise seed."""
         made_of = {key: value for key, value in self.configuration.items() if key != "guidance_scale"}
         name = f"{self.task.name}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
-        return self.results / "measurements" / name
+        return Layout(self.results).measurements / name
 
     def path(self, image_id: str) -> Path:
         """The PNG of a picture's y; its note is beside it, as JSON."""
-        return self.folder / f"{quote(image_id, safe='')}.png"
+        return self.folder / f"{file_name(image_id)}.png"
 
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
         """y of picture x, read from its files or made. Damaged ones are set aside, reported through `warn(message)`, and
@@ -173,7 +173,7 @@ class AdapterStore:
 
     def path(self, key: str) -> Path:
         """The file."""
-        return self.results / "adapters" / f"{key}.safetensors"
+        return Layout(self.results).adapter(key)
 
     def find(self, key: str, warn: Callable[[str], None]) -> StoredAdapter | None:
         """The adapter, or None. A damaged one is set aside, reported through `warn(message)`, and counts as missing."""
@@ -213,21 +213,12 @@ class AdapterStore:
         return StoredAdapter(tensors, facts["sha256"], key, facts)
 
 
-@dataclass(frozen=True)
-class FoundNeighbours:
-    """The nearest pictures of a corpus, nearest first."""
+class FoundNeighbours(Part):
+    """The pictures of a corpus to adapt to, nearest first."""
 
-    ids: list[str]
-    distances: list[float | None]
-    """None where none was taken, as for a random draw."""
-    pictures: list[str]
-    """Hashes of the pictures (`hash_of_picture`)."""
-    excluded: list[str]
+    neighbours: tuple[Neighbour, ...]
+    excluded: tuple[str, ...]
     """Ids left out as copies of the test picture."""
-
-    def first(self, k: int) -> "FoundNeighbours":
-        """The k nearest."""
-        return FoundNeighbours(self.ids[:k], self.distances[:k], self.pictures[:k], self.excluded)
 
 
 @dataclass(frozen=True)
@@ -237,23 +228,22 @@ class NeighbourStore:
     results: Path
 
     def path(self, key: str) -> Path:
-        """The file."""
-        return self.results / "neighbours" / f"{key}.json"
+        """Return the file."""
+        return Layout(self.results).neighbours(key)
 
     def find(self, key: str, k: int) -> FoundNeighbours | None:
-        """The k nearest, or None where fewer are stored. A damaged file counts as none: finding them again is quick."""
+        """Return the k nearest, or None where fewer are stored. A damaged file counts as none: finding them is quick."""
         try:
-            found = FoundNeighbours(**read_json(self.path(key)))
-            lists = (found.ids, found.distances, found.pictures)
-            return found.first(k) if all(len(one) >= k for one in lists) else None
-        except (FileNotFoundError, ValueError, TypeError):
+            found = FoundNeighbours.model_validate(read_json(self.path(key)))
+        except (FileNotFoundError, ValueError):
             return None
+        return found.model_copy(update={"neighbours": found.neighbours[:k]}) if len(found.neighbours) >= k else None
 
     def get(self, key: str, k: int, find: Callable[[], FoundNeighbours]) -> FoundNeighbours:
-        """The k nearest, stored or found by `find()`, which gives exactly k."""
+        """Return the k nearest, stored or found by `find()`, which gives exactly k."""
         known = self.find(key, k)
         if known is not None:
             return known
         found = find()
-        write_json(self.path(key), dataclasses.asdict(found))
+        write_json(self.path(key), found.model_dump(mode="json"))
         return found

@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from adir.data.corpus import Corpus
 from adir.errors import InputError
 from adir.harness.cells.cell import Cell
+from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile
+from adir.harness.records.record import Record
 from adir.harness.running.claims import Claims
 from adir.harness.running.out_of_memory import explain_out_of_memory, is_out_of_memory
 from adir.harness.running.pipeline import Busy, Prepared, failure_record, finish, prepare, sample
@@ -27,7 +29,7 @@ LONGEST_PAUSE = 2.0
 class Tracker(Protocol):
     """Where a cell's progress is told besides its records; adir.harness.tracking.csv."""
 
-    def record(self, record: dict[str, Any], picture: Path) -> None: ...
+    def record(self, record: Record, picture: Path) -> None: ...
 
 
 @dataclass
@@ -83,9 +85,11 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
         raise InputError(f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out")
     require_test_pictures(cell)
     outcome = Outcome()
-    claims = Claims(cell.ledger.folder / "claims")
+    if options.existing != "report":
+        Layout(cell.results).mark()
+    claims = Claims(cell.ledger.claims)
     waiting = deque(cell.data.ids)
-    batch_size = options.batch_size if cell.mode == "none" else 1
+    batch_size = options.batch_size if not cell.mode.trains else 1
     idle = 0  # pictures put off since the last one that was done
     pause = 0.0  # seconds before the next look at what is put off or elsewhere
     elsewhere: dict[str, tuple[int, int] | None] = {}  # another worker is at them: the stamp of what record they had
@@ -143,14 +147,14 @@ def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], N
     except DamagedFile as error:
         tell(f"warning: {error}")
         record = None
-    if record is not None and record["status"] == "done":
-        if record["image"]["sha256"] != picture_hashes(cell.data)[image_id]:
+    if record is not None and record.status == "done":
+        if record.image.sha256 != picture_hashes(cell.data)[image_id]:
             raise OtherPicture(
                 f"{cell.ledger.record_path(image_id)}: is of another picture with the id {image_id!r}; "
                 "use another results folder"
             )
     if record is not None and options.existing != "redo":
-        failed_before = record["status"] == "failed"
+        failed_before = record.status == "failed"
         if not (failed_before and options.retry_failed and options.existing == "skip"):
             outcome.skipped += not failed_before
             outcome.failed += failed_before
@@ -171,13 +175,13 @@ def run_batch(
     put_off: list[str] = []
     ready: list[Prepared] = []
 
-    def settle(image_id: str, record: dict[str, Any]) -> None:
+    def settle(image_id: str, record: Record) -> None:
         cell.ledger.write(image_id, record)
         number = cell.data.ids.index(image_id) + 1
         where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
-        if record["status"] == "failed":
+        if record.status == "failed":
             outcome.failed += 1
-            tell(f"{where}  FAILED: {record['error']}")
+            tell(f"{where}  FAILED: {record.error}")
         else:
             outcome.done += 1
             tell(f"{where}  {summary(record)}  {(time.perf_counter() - started) / len(image_ids):.1f} s")
@@ -277,6 +281,6 @@ def picture_hashes(data: Corpus) -> dict[str, str]:
     return {image_id: hash_of_picture(data.image(image_id)) for image_id in data.ids}
 
 
-def summary(record: dict[str, Any]) -> str:
+def summary(record: Record) -> str:
     """The scores of a record on one line."""
-    return "  ".join(f"{name} {s['value']:.4g}" for name, s in record["scores"].items() if s["value"] is not None)
+    return "  ".join(f"{name} {score.value:.4g}" for name, score in record.scores.items() if score.value is not None)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from adir.harness.records.comparable import (
-    Record,
     base_of,
     base_part,
     require_same,
@@ -20,6 +19,7 @@ from adir.harness.records.comparable import (
     what_differs,
     without_seed,
 )
+from adir.harness.records.record import Record
 from adir.harness.tables.comparisons import best_of, with_holm
 from adir.harness.tables.statistics import (
     FEWEST_TO_TELL_APART,
@@ -82,7 +82,7 @@ class Group:
     @property
     def expected(self) -> list[tuple[str, int]]:
         """(picture, seed) that some row has."""
-        return sorted({(r["image"]["id"], r["seed"]) for records in self.rows.values() for r in records})
+        return sorted({(r.image.id, r.seed) for records in self.rows.values() for r in records})
 
 
 def make_board(records: Iterable[Record], planned: Iterable[Record] = ()) -> Board:
@@ -90,11 +90,11 @@ def make_board(records: Iterable[Record], planned: Iterable[Record] = ()) -> Boa
 
     Raises InputError when records of one task differ in y or task version, or in the version of a metric.
     """
-    records = sorted(records, key=lambda r: (r["axes"]["task"], r["axes"]["backbone"], r["cell"], r["image"]["id"]))
+    records = sorted(records, key=lambda r: (r.axes.task, r.axes.backbone, r.cell, r.image.id))
     metrics: dict[str, str] = {}
     for record in records:
-        for name, score in record["scores"].items():
-            metrics.setdefault(name, score["direction"])
+        for name, score in record.scores.items():
+            metrics.setdefault(name, score.direction)
     versions = require_same(records)
     rows: list[Row] = []
     told: list[Note] = []
@@ -108,7 +108,7 @@ def make_board(records: Iterable[Record], planned: Iterable[Record] = ()) -> Boa
     rows = with_differences_adjusted(rows)
     rows, unmarked = with_standings(rows, compared, shown)
     notes = gathered(told + unmarked)
-    reasons = {f"{name}: {why}" for record in records for name, why in (record.get("unavailable") or {}).items()}
+    reasons = {f"{name}: {why}" for record in records for name, why in record.unavailable.items()}
     made_by = ", ".join(f"{name} {versions[name]}" for name in metrics if name in versions)
     return Board(rows, metrics, versions, [f"versions: {made_by}"] * bool(made_by) + notes + sorted(reasons))
 
@@ -118,12 +118,12 @@ def groups_of(records: list[Record]) -> list[Group]:
     settings: dict[tuple[str, str | None], str] = {}  # a cell's records share it, and hashing takes long
     found: dict[tuple[str, ...], dict[tuple[Any, ...], list[Record]]] = {}
     for record in records:
-        axes, data = record["axes"], record["image"].get("data")
-        of_cell = (record["cell"], data)
+        axes, data = record.axes, record.image.data
+        of_cell = (record.cell, data)
         if of_cell not in settings:
             settings[of_cell] = without_seed(record)
-        place = (axes["task"], data or "", axes["backbone"], axes["sampler"])
-        key = (axes["adaptation"], axes["adapter"], axes["k"], settings[of_cell])
+        place = (axes.task, data or "", axes.backbone, axes.sampler)
+        key = (axes.adaptation, axes.adapter, axes.k, settings[of_cell])
         found.setdefault(place, {}).setdefault(key, []).append(record)
     names = ("task", "data", "backbone", "sampler")
     return [
@@ -158,7 +158,7 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tupl
             | mode
             | {"data": group.axes["data"] or None}
         )
-        done = {(r["image"]["id"], r["seed"]): r for r in records if r["status"] == "done"}
+        done = {(r.image.id, r.seed): r for r in records if r.status == "done"}
         pictures = {metric: picture_means(done, metric, expected) for metric in metrics}
         row = Row(
             axes=axes,
@@ -168,7 +168,7 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tupl
             expected=len(expected),
             sigma_y=first_known(noise_of(done.values()), planned_noise(records[0]), noise),
             pictures=pictures,
-            identity=records[0]["identity"],
+            identity=records[0].identity,
         )
         base = bases[key]
         if adaptation == "none":
@@ -180,9 +180,9 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tupl
         rows.append(row)
         name = named(axes, shown)
         for record in records:
-            if record["status"] == "failed":
-                where = f"seed={record['seed']} {record['image']['id']}"
-                notes.append((f"failed: {record.get('error')}", f"{name} {where}"))
+            if record.status == "failed":
+                where = f"seed={record.seed} {record.image.id}"
+                notes.append((f"failed: {record.error}", f"{name} {where}"))
         if row.have < row.expected:
             notes.append((f"{row.have} of {row.expected} records, so the means stay missing", name))
         notes += [(what, name) for what in dropped_notes(row)]
@@ -197,10 +197,10 @@ def settings_of(group: Group, bases: dict[tuple[Any, ...], str]) -> dict[tuple[A
     by what all rows have in common with theirs.
     """
     found: dict[tuple[Any, ...], dict[str, float | str]] = {}
-    bare = {key[3]: base_part(records[0]["identity"]) for key, records in group.rows.items()}
+    bare = {key[3]: base_part(records[0].identity) for key, records in group.rows.items()}
     of_bases = settings_apart(bare) if len(set(bases.values())) > 1 else {}
     for key in group.rows:
-        alike = {other[3]: group.rows[other][0]["identity"] for other in group.rows if other[:3] == key[:3]}
+        alike = {other[3]: group.rows[other][0].identity for other in group.rows if other[:3] == key[:3]}
         apart = settings_apart(alike) if len(alike) > 1 else of_bases
         if key[3] in apart:
             found[key] = apart[key[3]]
@@ -227,12 +227,12 @@ def gathered(notes: Iterable[Note]) -> list[str]:
 
 def noise_of(records: Iterable[Record]) -> float | None:
     """sigma_y of the first record that tells it."""
-    return first_known(*(record["scores"].get("residual", {}).get("sigma_y") for record in records))
+    return first_known(*(record.sigma_y for record in records))
 
 
 def planned_noise(record: Record) -> float | None:
     """sigma_y of the task as its identity has it, also where nothing was done yet; an edit's has none."""
-    task = record["identity"].get("task")
+    task = record.identity.get("task")
     noise = task.get("sigma_y") if isinstance(task, dict) else None
     return noise if isinstance(noise, int | float) else None
 
@@ -249,7 +249,7 @@ def picture_means(
     per_picture: dict[str, list[float | None]] = {}
     for place in expected:
         record = done.get(place)
-        value = record["scores"].get(metric, {}).get("value") if record is not None else None
+        value = record.value(metric) if record is not None else None
         per_picture.setdefault(place[0], []).append(value)
     return {i: None if None in values else math.fsum(values) / len(values) for i, values in per_picture.items()}  # type: ignore[arg-type]
 
@@ -286,7 +286,7 @@ def setting_notes(
     by_name: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for key, records in group.rows.items():
         if key not in settings:
-            by_name.setdefault(key[:3], {})[key[3]] = records[0]["identity"]
+            by_name.setdefault(key[:3], {})[key[3]] = records[0].identity
     for (adaptation, adapter, k), identities in by_name.items():
         if len(identities) > 1:
             axes = group.axes | {"adaptation": adaptation, "adapter": adapter, "k": k, "variant": ""}
@@ -294,7 +294,7 @@ def setting_notes(
     if not notes and len(set(bases.values())) > 1:
         firsts = {base: key for key, base in reversed(bases.items())}
         parts = {
-            key[3]: {n: v for n, v in group.rows[key][0]["identity"].items() if n not in ("adaptation", "retrieval")}
+            key[3]: {n: v for n, v in group.rows[key][0].identity.items() if n not in ("adaptation", "retrieval")}
             for key in reversed(firsts.values())
         }
         notes.append((f"rows of {len(parts)} settings, {what_differs(parts)}", place_of(group.axes, shown)))

@@ -27,15 +27,16 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
     if not records:
         raise InputError(f"{', '.join(map(str, sources))}: no records; `adir run` makes them")
     for record in records:
-        line: dict[str, Any] = dict(record["axes"]) | {"image": record["image"]["id"], "status": record["status"]}
-        line |= {"cell": record["cell"], "y": (record["y"] or {}).get("sha256")}
-        line |= {name: score["value"] for name, score in record["scores"].items()}
-        line |= {f"seconds_{stage}": seconds for stage, seconds in (record.get("seconds") or {}).items()}
-        line["network_evaluations"] = (record.get("sampler") or {}).get("network_evaluations")
+        line: dict[str, Any] = record.axes.model_dump() | {"image": record.image.id, "status": record.status}
+        line |= {"cell": record.cell, "y": None if record.y is None else record.y.sha256}
+        line |= {name: score.value for name, score in record.scores.items()}
+        line |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
+        line["network_evaluations"] = None if record.sampler is None else record.sampler.network_evaluations
+        line["gradient_evaluations"] = None if record.sampler is None else record.sampler.gradient_evaluations
         lines.append(line)
     frame = pd.DataFrame(lines)
     frame["k"] = frame["k"].astype("Int64")
-    metrics = {name for record in records for name in record["scores"]}
+    metrics = {name for record in records for name in record.scores}
     return frame.astype(dict.fromkeys(metrics, float))
 
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypeVar
 
 from adir.errors import first_line
 from adir.harness.cells.cell import Cell
+from adir.harness.records.record import Record
 from adir.harness.running.stores import AdapterStore
 from adir.harness.tables.statistics import mean_interval, mean_over_pictures
 
 T = TypeVar("T")
-Record = dict[str, Any]
 
 
 class Tracking(Protocol):
@@ -111,7 +111,7 @@ def records_of(cell: Cell) -> list[Record]:
 
 def metrics_of(records: list[Record]) -> list[str]:
     """The names of all scores, in the order in which they appear."""
-    return list(dict.fromkeys(name for record in records for name in record["scores"]))
+    return list(dict.fromkeys(name for record in records for name in record.scores))
 
 
 def summary_of(records: list[Record], n_pictures: int) -> dict[str, float | int]:
@@ -120,10 +120,10 @@ def summary_of(records: list[Record], n_pictures: int) -> dict[str, float | int]
     n_pictures: of the cell, with those that have no record yet. As in the leaderboard: a mean that lacks a picture, as one
     failed or the cell was interrupted, is missing, and so is no key here.
     """
-    done = [record for record in records if record["status"] == "done"]
+    done = [record for record in records if record.status == "done"]
     summary: dict[str, float | int] = {"pictures": len(done), "failed": len(records) - len(done)}
     for name in metrics_of(done):
-        values = [record["scores"].get(name, {}).get("value") for record in records]  # a failed one has none
+        values = [record.value(name) for record in records]  # a failed one has none
         values += [None] * (n_pictures - len(records))
         estimate = mean_over_pictures(values)
         if estimate.value is None:
@@ -131,12 +131,14 @@ def summary_of(records: list[Record], n_pictures: int) -> dict[str, float | int]
         summary[name] = estimate.value
         if estimate.standard_error is not None:
             summary[f"{name}_se"] = estimate.standard_error
-        interval = mean_interval(values)
+        interval = mean_interval([value for value in values if value is not None])  # none is missing, or it had no mean
         if interval is not None:
             summary[f"{name}_low"], summary[f"{name}_high"] = interval
     if done and len(done) == n_pictures:
-        summary["seconds"] = sum(sum(record["seconds"].values()) for record in done) / len(done)
-        summary["network_evaluations"] = max(record["sampler"].get("network_evaluations") or 0 for record in done)
+        summary["seconds"] = sum(sum(record.seconds.values()) for record in done) / len(done)
+        summary["network_evaluations"] = max(
+            record.sampler.network_evaluations for record in done if record.sampler is not None
+        )
     return summary
 
 
@@ -145,10 +147,9 @@ def loss_curves(cell: Cell, records: list[Record]) -> dict[str, list[float]]:
     store = AdapterStore(cell.results)
     curves: dict[str, list[float]] = {}
     for record in records:
-        key = (record.get("adapter") or {}).get("key")
-        adapter = store.find(key, warn=lambda _: None) if key is not None else None
+        adapter = store.find(record.adapter.key, warn=lambda _: None) if record.adapter is not None else None
         if adapter is not None and adapter.facts["losses"]:
-            curves[record["image"]["id"]] = adapter.facts["losses"]
+            curves[record.image.id] = adapter.facts["losses"]
     return curves
 
 
@@ -176,13 +177,13 @@ def table_of(records: list[Record]) -> tuple[list[str], list[list[Any]]]:
     columns = ["image", "status", "restored", *metrics, "y", "seconds", "error"]
     rows = [
         [
-            record["image"]["id"],
-            record["status"],
-            record.get("picture"),
-            *(record["scores"].get(name, {}).get("value") for name in metrics),
-            (record["y"] or {}).get("file"),
-            sum((record.get("seconds") or {}).values()),
-            record.get("error"),
+            record.image.id,
+            record.status,
+            record.picture,
+            *(record.value(name) for name in metrics),
+            record.y_file,
+            sum(record.seconds.values()),
+            record.error,
         ]
         for record in records
     ]

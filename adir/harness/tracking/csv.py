@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adir.files import write_bytes
 from adir.harness.cells.cell import Cell
+from adir.harness.records.layout import Layout
 from adir.harness.tracking.base import GuardedTracking, Record, loss_curves, records_of, table_of
 
 
@@ -27,13 +28,13 @@ class CsvTracking(GuardedTracking):
         records = records_of(cell)
         if not records:
             return
-        folder, name = cell.results / "tracking", "-".join(cell.identity.folder.parts[1:])
+        layout, name = Layout(cell.results), "-".join(cell.identity.folder.parts[1:])
         columns, rows = table_of(records)
-        write_bytes(folder / f"{name}.csv", to_csv([columns, *rows]))
+        write_bytes(layout.tracking(name), to_csv([columns, *rows]))
         curves = loss_curves(cell, records)
         if curves:
             steps = [[number, *losses] for number, losses in enumerate(zip(*curves.values(), strict=False), start=1)]
-            write_bytes(folder / f"{name}-losses.csv", to_csv([["iteration", *curves], *steps]))
+            write_bytes(layout.tracking(name, "-losses"), to_csv([["iteration", *curves], *steps]))
 
 
 def to_csv(rows: list[list[object]] | list[list[str]]) -> bytes:

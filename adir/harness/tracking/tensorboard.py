@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from adir.harness.cells.cell import Cell
+from adir.harness.records.layout import Layout
 from adir.harness.tracking.base import GuardedTracking, Record, loss_curves, mean_curve, records_of, summary_of
 from adir.images import read_image
 
@@ -25,16 +26,16 @@ class TensorboardTracking(GuardedTracking):
         """Open the events file."""
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and only this tracker needs it
 
-        self._writer = SummaryWriter(str(cell.results / "tensorboard" / "-".join(cell.identity.folder.parts[1:])))
+        self._writer = SummaryWriter(str(Layout(cell.results).tensorboard / "-".join(cell.identity.folder.parts[1:])))
 
     def told(self, record: Record, picture: Path) -> None:
         """Scores and picture."""
         assert self.cell is not None
-        step = self.cell.data.ids.index(record["image"]["id"])
-        for name, score in record["scores"].items():
-            if score["value"] is not None:
-                self._writer.add_scalar(f"scores/{name}", score["value"], step)
-        if record["status"] == "done":
+        step = self.cell.data.ids.index(record.image.id)
+        for name, score in record.scores.items():
+            if score.value is not None:
+                self._writer.add_scalar(f"scores/{name}", score.value, step)
+        if record.status == "done":
             self._writer.add_image("restored", (read_image(picture) + 1) / 2, step)
 
     def closed(self, cell: Cell) -> None:
@@ -42,7 +43,7 @@ class TensorboardTracking(GuardedTracking):
         records = records_of(cell)
         for iteration, loss in enumerate(mean_curve(loss_curves(cell, records)), start=1):
             self._writer.add_scalar("adaptation/loss", loss, iteration)
-        axes = {name: value if value is not None else "" for name, value in cell.identity.axes.items()}
+        axes = {name: value if value is not None else "" for name, value in cell.identity.axes}
         means = {f"mean/{name}": value for name, value in summary_of(records, len(cell.data)).items()}
         self._writer.add_hparams(axes, means, run_name=".")
         self._writer.close()

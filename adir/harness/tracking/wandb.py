@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 from adir.errors import first_line
 from adir.files import read_json
 from adir.harness.cells.cell import Cell
+from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import Ledger
+from adir.harness.records.planned import plan_cells
 from adir.harness.tables.formats import to_csv, to_markdown
 from adir.harness.tables.leaderboard import load_board
 from adir.harness.tracking.base import (
@@ -58,7 +60,7 @@ class WandbTracking(GuardedTracking):
         mode: Mode = self.mode or ("online" if has_key() else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)
         # The pictures of a table would be put into the home folder, and not travel with RESULTS/wandb.
-        os.environ.setdefault("WANDB_DATA_DIR", str(cell.results.absolute() / "wandb"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(Layout(cell.results.absolute()).wandb))
         try:
             self._run = self._ask(lambda: self._open(cell, mode))
         except Exception as error:
@@ -71,15 +73,15 @@ class WandbTracking(GuardedTracking):
         import wandb  # 2 s to import, and only this tracker needs it
 
         axes = cell.identity.axes
-        tags = [axes["backbone"], axes["task"], axes["sampler"], axes["adaptation"], axes["adapter"]]
-        tags += [f"k={axes['k']}" if axes["k"] is not None else None, f"seed={axes['seed']}"]
+        tags = [axes.backbone, axes.task, axes.sampler, axes.adaptation, axes.adapter]
+        tags += [f"k={axes.k}" if axes.k is not None else None, f"seed={axes.seed}"]
         return wandb.init(
             project=self.project,
             entity=self.entity,
             id=cell.identity.sha256[:32],
             name=cell.label,
             group=self.grid,
-            job_type=axes["adaptation"],
+            job_type=axes.adaptation,
             config=cell.configuration | {"cell": cell.identity.sha256, "grid": self.grid},
             tags=list(dict.fromkeys(str(tag)[:64] for tag in tags if tag is not None)),  # 64: W&B refuses longer ones
             mode=mode,
@@ -95,7 +97,7 @@ class WandbTracking(GuardedTracking):
 
     def told(self, record: Record, picture: Path) -> None:
         """Scores of one picture."""
-        scores = {name: score["value"] for name, score in record["scores"].items()}
+        scores = {name: score.value for name, score in record.scores.items()}
         self._ask(
             lambda: self._run.log({f"scores/{name}": value for name, value in scores.items() if value is not None})
         )
@@ -154,9 +156,9 @@ def grid_is_done(results: Path, grid: str | None) -> bool:
     """Whether every picture of a grid has its record; a cell alone is done when it ends."""
     if grid is None:
         return True
-    for planned in read_json(results / "grids" / f"{grid}.json")["cells"]:
-        ledger = Ledger(results / planned["folder"])
-        if not all(ledger.record_path(image_id).is_file() for image_id in planned["images"]):
+    for planned in plan_cells(read_json(Layout(results).plan(grid))):
+        assert planned.folder is not None
+        if Ledger(results / planned.folder).lacks_any(planned.images):
             return False
     return True
 

@@ -1,0 +1,110 @@
+"""Adaptation modes: which pictures the denoiser is tuned on for a y (ADIR, arXiv 2212.03221, and its controls).
+
+conf/adaptation/NAME.yaml names the class; a mode of your own is one more class with the same attributes.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from adir.adaptation.adapters import Adapter
+from adir.adaptation.denoising_module import FineTuning
+from adir.errors import InputError
+
+
+class Chosen(NamedTuple):
+    """A picture of the corpus that a mode chose."""
+
+    id: str
+    distance: float | None
+    """To y in the encoder's measure; None where none was taken."""
+
+
+class Surroundings(Protocol):
+    """The corpus as seen from one y; copies of the test picture are left out."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Every picture that may be chosen, sorted."""
+
+    def nearest(self, k: int) -> list[Chosen]:
+        """Return the k pictures nearest to y, nearest first. Raises InputError where there are fewer."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Base of the modes: what is trained (`adapter`) and how (`fine_tuning`); a subclass says on which pictures."""
+
+    adapter: Adapter
+    fine_tuning: FineTuning
+    name: str
+
+    version: ClassVar[int] = 1
+    """Raise it when a change of the class changes which pictures are chosen."""
+    trains: ClassVar[bool] = True
+    """Whether the denoiser is tuned at all."""
+    encoder: ClassVar[str | None] = None
+    """Which of the retrieval's encoders it looks with; None: it uses no corpus, and K means nothing."""
+    follows_y: ClassVar[bool] = True
+    """Whether the pictures depend on y: if not, two tasks share them."""
+
+    def choose(self, surroundings: Surroundings, k: int, generator: torch.Generator) -> list[Chosen]:
+        """Return the k pictures of the corpus to adapt to, nearest first; of modes that use a corpus only."""
+        return surroundings.nearest(k)
+
+    def pictures(self, y_picture: Tensor, chosen: list[Tensor]) -> list[Tensor]:
+        """Return the pictures (3, H, W) to adapt to, from y as a picture and the pictures that `choose` chose."""
+        return chosen
+
+
+@dataclass(frozen=True)
+class NoAdaptation(Mode):
+    """The pretrained denoiser as it is."""
+
+    name: str = "none"
+    trains: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class SelfAdaptation(Mode):
+    """Tune on y itself: ADIR's first variant."""
+
+    name: str = "self"
+
+    def pictures(self, y_picture: Tensor, chosen: list[Tensor]) -> list[Tensor]:
+        """Return y alone."""
+        return [y_picture]
+
+
+@dataclass(frozen=True)
+class NearestNeighbours(Mode):
+    """Tune on the K pictures nearest to y in the encoder's space: ADIR."""
+
+    name: str = "knn"
+    encoder: ClassVar[str | None] = "knn"
+
+
+@dataclass(frozen=True)
+class NearestPixels(Mode):
+    """Control: tune on the K pictures nearest to y by pixel distance."""
+
+    name: str = "pixel"
+    encoder: ClassVar[str | None] = "pixel"
+
+
+@dataclass(frozen=True)
+class RandomPictures(Mode):
+    """Control: tune on K pictures drawn at random, the same for every task."""
+
+    name: str = "random"
+    encoder: ClassVar[str | None] = "knn"  # proposes the crops of a test picture, which are left out as for `knn`
+    follows_y: ClassVar[bool] = False
+
+    def choose(self, surroundings: Surroundings, k: int, generator: torch.Generator) -> list[Chosen]:
+        """Return k pictures drawn without replacement; for a smaller k, the first of them."""
+        ids = surroundings.ids
+        if k > len(ids):
+            raise InputError(f"K={k} pictures asked, {len(ids)} are left after leaving out copies of the test picture")
+        return [Chosen(ids[row], None) for row in torch.randperm(len(ids), generator=generator)[:k].tolist()]

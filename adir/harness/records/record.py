@@ -1,0 +1,285 @@
+"""The record: what one picture of one cell leaves on disk, as one JSON file. All code reads and writes records as these types.
+
+A record holds what it takes to trust its numbers: scores with their direction and version, the whole configuration, hashes of
+what went in, and the program that ran. A field that is None was not measured or does not apply; it never stands for zero.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
+
+SCHEMA = 2
+"""Raised when a field changes its meaning or goes, and not for a new optional one. A folder of another schema is refused."""
+
+Status = Literal["done", "failed", "missing"]
+Direction = Literal["higher", "lower", "none"]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(strict=True, min_length=1)]
+
+
+class Part(BaseModel):
+    """Base of the record's types: immutable, and a misspelt field raises."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Axes(Part):
+    """The readable values that name a cell; its identity has the rest."""
+
+    backbone: StrictStr
+    task: StrictStr
+    adaptation: StrictStr
+    """The mode: none, self, knn, random, pixel."""
+    k: StrictInt | None
+    """K, the number of neighbours asked for; None in modes without neighbours."""
+    adapter: StrictStr | None
+    """full or lora; None without adaptation."""
+    sampler: StrictStr
+    seed: StrictInt
+    """Of sampler, adaptation and random neighbours; 0 for methods that draw nothing."""
+
+
+class TestImage(Part):
+    """The test picture, x."""
+
+    __test__ = False  # its name would make pytest collect it
+
+    id: StrictStr
+    """Its name in the data set, for people; `sha256` says which picture it is."""
+    data: StrictStr | None = None
+    """Name of the data set, for people."""
+    sha256: Sha256 | None = None
+    """`adir.images.hash_of_picture` of x; None in a record that failed."""
+    manifest: str | None = None
+    """SHA-256 of the data set's manifest, a list of its pictures in RESULTS/manifests."""
+    licence: str | None = None
+    author: str | None = None
+    source: str | None = None
+    """Attribution as the data set tells it."""
+
+
+class Measurement(Part):
+    """y = A x + e, which every method of a task shares."""
+
+    sha256: Sha256
+    """`hash_of_picture` of y: rows whose y differ are never compared."""
+    file: str | None = None
+    """Its PNG, relative to the results folder."""
+
+
+class Score(Part):
+    """One metric of one restored picture."""
+
+    value: Finite | None
+    """In the metric's own unit (psnr: dB; residual: grey levels of 255); None where it could not be computed."""
+    direction: Direction
+    """Whether higher or lower is better; none for what is only to be read, such as the residual."""
+    version: StrictStr
+    """Implementation and weights: scores of two versions are never averaged."""
+    sigma_y: Finite | None = None
+    """Of the residual alone: noise of y in grey levels, which the residual is read beside."""
+
+
+class Neighbour(Part):
+    """One picture of the corpus that the denoiser was adapted to."""
+
+    id: StrictStr
+    distance: float | None
+    """To y in the encoder's measure (radians for unit vectors); smaller is nearer. None where none was taken (random)."""
+    picture: str | None = None
+    """`hash_of_picture` of what was trained on."""
+
+
+class Search(Part):
+    """How the neighbours were searched for, where the search may miss some."""
+
+    approximate: bool
+    recall: float
+    """Share of the true K nearest that such a search finds, in [0, 1]; higher is better."""
+
+
+class Stratum(Part):
+    """Held-out loss in one range of timesteps."""
+
+    t_first: int
+    t_last: int
+    """Timesteps of the range, of 1000, both inclusive."""
+    untuned: float
+    adapted: float
+    """Mean squared error of eps, lower is better."""
+
+
+class HeldOut(Part):
+    """What held-out pictures said while the denoiser was fine-tuned. The ground truth is never among them."""
+
+    losses: dict[int, float]
+    """{iteration: mean squared error of eps on held-out crops}; lower is better."""
+    kept_iteration: int
+    """The iteration whose weights were kept."""
+    alpha: float
+    """Factor of the update, in [0, 1]; 0 is the untuned denoiser."""
+    strata: tuple[Stratum, ...] = ()
+
+
+class Adapter(Part):
+    """The adapter that was in place while sampling; its tensors and losses lie under `key` in RESULTS/adapters."""
+
+    key: str
+    """Hash of what made it: cells with equal keys share it."""
+    sha256: str
+    """Of its tensors."""
+    n_layers: int
+    n_parameters: int
+    training_seconds: float
+    """Wall clock of its training, also where it was found in its store."""
+    first_loss: float | None
+    last_loss: float | None
+    """l_simple of the first and the last iteration; a single iteration's loss is at random t and says little."""
+    k_used: int | None = None
+    """Neighbours that it was trained on, where some of the K were dropped; None: all."""
+    held_out: HeldOut | None = None
+    """None where nothing was held out."""
+
+
+class Sampling(Part):
+    """What the sampler did."""
+
+    n_steps: int
+    capped_steps: int
+    """Steps at which the guidance was lowered to stay stable."""
+    network_evaluations: int
+    """Calls of the network, with and without gradient."""
+    gradient_evaluations: int = 0
+    """Those among them that were differentiated, which cost about three times as much."""
+
+
+class Prior(Part):
+    """The pretrained denoiser's past: a prior that was trained on the test set makes a score meaningless."""
+
+    trained_on: str | None
+    """Data set, as its publisher names it; None where it is not known."""
+
+
+class Record(Part):
+    """One picture of one cell: done, failed, or (in tables only) missing."""
+
+    schema_version: Literal[2] = Field(default=2, alias="schema")
+    status: Status
+    cell: Sha256
+    """SHA-256 of `identity`: which cell this is."""
+    axes: Axes
+    identity: dict[str, Any]
+    """Names, versions and settings of all that changes a pixel (adir.harness.cells.identity)."""
+    seed: StrictInt
+    """That of `axes`."""
+    image: TestImage
+    y: Measurement | None
+    """None in a record that failed or is missing."""
+    picture: str | None = None
+    """The restored PNG, relative to the results folder."""
+    scores: dict[str, Score]
+    """{metric: score}; empty in a record that failed or is missing."""
+    unavailable: dict[str, str] = {}
+    """{metric: why it could not be computed on that machine}"""
+    sampler: Sampling | None = None
+    neighbours: tuple[Neighbour, ...] = ()
+    """Nearest first."""
+    excluded: tuple[str, ...] = ()
+    """Ids of the corpus that were left out as copies of the test picture."""
+    search: Search | None = None
+    """None where the search was exact."""
+    adapter: Adapter | None = None
+    prior: Prior | None = None
+    seconds: dict[str, float] = {}
+    """{stage: wall-clock seconds}: measure, retrieve, adapt, sample, oracle, score. Near 0 where the product was stored."""
+    process_peak_memory_mb: float | None = None
+    """Of the process so far, earlier pictures included."""
+    error: str | None = None
+    """Of a failed record: the exception, on one line."""
+    traceback: str | None = None
+    configuration: dict[str, Any] = {}
+    """The whole resolved configuration, with what changes no pixel."""
+    versions: dict[str, str] = {}
+    """{package: version}"""
+    commit: str | None = None
+    """Of the checkout that ran, `-dirty` where tracked files differ; None for an installed package."""
+    threads: int | None = None
+    """Of torch."""
+    path: str = Field(default="", exclude=True)
+    """Its file, relative to the folder or archive it was read from; never part of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        """Raise ValueError where two fields contradict each other: a row is named by one and grouped by the other."""
+        if self.seed != self.axes.seed:
+            raise ValueError(f"seed is {self.seed}, that of the axes {self.axes.seed}")
+        for name, value in named_by(self.identity).items():
+            if getattr(self.axes, name) != value:
+                raise ValueError(f"axis {name} is {getattr(self.axes, name)!r}, its identity says {value!r}")
+        if self.status == "done":
+            if not isinstance(self.identity.get("task"), dict) or "version" not in self.identity["task"]:
+                raise ValueError("identity.task.version is missing")
+            if self.y is None or self.image.sha256 is None:
+                raise ValueError("y and image.sha256 are needed in a record that is done")
+        return self
+
+    def value(self, metric: str) -> float | None:
+        """The value of a metric; None where the record lacks it."""
+        score = self.scores.get(metric)
+        return None if score is None else score.value
+
+    @property
+    def y_file(self) -> str | None:
+        """File of y, relative to the results folder; None where the record names none."""
+        return None if self.y is None else self.y.file
+
+    @property
+    def sigma_y(self) -> float | None:
+        """Noise of y in grey levels; None where the record does not tell."""
+        residual = self.scores.get("residual")
+        return None if residual is None else residual.sigma_y
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of its file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the axes that an identity tells: {axis: value}."""
+    parts = {name: identity.get(name) for name in ("backbone", "task", "sampler", "adaptation")}
+    told = {name: part["name"] for name, part in parts.items() if isinstance(part, dict) and "name" in part}
+    adaptation = parts["adaptation"]
+    if isinstance(adaptation, dict):
+        told["k"] = adaptation.get("k")
+        if isinstance(adapter := adaptation.get("adapter"), dict):
+            told["adapter"] = adapter.get("name")
+    return told | ({"seed": identity["seed"]} if "seed" in identity else {})
+
+
+def scores_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
+    """Return what a scoring found as scores. Raises ValueError for a value that is no finite number."""
+    return {name: Score(**score) for name, score in found.items()}
+
+
+def parse_record(content: Any) -> Record:
+    """Return the record in a JSON value. Fields that this version does not know are kept as they are.
+
+    Raises ValueError, whose text names the field, where it is none.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    try:
+        return Record.model_validate(content, extra="allow")
+    except ValidationError as error:
+        raise ValueError(fault_text(error)) from error
+
+
+def fault_text(error: ValidationError) -> str:
+    """Return the first fault of a record in a few words: `axes.k: Input should be a valid integer`."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
