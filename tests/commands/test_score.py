@@ -22,18 +22,18 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
 
 
 def test_scoring_again_adds_the_metrics_and_keeps_the_rest(adir, results: Path, photographs: Path) -> None:
-    before = {record["image"]["id"]: record for record in all_records(results)}
-    assert all(set(record["scores"]) == {"residual"} for record in before.values())
+    before = {record.image.id: record for record in all_records(results)}
+    assert all(set(record.scores) == {"residual"} for record in before.values())
     assert adir("score", results, "scoring.metrics=[psnr]").status == 0
     for record in all_records(results):
-        image_id, value = record["image"]["id"], record["scores"]["psnr"]["value"]
+        image_id, value = record.image.id, record.value("psnr")
         # PSNR by hand, from the two files
-        pair = [results / record["picture"], photographs / image_id]
+        pair = [results / record.picture, photographs / image_id]
         x_hat, x = (np.array(Image.open(path).convert("RGB"), dtype=np.float64) for path in pair)
         assert value == pytest.approx(10 * math.log10(255**2 / np.mean((x_hat - x) ** 2)), abs=1e-4)
-        kept = {key: entry for key, entry in record.items() if key not in ("scores", "unavailable")}
-        assert kept == {key: before[image_id][key] for key in kept}
-        assert record["scores"]["residual"] == before[image_id]["scores"]["residual"]
+        assert record.scores["residual"] == before[image_id].scores["residual"]
+        rest = {"scores": {}, "unavailable": {}}
+        assert record.model_copy(update=rest) == before[image_id].model_copy(update=rest)
 
 
 def test_a_record_of_another_ground_truth_keeps_its_scores(adir, results: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_record_of_the_wrong_shape_is_named_and_left_as_it_is(adir, results: P
     wrong = record | {"image": {"sha256": "0" * 64}}
     write_json(path, wrong)
     finished = adir("score", results, "scoring.metrics=[psnr]")
-    assert finished.status == 1 and "image.id and image.data are to be words" in finished.out
+    assert finished.status == 1 and "image.id: Field required" in finished.out
     assert read_json(path) == wrong
     write_json(path, record)
 

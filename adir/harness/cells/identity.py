@@ -9,7 +9,7 @@ to one picture. K is part of the identity only where the mode uses a corpus.
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ def cell_identity(
     """
     adaptation = described("adaptation", full["adaptation"])
     configuration: dict[str, Any] = {
-        "backbone": without(described("backbone", full["backbone"]), *NO_PIXEL) | dict(backbone),
-        "task": without(described("task", full["task"]), "guidance_scale"),  # the sampler has the one that was used
+        "backbone": described("backbone", full["backbone"], NO_PIXEL) | dict(backbone),
+        "task": described("task", full["task"], ["guidance_scale"]),  # the sampler has the one that was used
         "sampler": described("sampler", full["sampler"]),
         "seed": seed,
         "noise_seed": full["noise_seed"],
@@ -104,10 +104,13 @@ def cell_identity(
     return CellIdentity(axes, configuration)
 
 
-def described(kind: str, leaf: Mapping[str, Any]) -> dict[str, Any]:
+def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:
     """Return name, version and settings of a leaf, defaults of its constructor included; leaves inside it in the same way.
 
-    kind: what the leaf is, such as `sampler`; two classes of one kind never share a name.
+    Args:
+        kind: what the leaf is, such as `sampler`; two classes of one kind never share a name.
+        leaf: a part of the resolved configuration, with `_target_`.
+        left_out: settings that change no pixel.
 
     Raises InputError where neither the leaf nor its class says name and version, or another class has that name.
     """
@@ -118,6 +121,7 @@ def described(kind: str, leaf: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         key: described(key, value) if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in bound.arguments.items()
+        if key not in left_out
     }
     for key in ("name", "version"):
         if settings.get(key) is None:
@@ -155,8 +159,3 @@ def ours(kind: str) -> dict[str, str]:
         return {name: f"{module.__name__}.{path}" for path, name in names.items() if isinstance(name, str)}
     leaves = [yaml.safe_load(path.read_text()) for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")]
     return {leaf["name"]: leaf["_target_"] for leaf in leaves}
-
-
-def without(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """Return the mapping less some keys."""
-    return {key: value for key, value in mapping.items() if key not in keys}

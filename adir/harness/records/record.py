@@ -77,6 +77,8 @@ class Score(Part):
     """Whether higher or lower is better; none for what is only to be read, such as the residual."""
     version: StrictStr
     """Implementation and weights: scores of two versions are never averaged."""
+    reason: str | None = None
+    """Why `value` is None."""
     sigma_y: Finite | None = None
     """Of the residual alone: noise of y in grey levels, which the residual is read beside."""
 

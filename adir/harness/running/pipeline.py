@@ -128,6 +128,12 @@ def ids_of(found: FoundNeighbours) -> list[str]:
     return [near.id for near in found.neighbours]
 
 
+def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
+    """Return the pictures (3, H, W) that the mode tunes on. chosen: ids of the corpus, nearest first."""
+    corpus = [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
+    return cell.mode.pictures(task.picture_of(y), corpus)
+
+
 def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
     """What an adapter follows from; not the cell, so cells that differ in the sampler share, and `random` draws of two tasks.
 
@@ -164,8 +170,7 @@ def find_or_train_adapter(
     """
     if not cell.mode.trains:
         return None
-    corpus = [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
-    pictures = cell.mode.pictures(task.picture_of(y), corpus)
+    pictures = adaptation_pictures(cell, task, y, chosen)
     made_of = adapter_made_of(cell, image_id, task, [hash_of_picture(picture) for picture in pictures])
     key, store = hash_of(made_of), AdapterStore(cell.results)
     warn = lambda message: tell(f"warning: {message}")  # noqa: E731 - both calls below

@@ -13,8 +13,9 @@ from adir.data.selection import EmbeddedTestFields
 from adir.errors import InputError
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import compose
+from adir.harness.records.record import Search
 from adir.harness.running.neighbours import find_neighbours
-from adir.harness.running.pipeline import adaptation_pictures, failure_record, finish, prepare, sample
+from adir.harness.running.pipeline import adaptation_pictures, failure_record, finish, ids_of, prepare, sample
 from adir.images import generator, hash_of_picture, read_image, write_png
 
 
@@ -39,7 +40,7 @@ def test_cells_of_one_process_share_what_is_costly(cell: Callable[..., Cell]) ->
 
 def test_zero_is_a_seed_and_a_k(cell: Callable[..., Cell]) -> None:
     built = cell("seed=0", "k=0")
-    assert built.seed == 0 and built.k == 0 and built.identity.axes["k"] is None
+    assert built.seed == 0 and built.k == 0 and built.identity.axes.k is None
 
 
 def test_a_label_is_readable(cell: Callable[..., Cell]) -> None:
@@ -100,7 +101,7 @@ def test_each_mode_is_given_its_own_pictures(cell: Callable[..., Cell], photogra
     assert torch.equal(itself, y)
     knn = cell("adaptation=knn")
     neighbours, _ = find_neighbours(knn, "0.png", read_image(photographs / "0.png"), y)
-    found = adaptation_pictures(knn, knn.task, y, neighbours)
+    found = adaptation_pictures(knn, knn.task, y, [n.id for n in neighbours])
     assert all(torch.equal(p, knn.corpus.image(n.id)) for p, n in zip(found, neighbours, strict=True))
 
 
@@ -112,8 +113,8 @@ def test_a_record_says_how_much_an_approximate_search_finds(
     for mode in ("none", "random", "knn"):
         built = cell(f"adaptation={mode}", "k=2")
         prepared = prepare(built, "0.png", print, False)
-        found[mode] = finish(built, prepared, sample(built, [prepared]), 0, False).get("search")
-    assert found == {"none": None, "random": None, "knn": {"approximate": True, "recall": 0.92}}
+        found[mode] = finish(built, prepared, sample(built, [prepared]), 0, False).search
+    assert found == {"none": None, "random": None, "knn": Search(approximate=True, recall=0.92)}
 
 
 def test_a_neighbour_that_is_too_large_is_made_smaller_before_it_is_tuned_on(
@@ -122,16 +123,18 @@ def test_a_neighbour_that_is_too_large_is_made_smaller_before_it_is_tuned_on(
     monkeypatch.setattr("adir.harness.running.pipeline.reduced", lambda x: x[:, ::2, ::2])
     built = cell("adaptation=knn", "k=1")
     prepared = prepare(built, "0.png", print, False)
-    (used,) = adaptation_pictures(built, built.task, prepared.measurement.y, prepared.neighbours)
+    (used,) = adaptation_pictures(built, built.task, prepared.measurement.y, ids_of(prepared.found))
     assert used.shape == (3, 16, 16)
-    assert prepared.neighbour_hashes == [hash_of_picture(used)]  # by which a plan knows the adapter
+    assert [near.picture for near in prepared.found.neighbours] == [
+        hash_of_picture(used)
+    ]  # by which a plan knows the adapter
 
 
 def test_a_record_tells_licence_and_source_of_its_picture_as_far_as_they_are_known(cell: Callable[..., Cell]) -> None:
     data = EmbeddedTestFields()
     built = dataclasses.replace(cell(), data=data)
-    images = {name: failure_record(built, name, ValueError("no"))["image"] for name in data.ids}
-    assert {image["manifest"] for image in images.values()} == {data.sha256}
-    told = {name.partition("-")[0]: (image["licence"], image["source"]) for name, image in images.items()}
+    images = {name: failure_record(built, name, ValueError("no")).image for name in data.ids}
+    assert {image.manifest for image in images.values()} == {data.sha256}
+    told = {name.partition("-")[0]: (image.licence, image.source) for name, image in images.items()}
     assert told["retina"][0] == "CC0 1.0" and "wikimedia" in told["retina"][1]
     assert told["motorcycle_left"][0] is None and told["chelsea"] == ("CC0 1.0", None)

@@ -2,75 +2,89 @@
 
 import copy
 import re
-from typing import Any
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from adir.errors import InputError
 from adir.files import hash_of
+from adir.harness.cells import identity as module
 from adir.harness.cells.cell import resolve_cell
 from adir.harness.cells.compose import compose
-from adir.harness.cells.identity import MODES, WITH_NEIGHBOURS, cell_identity
-from adir.retrieval import leakage as crops
+from adir.harness.cells.identity import CellIdentity, cell_identity, described
+from adir.tasks.operators import BoxBlur
 
-PARTS: dict[str, Any] = {
-    "backbone": {"name": "embedded", "weights_sha256": "aa", "resolution": 64},
-    "task": {"name": "sr4", "version": 1, "operator": {"factor": 4}, "sigma_y": 0, "guidance_scale": 30},
-    "adaptation": {
-        "name": "knn",
-        "adapter": {"name": "lora", "rank": 16},
-        "fine_tuning": {"n_iterations": 40, "learning_rate": 3e-4},
-    },
-    "retrieval": {"corpus": "cc", "encoders": {"knn": "ee", "pixel": "pp"}},
-    "sampler": {"name": "adir", "n_steps": 50, "guidance_scale": 30},
-    "k": 20,
-    "seed": 0,
-    "noise_seed": 0,
-}
+MODES = ("none", "self", "knn", "pixel", "random")
+WITH_CORPUS = ("knn", "pixel", "random")
+HASHES = {"weights_sha256": "aa", "config_sha256": "bb"}
 
 
-def changed(path: str, value: Any, mode: str = "knn") -> str:
-    """The hash of PARTS in a mode, with the entry at a dotted path changed."""
-    parts = copy.deepcopy(PARTS)
-    parts["adaptation"]["name"] = mode
+@pytest.fixture(scope="module")
+def full() -> dict[str, Any]:
+    """The configuration of `adaptation=knn adaptation/adapter=lora`, resolved."""
+    composed = OmegaConf.to_container(compose(["adaptation=knn", "adaptation/adapter=lora"]), resolve=True)
+    assert isinstance(composed, dict)
+    return composed
+
+
+def identity(
+    full: dict[str, Any], mode: str = "knn", path: str = "seed", value: Any = 0, encoder: str = "ee", corpus: str = "cc"
+) -> CellIdentity:
+    """The identity in a mode, with the entry at a dotted path changed."""
+    parts = copy.deepcopy(full)
+    leaf = compose([f"adaptation={mode}"]).adaptation
+    parts["adaptation"] |= {"_target_": leaf._target_, "name": mode}
     *above, last = path.split(".")
     place = parts
     for key in above:
         place = place[key]
     place[last] = value
-    return cell_identity(**parts).sha256
+    built = instantiate(parts["adaptation"], _convert_="all")
+    backbone = HASHES | ({"weights_sha256": value} if path == "weights" else {})
+    with_corpus = built.encoder is not None
+    return cell_identity(
+        parts,
+        built,
+        backbone=backbone,
+        corpus=corpus if with_corpus else None,
+        encoder=encoder if with_corpus else None,
+        seed=parts["seed"],
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_k_counts_only_where_there_are_neighbours(mode: str) -> None:
-    assert (changed("k", 5, mode) == changed("k", 20, mode)) == (mode not in WITH_NEIGHBOURS)
+def test_k_counts_only_where_there_is_a_corpus(full: dict[str, Any], mode: str) -> None:
+    assert (identity(full, mode, "k", 5).sha256 == identity(full, mode, "k", 20).sha256) == (mode not in WITH_CORPUS)
 
 
 @pytest.mark.parametrize(
-    "path, value",
-    [
-        ("adaptation.adapter.rank", 8),
-        ("adaptation.fine_tuning.learning_rate", 1e-4),
-        ("retrieval.corpus", "other"),
-        ("retrieval.encoders.knn", "other"),
-    ],
+    "path, value", [("adaptation.adapter.rank", 8), ("adaptation.fine_tuning.learning_rate", 1e-3)]
 )
-def test_adapter_and_corpus_count_only_where_they_are_used(path: str, value: Any) -> None:
-    assert changed(path, value, "knn") != changed("seed", 0, "knn")
-    assert changed(path, value, "none") == changed("seed", 0, "none")
-    used_by_self = path.startswith("adaptation")
-    assert (changed(path, value, "self") != changed("seed", 0, "self")) == used_by_self
+def test_adapter_and_fine_tuning_count_only_where_something_is_trained(
+    full: dict[str, Any], path: str, value: Any
+) -> None:
+    for mode in MODES:
+        assert (identity(full, mode, path, value) == identity(full, mode)) == (mode == "none")
 
 
-def test_the_encoder_of_another_mode_does_not_count() -> None:
-    assert changed("retrieval.encoders.pixel", "other", "knn") == changed("seed", 0, "knn")
+@pytest.mark.parametrize("what", ["corpus", "encoder"])
+def test_corpus_and_encoder_count_only_where_they_are_used(full: dict[str, Any], what: str) -> None:
+    for mode in MODES:
+        assert (identity(full, mode, **{what: "other"}) == identity(full, mode)) == (mode not in WITH_CORPUS)
 
 
 @pytest.mark.parametrize(
     "path, value",
     [
-        ("backbone.weights_sha256", "bb"),
+        ("weights", "other"),
         ("task.version", 2),
         ("task.sigma_y", 10),
+        ("task.operator.factor", 2),
         ("sampler.guidance_scale", 31),
         ("sampler.n_steps", 51),
         ("seed", 1),
@@ -78,26 +92,119 @@ def test_the_encoder_of_another_mode_does_not_count() -> None:
     ],
 )
 @pytest.mark.parametrize("mode", ["none", "knn"])
-def test_what_changes_a_pixel_makes_another_cell(path: str, value: Any, mode: str) -> None:
-    assert changed(path, value, mode) != changed("seed", 0, mode)
+def test_what_changes_a_pixel_makes_another_cell(full: dict[str, Any], path: str, value: Any, mode: str) -> None:
+    assert identity(full, mode, path, value) != identity(full, mode)
 
 
-def test_seed_0_is_a_seed() -> None:
-    assert cell_identity(**PARTS).axes["seed"] == 0
-    assert "-s0-" in str(cell_identity(**PARTS).folder)
+def test_seed_0_is_a_seed(full: dict[str, Any]) -> None:
+    assert identity(full).axes.seed == 0
+    assert "-s0-" in str(identity(full).folder)
 
 
-def test_the_folder_says_what_is_in_it() -> None:
-    identity = cell_identity(**PARTS)
-    assert str(identity.folder) == f"cells/embedded/sr4/knn-k20-lora-adir-s0-{identity.sha256[:10]}"
-    bare = cell_identity(**{**PARTS, "adaptation": {**PARTS["adaptation"], "name": "none"}})
-    assert re.fullmatch(r"cells/embedded/sr4/none-adir-s0-[0-9a-f]{10}", str(bare.folder))
+def test_the_folder_says_what_is_in_it(full: dict[str, Any]) -> None:
+    found = identity(full)
+    assert str(found.folder) == f"cells/embedded/sr4/knn-k20-lora-adir-s0-{found.sha256[:10]}"
+    assert re.fullmatch(r"cells/embedded/sr4/none-adir-s0-[0-9a-f]{10}", str(identity(full, "none").folder))
 
 
 def test_a_hash_is_of_the_values_and_not_of_their_order() -> None:
     assert hash_of({"a": 1, "b": [1, 2]}) == hash_of({"b": [1, 2], "a": 1}) != hash_of({"a": 1, "b": [2, 1]})
     with pytest.raises(ValueError):
         hash_of({"a": float("nan")})
+
+
+# Names and versions in place of Python paths.
+
+
+def strings(value: Any) -> list[str]:
+    """Every key and every text of a nested value."""
+    if isinstance(value, dict):
+        return [text for key, inner in value.items() for text in [key, *strings(inner)]]
+    if isinstance(value, list | tuple):
+        return [text for inner in value for text in strings(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_no_python_path_is_part_of_an_identity(full: dict[str, Any]) -> None:
+    for mode in MODES:
+        texts = strings(identity(full, mode).configuration)
+        assert not [text for text in texts if "_target_" in text or "adir." in text]
+
+
+def test_every_part_has_a_name_and_a_version(full: dict[str, Any]) -> None:
+    found = identity(full).configuration
+    parts = [found[name] for name in ("backbone", "task", "sampler", "adaptation")]
+    parts += [found["task"]["operator"], found["adaptation"]["adapter"], found["adaptation"]["fine_tuning"]]
+    assert all(isinstance(part["name"], str) and isinstance(part["version"], int) for part in parts)
+
+
+def test_moving_a_class_changes_no_identity(full: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = ModuleType("elsewhere")
+    elsewhere.BoxBlur = BoxBlur  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
+    here = described("operator", {"_target_": "adir.tasks.operators.BoxBlur", "size": 5})
+    assert described("operator", {"_target_": "elsewhere.BoxBlur", "size": 5}) == here
+    assert here["size"] == 5 and here["name"] == "box_blur"
+
+
+def test_a_default_that_is_spelt_out_makes_no_other_cell() -> None:
+    leaf = {"_target_": "adir.tasks.operators.SuperResolution", "factor": 4}
+    assert described("operator", leaf | {"centre": None}) == described("operator", leaf)
+
+
+@dataclass(frozen=True)
+class Nameless:
+    """An operator that forgot to say who it is."""
+
+    size: int = 5
+
+
+@dataclass(frozen=True)
+class Impostor:
+    """Another operator of the same settings, under the name of one of ours."""
+
+    name: ClassVar[str] = "box_blur"
+    version: ClassVar[int] = 1
+    size: int = 5
+
+
+@dataclass(frozen=True)
+class Mine(Impostor):
+    """One under a name of its own."""
+
+    name: ClassVar[str] = "mine"
+
+
+@dataclass(frozen=True)
+class AlsoMine(Impostor):
+    """And one that takes that name too."""
+
+    name: ClassVar[str] = "mine"
+
+
+@pytest.fixture
+def operators(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module with the operators above; its name."""
+    found = ModuleType("operators_of_a_user")
+    for cls in (Nameless, Impostor, Mine, AlsoMine):
+        setattr(found, cls.__name__, cls)
+    monkeypatch.setitem(sys.modules, found.__name__, found)
+    monkeypatch.setattr(module, "_named", {})
+    return found.__name__
+
+
+def test_a_class_without_a_name_is_refused(operators: str) -> None:
+    with pytest.raises(InputError, match=r"operator operators_of_a_user\.Nameless has no name"):
+        described("operator", {"_target_": f"{operators}.Nameless"})
+
+
+def test_two_classes_under_one_name_raise(operators: str) -> None:
+    with pytest.raises(InputError, match=r"'box_blur', which is the name of adir\.tasks\.operators\.BoxBlur"):
+        described("operator", {"_target_": f"{operators}.Impostor"})
+    assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
+    assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
+    with pytest.raises(InputError, match=r"'mine', which is the name of .*Mine"):
+        described("operator", {"_target_": f"{operators}.AlsoMine"})
 
 
 # The same through conf/, where a forgotten key would hide.
@@ -133,10 +240,12 @@ def test_modes_without_neighbours_are_one_cell_for_every_k_and_corpus(tmp_path) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_rule_that_leaves_out_copies_is_part_of_the_modes_that_retrieve(mode: str, monkeypatch) -> None:
-    before = changed("seed", 0, mode)
-    monkeypatch.setattr(crops, "LEFT_OUT", {**crops.LEFT_OUT, "hamming": 9})
-    assert (changed("seed", 0, mode) != before) == (mode in ("knn", "random"))
+def test_the_rule_that_leaves_out_copies_is_part_of_the_modes_that_retrieve(
+    full: dict[str, Any], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = identity(full, mode)
+    monkeypatch.setattr(module, "LEFT_OUT", {**module.LEFT_OUT, "hamming": 9})
+    assert (identity(full, mode) != before) == (mode in WITH_CORPUS)
 
 
 def test_a_method_without_randomness_is_one_cell_for_all_seeds(tmp_path) -> None:
@@ -148,18 +257,3 @@ def test_a_method_without_randomness_is_one_cell_for_all_seeds(tmp_path) -> None
     assert direct.identity != cell("sampler=adjoint", "seed=3").identity
     assert direct.identity != cell("sampler=bicubic", "noise_seed=1").identity
     assert cell("seed=3").identity != cell("seed=0").identity
-
-
-# The hashes of cells that stand in results folders: whoever changes one orphans these.
-@pytest.mark.parametrize(
-    "mode, folder",
-    [
-        ("none", "none-adir-s0-dd53d8cad9"),
-        ("self", "self-lora-adir-s0-78a608c5e7"),
-        ("pixel", "pixel-k20-lora-adir-s0-374045ac30"),
-    ],
-)
-def test_cells_that_have_records_keep_their_folders(mode: str, folder: str) -> None:
-    parts = copy.deepcopy(PARTS)
-    parts["adaptation"]["name"] = mode
-    assert cell_identity(**parts).folder.name == folder

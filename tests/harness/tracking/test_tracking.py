@@ -27,6 +27,7 @@ from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
+from adir.harness.records.record import parse_record
 from adir.harness.tables.statistics import mean_interval
 from adir.harness.tracking.base import Tracking, mean_curve, records_of, summary_of, within
 from adir.harness.tracking.csv import CsvTracking
@@ -132,10 +133,10 @@ def test_the_summary_is_the_mean_with_its_interval(tracked: Path, runs: dict[str
 
 
 def test_a_mean_over_a_part_of_the_pictures_is_no_mean_of_the_cell(tracked: Path) -> None:
-    found = records(tracked, "none")
+    found = [parse_record(record) for record in records(tracked, "none")]
     whole = summary_of(found, 3)
     assert {"psnr", "psnr_se", "psnr_low", "seconds"} <= set(whole)
-    failed = found[2] | {"status": "failed", "scores": {}}
+    failed = found[2].model_copy(update={"status": "failed", "scores": {}})
     for part, counts in ((found[:2], (2, 0)), ([*found[:2], failed], (2, 1)), ([], (0, 0))):
         summary = summary_of(part, 3)
         assert not any(name.startswith(("psnr", "residual", "seconds")) for name in summary)
@@ -224,7 +225,7 @@ def tell(tracker: Tracking, cell: Cell) -> None:
     """What running the cell tells a tracker."""
     tracker.start(cell)
     for record in records_of(cell):
-        tracker.record(record, cell.ledger.picture_path(record["image"]["id"]))
+        tracker.record(record, cell.ledger.picture_path(record.image.id))
     tracker.finish()
 
 
@@ -300,21 +301,21 @@ def test_csv_has_a_line_per_picture_and_the_losses(knn: Cell) -> None:
     found = records_of(knn)
     with path.open() as file:
         for row, record in zip(csv.DictReader(file), found, strict=True):
-            assert (row["image"], row["status"], row["error"]) == (record["image"]["id"], "done", "")
-            assert float(row["psnr"]) == record["scores"]["psnr"]["value"]
+            assert (row["image"], row["status"], row["error"]) == (record.image.id, "done", "")
+            assert float(row["psnr"]) == record.value("psnr")
     with path.with_name(f"{path.stem}-losses.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["iteration"] for row in rows] == ["1", "2", "3"]
     for record in found:
-        ends = (record["adapter"]["first_loss"], record["adapter"]["last_loss"])
-        assert (float(rows[0][record["image"]["id"]]), float(rows[-1][record["image"]["id"]])) == ends
+        ends = (record.adapter.first_loss, record.adapter.last_loss)
+        assert (float(rows[0][record.image.id]), float(rows[-1][record.image.id])) == ends
 
 
 def test_tensorboard_shows_scores_pictures_losses_and_means(knn: Cell) -> None:
     tell(TensorboardTracking(), knn)
     events = EventAccumulator(str(knn.results / "tensorboard" / f"embedded-sr4-{knn.identity.folder.name}"))
     events.Reload()
-    psnr = [record["scores"]["psnr"]["value"] for record in records_of(knn)]
+    psnr = [record.value("psnr") for record in records_of(knn)]
     assert [(e.step, e.value) for e in events.Scalars("scores/psnr")] == list(enumerate(map(pytest.approx, psnr)))
     assert len(events.Images("restored")) == 3 and len(events.Scalars("adaptation/loss")) == 3
     assert events.Scalars("mean/psnr")[-1].value == pytest.approx(sum(psnr) / 3)
