@@ -45,7 +45,7 @@ def query_picture(task: Observed, y: Tensor, how: str, input_size: int) -> Tenso
     if how == "as_is":
         return task.picture_of(y)
     if how == "resized":
-        return resize(task.picture_of(y)[None], input_size)[0]
+        return resize(task.picture_of(y), input_size)
     operator = task.operator(task.image_shape(tuple(y.shape)))
     x = operator.A_dagger(y) if how == "pseudo_inverse" else ridge(operator, y)
     return x.clamp(-1, 1)

@@ -67,7 +67,10 @@ class Operator:
     def _apply(self, method: str, z: Tensor, shape: Shape) -> Tensor:
         if tuple(z.shape[-3:]) != shape or z.ndim not in (3, 4):
             raise ValueError(f"{method} takes {shape}, batched or not, got shape {tuple(z.shape)}")
-        result = getattr(self._physics_for(z), method)(z if z.ndim == 4 else z[None])
+        apply, batch = getattr(self._physics_for(z), method), z if z.ndim == 4 else z[None]
+        # On a CPU each alone: the order of a convolution's sums may follow the size of the batch, by the instruction set.
+        parts = batch.split(1) if z.device.type == "cpu" else [batch]
+        result = torch.cat([apply(part) for part in parts])
         return result if z.ndim == 4 else result[0]
 
     def _physics_for(self, z: Tensor) -> LinearPhysics:

@@ -37,7 +37,8 @@ class Encoder(Protocol):
         """What the network takes of one (3, H, W) picture in [-1, 1]; one shape for all. Safe in several threads."""
 
     def vectors(self, inputs: Tensor) -> Tensor:
-        """(B, D) float32 on the CPU of a batch of what `prepare` gave; each the same in any batch."""
+        """(B, D) float32 on the CPU of a batch of what `prepare` gave; with the network on the CPU, to the bit the same in
+        any batch: an index on disk is made in other batches than one in memory."""
 
     def image(self, batch: Tensor) -> Tensor:
         """(B, 3, H, W) pictures in [-1, 1], any size, to (B, D): `prepare` and `vectors` in one."""
@@ -55,17 +56,27 @@ def require_pictures(batch: Tensor) -> None:
         raise ValueError(f"an encoder takes pictures in [-1, 1], got values from {low:.3g} to {high:.3g}")
 
 
-def resize(batch: Tensor, size: int) -> Tensor:
-    """(B, 3, size, size): antialiased bicubic, kept in [-1, 1].
+def resize(picture: Tensor, size: int) -> Tensor:
+    """(3, size, size) of a (3, H, W) picture: antialiased bicubic, kept in [-1, 1].
 
     The whole picture is used, so one that is not square is squeezed: a crop could lose what the picture shows.
-    Raises ValueError unless batch is (B, 3, H, W), finite and in [-1, 1].
+    Raises ValueError unless it is finite and in [-1, 1].
     """
+    batch = picture[None].float().cpu()
     require_pictures(batch)
-    batch = batch.float().cpu()
     if batch.shape[2:] == (size, size):
-        return batch
-    return functional.interpolate(batch, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        return batch[0]
+    return functional.interpolate(batch, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)[0]
+
+
+def each_alone(network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """What a network on the CPU gives of (B, ...) inputs, each run alone: the same to the last bit in any batch.
+
+    Convolutions and matrix products choose their kernels, and so their order of summation, by the size of the batch. In
+    batches of 16, a ViT-B/32 of random weights gave vectors 6e-7 away, for 0.09 s of processor time a picture instead of
+    0.11 s.
+    """
+    return torch.cat([network(alone) for alone in inputs.split(1)])
 
 
 def as_pil(picture: Tensor) -> Image.Image:
@@ -76,16 +87,17 @@ def as_pil(picture: Tensor) -> Image.Image:
 def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Tensor:
     """(B, D) unit vectors, float32 on the CPU, of (B, ...) inputs to a pretrained network that lives on `device`.
 
-    On the CPU each input runs alone, so that its vector is the same to the last bit in any batch. In batches of 16, a
-    ViT-B/32 of random weights gave vectors 6e-7 away, for 0.09 s of processor time a picture instead of 0.11 s.
-    Elsewhere the batch runs whole, in full float32: cuDNN's TF32, on by default, would keep three digits.
+    On the CPU each input runs alone. Elsewhere the batch runs whole, in full float32: cuDNN's TF32, on by default, would
+    keep three digits.
     """
+
+    def unit(batch: Tensor) -> Tensor:
+        return functional.normalize(network(batch).float().cpu(), dim=1)
+
     if device == "cpu":
-        vectors = torch.cat([network(inputs[row : row + 1]) for row in range(len(inputs))])
-    else:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            vectors = network(inputs.to(device))
-    return functional.normalize(vectors.float().cpu(), dim=1)
+        return each_alone(unit, inputs)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return unit(inputs.to(device))
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

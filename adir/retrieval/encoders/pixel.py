@@ -1,10 +1,11 @@
 """The pixel control: distances between pictures themselves."""
 
+import torch
 from torch import Tensor
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.retrieval.encoders.base import resize
+from adir.retrieval.encoders.base import require_pictures, resize
 
 
 class PixelEncoder:
@@ -24,14 +25,15 @@ class PixelEncoder:
         self.weights_sha256 = sha256_of_bytes(f"pixel encoder, antialiased bicubic, size {size}".encode())
 
     def prepare(self, picture: Tensor) -> Tensor:
-        return resize(picture[None], self.input_size)[0]
+        return resize(picture, self.input_size)
 
     def vectors(self, inputs: Tensor) -> Tensor:
         pixels = inputs.flatten(1)
         return pixels / pixels.shape[1] ** 0.5
 
     def image(self, batch: Tensor) -> Tensor:
-        return self.vectors(resize(batch, self.input_size))
+        require_pictures(batch)
+        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
 
     def text(self, prompts: list[str]) -> Tensor:
         raise InputError("the pixel encoder has no text side; an encoder such as CLIP has")

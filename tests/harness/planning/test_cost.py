@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -150,7 +149,8 @@ def test_a_cell_costs_its_stages_and_cells_share_calibrations(tiny, tmp_path, mo
 
     more = price("adaptation=random", "task=deblur", "adaptation.fine_tuning.n_iterations=80", *long[1:], "seed=3")
     assert len(calls) == 2  # only task, seed and the numbers of steps differ
-    assert more.seconds_per_picture["adapt"] == pytest.approx(2 * knn.seconds_per_picture["adapt"], rel=0.5)
+    once, twice = (cost.seconds_per_picture["adapt"] for cost in (knn, more))
+    assert once < twice <= 2 * once  # of one line, whose start costs nothing or something
     price("adaptation=knn", "adaptation.fine_tuning.batch_size=2", *long)
     assert len(calls) == 4
     assert list(tmp_path.iterdir()) == []  # nothing is written
@@ -197,19 +197,6 @@ def test_the_corpus_is_embedded_once_and_not_where_it_is_already(tiny, adir, nei
     assert adir("index", "build", f"corpus.path={neighbourhood}", f"out={folder}", "least_side=0").status == 0
     tiny = [word for word in tiny if not word.startswith("retrieval")]
     assert once("retrieval=index", f"index={folder}", f"results={tmp_path / 'other'}") == {"fingerprints", "metrics"}
-
-
-def test_what_was_estimated_is_about_what_is_measured(tiny, tmp_path, monkeypatch):
-    # Loose, as the machine of a test is busy; benchmarks/speed/cost_model.py holds it to 25 %.
-    monkeypatch.setattr(calibration, "LONG_ENOUGH", 0.5)
-    cell = resolve_cell(compose([*tiny, f"results={tmp_path}", "sampler.n_steps=60"]))
-    predicted = estimate(cell).seconds_per_picture["sample"]
-    x = cell.data.image(cell.data.ids[0])
-    operator = cell.task.operator(tuple(x.shape))
-    y = cell.task.degrade(x, generator(0, "x", "y"))[None]
-    started = time.perf_counter()
-    cell.sampler.restore(cell.backbone, operator, y, [generator(0, "x", "sampler")])
-    assert predicted == pytest.approx(time.perf_counter() - started, rel=0.7)
 
 
 # --- out of memory

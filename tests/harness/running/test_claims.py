@@ -158,7 +158,7 @@ def test_a_held_claim_is_touched_so_that_other_machines_see_it_alive(
     with claims.claimed("a"):
         path = tmp_path / "a.0.claim"
         os.utime(path, (1, 1))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while path.stat().st_mtime == 1:
             assert time.monotonic() < deadline, "no heartbeat"
             time.sleep(0.01)

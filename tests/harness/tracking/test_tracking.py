@@ -7,7 +7,6 @@ import shutil
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -188,16 +187,34 @@ def test_a_grid_is_done_when_its_last_record_is_there(tracked: Path, tmp_path: P
 # ---- failures --------------------------------------------------------------------------------------------------------
 
 
-class FakeRun:
-    """A run of which one call fails, or hangs."""
+class Silence:
+    """A call that hangs, until the test that made it is over; `ended`: it was waited for."""
 
-    def __init__(self, failing: str, hangs: bool):
+    def __init__(self) -> None:
+        self.over, self.ended = threading.Event(), False
+
+    def __call__(self, **_: object) -> None:
+        self.over.wait(60)
+        self.ended = True
+
+
+@pytest.fixture
+def silence() -> Iterator[Silence]:
+    hanging = Silence()
+    yield hanging
+    hanging.over.set()
+
+
+class FakeRun:
+    """A run of which one call fails, or hangs first."""
+
+    def __init__(self, failing: str, hangs: Silence | None):
         self.failing, self.hangs, self.summary = failing, hangs, {}
 
     def _call(self, name: str) -> None:
         if name == self.failing:
-            if self.hangs:
-                time.sleep(20)
+            if self.hangs is not None:
+                self.hangs()
             raise ConnectionError("out of\nreach")
 
     def log(self, _: object) -> None:
@@ -232,27 +249,33 @@ def tell(tracker: Tracking, cell: Cell) -> None:
 @pytest.mark.parametrize("hangs", [False, True], ids=["raises", "hangs"])
 @pytest.mark.parametrize("failing", ["init", "log", "define_metric", "log_artifact", "finish"])
 def test_whatever_fails_in_wandb_is_said_once_and_goes_no_further(
-    knn: Cell, failing: str, hangs: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    knn: Cell,
+    failing: str,
+    hangs: bool,
+    silence: Silence,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def init(**_: object) -> FakeRun:
-        run = FakeRun(failing, hangs)
+        run = FakeRun(failing, silence if hangs else None)
         run._call("init")
         return run
 
     monkeypatch.setattr(wandb, "init", init)
-    started = time.perf_counter()
     tell(WandbTracking(patience=1 if hangs else 20), knn)
-    assert time.perf_counter() - started < 10
+    assert not silence.ended
     reason = "TimeoutError: no answer within 1 s" if hangs else "ConnectionError: out of reach"
     assert capsys.readouterr().out == f"warning: W&B failed ({reason}); going on without it\n"
 
 
-def test_after_a_silence_a_process_asks_wandb_no_more(knn: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_silence_a_process_asks_wandb_no_more(
+    knn: Cell, silence: Silence, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def init(**_: object) -> None:
         asked.append(1)
-        time.sleep(20)
+        silence()
 
     monkeypatch.setattr(wandb, "init", init)
     for _ in range(3):
@@ -261,9 +284,9 @@ def test_after_a_silence_a_process_asks_wandb_no_more(knn: Cell, monkeypatch: py
 
 
 def test_a_run_goes_on_when_wandb_hangs_at_its_end(
-    adir: Callable, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adir: Callable, tiny: list[str], tmp_path: Path, silence: Silence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun("finish", hangs=True))
+    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun("finish", silence))
     finished = adir("run", *tiny, "tracking=wandb", "tracking.patience=1", f"results={tmp_path}")
     assert finished.status == 0 and "3 pictures done" in finished.out and len(records(tmp_path)) == 3
     assert finished.out.count("warning: W&B failed (TimeoutError: no answer within 1 s)") == 1
@@ -282,14 +305,13 @@ def test_a_tracker_that_cannot_write_says_so_once(
     assert out.count("\n") == out.count("warning: tracking=") == 1
 
 
-def test_within_gives_back_what_the_call_returns_or_raises() -> None:
+def test_within_gives_back_what_the_call_returns_or_raises(silence: Silence) -> None:
     assert within(5, lambda: 3) == 3
     with pytest.raises(KeyError, match="lost"):
         within(5, lambda: {}["lost"])
-    started = time.perf_counter()
     with pytest.raises(TimeoutError, match=r"no answer within 0\.1 s"):
-        within(0.1, lambda: time.sleep(5))
-    assert time.perf_counter() - started < 2
+        within(0.1, silence)
+    assert not silence.ended
 
 
 # ---- CSV and TensorBoard ---------------------------------------------------------------------------------------------

@@ -36,9 +36,9 @@ def test_vectors_have_unit_length():
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_a_vector_does_not_depend_on_its_batch(size):
+    # To the bit: an index on disk is made in other batches than one in memory, and both hold the same float16 numbers.
     together = ENCODER.image(FIELDS)
-    grouped = torch.cat([ENCODER.image(chunk) for chunk in FIELDS.split(size)])
-    torch.testing.assert_close(grouped, together, atol=1e-6, rtol=0)
+    assert torch.equal(torch.cat([ENCODER.image(chunk) for chunk in FIELDS.split(size)]), together)
 
 
 @pytest.mark.parametrize("degrade", [low_resolution, blurred_and_noisy])
@@ -56,8 +56,7 @@ def test_a_mirrored_picture_is_nearest_to_its_own_original():
 def test_weights_are_small_and_the_card_names_them():
     path = EMBEDDED_FOLDER / WEIGHTS_NAME
     assert path.stat().st_size <= 6_000_000
-    assert ENCODER.weights_sha256 == sha256_of_file(path)
-    assert ENCODER.weights_sha256 in (EMBEDDED_FOLDER / "README.md").read_text()
+    assert sha256_of_file(path) in (EMBEDDED_FOLDER / "README.md").read_text()
 
 
 def trained_network():
