@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.base import Restoration, in_unit_range, needs_pixels, noise_level, one_by_one, require_steps
+from adir.samplers.base import Restoration, Watch, in_unit_range, needs_pixels, noise_level, one_by_one, require_steps
 from adir.samplers.svd import full_svd, has_full_svd
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
@@ -98,14 +98,14 @@ def restored_by(
     make: the sampler for a denoiser: from y (1, C, h, w) of a picture in [0, 1] to that picture.
     """
 
-    def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
+    def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
         denoiser = BackboneDenoiser(backbone)
         sampler = make(denoiser)
-        with PictureNoise(noise):
+        with PictureNoise(generators[0]):
             x = sampler(in_unit_range(operator, y))
-        return 2 * x - 1, denoiser.evaluations
+        return Watch(y).finish(2 * x - 1, remedy, denoiser.evaluations)
 
-    return one_by_one(restore_one, operator, y, generators, remedy)
+    return one_by_one(restore_one, y, generators)
 
 
 @dataclass(frozen=True)

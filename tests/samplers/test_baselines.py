@@ -384,7 +384,9 @@ def test_a_network_that_gives_nan_fails_its_picture_and_says_so(x):
     y = SR.degrade(x, generator(0))[None]
     bad = Denoiser(lambda x_t, t: x_t * torch.nan)
     result = DDPG(n_steps=2).restore(bad, SR.operator(SHAPE), y, [generator(0)])
-    assert torch.isnan(result.x_hat).all() and result.errors[0].startswith("NaN or Inf in the result")
+    assert torch.isnan(result.x_hat).all() and result.errors[0].startswith("NaN or Inf at step 1 of 2: lower zeta")
+    result = DPS(n_steps=2).restore(bad, SR.operator(SHAPE), y, [generator(0)])  # a library's loop: no step is known
+    assert torch.isnan(result.x_hat).all() and result.errors == ["NaN or Inf in the result: lower weight"]
 
 
 def test_noise_is_never_less_than_what_rounding_leaves():
