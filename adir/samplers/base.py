@@ -27,7 +27,9 @@ class Restoration:
     errors: list[str | None]
     """Why a picture failed: the step at which NaN or Inf appeared, and what to do."""
     network_evaluations: int
-    """Calls of the network for one picture."""
+    """Calls of the network for one picture, with and without a gradient."""
+    gradient_evaluations: int
+    """Those of them that were differentiated, each of which costs a backward pass besides."""
 
 
 class Sampler(Protocol):
@@ -69,7 +71,9 @@ class Watch:
         self._sound_steps += self._sound
 
     @torch.no_grad()
-    def finish(self, x_hat: Tensor, remedy: str, network_evaluations: int) -> Restoration:
+    def finish(
+        self, x_hat: Tensor, remedy: str, network_evaluations: int, gradient_evaluations: int = 0
+    ) -> Restoration:
         """The batch's result, in the type of y.  remedy: what to do about a picture that failed, such as "lower alpha"."""
         sound = self._sound & finite(x_hat)
         errors: list[str | None] = [None] * len(x_hat)
@@ -79,7 +83,7 @@ class Watch:
                 where = f"at step {before + 1} of {self._n_steps}" if failing else "in the result"
                 errors[b] = f"NaN or Inf {where}: {remedy}"
         x_hat = torch.where(sound[:, None, None, None], x_hat, torch.nan).to(self._dtype)
-        return Restoration(x_hat, self._capped_steps.tolist(), errors, network_evaluations)
+        return Restoration(x_hat, self._capped_steps.tolist(), errors, network_evaluations, gradient_evaluations)
 
 
 def finite(x: Tensor) -> Tensor:
@@ -97,6 +101,7 @@ def one_by_one(
         [one.capped_steps[0] for one in results],
         [one.errors[0] for one in results],
         results[0].network_evaluations,
+        results[0].gradient_evaluations,
     )
 
 

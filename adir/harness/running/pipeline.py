@@ -254,6 +254,7 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
                 "capped_steps": restored.capped_steps[place],
                 "n_steps": cell.sampler.n_steps,
                 "network_evaluations": restored.network_evaluations,
+                "gradient_evaluations": restored.gradient_evaluations,
             },
             "neighbours": [
                 {"id": n.id, "distance": n.distance, "picture": sha256}
