@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.backbones.base import Denoiser
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
 
@@ -25,9 +25,11 @@ class Restoration:
     capped_steps: list[int]
     """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
     errors: list[str | None]
-    """Why a picture failed: the step and scale at which NaN or Inf appeared."""
-    network_evaluations: int = 0
-    """Calls of the network for one picture that did not fail."""
+    """Why a picture failed: the step at which NaN or Inf appeared, and what to do."""
+    network_evaluations: int
+    """Calls of the network for one picture, with and without a gradient."""
+    gradient_evaluations: int
+    """Those of them that were differentiated, each of which costs a backward pass besides."""
 
 
 class Sampler(Protocol):
@@ -38,38 +40,69 @@ class Sampler(Protocol):
     """0 for methods without steps."""
 
     def restore(
-        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture, on which alone the picture's randomness depends."""
 
-    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+    def not_applicable(self, backbone: Denoiser, task: RestorationTask, mode: str) -> str | None:
         """One line on why this sampler cannot do a cell; None where it can."""
 
 
-def one_by_one(
-    restore_one: Callable[[Tensor, torch.Generator], tuple[Tensor, int]],
-    operator: Any,
-    y: Tensor,
-    generators: list[torch.Generator],
-    remedy: str,
-) -> Restoration:
-    """Restore each picture of the batch y (B, C, h, w) apart, as libraries draw noise for whole batches.
+class Watch:
+    """Counts, for each picture of a batch, the steps whose guidance was capped, and those before its first NaN or Inf.
 
-    restore_one: y (1, C, h, w) and a generator to x_hat (1, 3, H, W) in about [-1, 1], and its network evaluations; it may
-    raise FloatingPointError.  A result with NaN or Inf is NaN throughout, and its error ends with `remedy`.
+    The counts stay on y's device until `finish` reads them: an answer from a GPU would leave it idle until the next step
+    is queued. So a picture that fails is sampled to the end, and stays failed whatever it becomes on the way.
     """
-    x_hat = torch.full((len(generators), *operator.image_shape), torch.nan, dtype=y.dtype, device=y.device)
-    errors: list[str | None] = [None] * len(generators)
-    evaluations = 0
-    for b, noise in enumerate(generators):
-        try:
-            restored, evaluations = restore_one(y[b : b + 1], noise)
-            if not torch.isfinite(restored).all():
-                raise FloatingPointError(f"NaN or Inf in the result: {remedy}")
-            x_hat[b : b + 1] = restored
-        except FloatingPointError as error:
-            errors[b] = str(error)
-    return Restoration(x_hat, [0] * len(generators), errors, evaluations)
+
+    def __init__(self, y: Tensor) -> None:
+        self._dtype = y.dtype
+        self._n_steps = 0
+        self._sound = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        self._sound_steps = torch.zeros(len(y), dtype=torch.long, device=y.device)
+        self._capped_steps = torch.zeros_like(self._sound_steps)
+
+    def step(self, x_t: Tensor, capped: Tensor | None = None) -> None:
+        """Look at x_t (B, C, h, w) after a step.  capped: where its guidance was lowered, shaped as x_t or 0-dimensional."""
+        self._n_steps += 1
+        if capped is not None:
+            self._capped_steps += self._sound & (capped.flatten(1).any(1) if capped.ndim else capped)
+        self._sound &= finite(x_t)
+        self._sound_steps += self._sound
+
+    @torch.no_grad()
+    def finish(
+        self, x_hat: Tensor, remedy: str, network_evaluations: int, gradient_evaluations: int = 0
+    ) -> Restoration:
+        """The batch's result, in the type of y.  remedy: what to do about a picture that failed, such as "lower alpha"."""
+        sound = self._sound & finite(x_hat)
+        errors: list[str | None] = [None] * len(x_hat)
+        for b, (ok, before) in enumerate(zip(sound.tolist(), self._sound_steps.tolist(), strict=True)):
+            if not ok:
+                failing = before < self._n_steps
+                where = f"at step {before + 1} of {self._n_steps}" if failing else "in the result"
+                errors[b] = f"NaN or Inf {where}: {remedy}"
+        x_hat = torch.where(sound[:, None, None, None], x_hat, torch.nan).to(self._dtype)
+        return Restoration(x_hat, self._capped_steps.tolist(), errors, network_evaluations, gradient_evaluations)
+
+
+def finite(x: Tensor) -> Tensor:
+    """(B,) bool: the pictures of a batch without NaN and Inf."""
+    return torch.isfinite(x).flatten(1).all(1)
+
+
+def one_by_one(
+    restore_one: Callable[[Tensor, list[torch.Generator]], Restoration], y: Tensor, generators: list[torch.Generator]
+) -> Restoration:
+    """Restore each picture of the batch y (B, C, h, w) apart: for methods whose rounding, or noise, is a whole batch's."""
+    results = [restore_one(y[b : b + 1], [noise]) for b, noise in enumerate(generators)]
+    return Restoration(
+        torch.cat([one.x_hat for one in results]),
+        [one.capped_steps[0] for one in results],
+        [one.errors[0] for one in results],
+        results[0].network_evaluations,
+        results[0].gradient_evaluations,
+    )
 
 
 def in_unit_range(operator: Operator, y: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.posterior import predict_x0
-from adir.samplers.base import Restoration, draw_noise, needs_pixels, one_by_one, require_steps
+from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.operators import Operator
@@ -67,9 +67,9 @@ class DDPG:
         zeta = self.zeta_noisy if noisy else self.zeta
         eta = max(LEAST_ETA, self.eta_tilde * operator.sigma_y**2)
 
-        def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
-            x_t = draw_noise(operator.image_shape, [noise], y)
-            x0_hat = x_t
+        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
+            watch = Watch(y)
+            x_t = draw_noise(operator.image_shape, generators, y)
             for i in reversed(range(len(schedule))):
                 ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
                 eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
@@ -77,15 +77,16 @@ class DDPG:
                 delta = float(ab_prev**self.gamma) if noisy else 0.0
                 guidance = preconditioned_guidance(physics, operator.A(x0_hat) - y, delta, eta, self.step_scale)
                 x0_guided = x0_hat - (float((1 - ab_prev) / (1 - ab)) if noisy else 1.0) * guidance
-                if i == 0:
-                    return (x0_hat if noisy else x0_guided), len(schedule)
-                eps_guided = (x_t - ab.sqrt() * x0_guided) / (1 - ab).sqrt()
-                fresh = draw_noise(operator.image_shape, [noise], y)
-                mixed = zeta**0.5 * fresh + (delta if noisy else 1.0) * (1 - zeta) ** 0.5 * eps_guided
-                x_t = ab_prev.sqrt() * x0_guided + (1 - ab_prev).sqrt() * mixed
-            raise AssertionError("a schedule has at least one step")
+                if i > 0:
+                    eps_guided = (x_t - ab.sqrt() * x0_guided) / (1 - ab).sqrt()
+                    fresh = draw_noise(operator.image_shape, generators, y)
+                    mixed = zeta**0.5 * fresh + (delta if noisy else 1.0) * (1 - zeta) ** 0.5 * eps_guided
+                    x_t = ab_prev.sqrt() * x0_guided + (1 - ab_prev).sqrt() * mixed
+                watch.step(x0_guided)
+            x_hat = x0_hat if noisy else x0_guided
+            return watch.finish(x_hat, "lower zeta, or raise eta_tilde", len(schedule))
 
-        return one_by_one(restore_one, operator, y, generators, "lower zeta, or raise eta_tilde")
+        return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Pixels, and an operator whose A A^T can be inverted."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.base import Restoration, in_unit_range, needs_pixels, noise_level, one_by_one, require_steps
+from adir.samplers.base import Restoration, Watch, in_unit_range, needs_pixels, noise_level, one_by_one, require_steps
 from adir.samplers.svd import full_svd, has_full_svd
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
@@ -32,17 +32,19 @@ class BackboneDenoiser(deepinv.models.Denoiser):
 
     x + sigma n in [0, 1] is, in [-1, 1] and scaled to unit variance, x_t of alpha_bar = 1 / (1 + 4 sigma^2); the network
     is asked at the t whose noise is nearest, as deepinv's DiffUNet is. x0_hat is clipped to [-1, 1], as there.
-    The result has the type of x; the network sees float32. Gradients flow to x.  evaluations: calls so far.
+    The result has the type of x; the network sees float32. Gradients flow to x.  evaluations: calls so far, and of those
+    gradient_evaluations through which a gradient flows.
     """
 
     def __init__(self, backbone: GuidedDiffusion) -> None:
         super().__init__()
         self.backbone = backbone
-        self.evaluations = 0
+        self.evaluations = self.gradient_evaluations = 0
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
         """x: (B, 3, H, W); sigma: a number, or a tensor of one element or of B."""
         self.evaluations += 1
+        self.gradient_evaluations += torch.is_grad_enabled() and x.requires_grad
         alpha_bar = self.backbone.schedule.alpha_bar.to(x.device)
         # deepinv hands numbers, arrays' entries and tensors of one element over; float64, as 1 - alpha_bar cancels.
         std = 2 * torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1, 1, 1)
@@ -98,14 +100,14 @@ def restored_by(
     make: the sampler for a denoiser: from y (1, C, h, w) of a picture in [0, 1] to that picture.
     """
 
-    def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
+    def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
         denoiser = BackboneDenoiser(backbone)
         sampler = make(denoiser)
-        with PictureNoise(noise):
+        with PictureNoise(generators[0]):
             x = sampler(in_unit_range(operator, y))
-        return 2 * x - 1, denoiser.evaluations
+        return Watch(y).finish(2 * x - 1, remedy, denoiser.evaluations, denoiser.gradient_evaluations)
 
-    return one_by_one(restore_one, operator, y, generators, remedy)
+    return one_by_one(restore_one, y, generators)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.base import Restoration, needs_pixels, one_by_one
+from adir.samplers.base import Restoration, Watch, needs_pixels, one_by_one
 from adir.tasks.operators import Operator
 from adir.tasks.restoration import RestorationTask
 
@@ -64,7 +64,7 @@ class Direct:
     ) -> Restoration:
         """x_hat from y (B, C, h, w)."""
         method = self.METHODS[self.name]
-        return one_by_one(lambda y, _: (method(operator, y), 0), operator, y, generators, "y has it already")
+        return one_by_one(lambda y, _: Watch(y).finish(method(operator, y), "y has it already", 0), y, generators)
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Mode none only: without a network there is nothing to adapt."""

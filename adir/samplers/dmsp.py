@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.samplers.base import Restoration, draw_noise, needs_pixels, one_by_one, require_steps
+from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
 from adir.tasks.operators import Operator
@@ -76,8 +76,8 @@ class DMSP:
         sigma_net, sigma_y = self.sigma_net / 255, operator.sigma_y / 2
         known, trace = energy(operator)
 
-        def restore_one(y: Tensor, noise: torch.Generator) -> tuple[Tensor, int]:
-            denoiser = BackboneDenoiser(backbone)
+        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
+            watch, denoiser = Watch(y), BackboneDenoiser(backbone)
             start = upsampled if operator.y_shape == operator.image_shape else scaled_adjoint
             x = (start(operator, y) + 1) / 2
             step = torch.zeros_like(x)
@@ -85,12 +85,13 @@ class DMSP:
                 # In [-1, 1], where y lives: A x - y there is twice that of [0, 1].
                 residual = (operator.A(2 * x - 1) - y) / 2
                 precision = 1 / sigma_y**2 if sigma_y > 0 else blind_precision(known, trace, residual, sigma_net)
-                denoised = denoiser(x + sigma_net * draw_noise(operator.image_shape, [noise], y), sigma_net)
+                denoised = denoiser(x + sigma_net * draw_noise(operator.image_shape, generators, y), sigma_net)
                 weight = data_weight(precision, sigma_net)
                 x, step = mean_shift_step(x, denoised, operator.A_adjoint(residual), step, weight, self.alpha, self.mu)
-            return 2 * x - 1, denoiser.evaluations
+                watch.step(x)
+            return watch.finish(2 * x - 1, "lower alpha", denoiser.evaluations)
 
-        return one_by_one(restore_one, operator, y, generators, "lower alpha")
+        return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
         """Any linear task on pixels."""

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
-from adir.samplers.base import Restoration, draw_noise, one_by_one
-from adir.samplers.latent import require_options, require_range, sample_latent, starts_too_high, unconditional_text
+from adir.samplers.base import Restoration, Watch, draw_noise, one_by_one
+from adir.samplers.latent import (
+    REMEDY,
+    require_options,
+    require_range,
+    sample_latent,
+    starts_too_high,
+    unconditional_text,
+)
 
 
 @dataclass(frozen=True)
@@ -40,24 +47,25 @@ class InpaintingSampler:
         """
         require_range(y, self.name)
         restore_one = partial(self._restore_one, backbone, operator)
-        return one_by_one(restore_one, operator, y, generators, "run the network in float32")
+        return one_by_one(restore_one, y, generators)
 
     @torch.no_grad()
     def _restore_one(
-        self, backbone: StableDiffusionInpaint, operator: Any, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
+        self, backbone: StableDiffusionInpaint, operator: Any, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        watch = Watch(y)
         shape = backbone.latent_shape(operator.image_shape)
-        noise = draw_noise(shape, [generator], y)
-        masked_noise = draw_noise(shape, [generator], y)
+        noise = draw_noise(shape, generators, y)
+        masked_noise = draw_noise(shape, generators, y)
         hole = operator.hole.to(y)[None, None]
         condition = backbone.condition(y, hole, masked_noise, [operator.prompt])
         away = unconditional_text(backbone, operator.prompt, self.negative_prompt, self.guidance_scale)
         options = self.guidance_scale, self.n_steps, self.eta
-        sampled = sample_latent(backbone, noise, condition, away, *options, generator)
-        x_hat = backbone.decode(sampled.latent)
+        latent, evaluations = sample_latent(backbone, noise, condition, away, *options, generators[0], watch)
+        x_hat = backbone.decode(latent)
         if self.paste:
             x_hat = torch.where(hole > 0, x_hat, y)
-        return x_hat, sampled.network_evaluations
+        return watch.finish(x_hat, REMEDY, evaluations)
 
     def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""

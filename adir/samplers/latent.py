@@ -18,18 +18,13 @@ from adir.backbones.stable_diffusion import Condition, StableDiffusion, StableDi
 from adir.diffusion.posterior import predict_x0
 from adir.diffusion.velocity import velocity
 from adir.errors import InputError
-from adir.samplers.base import Restoration, draw_noise, one_by_one, require_steps
+from adir.samplers.base import Restoration, Watch, draw_noise, one_by_one, require_steps
 
 Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(raw output, z_t, alpha_bar_t, t) to a corrected output."""
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """One latent (1, C, h, w), and how often the network was called for it."""
-
-    latent: Tensor
-    network_evaluations: int
+REMEDY = "lower the guidance, or run the network in float32"
 
 
 @torch.no_grad()
@@ -42,19 +37,19 @@ def sample_latent(
     n_steps: int,
     eta: float,
     generator: torch.Generator,
+    watch: Watch,
     correct: Correction | None = None,
-) -> Sampled:
-    """From noise (1, C, h, w) to a latent with the backbone's own scheduler.
+) -> tuple[Tensor, int]:
+    """(latent, calls of the network for it), from noise (1, C, h, w), with the backbone's own scheduler.
 
     unconditional: (1, L, D), the text that classifier-free guidance leads away from; None takes one call a step instead of
-    two.  eta: of DDIM, ignored by schedulers without it.  Raises FloatingPointError at the first NaN or Inf.
+    two.  eta: of DDIM, ignored by schedulers without it.  watch: sees each step.
     """
     scheduler = scheduler_of(backbone, n_steps)
     taken = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in taken}
-    n_steps_taken = len(scheduler.timesteps)  # some schedulers take one more than asked, or two calls a step
     latent = noise * scheduler.init_noise_sigma
-    for step, t in enumerate(scheduler.timesteps, start=1):
+    for t in scheduler.timesteps:
         z_t = scheduler.scale_model_input(latent, t)
         t_network = t.to(z_t.device)
         if unconditional is None:
@@ -66,11 +61,9 @@ def sample_latent(
         if correct is not None:
             output = correct(output, z_t, alpha_bar_at(backbone, t), t)
         latent = scheduler.step(output, t, latent, **options, return_dict=False)[0]
-        if not torch.isfinite(latent).all():
-            raise FloatingPointError(
-                f"NaN or Inf at step {step} of {n_steps_taken}: lower the guidance, or run the network in float32"
-            )
-    return Sampled(latent, n_steps_taken * (1 if unconditional is None else 2))
+        watch.step(latent)
+    # Not n_steps: some schedulers take one more than asked.
+    return latent, len(scheduler.timesteps) * (1 if unconditional is None else 2)
 
 
 def scheduler_of(backbone: StableDiffusion, n_steps: int) -> Any:
@@ -168,21 +161,22 @@ class UpscalerSampler:
                 f"noise_level={self.noise_level}: backbone {backbone.name} knows levels from 0 to {backbone.max_noise_level}"
             )
         restore_one = partial(self._restore_one, backbone, operator)
-        return one_by_one(restore_one, operator, y, generators, "run the network in float32")
+        return one_by_one(restore_one, y, generators)
 
     @torch.no_grad()
     def _restore_one(
-        self, backbone: StableDiffusionX4, operator: Any, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
-        low_noise = draw_noise(tuple(y.shape[1:]), [generator], y)
-        noise = draw_noise(backbone.latent_shape(operator.image_shape), [generator], y)
+        self, backbone: StableDiffusionX4, operator: Any, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        watch = Watch(y)
+        low_noise = draw_noise(tuple(y.shape[1:]), generators, y)
+        noise = draw_noise(backbone.latent_shape(operator.image_shape), generators, y)
         level = torch.tensor([self.noise_level], device=y.device)
         condition = backbone.condition(y, low_noise, level, [self.prompt])
         correct = self._towards(backbone, operator, y) if self.measurement_scale else None
         away = unconditional_text(backbone, self.prompt, self.negative_prompt, self.guidance_scale)
         options = self.guidance_scale, self.n_steps, self.eta
-        sampled = sample_latent(backbone, noise, condition, away, *options, generator, correct)
-        return backbone.decode(sampled.latent), sampled.network_evaluations
+        latent, evaluations = sample_latent(backbone, noise, condition, away, *options, generators[0], watch, correct)
+        return watch.finish(backbone.decode(latent), REMEDY, evaluations)
 
     def _towards(self, backbone: StableDiffusionX4, operator: Any, y: Tensor) -> Correction:
         """The network's output for a z0_hat that was moved a step towards y, z_t being what it is."""

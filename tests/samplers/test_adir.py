@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -15,6 +17,7 @@ from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.adir import ADIR
+from adir.samplers.base import Watch
 from adir.tasks.operators import BoxBlur
 
 SHAPE = (3, 2, 2)
@@ -301,6 +304,57 @@ def test_a_picture_that_fails_does_not_touch_the_others_of_its_batch():
     for b, seed in ((0, 1), (2, 3)):
         alone = sampler.restore(Denoiser(unit_eps), BLUR, y[b : b + 1], generators(seed))
         assert torch.equal(result.x_hat[b], alone.x_hat[0])
+
+
+def test_a_picture_that_fails_midway_stays_failed_and_the_first_bad_step_is_named():
+    # Of 5 steps over 1000 the third is the first below t = 600; the network is sound again from the fourth on.
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        broken = (400 < t) & (t < 600)
+        return torch.where(broken[:, None, None, None] & (x.mean((1, 2, 3), keepdim=True) > 0), torch.nan, x)
+
+    y = torch.stack([torch.full(BLUR.image_shape, value) for value in (-0.9, 0.9)])
+    kept: list[Tensor] = []
+    result = ADIR(n_steps=5, guidance_scale=1e9, variance="small").restore(
+        Denoiser(lambda x, t: (kept.append(x), eps(x, t))[1]), BLUR, y, generators(1, 2)
+    )
+    assert result.errors == [None, "NaN or Inf at step 3 of 5: lower guidance_scale=1e+09"]
+    assert result.x_hat[0].isfinite().all() and result.x_hat[1].isnan().all()
+    assert [x.isnan().flatten(1).any(1).tolist() for x in kept] == [[False, False]] * 3 + [[False, True]] * 2
+    assert result.capped_steps == [5, 3]  # s = 1e9 caps each step, and those after the failure do not count
+
+
+class Unread:
+    """A backbone and an operator on torch's `meta` device, whose tensors have shapes and no numbers: reading one raises."""
+
+    schedule, image_shape, norm = linear_schedule(), SHAPE, 1.0
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
+        assert x_t.is_meta and t.is_meta
+        return Prediction(x_t, x_t)
+
+    def A(self, x: Tensor) -> Tensor:
+        return x
+
+    A_adjoint = A
+
+
+@pytest.mark.parametrize("variance", ["small", "learned"])
+def test_no_step_waits_for_a_number_from_the_device(monkeypatch, variance):
+    y = torch.empty(2, *SHAPE, device="meta")
+    finished: list[Tensor] = []
+    monkeypatch.setattr(Watch, "finish", lambda self, x_hat, *_, **__: finished.append(x_hat))
+    ADIR(n_steps=3, variance=variance).restore(Unread(), Unread(), y, generators(1, 2))
+    assert finished[0].shape == y.shape and finished[0].is_meta
+    monkeypatch.undo()
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # the watch itself reads, once, at the end
+        ADIR(n_steps=3, variance=variance).restore(Unread(), Unread(), y, generators(1, 2))
+
+
+@pytest.mark.parametrize("module", ["adir.samplers.base", "adir.samplers.adir"])
+def test_algorithm_1_needs_no_diffusers(module):
+    # A class for the network costs seconds to import; the algorithm takes any eps(x_t, t).
+    code = f"import {module}, sys; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_when_all_pictures_fail_all_are_reported():

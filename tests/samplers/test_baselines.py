@@ -284,7 +284,10 @@ def test_the_direct_methods_are_what_their_names_say(x):
     for task in TASKS:
         operator, y = task.operator(SHAPE), task.degrade(x, generator(0))[None]
         found = {s.name: s.restore(None, operator, y, [generator(0)]) for s in DIRECT}
-        assert all(result.network_evaluations == 0 and result.errors == [None] for result in found.values())
+        assert all(
+            result.network_evaluations == result.gradient_evaluations == 0 and result.errors == [None]
+            for result in found.values()
+        )
         assert found["adjoint"].x_hat.mean().item() == pytest.approx(y.mean().item(), abs=1e-5)
         if task is not DEBLUR:
             torch.testing.assert_close(operator.A(found["pseudo_inverse"].x_hat), y, rtol=0, atol=1e-4)
@@ -308,13 +311,15 @@ def test_every_sampler_does_every_task_and_depends_on_the_pictures_generator_alo
     assert sampler.not_applicable(backbone, task, "knn") is None
     operator = task.operator(SHAPE)
     y = torch.stack([task.degrade(x, generator(0)), task.degrade(x.flip(2), generator(1))])
-    calls = []
-    hook = backbone.network.register_forward_hook(lambda *_: calls.append(1))
+    calls: list[bool] = []
+    hook = backbone.network.register_forward_hook(lambda module, given, out: calls.append(out[0].requires_grad))
     before = torch.get_rng_state()
     both = sampler.restore(backbone, operator, y, [generator(3), generator(4)])
     hook.remove()
     assert torch.equal(before, torch.get_rng_state())
-    assert both.network_evaluations * 2 == len(calls) and both.errors == [None, None] == [*both.errors]
+    assert (both.network_evaluations * 2, both.gradient_evaluations * 2) == (len(calls), sum(calls))
+    assert (both.gradient_evaluations > 0) == (sampler.name == "dps")
+    assert both.errors == [None, None] == [*both.errors]
     assert both.x_hat.shape == (2, *SHAPE) and both.x_hat.dtype == torch.float32
     torch.manual_seed(99)
     alone = sampler.restore(backbone, operator, y[1:], [generator(4)])
@@ -384,7 +389,9 @@ def test_a_network_that_gives_nan_fails_its_picture_and_says_so(x):
     y = SR.degrade(x, generator(0))[None]
     bad = Denoiser(lambda x_t, t: x_t * torch.nan)
     result = DDPG(n_steps=2).restore(bad, SR.operator(SHAPE), y, [generator(0)])
-    assert torch.isnan(result.x_hat).all() and result.errors[0].startswith("NaN or Inf in the result")
+    assert torch.isnan(result.x_hat).all() and result.errors[0].startswith("NaN or Inf at step 1 of 2: lower zeta")
+    result = DPS(n_steps=2).restore(bad, SR.operator(SHAPE), y, [generator(0)])  # a library's loop: no step is known
+    assert torch.isnan(result.x_hat).all() and result.errors == ["NaN or Inf in the result: lower weight"]
 
 
 def test_noise_is_never_less_than_what_rounding_leaves():

@@ -88,7 +88,7 @@ def test_without_a_prompt_guidance_has_no_effect_and_costs_no_call(
     pipeline = made_stable_diffusion.upscaler()
     theirs = pipeline("", y, num_inference_steps=3, generator=seeded(), output_type="pt").images
     assert (((ours.x_hat + 1) / 2).clamp(0, 1) - theirs).abs().max() < 1e-4 / 2
-    assert ours.network_evaluations == 3
+    assert ours.network_evaluations == 3 and ours.gradient_evaluations == 0
 
 
 def test_a_picture_is_the_same_in_any_batch(backbone: StableDiffusionX4, y: torch.Tensor) -> None:

@@ -264,6 +264,7 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
             n_steps=cell.sampler.n_steps,
             capped_steps=restored.capped_steps[place],
             network_evaluations=restored.network_evaluations,
+            gradient_evaluations=restored.gradient_evaluations,
         ),
         neighbours=prepared.found.neighbours,
         excluded=prepared.found.excluded,
