@@ -1,0 +1,1 @@
+"""Pictures by id: test sets and corpora alike."""

@@ -1,1 +1,1 @@
-"""Cells, records and tables."""
+"""From the choice of an experiment to its table: cells, records, workers, tables, report."""

@@ -1,1 +1,1 @@
-"""Image quality."""
+"""Image quality: metrics with their direction, range and weights."""

@@ -1,0 +1,1 @@
+"""Where pictures are read from: folders, tables, tar files, Open Images."""

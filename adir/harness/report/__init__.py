@@ -1,1 +1,1 @@
-"""What is made of records for people to look at."""
+"""A results folder for people to look at: one HTML page, figures, the comparison picture."""

@@ -1,0 +1,1 @@
+"""Workers turn cells into records."""

@@ -1,0 +1,1 @@
+"""Records into numbers with their errors, and into tables."""

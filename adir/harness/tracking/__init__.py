@@ -1,0 +1,1 @@
+"""Records sent elsewhere: CSV, TensorBoard, Weights & Biases."""
