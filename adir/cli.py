@@ -50,15 +50,28 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"adir {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    words: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE"}
+    add_making(commands)
+    add_reading(commands)
+    add_index(commands)
+    add_machine(commands)
+    return top
+
+
+Commands = Any
+"""What argparse gives to add commands to."""
+WORDS: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE"}
+
+
+def add_making(commands: Commands) -> None:
+    """Add the commands that restore and score: run, plan, restore, edit, score."""
     run = commands.add_parser("run", help="restore and score one cell, or with -m a grid of them")
-    run.add_argument("overrides", **words, help="axes and parameters; `adir list` shows the axes")
+    run.add_argument("overrides", **WORDS, help="axes and parameters; `adir list` shows the axes")
     run.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
 
     plan = commands.add_parser(
         "plan", help="what `adir run` would do with the same words: cells, seconds, disk; does nothing"
     )
-    plan.add_argument("overrides", **words, help="as for `adir run`")
+    plan.add_argument("overrides", **WORDS, help="as for `adir run`")
     plan.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
 
     restore = commands.add_parser("restore", help="restore degraded pictures of your own")
@@ -73,11 +86,20 @@ def parser() -> argparse.ArgumentParser:
 
     edit = commands.add_parser("edit", help="repaint the white part of a mask as a prompt says (Stable Diffusion)")
     edit.add_argument("picture", type=Path)
-    edit.add_argument("overrides", **words, help="such as adaptation=knn retrieval=...")
+    edit.add_argument("overrides", **WORDS, help="such as adaptation=knn retrieval=...")
     edit.add_argument("--mask", type=Path, required=True, help="a picture of the same size: white is repainted")
     edit.add_argument("--prompt", required=True)
     edit.add_argument("--out", type=Path, default=Path("edited"), help="folder for PNG and JSON (default: edited)")
 
+    score = commands.add_parser(
+        "score", help="score the restored pictures of a results folder again, with other metrics"
+    )
+    score.add_argument("folder", type=Path)
+    score.add_argument("overrides", **WORDS, help="such as scoring=default")
+
+
+def add_reading(commands: Commands) -> None:
+    """Add the commands that read finished results: leaderboard, merge, table, submit, report, sheet, sync."""
     board = commands.add_parser(
         "leaderboard",
         help="the table of results folders and submissions (also as CSV, Markdown, LaTeX, HTML)",
@@ -106,21 +128,21 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the HTML to write (default: FOLDER/report.html)")
     report.add_argument("--figures", action="store_true", help="also the figures as PNG and PDF, for papers")
 
-    score = commands.add_parser(
-        "score", help="score the restored pictures of a results folder again, with other metrics"
-    )
-    score.add_argument("folder", type=Path)
-    score.add_argument("overrides", **words, help="such as scoring=default")
-
     sheet = commands.add_parser("sheet", help="one comparison picture: ground truth, y and every mode side by side")
     sheet.add_argument("folder", type=Path)
     sheet.add_argument("--task", help="only this task")
     sheet.add_argument("--out", type=Path, help="the PNG to write (default: FOLDER/comparison.png)")
 
+    sync = commands.add_parser("sync", help="send the W&B runs of a results folder that were tracked offline")
+    sync.add_argument("folder", type=Path)
+
+
+def add_index(commands: Commands) -> None:
+    """Add `index` with its actions: build, info, search."""
     index = commands.add_parser("index", help="build, describe or search the index of a corpus")
     actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="embed a corpus in shards; run it again and only what is missing is done")
-    build.add_argument("overrides", **words, help="such as corpus=folder corpus.path=FOLDER encoder=clip")
+    build.add_argument("overrides", **WORDS, help="such as corpus=folder corpus.path=FOLDER encoder=clip")
     build.add_argument("-m", "--multirun", action="store_true", help="several workers: worker=0,1")
     info = actions.add_parser("info", help="what an index holds, and whether it is whole")
     info.add_argument("folder", type=Path)
@@ -131,16 +153,15 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--k", type=int, default=20, help="how many (default: 20)")
     search.add_argument("--out", type=Path, help="a contact sheet to write (PNG)")
 
+
+def add_machine(commands: Commands) -> None:
+    """Add the commands about this machine: weights, list, doctor."""
     weights = commands.add_parser("weights", help="the networks' weights: list them, get one, verify what is there")
     weights.add_argument("action", choices=("list", "get", "verify"))
     weights.add_argument("names", nargs="*", metavar="NAME")
 
-    sync = commands.add_parser("sync", help="send the W&B runs of a results folder that were tracked offline")
-    sync.add_argument("folder", type=Path)
-
     commands.add_parser("list", help="every choice of every axis, one line each")
     commands.add_parser("doctor", help="what is installed, what is missing and how to get it")
-    return top
 
 
 def main(arguments: list[str] | None = None) -> int:
