@@ -107,7 +107,7 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
     retrieval = cell.identity.configuration["retrieval"]
     drawn = {"seed": cell.seed, "image": image_id} if cell.mode == "random" else {"y": measurement.sha256}
     # An edit is looked for by its prompt; other tasks have none.
-    asked = {"prompt": cell.task.prompt, "by": cell.task.by} if hasattr(cell.task, "prompt") else {}
+    asked = {"prompt": cell.task.prompt, "by": cell.task.by} if cell.task.edits else {}
     return hash_of({"mode": cell.mode, "retrieval": retrieval, "x": image_sha256, **drawn, **asked})
 
 
@@ -139,7 +139,7 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
 def task_seen(cell: Cell, task: Any) -> dict[str, Any]:
     """What of the task enters an adaptation of a latent backbone."""
     configuration = {k: v for k, v in cell.identity.configuration["task"].items() if k != "version"}
-    return configuration | {"prompt": getattr(task, "prompt", None)}
+    return configuration | {"prompt": task.prompt}
 
 
 def find_or_train_adapter(
@@ -286,7 +286,7 @@ def adapter_fields(adapter: StoredAdapter) -> dict[str, Any]:
 def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
     """Scores of a restored picture as its file holds it, so that scoring again gives the same; the residual beside them."""
     x_hat = read_image(picture)
-    scores = cell.scoring.score(x_hat, x, getattr(task, "prompt", None))
+    scores = cell.scoring.score(x_hat, x, task.prompt)
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
     scores["residual"] = {"value": float(residual), "direction": "none", "version": "1", "sigma_y": task.sigma_y}
     return scores
