@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,46 +15,34 @@ from torch.utils.data import DataLoader
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.crops import NoisyCrops
 from adir.adaptation.latent import LatentCrops, latent_crops
+from adir.backbones.base import Backbone
 from adir.backbones.execution import Execution
-from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.backbones.stable_diffusion import StableDiffusion
-from adir.diffusion.posterior import diffuse, epsilon_loss
+from adir.tasks.base import Task
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 Loss = Callable[[Any], Tensor]
 
 
-def l_simple(backbone: GuidedDiffusion, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """DDPM's mean of (eps - eps_theta(z_t, t))^2 over a batch (z, t, eps) of `NoisyCrops`."""
-    z, t, eps = batch
-    alpha_bar = backbone.schedule.alpha_bar.to(z.device)[t].reshape(-1, 1, 1, 1)
-    z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
-    with backbone.execution.autocast():
-        output = backbone.network(z_t, t, return_dict=False)[0]
-    return epsilon_loss(eps, backbone.prediction(output.float()).eps).mean()
-
-
-def training_problem(
-    backbone: GuidedDiffusion | StableDiffusion,
+def training_examples(
+    backbone: Backbone,
     pictures: list[Tensor],
     crop_size: int,
     flip: bool,
     generator: torch.Generator,
-    task: Any,
+    task: Task | None,
     names: Sequence[str] | None,
-) -> tuple[NoisyCrops | LatentCrops, Loss]:
-    """(the endless stream of training examples, the loss on a batch of them) of a backbone."""
-    if isinstance(backbone, StableDiffusion):
-        return latent_crops(backbone, pictures, crop_size, flip, generator, task, names), backbone.denoising_loss
-    crops = NoisyCrops(pictures, crop_size, backbone.stride, len(backbone.schedule), flip, generator, names)
-    return crops, partial(l_simple, backbone)
+) -> NoisyCrops | LatentCrops:
+    """The endless stream of what the backbone's `denoising_loss` takes."""
+    if backbone.kind == "latent":
+        return latent_crops(backbone, pictures, crop_size, flip, generator, task, names)
+    return NoisyCrops(pictures, crop_size, backbone.stride, len(backbone.schedule), flip, generator, names)
 
 
 class DenoisingModule(pl.LightningModule):
     """Minimises sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps, t)||^2 over `parameters`.
 
-    ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself; `loss` is this sum on one batch, for pixels
-    `l_simple`, for latents the backbone's own. Logs `adaptation/loss` at each iteration and keeps the values in `losses`.
+    ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself; `loss` is this sum on one batch, the backbone's
+    `denoising_loss`. Logs `adaptation/loss` at each iteration and keeps the values in `losses`.
     """
 
     def __init__(
@@ -90,7 +77,7 @@ class Adapted:
 
     tensors: dict[str, Tensor]
     losses: list[float]
-    """l_simple at each iteration."""
+    """`denoising_loss` at each iteration. Lower is better."""
     layers: list[str]
     n_parameters: int
     crop_size: int
@@ -124,13 +111,13 @@ class FineTuning:
 
     def fit(
         self,
-        backbone: GuidedDiffusion | StableDiffusion,
+        backbone: Backbone,
         adapter: Adapter,
         pictures: list[Tensor],
         generator: torch.Generator,
         callbacks: list[pl.Callback] | None = None,
         progress: bool = False,
-        task: Any = None,
+        task: Task | None = None,
         names: Sequence[str] | None = None,
     ) -> Adapted:
         """The adapter trained on `pictures` ((3, H, W) in [-1, 1]); the backbone is as it was when this returns.
@@ -144,12 +131,12 @@ class FineTuning:
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            examples, loss = training_problem(backbone, pictures, self.crop_size, self.flip, generator, task, names)
+            examples = training_examples(backbone, pictures, self.crop_size, self.flip, generator, task, names)
 
             def optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
                 return torch.optim.Adam(parameters, lr=self.learning_rate)
 
-            module = DenoisingModule(backbone.network, loss, attached.parameters(), optimizer)
+            module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), optimizer)
             if self.n_iterations:
                 with warnings.catch_warnings():
                     # The network stays in eval mode (no dropout in adaptation), one process makes the crops (they cost

@@ -14,24 +14,26 @@ from torch.utils.data import IterableDataset
 
 from adir.adaptation.crops import crop_side
 from adir.adaptation.holes import random_hole
-from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionInpaint, StableDiffusionX4
+from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionX4
+from adir.tasks.base import Task
 
 
 def latent_crops(
-    backbone: StableDiffusion,
+    backbone: Any,
     pictures: list[Tensor],
     crop_size: int,
     flip: bool,
     generator: torch.Generator,
-    task: Any,
+    task: Task | None,
     names: Sequence[str] | None = None,
 ) -> "LatentCrops":
-    """The stream of examples for a backbone. task: bound to the test picture. Raises ValueError without one."""
-    if task is None:
+    """The stream of examples for a backbone. task: bound to the test picture. Raises ValueError without one, and for an
+    inpainting model where it has no prompt."""
+    if task is None or (backbone.family == "inpainting" and task.prompt is None):
         raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
-    if isinstance(backbone, StableDiffusionX4):
+    if backbone.family == "upscaler":
         return UpscalingCrops(backbone, pictures, crop_size, flip, generator, task, names)
-    if isinstance(backbone, StableDiffusionInpaint):
+    if backbone.family == "inpainting" and task.prompt is not None:
         return InpaintingCrops(backbone, pictures, crop_size, flip, generator, task.prompt, names)
     raise ValueError(f"no training examples are known for backbone {backbone.name}")
 
@@ -102,7 +104,7 @@ class UpscalingCrops(LatentCrops):
         crop_size: int,
         flip: bool,
         generator: torch.Generator,
-        task: Any,
+        task: Task,
         names: Sequence[str] | None = None,
     ):
         super().__init__(backbone, pictures, crop_size, flip, generator, "", names)

@@ -1,13 +1,16 @@
 """What every pretrained denoiser answers."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from adir.backbones.execution import Execution
 from adir.diffusion.schedule import Schedule
 
 Variance = Literal["learned", "small", "large"]
+Kind = Literal["pixel", "latent"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,51 @@ class Prediction:
 
 
 class Denoiser(Protocol):
-    """What Algorithm 1 needs of a backbone."""
+    """eps and variance at x_t: what a sampler calls. A pixel backbone is one, whole or in tiles."""
 
     schedule: Schedule
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         """eps and variance_fraction at x_t (B, 3, H, W), original timesteps t (B,)."""
+
+
+class Backbone(Protocol):
+    """A pretrained denoiser of either kind: what samplers ask before they start, and what adaptation and the harness ask."""
+
+    name: str
+    kind: ClassVar[Kind]
+    """`pixel`: it is a `Denoiser` of pictures. `latent`: of the codes of its own VAE, under conditions of its own."""
+    family: ClassVar[str]
+    """`guided_diffusion`, `upscaler` or `inpainting`: what its network is given besides x_t and t. Latent samplers and
+    training examples are made for one."""
+    resolution: int
+    """Side in pixels of the pictures it was trained on; other sizes work."""
+    schedule: Schedule
+    network: Any
+    """The nn.Module that is adapted: a UNet of diffusers."""
+    device: torch.device
+    execution: Execution
+    weights_sha256: str
+    config_sha256: str
+    """With the former, changes whenever an output does; both are part of a cell's identity."""
+
+    @property
+    def stride(self) -> int:
+        """Height and width of a picture must be multiples of this."""
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether `predict` gives a variance_fraction."""
+
+    def denoising_loss(self, batch: Any) -> Tensor:
+        """The loss it was trained with, a scalar, on a batch of its family's examples (adir.adaptation)."""
+
+
+class PixelBackbone(Backbone, Denoiser, Protocol):
+    """A backbone of pictures."""
+
+    variance: Variance
+    """The Sigma that goes with the network, which conf/sampler/adir.yaml takes from here."""
+
+    def prediction(self, output: Tensor) -> Prediction:
+        """The network's raw output, told apart."""

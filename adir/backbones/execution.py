@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -82,6 +81,8 @@ class Execution:
         if self.dtype != "float32":
             keep_precision_of_norms(network)
         if self.gradient_checkpointing:
+            from diffusers import ModelMixin  # here: samplers import this file for a type, and diffusers takes seconds
+
             if not isinstance(network, ModelMixin):
                 raise ValueError(f"gradient_checkpointing=true: {type(network).__name__} has no blocks to recompute")
             network.enable_gradient_checkpointing(recompute)

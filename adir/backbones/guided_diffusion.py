@@ -5,7 +5,7 @@ The prior that ships with the package is one such network, small enough for a CP
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from diffusers import UNet2DModel
@@ -16,8 +16,9 @@ from torch import Tensor
 from adir.backbones.adm.architecture import Flags
 from adir.backbones.adm.cached import CONFIG, WEIGHTS, converted
 from adir.backbones.adm.conversion import build_network
-from adir.backbones.base import Prediction, Variance
+from adir.backbones.base import Kind, Prediction, Variance
 from adir.backbones.execution import Execution
+from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.files import read_json
@@ -42,7 +43,8 @@ class GuidedDiffusion:
     identity.  Raises InputError for what is missing, damaged, or no such model.
     """
 
-    kind: ClassVar[Literal["pixel", "latent"]] = "pixel"
+    kind: ClassVar[Kind] = "pixel"
+    family: ClassVar[str] = "guided_diffusion"
 
     def __init__(
         self,
@@ -110,13 +112,14 @@ class GuidedDiffusion:
         eps, v = output.chunk(2, dim=1)
         return Prediction(eps, (v + 1) / 2)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """The identity: this model works on pixels."""
-        return image
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """The identity: this model works on pixels."""
-        return latent
+    def denoising_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """DDPM's mean of (eps - eps_theta(z_t, t))^2 over a batch (z, t, eps) of `NoisyCrops` (adir.adaptation.crops)."""
+        z, t, eps = batch
+        alpha_bar = self.schedule.alpha_bar.to(z.device)[t].reshape(-1, 1, 1, 1)
+        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
+        with self.execution.autocast():
+            output = self.network(z_t, t, return_dict=False)[0]
+        return epsilon_loss(eps, self.prediction(output.float()).eps).mean()
 
 
 def load_network(config: Path, weights: Path) -> UNet2DModel:

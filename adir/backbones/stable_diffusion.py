@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from adir.backbones.base import Prediction
+from adir.backbones.base import Kind, Prediction
 from adir.backbones.diffusers_folder import (
     hash_of_files,
     hash_of_settings,
@@ -73,7 +73,8 @@ class StableDiffusion:
     Raises InputError for a folder that is not such a model, and for a tile that the VAE cannot take.
     """
 
-    kind: ClassVar[str] = "latent"
+    kind: ClassVar[Kind] = "latent"
+    family: ClassVar[str]
     learns_variance: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     channels: ClassVar[int]
@@ -207,14 +208,14 @@ class StableDiffusion:
         """Whether the UNet predicts v; else eps."""
         return self.scheduler.config.prediction_type == "v_prediction"
 
-    def denoising_loss(self, example: dict[str, Any]) -> Tensor:
+    def denoising_loss(self, batch: dict[str, Any]) -> Tensor:
         """Mean squared error of the UNet's eps or v on a batch of this family's `LatentCrops` (adir.adaptation.latent)."""
-        z = self.encode(example["z"], example["posterior_noise"])
-        alpha_bar = self.schedule.alpha_bar.to(z.device)[example["t"]].reshape(-1, 1, 1, 1)
-        eps = example["eps"]
+        z = self.encode(batch["z"], batch["posterior_noise"])
+        alpha_bar = self.schedule.alpha_bar.to(z.device)[batch["t"]].reshape(-1, 1, 1, 1)
+        eps = batch["eps"]
         z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
         target = velocity(z, eps, alpha_bar).to(z.dtype) if self.predicts_velocity else eps
-        output = self.output(z_t, example["t"], self.condition_of(example))
+        output = self.output(z_t, batch["t"], self.condition_of(batch))
         return torch.nn.functional.mse_loss(output, target)
 
     def condition_of(self, example: dict[str, Any]) -> Condition:
@@ -226,7 +227,7 @@ class StableDiffusionX4(StableDiffusion):
     """The x4 upscaler: z_t and the low-resolution picture, noised to a level that the network is told, to v."""
 
     parts = (*StableDiffusion.parts, "low_res_scheduler")
-    channels, usual = 7, "sd_x4"
+    family, channels, usual = "upscaler", 7, "sd_x4"
 
     def _complete(self) -> None:
         self.low_res_scheduler: Any = load_scheduler(self.folder / "low_res_scheduler")
@@ -248,7 +249,7 @@ class StableDiffusionX4(StableDiffusion):
 class StableDiffusionInpaint(StableDiffusion):
     """The inpainting model: z_t, the hole, and the latent of the picture with the hole at mid grey, to eps or v."""
 
-    channels, usual = 9, "sd_inpaint"
+    family, channels, usual = "inpainting", 9, "sd_inpaint"
 
     def _complete(self) -> None:
         # Early copies have older settings of the scheduler; diffusers' pipeline changes them on loading, and so do we.

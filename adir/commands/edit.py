@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from adir.adaptation.adapters import adapted
-from adir.backbones.stable_diffusion import StableDiffusionInpaint
 from adir.commands.restore import awaited_adapter, quoted
 from adir.errors import InputError
 from adir.files import hash_of, read_json, write_json
@@ -80,9 +79,9 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
 def require_editing(cfg: DictConfig) -> None:
     """Raise InputError, before any network is looked for, where task or backbone are none to edit with."""
     task = build(cfg.task, "task")
-    if not isinstance(task, EditTask):
+    if not task.edits:
         raise InputError(f"adir edit is for task=edit, not for task={task.name}: see `adir restore`")
-    if not issubclass(get_class(cfg.backbone._target_), StableDiffusionInpaint):
+    if get_class(cfg.backbone._target_).family != "inpainting":
         raise InputError(
             f"adir edit needs an inpainting model (backbone=sd_inpaint), which backbone {cfg.backbone.name} is not"
         )

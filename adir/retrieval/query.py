@@ -4,14 +4,12 @@ The default is `as_is`: for the embedded encoder no other way finds more (precis
 and the pseudo-inverse of a noisy blur finds next to nothing (0.11 instead of 0.39). benchmarks/quality/feeding.py measures it.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from adir.errors import InputError
 from adir.retrieval.encoders.base import resize
-from adir.tasks.operators import Operator, Shape
+from adir.tasks.base import LinearOperator, Task
 
 FEEDINGS = {
     "as_is": "the picture of y, at y's own size; the encoder's preprocessing does the rest",
@@ -28,15 +26,7 @@ LEAST_RIDGE = 1e-4  # where y has no noise: its rounding to 8 bits is an error o
 ITERATIONS = 30
 
 
-class Observed(Protocol):
-    """What is asked of a task: the picture of a y, and the operator for a picture shape."""
-
-    def picture_of(self, y: Tensor) -> Tensor: ...
-    def image_shape(self, y_shape: Shape) -> Shape: ...
-    def operator(self, image_shape: Shape) -> Operator: ...
-
-
-def query_picture(task: Observed, y: Tensor, how: str, input_size: int) -> Tensor:
+def query_picture(task: Task, y: Tensor, how: str, input_size: int) -> Tensor:
     """(3, h, w) in [-1, 1]: y as `how` shows it to an encoder whose network sees input_size x input_size pixels.
 
     y: (C, h, w), one measurement of the task.  how: a key of FEEDINGS, else InputError.
@@ -57,7 +47,7 @@ def require_feeding(how: str) -> None:
         raise InputError(f"unknown feeding {how!r}; choose one of {', '.join(FEEDINGS)}")
 
 
-def ridge(operator: Operator, y: Tensor) -> Tensor:
+def ridge(operator: LinearOperator, y: Tensor) -> Tensor:
     """(3, H, W) minimiser of |A x - y|^2 + r |x|^2 with r = (sigma_y / SIGNAL)^2, or LEAST_RIDGE where that is larger.
 
     The posterior mean of independent pixels of standard deviation SIGNAL. By conjugate gradients (Hestenes and Stiefel,

@@ -13,17 +13,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Denoiser, Variance
+from adir.backbones.base import Backbone, Denoiser, Variance
 from adir.diffusion.guidance import guided_step_size, relaxed_gradient
 from adir.diffusion.posterior import learned_log_variance, posterior_mean, predict_x0
 from adir.diffusion.schedule import Schedule
 from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, require_steps
-from adir.tasks.operators import Operator
+from adir.tasks.base import LinearOperator, Task
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ADIR:
 
     @torch.no_grad()
     def restore(
-        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture; no backpropagation through the network."""
         # The tables' entries are 0-dimensional float64: 1 - alpha_bar keeps its digits, and products keep x_t's float32.
@@ -89,7 +89,7 @@ class ADIR:
         remedy = f"lower guidance_scale={self.guidance_scale:g}" + ("" if self.cap else ", or set cap=true")
         return watch.finish(x_t, remedy, network_evaluations=len(schedule))
 
-    def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
         return needs_pixels(self.name, backbone, task)
 

@@ -1,4 +1,4 @@
-"""What the baseline samplers share: one picture at a time, ranges, failures, and reasons for not taking part."""
+"""What a sampler is and gives, and what samplers share: the watch over a batch, noise, ranges, reasons for not taking part."""
 
 import math
 from collections.abc import Callable
@@ -8,12 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from adir.backbones.base import Denoiser
-from adir.tasks.operators import Operator
-from adir.tasks.restoration import RestorationTask
-
-ROUNDING = 1 / (255 * math.sqrt(12))
-"""Standard deviation that rounding to 8 bits leaves in a picture in [0, 1]: what is unknown of y where it has no noise."""
+from adir.backbones.base import Backbone
+from adir.tasks.base import LinearOperator, Task
 
 
 @dataclass(frozen=True)
@@ -33,18 +29,24 @@ class Restoration:
 
 
 class Sampler(Protocol):
-    """What the harness needs of a sampler; ADIR is one."""
+    """What turns y into a restored picture; ADIR is one."""
 
-    name: str
-    n_steps: int
-    """0 for methods without steps."""
+    @property
+    def name(self) -> str:
+        """In configurations, paths and tables."""
 
-    def restore(
-        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
-    ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture, on which alone the picture's randomness depends."""
+    @property
+    def n_steps(self) -> int:
+        """0 for methods without steps, which draw nothing."""
 
-    def not_applicable(self, backbone: Denoiser, task: RestorationTask, mode: str) -> str | None:
+    def restore(self, backbone: Any, operator: Any, y: Tensor, generators: list[torch.Generator]) -> Restoration:
+        """x_hat from y (B, C, h, w), one CPU generator per picture, on which alone the picture's randomness depends.
+
+        backbone: a `Denoiser`, or for a latent sampler its family's class.  operator: a `LinearOperator`, or one with more
+        to it: deepinv's physics, an edit's mask and prompt.
+        """
+
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """One line on why this sampler cannot do a cell; None where it can."""
 
 
@@ -105,7 +107,20 @@ def one_by_one(
     )
 
 
-def in_unit_range(operator: Operator, y: Tensor) -> Tensor:
+def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
+    """(B, *shape) standard normal, picture b from generators[b] on the CPU, in the type and on the device of `like`."""
+    noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
+    stacked = torch.stack(noise)
+    if like.device.type == "cuda":  # from pageable memory the copy would wait for the step before it
+        stacked = stacked.pin_memory()
+    return stacked.to(like.device, non_blocking=True)
+
+
+ROUNDING = 1 / (255 * math.sqrt(12))
+"""Standard deviation that rounding to 8 bits leaves in a picture in [0, 1]: what is unknown of y where it has no noise."""
+
+
+def in_unit_range(operator: LinearOperator, y: Tensor) -> Tensor:
     """y of a picture in [-1, 1] as y of the same picture in [0, 1]: (y + A 1) / 2, as A((x + 1) / 2) is that.
 
     For inpainting 0 stays 0 in the hole, where A 1 is 0.
@@ -114,16 +129,16 @@ def in_unit_range(operator: Operator, y: Tensor) -> Tensor:
     return (y + operator.A(ones)) / 2
 
 
-def noise_level(operator: Operator) -> float:
+def noise_level(operator: LinearOperator) -> float:
     """Standard deviation of y's noise for a picture in [0, 1]: at least the rounding of its file, as y is never exact."""
     return max(operator.sigma_y / 2, ROUNDING)
 
 
-def needs_pixels(name: str, backbone: Any, task: Any) -> str | None:
+def needs_pixels(name: str, backbone: Backbone, task: Task) -> str | None:
     """The reason for which a sampler that restores pixels leaves out a latent backbone, or a task that has a prompt."""
     if backbone.kind == "latent":
         return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
-    if hasattr(task, "with_mask"):
+    if task.edits:
         return (
             f"task {task.name} repaints as a prompt says, which neither backbone {backbone.name} nor sampler {name} can: "
             "use backbone=sd_inpaint sampler=sd_inpaint"
@@ -135,12 +150,3 @@ def require_steps(n_steps: Any, least: int = 1) -> None:
     """Raise ValueError unless a sampler can take this many steps."""
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
         raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
-
-
-def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
-    """(B, *shape) standard normal, picture b from generators[b] on the CPU, in the type and on the device of `like`."""
-    noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
-    stacked = torch.stack(noise)
-    if like.device.type == "cuda":  # from pageable memory the copy would wait for the step before it
-        stacked = stacked.pin_memory()
-    return stacked.to(like.device, non_blocking=True)

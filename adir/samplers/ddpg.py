@@ -6,13 +6,13 @@ import torch
 from deepinv.physics import DecomposablePhysics
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.backbones.base import Backbone, Denoiser
 from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
+from adir.tasks.base import Task
 from adir.tasks.operators import Operator
-from adir.tasks.restoration import RestorationTask
 
 LEAST_ETA = 1e-4
 """Regularisation of A A^T without noise: the authors' code (ddpg_scheme.py, eta_reg)."""
@@ -58,7 +58,7 @@ class DDPG:
 
     @torch.no_grad()
     def restore(
-        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture."""
         physics = full_svd(operator, y.dtype, y.device, operator.sigma_y)
@@ -88,6 +88,6 @@ class DDPG:
 
         return one_by_one(restore_one, y, generators)
 
-    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """Pixels, and an operator whose A A^T can be inverted."""
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

@@ -18,11 +18,11 @@ from deepinv.physics import GaussianNoise
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.backbones.base import Backbone, Denoiser
 from adir.samplers.base import Restoration, Watch, in_unit_range, needs_pixels, noise_level, one_by_one, require_steps
 from adir.samplers.svd import full_svd, has_full_svd
+from adir.tasks.base import Task
 from adir.tasks.operators import Operator
-from adir.tasks.restoration import RestorationTask
 
 Guidance = Literal["norm", "annealed"]
 
@@ -36,7 +36,7 @@ class BackboneDenoiser(deepinv.models.Denoiser):
     gradient_evaluations through which a gradient flows.
     """
 
-    def __init__(self, backbone: GuidedDiffusion) -> None:
+    def __init__(self, backbone: Denoiser) -> None:
         super().__init__()
         self.backbone = backbone
         self.evaluations = self.gradient_evaluations = 0
@@ -89,7 +89,7 @@ class PictureNoise(TorchFunctionMode):
 
 def restored_by(
     make: Callable[[BackboneDenoiser], Callable[[Tensor], Tensor]],
-    backbone: GuidedDiffusion,
+    backbone: Denoiser,
     operator: Operator,
     y: Tensor,
     generators: list[torch.Generator],
@@ -131,7 +131,7 @@ class DPS:
             raise ValueError(f"unknown guidance {self.guidance!r}; choose one of {', '.join(get_args(Guidance))}")
 
     def restore(
-        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture."""
         weight = self.weight if self.guidance == "norm" else self.weight / operator.norm**2
@@ -150,7 +150,7 @@ class DPS:
 
         return restored_by(make, backbone, operator, y, generators, "lower weight")
 
-    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """Any linear task on pixels."""
         return needs_pixels(self.name, backbone, task)
 
@@ -174,7 +174,7 @@ class DDRM:
         require_steps(self.n_steps)
 
     def restore(
-        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture."""
         physics = full_svd(operator, torch.float32, y.device, noise_level(operator))
@@ -185,7 +185,7 @@ class DDRM:
 
         return restored_by(make, backbone, operator, y, generators, "change n_steps or eta")
 
-    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known."""
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
@@ -207,7 +207,7 @@ class DiffPIR:
         require_steps(self.n_steps, least=2)
 
     def restore(
-        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture."""
         sigma = noise_level(operator)
@@ -221,12 +221,12 @@ class DiffPIR:
 
         return restored_by(make, backbone, operator, y, generators, "raise lambda_")
 
-    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known, by which the proximal step is exact."""
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
 
-def needs_svd(name: str, backbone: GuidedDiffusion, task: RestorationTask) -> str | None:
+def needs_svd(name: str, backbone: Backbone, task: Task) -> str | None:
     """The reason for which a sampler that works on singular values leaves out a task."""
     if has_full_svd(task.operator((3, backbone.resolution, backbone.resolution)).physics):
         return None

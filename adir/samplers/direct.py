@@ -7,13 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.backbones.base import Backbone, Denoiser
 from adir.samplers.base import Restoration, Watch, needs_pixels, one_by_one
-from adir.tasks.operators import Operator
-from adir.tasks.restoration import RestorationTask
+from adir.tasks.base import LinearOperator, Task
 
 
-def upsampled(operator: Operator, y: Tensor) -> Tensor:
+def upsampled(operator: LinearOperator, y: Tensor) -> Tensor:
     """y (B, C, h, w) as a picture (B, 3, H, W): grey in three channels, enlarged by bicubic interpolation (a = -0.5).
 
     Pixel centres are those of MATLAB, Pillow and OpenCV, which are super-resolution's default ones; borders are
@@ -28,7 +27,7 @@ def upsampled(operator: Operator, y: Tensor) -> Tensor:
     )
 
 
-def scaled_adjoint(operator: Operator, y: Tensor) -> Tensor:
+def scaled_adjoint(operator: LinearOperator, y: Tensor) -> Tensor:
     """c A^T y with c = (values of x) / (values of y), which keeps the mean: s^2 A^T y for super-resolution by s.
 
     That is what the authors' page shows as bicubic.
@@ -37,7 +36,7 @@ def scaled_adjoint(operator: Operator, y: Tensor) -> Tensor:
     return values / y[0].numel() * operator.A_adjoint(y)
 
 
-def pseudo_inverse(operator: Operator, y: Tensor) -> Tensor:
+def pseudo_inverse(operator: LinearOperator, y: Tensor) -> Tensor:
     """A_dagger y: the picture of smallest norm that explains y best. Noise is amplified without bound."""
     return operator.A_dagger(y)
 
@@ -46,7 +45,7 @@ def pseudo_inverse(operator: Operator, y: Tensor) -> Tensor:
 class Direct:
     """One of the three as a sampler: no network, no steps, no randomness."""
 
-    METHODS: ClassVar[dict[str, Callable[[Operator, Tensor], Tensor]]] = {
+    METHODS: ClassVar[dict[str, Callable[[LinearOperator, Tensor], Tensor]]] = {
         "bicubic": upsampled,
         "adjoint": scaled_adjoint,
         "pseudo_inverse": pseudo_inverse,
@@ -60,13 +59,13 @@ class Direct:
 
     @torch.no_grad()
     def restore(
-        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w)."""
         method = self.METHODS[self.name]
         return one_by_one(lambda y, _: Watch(y).finish(method(operator, y), "y has it already", 0), y, generators)
 
-    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """Mode none only: without a network there is nothing to adapt."""
         if mode != "none":
             return f"sampler {self.name} uses no network, so adaptation={mode} changes nothing: use adaptation=none"

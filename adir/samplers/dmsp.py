@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.backbones.base import Backbone, Denoiser
 from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
-from adir.tasks.operators import Operator
-from adir.tasks.restoration import RestorationTask
+from adir.tasks.base import LinearOperator, Task
 
 
 def data_weight(data_precision: float, sigma_net: float) -> float:
@@ -18,7 +17,7 @@ def data_weight(data_precision: float, sigma_net: float) -> float:
     return data_precision / (data_precision + 1 / sigma_net**2)
 
 
-def energy(operator: Operator) -> tuple[int, float]:
+def energy(operator: LinearOperator) -> tuple[int, float]:
     """(M, tr(A A^T)): the number of known values of y, and the sum of all squared entries of A.
 
     For a blur by k the latter is M |k|^2. All rows of our operators that see anything have one norm, so one row is enough.
@@ -70,7 +69,7 @@ class DMSP:
 
     @torch.no_grad()
     def restore(
-        self, backbone: GuidedDiffusion, operator: Operator, y: Tensor, generators: list[torch.Generator]
+        self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture."""
         sigma_net, sigma_y = self.sigma_net / 255, operator.sigma_y / 2
@@ -93,6 +92,6 @@ class DMSP:
 
         return one_by_one(restore_one, y, generators)
 
-    def not_applicable(self, backbone: GuidedDiffusion, task: RestorationTask, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
         """Any linear task on pixels."""
         return needs_pixels(self.name, backbone, task)

@@ -17,6 +17,8 @@ from adir.samplers.latent import (
     starts_too_high,
     unconditional_text,
 )
+from adir.tasks.base import Task
+from adir.tasks.editing import EditOperator
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class InpaintingSampler:
         require_options(self.n_steps, self.guidance_scale, self.eta)
 
     def restore(
-        self, backbone: StableDiffusionInpaint, operator: Any, y: Tensor, generators: list[torch.Generator]
+        self, backbone: StableDiffusionInpaint, operator: EditOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat (B, 3, H, W), about [-1, 1], from y (B, 3, H, W), 0 in the hole; one picture at a time.
 
@@ -51,7 +53,7 @@ class InpaintingSampler:
 
     @torch.no_grad()
     def _restore_one(
-        self, backbone: StableDiffusionInpaint, operator: Any, y: Tensor, generators: list[torch.Generator]
+        self, backbone: StableDiffusionInpaint, operator: EditOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         watch = Watch(y)
         shape = backbone.latent_shape(operator.image_shape)
@@ -67,11 +69,11 @@ class InpaintingSampler:
             x_hat = torch.where(hole > 0, x_hat, y)
         return watch.finish(x_hat, REMEDY, evaluations)
 
-    def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
+    def not_applicable(self, backbone: Any, task: Task, mode: str) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
-        if not isinstance(backbone, StableDiffusionInpaint):
+        if backbone.family != "inpainting":
             return f"sampler {self.name} is for an inpainting model (backbone=sd_inpaint), not for backbone {backbone.name}"
-        if not hasattr(task, "with_mask"):
+        if not task.edits:
             return f"sampler {self.name} needs a mask and a prompt (task=edit), which task {task.name} has not"
         if mode == "self":
             return "adaptation=self would teach the network the hole of y: use knn, or none"

@@ -19,6 +19,7 @@ from adir.diffusion.posterior import predict_x0
 from adir.diffusion.velocity import velocity
 from adir.errors import InputError
 from adir.samplers.base import Restoration, Watch, draw_noise, one_by_one, require_steps
+from adir.tasks.base import LinearOperator, Task
 
 Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(raw output, z_t, alpha_bar_t, t) to a corrected output."""
@@ -149,7 +150,7 @@ class UpscalerSampler:
             raise ValueError(f"measurement_scale={self.measurement_scale!r}: a number that is not negative is needed")
 
     def restore(
-        self, backbone: StableDiffusionX4, operator: Any, y: Tensor, generators: list[torch.Generator]
+        self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         """x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w), one picture at a time.
 
@@ -165,7 +166,7 @@ class UpscalerSampler:
 
     @torch.no_grad()
     def _restore_one(
-        self, backbone: StableDiffusionX4, operator: Any, y: Tensor, generators: list[torch.Generator]
+        self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
         watch = Watch(y)
         low_noise = draw_noise(tuple(y.shape[1:]), generators, y)
@@ -178,7 +179,7 @@ class UpscalerSampler:
         latent, evaluations = sample_latent(backbone, noise, condition, away, *options, generators[0], watch, correct)
         return watch.finish(backbone.decode(latent), REMEDY, evaluations)
 
-    def _towards(self, backbone: StableDiffusionX4, operator: Any, y: Tensor) -> Correction:
+    def _towards(self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor) -> Correction:
         """The network's output for a z0_hat that was moved a step towards y, z_t being what it is."""
 
         def correct(output: Tensor, z_t: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:
@@ -189,9 +190,9 @@ class UpscalerSampler:
 
         return correct
 
-    def not_applicable(self, backbone: Any, task: Any, mode: str) -> str | None:
+    def not_applicable(self, backbone: Any, task: Task, mode: str) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
-        if not isinstance(backbone, StableDiffusionX4):
+        if backbone.family != "upscaler":
             return f"sampler {self.name} is for the x4 upscaler (backbone=sd_x4), not for backbone {backbone.name}"
         try:
             shape = task.image_shape((3, 64, 64))
@@ -202,7 +203,7 @@ class UpscalerSampler:
         return starts_too_high(backbone, self.n_steps)
 
 
-def residual_gradient(backbone: StableDiffusion, operator: Any, z0: Tensor, y: Tensor) -> Tensor:
+def residual_gradient(backbone: StableDiffusion, operator: LinearOperator, z0: Tensor, y: Tensor) -> Tensor:
     """Gradient of ||A D(z0) - y|| with respect to z0, through the decoder D: shaped as z0. y: (B, C, h, w)."""
     with torch.enable_grad():
         z0 = z0.detach().requires_grad_(True)

@@ -8,20 +8,18 @@ field and agree in their overlaps after every step, so that there is nothing to 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adir.backbones.base import Prediction
+from adir.backbones.base import Backbone, PixelBackbone, Prediction
 from adir.backbones.execution import recompute
-from adir.backbones.guided_diffusion import GuidedDiffusion
-from adir.diffusion.schedule import Schedule
 from adir.errors import InputError
 from adir.images import generator
-from adir.samplers.adir import ADIR
-from adir.tasks.restoration import RestorationTask
+from adir.samplers.base import Sampler
+from adir.tasks.base import Task
 
 MARGIN = 16
 """Pixels of x̂ restored around the picture and cut off: the operators are circular, a user's picture is not, and what wraps
@@ -35,18 +33,14 @@ class TiledBackbone:
     ramps over it. One tile is in the network at a time.
     """
 
-    kind: Literal["pixel"] = "pixel"
-
-    def __init__(self, backbone: GuidedDiffusion, tile: int):
+    def __init__(self, backbone: PixelBackbone, tile: int):
         self.backbone, self.tile = backbone, tile
-        self.name, self.stride, self.device = backbone.name, backbone.stride, backbone.device
-        self.variance, self.learns_variance = backbone.variance, backbone.learns_variance
-        self.schedule: Schedule = backbone.schedule
+        self.schedule = backbone.schedule
 
     def tiles(self, height: int, width: int) -> list[tuple[slice, slice]]:
         """Rows and columns of each."""
         size = min(height, self.tile), min(width, self.tile)
-        tops, lefts = (starts(side, self.tile, self.stride) for side in (height, width))
+        tops, lefts = (starts(side, self.tile, self.backbone.stride) for side in (height, width))
         return [(slice(top, top + size[0]), slice(left, left + size[1])) for top in tops for left in lefts]
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
@@ -79,14 +73,6 @@ class TiledBackbone:
         assert eps is not None
         return Prediction(eps / weight, None if fraction is None else fraction / weight)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """The identity: only pixel models are tiled here."""
-        return image
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """The identity: only pixel models are tiled here."""
-        return latent
-
 
 @dataclass(frozen=True)
 class TiledRestoration:
@@ -99,7 +85,7 @@ class TiledRestoration:
 
 
 def restore_any_size(
-    sampler: ADIR, backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, seed: int, image_id: str, tile: int
+    sampler: Sampler, backbone: Any, task: Task, y: Tensor, seed: int, image_id: str, tile: int
 ) -> TiledRestoration:
     """Restore one y (C, h, w) of any size: mirrored at the border, and beyond `tile` pixels a side with a tiled network.
 
@@ -109,8 +95,7 @@ def restore_any_size(
     require_restorable(backbone, task, y, tile)
     _, height, width = task.image_shape(tuple(y.shape))
     shape = sampled_shape(backbone, task, y)
-    network: Any = backbone
-    n_tiles = 1
+    network, n_tiles = backbone, 1
     if needed_tile(backbone, task, y, tile) is not None:
         network = TiledBackbone(backbone, tile)
         n_tiles = len(network.tiles(*shape[1:]))
@@ -121,7 +106,7 @@ def restore_any_size(
     return TiledRestoration(x_hat[:, :height, :width], n_tiles, result.capped_steps[0])
 
 
-def with_margin(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor) -> tuple[Tensor, int]:
+def with_margin(backbone: Backbone, task: Task, y: Tensor) -> tuple[Tensor, int]:
     """(y (C, h, w) with a mirrored border and a size that the network takes, pixels of x above and left of the picture)."""
     if not task.shift_invariant:  # what y knows of the border is not what it would know of a mirrored one
         return y, 0
@@ -132,12 +117,12 @@ def with_margin(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor) -> 
     return mirrored(y, margin, extra), margin * factor
 
 
-def sampled_shape(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor) -> tuple[int, ...]:
+def sampled_shape(backbone: Backbone, task: Task, y: Tensor) -> tuple[int, ...]:
     """(3, H, W) of what is sampled for y: the picture with its margin."""
     return task.image_shape(tuple(with_margin(backbone, task, y)[0].shape))
 
 
-def needed_tile(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, tile: int) -> int | None:
+def needed_tile(backbone: Backbone, task: Task, y: Tensor, tile: int) -> int | None:
     """`tile` where y takes several, else None: what of it the restoration depends on.
 
     A latent backbone's pictures are whole here: its VAE has tiles of its own.
@@ -145,7 +130,7 @@ def needed_tile(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, til
     return tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
 
 
-def require_restorable(backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, tile: int) -> None:
+def require_restorable(backbone: Backbone, task: Task, y: Tensor, tile: int) -> None:
     """Raise InputError unless `restore_any_size` can restore this y (C, h, w): asked before any work, and once more there."""
     _, height, width = task.image_shape(tuple(y.shape))
     stride = backbone.stride

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import deepinv
 import torch
@@ -15,28 +15,10 @@ from torch import Tensor
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import from_uint8, read_pixels, to_uint8, write_png
+from adir.tasks.base import TextEncoder
 from adir.tasks.operators import Operator, Shape
 
 By = Literal["prompt", "picture"]
-
-
-class EditPictures(Protocol):
-    """What a test set of edits has besides its pictures; adir.data.edits.EditSet."""
-
-    def mask(self, image_id: str) -> Tensor:
-        """(H, W) bool, true where the picture is to be repainted."""
-
-    def prompt(self, image_id: str) -> str:
-        """What is to be seen there."""
-
-
-class TextEncoder(Protocol):
-    """What the task asks of an encoder to find neighbours with."""
-
-    metric: str
-
-    def image(self, batch: Tensor) -> Tensor: ...
-    def text(self, prompts: list[str]) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +41,8 @@ class EditTask:
     """
 
     sigma_y = 0.0
-    shift_invariant = False
+    shift_invariant: ClassVar[bool] = False
+    edits: ClassVar[bool] = True
 
     def __init__(self, name: str = "edit", version: int = 1, by: By = "prompt") -> None:
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:

@@ -1,15 +1,15 @@
 """The operators A of y = A(x) + e, as deepinv physics with their norm.
 
-Each degradation below is a small frozen dataclass: its fields are the operator's parameters, calling it with an image
-shape builds the `Operator`, and `image_shape(y_shape)` is the shape of the pictures that give such a y. Borders are
-circular, as on the authors' pictures. Weights sum to one, so grey stays grey, and A of a picture in [-1, 1] is the same
-picture as A of its grey levels; only the hole of inpainting is 0, which is mid grey.
+Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass: its fields are the operator's parameters,
+calling it with an image shape builds the `Operator`, and `image_shape(y_shape)` is the shape of the pictures that give
+such a y. Borders are circular, as on the authors' pictures. Weights sum to one, so grey stays grey, and A of a picture in
+[-1, 1] is the same picture as A of its grey levels; only the hole of inpainting is 0, which is mid grey.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import deepinv
 import torch
@@ -78,16 +78,6 @@ class Operator:
         if key not in self._built:
             self._built[key] = self.build(z.dtype).to(z.device)
         return self._built[key]
-
-
-class Degradation(Protocol):
-    """What a task file names: builds the operator of one image shape, and inverts the shapes."""
-
-    shift_invariant: ClassVar[bool]
-    """Whether A is the same wherever a picture is cut: then large pictures can be restored in tiles."""
-
-    def __call__(self, image_shape: Shape) -> Operator: ...
-    def image_shape(self, y_shape: Shape) -> Shape: ...
 
 
 def bicubic_kernel(factor: int, centre: float) -> Tensor:

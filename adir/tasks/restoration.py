@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from adir.errors import InputError
 from adir.images import from_uint8, read_pixels, to_uint8, write_png
-from adir.tasks.operators import Degradation, Operator, Shape
+from adir.tasks.base import Degradation, TextEncoder
+from adir.tasks.operators import Operator, Shape
 
 
 class RestorationTask:
@@ -23,6 +24,9 @@ class RestorationTask:
     guidance_scale: the sampler's s for this task, tuned per task because its useful size depends on ||A||.
     Raises InputError on values that make no task.
     """
+
+    edits: ClassVar[bool] = False
+    prompt: ClassVar[None] = None
 
     def __init__(self, name: str, version: int, operator: Degradation, sigma_y: float, guidance_scale: float) -> None:
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
@@ -94,7 +98,7 @@ class RestorationTask:
         self.image_shape(tuple(y.shape))
         return y.expand(3, -1, -1).clone() if y.shape[0] == 1 else y.clone()
 
-    def query(self, encoder: Any, picture: Tensor) -> Tensor:
+    def query(self, encoder: TextEncoder, picture: Tensor) -> Tensor:
         """(1, D): what neighbours are looked for with, the encoder's vector of y as a picture (3, h, w)."""
         return encoder.image(picture[None])
 

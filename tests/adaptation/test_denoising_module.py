@@ -1,6 +1,5 @@
 """Fine-tuning against a training loop written without Lightning, and what it leaves behind: nothing."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from adir.adaptation.adapters import Full, adapted
 from adir.adaptation.crops import NoisyCrops
-from adir.adaptation.denoising_module import DenoisingModule, FineTuning, l_simple
+from adir.adaptation.denoising_module import DenoisingModule, FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.errors import InputError
@@ -52,7 +51,7 @@ def assert_untouched(backbone: GuidedDiffusion, before: dict[str, Tensor]) -> No
 def test_the_loss_is_the_mean_squared_error_of_the_predicted_noise(backbone, pictures):
     z = torch.stack([picture[:, :16, :16] for picture in pictures])
     t, eps = torch.tensor([5, 800]), torch.randn(2, 3, 16, 16)
-    module = DenoisingModule(backbone.network, partial(l_simple, backbone), [], torch.optim.Adam)
+    module = DenoisingModule(backbone.network, backbone.denoising_loss, [], torch.optim.Adam)
     module.log = lambda *arguments, **options: None
     loss = module.training_step((z, t, eps), 0)
     # DDPM, eq. 14, picture by picture: the noise of z_t = sqrt(ab) z + sqrt(1 - ab) eps.

@@ -22,6 +22,7 @@ from adir.adaptation.lora import Lora
 from adir.backbones.execution import Execution
 from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionInpaint, StableDiffusionX4
 from adir.errors import InputError
+from adir.tasks.editing import EditTask
 from adir.tasks.operators import SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -142,6 +143,9 @@ def test_crops_fit_the_smallest_picture_and_the_latents(backbones, pictures, fam
         examples(backbones[family], pictures, 3)
     with pytest.raises(ValueError, match="needs the task"):
         latent_crops(backbones[family], pictures, 16, True, seeded(), None)
+    if family == "sd_inpaint":  # an edit that is not bound to a picture yet
+        with pytest.raises(ValueError, match="needs the task: its operator or its prompt"):
+            latent_crops(backbones[family], pictures, 16, True, seeded(), EditTask())
 
 
 @FAMILIES

@@ -376,7 +376,7 @@ def test_an_edit_is_not_applicable_to_samplers_that_see_no_prompt(sampler):
 
 def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_that_need_one():
     unknown = SimpleNamespace(
-        name="mri", operator=lambda shape: SimpleNamespace(physics=deepinv.physics.LinearPhysics())
+        name="mri", edits=False, operator=lambda shape: SimpleNamespace(physics=deepinv.physics.LinearPhysics())
     )
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     for sampler in LEARNED:

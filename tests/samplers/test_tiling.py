@@ -29,7 +29,6 @@ class Backbone:
     """The ideal denoiser of x ~ N(0, I), which must be given pictures of whole strides, no larger than a tile."""
 
     kind, name, schedule, stride, device = "pixel", "ideal", linear_schedule(), 8, torch.device("cpu")
-    variance, learns_variance = "small", False
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -124,8 +123,6 @@ def test_all_tiles_share_one_field_of_noise_that_belongs_to_seed_and_picture():
 
 class Place(Backbone):
     """Predicts the mean of what it sees, so that predictions tell tiles apart; and a variance."""
-
-    learns_variance = True
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         super().predict(x_t, t)

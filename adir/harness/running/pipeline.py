@@ -119,7 +119,7 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
     retrieval = cell.identity.configuration["retrieval"]
     drawn = {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
     # An edit is looked for by its prompt; other tasks have none.
-    asked = {"prompt": cell.task.prompt, "by": cell.task.by} if hasattr(cell.task, "prompt") else {}
+    asked = {"prompt": cell.task.prompt, "by": cell.task.by} if cell.task.edits else {}
     return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked})
 
 
@@ -152,7 +152,7 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
 def task_seen(cell: Cell, task: Any) -> dict[str, Any]:
     """What of the task enters an adaptation of a latent backbone."""
     configuration = {k: v for k, v in cell.identity.configuration["task"].items() if k != "version"}
-    return configuration | {"prompt": getattr(task, "prompt", None)}
+    return configuration | {"prompt": task.prompt}
 
 
 def find_or_train_adapter(
@@ -293,7 +293,7 @@ def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
 def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
     """Scores of a restored picture as its file holds it, so that scoring again gives the same; the residual beside them."""
     x_hat = read_image(picture)
-    scores = scores_of(cell.scoring.score(x_hat, x, getattr(task, "prompt", None)))
+    scores = scores_of(cell.scoring.score(x_hat, x, task.prompt))
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
     scores["residual"] = Score(value=float(residual), direction="none", version="1", sigma_y=task.sigma_y)
     return scores
