@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.files import write_json
 from adir.harness.cells.cell import build
@@ -62,6 +62,5 @@ def rescored(record: dict[str, Any], results: Path, scoring: Scoring) -> dict[st
     x = data.image(image_id)
     if hash_of_picture(x) != record["image"]["sha256"]:
         raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
-    prompt = data.prompt(image_id) if hasattr(data, "prompt") else None  # a set of edits
-    scores = record["scores"] | scoring.score(read_image(results / record["picture"]), x, prompt)
+    scores = record["scores"] | scoring.score(read_image(results / record["picture"]), x, data.prompt(image_id))
     return record | {"scores": scores, "unavailable": scoring.unavailable}

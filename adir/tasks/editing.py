@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import deepinv
 import torch
@@ -21,12 +21,14 @@ By = Literal["prompt", "picture"]
 
 
 class EditPictures(Protocol):
-    """What a test set of edits has besides its pictures; adir.data.edits.EditSet."""
+    """What the task asks of a test set, adir.data.base.Corpus: both are None in a set that is not one of edits."""
 
-    def mask(self, image_id: str) -> Tensor:
+    name: str
+
+    def mask(self, image_id: str) -> Tensor | None:
         """(H, W) bool, true where the picture is to be repainted."""
 
-    def prompt(self, image_id: str) -> str:
+    def prompt(self, image_id: str) -> str | None:
         """What is to be seen there."""
 
 
@@ -87,14 +89,15 @@ class EditTask:
         bound._operator = functools.lru_cache(maxsize=1)(bound._build)
         return bound
 
-    def bound(self, data: Any, image_id: str) -> "EditTask":
+    def bound(self, data: EditPictures, image_id: str) -> "EditTask":
         """The task with the mask and prompt of a test picture. Raises InputError where the test set has none."""
-        if not (hasattr(data, "mask") and hasattr(data, "prompt")):
+        mask, prompt = data.mask(image_id), data.prompt(image_id)
+        if mask is None or prompt is None:
             raise InputError(
                 f"task {self.name}: test set {data.name} has no masks and prompts; use data=edit data.path=FOLDER"
             )
         try:
-            return self.with_mask(data.mask(image_id), data.prompt(image_id))
+            return self.with_mask(mask, prompt)
         except InputError as error:
             raise InputError(f"test picture {image_id}: {error}") from error
 
