@@ -19,7 +19,7 @@ from adir.files import (
     write_bytes,
 )
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:

@@ -58,17 +58,13 @@ def examine() -> int:
     from adir.harness.cells.compose import compose
 
     cfg = compose(["scoring=default"])
-    parts = {
-        "prior": cfg.backbone,
-        "encoder": cfg.retrieval.encoders.knn,
-        "test pictures": cfg.data,
-        "corpus": cfg.retrieval.corpus,
-    }
-    for what, node in parts.items():
+    networks = {"prior": cfg.backbone, "encoder": cfg.retrieval.encoders.knn}
+    pictures = {"test pictures": cfg.data, "corpus": cfg.retrieval.corpus}
+    for what, node in (networks | pictures).items():
         try:
             found = build(node, what)
-            count = f" ({len(found)} pictures)" if hasattr(found, "ids") else f" ({found.weights_sha256[:12]})"
-            print(f"  ok       embedded {what}{count}")
+            told = found.weights_sha256[:12] if what in networks else f"{len(found)} pictures"
+            print(f"  ok       embedded {what} ({told})")
         except InputError as error:
             missing += 1
             print(f"  MISSING  embedded {what}: {error}")

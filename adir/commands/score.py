@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.files import write_json
 from adir.harness.cells.cell import build
@@ -58,7 +58,6 @@ def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
     x = data.image(image_id)
     if hash_of_picture(x) != record.image.sha256:
         raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
-    prompt = data.prompt(image_id) if hasattr(data, "prompt") else None  # a set of edits
     assert record.picture is not None  # of a record that is done
-    scores = scores_of(scoring.score(read_image(results / record.picture), x, prompt))
+    scores = scores_of(scoring.score(read_image(results / record.picture), x, data.prompt(image_id)))
     return record.model_copy(update={"scores": record.scores | scores, "unavailable": scoring.unavailable})

@@ -1,4 +1,4 @@
-"""From the bytes of any picture file to upright RGB, or the reason why not."""
+"""From any picture file to upright RGB, or the reason why not: the same for test sets, corpora and indices."""
 
 import io
 import warnings
@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from adir.data.sources.base import Item, SourceDown, storable
 from adir.errors import InputError
 from adir.images import decode_pixels, in_colour
 
@@ -18,6 +19,23 @@ ORIENTATION = 0x0112  # the EXIF tag
 # Pillow warns of odd EXIF and TIFF tags that change no pixel, and of large pictures, above our own limit. Here once, not
 # around each call: `warnings.catch_warnings` in several threads leaves the filters of one to all.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decoded(item: Item, least_side: int = 0) -> tuple[bytes, np.ndarray]:
+    """(file, (H, W, 3) uint8 RGB) of a picture that a source lists.
+
+    Raises InputError, in one line, for one that is to be rejected: its name is not UTF-8, it cannot be read, or `decode`
+    refuses it. Raises SourceDown where no picture can be read.
+    """
+    if storable(item.id) != item.id:
+        raise InputError("its name is not UTF-8 and cannot be kept; rename the file")
+    try:
+        content = item.read()
+        return content, decode(content, item.id, least_side=least_side)
+    except SourceDown:
+        raise
+    except (InputError, OSError) as error:
+        raise InputError(" ".join(str(error).split())) from error
 
 
 def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> np.ndarray:

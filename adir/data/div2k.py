@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import decode_pixels, from_uint8, in_colour

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_file
 from adir.images import PICTURE_SUFFIXES, read_image
@@ -48,11 +48,9 @@ class EditSet(Corpus):
         return read_image(self._pictures[image_id])
 
     def mask(self, image_id: str) -> Tensor:
-        """(H, W) bool, true where the picture is to be repainted."""
         return self._masks[image_id]
 
     def prompt(self, image_id: str) -> str:
-        """What is to be seen there."""
         return self._prompts[image_id]
 
 

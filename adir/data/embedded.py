@@ -1,9 +1,9 @@
-"""Test fields and corpus fields cut from the photographs inside scikit-image's wheel: pictures that need no download.
+"""The demo's test set, the other embedded test fields and the embedded corpus: pictures that need no download.
 
-A field is 128x128 pixels of a photograph reduced by a whole factor s; its id says which: `chelsea-s1-y040-x275` is the
-window with that top-left corner, in pixels of the reduced photograph. No corpus field shares a pixel of its photograph
-with a test field, at any scale. The right motorcycle of the stereo pair, a near-copy of the left, is left out, and so
-are drawings.
+All are fields cut from the photographs inside scikit-image's wheel. A field is 128x128 pixels of a photograph reduced by a
+whole factor s; its id says which: `chelsea-s1-y040-x275` is the window with that top-left corner, in pixels of the reduced
+photograph. No corpus field shares a pixel of its photograph with a test field, at any scale. The right motorcycle of the
+stereo pair, a near-copy of the left, is left out, and so are drawings.
 """
 
 import importlib.util
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.files import sha256_of_bytes, sha256_of_file
 from adir.images import from_uint8
@@ -195,3 +196,48 @@ test_fields.__test__ = False  # type: ignore[attr-defined]  # its name would mak
 def manifest(fields: tuple[Field, ...]) -> dict[str, str]:
     """SHA-256 of each field's 128x128x3 bytes, by id: what the pictures are, with this Pillow's resampling."""
     return {field.id: sha256_of_bytes(cut(field).tobytes()) for field in fields}
+
+
+class EmbeddedCorpus(Corpus):
+    """The corpus that works with no download: fields of scikit-image's photographs, none on ground of a test field."""
+
+    def __init__(self) -> None:
+        self._fields = {field.id: field for field in corpus_fields()}
+        categories = {image_id: field.photograph for image_id, field in self._fields.items()}
+        super().__init__("embedded", manifest(corpus_fields()), {}, categories)
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return ORIGINS[self._fields[image_id].photograph]
+
+    def image(self, image_id: str) -> Tensor:
+        return from_uint8(cut(self._fields[image_id]))
+
+
+class EmbeddedTestFields(Corpus):
+    """The 128x128 test fields of the embedded photographs, none of whose ground is in the embedded corpus.
+
+    only: ids to keep, in any order; None keeps all. Raises InputError for an id that is not there.
+    """
+
+    def __init__(self, only: list[str] | None = None) -> None:
+        fields = {field.id: field for field in TEST_FIELDS}
+        for name in only or []:
+            if name not in fields:
+                raise InputError(f"unknown test field {name!r}; choose from {', '.join(fields)}")
+        chosen = fields if only is None else {name: fields[name] for name in only}
+        self._photographs = {name: field.photograph for name, field in chosen.items()}
+        self._images = {name: image for name, image in test_fields() if name in chosen}
+        super().__init__("embedded-test", manifest(tuple(chosen.values())), {})
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return ORIGINS[self._photographs[image_id]]
+
+    def image(self, image_id: str) -> Tensor:
+        return self._images[image_id]
+
+
+class DemoFields(EmbeddedTestFields):
+    """The three test fields that the demo restores."""
+
+    def __init__(self) -> None:
+        super().__init__(list(DEMO))

@@ -1,39 +1,11 @@
-"""Test sets and cut-down corpora: a part of a corpus, or a corpus at another size."""
+"""A part of a test set or corpus, or all of it at another size."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from adir.data import embedded as pictures
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.errors import InputError
-
-
-class EmbeddedTestFields(Corpus):
-    """The 128x128 test fields of the embedded photographs, none of whose ground is in the embedded corpus.
-
-    only: ids to keep, in any order; None keeps all. Raises InputError for an id that is not there.
-    """
-
-    def __init__(self, only: list[str] | None = None) -> None:
-        fields = {field.id: field for field in pictures.TEST_FIELDS}
-        chosen = fields if only is None else {name: fields[name] for name in known(only, list(fields), "test field")}
-        self._photographs = {name: field.photograph for name, field in chosen.items()}
-        self._images = {name: image for name, image in pictures.test_fields() if name in chosen}
-        super().__init__("embedded-test", pictures.manifest(tuple(chosen.values())), {})
-
-    def attribution(self, image_id: str) -> dict[str, str]:
-        return pictures.ORIGINS[self._photographs[image_id]]
-
-    def image(self, image_id: str) -> Tensor:
-        return self._images[image_id]
-
-
-class DemoFields(EmbeddedTestFields):
-    """The three test fields that the demo restores."""
-
-    def __init__(self) -> None:
-        super().__init__(list(pictures.DEMO))
 
 
 class Selection(Corpus):
@@ -49,9 +21,9 @@ class Selection(Corpus):
         if per_category is not None:
             if not corpus.categories:
                 raise InputError(f"per_category={per_category}: corpus {corpus.name} names no categories")
-            by_category: dict[str, list[str]] = {}
+            by_category: dict[str | None, list[str]] = {}
             for image_id in corpus.ids:
-                by_category.setdefault(corpus.categories[image_id], []).append(image_id)
+                by_category.setdefault(corpus.categories.get(image_id), []).append(image_id)
             kept = [image_id for ids in by_category.values() for image_id in ids[:per_category]]
         name = corpus.name if size is None else f"{corpus.name}-{size}px"
         manifest = {i: corpus.manifest[i] if size is None else f"{corpus.manifest[i]} at {size}" for i in kept}
@@ -83,11 +55,3 @@ class Part(Corpus):
 
     def image(self, image_id: str) -> Tensor:
         return self._corpus.image(image_id)
-
-
-def known(names: list[str], choices: list[str], what: str) -> list[str]:
-    """The names, if all are among the choices; else InputError that lists them."""
-    for name in names:
-        if name not in choices:
-            raise InputError(f"unknown {what} {name!r}; choose from {', '.join(choices)}")
-    return names

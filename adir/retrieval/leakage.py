@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus, NeighbourIndex
 from adir.data.fingerprints import DIFFERENCE, HAMMING
 from adir.retrieval.encoders.base import Encoder
-from adir.retrieval.index.search import VectorIndex
 
 PROPOSED = 32
 """How many nearest pictures of x, and of its mirror image, are looked at."""
@@ -34,7 +33,7 @@ SIDE = 16  # pixels of the window's side when it is compared
 SCALES = tuple(0.96**step for step in range(13))  # sides of the window relative to the whole: 1 to 0.61
 
 
-def crops(x: Tensor, corpus: Corpus, index: VectorIndex, encoder: Encoder) -> set[str]:
+def crops(x: Tensor, corpus: Corpus, index: NeighbourIndex, encoder: Encoder) -> set[str]:
     """Ids of corpus pictures of which (3, H, W) picture x in [-1, 1], or its mirror image, is a crop, or that are crops of it.
 
     Found among the PROPOSED nearest by embedding. Of 31 pictures each of Caltech-101 and of the embedded corpus, mirrored, cut

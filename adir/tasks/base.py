@@ -117,10 +117,12 @@ class Task(Protocol):
 
 
 class EditPictures(Protocol):
-    """What a task of edits asks of a test set besides its pictures; adir.data.edits.EditSet."""
+    """What a task of edits asks of a test set (adir.data.base.Corpus); both are None in a set that is not one of edits."""
 
-    def mask(self, image_id: str) -> Tensor:
+    name: str
+
+    def mask(self, image_id: str) -> Tensor | None:
         """(H, W) bool, true where the picture is to be repainted."""
 
-    def prompt(self, image_id: str) -> str:
+    def prompt(self, image_id: str) -> str | None:
         """What is to be seen there."""

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import deepinv
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import from_uint8, read_pixels, to_uint8, write_png
-from adir.tasks.base import TextEncoder
+from adir.tasks.base import EditPictures, TextEncoder
 from adir.tasks.operators import Operator, Shape
 
 By = Literal["prompt", "picture"]
@@ -70,14 +70,15 @@ class EditTask:
         bound._operator = functools.lru_cache(maxsize=1)(bound._build)
         return bound
 
-    def bound(self, data: Any, image_id: str) -> "EditTask":
+    def bound(self, data: EditPictures, image_id: str) -> "EditTask":
         """The task with the mask and prompt of a test picture. Raises InputError where the test set has none."""
-        if not (hasattr(data, "mask") and hasattr(data, "prompt")):
+        mask, prompt = data.mask(image_id), data.prompt(image_id)
+        if mask is None or prompt is None:
             raise InputError(
                 f"task {self.name}: test set {data.name} has no masks and prompts; use data=edit data.path=FOLDER"
             )
         try:
-            return self.with_mask(data.mask(image_id), data.prompt(image_id))
+            return self.with_mask(mask, prompt)
         except InputError as error:
             raise InputError(f"test picture {image_id}: {error}") from error
 

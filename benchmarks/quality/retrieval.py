@@ -20,8 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from adir.data.corpus import ParquetCorpus
-from adir.data.fingerprints import near_duplicates
+from adir.data.corpus import parquet_corpus
 from adir.files import write_bytes
 from adir.images import generator
 from adir.retrieval.encoders.base import Encoder
@@ -57,9 +56,9 @@ class Study:
     """Queries and corpus of a parquet file, and who is a copy of whom."""
 
     def __init__(self, parquet: str, k: int) -> None:
-        self.corpus, self.test = ParquetCorpus(parquet, "split", "corpus"), ParquetCorpus(parquet, "split", "test")
+        self.corpus, self.test = parquet_corpus(parquet, "split", "corpus"), parquet_corpus(parquet, "split", "test")
         self.clean = [self.test.image(image_id) for image_id in self.test.ids]
-        self.copies = [near_duplicates(x, self.corpus) for x in self.clean]
+        self.copies = [self.corpus.near_duplicates(x) for x in self.clean]
         self.k = k
 
     def degraded(self, task: str, seed: int) -> list[Tensor]:

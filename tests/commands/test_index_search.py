@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from adir.commands.index_search import encoder_of
-from adir.data.corpus import FolderCorpus
+from adir.data.corpus import folder_corpus
 from adir.harness.report.contact_sheet import GAP, QUERY, TILE, TITLE, Found, contact_sheet, shortened
 from adir.images import read_image, read_pixels
 from adir.retrieval.encoders.clip import ClipEncoder, random_clip
@@ -59,7 +59,7 @@ def refused(result, *words):
 def test_a_picture_finds_what_a_search_in_memory_finds(adir, index, pictures, photographs):
     query = photographs / "1.png"
     result = adir("index", "search", index, query, "--k", "4")
-    corpus, encoder = FolderCorpus(pictures), EmbeddedEncoder()
+    corpus, encoder = folder_corpus(pictures), EmbeddedEncoder()
     ids, distances = Index.build(corpus, encoder).search(encoder.image(read_image(query)[None]), 4)
     assert result.status == 0
     assert [i for _, _, i in rows(result.out)] == ids[0] and [r for r, _, _ in rows(result.out)] == [1, 2, 3, 4]
@@ -123,7 +123,7 @@ def test_words_find_what_a_search_in_memory_finds(adir, clip_index, pictures, tm
     folder, checkpoint = clip_index
     result = adir("index", "search", folder, "--text", "a brick wall", "--k", "3", "--out", tmp_path / "words.png")
     encoder = ClipEncoder("tiny-search", None, checkpoint)
-    ids, _ = Index.build(FolderCorpus(pictures), encoder).search(encoder.text(["a brick wall"]), 3)
+    ids, _ = Index.build(folder_corpus(pictures), encoder).search(encoder.text(["a brick wall"]), 3)
     assert [i for _, _, i in rows(result.out)] == ids[0]
     assert (tmp_path / "words.png").is_file()
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from adir.commands.leaderboard import show_leaderboard
 from adir.commands.merge import merge
 from adir.commands.submit import submit
-from adir.data.corpus import manifest_sha256
+from adir.data.base import manifest_sha256
 from adir.errors import InputError
 from adir.files import hash_of, json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
 from adir.harness.records import archive

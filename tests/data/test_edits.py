@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adir.data.corpus import FolderCorpus
+from adir.data.corpus import folder_corpus
 from adir.data.edits import EditSet
 from adir.errors import InputError
 from adir.tasks.editing import EditTask
@@ -57,7 +57,7 @@ def test_another_prompt_mask_or_picture_is_another_set(folder: Path) -> None:
 
 def test_a_set_without_masks_is_refused_by_the_task(photographs: Path) -> None:
     with pytest.raises(InputError, match=r"no masks and prompts; use data=edit"):
-        EditTask().bound(FolderCorpus(photographs), "0.png")
+        EditTask().bound(folder_corpus(photographs), "0.png")
 
 
 def grey_mask(size: tuple[int, int], level: int):

@@ -108,3 +108,11 @@ def test_what_is_said_of_a_photograph_s_origin_is_what_scikit_image_says():
         text = " ".join(getattr(skimage.data, documented.get(name, name)).__doc__.split())
         assert any(word in text for word in words.get(origin.get("licence"), ("Middlebury",)))
         assert origin.get("source", "") in text
+
+
+def test_the_embedded_corpus_is_some_hundreds_of_fields():
+    corpus = pictures.EmbeddedCorpus()
+    assert 300 <= len(corpus) <= 700
+    assert corpus.sha256 == pictures.EmbeddedCorpus().sha256
+    assert all(corpus.image(image_id).shape == (3, 128, 128) for image_id in corpus.ids[::40])
+    assert corpus.categories["chelsea-s1-y000-x240"] == "chelsea"

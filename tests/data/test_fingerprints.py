@@ -7,9 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adir.data import embedded as pictures
-from adir.data.corpus import EmbeddedCorpus
-from adir.data.fingerprints import near_duplicates
+from adir.data.embedded import EmbeddedCorpus, test_fields
 from adir.images import from_uint8, to_uint8
 
 CORPUS = EmbeddedCorpus()
@@ -47,13 +45,13 @@ COPIES = {
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
 def test_copies_are_found(copy):
-    missed = [i for i in SAMPLE if i not in near_duplicates(from_uint8(copy(to_uint8(CORPUS.image(i)))), CORPUS)]
+    missed = [i for i in SAMPLE if i not in CORPUS.near_duplicates(from_uint8(copy(to_uint8(CORPUS.image(i)))))]
     assert missed == []
 
 
 def test_different_fields_are_not_found():
     # Fields of one photograph may overlap: of all pairs, one that shares two thirds of its ground counts as a copy.
-    others = {(i, other) for i in CORPUS.ids for other in near_duplicates(CORPUS.image(i), CORPUS) if other != i}
+    others = {(i, other) for i in CORPUS.ids for other in CORPUS.near_duplicates(CORPUS.image(i)) if other != i}
     assert others <= {
         ("rocket-s1-y080-x000", "rocket-s1-y120-x000"),
         ("rocket-s1-y120-x000", "rocket-s1-y080-x000"),
@@ -61,13 +59,13 @@ def test_different_fields_are_not_found():
 
 
 def test_no_test_field_has_a_copy_in_the_embedded_corpus():
-    assert {image_id: near_duplicates(x, CORPUS) for image_id, x in pictures.test_fields()} == {
-        image_id: set() for image_id, _ in pictures.test_fields()
+    assert {image_id: CORPUS.near_duplicates(x) for image_id, x in test_fields()} == {
+        image_id: set() for image_id, _ in test_fields()
     }
 
 
 def test_a_flat_picture_is_no_copy_of_a_textured_one_with_its_mean():
     x = CORPUS.image(SAMPLE[0])
     flat = x.mean((1, 2), keepdim=True).expand_as(x)
-    assert near_duplicates(flat, CORPUS) == set()
-    assert near_duplicates(torch.zeros(3, 40, 60), CORPUS) == set()
+    assert CORPUS.near_duplicates(flat) == set()
+    assert CORPUS.near_duplicates(torch.zeros(3, 40, 60)) == set()

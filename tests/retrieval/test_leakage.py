@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adir.data.corpus import Corpus, EmbeddedCorpus
+from adir.data.base import Corpus
+from adir.data.embedded import EmbeddedCorpus
 from adir.images import from_uint8, to_uint8
 from adir.retrieval.encoders.embedded import EmbeddedEncoder
 from adir.retrieval.index.memory import Index

@@ -1,7 +1,9 @@
-"""Where the pictures of an index come from: listed without being read, read piece by piece, found again by id."""
+"""Where pictures come from: listed without being read, read piece by piece, found again by id."""
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adir.errors import InputError
@@ -14,8 +16,6 @@ ATTRIBUTION = {
 }
 """What is kept of a picture's origin, and what data sets call it, the better name first."""
 
-TAKEN = (*PICTURE_SUFFIXES, ".gif", ".jfif")
-"""More than a corpus without an index takes, whose identity would be another with them."""
 NOT_TAKEN = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tga", ".psd", ".exr", ".hdr", ".dng")
 """Listed to be rejected: Pillow reads these on some machines only, or cuts them to 8 bits unasked."""
 
@@ -31,6 +31,7 @@ class Item(NamedTuple):
     id: str
     read: Callable[[], bytes]
     attribution: Mapping[str, str]
+    category: str | None = None
 
 
 class Source(ABC):
@@ -76,9 +77,21 @@ def fail(reason: str) -> bytes:
     raise InputError(reason)
 
 
+def each_id_once(items: Iterable[Item]) -> Iterator[Item]:
+    """The items; those whose id came before cannot be read, and are called `ID (2)`, `ID (3)`."""
+    times: Counter[str] = Counter()
+    for item in items:
+        times[item.id] += 1
+        if times[item.id] == 1:
+            yield item
+        else:
+            read = functools.partial(fail, "an earlier picture of the corpus has the same id")
+            yield Item(f"{item.id} ({times[item.id]})", read, {})
+
+
 def require_taken(name: str) -> None:
     """Raise InputError for a picture file of a kind that is not taken."""
     if name.lower().endswith(NOT_TAKEN):
         raise InputError(
-            f"{name}: a kind of file that is not taken ({', '.join(TAKEN)} are); convert it to one of them"
+            f"{name}: a kind of file that is not taken ({', '.join(PICTURE_SUFFIXES)} are); convert it to one of them"
         )

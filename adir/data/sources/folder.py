@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adir.data.sources.base import NOT_TAKEN, TAKEN, Item, Source, SourceDown, require_taken, storable
+from adir.data.sources.base import NOT_TAKEN, Item, Source, SourceDown, require_taken, storable
 from adir.errors import InputError
+from adir.images import PICTURE_SUFFIXES
 
 
 def refuse(error: OSError) -> None:
@@ -33,11 +34,13 @@ class FolderSource(Source):
         for where, folders, files in os.walk(self.folder, onerror=refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(TAKEN + NOT_TAKEN):
+                if not name.startswith(".") and name.lower().endswith(PICTURE_SUFFIXES + NOT_TAKEN):
                     empty = False
                     yield (Path(where) / name).relative_to(self.folder).as_posix(), 1
         if empty:
-            raise InputError(f"corpus folder {self.folder}: no picture files ({', '.join(TAKEN)}) in it or below")
+            raise InputError(
+                f"corpus folder {self.folder}: no picture files ({', '.join(PICTURE_SUFFIXES)}) in it or below"
+            )
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
         for key in keys:

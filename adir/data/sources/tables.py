@@ -13,40 +13,47 @@ from adir.errors import InputError
 
 KEPT = tuple(spelling for spellings in ATTRIBUTION.values() for spelling in spellings)
 ROWS_AT_ONCE = 64
+WHOLE_GROUP = 2**28
+"""Bytes of a row group up to which it is read whole, and kept until another is asked for: pictures are mostly read one after
+the other, and each alone would be read with all that stand before it in its group."""
 
 
 class ParquetSource(Source):
     """Rows of Parquet files with an image column: a picture file's bytes, or a struct with them as `datasets` writes it.
 
     path: a file, or a folder with *.parquet in it or below.  image: the column.  column, value: keep the rows where this
-    column has this value, by the column's type.  id_column: ids of the rows; where it is null, missing or repeated in a
-    file, all rows of that file are called `row-00042`, counted over the whole file.  Of a folder, an id begins with the
-    file's name.
+    column has this value, by the column's type.  id_column: ids of the rows; where it is null, missing or repeated among a
+    file's rows that are kept, they are called `row-00042`, counted over the whole file.  Of a folder, an id begins with the
+    file's name.  A column `category` names their categories.
     """
 
     kind = "parquet"
 
     def __init__(
         self,
-        path: str | Path | None,
+        path: str | Path,
         image: str = "image",
         column: str | None = None,
         value: str | int | float | bool | None = None,
         id_column: str | None = "source_file",
     ) -> None:
-        if path is None or not Path(str(path)).exists():
-            raise InputError(f"Parquet corpus {path}: no such file or folder; say corpus.path=FILE")
+        path = Path(str(path))
+        if not path.exists():
+            raise InputError(f"Parquet corpus {path}: no such file or folder")
         if (column is None) != (value is None):
             raise InputError(f"Parquet corpus {path}: column={column} and value={value}: give both, or neither")
-        path = Path(str(path))
         self.folder, self.several = (path, True) if path.is_dir() else (path.parent, False)
         self.files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
         if not self.files:
             raise InputError(f"Parquet corpus {path}: no *.parquet in it or below")
         self.image, self.column, self.id_column = image, column, id_column
+        # Of each source its own: another one may be made when the files are others.
+        self._opened = functools.lru_cache(maxsize=64)(opened)
+        self._ids = functools.lru_cache(maxsize=4)(self._read_ids)
+        self._whole_group = functools.lru_cache(maxsize=1)(self._read_group)
         self._wanted: dict[Path, Any] = {}
         for file in self.files:
-            schema = opened(file).schema_arrow
+            schema = self._opened(file).schema_arrow
             for needed in (image, *([column] if column is not None else [])):
                 if needed not in schema.names:
                     raise InputError(f"Parquet corpus {file}: no column {needed!r}; it has {', '.join(schema.names)}")
@@ -57,8 +64,14 @@ class ParquetSource(Source):
         self.arguments |= {"value": None if value is None else str(value), "id_column": id_column}
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
+        if self.column is not None and not any(map(self._ids, self.files)):
+            found = {str(value) for file in self.files for value in self._column(file, self.column)}
+            raise InputError(
+                f"Parquet corpus {self.name}: no row has {self.column} = {self.arguments['value']!r}; its values: "
+                f"{', '.join(sorted(found)[:20])}"
+            )
         for file in self.files:
-            groups = opened(file).metadata
+            groups = self._opened(file).metadata
             for group in range(groups.num_row_groups):
                 yield f"{file.relative_to(self.folder).as_posix()}#{group}", groups.row_group(group).num_rows
 
@@ -72,15 +85,15 @@ class ParquetSource(Source):
                 yield Item(f"{key}/(unreadable)", functools.partial(fail, reason), {})
 
     def _rows(self, file: Path, group: int) -> Iterator[Item]:
-        ids, row = self._ids(file), first_row(file, group)
-        present = opened(file).schema_arrow.names
-        wanted = dict.fromkeys([self.image, *([self.column] if self.column is not None else []), *KEPT])
-        columns = [column for column in wanted if column in present]
-        for batch in opened(file).iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=columns):
+        ids, table = self._ids(file), self._opened(file)
+        row = first_row(table, group)
+        columns = [name for name in (self.image, "category", *KEPT) if name in table.schema_arrow.names]
+        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(dict.fromkeys(columns))):
             for fields in batch.to_pylist():
-                if self.column is None or fields[self.column] == self._wanted[file]:
+                if row in ids:
                     read = functools.partial(bytes_of, fields[self.image], ids[row])
-                    yield Item(ids[row], read, attribution_of(fields))
+                    category = fields.get("category")
+                    yield Item(ids[row], read, attribution_of(fields), None if category is None else str(category))
                 row += 1
 
     def read(self, image_id: str) -> bytes:
@@ -90,27 +103,48 @@ class ParquetSource(Source):
                 f"Parquet corpus {self.name}: holds no picture {image_id!r} any more; build the index anew"
             )
         file, row = place
-        group = next(g for g in reversed(range(opened(file).num_row_groups)) if first_row(file, g) <= row)
-        row_in_group = row - first_row(file, group)
-        start = 0
-        for batch in opened(file).iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[self.image]):
-            if row_in_group < start + len(batch):
-                return bytes_of(batch.column(0)[row_in_group - start].as_py(), image_id)
-            start += len(batch)
-        raise InputError(f"{file}: row {row} is gone; build the index anew")
+        table = self._opened(file)
+        group = next(g for g in reversed(range(table.num_row_groups)) if first_row(table, g) <= row)
+        row -= first_row(table, group)
+        if table.metadata.row_group(group).total_byte_size <= WHOLE_GROUP:
+            return bytes_of(self._whole_group(file, group)[row].as_py(), image_id)
+        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[self.image]):
+            if row < len(batch):
+                return bytes_of(batch.column(0)[row].as_py(), image_id)
+            row -= len(batch)
+        raise InputError(f"{file}: the row of {image_id!r} is gone; build the index anew")
 
-    def _ids(self, file: Path) -> list[str]:
-        names = row_names(file, self.id_column)
-        if not self.several:  # of a folder with one file, there may be more tomorrow
-            return names
-        return [f"{file.relative_to(self.folder).as_posix()}/{name}" for name in names]
+    def _read_group(self, file: Path, group: int) -> pa.ChunkedArray:
+        return self._opened(file).read_row_group(group, columns=[self.image]).column(0)
+
+    def _read_ids(self, file: Path) -> dict[int, str]:
+        """The ids of the rows of a file that are kept, by their numbers."""
+        rows = list(range(self._opened(file).metadata.num_rows))
+        if self.column is not None:
+            rows = [row for row, value in enumerate(self._column(file, self.column)) if value == self._wanted[file]]
+        names = [f"row-{row:05d}" for row in rows]
+        if self.id_column is not None and self.id_column in self._opened(file).schema_arrow.names:
+            told = self._column(file, self.id_column)
+            own = [told[row] for row in rows]
+            if None not in own and len(set(own)) == len(own):
+                names = [str(name) for name in own]
+        # Of a folder with one file, there may be more tomorrow.
+        before = f"{file.relative_to(self.folder).as_posix()}/" if self.several else ""
+        return {row: before + name for row, name in zip(rows, names, strict=True)}
+
+    def _column(self, file: Path, name: str) -> list[Any]:
+        """The values of a column. Raises InputError where it is damaged."""
+        try:
+            values: list[Any] = self._opened(file).read([name]).column(0).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"{file}: column {name!r} is damaged ({' '.join(str(error).split())})") from error
+        return values
 
     @functools.cached_property
     def _places(self) -> dict[str, tuple[Path, int]]:
-        return {name: (file, row) for file in self.files for row, name in enumerate(self._ids(file))}
+        return {name: (file, row) for file in self.files for row, name in self._ids(file).items()}
 
 
-@functools.lru_cache(maxsize=64)
 def opened(file: Path) -> parquet.ParquetFile:
     """An open Parquet file. Raises InputError when it is none."""
     try:
@@ -131,21 +165,9 @@ def as_in_column(value: str | int | float | bool | None, column: pa.Field, file:
         raise InputError(f"{file}: column {column.name!r} holds {dtype}, of which {value!r} is none") from error
 
 
-def first_row(file: Path, group: int) -> int:
+def first_row(table: parquet.ParquetFile, group: int) -> int:
     """Number, in the file, of the first row of a row group."""
-    metadata = opened(file).metadata
-    return sum(metadata.row_group(earlier).num_rows for earlier in range(group))
-
-
-@functools.lru_cache(maxsize=4)
-def row_names(file: Path, id_column: str | None) -> list[str]:
-    """The ids of a file's rows, in order."""
-    table = opened(file)
-    if id_column is not None and id_column in table.schema_arrow.names:
-        names = table.read([id_column])[id_column].to_pylist()
-        if None not in names and len(set(names)) == len(names):
-            return [str(name) for name in names]
-    return [f"row-{row:05d}" for row in range(table.metadata.num_rows)]
+    return sum(table.metadata.row_group(earlier).num_rows for earlier in range(group))
 
 
 def bytes_of(cell: Any, name: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from adir.data.sources.base import NOT_TAKEN, TAKEN, Item, Source, attribution_of, fail, require_taken
+from adir.data.sources.base import NOT_TAKEN, Item, Source, attribution_of, fail, require_taken
 from adir.errors import InputError
 from adir.images import PICTURE_SUFFIXES
 
@@ -114,7 +114,7 @@ def require_inside(member: str, tar: str) -> None:
 def picture_suffix(sample: dict[str, Any]) -> str | None:
     """The entry of a sample that is a picture: jpg, png, ..., also with a word before it (image.jpg); if there is none, one
     of a kind that is not taken."""
-    for endings in (PICTURE_SUFFIXES, TAKEN, NOT_TAKEN):
+    for endings in (PICTURE_SUFFIXES, NOT_TAKEN):
         suffixes = [name for name in sample if f".{name}".endswith(endings) and not name.startswith("__")]
         if suffixes:
             return min(suffixes, key=len)

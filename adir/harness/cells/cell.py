@@ -17,13 +17,12 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from adir.adaptation.adapters import Adapter
 from adir.adaptation.denoising_module import FineTuning
 from adir.adaptation.modes import Mode
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.errors import InputError, first_line
 from adir.harness.cells.identity import CellIdentity, cell_identity
 from adir.harness.records.ledger import Ledger
 from adir.harness.records.record import Axes
 from adir.retrieval.encoders.base import Encoder
-from adir.retrieval.index.sharded import IndexedCorpus
 from adir.retrieval.query import require_feeding
 from adir.scoring.metrics import Scoring
 
@@ -222,9 +221,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             parts.reasons.append(
                 f"K={k} neighbours asked of a corpus of {len(corpus)} pictures: lower K or use a larger corpus"
             )
-        if isinstance(corpus, IndexedCorpus) and encoder is not None:
-            index, own = corpus.index, encoder
-            parts.attempt(lambda: index.require_encoder(own))
+        if corpus is not None and encoder is not None:
+            parts.attempt(functools.partial(corpus.own_index, encoder))
     if parts.reasons:
         raise CannotRun(parts.reasons)
     seed = full["seed"] if sampler.n_steps else 0  # a direct method draws nothing: one cell for all seeds

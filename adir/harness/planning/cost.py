@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adir.adaptation.adapters import adapted
 from adir.adaptation.lora import Lora
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.data.selection import Part
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
@@ -35,13 +35,12 @@ from adir.harness.planning.calibration import (
     timed,
 )
 from adir.harness.records.layout import Layout
-from adir.harness.running.neighbours import copies_of, is_embedded
+from adir.harness.running.neighbours import is_embedded
 from adir.harness.running.provenance import process_peak_memory_mb
 from adir.harness.running.worker import picture_shapes
 from adir.images import generator, png_bytes, to_uint8
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
-from adir.retrieval.index.sharded import IndexedCorpus
 from adir.retrieval.leakage import PROPOSED, crops
 from adir.scoring.metrics import data_consistency_residual
 
@@ -246,19 +245,15 @@ def retrieval_seconds(corpus: Corpus, encoder: Encoder, x: Tensor, query: Tensor
     few = Part(corpus, corpus.ids[:PROPOSED])
     share = len(corpus) / len(few)
     index, embeddings = timed(lambda: Index.build(few, encoder))
-    fingerprints = 0.0
-    looked_in: Corpus = few
-    if isinstance(corpus, IndexedCorpus):
-        looked_in = corpus
-    else:
-        _, fingerprints = timed(lambda: copies_of(x, few))
+    own = corpus.own_index(encoder)
+    fingerprints = timed(lambda: few.near_duplicates(x))[1] if own is None else 0.0
+    looked_in = few if own is None else corpus
+    searched = index if own is None or own.approximate else own
 
     def run() -> None:
-        copies_of(x, looked_in)
+        looked_in.near_duplicates(x)
         crops(x, few, index, encoder)
-        vectors = encoder.image(query[None])
-        searched = corpus.index if isinstance(corpus, IndexedCorpus) and corpus.approximate is None else index
-        searched.search(vectors, 1)
+        searched.search(encoder.image(query[None]), 1)
 
     run()
     return Retrieving(timed(run)[1], embeddings * share, fingerprints * share, process_peak_memory_mb(device))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from adir.data.corpus import manifest_sha256
+from adir.data.base import manifest_sha256
 from adir.errors import InputError
 from adir.files import json_bytes, read_json, write_bytes
 from adir.harness.records.archive import open_archive

@@ -6,16 +6,13 @@ from pathlib import Path
 import torch
 
 from adir.adaptation.modes import Chosen
-from adir.data.corpus import Corpus
-from adir.data.fingerprints import near_duplicates
+from adir.data.base import Corpus, NeighbourIndex
 from adir.files import sha256_of_bytes
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.images import generator
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
-from adir.retrieval.index.search import VectorIndex
-from adir.retrieval.index.sharded import IndexedCorpus
 from adir.retrieval.leakage import crops
 from adir.retrieval.query import query_picture
 
@@ -64,28 +61,23 @@ def left_out(cell: Cell, x: torch.Tensor) -> list[str]:
     """Ids of corpus pictures that are copies or crops of x, sorted: the same for `knn` and `random`."""
     assert cell.corpus is not None and cell.encoder is not None
     index = corpus_index(cell.corpus, cell.encoder, Layout(cell.results).embeddings)
-    return sorted(copies_of(x, cell.corpus) | crops(x, cell.corpus, index, cell.encoder))
-
-
-def copies_of(x: torch.Tensor, corpus: Corpus) -> set[str]:
-    """Ids of corpus pictures that equal or nearly equal (3, H, W) picture x, by fingerprints kept on disk or made now."""
-    return corpus.near_duplicates(x) if isinstance(corpus, IndexedCorpus) else near_duplicates(x, corpus)
+    return sorted(cell.corpus.near_duplicates(x) | crops(x, cell.corpus, index, cell.encoder))
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
     """Whether `corpus_index` finds the embeddings made."""
-    return isinstance(corpus, IndexedCorpus) or Index.path(corpus, encoder, cache_folder).is_file()
+    return corpus.own_index(encoder) is not None or Index.path(corpus, encoder, cache_folder).is_file()
 
 
 _indices: dict[str, Index] = {}
 
 
-def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> VectorIndex:
+def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> NeighbourIndex:
     """The index of a corpus under an encoder: the one on disk that the corpus was opened with, or one in memory, built once
     per process and stored in `cache_folder` for the next. Raises InputError where the one on disk is by another encoder."""
-    if isinstance(corpus, IndexedCorpus):
-        corpus.index.require_encoder(encoder)
-        return corpus.searcher
+    own = corpus.own_index(encoder)
+    if own is not None:
+        return own
     key = sha256_of_bytes(f"{corpus.sha256} {encoder.weights_sha256} {cache_folder}".encode())
     if key not in _indices:
         _indices[key] = Index.build(corpus, encoder, cache_folder)

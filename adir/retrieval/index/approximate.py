@@ -33,6 +33,8 @@ class ApproximateIndex(VectorIndex):
     faiss is not installed.
     """
 
+    approximate = True
+
     def __init__(
         self,
         exact: VectorIndex,

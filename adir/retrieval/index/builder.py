@@ -12,7 +12,7 @@ Who does which shard, and what is told meanwhile, is the caller's (adir/commands
 import heapq
 import operator
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adir.data.decoding import decode
+from adir.data.decoding import decoded
 from adir.data.fingerprints import coarse_colours, packed_hash, thumbnail
-from adir.data.sources.base import Item, Source, SourceDown, storable
+from adir.data.sources.base import Item, Source, SourceDown, each_id_once, storable
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, write_json
 from adir.images import from_uint8
@@ -223,7 +223,6 @@ def build_shard(
     pictures: list[Picture] = []
     vectors: list[Tensor] = []
     batch: list[Loaded] = []
-    times: Counter[str] = Counter()
 
     def embed_batch() -> None:
         started = time.perf_counter()
@@ -235,12 +234,10 @@ def build_shard(
         tell(done)
 
     mark = time.perf_counter()
-    for image_id, loaded in loaded_ahead(source.items(keys), encoder, loaders, 2 * batch_size, least_side):
+    items = each_id_once(source.items(keys))
+    for image_id, loaded in loaded_ahead(items, encoder, loaders, 2 * batch_size, least_side):
         done.waiting += time.perf_counter() - mark
-        times[image_id] += 1
-        if times[image_id] > 1:
-            rejects[f"{storable(image_id)} ({times[image_id]})"] = "an earlier picture of the corpus has the same id"
-        elif isinstance(loaded, str):
+        if isinstance(loaded, str):
             rejects[storable(image_id)] = loaded
         else:
             batch.append(loaded)
@@ -279,11 +276,8 @@ def loaded_ahead(
 
 def load(item: Item, encoder: Encoder, least_side: int = 0) -> Loaded | str:
     """A picture with its fingerprints, or the reason why it cannot be used. Raises SourceDown."""
-    if storable(item.id) != item.id:
-        return "its name is not UTF-8 and cannot be kept; rename the file"
     try:
-        content = item.read()
-        pixels = decode(content, item.id, least_side=least_side)
+        content, pixels = decoded(item, least_side)
         x = from_uint8(pixels)
         picture = Picture(
             item.id,
@@ -297,8 +291,8 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> Loaded | str:
         return Loaded(picture, encoder.prepare(x))
     except SourceDown:
         raise
-    except (InputError, OSError) as error:
-        return " ".join(str(error).split())
+    except InputError as error:
+        return str(error)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's words for a MemoryError
             raise
@@ -346,7 +340,7 @@ def finish(folder: Path) -> Mapping[str, Any]:
 
 
 def corpus_sha256(shards: Sequence[Shard]) -> str:
-    """What `corpus.manifest_sha256` gives of all pictures, merged from the shards, whose rows are in the order of their ids.
+    """What `manifest_sha256` gives of all pictures, merged from the shards, whose rows are in the order of their ids.
 
     Holds one id of each shard at a time. Raises InputError on an id that comes twice.
     """

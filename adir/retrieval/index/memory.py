@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.files import safetensors_metadata, set_aside, sha256_of_bytes, warn_in_one_line, write_bytes
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.search import METRICS, VectorIndex, part_of

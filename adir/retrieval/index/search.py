@@ -156,6 +156,7 @@ class VectorIndex:
 
     parts: list[Part]
     metric: str
+    approximate = False
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
         """Ids of rows, counted over all parts."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from adir.data.corpus import Corpus
-from adir.data.decoding import decode
+from adir.data.base import Corpus, EncoderIdentity
+from adir.data.corpus import read_again
 from adir.data.fingerprints import is_copy, may_be_copy
 from adir.data.sources.base import Source
 from adir.data.sources.folder import FolderSource
@@ -19,8 +19,6 @@ from adir.data.sources.tables import DatasetSource, ParquetSource
 from adir.data.sources.tars import TarSource
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, write_json
-from adir.images import from_uint8
-from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.approximate import ApproximateIndex, recall
 from adir.retrieval.index.builder import read_facts
 from adir.retrieval.index.search import VectorIndex
@@ -102,7 +100,7 @@ class ShardedIndex(VectorIndex):
                 return shard, row
         return None
 
-    def require_encoder(self, encoder: Encoder) -> None:
+    def require_encoder(self, encoder: EncoderIdentity) -> None:
         """Raise InputError, naming both, unless the index was made by this encoder."""
         if self.encoder["weights_sha256"] != encoder.weights_sha256:
             raise InputError(
@@ -145,6 +143,7 @@ class IndexedCorpus(Corpus):
         self.approximate = None if approximate is None else dict(approximate)
         self.searcher: VectorIndex = self.index
         """What neighbours are looked for in: the index, or what stands for it where `approximate` was asked."""
+        self._recall_file: Path | None = None
         if self.approximate is not None:
             self.sha256 = sha256_of_bytes(json.dumps([self.sha256, self.approximate], sort_keys=True).encode())
             # The vectors and n_lists, n_bytes make faiss's part; all of the arguments make the recall.
@@ -152,16 +151,20 @@ class IndexedCorpus(Corpus):
             name = sha256_of_bytes(json.dumps(made_of, sort_keys=True).encode())[:16]
             stored = self.index.folder / f"approximate-{name}.faiss"
             self.searcher = ApproximateIndex(self.index, stored=stored, **self.approximate)
+            self._recall_file = stored.with_suffix(".json")
 
     def __len__(self) -> int:
         return len(self.index)
 
+    def own_index(self, encoder: EncoderIdentity) -> VectorIndex:
+        self.index.require_encoder(encoder)
+        return self.searcher
+
     def recall(self, k: int) -> float | None:
         """As of the base class: measured once for each K, and kept beside faiss's part (approximate-*.json)."""
-        if not isinstance(self.searcher, ApproximateIndex):
+        path = self._recall_file
+        if path is None:
             return None
-        assert self.searcher.stored is not None
-        path = self.searcher.stored.with_suffix(".json")
         known = read_json(path) if path.exists() else {}
         shares = known.get("recall", {})
         if str(k) not in shares:
@@ -188,15 +191,11 @@ class IndexedCorpus(Corpus):
 
     def image(self, image_id: str) -> Tensor:
         shard, row = self._found(image_id)
-        content = self.source.read(image_id)
-        if sha256_of_bytes(content) != shard.picture_sha256(row):
-            raise InputError(
-                f"{image_id}: is another picture than the one in the index {self.index.folder}; build it anew"
-            )
-        return from_uint8(decode(content, image_id))
+        remedy = f"build the index {self.index.folder} anew"
+        return read_again(self.source, image_id, shard.picture_sha256(row), remedy)
 
     def near_duplicates(self, x: Tensor) -> set[str]:
-        """As duplicates.near_duplicates: by the fingerprints in the shards, and the few pictures that these leave."""
+        """As of the base class: by the fingerprints in the shards, and the few pictures that these leave."""
         found = set()
         for shard in self.index.shards:
             for row in np.flatnonzero(may_be_copy(shard.columns["bits"], shard.columns["colours"], x)).tolist():

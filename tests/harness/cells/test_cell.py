@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adir.data.corpus import Corpus
-from adir.data.selection import EmbeddedTestFields
+from adir.data.base import Corpus
+from adir.data.embedded import EmbeddedTestFields
 from adir.errors import InputError
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import compose

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adir.data.corpus import Corpus
+from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.retrieval.index.memory import Index
 

@@ -1,0 +1,99 @@
+"""What every set of pictures is, test set or corpus (D_IA in the paper): pictures with stable ids."""
+
+import functools
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from adir.data.fingerprints import Fingerprints, fingerprints, near_duplicates
+from adir.errors import InputError
+
+
+def manifest_sha256(manifest: dict[str, str]) -> str:
+    """SHA-256 of sorted (SHA-256 of the picture, id) lines: what a corpus is, wherever it lies."""
+    digest = hashlib.sha256()
+    for image_id in sorted(manifest):
+        digest.update(f"{manifest[image_id]} {image_id}\n".encode())
+    return digest.hexdigest()
+
+
+class EncoderIdentity(Protocol):
+    """Which encoder it is (adir.retrieval.encoders)."""
+
+    name: str
+    weights_sha256: str
+
+
+class NeighbourIndex(Protocol):
+    """An index of a corpus under an encoder (adir.retrieval.index.search.VectorIndex).
+
+    approximate: whether a search may miss neighbours.
+    """
+
+    approximate: bool
+
+    def __len__(self) -> int: ...
+
+    def search(
+        self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None
+    ) -> tuple[list[list[str]], Tensor]:
+        """The k nearest of each of (Q, D) queries: ids [Q][k] and distances (Q, k), nearest first."""
+
+
+class Corpus:
+    """Pictures by id. A subclass fills `manifest` (id: SHA-256 of the picture) and `rejects`, and reads in `image`.
+
+    name: for people.  ids: sorted.  sha256: of the manifest, so it changes with any picture, and with nothing else.
+    rejects: id: reason, for the pictures that could not be read; they are no part of the corpus.
+    categories: id: category, where the source names one.
+    """
+
+    def __init__(
+        self, name: str, manifest: dict[str, str], rejects: dict[str, str], categories: dict[str, str] | None = None
+    ) -> None:
+        """Raises InputError when no picture could be read."""
+        if not manifest:
+            first = f"; the first of {len(rejects)} rejects: {next(iter(rejects.values()))}" if rejects else ""
+            raise InputError(f"corpus {name}: no picture found{first}")
+        self.name, self.manifest, self.rejects = name, manifest, rejects
+        self.categories = {} if categories is None else categories
+        self.ids = sorted(manifest)
+        self.sha256 = manifest_sha256(manifest)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, image_id: str) -> Tensor:
+        """(3, H, W) in [-1, 1] of one picture, at its own size. Raises KeyError on an id that is not in `ids`."""
+        raise NotImplementedError
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        """Licence, author and source of a picture, as far as its source names them."""
+        return {}
+
+    def mask(self, image_id: str) -> Tensor | None:
+        """(H, W) bool, true where the picture is to be repainted; None in a set that is not one of edits."""
+        return None
+
+    def prompt(self, image_id: str) -> str | None:
+        """What is to be seen there; None in a set that is not one of edits."""
+        return None
+
+    @functools.cached_property
+    def _fingerprints(self) -> Fingerprints:
+        return fingerprints(map(self.image, self.ids))
+
+    def near_duplicates(self, x: Tensor) -> set[str]:
+        """Ids of the pictures that equal (3, H, W) picture x in [-1, 1], or nearly so (adir.data.fingerprints)."""
+        return {self.ids[row] for row in near_duplicates(x, self._fingerprints)}
+
+    def own_index(self, encoder: EncoderIdentity) -> NeighbourIndex | None:
+        """The index that the corpus was opened with; None where it has none. Raises InputError where another encoder made
+        it."""
+        return None
+
+    def recall(self, k: int) -> float | None:
+        """recall@K of the search for neighbours, where that is approximate; None where it is exact."""
+        return None
