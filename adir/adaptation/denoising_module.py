@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from adir.adaptation.adapters import Adapter
+from adir.adaptation.base import Adapter
 from adir.adaptation.crops import NoisyCrops
 from adir.adaptation.latent import LatentCrops, latent_crops
 from adir.backbones.base import Backbone

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from adir.adaptation.adapters import Adapter
+from adir.adaptation.base import Adapter
 from adir.adaptation.denoising_module import FineTuning
 from adir.data.corpus import Corpus
 from adir.errors import InputError, first_line
