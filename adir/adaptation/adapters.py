@@ -15,6 +15,8 @@ class Full:
     """Train every weight, as v1 of the paper does. The stored tensors are the weights themselves, not differences:
     adding a float32 difference to a float32 weight does not give the trained weight back to the bit."""
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     trains_every_weight: ClassVar[bool] = True
     name: str = "full"
 

@@ -41,6 +41,8 @@ class Adapter(Protocol):
     def name(self) -> str:
         """In configurations, paths and tables."""
 
+    version: ClassVar[int]
+    """Of the class, with `name` and the settings part of a cell's identity: raised when a change changes its result."""
     trains_every_weight: ClassVar[bool]
     """Whether it trains the network's own weights, all of them: then a trained one takes no time in the network, and its
     tensors are as large. Others stand beside the weights, and take time there unless they are merged."""

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -94,6 +94,9 @@ class FineTuning:
     backbone (adir.adaptation.crops, adir.adaptation.latent).
     """
 
+    name: ClassVar[str] = "denoising"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     n_iterations: int = 400
     batch_size: int = 6
     learning_rate: float = 1e-4

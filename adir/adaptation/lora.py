@@ -29,6 +29,8 @@ class Lora:
     costs; on a CPU, where such a copy of a big network takes a second, the layers are wrapped.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     trains_every_weight: ClassVar[bool] = False
     rank: int = 16
     alpha: float = 8
