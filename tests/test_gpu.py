@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from adir.adaptation.adapters import Full, adapted
+from adir.adaptation.adapters import Full
+from adir.adaptation.base import adapted
 from adir.adaptation.denoising_module import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.execution import Execution

@@ -1,70 +1,13 @@
-"""What is trained when a backbone is adapted: all of its weights (v1 of the paper) or LoRA on its convolutions (v2).
+"""All weights of a backbone as what is trained: v1 of the paper. (LoRA, v2's, is in lora.py.)"""
 
-An adapter is *attached* to be trained and *applied* to be used. Both are switched by exchanging pointers, never by adding
-and subtracting, so the base weights come back to the bit in any precision and memory layout, and at once.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adir.adaptation.exchange import copy_into, exchange, like, on_cpu, require_fit
-from adir.adaptation.lora import Lora
-
-__all__ = ["Adapter", "Attached", "AttachedFull", "Full", "Lora", "adapted", "training_summary"]
-
-
-class Attached(Protocol):
-    """An adapter in place on a network. `remove` leaves the network bit-identical to what it was before."""
-
-    layers: list[str]
-    """Names of the modules (of `full`: the parameters) that took the adapter."""
-
-    def initialise(self, generator: torch.Generator) -> None: ...
-    def parameters(self) -> list[nn.Parameter]: ...
-    def tensors(self) -> dict[str, Tensor]: ...
-    def load(self, tensors: dict[str, Tensor]) -> None: ...
-    def remove(self) -> None: ...
-
-
-class Adapter(Protocol):
-    """A way to adapt a network.
-
-    `attach` puts it in place to be trained, initially without effect on any output. `apply` puts a trained one in place to
-    be used without gradients, and gives back what undoes it; ValueError, and the network as it was, where the tensors do
-    not fit.
-    """
-
-    name: str
-
-    def attach(self, network: nn.Module) -> Attached: ...
-    def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]: ...
-
-
-@contextmanager
-def adapted(network: nn.Module, adapter: Adapter, tensors: dict[str, Tensor]) -> Iterator[nn.Module]:
-    """The network with a trained adapter in place; the bare network again afterwards, also after an exception."""
-    remove = adapter.apply(network, tensors)
-    try:
-        yield network
-    finally:
-        remove()
-
-
-def training_summary(adapter: Adapter, layers: list[str], n_parameters: int, network: nn.Module) -> str:
-    """One line for people: `lora: 8.9 M parameters train beside 529.5 M, in 124 layers (conv_in ... conv_out)`."""
-    total = sum(parameter.numel() for parameter in network.parameters())
-    beside = "of" if adapter.name == "full" else "beside"
-    what = "tensors" if adapter.name == "full" else "layers"
-    few = layers if len(layers) <= 4 else [layers[0], "...", layers[-1]]
-    return (
-        f"{adapter.name}: {n_parameters / 1e6:.3g} M parameters train {beside} {total / 1e6:.4g} M, "
-        f"in {len(layers)} {what} ({' '.join(few)})"
-    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +15,9 @@ class Full:
     """Train every weight, as v1 of the paper does. The stored tensors are the weights themselves, not differences:
     adding a float32 difference to a float32 weight does not give the trained weight back to the bit."""
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
+    trains_every_weight: ClassVar[bool] = True
     name: str = "full"
 
     def attach(self, network: nn.Module) -> "AttachedFull":

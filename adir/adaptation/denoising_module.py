@@ -5,14 +5,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from adir.adaptation.adapters import Adapter
+from adir.adaptation.base import Adapter
 from adir.adaptation.crops import NoisyCrops
 from adir.adaptation.latent import LatentCrops, latent_crops
 from adir.backbones.base import Backbone
@@ -94,6 +94,9 @@ class FineTuning:
     backbone (adir.adaptation.crops, adir.adaptation.latent).
     """
 
+    name: ClassVar[str] = "denoising"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     n_iterations: int = 400
     batch_size: int = 6
     learning_rate: float = 1e-4

@@ -4,6 +4,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ class Lora:
     costs; on a CPU, where such a copy of a big network takes a second, the layers are wrapped.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
+    trains_every_weight: ClassVar[bool] = False
     rank: int = 16
     alpha: float = 8
     layers: str | list[str] = "convolutions"

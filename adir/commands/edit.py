@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
-from adir.adaptation.adapters import adapted
+from adir.adaptation.base import adapted
 from adir.commands.restore import awaited_adapter, quoted
 from adir.errors import InputError
 from adir.files import hash_of, read_json, write_json

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.adaptation.adapters import adapted
+from adir.adaptation.base import adapted
 from adir.errors import InputError
 from adir.files import read_json, write_json
 from adir.harness.cells.cell import Cell, resolve_cell

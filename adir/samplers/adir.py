@@ -13,7 +13,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class ADIR:
         The paper's index allows both readings; they agree as n_steps grows.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "adir"
     n_steps: int = 1000
     guidance_scale: float = 1.0

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class Sampler(Protocol):
     @property
     def name(self) -> str:
         """In configurations, paths and tables."""
+
+    version: ClassVar[int]
+    """Of the class, with `name` and the settings part of a cell's identity: raised when a change changes its result."""
 
     @property
     def n_steps(self) -> int:

@@ -1,6 +1,7 @@
 """DDPG: guidance from back-projection to least squares (Garber and Tirer, CVPR 2024, arXiv 2312.16519)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from deepinv.physics import DecomposablePhysics
@@ -45,6 +46,8 @@ class DDPG:
     gamma: how early guidance turns to least squares (larger: later).  step_scale: c, at most 1 / |A|^2.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "ddpg"
     n_steps: int = 100
     zeta: float = 0.7

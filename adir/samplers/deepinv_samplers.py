@@ -8,7 +8,7 @@ call of the library, which tests compare with the same call made by hand.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import deepinv
 import numpy as np
@@ -120,6 +120,8 @@ class DPS:
         rather |A|^2 sigma_t^2: its weight is in units of 1 / |A|^2 (16 for super-resolution x4), and 1 fits any task.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "dps"
     n_steps: int = 1000
     weight: float = 1.0
@@ -165,6 +167,8 @@ class DDRM:
     real ones (super-resolution, colorization, inpainting) it adds that much less than it tells the denoiser.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "ddrm"
     n_steps: int = 100
     eta: float = 0.85
@@ -198,6 +202,8 @@ class DiffPIR:
     fresh noise in a step.  float64 around the network: the proximal step divides by rho, 3e-10 at the first steps.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "diffpir"
     n_steps: int = 100
     lambda_: float = 7.0

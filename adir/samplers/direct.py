@@ -50,6 +50,8 @@ class Direct:
         "adjoint": scaled_adjoint,
         "pseudo_inverse": pseudo_inverse,
     }
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str
     n_steps: ClassVar[int] = 0
 

@@ -1,6 +1,7 @@
 """DMSP: restoration with a deep mean-shift prior (Bigdeli et al., NeurIPS 2017, arXiv 1709.03749)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ class DMSP:
     It starts from y where that is a picture, else from the scaled adjoint.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "dmsp"
     n_steps: int = 300
     sigma_net: float = 11.0

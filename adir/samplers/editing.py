@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class InpaintingSampler:
     into the result; on the authors' page they are not.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "sd_inpaint"
     n_steps: int = 50
     guidance_scale: float = 7.5

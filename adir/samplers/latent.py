@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -133,6 +133,8 @@ class UpscalerSampler:
         the UNet, at each step (DPS, Chung et al., 2023, in latents); 0 is off. Whether the paper used any is unknown.
     """
 
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     name: str = "sd_x4"
     n_steps: int = 50
     guidance_scale: float = 9.0

@@ -14,43 +14,21 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adir.errors import InputError
 from adir.images import read_image, require_unit, to_uint8
-from adir.scoring.prompt import PromptSimilarity, TextEncoder
-from adir.scoring.weights import WeightsFile, registered
-from adir.tasks.operators import Operator
+from adir.scoring.base import Direction, Metric, TextEncoder
+from adir.scoring.prompt import PromptSimilarity
+from adir.tasks.base import LinearOperator
+from adir.weights.registry import WeightsFile, weights_file
 
-Direction = Literal["higher", "lower"]
-
-MUSIQ_KONIQ, MUSIQ_AVA = registered("musiq_koniq"), registered("musiq_ava")
-LPIPS_ALEX, LPIPS_VGG = registered("lpips_alex"), registered("lpips_vgg")
-ALEXNET, VGG16 = registered("alexnet"), registered("vgg16")
-
-
-class Metric(Protocol):
-    """One number per picture."""
-
-    name: str
-    direction: Direction
-    range: tuple[float | None, float | None]
-    """Usual lowest and highest value; None where there is no bound."""
-    needs_reference: bool
-    weights_files: tuple[WeightsFile, ...]
-
-    @property
-    def version(self) -> str:
-        """Backend and weights; scores of two versions are not compared."""
-
-    def score(self, x_hat: Tensor, x: Tensor | None = None) -> Tensor:
-        """(B,) float64 scores of (B, 3, H, W) pictures in [0, 1]; x, the ground truth, likewise."""
-
-    def unavailable(self) -> str | None:
-        """None, or one line: which file is missing, how large it is, where it goes and where it comes from."""
+MUSIQ_KONIQ, MUSIQ_AVA = weights_file("musiq_koniq"), weights_file("musiq_ava")
+LPIPS_ALEX, LPIPS_VGG = weights_file("lpips_alex"), weights_file("lpips_vgg")
+ALEXNET, VGG16 = weights_file("alexnet"), weights_file("vgg16")
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -62,7 +40,7 @@ def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
     return -10 * mse.log10()
 
 
-def data_consistency_residual(operator: Operator, x_hat: Tensor, y: Tensor) -> Tensor:
+def data_consistency_residual(operator: LinearOperator, x_hat: Tensor, y: Tensor) -> Tensor:
     """rms(A x_hat - y) over the known entries of y, in grey levels of 255: (B,).
 
     x_hat (B, 3, H, W) and y (B, C, h, w) in [-1, 1]. Neither high nor low is good: without noise about 0, with noise
@@ -81,9 +59,10 @@ class PSNR:
     direction: Direction = "higher"
     range: tuple[float | None, float | None] = (0, None)
     needs_reference = True
+    needs_prompt = False
     weights_files: tuple[WeightsFile, ...] = ()
 
-    def score(self, x_hat: Tensor, x: Tensor | None = None) -> Tensor:
+    def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
         """(B,) dB, inf for equal pictures. Raises as `require_pictures` does."""
         require_pictures(self, x_hat, x)
         assert x is not None
@@ -100,6 +79,8 @@ class PyiqaMetric:
     pyiqa_name: pyiqa's name for it. options: constructor arguments of pyiqa's network.
     smallest_side: pictures with a shorter side raise InputError; below it pyiqa fails or has nothing to measure.
     """
+
+    needs_prompt = False
 
     def __init__(
         self,
@@ -137,7 +118,7 @@ class PyiqaMetric:
         return self._checked[0]
 
     @torch.no_grad()
-    def score(self, x_hat: Tensor, x: Tensor | None = None) -> Tensor:
+    def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
         """(B,) float64 scores. Raises as `require_pictures` does, and InputError when too small or without weights."""
         require_pictures(self, x_hat, x)
         height, width = x_hat.shape[-2:]
@@ -327,17 +308,15 @@ def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | Non
     entry: dict[str, Any] = {"value": None, "direction": metric.direction, "version": metric.version}
     if metric.needs_reference and x is None:
         return entry | {"reason": "needs the ground truth, and there is none"}
-    if isinstance(metric, PromptSimilarity) and prompt is None:
+    if metric.needs_prompt and prompt is None:
         return entry | {"reason": "needs a prompt, and this task has none"}
     reason = metric.unavailable()
     if reason is not None:
         return entry | {"reason": reason}
     try:
-        reference = x if metric.needs_reference else None
-        if isinstance(metric, PromptSimilarity):
-            value = metric.score(x_hat, reference, prompt).item()
-        else:
-            value = metric.score(x_hat, reference).item()
+        value = metric.score(
+            x_hat, x if metric.needs_reference else None, prompt if metric.needs_prompt else None
+        ).item()
     except InputError as error:
         return entry | {"reason": str(error)}
     if not math.isfinite(value):

@@ -1,27 +1,14 @@
 """How well a picture shows what a prompt says: CLIP similarity."""
 
 from collections.abc import Callable
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from adir.errors import InputError
 from adir.images import require_unit
-from adir.scoring.weights import WeightsFile
-
-
-class TextEncoder(Protocol):
-    """An encoder of pictures and prompts into one space; adir.retrieval.encoders.clip.ClipEncoder."""
-
-    name: str
-    weights_sha256: str
-
-    def image(self, batch: Tensor) -> Tensor:
-        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1]."""
-
-    def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors."""
+from adir.scoring.base import Direction, TextEncoder
+from adir.weights.registry import WeightsFile
 
 
 class PromptSimilarity:
@@ -34,9 +21,10 @@ class PromptSimilarity:
     """
 
     name = "clip-prompt"
-    direction: Literal["higher", "lower"] = "higher"
+    direction: Direction = "higher"
     range: tuple[float | None, float | None] = (-1, 1)
     needs_reference = False
+    needs_prompt = True
     weights_files: tuple[WeightsFile, ...] = ()
 
     def __init__(self, encoder: Callable[[], TextEncoder] | None) -> None:

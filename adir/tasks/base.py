@@ -50,6 +50,7 @@ class Degradation(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]
+    """Of the class, with `name` and the parameters part of a cell's identity: raised when a change changes its result."""
     shift_invariant: ClassVar[bool]
     """Whether A is the same wherever a picture is cut: then large pictures can be restored in tiles."""
 

@@ -25,6 +25,9 @@ By = Literal["prompt", "picture"]
 class EditOperator(Operator):
     """A of an edit: the picture outside the mask, 0 inside; and what a sampler needs besides y."""
 
+    name: ClassVar[str] = "hole"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     hole: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     """(H, W) bool, true where the picture is to be repainted."""
     prompt: str = ""

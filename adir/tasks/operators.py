@@ -164,6 +164,9 @@ class SuperResolution:
         pictures the two cannot be told apart.
     """
 
+    name: ClassVar[str] = "super_resolution"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     shift_invariant: ClassVar[bool] = True
     factor: int
     centre: float | None = None
@@ -217,6 +220,9 @@ def _blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
 class BoxBlur:
     """Mean over size x size pixels: y[n] sees x[n - (size-1)//2 .. n + size//2]. 5 is centred; 4 is -1 .. +2."""
 
+    name: ClassVar[str] = "box_blur"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     shift_invariant: ClassVar[bool] = True
     size: int
 
@@ -238,6 +244,9 @@ class BoxBlur:
 class GaussianBlur:
     """Centred Gaussian blur of standard deviation `std` pixels, cut to an odd size x size window."""
 
+    name: ClassVar[str] = "gaussian_blur"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     shift_invariant: ClassVar[bool] = True
     std: float
     size: int
@@ -261,6 +270,9 @@ class GaussianBlur:
 class Colorization:
     """y is the grey picture, luma by Rec. 601. deepinv's own rec601 weights sum to 1.00003; these sum to one."""
 
+    name: ClassVar[str] = "colorization"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     shift_invariant: ClassVar[bool] = True
     weights: tuple[float, float, float] = (0.299, 0.587, 0.114)
 
@@ -291,6 +303,9 @@ class Colorization:
 class BoxInpainting:
     """A centred hole of `side` times each side of the picture; y is 0 inside it and the picture outside."""
 
+    name: ClassVar[str] = "box_inpainting"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
     shift_invariant: ClassVar[bool] = False
     side: float = 0.5
 

@@ -38,13 +38,13 @@ class RestorationTask:
         self.version = version
         self.sigma_y = float(sigma_y)
         self.guidance_scale = float(guidance_scale)
-        self._degradation = operator
+        self.degradation = operator
         self._build = functools.lru_cache(maxsize=8)(self._operator)  # a test set has few shapes
 
     @property
     def shift_invariant(self) -> bool:
         """Whether A is the same wherever a picture is cut, as `adir restore` needs to pad and tile."""
-        return self._degradation.shift_invariant
+        return self.degradation.shift_invariant
 
     def bound(self, data: object, image_id: str) -> "RestorationTask":
         """The task as it is for one picture of a test set: itself. (Editing has a mask and a prompt for each.)"""
@@ -55,11 +55,11 @@ class RestorationTask:
         return self._build(tuple(image_shape))
 
     def _operator(self, image_shape: Shape) -> Operator:
-        return dataclasses.replace(self._degradation(image_shape), sigma_y=self.sigma_y / 127.5)
+        return dataclasses.replace(self.degradation(image_shape), sigma_y=self.sigma_y / 127.5)
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """Shape (3, H, W) of the pictures whose y is (C, h, w). Raises InputError for a y that the task cannot have."""
-        image_shape = self._degradation.image_shape(tuple(y_shape))
+        image_shape = self.degradation.image_shape(tuple(y_shape))
         return self.operator(image_shape).image_shape  # so that a y that is too small is refused here
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -105,5 +105,5 @@ class RestorationTask:
     def _as_file(self, y: Tensor) -> Tensor:
         """y rounded to 8 bits and clipped; 0, which no 8-bit value gives, where A lets nothing through."""
         rounded = from_uint8(to_uint8(y))
-        operator = self.operator(self._degradation.image_shape(tuple(y.shape)))
+        operator = self.operator(self.degradation.image_shape(tuple(y.shape)))
         return torch.where(operator.known(), rounded, 0.0)

@@ -1,4 +1,4 @@
-"""Pretrained weights: what there is (conf/weights/), where it lies, whether it is the right thing, and reading it safely."""
+"""Pretrained weights: what there is (conf/weights/), where it lies, fetching it, and whether it is the right thing."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.files import set_aside, sha256_of_file
-from adir.weights.cache import cache_dir, remember_sha256
+from adir.weights.cache import cache_dir, known_sha256, remember_sha256
 from adir.weights.download import NotFetchedError, Progress, fetch, megabytes, reason_of
 
 Place = Literal["adir", "pyiqa", "checkpoints"]
@@ -32,6 +32,10 @@ def require_online(name: str, by_hand: str) -> None:
     forbidden = offline()
     if forbidden is not None:
         raise InputError(f"{name}: {forbidden}: unset it, or put {by_hand} by hand")
+
+
+_failed_fetches: dict[str, str] = {}
+"""File -> why. A process asks once, or a cell of 50 pictures would wait 50 times."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,39 @@ class WeightsFile:
             f"{self.entry} needs {self.name} ({self.size_text}), which is not here: run `adir weights get {self.entry}`, or "
             f"put it into {self.path.parent}; mirrors: {', '.join(self.mirrors)}"
         )
+
+    def unavailable(self) -> str | None:
+        """None when the right file is there, after one attempt per process to fetch it; else one line: why, what to do.
+
+        For what can do without, such as a metric. HF_HUB_OFFLINE=1 forbids the attempt.
+        """
+        reason = None if self.path.is_file() else self._attempt()
+        if reason is not None:
+            return (
+                f"{self.name} ({self.size_text}) is not here: put it into {self.path.parent}; from "
+                f"{', '.join(self.mirrors)} ({reason})"
+            )
+        found = known_sha256(self.path)
+        if not found.startswith(self.sha256):
+            return (
+                f"{self.path}: its SHA-256 starts with {found[:8]}, {self.sha256} is expected, so it is damaged or "
+                f"another file: delete it and run `adir weights get {self.entry}`"
+            )
+        return None
+
+    def _attempt(self) -> str | None:
+        """Download to `path`, whole or not at all. Returns None, or why not."""
+        forbidden = offline()
+        if forbidden is not None:
+            return forbidden
+        if self.name not in _failed_fetches:
+            try:
+                self.fetch()
+            except (InputError, OSError) as error:  # the latter of the file system
+                _failed_fetches[self.name] = f"fetching it failed: {error}"
+            else:
+                return None
+        return _failed_fetches[self.name]
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """The file, downloaded and verified. Raises as `download.fetch` does, and InputError when that is forbidden."""
@@ -218,6 +255,13 @@ def entry(name: str) -> Entry:
     return registry()[name]
 
 
+def weights_file(name: str) -> WeightsFile:
+    """The entry of that name, which must be a file's."""
+    found = entry(name)
+    assert isinstance(found, WeightsFile), name
+    return found
+
+
 def located(name: str) -> Path:
     """The file or folder of an entry. Raises InputError with what is needed, where from and where to, when it is not here."""
     found = entry(name)
@@ -225,6 +269,3 @@ def located(name: str) -> Path:
     if reason is not None:
         raise InputError(reason)
     return found.path
-
-
-# --- reading

@@ -28,7 +28,8 @@ from made_networks import NETWORKS, PIXEL, LatentParts, empty_network, pixel_bac
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from adir.adaptation.adapters import Full, adapted
+from adir.adaptation.adapters import Full
+from adir.adaptation.base import adapted
 from adir.adaptation.denoising_module import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.execution import DTYPES, Execution, recompute

@@ -10,7 +10,8 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from adir.adaptation.adapters import Full, adapted, training_summary
+from adir.adaptation.adapters import Full
+from adir.adaptation.base import adapted
 from adir.adaptation.lora import Lora
 
 ADAPTERS = [Full(), Lora(), Lora(rank=2, alpha=2, layers="attention"), Lora(rank=3, layers="all")]
@@ -309,15 +310,3 @@ def test_a_network_that_was_adapted_is_freed_with_its_wrappers(network):
     del twin
     gc.collect()
     assert gone() is None
-
-
-def test_the_summary_says_what_trains(network):
-    attached = Lora(rank=2).attach(network)
-    n_parameters = sum(p.numel() for p in attached.parameters())
-    layers = attached.layers
-    attached.remove()
-    total = sum(p.numel() for p in network.parameters())
-    assert training_summary(Lora(), layers, n_parameters, network) == (
-        f"lora: {n_parameters / 1e6:.3g} M parameters train beside {total / 1e6:.4g} M, in {len(layers)} layers "
-        f"(conv_in ... conv_out)"
-    )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adir.adaptation.adapters import Full, adapted
+from adir.adaptation.adapters import Full
+from adir.adaptation.base import adapted
 from adir.adaptation.crops import NoisyCrops
 from adir.adaptation.denoising_module import DenoisingModule, FineTuning
 from adir.adaptation.lora import Lora

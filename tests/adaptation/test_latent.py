@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from adir.adaptation import holes
-from adir.adaptation.adapters import Full, adapted
+from adir.adaptation.adapters import Full
+from adir.adaptation.base import adapted
 from adir.adaptation.denoising_module import FineTuning
 from adir.adaptation.holes import random_hole
 from adir.adaptation.latent import LatentCrops, latent_crops

@@ -20,10 +20,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from adir.errors import InputError
 from adir.files import sha256_of_file
 from adir.images import write_png
-from adir.scoring import metrics, weights
+from adir.scoring import metrics
 from adir.scoring.metrics import METRICS, PSNR, PyiqaMetric, Scoring, data_consistency_residual, psnr
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
-from adir.weights import download
+from adir.weights import download, registry
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "conf" / "scoring").glob("*.yaml"))
 TRAINED = [
@@ -52,7 +52,7 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
 def empty_hub(tmp_path, monkeypatch):
     """No weights of this machine are seen, and no earlier attempt to fetch is remembered."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(weights, "_failed_fetches", {})
+    monkeypatch.setattr(registry, "_failed_fetches", {})
 
 
 def test_psnr_is_scikit_images():
@@ -99,7 +99,7 @@ def test_a_noisier_picture_scores_worse(name):
     assert (gain if metric.direction == "higher" else -gain).item() > 0
 
 
-def random_musiq(file: weights.WeightsFile, n_outputs: int) -> tuple[torch.nn.Module, weights.WeightsFile]:
+def random_musiq(file: registry.WeightsFile, n_outputs: int) -> tuple[torch.nn.Module, registry.WeightsFile]:
     """pyiqa's MUSIQ with random weights, saved where pyiqa looks for the trained ones, and that file with its hash."""
     from pyiqa.archs.musiq_arch import MUSIQ
 
@@ -109,7 +109,7 @@ def random_musiq(file: weights.WeightsFile, n_outputs: int) -> tuple[torch.nn.Mo
     return net, dataclasses.replace(file, sha256=hashlib.sha256(file.path.read_bytes()).hexdigest()[:8])
 
 
-def with_file(metric: PyiqaMetric, *files: weights.WeightsFile) -> PyiqaMetric:
+def with_file(metric: PyiqaMetric, *files: registry.WeightsFile) -> PyiqaMetric:
     metric.weights_files = files
     return metric
 

@@ -65,3 +65,27 @@ def test_scoring_says_why_there_is_no_score() -> None:
     assert "not here" in Scoring(["clip-prompt"], clip=missing).unavailable["clip-prompt"]
     with pytest.raises(InputError, match="the weights are not here"):
         Scoring(["clip-prompt"], strict=True, clip=missing)
+
+
+def test_a_metric_is_given_what_it_says_it_needs() -> None:
+    class Given:
+        """1 for each of ground truth and prompt that is given."""
+
+        direction, range, weights_files, version = "higher", (0, 2), (), "1"
+
+        def __init__(self, needs_reference: bool, needs_prompt: bool) -> None:
+            self.needs_reference, self.needs_prompt = needs_reference, needs_prompt
+            self.name = f"{needs_reference} {needs_prompt}"
+
+        def score(self, x_hat: torch.Tensor, x: torch.Tensor | None = None, prompt: str | None = None) -> torch.Tensor:
+            return torch.tensor([(x is not None) + 2.0 * (prompt == "red")])
+
+        def unavailable(self) -> None:
+            return None
+
+    x = torch.zeros(3, 8, 8)
+    metrics = [Given(reference, prompt) for prompt in (False, True) for reference in (False, True)]
+    found = [entry["value"] for entry in Scoring(metrics).score(x, x, "red").values()]
+    assert found == [0, 1, 2, 3]
+    found = [entry.get("reason", "") for entry in Scoring(metrics).score(x).values()]
+    assert found[0] == "" and "ground truth" in found[1] and "prompt" in found[2] and "ground truth" in found[3]

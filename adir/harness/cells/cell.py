@@ -14,7 +14,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from adir.adaptation.adapters import Adapter
+from adir.adaptation.base import Adapter
 from adir.adaptation.denoising_module import FineTuning
 from adir.adaptation.modes import Mode
 from adir.data.base import Corpus

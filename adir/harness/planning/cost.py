@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.adaptation.adapters import adapted
-from adir.adaptation.lora import Lora
+from adir.adaptation.base import adapted
 from adir.data.base import Corpus
 from adir.data.selection import Part
 from adir.files import hash_of
@@ -178,7 +177,7 @@ def sampling_key(cell: Cell, x: Tensor) -> dict[str, Any]:
 
 def standing(cell: Cell) -> str | None:
     """What stands in the network while it samples and takes time there."""
-    return repr(cell.adapter) if cell.mode.trains and isinstance(cell.adapter, Lora) else None
+    return repr(cell.adapter) if cell.mode.trains and not cell.adapter.trains_every_weight else None
 
 
 def training_pictures(cell: Cell, task: Any, y: Tensor) -> list[Tensor]:

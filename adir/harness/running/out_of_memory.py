@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from adir.adaptation.adapters import Full
 from adir.backbones.execution import DTYPES, Execution, recompute
 from adir.backbones.memory import call_bytes, weight_bytes
 from adir.errors import InputError
@@ -172,7 +171,8 @@ def needed_bytes(cell: Cell, adapting: bool, batch: int, side: tuple[int, int], 
         batch = calls_at_once(cell, batch)
         beside = call_bytes(backbone.network, batch, height, width, dtype, train=False, device=execution.device)
         return int(beside * OVERHEAD) - gained
-    attached = AllOf(backbone.network) if isinstance(cell.adapter, Full) else cell.adapter.attach(backbone.network)
+    every = cell.adapter.trains_every_weight
+    attached = AllOf(backbone.network) if every else cell.adapter.attach(backbone.network)
     checkpointing = execution.gradient_checkpointing and not backbone.execution.gradient_checkpointing
     try:
         if checkpointing:

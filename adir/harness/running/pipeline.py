@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.adaptation.adapters import adapted
+from adir.adaptation.base import adapted
 from adir.data.reduced import reduced
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line

@@ -249,7 +249,7 @@ def test_a_plan_says_which_scores_want_weights_and_fetches_none(
 ) -> None:
     fetched = []
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("adir.scoring.weights._failed_fetches", {})
+    monkeypatch.setattr("adir.weights.registry._failed_fetches", {})
     monkeypatch.setattr("adir.weights.registry.fetch", lambda *what: fetched.append(what))
     words = ["scoring.metrics=[psnr,lpips-alex,musiq-ava]", "scoring.strict=false", f"results={tmp_path / 'runs'}"]
     finished = adir("plan", *tiny, *words)

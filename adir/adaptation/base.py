@@ -1,0 +1,67 @@
+"""What an adapter is: what is trained when a backbone is adapted, and how it is put in place to be used.
+
+An adapter is *attached* to be trained and *applied* to be used. Both are switched by exchanging pointers, never by adding
+and subtracting, so the base weights come back to the bit in any precision and memory layout, and at once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Attached(Protocol):
+    """An adapter in place on a network, to be trained."""
+
+    layers: list[str]
+    """Names of the modules (of `full`: the parameters) that took the adapter."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw what is random in it; still without effect on any output."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored of it, on the CPU."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put stored tensors in place. Raises ValueError when names or shapes differ."""
+
+    def remove(self) -> None:
+        """Leave the network bit-identical to what it was before."""
+
+
+class Adapter(Protocol):
+    """A way to adapt a network."""
+
+    @property
+    def name(self) -> str:
+        """In configurations, paths and tables."""
+
+    version: ClassVar[int]
+    """Of the class, with `name` and the settings part of a cell's identity: raised when a change changes its result."""
+    trains_every_weight: ClassVar[bool]
+    """Whether it trains the network's own weights, all of them: then a trained one takes no time in the network, and its
+    tensors are as large. Others stand beside the weights, and take time there unless they are merged."""
+
+    def attach(self, network: nn.Module) -> Attached:
+        """Put it in place to be trained, without effect on any output. Raises ValueError where it fits no layer."""
+
+    def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """Put a trained one in place to be used without gradients; returns what undoes it.
+
+        Raises ValueError, and leaves the network as it was, where the tensors do not fit.
+        """
+
+
+@contextmanager
+def adapted(network: nn.Module, adapter: Adapter, tensors: dict[str, Tensor]) -> Iterator[nn.Module]:
+    """The network with a trained adapter in place; the bare network again afterwards, also after an exception."""
+    remove = adapter.apply(network, tensors)
+    try:
+        yield network
+    finally:
+        remove()

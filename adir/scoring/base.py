@@ -1,0 +1,49 @@
+"""What a metric is, and what metrics of a prompt ask of an encoder."""
+
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from adir.weights.registry import WeightsFile
+
+Direction = Literal["higher", "lower"]
+
+
+class Metric(Protocol):
+    """One number per picture."""
+
+    name: str
+    direction: Direction
+    range: tuple[float | None, float | None]
+    """Usual lowest and highest value; None where there is no bound."""
+    needs_reference: bool
+    """Whether it compares with the ground truth."""
+    needs_prompt: bool
+    """Whether it compares with a prompt."""
+    weights_files: tuple[WeightsFile, ...]
+
+    @property
+    def version(self) -> str:
+        """Backend and weights; scores of two versions are not compared."""
+
+    def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
+        """(B,) float64 scores of (B, 3, H, W) pictures in [0, 1]; x, the ground truth, likewise.
+
+        x, prompt: None for a metric that needs none.
+        """
+
+    def unavailable(self) -> str | None:
+        """None, or one line: which file is missing, how large it is, where it goes and where it comes from."""
+
+
+class TextEncoder(Protocol):
+    """An encoder of pictures and prompts into one space; adir.retrieval.encoders.clip.ClipEncoder."""
+
+    name: str
+    weights_sha256: str
+
+    def image(self, batch: Tensor) -> Tensor:
+        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1]."""
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """(B, D) unit vectors."""
