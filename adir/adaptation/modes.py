@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from adir.adaptation.adapters import Adapter
+from adir.adaptation.base import Adapter
 from adir.adaptation.denoising_module import FineTuning
 from adir.errors import InputError
 

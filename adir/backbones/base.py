@@ -44,6 +44,11 @@ class Backbone(Protocol):
     family: ClassVar[str]
     """`guided_diffusion`, `upscaler` or `inpainting`: what its network is given besides x_t and t. Latent samplers and
     training examples are made for one."""
+    version: ClassVar[int]
+    """Raise it when a change of the class changes its predictions; part of a cell's identity."""
+    trained_on: str | None
+    """Its training images, as their publisher names them; None where that is not known. For records: a prior that has seen the
+    test set makes a score meaningless."""
     resolution: int
     """Side in pixels of the pictures it was trained on; other sizes work."""
     schedule: Schedule

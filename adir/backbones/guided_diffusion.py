@@ -36,7 +36,7 @@ class GuidedDiffusion:
     the embedded prior.  architecture: the network's flags, for a checkpoint file only.  resolution: side in pixels of the
     pictures it was trained on; other sizes work.  variance: the Sigma that goes with this network, `learned` where it
     predicts one (6 output channels), else `small` (beta tilde) or `large` (beta).  device: where it runs, whatever
-    `execution` says of that.
+    `execution` says of that.  trained_on: for the record.
 
     Weights may be float16 on disk and are float32 in memory, mapped from the file where they can be. Those of the source
     are hashed, and so is the configuration (a wrong norm_eps fits the same tensors); both hashes are part of a cell's
@@ -44,6 +44,8 @@ class GuidedDiffusion:
     """
 
     kind: ClassVar[Kind] = "pixel"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its predictions."""
     family: ClassVar[str] = "guided_diffusion"
 
     def __init__(
@@ -56,9 +58,11 @@ class GuidedDiffusion:
         variance: Variance = "small",
         device: str = "cpu",
         execution: Execution | None = None,
+        trained_on: str | None = None,
     ):
         self.name = name
         self.resolution = resolution
+        self.trained_on = trained_on
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
         self.schedule = linear_schedule(1000)

@@ -62,6 +62,7 @@ class StableDiffusion:
 
     folder: in diffusers' layout; None is what `checkpoint`, an entry of conf/weights/, has.  resolution: side in pixels of
     the pictures it was trained for; other sizes work.  device: where it runs, whatever `execution` says of that.
+    trained_on: for the record.
     vae_tile: the side in pixels up to which the VAE takes a picture whole; larger ones pass it in overlapping tiles of that
     side, which bounds memory; None: never in tiles. By count, decoding 1024x1024 whole takes 3.2 GB beside the 2.1 GB of the
     x4 upscaler's weights, and tiles of 512 take 0.8 GB (with torch's fused attention: as a matrix, that between 65,536
@@ -74,6 +75,8 @@ class StableDiffusion:
     """
 
     kind: ClassVar[Kind] = "latent"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its predictions."""
     family: ClassVar[str]
     learns_variance: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -91,11 +94,13 @@ class StableDiffusion:
         vae_tile: int | None = 1024,
         device: str = "cpu",
         execution: Execution | None = None,
+        trained_on: str | None = None,
     ) -> None:
         self.name = self.usual if name is None else name
         entry = self.usual if checkpoint is None else checkpoint
         self.folder = located(entry) if folder is None else Path(folder)
         self.resolution = resolution
+        self.trained_on = trained_on
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
         require_folder(self.folder, self.parts)

@@ -26,7 +26,7 @@ from adir.retrieval.leakage import LEFT_OUT
 
 EMBEDDINGS = "float16"
 """Raised to another word when stored embeddings change, as they order the neighbours."""
-NO_PIXEL = ("folder", "device", "checkpoint", "architecture", "execution", "variance", "resolution")
+NO_PIXEL = ("folder", "device", "checkpoint", "architecture", "execution", "variance", "resolution", "trained_on")
 """Settings of a backbone that its hashes stand for, or that change no pixel. The sampler has the variance that was used."""
 
 

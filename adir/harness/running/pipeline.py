@@ -352,5 +352,5 @@ def provenance_of(cell: Cell) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "threads": torch.get_num_threads(),
-        "prior": Prior(trained_on=cell.configuration["backbone"].get("trained_on")),
+        "prior": Prior(trained_on=cell.backbone.trained_on),
     }
