@@ -7,7 +7,17 @@ what went in, and the program that ran. A field that is None was not measured or
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA = 2
 """Raised when a field changes its meaning or goes, and not for a new optional one. A folder of another schema is refused."""
@@ -21,7 +31,12 @@ Sha256 = Annotated[str, Field(strict=True, min_length=1)]
 class Part(BaseModel):
     """Base of the record's types: immutable, and a misspelt field raises."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+
+    @model_serializer(mode="wrap")
+    def _with_unknown_fields(self, known: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write what a file held beyond these fields as it was: it may be a newer version's."""
+        return known(self) | (self.model_extra or {})
 
 
 class Axes(Part):
@@ -209,7 +224,7 @@ class Record(Part):
     path: str = Field(default="", exclude=True)
     """Its file, relative to the folder or archive it was read from; never part of the file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -281,5 +296,5 @@ def fault_text(error: ValidationError) -> str:
     """Return the first fault of a record in a few words: `axes.k: Input should be a valid integer`."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
     return f"{place}: {message}" if place else message
