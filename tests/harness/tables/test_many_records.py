@@ -1,7 +1,6 @@
-"""The table of a large grid is there in seconds."""
+"""The table of a large grid, as benchmarks/speed/leaderboard.py measures its seconds."""
 
 import importlib.util
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -20,21 +19,9 @@ def study(repository: Path) -> ModuleType:
     return module
 
 
-# Processor seconds, not wall clock: other processes then hardly count. On the machine this was written on 10,000 records
-# take 1.9 in all, of which 0.5 are Python's start and imports.
-
-
-def test_two_thousand_records_are_a_table_within_a_second(study: ModuleType, tmp_path: Path) -> None:
-    n = study.write_records(tmp_path, 2000)
-    started = time.process_time()
+def test_two_thousand_records_are_a_table_with_all_of_them(study: ModuleType, tmp_path: Path) -> None:
+    assert study.write_records(tmp_path, 2000) == 2000
     board = load_board(tmp_path)
-    assert time.process_time() - started < 1.0
-    assert n == 2000 and len(board.rows) == 20 and all(row.have == 100 for row in board.rows)
-
-
-@pytest.mark.slow
-def test_ten_thousand_records_are_a_table_within_three_seconds(study: ModuleType, tmp_path: Path) -> None:
-    assert study.write_records(tmp_path, 10_000) == 10_000
-    _, processor = study.time_command(tmp_path)
-    assert processor < 3.0
-    assert (tmp_path / "leaderboard.csv").read_text().count("\n") == 101
+    assert len(board.rows) == 20 and all(row.have == row.expected == 100 for row in board.rows)
+    study.time_command(tmp_path)
+    assert (tmp_path / "leaderboard.csv").read_text().count("\n") == 21
