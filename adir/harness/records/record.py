@@ -293,8 +293,14 @@ def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    """Return what a scoring found as scores. Raises ValueError for a value that is no finite number."""
-    return {name: Score(**score) for name, score in found.items()}
+    """Return what a scoring found as scores. Raises ValueError, naming the metric, for a value that is no finite number."""
+    scores = {}
+    for name, score in found.items():
+        try:
+            scores[name] = Score(**score)
+        except ValidationError as error:
+            raise ValueError(f"score {name}: {fault_text(error)}") from error
+    return scores
 
 
 class OtherSchema(ValueError):
