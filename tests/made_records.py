@@ -58,7 +58,7 @@ def made_record(
     done = status == "done"
     trains = mode != "none"
     identity: dict[str, Any] = {
-        "backbone": {"name": backbone, "version": 1, "weights_sha256": sha256(f"weights of {backbone}")},
+        "backbone": {"name": backbone, "version": 1, "weights_sha256": sha256_of(f"weights of {backbone}")},
         "task": {"name": task, "version": 1},
         "sampler": {"name": sampler, "version": 1, "n_steps": 50},
         "adaptation": {"name": mode, "version": 1},
@@ -72,7 +72,7 @@ def made_record(
         }
     if mode in SEARCHING:
         identity["adaptation"]["k"] = k
-        identity["retrieval"] = {"corpus": sha256("corpus"), "encoder": sha256("encoder")}
+        identity["retrieval"] = {"corpus": sha256_of("corpus"), "encoder": sha256_of("encoder")}
     put_inside(identity, settings)
     cell = hash_of(identity)
     return Record(
@@ -89,8 +89,8 @@ def made_record(
         ),
         identity=identity,
         seed=seed,
-        image=TestImage(id=image, data=data, sha256=sha256(f"x of {image}") if done else None),
-        y=Measurement(sha256=sha256(f"y of {task} {image}")) if done else None,
+        image=TestImage(id=image, data=data, sha256=sha256_of(f"x of {image}") if done else None),
+        y=Measurement(sha256=sha256_of(f"y of {task} {image}")) if done else None,
         scores={name: made_score(name, value) for name, value in scores.items()} if done else {},
         sampler=Sampling(n_steps=50, capped_steps=0, network_evaluations=50) if done else None,
         adapter=made_adapter(f"{cell} {image}") if done and trains else None,
@@ -112,8 +112,8 @@ def made_score(metric: str, value: float | None) -> Score:
 def made_adapter(name: str) -> Adapter:
     """Return what a record says of an adapter whose key and tensors follow from the name."""
     return Adapter(
-        key=sha256(f"key of {name}"),
-        sha256=sha256(f"tensors of {name}"),
+        key=sha256_of(f"key of {name}"),
+        sha256=sha256_of(f"tensors of {name}"),
         n_layers=2,
         n_parameters=100,
         training_seconds=5.0,
@@ -181,6 +181,6 @@ def put_plan(results: Path, records: Iterable[Record], images: Iterable[str], pi
     return path
 
 
-def sha256(text: str) -> str:
+def sha256_of(text: str) -> str:
     """64 hex digits that follow from a text."""
     return sha256_of_bytes(text.encode())

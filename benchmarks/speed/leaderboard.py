@@ -25,7 +25,7 @@ from adir.harness.records.record import Neighbour, Record
 from adir.harness.running.provenance import commit
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
-from made_records import made_record, put, sha256
+from made_records import made_record, put, sha256_of
 
 PICTURES, SEEDS, TASKS = 50, 2, 4
 METRICS = ("psnr", "ssim", "lpips-alex", "piqe", "residual")
@@ -43,7 +43,8 @@ def records(n_modes: int) -> Iterator[Record]:
     """Yield the records. Mode 0 is `none`, the others neighbours with K = mode."""
     draw = random.Random(0)
     neighbours = tuple(
-        Neighbour(id=f"corpus-picture-s1-y{i:03}-x000", distance=1 + i / 100, picture=sha256(str(i))) for i in range(20)
+        Neighbour(id=f"corpus-picture-s1-y{i:03}-x000", distance=1 + i / 100, picture=sha256_of(str(i)))
+        for i in range(20)
     )
     for task, mode, seed, picture in itertools.product(range(TASKS), range(n_modes), range(SEEDS), range(PICTURES)):
         record = made_record(
