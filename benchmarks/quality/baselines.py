@@ -16,7 +16,6 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -27,8 +26,10 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from adir.errors import InputError
+from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile, all_records
-from adir.harness.tables.statistics import mean_over_pictures
+from adir.harness.records.record import Record
+from adir.harness.tables.statistics import Estimate, mean_over_pictures
 
 METRICS = {"psnr": "PSNR / dB, higher is better", "piqe": "PIQE, lower is better"}
 COLUMNS = ("psnr", "ssim", "piqe", "residual")
@@ -44,22 +45,26 @@ class Cell:
     mode: str
     n_steps: int
     evaluations: int
-    records: list[dict[str, Any]]
-    timed: list[dict[str, Any]]
+    records: list[Record]
+    timed: list[Record]
     """Records that its seconds are taken from."""
 
     @property
     def seconds(self) -> float:
         """Median seconds of sampling per picture; NaN where none was timed."""
-        return statistics.median([record["seconds"]["sample"] for record in self.timed] or [math.nan])
+        return statistics.median([record.seconds["sample"] for record in self.timed] or [math.nan])
+
+    def estimate(self, metric: str) -> Estimate:
+        """Mean over pictures with its standard error; without a value where any lacks it."""
+        return mean_over_pictures([record.value(metric) for record in self.records])
 
     def score(self, metric: str) -> float | None:
         """Mean over pictures; None where any lacks it."""
-        return mean_over_pictures([record["scores"].get(metric, {}).get("value") for record in self.records]).value
+        return self.estimate(metric).value
 
     def text(self, metric: str) -> str:
         """`24.71 ± 0.80`."""
-        estimate = mean_over_pictures([record["scores"].get(metric, {}).get("value") for record in self.records])
+        estimate = self.estimate(metric)
         if estimate.value is None:
             return "–"
         error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.2g}"
@@ -73,31 +78,31 @@ class Cell:
 
 def read_cells(results: Path, timings: Path | None) -> list[Cell]:
     """The finished cells of a results folder. InputError where it has none, or cells of unlike sets of pictures."""
-    timed: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    timed: dict[str, list[Record]] = defaultdict(list)
     for record in all_records(timings) if timings is not None else ():
         if not isinstance(record, DamagedFile):
-            timed[record["cell"]].append(record)
-    by_cell: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            timed[record.cell].append(record)
+    by_cell: dict[str, list[Record]] = defaultdict(list)
     for record in all_records(results):
         if isinstance(record, DamagedFile):
             raise InputError(str(record))
-        if record["status"] != "done":
-            raise InputError(f"{results}: {record['axes']} failed on {record['image']['id']}: {record['error']}")
-        by_cell[record["cell"]].append(record)
+        if record.status != "done":
+            raise InputError(f"{results}: {record.axes} failed on {record.image.id}: {record.error}")
+        by_cell[record.cell].append(record)
     if not by_cell:
         raise InputError(f"{results}: no records; run experiment=baselines first")
-    pictures = {cell: {record["image"]["id"] for record in records} for cell, records in by_cell.items()}
+    pictures = {cell: {record.image.id for record in records} for cell, records in by_cell.items()}
     if len({frozenset(ids) for ids in pictures.values()}) > 1:
         raise InputError(f"{results}: its cells have unlike sets of pictures; run the grids again to finish them")
     cells = []
     for records in by_cell.values():
-        axes, sampler = records[0]["axes"], records[0]["sampler"]
-        evaluations = {record["sampler"]["network_evaluations"] for record in records}
-        if len(evaluations) > 1:
-            raise InputError(f"{results}: pictures of {axes} took unlike numbers of evaluations: {evaluations}")
-        (count,) = evaluations
-        own = records if timings is None else timed[records[0]["cell"]]
-        cells.append(Cell(axes["task"], axes["sampler"], axes["adaptation"], sampler["n_steps"], count, records, own))
+        axes = records[0].axes
+        counts = {(r.sampler.n_steps, r.sampler.network_evaluations) for r in records if r.sampler is not None}
+        if len(counts) != 1:
+            raise InputError(f"{results}: pictures of {axes} took unlike numbers of steps and evaluations: {counts}")
+        ((n_steps, evaluations),) = counts
+        own = records if timings is None else timed[records[0].cell]
+        cells.append(Cell(axes.task, axes.sampler, axes.adaptation, n_steps, evaluations, records, own))
     return sorted(cells, key=lambda c: (c.task, ORDER.index(c.sampler), c.mode, c.evaluations))
 
 
@@ -105,15 +110,15 @@ def table(cells: list[Cell]) -> str:
     """Markdown, a row per cell."""
     first = cells[0].records[0]
     n = len(cells[0].records)
-    commits = sorted({str(record["commit"])[:10] for cell in cells for record in cell.records})
+    commits = sorted({str(record.commit)[:10] for cell in cells for record in cell.records})
     pictures = {len(cell.timed) for cell in cells}
     seconds = "median per picture" if pictures == {n} else f"of {max(pictures)} picture(s), timed apart from the study"
     lines = [
         "# ADIR's sampler beside the baselines, embedded prior",
         "",
         f"{n} pictures, one seed; mean ± standard error over pictures. Made by `benchmarks/quality/baselines.py` from grids of "
-        f"commit {', '.join(commits)}, torch {first['versions']['torch']}, deepinv {first['versions']['deepinv']}, "
-        f"{first['threads']} thread(s) a process. Seconds: {seconds}, sampling alone. An evaluation of dps has "
+        f"commit {', '.join(commits)}, torch {first.versions['torch']}, deepinv {first.versions['deepinv']}, "
+        f"{first.threads} thread(s) a process. Seconds: {seconds}, sampling alone. An evaluation of dps has "
         "a backpropagation through the network besides. residual: rms(A x̂ − y) in grey levels; the noise of deblur is 10.",
         "",
         "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | PIQE ↓ | residual |",
@@ -162,9 +167,9 @@ def draw_curves(cells: list[Cell], path: Path) -> None:
 def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) -> None:
     """A row per task: y, the restored picture of each label at its most evaluations with its PSNR, and the ground truth."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    chosen: dict[str, dict[str, dict[str, Any]]] = {task: {} for task in tasks}
+    chosen: dict[str, dict[str, Record]] = {task: {} for task in tasks}
     for cell in cells:  # sorted by evaluations: the last one stays
-        by_id = {record["image"]["id"]: record for record in cell.records}
+        by_id = {record.image.id: record for record in cell.records}
         chosen[cell.task][cell.label] = by_id[image if image is not None else min(by_id)]
     width = 2 + max(map(len, chosen.values()))
     figure, grid = plt.subplots(
@@ -175,9 +180,9 @@ def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) 
     for row, task in zip(grid, tasks, strict=True):
         records = chosen[task]
         first = next(iter(records.values()))
-        y, truth = first["y"]["file"], results / "pictures" / f"{first['image']['sha256']}.png"
-        shown = {f"{task}: y": (results / y, None)} | {
-            label: (results / record["picture"], record["scores"]["psnr"]["value"]) for label, record in records.items()
+        truth = Layout(results).picture(str(first.image.sha256))
+        shown = {f"{task}: y": (results / str(first.y_file), None)} | {
+            label: (results / str(record.picture), record.value("psnr")) for label, record in records.items()
         }
         if truth.is_file():
             shown["ground truth"] = (truth, None)

@@ -52,9 +52,9 @@ def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
 
     run_cell(cell, Options(existing="skip"), tell=lambda line: print(line, file=sys.stderr))
     records = [cell.ledger.read(image_id, cell.identity.sha256) for image_id in cell.data.ids]
-    later = [record for record in records if record is not None and record["status"] == "done"][1:]
-    seconds = {stage: sum(r["seconds"].get(stage, 0.0) for r in later) / len(later) for stage in STAGES}
-    return {"seconds": seconds, "memory_mb": max(record["process_peak_memory_mb"] for record in later)}
+    later = [record for record in records if record is not None and record.status == "done"][1:]
+    seconds = {stage: sum(r.seconds.get(stage, 0.0) for r in later) / len(later) for stage in STAGES}
+    return {"seconds": seconds, "memory_mb": max(record.process_peak_memory_mb or 0.0 for record in later)}
 
 
 def in_a_process(overrides: list[str], what: str) -> dict[str, Any]:

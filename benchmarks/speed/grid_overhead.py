@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from adir.files import read_json, safetensors_metadata, write_bytes
+from adir.files import safetensors_metadata, write_bytes
+from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.running.provenance import commit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -32,19 +33,20 @@ GRID = [
 
 def distinct_seconds(results: Path) -> dict[str, float]:
     """Seconds by stage, each distinct product counted once: trainings from the adapters, the rest from the records."""
-    records = [read_json(path) for path in sorted(results.glob("cells/**/records/*.json"))]
     seconds = dict.fromkeys(("measure", "retrieve", "train", "sample", "score"), 0.0)
     seen: set[tuple[str, str]] = set()
-    for record in records:
-        stages = record["seconds"]
-        if ("y", record["y"]["file"]) not in seen:
+    for record in all_records(results):
+        if isinstance(record, DamagedFile):
+            raise record
+        stages, file = record.seconds, str(record.y_file)
+        if ("y", file) not in seen:
             seconds["measure"] += stages["measure"]
-        if record["neighbours"]:
-            key = json.dumps([record["y"]["file"], record["axes"]["adaptation"], record["axes"]["k"], record["seed"]])
+        if record.neighbours:
+            key = json.dumps([file, record.axes.adaptation, record.axes.k, record.seed])
             if ("neighbours", key) not in seen:
                 seconds["retrieve"] += stages["retrieve"]
             seen.add(("neighbours", key))
-        seen.add(("y", record["y"]["file"]))
+        seen.add(("y", file))
         seconds["sample"] += stages["sample"]
         seconds["score"] += stages["score"]
     for path in results.glob("adapters/*.safetensors"):

@@ -8,7 +8,7 @@ and the disk does not fill.
 """
 
 import argparse
-import hashlib
+import itertools
 import json
 import os
 import platform
@@ -18,7 +18,6 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,33 +25,26 @@ from safetensors.numpy import save
 
 from adir.data.embedded import TEST_FIELDS, cut
 from adir.files import write_bytes
-from adir.harness.records.ledger import SCHEMA, Ledger
+from adir.harness.records.layout import Layout
+from adir.harness.records.record import Record
 from adir.harness.running.provenance import commit
 from adir.images import png_bytes
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+from made_records import changed, ledger_of, made_record, put, sha256_of
 
 ROWS = [("none", None), ("self", None), *((mode, k) for mode in ("knn", "random") for k in (1, 5, 20))]
 SEEDS = range(5)
 TASKS = ("sr4", "deblur")
+MEANS = {"psnr": 24.0, "ssim": 0.7, "lpips-alex": 0.3, "musiq-koniq": 55.0, "piqe": 30.0}
 WANTED = {"report": 20, "leaderboard": 3}
 """Seconds, for 10,000 records."""
-
-
-def sha256(text: str) -> str:
-    """64 hex digits of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def link(source: Path, path: Path) -> None:
     """Another name of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     os.link(source, path)
-
-
-def write_record(ledger: Ledger, image: str, record: dict[str, Any]) -> None:
-    """As `Ledger.write`, but without waiting for the disk ten thousand times."""
-    path = ledger.record_path(image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"schema": SCHEMA, **record}, indent=1))
 
 
 def make_results(folder: Path, n_records: int, size: int) -> int:
@@ -68,72 +60,54 @@ def make_results(folder: Path, n_records: int, size: int) -> int:
     facts = {"losses": rng.gamma(2.0, 0.01, 400).tolist(), "layers": [f"block.{i}.weight" for i in range(200)]}
     adapter = folder / "made" / "adapter"
     adapter.write_bytes(save({"w": np.zeros(1000, np.float32)}, {"facts": json.dumps(facts)}))
-    corpus = [(f"corpus/{i:05d}.jpg", sha256(f"corpus {i}")) for i in range(5000)]
+    corpus = [(f"corpus/{i:05d}.jpg", sha256_of(f"corpus {i}")) for i in range(5000)]
     for number, (_, digest) in enumerate(corpus):
         link(files[number % 16], folder / "pictures" / f"{digest}-thumbnail.png")
-    n_pictures = -(-n_records // (len(TASKS) * len(ROWS) * len(SEEDS)))
-    written = 0
-    for picture in range(n_pictures):
-        image, truth = f"picture-{picture:04d}.png", sha256(f"truth {picture}")
-        link(files[picture % 16], folder / "pictures" / f"{truth}.png")
-        for task in TASKS:
-            y = f"measurements/{task}/{image}.png"
-            link(files[(picture + 1) % 16], folder / y)
-            for mode, k in ROWS:
-                for seed in SEEDS:
-                    axes = {
-                        "backbone": "made",
-                        "task": task,
-                        "adaptation": mode,
-                        "k": k,
-                        "sampler": "adir",
-                        "seed": seed,
-                    }
-                    axes["adapter"] = None if mode == "none" else "lora"
-                    cell = sha256(f"{task} {mode} {k} {seed}")
-                    ledger = Ledger(folder / "cells" / "made" / task / f"{mode}-{k}-s{seed}-{cell[:10]}")
-                    restored = ledger.picture_path(image)
-                    link(files[(picture + seed + 2) % 16], restored)
-                    key = sha256(f"adapter {image} {mode} {k} {seed}")
-                    if mode != "none" and task == TASKS[0]:
-                        link(adapter, folder / "adapters" / f"{key}.safetensors")
-                    near = rng.choice(len(corpus), k or 0, replace=False)
-                    distances = np.sort(rng.uniform(0.5, 1.2, k or 0))
-                    scores = {"psnr": ("higher", 24.0), "ssim": ("higher", 0.7), "lpips-alex": ("lower", 0.3)}
-                    scores |= {"musiq-koniq": ("higher", 55.0), "piqe": ("lower", 30.0)}
-                    write_record(
-                        ledger,
-                        image,
-                        {
-                            "status": "done",
-                            "cell": cell,
-                            "axes": axes,
-                            "identity": {"task": {"name": task, "version": 1}, "adaptation": {"name": mode, "k": k}}
-                            | {"seed": seed},
-                            "configuration": {"data": {"name": "made"}, "scoring": {"metrics": list(scores)}},
-                            "seed": seed,
-                            "versions": {"adir": "0", "torch": "0"},
-                            "commit": None,
-                            "threads": 1,
-                            "image": {"id": image, "sha256": truth, "data": "made"},
-                            "y": {"sha256": sha256(y), "file": y},
-                            "picture": str(restored.relative_to(folder)),
-                            "scores": {
-                                name: {"value": mean * float(rng.gamma(50.0, 0.02)), "direction": way, "version": "1"}
-                                for name, (way, mean) in scores.items()
-                            },
-                            "sampler": {"capped_steps": 0, "n_steps": 100, "network_evaluations": 100},
-                            "neighbours": [
-                                {"id": corpus[i][0], "distance": float(d), "picture": corpus[i][1]}
-                                for i, d in zip(near, distances, strict=True)
-                            ],
-                            "excluded": [],
-                            "adapter": None if mode == "none" else {"key": key, "training_seconds": 60.0},
-                            "seconds": {"sample": 30.0, "retrieve": 0.1},
-                        },
-                    )
-                    written += 1
-    return written
+    cells = list(itertools.product(TASKS, ROWS, SEEDS))
+    n_pictures = -(-n_records // len(cells))
+    for number in range(n_pictures):
+        records = [made_results_record(f"picture-{number:04d}.png", *cell, rng, corpus) for cell in cells]
+        link(files[number % 16], folder / "pictures" / f"{records[0].image.sha256}.png")
+        for record in records:
+            y, restored = folder / str(record.y_file), folder / str(record.picture)
+            if not y.exists():
+                link(files[(number + 1) % 16], y)
+            link(files[(number + record.seed + 2) % 16], restored)
+            if record.adapter is not None:
+                link(adapter, Layout(folder).adapter(record.adapter.key))
+        put(folder, records)
+    return n_pictures * len(cells)
+
+
+def made_results_record(
+    image: str,
+    task: str,
+    row: tuple[str, int | None],
+    seed: int,
+    rng: np.random.Generator,
+    corpus: list[tuple[str, str]],
+) -> Record:
+    """A record with as many neighbours as it asks for, and the names of its files."""
+    mode, k = row
+    scores = {name: mean * float(rng.gamma(50.0, 0.02)) for name, mean in MEANS.items()}
+    record = made_record(image, task=task, mode=mode, k=k, seed=seed, adapter="lora", scores=scores)
+    near = rng.choice(len(corpus), k or 0, replace=False)
+    distances = np.sort(rng.uniform(0.5, 1.2, k or 0))
+    return changed(
+        record,
+        {
+            "configuration": {"data": {"name": "made"}, "scoring": {"metrics": list(scores)}},
+            "versions": {"adir": "0", "torch": "0"},
+            "threads": 1,
+            "y.file": f"measurements/{task}/{image}.png",
+            "picture": ledger_of(Path(), record).picture_path(image).as_posix(),
+            "neighbours": [
+                {"id": corpus[i][0], "distance": float(d), "picture": corpus[i][1]}
+                for i, d in zip(near, distances, strict=True)
+            ],
+            "seconds": {"sample": 30.0, "retrieve": 0.1},
+        },
+    )
 
 
 def seconds_of(command: str, folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import json
 import shutil
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_records import changed, ledger_of, made_record, put, put_plan, sha256_of
 from PIL import Image
 from safetensors.numpy import save
 
@@ -20,50 +22,32 @@ from adir.commands.merge import merge
 from adir.commands.submit import submit
 from adir.data.base import manifest_sha256
 from adir.errors import InputError
-from adir.files import hash_of, json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
+from adir.files import json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
 from adir.harness.records import archive
-from adir.harness.records.archive import kind_of, open_archive
-from adir.harness.records.layout import losses_of
-from adir.harness.records.ledger import Ledger, all_records
+from adir.harness.records.archive import open_archive
+from adir.harness.records.layout import kind_of, losses_of
+from adir.harness.records.ledger import all_records
+from adir.harness.records.record import Record
 from adir.harness.running.stores import keep_picture
 from adir.harness.tables.formats import to_csv
 from adir.harness.tables.leaderboard import load_board
 from adir.images import from_uint8, to_uint8
 
-Record = dict[str, Any]
+Json = dict[str, Any]
 PICTURES = tuple("abcdefgh")
-
-
-def folder_of(record: Record) -> str:
-    axes = record["axes"]
-    return f"cells/b/{axes['task']}/{axes['adaptation']}-s{axes['seed']}-{record['cell'][:10]}"
 
 
 def write_results(folder: Path, seeds: tuple[int, ...] = (0,), task: str = "sr4") -> Path:
     """A results folder: two modes on eight pictures, with small files in place of pictures."""
     rng = np.random.default_rng([*seeds, len(task)])
-    for mode, k in (("none", None), ("knn", 20)):
-        for seed in seeds:
-            identity: Record = {
-                "task": {"name": task, "version": 1},
-                "adaptation": {"name": mode, "k": k},
-                "seed": seed,
-            }
-            identity["backbone"] = {"weights_sha256": "f" * 64}
-            axes = {"backbone": "b", "task": task, "adaptation": mode, "k": k, "sampler": "adir", "seed": seed}
-            record: Record = {"status": "done", "cell": hash_of(identity), "identity": identity, "seed": seed}
-            record["axes"] = axes | {"adapter": None if mode == "none" else "full"}
-            for image in PICTURES:
-                y = f"measurements/{task}-v1/{image}.png"
-                record["image"] = {"id": image, "sha256": sha256_of_bytes(image.encode()), "data": "set"}
-                record["y"] = {"sha256": sha256_of_bytes(f"{task} {image}".encode()), "file": y}
-                record["scores"] = {"psnr": {"value": rng.normal(25, 1), "direction": "higher", "version": "1"}}
-                record |= {"seconds": {"sample": rng.random()}, "versions": {"adir": "0"}, "commit": "c0ffee"}
-                ledger = Ledger(folder / folder_of(record))
-                ledger.write(image, record)
-                write_bytes(ledger.picture_path(image), f"{mode} {seed} {image}".encode())
-                write_bytes(folder / y, f"y of {image}".encode())
-                write_json((folder / y).with_suffix(".json"), {"image": image})
+    for (mode, k), seed, image in itertools.product((("none", None), ("knn", 20)), seeds, PICTURES):
+        record = made_record(image, task=task, mode=mode, k=k, seed=seed, scores={"psnr": rng.normal(25, 1)})
+        y, restored = f"measurements/{task}-v1/{image}.png", ledger_of(folder, record).picture_path(image)
+        changes = {"y.file": y, "picture": restored.relative_to(folder).as_posix(), "seconds.sample": rng.random()}
+        put(folder, [changed(record, changes | {"versions.adir": "0", "commit": "c0ffee"})])
+        write_bytes(restored, f"{mode} {seed} {image}".encode())
+        write_bytes(folder / y, f"y of {image}".encode())
+        write_json((folder / y).with_suffix(".json"), {"image": image})
     return folder
 
 
@@ -101,7 +85,11 @@ def test_a_submission_holds_no_pictures_unless_asked_and_its_manifest_tells_ever
             assert {kind_of(name) for name in names} == kinds and set(manifest["files"]) == names
             assert all(told["sha256"] == sha256_of_bytes(packed.read(name)) for name, told in manifest["files"].items())
             assert all(packed.read(name) == (results / name).read_bytes() for name in names)
-        assert (manifest["records"], manifest["commits"], manifest["weights"]) == (16, ["c0ffee"], ["f" * 64])
+        assert (manifest["records"], manifest["commits"], manifest["weights"]) == (
+            16,
+            ["c0ffee"],
+            [sha256_of("weights of made")],
+        )
 
 
 def test_equal_folders_give_equal_bytes_and_another_file_is_not_replaced(
@@ -132,17 +120,7 @@ def test_merging_gives_the_table_of_all_and_the_folder_of_all(tmp_path: Path) ->
 
 
 def test_the_plans_of_a_folder_travel_so_that_what_is_missing_stays_missing(results: Path, tmp_path: Path) -> None:
-    first = next(r for r in all_records(results) if isinstance(r, dict))
-    cells = [
-        {
-            "cell": first["cell"],
-            "axes": first["axes"],
-            "identity": first["identity"],
-            "data": "set",
-            "images": ["a", "z"],
-        }
-    ]
-    write_json(results / "grids" / "0123456789abcdef.json", {"schema": 1, "cells": cells})
+    put_plan(results, [made_record()], "az", {})
     assert (
         submit(results, False, tmp_path / "planned.zip") == 0
         and merge([tmp_path / "planned.zip"], tmp_path / "out") == 0
@@ -182,7 +160,7 @@ def test_a_damaged_record_is_left_out_said_and_seen_in_the_status(
 # --- files of somebody else
 
 
-def repack(path: Path, change: Callable[[dict[str, bytes], Record], None], honest: bool = True) -> None:
+def repack(path: Path, change: Callable[[dict[str, bytes], Json], None], honest: bool = True) -> None:
     """Unpack, change members or manifest, and pack again; `honest`: with the manifest's hashes and sizes made to fit."""
     with zipfile.ZipFile(path) as packed:
         members = {name: packed.read(name) for name in packed.namelist()}
@@ -239,11 +217,11 @@ WRONG = {
         "no JSON",
     ),
     "deeply nested": (lambda m: m.update({a_record(m): b"[" * 100_000}), "no JSON"),
-    "a list": (lambda m: m.update({a_record(m): b"[]"}), "is no record"),
+    "a list": (lambda m: m.update({a_record(m): b"[]"}), "not a JSON object"),
     "another schema": (lambda m: edit(m, schema=99), "schema 99"),
     "a cell that is not its identity's": (lambda m: edit(m, identity={"guidance": 5}), "not the hash of its identity"),
     "another picture's name": (lambda m: edit(m, image={"id": "zz"}), "named otherwise than its picture"),
-    "a word for a score": (lambda m: edit(m, scores={"psnr": {"value": "1"}}), "score psnr"),
+    "a word for a score": (lambda m: edit(m, scores={"psnr": {"value": "1"}}), "scores.psnr.value: Input should be"),
     "a path upwards": (lambda m: m.update({"../../evil.json": b"{}"}), "holds '.*evil.json', which is no"),
     "a path upwards inside": (
         lambda m: m.update({"cells/b/../x/records/evil.json": b"{}"}),
@@ -344,17 +322,16 @@ def shown(results: Path) -> Path:
     """The results with what their report shows: a ground truth, a neighbour, a manifest and an adapter."""
     x = torch.linspace(-1, 1, 48).reshape(3, 4, 4).mul(127.5).round().div(127.5)
     truth = keep_picture(results, from_uint8(to_uint8(x)))
-    near, key = (sha256_of_bytes(name.encode()) for name in ("near", "adapter"))
-    path = next(p for p in results.glob("cells/b/sr4/knn*/records/*.json") if read_json(p)["image"]["id"] == "a")
-    record = read_json(path)
+    near = sha256_of("near")
     neighbours = [
         {"id": "n", "distance": 0.5, "picture": near},
         {"id": "m", "distance": 0.6, "picture": "../../secret"},
     ]
-    write_json(path, record | {"neighbours": neighbours, "adapter": {"key": key}})
-    for path in results.glob("cells/b/sr4/*/records/a.json"):
-        record = read_json(path)
-        write_json(path, record | {"image": record["image"] | {"sha256": truth}})
+    for record in [r for r in all_records(results) if isinstance(r, Record) and r.image.id == "a"]:
+        more = {"neighbours": neighbours} if record.axes.adaptation == "knn" else {}
+        put(results, [changed(record, more | {"image.sha256": truth})])
+        if record.adapter is not None:
+            key = record.adapter.key
     for name in (f"{near}-thumbnail.png", f"{'0' * 64}.png"):
         write_bytes(results / "pictures" / name, name.encode())
     listed = {"a": {"sha256": "a" * 64, "licence": "CC0"}}
@@ -386,7 +363,7 @@ def test_a_merged_folder_has_what_its_report_shows(shown: Path, tmp_path: Path) 
         assert submit(source, True, packed) == 0 and merge([packed], tmp_path / f"of {source.name}") == 0
         assert files_below(tmp_path / f"of {source.name}") == expected
     assert submit(shown, False, tmp_path / "bare.zip") == 0 and merge([tmp_path / "bare.zip"], tmp_path / "bare") == 0
-    kinds = {kind_of(name) for name in files_below(tmp_path / "bare")}
+    kinds = {kind_of(name) for name in files_below(tmp_path / "bare") if name != "adir-results.json"}
     assert kinds == {"record", "data"}
 
 
@@ -414,7 +391,7 @@ def test_what_a_submission_shows_is_what_its_name_says_or_nothing_is_taken(
 ) -> None:
     change, message = LYING[kind]
 
-    def spoil(members: dict[str, bytes], _: Record) -> None:
+    def spoil(members: dict[str, bytes], _: Json) -> None:
         name = next(n for n in members if n.startswith(kind) and "thumbnail" not in n)
         before, after = change(members[name])
         assert before in members[name]

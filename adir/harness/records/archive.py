@@ -12,13 +12,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from adir.errors import InputError
 from adir.files import hash_of, sha256_of_bytes
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
-from adir.harness.records.record import SCHEMA, Record, parse_record
+from adir.harness.records.record import SCHEMA, Record, record_from, refuse_constant
 
 MANIFEST = "manifest.json"
 FORMAT = "adir submission"
@@ -92,9 +92,9 @@ class Archive:
         """Every record with its `path`. Raises InputError at the first that is not what it should be."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["record"]:
-                content = parse(self.path, name, self.content(archive, name))
+                content = self.content(archive, name)
                 try:
-                    yield checked_record(content, name)
+                    yield placed(record_from(content), name)
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
 
@@ -198,17 +198,8 @@ def parse(path: Path, name: str, content: bytes) -> Any:
         raise InputError(f"{path}: {name}: is no JSON ({error})") from error
 
 
-def refuse_constant(name: str) -> NoReturn:
-    """NaN and Infinity are not JSON, though Python reads them."""
-    raise ValueError(f"{name} is no number")
-
-
-def checked_record(content: Any, name: str) -> Record:
-    """Return the record that a file of this name may hold. Raises ValueError where it holds something else."""
-    schema = content.get("schema") if isinstance(content, dict) else SCHEMA
-    if schema != SCHEMA:
-        raise ValueError(f"is a record of schema {schema!r}, this version of adir reads schema {SCHEMA}")
-    record = parse_record(content)
+def placed(record: Record, name: str) -> Record:
+    """Return the record with its `path`. Raises ValueError where a file of this name may not hold it."""
     if PurePosixPath(name).stem != file_name(record.image.id):
         raise ValueError(f"is named otherwise than its picture, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:

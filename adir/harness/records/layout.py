@@ -37,8 +37,11 @@ def kind_of(name: str) -> str | None:
 
 
 def file_name(image_id: str) -> str:
-    """Return the stem of a picture's files: its id percent-encoded, as ids may hold any character."""
-    return quote(image_id, safe="")
+    """Return the stem of a picture's files: its id percent-encoded, as ids may hold any character.
+
+    A dot in front is encoded too: hidden files are not ours.
+    """
+    return quote(image_id, safe="").replace(".", "%2E", 1) if image_id.startswith(".") else quote(image_id, safe="")
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,13 @@ class Layout:
         """Mark the folder as results, unless it is marked. Raises InputError where it holds results of another schema."""
         if self.is_marked():
             return
-        for record in self.records():  # one is enough: a folder is written by one schema
+        for path in self.records():
             try:
-                self._require_schema(read_json(record).get("schema"))
-            except (ValueError, AttributeError, OSError) as error:
-                if isinstance(error, InputError):
-                    raise
-            break
+                record = read_json(path)
+            except ValueError:  # a damaged one tells nothing
+                continue
+            self._require_schema(record.get("schema") if isinstance(record, dict) else None)
+            break  # one is enough: a folder is written by one schema
         write_json(self.marker, MARK)
 
     def is_marked(self) -> bool:
@@ -84,12 +87,20 @@ class Layout:
             )
 
     def records(self) -> Iterator[Path]:
-        """Yield every record file, in path order."""
-        yield from sorted(self.folder.glob("cells/*/*/*/records/*.json"))
+        """Yield every record file, in path order; also below links to folders of cells."""
+        yield from self._files("cells/*/*/*/records/*.json")
+
+    def set_aside_records(self) -> list[Path]:
+        """Return the damaged records whose pictures are to be done anew, in path order."""
+        return self._files("cells/*/*/*/records/*.json.corrupt-*")
+
+    def _files(self, pattern: str) -> list[Path]:
+        """Files in path order, without the hidden ones that other programs leave, such as macOS's ._a.json."""
+        return sorted(path for path in self.folder.glob(pattern) if not path.name.startswith("."))
 
     def plans(self) -> list[Path]:
         """Return the plans of all grids, in order of their names."""
-        return sorted((self.folder / "grids").glob("*.json"))
+        return self._files("grids/*.json")
 
     def plan(self, grid_sha256: str) -> Path:
         """Return where a grid's plan lies: every cell and picture that was asked for."""
@@ -102,7 +113,7 @@ class Layout:
     @property
     def manifests(self) -> list[Path]:
         """The manifests of all data sets, in order of their names."""
-        return sorted((self.folder / "manifests").glob("*.json"))
+        return self._files("manifests/*.json")
 
     @property
     def measurements(self) -> Path:

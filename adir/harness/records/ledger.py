@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adir.errors import InputError
-from adir.files import read_json, set_aside, write_json
+from adir.files import set_aside, write_json
 from adir.harness.records.layout import Layout, file_name
-from adir.harness.records.record import SCHEMA, Record, parse_record
+from adir.harness.records.record import OtherSchema, Record, record_from
 
 
 class DamagedFile(ValueError):
@@ -87,18 +87,13 @@ def read_record(path: Path) -> Record:
         DamagedFile: the file holds no record.
         InputError: it holds one of another schema, which another version of this program can read.
     """
+    content = path.read_bytes()
     try:
-        content = read_json(path)
-        schema = content.get("schema") if isinstance(content, dict) else SCHEMA
-        record = parse_record(content) if schema == SCHEMA else None
+        return record_from(content)
+    except OtherSchema as error:
+        raise InputError(f"{path}: {error}; use the version that wrote it, or another results folder") from error
     except ValueError as error:
         raise DamagedFile(f"{path}: damaged record ({error})") from error
-    if record is None:
-        raise InputError(
-            f"{path}: a record of schema {schema!r}, this version of adir reads schema {SCHEMA}; use the version "
-            "that wrote it, or another results folder"
-        )
-    return record
 
 
 def all_records(results: Path) -> Iterator[Record | DamagedFile]:
@@ -108,7 +103,7 @@ def all_records(results: Path) -> Iterator[Record | DamagedFile]:
     """
     layout = Layout(results)
     layout.is_marked()
-    earlier = sorted(results.glob("cells/*/*/*/records/*.json.corrupt-*"))
+    earlier = layout.set_aside_records()
     for path in layout.records():
         try:
             yield read_record(path).model_copy(update={"path": path.relative_to(results).as_posix()})

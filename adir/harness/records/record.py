@@ -4,10 +4,22 @@ A record holds what it takes to trust its numbers: scores with their direction a
 what went in, and the program that ran. A field that is None was not measured or does not apply; it never stands for zero.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import from_json
 
 SCHEMA = 2
 """Raised when a field changes its meaning or goes, and not for a new optional one. A folder of another schema is refused."""
@@ -21,14 +33,21 @@ Sha256 = Annotated[str, Field(strict=True, min_length=1)]
 class Part(BaseModel):
     """Base of the record's types: immutable, and a misspelt field raises."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+
+    @model_serializer(mode="wrap")
+    def _with_unknown_fields(self, known: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write what a file held beyond these fields as it was: it may be a newer version's."""
+        return known(self) | (self.model_extra or {})
 
 
 class Axes(Part):
     """The readable values that name a cell; its identity has the rest."""
 
     backbone: StrictStr
+    """The pretrained denoiser, such as gd256."""
     task: StrictStr
+    """The task with its operator and noise, such as sr4."""
     adaptation: StrictStr
     """The mode: none, self, knn, random, pixel."""
     k: StrictInt | None
@@ -36,6 +55,7 @@ class Axes(Part):
     adapter: StrictStr | None
     """full or lora; None without adaptation."""
     sampler: StrictStr
+    """What restores x from y, such as adir or ddrm."""
     seed: StrictInt
     """Of sampler, adaptation and random neighbours; 0 for methods that draw nothing."""
 
@@ -54,9 +74,11 @@ class TestImage(Part):
     manifest: str | None = None
     """SHA-256 of the data set's manifest, a list of its pictures in RESULTS/manifests."""
     licence: str | None = None
+    """The picture's licence as the data set tells it, for whoever shows the picture."""
     author: str | None = None
+    """Its author as the data set tells it, whom many licences ask to name."""
     source: str | None = None
-    """Attribution as the data set tells it."""
+    """Where the data set found it, often a URL."""
 
 
 class Measurement(Part):
@@ -87,6 +109,7 @@ class Neighbour(Part):
     """One picture of the corpus that the denoiser was adapted to."""
 
     id: StrictStr
+    """Its name in the corpus."""
     distance: float | None
     """To y in the encoder's measure (radians for unit vectors); smaller is nearer. None where none was taken (random)."""
     picture: str | None = None
@@ -97,6 +120,7 @@ class Search(Part):
     """How the neighbours were searched for, where the search may miss some."""
 
     approximate: bool
+    """Whether the search may miss neighbours."""
     recall: float
     """Share of the true K nearest that such a search finds, in [0, 1]; higher is better."""
 
@@ -109,7 +133,7 @@ class Stratum(Part):
     """Timesteps of the range, of 1000, both inclusive."""
     untuned: float
     adapted: float
-    """Mean squared error of eps, lower is better."""
+    """Mean squared error of eps before and after fine-tuning; lower is better."""
 
 
 class HeldOut(Part):
@@ -122,6 +146,7 @@ class HeldOut(Part):
     alpha: float
     """Factor of the update, in [0, 1]; 0 is the untuned denoiser."""
     strata: tuple[Stratum, ...] = ()
+    """The same loss by ranges of timesteps: where the adaptation helped and where it hurt."""
 
 
 class Adapter(Part):
@@ -133,6 +158,7 @@ class Adapter(Part):
     """Of its tensors."""
     n_layers: int
     n_parameters: int
+    """How many layers and numbers of the network were trained."""
     training_seconds: float
     """Wall clock of its training, also where it was found in its store."""
     first_loss: float | None
@@ -148,6 +174,7 @@ class Sampling(Part):
     """What the sampler did."""
 
     n_steps: int
+    """Steps from noise to x; 0 for a method without a network."""
     capped_steps: int
     """Steps at which the guidance was lowered to stay stable."""
     network_evaluations: int
@@ -167,15 +194,19 @@ class Record(Part):
     """One picture of one cell: done, failed, or (in tables only) missing."""
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
+    """`SCHEMA` of the version that wrote it; `schema` in the file."""
     status: Status
+    """done, failed (see `error`), or missing: planned and without a file."""
     cell: Sha256
     """SHA-256 of `identity`: which cell this is."""
     axes: Axes
+    """The cell's readable name."""
     identity: dict[str, Any]
     """Names, versions and settings of all that changes a pixel (adir.harness.cells.identity)."""
     seed: StrictInt
     """That of `axes`."""
     image: TestImage
+    """Which picture was restored."""
     y: Measurement | None
     """None in a record that failed or is missing."""
     picture: str | None = None
@@ -185,6 +216,7 @@ class Record(Part):
     unavailable: dict[str, str] = {}
     """{metric: why it could not be computed on that machine}"""
     sampler: Sampling | None = None
+    """None in a record that failed or is missing."""
     neighbours: tuple[Neighbour, ...] = ()
     """Nearest first."""
     excluded: tuple[str, ...] = ()
@@ -192,7 +224,9 @@ class Record(Part):
     search: Search | None = None
     """None where the search was exact."""
     adapter: Adapter | None = None
+    """None without adaptation."""
     prior: Prior | None = None
+    """None where the backbone does not tell."""
     seconds: dict[str, float] = {}
     """{stage: wall-clock seconds}: measure, retrieve, adapt, sample, oracle, score. Near 0 where the product was stored."""
     process_peak_memory_mb: float | None = None
@@ -200,6 +234,7 @@ class Record(Part):
     error: str | None = None
     """Of a failed record: the exception, on one line."""
     traceback: str | None = None
+    """Of a failed record, for whoever mends it; None where the input was at fault."""
     configuration: dict[str, Any] = {}
     """The whole resolved configuration, with what changes no pixel."""
     versions: dict[str, str] = {}
@@ -210,8 +245,6 @@ class Record(Part):
     """Of torch."""
     path: str = Field(default="", exclude=True)
     """Its file, relative to the folder or archive it was read from; never part of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -262,26 +295,55 @@ def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    """Return what a scoring found as scores. Raises ValueError for a value that is no finite number."""
-    return {name: Score(**score) for name, score in found.items()}
+    """Return what a scoring found as scores. Raises ValueError, naming the metric, for a value that is no finite number."""
+    scores = {}
+    for name, score in found.items():
+        try:
+            scores[name] = Score(**score)
+        except ValidationError as error:
+            raise ValueError(f"score {name}: {fault_text(error)}") from error
+    return scores
+
+
+class OtherSchema(ValueError):
+    """A record that another version of this program can read."""
+
+
+def record_from(content: bytes) -> Record:
+    """Return the record in a file's content. Raises ValueError, whose text names the field, as `parse_record` does."""
+    try:
+        value = from_json(content, allow_inf_nan=False)  # in half of json's time
+    except ValueError:
+        try:  # lone surrogates, as of a path that is not UTF-8, are JSON to Python alone
+            value = json.loads(content.decode(), parse_constant=refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no JSON: {error}") from error
+    return parse_record(value)
 
 
 def parse_record(content: Any) -> Record:
     """Return the record in a JSON value. Fields that this version does not know are kept as they are.
 
-    Raises ValueError, whose text names the field, where it is none.
+    Raises ValueError, whose text names the field, where it is none; OtherSchema where it is one of another schema.
     """
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
+    if (schema := content.get("schema")) != SCHEMA:
+        raise OtherSchema(f"a record of schema {schema!r}, this version of adir reads schema {SCHEMA}")
     try:
         return Record.model_validate(content, extra="allow")
     except ValidationError as error:
         raise ValueError(fault_text(error)) from error
 
 
+def refuse_constant(name: str) -> NoReturn:
+    """Raise ValueError: NaN and Infinity are not JSON, though Python reads them."""
+    raise ValueError(f"{name} is no number")
+
+
 def fault_text(error: ValidationError) -> str:
     """Return the first fault of a record in a few words: `axes.k: Input should be a valid integer`."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
     return f"{place}: {message}" if place else message

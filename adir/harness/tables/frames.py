@@ -1,6 +1,6 @@
 """Records and leaderboards as pandas frames, for notebooks and for studies of one's own.
 
-from adir.harness.frames import records_frame
+from adir.harness.tables.frames import records_frame
 frame = records_frame("runs/embedded")
 frame.pivot_table(values="psnr", index="adaptation", columns="task")
 """

@@ -1,6 +1,7 @@
 """A results folder as `adir run` leaves it, with names and errors that try to break out of the page."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_records import changed, ledger_of, made_record, put, put_plan, sha256_of
 from safetensors.numpy import save
 
-from adir.harness.records.ledger import Ledger
+from adir.harness.records.layout import Layout
+from adir.harness.records.ledger import read_record
 from adir.images import from_uint8, hash_of_picture, write_png
 
 SCRIPT = "<script>alert(1)</script>"
@@ -37,95 +40,57 @@ def keep(folder: Path, pixels: np.ndarray, ending: str = "") -> str:
     return sha256
 
 
-def make_record(folder: Path, task: str, image: str, mode: str, k: int | None, seed: int, truth: str | None) -> None:
-    """A finished record with its pictures and its adapter."""
-    axes: dict[str, Any] = {
-        "backbone": "tiny",
-        "task": task,
-        "adaptation": mode,
-        "k": k,
-        "sampler": "adir",
-        "seed": seed,
-    }
-    axes["adapter"] = None if mode == "none" else "full"
-    cell = hashlib.sha256(repr((task, mode, k, seed)).encode()).hexdigest()
-    ledger = Ledger(folder / "cells" / "tiny" / task / f"{mode}-{k}-s{seed}")
-    identity = {"task": {"name": task, "version": 1}, "adaptation": {"name": mode, "k": k}, "seed": seed}
-    base: dict[str, Any] = {
-        "cell": cell,
-        "axes": axes,
-        "identity": identity | ({"retrieval": {"corpus": "c"}} if k else {}),
-        "configuration": {"scoring": {"metrics": ["psnr", "piqe"]}},
-        "seed": seed,
-        "versions": {"adir": "0.1", "torch": "2"},
-        "commit": "0123456789abcdef",
-        "threads": 1,
-    }
+def make_record(folder: Path, task: str, image: str, mode: str, k: int | None, seed: int, with_truth: bool) -> None:
+    """A record with its pictures and its adapter; of two places, one that failed and none."""
+    rng = np.random.default_rng([seed, k or 0, IMAGES.index(image), len(task)])
+    scores = {"psnr": 25 + rng.normal(), "piqe": 30 + rng.normal(), "residual": 10.0}
+    cell: dict[str, Any] = {"task": task, "mode": mode, "k": k, "seed": seed, "backbone": "tiny"}
+    record = made_record(image, **cell, scores=scores)
+    common = {"configuration": {"scoring": {"metrics": ["psnr", "piqe"]}}, "commit": "0123456789abcdef", "threads": 1}
+    common["versions"] = {"adir": "0.1", "torch": "2"}
     if (task, image, mode, k, seed) == ("deblur", "plain", "knn", 4, 1):
-        failed = {"status": "failed", "image": {"id": image, "data": "made"}, "y": None, "scores": {}}
-        ledger.write(image, base | failed | {"error": f"FloatingPointError: {ENDING}"})
+        failed = made_record(image, **cell, status="failed")
+        put(folder, [changed(failed, common | {"error": f"FloatingPointError: {ENDING}"})])
         return
     if (task, image, mode, k, seed) == ("deblur", QUOTES, "knn", 4, 1):
         return  # missing
-    y_file = f"measurements/{task}/{hashlib.sha256(image.encode()).hexdigest()[:8]}.png"
+    y_file = f"measurements/{task}/{sha256_of(image)[:8]}.png"
     write_png(folder / y_file, from_uint8(picture("y", task, image)))
-    restored = ledger.picture_path(image)
+    restored = ledger_of(folder, record).picture_path(image)
     write_png(restored, from_uint8(picture(image)) * 0.9 + 0.01 * (k or 0) + 0.01 * seed)
-    rng = np.random.default_rng([seed, k or 0, IMAGES.index(image), len(task)])
-    scores = {"psnr": ("higher", 25 + rng.normal()), "piqe": ("lower", 30 + rng.normal())}
     near = []
     for place in range(k or 0):
         sha256 = keep(folder, picture("corpus", place, image), "-thumbnail")
         near.append({"id": f"{QUOTES}{place}", "distance": 0.5 + place / 7, "picture": sha256})
-    adapter = None
-    if mode != "none":
+    if record.adapter is not None:
         losses = (1 / np.arange(1, 13) + rng.uniform(0, 0.01, 12)).tolist()
-        adapter = {"key": hashlib.sha256(f"{cell}{image}".encode()).hexdigest(), "training_seconds": 5.0}
-        file = folder / "adapters" / f"{adapter['key']}.safetensors"
+        file = Layout(folder).adapter(record.adapter.key)
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(save({"w": np.zeros(2, np.float32)}, {"facts": json.dumps({"losses": losses})}))
     done = {
-        "status": "done",
-        "image": {"id": image, "data": "made"} | ({"sha256": truth} if truth else {}),
-        "y": {"sha256": hashlib.sha256(f"{task} {image}".encode()).hexdigest(), "file": y_file},
-        "picture": str(restored.relative_to(folder)),
-        "scores": {name: {"value": float(v), "direction": way, "version": "1"} for name, (way, v) in scores.items()}
-        | {"residual": {"value": 10.0, "direction": "none", "version": "1", "sigma_y": 10.0}},
-        "sampler": {"n_steps": 5, "network_evaluations": 5},
+        "y.file": y_file,
+        "picture": restored.relative_to(folder).as_posix(),
+        "sampler.n_steps": 5,
+        "sampler.network_evaluations": 5,
         "neighbours": near,
         "excluded": [SCRIPT] if near else [],
-        "adapter": adapter,
         "seconds": {"sample": 2.0 + (k or 0), "retrieve": 0.5},
     }
-    ledger.write(image, base | done)
+    if with_truth:
+        done["image.sha256"] = keep(folder, picture(image))
+    put(folder, [changed(record, common | done)])
 
 
-def add_rows(folder: Path, cells: str, **axes: Any) -> None:
-    """The records of the cells that fit a pattern once more, with other axes: another sampler, another adapter."""
-    for path in sorted(folder.glob(f"cells/tiny/{cells}/records/*.json")):
-        record = json.loads(path.read_text())
-        record["axes"] |= axes
-        (record["identity"]["adaptation"] if "adapter" in axes else record["identity"]).update(axes)
-        record["cell"] = hashlib.sha256(f"{record['cell']} {axes}".encode()).hexdigest()
-        name = "-".join([path.parent.parent.name, *map(str, axes.values())])
-        Ledger(path.parent.parent.with_name(name)).write(record["image"]["id"], record)
+def cell_folder(folder: Path, task: str, mode: str, k: int | None, seed: int) -> Path:
+    """The folder of a cell."""
+    record = made_record(task=task, mode=mode, k=k, seed=seed, backbone="tiny")
+    return ledger_of(folder, record).folder
 
 
-def add_plan(folder: Path, task: str) -> None:
-    """A plan of a task that nothing was run of."""
-    axes = {
-        "backbone": "tiny",
-        "task": task,
-        "adaptation": "none",
-        "k": None,
-        "adapter": None,
-        "sampler": "adir",
-        "seed": 0,
-    }
-    cell = {"cell": task, "axes": axes, "data": "made", "images": list(IMAGES)}
-    cell["identity"] = {"task": {"name": task, "version": 1}, "adaptation": {"name": "none"}, "seed": 0}
-    (folder / "grids").mkdir()
-    (folder / "grids" / "0.json").write_text(json.dumps({"cells": [cell]}))
+def add_rows(folder: Path, task: str, mode: str, k: int | None, changes: dict[str, Any]) -> None:
+    """The records of a cell of seed 0 once more, with other axes: another sampler, another adapter."""
+    for path in sorted((cell_folder(folder, task, mode, k, 0) / "records").glob("*.json")):
+        put(folder, [changed(read_record(path), changes)])
 
 
 @pytest.fixture(scope="session")
@@ -136,12 +101,8 @@ def make_results(tmp_path_factory: pytest.TempPathFactory) -> Make:
         with_truth: bool = True, tasks: tuple[str, ...] = ("deblur", "sr4"), seeds: tuple[int, ...] = (0, 1)
     ) -> Path:
         folder = tmp_path_factory.mktemp("results")
-        for image in IMAGES:
-            truth = keep(folder, picture(image)) if with_truth else None
-            for task in tasks:
-                for mode, k in ROWS:
-                    for seed in seeds:
-                        make_record(folder, task, image, mode, k, seed, truth)
+        for image, task, (mode, k), seed in itertools.product(IMAGES, tasks, ROWS, seeds):
+            make_record(folder, task, image, mode, k, seed, with_truth)
         return folder
 
     return make
@@ -158,10 +119,10 @@ def several_samplers(make_results: Make) -> Path:
     """A task with four samplers, full and lora, whose adapters hold no losses, and one that was planned and never run."""
     folder = make_results(tasks=("sr4",), seeds=(0,))
     for sampler in ("ddrm", "diffpir", "pseudo_inverse"):
-        add_rows(folder, "sr4/none-None-s0", sampler=sampler)
+        add_rows(folder, "sr4", "none", None, {"axes.sampler": sampler, "identity.sampler.name": sampler})
     for k in (1, 4):
-        add_rows(folder, f"sr4/knn-{k}-s0", adapter="lora")
+        add_rows(folder, "sr4", "knn", k, {"axes.adapter": "lora", "identity.adaptation.adapter.name": "lora"})
     for path in folder.glob("adapters/*.safetensors"):
         path.write_bytes(save({"w": np.zeros(2, np.float32)}, {"facts": "{}"}))
-    add_plan(folder, "deblur")
+    put_plan(folder, [made_record(task="deblur", backbone="tiny")], IMAGES, {})
     return folder

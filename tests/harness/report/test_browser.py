@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_records import ledger_of, made_record
 from PIL import Image
 
 import adir.harness.report.exhibits as exhibits
@@ -363,7 +364,7 @@ def test_linked_pictures_show_and_a_lost_one_is_said(
     monkeypatch.setattr(exhibits, "PIXELS", 1)
     folder = make_results(tasks=("sr4",), seeds=(0,))
     write_report(folder, None, figures=False)
-    (folder / "cells/tiny/sr4/knn-4-s0/pictures/plain.png").unlink()
+    ledger_of(folder, made_record(mode="knn", k=4, backbone="tiny")).picture_path("plain").unlink()
     one = Opened(browser, folder / "report.html")
     one.choose("<script>alert(1)</script>")
     one.loaded()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_records import ledger_of, made_record
 from PIL import Image
 
 from adir.harness.report.figures import (
@@ -75,7 +76,8 @@ def test_the_comparison_shows_the_pixels_of_the_files(gathered: Gathered) -> Non
     assert [a.get_title() for a in axes[:4]] == ["GT", "y", "none", "ADIR (knn k=4 full)"]
     scene = [s.image_id for s in gathered.scenes if s.task == "sr4"].index("plain")
     shown = axes[4 * scene + 3].images[0].get_array()
-    np.testing.assert_array_equal(shown, read_pixels(gathered.folder / "cells/tiny/sr4/knn-4-s0/pictures/plain.png"))
+    ledger = ledger_of(gathered.folder, made_record(mode="knn", k=4, backbone="tiny"))
+    np.testing.assert_array_equal(shown, read_pixels(ledger.picture_path("plain")))
 
 
 def test_the_sweep_has_the_means_of_the_board(gathered: Gathered) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.colors
 import numpy as np
 import pytest
+from made_records import made_record
 
 from adir.harness.report.figures import look
 from adir.harness.report.gather import gather
@@ -58,24 +59,10 @@ def test_colours_are_seen_on_their_paper_and_apart_by_every_eye(theme: str, colo
 
 def board_of(rows: list[tuple[str, str, int | None, str | None]], tasks: tuple[str, ...] = ("sr4",)) -> Board:
     """A board of (sampler, mode, K, adapter), one picture each."""
-    records: list[dict[str, Any]] = []
-    for task, (sampler, mode, k, adapter) in itertools.product(tasks, rows):
-        identity = {
-            "sampler": sampler,
-            "adaptation": {"name": mode, "k": k, "adapter": adapter},
-            "task": {"version": 1},
-        }
-        axes = {"backbone": "tiny", "task": task, "adaptation": mode, "k": k, "adapter": adapter, "sampler": sampler}
-        record = {
-            "status": "done",
-            "identity": identity,
-            "cell": f"{task} {identity}",
-            "seed": 0,
-            "axes": axes | {"seed": 0},
-        }
-        scores = {"psnr": {"value": 25.0, "direction": "higher", "version": "1"}}
-        records.append(record | {"image": {"id": "a", "data": "d"}, "y": {"sha256": task}, "scores": scores})
-    return make_board(records)
+    return make_board(
+        made_record(task=task, mode=mode, k=k, sampler=sampler, adapter=adapter or "full")
+        for task, (sampler, mode, k, adapter) in itertools.product(tasks, rows)
+    )
 
 
 UNSEEN = [("adir", "none", None, None)] + [

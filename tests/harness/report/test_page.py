@@ -11,12 +11,14 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from made_records import ledger_of, made_record
 from PIL import Image
 
 import adir.harness.report.exhibits as exhibits
 import adir.harness.report.page as page
 from adir.errors import InputError
-from adir.harness.records.ledger import Ledger
+from adir.harness.records.ledger import all_records
+from adir.harness.records.record import Record
 from adir.harness.report.page import json_block, write_report
 from adir.harness.report.pictures import ERROR_SCALE, embedded_corpus_field, error_colours, error_map
 from adir.harness.tables.formats import cells, headings
@@ -131,33 +133,35 @@ def test_pictures_are_exact_and_each_is_embedded_once(results: Path, reader: Rea
     row = row_number(data, {"task": "sr4", "adaptation": "knn", "k": 4})
     (scene,) = [s for s in data["scenes"] if (s["task"], s["id"]) == ("sr4", "plain")]
     for seed in ("0", "1"):
-        ledger = Ledger(results / f"cells/tiny/sr4/knn-4-s{seed}")
+        ledger = ledger_of(results, made_record(mode="knn", k=4, seed=int(seed), backbone="tiny"))
         record = ledger.read("plain")
         assert record is not None
         cell = scene["cells"][row][seed]
         np.testing.assert_array_equal(
             decoded(data["images"][cell["picture"]]), read_pixels(ledger.picture_path("plain"))
         )
-        np.testing.assert_array_equal(decoded(data["images"][scene["y"]]), read_pixels(results / record["y"]["file"]))
-        truth = results / "pictures" / f"{record['image']['sha256']}.png"
+        assert record.y_file is not None
+        np.testing.assert_array_equal(decoded(data["images"][scene["y"]]), read_pixels(results / record.y_file))
+        truth = results / "pictures" / f"{record.image.sha256}.png"
         np.testing.assert_array_equal(decoded(data["images"][scene["truth"]]), read_pixels(truth))
         assert cell["heat"] is not None
 
 
 def test_scores_and_distances_are_those_of_the_records(results: Path, reader: Reader) -> None:
     data = data_of(reader)
-    for path in results.glob("cells/**/records/*.json"):
-        record = json.loads(path.read_text())
-        place = (record["axes"]["task"], record["image"]["id"])
+    records = [record for record in all_records(results) if isinstance(record, Record)]
+    assert len(records) == 2 * 3 * 3 * 2 - 1
+    for record in records:
+        place = (record.axes.task, record.image.id)
         (scene,) = [s for s in data["scenes"] if (s["task"], s["id"]) == place]
-        cell = scene["cells"][row_number(data, record["axes"])][str(record["seed"])]
-        if record["status"] == "failed":
-            assert cell == {"error": record["error"]}
+        cell = scene["cells"][row_number(data, record.axes.model_dump())][str(record.seed)]
+        if record.status == "failed":
+            assert cell == {"error": record.error}
             continue
         for text, metric in zip(cell["scores"], data["metrics"], strict=True):
-            assert float(text) == pytest.approx(record["scores"][metric["name"]]["value"], rel=5e-4)
+            assert float(text) == pytest.approx(record.value(metric["name"]), rel=5e-4)
         near = [(data["neighbours"][n][0], distance) for n, distance in cell.get("near", [])]
-        assert near == [(n["id"], f"{n['distance']:.3f}") for n in record["neighbours"]]
+        assert near == [(n.id, f"{n.distance:.3f}") for n in record.neighbours]
         assert all(data["neighbours"][n][1] is not None for n, _ in cell.get("near", []))
 
 
@@ -227,7 +231,7 @@ def test_a_record_cannot_make_the_report_read_outside_its_folder(make_results: A
     folder = make_results(tasks=("sr4",), seeds=(0,))
     secret = folder.parent / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)
-    record = folder / "cells/tiny/sr4/none-None-s0/records/plain.json"
+    record = ledger_of(folder, made_record(backbone="tiny")).record_path("plain")
     for outside in (f"../{secret.name}", str(secret)):
         record.write_text(json.dumps(json.loads(record.read_text()) | {"picture": outside}))
         data = data_of(report(folder, tmp_path / "report.html"))

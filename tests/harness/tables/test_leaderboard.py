@@ -1,12 +1,11 @@
 """The table against its definition: hand-made records, and numpy."""
 
-import copy
 import io
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from made_records import changed, ledger_of, made_record, made_score, put, put_plan
 from PIL import ImageDraw, ImageFont
 from rich.console import Console
 from scipy import stats
@@ -21,14 +21,12 @@ from statsmodels.stats.multitest import multipletests
 
 from adir.commands.leaderboard import show_leaderboard
 from adir.errors import InputError
-from adir.files import write_bytes, write_json
-from adir.harness.records.ledger import Ledger
+from adir.files import json_bytes, write_bytes
+from adir.harness.records.record import Record
 from adir.harness.report.sheet import FONT, TILE, caption, write_sheet
 from adir.harness.tables.board import Board, Row, make_board
 from adir.harness.tables.formats import FORMATS, to_csv, to_html, to_latex, to_markdown, to_terminal
 from adir.harness.tables.leaderboard import load_board
-
-Record = dict[str, Any]
 
 
 def record(
@@ -38,27 +36,21 @@ def record(
     seed: int = 0,
     k: int | None = None,
     setting: int = 100,
-    **more: Any,
+    weights: str = "f" * 64,
 ) -> Record:
-    """One record, with what the table reads of it; `setting` is a part of the identity that no axis shows."""
-    axes = {"backbone": "b", "task": "sr4", "adaptation": mode, "k": k, "sampler": "adir", "seed": seed}
-    axes["adapter"] = "full" if mode != "none" else None
-    return {
-        "status": "done",
-        "cell": f"{mode}-{k}-{seed}" + ("" if setting == 100 else f"-{setting}"),
-        "axes": axes,
-        "identity": {
-            "task": {"name": "sr4", "version": 1},
-            "sampler": {"guidance_scale": setting},
-            "adaptation": {"name": mode, "k": k},
-            "seed": seed,
-        }
-        | ({"retrieval": {"corpus": "c"}} if mode == "knn" else {}),
-        "image": {"id": image},
-        "y": {"sha256": f"y of {image}"},
-        "scores": {"psnr": {"value": psnr, "direction": "higher", "version": "adir 1"}},
-        "seed": seed,
-    } | more
+    """One record; `setting` and `weights` are parts of the identity that no axis shows. Messages know it by its path."""
+    settings = {"sampler.guidance_scale": setting, "backbone.weights_sha256": weights}
+    found = made_record(image, mode=mode, k=k, seed=seed, scores={"psnr": psnr}, settings=settings)
+    return found.model_copy(update={"path": f"{mode}-{k}-{seed}" + ("" if setting == 100 else f"-{setting}")})
+
+
+def with_fields(records: Iterable[Record], changes: Mapping[str, Any]) -> list[Record]:
+    """The records with the same fields changed in each."""
+    return [changed(item, changes) for item in records]
+
+
+FAILED = {"status": "failed", "scores": {}, "y": None, "image.sha256": None}
+DPS = {"axes.sampler": "dps", "identity.sampler.name": "dps"}
 
 
 def row(board: Board, mode: str, k: int | None = None) -> Row:
@@ -102,13 +94,13 @@ def test_the_order_of_the_records_changes_nothing() -> None:
 @pytest.mark.parametrize("missing", ["record", "value", "failed"])
 def test_a_row_that_lacks_anything_shows_no_mean_and_says_how_much_it_has(missing: str) -> None:
     records = two_rows()
-    place = next(n for n, r in enumerate(records) if r["cell"] == "knn-20-1" and r["image"]["id"] == "c")
+    place = next(n for n, r in enumerate(records) if r.path == "knn-20-1" and r.image.id == "c")
     if missing == "record":
         del records[place]
     elif missing == "value":
-        records[place]["scores"]["psnr"]["value"] = None
+        records[place] = changed(records[place], {"scores.psnr.value": None})
     else:
-        records[place] |= {"status": "failed", "scores": {}, "y": None, "error": "FloatingPointError: NaN at step 3"}
+        records[place] = changed(records[place], FAILED | {"error": "FloatingPointError: NaN at step 3"})
     board = make_board(records)
     found = row(board, "knn", 20)
     assert (found.estimates["psnr"].value, found.estimates["psnr"].standard_error) == (None, None)
@@ -129,7 +121,7 @@ def test_a_row_that_lacks_anything_shows_no_mean_and_says_how_much_it_has(missin
 
 
 def test_a_picture_that_none_lacks_is_dropped_from_the_difference_of_every_other_mode() -> None:
-    records = [r for r in two_rows() if not (r["cell"] == "none-None-1" and r["image"]["id"] == "c")]
+    records = [r for r in two_rows() if not (r.path == "none-None-1" and r.image.id == "c")]
     board = make_board(records)
     found = row(board, "knn", 20)
     assert found.estimates["psnr"].value is not None and row(board, "none").estimates["psnr"].value is None
@@ -142,18 +134,15 @@ def test_a_picture_that_none_lacks_is_dropped_from_the_difference_of_every_other
 def test_each_row_is_compared_with_the_none_of_its_own_settings(part: str) -> None:
     records = []
     for setting, shift, gain in ((30, 0.0, 1.0), (100, 5.0, 2.0)):
+        scale, weights = (setting, "f" * 64) if part == "guidance scale" else (100, str(setting))
         for image, (value, _) in PSNR.items():
-            records.append(record(image, value + shift, setting=setting))
-            records.append(record(image, value + shift + gain, "knn", 0, 20, setting=setting))
-            if part == "backbone":
-                for item in records[-2:]:
-                    item["identity"]["backbone"] = {"name": "b", "weights_sha256": str(setting)}
-                    item["identity"]["sampler"] = {}
+            records.append(record(image, value + shift, "none", 0, None, scale, weights))
+            records.append(record(image, value + shift + gain, "knn", 0, 20, scale, weights))
     rows = make_board(records).rows
     assert [r.axes["adaptation"] for r in rows] == ["none", "none", "knn", "knn"]
     gains = {round(found.mean, 9) for r in rows[2:] if (found := r.to_none["psnr"])}
     assert gains == {1.0, 2.0}  # against both nones together: -1.5 and 4.5
-    alone = [r for r in records if not (r["axes"]["adaptation"] == "none" and r["cell"].endswith("-30"))]
+    alone = [r for r in records if r.cell != records[0].cell]
     assert [r.to_none for r in make_board(alone).rows].count({}) == 2  # none itself, and the knn that has none
 
 
@@ -163,39 +152,42 @@ def csv_lines(board: Board) -> list[dict[str, Any]]:
 
 
 def test_the_noise_stands_beside_the_residual_and_the_versions_below() -> None:
-    records = two_rows()
-    for item in records:
-        item["scores"]["residual"] = {"value": 9.9, "direction": "none", "version": "1", "sigma_y": 10.0}
-    board = make_board(records)
-    assert "| sr4 (σ 10) | knn | 20 |" in to_markdown(board) and "- versions: psnr adir 1, residual 1\n" in to_markdown(
+    board = make_board(with_fields(two_rows(), {"scores.residual": made_score("residual", 9.9).model_dump()}))
+    assert "| sr4 (σ 10) | knn | 20 |" in to_markdown(board) and "- versions: psnr 1, residual 1\n" in to_markdown(
         board
     )
     assert {(line["sigma_y"], line["psnr_version"], line["residual_version"]) for line in csv_lines(board)} == {
-        (10.0, "adir 1", 1)
+        (10.0, 1, 1)
     }
     assert "| sr4 | none |" in to_markdown(make_board(two_rows()))  # no record tells
 
 
+def either(text: str) -> str:
+    """A pattern of the text with its two {parts} in this order or the other: cells are read in order of their hashes."""
+    before, one, between, other, after = map(re.escape, re.split("[{}]", text))
+    return f"{before}({one}{between}{other}|{other}{between}{one}){after}"
+
+
 def test_records_of_different_task_versions_are_refused_and_both_are_named() -> None:
     records = two_rows()
-    records[-1]["identity"]["task"]["version"] = 2
-    with pytest.raises(InputError, match="task sr4: version 1 in knn-20-0, 2 in knn-20-1"):
-        make_board(records)
+    records[-1] = changed(records[-1], {"identity.task.version": 2})
+    with pytest.raises(InputError, match=either("task sr4: version {1 in knn-20-0}, {2 in knn-20-1};")):
+        make_board([r for r in records if r.axes.adaptation == "knn"])
 
 
 def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
     records = two_rows()
-    records[-1]["y"]["sha256"] = "0123456789abc"
-    with pytest.raises(InputError, match="knn-20-0 and knn-20-1 were restored from different y") as raised:
-        make_board(records)
+    records[-1] = changed(records[-1], {"y.sha256": "0123456789abc"})
+    with pytest.raises(InputError, match=either("{knn-20-0} and {knn-20-1} were restored from different y")) as raised:
+        make_board([r for r in records if r.axes.adaptation == "knn"])
     assert "0123456789" in str(raised.value) and "picture j" in str(raised.value)
 
 
 def test_scores_of_different_metric_versions_are_refused_and_both_are_named() -> None:
     records = two_rows()
-    records[-1]["scores"]["psnr"]["version"] = "adir 2"
-    with pytest.raises(InputError, match=r"psnr: version 'adir 1' in knn-20-0, 'adir 2' in knn-20-1.*adir score"):
-        make_board(records)
+    records[-1] = changed(records[-1], {"scores.psnr.version": "2"})
+    with pytest.raises(InputError, match=either("psnr: version {'1' in knn-20-0}, {'2' in knn-20-1}: adir score")):
+        make_board([r for r in records if r.axes.adaptation == "knn"])
 
 
 def test_every_k_is_a_row_in_order() -> None:
@@ -228,18 +220,15 @@ def test_rows_say_by_which_settings_they_differ_in_the_order_of_the_numbers() ->
     ]
     assert [line["setting"] for line in csv_lines(board)] == settings
     assert not any("settings" in note for note in board.notes)
-    for item in swept:  # more than a reader can take in
-        item["identity"] |= {f"part{n}": item["cell"] + str(n) for n in range(4)}
+    # More than a reader can take in.
+    swept = [changed(item, {f"identity.part{n}": item.path + str(n) for n in range(4)}) for item in swept]
     assert [r.axes["setting"] for r in make_board(swept).rows] == [""] * 3
     assert "knn #" in to_markdown(make_board(swept))
 
 
 def test_a_metric_that_could_not_be_computed_is_empty_and_its_reason_is_told() -> None:
-    records = two_rows()
-    for item in records:
-        item["scores"]["musiq"] = {"value": None, "direction": "higher", "version": "1"}
-        item["unavailable"] = {"musiq": "musiq.pth is missing"}
-    board = make_board(records)
+    musiq = {"scores.musiq": made_score("musiq", None).model_dump(), "unavailable.musiq": "musiq.pth is missing"}
+    board = make_board(with_fields(two_rows(), musiq))
     assert row(board, "none").estimates["musiq"].value is None and "musiq: musiq.pth is missing" in board.notes
     assert to_csv(board).splitlines()[0].count("musiq") == 11
 
@@ -266,8 +255,7 @@ def test_the_csv_holds_the_table_in_full_precision() -> None:
 def test_the_folder_gives_the_same_board_and_writes_both_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for item in two_rows():
-        Ledger(tmp_path / "cells" / item["cell"]).write(item["image"]["id"], copy.deepcopy(item))
+    put(tmp_path, two_rows())
     assert to_csv(load_board(tmp_path)) == to_csv(make_board(two_rows()))
     assert show_leaderboard([tmp_path], write=False) == 0 and not (tmp_path / "leaderboard.csv").exists()
     assert show_leaderboard([tmp_path], write=True) == 0
@@ -290,14 +278,13 @@ def test_p_values_are_adjusted_over_every_difference_of_the_table() -> None:
     records = []
     for image in PSNR:
         for k in (None, 1, 5, 20):
-            item = record(image, rng.normal(25 + (k or 0) / 20, 1), "none" if k is None else "knn", 0, k)
-            item["scores"]["piqe"] = {"value": rng.normal(30 - (k or 0) / 4, 2), "direction": "lower", "version": "1"}
-            records.append(item)
+            scores = {"psnr": rng.normal(25 + (k or 0) / 20, 1), "piqe": rng.normal(30 - (k or 0) / 4, 2)}
+            records.append(made_record(image, mode="none" if k is None else "knn", k=k, scores=scores))
     lines = [line for line in csv_lines(make_board(records)) if line["adaptation"] == "knn"]
     raw = [line[f"{metric}_minus_none_p"] for line in lines for metric in ("psnr", "piqe")]
     adjusted = [line[f"{metric}_minus_none_p_holm"] for line in lines for metric in ("psnr", "piqe")]
     assert len(raw) == 6 and adjusted == pytest.approx(list(multipletests(raw, method="holm")[1]))
-    values = {(r["image"]["id"], r["axes"]["k"]): r["scores"]["psnr"]["value"] for r in records}
+    values = {(r.image.id, r.axes.k): r.scores["psnr"].value for r in records}
     assert raw[0] == pytest.approx(
         stats.wilcoxon([values[i, 1] - values[i, None] for i in PSNR], method="exact").pvalue
     )
@@ -312,9 +299,8 @@ def standings(gains: dict[int, list[float]], direction: str = "higher") -> dict[
         records += [record(image, base)] + [
             record(image, base + gain[number], "knn", 0, k) for k, gain in gains.items()
         ]
-    for item in records:
-        item["scores"]["psnr"]["direction"] = direction
-    return {r.axes["k"]: r.standing.get("psnr") for r in make_board(records).rows}
+    board = make_board(with_fields(records, {"scores.psnr.direction": direction}))
+    return {r.axes["k"]: r.standing.get("psnr") for r in board.rows}
 
 
 def test_the_best_is_bold_only_where_every_other_row_is_shown_to_be_worse() -> None:
@@ -350,25 +336,19 @@ def test_with_fewer_than_six_pictures_nothing_is_marked_and_a_note_says_why() ->
 
 def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> None:
     records = two_rows()
-    other = copy.deepcopy(records)
-    for item in other:
-        item["image"]["data"] = "other"
-        item["scores"]["psnr"]["value"] += 100
+    other = [changed(r, {"image.data": "other", "scores.psnr.value": r.scores["psnr"].value + 100}) for r in records]
     board = make_board(records + other)
-    assert len(board.rows) == 4 and {r.axes["data"] for r in board.rows} == {None, "other"}
+    assert len(board.rows) == 4 and {r.axes["data"] for r in board.rows} == {"made", "other"}
     assert [r.standing for r in board.rows] == [{}, {"psnr": "best"}] * 2
     assert "| data |" in to_markdown(board)
-    (place,) = [n for n, r in enumerate(records) if r["cell"] == "knn-20-1" and r["image"]["id"] == "c"]
+    (place,) = [n for n, r in enumerate(records) if r.path == "knn-20-1" and r.image.id == "c"]
     assert [r.standing for r in make_board(records[:place] + records[place + 1 :]).rows] == [{}, {}]
 
 
 def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task() -> None:
     records = two_rows()
-    part = copy.deepcopy([r for r in records if r["image"]["id"] != "c"])
-    for item in part:  # a method that was tried on nine of the pictures, and is worse on each
-        item["axes"]["sampler"] = item["identity"]["sampler"]["name"] = "dps"
-        item["cell"] += "-dps"
-        item["scores"]["psnr"]["value"] -= 5
+    # A method that was tried on nine of the pictures, and is worse on each.
+    part = [changed(r, DPS | {"scores.psnr.value": r.scores["psnr"].value - 5}) for r in records if r.image.id != "c"]
     board = make_board(records + part)
     assert {(r.axes["sampler"], r.axes["adaptation"]): r.standing for r in board.rows} == {
         ("adir", "none"): {},
@@ -381,27 +361,21 @@ def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task(
 
 def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
     records = two_rows()
-    records[3]["scores"]["psnr"]["direction"] = "lower"
+    records[3] = changed(records[3], {"scores.psnr.direction": "lower"})
     with pytest.raises(InputError, match=r"metric psnr: the better the .* in .*, the .* in "):
         make_board(records)
 
 
 def test_backbone_and_sampler_have_a_column_where_there_are_several() -> None:
     records = two_rows()
-    other = copy.deepcopy(records[:20])
-    for item in other:
-        item["axes"]["sampler"] = item["cell"] = item["identity"]["sampler"]["name"] = "dps"
-    board = make_board(records + other)
+    board = make_board(records + with_fields(records[:20], DPS))
     assert to_markdown(board).startswith("| task | sampler | mode |") and "sampler" not in to_markdown(
         make_board(records)
     )
 
 
 def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> None:
-    one, other = two_rows(), two_rows()
-    for item, weights in [*((r, "a" * 64) for r in one), *((r, "b" * 64) for r in other)]:
-        item["identity"]["backbone"] = {"name": "b", "weights_sha256": weights}
-        item["cell"] += weights[0]
+    one, other = (with_fields(two_rows(), {"identity.backbone.weights_sha256": letter * 64}) for letter in "ab")
     board = make_board(one + other)
     assert len(board.rows) == 4 and len({r.axes["variant"] for r in board.rows}) == 4
     named = [
@@ -411,162 +385,124 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
     ]
     assert len(named) == 2  # of none, of knn
     # One mode with each weights: no row shares its axes, yet they have no common none.
-    apart = make_board([r for r in one if "none" in r["cell"]] + [r for r in other if "knn" in r["cell"]])
+    apart = make_board(
+        [r for r in one if r.axes.adaptation == "none"] + [r for r in other if r.axes.adaptation == "knn"]
+    )
     assert all(r.to_none == {} and r.axes["variant"] for r in apart.rows)
     assert any("rows of 2 settings, backbone.weights_sha256" in note for note in apart.notes)
 
 
 def test_other_ground_truths_of_one_name_are_refused() -> None:
     records = two_rows()
-    for number, item in enumerate(records):
-        item["image"]["sha256"] = "c" * 64 if number else "d" * 64
-    with pytest.raises(InputError, match=r"picture a of None: .* different ground truths"):
+    records[0] = changed(records[0], {"image.sha256": "d" * 64})
+    with pytest.raises(InputError, match=r"picture a of made: .* different ground truths"):
         make_board(records)
 
 
 # --- one picture under several names
 
 
-def named(records: list[Record], data: str = "set", rename: Callable[[str], str] = lambda image: image) -> list[Record]:
-    """Copies with hashes of their pictures, under other names."""
-    records = copy.deepcopy(records)
-    for item in records:
-        image = item["image"]["id"]
-        item["image"] = {"id": rename(image), "sha256": f"picture {image}", "data": data}
-    return records
+def named(records: list[Record], data: str, rename: Callable[[str], str] = lambda image: image) -> list[Record]:
+    """The same pictures under other names."""
+    return [changed(item, {"image.id": rename(item.image.id), "image.data": data}) for item in records]
 
 
-def planned_as(records: list[Record], hashes: bool = True) -> dict[str, Any]:
-    """A plan of all of the pictures for the cells of some records, under the records' name of the data set."""
-    pictures = {r["image"]["id"]: r["image"]["sha256"] for r in records}
-    cells = {r["cell"]: {key: r[key] for key in ("cell", "axes", "identity")} for r in records}
-    shared = {"data": records[0]["image"]["data"], "images": list(pictures)} | (
-        {"pictures": pictures} if hashes else {}
-    )
-    return {"schema": 1, "cells": [cell | shared for cell in cells.values()]}
+def plan_all(folder: Path, records: list[Record]) -> None:
+    """A plan of all of the pictures for the cells of some records, under the records' names of pictures and data set."""
+    pictures = {r.image.id: r.image.sha256 for r in records if r.image.sha256 is not None}
+    put_plan(folder, records, list(pictures), pictures)
 
 
 def test_pictures_of_a_renamed_folder_complete_its_table_and_count_once(tmp_path: Path) -> None:
-    whole = named(two_rows())
-    before = [r for r in whole if r["axes"]["adaptation"] == "none"]
-    after = named([r for r in two_rows() if r["axes"]["adaptation"] == "knn"], "moved")
+    whole = two_rows()
+    before = [r for r in whole if r.axes.adaptation == "none"]
+    after = named([r for r in whole if r.axes.adaptation == "knn"], "moved")
     put(tmp_path, before + after)
-    write_json(tmp_path / "grids" / "01.json", planned_as(whole))
-    write_json(tmp_path / "grids" / "02.json", planned_as(named(two_rows(), "moved")))
+    plan_all(tmp_path, whole)
+    plan_all(tmp_path, named(whole, "moved"))
     board, expected = load_board(tmp_path), make_board(whole)
-    assert {r.axes["data"] for r in board.rows} == {"moved = set"}
+    assert {r.axes["data"] for r in board.rows} == {"made = moved"}
     for ours, theirs in zip(board.rows, expected.rows, strict=True):
         assert (ours.have, ours.expected) == (20, 20)
         assert ours.estimates == theirs.estimates and ours.to_none == theirs.to_none
     # The same results, made once more from the renamed folder elsewhere, change nothing.
-    put(tmp_path / "elsewhere", named(two_rows(), "moved"))
+    put(tmp_path / "elsewhere", named(whole, "moved"))
     assert to_csv(load_board(tmp_path, tmp_path / "elsewhere")) == to_csv(board)
-    other = named(two_rows(), "moved")[0]
-    other["scores"]["psnr"]["value"] += 1
-    put(tmp_path / "elsewhere", [other])
+    (other,) = named(whole[:1], "moved")
+    put(tmp_path / "elsewhere", [changed(other, {"scores.psnr.value": other.scores["psnr"].value + 1})])
     with pytest.raises(InputError, match="records of one cell and picture that differ in score psnr"):
         load_board(tmp_path, tmp_path / "elsewhere")
 
 
 def test_a_picture_that_fails_under_one_name_is_not_missing_under_another(tmp_path: Path) -> None:
-    records = named(two_rows())
-    failed = named(records[:1], "moved")[0] | {"status": "failed", "y": None, "scores": {}, "error": "E"}
-    failed["image"] = {"id": "za", "data": "moved"}  # a record that failed has no hash; its plan has
+    records = two_rows()
+    moved = named(records[:1], "moved", lambda image: f"z{image}")
     put(tmp_path / "one", records)
-    put(tmp_path / "other", [failed])
-    write_json(
-        tmp_path / "other" / "grids" / "01.json", planned_as(named(two_rows()[:1], "moved", lambda image: f"z{image}"))
-    )
+    put(tmp_path / "other", with_fields(moved, FAILED))  # a record that failed has no hash; its plan has
+    plan_all(tmp_path / "other", moved)
     row = load_board(tmp_path / "one", tmp_path / "other").rows[0]
     assert (row.have, row.expected) == (20, 20)
 
 
 def test_files_that_were_renamed_are_the_same_pictures_and_their_first_record_counts(tmp_path: Path) -> None:
-    records = named(two_rows())
-    again = named([r for r in two_rows() if r["cell"] == "none-None-0"], "set", lambda image: f"z{image}")
-    for item in again:
-        item["scores"]["psnr"]["value"] += 1.0  # other names are other seeds of a picture
+    records = two_rows()
+    renamed = named(records, "made", lambda image: f"z{image}")
+    again = [  # other names are other seeds of a picture
+        changed(r, {"scores.psnr.value": r.scores["psnr"].value + 1}) for r in renamed if r.path == "none-None-0"
+    ]
     put(tmp_path, records + again)
-    write_json(tmp_path / "grids" / "01.json", planned_as(named(two_rows(), "set", lambda image: f"z{image}")))
+    plan_all(tmp_path, renamed)
     board = load_board(tmp_path)
     assert [row.estimates for row in board.rows] == [row.estimates for row in make_board(records).rows]
     assert any("under several names count once" in note and "za.json" in note for note in board.notes)
-    again[0]["y"]["sha256"] = "another"
-    put(tmp_path, again[:1])
-    (tmp_path / "cells" / again[0]["cell"] / "records" / "a.json").unlink()
+    put(tmp_path, with_fields(again[:1], {"y.sha256": "another"}))
+    ledger_of(tmp_path, again[0]).record_path("a").unlink()
     with pytest.raises(InputError, match=r"picture a: .* restored from different y"):
         load_board(tmp_path)
 
 
 def test_pictures_of_one_id_in_sets_that_share_another_keep_apart(tmp_path: Path) -> None:
-    one, other = named(two_rows()), named(two_rows(), "other")
-    for item in other:
-        item["cell"] += " other"
-        item["identity"]["sampler"]["guidance_scale"] = 7
-        if item["image"]["id"] != "a":  # a is in both, b to j are other pictures
-            item["image"]["sha256"] += " of other"
-            item["y"]["sha256"] += " of other"
+    one, other = two_rows(), with_fields(named(two_rows(), "other"), {"identity.sampler.guidance_scale": 7})
+    other = [  # a is in both, b to j are other pictures
+        r
+        if r.image.id == "a"
+        else changed(r, {"image.sha256": f"x of other {r.image.id}", "y.sha256": f"y {r.image.id}"})
+        for r in other
+    ]
     put(tmp_path, one + other)
     board = load_board(tmp_path)
-    assert {row.axes["data"] for row in board.rows} == {"other = set"}
+    assert {row.axes["data"] for row in board.rows} == {"made = other"}
     assert {row.expected for row in board.rows} == {2 * 19} and {row.have for row in board.rows} == {20}
-    assert set(board.rows[0].pictures["psnr"]) == {"a"} | {f"{i} ({d})" for i in "bcdefghij" for d in ("set", "other")}
+    assert set(board.rows[0].pictures["psnr"]) == {"a"} | {f"{i} ({d})" for i in "bcdefghij" for d in ("made", "other")}
 
 
 # --- what was planned, and what is damaged
 
 
-def put(folder: Path, records: list[Record]) -> None:
-    for item in records:
-        Ledger(folder / "cells" / item["cell"]).write(item["image"]["id"], item)
-
-
-def plan(folder: Path, records: list[Record]) -> None:
-    cells = [
-        {"cell": r["cell"], "axes": r["axes"], "identity": r["identity"], "data": "set", "images": list(PSNR)}
-        for r in records
-    ]
-    write_json(folder / "grids" / "0123abcd.json", {"schema": 1, "cells": cells})
-
-
-def with_data(records: list[Record]) -> list[Record]:
-    for item in records:
-        item["image"]["data"] = "set"
-    return records
-
-
 def test_a_cell_that_was_planned_and_never_began_is_a_row_of_missing(tmp_path: Path) -> None:
-    records = with_data(two_rows())
-    done = [r for r in records if r["axes"]["seed"] == 0]
+    records = two_rows()
+    done = [r for r in records if r.seed == 0]
     put(tmp_path, done)
-    later = with_data([record("a", None, "random", 0, 20)])
-    plan(tmp_path, [*done, *later])
+    later = record("a", None, "random", 0, 20)
+    first = put_plan(tmp_path, [*done, later], PSNR, {})
     board = load_board(tmp_path)
     planned = row(board, "random", 20)
     assert (planned.have, planned.expected, planned.estimates["psnr"].value) == (0, 10, None)
     assert row(board, "none").estimates["psnr"].value is not None
     assert any(note == "0 of 10 records, so the means stay missing: sr4 random k=20 full" for note in board.notes)
     # The other seed of both rows was planned too: then their own means are missing.
-    plan(tmp_path, records)
+    first.unlink()
+    put_plan(tmp_path, records, PSNR, {})
     assert [(r.have, r.expected, r.estimates["psnr"].value) for r in load_board(tmp_path).rows] == [(10, 20, None)] * 2
 
 
 def test_a_note_names_its_row_as_the_table_does_and_says_once_what_is_true_of_several(tmp_path: Path) -> None:
-    records = with_data(two_rows())
-    for item in records:
-        item["identity"]["task"]["sigma_y"] = 10
-    put(tmp_path, records)
-    later = []
-    for sampler in ("dps", "ddrm"):
-        item = copy.deepcopy(records[0])
-        item["axes"]["sampler"] = item["identity"]["sampler"]["name"] = item["cell"] = sampler
-        later.append(item)
-    failed = copy.deepcopy([r for r in records if r["cell"] == "none-None-0" and r["image"]["id"] in "ab"])
-    for item in failed:
-        item["axes"]["sampler"] = item["identity"]["sampler"]["name"] = "adir2"
-        item |= {"cell": "adir2", "status": "failed", "scores": {}, "y": None, "error": "ValueError: no"}
-    put(tmp_path, failed)
-    plan(tmp_path, [*records, *later])
+    records = with_fields(two_rows(), {"identity.task.sigma_y": 10})
+    other = {name: {"axes.sampler": name, "identity.sampler.name": name} for name in ("dps", "ddrm", "adir2")}
+    later = [changed(records[0], other["dps"]), changed(records[0], other["ddrm"])]
+    failed = [r for r in records if r.path == "none-None-0" and r.image.id in "ab"]
+    put(tmp_path, records + with_fields(failed, other["adir2"] | FAILED | {"error": "ValueError: no"}))
+    put_plan(tmp_path, [*records, *later], PSNR, {})
     board = load_board(tmp_path)
     assert "0 of 10 records, so the means stay missing: sr4 ddrm none, sr4 dps none" in board.notes
     assert "failed: ValueError: no: sr4 adir2 none seed=0 a, sr4 adir2 none seed=0 b" in board.notes
@@ -576,47 +512,50 @@ def test_a_note_names_its_row_as_the_table_does_and_says_once_what_is_true_of_se
 
 
 def test_notes_on_equal_rows_of_two_data_sets_and_backbones_name_these(tmp_path: Path) -> None:
-    records = with_data(two_rows())
-    other = copy.deepcopy(records)
-    for item in other:
-        item["image"]["data"], item["axes"]["backbone"] = "other", "c"
-        item["cell"] += "-c"
-    records, other = (
-        [r for r in of if (r["cell"][:6], r["image"]["id"]) != ("none-N", "c")] for of in (records, other)
-    )
+    records = [r for r in two_rows() if (r.axes.adaptation, r.image.id) != ("none", "c")]
+    other = with_fields(records, {"image.data": "other", "axes.backbone": "b", "identity.backbone.name": "b"})
     notes = make_board(records + other).notes
     both = "the difference to none is over the 9 pictures that both have, so c counts in neither"
-    assert f"{both}: sr4 other c knn k=20 full, sr4 set b knn k=20 full" in notes
+    assert f"{both}: sr4 made made knn k=20 full, sr4 other b knn k=20 full" in notes
 
 
-def test_a_truncated_record_is_named_and_missing(tmp_path: Path) -> None:
-    put(tmp_path, two_rows())
-    path = tmp_path / "cells" / "knn-20-1" / "records" / "c.json"
-    path.write_bytes(path.read_bytes()[:200])
-    board = load_board(tmp_path)
-    assert (row(board, "knn", 20).have, row(board, "knn", 20).estimates["psnr"].value) == (19, None)
-    assert any("knn-20-1/records/c.json" in note and "damaged record" in note for note in board.notes)
-    assert any("c counts in neither" in note for note in board.notes)
-    assert any("set aside earlier" in note for note in load_board(tmp_path).notes)  # and it stays missing
+def test_a_truncated_record_is_named_and_missing_and_stays_in_place(tmp_path: Path) -> None:
+    *_, path = put(tmp_path, two_rows())
+    content = path.read_bytes()[:200]
+    path.write_bytes(content)
+    for board in (load_board(tmp_path), load_board(tmp_path)):
+        assert (row(board, "knn", 20).have, row(board, "knn", 20).estimates["psnr"].value) == (19, None)
+        assert any(str(path) in note and "damaged record" in note for note in board.notes)
+        assert any("j counts in neither" in note for note in board.notes)
+    assert path.read_bytes() == content and len(list(path.parent.iterdir())) == 10
 
 
 @pytest.mark.parametrize(
-    "change",
+    "change, fault",
     [
-        {"axes": []},
-        {"scores": {"psnr": {"value": "high", "direction": "higher", "version": "1"}}},
-        {"scores": {"psnr": {"value": 1.0, "direction": "sideways", "version": "1"}}},
-        {"y": None},
-        {"identity": None},
-        {"status": "perhaps"},
-        {"seed": 5},
+        ({"axes": []}, "axes: Input should be a valid dictionary"),
+        (
+            {"scores": {"psnr": {"value": "high", "direction": "higher", "version": "1"}}},
+            "scores.psnr.value: Input should be a valid number",
+        ),
+        (
+            {"scores": {"psnr": {"value": 1.0, "direction": "sideways", "version": "1"}}},
+            "scores.psnr.direction: Input should be 'higher', 'lower' or 'none'",
+        ),
+        ({"y": None}, "y and image.sha256 are needed in a record that is done"),
+        ({"identity": None}, "identity: Input should be a valid dictionary"),
+        ({"status": "perhaps"}, "status: Input should be 'done', 'failed' or 'missing'"),
+        ({"seed": 5}, "seed is 5, that of the axes 1"),
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
 )
-def test_a_record_of_the_wrong_shape_is_named_and_not_counted(tmp_path: Path, change: Record) -> None:
-    put(tmp_path, [*two_rows()[:-1], two_rows()[-1] | change])
+def test_a_record_of_the_wrong_shape_is_named_and_not_counted(
+    tmp_path: Path, change: dict[str, Any], fault: str
+) -> None:
+    *_, path = put(tmp_path, two_rows())
+    path.write_bytes(json_bytes(two_rows()[-1].as_json() | change))
     board = load_board(tmp_path)
-    assert any("not counted: " in note and "knn-20-1/records/j.json" in note for note in board.notes)
+    assert f"{path}: damaged record ({fault})" in board.notes
     assert row(board, "knn", 20).have == 19
 
 
@@ -626,13 +565,12 @@ def test_a_record_of_the_wrong_shape_is_named_and_not_counted(tmp_path: Path, ch
 def test_a_record_whose_axes_are_not_its_identitys_is_named_and_not_counted(
     tmp_path: Path, axis: str, value: Any
 ) -> None:
-    records = two_rows()
-    liar = copy.deepcopy(records[0])
-    liar["identity"]["sampler"]["name"] = "adir"
+    path, *_ = put(tmp_path, two_rows())
+    liar = two_rows()[0].as_json()
     liar["axes"][axis] = value
     liar["seed"] = liar["axes"]["seed"]
-    put(tmp_path, [liar, *records[1:]])
-    assert any(f"not counted: axis {axis} is {value!r}, its identity says" in n for n in load_board(tmp_path).notes)
+    path.write_bytes(json_bytes(liar))
+    assert any(f"(axis {axis} is {value!r}, its identity says" in note for note in load_board(tmp_path).notes)
 
 
 def test_a_damaged_plan_is_named_and_the_table_stands(tmp_path: Path) -> None:
@@ -680,12 +618,21 @@ def test_the_html_file_is_a_whole_page_that_says_how_its_letters_are_written() -
 
 def test_no_text_from_records_becomes_markup() -> None:
     nasty = "<script>alert(1)</script> | \\input{x} $ % # _ & \x1b[31m\n* [l](u)"
-    records = two_rows()
-    for item in records:
-        item["axes"] |= {"task": nasty, "adapter": nasty, "sampler": nasty, "backbone": nasty}
-        item["scores"] = {nasty: item["scores"]["psnr"]}
-        item["unavailable"] = {"musiq": nasty}
-    board = make_board(records)
+    records = [
+        made_record(
+            image,
+            task=nasty,
+            mode=mode,
+            k=k,
+            sampler=nasty,
+            backbone=nasty,
+            adapter=nasty,
+            scores={nasty: value + (k or 0)},
+        )
+        for image, (value, _) in PSNR.items()
+        for mode, k in (("none", None), ("knn", 20))
+    ]
+    board = make_board(with_fields(records, {"unavailable.musiq": nasty}))
     page = Tags(to_html(board))
     assert page.tags == {"table", "thead", "tbody", "tr", "th", "td", "b", "br", "ul", "li"} | PAGE_TAGS
     assert page.text.count("<script>alert(1)</script>") >= 6
@@ -711,20 +658,16 @@ def test_the_latex_table_has_as_many_cells_in_every_line_as_columns() -> None:
 def captions(records: list[Record], folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What the sheet of these records writes; no picture file is there, which leaves its place white."""
     written: set[str] = set()
-    for item in records:
-        item |= {"picture": f"{item['cell']}.png", "y": item["y"] | {"file": "y.png"}}
-        Ledger(folder / "cells" / item["cell"]).write(item["image"]["id"], item)
+    put(folder, with_fields(records, {"picture": "none.png", "y.file": "y.png"}))
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, *rest: written.add(text))
     write_sheet(folder, None, folder / "sheet.png")
     return written
 
 
 def test_the_sheet_shows_the_lowest_seed_that_every_place_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    residual = {"value": 9.94, "direction": "none", "version": "1", "sigma_y": 10.0}
     records = [record("a", 10.0 + s, seed=s) for s in (0, 1, 2)]
     records += [record("a", 20.0 + s, "knn", s, 20) for s in (1, 2)]
-    for item in records:
-        item["scores"]["residual"] = residual
+    records = with_fields(records, {"scores.residual": made_score("residual", 9.94).model_dump()})
     written = captions(records, tmp_path, monkeypatch)
     assert {
         "noise 10  seed 1",
@@ -740,8 +683,7 @@ def test_the_sheet_names_each_seed_where_no_seed_is_everywhere(tmp_path: Path, m
 
 
 def test_the_longest_caption_fits_under_its_picture() -> None:
-    item = record("a", 24.81, seed=7)
-    item["scores"] |= {"piqe": {"value": 100.0}, "residual": {"value": 10.24}}
+    item = made_record(seed=7, scores={"psnr": 24.81, "piqe": 100.0, "residual": 10.24})
     text = caption(item, say_seed=True)
     assert text == "PSNR 24.81  PIQE 100.0  residual 10.2  s7"
     assert ImageFont.load_default(FONT).getlength(text) <= TILE - 4

@@ -35,3 +35,11 @@ def test_twice_the_records_are_twice_the_work(study: ModuleType, tmp_path: Path)
         calls[n_records] = pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
     # 328 calls a record today. Comparing each record with each other one would cost 800 at least, and 1,600.
     assert calls[1600] < 2.2 * calls[800] and calls[1600] < 1600 * 650
+
+
+def test_two_thousand_records_are_a_table_with_all_of_them(study: ModuleType, tmp_path: Path) -> None:
+    assert study.write_records(tmp_path, 2000) == 2000
+    board = load_board(tmp_path)
+    assert len(board.rows) == 20 and all(row.have == row.expected == 100 for row in board.rows)
+    study.time_command(tmp_path)
+    assert (tmp_path / "leaderboard.csv").read_text().count("\n") == 21

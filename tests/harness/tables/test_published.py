@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_records import made_record, put
 from rich.console import Console
 
 import adir.commands.table as module
 from adir.commands.table import show_table
 from adir.errors import InputError
-from adir.files import hash_of, write_bytes
-from adir.harness.records.ledger import Ledger
+from adir.files import write_bytes
 from adir.harness.tables.board import Board, make_board
 from adir.harness.tables.published import Comparison, command_of, compare, published, published_dir, published_names
 from adir.harness.tables.statistics import mean_interval
@@ -52,32 +52,24 @@ def board(koniq: float, n: int = 50, spread: float = 1.0, lpips: float | None = 
     """Ours of v2-table1, under the paper's conditions unless changed: `none` and `knn` with equal scores."""
     given: dict[str, Any] = {"backbone": "gd512", "data": "div2k-512", "n_steps": 1000, "k": 20, "rank": 16} | changes
     wave = np.resize([-1.0, 1.0], n) * spread  # its mean is 0 for an even n
-    records = []
-    for mode in ("none", "knn"):
-        adapter = None if mode == "none" else "lora"
-        axes = {"backbone": given["backbone"], "task": "sr8", "sampler": "adir", "adaptation": mode, "adapter": adapter}
-        identity: dict[str, Any] = {"task": {"version": 1}, "sampler": {"n_steps": given["n_steps"]}, "adaptation": {}}
-        if mode == "knn":
-            fine_tuning = {"n_iterations": 400, "batch_size": 6, "learning_rate": 1e-4}
-            identity["adaptation"] = {
-                "k": given["k"],
-                "adapter": {"rank": given["rank"], "alpha": 8},
-                "fine_tuning": fine_tuning,
-            }
-        for number in range(n):
-            scores = {"musiq-koniq": koniq + wave[number], "musiq-ava": 4.4 + wave[number] / 10, "lpips-alex": lpips}
-            records.append(
-                {
-                    "status": "done",
-                    "cell": hash_of(identity),
-                    "identity": identity,
-                    "seed": 0,
-                    "axes": axes | {"k": given["k"] if mode == "knn" else None, "seed": 0},
-                    "image": {"id": f"{number:03}", "data": given["data"]},
-                    "y": {"sha256": f"{number}"},
-                    "scores": {m: {"value": v, "direction": "higher", "version": "1"} for m, v in scores.items()},
-                }
-            )
+    fine_tuning = {"n_iterations": 400, "batch_size": 6, "learning_rate": 1e-4}
+    lora = {"name": "lora", "version": 1, "rank": given["rank"], "alpha": 8}
+    trained = {"adaptation.adapter": lora, "adaptation.fine_tuning": fine_tuning}
+    records = [
+        made_record(
+            f"{number:03}",
+            task="sr8",
+            mode=mode,
+            k=given["k"] if mode == "knn" else None,
+            backbone=given["backbone"],
+            adapter="lora",
+            data=given["data"],
+            scores={"musiq-koniq": koniq + wave[number], "musiq-ava": 4.4 + wave[number] / 10, "lpips-alex": lpips},
+            settings={"sampler.n_steps": given["n_steps"]} | (trained if mode == "knn" else {}),
+        )
+        for mode in ("none", "knn")
+        for number in range(n)
+    ]
     return make_board(records)
 
 
@@ -144,21 +136,7 @@ def test_of_several_rows_of_a_mode_the_closest_to_the_paper_is_shown() -> None:
 def test_the_command_shows_ours_beside_the_papers_and_says_unknown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    identity = {"task": {"version": 1}, "adaptation": {"name": "none"}}
-    axes = {
-        "backbone": "embedded",
-        "task": "sr4",
-        "adaptation": "none",
-        "k": None,
-        "adapter": None,
-        "sampler": "adir",
-        "seed": 0,
-    }
-    scores = {"musiq-koniq": {"value": 55.5, "direction": "higher", "version": "1"}}
-    for image in "abc":
-        record = {"status": "done", "cell": hash_of(identity), "identity": identity, "seed": 0, "axes": axes}
-        record |= {"image": {"id": image, "data": "d"}, "y": {"sha256": image}, "scores": scores}
-        Ledger(tmp_path / "cells" / "b" / "sr4" / "none").write(image, record)
+    put(tmp_path, [made_record(image, backbone="embedded", scores={"musiq-koniq": 55.5}) for image in "abc"])
     assert show_table("v1-sr4-gd", tmp_path, latex=False) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "unknown" in out and "55.50" in out and "other backbone: embedded" in out

@@ -4,10 +4,12 @@ import io
 import re
 
 import pytest
+from made_records import made_record
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from adir.harness.records.record import Record
 from adir.harness.tables.board import make_board
 from adir.harness.tables.formats import cells, headings, to_terminal
 from adir.harness.tables.terminal import Column, stacked
@@ -15,28 +17,10 @@ from adir.harness.tables.terminal import Column, stacked
 METRICS = ("psnr", "ssim", "lpips-alex", "musiq-koniq", "piqe")
 
 
-def record(image: str, task: str, mode: str, k: int | None, sampler: str, number: int) -> dict:
+def record(image: str, task: str, mode: str, k: int | None, sampler: str, number: int) -> Record:
     """One of five scores, other in each picture, that are larger after adapting."""
-    identity = {"adaptation": {"name": mode, "k": k}, "sampler": sampler, "task": {"name": task, "version": 1}}
-    axes = {"backbone": "tiny", "task": task, "adaptation": mode, "k": k, "sampler": sampler, "seed": 0}
-    scores = {
-        name: {
-            "value": 20 + 7 * place + number + (k or 0) / 9.1 * (1 + number / 7),
-            "direction": "higher",
-            "version": "1",
-        }
-        for place, name in enumerate(METRICS)
-    }
-    return {
-        "status": "done",
-        "cell": f"{task} {mode} {k} {sampler}",
-        "axes": axes | {"adapter": "full" if k else None},
-        "identity": identity,
-        "seed": 0,
-        "image": {"id": image, "data": "made"},
-        "y": {"sha256": f"{task} {image}"},
-        "scores": scores,
-    }
+    scores = {name: 20 + 7 * place + number + (k or 0) / 9.1 * (1 + number / 7) for place, name in enumerate(METRICS)}
+    return made_record(image, task=task, mode=mode, k=k, sampler=sampler, scores=scores)
 
 
 @pytest.fixture(scope="module")
