@@ -74,7 +74,7 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if was:
-            if not gc.get_freeze_count():  # frozen and thawed, they count as old, and are not walked through now either
+            if not gc.get_freeze_count():  # frozen and thawed, records count as old: they are not walked through now either
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()

@@ -95,7 +95,7 @@ def gather(folder: Path) -> Gathered:
             scene.done.append(record)
         else:
             failed.append((number, record))
-        made_of = record.model_dump(include={"commit", "versions", "threads"})
+        made_of = {"commit": record.commit, "versions": record.versions, "threads": record.threads}
         made_with.setdefault(json.dumps(made_of, sort_keys=True), made_of | {"count": 0})["count"] += 1
     tasks = {task: place for place, task in enumerate(dict.fromkeys(row.axes["task"] for row in board.rows))}
     return Gathered(
@@ -114,25 +114,22 @@ def gather(folder: Path) -> Gathered:
 
 def row_finder(board: Board) -> Any:
     """A function that gives the number of the board's row that a record is part of."""
-    numbers = {row_key(row.axes, row.axes.get("data"), row.axes["variant"]): i for i, row in enumerate(board.rows)}
+    names = (*AXES, "data", "variant")  # what tells a row from all others
+    numbers = {tuple(row.axes[name] for name in names): number for number, row in enumerate(board.rows)}
     settings: dict[tuple[str, str | None], str] = {}  # by cell: to hash 10,000 identities would take seconds
 
     def row_number(record: Record) -> int:
-        data, axes = record.image.data, record.axes.model_dump()
-        number = numbers.get(row_key(axes, data, ""))
+        data = record.image.data or None
+        place = (*(getattr(record.axes, name) for name in AXES), data)
+        number = numbers.get((*place, ""))
         if number is not None:
             return number
         of_cell = (record.cell, data)
         if of_cell not in settings:
             settings[of_cell] = without_seed(record)
-        return numbers[row_key(axes, data, settings[of_cell])]
+        return numbers[*place, settings[of_cell]]
 
     return row_number
-
-
-def row_key(axes: dict[str, Any], data: str | None, variant: str | None) -> tuple[Any, ...]:
-    """What tells a row of the board from all others."""
-    return (*(axes[name] for name in AXES), data or "", variant or "")
 
 
 def first_seed(scenes: list[Scene]) -> int:

@@ -4,6 +4,7 @@ benchmarks/speed/leaderboard.py has the seconds of 10,000 records.
 """
 
 import cProfile
+import gc
 import importlib.util
 import pstats
 from pathlib import Path
@@ -41,5 +42,6 @@ def test_two_thousand_records_are_a_table_with_all_of_them(study: ModuleType, tm
     assert study.write_records(tmp_path, 2000) == 2000
     board = load_board(tmp_path)
     assert len(board.rows) == 20 and all(row.have == row.expected == 100 for row in board.rows)
+    assert gc.isenabled() and gc.get_freeze_count() == 0
     study.time_command(tmp_path)
     assert (tmp_path / "leaderboard.csv").read_text().count("\n") == 21
