@@ -74,7 +74,9 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if was:
-            if not gc.get_freeze_count():  # frozen and thawed, records count as old: they are not walked through now either
+            if (
+                not gc.get_freeze_count()
+            ):  # frozen and thawed, records count as old: they are not walked through now either
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
