@@ -47,6 +47,8 @@ class Mode:
     """Whether the denoiser is tuned at all."""
     encoder: ClassVar[str | None] = None
     """Which of the retrieval's encoders it looks with; None: it uses no corpus, and K means nothing."""
+    on_y: ClassVar[bool] = False
+    """Whether the denoiser is tuned on y itself."""
     follows_y: ClassVar[bool] = True
     """Whether the pictures depend on y: if not, two tasks share them."""
 
@@ -72,6 +74,7 @@ class SelfAdaptation(Mode):
     """Tune on y itself: ADIR's first variant."""
 
     name: str = "self"
+    on_y: ClassVar[bool] = True
 
     def pictures(self, y_picture: Tensor, chosen: list[Tensor]) -> list[Tensor]:
         """Return y alone."""

@@ -22,7 +22,7 @@ from adir.backbones.base import Backbone, Denoiser, Variance
 from adir.diffusion.guidance import guided_step_size, relaxed_gradient
 from adir.diffusion.posterior import learned_log_variance, posterior_mean, predict_x0
 from adir.diffusion.schedule import Schedule
-from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, require_steps
+from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_steps
 from adir.tasks.base import LinearOperator, Task
 
 
@@ -91,7 +91,7 @@ class ADIR:
         remedy = f"lower guidance_scale={self.guidance_scale:g}" + ("" if self.cap else ", or set cap=true")
         return watch.finish(x_t, remedy, network_evaluations=len(schedule))
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
         return needs_pixels(self.name, backbone, task)
 

@@ -28,6 +28,19 @@ class Restoration:
     """Those of them that were differentiated, each of which costs a backward pass besides."""
 
 
+class Adaptation(Protocol):
+    """What a sampler asks of the mode of adaptation; adir.adaptation.modes.Mode."""
+
+    @property
+    def name(self) -> str:
+        """The mode, such as knn."""
+
+    trains: ClassVar[bool]
+    """Whether the network is tuned at all."""
+    on_y: ClassVar[bool]
+    """Whether it is tuned on y itself."""
+
+
 class Sampler(Protocol):
     """What turns y into a restored picture; ADIR is one."""
 
@@ -49,7 +62,7 @@ class Sampler(Protocol):
         to it: deepinv's physics, an edit's mask and prompt.
         """
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """One line on why this sampler cannot do a cell; None where it can."""
 
 

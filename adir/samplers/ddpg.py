@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
 from adir.diffusion.posterior import predict_x0
-from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
+from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.base import Task
@@ -91,6 +91,6 @@ class DDPG:
 
         return one_by_one(restore_one, y, generators)
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Pixels, and an operator whose A A^T can be inverted."""
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

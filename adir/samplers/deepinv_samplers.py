@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from adir.backbones.base import Backbone, Denoiser
-from adir.samplers.base import Restoration, Watch, in_unit_range, needs_pixels, noise_level, one_by_one, require_steps
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    Watch,
+    in_unit_range,
+    needs_pixels,
+    noise_level,
+    one_by_one,
+    require_steps,
+)
 from adir.samplers.svd import full_svd, has_full_svd
 from adir.tasks.base import Task
 from adir.tasks.operators import Operator
@@ -152,7 +161,7 @@ class DPS:
 
         return restored_by(make, backbone, operator, y, generators, "lower weight")
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Any linear task on pixels."""
         return needs_pixels(self.name, backbone, task)
 
@@ -189,7 +198,7 @@ class DDRM:
 
         return restored_by(make, backbone, operator, y, generators, "change n_steps or eta")
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known."""
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
@@ -227,7 +236,7 @@ class DiffPIR:
 
         return restored_by(make, backbone, operator, y, generators, "raise lambda_")
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known, by which the proximal step is exact."""
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
-from adir.samplers.base import Restoration, Watch, needs_pixels, one_by_one
+from adir.samplers.base import Adaptation, Restoration, Watch, needs_pixels, one_by_one
 from adir.tasks.base import LinearOperator, Task
 
 
@@ -67,8 +67,10 @@ class Direct:
         method = self.METHODS[self.name]
         return one_by_one(lambda y, _: Watch(y).finish(method(operator, y), "y has it already", 0), y, generators)
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Mode none only: without a network there is nothing to adapt."""
-        if mode != "none":
-            return f"sampler {self.name} uses no network, so adaptation={mode} changes nothing: use adaptation=none"
+        if mode.trains:
+            return (
+                f"sampler {self.name} uses no network, so adaptation={mode.name} changes nothing: use adaptation=none"
+            )
         return needs_pixels(self.name, backbone, task)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
-from adir.samplers.base import Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
+from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
 from adir.tasks.base import LinearOperator, Task
@@ -95,6 +95,6 @@ class DMSP:
 
         return one_by_one(restore_one, y, generators)
 
-    def not_applicable(self, backbone: Backbone, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Any linear task on pixels."""
         return needs_pixels(self.name, backbone, task)

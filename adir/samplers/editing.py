@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
-from adir.samplers.base import Restoration, Watch, draw_noise, one_by_one
+from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, one_by_one
 from adir.samplers.latent import (
     REMEDY,
     require_options,
@@ -71,12 +71,12 @@ class InpaintingSampler:
             x_hat = torch.where(hole > 0, x_hat, y)
         return watch.finish(x_hat, REMEDY, evaluations)
 
-    def not_applicable(self, backbone: Any, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Any, task: Task, mode: Adaptation) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
         if backbone.family != "inpainting":
             return f"sampler {self.name} is for an inpainting model (backbone=sd_inpaint), not for backbone {backbone.name}"
         if not task.edits:
             return f"sampler {self.name} needs a mask and a prompt (task=edit), which task {task.name} has not"
-        if mode == "self":
+        if mode.on_y:
             return "adaptation=self would teach the network the hole of y: use knn, or none"
         return starts_too_high(backbone, self.n_steps)

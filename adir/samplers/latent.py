@@ -18,7 +18,7 @@ from adir.backbones.stable_diffusion import Condition, StableDiffusion, StableDi
 from adir.diffusion.posterior import predict_x0
 from adir.diffusion.velocity import velocity
 from adir.errors import InputError
-from adir.samplers.base import Restoration, Watch, draw_noise, one_by_one, require_steps
+from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, one_by_one, require_steps
 from adir.tasks.base import LinearOperator, Task
 
 Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -192,7 +192,7 @@ class UpscalerSampler:
 
         return correct
 
-    def not_applicable(self, backbone: Any, task: Task, mode: str) -> str | None:
+    def not_applicable(self, backbone: Any, task: Task, mode: Adaptation) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
         if backbone.family != "upscaler":
             return f"sampler {self.name} is for the x4 upscaler (backbone=sd_x4), not for backbone {backbone.name}"

@@ -13,6 +13,9 @@ from deepinv.physics import GaussianNoise
 from PIL import Image
 from torch import Tensor
 
+from adir.adaptation.adapters import Full
+from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.modes import NearestNeighbours, NoAdaptation
 from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
@@ -27,6 +30,9 @@ from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.editing import EditTask
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianBlur, Operator, SuperResolution
 from adir.tasks.restoration import RestorationTask
+
+KNN = NearestNeighbours(Full(), FineTuning())
+NONE = NoAdaptation(Full(), FineTuning())
 
 SHAPE = (3, 32, 32)
 SR = RestorationTask("sr4", 1, SuperResolution(4), 0, 100)
@@ -308,7 +314,7 @@ def test_an_unknown_direct_method_is_refused():
 @pytest.mark.parametrize("task", TASKS, ids=by_name)
 @pytest.mark.parametrize("sampler", [*LEARNED, ADIR(n_steps=3, variance="small")], ids=by_name)
 def test_every_sampler_does_every_task_and_depends_on_the_pictures_generator_alone(backbone, x, sampler, task):
-    assert sampler.not_applicable(backbone, task, "knn") is None
+    assert sampler.not_applicable(backbone, task, KNN) is None
     operator = task.operator(SHAPE)
     y = torch.stack([task.degrade(x, generator(0)), task.degrade(x.flip(2), generator(1))])
     calls: list[bool] = []
@@ -356,19 +362,19 @@ def test_the_fewest_steps_give_a_picture(backbone, x, sampler, task):
 @pytest.mark.parametrize("sampler", [*LEARNED, *DIRECT, ADIR(n_steps=3)], ids=by_name)
 def test_latents_and_needless_modes_are_not_applicable(sampler):
     latent = SimpleNamespace(kind="latent", name="sd_x4", resolution=64)
-    assert sampler.not_applicable(latent, SR, "none") == (
+    assert sampler.not_applicable(latent, SR, NONE) == (
         f"sampler {sampler.name} works on pixels, and backbone sd_x4 on latents"
     )
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
-    reason = sampler.not_applicable(pixel, SR, "knn")
+    reason = sampler.not_applicable(pixel, SR, KNN)
     assert (reason is not None and "uses no network" in reason) if sampler in DIRECT else reason is None
-    assert sampler.not_applicable(pixel, SR, "none") is None
+    assert sampler.not_applicable(pixel, SR, NONE) is None
 
 
 @pytest.mark.parametrize("sampler", [*LEARNED, *DIRECT, ADIR(n_steps=3)], ids=by_name)
 def test_an_edit_is_not_applicable_to_samplers_that_see_no_prompt(sampler):
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
-    assert sampler.not_applicable(pixel, EditTask(), "none") == (
+    assert sampler.not_applicable(pixel, EditTask(), NONE) == (
         f"task edit repaints as a prompt says, which neither backbone embedded nor sampler {sampler.name} can: use "
         "backbone=sd_inpaint sampler=sd_inpaint"
     )
@@ -380,7 +386,7 @@ def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_th
     )
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     for sampler in LEARNED:
-        reason = sampler.not_applicable(pixel, unknown, "none")
+        reason = sampler.not_applicable(pixel, unknown, NONE)
         assert (reason is None) == (sampler.name in ("dps", "dmsp"))
         assert reason is None or "needs the singular value decomposition of A, and task mri has none" in reason
 

@@ -6,6 +6,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from adir.adaptation.adapters import Full
+from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.modes import NearestNeighbours, NoAdaptation, SelfAdaptation
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
 from adir.errors import InputError
@@ -13,6 +16,10 @@ from adir.samplers.editing import InpaintingSampler
 from adir.tasks.editing import EditTask
 from adir.tasks.operators import SuperResolution
 from adir.tasks.restoration import RestorationTask
+
+KNN = NearestNeighbours(Full(), FineTuning())
+NONE = NoAdaptation(Full(), FineTuning())
+SELF = SelfAdaptation(Full(), FineTuning())
 
 SHAPE = (3, 40, 32)
 
@@ -105,11 +112,11 @@ def test_the_prompt_and_the_seed_matter_and_the_batch_does_not(backbone, x, task
 
 def test_cells_that_cannot_be_are_told_why(backbone, task) -> None:
     sampler = InpaintingSampler()
-    assert sampler.not_applicable(backbone, EditTask(), "knn") is None
-    assert "the hole of y" in sampler.not_applicable(backbone, EditTask(), "self")
-    assert "is for an inpainting model" in sampler.not_applicable(GuidedDiffusion(), EditTask(), "none")
+    assert sampler.not_applicable(backbone, EditTask(), KNN) is None
+    assert "the hole of y" in sampler.not_applicable(backbone, EditTask(), SELF)
+    assert "is for an inpainting model" in sampler.not_applicable(GuidedDiffusion(), EditTask(), NONE)
     sr4 = RestorationTask("sr4", 1, SuperResolution(4), 0, 1)
-    assert "needs a mask and a prompt" in sampler.not_applicable(backbone, sr4, "none")
+    assert "needs a mask and a prompt" in sampler.not_applicable(backbone, sr4, NONE)
 
 
 def test_a_picture_out_of_range_is_refused(backbone, x, task) -> None:

@@ -6,6 +6,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from adir.adaptation.adapters import Full
+from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.modes import NearestNeighbours, NoAdaptation
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusionX4
@@ -14,6 +17,9 @@ from adir.samplers.adir import ADIR
 from adir.samplers.latent import UpscalerSampler, residual_gradient
 from adir.tasks.operators import BoxBlur, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
+
+KNN = NearestNeighbours(Full(), FineTuning())
+NONE = NoAdaptation(Full(), FineTuning())
 
 SR4 = RestorationTask("sr4", 1, SuperResolution(4), sigma_y=0, guidance_scale=1)
 SHAPE = (3, 64, 48)
@@ -156,19 +162,17 @@ def test_other_ways_to_run_the_network_give_nearly_the_same_picture(
 
 def test_cells_that_cannot_be_are_told_why(backbone: StableDiffusionX4) -> None:
     sampler = UpscalerSampler()
-    assert sampler.not_applicable(backbone, SR4, "none") is None
+    assert sampler.not_applicable(backbone, SR4, NONE) is None
     for degradation in (SuperResolution(8), BoxBlur(5), Colorization()):
         task = RestorationTask("other", 1, degradation, 0, 1)
-        assert "enlarges pictures 4 times, which task other does not ask" in sampler.not_applicable(
-            backbone, task, "knn"
-        )
-    assert "is for the x4 upscaler" in sampler.not_applicable(GuidedDiffusion(), SR4, "none")
-    assert "works on pixels" in ADIR().not_applicable(backbone, SR4, "none")
+        assert "enlarges pictures 4 times, which task other does not ask" in sampler.not_applicable(backbone, task, KNN)
+    assert "is for the x4 upscaler" in sampler.not_applicable(GuidedDiffusion(), SR4, NONE)
+    assert "works on pixels" in ADIR().not_applicable(backbone, SR4, NONE)
 
 
 def test_steps_of_which_the_first_is_beyond_the_network_are_refused(backbone: StableDiffusionX4) -> None:
     # steps_offset is 1, as released: of 1000 steps the first would be at t = 1000, and the network knows 0 to 999.
-    reasons = {n: UpscalerSampler(n_steps=n).not_applicable(backbone, SR4, "none") for n in (1, 50, 999, 1000)}
+    reasons = {n: UpscalerSampler(n_steps=n).not_applicable(backbone, SR4, NONE) for n in (1, 50, 999, 1000)}
     assert reasons.pop(1000) == "n_steps=1000: the DDIMScheduler of backbone sd_x4 takes fewer than 1000"
     assert set(reasons.values()) == {None}
 

@@ -204,12 +204,12 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         raise kind(f"K={k} with adaptation={mode_name}: use k=1 or more, or adaptation=none for no neighbours")
     parts = Parts(cfg)
     backbone, task, sampler = (parts.build(part) for part in ("backbone", "task", "sampler"))
-    if backbone is not None and task is not None and sampler is not None:
-        reason = sampler.not_applicable(backbone, task, mode_name)
+    mode: Mode | None = parts.build("adaptation")
+    if None not in (backbone, task, sampler, mode):
+        reason = sampler.not_applicable(backbone, task, mode)
         if reason is not None:
             raise NotApplicable(reason)
     data: Corpus = parts.build("data")
-    mode: Mode = parts.build("adaptation")
     scoring = parts.build("scoring")
     corpus: Corpus | None = None
     encoder: Encoder | None = None
@@ -223,7 +223,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             )
         if corpus is not None and encoder is not None:
             parts.attempt(functools.partial(corpus.own_index, encoder))
-    if parts.reasons:
+    if parts.reasons or mode is None:
         raise CannotRun(parts.reasons)
     seed = full["seed"] if sampler.n_steps else 0  # a direct method draws nothing: one cell for all seeds
     identity = cell_identity(
