@@ -1,7 +1,8 @@
 """What must be equal before two records share a row, a mean or a table, and the words for what differs."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from adir.errors import InputError
@@ -9,15 +10,15 @@ from adir.files import hash_of
 from adir.harness.records.record import Record
 
 Name = tuple[str | None, str]
-"""(data set, id) of a picture."""
+"""(data set, id) of a picture. A data set is the hash of its manifest, or its name where a record has no manifest."""
 STATUSES = ("done", "failed", "missing")
 
 
 def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
-    """(the records with each picture under one name and once in a cell, notes on those that count no further).
+    """Return (the records with each picture under one name and once in a cell, notes on those that count no further).
 
-    A picture is its SHA-256; ids and the names of data sets are for people. Data sets that share a picture are one, named
-    by all of their names; a picture has the first of its ids, with the data set's name where that id is another's too. A
+    A picture is its SHA-256, and a data set its manifest; ids and names are for people. Data sets that share a picture are one,
+    named by all of their names; a picture has the first of its ids, with the data set's name where that id is another's too. A
     record without the hash (one that failed, or an early plan's) is of the picture that others of its names are of.
     """
     pictures: dict[Name, str] = {}
@@ -26,21 +27,23 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
         if (sha256 := record.image.sha256) is not None:
             pictures[name_of(record)] = sha256
             names.setdefault(sha256, set()).add(name_of(record))
+    labels = labels_of_sets(records)
     if all(len(several) == 1 for several in names.values()) and no_place_twice(records):
-        return records, []
-    sets = joined([{data for data, _ in several} for several in names.values()])
-    first = {sha256: min(several, key=by_id) for sha256, several in names.items()}
+        return [labelled(record, labels[set_of(record)], record.image.id) for record in records], []
+    sets = joined([{data for data, _ in several} for several in names.values()], labels)
+    by_label = lambda name: (name[1], labels[name[0]] or "")  # noqa: E731 - an order by id
+    first = {sha256: min(several, key=by_label) for sha256, several in names.items()}
     taken = Counter((sets[data], image) for data, image in first.values())
     counted: dict[tuple[str, str | None, str], Record] = {}
     dropped: list[str] = []
-    for record in sorted(records, key=lambda r: (STATUSES.index(r.status), by_id(name_of(r)))):
+    for record in sorted(records, key=lambda r: (STATUSES.index(r.status), by_label(name_of(r)))):
         data, image = name_of(record)
         sha256 = record.image.sha256 or pictures.get((data, image))
-        together = sets.get(data, data)
+        together = sets.get(data, labels[data])
         if sha256 is not None:
             data, image = first[sha256]
-            image = image if taken[together, image] == 1 else f"{image} ({data})"
-        named = record.model_copy(update={"image": record.image.model_copy(update={"id": image, "data": together})})
+            image = image if taken[together, image] == 1 else f"{image} ({labels[data]})"
+        named = labelled(record, together, image)
         kept = counted.setdefault((record.cell, together, image), named)
         if kept is not named and record.status == "done":
             dropped.append(f"{record.path} and {kept.path}")
@@ -49,14 +52,53 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     return list(counted.values()), [note + more] if dropped else []
 
 
+def set_of(record: Record) -> str | None:
+    """Return which data set its picture belongs to: the hash of its manifest, or else its name."""
+    return record.image.manifest or record.image.data
+
+
 def name_of(record: Record) -> Name:
-    """What people call its picture."""
-    return record.image.data, record.image.id
+    """Return (data set, id) of its picture."""
+    return set_of(record), record.image.id
 
 
-def by_id(name: Name) -> tuple[str, str]:
-    """For an order by id."""
-    return name[1], name[0] or ""
+def labelled(record: Record, data: str | None, image_id: str) -> Record:
+    """Return the record with its picture under these names."""
+    if (record.image.data, record.image.id) == (data, image_id):
+        return record
+    return record.model_copy(update={"image": record.image.model_copy(update={"data": data, "id": image_id})})
+
+
+def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
+    """Return {data set: its name}, and where several have one name as much of their paths as tells them apart.
+
+    Two data sets of the same name and path (a folder whose pictures were replaced) are told apart by digits of their manifests.
+    """
+    by_name: dict[str | None, dict[str | None, Record]] = {}
+    for record in records:
+        by_name.setdefault(record.image.data, {}).setdefault(set_of(record), record)
+    labels: dict[str | None, str | None] = {}
+    for name, of_sets in by_name.items():
+        tails = {data: path_of(record.configuration.get("data")) for data, record in of_sets.items()}
+        longest = max(map(len, tails.values()))
+        for depth in range(1, longest + 1):
+            shown = ["/".join(tail[-depth:]) for tail in tails.values()]
+            if len(of_sets) > 1 and len(set(shown)) == len(shown):
+                labels |= dict(zip(tails, shown, strict=True))
+                break
+        else:
+            labels |= {data: name if len(of_sets) == 1 else f"{name} #{(data or '')[:6]}" for data in of_sets}
+    return labels
+
+
+def path_of(data: Any) -> tuple[str, ...]:
+    """Return the parts of the path that the configuration of a data set names; none where it names none."""
+    if not isinstance(data, dict):
+        return ()
+    for key in ("path", "folder"):
+        if isinstance(data.get(key), str):
+            return Path(data[key]).parts
+    return next((found for inner in data.values() if (found := path_of(inner))), ())
 
 
 def no_place_twice(records: list[Record]) -> bool:
@@ -64,13 +106,16 @@ def no_place_twice(records: list[Record]) -> bool:
     return len({(record.cell, name_of(record)) for record in records}) == len(records)
 
 
-def joined(groups: list[set[str | None]]) -> dict[str | None, str | None]:
-    """{name: the names that it is joined with, directly or through others, as one name}"""
+def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None]) -> dict[str | None, str | None]:
+    """Return {data set: the labels of all that it is joined with, directly or through others, as one name}."""
     sets: dict[str | None, set[str | None]] = {}
     for group in groups:
         together = set().union(group, *(sets.get(name, set()) for name in group))
         sets |= dict.fromkeys(together, together)
-    return {name: " = ".join(sorted(n for n in several if n)) or None for name, several in sets.items()}
+    return {
+        data: " = ".join(sorted({label for one in several if (label := labels[one])})) or None
+        for data, several in sets.items()
+    }
 
 
 def require_same(records: Iterable[Record]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from adir.harness.records.comparable import name_of
 from adir.harness.records.record import Axes, Part, Record, Sha256, TestImage, fault_text
 
 
@@ -21,6 +22,8 @@ class PlannedCell(Part):
     """Ids of the test pictures."""
     data: str
     """Name of the data set."""
+    manifest: str | None = None
+    """SHA-256 of its manifest, which is what it is."""
     pictures: dict[str, str] = Field(default_factory=dict)
     """{id: SHA-256 of the picture}"""
     configuration: dict[str, Any] = Field(default_factory=dict)
@@ -34,7 +37,8 @@ class PlannedCell(Part):
             axes=self.axes,
             identity=self.identity,
             seed=self.axes.seed,
-            image=TestImage(id=image_id, data=self.data, sha256=self.pictures.get(image_id)),
+            image=TestImage(id=image_id, data=self.data, sha256=self.pictures.get(image_id), manifest=self.manifest),
+            configuration=self.configuration,
             y=None,
             scores={},
         )
@@ -59,11 +63,11 @@ def missing_records(plans: list[PlannedCell], records: Iterable[Record]) -> list
 
     A picture whose record has no hash (one that failed) is listed too; `by_picture` merges the two.
     """
-    done = {(record.cell, record.image.data, record.image.id) for record in records if record.image.sha256 is not None}
+    done = {(record.cell, *name_of(record)) for record in records if record.image.sha256 is not None}
     missing: dict[tuple[str, str, str], Record] = {}
     for planned in plans:
         for image_id in planned.images:
-            place = (planned.cell, planned.data, image_id)
+            place = (planned.cell, planned.manifest or planned.data, image_id)
             if place not in done and (place not in missing or planned.pictures):
                 missing[place] = planned.missing(image_id)
     return list(missing.values())

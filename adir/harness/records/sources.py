@@ -9,7 +9,7 @@ from pathlib import Path
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.records.archive import is_archive, open_archive
-from adir.harness.records.comparable import by_picture
+from adir.harness.records.comparable import by_picture, name_of, set_of
 from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.planned import PlannedCell, missing_records, plan_cells
@@ -107,8 +107,8 @@ def read_folder(folder: Path, found: Sources) -> None:
 def add(found: Sources, record: Record, source: Path) -> None:
     """Take a record in, once. Raises InputError where another of its place has another result."""
     cell, image = record.cell, record.image
-    place: Place = (cell, image.sha256 or image.data, image.id)
-    place = found.places.setdefault((cell, image.data, image.id), place)  # one that failed has no hash
+    place: Place = (cell, image.sha256 or set_of(record), image.id)
+    place = found.places.setdefault((cell, *name_of(record)), place)  # one that failed has no hash
     first = found.records.setdefault(place, record)
     found.origins.setdefault(place, source)
     if first is not record and (field_name := disagreement(first, record)):

@@ -141,6 +141,7 @@ def write_plan(grid: Grid) -> Path:
             identity=cell.identity.configuration,
             images=cell.data.ids,
             data=cell.data.name,
+            manifest=cell.data.sha256,
             pictures=picture_hashes(cell.data),
             configuration=cell.configuration,
         ).model_dump(mode="json")

@@ -27,7 +27,11 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
     if not records:
         raise InputError(f"{', '.join(map(str, sources))}: no records; `adir run` makes them")
     for record in records:
-        line: dict[str, Any] = record.axes.model_dump() | {"image": record.image.id, "status": record.status}
+        line: dict[str, Any] = record.axes.model_dump() | {
+            "data": record.image.data,
+            "image": record.image.id,
+            "status": record.status,
+        }
         line |= {"cell": record.cell, "y": None if record.y is None else record.y.sha256}
         line |= {name: score.value for name, score in record.scores.items()}
         line |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
