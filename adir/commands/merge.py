@@ -35,7 +35,9 @@ def merge(sources: list[Path], out: Path) -> int:
                 f"{name!r}: no place for a record; only results folders as `adir run` makes them can be merged"
             )
         if paths.setdefault(name.casefold(), record) is not record:
-            raise InputError(f"{name}: two sources have records of different cells or pictures here; make tables of them apart")
+            raise InputError(
+                f"{name}: two sources have records of different cells or pictures here; make tables of them apart"
+            )
     for source in sources:
         if not source.is_dir():
             require_whole(source)
