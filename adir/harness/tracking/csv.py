@@ -1,4 +1,4 @@
-"""Trackers that need nothing: none and csv; and `adir sync`. The others: tracking_wandb.py and tracking_tensorboard.py."""
+"""The tracker csv: a line per picture, and the losses of adaptation."""
 
 import csv
 import io
