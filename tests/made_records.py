@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from adir.files import hash_of, json_bytes, sha256_of_bytes, write_json
 from adir.harness.records.layout import Layout
@@ -54,7 +54,6 @@ def made_record(
         scores: {metric: value}, each of version 1.
         settings: put over those of the identity: {"sampler.n_steps": 3}.
     """
-    assert status in get_args(Status)
     done = status == "done"
     trains = mode != "none"
     identity: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 import adir
 from adir.errors import InputError
 from adir.files import sha256_of_file
-from adir.harness.records.archive import placed, write_archive
+from adir.harness.records.archive import require_placed, write_archive
 from adir.harness.records.layout import kind_of
 from adir.harness.records.merge import (
     content_fault,
@@ -51,7 +51,7 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
     for record in found.records.values():
         name = record.path
         try:
-            placed(record, name)
+            require_placed(record)
         except ValueError as error:
             raise InputError(f"{folder / name}: {error}; it would be refused elsewhere") from error
         members[name] = folder / name

@@ -94,7 +94,9 @@ class Archive:
             for name in self.names["record"]:
                 content = self.content(archive, name)
                 try:
-                    yield placed(record_from(content), name)
+                    record = record_from(content, name)
+                    require_placed(record)
+                    yield record
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
 
@@ -198,10 +200,9 @@ def parse(path: Path, name: str, content: bytes) -> Any:
         raise InputError(f"{path}: {name}: is no JSON ({error})") from error
 
 
-def placed(record: Record, name: str) -> Record:
-    """Return the record with its `path`. Raises ValueError where a file of this name may not hold it."""
-    if PurePosixPath(name).stem != file_name(record.image.id):
+def require_placed(record: Record) -> None:
+    """Raise ValueError where a file of its name may not hold this record."""
+    if PurePosixPath(record.path).stem != file_name(record.image.id):
         raise ValueError(f"is named otherwise than its picture, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:
         raise ValueError("its cell is not the hash of its identity")
-    return record.model_copy(update={"path": name})

@@ -80,8 +80,8 @@ class Ledger:
         write_json(self.record_path(image_id), record.as_json())
 
 
-def read_record(path: Path) -> Record:
-    """Return the record in a file; nothing is renamed or written.
+def read_record(path: Path, name: str = "") -> Record:
+    """Return the record in a file, which it knows by `name`; nothing is renamed or written.
 
     Raises:
         DamagedFile: the file holds no record.
@@ -89,7 +89,7 @@ def read_record(path: Path) -> Record:
     """
     content = path.read_bytes()
     try:
-        return record_from(content)
+        return record_from(content, name)
     except OtherSchema as error:
         raise InputError(f"{path}: {error}; use the version that wrote it, or another results folder") from error
     except ValueError as error:
@@ -106,7 +106,7 @@ def all_records(results: Path) -> Iterator[Record | DamagedFile]:
     earlier = layout.set_aside_records()
     for path in layout.records():
         try:
-            yield read_record(path).model_copy(update={"path": path.relative_to(results).as_posix()})
+            yield read_record(path, path.relative_to(results).as_posix())
         except DamagedFile as error:
             yield error
     for aside in earlier:

@@ -309,7 +309,7 @@ class OtherSchema(ValueError):
     """A record that another version of this program can read."""
 
 
-def record_from(content: bytes) -> Record:
+def record_from(content: bytes, path: str = "") -> Record:
     """Return the record in a file's content. Raises ValueError, whose text names the field, as `parse_record` does."""
     try:
         value = from_json(content, allow_inf_nan=False)  # in half of json's time
@@ -318,11 +318,11 @@ def record_from(content: bytes) -> Record:
             value = json.loads(content.decode(), parse_constant=refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"no JSON: {error}") from error
-    return parse_record(value)
+    return parse_record(value, path)
 
 
-def parse_record(content: Any) -> Record:
-    """Return the record in a JSON value. Fields that this version does not know are kept as they are.
+def parse_record(content: Any, path: str = "") -> Record:
+    """Return the record in a JSON value, with the path of its file. Fields that this version does not know are kept.
 
     Raises ValueError, whose text names the field, where it is none; OtherSchema where it is one of another schema.
     """
@@ -330,6 +330,11 @@ def parse_record(content: Any) -> Record:
         raise ValueError("not a JSON object")
     if (schema := content.get("schema")) != SCHEMA:
         raise OtherSchema(f"a record of schema {schema!r}, this version of adir reads schema {SCHEMA}")
+    content = content | {"path": path}
+    try:
+        return Record.model_validate(content)
+    except ValidationError:  # wrong, or with fields of a newer version; to allow these takes a third longer
+        pass
     try:
         return Record.model_validate(content, extra="allow")
     except ValidationError as error:
