@@ -303,9 +303,9 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
 
         instantiate(cfg.tracking)
     if axis in ("task", "adaptation", "backbone", "sampler"):
-        assert built.identity.axes[axis] == value
+        assert getattr(built.identity.axes, axis) == value
     if axis == "adaptation/adapter":
-        assert built.identity.axes["adapter"] == value
+        assert built.identity.axes.adapter == value
 
 
 def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:

@@ -58,6 +58,7 @@ def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
     x = data.image(image_id)
     if hash_of_picture(x) != record.image.sha256:
         raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
-    assert record.picture is not None  # of a record that is done
+    if record.picture is None:
+        raise InputError(f"{image_id}: its record names no restored picture, so it keeps its scores")
     scores = scores_of(scoring.score(read_image(results / record.picture), x, data.prompt(image_id)))
     return record.model_copy(update={"scores": record.scores | scores, "unavailable": scoring.unavailable})

@@ -249,7 +249,7 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
     write_png(picture, restored.x_hat[place])
     scores = score_picture(cell, prepared.task, picture, x, y)
     if error is not None:
-        scores["oracle-eps-error"] = Score(value=error, direction="lower", version="1")
+        scores |= scores_of({"oracle-eps-error": {"value": error, "direction": "lower", "version": "1"}})
     clock.lap("score")
     return Record(
         status="done",
@@ -295,8 +295,8 @@ def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) ->
     x_hat = read_image(picture)
     scores = scores_of(cell.scoring.score(x_hat, x, task.prompt))
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
-    scores["residual"] = Score(value=float(residual), direction="none", version="1", sigma_y=task.sigma_y)
-    return scores
+    told = {"value": float(residual), "direction": "none", "version": "1", "sigma_y": task.sigma_y}
+    return scores | scores_of({"residual": told})
 
 
 def adapted_oracle_error(cell: Cell, prepared: Prepared) -> float:
