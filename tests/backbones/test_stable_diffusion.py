@@ -69,6 +69,11 @@ def test_a_long_prompt_is_cut_as_the_pipeline_cuts_it_and_says_so(
     assert torch.equal(ours, made_stable_diffusion.upscaler().encode_prompt(prompt, "cpu", 1, False)[0])
 
 
+# z is the VAE's own latent times 0.08333 and back, a rounding of 6e-8, which encoder and decoder pass on: 0.6e-5 was seen of
+# pictures of about 1.
+ROUNDING = {"rtol": 0, "atol": 1e-4}
+
+
 def test_the_latent_is_the_vae_s_posterior_scaled_and_decoding_undoes_the_scale(
     made_stable_diffusion: ModuleType, backbone: StableDiffusionX4
 ) -> None:
@@ -76,10 +81,12 @@ def test_the_latent_is_the_vae_s_posterior_scaled_and_decoding_undoes_the_scale(
     image, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         posterior = vae.encode(image).latent_dist
-        torch.testing.assert_close(backbone.encode(image), 0.08333 * posterior.mean)
-        torch.testing.assert_close(backbone.encode(image, noise), 0.08333 * (posterior.mean + posterior.std * noise))
+        torch.testing.assert_close(backbone.encode(image), 0.08333 * posterior.mean, **ROUNDING)
+        torch.testing.assert_close(
+            backbone.encode(image, noise), 0.08333 * (posterior.mean + posterior.std * noise), **ROUNDING
+        )
         z = backbone.encode(image)
-        torch.testing.assert_close(backbone.decode(z), vae.decode(posterior.mean).sample)
+        torch.testing.assert_close(backbone.decode(z), vae.decode(posterior.mean).sample, **ROUNDING)
 
 
 def test_pictures_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers_tiles(
@@ -96,9 +103,9 @@ def test_pictures_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers
         assert torch.equal(tiled.encode(picture), z) and torch.equal(tiled.decode(z), whole.decode(z))
         z = whole.encode(larger)
         assert not torch.equal(tiled.encode(larger), z)
-        torch.testing.assert_close(tiled.encode(larger), 0.08333 * theirs.encode(larger).latent_dist.mean)
+        torch.testing.assert_close(tiled.encode(larger), 0.08333 * theirs.encode(larger).latent_dist.mean, **ROUNDING)
         assert tiled.decode(z).shape == larger.shape and not torch.equal(tiled.decode(z), whole.decode(z))
-        torch.testing.assert_close(tiled.decode(z), theirs.decode(z / 0.08333).sample)
+        torch.testing.assert_close(tiled.decode(z), theirs.decode(z / 0.08333).sample, **ROUNDING)
 
 
 def test_the_papers_1024_pixels_pass_the_vae_whole(folder: Path) -> None:

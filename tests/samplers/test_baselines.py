@@ -100,6 +100,10 @@ def test_the_gradient_of_the_denoiser_is_that_of_finite_differences(backbone):
 
 # ---- the library's own calls -----------------------------------------------------------------------------------------
 
+# Two orders of the same float32 sums: a rounding is 6e-8, the first x0_hat = x_T / sqrt(alpha_bar_T) multiplies it by 157, and
+# the later steps by a few more. The instruction set chooses the orders: 0.7e-5 to 2.4e-5 were seen.
+LIKE_DEEPINV = {"rtol": 0, "atol": 1e-4}
+
 
 @pytest.mark.parametrize("guidance", ["norm", "annealed"])
 def test_dps_is_deepinvs_call_with_the_same_seed(backbone, x, guidance):
@@ -110,7 +114,7 @@ def test_dps_is_deepinvs_call_with_the_same_seed(backbone, x, guidance):
     torch.manual_seed(5)
     sampler = deepinv.sampling.DPS(BackboneDenoiser(backbone), num_steps=5, weight=7.0, guidance=guidance)
     theirs = sampler((y[None] + 1) / 2, blur)
-    torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), **LIKE_DEEPINV)
 
 
 def test_ddrm_is_deepinvs_call_with_the_same_seed(backbone, x):
@@ -120,7 +124,7 @@ def test_ddrm_is_deepinvs_call_with_the_same_seed(backbone, x):
     theirs = deepinv.sampling.DDRM(BackboneDenoiser(backbone), sigmas=np.linspace(1, 0, 6))(
         (y[None] + 1) / 2, blur, seed=5
     )
-    torch.testing.assert_close(ours.x_hat, 2 * theirs - 1, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.x_hat, 2 * theirs - 1, **LIKE_DEEPINV)
 
 
 def test_diffpir_is_deepinvs_call_with_the_same_seed(backbone, x):
@@ -134,7 +138,7 @@ def test_diffpir_is_deepinvs_call_with_the_same_seed(backbone, x):
         BackboneDenoiser(backbone), deepinv.optim.data_fidelity.L2(), max_iter=6, sigma=ROUNDING
     )
     theirs = sampler((y[None].double() + 1) / 2, physics, seed=5)
-    torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), **LIKE_DEEPINV)
 
 
 # ---- singular values -------------------------------------------------------------------------------------------------

@@ -63,13 +63,14 @@ def compare_with_open_clip(encoder, architecture, network, preprocess, sizes):
     for picture in pictures(*sizes):
         with torch.inference_mode():
             expected = network.encode_image(preprocess(picture)[None], normalize=True)
-        # the same pixels through the same network: what is left is the order of one normalisation
-        torch.testing.assert_close(encoder.image(batch_of(picture)), expected, rtol=0, atol=1e-6)
+        # The same pixels through the same network: what is left is the order of its sums, by the batch and by the instruction
+        # set. Of a unit vector, float32 rounds each number at 6e-8; 2e-7 was seen.
+        torch.testing.assert_close(encoder.image(batch_of(picture)), expected, rtol=0, atol=1e-5)
     with torch.inference_mode():
         expected = network.encode_text(open_clip.get_tokenizer(architecture)(PROMPTS), normalize=True)
-    torch.testing.assert_close(encoder.text(PROMPTS), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(encoder.text(PROMPTS), expected, rtol=0, atol=1e-5)
     lengths = torch.cat([encoder.image(batch_of(picture)), encoder.text(PROMPTS)]).norm(dim=1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-5)
 
 
 def test_vectors_are_those_of_open_clip_for_small_large_and_oblong_pictures(tiny, checkpoint):
@@ -277,4 +278,4 @@ def test_on_a_gpu_a_vector_is_the_cpus_and_depends_on_no_batch(tiny, checkpoint)
     batch = batch_of(*pictures(*[(40, 40)] * 7))
     cpu, gpu = ClipEncoder(tiny, None, checkpoint), ClipEncoder(tiny, None, checkpoint, "cuda")
     torch.testing.assert_close(gpu.image(batch), cpu.image(batch), rtol=0, atol=1e-5)
-    torch.testing.assert_close(gpu.image(batch[:1]), gpu.image(batch)[:1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(gpu.image(batch[:1]), gpu.image(batch)[:1], rtol=0, atol=1e-5)

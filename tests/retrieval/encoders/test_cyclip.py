@@ -50,8 +50,9 @@ def test_vectors_are_those_of_the_network_and_of_clips_preprocessing(encoder, tr
     with torch.inference_mode():
         image = trained.encode_image(preprocess(Image.fromarray(pixels))[None], normalize=True)
         text = trained.encode_text(open_clip.get_tokenizer("RN50")(PROMPTS), normalize=True)
-    torch.testing.assert_close(encoder.image(from_uint8(pixels)[None]), image, rtol=0, atol=1e-6)
-    torch.testing.assert_close(encoder.text(PROMPTS), text, rtol=0, atol=1e-6)
+    # The order of the sums is left, as in test_clip.py.
+    torch.testing.assert_close(encoder.image(from_uint8(pixels)[None]), image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoder.text(PROMPTS), text, rtol=0, atol=1e-5)
     assert (encoder.name, encoder.metric, encoder.input_size) == ("cyclip", "angular", 224)
 
 
