@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from adir.adaptation.base import adapted
-from adir.commands.restore import awaited_adapter, quoted
+from adir.commands.restore import awaited_adapter
 from adir.errors import InputError
 from adir.files import hash_of, read_json, write_json
 from adir.harness.cells.cell import Cell, build, resolve_cell
 from adir.harness.cells.compose import compose
+from adir.harness.cells.paths import quoted
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained

@@ -14,6 +14,7 @@ from adir.errors import InputError
 from adir.files import read_json, write_json
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
+from adir.harness.cells.paths import quoted
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
@@ -58,11 +59,6 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
         with out_of_memory_explained(cell, shape, kept, tile if cell.backbone.kind == "pixel" else None):
             restore_one(cell, path, measurements[path], targets[path], tile, options)
     return 0
-
-
-def quoted(path: Path) -> str:
-    """A path as a value of Hydra's override grammar, whatever characters it holds."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def picture_files(inputs: list[str]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import functools
 import secrets
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adir.configuration import config_dir
 from adir.errors import InputError, first_line
 from adir.harness.cells.devices import gpu_count
+from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
@@ -32,6 +34,7 @@ def launch(
 
     Raises InputError for bad overrides, and the exception of the first job whose function raised one.
     """
+    overrides = with_paths_quoted(overrides, multirun)
     job = functools.partial(guarded, function, secrets.token_hex(8))
     with main_hydra() as hydra:
         if multirun:
@@ -62,6 +65,7 @@ def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") 
     """The class of the launcher that runs the jobs, such as `SlurmLauncher`; a single job runs in this process."""
     if not multirun:
         return "BasicLauncher"
+    overrides = with_paths_quoted(overrides, multirun)
     with main_hydra() as hydra:
         cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
     return str(cfg.hydra.launcher._target_).rpartition(".")[2]
@@ -96,6 +100,14 @@ def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfi
 
 def plain_words(error: Exception) -> str:
     """Hydra's message on one line, without its search path and internal types."""
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        as_text = f"{key}={quoted(value)}"
+        if value.startswith(("[", "{")):
+            return f"{error.override}: not a list or mapping; put quotes around each text in it, as in ['a b','c,d']"
+        if equals and parses(as_text):
+            return f"{error.override}: not a value; if it is meant as a text, type {shlex.quote(as_text)}"
+        return f"{error.override}: not of the form KEY=VALUE"
     message = first_line(error)
     for tail in (" Config search path:", " full_key:", " object_type="):
         message = message.split(tail)[0]
@@ -119,6 +131,6 @@ def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = F
 
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose(config_name, overrides, return_hydra_config=with_hydra)
+            return hydra_compose(config_name, with_paths_quoted(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(plain_words(error)) from error
