@@ -69,8 +69,8 @@ def one_path(setting: str, path: str) -> str:
         raise InputError(f"{setting}=???: stands for a missing value; for a path of this name type {setting}=./???")
     if storable(path) != path:
         raise InputError(
-            f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; rename it, or work inside it and "
-            f"type {setting}=."
+            f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; rename it, or work "
+            f"inside it and type {setting}=."
         )
     return path if path == "null" or is_quoted(path) else quoted(os.path.expanduser(path))
 
