@@ -14,7 +14,7 @@ from adir.adaptation.base import adapted
 from adir.errors import InputError
 from adir.files import read_json, shortened, write_json
 from adir.harness.cells.cell import Cell, resolve_cell
-from adir.harness.cells.compose import compose
+from adir.harness.cells.compose import compose, is_override
 from adir.harness.cells.paths import quoted
 from adir.harness.records.layout import file_name
 from adir.harness.running.grid import options_of, say
@@ -38,7 +38,7 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
 
     Everything is read and checked before the first picture is restored. Raises InputError.
     """
-    overrides = [item for item in inputs if "=" in item and not Path(item).exists()]
+    overrides = [item for item in inputs if not Path(item).exists() and is_override(item)]
     paths = picture_files([item for item in inputs if item not in overrides])
     cfg = compose([*overrides, f"results={quoted(str(out / 'stages'))}"])
     cell, options = resolve_cell(cfg), options_of(cfg)
@@ -92,7 +92,8 @@ def picture_files(inputs: list[str]) -> list[Path]:
         elif item.is_file():
             paths.append(item)
         else:
-            raise InputError(f"{item}: no such file or folder")
+            no_key = ", and no setting has this key (adir list)" if "=" in str(item) else ""
+            raise InputError(f"{item}: no such file or folder{no_key}")
     return list(dict.fromkeys(paths))
 
 
