@@ -44,13 +44,13 @@ def file_name(words: str, most: int = LONGEST_NAME) -> str:
     """Return the name of a file or folder, without its suffix, that is made of an id or another name from a user's data.
 
     Two ids never share a name, on a file system that does not tell capitals from small letters either. A short id of small
-    letters, digits and `_.-~` is its own name; other characters are percent-encoded. A name that has capitals or would be
-    longer than `most` bytes ends in a hash of the id.
+    letters, digits and `_.-~` is its own name; other characters are percent-encoded. A name that has capitals, ends in a
+    dot or would be longer than `most` bytes ends in a hash of the id.
     """
     name = quote(words, safe="")
     if RESERVED.match(name):
         name = f"%{ord(name[0]):02X}{name[1:]}"
-    if name and len(name) <= most and not re.search("[A-Z]", words):
+    if name and len(name) <= most and not re.search(r"[A-Z]|\.\Z", words):
         return name
     return re.sub("%.?@", "@", with_hash(name, words, most))  # a character that was cut in two
 
