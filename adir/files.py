@@ -21,6 +21,25 @@ def sha256_of_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+LONGEST_NAME = 120
+"""Bytes of a file's name that is made of a user's words: file systems take 255, and suffixes are put after it."""
+
+
+def shortened(name: str, most: int = LONGEST_NAME) -> str:
+    """Return a file's name, or where it has more than `most` bytes as many as leave room for a hash of the whole."""
+    encoded = name.encode(errors="surrogateescape")
+    return name if len(encoded) <= most else with_hash(name, name, most)
+
+
+def with_hash(readable: str, whole: str, most: int) -> str:
+    """Return the start of a readable text and `@`, which `urllib.parse.quote` never leaves, with a hash of the whole.
+
+    most: bytes.
+    """
+    mark = "@" + sha256_of_bytes(whole.encode(errors="surrogateescape"))[:16]
+    return readable.encode(errors="surrogateescape")[: most - len(mark)].decode(errors="ignore") + mark
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file that a reader sees whole or not at all, also when the process is killed or the disk is full.
 
@@ -29,7 +48,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile.mkstemp: its files are readable by their owner alone, and results folders are shared.
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(temporary, "xb") as file:
             file.write(content)

@@ -17,9 +17,14 @@ os.environ.pop("WANDB_API_KEY", None)
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from adir.data.embedded import TEST_FIELDS, Field, corpus_fields, cut
 from adir.images import from_uint8, write_png
+
+# The same examples each time, and no folder of earlier ones.
+settings.register_profile("adir", max_examples=25, deadline=None, derandomize=True, database=None)
+settings.load_profile("adir")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

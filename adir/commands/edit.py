@@ -12,11 +12,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from adir.adaptation.base import adapted
-from adir.commands.restore import awaited_adapter, quoted
+from adir.commands.restore import awaited_adapter
 from adir.errors import InputError
-from adir.files import hash_of, read_json, write_json
+from adir.files import hash_of, read_json, shortened, write_json
 from adir.harness.cells.cell import Cell, build, resolve_cell
 from adir.harness.cells.compose import compose
+from adir.harness.cells.paths import quoted
+from adir.harness.records.layout import file_name
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
@@ -55,7 +57,7 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
         y = EditTask().with_mask(hole, prompt).read_y(picture)
     except InputError as error:
         raise InputError(f"{picture} with mask {mask}: {error}") from error
-    cfg = compose([*edit_overrides(overrides), f"results={quoted(out / 'stages')}"])
+    cfg = compose([*edit_overrides(overrides), f"results={quoted(str(out / 'stages'))}"])
     require_editing(cfg)
     cell, options = resolve_cell(cfg), options_of(cfg)
     torch.set_num_threads(cfg.threads)
@@ -66,7 +68,7 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
         )
     cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
     edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_picture(y), "prompt": prompt})
-    target = out / f"{picture.stem}-{cell.mode.name}-{edit[:8]}.png"
+    target = out / f"{shortened(picture.stem)}-{file_name(cell.mode.name, most=40)}-{edit[:8]}.png"
     if is_done(target, edit):
         say(f"{picture} -> {target}  (was there)")
         return 0

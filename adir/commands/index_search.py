@@ -14,6 +14,7 @@ from adir.data.decoding import decode
 from adir.errors import InputError
 from adir.files import read_json, write_bytes, write_json
 from adir.harness.cells.cell import build
+from adir.harness.cells.paths import from_plain
 from adir.harness.report.contact_sheet import Found, contact_sheet
 from adir.images import from_uint8, png_bytes
 from adir.retrieval.encoders.base import Encoder, as_pil
@@ -119,7 +120,7 @@ def encoder_of(index: ShardedIndex) -> Encoder:
             f"{path}: names no encoder of conf/encoder/ with plain arguments: {json.dumps(leaf)[:200]}; it is not built"
         )
     try:
-        encoder: Encoder = build(OmegaConf.create(leaf), "encoder")
+        encoder: Encoder = build(from_plain(leaf), "encoder")
     except InputError as error:
         raise InputError(f"{error} ({path} tells where the encoder of this index was)") from error
     index.require_encoder(encoder)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from adir.adaptation.base import adapted
 from adir.errors import InputError
-from adir.files import read_json, write_json
+from adir.files import read_json, shortened, write_json
 from adir.harness.cells.cell import Cell, resolve_cell
-from adir.harness.cells.compose import compose
+from adir.harness.cells.compose import compose, is_override
+from adir.harness.cells.paths import quoted
+from adir.harness.records.layout import file_name
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
@@ -35,9 +38,9 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
 
     Everything is read and checked before the first picture is restored. Raises InputError.
     """
-    overrides = [item for item in inputs if "=" in item and not Path(item).exists()]
+    overrides = [item for item in inputs if not Path(item).exists() and is_override(item)]
     paths = picture_files([item for item in inputs if item not in overrides])
-    cfg = compose([*overrides, f"results={quoted(out / 'stages')}"])
+    cfg = compose([*overrides, f"results={quoted(str(out / 'stages'))}"])
     cell, options = resolve_cell(cfg), options_of(cfg)
     torch.set_num_threads(cfg.threads)
     measurements = {path: cell.task.read_y(path) for path in paths}
@@ -46,13 +49,12 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
             require_restorable(cell.backbone, cell.task, y, tile)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-    targets = {path: out / f"{path.stem}-{cell.task.name}-{cell.mode.name}.png" for path in paths}
-    if len(set(targets.values())) < len(targets):
-        raise InputError("two of the pictures have the same name; restore them into different folders (--out)")
-    todo = [path for path in paths if overwrite or not is_done(targets[path], cell, measurements[path], tile)]
+    targets = targets_of(measurements, cell, out)
+    fresh = [path for path in paths if overwrite or not is_done(targets[path], cell, measurements[path], tile)]
+    todo = {targets[path]: path for path in fresh}
     for path in paths:
-        say(f"{path} -> {targets[path]}" + ("" if path in todo else "  (was there)"))
-    for number, path in enumerate(todo):
+        say(f"{path} -> {targets[path]}" + ("" if targets[path] in todo else "  (was there)"))
+    for number, path in enumerate(todo.values()):
         kept = f"{number} of {len(todo)} pictures are restored and kept, run the same command again"
         shape = sampled_shape(cell.backbone, cell.task, measurements[path])
         with out_of_memory_explained(cell, shape, kept, tile if cell.backbone.kind == "pixel" else None):
@@ -60,9 +62,18 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
     return 0
 
 
-def quoted(path: Path) -> str:
-    """A path as a value of Hydra's override grammar, whatever characters it holds."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[Path, Path]:
+    """Return where each restored picture goes. Those of one name, from two folders or of two suffixes, are told apart by a hash
+    of their content; the same picture twice goes to one place."""
+    stems = {path: shortened(path.stem) for path in measurements}
+    times = Counter(stem.casefold() for stem in stems.values())
+    made_by = f"{file_name(cell.task.name, most=40)}-{file_name(cell.mode.name, most=40)}"
+    targets = {}
+    for path, y in measurements.items():
+        stem = stems[path]
+        which = stem if times[stem.casefold()] == 1 else f"{stem}-{hash_of_picture(y)[:10]}"
+        targets[path] = out / f"{which}-{made_by}.png"
+    return targets
 
 
 def picture_files(inputs: list[str]) -> list[Path]:
@@ -81,7 +92,8 @@ def picture_files(inputs: list[str]) -> list[Path]:
         elif item.is_file():
             paths.append(item)
         else:
-            raise InputError(f"{item}: no such file or folder")
+            no_key = ", and no setting has this key (adir list)" if "=" in str(item) else ""
+            raise InputError(f"{item}: no such file or folder{no_key}")
     return list(dict.fromkeys(paths))
 
 

@@ -3,13 +3,12 @@
 import argparse
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.files import write_json
 from adir.harness.cells.cell import build
 from adir.harness.cells.compose import compose
+from adir.harness.cells.paths import from_plain
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record, scores_of
 from adir.harness.running.grid import say
@@ -51,7 +50,7 @@ def rescore(results: Path, overrides: list[str]) -> int:
 
 def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
     """The record with new scores. InputError when the data set no longer has the picture it was made from."""
-    data: Corpus = build(OmegaConf.create(record.configuration["data"]), "data")
+    data: Corpus = build(from_plain(record.configuration["data"]), "data")
     image_id = record.image.id
     if image_id not in data.ids:
         raise InputError(f"{image_id}: no longer in data set {data.name}, so its record keeps its scores")

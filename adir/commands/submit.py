@@ -7,7 +7,7 @@ from typing import Any
 
 import adir
 from adir.errors import InputError
-from adir.files import sha256_of_file
+from adir.files import sha256_of_file, shortened
 from adir.harness.records.archive import require_placed, write_archive
 from adir.harness.records.layout import kind_of
 from adir.harness.records.merge import (
@@ -43,7 +43,7 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
     found = read_sources([folder])
     if not found.records:
         raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
-    out = out or Path(f"{folder.resolve().name}-submission.zip")
+    out = out or Path(f"{shortened(folder.resolve().name.lstrip('.-') or 'results')}-submission.zip")
     members: dict[str, Path | bytes] = {name: folder / name for name in manifests_of(folder)}
     for name in members:
         if fault := content_fault(name, (folder / name).read_bytes()):
@@ -63,7 +63,7 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
         with members_of(folder) as content:
             losses = {name: content(name) for name in losses_names(found.records.values())}
         members |= {name: bytes_of_it for name, bytes_of_it in losses.items() if bytes_of_it is not None}
-    fresh = out.with_name(out.name + PART)
+    fresh = out.with_name(f".{shortened(out.name)}{PART}")
     write_archive(fresh, about(found.records.values(), pictures), members)
     try:
         if out.exists() and not (out.is_file() and sha256_of_file(out) == sha256_of_file(fresh)):

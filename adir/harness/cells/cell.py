@@ -20,6 +20,7 @@ from adir.adaptation.modes import Mode
 from adir.data.base import Corpus
 from adir.errors import InputError, first_line
 from adir.harness.cells.identity import CellIdentity, cell_identity
+from adir.harness.cells.paths import from_plain, literal
 from adir.harness.records.ledger import Ledger
 from adir.harness.records.record import Axes
 from adir.retrieval.encoders.base import Encoder
@@ -130,7 +131,8 @@ def build(node: DictConfig, what: str) -> Any:
 @functools.lru_cache(maxsize=64)
 def _build_once(leaf: str, what: str) -> Any:
     try:
-        return instantiate(OmegaConf.create(json.loads(leaf)), _convert_="all")
+        # Escaped twice: `instantiate` resolves the whole leaf, and then every value of it once more.
+        return instantiate(from_plain(literal(json.loads(leaf))), _convert_="all")
     except InputError:
         raise
     except Exception as error:  # Hydra wraps what a constructor raised; the cause says what is wrong

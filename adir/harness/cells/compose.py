@@ -1,16 +1,19 @@
 """Hydra from Python: composing configurations, and calling a function for each job in its launcher's processes."""
 
 import functools
+import re
 import secrets
+import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
 from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from adir.configuration import config_dir
 from adir.errors import InputError, first_line
 from adir.harness.cells.devices import gpu_count
+from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
@@ -32,6 +36,7 @@ def launch(
 
     Raises InputError for bad overrides, and the exception of the first job whose function raised one.
     """
+    overrides = with_paths_quoted(overrides, multirun)
     job = functools.partial(guarded, function, secrets.token_hex(8))
     with main_hydra() as hydra:
         if multirun:
@@ -62,6 +67,7 @@ def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") 
     """The class of the launcher that runs the jobs, such as `SlurmLauncher`; a single job runs in this process."""
     if not multirun:
         return "BasicLauncher"
+    overrides = with_paths_quoted(overrides, multirun)
     with main_hydra() as hydra:
         cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
     return str(cfg.hydra.launcher._target_).rpartition(".")[2]
@@ -96,6 +102,14 @@ def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfi
 
 def plain_words(error: Exception) -> str:
     """Hydra's message on one line, without its search path and internal types."""
+    if isinstance(error, OverrideParseException):
+        key, equals, value = error.override.partition("=")
+        as_text = f"{key}={quoted(value)}"
+        if value.startswith(("[", "{")):
+            return f"{error.override}: not a list or mapping; put quotes around each text in it, as in ['a b','c,d']"
+        if equals and parses(as_text):
+            return f"{error.override}: not a value; if it is meant as a text, type {shlex.quote(as_text)}"
+        return f"{error.override}: not of the form KEY=VALUE"
     message = first_line(error)
     for tail in (" Config search path:", " full_key:", " object_type="):
         message = message.split(tail)[0]
@@ -109,6 +123,23 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> None
         raise InputError("this experiment is a grid: run it with -m")
 
 
+def is_override(word: str) -> bool:
+    """Return whether a word, among files, is an override: one whose key begins with a name of conf/run.yaml or is an axis below
+    one, such as adaptation/adapter=lora. Any other word names a file, whatever characters it holds."""
+    key, equals, _ = word.partition("=")
+    found = re.fullmatch(r"(\+{0,2}|~)((\w+)(?:/\w+)*)([.@].*)?", key)
+    if found is None or not (equals or found[1] == "~"):
+        return False
+    return found[3] in known_names() if found[2] == found[3] else (config_dir() / found[2]).is_dir()
+
+
+@functools.cache
+def known_names() -> frozenset[str]:
+    """Return the first words of all keys of a cell's configuration."""
+    run = yaml.safe_load((config_dir() / "run.yaml").read_text())
+    return frozenset(run) | {name for default in run["defaults"] if isinstance(default, dict) for name in default}
+
+
 def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:
     """One composed configuration, without running anything; with Hydra's own part, its launcher, on request.
 
@@ -119,6 +150,6 @@ def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = F
 
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose(config_name, overrides, return_hydra_config=with_hydra)
+            return hydra_compose(config_name, with_paths_quoted(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(plain_words(error)) from error

@@ -21,6 +21,7 @@ from adir.adaptation.modes import Mode
 from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.files import hash_of
+from adir.harness.records.layout import file_name
 from adir.harness.records.record import Axes
 from adir.retrieval.leakage import LEFT_OUT
 
@@ -47,14 +48,11 @@ class CellIdentity:
     def folder(self) -> Path:
         """Where the cell's records and pictures lie, relative to the results folder."""
         axes = self.axes
-        label = [
-            axes.adaptation,
-            f"k{axes.k}" if axes.k is not None else None,
-            axes.adapter,
-            axes.sampler,
-        ]
-        label += [f"s{axes.seed}", self.sha256[:10]]
-        return Path("cells") / axes.backbone / axes.task / "-".join(part for part in label if part is not None)
+        label = [axes.adaptation, f"k{axes.k}" if axes.k is not None else None, axes.adapter, axes.sampler]
+        label_name = file_name("-".join(part for part in label if part is not None), most=80)
+        # All three and a suffix fit into one name, which tracking makes of them.
+        above = Path("cells") / file_name(axes.backbone, most=40) / file_name(axes.task, most=40)
+        return above / f"{label_name}-s{axes.seed}-{self.sha256[:10]}"
 
 
 def cell_identity(

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from adir.errors import InputError
-from adir.files import hash_of, sha256_of_bytes
+from adir.files import hash_of, sha256_of_bytes, shortened
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
 from adir.harness.records.record import SCHEMA, Record, record_from, refuse_constant
@@ -44,7 +44,7 @@ START = (1980, 1, 1, 0, 0, 0)
 def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path | bytes]) -> None:
     """Write a submission: {name: file or its content}, in order of names. It is there whole or not at all. OSError as ever."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     files: dict[str, dict[str, Any]] = {}
     try:
         with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from urllib.parse import quote
 
 from adir.errors import InputError
-from adir.files import read_json, write_json
+from adir.files import LONGEST_NAME, read_json, with_hash, write_json
 from adir.harness.records.record import SCHEMA
 
 MARKER = "adir-results.json"
@@ -36,12 +36,23 @@ def kind_of(name: str) -> str | None:
     return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
 
 
-def file_name(image_id: str) -> str:
-    """Return the stem of a picture's files: its id percent-encoded, as ids may hold any character.
+RESERVED = re.compile(r"\.|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
+"""How a file's name does not begin: hidden files are not ours, and the others are devices of Windows."""
 
-    A dot in front is encoded too: hidden files are not ours.
+
+def file_name(words: str, most: int = LONGEST_NAME) -> str:
+    """Return the name of a file or folder, without its suffix, that is made of an id or another name from a user's data.
+
+    Two ids never share a name, on a file system that does not tell capitals from small letters either. A short id of small
+    letters, digits and `_.-~` is its own name; other characters are percent-encoded. A name that has capitals, ends in a
+    dot or would be longer than `most` bytes ends in a hash of the id.
     """
-    return quote(image_id, safe="").replace(".", "%2E", 1) if image_id.startswith(".") else quote(image_id, safe="")
+    name = quote(words, safe="")
+    if RESERVED.match(name):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    if name and len(name) <= most and not re.search(r"[A-Z]|\.\Z", words):
+        return name
+    return re.sub("%.?@", "@", with_hash(name, words, most))  # a character that was cut in two
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class Layout:
 
     def manifest(self, name: str, sha256: str) -> Path:
         """Return where the list of a data set's pictures lies."""
-        return self.folder / "manifests" / f"{name}-{sha256[:10]}.json"
+        return self.folder / "manifests" / f"{file_name(name)}-{sha256[:10]}.json"
 
     @property
     def manifests(self) -> list[Path]:

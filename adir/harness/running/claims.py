@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+
+from adir.harness.records.layout import file_name
 
 HEARTBEAT = 5.0
 """Seconds between signs of life of a holder."""
@@ -81,7 +82,7 @@ class Claims:
         if any(not self._dead(path) for path in there):
             return False
         number = int(there[-1].name.split(".")[-2]) + 1 if there else 0
-        path = self.folder / f"{quote(name, safe='')}.{number}.claim"
+        path = self.folder / f"{file_name(name)}.{number}.claim"
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:  # another was first
@@ -135,8 +136,8 @@ class Claims:
 
     def _existing(self, name: str) -> list[Path]:
         """The claims on one piece of work, the holder's last."""
-        quoted = quote(name, safe="")
-        found = [p for p in self.folder.iterdir() if is_claim_on(p.name, quoted)] if self.folder.is_dir() else []
+        filed = file_name(name)
+        found = [p for p in self.folder.iterdir() if is_claim_on(p.name, filed)] if self.folder.is_dir() else []
         return sorted(found, key=lambda path: int(path.name.split(".")[-2]))
 
     def _dead(self, path: Path) -> bool:
@@ -160,10 +161,10 @@ class Claims:
         return now - since > self.patience
 
 
-def is_claim_on(filename: str, quoted: str) -> bool:
-    """Whether a file name is `QUOTED.NUMBER.claim`."""
+def is_claim_on(filename: str, filed: str) -> bool:
+    """Whether a file name is `FILED.NUMBER.claim`."""
     parts = filename.rsplit(".", 2)
-    return len(parts) == 3 and parts[0] == quoted and parts[1].isdigit() and parts[2] == "claim"
+    return len(parts) == 3 and parts[0] == filed and parts[1].isdigit() and parts[2] == "claim"
 
 
 class Heart:

@@ -19,6 +19,7 @@ from adir.files import hash_of, read_json, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import launch, launcher_of
 from adir.harness.cells.devices import use_own_gpu
+from adir.harness.cells.paths import from_plain, quoted
 from adir.harness.cells.refused import Refused, cpu_twin
 from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import Ledger
@@ -86,7 +87,7 @@ def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) ->
     own = [word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
     with tempfile.TemporaryDirectory() as nowhere:
         # Hydra leaves a note where a grid's results will be, also of one that is refused.
-        words = [f"hydra.{mode}.dir='{nowhere}'" for mode in ("run", "sweep")]
+        words = [f"hydra.{mode}.dir={quoted(nowhere)}" for mode in ("run", "sweep")]
         # Checking is quick, and its errors belong in this process.
         words += ["hydra/launcher=basic"] if multirun else []
         return Grid(launch(job, [*(own if multirun else overrides), *words], multirun), launcher)
@@ -210,7 +211,7 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
         if wait and len(begun) < len(planned):
             break
         for one in begun:
-            outcome += run_tracked(OmegaConf.create(one.configuration), plan, stop, wait)
+            outcome += run_tracked(from_plain(one.configuration), plan, stop, wait)
     return outcome
 
 

@@ -77,7 +77,7 @@ class MeasurementStore:
     def folder(self) -> Path:
         """One per task version, configuration and noise seed."""
         made_of = {key: value for key, value in self.configuration.items() if key != "guidance_scale"}
-        name = f"{self.task.name}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
+        name = f"{file_name(self.task.name, most=40)}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
         return Layout(self.results).measurements / name
 
     def path(self, image_id: str) -> Path:

@@ -1,0 +1,134 @@
+"""Settings that are paths: on the command line their values are taken as typed, whatever characters they hold."""
+
+import os
+import re
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from adir.data.sources.base import storable
+from adir.errors import InputError
+
+READ = frozenset(
+    {
+        "parquet",
+        "index",
+        "data.path",
+        "data.folder",
+        "data.corpus.path",
+        "retrieval.corpus.path",
+        "retrieval.corpus.folder",
+        "retrieval.corpus.pictures.path",
+        "retrieval.corpus.corpus.path",
+        "corpus.path",
+        "corpus.lists",
+        "corpus.pictures",
+        "backbone.folder",
+        "encoder.folder",
+        "encoder.checkpoint",
+        "scoring.clip.checkpoint",
+    }
+)
+"""Every setting of conf/ that names a file or folder to read. With -m, commas separate several."""
+WRITTEN = frozenset({"results", "out"})
+"""Every setting that names a folder to write: a run has one."""
+LISTS = frozenset({"corpus.lists"})
+"""Settings that take `[PATH,PATH]`."""
+
+
+def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
+    """Return the words of a command line with their paths quoted, so that Hydra's grammar leaves them as they are.
+
+    A leading `~` is expanded. `null`, and what Hydra's own quotes enclose, stay as they are.
+    multirun: a comma separates two values, unless a path that exists has it in its name.
+
+    Raises InputError for what no setting can hold: an empty path, `???` (a missing value), a name that is not UTF-8.
+    """
+    return [word_with_path_quoted(word, multirun) for word in overrides]
+
+
+def word_with_path_quoted(word: str, multirun: bool) -> str:
+    """Return KEY=VALUE with VALUE quoted where KEY is that of a path, and any other word as it is."""
+    key, _, value = word.partition("=")
+    setting = key.lstrip("+")
+    if setting not in READ | WRITTEN or "=" not in word or is_quoted(value):
+        return word
+    if setting in LISTS and value.startswith("[") and value.endswith("]") and not exists(value):
+        return f"{key}=[{','.join(one_path(setting, path) for path in between_commas(value[1:-1]))}]"
+    several = multirun and setting in READ
+    return f"{key}={','.join(one_path(setting, path) for path in (between_commas(value) if several else [value]))}"
+
+
+def one_path(setting: str, path: str) -> str:
+    """Return one path as a value of Hydra's grammar; null stays null."""
+    if not path:
+        raise InputError(f"{setting}= is empty: name a path, such as . for the current folder")
+    if path == "???":
+        raise InputError(f"{setting}=???: stands for a missing value; for a path of this name type {setting}=./???")
+    if storable(path) != path:
+        raise InputError(
+            f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; rename it, or work "
+            f"inside it and type {setting}=."
+        )
+    return path if path == "null" or is_quoted(path) else quoted(os.path.expanduser(path))
+
+
+def between_commas(text: str) -> list[str]:
+    """Return the paths between commas. A comma is part of a path where the longer path exists."""
+    parts = text.split(",")
+    paths = []
+    while parts:
+        n = next((n for n in range(len(parts), 1, -1) if exists(",".join(parts[:n]).strip())), 1)
+        path = ",".join(parts[:n])
+        paths.append(path if exists(path) else path.strip())
+        parts = parts[n:]
+    return paths
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a file or folder of this name, a leading `~` expanded."""
+    return os.path.exists(os.path.expanduser(path))
+
+
+def is_quoted(value: str) -> bool:
+    """Return whether a value has Hydra's own quotes around all of it, and no file has this name, quotes included."""
+    return value[:1] in ("'", '"') and value[-1:] == value[:1] and parses(f"key={value}") and not exists(value)
+
+
+def parses(word: str) -> bool:
+    """Return whether Hydra's grammar takes this word."""
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def quoted(text: str) -> str:
+    """Return a text as a value of Hydra's grammar that stands for this very text.
+
+    Between quotes, Hydra takes backslashes for escapes only before a quote or the end; what is left then passes through
+    OmegaConf.
+    """
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), escaped(text)) + "'"
+
+
+def escaped(text: str) -> str:
+    """Return a text as OmegaConf takes it literally: `${` is no interpolation in it."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def from_plain(configuration: dict[str, Any]) -> DictConfig:
+    """Return plain values, such as those of a record, as a configuration; their texts are taken literally."""
+    return OmegaConf.create(literal(configuration))
+
+
+def literal(value: Any) -> Any:
+    """Return a value with the texts in its dicts and lists escaped."""
+    if isinstance(value, dict):
+        return {key: literal(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [literal(part) for part in value]
+    return escaped(value) if isinstance(value, str) else value
