@@ -36,6 +36,7 @@ ELSEWHERE = {
     "merge": "write elsewhere with --out FOLDER",
     "submit": "write elsewhere with --out FILE",
     "edit": "write elsewhere with --out FOLDER",
+    "weights": "keep weights elsewhere with ADIR_CACHE=FOLDER and TORCH_HOME=FOLDER",
 }
 """How to do without the place that could not be written to, by command."""
 

@@ -57,7 +57,7 @@ def steady(stream: TextIO) -> TextIO:
         return stream
     stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False)),
+        io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False)),  # type: ignore[type-var]
         encoding=stream.encoding,
         errors="replace" if stream.errors in ("strict", "surrogateescape") else stream.errors,
         line_buffering=stream.line_buffering,
@@ -91,6 +91,11 @@ def require_home() -> None:
                 f"warning: no home folder; caches are kept in {os.environ['HOME']}: set HOME to keep them elsewhere",
                 file=sys.stderr,
             )
+    if not os.access(
+        os.path.expanduser("~"), os.W_OK
+    ):  # libraries would complain at length; what is in it is still read
+        os.environ.setdefault("MPLCONFIGDIR", str(own_folder() / "matplotlib"))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(own_folder() / "wandb"))
     try:
         getpass.getuser()
     except (OSError, KeyError):
