@@ -24,7 +24,8 @@ def main(args: argparse.Namespace) -> int:
 def show_leaderboard(folders: list[Path], write: bool) -> int:
     """Print the table; with `write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
 
-    Of several folders, and of submission files, the table is only printed: it belongs to no one of them.
+    Of several folders, and of submission files, the table is only printed: it belongs to no one of them. Returns 0, or 1
+    where a damaged file was left out.
     """
     board = load_board(*folders)
     written: list[Path] = []
@@ -44,4 +45,6 @@ def show_leaderboard(folders: list[Path], write: bool) -> int:
     elif write:
         several = "`adir merge ... --out FOLDER` makes one folder of them, which gets its files"
         console.print(f"not written: {several}", markup=False, highlight=False)
-    return 0
+    if board.damaged:
+        print(f"{board.damaged} damaged files are left out; the notes name them")
+    return 1 if board.damaged else 0
