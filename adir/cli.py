@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adir import __version__
+from adir.environment import settle
 from adir.errors import InputError
 
 EXAMPLES = """examples:
@@ -35,6 +36,7 @@ ELSEWHERE = {
     "merge": "write elsewhere with --out FOLDER",
     "submit": "write elsewhere with --out FILE",
     "edit": "write elsewhere with --out FOLDER",
+    "weights": "keep weights elsewhere with ADIR_CACHE=FOLDER and TORCH_HOME=FOLDER",
 }
 """How to do without the place that could not be written to, by command."""
 
@@ -166,6 +168,8 @@ def add_machine(commands: Commands) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 done, 1 some pictures failed (their records say why), 2 what was asked cannot be done."""
+    if arguments is None:
+        settle()
     top = parser()
     args, rest = top.parse_known_args(files_after_dashes(sys.argv[1:] if arguments is None else arguments))
     given = getattr(args, "overrides", getattr(args, "inputs", None))
@@ -182,9 +186,6 @@ def main(arguments: list[str] | None = None) -> int:
         return dispatch(args)
     except InputError as error:
         return complain(str(error))
-    except BrokenPipeError:  # `adir list | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
-        return 0
     except OSError as error:
         if error.filename is None and error.errno is None:  # not the system's word on a file, so a defect of ours
             raise

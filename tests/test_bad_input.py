@@ -543,9 +543,18 @@ def test_the_leaderboard_names_a_damaged_record_and_leaves_the_mean_missing(
     record = sorted(tmp_path.glob("cells/**/none-*/records/*.json"))[0]
     record.write_bytes(b"\xff\xfe")
     for _ in range(2):  # the table leaves it in place
-        assert adir("leaderboard", tmp_path).status == 0
+        finished = adir("leaderboard", tmp_path)
+        assert finished.status == 1 and "1 damaged files are left out" in finished.out
         table = (tmp_path / "leaderboard.md").read_text()
         assert str(record) in table and re.search(r"\| sr4[^|]* \| none \| – \| – \| 2/3 \| – \(n=2\) \|", table)
+    for words in (
+        ["table", "v2-table1", tmp_path],
+        ["report", tmp_path],
+        ["sheet", tmp_path],
+        ["submit", tmp_path, "--out", tmp_path / "s"],
+    ):
+        finished = adir(*words)
+        assert finished.status == 1 and "left out" in finished.out + finished.err, words
     assert record.read_bytes() == b"\xff\xfe" and not list(record.parent.glob("*.corrupt-*"))
 
 

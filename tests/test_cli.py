@@ -89,7 +89,9 @@ def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(adir, ti
     for record in sorted(reference.glob("cells/**/records/*.json"))[::3]:
         (record.parent.parent / "pictures" / f"{record.stem}.png").unlink()
         record.unlink()
-    assert "0 pictures done" in adir(*run, "existing=report").out and len(pictures(reference)) == 6
+    reported = adir(*run, "existing=report")
+    assert reported.status == 1 and "3 pictures have no record yet: existing=report runs nothing" in reported.out
+    assert "0 pictures done" in reported.out and len(pictures(reference)) == 6
     assert "3 pictures done, 6 were there, 0 failed" in adir(*run).out
     assert pictures(reference) == expected
 
@@ -211,13 +213,13 @@ def test_a_key_without_a_network_gives_a_run_offline(
 
 
 def test_a_key_is_found_in_the_environment_or_after_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from adir.harness.tracking.wandb import has_key
+    from adir.harness.tracking.wandb import key_for
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert not has_key()
+    assert key_for("https://api.wandb.ai") is None
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x")
-    assert has_key()
+    assert key_for("https://api.wandb.ai")
 
 
 # --- every file of conf/

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 LAYERS = (
     {"errors"},
-    {"files", "configuration"},
+    {"files", "configuration", "environment"},
     {"images", "diffusion"},
     {"tasks", "weights", "data.sources"},
     {"data", "retrieval.encoders", "scoring"},

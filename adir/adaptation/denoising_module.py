@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -165,6 +167,8 @@ def quiet_trainer(n_iterations: int, execution: Execution, callbacks: list[pl.Ca
     """A Lightning trainer that writes no file and, unless `progress`, no line."""
     device = torch.device(execution.device)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
+        del os.environ[name]  # Lightning takes arguments from them, such as a limit of batches
     return pl.Trainer(
         max_steps=n_iterations,
         max_epochs=1,
@@ -172,6 +176,8 @@ def quiet_trainer(n_iterations: int, execution: Execution, callbacks: list[pl.Ca
         accelerator="cpu" if device.type == "cpu" else "gpu",
         # Not 1: Lightning would take the first GPU, whichever is this worker's.
         devices=1 if device.type == "cpu" else [torch.cuda.current_device() if device.index is None else device.index],
+        # One process adapts one picture, whatever launched it: Lightning would find SLURM, torchrun or MPI and join them.
+        plugins=[LightningEnvironment()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

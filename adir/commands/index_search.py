@@ -26,7 +26,8 @@ UNITS = {"angular": "rad", "euclidean": "rms"}
 
 
 def search(folder: Path, picture: Path | None, text: str | None, k: int, out: Path | None) -> int:
-    """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG). Returns 0.
+    """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG). Returns 0, or 1
+    where the sheet lacks a picture.
 
     folder: of a finished index.  Exactly one of picture (a file) and text is given.
     Raises InputError for a query that is none, a text where the encoder has no text side, k beyond the index, and an index
@@ -61,6 +62,7 @@ def search(folder: Path, picture: Path | None, text: str | None, k: int, out: Pa
         lost = [neighbour.id for neighbour in found if neighbour.picture is None]
         if lost:
             print(f"{len(lost)} pictures are not to be had where the index found them, {lost[0]} for one")
+            return 1
     return 0
 
 

@@ -24,9 +24,15 @@ def main(args: argparse.Namespace) -> int:
 def show_leaderboard(folders: list[Path], write: bool) -> int:
     """Print the table; with `write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
 
-    Of several folders, and of submission files, the table is only printed: it belongs to no one of them.
+    Of several folders, and of submission files, the table is only printed: it belongs to no one of them. Returns 0, or 1
+    where a damaged file was left out.
     """
     board = load_board(*folders)
+    written: list[Path] = []
+    if write and len(folders) == 1 and folders[0].is_dir():
+        for ending, text_of in FORMATS.items():  # before anything is printed: a terminal may refuse it
+            written.append(Layout(folders[0]).leaderboard(ending))
+            write_bytes(written[-1], text_of(board).encode())
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(160, console.width))  # a log has no edge to wrap at
@@ -34,13 +40,11 @@ def show_leaderboard(folders: list[Path], write: bool) -> int:
         console.print(table)
     for line in [EXPLANATION, *board.notes]:
         console.print(tidy(line), style="dim", highlight=False, markup=False)
-    if write and len(folders) == 1 and folders[0].is_dir():
-        written = []
-        for ending, text_of in FORMATS.items():
-            written.append(Layout(folders[0]).leaderboard(ending))
-            write_bytes(written[-1], text_of(board).encode())
+    if written:
         console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
     elif write:
         several = "`adir merge ... --out FOLDER` makes one folder of them, which gets its files"
         console.print(f"not written: {several}", markup=False, highlight=False)
-    return 0
+    if board.damaged:
+        print(f"{board.damaged} damaged files are left out; the notes name them")
+    return 1 if board.damaged else 0

@@ -71,12 +71,15 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
     if not outcomes:
         done = f"of {len(found)} pictures {len(found) - missing - total.failed} are done"
     say(f"{done}, {total.failed} failed; records and pictures: {results}/cells")
-    if missing and plan is not None and not stopped:
-        say(f"{missing} pictures have no record yet: another worker is at them, or was; run the same command again")
+    if missing and not stopped:
+        why = (
+            "another worker is at them, or was; run the same command again" if plan else "existing=report runs nothing"
+        )
+        say(f"{missing} pictures have no record yet: {why}")
     if total.failed:
         say("what failed says so in its record; retry=failed runs it again")
     if stopped:
         say(f"interrupted, {missing} pictures are left; to go on:")
         say(f"  adir run {'-m ' if multirun else ''}{shlex.join(overrides)}")
         return 130
-    return 1 if total.failed or (missing and plan is not None) else 0
+    return 1 if total.failed or missing else 0

@@ -1,6 +1,7 @@
 """`adir score`: score the pictures of a results folder again, from their files and with no model."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from adir.data.base import Corpus
@@ -25,27 +26,43 @@ def rescore(results: Path, overrides: list[str]) -> int:
     """Put the scores of `scoring=...` into every record whose restored picture is there; other scores stay as they are.
 
     Ground truths come from the data set that the record names, and must still have the hash it had. Returns 0, or 1 when a
-    record was damaged or its picture is missing. Raises InputError when there are no records or the data is not there.
+    score stays empty, a record is damaged or has failed, or its picture is missing. Raises InputError when there is no
+    record of a restored picture.
     """
     scoring: Scoring = build(compose(overrides).scoring, "scoring")
-    for name, reason in scoring.unavailable.items():
-        say(f"{name}: {reason}")
-    n, bad = 0, 0
+    n, bad, failed = 0, 0, 0
+    empty: dict[str, list[str]] = {metric.name: [] for metric in scoring.metrics}
     for record in all_records(results):
         if isinstance(record, DamagedFile):
             say(f"warning: {record}")
             bad += 1
         elif record.status == "done":
             try:
-                write_json(results / record.path, rescored(record, results, scoring).as_json())
+                record = rescored(record, results, scoring)
+                write_json(results / record.path, record.as_json())
                 n += 1
+                for name, reasons in empty.items():
+                    score = record.scores[name]
+                    reasons += [str(score.reason)] if score.value is None else []
             except InputError as error:
                 say(f"warning: {error}")
                 bad += 1
+        else:
+            failed += 1
     if not n and not bad:
         raise InputError(f"{results}: no restored pictures below it")
-    say(f"{n} records scored with {', '.join(metric.name for metric in scoring.metrics)}")
-    return 1 if bad else 0
+    for name, reasons in empty.items():
+        for reason, times in Counter(reasons).most_common():
+            say(f"{name} stays empty in {times} of {n} records: {reason}")
+    if failed:
+        say(
+            f"{failed} records are of failed pictures, which have no scores; `adir run ... retry=failed` runs them again"
+        )
+    if bad:
+        say(f"{bad} records keep their scores, for the reasons above")
+    given = [name for name, reasons in empty.items() if len(reasons) < n]
+    say(f"{n} records scored with {', '.join(given) or 'nothing'}")
+    return 1 if bad or failed or any(empty.values()) else 0
 
 
 def rescored(record: Record, results: Path, scoring: Scoring) -> Record:

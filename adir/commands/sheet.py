@@ -7,5 +7,8 @@ from adir.harness.report.sheet import write_sheet
 
 def main(args: argparse.Namespace) -> int:
     """Do what the command line asks. Returns the exit status."""
-    print(write_sheet(args.folder, args.task, args.out))
-    return 0
+    path, damaged = write_sheet(args.folder, args.task, args.out)
+    print(path)
+    for fault in damaged:
+        print(f"warning: left out: {fault}")
+    return 1 if damaged else 0

@@ -1,6 +1,7 @@
 """`adir table`: a published table, and ours beside it."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,8 @@ def main(args: argparse.Namespace) -> int:
 def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
     """Print a published table, with ours of a results folder beside it; with `latex`, in the paper's layout. No name: a list.
 
-    Returns 0. Raises InputError for an unknown table, or a folder without records.
+    Returns 0, or 1 where a damaged file of ours was left out. Raises InputError for an unknown table, or a folder that has
+    no records.
     """
     console = Console()
     if not console.is_terminal:
@@ -31,10 +33,18 @@ def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
             console.print(f"{each:<18} {published(each)['title']} ({state})", highlight=False, markup=False)
         return 0
     table = published(name)
-    comparisons = compare(table, load_board(folder) if folder is not None else None)
+    ours = load_board(folder) if folder is not None else None
+    comparisons = compare(table, ours)
+    status = 0
+    if ours is not None and ours.damaged:
+        print(
+            f"warning: {ours.damaged} damaged files in {folder} are left out; `adir leaderboard` names them",
+            file=sys.stderr,
+        )
+        status = 1
     if latex:
         print(to_latex(table, comparisons), end="")
-        return 0
+        return status
     names, values, notes = columns_of(comparisons, table["source"])
     for stack in stacked(tidy(f"{name}: {table['title']}"), names, values, console.width):
         console.print(stack)
@@ -44,4 +54,4 @@ def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     command = command_of(table["experiment"])
     console.print(f"to run it: {command}", highlight=False, markup=False, soft_wrap=True)  # so that it can be copied
-    return 0
+    return status

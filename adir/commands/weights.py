@@ -3,7 +3,15 @@
 import argparse
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from adir.errors import InputError
 from adir.weights.cache import cache_dir
@@ -74,15 +82,12 @@ def get(entries: list[Entry]) -> int:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         # On stderr, so that what is printed can be read by another program.
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-            if isinstance(found, WeightsFile):
-                task = bar.add_task(found.name, total=found.size)
+            task = bar.add_task(found.entry, total=found.size)
 
-                def show_progress(done: int, total: int | None, task: int = task) -> None:
-                    bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
+            def show_progress(done: int, total: int | None, task: TaskID = task, bar: Progress = bar) -> None:
+                bar.update(task, completed=done, total=total)
 
-                path = found.fetch(show_progress)
-            else:
-                path = found.fetch()  # huggingface_hub has a bar of its own
+            path = found.fetch(show_progress)
         print(f"{found.entry}: fetched and verified, {path}")
     return 0
 

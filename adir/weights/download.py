@@ -5,18 +5,24 @@ import hashlib
 import http.client
 import os
 import shutil
+import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import huggingface_hub
+
 from adir.errors import InputError
 from adir.files import set_aside
 
+HUB = "https://huggingface.co/"
 TIMEOUT_SECONDS = 10.0  # for the connection, and for each read that brings nothing
+SLOWEST = 1000  # bytes a second, over a minute: below, the connection counts as broken
 ATTEMPTS = 5  # per mirror, as long as each brings something
 CHUNK = 1 << 20
 
@@ -45,7 +51,8 @@ def fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     reasons = []
-    for url in mirrors:
+    for url in map(address_of, mirrors):
+        print(f"fetching {target.name} from {urllib.parse.urlsplit(url).netloc}", file=sys.stderr, flush=True)
         with opened_alone(part) as file:
             reason = fetch_from(url, file, part, sha256, size, progress, attempts)
             if reason is None:
@@ -60,6 +67,33 @@ def fetch(
         f"{target.name} could not be fetched: {'; '.join(reasons) or 'it has no mirror'}{going_on}; or put the file into "
         f"{target.parent} by hand"
     )
+
+
+def address_of(url: str) -> str:
+    """The address to ask: one of the Hugging Face hub is looked for at HF_ENDPOINT where that is set.
+
+    Raises InputError where HF_ENDPOINT is no address.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    if not endpoint or not url.startswith(HUB):
+        return url
+    if not endpoint.startswith(("http://", "https://")):
+        raise InputError(f"HF_ENDPOINT={endpoint}: no address; say https://{endpoint}, or unset it")
+    return f"{endpoint}/{url.removeprefix(HUB)}"
+
+
+def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    """The answer of a server, asked through the proxy of the environment, and with the user's token where it is the hub."""
+    request = urllib.request.Request(url, headers=headers)
+    token = huggingface_hub.get_token() if url.startswith(address_of(HUB)) else None
+    if token is not None:  # for the hub alone, not for the storage that it redirects to
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    proxies = urllib.request.getproxies()
+    if "all" in proxies:  # urllib does not know ALL_PROXY
+        proxies = dict.fromkeys(("http", "https"), proxies["all"]) | proxies
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    answer: http.client.HTTPResponse = opener.open(request, timeout=TIMEOUT_SECONDS)
+    return answer
 
 
 def fetch_from(
@@ -106,7 +140,7 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
         return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+        response = opened(url, headers)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have:  # it has no such range: another file, or already whole
@@ -125,10 +159,15 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
         if size is not None and total is not None and total != size:
             raise OSError(f"its file has {total} bytes, {size} are expected")
         require_room(Path(file.name).parent, (total or size or have) - have)
-        while chunk := response.read(CHUNK):
+        minute, had = time.monotonic(), have
+        while chunk := response.read1(CHUNK):
             file.write(chunk)
             have += len(chunk)
             progress(have, total or size)
+            if (waited := time.monotonic() - minute) > 60:
+                if have - had < SLOWEST * waited:
+                    raise OSError(f"only {megabytes(have - had)} came in {waited:.0f} s")
+                minute, had = time.monotonic(), have
         if total is not None and have < total:
             raise OSError(f"the connection broke after {megabytes(have)} of {megabytes(total)}")
 

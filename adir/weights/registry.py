@@ -10,13 +10,16 @@ import huggingface_hub
 import torch
 import torch.hub
 import yaml
-from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from adir.configuration import config_dir
 from adir.errors import InputError
-from adir.files import set_aside, sha256_of_file
+from adir.files import read_json, set_aside, sha256_of_file, write_json
 from adir.weights.cache import cache_dir, known_sha256, remember_sha256
-from adir.weights.download import NotFetchedError, Progress, fetch, megabytes, reason_of
+from adir.weights.download import HUB, Progress, fetch, megabytes
+
+HASHES = "sha256.json"
+"""In the folder of a repository: what the files had when they came, as some are pinned by no hash."""
 
 Place = Literal["adir", "pyiqa", "checkpoints"]
 
@@ -133,7 +136,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A folder of files in diffusers' layout, kept in the hub's own cache (HF_HOME, HF_HUB_CACHE) or put by hand.
+    """A folder of files in diffusers' layout: fetched or put by hand into our cache, or found in the hub's (HF_HUB_CACHE).
 
     weights: its large files, with their SHA-256 where known.  settings: the small ones. They are what is fetched, and
     without any of them it is incomplete.  size, licence, about: as of a file.
@@ -163,7 +166,7 @@ class HubRepository:
         return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
 
     def _folders(self) -> list[Path]:
-        """Where it can be: put by hand, or in the hub's cache."""
+        """Where it can be: fetched or put by hand, or in the hub's cache."""
         return [cache_dir() / "weights" / self.entry, *filter(None, map(self._snapshot, self.mirrors))]
 
     def _snapshot(self, mirror: Mirror) -> Path | None:
@@ -187,35 +190,32 @@ class HubRepository:
         )
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
-        """The folder, downloaded by huggingface_hub, which resumes and shows its own progress, and verified."""
-        require_online(self.entry, f"the folder's content into {self.path}")
-        reasons = []
-        for mirror in self.mirrors:
-            try:
-                fetched = huggingface_hub.snapshot_download(
-                    mirror.repository, revision=mirror.revision, allow_patterns=[*self.weights, *self.settings]
-                )
-            except (HTTPError, OSError) as error:  # its own are of either kind
-                if getattr(error, "filename", None) is not None:  # the file system's word: a full disk, no permission
-                    raise
-                reasons.append(f"{mirror.repository} ({reason_of(error)[:200]})")
-                continue
-            lacking = self.lacking(Path(fetched))
-            wrong = f"it lacks {', '.join(lacking)}" if lacking else self.verify()
-            if wrong is None:
-                return self.path
-            reasons.append(f"{mirror.repository} ({wrong})")
-        raise NotFetchedError(f"{self.entry} could not be fetched: {'; '.join(reasons)}")
+        """The folder, each file downloaded from the first mirror that has it, and verified where its hash is known.
+
+        Raises as `download.fetch` does, and InputError when that is forbidden.
+        """
+        folder = self._folders()[0]
+        require_online(self.entry, f"the folder's content into {folder}")
+        for name in self.lacking(folder):
+            urls = [f"{HUB}{mirror.repository}/resolve/{mirror.revision}/{name}" for mirror in self.mirrors]
+            fetch(folder / name, urls, self.weights.get(name) or "", None, progress)
+        write_json(folder / HASHES, {name: known_sha256(folder / name) for name in self.weights})
+        return folder
 
     def verify(self) -> str | None:
         """None when every hash that is known is right, else the files that are wrong, set aside.
 
-        Beside the pinned ones, the hub's cache names each large file by its SHA-256.
+        Beside the pinned ones, the hub's cache names each large file by its SHA-256, and ours were noted when they came.
         """
         wrong, folder = [], self.path
+        noted = read_json(folder / HASHES) if (folder / HASHES).is_file() else {}
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             name, blob = str(path.relative_to(folder)), path.resolve()
-            expected = self.weights.get(name) or (blob.name if path.is_symlink() and len(blob.name) == 64 else None)
+            expected = (
+                self.weights.get(name)
+                or noted.get(name)
+                or (blob.name if path.is_symlink() and len(blob.name) == 64 else None)
+            )
             if expected is None:
                 continue
             found = sha256_of_file(path)

@@ -178,3 +178,43 @@ def test_training_writes_no_file_and_no_line(backbone, pictures, tmp_path, monke
     assert list(Path(tmp_path).rglob("*")) == []
     out, err = capfd.readouterr()
     assert out == "" and err == ""
+
+
+SLURM = {f"SLURM_{name}": "0" for name in ("NODEID", "PROCID", "LOCALID")}
+LAUNCHERS = {
+    "slurm": SLURM | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "n"},
+    "slurm of one task, by another name": SLURM
+    | {"SLURM_JOBID": "7", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "4"},
+    "torchrun": {"TORCHELASTIC_RUN_ID": "a", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"},
+    "by hand": {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "x", "NODE_RANK": "2", "WORLD_SIZE": "8", "RANK": "7"},
+    "mpi": {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMI_RANK": "1", "PMI_SIZE": "2"},
+    "lsf": {
+        "LSB_JOBID": "1",
+        "LSB_DJOB_RANKFILE": "nowhere",
+        "JSM_NAMESPACE_LOCAL_RANK": "1",
+        "JSM_NAMESPACE_SIZE": "2",
+    },
+    "kubeflow": {
+        "KUBERNETES_PORT": "tcp://nowhere:1",
+        "MASTER_ADDR": "m",
+        "MASTER_PORT": "1",
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+    },
+    "Lightning's own": {
+        "PL_TRAINER_LIMIT_TRAIN_BATCHES": "1",
+        "PL_TRAINER_FAST_DEV_RUN": "1",
+        "PL_TRAINER_DEVICES": "2",
+    },
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_one_process_adapts_one_picture_whatever_launched_it(backbone, pictures, launcher, monkeypatch):
+    adapter = Full()
+    alone = SMALL.fit(backbone, adapter, pictures, seeded())
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    launched = SMALL.fit(backbone, adapter, pictures, seeded())
+    assert launched.losses == alone.losses and len(launched.losses) == 3
+    assert all(torch.equal(launched.tensors[name], tensor) for name, tensor in alone.tensors.items())

@@ -89,11 +89,11 @@ def test_neighbours_whose_pictures_are_gone_are_still_named(adir, index, picture
     (pictures / "0.png").rename(tmp_path / "0.png")
     try:
         result = adir("index", "search", index, tmp_path / "0.png", "--k", "6", "--out", tmp_path / "a.png")
-        assert result.status == 0 and rows(result.out)[0][2] == "0.png"
+        assert result.status == 1 and rows(result.out)[0][2] == "0.png"
         assert "1 pictures are not to be had where the index found them, 0.png" in result.out
         pictures.rename(pictures.with_name("moved"))
         result = adir("index", "search", index, tmp_path / "0.png", "--k", "6", "--out", tmp_path / "b.png")
-        assert result.status == 0 and len(rows(result.out)) == 6 and "6 pictures are not to be had" in result.out
+        assert result.status == 1 and len(rows(result.out)) == 6 and "6 pictures are not to be had" in result.out
     finally:
         pictures.with_name("moved").rename(pictures)
         (tmp_path / "0.png").rename(pictures / "0.png")

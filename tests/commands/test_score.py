@@ -66,3 +66,58 @@ def test_a_record_of_the_wrong_shape_is_named_and_left_as_it_is(adir, results: P
 def test_an_empty_folder_is_one_line_and_status_2(adir, tmp_path: Path) -> None:
     finished = adir("score", tmp_path)
     assert finished.status == 2 and "no restored pictures" in finished.err
+
+
+# --- a command that says "scored with" has scored
+
+
+@pytest.mark.parametrize(
+    "metrics, empty",
+    [
+        ("[psnr, musiq-koniq]", {"musiq-koniq"}),
+        ("[lpips-alex, psnr, lpips-vgg]", {"lpips-alex", "lpips-vgg"}),
+        ("[musiq-ava]", {"musiq-ava"}),
+        ("[psnr, clip-prompt]", {"clip-prompt"}),  # these pictures have no prompt
+    ],
+)
+def test_a_score_that_stays_empty_is_named_with_its_reason_and_is_status_1(
+    adir, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metrics: str, empty: set[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights of this machine
+    finished = adir("score", results, f"scoring.metrics={metrics}", "scoring.strict=false")
+    *said, last = finished.out.splitlines()
+    assert finished.status == 1
+    assert {line.partition(" stays empty in 3 of 3 records: ")[0] for line in said} == empty
+    reason = "needs a prompt" if "clip-prompt" in empty else "HF_HUB_OFFLINE is set"
+    assert all(reason in line for line in said)
+    given = [name for name in metrics.strip("[]").split(", ") if name not in empty]
+    assert last == f"3 records scored with {', '.join(given) or 'nothing'}"
+    for record in records(results):
+        assert {name for name in empty if record.value(name) is not None} == set()
+
+
+def test_the_default_scores_without_network_say_which_of_them_stay_empty(
+    adir, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    finished = adir("score", results, "scoring=default")
+    assert finished.status == 1 and finished.out.splitlines()[-1] == "3 records scored with psnr, ssim, piqe"
+    for name in ("lpips-alex", "musiq-koniq", "musiq-ava"):
+        assert f"{name} stays empty in 3 of 3 records: " in finished.out
+
+
+def test_a_picture_that_is_gone_or_failed_is_counted(adir, results: Path) -> None:
+    first, second, _ = records(results)
+    picture = results / str(first.picture)
+    content, path = picture.read_bytes(), results / str(second.path)
+    picture.unlink()
+    was = read_json(path)
+    write_json(path, was | {"status": "failed", "error": "no", "scores": {}, "picture": None, "sampler": None})
+    try:
+        finished = adir("score", results, "scoring.metrics=[psnr]")
+        assert finished.status == 1 and f"{picture}: no such file" in finished.out
+        assert "1 records are of failed pictures" in finished.out and "1 records keep their scores" in finished.out
+        assert finished.out.splitlines()[-1] == "1 records scored with psnr"
+    finally:
+        picture.write_bytes(content)
+        write_json(path, was)

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import http.server
 import itertools
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,3 +198,65 @@ def test_a_full_disk_is_noticed_before(url, target, monkeypatch):
 
 def test_sizes_for_people():
     assert [megabytes(n) for n in (2211383297, 108_600_000, 6000, 12)] == ["2.21 GB", "109 MB", "6 kB", "12 bytes"]
+
+
+# --- the caller's network: HF_ENDPOINT, proxies, and servers that hold a connection without giving anything
+
+
+ON_THE_HUB = "https://huggingface.co/someone/networks/resolve/main/network.pt"
+
+
+@pytest.mark.parametrize("end", ["", "/", "/hub/"])
+def test_an_address_of_the_hub_is_asked_of_the_endpoint_of_the_environment(url, server, target, monkeypatch, end):
+    monkeypatch.setenv("HF_ENDPOINT", url + end)
+    fetch(target, [ON_THE_HUB], SHA256)
+    assert target.read_bytes() == CONTENT
+    prefix = end.rstrip("/")
+    assert server.requests == [(f"{prefix}/someone/networks/resolve/main/network.pt", None)]
+
+
+def test_an_address_elsewhere_is_none_of_the_endpoints_business(url, server, target, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    fetch(target, [url + "/good"], SHA256)
+    assert server.requests == [("/good", None)]
+
+
+@pytest.mark.parametrize("endpoint", ["hf-mirror.com", "127.0.0.1:8000", "ftp://mirror"])
+def test_an_endpoint_that_is_no_address_is_one_line(target, monkeypatch, endpoint):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(InputError, match=f"HF_ENDPOINT={endpoint}: no address"):
+        fetch(target, [ON_THE_HUB], SHA256)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+def test_a_proxy_is_asked_in_place_of_the_server(url, server, target, monkeypatch, variable):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, url)
+    fetch(target, ["http://far.example/network.pt"], SHA256)
+    assert target.read_bytes() == CONTENT
+    assert server.requests == [("http://far.example/network.pt", None)]  # as a proxy is asked: the whole address
+
+
+def test_a_server_of_no_proxy_is_asked_itself(url, server, target, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    fetch(target, [url + "/good"], SHA256)
+    assert server.requests == [("/good", None)]
+
+
+def test_what_is_waited_for_is_said_before_and_a_silent_server_is_left(target, monkeypatch, capsys):
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(NotFetchedError, match="timed out"):
+            fetch(target, [f"http://{place}/network.pt"], SHA256)
+    assert capsys.readouterr().err == f"fetching network.pt from {place}\n"
+
+
+def test_a_server_that_gives_a_few_bytes_a_minute_is_left(url, target, monkeypatch):
+    clock = itertools.count(0, 61)
+    monkeypatch.setattr(download.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(download, "CHUNK", 1000)  # a minute each
+    with pytest.raises(NotFetchedError, match=r"only 1 kB came in 61 s"):
+        fetch(target, [url + "/good"], SHA256, attempts=1)

@@ -1,15 +1,15 @@
 """The registry of weights, reading files that a stranger made, and hashes that are remembered."""
 
 import hashlib
+import http.server
 import os
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
 from made_adm import made_checkpoint
 from safetensors.torch import save_file
 
@@ -154,30 +154,34 @@ def sha256_of(content: bytes) -> str:
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """huggingface_hub as far as it is used: `held` repositories give files of this content, the others fail."""
+def hub(monkeypatch):
+    """A server at HF_ENDPOINT: `held` repositories have every file, with this content; and the (path, token) it was asked."""
     held: dict[str, bytes] = {}
-    asked: list[tuple[str, str, bool]] = []
+    asked: list[tuple[str, str | None]] = []
 
-    def snapshot_download(repository, revision, local_files_only=False, allow_patterns=None):
-        asked.append((repository, revision, local_files_only))
-        folder = tmp_path / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
-        if local_files_only:
-            if not folder.exists():
-                raise LocalEntryNotFoundError("not in the cache")
-        elif repository not in held:
-            raise ConnectionError("Name or\nservice not known")
-        else:
-            needed = [*entry("sd_inpaint").weights, *entry("sd_inpaint").settings]
-            names = [*needed, "unet/diffusion_pytorch_model.fp16.safetensors", "big.ckpt"]
-            for name in filter_repo_objects(names, allow_patterns=allow_patterns):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(held[repository])
-        return str(folder)
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("Authorization")))
+            content = held.get("/".join(self.path.split("/")[1:3]))
+            if content is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
-    monkeypatch.setattr(checkpoints.huggingface_hub, "snapshot_download", snapshot_download)
+        def log_message(self, *_: object) -> None:
+            pass
+
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    return held, asked
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
+        yield held, asked
+        server.shutdown()
+        thread.join()
 
 
 def two_mirrors(sha256: str | None) -> HubRepository:
@@ -191,14 +195,35 @@ def test_a_repository_is_fetched_at_its_revision_from_the_first_mirror_that_has_
     held, asked = hub
     held["c/good"] = b"weights"
     folder = two_mirrors(sha256_of(b"weights")).fetch()
-    assert folder.name == "2" * 40 and two_mirrors(None).missing() is None
-    fetched = [(repository, revision) for repository, revision, local in asked if not local]
-    assert fetched == [("a/gone", "1" * 40), ("c/good", "2" * 40)]
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert two_mirrors(None).path == folder and two_mirrors(None).missing() is None
     expected = entry("sd_inpaint")
-    assert files == sorted(
-        [*expected.weights, *expected.settings]
-    )  # neither half precision nor the single-file checkpoint
+    names = [*expected.weights, *expected.settings]  # neither half precision nor the single-file checkpoint
+    places = [f"/a/gone/resolve/{'1' * 40}", f"/c/good/resolve/{'2' * 40}"]
+    assert [path for path, _ in asked] == [f"{place}/{name}" for name in names for place in places]
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert found == sorted([*names, "sha256.json"])
+
+
+def test_a_file_that_no_hash_pins_is_held_to_the_one_it_came_with(hub):
+    held, _ = hub
+    held["c/good"] = b"weights"
+    folder = two_mirrors(None).fetch()
+    assert two_mirrors(None).verify() is None
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"weighty")
+    assert re.match(r"vae/diffusion_pytorch_model.safetensors: SHA-256 .* set aside", str(two_mirrors(None).verify()))
+
+
+def test_the_hub_gets_the_users_token_and_no_other_server_does(hub, monkeypatch, tmp_path):
+    held, asked = hub
+    held["c/good"] = b"weights"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    plain = WeightsFile("x", "x.pt", None, sha256_of(b"weights"), None, ("https://huggingface.co/c/good/x.pt",))
+    plain.fetch()
+    assert asked == [("/c/good/x.pt", "Bearer hf_secret")] and plain.path.read_bytes() == b"weights"
+    elsewhere = os.environ["HF_ENDPOINT"].rstrip("/") + "/c/good/y.pt"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    replace(plain, name="y.pt", mirrors=(elsewhere,)).fetch()
+    assert asked[1:] == [("/c/good/y.pt", None)]
 
 
 def test_a_repository_with_other_weights_is_refused_and_one_line_says_why_of_each_mirror(hub):
@@ -207,8 +232,8 @@ def test_a_repository_with_other_weights_is_refused_and_one_line_says_why_of_eac
     with pytest.raises(NotFetchedError) as raised:
         two_mirrors(sha256_of(b"weights")).fetch()
     message = str(raised.value)
-    for part in ("a/gone (Name or service not known)", "c/good (", "set aside"):
-        assert part in message
+    for part in (r"a/gone/\S+ \(HTTP 404 Not Found\)", r"c/good/\S+ \(what came has a SHA-256 of", "set aside"):
+        assert re.search(part, message)
     assert "\n" not in message and two_mirrors(None).missing() is not None
 
 

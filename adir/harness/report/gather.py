@@ -77,7 +77,7 @@ def gather(folder: Path) -> Gathered:
             raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
         records, planned, notes = found.counted()
         board = make_board(records, planned)
-    board.notes = notes + board.notes
+    board.notes, board.damaged = notes + board.notes, len(found.notes)
     row_number = row_finder(board)
     scenes: dict[tuple[str, str, str], Scene] = {}
     failed: list[tuple[int, Record]] = []

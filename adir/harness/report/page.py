@@ -30,7 +30,8 @@ MOST_ADAPTERS = 2000
 def write_report(folder: Path, out: Path | None, figures: bool) -> int:
     """Write FOLDER/report.html, or `out`; with `figures` also PNG and PDF files for papers into FOLDER/figures.
 
-    Returns 0. Raises InputError when the folder holds no records, OSError when the place cannot be written to.
+    Returns 0, or 1 where a damaged file was left out. Raises InputError when the folder holds no records, OSError when the
+    place cannot be written to.
     """
     path = out if out is not None else Layout(folder).report
     if path.is_dir():
@@ -45,7 +46,9 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
 
         for written in write_figures(gathered, folder / "figures" if out is None else path.parent / "figures"):
             print(written)
-    return 0
+    if gathered.board.damaged:
+        print(f"{gathered.board.damaged} damaged files are left out; the page's notes name them")
+    return 1 if gathered.board.damaged else 0
 
 
 def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:

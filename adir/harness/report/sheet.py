@@ -24,14 +24,16 @@ SHOWN = {"psnr": "PSNR {:.2f}", "piqe": "PIQE {:.1f}", "residual": "residual {:.
 Column = tuple[Any, ...]
 
 
-def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
-    """Write the comparison PNG of a results folder; returns its path.
+def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path, list[DamagedFile]]:
+    """Write the comparison PNG of a results folder; returns its path, and the records that could not be read.
 
     It shows the lowest seed that every place has. Where there is none, each place shows its own lowest seed and says which.
     The ground truth is shown where the results hold it, or where it can be built again (embedded).
     Raises InputError when nothing was restored.
     """
-    records = [r for r in all_records(results) if not isinstance(r, DamagedFile) and r.status == "done"]
+    every = list(all_records(results))
+    damaged = [r for r in every if isinstance(r, DamagedFile)]
+    records = [r for r in every if not isinstance(r, DamagedFile) and r.status == "done"]
     if task is not None:
         records = [r for r in records if r.axes.task == task]
     if not records:
@@ -85,7 +87,7 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> Path:
             draw.text((place * TILE + 4, top + TILE + 4), captions[place], "black", font)
     path = out or Layout(results).comparison
     write_bytes(path, png_bytes(np.array(sheet)))
-    return path
+    return path, damaged
 
 
 def method_of(record: Record) -> tuple[Any, ...]:

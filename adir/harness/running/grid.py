@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from adir.data.base import Corpus
+from adir.environment import steady_streams
 from adir.errors import InputError
 from adir.files import hash_of, read_json, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
@@ -186,6 +187,7 @@ def run_job(
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
     if os.getpid() != launched_by:
+        steady_streams()
         leave_to_the_launching_process(stop)
     if stop is not None and stop.exists():
         return Outcome()

@@ -69,6 +69,8 @@ class Board:
     versions: dict[str, str]
     """name: version with its back end; of the metrics that have a value."""
     notes: list[str] = field(default_factory=list)
+    damaged: int = 0
+    """Files that could not be read, which the notes name: what shows this table has not done all it was asked."""
 
 
 @dataclass(frozen=True)

@@ -16,5 +16,5 @@ def load_board(*results: Path) -> Board:
             raise InputError(f"{names}: no records below it; `adir run ... results={results[0]}` makes them")
         records, planned, notes = found.counted()
         board = make_board(records, planned)
-    board.notes = notes + board.notes
+    board.notes, board.damaged = notes + board.notes, len(found.notes)
     return board

@@ -1,7 +1,11 @@
 """Weights & Biases: one run per cell. It is told; it never decides, and its failures cost nothing but themselves."""
 
+import configparser
+import netrc
 import os
+import urllib.parse
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -57,7 +61,7 @@ class WandbTracking(GuardedTracking):
         if WandbTracking.silent:
             self.cell = None  # said once, when it fell silent
             return
-        mode: Mode = self.mode or ("online" if has_key() else "offline")
+        mode: Mode = self.mode or ("online" if key_for(server_of()) else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)
         # The pictures of a table would be put into the home folder, and not travel with RESULTS/wandb.
         os.environ.setdefault("WANDB_DATA_DIR", str(Layout(cell.results.absolute()).wandb))
@@ -163,9 +167,23 @@ def grid_is_done(results: Path, grid: str | None) -> bool:
     return True
 
 
-def has_key() -> bool:
-    """Whether a W&B key is at hand: in the environment, or in ~/.netrc after `wandb login`."""
+def server_of() -> str:
+    """The address of W&B's server: WANDB_BASE_URL, else what `wandb login --host` wrote, else W&B's own."""
+    settings = configparser.ConfigParser(interpolation=None)
+    folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
+    with suppress(OSError, configparser.Error):  # W&B itself says what is wrong with it
+        settings.read(f"{folder}/settings")
+    configured = os.environ.get("WANDB_BASE_URL") or settings.get("default", "base_url", fallback=None)
+    return (configured or "https://api.wandb.ai").rstrip("/")
+
+
+def key_for(server: str) -> str | None:
+    """The W&B key at hand: of the environment, or of ~/.netrc after `wandb login`."""
     if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path.home() / ".netrc"
-    return netrc.is_file() and "api.wandb.ai" in netrc.read_text()
+        return os.environ["WANDB_API_KEY"]
+    try:
+        path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+        login = netrc.netrc(path).authenticators(urllib.parse.urlsplit(server).hostname or server)
+    except (OSError, netrc.NetrcParseError):  # none, or not to be read
+        return None
+    return login[2] if login is not None else None
