@@ -118,11 +118,6 @@ def test_a_palette_is_read_as_the_colours_it_stands_for(tmp_path):
     np.testing.assert_array_equal(read_pixels(tmp_path / "x.png"), pixels)
 
 
-def save(path, mode, **options) -> None:
-    array = np.full((8, 8), 1000, np.uint16) if mode == "I;16" else None
-    picture = Image.fromarray(array) if array is not None else Image.new(mode, (8, 8))
-    picture.save(path, **options)
-
 
 @pytest.mark.parametrize(
     "name, mode, options, words",
@@ -130,14 +125,12 @@ def save(path, mode, **options) -> None:
         ("x.png", "RGBA", {}, "alpha channel; flatten"),
         ("x.png", "LA", {}, "alpha channel; flatten"),
         ("x.png", "P", {"transparency": 0}, "alpha channel; flatten"),
-        ("x.png", "I;16", {}, "more than 8 bits"),
-        ("x.tif", "I;16", {}, "more than 8 bits"),
         ("x.tif", "F", {}, "more than 8 bits"),
         ("x.jpg", "CMYK", {}, "CMYK; convert"),
     ],
 )
 def test_files_that_would_lose_something_are_refused_in_one_line(tmp_path, name, mode, options, words):
-    save(tmp_path / name, mode, **options)
+    Image.new(mode, (8, 8)).save(tmp_path / name, **options)
     with pytest.raises(InputError, match=words) as caught:
         read_image(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
