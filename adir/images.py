@@ -30,7 +30,7 @@ MAX_PIXELS = 64_000_000
 MAX_ASPECT = 100
 """Longer ones too: CLIP brings the short side to 224 pixels, and 1x60000 would become 224x13 million."""
 ORIENTATION = 0x0112  # of EXIF; the others are TIFF's
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 258, 262, 284
 SAME_COLOUR = 2
 """Grey levels: a profile that moves no colour further is one of sRGB; those in use differ by their rounding."""
 MOST_REMARKS = 20
@@ -163,8 +163,9 @@ def deep_pixels(picture: Image.Image, rawmodes: list[str], content: bytes, name:
     Pillow cuts 16-bit colours to their upper bytes without a word. Told that the bytes stand the other way round, it gives
     the lower ones, and the two together are what the file holds.  Raises InputError where that cannot be done.
     """
-    white_is_zero = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == 0  # Pillow does not turn it round at 16 bits
-    if white_is_zero or "transparency" in picture.info or any("LA;" in rawmode for rawmode in rawmodes):
+    tags = getattr(picture, "tag_v2", {})
+    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2  # white as 0, or a plane a channel: Pillow's are wrong
+    if misread or "transparency" in picture.info or any("LA;" in rawmode for rawmode in rawmodes):
         raise too_deep(name)
     if picture.mode.startswith("I;16"):
         levels = np.array(picture).astype(np.uint32)[:, :, None]
