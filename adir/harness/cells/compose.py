@@ -24,7 +24,7 @@ OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
 # Hydra looks for `# @package` behind a byte order mark, finds none, and puts a user's experiment where nobody reads it.
 _header_of = ConfigSource._get_header_dict
-ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))  # type: ignore[method-assign]
+ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))
 # Loky ends a worker whose memory grew, between two jobs, and starts another; it says so once a time, to no use.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
