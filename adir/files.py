@@ -1,13 +1,22 @@
-"""Files that are there whole or not at all, their hashes, and what becomes of damaged ones."""
+"""Files and folders: written whole or not at all, hashed, listed by one rule, read whatever program wrote them."""
 
+import codecs
+import csv
 import hashlib
+import io
 import json
 import os
 import secrets
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from adir.errors import InputError
+
+RESULTS_MARKER = "adir-results.json"
+"""The file that marks a folder as written by this program: its pictures are results, and no data."""
 
 
 def sha256_of_bytes(content: bytes) -> str:
@@ -74,7 +83,68 @@ def json_bytes(value: Any) -> bytes:
 
 def read_json(path: str | Path) -> Any:
     """The value in a JSON file. Raises json.JSONDecodeError or UnicodeDecodeError (both ValueError) when it is damaged."""
-    return json.loads(Path(path).read_bytes().decode())
+    return json.loads(read_text(path))
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file that a user wrote: UTF-8 with or without a byte order mark, or UTF-16 with one; lines end as they do.
+
+    Raises UnicodeDecodeError (a ValueError) for another encoding.
+    """
+    return decode_text(Path(path).read_bytes())
+
+
+def decode_text(content: bytes) -> str:
+    """The text in the bytes of a file; see `read_text`."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig")
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column; encoding and line ends as in `read_text`."""
+    return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+
+
+def require_no_results(folder: Path) -> None:
+    """Raise InputError where a folder that pictures are to be read from was written by this program."""
+    if (folder / RESULTS_MARKER).exists():
+        raise InputError(
+            f"{folder}: holds results of adir, which are never taken as pictures; name another folder (or remove "
+            f"{RESULTS_MARKER} from it, if these are pictures of yours)"
+        )
+
+
+def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> Iterator[Path]:
+    """Yield the files of a folder, and of those below it, whose names end so, in any case of letters.
+
+    Sorted within each folder, files before folders. Hidden files and folders are left out, and so are results of this
+    program below. Links are followed; a folder that is reached in several ways is listed once, at its own place if that
+    is below. Raises InputError where a folder cannot be listed, or where `folder` itself holds results.
+
+    suffixes: in lower case, with their dots.
+    """
+    require_no_results(Path(folder))
+    seen: set[tuple[int, int]] = set()
+    waiting = [str(folder)]  # what links lead to comes last, so that a folder which lies below keeps its own name
+    while waiting:
+        for where, folders, files in os.walk(waiting.pop(0), onerror=refuse_folder):
+            place = os.stat(where)
+            if (place.st_dev, place.st_ino) in seen or os.path.exists(os.path.join(where, RESULTS_MARKER)):
+                folders.clear()
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            folders[:] = sorted(name for name in folders if below and not name.startswith("."))
+            waiting += [path for name in folders if os.path.islink(path := os.path.join(where, name))]
+            for name in sorted(files):
+                if name.lower().endswith(suffixes) and not name.startswith("."):
+                    yield Path(where, name)
+
+
+def refuse_folder(error: OSError) -> None:
+    """Stop a walk at a folder that cannot be listed, which os.walk would pass over with all that is in it."""
+    raise InputError(
+        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or take it away"
+    ) from error
 
 
 def safetensors_metadata(content: bytes) -> dict[str, str]:

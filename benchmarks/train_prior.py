@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from adir.diffusion.posterior import diffuse
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_file, write_bytes, write_json
+from adir.files import read_json, sha256_of_file, walk, write_bytes, write_json
 
 SIDE = 128  # pixels of a training picture, after reducing its short side and cropping the centre
 # (crop side, crops a step, scales to draw from), one step each in turn; 32,768 pixels a step. Whole pictures stand for
@@ -63,7 +63,7 @@ def read_parquet(path: Path, split: str, limit: int | None = None) -> torch.Tens
 
 def read_folder(path: Path) -> torch.Tensor:
     """(N, 3, 128, 128) uint8: every JPEG, PNG and WebP picture at or below `path`, in the order of their names."""
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
+    files = sorted(walk(path, (".jpg", ".jpeg", ".png", ".webp")))
     if not files:
         raise InputError(f"no .jpg, .jpeg, .png or .webp file at or below {path}")
     return torch.from_numpy(np.stack([decode_picture(f) for f in files]))

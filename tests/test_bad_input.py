@@ -65,8 +65,8 @@ def no_picture(path: Path) -> None:
     path.write_text("this is text")
 
 
-def sixteen_bit(path: Path) -> None:
-    Image.fromarray(noise(16, 16).astype(np.uint16) * 257).save(path)
+def float_levels(path: Path) -> None:
+    Image.fromarray(noise(16, 16).astype(np.float32)).save(path, format="tiff")
 
 
 def grey(path: Path) -> None:
@@ -102,7 +102,7 @@ def odd_size(path: Path) -> None:
     "make, task, remedy",
     [
         (no_picture, "sr4", "not a picture"),
-        (sixteen_bit, "sr4", "convert it to 8-bit"),
+        (float_levels, "sr4", "convert it to 8-bit"),
         (grey, "sr4", "convert it to RGB"),
         (colour, "colorization", "convert it to grey"),
         (cmyk, "sr4", "convert it to RGB"),

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from adir.files import read_json, sha256_of_bytes, sha256_of_file, write_bytes, write_json
+from adir.errors import InputError
+from adir.files import (
+    RESULTS_MARKER,
+    read_csv,
+    read_json,
+    read_text,
+    sha256_of_bytes,
+    sha256_of_file,
+    walk,
+    write_bytes,
+    write_json,
+)
 
 
 def test_hashes_are_those_of_fips_180(tmp_path):
@@ -117,3 +128,107 @@ def test_a_damaged_json_file_raises_value_error(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError):
         read_json(path)
+
+
+# Text that a user wrote, by whatever program
+
+LINES = ["name,words", 'Größe,"a, b"', "x,", ""]
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # Notepad and Excel write the second, PowerShell's > the third
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_text_is_read_in_any_encoding_that_says_what_it_is(tmp_path, encoding, end):
+    (tmp_path / "x.csv").write_bytes(end.join(LINES).encode(encoding))
+    assert read_text(tmp_path / "x.csv") == end.join(LINES)
+    assert read_csv(tmp_path / "x.csv") == [{"name": "Größe", "words": "a, b"}, {"name": "x", "words": ""}]
+    (tmp_path / "x.json").write_bytes(end.join(["{", '"Größe": [1]', "}"]).encode(encoding))
+    assert read_json(tmp_path / "x.json") == {"Größe": [1]}
+
+
+def test_text_in_another_encoding_is_an_error_and_no_other_text(tmp_path):
+    (tmp_path / "x.json").write_bytes('{"Größe": 1}'.encode("latin-1"))
+    for read in (read_text, read_csv, read_json):
+        with pytest.raises(UnicodeDecodeError):
+            read(tmp_path / "x.json")
+
+
+# Folders
+
+
+def made(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def names(folder: Path, **options) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in walk(folder, (".png", ".tar"), **options)]
+
+
+def test_a_walk_takes_suffixes_in_any_case_and_no_hidden_files(tmp_path):
+    made(
+        tmp_path,
+        "b.PNG",
+        "a.png",
+        "c.Tar",
+        "._a.png",
+        ".c.png",
+        "d.txt",
+        "png",
+        ".git/e.png",
+        "sub/._b.PNG",
+        "sub/f.pNg",
+    )
+    assert names(tmp_path) == ["a.png", "b.PNG", "c.Tar", "sub/f.pNg"]
+    assert names(tmp_path, below=False) == ["a.png", "b.PNG", "c.Tar"]
+
+
+def test_a_walk_follows_links_and_lists_each_folder_once_at_its_own_place(tmp_path):
+    elsewhere = made(tmp_path / "elsewhere", "x.png", "deep/y.png")
+    top = made(tmp_path / "top", "a.png", "z/b.png")
+    (top / "m").symlink_to(elsewhere)
+    (top / "n").symlink_to(elsewhere)  # a second way to the same pictures
+    (top / "above").symlink_to(top / "z")  # before z in the alphabet
+    (top / "file.png").symlink_to(elsewhere / "x.png")
+    assert names(top) == ["a.png", "file.png", "z/b.png", "m/x.png", "m/deep/y.png"]
+    assert names(top, below=False) == ["a.png", "file.png"]
+    (tmp_path / "way in").symlink_to(top)
+    assert names(tmp_path / "way in") == names(top)
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"top/self": "top"},
+        {"top/up": "."},
+        {"top/a/b": "top/a"},
+        {"top/a/to": "other", "other/back": "top/a"},
+        {"top/one": "top/two", "top/two": "top/one"},  # to nothing but each other
+        {"top/gone": "nowhere"},
+    ],
+    ids=["itself", "the folder above", "below", "two of each other", "no folder", "broken"],
+)
+def test_a_walk_ends_however_links_go_round(tmp_path, links):
+    made(tmp_path, "top/p.png", "top/a/q.png", "other/r.png")
+    for place, target in links.items():
+        (tmp_path / place).symlink_to(tmp_path / target)
+    found = [path.name for path in walk(tmp_path / "top", (".png",))]
+    assert found[:2] == ["p.png", "q.png"] and len(set(found)) == len(found)
+    assert ("r.png" in found) == ("top/up" in links or "top/a/to" in links)
+
+
+def test_a_walk_leaves_results_below_out_and_refuses_those_that_are_named(tmp_path):
+    made(
+        tmp_path, "a.png", f"runs/{RESULTS_MARKER}", "runs/cells/b.png", f"x/y/{RESULTS_MARKER}", "x/y/c.png", "x/d.png"
+    )
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    made(tmp_path / "set", "e.png")
+    (tmp_path / "set/old").symlink_to(tmp_path / "runs")
+    assert names(tmp_path) == ["a.png", "set/e.png", "x/d.png"] and names(tmp_path / "set") == ["e.png"]
+    for below in (True, False):
+        for folder in (tmp_path / "runs", tmp_path / "link", tmp_path / "x/y"):
+            with pytest.raises(InputError, match="holds results of adir") as caught:
+                names(folder, below=below)
+            assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

@@ -18,13 +18,13 @@ from adir.files import hash_of, read_json, shortened, write_json
 from adir.harness.cells.cell import Cell, build, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.cells.paths import quoted
-from adir.harness.records.layout import file_name
+from adir.harness.records.layout import Layout, file_name
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_of
 from adir.harness.running.provenance import commit, versions
-from adir.images import from_uint8, generator, hash_of_picture, read_image, to_uint8, write_png
+from adir.images import from_uint8, generator, hash_of_picture, read_png, to_uint8, write_png
 from adir.scoring.metrics import data_consistency_residual
 from adir.tasks.editing import EditTask, read_mask
 
@@ -73,6 +73,7 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
         say(f"{picture} -> {target}  (was there)")
         return 0
     say(f"{picture} -> {target}")
+    Layout(out).mark()
     with out_of_memory_explained(cell, tuple(y.shape), "what is done is kept, run the same command again"):
         edit_one(cell, picture, y, target, edit, options.progress)
     return 0
@@ -101,7 +102,7 @@ def is_done(target: Path, edit: str) -> bool:
     """Whether this very edit is there, whole. (The note is written first: one without its picture is what a kill leaves.)"""
     try:
         known = read_json(target.with_suffix(".json"))
-        return bool(known["edit"] == edit and known["picture_sha256"] == hash_of_picture(read_image(target)))
+        return bool(known["edit"] == edit and known["picture_sha256"] == hash_of_picture(read_png(target)))
     except (OSError, ValueError, KeyError, TypeError):
         return False  # not there, or damaged: it is made again
 

@@ -10,13 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from adir.configuration import config_dir
-from adir.data.decoding import decode
 from adir.errors import InputError
 from adir.files import read_json, write_bytes, write_json
 from adir.harness.cells.cell import build
 from adir.harness.cells.paths import from_plain
 from adir.harness.report.contact_sheet import Found, contact_sheet
-from adir.images import from_uint8, png_bytes
+from adir.images import from_uint8, in_colour, png_bytes, read_pixels
 from adir.retrieval.encoders.base import Encoder, as_pil
 from adir.retrieval.index.sharded import IndexedCorpus, ShardedIndex
 
@@ -68,9 +67,7 @@ def search(folder: Path, picture: Path | None, text: str | None, k: int, out: Pa
 
 def read_query(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 of a picture file, read as those of a corpus are. InputError for what is none."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such picture file")
-    return decode(path.read_bytes(), str(path))
+    return in_colour(read_pixels(path))
 
 
 def with_pictures(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:

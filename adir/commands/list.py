@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from adir.configuration import config_dir
+from adir.files import read_text
 
 
 def main(args: argparse.Namespace) -> int:
@@ -36,7 +37,7 @@ def choices(axis: str) -> dict[str, str]:
 
 def description(path: Path) -> str:
     """The first comment line of a configuration file that is no Hydra directive."""
-    for line in path.read_text().splitlines():
+    for line in read_text(path).splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ").strip()
     return ""

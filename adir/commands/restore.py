@@ -12,18 +12,18 @@ from torch import Tensor
 
 from adir.adaptation.base import adapted
 from adir.errors import InputError
-from adir.files import read_json, shortened, write_json
+from adir.files import read_json, shortened, walk, write_json
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose, is_override
 from adir.harness.cells.paths import quoted
-from adir.harness.records.layout import file_name
+from adir.harness.records.layout import Layout, file_name
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import Busy, adapter_of, find_or_train_adapter
 from adir.harness.running.provenance import commit, versions
 from adir.harness.running.stores import StoredAdapter
-from adir.images import PICTURE_SUFFIXES, from_uint8, hash_of_picture, read_image, to_uint8, write_png
+from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, from_uint8, hash_of_picture, read_png, to_uint8, write_png
 from adir.samplers.tiling import needed_tile, require_restorable, restore_any_size, sampled_shape
 from adir.scoring.metrics import data_consistency_residual
 
@@ -39,7 +39,10 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
     Everything is read and checked before the first picture is restored. Raises InputError.
     """
     overrides = [item for item in inputs if not Path(item).exists() and is_override(item)]
-    paths = picture_files([item for item in inputs if item not in overrides])
+    named = [item for item in inputs if item not in overrides]
+    if any(Path(item).is_dir() and Path(item).resolve() == out.resolve() for item in named):
+        raise InputError(f"--out {out}: is the folder of the pictures, which would be restored again; name another one")
+    paths = picture_files(named)
     cfg = compose([*overrides, f"results={quoted(str(out / 'stages'))}"])
     cell, options = resolve_cell(cfg), options_of(cfg)
     torch.set_num_threads(cfg.threads)
@@ -54,6 +57,7 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int) -
     todo = {targets[path]: path for path in fresh}
     for path in paths:
         say(f"{path} -> {targets[path]}" + ("" if targets[path] in todo else "  (was there)"))
+    Layout(out).mark()
     for number, path in enumerate(todo.values()):
         kept = f"{number} of {len(todo)} pictures are restored and kept, run the same command again"
         shape = sampled_shape(cell.backbone, cell.task, measurements[path])
@@ -83,9 +87,7 @@ def picture_files(inputs: list[str]) -> list[Path]:
     paths: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
-            found = sorted(
-                p for p in item.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")
-            )
+            found = list(walk(item, PICTURE_SUFFIXES + NOT_TAKEN, below=False))
             if not found:
                 raise InputError(f"{item}: no pictures in this folder ({', '.join(PICTURE_SUFFIXES)})")
             paths += found
@@ -111,7 +113,7 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int) -> bool:
         if (known["cell"], known["y_sha256"], known["tile"]) == made_of:
             if not target.exists():
                 return False
-            if known["picture_sha256"] == hash_of_picture(read_image(target)):
+            if known["picture_sha256"] == hash_of_picture(read_png(target)):
                 return True
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not ours, or damaged: the question is the same

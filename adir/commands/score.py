@@ -13,7 +13,7 @@ from adir.harness.cells.paths import from_plain
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record, scores_of
 from adir.harness.running.grid import say
-from adir.images import hash_of_picture, read_image
+from adir.images import hash_of_picture, read_png
 from adir.scoring.metrics import Scoring
 
 
@@ -76,5 +76,5 @@ def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
         raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
     if record.picture is None:
         raise InputError(f"{image_id}: its record names no restored picture, so it keeps its scores")
-    scores = scores_of(scoring.score(read_image(results / record.picture), x, data.prompt(image_id)))
+    scores = scores_of(scoring.score(read_png(results / record.picture), x, data.prompt(image_id)))
     return record.model_copy(update={"scores": record.scores | scores, "unavailable": scoring.unavailable})

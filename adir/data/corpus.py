@@ -5,13 +5,13 @@ from pathlib import Path
 from torch import Tensor
 
 from adir.data.base import Corpus
-from adir.data.decoding import decode, decoded
+from adir.data.decoding import decoded
 from adir.data.sources.base import Source, SourceDown, each_id_once, storable
 from adir.data.sources.folder import FolderSource
 from adir.data.sources.tables import ParquetSource
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.images import from_uint8
+from adir.images import decode, from_uint8
 
 
 class SourceCorpus(Corpus):

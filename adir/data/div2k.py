@@ -13,8 +13,8 @@ from torch import Tensor
 
 from adir.data.base import Corpus
 from adir.errors import InputError
-from adir.files import sha256_of_bytes
-from adir.images import decode_pixels, from_uint8, in_colour
+from adir.files import sha256_of_bytes, walk
+from adir.images import decode, from_uint8
 from adir.weights.registry import located
 
 LICENCE = "academic research only; the pictures belong to their owners"
@@ -66,7 +66,7 @@ class Div2kSquares(Corpus):
         if image_id not in self.manifest:
             raise KeyError(image_id)
         name = self._names[image_id]
-        pixels = in_colour(decode_pixels(dict(self._files(only=name))[name], name))
+        pixels = decode(dict(self._files(only=name))[name], name)
         height, width = pixels.shape[:2]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
@@ -75,9 +75,9 @@ class Div2kSquares(Corpus):
 
     def _files(self, only: str | None = None) -> Iterator[tuple[str, bytes]]:
         """(name, content) of the pictures by number; one of them with `only`."""
-        wanted = re.compile(r"(^|/)0[89]\d\d\.png$")
+        wanted = re.compile(r"(^|/)0[89]\d\d\.png$", re.IGNORECASE)
         if self._place.is_dir():
-            for path in sorted(self._place.rglob("*.png")):
+            for path in sorted(walk(self._place, (".png",))):
                 name = path.relative_to(self._place).as_posix()
                 if wanted.search(name) and only in (None, name):
                     yield name, path.read_bytes()

@@ -1,6 +1,5 @@
 """A test set of edits: pictures, each with a mask and prompts."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from adir.data.base import Corpus
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_file
+from adir.files import read_csv, read_json, require_no_results, sha256_of_file, walk
 from adir.images import PICTURE_SUFFIXES, read_image
 from adir.tasks.editing import EditTask, edit_id, read_mask
 
@@ -28,6 +27,7 @@ class EditSet(Corpus):
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
+        require_no_results(folder)
         self._pictures: dict[str, Path] = {}
         self._masks: dict[str, Tensor] = {}
         self._prompts: dict[str, str] = {}
@@ -55,10 +55,14 @@ class EditSet(Corpus):
 
 
 def picture_file(folder: Path, name: str) -> Path:
-    """The picture NAME.png, or with another suffix. Raises InputError where there is none."""
+    """The picture NAME.png, or with another suffix, in any case of letters. Raises InputError where there is none."""
     for suffix in PICTURE_SUFFIXES:
         if (folder / f"{name}{suffix}").is_file():
             return folder / f"{name}{suffix}"
+    if (folder / name).parent.is_dir():
+        for path in walk((folder / name).parent, PICTURE_SUFFIXES, below=False):
+            if path.stem == (folder / name).name:
+                return path
     raise InputError(f"{folder}: no picture {name}.png; a set of edits has {FORMAT}")
 
 
@@ -68,8 +72,7 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     try:
         if table.is_file():
-            with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-                pairs = [(row["picture"], row["prompt"] or "") for row in csv.DictReader(file)]
+            pairs = [(row["picture"], row["prompt"] or "") for row in read_csv(table)]
         elif mapping.is_file():
             found: dict[str, Any] = read_json(mapping)
             for name, prompts in found.items():

@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from adir.configuration import config_dir
 from adir.errors import InputError
-from adir.files import read_json, set_aside, sha256_of_file, write_json
+from adir.files import read_json, read_text, set_aside, sha256_of_file, write_json
 from adir.weights.cache import cache_dir, known_sha256, remember_sha256
 from adir.weights.download import HUB, Progress, fetch, megabytes
 
@@ -236,7 +236,7 @@ def registry(folder: Path | None = None) -> dict[str, Entry]:
 def read_entry(path: Path) -> Entry:
     """One YAML: a file's has `file`, a repository's `repositories`. Raises InputError for one that is neither."""
     try:
-        fields: dict[str, Any] = yaml.safe_load(path.read_text())
+        fields: dict[str, Any] = yaml.safe_load(read_text(path))
         if "file" in fields:
             if not isinstance(fields["sha256"], str):  # 12345678, or 1e234567: a number to YAML
                 raise TypeError(f"sha256: {fields['sha256']} must stand in quotation marks")

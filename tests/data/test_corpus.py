@@ -44,7 +44,7 @@ def folder(tmp_path):
     (top / "b" / "deep" / "GREY.PNG").write_bytes(png(pixels(3), "L"))
     (top / "text.jpg").write_text("not a picture")
     (top / "b" / "cut.png").write_bytes(png(pixels(4))[:100])
-    (top / "clear.png").write_bytes(png(pixels(5), "RGBA"))
+    (top / "clear.png").write_bytes(png(np.dstack([pixels(5), pixels(5)[:, :, 0]])))
     (top / "print.tif").write_bytes(png(pixels(6), "CMYK"))
     (top / "notes.txt").write_text("passed over")
     (top / ".thumbs" / "z.png").write_bytes(png(pixels(1)))

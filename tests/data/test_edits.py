@@ -46,6 +46,37 @@ def test_json_holds_the_same_prompts(folder: Path) -> None:
     assert EditSet(folder).ids == from_csv.ids and EditSet(folder).sha256 == from_csv.sha256
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.json"])
+def test_prompts_are_read_as_other_programs_write_them(folder: Path, name: str, encoding: str) -> None:
+    plain = EditSet(folder)
+    text = (folder / "prompts.csv").read_text()
+    (folder / "prompts.csv").unlink()
+    if name == "prompts.json":
+        text = json.dumps({"cat": ["a tiger, asleep", "a lynx"], "dog": "a wolf"}, indent=1)
+    (folder / name).write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    assert EditSet(folder).ids == plain.ids
+
+
+@pytest.mark.parametrize(
+    "suffix, mask_suffix", [(".PNG", ".png"), (".png", ".Png"), (".TIFF", ".BMP"), (".WebP", ".GIF")]
+)
+def test_pictures_and_masks_are_found_whatever_the_case_of_their_suffixes(
+    folder: Path, suffix: str, mask_suffix: str
+) -> None:
+    before = EditSet(folder)
+    expected = {image_id: before.image(image_id) for image_id in before.ids}
+    for name, ending in (("cat", suffix), ("cat_mask", mask_suffix)):
+        with Image.open(folder / f"{name}.png") as picture:
+            picture.load()
+        (folder / f"{name}.png").unlink()
+        picture.save(folder / f"{name}{ending}", **({"lossless": True} if ending == ".WebP" else {}))
+    (folder / f"._cat{suffix}").write_bytes(b"")
+    found = EditSet(folder)
+    assert found.ids == before.ids
+    assert all(torch.equal(found.image(i), expected[i]) for i in found.ids)
+
+
 def test_another_prompt_mask_or_picture_is_another_set(folder: Path) -> None:
     before = EditSet(folder)
     (folder / "prompts.csv").write_text("picture,prompt\ncat,a tiger\n")

@@ -1,5 +1,6 @@
 """Every kind of corpus, made of files written here: ids, bytes, attributions; and what cannot be used."""
 
+import gzip
 import http.server
 import importlib
 import io
@@ -17,9 +18,8 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from adir.data import decoding
+from adir import images
 from adir.data.corpus import parquet_corpus
-from adir.data.decoding import decode
 from adir.data.sources import open_images, tables
 from adir.data.sources.base import SourceDown
 from adir.data.sources.folder import FolderSource
@@ -27,6 +27,7 @@ from adir.data.sources.open_images import OpenImagesSource, OpenImagesTars
 from adir.data.sources.tables import DatasetSource, ParquetSource
 from adir.data.sources.tars import TarSource
 from adir.errors import InputError
+from adir.images import decode
 
 
 def pixels(seed, height=6, width=8):
@@ -86,11 +87,9 @@ BAD = {
     "animated": (encoded(FRAMES[0], "webp", save_all=True, append_images=FRAMES[1:], lossless=True), "animated"),
     "pages": (encoded(FRAMES[0], "tiff", save_all=True, append_images=FRAMES[1:]), "pages"),
     "cmyk": (encoded(Image.fromarray(pixels(1)).convert("CMYK"), "jpeg"), "CMYK"),
-    "16 bits": (encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16))), "more than 8 bits"),
-    "16 bits tiff": (encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "tiff"), "more than 8 bits"),
     "float": (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "tiff"), "more than 8 bits"),
-    "grey alpha": (encoded(Image.fromarray(pixels(1)).convert("LA")), "alpha"),
-    "alpha": (encoded(Image.fromarray(pixels(1)).convert("RGBA")), "alpha"),
+    "grey alpha": (encoded(Image.new("LA", (8, 6), (9, 254))), "alpha"),
+    "alpha": (encoded(Image.new("RGBA", (8, 6), (1, 2, 3, 254))), "alpha"),
     "clear palette": (encoded(Image.fromarray(pixels(1)).quantize(16), transparency=0), "alpha"),
     "large": (encoded(Image.new("1", (9_000, 9_000))), "million pixels"),
     "long": (encoded(Image.new("RGB", (1001, 10))), "more than 100 times as long as wide"),
@@ -126,10 +125,10 @@ def test_whatever_is_broken_in_a_file_is_an_error_that_names_it(kind):
 
 @pytest.mark.parametrize("error", [MemoryError(), IndexError("tile"), struct.error("unpack")])
 def test_what_a_decoder_raises_is_an_error_that_names_the_file(monkeypatch, error):
-    def fail(content, name):
+    def fail(picture):
         raise error
 
-    monkeypatch.setattr("adir.data.decoding.decode_pixels", fail)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
     with pytest.raises(InputError, match=r"^p: (not enough memory|damaged picture \((IndexError: tile|error: unpack))"):
         decode(png(1), "p")
 
@@ -139,7 +138,7 @@ def test_pillow_warns_of_nothing_and_threads_leave_the_warnings_of_the_process_a
     good = encoded(pixels(0, 300, 400))  # long enough that threads take turns within it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        importlib.reload(decoding)  # pytest has taken its filters away
+        importlib.reload(images)  # pytest has taken its filters away
         before = list(warnings.filters)
         with pytest.raises(InputError, match="million pixels"):
             decode(huge, "p")
@@ -298,6 +297,58 @@ def test_a_sample_whose_picture_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_p
         items["0.tar/0"].read()
 
 
+@pytest.mark.parametrize(
+    "members, expected",
+    [
+        # Frames of a sequence, and other files that are no samples: a picture each.
+        (["s.0001.png", "s.0002.png", "s.0003.png"], {"s.0001": 0, "s.0002": 1, "s.0003": 2}),
+        (["d/a.1.png", "d/b.1.png", "d/a.2.png", "d/b.2.png"], {"d/a.1": 0, "d/b.1": 1, "d/a.2": 2, "d/b.2": 3}),
+        (["s.frame1.jpg", "s.frame2.PNG", "t.frame1.png"], {"s.frame1": 0, "s.frame2": 1, "t": 2}),
+        (["St. Peter.png", "St. Paul.png", "Dr. Who.png"], {"St. Peter": 0, "St. Paul": 1, "Dr": 2}),
+        (["at 10.22.31.png", "at 10.22.32.png"], {"at 10.22.31": 0, "at 10.22.32": 1}),
+        (["v.png", "v.2.png", "v.3.png", "v.2.json"], {"v": 0, "v.2": 1, "v.3": 2}),
+        (["v.2.png", "w.png", "v.png"], {"v.2": 0, "w": 1, "v": 2}),
+        # Samples, with what goes with their picture: as they have always been.
+        (["0.jpg", "0.json", "0.txt", "0.cls"], {"0": 0}),
+        (["0.jpg", "0.seg.png", "0.depth.png", "1.seg.png", "1.jpg"], {"0": 0, "1": 4}),
+        (["0.image.png", "0.json", "1.image.png"], {"0": 0, "1": 2}),
+        (["s.0001.png", "s.0001.json", "t.0001.png"], {"s": 0, "t": 2}),
+        (["0.input.png", "0.mask.png", "1.input.png", "1.mask.png"], {"0": 1, "1": 3}),
+        (["0.image.png", "0.depth.exr"], {"0": 0}),
+        (["0.gif", "0.png"], {"0": 0}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_tar_gives_each_of_its_pictures_and_finds_it_again(tmp_path, members, expected):
+    write_tar(tmp_path / "0.TAR", [(name, png(number)) for number, name in enumerate(members)])
+    source = TarSource(tmp_path)
+    items = {item.id: item.read() for item in source.items(["0.TAR"]) if "unreadable" not in item.id}
+    assert items == {f"0.TAR/{name}": png(number) for name, number in expected.items()}
+    assert {name: source.read(name) for name in items} == items
+
+
+def test_pictures_that_a_tar_holds_as_further_fields_of_samples_are_told(tmp_path):
+    members = ["0.input.png", "0.mask.png", "1.input.png", "1.mask.png"]
+    write_tar(tmp_path / "0.tar", [(name, png(number)) for number, name in enumerate(members)])
+    last = list(TarSource(tmp_path).items(["0.tar"]))[-1]
+    with pytest.raises(InputError, match="2 pictures are left out as further fields of their samples: input"):
+        last.read()
+
+
+def test_each_frame_has_the_attribution_beside_it(tmp_path):
+    notes = [json.dumps({"author": name}).encode() for name in "abc"]
+    members = [
+        ("s.1.png", png(1)),
+        ("s.1.json", notes[0]),
+        ("s.2.png", png(2)),
+        ("s.json", notes[1]),
+        ("t.png", png(3)),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    found = {name: origin for name, (_, origin) in everything(TarSource(tmp_path)).items()}
+    assert found == {"0.tar/s.1": {"author": "a"}, "0.tar/s.2": {"author": "b"}, "0.tar/t": {}}
+
+
 def test_a_tar_that_is_cut_short_gives_what_it_holds_and_one_reject(tmp_path):
     path = write_tar(tmp_path / "0.tar", [(f"{number}.png", png(number)) for number in range(4)])
     path.write_bytes(path.read_bytes()[: 2 * 1024 + 700])
@@ -307,6 +358,16 @@ def test_a_tar_that_is_cut_short_gives_what_it_holds_and_one_reject(tmp_path):
     with pytest.raises(InputError, match="unexpected end"):
         items[-1].read()
     assert source.read("0.tar/1") == png(1)
+    assert len(items) == 3
+
+
+def test_a_compressed_tar_is_a_reject_that_says_what_it_is(tmp_path):
+    write_tar(tmp_path / "plain.tar", [("0.png", png(0))])
+    (tmp_path / "packed.tar").write_bytes(gzip.compress((tmp_path / "plain.tar").read_bytes()))
+    items = {item.id: item for item in TarSource(tmp_path).items(["packed.tar", "plain.tar"])}
+    assert items.keys() == {"packed.tar/(unreadable 0)", "plain.tar/0"}
+    with pytest.raises(InputError, match=r"packed\.tar: "):
+        items["packed.tar/(unreadable 0)"].read()
 
 
 # Tables
@@ -444,19 +505,33 @@ def image_id(number):
     return f"{number:016x}"
 
 
-def write_list(path, numbers):
+def write_list(path, numbers, encoding="utf-8", end="\n"):
     rows = [
         f"{image_id(n)},train,https://o/{n}.jpg,https://www.flickr.com/{n},https://creativecommons.org/licenses/by/2.0/,"
         f'https://p/{n},"Doe, Jané {n}","a ""title"", {n}",123,abc==,,0.0'
         for n in numbers
     ]
-    path.write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
+    path.write_bytes((end.join([HEADER, *rows]) + end).encode(encoding))
     return path
 
 
 def origin(number):
     licence = "https://creativecommons.org/licenses/by/2.0/"
     return {"licence": licence, "author": f"Doe, Jané {number}", "source": f"https://www.flickr.com/{number}"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_list_of_open_images_is_read_as_a_spreadsheet_saves_it(tmp_path, encoding, end):
+    path = write_list(tmp_path / "train.csv", range(3), encoding, end)
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / "pictures" / f"{image_id(number)}.jpg").write_bytes(png(number))
+    source = OpenImagesSource([path], tmp_path / "pictures")
+    assert everything(source) == {f"train/{image_id(n)}": (png(n), origin(n)) for n in range(3)}
+    write_tar(tmp_path / "0.tar", [(f"{image_id(n)}.jpg", png(n)) for n in range(3)])
+    packed = OpenImagesTars(tmp_path / "0.tar", [path])
+    assert everything(packed) == {f"0.tar/{image_id(n)}": (png(n), origin(n)) for n in range(3)}
 
 
 def test_open_images_in_a_folder(tmp_path, monkeypatch):

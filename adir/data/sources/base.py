@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adir.errors import InputError
-from adir.images import PICTURE_SUFFIXES
 
 ATTRIBUTION = {
     "licence": ("licence", "license", "License", "LICENSE"),
@@ -15,9 +14,6 @@ ATTRIBUTION = {
     "source": ("source", "OriginalLandingURL", "source_url", "url", "OriginalURL"),
 }
 """What is kept of a picture's origin, and what data sets call it, the better name first."""
-
-NOT_TAKEN = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tga", ".psd", ".exr", ".hdr", ".dng")
-"""Listed to be rejected: Pillow reads these on some machines only, or cuts them to 8 bits unasked."""
 
 
 class SourceDown(InputError):
@@ -87,11 +83,3 @@ def each_id_once(items: Iterable[Item]) -> Iterator[Item]:
         else:
             read = functools.partial(fail, "an earlier picture of the corpus has the same id")
             yield Item(f"{item.id} ({times[item.id]})", read, {})
-
-
-def require_taken(name: str) -> None:
-    """Raise InputError for a picture file of a kind that is not taken."""
-    if name.lower().endswith(NOT_TAKEN):
-        raise InputError(
-            f"{name}: a kind of file that is not taken ({', '.join(PICTURE_SUFFIXES)} are); convert it to one of them"
-        )

@@ -1,24 +1,17 @@
 """A folder of picture files."""
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adir.data.sources.base import NOT_TAKEN, Item, Source, SourceDown, require_taken, storable
+from adir.data.sources.base import Item, Source, SourceDown, storable
 from adir.errors import InputError
-from adir.images import PICTURE_SUFFIXES
-
-
-def refuse(error: OSError) -> None:
-    """Stops a walk at a folder that cannot be listed, which os.walk would pass over with all that is in it."""
-    raise InputError(
-        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or take it away"
-    ) from error
+from adir.files import require_no_results, walk
+from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, require_taken
 
 
 class FolderSource(Source):
-    """All pictures below a folder; an id is the path below it, with forward slashes. Hidden files are passed over."""
+    """All pictures below a folder, listed as `adir.files.walk` does; an id is the path below it, with forward slashes."""
 
     kind = "folder"
 
@@ -26,17 +19,15 @@ class FolderSource(Source):
         self.folder = Path(str(path))  # of a folder called 2019, Hydra makes a number
         if not self.folder.is_dir():
             raise InputError(f"corpus folder {path}: no such folder")
+        require_no_results(self.folder)
         self.name = storable(self.folder.resolve().name)
         self.arguments = {"path": str(self.folder.resolve())}
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         empty = True
-        for where, folders, files in os.walk(self.folder, onerror=refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(PICTURE_SUFFIXES + NOT_TAKEN):
-                    empty = False
-                    yield (Path(where) / name).relative_to(self.folder).as_posix(), 1
+        for path in walk(self.folder, PICTURE_SUFFIXES + NOT_TAKEN):
+            empty = False
+            yield path.relative_to(self.folder).as_posix(), 1
         if empty:
             raise InputError(
                 f"corpus folder {self.folder}: no picture files ({', '.join(PICTURE_SUFFIXES)}) in it or below"

@@ -14,11 +14,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adir.data.sources.base import Item, Source, SourceDown, attribution_of
-from adir.data.sources.tars import TarSource
+from adir.data.sources.tars import Packed, TarSource
 from adir.errors import InputError
 
 BUCKET = "https://open-images-dataset.s3.amazonaws.com"
@@ -99,14 +99,14 @@ class OpenImagesTars(TarSource):
         names = ("licence", "author", "source")
         found = {}
         for path in self.lists:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:
                 for fields in csv.DictReader(file):
                     origin = attribution_of(fields)
                     found[fields["ImageID"]] = tuple(sys.intern(origin.get(name, "")) for name in names)
         return found
 
-    def attribution(self, sample: Mapping[str, object]) -> dict[str, str]:
-        origin = self._origins.get(str(sample["__key__"]).rpartition("/")[2], ())
+    def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
+        origin = self._origins.get(packed.picture.key.rpartition("/")[2], ())
         return {name: value for name, value in zip(("licence", "author", "source"), origin, strict=False) if value}
 
 
@@ -120,7 +120,7 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise InputError(f"Open Images list {path}: no such file")
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             header = next(csv.reader(file), [])
         missing = [name for name in NEEDED if name not in header]
         if missing:

@@ -10,6 +10,7 @@ import pyarrow.parquet as parquet
 
 from adir.data.sources.base import ATTRIBUTION, Item, Source, attribution_of, fail
 from adir.errors import InputError
+from adir.files import walk
 
 KEPT = tuple(spelling for spellings in ATTRIBUTION.values() for spelling in spellings)
 ROWS_AT_ONCE = 64
@@ -43,7 +44,7 @@ class ParquetSource(Source):
         if (column is None) != (value is None):
             raise InputError(f"Parquet corpus {path}: column={column} and value={value}: give both, or neither")
         self.folder, self.several = (path, True) if path.is_dir() else (path.parent, False)
-        self.files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        self.files = sorted(walk(path, (".parquet",))) if path.is_dir() else [path]
         if not self.files:
             raise InputError(f"Parquet corpus {path}: no *.parquet in it or below")
         self.image, self.column, self.id_column = image, column, id_column

@@ -20,7 +20,7 @@ from hydra.utils import get_object
 from adir.adaptation.modes import Mode
 from adir.configuration import config_dir
 from adir.errors import InputError
-from adir.files import hash_of
+from adir.files import hash_of, read_text
 from adir.harness.records.layout import file_name
 from adir.harness.records.record import Axes
 from adir.retrieval.leakage import LEFT_OUT
@@ -155,5 +155,5 @@ def ours(kind: str) -> dict[str, str]:
         own = {path: cls for path, cls in vars(module).items() if getattr(cls, "__module__", None) == module.__name__}
         names = {path: getattr(cls, "name", None) for path, cls in own.items()}
         return {name: f"{module.__name__}.{path}" for path, name in names.items() if isinstance(name, str)}
-    leaves = [yaml.safe_load(path.read_text()) for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")]
+    leaves = [yaml.safe_load(read_text(path)) for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")]
     return {leaf["name"]: leaf["_target_"] for leaf in leaves}

@@ -9,10 +9,9 @@ from typing import Any, TypeGuard
 from urllib.parse import quote
 
 from adir.errors import InputError
-from adir.files import LONGEST_NAME, read_json, with_hash, write_json
+from adir.files import LONGEST_NAME, RESULTS_MARKER, read_json, with_hash, write_json
 from adir.harness.records.record import SCHEMA
 
-MARKER = "adir-results.json"
 MARK = {"format": "adir results", "schema": SCHEMA}
 
 KINDS = {
@@ -64,7 +63,7 @@ class Layout:
     @property
     def marker(self) -> Path:
         """The file that marks the folder as results, so that nobody takes its pictures for a data set."""
-        return self.folder / MARKER
+        return self.folder / RESULTS_MARKER
 
     def mark(self) -> None:
         """Mark the folder as results, unless it is marked. Raises InputError where it holds results of another schema."""
@@ -107,7 +106,8 @@ class Layout:
 
     def _files(self, pattern: str) -> list[Path]:
         """Files in path order, without the hidden ones that other programs leave, such as macOS's ._a.json."""
-        return sorted(path for path in self.folder.glob(pattern) if not path.name.startswith("."))
+        depth = len(self.folder.parts)
+        return sorted(p for p in self.folder.glob(pattern) if not any(part[0] == "." for part in p.parts[depth:]))
 
     def plans(self) -> list[Path]:
         """Return the plans of all grids, in order of their names."""

@@ -15,7 +15,7 @@ from adir.harness.records.layout import Layout, is_hash, kind_of, losses_of, mer
 from adir.harness.records.planned import plan_cells
 from adir.harness.records.record import Record
 from adir.harness.records.sources import Sources
-from adir.images import decode_pixels, from_uint8, hash_of_picture, in_colour
+from adir.images import decode, from_uint8, hash_of_picture
 
 
 def files_of(record: Record) -> list[str]:
@@ -68,7 +68,7 @@ def content_fault(name: str, content: bytes) -> str | None:
             if listed["sha256"] != manifest_sha256(pictures) or not name.endswith(f"-{listed['sha256'][:10]}.json"):
                 return "its SHA-256 is not that of the pictures it lists, or not its name's"
         elif kind == "shown" and not name.endswith("-thumbnail.png"):
-            if hash_of_picture(from_uint8(in_colour(decode_pixels(content, name)))) != PurePosixPath(name).stem:
+            if hash_of_picture(from_uint8(decode(content, name))) != PurePosixPath(name).stem:
                 return "is another picture than its name says"
     except InputError as error:
         return str(error)

@@ -38,7 +38,7 @@ from adir.harness.running.stores import (
     StoredAdapter,
     keep_picture,
 )
-from adir.images import generator, hash_of_picture, read_image, write_png
+from adir.images import generator, hash_of_picture, read_png, write_png
 from adir.samplers.base import Restoration
 from adir.scoring.metrics import data_consistency_residual
 
@@ -292,7 +292,7 @@ def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
 
 def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
     """Scores of a restored picture as its file holds it, so that scoring again gives the same; the residual beside them."""
-    x_hat = read_image(picture)
+    x_hat = read_png(picture)
     scores = scores_of(cell.scoring.score(x_hat, x, task.prompt))
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
     told = {"value": float(residual), "direction": "none", "version": "1", "sigma_y": task.sigma_y}

@@ -6,7 +6,7 @@ from typing import Any
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.harness.tracking.base import GuardedTracking, Record, loss_curves, mean_curve, records_of, summary_of
-from adir.images import read_image
+from adir.images import read_png
 
 
 class TensorboardTracking(GuardedTracking):
@@ -36,7 +36,7 @@ class TensorboardTracking(GuardedTracking):
             if score.value is not None:
                 self._writer.add_scalar(f"scores/{name}", score.value, step)
         if record.status == "done":
-            self._writer.add_image("restored", (read_image(picture) + 1) / 2, step)
+            self._writer.add_image("restored", (read_png(picture) + 1) / 2, step)
 
     def closed(self, cell: Cell) -> None:
         """Losses and means, then the file is closed."""

@@ -132,3 +132,20 @@ def test_the_places_of_a_folder_are_of_the_kinds_that_a_submission_may_hold(tmp_
     assert {kind: kind_of(path.as_posix()) for kind, path in places.items()} == {kind: kind for kind in places}
     assert kind_of(layout.picture(sha256, thumbnail=True).as_posix()) == "shown"
     assert kind_of(layout.adapter(sha256).as_posix()) is None  # too large to send
+
+
+def test_cells_behind_a_link_and_notes_of_other_programs_are_read_as_a_run_reads_them(tmp_path: Path) -> None:
+    results = tmp_path / "runs"
+    paths = put(results, [made_record("a"), made_record("b")])
+    put_plan(results, [made_record("a")], ["a", "b"], {})
+    board = load_board(results)
+    for path in [*paths, *Layout(results).plans()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")  # what macOS writes beside files elsewhere
+    (backbone,) = (results / "cells").iterdir()
+    backbone.rename(tmp_path / "scratch")
+    backbone.symlink_to(tmp_path / "scratch")
+    (results / "cells" / ".old").symlink_to(tmp_path / "scratch")
+    assert [path.name for path in Layout(results).records()] == ["a.json", "b.json"]
+    assert len(Layout(results).plans()) == 1
+    again = load_board(results)
+    assert (again.rows, again.notes) == (board.rows, board.notes)
