@@ -102,12 +102,14 @@ class RandomPictures(Mode):
     """Control: tune on K pictures drawn at random, the same for every task."""
 
     name: str = "random"
-    encoder: ClassVar[str | None] = "knn"  # proposes the crops of a test picture, which are left out as for `knn`
+    encoder: ClassVar[str | None] = "knn"  # its distances are not used; a mode without an encoder has no corpus
     follows_y: ClassVar[bool] = False
 
     def choose(self, surroundings: Surroundings, k: int, generator: torch.Generator) -> list[Chosen]:
         """Return k pictures drawn without replacement; for a smaller k, the first of them."""
         ids = surroundings.ids
         if k > len(ids):
-            raise InputError(f"K={k} pictures asked, {len(ids)} are left after leaving out copies of the test picture")
+            raise InputError(
+                f"K={k} pictures asked, {len(ids)} different ones are left without copies of the test picture"
+            )
         return [Chosen(ids[row], None) for row in torch.randperm(len(ids), generator=generator)[:k].tolist()]

@@ -5,10 +5,12 @@ import hashlib
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
-from adir.data.fingerprints import Fingerprints, fingerprints, near_duplicates
+from adir.data.fingerprints import fingerprint
 from adir.errors import InputError
+from adir.images import hash_of_picture
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
@@ -82,12 +84,31 @@ class Corpus:
         return None
 
     @functools.cached_property
-    def _fingerprints(self) -> Fingerprints:
-        return fingerprints(map(self.image, self.ids))
+    def fingerprints(self) -> Sequence[np.ndarray]:
+        """(n, 16, 16) int8 fingerprints (adir.data.fingerprints) of all pictures, in arrays whose rows `ids_of` names."""
+        return [np.stack([fingerprint(self.image(image_id)) for image_id in self.ids])]
 
-    def near_duplicates(self, x: Tensor) -> set[str]:
-        """Ids of the pictures that equal (3, H, W) picture x in [-1, 1], or nearly so (adir.data.fingerprints)."""
-        return {self.ids[row] for row in near_duplicates(x, self._fingerprints)}
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of rows of the fingerprints, counted over all arrays."""
+        return [self.ids[row] for row in rows.tolist()]
+
+    @functools.cached_property
+    def repeats(self) -> frozenset[str]:
+        """Ids of the pictures with the pixels of another that has a smaller id: among neighbours they do not count again.
+
+        Pictures with equal fingerprints are read and compared.
+        """
+        hashes = np.array([hash(one.tobytes()) for part in self.fingerprints for one in part])
+        _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        rows = np.flatnonzero(counts[which] > 1)
+        known: set[str] = set()
+        repeats = []
+        for image_id in sorted(self.ids_of(rows)):
+            pixels = hash_of_picture(self.image(image_id))
+            if pixels in known:
+                repeats.append(image_id)
+            known.add(pixels)
+        return frozenset(repeats)
 
     def own_index(self, encoder: EncoderIdentity) -> NeighbourIndex | None:
         """The index that the corpus was opened with; None where it has none. Raises InputError where another encoder made

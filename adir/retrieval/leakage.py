@@ -1,102 +1,272 @@
-"""Near-duplicates that are crops: a corpus picture that a test picture was cut from, or that was cut from it.
+"""The rule that keeps copies of a test picture x out of its neighbours: adapted to x itself, a denoiser would look good for
+the wrong reason.
 
-A perceptual hash does not survive a crop, and no threshold on an embedding tells a crop from another picture of the same
-thing: with the embedded encoder, crops to 90 % of the sides lie 0.26 to 0.7 rad from their original, and the nearest other
-picture may be 0.14 rad away. So embedding distance proposes, and laying one picture over the other decides.
+A corpus picture z is a copy of x if, after one of the 8 symmetries of the square (flips and quarter turns), one of the two
+lies in the other as a window of at least 80 % of its width and of its height. The whole picture is such a window. Both are
+compared as luma with correlation coefficients, so colour, brightness and contrast do not matter.
+
+Every picture of the corpus is compared, in three steps, each on what the one before leaves:
+
+1. Fingerprints at 8x8, windows at steps of 1/16 of the side. Left are those that correlate by COARSE, and the MOST_COARSE best.
+2. Fingerprints at 16x16, windows at steps of 1/32. Left are those that correlate by FINE, and the MOST_FINE best, each with
+   its best window.
+3. The pictures themselves, the window at 32x32 with its edges moved to the best 1/128. Those whose detail (less its 5x5
+   surroundings) correlates by DETAIL are copies: two skies or two walls have the same shading, but not the same detail.
+
+No encoder has a say, so all modes of adaptation leave out the same pictures. results/quality/leakage.md has the
+measurements behind the thresholds. One core takes 60 ms for a test picture and a corpus of 1,000, and 5 s a million more.
 """
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adir.data.base import Corpus, NeighbourIndex
-from adir.data.fingerprints import DIFFERENCE, HAMMING
-from adir.retrieval.encoders.base import Encoder
+from adir.data.base import Corpus
+from adir.data.fingerprints import SIDE, fingerprint, grey
 
-PROPOSED = 32
-"""How many nearest pictures of x, and of its mirror image, are looked at."""
-CORRELATION = 0.96
-"""Of grey levels, from which on a picture may be a window of another,"""
-DETAIL = 0.7
-"""and of detail, from which on it is."""
+WINDOW = 0.8
+"""Least width and height of a window, relative to the whole."""
+COARSE, MOST_COARSE = 0.85, 128
+"""Correlation of fingerprints at 8x8 from which on all are looked at again, and how many are in any case: fine textures
+correlate less, as a window seldom meets their cells,"""
+FINE, MOST_FINE = 0.87, 16
+"""the same at 16x16,"""
+DETAIL = 0.9
+"""and the correlation of detail at 32x32 from which on a picture is a copy."""
 LEFT_OUT = {
-    "hamming": HAMMING,
-    "difference": DIFFERENCE,
-    "proposed": PROPOSED,
-    "correlation": CORRELATION,
+    "version": 2,
+    "window": WINDOW,
+    "coarse": [COARSE, MOST_COARSE],
+    "fine": [FINE, MOST_FINE],
     "detail": DETAIL,
 }
-"""The rule by which copies and crops of a test picture are no neighbours of it, for the identity of what follows from it."""
-SIDE = 16  # pixels of the window's side when it is compared
-SCALES = tuple(0.96**step for step in range(13))  # sides of the window relative to the whole: 1 to 0.61
+"""The rule, for the identity of what follows from it. Raise the version where the same thresholds leave out others."""
+WHOLE = 64  # pixels of the side of a picture that windows are cut from
+COMPARED = 32  # pixels of the side of a window when its detail is compared
+BLOCK = 512  # a product with 1,600 patterns then takes 3 MB
+VIEWS = 8
+Interval = tuple[float, float]  # first and last edge of a window in one direction, in cells of a fingerprint
 
 
-def crops(x: Tensor, corpus: Corpus, index: NeighbourIndex, encoder: Encoder) -> set[str]:
-    """Ids of corpus pictures of which (3, H, W) picture x in [-1, 1], or its mirror image, is a crop, or that are crops of it.
+def copies(x: Tensor, corpus: Corpus) -> set[str]:
+    """Return the ids of the pictures of a corpus that are copies of (3, H, W) picture x in [-1, 1].
 
-    Found among the PROPOSED nearest by embedding. Of 31 pictures each of Caltech-101 and of the embedded corpus, mirrored, cut
-    and saved as JPEG of quality 75, all were found that keep 80 % of the sides or more; of those that keep 70 %, 31 and 25
-    (the rest are nearly flat), of those that keep 60 %, 27 and 25.  Crops of fine
-    texture alone (grass, a field of stars) are missed.  Beside them, 7 pairs of Caltech-101 were found, which are
-    copies, and 16 in the embedded corpus, which holds overlapping fields.
+    Of a flat x, whose fingerprint is zero, only equal pictures are copies.
     """
-    views = torch.stack([x, x.flip(-1)])
-    found, _ = index.search(encoder.image(views), min(PROPOSED, len(index)))
-    names = sorted({name for ids in found for name in ids})
-    others = [corpus.image(name) for name in names]
-    correlation = torch.stack([window_correlations(view, others) for view in views]).amax(0)
-    return {name for name, value in zip(names, correlation.tolist(), strict=True) if value >= DETAIL}
+    if not fingerprint(x).any():
+        flat = [~part.any((1, 2)) for part in corpus.fingerprints]
+        names = corpus.ids_of(np.flatnonzero(np.concatenate(flat)))
+        return {name for name in names if torch.equal(corpus.image(name), x)}
+    whole = grey(x, WHOLE)
+    coarse = Coarse(whole)
+    blocks = (part[start : start + BLOCK] for part in corpus.fingerprints for start in range(0, len(part), BLOCK))
+    rows = promising(torch.cat([coarse.correlations(as_floats(block)) for block in blocks]), COARSE, MOST_COARSE)
+    correlations, places = Fine(whole).places(as_floats(rows_of(corpus.fingerprints, rows)))
+    left = promising(correlations, FINE, MOST_FINE)
+    others = zip(corpus.ids_of(rows[left]), left.tolist(), strict=True)
+    return {
+        name
+        for name, number in others
+        if detail_correlation(whole, grey(corpus.image(name), WHOLE), places[number]) >= DETAIL
+    }
 
 
-def window_correlations(x: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """(N,) how well x fits as a window into each other picture, or that into x, over all places and SCALES: the largest
-    correlation coefficient of the detail at 16x16 where that of the grey levels is at least CORRELATION; -1 where it never is.
-    """
-    x, several = at_64(x), torch.cat([at_64(other) for other in others])
-    best = torch.full((len(others),), -1.0)
-    for scale in SCALES:
-        side = round(SIDE / scale)
-        here = matches(shrunk(several, side), shrunk(x, SIDE))[:, 0]  # x as a window of the others
-        there = matches(shrunk(x, side), shrunk(several, SIDE))[0]  # the others as windows of x
-        best = torch.maximum(best, torch.maximum(here, there))
-    return best
+def promising(correlations: Tensor, least: float, most: int) -> np.ndarray:
+    """Return the rows of all correlations from `least` on, and of the `most` largest in any case."""
+    values = correlations.numpy()
+    kth = np.partition(values, -most)[-most] if len(values) > most else -1.0
+    return np.flatnonzero(values >= min(least, kth))
 
 
-def matches(wholes: Tensor, windows: Tensor) -> Tensor:
-    """(B, A) correlation of detail of each of (A, 3, s, s) windows with its best place in each of (B, 3, n, n) wholes."""
-    alike = correlations(wholes, windows) >= CORRELATION
-    detail = correlations(detail_of(wholes), detail_of(windows))
-    return detail.where(alike, -1).amax((2, 3))
+def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Return some rows, counted over all parts, in rising order."""
+    first, taken = 0, []
+    for part in parts:
+        here = rows[(rows >= first) & (rows < first + len(part))]
+        taken.append(part[here - first])
+        first += len(part)
+    return np.concatenate(taken)
+
+
+def as_floats(fingerprints: np.ndarray) -> Tensor:
+    """Return them as float32."""
+    return torch.from_numpy(fingerprints.astype(np.float32))
+
+
+class Coarse:
+    """All windows and placements of one picture at 8x8, in all views: 1,600 patterns."""
+
+    def __init__(self, whole: Tensor) -> None:
+        """whole: (64, 64) luma."""
+        windows = standardized(halved(separable(cuts(1.0), whole)))
+        masks, self.masks, self.which = coarse_masks()
+        placed = standardized_within(halved(separable(placements(1.0)[0], whole)), masks)
+        self.windows, self.placed = (symmetries(patterns).flatten(0, 1).flatten(1) for patterns in (windows, placed))
+
+    def correlations(self, fingerprints: Tensor) -> Tensor:
+        """Return the (n,) largest correlation of each of (n, 16, 16) fingerprints with any pattern."""
+        others = standardized(halved(fingerprints)).flatten(1).T
+        as_windows = (self.windows @ others).amax(0)
+        as_wholes = ((self.placed @ others) * inverse_lengths(others, self.masks)[self.which]).amax(0)
+        return torch.maximum(as_windows, as_wholes)
+
+
+class Fine:
+    """All windows and placements of one picture at 16x16, in one view: the others are turned instead."""
+
+    def __init__(self, whole: Tensor) -> None:
+        """whole: (64, 64) luma."""
+        self.windows = standardized(separable(cuts(0.5), whole)).flatten(1)
+        placed, self.masks = placements(0.5)
+        self.placed = standardized_within(separable(placed, whole), self.masks).flatten(1)
+
+    def places(self, fingerprints: Tensor) -> tuple[Tensor, list["Place"]]:
+        """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and where each is found."""
+        others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
+        as_windows = self.windows @ others
+        as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks.flatten(1))
+        several = torch.stack([as_windows, as_wholes]).unflatten(2, (VIEWS, len(fingerprints)))
+        best, where = several.flatten(0, 2).max(0)
+        return best, [place_of(number) for number in where.tolist()]
+
+
+class Place(tuple[bool, int, Interval, Interval]):
+    """(whether the other picture is the whole, its view, rows and columns of the window)."""
+
+
+def place_of(number: int) -> Place:
+    """Return the place that has a number among (direction, window's rows, its columns, view)."""
+    edges = intervals(0.5)
+    number, view = divmod(number, VIEWS)
+    number, column = divmod(number, len(edges))
+    other_is_whole, row = divmod(number, len(edges))
+    return Place((bool(other_is_whole), view, edges[row], edges[column]))
+
+
+def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
+    """Return the largest correlation of detail between two (64, 64) pictures near a place."""
+    other_is_whole, view, rows, columns = place
+    other = symmetries(other)[view]
+    whole, window = (other, x) if other_is_whole else (x, other)
+    target = functional.interpolate(window[None, None], (COMPARED, COMPARED), mode="bilinear", antialias=True)[0]
+    shading, detail = standardized(target), standardized(detail_of(target))
+    correlation = -1.0
+    for step in (0.25, 0.125):
+        vertical, horizontal = near(rows, step), near(columns, step)
+        cut = separable(cutting(vertical, COMPARED), whole, cutting(horizontal, COMPARED))
+        details = (standardized(detail_of(cut)) * detail).sum((1, 2))
+        best = int((details + (standardized(cut) * shading).sum((1, 2))).argmax())
+        rows, columns = vertical[best // len(horizontal)], horizontal[best % len(horizontal)]
+        correlation = details[best].item()
+    return correlation
+
+
+def near(edges: Interval, step: float) -> list[Interval]:
+    """Return the interval with either edge moved by a step outwards, inwards or not at all, within the picture."""
+    moves = (-step, 0.0, step)
+    return [(max(0.0, edges[0] + a), min(float(SIDE), edges[1] + b)) for a, b in product(moves, moves)]
+
+
+@cache
+def intervals(step: float) -> list[Interval]:
+    """Return the windows of one direction: all of at least WINDOW of the side, at steps in cells; the whole is first."""
+    sizes = [SIDE - number * step for number in range(SIDE) if SIDE - number * step >= WINDOW * SIDE - step / 2]
+    return [(k * step, k * step + size) for size in sizes for k in range(round((SIDE - size) / step) + 1)]
+
+
+@cache
+def cuts(step: float) -> Tensor:
+    """Return (W, 16, 64) matrices that cut each interval out of 64 pixels and show it in 16 cells."""
+    return cutting(intervals(step), SIDE)
+
+
+@cache
+def placements(step: float) -> tuple[Tensor, Tensor]:
+    """Return (W, 16, 64) matrices that show 64 pixels in each interval of 16 cells, zero in cells that are not all inside;
+    and (W * W, 16, 16) masks of the cells that are, for each interval of rows with each of columns."""
+    cells = torch.arange(SIDE)
+    matrices, inside = [], []
+    for a, b in intervals(step):
+        within = (cells >= a) & (cells + 1 <= b)
+        centres = (cells.double() + 0.5 - a) / (b - a) * WHOLE
+        matrices.append(triangles(centres, WHOLE / (b - a), 0, WHOLE) * within[:, None])
+        inside.append(within.float())
+    rows = torch.stack(inside)
+    return torch.stack(matrices), torch.einsum("ai,bj->abij", rows, rows).flatten(0, 1)
+
+
+@cache
+def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
+    """Return the masks of placements at 8x8; the different ones of their 8 views, (M, 64); which of these each view has."""
+    masks = (halved(placements(1.0)[1]) == 1).float()
+    different, which = symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
+    return masks, different, which
+
+
+def cutting(edges: Sequence[Interval], n: int) -> Tensor:
+    """Return (W, n, 64) matrices that cut intervals, in cells of a fingerprint, out of 64 pixels and show them at n."""
+    low, high = (torch.tensor(edges, dtype=torch.float64) * WHOLE / SIDE).T[..., None]
+    width = (high - low) / n
+    return triangles(
+        low + (torch.arange(n) + 0.5) * width, width.clamp_min(1.0)[..., None], low[..., None], high[..., None]
+    )
+
+
+def triangles(centres: Tensor, half: Tensor | float, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Return (..., n, 64) weights of pixels around (..., n) centres, falling linearly to 0 at distance `half`; none beyond low
+    and high."""
+    at = torch.arange(WHOLE, dtype=torch.float64) + 0.5
+    weights = (1 - (at - centres[..., None]).abs() / half).clamp_min(0) * ((at >= low) & (at <= high))
+    return (weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)).float()
+
+
+def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Return (V * W, n, n): (S, S) x, its rows resampled by each of (V, n, S), its columns by each of (W, n, S) matrices."""
+    columns = rows if columns is None else columns
+    both = (rows.flatten(0, 1) @ x) @ columns.flatten(0, 1).T
+    n = rows.shape[1]
+    return both.unflatten(1, (-1, n)).unflatten(0, (-1, n)).transpose(1, 2).flatten(0, 1)
+
+
+def symmetries(batch: Tensor) -> Tensor:
+    """Return (8, ..., n, n): the four quarter turns of (..., n, n), and those of its mirror image."""
+    return torch.stack([torch.rot90(view, turns, (-2, -1)) for view in (batch, batch.flip(-1)) for turns in range(4)])
+
+
+def halved(batch: Tensor) -> Tensor:
+    """Return (B, n/2, n/2): means of 2x2."""
+    return functional.avg_pool2d(batch, 2)
 
 
 def detail_of(batch: Tensor) -> Tensor:
-    """Less its 5x5 surroundings: two skies or two walls have the same shading, but not the same detail."""
-    around = functional.avg_pool2d(functional.pad(batch, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    return batch - around
+    """Return (B, n, n) less their 5x5 surroundings."""
+    around = functional.avg_pool2d(functional.pad(batch[:, None], (2, 2, 2, 2), mode="replicate"), 5, 1)
+    return batch - around[:, 0]
 
 
-def at_64(x: Tensor) -> Tensor:
-    """(1, 3, 64, 64) of (3, H, W), antialiased: from here on, sizes do not matter."""
-    return functional.interpolate(x[None], (64, 64), mode="bilinear", antialias=True)
+def standardized(batch: Tensor) -> Tensor:
+    """Return (B, n, n) less their means, of length 1: then sums of products are correlation coefficients. Flat ones are 0."""
+    batch = batch - batch.mean((-2, -1), keepdim=True)
+    length = batch.flatten(-2).norm(dim=-1)[..., None, None]
+    return batch / length.clamp_min(1e-6)
 
 
-def shrunk(batch: Tensor, side: int) -> Tensor:
-    """(B, 3, side, side), antialiased."""
-    return functional.interpolate(batch, (side, side), mode="bilinear", antialias=True)
+def standardized_within(batch: Tensor, masks: Tensor) -> Tensor:
+    """Return (B, n, n), zero outside of their masks, of mean 0 and length 1 inside."""
+    batch = batch * masks
+    batch = (batch - batch.sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True)) * masks
+    return batch / batch.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-6)
 
 
-def correlations(wholes: Tensor, windows: Tensor) -> Tensor:
-    """(B, A, m, m) correlation coefficients of (A, 3, s, s) windows with all m = n - s + 1 places of (B, 3, n, n) wholes, in
-    [-1, 1]. Flat ones correlate with nothing."""
-    size = windows[0].numel()
-    windows = windows - windows.mean((1, 2, 3), keepdim=True)
-    ones = torch.ones_like(windows[:1])
-    mean = functional.conv2d(wholes, ones) / size
-    variance = functional.conv2d(wholes**2, ones) - size * mean**2
-    length = windows.flatten(1).norm(dim=1)[None, :, None, None]
-    # 1 grey level of 255 as the least spread: rounding noise in a flat window would correlate by chance
-    least = size**0.5 / 127.5
-    products = functional.conv2d(wholes, windows)
-    return products / (length.clamp_min(least) * variance.clamp_min(least**2).sqrt())
+def inverse_lengths(vectors: Tensor, masks: Tensor) -> Tensor:
+    """Return (M, N): 1 / length of each of (D, N) vectors within each of (M, D) masks, less its mean there.
+
+    1e-4 is the least squared length, of vectors whose own is 1: what is flat within a mask correlates with nothing.
+    """
+    squares = masks @ vectors**2 - (masks @ vectors) ** 2 / masks.sum(1, keepdim=True)
+    return squares.clamp_min(1e-4).rsqrt()

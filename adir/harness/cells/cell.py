@@ -62,8 +62,7 @@ class Cell:
     corpus: Corpus | None
     """D_IA; None in modes without neighbours."""
     encoder: Encoder | None
-    """Where neighbours are looked for; None in modes without. `random` has that of `knn`, which proposes the crops of a test
-    picture that both leave out."""
+    """Where neighbours are looked for; None in modes without a corpus."""
     feeding: str
     """How y is shown to it (adir.retrieval.query)."""
     seed: int

@@ -40,7 +40,7 @@ from adir.harness.running.worker import picture_shapes
 from adir.images import generator, png_bytes, to_uint8
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
-from adir.retrieval.leakage import PROPOSED, crops
+from adir.retrieval.leakage import copies
 from adir.scoring.metrics import data_consistency_residual
 
 RECORD_MB = 0.03
@@ -95,6 +95,8 @@ class Scored:
     peak_mb: float
 
 
+FEW = 32
+"""Pictures of a corpus that are embedded to see how long one takes."""
 _calibrations: dict[str, Any] = {}
 """What was measured in this process, by what it depends on: the cells of a grid share most of it."""
 
@@ -241,17 +243,16 @@ def retrieval_seconds(corpus: Corpus, encoder: Encoder, x: Tensor, query: Tensor
     """As `find_neighbours` does it, on the first few pictures of the corpus; with an index on disk, on all of it."""
     device = torch.device("cpu")
     forget_peak_memory(device)
-    few = Part(corpus, corpus.ids[:PROPOSED])
+    few = Part(corpus, corpus.ids[:FEW])
     share = len(corpus) / len(few)
     index, embeddings = timed(lambda: Index.build(few, encoder))
     own = corpus.own_index(encoder)
-    fingerprints = timed(lambda: few.near_duplicates(x))[1] if own is None else 0.0
+    fingerprints = timed(lambda: few.fingerprints)[1] if own is None else 0.0
     looked_in = few if own is None else corpus
     searched = index if own is None or own.approximate else own
 
     def run() -> None:
-        looked_in.near_duplicates(x)
-        crops(x, few, index, encoder)
+        copies(x, looked_in)
         searched.search(encoder.image(query[None]), 1)
 
     run()

@@ -28,6 +28,7 @@ from adir.harness.records.planned import PlannedCell, plan_cells
 from adir.harness.records.record import SCHEMA
 from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import leave_to_the_launching_process
+from adir.harness.running.neighbours import require_enough
 from adir.harness.running.stores import MeasurementStore, OtherPicture, read_note
 from adir.harness.running.worker import Options, Outcome, picture_hashes, require_test_pictures, run_cell
 
@@ -108,6 +109,7 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
             cell = dataclasses.replace(cell, configuration=asked)
         require_test_pictures(cell)
         require_same_pictures(cell)
+        require_enough(cell)
     except InputError as error:
         return Refused(cfg, error, lacking)
     if cell.corpus is not None:

@@ -7,13 +7,14 @@ import torch
 
 from adir.adaptation.modes import Chosen
 from adir.data.base import Corpus, NeighbourIndex
+from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
-from adir.images import generator
+from adir.images import generator, hash_of_picture
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
-from adir.retrieval.leakage import crops
+from adir.retrieval.leakage import copies
 from adir.retrieval.query import query_picture
 
 
@@ -29,8 +30,13 @@ class CorpusAround:
 
     @property
     def ids(self) -> list[str]:
-        """Every picture that may be chosen, sorted."""
-        return [name for name in self.corpus.ids if name not in self.excluded]
+        """Every picture that may be chosen, sorted. Of equal pictures, only the one with the smallest id may."""
+        return [name for name in self.corpus.ids if name not in self.hidden]
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """What may not be chosen."""
+        return self.excluded | self.corpus.repeats
 
     def nearest(self, k: int) -> list[Chosen]:
         """Return the k pictures nearest to y in the encoder's measure, nearest first."""
@@ -38,7 +44,7 @@ class CorpusAround:
         assert encoder is not None
         index = corpus_index(self.corpus, encoder, Layout(self.cell.results).embeddings)
         query = task.query(encoder, query_picture(task, self.y, self.cell.feeding, encoder.input_size))
-        ids, distances = index.search(query, k, exclude=[set(self.excluded)])
+        ids, distances = index.search(query, k, exclude=[self.hidden])
         return [Chosen(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)]
 
 
@@ -51,17 +57,46 @@ def find_neighbours(
     for a user's own picture.
     """
     assert cell.corpus is not None
-    excluded = left_out(cell, x) if x is not None else []
+    excluded = left_out(cell.corpus, x) if x is not None else []
     around = CorpusAround(cell, cell.corpus, y, frozenset(excluded))
     drawn = generator(cell.seed, image_id, "random neighbours")
     return cell.mode.choose(around, cell.k, drawn), excluded
 
 
-def left_out(cell: Cell, x: torch.Tensor) -> list[str]:
-    """Ids of corpus pictures that are copies or crops of x, sorted: the same for `knn` and `random`."""
-    assert cell.corpus is not None and cell.encoder is not None
-    index = corpus_index(cell.corpus, cell.encoder, Layout(cell.results).embeddings)
-    return sorted(cell.corpus.near_duplicates(x) | crops(x, cell.corpus, index, cell.encoder))
+_copies: dict[tuple[str, str], list[str]] = {}
+"""Cells of several tasks and modes ask for the same."""
+
+
+def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
+    """Return the ids of corpus pictures that are copies of x, sorted: the same for all modes."""
+    key = (corpus.sha256, hash_of_picture(x))
+    if key not in _copies:
+        _copies[key] = sorted(copies(x, corpus))
+    return _copies[key]
+
+
+ROOM = 100
+"""A corpus this much larger than K is taken to be large enough without counting the copies of each test picture."""
+
+
+def require_enough(cell: Cell) -> None:
+    """Raise InputError where the corpus holds fewer than K pictures for a test picture: equal ones count once, copies of the
+    test picture not at all. Embeds nothing."""
+    if cell.corpus is None:
+        return
+    repeats, image_id = cell.corpus.repeats, None
+    left = len(cell.corpus) - len(repeats)
+    if cell.k <= left < cell.k + ROOM:
+        left, image_id = min(
+            (len(cell.corpus) - len(repeats.union(left_out(cell.corpus, cell.data.image(image_id)))), image_id)
+            for image_id in cell.data.ids
+        )
+    if cell.k > left:
+        where = "" if image_id is None else f" for test picture {image_id}"
+        raise InputError(
+            f"K={cell.k} neighbours asked, but {left} of {len(cell.corpus)} pictures of the corpus are left{where}: its copies "
+            "do not count, and equal pictures count once; lower K or enlarge the corpus"
+        )
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from adir.data.decoding import decoded
-from adir.data.fingerprints import coarse_colours, packed_hash, thumbnail
+from adir.data.fingerprints import fingerprint
 from adir.data.sources.base import Item, Source, SourceDown, each_id_once, storable
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, write_json
@@ -284,8 +284,7 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> Loaded | str:
             sha256_of_bytes(content),
             len(content),
             (pixels.shape[0], pixels.shape[1]),
-            packed_hash(pixels),
-            coarse_colours(thumbnail(x)),
+            fingerprint(x),
             item.attribution,
         )
         return Loaded(picture, encoder.prepare(x))

@@ -206,7 +206,7 @@ class VectorIndex:
             if len(found) < k:  # then all there are were candidates
                 raise InputError(
                     f"K={k} neighbours asked, but of {len(self)} pictures {len(rows) - len(found)} are left out as copies "
-                    "of the test picture: lower K or enlarge the corpus"
+                    "of the test picture or of one another: lower K or enlarge the corpus"
                 )
             ids.append([name for _, name in found[:k]])
             distances[number] = self._distances([square for square, _ in found[:k]])

@@ -1,7 +1,7 @@
 """The index on disk, and the corpus that it describes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from adir.data.base import Corpus, EncoderIdentity
 from adir.data.corpus import read_again
-from adir.data.fingerprints import is_copy, may_be_copy
 from adir.data.sources.base import Source
 from adir.data.sources.folder import FolderSource
 from adir.data.sources.open_images import OpenImagesSource, OpenImagesTars
@@ -185,6 +184,13 @@ class IndexedCorpus(Corpus):
     def rejects(self) -> dict[str, str]:  # type: ignore[override]
         return {name: reason for shard in self.index.rejecting for name, reason in shard.rejects.items()}
 
+    @cached_property
+    def fingerprints(self) -> Sequence[np.ndarray]:
+        return [shard.columns["fingerprint"] for shard in self.index.shards]
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        return self.index.ids_of(rows)
+
     def attribution(self, image_id: str) -> dict[str, str]:
         shard, row = self._found(image_id)
         return shard.attribution(row)
@@ -193,16 +199,6 @@ class IndexedCorpus(Corpus):
         shard, row = self._found(image_id)
         remedy = f"build the index {self.index.folder} anew"
         return read_again(self.source, image_id, shard.picture_sha256(row), remedy)
-
-    def near_duplicates(self, x: Tensor) -> set[str]:
-        """As of the base class: by the fingerprints in the shards, and the few pictures that these leave."""
-        found = set()
-        for shard in self.index.shards:
-            for row in np.flatnonzero(may_be_copy(shard.columns["bits"], shard.columns["colours"], x)).tolist():
-                image_id = shard.id(row)
-                if is_copy(x, self.image(image_id)):
-                    found.add(image_id)
-        return found
 
     def _found(self, image_id: str) -> tuple[Shard, int]:
         place = self.index.find(image_id)

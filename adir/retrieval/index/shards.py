@@ -18,11 +18,12 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
+from adir.data.fingerprints import SIDE
 from adir.errors import InputError
 from adir.files import write_bytes
 from adir.retrieval.index.search import Part, part_of
 
-SCHEMA = 1
+SCHEMA = 2
 DTYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8, "I64": np.int64, "I32": np.int32}
 COLUMNS = (
     "embeddings",
@@ -30,8 +31,7 @@ COLUMNS = (
     "sha256",
     "n_bytes",
     "size",
-    "bits",
-    "colours",
+    "fingerprint",
     "ids",
     "ids_end",
     "notes",
@@ -48,10 +48,8 @@ class Picture(NamedTuple):
     n_bytes: int
     size: tuple[int, int]
     """Height and width in pixels."""
-    bits: np.ndarray
-    """(8,) uint8: its perceptual hash."""
-    colours: np.ndarray
-    """(48,) int8: see duplicates.coarse_colours."""
+    fingerprint: np.ndarray
+    """(16, 16) int8 (adir.data.fingerprints)."""
     attribution: Mapping[str, str]
     """Licence, author and source, as far as they are known."""
 
@@ -86,8 +84,7 @@ def write_shard(
         "sha256": np.frombuffer(b"".join(bytes.fromhex(p.sha256) for p in rows), np.uint8).reshape(-1, 32),
         "n_bytes": np.array([p.n_bytes for p in rows], np.int64),
         "size": np.array([p.size for p in rows], np.int32).reshape(-1, 2),
-        "bits": np.array([p.bits for p in rows], np.uint8).reshape(-1, 8),
-        "colours": np.array([p.colours for p in rows], np.int8).reshape(-1, 48),
+        "fingerprint": np.array([p.fingerprint for p in rows], np.int8).reshape(-1, SIDE, SIDE),
         "ids": ids,
         "ids_end": ids_end,
         "notes": notes,
