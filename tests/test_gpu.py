@@ -5,7 +5,7 @@ import torch
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion

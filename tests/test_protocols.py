@@ -9,7 +9,7 @@ import pytest
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import Adapter
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.base import Backbone, Denoiser, PixelBackbone
 from adir.backbones.guided_diffusion import GuidedDiffusion

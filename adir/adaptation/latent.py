@@ -6,7 +6,7 @@ noise `eps` of its latent's shape, `posterior_noise` for the VAE's draw, `prompt
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from adir.adaptation.crops import crop_side
 from adir.adaptation.holes import random_hole
 from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionX4
 from adir.tasks.base import Task
+
+if TYPE_CHECKING:
+    from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionX4
 
 
 def latent_crops(
@@ -48,7 +51,7 @@ class LatentCrops(IterableDataset):
 
     def __init__(
         self,
-        backbone: StableDiffusion,
+        backbone: "StableDiffusion",
         pictures: list[Tensor],
         crop_size: int,
         flip: bool,
@@ -99,7 +102,7 @@ class UpscalingCrops(LatentCrops):
 
     def __init__(
         self,
-        backbone: StableDiffusionX4,
+        backbone: "StableDiffusionX4",
         pictures: list[Tensor],
         crop_size: int,
         flip: bool,

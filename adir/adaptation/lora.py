@@ -11,10 +11,6 @@ from torch import Tensor, nn
 
 from adir.adaptation.exchange import copy_into, exchange, on_cpu, require_fit
 
-# peft imports bitsandbytes where it is installed, which then warns of a kernel for 4-bit weights that nobody here uses.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-from peft import LoraConfig, get_peft_model  # noqa: E402
-
 
 @dataclass(frozen=True)
 class Lora:
@@ -164,6 +160,11 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
         raise ValueError(
             f"adapter=lora: this {type(network).__name__} carries an adapter of peft already: remove it first"
         )
+    # Here: peft takes 3 s to import. It imports bitsandbytes where it is installed, which then warns of a kernel for 4-bit
+    # weights that nobody here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from peft import LoraConfig, get_peft_model
+
     with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator; `initialise` sets it anew
         get_peft_model(network, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)).eval()
     layers = [Wrapped(name, plain[name], network.get_submodule(name)) for name in names]

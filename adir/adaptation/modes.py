@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adir.adaptation.base import Adapter
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.errors import InputError
 
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.execution import DTYPES, Execution, recompute
 from adir.backbones.memory import call_bytes, example_inputs, fake_copy, weight_bytes

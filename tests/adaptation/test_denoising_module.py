@@ -9,7 +9,8 @@ from torch import Tensor
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted
 from adir.adaptation.crops import NoisyCrops
-from adir.adaptation.denoising_module import DenoisingModule, FineTuning
+from adir.adaptation.denoising_module import DenoisingModule
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.errors import InputError

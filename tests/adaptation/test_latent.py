@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 from adir.adaptation import holes
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.holes import random_hole
 from adir.adaptation.latent import LatentCrops, latent_crops
 from adir.adaptation.lora import Lora

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from adir.adaptation.adapters import Full
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.modes import NearestNeighbours, NoAdaptation
 from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion

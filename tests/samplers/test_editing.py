@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adir.adaptation.adapters import Full
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.modes import NearestNeighbours, NoAdaptation, SelfAdaptation
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusionInpaint

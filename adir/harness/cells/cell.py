@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from adir.adaptation.base import Adapter
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.modes import Mode
 from adir.data.base import Corpus
 from adir.errors import InputError, first_line

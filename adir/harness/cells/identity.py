@@ -149,7 +149,7 @@ def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
 def ours(kind: str) -> dict[str, str]:
     """Return {name: path of its class} of the classes of a kind that this package has."""
     folders = {"adapter": "adaptation/adapter"}
-    modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.denoising_module"}
+    modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:
         module = importlib.import_module(modules[kind])
         own = {path: cls for path, cls in vars(module).items() if getattr(cls, "__module__", None) == module.__name__}

@@ -85,7 +85,7 @@ def _in_adaptation(error: BaseException) -> bool:
     """Whether the traceback goes through fine-tuning."""
     frame = error.__traceback__
     while frame is not None:
-        if Path(frame.tb_frame.f_code.co_filename).name == "denoising_module.py":
+        if Path(frame.tb_frame.f_code.co_filename).name == "fine_tuning.py":
             return True
         frame = frame.tb_next
     return False

@@ -26,7 +26,6 @@ from adir.harness.records.record import (
 )
 from adir.harness.records.record import Neighbour, Prior, Record, Sampling, Score, Search, TestImage, scores_of
 from adir.harness.running.claims import Claims
-from adir.harness.running.interruption import HandlersStay
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.provenance import Clock, commit, process_peak_memory_mb, versions
 from adir.harness.running.stores import (
@@ -183,6 +182,8 @@ def find_or_train_adapter(
         found = store.find(key, warn)  # finished between the look and the claim
         if found is not None:
             return found
+        from adir.harness.running.handlers import HandlersStay  # here: it brings Lightning
+
         started = time.perf_counter()
         trained = cell.fine_tuning.fit(
             cell.backbone,

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 
 from adir.adaptation.adapters import Full
-from adir.adaptation.denoising_module import FineTuning
+from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion
