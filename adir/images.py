@@ -164,7 +164,9 @@ def deep_pixels(picture: Image.Image, rawmodes: list[str], content: bytes, name:
     the lower ones, and the two together are what the file holds.  Raises InputError where that cannot be done.
     """
     tags = getattr(picture, "tag_v2", {})
-    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2  # white as 0, or a plane a channel: Pillow's are wrong
+    misread = (
+        tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2
+    )  # white as 0, or a plane a channel: Pillow's are wrong
     if misread or "transparency" in picture.info or any("LA;" in rawmode for rawmode in rawmodes):
         raise too_deep(name)
     if picture.mode.startswith("I;16"):
@@ -197,17 +199,13 @@ def bits_of(picture: Image.Image) -> tuple[int, ...]:
 
 def too_deep(name: str) -> InputError:
     """The refusal of a depth that cannot be scaled safely."""
-    return InputError(
-        f"{name}: has more than 8 bits a channel; convert it to 8-bit RGB"
-    )
+    return InputError(f"{name}: has more than 8 bits a channel; convert it to 8-bit RGB")
 
 
 def require_opaque(alpha: Any, opaque: int, name: str) -> None:
     """Raise InputError unless an alpha channel is `opaque` everywhere."""
     if np.any(np.asarray(alpha) != opaque):
-        raise InputError(
-            f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)"
-        )
+        raise InputError(f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)")
 
 
 def in_srgb(pixels: np.ndarray, profile: bytes | None, name: str) -> np.ndarray:
