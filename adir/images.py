@@ -164,9 +164,8 @@ def deep_pixels(picture: Image.Image, rawmodes: list[str], content: bytes, name:
     the lower ones, and the two together are what the file holds.  Raises InputError where that cannot be done.
     """
     tags = getattr(picture, "tag_v2", {})
-    misread = (
-        tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2
-    )  # white as 0, or a plane a channel: Pillow's are wrong
+    # Pillow is wrong about white as 0, and about a plane for each channel.
+    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2
     if misread or "transparency" in picture.info or any("LA;" in rawmode for rawmode in rawmodes):
         raise too_deep(name)
     if picture.mode.startswith("I;16"):

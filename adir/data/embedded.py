@@ -144,9 +144,8 @@ def reduced(photograph: str, scale: int) -> np.ndarray:
         raise InputError(f"{path}: missing from this edition of scikit-image; install scikit-image 0.26")
     if sha256_of_file(path) != PHOTOGRAPHS[file]:
         raise InputError(f"{path}: not the photograph the embedded pictures are cut from; install scikit-image 0.26")
-    with Image.open(
-        path
-    ) as opened:  # as stored: with rocket.jpg's profile (Adobe RGB) all earlier results would be others
+    # As stored: were rocket.jpg's profile (Adobe RGB) applied, all earlier results on its fields would be others.
+    with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if scale > 1:
         width, height = picture.width // scale, picture.height // scale

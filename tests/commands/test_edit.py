@@ -137,8 +137,8 @@ def cropped(folder: Path) -> None:
         picture.save(folder / name)
 
 
-def sixteen_bits(folder: Path) -> None:
-    Image.fromarray(np.full((32, 32), 40000, np.uint16)).save(folder / "cat.png")
+def float_levels(folder: Path) -> None:
+    Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(folder / "cat.png", format="tiff")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def sixteen_bits(folder: Path) -> None:
         (black, "a tiger", [], "the mask is all black"),
         (smaller, "a tiger", [], "the mask is 30x32, the picture 32x32"),
         (cropped, "a tiger", [], "30x32 pixels, but this backbone takes multiples of 4"),
-        (sixteen_bits, "a tiger", [], "more than 8 bits"),
+        (float_levels, "a tiger", [], "more than 8 bits"),
         (lambda folder: (folder / "cat_mask.png").unlink(), "a tiger", [], "cat_mask.png: no such file"),
         (lambda folder: None, "a tiger", ["adaptation=self"], "the hole of y"),
         (lambda folder: None, "a tiger", ["task=sr4"], "task=edit"),

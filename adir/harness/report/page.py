@@ -44,7 +44,9 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
     if figures:
         from adir.harness.report.figures import write_figures  # here: matplotlib takes a second to import
 
-        for written in write_figures(gathered, folder / "figures" if out is None else path.parent / "figures"):
+        drawn = path.parent / "figures"
+        Layout(drawn).mark()
+        for written in write_figures(gathered, drawn):
             print(written)
     if gathered.board.damaged:
         print(f"{gathered.board.damaged} damaged files are left out; the page's notes name them")
