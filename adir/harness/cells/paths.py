@@ -54,7 +54,7 @@ def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]
 
 
 def word_with_path_quoted(word: str, multirun: bool) -> str:
-    """Return KEY=VALUE with VALUE quoted where KEY is that of a path, or where VALUE names a choice and looks like a number; any
+    """Return KEY=VALUE with VALUE quoted where KEY is that of a path, or names a choice and looks like a number; any
     other word as it is."""
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
