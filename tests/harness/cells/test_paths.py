@@ -19,7 +19,7 @@ from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.harness.cells.cell import build, resolved
 from adir.harness.cells.compose import compose, is_override, launch
-from adir.harness.cells.paths import LISTS, READ, WRITTEN, from_plain, with_paths_quoted
+from adir.harness.cells.paths import READ, WRITTEN, from_plain, with_paths_quoted
 
 ODD = [
     "2024_11_24",
@@ -148,12 +148,24 @@ def test_lists_of_paths_are_lists_unless_one_path_has_this_name(
     def lists(value: str) -> object:
         return compose(["corpus=open_images", f"corpus.lists={value}"], config_name="index").corpus.lists
 
-    assert LISTS == {"corpus.lists"}
     assert lists("[Größe/a b.csv,2019, (1).csv]") == ["Größe/a b.csv", "2019", "(1).csv"]
     Path("a,b").mkdir()
     assert lists("[a,b,c]") == ["a,b", "c"]
     Path("[a,c]").mkdir()
     assert lists("[a,c]") == "[a,c]"
+
+
+def test_a_folder_of_any_name_holds_a_users_own_configuration(tmp_path: Path) -> None:
+    folders = [tmp_path / "Größe (1), a" / "conf", tmp_path / "two" / "conf"]
+    for number, folder in enumerate(folders):
+        (folder / "sampler").mkdir(parents=True)
+        (folder / "sampler" / f"own{number}.yaml").write_text(f"_target_: builtins.dict\nname: own{number}\n")
+    (folders[0] / "sampler" / "2024_11_24.yaml").write_text("_target_: builtins.dict\nname: dated\n")
+    words = f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"
+    assert [compose([words, f"sampler=own{number}"]).sampler.name for number in (0, 1)] == ["own0", "own1"]
+    assert compose([words, "sampler=2024_11_24"]).sampler.name == "dated"
+    with pytest.raises(InputError, match="sampler/3"):
+        compose(["sampler=3"])
 
 
 @pytest.mark.parametrize("value, words", [("", "is empty"), ("???", "./???"), ("a\udcff", r"a\udcff: the name")])
