@@ -122,14 +122,15 @@ class Fine:
     def __init__(self, whole: Tensor) -> None:
         """whole: (64, 64) luma."""
         self.windows = standardized(separable(cuts(0.5), whole)).flatten(1)
-        placed, self.masks = placements(0.5)
-        self.placed = standardized_within(separable(placed, whole), self.masks).flatten(1)
+        placed, masks = placements(0.5)
+        self.masks, self.which = fine_masks()
+        self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
 
     def places(self, fingerprints: Tensor) -> tuple[Tensor, list["Place"]]:
         """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and where each is found."""
         others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
         as_windows = self.windows @ others
-        as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks.flatten(1))
+        as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks)[self.which]
         several = torch.stack([as_windows, as_wholes]).unflatten(2, (VIEWS, len(fingerprints)))
         best, where = several.flatten(0, 2).max(0)
         return best, [place_of(number) for number in where.tolist()]
@@ -204,8 +205,14 @@ def placements(step: float) -> tuple[Tensor, Tensor]:
 def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
     """Return the masks of placements at 8x8; the different ones of their 8 views, (M, 64); which of these each view has."""
     masks = (halved(placements(1.0)[1]) == 1).float()
-    different, which = symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
-    return masks, different, which
+    return masks, *symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
+
+
+@cache
+def fine_masks() -> tuple[Tensor, Tensor]:
+    """Return the different masks of placements at 16x16, (M, 256), and which of these each has."""
+    different, which = placements(0.5)[1].flatten(1).unique(dim=0, return_inverse=True)
+    return different, which
 
 
 def cutting(edges: Sequence[Interval], n: int) -> Tensor:
@@ -243,10 +250,17 @@ def halved(batch: Tensor) -> Tensor:
     return functional.avg_pool2d(batch, 2)
 
 
+@cache
+def surroundings() -> Tensor:
+    """Return the (32, 32) matrix that takes means over 5 cells, the border repeated."""
+    at = torch.arange(COMPARED)
+    within = (at[:, None] + torch.arange(-2, 3)).clamp(0, COMPARED - 1)
+    return functional.one_hot(within, COMPARED).sum(1) / 5
+
+
 def detail_of(batch: Tensor) -> Tensor:
-    """Return (B, n, n) less their 5x5 surroundings."""
-    around = functional.avg_pool2d(functional.pad(batch[:, None], (2, 2, 2, 2), mode="replicate"), 5, 1)
-    return batch - around[:, 0]
+    """Return (B, 32, 32) less their 5x5 surroundings."""
+    return batch - surroundings() @ batch @ surroundings().T
 
 
 def standardized(batch: Tensor) -> Tensor:
