@@ -69,11 +69,7 @@ def copies(x: Tensor, corpus: Corpus) -> set[str]:
     correlations, places = Fine(whole).places(as_floats(rows_of(corpus.fingerprints, rows)))
     left = promising(correlations, FINE, MOST_FINE)
     others = zip(corpus.ids_of(rows[left]), left.tolist(), strict=True)
-    return {
-        name
-        for name, number in others
-        if detail_correlation(whole, grey(corpus.image(name), WHOLE), places[number]) >= DETAIL
-    }
+    return {name for name, number in others if is_copy(whole, grey(corpus.image(name), WHOLE), places[number])}
 
 
 def promising(correlations: Tensor, least: float, most: int) -> np.ndarray:
@@ -149,12 +145,26 @@ def place_of(number: int) -> Place:
     return Place((bool(other_is_whole), view, edges[row], edges[column]))
 
 
+def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
+    """Return whether the detail of two (64, 64) pictures correlates by DETAIL near a place, or as a whole in any view.
+
+    As a whole, because of a smooth picture many windows have the same shading.
+    """
+    mine, others = (standardized(detail_of(shown(batch))) for batch in (x[None], symmetries(other)))
+    return (mine * others).sum((1, 2)).amax().item() >= DETAIL or detail_correlation(x, other, place) >= DETAIL
+
+
+def shown(batch: Tensor) -> Tensor:
+    """Return (B, 32, 32) of (B, 64, 64), antialiased."""
+    return functional.interpolate(batch[:, None], (COMPARED, COMPARED), mode="bilinear", antialias=True)[:, 0]
+
+
 def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
     """Return the largest correlation of detail between two (64, 64) pictures near a place."""
     other_is_whole, view, rows, columns = place
     other = symmetries(other)[view]
     whole, window = (other, x) if other_is_whole else (x, other)
-    target = functional.interpolate(window[None, None], (COMPARED, COMPARED), mode="bilinear", antialias=True)[0]
+    target = shown(window[None])
     shading, detail = standardized(target), standardized(detail_of(target))
     correlation = -1.0
     for step in (0.25, 0.125):
