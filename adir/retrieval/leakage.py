@@ -69,11 +69,7 @@ def copies(x: Tensor, corpus: Corpus) -> set[str]:
     correlations, places = Fine(whole).places(as_floats(rows_of(corpus.fingerprints, rows)))
     left = promising(correlations, FINE, MOST_FINE)
     others = zip(corpus.ids_of(rows[left]), left.tolist(), strict=True)
-    return {
-        name
-        for name, number in others
-        if detail_correlation(whole, grey(corpus.image(name), WHOLE), places[number]) >= DETAIL
-    }
+    return {name for name, number in others if is_copy(whole, grey(corpus.image(name), WHOLE), places[number])}
 
 
 def promising(correlations: Tensor, least: float, most: int) -> np.ndarray:
@@ -122,14 +118,15 @@ class Fine:
     def __init__(self, whole: Tensor) -> None:
         """whole: (64, 64) luma."""
         self.windows = standardized(separable(cuts(0.5), whole)).flatten(1)
-        placed, self.masks = placements(0.5)
-        self.placed = standardized_within(separable(placed, whole), self.masks).flatten(1)
+        placed, masks = placements(0.5)
+        self.masks, self.which = fine_masks()
+        self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
 
     def places(self, fingerprints: Tensor) -> tuple[Tensor, list["Place"]]:
         """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and where each is found."""
         others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
         as_windows = self.windows @ others
-        as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks.flatten(1))
+        as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks)[self.which]
         several = torch.stack([as_windows, as_wholes]).unflatten(2, (VIEWS, len(fingerprints)))
         best, where = several.flatten(0, 2).max(0)
         return best, [place_of(number) for number in where.tolist()]
@@ -148,12 +145,26 @@ def place_of(number: int) -> Place:
     return Place((bool(other_is_whole), view, edges[row], edges[column]))
 
 
+def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
+    """Return whether the detail of two (64, 64) pictures correlates by DETAIL near a place, or as a whole in any view.
+
+    As a whole, because of a smooth picture many windows have the same shading.
+    """
+    mine, others = (standardized(detail_of(shown(batch))) for batch in (x[None], symmetries(other)))
+    return (mine * others).sum((1, 2)).amax().item() >= DETAIL or detail_correlation(x, other, place) >= DETAIL
+
+
+def shown(batch: Tensor) -> Tensor:
+    """Return (B, 32, 32) of (B, 64, 64), antialiased."""
+    return functional.interpolate(batch[:, None], (COMPARED, COMPARED), mode="bilinear", antialias=True)[:, 0]
+
+
 def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
     """Return the largest correlation of detail between two (64, 64) pictures near a place."""
     other_is_whole, view, rows, columns = place
     other = symmetries(other)[view]
     whole, window = (other, x) if other_is_whole else (x, other)
-    target = functional.interpolate(window[None, None], (COMPARED, COMPARED), mode="bilinear", antialias=True)[0]
+    target = shown(window[None])
     shading, detail = standardized(target), standardized(detail_of(target))
     correlation = -1.0
     for step in (0.25, 0.125):
@@ -204,8 +215,14 @@ def placements(step: float) -> tuple[Tensor, Tensor]:
 def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
     """Return the masks of placements at 8x8; the different ones of their 8 views, (M, 64); which of these each view has."""
     masks = (halved(placements(1.0)[1]) == 1).float()
-    different, which = symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
-    return masks, different, which
+    return masks, *symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
+
+
+@cache
+def fine_masks() -> tuple[Tensor, Tensor]:
+    """Return the different masks of placements at 16x16, (M, 256), and which of these each has."""
+    different, which = placements(0.5)[1].flatten(1).unique(dim=0, return_inverse=True)
+    return different, which
 
 
 def cutting(edges: Sequence[Interval], n: int) -> Tensor:
@@ -243,10 +260,17 @@ def halved(batch: Tensor) -> Tensor:
     return functional.avg_pool2d(batch, 2)
 
 
+@cache
+def surroundings() -> Tensor:
+    """Return the (32, 32) matrix that takes means over 5 cells, the border repeated."""
+    at = torch.arange(COMPARED)
+    within = (at[:, None] + torch.arange(-2, 3)).clamp(0, COMPARED - 1)
+    return functional.one_hot(within, COMPARED).sum(1) / 5
+
+
 def detail_of(batch: Tensor) -> Tensor:
-    """Return (B, n, n) less their 5x5 surroundings."""
-    around = functional.avg_pool2d(functional.pad(batch[:, None], (2, 2, 2, 2), mode="replicate"), 5, 1)
-    return batch - around[:, 0]
+    """Return (B, 32, 32) less their 5x5 surroundings."""
+    return batch - surroundings() @ batch @ surroundings().T
 
 
 def standardized(batch: Tensor) -> Tensor:

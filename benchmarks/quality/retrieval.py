@@ -28,6 +28,7 @@ from adir.retrieval.encoders.clip import ClipEncoder, random_clip
 from adir.retrieval.encoders.embedded import EmbeddedEncoder
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
+from adir.retrieval.leakage import copies
 from adir.retrieval.query import FEEDINGS, query_picture
 from adir.tasks.restoration import RestorationTask
 
@@ -58,7 +59,7 @@ class Study:
     def __init__(self, parquet: str, k: int) -> None:
         self.corpus, self.test = parquet_corpus(parquet, "split", "corpus"), parquet_corpus(parquet, "split", "test")
         self.clean = [self.test.image(image_id) for image_id in self.test.ids]
-        self.copies = [self.corpus.near_duplicates(x) for x in self.clean]
+        self.copies = [copies(x, self.corpus) for x in self.clean]
         self.k = k
 
     def degraded(self, task: str, seed: int) -> list[Tensor]:

@@ -52,11 +52,11 @@ def made_vectors(count: int, seed: int) -> Tensor:
 
 def make_index(folder: Path, count: int) -> None:
     """An index of made vectors, written by the code that writes real ones."""
-    bits, colours = np.zeros(8, np.uint8), np.zeros(48, np.int8)
+    fingerprint = np.zeros((16, 16), np.int8)
     shards = []
     for number, first in enumerate(range(0, count, SHARD)):
         rows = range(first, min(first + SHARD, count))
-        pictures = [Picture(f"{row:08d}", f"{row:064x}", 0, (1, 1), bits, colours, {}) for row in rows]
+        pictures = [Picture(f"{row:08d}", f"{row:064x}", 0, (1, 1), fingerprint, {}) for row in rows]
         path = folder / "shards" / f"{number:06d}.safetensors"
         write_shard(path, pictures, made_vectors(len(rows), 1 + number), {}, {"encoder": ENCODER, "plan_sha256": ""})
         shards.append(path)

@@ -1,71 +1,48 @@
-"""Copies that must be found, and different pictures that must not."""
+"""Fingerprints: what they do not depend on; and which pictures of a corpus are equal."""
 
-import io
+from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from adir.data.embedded import EmbeddedCorpus, test_fields
-from adir.images import from_uint8, to_uint8
+from adir.data.corpus import folder_corpus
+from adir.data.embedded import EmbeddedCorpus
+from adir.data.fingerprints import SIDE, STEPS, fingerprint
 
 CORPUS = EmbeddedCorpus()
-SAMPLE = CORPUS.ids[::31]
 
 
-def jpeg(pixels, quality):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="jpeg", quality=quality)
-    return np.array(Image.open(buffer))
+def test_a_fingerprint_is_the_standardized_luma_of_pillow() -> None:
+    # 128 to 16 is a reduction by 8, which Pillow's BILINEAR antialiases with the same triangles.
+    x = CORPUS.image(CORPUS.ids[0])
+    pixels = ((x.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    small = np.array(Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR), float)
+    expected = (small - small.mean()) / small.std() * STEPS
+    assert np.abs(fingerprint(x) - expected).max() <= 1.0  # two roundings to grey levels
 
 
-def resized(pixels, factor):
-    side = round(128 * factor)
-    return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS))
+def test_brightness_and_contrast_do_not_change_a_fingerprint() -> None:
+    x = CORPUS.image(CORPUS.ids[40])
+    for other in (0.5 * x, 0.5 * x + 0.2, 0.9 * x - 0.05):
+        assert np.abs(fingerprint(x).astype(int) - fingerprint(other)).max() <= 1
 
 
-def brighter(pixels, factor):
-    return np.clip(np.round(pixels * factor), 0, 255).astype(np.uint8)
+def test_a_flat_picture_has_a_fingerprint_of_zeros() -> None:
+    assert not fingerprint(torch.full((3, 40, 60), 0.3)).any()
 
 
-COPIES = {
-    "itself": lambda pixels: pixels,
-    "mirrored": lambda pixels: pixels[:, ::-1].copy(),
-    "jpeg 75": lambda pixels: jpeg(pixels, 75),
-    "jpeg 50": lambda pixels: jpeg(pixels, 50),
-    "mirrored jpeg": lambda pixels: jpeg(pixels[:, ::-1].copy(), 75),
-    "half": lambda pixels: resized(pixels, 0.5),
-    "three quarters": lambda pixels: resized(pixels, 0.75),
-    "double": lambda pixels: resized(pixels, 2),
-    "5 % brighter": lambda pixels: brighter(pixels, 1.05),
-    "5 % darker": lambda pixels: brighter(pixels, 0.95),
-}
+def test_equal_pictures_repeat_the_one_with_the_smallest_id_however_they_were_saved(tmp_path: Path) -> None:
+    x, other = (Image.fromarray(np.random.default_rng(n).integers(0, 256, (20, 24, 3), np.uint8)) for n in (0, 1))
+    for name in ("b.png", "c.bmp", "deep/a.tiff"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        x.save(tmp_path / name)
+    other.save(tmp_path / "a.png")
+    x.rotate(90, expand=True).save(tmp_path / "turned.png")  # a copy, but another picture
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "flat1.png")  # equal fingerprints of zeros, other pictures
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "flat2.png")
+    assert folder_corpus(tmp_path).repeats == {"c.bmp", "deep/a.tiff"}
 
 
-@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
-def test_copies_are_found(copy):
-    missed = [i for i in SAMPLE if i not in CORPUS.near_duplicates(from_uint8(copy(to_uint8(CORPUS.image(i)))))]
-    assert missed == []
-
-
-def test_different_fields_are_not_found():
-    # Fields of one photograph may overlap: of all pairs, one that shares two thirds of its ground counts as a copy.
-    others = {(i, other) for i in CORPUS.ids for other in CORPUS.near_duplicates(CORPUS.image(i)) if other != i}
-    assert others <= {
-        ("rocket-s1-y080-x000", "rocket-s1-y120-x000"),
-        ("rocket-s1-y120-x000", "rocket-s1-y080-x000"),
-    }
-
-
-def test_no_test_field_has_a_copy_in_the_embedded_corpus():
-    assert {image_id: CORPUS.near_duplicates(x) for image_id, x in test_fields()} == {
-        image_id: set() for image_id, _ in test_fields()
-    }
-
-
-def test_a_flat_picture_is_no_copy_of_a_textured_one_with_its_mean():
-    x = CORPUS.image(SAMPLE[0])
-    flat = x.mean((1, 2), keepdim=True).expand_as(x)
-    assert CORPUS.near_duplicates(flat) == set()
-    assert CORPUS.near_duplicates(torch.zeros(3, 40, 60)) == set()
+def test_the_embedded_corpus_holds_no_picture_twice() -> None:
+    assert CORPUS.repeats == frozenset()

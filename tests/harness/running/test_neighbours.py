@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from adir.errors import InputError
 from adir.harness.cells.cell import Cell, resolve_cell
@@ -81,3 +83,56 @@ def test_random_leaves_out_what_knn_leaves_out(
         neighbours, excluded = find_neighbours(built, "0.png", x, y)
         assert excluded == ["crop.png", "mirrored.png"]
         assert {neighbour.id for neighbour in neighbours} == {path.name for path in neighbourhood.iterdir()}
+
+
+@pytest.fixture
+def words(tiny: list[str], tmp_path: Path) -> Callable[..., list[str]]:
+    """Overrides for a corpus of given files."""
+
+    def make(files: dict[str, torch.Tensor], *overrides: str) -> list[str]:
+        for name, picture in files.items():
+            path = tmp_path / "corpus" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(to_uint8(picture)).save(path)
+        others = [word for word in tiny if not word.startswith(("retrieval.corpus", "k="))]
+        return [*others, f"results={tmp_path / 'results'}", f"retrieval.corpus.path={tmp_path / 'corpus'}", *overrides]
+
+    return make
+
+
+def pictures(folder: Path) -> list[torch.Tensor]:
+    return [read_image(path) for path in sorted(folder.glob("*.png"))]
+
+
+@pytest.mark.parametrize("mode", ["knn", "pixel", "random"])
+def test_equal_pictures_of_a_corpus_count_once_and_the_smallest_id_stands_for_them(
+    words: Callable, neighbourhood: Path, photographs: Path, mode: str
+) -> None:
+    a, b, c = pictures(neighbourhood)[:3]
+    files = {"a.png": a, "b.png": b, "again/a.png": a, "z.bmp": a, "c.png": c, "d.png": b}
+    built = resolve_cell(compose(words(files, "task=sr4", f"adaptation={mode}", "k=3")))
+    for image_id in built.data.ids:
+        x = built.data.image(image_id)
+        y = built.task.degrade(x, generator(0, image_id, "y"))
+        for picture in (x, None):  # of a test, and of a user's own picture
+            neighbours, excluded = find_neighbours(built, image_id, picture, y)
+            assert excluded == [] and {neighbour.id for neighbour in neighbours} == {"a.png", "b.png", "c.png"}
+
+
+@pytest.mark.parametrize("mode", ["knn", "random"])
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_k_above_what_copies_and_equal_pictures_leave_is_refused_before_any_work(
+    adir: Callable, words: Callable, neighbourhood: Path, photographs: Path, tmp_path: Path, command: str, mode: str
+) -> None:
+    a, b, c = pictures(neighbourhood)[:3]
+    grey = read_image(photographs / "1.png").mean(0, keepdim=True).expand(3, -1, -1)
+    files = {"a.png": a, "b.png": b, "c.png": c, "again.png": b, "grey.png": grey}
+    overrides = words(files, "task=sr4", f"adaptation={mode}", "sampler.n_steps=1")
+    assert adir(command, *overrides, "k=3").status == 0
+    for k, where in ((4, " for test picture 1.png"), (5, "")):
+        refused = adir(command, *overrides, f"k={k}", f"results={tmp_path / 'other'}")
+        left = 3 if where else 4
+        said = " ".join((refused.out + refused.err).split())
+        assert refused.status == 2
+        assert f"K={k} neighbours asked, but {left} of 5 pictures of the corpus are left{where}" in said
+        assert not (tmp_path / "other" / "cells").exists()

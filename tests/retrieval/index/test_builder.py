@@ -30,6 +30,7 @@ from adir.retrieval.index.builder import (
 from adir.retrieval.index.memory import Index
 from adir.retrieval.index.sharded import IndexedCorpus, ShardedIndex
 from adir.retrieval.index.shards import SCHEMA
+from adir.retrieval.leakage import copies
 
 
 class Colours:
@@ -517,12 +518,15 @@ def test_a_corpus_of_rejects_alone_says_why(tmp_path):
         build(tmp_path / "index", tmp_path / "pictures")
 
 
-def test_copies_found_by_fingerprints_on_disk_are_those_found_in_memory(pictures, tmp_path):
+def test_copies_and_equal_pictures_found_on_disk_are_those_found_in_memory(pictures, tmp_path):
     smooth(4).save(pictures / "copy.jpg", quality=80)
     smooth(4).transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((80, 64)).save(pictures / "mirror.png")
+    smooth(4).save(pictures / "again.bmp")
     build(tmp_path / "index", pictures)
     corpus, indexed = folder_corpus(pictures), IndexedCorpus(tmp_path / "index")
+    assert len(indexed.fingerprints) > 1  # shards
+    assert indexed.repeats == corpus.repeats == {"again.bmp"}
     x = from_uint8(np.array(smooth(4)))
-    assert indexed.near_duplicates(x) == corpus.near_duplicates(x) == {"4.png", "copy.jpg", "mirror.png"}
+    assert copies(x, indexed) == copies(x, corpus) == {"4.png", "again.bmp", "copy.jpg", "mirror.png"}
     for name in corpus.ids[:6]:
-        assert indexed.near_duplicates(corpus.image(name)) == corpus.near_duplicates(corpus.image(name))
+        assert copies(corpus.image(name), indexed) == copies(corpus.image(name), corpus)

@@ -13,8 +13,8 @@ from adir.retrieval.index.shards import Picture, Shard, write_shard
 
 
 def picture(name, number, **attribution):
-    bits, colours = np.full(8, number, np.uint8), np.full(48, -number, np.int8)
-    return Picture(name, f"{number:064x}", 10 * number, (number, 2 * number), bits, colours, attribution)
+    fingerprint = np.full((16, 16), -number, np.int8)
+    return Picture(name, f"{number:064x}", 10 * number, (number, 2 * number), fingerprint, attribution)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_shard_holds_what_was_written_in_the_order_of_ids(path):
     assert shard.part.half_squares.tolist() == [0.5] * 3
     assert shard.picture_sha256(2) == f"{1:064x}" and shard.columns["size"].tolist() == [[2, 4], [3, 6], [1, 2]]
     assert shard.attribution(0) == {"licence": "CC BY 2.0", "author": "Ümit"} and shard.attribution(1) == {}
-    assert shard.columns["bits"][:, 0].tolist() == [2, 3, 1] and shard.columns["colours"][:, 0].tolist() == [-2, -3, -1]
+    assert shard.columns["fingerprint"][:, 0, 0].tolist() == [-2, -3, -1]
     assert shard.rejects == {"bad": "no picture"} and shard.facts == {"encoder": {"name": "e"}}
     assert shard.damage() is None
 
@@ -111,7 +111,7 @@ def test_a_shard_whose_columns_differ_in_length_or_whose_ids_are_no_text_is_name
 
 def test_another_schema_is_refused(path, monkeypatch):
     monkeypatch.setattr("adir.retrieval.index.shards.SCHEMA", 9)
-    with pytest.raises(InputError, match="schema 1, this version reads 9"):
+    with pytest.raises(InputError, match="schema 2, this version reads 9"):
         Shard.open(path)
 
 

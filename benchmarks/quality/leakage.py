@@ -1,0 +1,287 @@
+"""How many copies of a test picture the leakage rule finds, by kind, and how many innocent neighbours it leaves out.
+
+    python benchmarks/quality/leakage.py --parquet FILE
+
+Four minutes on one core. What is measured is noted in --notes, and
+the same command goes on from there; a note belongs to one version of the rule and one seed.
+"""
+
+import argparse
+import datetime
+import functools
+import io
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from adir.data.base import Corpus
+from adir.data.corpus import parquet_corpus
+from adir.data.embedded import EmbeddedCorpus, corpus_fields, overlap, test_fields
+from adir.data.fingerprints import fingerprint
+from adir.files import hash_of, sha256_of_bytes, write_bytes
+from adir.images import from_uint8, to_uint8
+from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.index.memory import Index
+from adir.retrieval.leakage import LEFT_OUT, copies
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+K = 20
+TEXTURES = ("brick", "grass", "gravel", "hubble_deep_field", "coins", "retina")
+# Pictures that Caltech-101 holds twice, judged by eye; the Leopards are 100 pictures and their mirror images.
+DOUBLES = {"kangaroo/image_0035.jpg": "kangaroo/image_0050.jpg", "lotus/image_0033.jpg": "lotus/image_0023.jpg"}
+Pixels = np.ndarray
+
+
+def jpeg(pixels: Pixels, quality: int = 50) -> Pixels:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="jpeg", quality=quality)
+    return np.array(Image.open(buffer).convert("RGB"))
+
+
+def half(pixels: Pixels) -> Pixels:
+    size = (pixels.shape[1] // 2, pixels.shape[0] // 2)
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def saturation(pixels: Pixels, share: float) -> Pixels:
+    grey = np.array(Image.fromarray(pixels).convert("L"))[..., None].astype(float)
+    return levels(grey + share * (pixels - grey))
+
+
+def contrast(pixels: Pixels, factor: float) -> Pixels:
+    return levels(pixels.mean() + factor * (pixels - pixels.mean()))
+
+
+def gamma(pixels: Pixels, exponent: float) -> Pixels:
+    return levels(255 * (pixels / 255) ** exponent)
+
+
+def levels(values: np.ndarray) -> Pixels:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def crop(pixels: Pixels, height: float, width: float, rng: np.random.Generator) -> Pixels:
+    """Part of a picture, as large as these shares of its sides, at a random place."""
+    h, w = round(pixels.shape[0] * height), round(pixels.shape[1] * width)
+    y, x = rng.integers(pixels.shape[0] - h + 1), rng.integers(pixels.shape[1] - w + 1)
+    return pixels[y : y + h, x : x + w]
+
+
+Copy = Callable[[Pixels, np.random.Generator], Pixels]
+ROOT = 0.8**0.5
+KINDS: dict[str, Copy] = {
+    "itself": lambda p, rng: p,
+    "grey": lambda p, rng: saturation(p, 0),
+    "saturation 50 %": lambda p, rng: saturation(p, 0.5),
+    "brightness +20 %": lambda p, rng: levels(p * 1.2),
+    "brightness -20 %": lambda p, rng: levels(p * 0.8),
+    "contrast +20 %": lambda p, rng: contrast(p, 1.2),
+    "contrast -20 %": lambda p, rng: contrast(p, 0.8),
+    "gamma 0.8": lambda p, rng: gamma(p, 0.8),
+    "gamma 1.25": lambda p, rng: gamma(p, 1.25),
+    "turned by 90°": lambda p, rng: np.rot90(p),
+    "turned by 180°": lambda p, rng: np.rot90(p, 2),
+    "turned by 270°": lambda p, rng: np.rot90(p, 3),
+    "flipped left to right": lambda p, rng: p[:, ::-1],
+    "flipped upside down": lambda p, rng: p[::-1],
+    "crop, 80 % of each side": lambda p, rng: crop(p, 0.8, 0.8, rng),
+    "crop, 80 % of the area": lambda p, rng: crop(p, ROOT, ROOT, rng),
+    "crop, 80 % of the width": lambda p, rng: crop(p, 1, 0.8, rng),
+    "crop, 80 % of the height": lambda p, rng: crop(p, 0.8, 1, rng),
+    "crop, 90 % of each side": lambda p, rng: crop(p, 0.9, 0.9, rng),
+    "JPEG of quality 50": lambda p, rng: jpeg(p),
+    "half the size": lambda p, rng: half(p),
+    "grey, JPEG": lambda p, rng: jpeg(saturation(p, 0)),
+    "flipped, half the size": lambda p, rng: half(p[:, ::-1]),
+    "flipped, grey": lambda p, rng: saturation(p[:, ::-1], 0),
+    "turned by 90°, JPEG": lambda p, rng: jpeg(np.rot90(p)),
+    "brightness +20 %, half the size": lambda p, rng: half(levels(p * 1.2)),
+    "gamma 1.25, JPEG": lambda p, rng: jpeg(gamma(p, 1.25)),
+    "crop of 80 % of each side, flipped": lambda p, rng: crop(p, 0.8, 0.8, rng)[:, ::-1],
+    "crop of 80 % of each side, grey": lambda p, rng: saturation(crop(p, 0.8, 0.8, rng), 0),
+    "crop of 80 % of each side, JPEG": lambda p, rng: jpeg(crop(p, 0.8, 0.8, rng)),
+    "crop of 80 % of each side, half the size": lambda p, rng: half(crop(p, 0.8, 0.8, rng)),
+}
+REVERSED = "test picture a crop, 80 % of each side, of the corpus picture"
+HEAD = """# Leakage: copies found and innocent neighbours lost
+
+A corpus picture that is a copy of a test picture is left out of its neighbours by the rule in `adir/retrieval/leakage.py`.
+Test pictures: the 12 embedded test fields, each copied {draws} times (crops at other places), each copy alone in the embedded
+corpus ({fields_size} pictures); and {n} pictures of the split `test` of `{parquet}` (drawn with
+seed {seed}), copied once, all copies of a picture at once in its split `corpus` ({caltech_size} pictures), which can only lower what
+is found. All pictures are of 128x128 pixels.
+
+{date}, commit {commit}, rule {rule}:
+
+    {command}
+
+## Copies found
+
+| kind | test fields | Caltech-101 |
+|---|---|---|
+"""
+
+
+class With(Corpus):
+    """A corpus and copies, which come first."""
+
+    def __init__(self, corpus: Corpus, held: dict[str, Tensor]) -> None:
+        self._corpus, self._held = corpus, held
+        self.ids = [*held, *corpus.ids]
+        self._own = np.stack([fingerprint(x) for x in held.values()])
+
+    @property
+    def fingerprints(self) -> Sequence[np.ndarray]:  # type: ignore[override]
+        return [self._own, *self._corpus.fingerprints]
+
+    def image(self, image_id: str) -> Tensor:
+        return self._held[image_id] if image_id in self._held else self._corpus.image(image_id)
+
+
+class Notes:
+    """What was measured, a line each: a stopped measurement goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._known: dict[str, list[str]] = dict(json.loads(line) for line in lines)
+
+    def get(self, key: str, measure: Callable[[], list[str]]) -> list[str]:
+        if key not in self._known:
+            self._known[key] = measure()
+            with self._path.open("a") as file:
+                file.write(json.dumps([key, self._known[key]]) + "\n")
+        return self._known[key]
+
+
+def recall(
+    pictures: dict[str, Tensor], corpus: Corpus, draws: int, seed: int, notes: Notes, together: bool
+) -> dict[str, float]:
+    """Return the share of copies found, by kind.
+
+    together: whether all copies of a picture are in the corpus at once, which is faster.
+    """
+    found: dict[str, list[bool]] = {}
+    for name, x in pictures.items():
+        for draw in range(draws):
+            known = notes.get(
+                f"{name} {draw}", functools.partial(copies_found, name, x, corpus, [seed, draw], together)
+            )
+            for kind in [*KINDS, REVERSED]:
+                found.setdefault(kind, []).append(kind in known)
+    return {kind: float(np.mean(values)) for kind, values in found.items()}
+
+
+def copies_found(name: str, x: Tensor, corpus: Corpus, seeds: list[int], together: bool) -> list[str]:
+    """Return the kinds of copies of one picture that are found."""
+    rng = np.random.default_rng([*seeds, int(sha256_of_bytes(name.encode())[:8], 16)])
+    made = {kind: from_uint8(np.ascontiguousarray(copy(to_uint8(x), rng))) for kind, copy in KINDS.items()}
+    sets = [made] if together else [{kind: copy} for kind, copy in made.items()]
+    found = {kind for held in sets for kind in copies(x, With(corpus, held)) if kind in KINDS}
+    if "x" in copies(made["crop, 80 % of each side"], With(corpus, {"x": x})):
+        found.add(REVERSED)
+    return sorted(found)
+
+
+class Lost:
+    """Counts of innocent neighbours: the K nearest to the clean test picture by the embedded encoder, known copies aside."""
+
+    def __init__(self) -> None:
+        self.chosen, self.lost, self.seconds, self.pairs = 0, 0, 0.0, list[str]()
+
+    def add(self, x: Tensor, name: str, corpus: Corpus, index: Index, known: set[str]) -> None:
+        """known: what is no innocent."""
+        encoder = EmbeddedEncoder()
+        nearest = index.search(encoder.image(x[None]), K, [known])[0][0]
+        started = time.process_time()
+        left_out = copies(x, corpus) - known
+        self.seconds += time.process_time() - started
+        self.chosen += K
+        self.lost += len(left_out.intersection(nearest))
+        self.pairs += [f"{name} – {other}" for other in sorted(left_out)]
+
+    def row(self, what: str) -> str:
+        more = f"; all pairs left out: {', '.join(self.pairs)}" if self.pairs else ""
+        return f"| {what} | {self.chosen} | {self.lost} ({100 * self.lost / self.chosen:.2f} %){more} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
+    parser.add_argument("--n", type=int, default=200, help="pictures of its split `test`")
+    parser.add_argument("--draws", type=int, default=3, help="copies of each test field and kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--notes", type=Path, default=Path("leakage-notes.jsonl"))
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "quality" / "leakage.md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True)
+
+    notes = Notes(args.notes.with_stem(f"{args.notes.stem}-{hash_of([LEFT_OUT, args.seed])[:10]}"))
+    embedded = EmbeddedCorpus()
+    test, caltech = (parquet_corpus(args.parquet, "split", part) for part in ("test", "corpus"))
+    drawn = np.random.default_rng(args.seed).permutation(test.ids)[: args.n].tolist()
+    fields, photographs = dict(test_fields()), {name: test.image(name) for name in drawn}
+
+    lost = {name: Lost() for name in ("12 test fields", *TEXTURES, "Caltech-101")}
+    index = Index.build(embedded, EmbeddedEncoder())
+    for name, x in fields.items():
+        lost["12 test fields"].add(x, name, embedded, index, set())
+    for field in corpus_fields():  # as if it were a test field: what shares its ground is no innocent
+        if field.photograph in TEXTURES:
+            ground = {other.id for other in corpus_fields() if overlap(field, other)}
+            lost[field.photograph].add(embedded.image(field.id), field.id, embedded, index, ground)
+    index = Index.build(caltech, EmbeddedEncoder())
+    for name, x in photographs.items():
+        category = name.split("/")[0]
+        known = {other for other in caltech.ids if category == "Leopards" and other.startswith("Leopards/")}
+        twin = leopard_twin(name) if known else DOUBLES.get(name)
+        lost["Caltech-101"].add(x, name, caltech, index, {twin} if twin is not None else set())
+
+    seconds = lost["Caltech-101"].seconds / len(photographs)
+    of_fields = recall(fields, embedded, args.draws, args.seed, notes, together=False)
+    of_photographs = recall(photographs, caltech, 1, args.seed, notes, together=True)
+    own = (args.parquet, str(args.notes), str(args.out))  # committed text says nothing of one machine's folders
+    words = [Path(word).name if word in own else word for word in sys.argv[1:]]
+    text = HEAD.format(
+        draws=args.draws, fields_size=len(embedded), n=args.n, parquet=Path(args.parquet).name, seed=args.seed,
+        caltech_size=len(caltech), date=datetime.date.today().isoformat(), commit=commit.stdout.strip(),
+        rule=json.dumps(LEFT_OUT), command=f"python benchmarks/quality/leakage.py {shlex.join(words)}",
+    )  # fmt: skip
+    text += "".join(f"| {kind} | {of_fields[kind]:.3f} | {of_photographs[kind]:.3f} |\n" for kind in of_fields)
+    doubles = ", ".join(f"{a} – {b}" for a, b in DOUBLES.items())
+    text += f"""
+## Innocent neighbours left out
+
+Neighbours: the {K} nearest to the clean test picture by the embedded encoder. No innocents: in Caltech-101 the mirror image of
+a Leopard, and the pictures that it holds twice ({doubles}); for a
+texture, each of whose corpus fields was taken as a test picture, the fields that share its ground.
+
+| test pictures | neighbours | left out |
+|---|---|---|
+"""
+    text += "\n".join(some.row(what) for what, some in lost.items())
+    text += (
+        f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time a test picture with {len(caltech)} pictures.\n"
+    )
+    write_bytes(args.out, text.encode())
+    print(text)
+
+
+def leopard_twin(name: str) -> str:
+    """Return the picture of which a Leopard of Caltech-101 is the mirror image: numbers 100 apart."""
+    number = int(name.removesuffix(".jpg")[-4:])
+    return f"Leopards/image_{number + 100 if number <= 100 else number - 100:04d}.jpg"
+
+
+if __name__ == "__main__":
+    main()
