@@ -1,9 +1,9 @@
 """Every kind of corpus, made of files written here: ids, bytes, attributions; and what cannot be used."""
 
 import http.server
-import itertools
 import importlib
 import io
+import itertools
 import json
 import os
 import struct
