@@ -71,7 +71,11 @@ def pinned(found: Entry) -> str:
 
 
 def get(entries: list[Entry]) -> int:
-    """Fetch each that is not here; a file that is here with a wrong hash is set aside and fetched again."""
+    """Fetch each that is not here; a file that is here with a wrong hash is set aside and fetched again.
+
+    Returns 0, or 1 where some could not be fetched and others could. Raises InputError where none could.
+    """
+    failures = []
     for found in entries:
         if found.missing() is None:
             wrong = found.verify()
@@ -87,9 +91,17 @@ def get(entries: list[Entry]) -> int:
             def show_progress(done: int, total: int | None, task: TaskID = task, bar: Progress = bar) -> None:
                 bar.update(task, completed=done, total=total)
 
-            path = found.fetch(show_progress)
+            try:
+                path = found.fetch(show_progress)
+            except InputError as error:
+                failures.append(f"{found.entry}: {error}" if len(entries) > 1 else str(error))
+                continue
         print(f"{found.entry}: fetched and verified, {path}")
-    return 0
+    if len(failures) == len(entries):
+        raise InputError("; ".join(failures))
+    for failure in failures:
+        print(failure)
+    return 1 if failures else 0
 
 
 def verify(entries: list[Entry], named: bool) -> int:

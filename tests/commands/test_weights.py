@@ -123,6 +123,14 @@ def test_what_cannot_be_asked_lists_what_can(action, names, words):
         weights(action, names)
 
 
+def test_what_can_be_fetched_is_fetched_whatever_else_fails(tmp_path, capsys):
+    assert weights("get", ["changed", "small"]) == 1
+    fetched, failed = capsys.readouterr().out.splitlines()
+    assert fetched.startswith("small: fetched and verified") and failed.startswith("changed: small.pt could not be")
+    with pytest.raises(InputError, match=r"changed: small\.pt could not be"):
+        weights("get", ["changed"] * 2)
+
+
 def test_offline_get_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(

@@ -4,6 +4,7 @@ import gzip
 import http.server
 import importlib
 import io
+import itertools
 import json
 import os
 import struct
@@ -625,9 +626,22 @@ def test_a_download_is_tried_again_after_a_fault_that_passes(bucket, number):
     assert len(Bucket.asked) == 4 and waited == [1, 2, 4]
 
 
+def test_a_download_that_trickles_is_left_and_what_is_waited_for_is_said(bucket, monkeypatch, capsys):
+    source, _, _ = bucket
+    clock = itertools.count(0, 121)  # seconds
+    monkeypatch.setattr(open_images.time, "monotonic", lambda: next(clock))
+    with pytest.raises(SourceDown, match="not done after 120 s"):
+        source.read(f"train/{image_id(0)}")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(", ")[2] for line in lines] == [f"attempt {n} of 4" for n in (2, 3, 4)]
+    assert all(line.startswith("waiting for http://127.0.0.1") for line in lines)
+
+
 def test_a_download_that_is_always_cut_stops_the_build_and_one_that_is_refused_does_not(bucket):
     source, waited, _ = bucket
-    with pytest.raises(SourceDown, match=rf"{image_id(4)}\.jpg: could not be fetched in 4 attempts .*IncompleteRead"):
+    with pytest.raises(
+        SourceDown, match=rf"{image_id(4)}\.jpg: could not be fetched in 4 attempts .*the connection broke"
+    ):
         source.read(f"train/{image_id(4)}")
     assert len(Bucket.asked) == 4 and waited == [1, 2, 4]
     with pytest.raises(InputError, match="403 Forbidden") as refused:

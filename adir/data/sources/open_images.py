@@ -27,6 +27,7 @@ IMAGE_ID = re.compile(r"[0-9a-f]{16}")
 SUBSETS = ("train", "validation", "test")
 ATTEMPTS = 4
 PART = 2**16
+LONGEST = 120.0  # seconds for one picture
 
 
 class OpenImagesSource(Source):
@@ -156,13 +157,25 @@ def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
             yield fields
 
 
+def read_in_time(response: http.client.HTTPResponse) -> bytes:
+    """All bytes of an answer. Raises OSError when they take longer than LONGEST, or the connection breaks before the last."""
+    parts, began = [], time.monotonic()
+    while part := response.read1(PART):
+        parts.append(part)
+        if time.monotonic() - began > LONGEST:
+            raise OSError(f"not done after {LONGEST:g} s")
+    if response.length:
+        raise OSError(f"the connection broke {response.length} bytes before the end")
+    return b"".join(parts)
+
+
 def fetch(url: str, wait: float = 1.0) -> bytes:
     """The bytes behind an address, tried again after passing faults. Raises InputError when the server has none, and
     SourceDown when it cannot be reached, both with the address and the reason."""
     for attempt in range(ATTEMPTS):
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
-                return response.read()
+                return read_in_time(response)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
                 raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
@@ -170,5 +183,6 @@ def fetch(url: str, wait: float = 1.0) -> bytes:
         except (OSError, ValueError, http.client.HTTPException) as error:  # the last: a download that was cut
             problem = str(getattr(error, "reason", error))
         if attempt < ATTEMPTS - 1:
+            print(f"waiting for {url} ({problem}), attempt {attempt + 2} of {ATTEMPTS}", file=sys.stderr, flush=True)
             time.sleep(wait * 2**attempt)
     raise SourceDown(f"{url}: could not be fetched in {ATTEMPTS} attempts ({problem}); go on when the network is back")

@@ -6,6 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote
 
 import torch
 
@@ -30,10 +31,12 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
     n_gpus = torch.cuda.device_count() if count is None else count
     if not beside_others or n_gpus < 2 or _held:
         return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n_gpus)))).split(",")
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     chosen = n_gpus - 1
     for number in range(n_gpus):
-        path = Path(tempfile.gettempdir()) / f"adir-{os.getuid()}-gpu-{visible[number].strip()}.lock"
+        name = visible[number] if number < len(visible) and visible[number] else str(number)
+        # Quoted: the name of a part of a GPU may hold slashes.
+        path = Path(tempfile.gettempdir()) / f"adir-{os.getuid()}-gpu-{quote(name, safe='')}.lock"
         lock = open(path, "w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -47,6 +47,23 @@ def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "visible, lock",
+    [("", "0"), ("1", "1"), (" 3 , 2", "3"), ("MIG-GPU-5a/1/0,MIG-GPU-5a/2/0", "MIG-GPU-5a%2F1%2F0"), (",", "0")],
+)
+def test_the_lock_of_a_gpu_has_its_name_in_the_environment_whatever_that_is(
+    visible: str, lock: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from adir.harness.cells import devices
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(devices, "_held", [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.use_own_gpu(beside_others=True, count=2) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith(f"-gpu-{lock}.lock")
+
+
 CUDA = {
     "backbone": {"device": "cuda", "execution": "${execution}"},
     "execution": {"device": "${oc.select:backbone.device,cpu}", "offload": True},
