@@ -185,12 +185,13 @@ def test_every_kind_of_picture_is_embedded_or_rejected_with_its_reason(pictures,
     rgb.save(pictures / "turned.jpg", exif=exif, quality=95)
     rgb.convert("L").save(pictures / "grey.png")
     rgb.quantize(16).save(pictures / "palette.png")
+    rgb.convert("RGBA").save(pictures / "opaque.png")
     bad = {
         "animated.webp": (frames[0], {"save_all": True, "append_images": frames[1:]}, "is animated"),
         "pages.tiff": (frames[0], {"save_all": True, "append_images": frames[1:]}, "pages"),
         "print.jpg": (rgb.convert("CMYK"), {}, "is CMYK"),
-        "deep.png": (Image.fromarray(np.full((4, 4), 40_000, np.uint16)), {}, "more than 8 bits"),
-        "clear.png": (rgb.convert("RGBA"), {}, "alpha"),
+        "deep.tif": (Image.fromarray(np.full((4, 4), 0.5, np.float32)), {}, "more than 8 bits"),
+        "clear.png": (Image.new("RGBA", (40, 32), (1, 2, 3, 4)), {}, "alpha"),
         "clear-palette.png": (rgb.quantize(16), {"transparency": 0}, "alpha"),
         "bomb.png": (Image.new("1", (20_000, 20_000)), {}, "decompression bomb"),
         "large.png": (Image.new("1", (9_000, 9_000)), {}, "million pixels"),
