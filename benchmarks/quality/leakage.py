@@ -117,8 +117,8 @@ HEAD = """# Leakage: copies found and innocent neighbours lost
 A corpus picture that is a copy of a test picture is left out of its neighbours by the rule in `adir/retrieval/leakage.py`.
 Test pictures: the 12 embedded test fields, each copied {draws} times (crops at other places), each copy alone in the embedded
 corpus ({fields_size} pictures); and {n} pictures of the split `test` of `{parquet}` (drawn with
-seed {seed}), copied once, all copies of a picture at once in its split `corpus` ({caltech_size} pictures), which can only lower what
-is found. All pictures are of 128x128 pixels.
+seed {seed}), copied once, all copies of a picture at once in its split `corpus` ({caltech_size} pictures), which can only
+lower what is found. All pictures are of 128x128 pixels.
 
 {date}, commit {commit}, rule {rule}:
 

@@ -92,10 +92,10 @@ def require_enough(cell: Cell) -> None:
             for image_id in cell.data.ids
         )
     if cell.k > left:
-        where = "" if image_id is None else f" for test picture {image_id}"
+        copies_too = "" if image_id is None else f"copies of test picture {image_id} and "
         raise InputError(
-            f"K={cell.k} neighbours asked, but {left} of {len(cell.corpus)} pictures of the corpus are left{where}: its copies "
-            "do not count, and equal pictures count once; lower K or enlarge the corpus"
+            f"K={cell.k} neighbours asked, but without {copies_too}repeats {left} of {len(cell.corpus)} corpus pictures are "
+            "left: lower K or enlarge the corpus"
         )
 
 

@@ -129,10 +129,9 @@ def test_k_above_what_copies_and_equal_pictures_leave_is_refused_before_any_work
     files = {"a.png": a, "b.png": b, "c.png": c, "again.png": b, "grey.png": grey}
     overrides = words(files, "task=sr4", f"adaptation={mode}", "sampler.n_steps=1")
     assert adir(command, *overrides, "k=3").status == 0
-    for k, where in ((4, " for test picture 1.png"), (5, "")):
+    for k, without in ((4, "copies of test picture 1.png and repeats 3"), (5, "repeats 4")):
         refused = adir(command, *overrides, f"k={k}", f"results={tmp_path / 'other'}")
-        left = 3 if where else 4
         said = " ".join((refused.out + refused.err).split())
         assert refused.status == 2
-        assert f"K={k} neighbours asked, but {left} of 5 pictures of the corpus are left{where}" in said
+        assert f"K={k} neighbours asked, but without {without} of 5 corpus pictures are left" in said
         assert not (tmp_path / "other" / "cells").exists()
