@@ -117,8 +117,8 @@ HEAD = """# Leakage: copies found and innocent neighbours lost
 A corpus picture that is a copy of a test picture is left out of its neighbours by the rule in `adir/retrieval/leakage.py`.
 Test pictures: the 12 embedded test fields, each copied {draws} times (crops at other places), each copy alone in the embedded
 corpus ({fields_size} pictures); and {n} pictures of `{parquet}` ({n_test} of the split `test`,
-the rest of the split `corpus`, drawn with seed {seed}), copied once, all copies of a picture at once in its split `corpus` ({caltech_size} pictures), which can only
-lower what is found. All pictures are of 128x128 pixels.
+the rest of the split `corpus`, drawn with seed {seed}), copied once, all copies of a picture at once in the split `corpus`
+({caltech_size} pictures), which can only lower what is found. All pictures are of 128x128 pixels.
 
 {date}, commit {commit}, rule {rule}:
 
@@ -254,7 +254,8 @@ def main() -> None:
     own = (args.parquet, str(args.notes), str(args.out))  # committed text says nothing of one machine's folders
     words = [Path(word).name if word in own else word for word in sys.argv[1:]]
     text = HEAD.format(
-        draws=args.draws, fields_size=len(embedded), n=len(photographs), n_test=min(len(test), len(photographs)), parquet=Path(args.parquet).name, seed=args.seed,
+        draws=args.draws, fields_size=len(embedded), n=len(photographs), n_test=min(len(test), len(photographs)),
+        parquet=Path(args.parquet).name, seed=args.seed,
         caltech_size=len(caltech), date=datetime.date.today().isoformat(), commit=commit.stdout.strip(),
         rule=json.dumps(LEFT_OUT), command=f"python benchmarks/quality/leakage.py {shlex.join(words)}",
     )  # fmt: skip
