@@ -116,9 +116,9 @@ HEAD = """# Leakage: copies found and innocent neighbours lost
 
 A corpus picture that is a copy of a test picture is left out of its neighbours by the rule in `adir/retrieval/leakage.py`.
 Test pictures: the 12 embedded test fields, each copied {draws} times (crops at other places), each copy alone in the embedded
-corpus ({fields_size} pictures); and {n} pictures of the split `test` of `{parquet}` (drawn with
-seed {seed}), copied once, all copies of a picture at once in its split `corpus` ({caltech_size} pictures), which can only
-lower what is found. All pictures are of 128x128 pixels.
+corpus ({fields_size} pictures); and {n} pictures of `{parquet}` ({n_test} of the split `test`,
+the rest of the split `corpus`, drawn with seed {seed}), copied once, all copies of a picture at once in the split `corpus`
+({caltech_size} pictures), which can only lower what is found. All pictures are of 128x128 pixels.
 
 {date}, commit {commit}, rule {rule}:
 
@@ -217,7 +217,7 @@ class Lost:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
-    parser.add_argument("--n", type=int, default=200, help="pictures of its split `test`")
+    parser.add_argument("--n", type=int, default=200, help="pictures: first its split `test`, then `corpus`")
     parser.add_argument("--draws", type=int, default=3, help="copies of each test field and kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notes", type=Path, default=Path("leakage-notes.jsonl"))
@@ -229,8 +229,9 @@ def main() -> None:
     notes = Notes(args.notes.with_stem(f"{args.notes.stem}-{hash_of([LEFT_OUT, args.seed])[:10]}"))
     embedded = EmbeddedCorpus()
     test, caltech = (parquet_corpus(args.parquet, "split", part) for part in ("test", "corpus"))
-    drawn = np.random.default_rng(args.seed).permutation(test.ids)[: args.n].tolist()
-    fields, photographs = dict(test_fields()), {name: test.image(name) for name in drawn}
+    rng = np.random.default_rng(args.seed)
+    drawn = [(part, name) for part in (test, caltech) for name in rng.permutation(part.ids).tolist()][: args.n]
+    fields, photographs = dict(test_fields()), {name: part.image(name) for part, name in drawn}
 
     lost = {name: Lost() for name in ("12 test fields", *TEXTURES, "Caltech-101")}
     index = Index.build(embedded, EmbeddedEncoder())
@@ -245,7 +246,7 @@ def main() -> None:
         category = name.split("/")[0]
         known = {other for other in caltech.ids if category == "Leopards" and other.startswith("Leopards/")}
         twin = leopard_twin(name) if known else DOUBLES.get(name)
-        lost["Caltech-101"].add(x, name, caltech, index, {twin} if twin is not None else set())
+        lost["Caltech-101"].add(x, name, caltech, index, {name, twin} - {None})
 
     seconds = lost["Caltech-101"].seconds / len(photographs)
     of_fields = recall(fields, embedded, args.draws, args.seed, notes, together=False)
@@ -253,7 +254,8 @@ def main() -> None:
     own = (args.parquet, str(args.notes), str(args.out))  # committed text says nothing of one machine's folders
     words = [Path(word).name if word in own else word for word in sys.argv[1:]]
     text = HEAD.format(
-        draws=args.draws, fields_size=len(embedded), n=args.n, parquet=Path(args.parquet).name, seed=args.seed,
+        draws=args.draws, fields_size=len(embedded), n=len(photographs), n_test=min(len(test), len(photographs)),
+        parquet=Path(args.parquet).name, seed=args.seed,
         caltech_size=len(caltech), date=datetime.date.today().isoformat(), commit=commit.stdout.strip(),
         rule=json.dumps(LEFT_OUT), command=f"python benchmarks/quality/leakage.py {shlex.join(words)}",
     )  # fmt: skip
