@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from adir.files import sha256_of_file
-from adir.harness.planning import cost
 
 Adir = Callable[..., "object"]
 
@@ -267,9 +266,8 @@ def test_restore_out_of_memory_names_the_tile_that_fits_and_keeps_what_is_restor
 
 
 def test_plan_out_of_memory_names_the_cell(
-    adir, tiny: list[str], exhausted: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adir, tiny: list[str], exhausted: Callable[..., None], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cost, "_calibrations", {})  # a call that another test timed is not made again
     exhausted(1)
     finished = adir("plan", *tiny, "sampler.n_steps=3", f"results={tmp_path / 'results'}")
     assert_refused(finished, "while sampling 1 picture of 32x32", "the plan of sr4 none seed=0: nothing was run")

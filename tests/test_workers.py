@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import Forked, start
 
 from adir.adaptation.denoising_module import DenoisingModule
+from adir.cli import main
 from adir.files import read_json, sha256_of_file
 from adir.harness.running import claims
 from adir.harness.running.interruption import new_stop_file
@@ -24,25 +27,26 @@ RECORDS = "cells/**/records/*.json"
 PICTURES = "cells/**/pictures/*.png"
 GRID = ["task=sr4,deblur", "adaptation=none,self,random"]
 N_PICTURES = 2 * 3 * 3
+N_ADAPTERS = 2 * 3 + 3  # `self` adapts to the y of each task; `random` draws the same pictures for both
 
 
-def start(*words: object, log: Path) -> subprocess.Popen[bytes]:
-    """`adir run -m` in a process group of its own, as a shell starts it."""
+def from_a_shell(*words: object, log: Path) -> subprocess.Popen[bytes]:
+    """`adir` in a process group of its own, as a shell starts it; its workers are new processes too."""
     with open(log, "wb") as out:
-        command = [sys.executable, "-m", "adir", "run", "-m", *map(str, words)]
+        command = [sys.executable, "-m", "adir", *map(str, words)]
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def wait_for_records(results: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_records(results: Path, count: int, process: subprocess.Popen[bytes] | Forked) -> None:
     deadline = time.monotonic() + 120
     while len(list(results.glob(RECORDS))) < count and process.poll() is None:
         assert time.monotonic() < deadline, "the grid does nothing"
         time.sleep(0.02)
 
 
-def table(adir, results: Path) -> dict[str, str]:
+def table(results: Path) -> dict[str, str]:
     """{leaderboard.csv and every restored picture: SHA-256}."""
-    assert adir("leaderboard", results).status == 0
+    assert main(["leaderboard", str(results)]) == 0
     files = [*results.glob(PICTURES), results / "leaderboard.csv"]
     return {str(path.relative_to(results)): sha256_of_file(path) for path in files}
 
@@ -58,13 +62,12 @@ def a_holder(results: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
-    """The grid's results, by one worker."""
-    from adir.cli import main
-
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> dict[str, str]:
+    """The table and the pictures of the grid, by one worker."""
     results = tmp_path_factory.mktemp("undisturbed")
     assert main(["run", "-m", *tiny, *GRID, f"results={results}"]) == 0
-    return results
+    assert len(list(results.glob("adapters/*.safetensors"))) == N_ADAPTERS
+    return table(results)
 
 
 def claim_from_elsewhere(results: Path, cell: str, picture: str, done: bool = False) -> Path:
@@ -233,26 +236,28 @@ def test_the_stop_file_of_one_run_does_not_stop_another_run_of_the_same_grid(
 
 
 @pytest.mark.slow
-def test_two_grids_in_one_folder_do_each_picture_once(adir, tiny: list[str], tmp_path: Path, undisturbed: Path) -> None:
+def test_two_grids_in_one_folder_do_each_picture_once(
+    tiny: list[str], tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
     results = tmp_path / "results"
     logs = [tmp_path / "first.log", tmp_path / "second.log"]
-    processes = [start(*tiny, *GRID, f"results={results}", log=log) for log in logs]
+    processes = [start("run", "-m", *tiny, *GRID, f"results={results}", log=log) for log in logs]
     assert [process.wait(timeout=300) for process in processes] == [0, 0], [log.read_text() for log in logs]
     done = [int(re.search(r"(\d+) pictures done", log.read_text())[1]) for log in logs]  # type: ignore[index]
     assert sum(done) == N_PICTURES and min(done) > 0
-    assert len(list(results.glob("adapters/*.safetensors"))) == len(list(undisturbed.glob("adapters/*.safetensors")))
-    assert table(adir, results) == table(adir, undisturbed)
+    assert len(list(results.glob("adapters/*.safetensors"))) == N_ADAPTERS
+    assert table(results) == undisturbed
     assert leftovers(results) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number, begin", [(signal.SIGINT, from_a_shell), (signal.SIGTERM, start)], ids=["INT", "TERM"])
 def test_a_signal_to_all_processes_ends_the_records_at_hand_and_says_how_to_go_on(
-    adir, tiny: list[str], tmp_path: Path, undisturbed: Path, number: int
+    adir, tiny: list[str], tmp_path: Path, undisturbed: dict[str, str], number: int, begin: Callable[..., Any]
 ) -> None:
     results, log = tmp_path / "results", tmp_path / "log"
     words = [*tiny, *GRID, f"results={results}", "hydra/launcher=two_processes"]
-    process = start(*words, log=log)
+    process = begin("run", "-m", *words, log=log)
     wait_for_records(results, 2, process)
     os.killpg(process.pid, number)  # a terminal's Ctrl-C goes to the whole group
     assert process.wait(timeout=120) == 130, log.read_text()
@@ -262,23 +267,23 @@ def test_a_signal_to_all_processes_ends_the_records_at_hand_and_says_how_to_go_o
     assert 2 <= len(records) < N_PICTURES and all(record["status"] == "done" for record in records)
     assert len(list(results.glob(PICTURES))) == len(records)  # none restored without its record
     assert leftovers(results) == []
-    assert adir("run", "-m", *words).status == 0
-    assert table(adir, results) == table(adir, undisturbed)
+    assert adir("run", "-m", *words, "hydra/launcher=basic").status == 0  # starts none
+    assert table(results) == undisturbed
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_loses_one_picture_and_the_grid_goes_on_when_started_again(
-    adir, tiny: list[str], tmp_path: Path, undisturbed: Path
+    adir, tiny: list[str], tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     results, log = tmp_path / "results", tmp_path / "log"
     words = [*tiny, *GRID, f"results={results}", "hydra/launcher=two_processes"]
-    process = start(*words, log=log)
+    process = start("run", "-m", *words, log=log)
     wait_for_records(results, 4, process)
     os.kill(a_holder(results), signal.SIGKILL)
     assert process.wait(timeout=120) != 0
     assert all(read_json(path)["status"] == "done" for path in results.glob(RECORDS))
-    assert adir("run", "-m", *words).status == 0
-    assert table(adir, results) == table(adir, undisturbed)
+    assert adir("run", "-m", *words, "hydra/launcher=basic").status == 0  # starts none
+    assert table(results) == undisturbed
     assert leftovers(results) == []
 
 
@@ -288,7 +293,7 @@ def test_the_cluster_launcher_gives_the_table_of_one_worker(adir, tiny: list[str
     words = [*tiny, "task=sr4", "adaptation=none,random"]
     assert adir("run", "-m", *words, "hydra/launcher=submitit_local", f"results={tmp_path / 'jobs'}").status == 0
     assert adir("run", "-m", *words, f"results={tmp_path / 'one'}").status == 0
-    assert table(adir, tmp_path / "jobs") == table(adir, tmp_path / "one")
+    assert table(tmp_path / "jobs") == table(tmp_path / "one")
 
 
 def test_the_slurm_launcher_asks_for_a_gpu_and_is_configured_as_documented() -> None:

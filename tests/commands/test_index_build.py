@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forked, start
 from PIL import Image
 
 from adir.data.sources.folder import FolderSource
@@ -197,12 +196,12 @@ LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.la
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_workers_share_the_shards(adir, slow, tmp_path: Path, launcher: str) -> None:
+def test_two_workers_share_the_shards(slow, tmp_path: Path, launcher: str) -> None:
     words, log = slow
     several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "+encoder.workers=2"]
-    done = adir("index", "build", *several, *words)
-    assert done.status == 0, done.err
-    assert "6 pictures embedded now" in done.out
+    said = tmp_path / "said"
+    assert start("index", "build", *several, *words, log=said).wait() == 0, said.read_text()
+    assert "6 pictures embedded now" in said.read_text()
     embedded = [line.split() for line in log.read_text().splitlines()]
     assert sum(int(count) for _, count in embedded) == 6
     assert len({process for process, _ in embedded}) == 2
@@ -214,12 +213,11 @@ def test_two_workers_share_the_shards(adir, slow, tmp_path: Path, launcher: str)
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_worker_killed_half_way_costs_one_shard(adir, slow, tmp_path: Path, launcher: str) -> None:
     words, log = slow
-    command = [sys.executable, "-m", "adir", "index", "build", *words]
     several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
-    running = subprocess.Popen([*command, *several], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = start("index", "build", *words, *several, log=tmp_path / "said")
     victim = wait_for_worker(log, running)
     os.kill(victim, signal.SIGKILL)
-    running.communicate(timeout=240)
+    running.wait()
     # joblib takes the others down with the dead one, submitit does not; either way the same command ends it.
     ended = adir("index", "build", *words)
     assert ended.status == 0, ended.err
@@ -230,7 +228,7 @@ def test_a_worker_killed_half_way_costs_one_shard(adir, slow, tmp_path: Path, la
     assert not list((tmp_path / "index/claims").glob("*"))
 
 
-def wait_for_worker(log: Path, running: "subprocess.Popen[str]") -> int:
+def wait_for_worker(log: Path, running: Forked) -> int:
     """The process that embeds, once it is at its second picture."""
     until = time.monotonic() + 240
     while time.monotonic() < until and running.poll() is None:
@@ -238,6 +236,4 @@ def wait_for_worker(log: Path, running: "subprocess.Popen[str]") -> int:
         if len(lines) >= 2:
             return int(lines[-1].split()[0])
         time.sleep(0.02)
-    raise AssertionError(
-        f"no worker began: {running.communicate()[0] if running.poll() is not None else 'still waiting'}"
-    )
+    raise AssertionError(f"no worker began: {log.with_name('said').read_text()}")

@@ -50,9 +50,8 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def empty_hub(tmp_path, monkeypatch):
-    """No weights of this machine are seen, and no earlier attempt to fetch is remembered."""
+    """No weights of this machine are seen."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(registry, "_failed_fetches", {})
 
 
 def test_psnr_is_scikit_images():

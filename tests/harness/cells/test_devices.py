@@ -1,39 +1,47 @@
 """Workers of one node take one GPU each; no GPU is needed to see that, as locks in files decide."""
 
-import subprocess
-import sys
+import os
 import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-
-TAKE = (
-    "import sys; from adir.harness.cells.devices import use_own_gpu; "
-    "print(use_own_gpu(beside_others=True, count=2), flush=True); sys.stdin.read()"
-)
+from forked import FORKS
 
 
-def worker(environment: dict[str, str]) -> subprocess.Popen[str]:
-    """A process that takes a GPU, says which, and holds it until its stdin closes."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", TAKE], env=environment, **pipes)
+def take(folder: Path, end: Connection) -> None:
+    """Take a GPU, say which, and hold it until the other end closes."""
+    from adir.harness.cells.devices import use_own_gpu
+
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    tempfile.tempdir = str(folder)
+    end.send(use_own_gpu(beside_others=True, count=2))
+    end.poll(60)
 
 
-def test_each_worker_takes_another_gpu_and_gives_it_back_when_it_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os
+class Worker:
+    """A process with a GPU of its own."""
 
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    workers = [worker(environment) for _ in range(2)]
-    taken = [process.stdout.readline().strip() for process in workers]  # type: ignore[union-attr]
-    assert sorted(taken) == ["0", "1"]
-    workers[taken.index("0")].communicate("")
-    third = worker(environment)
-    assert third.stdout.readline().strip() == "0"  # type: ignore[union-attr]
-    for process in (third, workers[taken.index("1")]):
-        process.communicate("")
+    def __init__(self, folder: Path) -> None:
+        self.end, theirs = FORKS.Pipe()
+        self.process = FORKS.Process(target=take, args=(folder, theirs))
+        self.process.start()
+        theirs.close()
+        self.gpu = self.end.recv()
+
+    def finish(self) -> None:
+        self.end.close()
+        self.process.join()
+
+
+def test_each_worker_takes_another_gpu_and_gives_it_back_when_it_ends(tmp_path: Path) -> None:
+    first, second = Worker(tmp_path), Worker(tmp_path)
+    assert [first.gpu, second.gpu] == [0, 1]
+    first.finish()
+    third = Worker(tmp_path)
+    assert third.gpu == 0
+    second.finish()
+    third.finish()
 
 
 def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(

@@ -33,7 +33,6 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def nothing_calibrated(monkeypatch):
-    monkeypatch.setattr(cost, "_calibrations", {})
     monkeypatch.setattr(calibration, "LONG_ENOUGH", 0.05)
 
 
