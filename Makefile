@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	@echo "Look at: $(abspath $(DEMO_FOLDER))/comparison.png  (every picture: $(abspath $(DEMO_FOLDER))/cells)"
 
 test: $(VENV)/installed
-	@$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
+	@$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/installed
 	@$(VENV)/bin/ruff check --quiet --output-format=concise .

@@ -196,12 +196,12 @@ def test_missing_weights_are_one_line_with_file_size_folder_and_address(monkeypa
 def test_a_failing_fetch_is_tried_once_per_process(monkeypatch):
     calls = []
 
-    def no_host(request, timeout):
+    def no_host(opener, request, timeout):
         calls.append((request.full_url, timeout))
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(urllib.request, "urlopen", no_host)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", no_host)
     for _ in range(2):
         assert "Name or service not known" in METRICS["musiq-ava"]("cpu").unavailable()
     assert calls == [(url, download.TIMEOUT_SECONDS) for url in metrics.MUSIQ_AVA.mirrors]
