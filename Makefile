@@ -1,8 +1,9 @@
-# make demo | test | lint | format | clean.  Settings: make demo DEMO_FOLDER=/tmp/demo, make test TESTS=tests/tasks
+# make demo | test | lint | format | clean.  Settings: make demo DEMO_FOLDER=/tmp/demo, make test TESTS=tests/tasks WORKERS=1
 VENV := .venv
 PYTHON ?= $(shell for name in python3.11 python3.12 python3 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$name && break; done)
 TESTS ?= tests
+WORKERS ?= 2
 DEMO_FOLDER ?= runs/demo
 DEMO := $(VENV)/bin/adir run -m experiment=demo results=$(DEMO_FOLDER)
 
@@ -15,7 +16,7 @@ demo: $(VENV)/installed
 	@echo "Look at: $(abspath $(DEMO_FOLDER))/comparison.png  (every picture: $(abspath $(DEMO_FOLDER))/cells)"
 
 test: $(VENV)/installed
-	@$(VENV)/bin/python -m pytest -q $(TESTS)
+	@$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/installed
 	@$(VENV)/bin/ruff check --quiet --output-format=concise .
