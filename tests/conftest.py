@@ -43,8 +43,7 @@ def fixed_seeds() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def each_job_is_composed_once() -> Iterator[None]:
     """Hydra composes all jobs of a grid before the first is launched, to see that they can be, and then again to launch
-    them: a tenth of a second each, a fifth of all that the tests do. `adir run` looks for itself; in the processes that
-    tests start, Hydra does too."""
+    them: a tenth of a second each. `adir run` looks for itself; in the processes that tests start, Hydra does too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hydra.plugins.sweeper.Sweeper.validate_batch_is_legal", lambda sweeper, jobs: None)
         yield
@@ -189,7 +188,9 @@ def made_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is none."""
+    """Slow tests begin, so that no worker ends with one while the others have nothing left; those marked `gpu` are skipped where
+    there is none."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from adir.files import sha256_of_file
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_table_and_the_pictures_of_one(adir, tiny: list[str], tmp_path: Path) -> None:
     found = {}
     for launcher in ("basic", "two_processes"):
