@@ -189,8 +189,7 @@ def made_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests begin, so that no worker ends with one while the others have nothing left; those marked `gpu` are
-    skipped where
-    there is none."""
+    skipped where there is none."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not torch.cuda.is_available():
         for item in items:
