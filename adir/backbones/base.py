@@ -40,7 +40,7 @@ class Backbone(Protocol):
 
     name: str
     kind: ClassVar[Kind]
-    """`pixel`: it is a `Denoiser` of pictures. `latent`: of the codes of its own VAE, under conditions of its own."""
+    """`pixel`: it denoises pictures, as a `Denoiser`. `latent`: it denoises its VAE's latents under conditions."""
     family: ClassVar[str]
     """`guided_diffusion`, `upscaler` or `inpainting`: what its network is given besides x_t and t. Latent samplers and
     training examples are made for one."""
@@ -69,7 +69,7 @@ class Backbone(Protocol):
         """Whether `predict` gives a variance_fraction."""
 
     def denoising_loss(self, batch: Any) -> Tensor:
-        """The loss it was trained with, a scalar, on a batch of its family's examples (adir.adaptation)."""
+        """Return the training loss, a scalar, on a batch of the examples that adir.adaptation makes for this family."""
 
 
 class PixelBackbone(Backbone, Denoiser, Protocol):

@@ -92,7 +92,7 @@ def planned_row(plan: CellPlan, totals: Totals) -> list[str]:
 
 
 def refused_row(problem: Refused, reasons: Numbered) -> list[str]:
-    """The row of a cell that cannot run or is not applicable, with the numbers of its reasons."""
+    """Return the table row of a cell that cannot run or is not applicable; it refers to its reasons by number."""
     numbers = ", ".join(map(str, sorted(map(reasons.number, problem.reasons))))
     status = "CANNOT RUN" if problem.applicable else "not applicable"
     return [cell_name(problem.axes), "–", f"{status} ({numbers})", *["–"] * 4]
