@@ -41,6 +41,7 @@ class AttachedFull:
     def __init__(self, network: nn.Module):
         self._network = network
         self._required_grad = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+        self._base = {name: parameter.data for name, parameter in network.named_parameters()}
         self._put_back = exchange([(p, p.data.clone()) for p in network.parameters()])
         self.layers = list(self._required_grad)
         network.requires_grad_(True)
@@ -55,6 +56,10 @@ class AttachedFull:
     def tensors(self) -> dict[str, Tensor]:
         """All weights as they are now, on the CPU."""
         return {name: on_cpu(parameter) for name, parameter in self._network.named_parameters()}
+
+    def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """Return the weights that far on the way from the base weights to these."""
+        return {name: on_cpu(self._base[name]).lerp(tensor, alpha) for name, tensor in tensors.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put stored weights into the network. Raises ValueError when names or shapes differ."""

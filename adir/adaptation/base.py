@@ -27,6 +27,9 @@ class Attached(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """What is stored of it, on the CPU."""
 
+    def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """Return the tensors of alpha times the update of these, alpha in [0, 1]; 0 is without effect."""
+
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put stored tensors in place. Raises ValueError when names or shapes differ."""
 

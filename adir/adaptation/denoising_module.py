@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,9 +10,11 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
+from adir.adaptation.exchange import exchange
 from adir.backbones.execution import Execution
 
-OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[list[torch.nn.Parameter]], tuple[torch.optim.Optimizer, Callable[[int], float]]]
+"""Parameters to (optimiser, factor of its learning rate at each iteration)."""
 Loss = Callable[[Any], Tensor]
 
 
@@ -44,13 +46,64 @@ class DenoisingModule(pl.LightningModule):
         self.log("adaptation/loss", loss, prog_bar=True, batch_size=1)
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser that was handed in, on the adapter's parameters."""
-        return self._optimizer(self._trainable)
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser that was handed in, on the adapter's parameters, with its schedule."""
+        optimizer, factor = self._optimizer(self._trainable)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def quiet_trainer(n_iterations: int, execution: Execution, callbacks: list[pl.Callback], progress: bool) -> pl.Trainer:
-    """A Lightning trainer that writes no file and, unless `progress`, no line."""
+class AveragedWeights(pl.Callback):
+    """Exponential average of the trained parameters, judged at some iterations.
+
+    The average starts from the first iterate: it is the plain mean of the iterates as long as that forgets faster, so that the
+    untuned weights have no part in it.
+    """
+
+    def __init__(
+        self,
+        parameters: list[torch.nn.Parameter],
+        decay: float,
+        judge_at: Collection[int],
+        judge: Callable[[int], None],
+    ):
+        """Watch a training.
+
+        Args:
+            parameters: those that train.
+            decay: of the average at each iteration, in [0, 1); 0 is the last iterate itself.
+            judge_at: iterations after which `judge` is called, counted from 1.
+            judge: called with the iteration while the averaged weights are in place.
+        """
+        self._parameters, self._decay, self._judge_at, self._judge = parameters, decay, frozenset(judge_at), judge
+        self._average: list[torch.Tensor] = []
+        self._iteration = 0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take the new weights into the average, and have it judged where it is time."""
+        self._iteration += 1
+        now = [parameter.detach() for parameter in self._parameters]
+        if not self._average:
+            self._average = [tensor.clone() for tensor in now]
+        else:
+            for average, tensor in zip(self._average, now, strict=True):
+                average.lerp_(tensor, max(1 - self._decay, 1 / self._iteration))
+        if self._iteration in self._judge_at:
+            put_back = exchange(list(zip(self._parameters, self._average, strict=True)))
+            try:
+                self._judge(self._iteration)
+            finally:
+                put_back()
+
+
+def quiet_trainer(
+    n_iterations: int,
+    execution: Execution,
+    callbacks: list[pl.Callback],
+    progress: bool,
+    clipping: float | None = None,
+) -> pl.Trainer:
+    """Return a Lightning trainer that writes no file and, unless `progress`, no line. clipping: of the gradient's norm."""
     device = torch.device(execution.device)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
@@ -59,6 +112,7 @@ def quiet_trainer(n_iterations: int, execution: Execution, callbacks: list[pl.Ca
         max_steps=n_iterations,
         max_epochs=1,
         precision=execution.trainer_precision,
+        gradient_clip_val=clipping,
         accelerator="cpu" if device.type == "cpu" else "gpu",
         # Not 1: Lightning would take the first GPU, whichever is this worker's.
         devices=1 if device.type == "cpu" else [torch.cuda.current_device() if device.index is None else device.index],

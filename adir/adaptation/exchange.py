@@ -25,7 +25,7 @@ def like(parameter: Tensor, tensor: Tensor) -> Tensor:
     return tensor if same else torch.empty_like(parameter).copy_(tensor)
 
 
-def on_cpu(parameter: nn.Parameter) -> Tensor:
+def on_cpu(parameter: Tensor) -> Tensor:
     """A contiguous copy on the CPU."""
     return parameter.detach().cpu().clone(memory_format=torch.contiguous_format)
 

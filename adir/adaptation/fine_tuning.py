@@ -2,40 +2,21 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from adir.adaptation.base import Adapter
-from adir.adaptation.crops import NoisyCrops
+from adir.adaptation.base import Adapter, Attached
+from adir.adaptation.examples import training_examples
 from adir.backbones.base import Backbone
 from adir.tasks.base import Task
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-
-    from adir.adaptation.latent import LatentCrops
-
-
-def training_examples(
-    backbone: Backbone,
-    pictures: list[Tensor],
-    crop_size: int,
-    flip: bool,
-    generator: torch.Generator,
-    task: Task | None,
-    names: Sequence[str] | None,
-) -> "NoisyCrops | LatentCrops":
-    """The endless stream of what the backbone's `denoising_loss` takes."""
-    if backbone.kind == "latent":
-        from adir.adaptation.latent import latent_crops  # here: it brings Stable Diffusion's networks, 4 s of imports
-
-        return latent_crops(backbone, pictures, crop_size, flip, generator, task, names)
-    return NoisyCrops(pictures, crop_size, backbone.stride, len(backbone.schedule), flip, generator, names)
 
 
 @dataclass(frozen=True)
@@ -51,6 +32,34 @@ class Adapted:
     """Side of the crops it was trained on, in pixels."""
     crop_remark: str | None
     """One line on why that is less than was asked for."""
+    held_out: "HeldOut | None" = None
+    """What held-out images said of it; None where nothing was held out."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How held-out images chose the update. Losses are relative to the untuned denoiser's: below 1 is better than untuned."""
+
+    losses: dict[int, float]
+    """{iteration: relative held-out loss of the averaged weights}."""
+    kept_iteration: int
+    """The iteration of lowest loss."""
+    alphas: dict[float, float]
+    """{alpha: relative held-out loss of the update of that iteration, scaled by alpha}."""
+    alpha: float
+    """The factor in use; 0 is the untuned denoiser."""
+    fall: float
+    """Mean fall of the relative loss on fresh crops, timesteps and noise."""
+    standard_error: float
+    """Of `fall`. An update whose fall does not exceed it is rejected: alpha is 0."""
+    strata: list[dict[str, float]]
+    """For each range of timesteps `t_first`, `t_last` (both inclusive), and the losses `untuned` and `adapted`, on all held-out
+    crops; `adapted` is that of the update before it was rejected."""
+
+
+def itself(image: Tensor) -> list[Tensor]:
+    """Return the image alone: no variants of it are trained on."""
+    return [image]
 
 
 @dataclass(frozen=True)
@@ -79,53 +88,102 @@ class FineTuning:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate!r}: a positive number is needed")
 
+    @property
+    def n_others(self) -> int:
+        """Images of the corpus, drawn at random, that `fit` wants besides a single neighbour to judge the update by."""
+        return 0
+
+    def usable(self, k: int, n: int) -> int:
+        """Return how many of the k nearest of n images are tuned on: all."""
+        return k
+
     def fit(
         self,
         backbone: Backbone,
         adapter: Adapter,
-        pictures: list[Tensor],
+        images: list[Tensor],
         generator: torch.Generator,
         callbacks: "list[pl.Callback] | None" = None,
         progress: bool = False,
         task: Task | None = None,
         names: Sequence[str] | None = None,
+        others: Sequence[Tensor] = (),
+        variants: Callable[[Tensor], list[Tensor]] = itself,
     ) -> Adapted:
-        """The adapter trained on `pictures` ((3, H, W) in [-1, 1]); the backbone is as it was when this returns.
+        """Return the adapter trained on images; the backbone is as it was when this returns.
 
-        task: the test picture's own; latent backbones need its operator or prompt, pixel ones ignore it.  names: of the
-        pictures, for errors.  Everything random comes from `generator`. Raises FloatingPointError when the loss is NaN or
-        Inf, InputError for a picture that is too small, ValueError when there are none or the adapter fits no layer.
+        Args:
+            backbone: to be adapted.
+            adapter: what is trained.
+            images: (3, H, W) in [-1, 1], nearest first.
+            generator: draws all that is random.
+            callbacks: of Lightning's trainer.
+            progress: show a bar.
+            task: the test image's own; latent backbones need its operator or prompt, pixel ones ignore it.
+            names: of the images, for errors.
+            others: `n_others` images of the corpus.
+            variants: what is trained on in place of an image, such as its turns.
+
+        Raises FloatingPointError when the loss is NaN or Inf, InputError for an image that is too small, ValueError when there are
+        none or the adapter fits no layer.
         """
-        # Here: Lightning takes longer to import than torch, and most commands train nothing.
-        from adir.adaptation.denoising_module import DenoisingModule, quiet_trainer
-
-        if not pictures:
+        if not images:
             raise ValueError("adaptation needs at least one picture")
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            examples = training_examples(backbone, pictures, self.crop_size, self.flip, generator, task, names)
-
-            def optimizer(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-                return torch.optim.Adam(parameters, lr=self.learning_rate)
-
-            module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), optimizer)
-            if self.n_iterations:
-                with warnings.catch_warnings():
-                    # The network stays in eval mode (no dropout in adaptation), one process makes the crops (they cost
-                    # nothing, and their order is their seed), and the deprecation is Lightning's own.
-                    for message in (".*in eval mode.*", ".*does not have many workers.*", ".*LeafSpec.*"):
-                        warnings.filterwarnings("ignore", message=message)
-                    trainer = quiet_trainer(self.n_iterations, backbone.execution, callbacks or [], progress)
-                    trainer.fit(module, DataLoader(examples, batch_size=self.batch_size))
-            return Adapted(
-                tensors=attached.tensors(),
-                losses=module.losses,
-                layers=attached.layers,
-                n_parameters=sum(parameter.numel() for parameter in attached.parameters()),
-                crop_size=examples.size,
-                crop_remark=examples.remark,
-            )
+            training = [variant for image in images for variant in variants(image)]
+            names = names if len(training) == len(images) else None
+            examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, names)
+            losses = self.train(backbone, attached, examples, callbacks or [], progress)
+            return adapted_of(attached, attached.tensors(), losses, examples)
         finally:
             backbone.network.to(backbone.device)  # Lightning leaves a network it trained on a GPU on the CPU
             attached.remove()
+
+    def train(
+        self,
+        backbone: Backbone,
+        attached: Attached,
+        examples: Any,
+        callbacks: "list[pl.Callback]",
+        progress: bool,
+    ) -> list[float]:
+        """Train an attached adapter with Adam, and return the loss of each iteration."""
+        # Here: Lightning takes longer to import than torch, and most commands train nothing.
+        from adir.adaptation.denoising_module import DenoisingModule, quiet_trainer
+
+        module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), self.optimizer)
+        if self.n_iterations:
+            with warnings.catch_warnings():
+                # The network stays in eval mode (no dropout in adaptation), one process makes the crops (they cost
+                # nothing, and their order is their seed), and the deprecation is Lightning's own.
+                for message in (".*in eval mode.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+                    warnings.filterwarnings("ignore", message=message)
+                trainer = quiet_trainer(self.n_iterations, backbone.execution, callbacks, progress, self.clipping)
+                trainer.fit(module, DataLoader(examples, batch_size=self.batch_size))
+        return module.losses
+
+    @property
+    def clipping(self) -> float | None:
+        """Largest norm of the gradient; None leaves it as it is."""
+        return None
+
+    def optimizer(self, parameters: list[torch.nn.Parameter]) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
+        """Return the optimiser of the parameters, and the factor of its learning rate at each iteration, from 0 on."""
+        return torch.optim.Adam(parameters, lr=self.learning_rate), lambda iteration: 1.0
+
+
+def adapted_of(
+    attached: Attached, tensors: dict[str, Tensor], losses: list[float], examples: Any, held_out: HeldOut | None = None
+) -> Adapted:
+    """Return a trained adapter with these tensors."""
+    return Adapted(
+        tensors=tensors,
+        losses=losses,
+        layers=attached.layers,
+        n_parameters=sum(parameter.numel() for parameter in attached.parameters()),
+        crop_size=examples.size,
+        crop_remark=examples.remark,
+        held_out=held_out,
+    )

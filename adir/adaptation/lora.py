@@ -215,6 +215,10 @@ class AttachedLora:
         """A and B of every wrapped layer, on the CPU."""
         return {name: on_cpu(parameter) for name, parameter in self._named.items()}
 
+    def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """Return A and alpha B: the update is linear in B."""
+        return {name: tensor * alpha if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put stored A and B in place. Raises ValueError when names or shapes differ."""
         copy_into(self._named, tensors)

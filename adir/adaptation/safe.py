@@ -1,0 +1,178 @@
+"""Few-shot fine-tuning that held-out images stop, scale and accept, so that it does little harm."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from adir.adaptation.base import Adapter
+from adir.adaptation.examples import training_examples
+from adir.adaptation.fine_tuning import Adapted, FineTuning, HeldOut, adapted_of, itself
+from adir.adaptation.held_out import N_STRATA, HeldOutCrops, fall_and_error, relative_loss, split
+from adir.backbones.base import Backbone
+from adir.tasks.base import Task
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+HELD_OUT_SHARE = 0.3  # most that held-out work may cost, as a share of the training
+TRAINING_COST = 2.2  # of a crop's training step, in evaluations of the network (measured, embedded prior on a CPU)
+
+
+@dataclass(frozen=True)
+class SafeFineTuning(FineTuning):
+    """Fine-tuning with a held-out rule. The ground truth has no part in it.
+
+    One image in five is held out; of fewer than ten images a part of each, which no training crop overlaps. On fixed crops of them,
+    with fixed noise and timesteps in 8 strata, the loss of the averaged weights is taken after 0, 5, 10, 20, 40, ...
+    iterations. The weights of lowest loss are kept; their update is scaled by the alpha in {0, 1/4, 1/2, 3/4, 1} of lowest loss; and it
+    is accepted where, on fresh crops, noise and timesteps, the mean fall of the loss exceeds one standard error over the
+    held-out images. Otherwise alpha is 0, which is the untuned denoiser. A loss is the mean over the strata of the loss relative to
+    the untuned denoiser's.
+
+    The rule sees whether tuning on some images carries over to others of the same kind. It cannot see that the search
+    brought the wrong kind.
+
+    Args:
+        n_iterations: of Adam.
+        batch_size: crops in each.
+        learning_rate: after the warm-up.
+        crop_size: side of the crops in pixels.
+        flip: mirror half of the crops.
+        warm_up: iterations in which the learning rate rises linearly.
+        decay: factor of the learning rate at the end, which it reaches along a cosine; 1 keeps it.
+        average: decay of the exponential average of the weights at each iteration, in [0, 1); 0 takes the last iterate.
+        clipping: largest norm of the gradient; None leaves it as it is.
+    """
+
+    name: ClassVar[str] = "safe"
+    version: ClassVar[int] = 1
+    n_iterations: int = 80
+    learning_rate: float = 5e-5
+    crop_size: int = 64
+    warm_up: int = 20
+    decay: float = 1.0
+    average: float = 0.9
+    clipping: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.warm_up, bool) or not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise ValueError(f"warm_up={self.warm_up!r}: a whole number of at least 0 is needed")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay={self.decay!r}: a number above 0 and at most 1 is needed")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average={self.average!r}: a number of at least 0 and below 1 is needed")
+        if self.clipping is not None and not 0 < self.clipping < math.inf:
+            raise ValueError(f"clipping={self.clipping!r}: a positive number is needed, or null")
+
+    @property
+    def n_others(self) -> int:
+        """Four images of the corpus beside a single neighbour: its own parts say little about others of its kind."""
+        return 4
+
+    def usable(self, k: int, n: int) -> int:
+        """Return how many of the k nearest of n images are not farther from y than the median of all n."""
+        return min(k, (n + 1) // 2)
+
+    def optimizer(self, parameters: list[torch.nn.Parameter]) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
+        """Return Adam, and the learning rate's factor: a linear warm-up, then half a cosine down to `decay`."""
+        falling = max(1, self.n_iterations - self.warm_up)
+
+        def factor(iteration: int) -> float:
+            rise = min(1.0, (iteration + 1) / (self.warm_up + 1))
+            done = min(1.0, max(0, iteration - self.warm_up) / falling)
+            return rise * (self.decay + (1 - self.decay) * (1 + math.cos(math.pi * done)) / 2)
+
+        return torch.optim.Adam(parameters, lr=self.learning_rate), factor
+
+    def judged_at(self) -> list[int]:
+        """Return the iterations after which the held-out loss is taken: 5, 10, 20, 40, ... and the last."""
+        doubling = [5 * 2**i for i in range(max(1, self.n_iterations).bit_length())]
+        return sorted({i for i in doubling if i < self.n_iterations} | ({self.n_iterations} - {0}))
+
+    def crops_per_stratum(self) -> int:
+        """Return how many held-out crops a stratum has: what `HELD_OUT_SHARE` of the training's cost pays for, 1 to 8."""
+        looks = 1 + len(self.judged_at()) + len(ALPHAS) - 1 + 2  # untuned, the curve, the other alphas, fresh crops twice
+        paid = HELD_OUT_SHARE * TRAINING_COST * self.batch_size * self.n_iterations
+        return min(8, max(1, int(paid / (looks * N_STRATA))))
+
+    def fit(
+        self,
+        backbone: Backbone,
+        adapter: Adapter,
+        images: list[Tensor],
+        generator: torch.Generator,
+        callbacks: "list[pl.Callback] | None" = None,
+        progress: bool = False,
+        task: Task | None = None,
+        names: Sequence[str] | None = None,
+        others: Sequence[Tensor] = (),
+        variants: Callable[[Tensor], list[Tensor]] = itself,
+    ) -> Adapted:
+        """Return the adapter trained on images as the held-out rule leaves it; see `FineTuning.fit`."""
+        from adir.adaptation.denoising_module import AveragedWeights  # here: it brings Lightning
+
+        if not images:
+            raise ValueError("adaptation needs at least one picture")
+        parts = split(images, self.crop_size, backbone.stride, generator)
+        training = [variant for image in parts.training for variant in variants(image)]
+        judges = [*parts.held_out, *others]
+        attached = adapter.attach(backbone.network)
+        try:
+            attached.initialise(generator)
+            examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, None)
+
+            def crops() -> HeldOutCrops:
+                return HeldOutCrops(backbone, judges, examples.size, self.crops_per_stratum(), generator, task)
+
+            held_out, fresh = crops(), crops()
+            untuned, untuned_fresh = held_out.losses(), fresh.losses()
+            losses, best, best_losses = {0: 1.0}, attached.tensors(), untuned
+
+            def judge(iteration: int) -> None:
+                nonlocal best, best_losses
+                now = held_out.losses()
+                losses[iteration] = relative_loss(now, untuned)
+                if losses[iteration] == min(losses.values()):
+                    best, best_losses = attached.tensors(), now
+
+            averaged = AveragedWeights(attached.parameters(), self.average, self.judged_at(), judge)
+            training_losses = self.train(backbone, attached, examples, [*(callbacks or []), averaged], progress)
+            backbone.network.to(backbone.device)  # Lightning leaves a network it trained on a GPU on the CPU
+
+            kept = min(losses, key=lambda iteration: losses[iteration])
+            scaled = {0.0: untuned, 1.0: best_losses}
+            for alpha in ALPHAS[:-1] if kept else ():
+                attached.load(attached.scaled(best, alpha))
+                scaled[alpha] = held_out.losses()
+            alphas = {alpha: relative_loss(scaled[alpha], untuned) for alpha in sorted(scaled)}
+            alpha = min(alphas, key=lambda alpha: alphas[alpha])
+            attached.load(attached.scaled(best, alpha))
+            tuned, tuned_fresh = scaled[alpha], fresh.losses()
+            fall, error = fall_and_error(tuned_fresh, untuned_fresh, fresh.images)
+            facts = HeldOut(
+                losses=losses,
+                kept_iteration=kept,
+                alphas=alphas,
+                alpha=alpha if fall > error else 0.0,
+                fall=fall,
+                standard_error=error,
+                strata=[
+                    {"t_first": ts.start, "t_last": ts.stop - 1, "untuned": float(before), "adapted": float(after)}
+                    for ts, before, after in zip(
+                        held_out.strata,
+                        torch.cat([untuned, untuned_fresh], 1).mean(1),
+                        torch.cat([tuned, tuned_fresh], 1).mean(1),
+                        strict=True,
+                    )
+                ],
+            )
+            return adapted_of(attached, attached.scaled(best, facts.alpha), training_losses, examples, facts)
+        finally:
+            backbone.network.to(backbone.device)
+            attached.remove()
