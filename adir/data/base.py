@@ -52,6 +52,9 @@ class Corpus:
     categories: id: category, where the source names one.
     """
 
+    withholds: str | None = None
+    """Which images `withheld` keeps from a test image, for the identity of a cell; None: none."""
+
     def __init__(
         self, name: str, manifest: dict[str, str], rejects: dict[str, str], categories: dict[str, str] | None = None
     ) -> None:
@@ -74,6 +77,13 @@ class Corpus:
     def attribution(self, image_id: str) -> dict[str, str]:
         """Licence, author and source of a picture, as far as its source names them."""
         return {}
+
+    def cluster(self, image_id: str) -> str:
+        return image_id
+
+    def withheld(self, cluster: str) -> frozenset[str]:
+        """Return the ids of the images that are never neighbours of a test image of this cluster, copies of it aside."""
+        return frozenset()
 
     def mask(self, image_id: str) -> Tensor | None:
         """(H, W) bool, true where the picture is to be repainted; None in a set that is not one of edits."""

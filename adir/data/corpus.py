@@ -13,6 +13,9 @@ from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import decode, from_uint8
 
+UNSEEN = Path(__file__).parents[1] / "embedded" / "unseen" / "unseen.parquet"
+"""Images of 16 categories that the embedded prior never saw; adir/embedded/unseen/README.md."""
+
 
 class SourceCorpus(Corpus):
     """The pictures of a source, each decoded once here: a damaged one is a reject now, not an error in the middle of a run.
@@ -65,3 +68,11 @@ def parquet_corpus(
     if path is None:
         raise InputError("a Parquet file is needed: say parquet=FILE")
     return SourceCorpus(ParquetSource(path, column=column, value=value), least_side)
+
+
+def unseen_corpus(split: str) -> SourceCorpus:
+    """Return the Caltech-101 images of 16 categories that the embedded prior never saw, 128x128.
+
+    split: `test` (46 images, up to three of each category) or `corpus` (1,023 images).
+    """
+    return parquet_corpus(UNSEEN, "split", split)

@@ -13,24 +13,32 @@ class Selection(Corpus):
 
     size: side in pixels to which square pictures are reduced (bicubic, antialiased); None keeps their own.
     per_category: the first so many of each category by id; None keeps all.
+    skip: how many of each category, the first by id, to leave out before that.
     """
 
-    def __init__(self, corpus: Corpus, size: int | None = None, per_category: int | None = None) -> None:
+    def __init__(self, corpus: Corpus, size: int | None = None, per_category: int | None = None, skip: int = 0) -> None:
         self._corpus, self._size = corpus, size
         kept = corpus.ids
-        if per_category is not None:
+        if per_category is not None or skip:
             if not corpus.categories:
-                raise InputError(f"per_category={per_category}: corpus {corpus.name} names no categories")
+                raise InputError(f"per_category={per_category}, skip={skip}: corpus {corpus.name} names no categories")
             by_category: dict[str | None, list[str]] = {}
             for image_id in corpus.ids:
                 by_category.setdefault(corpus.categories.get(image_id), []).append(image_id)
-            kept = [image_id for ids in by_category.values() for image_id in ids[:per_category]]
+            kept = [image_id for ids in by_category.values() for image_id in ids[skip:][:per_category]]
         name = corpus.name if size is None else f"{corpus.name}-{size}px"
         manifest = {i: corpus.manifest[i] if size is None else f"{corpus.manifest[i]} at {size}" for i in kept}
         super().__init__(name, manifest, corpus.rejects, {i: c for i, c in corpus.categories.items() if i in manifest})
+        self.withholds = corpus.withholds
 
     def attribution(self, image_id: str) -> dict[str, str]:
         return self._corpus.attribution(image_id)
+
+    def cluster(self, image_id: str) -> str:
+        return self._corpus.cluster(image_id)
+
+    def withheld(self, cluster: str) -> frozenset[str]:
+        return self._corpus.withheld(cluster) & self.manifest.keys()
 
     def image(self, image_id: str) -> Tensor:
         if image_id not in self.manifest:

@@ -4,14 +4,13 @@ import base64
 import functools
 import io
 import os
-import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from adir.data.embedded import PHOTOGRAPHS, TEST_FIELDS, Field, cut
+from adir.data.fields import cut, field_named
 from adir.images import from_uint8, hash_of_picture
 
 LONGEST_SIDE = 512  # pixels of a picture that was made smaller
@@ -21,8 +20,6 @@ HEAT_QUALITY = 70  # of an error map, whose numbers nobody reads off its pixels
 PER_PICTURE = 5000  # pixels that could be encoded in the time it takes to open a file
 ERROR_SCALE = 64
 """Grey levels of |x̂ - x| at which the colours of an error map end."""
-
-FIELD_ID = re.compile(r"(\w+)-s(\d+)-y(\d+)-x(\d+)")
 
 
 class Album:
@@ -131,22 +128,17 @@ def is_inside(name: str) -> bool:
 @functools.cache
 def embedded_test_field(image_id: str, sha256: str | None) -> Image.Image | None:
     """x of an embedded test field, built again; None for other ids, and where it is not the picture of the record."""
-    pixels = next((cut(field) for field in TEST_FIELDS if field.id == image_id), None)
-    if pixels is None or (sha256 is not None and hash_of_picture(from_uint8(pixels)) != sha256):
+    field = field_named(image_id)
+    if field is None or (sha256 is not None and hash_of_picture(from_uint8(cut(field))) != sha256):
         return None
-    return Image.fromarray(pixels)
+    return Image.fromarray(cut(field))
 
 
 @functools.cache
 def embedded_corpus_field(image_id: str) -> Image.Image | None:
     """A picture of the embedded corpus by its id, built again; None for other ids."""
-    match = FIELD_ID.fullmatch(image_id)
-    if match is None or match[1] not in {Path(file).stem for file in PHOTOGRAPHS}:
-        return None
-    try:
-        return Image.fromarray(cut(Field(match[1], *map(int, match.groups()[1:]))))
-    except ValueError:  # beyond its photograph: another corpus, whose ids look alike
-        return None
+    field = field_named(image_id)
+    return None if field is None else Image.fromarray(cut(field))
 
 
 def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.Image | None:

@@ -1,0 +1,125 @@
+"""Fields: 128x128 windows of the photographs of adir/data/photographs.py, and sets of them.
+
+A field is cut from a photograph reduced by a whole factor s; its id says where: `chelsea-s1-y040-x275` is the window with that
+top-left corner, in pixels of the reduced photograph.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from adir.data.base import Corpus
+from adir.data.photographs import ORIGINS, reduced
+from adir.files import sha256_of_bytes
+from adir.images import from_uint8
+
+SIZE = 128  # pixels a side of every field
+FLAT = 4.0  # grey levels; see `is_flat`
+
+
+class Field(NamedTuple):
+    """A 128x128 window of a photograph reduced by `scale`, its top-left corner (y, x) in reduced pixels."""
+
+    photograph: str
+    scale: int
+    y: int
+    x: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.photograph}-s{self.scale}-y{self.y:03d}-x{self.x:03d}"
+
+    def footprint(self) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right) of the photograph's own pixels that the field depends on, ends exclusive.
+
+        A reduced pixel draws on the bicubic kernel's support, 2 scale to either side of its centre; 3 scale around the
+        window leave room to spare.
+        """
+        margin = 3 * self.scale
+        top, left = self.scale * self.y - margin, self.scale * self.x - margin
+        return top, left, top + self.scale * SIZE + 2 * margin, left + self.scale * SIZE + 2 * margin
+
+
+FIELD_ID = re.compile(r"(\w+)-s([1-9])-y(\d+)-x(\d+)")
+
+
+def field_named(image_id: str) -> Field | None:
+    """Return the field of an id; None where there is none, such as for an image of another corpus."""
+    match = FIELD_ID.fullmatch(image_id)
+    if match is None or match[1] not in ORIGINS:
+        return None
+    field = Field(match[1], *map(int, match.groups()[1:]))
+    height, width = reduced(field.photograph, field.scale).shape[:2]
+    inside = field.y + SIZE <= height and field.x + SIZE <= width
+    return field if inside and field.id == image_id else None
+
+
+def is_flat(pixels: np.ndarray) -> bool:
+    """Whether there is little to restore: over half of the 16x16 tiles have a standard deviation below FLAT."""
+    grey = pixels.astype(np.float64).mean(2).reshape(SIZE // 16, 16, SIZE // 16, 16)
+    return bool((grey.std(axis=(1, 3)) < FLAT).mean() > 0.5)
+
+
+def cut(field: Field) -> np.ndarray:
+    """(128, 128, 3) uint8 pixels of a field."""
+    pixels = reduced(field.photograph, field.scale)[field.y : field.y + SIZE, field.x : field.x + SIZE]
+    if pixels.shape != (SIZE, SIZE, 3):
+        raise ValueError(f"{field.id} reaches beyond its photograph")
+    return pixels
+
+
+def overlap(a: Field, b: Field) -> bool:
+    """Whether two fields depend on a common pixel of a photograph."""
+    if a.photograph != b.photograph:
+        return False
+    top, left, bottom, right = a.footprint()
+    other_top, other_left, other_bottom, other_right = b.footprint()
+    return top < other_bottom and other_top < bottom and left < other_right and other_left < right
+
+
+def lattice(photograph: str, strides: Mapping[int, int]) -> list[Field]:
+    """Return the fields of a photograph at regular places, flat ones left out.
+
+    strides: distance of their corners by scale, both ways, in reduced pixels.
+    """
+    fields = []
+    for scale, stride in strides.items():
+        height, width = reduced(photograph, scale).shape[:2]
+        corners = ((y, x) for y in range(0, height - SIZE + 1, stride) for x in range(0, width - SIZE + 1, stride))
+        fields += [field for y, x in corners if not is_flat(cut(field := Field(photograph, scale, y, x)))]
+    return fields
+
+
+def clear_of(fields: Iterable[Field], tests: Sequence[Field]) -> list[Field]:
+    """Return the fields that share no pixel of their photograph with a test field, sorted by id."""
+    kept = [field for field in fields if not any(overlap(field, test) for test in tests)]
+    return sorted(kept, key=lambda field: field.id)
+
+
+def manifest(fields: Sequence[Field]) -> dict[str, str]:
+    """SHA-256 of each field's 128x128x3 bytes, by id: what the pictures are, with this Pillow's resampling."""
+    return {field.id: sha256_of_bytes(cut(field).tobytes()) for field in fields}
+
+
+class Fields(Corpus):
+    """A set of fields. Their photographs are their categories and clusters.
+
+    name: for people.  fields: different ones, in any order.
+    """
+
+    def __init__(self, name: str, fields: Sequence[Field]) -> None:
+        self._fields = {field.id: field for field in fields}
+        categories = {image_id: field.photograph for image_id, field in self._fields.items()}
+        super().__init__(name, manifest(fields), {}, categories)
+
+    def attribution(self, image_id: str) -> dict[str, str]:
+        return ORIGINS[self._fields[image_id].photograph]
+
+    def cluster(self, image_id: str) -> str:
+        return self._fields[image_id].photograph
+
+    def image(self, image_id: str) -> Tensor:
+        return from_uint8(cut(self._fields[image_id]))
