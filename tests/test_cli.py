@@ -262,7 +262,7 @@ EMBEDDED = [
     "backbone=embedded",
     "data=demo",
     "retrieval=embedded",
-    "encoder=embedded",
+    "encoder=imagenet",
     "scoring=embedded",
 ]
 

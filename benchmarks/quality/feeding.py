@@ -17,6 +17,7 @@ from retrieval import REPOSITORY, TASKS, Study, add_clip_options, clip_of, mean_
 from adir.files import write_bytes
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.query import FEEDINGS
 
@@ -50,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     study = Study(args.parquet, args.k)
-    encoders: list[Encoder] = [EmbeddedEncoder()] if args.clip is None else [clip_of(args)]
+    encoders: list[Encoder] = [ImagenetEncoder(), EmbeddedEncoder()] if args.clip is None else [clip_of(args)]
     lines = []
     for encoder in encoders:
         index = Index.build(study.corpus, encoder)

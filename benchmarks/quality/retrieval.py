@@ -26,6 +26,7 @@ from adir.images import generator
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.clip import ClipEncoder, random_clip
 from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import copies
@@ -131,8 +132,8 @@ def main() -> None:
 
     study = Study(args.parquet, args.k)
     ys = {name: study.degraded(name, args.seed) for name in args.tasks}
-    embedded = EmbeddedEncoder(args.weights)
-    encoders: list[Encoder] = [embedded, PixelEncoder()]
+    imagenet, embedded = ImagenetEncoder(), EmbeddedEncoder(args.weights)
+    encoders: list[Encoder] = [imagenet, embedded, PixelEncoder()]
     if args.clip is not None:
         encoders.insert(0, clip_of(args))
     if not args.no_floor:

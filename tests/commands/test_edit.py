@@ -174,7 +174,7 @@ def float_levels(folder: Path) -> None:
         (
             lambda folder: None,
             "a tiger",
-            ["adaptation=knn", "encoder=embedded"],
+            ["adaptation=knn", "encoder=imagenet"],
             "no text side; an encoder such as CLIP has; or look for neighbours by the picture: task.by=picture",
         ),
     ],
@@ -184,7 +184,7 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     adir: Callable, settings: list[str], picture: Path, tmp_path: Path, spoil, prompt: str, more: list[str], words: str
 ) -> None:
     spoil(tmp_path)
-    if "encoder=embedded" in more:
+    if "encoder=imagenet" in more:
         settings = [item for item in settings if not item.startswith("encoder")]
     mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", prompt, "--out", tmp_path / "out"]
     done = adir("edit", picture, *mask, *settings, *more)

@@ -17,7 +17,7 @@ from adir.data.sources.folder import FolderSource
 from adir.files import read_json, write_json
 from adir.harness.cells.cell import _build_once
 from adir.harness.running.claims import Claims, machine
-from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.builder import require_same_index
 from adir.retrieval.index.sharded import ShardedIndex
 
@@ -28,7 +28,7 @@ class Slow:
     """An encoder that notes which process embeds how many pictures; slow, and it begins when all workers are there."""
     name, metric, weights_sha256, input_size = "slow", "angular", "slow" * 16, 8
 
-    def __init__(self, log, seconds, workers=1, folder=None):
+    def __init__(self, log, seconds, workers=1, device="cpu"):
         self.log, self.seconds, self.workers = pathlib.Path(log), seconds, workers
         self.log.with_suffix(f".{os.getpid()}").touch()
 
@@ -75,7 +75,7 @@ def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Pa
     measured = {"arguments": {"n_probe": 8}, "n_queries": 50, "recall": {"20": 0.91}}
     write_json(tmp_path / "index/approximate-0.json", measured)
     told = adir("index", "info", tmp_path / "index")
-    assert told.status == 0 and "6 pictures" in told.out and "encoder embedded" in told.out and "0 rejects" in told.out
+    assert told.status == 0 and "6 pictures" in told.out and "encoder imagenet" in told.out and "0 rejects" in told.out
     assert "6 pictures of licence unknown" in told.out and "{'n_probe': 8}: recall 0.910 at K=20" in told.out
 
 
@@ -178,10 +178,10 @@ def test_of_two_builders_that_begin_at_once_with_other_encoders_one_is_refused(
     late = threading.Thread(target=lambda: refusals.append(adir("index", "build", *words)))
     late.start()
     time.sleep(1)
-    require_same_index(index, FolderSource(neighbourhood), EmbeddedEncoder())  # takes all, as `words` do
+    require_same_index(index, FolderSource(neighbourhood), ImagenetEncoder())  # takes all, as `words` do
     claims.release("plan")
     late.join()
-    assert refusals[0].status == 2 and "made by encoder embedded" in refusals[0].err and not log.read_text()
+    assert refusals[0].status == 2 and "made by encoder imagenet" in refusals[0].err and not log.read_text()
 
 
 def test_a_folder_of_other_things_is_left_as_it_is(adir, neighbourhood: Path, tmp_path: Path) -> None:

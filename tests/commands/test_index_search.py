@@ -16,8 +16,7 @@ from adir.data.corpus import folder_corpus
 from adir.harness.report.contact_sheet import GAP, QUERY, TILE, TITLE, Found, contact_sheet, shortened
 from adir.images import read_image, read_pixels
 from adir.retrieval.encoders.clip import ClipEncoder, random_clip
-from adir.retrieval.encoders.embedded import EMBEDDED_FOLDER, EmbeddedEncoder
-from adir.retrieval.encoders.embedded_network import load_network, save_network
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.index.sharded import ShardedIndex
 
@@ -30,7 +29,7 @@ def pictures(neighbourhood, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(pictures, tmp_path_factory):
-    """Their index under the embedded encoder, made by the command."""
+    """Their index under the default encoder, made by the command."""
     from adir.cli import main
 
     folder = tmp_path_factory.mktemp("search") / "index"
@@ -59,7 +58,7 @@ def refused(result, *words):
 def test_a_picture_finds_what_a_search_in_memory_finds(adir, index, pictures, photographs):
     query = photographs / "1.png"
     result = adir("index", "search", index, query, "--k", "4")
-    corpus, encoder = folder_corpus(pictures), EmbeddedEncoder()
+    corpus, encoder = folder_corpus(pictures), ImagenetEncoder()
     ids, distances = Index.build(corpus, encoder).search(encoder.image(read_image(query)[None]), 4)
     assert result.status == 0
     assert [i for _, _, i in rows(result.out)] == ids[0] and [r for r, _, _ in rows(result.out)] == [1, 2, 3, 4]
@@ -140,14 +139,19 @@ def test_an_index_whose_weights_have_moved_says_where_they_were(adir, clip_index
         checkpoint.with_suffix(".away").rename(checkpoint)
 
 
-def test_an_index_by_other_weights_of_the_same_encoder_is_refused_by_name(adir, index, pictures, tmp_path):
-    network = load_network(EMBEDDED_FOLDER / "encoder.safetensors")
-    network.head.weight.data[0] += 0.1
-    save_network(network, tmp_path / "other")
-    leaf = json.loads((index / "encoder.json").read_text()) | {"folder": str(tmp_path / "other")}
-    (index / "encoder.json").write_text(json.dumps(leaf))
-    made, other = EmbeddedEncoder().weights_sha256[:10], EmbeddedEncoder(tmp_path / "other").weights_sha256[:10]
-    refused(adir("index", "search", index, pictures / "0.png"), f"embedded ({made})", f"embedded ({other})")
+def test_an_index_by_other_weights_of_the_same_encoder_is_refused_by_name(adir, index, pictures, monkeypatch):
+    from adir.harness.cells.cell import _build_once
+
+    made = ImagenetEncoder().weights_sha256
+    monkeypatch.setattr("adir.retrieval.encoders.imagenet.SHA256", "0" * 64)
+    other = ImagenetEncoder().weights_sha256
+    _build_once.cache_clear()  # as in a new process
+    try:
+        refused(
+            adir("index", "search", index, pictures / "0.png"), f"imagenet ({made[:10]})", f"imagenet ({other[:10]})"
+        )
+    finally:
+        _build_once.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -155,8 +159,8 @@ def test_an_index_by_other_weights_of_the_same_encoder_is_refused_by_name(adir, 
     [
         {"_target_": "os.system", "command": "touch ran"},
         {
-            "_target_": "adir.retrieval.encoders.embedded.EmbeddedEncoder",
-            "folder": {"_target_": "os.system", "command": "touch ran"},
+            "_target_": "adir.retrieval.encoders.imagenet.ImagenetEncoder",
+            "device": {"_target_": "os.system", "command": "touch ran"},
         },
         ["os.system"],
     ],

@@ -44,7 +44,7 @@ def test_an_index_on_disk_gives_the_cell_and_the_neighbours_of_the_corpus_in_mem
 def test_a_cell_with_another_encoder_than_its_index_names_both(tiny: list[str], index: Path, tmp_path: Path) -> None:
     words = [word for word in tiny if not word.startswith("retrieval")]
     words += [f"results={tmp_path}", "adaptation=pixel", "retrieval=index", f"retrieval.corpus.folder={index}"]
-    with pytest.raises(InputError, match=r"made by encoder embedded .* encoded by pixel"):
+    with pytest.raises(InputError, match=r"made by encoder imagenet .* encoded by pixel"):
         resolve_cell(compose(words))
 
 

