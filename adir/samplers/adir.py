@@ -29,11 +29,13 @@ import torch
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser, Variance
-from adir.diffusion.guidance import guided_step_size, relaxed_gradient
+from adir.diffusion.guidance import back_projected, guided_step_size, relaxed_gradient
 from adir.diffusion.posterior import ddim_coefficients, learned_log_variance, posterior_mean, predict_x0
 from adir.diffusion.schedule import Schedule
 from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_steps
 from adir.tasks.base import LinearOperator, Task
+
+NOISY = "back_projection=true reproduces y exactly, and {}, which would come back amplified: use back_projection=false"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ADIR:
     measurement_level: the noise level of line 5: `mean` is that of mu, the next, cleaner level; `current` is that of x_t.
         The paper's index allows both readings; they agree as n_steps grows.
     eta: fresh noise of a step over that of Algorithm 1, from 0 (none: deterministic after x_T) to 1 (the paper).
+    back_projection: return x_hat + A_dagger (y - A x_hat), which explains y exactly; for y without noise alone.
     """
 
     version: ClassVar[int] = 1
@@ -61,6 +64,7 @@ class ADIR:
     cap: bool = True
     measurement_level: Literal["mean", "current"] = "mean"
     eta: float = 1.0
+    back_projection: bool = False
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
@@ -76,7 +80,12 @@ class ADIR:
     def restore(
         self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture; no backpropagation through the network."""
+        """x_hat from y (B, C, h, w), one CPU generator per picture; no backpropagation through the network.
+
+        Raises ValueError for back_projection of a noisy y, and for variance=learned of a network without it.
+        """
+        if self.back_projection and operator.sigma_y > 0:
+            raise ValueError(NOISY.format(f"y has noise of {operator.sigma_y * 127.5:g} grey levels"))
         # The tables' entries are 0-dimensional float64: 1 - alpha_bar keeps its digits, and products keep x_t's float32.
         schedule = backbone.schedule.respaced(self.n_steps)
         level = schedule.alpha_bar_prev if self.measurement_level == "mean" else schedule.alpha_bar
@@ -102,12 +111,17 @@ class ADIR:
                 x_t = x_t + self.eta * (log_Sigma / 2).exp() * draw_noise(operator.image_shape, generators, y)
             watch.step(x_t, capped)
 
+        if self.back_projection:
+            x_t = back_projected(x_t, y, operator.A, operator.A_dagger)
         remedy = f"lower guidance_scale={self.guidance_scale:g}" + ("" if self.cap else ", or set cap=true")
         return watch.finish(x_t, remedy, network_evaluations=len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
-        return needs_pixels(self.name, backbone, task)
+        reason = needs_pixels(self.name, backbone, task)
+        if reason is None and self.back_projection and task.sigma_y > 0:
+            return NOISY.format(f"task {task.name} has noise of {task.sigma_y:g} grey levels")
+        return reason
 
     def _mean_coefficients(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
         if self.eta == 1:  # equal to the others but for their last digit, which would change published results

@@ -13,12 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from adir.adaptation.adapters import Full
+from adir.adaptation.fine_tuning import FineTuning
+from adir.adaptation.modes import NoAdaptation
 from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.adir import ADIR
 from adir.samplers.base import Watch
-from adir.tasks.operators import BoxBlur
+from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
+from adir.tasks.restoration import RestorationTask
 
 SHAPE = (3, 2, 2)
 
@@ -344,6 +348,42 @@ def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_res
     torch.testing.assert_close(mean, posterior_mean, rtol=0, atol=2e-3)
     torch.testing.assert_close(covariance, posterior_covariance, rtol=0, atol=0.02)
     assert (covariance.diagonal()[::2] < 1e-4).all()
+
+
+# ---- back-projection -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "degradation", [SuperResolution(4), SuperResolution(8), Colorization(), BoxInpainting()], ids=lambda d: d.name
+)
+def test_back_projection_meets_y_and_leaves_what_A_cannot_see(degradation):
+    operator = degradation((3, 40, 40))
+    y = operator.A(torch.rand(2, 3, 40, 40, dtype=torch.float64) * 2 - 1)
+    off, on = (
+        ADIR(n_steps=3, variance="small", back_projection=back_projection)
+        .restore(Denoiser(unit_eps), operator, y, generators(1, 2))
+        .x_hat
+        for back_projection in (False, True)
+    )
+    assert (operator.A(off) - y).abs().max() > 0.01
+    torch.testing.assert_close(operator.A(on), y, rtol=0, atol=1e-9)
+    unseen_off, unseen_on = (x - operator.A_dagger(operator.A(x)) for x in (off, on))
+    torch.testing.assert_close(unseen_on, unseen_off, rtol=0, atol=1e-9)
+
+
+def test_back_projection_of_a_noisy_y_is_refused_in_one_line():
+    mode = NoAdaptation(Full(), FineTuning())
+    task = RestorationTask("deblur", 1, BoxBlur(5), sigma_y=10, guidance_scale=1)
+    sampler = ADIR(n_steps=2, variance="small", back_projection=True)
+    reason = sampler.not_applicable(GuidedDiffusion(), task, mode)
+    assert reason == (
+        "back_projection=true reproduces y exactly, and task deblur has noise of 10 grey levels, which would come back "
+        "amplified: use back_projection=false"
+    )
+    with pytest.raises(ValueError, match="y has noise of 10 grey levels"):
+        sampler.restore(Denoiser(unit_eps), task.operator((3, 16, 16)), blurred(), generators(1))
+    quiet = RestorationTask("sr4", 1, SuperResolution(4), sigma_y=0, guidance_scale=1)
+    assert sampler.not_applicable(GuidedDiffusion(), quiet, mode) is None
 
 
 # ---- the cap and failures --------------------------------------------------------------------------------------------
