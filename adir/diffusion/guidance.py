@@ -41,3 +41,8 @@ def guided_step_size(guidance_scale: float, variance: Tensor, operator_norm: flo
     bound = STABLE_STEP / (2 * operator_norm**2)
     capped = step > bound
     return (step.clamp(max=bound), capped) if cap else (step, capped & False)
+
+
+def back_projected(x: Tensor, y: Tensor, A: LinearMap, A_dagger: LinearMap) -> Tensor:
+    """x + A_dagger (y - A x): of the pictures that explain y as well as any does, the nearest to x; what A cannot see stays."""
+    return x + A_dagger(y - A(x))

@@ -22,6 +22,32 @@ def posterior_mean(x0: Tensor, x_t: Tensor, coef1: Tensor, coef2: Tensor) -> Ten
     return coef1 * x0 + coef2 * x_t
 
 
+def ddim_coefficients(
+    alpha_bar: Tensor, alpha_bar_prev: Tensor, posterior_variance: Tensor, eta: float
+) -> tuple[Tensor, Tensor]:
+    """Return the factors of x0 and x_t in the mean of a DDIM step with eta times the ancestral noise: DDIM (Song et al., 2021).
+
+    DDIM's step (its eq. 12, sigma = eta sqrt(beta tilde), its eq. 16) is
+
+        x_{t-1} = sqrt(ab_prev) x0 + sqrt(1 - ab_prev - sigma^2) eps + sigma z,    eps = (x_t - sqrt(ab) x0) / sqrt(1 - ab).
+
+    Given x0, eps is standard normal, so x_{t-1} has mean sqrt(ab_prev) x0 and variance 1 - ab_prev, those of q(x_{t-1} | x0),
+    whatever sigma is. Collecting x0 and x_t gives coef2 = sqrt((1 - ab_prev - sigma^2) / (1 - ab)) and
+    coef1 = sqrt(ab_prev) - coef2 sqrt(ab). At eta = 1 these are DDPM's eq. 7, up to rounding.
+
+    Args:
+        alpha_bar: alpha_bar of x_t, float64, in (0, 1).
+        alpha_bar_prev: that of x_{t-1}, shaped as alpha_bar.
+        posterior_variance: beta tilde, shaped as alpha_bar.
+        eta: 0 (deterministic) to 1 (ancestral).
+
+    Returns:
+        (coef1, coef2) for `posterior_mean`, shaped as alpha_bar.
+    """
+    coef2 = ((1 - alpha_bar_prev - eta**2 * posterior_variance) / (1 - alpha_bar)).sqrt()
+    return alpha_bar_prev.sqrt() - coef2 * alpha_bar.sqrt(), coef2
+
+
 def learned_log_variance(variance_fraction: Tensor, log_beta_tilde: Tensor, log_beta: Tensor) -> Tensor:
     """Log variance between its two bounds: Nichol and Dhariwal (2021), eq. 15.
 

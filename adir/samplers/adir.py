@@ -9,6 +9,16 @@
     7      x_{t-1} ~ N(mu + s Sigma g, Sigma), and at the last step its mean
 
 `ADIR.restore` carries these numbers. It differentiates nothing: g takes the place of a gradient through eps_theta.
+
+`eta` scales the noise of line 7 as DDIM does (Song et al., 2021; `ddim_coefficients` derives it):
+
+    4  mu = sqrt(ab_{t-1}) x0_hat + sqrt(1 - ab_{t-1} - eta^2 beta_tilde) eps~
+            with eps~ = (x_t - sqrt(ab_t) x0_hat) / sqrt(1 - ab_t)
+    7  x_{t-1} ~ N(mu + s Sigma g, eta^2 Sigma)
+
+What the step adds less in fresh noise it keeps in the direction of eps~, so x_{t-1} stays at its noise level. At eta = 1 this
+is Algorithm 1. At eta = 0, where x0_hat is not clipped, eps~ = eps and A mu - y_{t-1} = sqrt(ab_{t-1}) (A x0_hat - y): guidance
+sees the residual alone. At eta = 1 it also pushes A mu back up to the noise that mu lacks.
 """
 
 import math
@@ -19,11 +29,13 @@ import torch
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser, Variance
-from adir.diffusion.guidance import guided_step_size, relaxed_gradient
-from adir.diffusion.posterior import learned_log_variance, posterior_mean, predict_x0
+from adir.diffusion.guidance import back_projected, guided_step_size, relaxed_gradient
+from adir.diffusion.posterior import ddim_coefficients, learned_log_variance, posterior_mean, predict_x0
 from adir.diffusion.schedule import Schedule
 from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_steps
 from adir.tasks.base import LinearOperator, Task
+
+NOISY = "back_projection=true reproduces y exactly, and {}, which would come back amplified: use back_projection=false"
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class ADIR:
     cap: lower s Sigma where the step would diverge (adir.diffusion.guidance.STABLE_STEP); False is the literal algorithm.
     measurement_level: the noise level of line 5: `mean` is that of mu, the next, cleaner level; `current` is that of x_t.
         The paper's index allows both readings; they agree as n_steps grows.
+    eta: fresh noise of a step over that of Algorithm 1, from 0 (none: deterministic after x_T) to 1 (the paper).
+    back_projection: return x_hat + A_dagger (y - A x_hat), which explains y exactly; for y without noise alone.
     """
 
     version: ClassVar[int] = 1
@@ -49,11 +63,15 @@ class ADIR:
     clip_x0: bool = True
     cap: bool = True
     measurement_level: Literal["mean", "current"] = "mean"
+    eta: float = 1.0
+    back_projection: bool = False
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={self.guidance_scale!r}: a number that is not negative is needed")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is needed")
         for what, choices in (("variance", get_args(Variance)), ("measurement_level", ("mean", "current"))):
             if getattr(self, what) not in choices:
                 raise ValueError(f"unknown {what} {getattr(self, what)!r}; choose one of {', '.join(choices)}")
@@ -62,10 +80,16 @@ class ADIR:
     def restore(
         self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture; no backpropagation through the network."""
+        """x_hat from y (B, C, h, w), one CPU generator per picture; no backpropagation through the network.
+
+        Raises ValueError for back_projection of a noisy y, and for variance=learned of a network without it.
+        """
+        if self.back_projection and operator.sigma_y > 0:
+            raise ValueError(NOISY.format(f"y has noise of {operator.sigma_y * 127.5:g} grey levels"))
         # The tables' entries are 0-dimensional float64: 1 - alpha_bar keeps its digits, and products keep x_t's float32.
         schedule = backbone.schedule.respaced(self.n_steps)
         level = schedule.alpha_bar_prev if self.measurement_level == "mean" else schedule.alpha_bar
+        coef1, coef2 = self._mean_coefficients(schedule)
         timesteps = schedule.timesteps.to(y.device)
         watch = Watch(y)
 
@@ -75,8 +99,7 @@ class ADIR:
             x0_hat = predict_x0(x_t, predicted.eps, schedule.alpha_bar[i])
             x0_hat = x0_hat.clamp(-1, 1) if self.clip_x0 else x0_hat
 
-            coef1, coef2 = schedule.posterior_mean_coef1[i], schedule.posterior_mean_coef2[i]
-            mu = posterior_mean(x0_hat, x_t, coef1, coef2)  # 4
+            mu = posterior_mean(x0_hat, x_t, coef1[i], coef2[i])  # 4
             log_Sigma = self._log_variance(predicted.variance_fraction, schedule, i)
 
             # 5 and 6 in one: A is linear, so A mu - y_{t-1} takes one application of A where the two lines take two.
@@ -84,16 +107,26 @@ class ADIR:
 
             s_Sigma, capped = guided_step_size(self.guidance_scale, log_Sigma.exp(), operator.norm, self.cap)
             x_t = mu + s_Sigma * g  # 7
-            if i > 0:
-                x_t = x_t + (log_Sigma / 2).exp() * draw_noise(operator.image_shape, generators, y)
+            if i > 0 and self.eta > 0:
+                x_t = x_t + self.eta * (log_Sigma / 2).exp() * draw_noise(operator.image_shape, generators, y)
             watch.step(x_t, capped)
 
+        if self.back_projection:
+            x_t = back_projected(x_t, y, operator.A, operator.A_dagger)
         remedy = f"lower guidance_scale={self.guidance_scale:g}" + ("" if self.cap else ", or set cap=true")
         return watch.finish(x_t, remedy, network_evaluations=len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
-        return needs_pixels(self.name, backbone, task)
+        reason = needs_pixels(self.name, backbone, task)
+        if reason is None and self.back_projection and task.sigma_y > 0:
+            return NOISY.format(f"task {task.name} has noise of {task.sigma_y:g} grey levels")
+        return reason
+
+    def _mean_coefficients(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        if self.eta == 1:  # equal to the others but for their last digit, which would change published results
+            return schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
+        return ddim_coefficients(schedule.alpha_bar, schedule.alpha_bar_prev, schedule.posterior_variance, self.eta)
 
     def _log_variance(self, fraction: Tensor | None, schedule: Schedule, i: int) -> Tensor:
         log_small, log_large = schedule.posterior_log_variance[i], schedule.betas[i].log()

@@ -58,9 +58,11 @@ def propagate(
     variance: str,
     cap: bool = True,
     measurement_level: str = "mean",
+    eta: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) of the samples of Algorithm 1 without clipping, for the ideal denoiser of N(m, S).
 
+    eta: of the DDIM step, whose direction is written here with the denoiser's eps, as DDIM's eq. 12 has it.
     The covariance does not depend on y; for y (k, n) the mean is (d, n).
     """
     tables = schedule.respaced(n_steps)
@@ -70,10 +72,10 @@ def propagate(
     for i in reversed(range(n_steps)):
         alpha_bar, alpha_bar_prev = tables.alpha_bar[i], tables.alpha_bar_prev[i]
         K, k = eps_map(m, S, alpha_bar)
-        # x0 = X x_t + h and mu = M x_t + c
+        # x0 = X x_t + h and mu = sqrt(ab_prev) x0 + direction eps = M x_t + c
         X, h = (eye - (1 - alpha_bar).sqrt() * K) / alpha_bar.sqrt(), -((1 - alpha_bar) / alpha_bar).sqrt() * k
-        coef1, coef2 = tables.posterior_mean_coef1[i], tables.posterior_mean_coef2[i]
-        M, c = coef1 * X + coef2 * eye, coef1 * h
+        direction = (1 - alpha_bar_prev - eta**2 * tables.posterior_variance[i]).sqrt()
+        M, c = alpha_bar_prev.sqrt() * X + direction * K, alpha_bar_prev.sqrt() * h + direction * k
         sigma_sq = {"small": tables.posterior_log_variance[i].exp(), "large": tables.betas[i]}[variance]
         step = guidance_scale * sigma_sq
         if cap and norm > 0:
@@ -85,7 +87,7 @@ def propagate(
         )
         mean, covariance = M @ mean + c, M @ covariance @ M.T
         if i > 0:
-            covariance = covariance + sigma_sq * eye
+            covariance = covariance + eta**2 * sigma_sq * eye
     return mean, covariance
 
 

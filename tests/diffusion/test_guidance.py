@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adir.diffusion.guidance import STABLE_STEP, guided_step_size, noisy_measurement, relaxed_gradient
+from adir.diffusion.guidance import STABLE_STEP, back_projected, guided_step_size, noisy_measurement, relaxed_gradient
 from adir.diffusion.posterior import diffuse
 
 MATRIX = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -58,3 +58,13 @@ def test_the_capped_step_shrinks_every_residual_and_turns_none_around():
     step, _ = guided_step_size(1e9, torch.tensor(1.0, dtype=torch.float64), norm, cap=True)
     eigenvalues = torch.linalg.eigvalsh(torch.eye(5).double() - 2 * step * MATRIX @ MATRIX.T)
     assert eigenvalues.min().item() == pytest.approx(1 - STABLE_STEP) and eigenvalues.max() < 1
+
+
+def test_back_projection_is_the_nearest_picture_that_explains_y():
+    # min |z - x| over A z = y, as the solution of its Lagrange conditions [[I, A^T], [A, 0]] [z; l] = [x; y].
+    x, y = torch.randn(12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    zeros, eye = torch.zeros(5, 5, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
+    conditions = torch.cat([torch.cat([eye, MATRIX.T], 1), torch.cat([MATRIX, zeros], 1)])
+    expected = torch.linalg.solve(conditions, torch.cat([x, y]))[:12]
+    pseudo_inverse = torch.linalg.pinv(MATRIX)
+    torch.testing.assert_close(back_projected(x, y, A, lambda r: r @ pseudo_inverse.T), expected)

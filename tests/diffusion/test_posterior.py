@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from adir.diffusion.posterior import diffuse, epsilon_loss, learned_log_variance, posterior_mean, predict_x0
+from adir.diffusion.posterior import (
+    ddim_coefficients,
+    diffuse,
+    epsilon_loss,
+    learned_log_variance,
+    posterior_mean,
+    predict_x0,
+)
 from adir.diffusion.schedule import linear_schedule
 
 SCHEDULE = linear_schedule()
@@ -31,6 +38,39 @@ def test_the_posterior_mean_is_the_regression_of_x_prev_on_x_t(n, i):
     expected = a * x0 + c * b_squared / (c**2 * b_squared + d_squared) * (x_t - c * a * x0)
     ours = posterior_mean(x0, x_t, p.posterior_mean_coef1[i], p.posterior_mean_coef2[i])
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
+ETAS = (0.0, 0.25, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("n", [1, 10, 1000])
+@pytest.mark.parametrize("eta", ETAS)
+def test_a_ddim_step_keeps_the_mean_and_variance_of_x_prev_given_x0(eta, n):
+    # Of x_{t-1} = coef1 x0 + coef2 x_t + eta sqrt(beta tilde) z with x_t = sqrt(ab) x0 + sqrt(1 - ab) eps.
+    p = SCHEDULE.respaced(n)
+    coef1, coef2 = ddim_coefficients(p.alpha_bar, p.alpha_bar_prev, p.posterior_variance, eta)
+    torch.testing.assert_close(coef1 + coef2 * p.alpha_bar.sqrt(), p.alpha_bar_prev.sqrt(), rtol=0, atol=1e-14)
+    variance = coef2**2 * (1 - p.alpha_bar) + eta**2 * p.posterior_variance
+    torch.testing.assert_close(variance, 1 - p.alpha_bar_prev, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("eta", ETAS)
+def test_a_ddim_step_is_the_equation_of_the_ddim_paper(eta):
+    p, i = SCHEDULE.respaced(10), 6
+    x0, eps = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+    ab, ab_prev = p.alpha_bar[i], p.alpha_bar_prev[i]
+    sigma = eta * ((1 - ab_prev) / (1 - ab)).sqrt() * (1 - ab / ab_prev).sqrt()  # its eq. 16
+    expected = ab_prev.sqrt() * x0 + (1 - ab_prev - sigma**2).sqrt() * eps  # its eq. 12
+    coefficients = ddim_coefficients(ab, ab_prev, p.posterior_variance[i], eta)
+    torch.testing.assert_close(posterior_mean(x0, diffuse(x0, eps, ab), *coefficients), expected)
+
+
+@pytest.mark.parametrize("n", [1, 10, 1000])
+def test_a_ddim_step_with_all_the_noise_is_the_ancestral_one(n):
+    p = SCHEDULE.respaced(n)
+    coef1, coef2 = ddim_coefficients(p.alpha_bar, p.alpha_bar_prev, p.posterior_variance, 1.0)
+    torch.testing.assert_close(coef1, p.posterior_mean_coef1, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(coef2, p.posterior_mean_coef2, rtol=1e-9, atol=1e-14)
 
 
 def test_learned_log_variance_runs_between_its_bounds_and_beyond():

@@ -13,12 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from adir.adaptation.adapters import Full
+from adir.adaptation.fine_tuning import FineTuning
+from adir.adaptation.modes import NoAdaptation
 from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.adir import ADIR
 from adir.samplers.base import Watch
-from adir.tasks.operators import BoxBlur
+from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
+from adir.tasks.restoration import RestorationTask
 
 SHAPE = (3, 2, 2)
 
@@ -63,9 +67,9 @@ def study(repository) -> ModuleType:
 
 
 def literal_algorithm_1(
-    eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level
+    eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level, eta=1.0
 ) -> np.ndarray:  # fmt: skip
-    """The paper's listing for one picture as a vector; A is a matrix, applied to mu and to eps apart."""
+    """The paper's listing for one picture as a vector; A is a matrix, applied to mu and to eps apart. eta: DDIM's eq. 12."""
     kept = np.round(np.linspace(0, 999, n)).astype(int)
     alpha_bar_all = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     x = x_T
@@ -90,17 +94,24 @@ def literal_algorithm_1(
             Sigma = {"small": beta_tilde, "large": beta}[variance] * np.ones_like(x)
         ab_y = {"mean": ab_prev, "current": ab}[level]
         y_t = math.sqrt(ab_y) * y + math.sqrt(1 - ab_y) * (A @ eps)
+        if eta != 1:
+            direction = (x - math.sqrt(ab) * x0) / math.sqrt(1 - ab)
+            variance_left = 1 - ab_prev - eta**2 * (1 - ab_prev) / (1 - ab) * beta
+            mu = math.sqrt(ab_prev) * x0 + math.sqrt(variance_left) * direction
         g = -2 * A.T @ (A @ mu - y_t)
         x = mu + s * Sigma * g
         if i > 0:
-            x = x + np.sqrt(Sigma) * noise[step]
+            x = x + eta * np.sqrt(Sigma) * noise[step]
     return x
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["free", "clipped"])
 @pytest.mark.parametrize("level", ["mean", "current"])
-@pytest.mark.parametrize("variance", ["small", "large", "learned"])
-def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, level, clip):
+@pytest.mark.parametrize(
+    "variance, eta",
+    [("small", 1.0), ("large", 1.0), ("learned", 1.0), ("small", 0.3), ("learned", 0.5), ("large", 0.0)],
+)
+def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, eta, level, clip):
     W, V, A = torch.randn(3, 12, 12, dtype=torch.float64)
     A = A[:5] / 4
 
@@ -115,14 +126,14 @@ def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, le
 
     n, s = 12, 0.7
     y = torch.randn(2, 5, 1, 1, dtype=torch.float64)
-    sampler = ADIR(n_steps=n, guidance_scale=s, variance=variance, clip_x0=clip, cap=False, measurement_level=level)
+    sampler = ADIR("adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta)
     result = sampler.restore(Denoiser(eps, fraction), Matrix(A), y, generators(3, 4))
     for picture, seed in enumerate((3, 4)):
         (g,) = generators(seed)
         noise = [torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy() for _ in range(n)]
         twin = literal_algorithm_1(
             flat(eps), flat(fraction), A.numpy(), y[picture].flatten().numpy(), noise[0], noise[1:], n, s,
-            variance, clip, level,
+            variance, clip, level, eta,
         )  # fmt: skip
         np.testing.assert_allclose(result.x_hat[picture].flatten().numpy(), twin, rtol=1e-9, atol=1e-11)
 
@@ -145,13 +156,16 @@ def sample_moments(study, prior, A, y, n_pictures, **settings) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("cap", [False, True], ids=["literal", "capped"])
-@pytest.mark.parametrize("variance, level", [("small", "mean"), ("large", "current")])
-def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(study, variance, level, cap):
+@pytest.mark.parametrize(
+    "variance, level, eta", [("small", "mean", 1.0), ("large", "current", 1.0), ("small", "mean", 0.5)]
+)
+def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(study, variance, level, eta, cap):
     m, S = correlated_prior()
     A = torch.randn(5, 12, dtype=torch.float64) / 4
     y = torch.randn(5, dtype=torch.float64)
     # s = 3 is stable without the cap and above the bound in the first steps of 15.
     settings = {"n_steps": 15, "guidance_scale": 3.0, "variance": variance, "cap": cap, "measurement_level": level}
+    settings |= {"eta": eta}
     n = 3000
     mean, covariance = sample_moments(study, (m, S), A, y, n, **settings)
     exact_mean, exact_covariance = study.propagate(linear_schedule(), m, S, A, y, **settings)
@@ -193,6 +207,91 @@ def test_without_guidance_the_samples_tend_to_the_prior_as_steps_grow(study):
     assert errors[2] < 0.03
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)  # first order in the step
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_without_guidance_the_samples_of_a_ddim_step_tend_to_the_prior_too(study, eta):
+    m, S = correlated_prior()
+    errors = []
+    for n in (250, 500, 1000):
+        A, y = torch.zeros(1, 12).double(), torch.zeros(1).double()
+        mean, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 0.0, "small", eta=eta)
+        errors.append(((covariance - S).norm() / S.norm()).item())
+        assert (mean - m).norm() < 0.01 * m.norm()
+    assert errors[2] < 0.015
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)  # first order in the step
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_gaussian_prior(study, n):
+    # Along an eigenvector of S, of variance v, with d = x_t - sqrt(ab) m and V = ab v + 1 - ab, the denoiser gives
+    # x0_hat = m + sqrt(ab) v d / V and eps = sqrt(1 - ab) d / V: a step multiplies d by
+    # (sqrt(ab_prev ab) v + sqrt((1 - ab_prev) (1 - ab))) / V.
+    m, S = correlated_prior()
+    variances, vectors = torch.linalg.eigh(S)
+    p = linear_schedule().respaced(n)
+    factor = torch.ones(12, dtype=torch.float64)
+    for ab, ab_prev in zip(p.alpha_bar, p.alpha_bar_prev, strict=True):
+        step = (ab_prev * ab).sqrt() * variances + ((1 - ab_prev) * (1 - ab)).sqrt()
+        factor = factor * step / (ab * variances + 1 - ab)
+    (g,) = generators(5)
+    x_T = torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten()
+    expected = m + vectors @ (factor * (vectors.T @ (x_T - p.alpha_bar[-1].sqrt() * m)))
+    sampler = ADIR(n_steps=n, guidance_scale=0.0, variance="small", clip_x0=False, eta=0.0)
+    y = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    result = sampler.restore(Denoiser(study.exact_eps(m, S)), Matrix(torch.ones(2, 12).double()), y, generators(5))
+    torch.testing.assert_close(result.x_hat.flatten(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_without_noise_the_map_tends_to_that_of_the_probability_flow(study):
+    # The probability-flow ODE keeps the quantiles: x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m), V_T = ab_T S + 1 - ab_T.
+    m, S = correlated_prior()
+    variances, vectors = torch.linalg.eigh(S)
+    errors = []
+    for n in (250, 500, 1000):
+        ab = linear_schedule(n).alpha_bar[-1]
+        scale = (variances / (ab * variances + 1 - ab)).sqrt()
+        exact = vectors @ torch.diag(scale**2) @ vectors.T  # of x_T ~ N(0, I)
+        A, y = torch.zeros(1, 12).double(), torch.zeros(1).double()
+        _, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 0.0, "small", eta=0.0)
+        errors.append((covariance - exact).norm().item())
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15) and errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
+def test_without_noise_guidance_sees_the_residual_of_x0_hat_alone():
+    # At eta = 0, A mu - y_{t-1} = sqrt(ab_prev) (A x0_hat - y): where A x0_hat = y, guidance of any strength changes nothing.
+    y = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64).reshape(1, -1, 1, 1)
+    x0 = y.reshape(1, *SHAPE)
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:  # the noise that leaves x0 as the clean picture
+        ab = linear_schedule().alpha_bar[t].reshape(-1, 1, 1, 1)
+        return (x - ab.sqrt() * x0) / (1 - ab).sqrt()
+
+    weak, strong = (
+        ADIR(n_steps=10, guidance_scale=s, variance="small", eta=0.0)
+        .restore(Denoiser(eps), Matrix(torch.eye(12).double()), y, generators(5))
+        .x_hat
+        for s in (0.0, 10.0)
+    )
+    torch.testing.assert_close(strong, weak, rtol=0, atol=1e-10)
+
+
+def test_with_all_the_noise_the_numbers_are_those_of_the_ancestral_step_to_the_bit(monkeypatch):
+    # ddim_coefficients gives the ancestral ones but for their last digit, so eta = 1 must not ask for them.
+    monkeypatch.setattr("adir.samplers.adir.ddim_coefficients", None)
+    sampler = ADIR(n_steps=5, variance="small", eta=1.0)
+    literal = ADIR(n_steps=5, variance="small")
+    results = [s.restore(Denoiser(unit_eps), BLUR, blurred(), generators(1)).x_hat for s in (sampler, literal)]
+    assert torch.equal(*results)
+    with pytest.raises(TypeError):
+        ADIR(n_steps=5, variance="small", eta=0.5).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_an_eta_that_is_no_share_of_the_noise_raises(eta):
+    with pytest.raises(ValueError, match="a number from 0 to 1"):
+        ADIR(eta=eta)
 
 
 @pytest.mark.parametrize("n", [1, 7, 50])
@@ -249,6 +348,42 @@ def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_res
     torch.testing.assert_close(mean, posterior_mean, rtol=0, atol=2e-3)
     torch.testing.assert_close(covariance, posterior_covariance, rtol=0, atol=0.02)
     assert (covariance.diagonal()[::2] < 1e-4).all()
+
+
+# ---- back-projection -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "degradation", [SuperResolution(4), SuperResolution(8), Colorization(), BoxInpainting()], ids=lambda d: d.name
+)
+def test_back_projection_meets_y_and_leaves_what_A_cannot_see(degradation):
+    operator = degradation((3, 40, 40))
+    y = operator.A(torch.rand(2, 3, 40, 40, dtype=torch.float64) * 2 - 1)
+    off, on = (
+        ADIR(n_steps=3, variance="small", back_projection=back_projection)
+        .restore(Denoiser(unit_eps), operator, y, generators(1, 2))
+        .x_hat
+        for back_projection in (False, True)
+    )
+    assert (operator.A(off) - y).abs().max() > 0.01
+    torch.testing.assert_close(operator.A(on), y, rtol=0, atol=1e-9)
+    unseen_off, unseen_on = (x - operator.A_dagger(operator.A(x)) for x in (off, on))
+    torch.testing.assert_close(unseen_on, unseen_off, rtol=0, atol=1e-9)
+
+
+def test_back_projection_of_a_noisy_y_is_refused_in_one_line():
+    mode = NoAdaptation(Full(), FineTuning())
+    task = RestorationTask("deblur", 1, BoxBlur(5), sigma_y=10, guidance_scale=1)
+    sampler = ADIR(n_steps=2, variance="small", back_projection=True)
+    reason = sampler.not_applicable(GuidedDiffusion(), task, mode)
+    assert reason == (
+        "back_projection=true reproduces y exactly, and task deblur has noise of 10 grey levels, which would come back "
+        "amplified: use back_projection=false"
+    )
+    with pytest.raises(ValueError, match="y has noise of 10 grey levels"):
+        sampler.restore(Denoiser(unit_eps), task.operator((3, 16, 16)), blurred(), generators(1))
+    quiet = RestorationTask("sr4", 1, SuperResolution(4), sigma_y=0, guidance_scale=1)
+    assert sampler.not_applicable(GuidedDiffusion(), quiet, mode) is None
 
 
 # ---- the cap and failures --------------------------------------------------------------------------------------------
