@@ -75,6 +75,9 @@ class Corpus:
         """Licence, author and source of a picture, as far as its source names them."""
         return {}
 
+    def cluster(self, image_id: str) -> str:
+        return image_id
+
     def mask(self, image_id: str) -> Tensor | None:
         """(H, W) bool, true where the picture is to be repainted; None in a set that is not one of edits."""
         return None

@@ -32,6 +32,9 @@ class Selection(Corpus):
     def attribution(self, image_id: str) -> dict[str, str]:
         return self._corpus.attribution(image_id)
 
+    def cluster(self, image_id: str) -> str:
+        return self._corpus.cluster(image_id)
+
     def image(self, image_id: str) -> Tensor:
         if image_id not in self.manifest:
             raise KeyError(image_id)
