@@ -116,6 +116,13 @@ def test_the_origins_that_a_parquet_file_tells_are_kept_also_through_a_selection
     assert corpus.sha256 == parquet_corpus(write_parquet(tmp_path / "o.parquet", source_file=list("fedcba"))).sha256
 
 
+def test_an_image_is_its_own_cluster_unless_its_set_says_otherwise_also_through_a_selection(tmp_path, monkeypatch):
+    corpus = parquet_corpus(write_parquet(tmp_path / "set.parquet", source_file=list("fedcba")))
+    assert [corpus.cluster(image_id) for image_id in corpus.ids] == corpus.ids
+    monkeypatch.setattr(type(corpus), "cluster", lambda self, image_id: f"photograph of {image_id}")
+    assert Selection(corpus).cluster("c") == "photograph of c"
+
+
 @pytest.mark.parametrize("columns", [{}, {"source_file": ["same"] * 6}], ids=["no names", "repeated names"])
 def test_rows_without_names_of_their_own_are_numbered_over_the_whole_file(tmp_path, columns):
     corpus = parquet_corpus(write_parquet(tmp_path / "set.parquet", **columns))

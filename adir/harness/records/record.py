@@ -71,6 +71,8 @@ class TestImage(Part):
     """Name of the data set, for people."""
     sha256: Sha256 | None = None
     """`adir.images.hash_of_picture` of x; None in a record that failed."""
+    cluster: StrictStr | None = None
+    """Images of one cluster, such as fields of one photograph, count as one in means and tests; None: a cluster of its own."""
     manifest: str | None = None
     """SHA-256 of the data set's manifest, a list of its pictures in RESULTS/manifests."""
     licence: str | None = None
@@ -170,6 +172,16 @@ class Adapter(Part):
     """None where nothing was held out."""
 
 
+class OracleError(Part):
+    """The denoiser's mean squared error of eps on the ground truth at one timestep, before and after fine-tuning."""
+
+    t: int
+    """Timestep, of 1000."""
+    untuned: float
+    adapted: float
+    """With the same noise; equal to `untuned` in a record without an adapter. Lower is better."""
+
+
 class Sampling(Part):
     """What the sampler did."""
 
@@ -225,6 +237,8 @@ class Record(Part):
     """None where the search was exact."""
     adapter: Adapter | None = None
     """None without adaptation."""
+    oracle: tuple[OracleError, ...] = ()
+    """What `oracle-eps-change` is made of, by timestep; empty where it was not measured."""
     prior: Prior | None = None
     """None where the backbone does not tell."""
     seconds: dict[str, float] = {}

@@ -107,6 +107,10 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
         if not own_device:
             asked: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
             cell = dataclasses.replace(cell, configuration=asked)
+        if cfg.oracle and cell.backbone.kind == "latent":
+            raise InputError(
+                f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out"
+            )
         require_test_pictures(cell)
         require_same_pictures(cell)
         require_enough(cell)

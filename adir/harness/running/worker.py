@@ -81,8 +81,6 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     A picture that fails leaves a record with its error and the rest go on; OSError (disk full, read-only) stops the run,
     as nothing could be written down any more, and so does OtherPicture. Raises InputError for an unfit test set.
     """
-    if options.oracle and cell.backbone.kind == "latent":
-        raise InputError(f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out")
     require_test_pictures(cell)
     outcome = Outcome()
     if options.existing != "report":

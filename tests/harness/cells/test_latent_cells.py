@@ -93,6 +93,7 @@ def test_what_does_not_go_together_is_said_in_one_line(
     done = adir("run", *kept, *overrides, "data=demo", f"results={tmp_path}")
     assert done.status != 0 and words in done.err + done.out, done.err + done.out
     assert "Traceback" not in done.err
+    assert "oracle=true" not in overrides or not (tmp_path / "grids").exists()  # said before any work
 
 
 @pytest.mark.parametrize("name", ["sd_x4", "sd_inpaint", "sd15_inpaint"])
