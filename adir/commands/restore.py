@@ -24,6 +24,7 @@ from adir.harness.running.pipeline import Busy, adapter_of, find_or_train_adapte
 from adir.harness.running.provenance import commit, versions
 from adir.harness.running.stores import StoredAdapter
 from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, from_uint8, hash_of_picture, read_png, to_uint8, write_png
+from adir.samplers.base import Steering
 from adir.samplers.tiling import needed_tile, require_restorable, restore_any_size, sampled_shape
 from adir.scoring.metrics import data_consistency_residual
 
@@ -129,7 +130,8 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
     with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
         try:
-            result = restore_any_size(cell.sampler, cell.backbone, cell.task, y, cell.seed, image_id, tile)
+            steering = cell.mode if isinstance(cell.mode, Steering) else None
+            result = restore_any_size(cell.sampler, cell.backbone, cell.task, y, cell.seed, image_id, tile, steering)
         except FloatingPointError as error:
             raise InputError(f"{path}: {error}") from error
     operator = cell.task.operator(tuple(result.x_hat.shape))

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adir.backbones.base import Backbone
 from adir.tasks.base import LinearOperator, Task
@@ -36,7 +36,7 @@ class Adaptation(Protocol):
         """The mode, such as knn."""
 
     trains: ClassVar[bool]
-    """Whether the network is tuned at all."""
+    """Whether the network is tuned before sampling."""
     on_y: ClassVar[bool]
     """Whether it is tuned on y itself."""
 
@@ -64,6 +64,49 @@ class Sampler(Protocol):
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """One line on why this sampler cannot do a cell; None where it can."""
+
+
+class Steered(Protocol):
+    """The network as it is tuned to one image while that is sampled; adir.adaptation.steering.SteeredNetwork."""
+
+    network_evaluations: int
+    """Calls of the network so far, for this image, by the tuning."""
+    gradient_evaluations: int
+    """Those of them that were differentiated."""
+
+    def eps(
+        self,
+        i: int,
+        eps: Tensor,
+        predict: Callable[[], Tensor],
+        outcome: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Tune the network, if that is due at this step, and return the tuned network's eps. The network is as it was then.
+
+        Args:
+            i: the step, counted from the cleanest, 0.
+            eps: (1, 3, H, W) of the untuned network.
+            predict: the eps of the network as it stands, differentiable in its weights where gradients are enabled.
+            outcome: the clean image x_hat that follows from an eps, and A x_hat - y; differentiable.
+        """
+
+
+@runtime_checkable
+class Steering(Protocol):
+    """A mode of adaptation that tunes the network while it samples; adir.adaptation.steering.SteerableConditional."""
+
+    def steered(self, network: nn.Module, generator: torch.Generator) -> Steered:
+        """Return the network with a fresh adapter for one image. generator: of the adapter's first weights."""
+
+
+@runtime_checkable
+class SteerableSampler(Protocol):
+    """A `Sampler` under which the network may be tuned at each step."""
+
+    def restore_steered(
+        self, backbone: Any, operator: Any, y: Tensor, generators: list[torch.Generator], steering: list[Steered]
+    ) -> Restoration:
+        """As `Sampler.restore`. steering: one per image."""
 
 
 class Watch:

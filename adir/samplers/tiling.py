@@ -18,7 +18,7 @@ from adir.backbones.base import Backbone, PixelBackbone, Prediction
 from adir.backbones.execution import recompute
 from adir.errors import InputError
 from adir.images import generator
-from adir.samplers.base import Sampler
+from adir.samplers.base import Sampler, SteerableSampler, Steering
 from adir.tasks.base import Task
 
 MARGIN = 16
@@ -85,11 +85,19 @@ class TiledRestoration:
 
 
 def restore_any_size(
-    sampler: Sampler, backbone: Any, task: Task, y: Tensor, seed: int, image_id: str, tile: int
+    sampler: Sampler,
+    backbone: Any,
+    task: Task,
+    y: Tensor,
+    seed: int,
+    image_id: str,
+    tile: int,
+    steering: Steering | None = None,
 ) -> TiledRestoration:
     """Restore one y (C, h, w) of any size: mirrored at the border, and beyond `tile` pixels a side with a tiled network.
 
-    Noise comes from (seed, image_id) and does not depend on the tiles. Raises InputError for pictures that are too small,
+    Noise comes from (seed, image_id) and does not depend on the tiles. steering: tunes the network meanwhile, through all of
+    its tiles. Raises InputError for pictures that are too small,
     FloatingPointError where the sampler diverges.
     """
     require_restorable(backbone, task, y, tile)
@@ -101,7 +109,13 @@ def restore_any_size(
         n_tiles = len(network.tiles(*shape[1:]))
     y, margin = with_margin(backbone, task, y)
     noise = generator(seed, image_id, "sampler")
-    result = sampler.restore(network, task.operator(shape), y[None].to(backbone.device), [noise])
+    operator, batch = task.operator(shape), y[None].to(backbone.device)
+    if steering is None:
+        result = sampler.restore(network, operator, batch, [noise])
+    else:
+        assert isinstance(sampler, SteerableSampler)
+        steered = steering.steered(backbone.network, generator(seed, image_id, "adaptation"))
+        result = sampler.restore_steered(network, operator, batch, [noise], [steered])
     x_hat = checked(result.x_hat, result.errors).cpu()[:, margin:, margin:]
     return TiledRestoration(x_hat[:, :height, :width], n_tiles, result.capped_steps[0])
 

@@ -25,6 +25,7 @@ from adir.harness.records.ledger import Ledger
 from adir.harness.records.record import Axes
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.query import require_feeding
+from adir.samplers.base import SteerableSampler, Steering
 from adir.scoring.metrics import Scoring
 
 
@@ -108,7 +109,7 @@ def axes_of(cfg: DictConfig) -> Axes:
     return Axes.model_construct(
         **named,
         k=cfg.k if mode.encoder is not None else None,
-        adapter=adapter if mode.trains else None,
+        adapter=adapter if mode.trains or issubclass(mode, Steering) else None,
         seed=cfg.seed,
     )
 
@@ -208,6 +209,11 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     mode: Mode | None = parts.build("adaptation")
     if None not in (backbone, task, sampler, mode):
         reason = sampler.not_applicable(backbone, task, mode)
+        if reason is None and isinstance(mode, Steering) and not isinstance(sampler, SteerableSampler):
+            reason = (
+                f"adaptation={mode_name} tunes the network while it samples, which sampler {sampler.name} does not do: "
+                "use sampler=dds"
+            )
         if reason is not None:
             raise NotApplicable(reason)
     data: Corpus = parts.build("data")

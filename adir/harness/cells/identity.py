@@ -24,6 +24,7 @@ from adir.files import hash_of, read_text
 from adir.harness.records.layout import file_name
 from adir.harness.records.record import Axes
 from adir.retrieval.leakage import LEFT_OUT
+from adir.samplers.base import Steering
 
 EMBEDDINGS = "float16"
 """Raised to another word when stored embeddings change, as they order the neighbours."""
@@ -83,7 +84,7 @@ def cell_identity(
         "sampler": described("sampler", full["sampler"]),
         "seed": seed,
         "noise_seed": full["noise_seed"],
-        "adaptation": adaptation if mode.trains else {key: adaptation[key] for key in ("name", "version")},
+        "adaptation": {key: value for key, value in adaptation.items() if key in used(mode, adaptation)},
     }
     if mode.encoder is not None:
         configuration["adaptation"]["k"] = full["k"]
@@ -95,11 +96,18 @@ def cell_identity(
         task=configuration["task"]["name"],
         adaptation=mode.name,
         k=full["k"] if mode.encoder is not None else None,
-        adapter=mode.adapter.name if mode.trains else None,
+        adapter=mode.adapter.name if mode.trains or isinstance(mode, Steering) else None,
         sampler=configuration["sampler"]["name"],
         seed=seed,
     )
     return CellIdentity(axes, configuration)
+
+
+def used(mode: Mode, adaptation: Mapping[str, Any]) -> set[str]:
+    """Return the settings of an adaptation that its mode makes use of."""
+    if mode.trains:
+        return set(adaptation)
+    return set(adaptation) - {"fine_tuning"} if isinstance(mode, Steering) else {"name", "version"}
 
 
 def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:

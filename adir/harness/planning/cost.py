@@ -41,6 +41,7 @@ from adir.images import generator, png_bytes, to_uint8
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import copies
+from adir.samplers.base import Steering
 from adir.scoring.metrics import data_consistency_residual
 
 RECORD_MB = 0.03
@@ -174,12 +175,16 @@ def sampling_key(cell: Cell, x: Tensor) -> dict[str, Any]:
     sampler = {key: str(value) for key, value in vars(cell.sampler).items() if key != "n_steps"}
     few = cell.sampler.n_steps if cell.sampler.n_steps < 2 else None
     task = cell.identity.configuration["task"]
-    return {"sampler": sampler, "task": task, "shape": list(x.shape), "lora": standing(cell), "few": few}
+    key = {"sampler": sampler, "task": task, "shape": list(x.shape), "lora": standing(cell), "few": few}
+    if isinstance(cell.mode, Steering):
+        key |= {"steering": repr(cell.mode), "n_steps": cell.sampler.n_steps}
+    return key
 
 
 def standing(cell: Cell) -> str | None:
     """What stands in the network while it samples and takes time there."""
-    return repr(cell.adapter) if cell.mode.trains and not cell.adapter.trains_every_weight else None
+    stands = cell.mode.trains or isinstance(cell.mode, Steering)
+    return repr(cell.adapter) if stands and not cell.adapter.trains_every_weight else None
 
 
 def training_pictures(cell: Cell, task: Any, y: Tensor) -> list[Tensor]:
@@ -221,7 +226,12 @@ def sampling_line(cell: Cell, task: Any, x: Tensor, y: Tensor, adapting: Adaptin
     def run(n: int) -> None:
         network.calls.clear()
         short = dataclasses.replace(sampler, n_steps=n) if stepwise else sampler
-        short.restore(backbone, operator, y[None].to(device), [generator(cell.seed, "cost", "sampler")])
+        noise, batch = [generator(cell.seed, "cost", "sampler")], y[None].to(device)
+        if isinstance(cell.mode, Steering):
+            steering = [cell.mode.steered(cell.backbone.network, generator(cell.seed, "cost", "adaptation"))]
+            short.restore_steered(backbone, operator, batch, noise, steering)
+        else:
+            short.restore(backbone, operator, batch, noise)
         calls[n] = network.calls.copy()
 
     place: AbstractContextManager[Any] = nullcontext()
@@ -230,6 +240,8 @@ def sampling_line(cell: Cell, task: Any, x: Tensor, y: Tensor, adapting: Adaptin
     with place:
         run(min(n_steps, 2))  # meets the network
         line = line_through(run, n_steps, device)
+        if isinstance(cell.mode, Steering):
+            run(n_steps)  # what it tunes is not spread evenly over the steps: all of its calls are counted
     few, many = min(calls), max(calls)
     fixed, per_step = line.fixed, line.per_step
     for kind, call in network.met.items():

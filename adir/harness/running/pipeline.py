@@ -48,7 +48,7 @@ from adir.harness.running.stores import (
     keep_picture,
 )
 from adir.images import generator, hash_of_picture, read_png, write_png
-from adir.samplers.base import Restoration
+from adir.samplers.base import Restoration, Steering
 from adir.scoring.metrics import data_consistency_residual
 
 Tell = Callable[[str], None]
@@ -241,7 +241,11 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     for prepared in batch:
         prepared.clock.start()
     with adapted(network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
-        restored = cell.sampler.restore(cell.backbone, batch[0].operator, y, noise)
+        if isinstance(cell.mode, Steering):
+            steering = [cell.mode.steered(network, generator(cell.seed, one.image_id, "adaptation")) for one in batch]
+            restored = cell.sampler.restore_steered(cell.backbone, batch[0].operator, y, noise, steering)
+        else:
+            restored = cell.sampler.restore(cell.backbone, batch[0].operator, y, noise)
     for prepared in batch:
         prepared.clock.lap("sample", share=len(batch))
     return restored
@@ -254,7 +258,8 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
     reason = restored.errors[place]
     if reason is not None:
         raise FloatingPointError(reason)
-    errors = oracle_errors(cell, prepared) if oracle else ()
+    # A steered network is another one at each step: it has no error.
+    errors = oracle_errors(cell, prepared) if oracle and not isinstance(cell.mode, Steering) else ()
     clock.lap("oracle")
     picture = cell.ledger.picture_path(prepared.image_id)
     write_png(picture, restored.x_hat[place])

@@ -1,0 +1,195 @@
+"""DDS: decomposed diffusion sampling (Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754), whose network may be tuned meanwhile."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adir.backbones.base import Backbone, Denoiser
+from adir.diffusion.posterior import predict_x0
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    Steered,
+    Watch,
+    draw_noise,
+    needs_pixels,
+    one_by_one,
+    require_steps,
+)
+from adir.tasks.base import LinearOperator, Task
+
+
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, n_steps: int) -> Tensor:
+    """Return x after some steps of conjugate gradients on M x = b (Hestenes and Stiefel, 1952), differentiable in b and x.
+
+    Args:
+        apply: M, linear, symmetric and positive definite, on batches; no image of a batch affects another.
+        b: (B, C, H, W).
+        x: where to start, shaped as b.
+        n_steps: as many as M has distinct eigenvalues solve the system, up to rounding.
+
+    Returns:
+        x, shaped as b. Each image has step sizes of its own; one that is solved stays as it is.
+    """
+    r = b - apply(x)
+    p, rr = r, dot(r, r)
+    for _ in range(n_steps):
+        Mp = apply(p)
+        alpha = rr / nonzero(dot(p, Mp))
+        x, r = x + alpha * p, r - alpha * Mp
+        rr_before, rr = rr, dot(r, r)
+        p = r + rr / nonzero(rr_before) * p
+    return x
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(B, 1, 1, 1): the inner product of each image of a batch with its twin."""
+    return (a * b).sum((1, 2, 3), keepdim=True)
+
+
+def nonzero(value: Tensor) -> Tensor:
+    """The value, or 1 where it is 0: 0 / 0 of a residual that is gone shall be 0, and its gradient too."""
+    return torch.where(value == 0, 1, value)
+
+
+def ddim_step(
+    x0: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float, z: Tensor | None
+) -> Tensor:
+    """Return x_{t-1}: DDIM (Song, Meng and Ermon, 2021), eq. 12, with sigma = eta sqrt(beta tilde), its eq. 16.
+
+    Args:
+        x0: (B, 3, H, W), the clean estimate to step towards.
+        eps: shaped as x0, the direction to x_t.
+        alpha_bar: of x_t, in (0, 1).
+        alpha_bar_prev: of x_{t-1}, in (0, 1].
+        eta: from 0, deterministic, to 1, the noise of DDPM.
+        z: shaped as x0, standard normal; None where eta is 0.
+    """
+    variance = eta**2 * (1 - alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    x_prev = alpha_bar_prev.sqrt() * x0 + (1 - alpha_bar_prev - variance).sqrt() * eps
+    return x_prev if z is None else x_prev + variance.sqrt() * z
+
+
+def differentiable_eps(backbone: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
+    """Return eps at x_t, where gradients are enabled with those of the network's weights that ask for them."""
+    return backbone.predict(
+        x_t.detach().requires_grad_(), t
+    ).eps  # a backbone differentiates for an x_t that asks for it
+
+
+@dataclass(frozen=True)
+class DDS:
+    """Tweedie's estimate, made consistent with y by conjugate gradients, and a DDIM step, again and again:
+
+        x0_hat  = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
+        x_hat   = n_cg_steps of conjugate gradients, from x0_hat, on (I + gamma A^T A) x = x0_hat + gamma A^T y
+        x_{t-1} = sqrt(ab_prev) x_hat + sqrt(1 - ab_prev - sigma^2) eps + sigma z,    sigma = eta sqrt(beta tilde)
+
+    The result is the last x0_hat: conjugate gradients after it would put y's noise back. The defaults are those of
+    steerable conditional diffusion (Barbano et al., 2025), whose control this is. Its steps are every 10th of 1000 t from 0
+    to 990, ours as of all samplers here evenly from 0 to 999.
+
+    n_steps: evaluations of the network.
+    eta: share of DDPM's noise in a step, from 0 to 1.
+    gamma: weight of y against x0_hat, in units of the images in [-1, 1]. It acts as gamma times a squared singular value of A,
+        the largest of which is 1 for our blurs and about 1/16 for sr4; 0 ignores y.
+    n_cg_steps: the paper's M.
+    """
+
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
+    name: str = "dds"
+    n_steps: int = 100
+    eta: float = 0.2
+    gamma: float = 10.0
+    n_cg_steps: int = 3
+
+    def __post_init__(self) -> None:
+        require_steps(self.n_steps)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is needed")
+        if not 0 <= self.gamma < math.inf:
+            raise ValueError(f"gamma={self.gamma!r}: a number that is not negative is needed")
+        if isinstance(self.n_cg_steps, bool) or not isinstance(self.n_cg_steps, int) or self.n_cg_steps < 0:
+            raise ValueError(f"n_cg_steps={self.n_cg_steps!r}: a whole number of at least 0 is needed")
+
+    def restore(
+        self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
+        return self._sample(backbone, operator, y, generators, None)
+
+    def restore_steered(
+        self,
+        backbone: Denoiser,
+        operator: LinearOperator,
+        y: Tensor,
+        generators: list[torch.Generator],
+        steering: list[Steered],
+    ) -> Restoration:
+        """x_hat from y (B, C, h, w), one image after the other, each with a network that is tuned to it meanwhile.
+
+        x0_hat has the tuned network's eps. The direction of the DDIM step keeps the untuned one's, and the noise is that of
+        `restore`. steering: one per image.
+        """
+        order = iter(steering)
+        return one_by_one(
+            lambda y, noise: self._sample(backbone, operator, y, noise, next(order)),
+            y,
+            generators,
+        )
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        backbone: Denoiser,
+        operator: LinearOperator,
+        y: Tensor,
+        generators: list[torch.Generator],
+        steered: Steered | None,
+    ) -> Restoration:
+        schedule = backbone.schedule.respaced(self.n_steps)
+        watch = Watch(y)
+        gamma_At_y = self.gamma * operator.A_adjoint(y)
+
+        def normal_equations(x: Tensor) -> Tensor:
+            return x + self.gamma * operator.A_adjoint(operator.A(x))
+
+        def consistent(x0_hat: Tensor) -> Tensor:
+            return conjugate_gradients(normal_equations, x0_hat + gamma_At_y, x0_hat, self.n_cg_steps)
+
+        def outcome(x_t: Tensor, ab: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+            x_hat = consistent(predict_x0(x_t, eps, ab))
+            return x_hat, operator.A(x_hat) - y
+
+        x_t = draw_noise(operator.image_shape, generators, y)
+        for i in reversed(range(len(schedule))):
+            ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
+            t = schedule.timesteps[i].expand(len(y)).to(y.device)
+            eps = backbone.predict(x_t, t).eps
+            eps_tuned = eps
+            if steered is not None:
+                eps_tuned = steered.eps(
+                    i, eps, partial(differentiable_eps, backbone, x_t, t), partial(outcome, x_t, ab)
+                )
+            x0_hat = predict_x0(x_t, eps_tuned, ab)
+            if i > 0:
+                z = draw_noise(operator.image_shape, generators, y) if self.eta > 0 else None
+                x_t = ddim_step(consistent(x0_hat), eps, ab, ab_prev, self.eta, z)
+            watch.step(x_t if i > 0 else x0_hat)
+
+        evaluations, gradients = len(schedule), 0
+        remedy = "lower gamma"
+        if steered is not None:
+            evaluations, gradients = evaluations + steered.network_evaluations, steered.gradient_evaluations
+            remedy += ", or the learning rate of the adaptation"
+        return watch.finish(x0_hat, remedy, evaluations, gradients)
+
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
+        """Any linear task on pixels."""
+        return needs_pixels(self.name, backbone, task)
