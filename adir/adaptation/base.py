@@ -4,12 +4,14 @@ An adapter is *attached* to be trained and *applied* to be used. Both are switch
 and subtracting, so the base weights come back to the bit in any precision and memory layout, and at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from adir.backbones.base import Backbone
 
 
 class Attached(Protocol):
@@ -62,9 +64,44 @@ class Adapter(Protocol):
 
 @contextmanager
 def adapted(network: nn.Module, adapter: Adapter, tensors: dict[str, Tensor]) -> Iterator[nn.Module]:
-    """The network with a trained adapter in place; the bare network again afterwards, also after an exception."""
+    """Put a trained adapter in place on a network; the bare network comes back afterwards, also after an exception."""
     remove = adapter.apply(network, tensors)
     try:
         yield network
     finally:
         remove()
+
+
+@contextmanager
+def adapted_at(
+    backbone: Backbone, adapter: Adapter, tensors: dict[str, Tensor], ranges: Collection[tuple[int, int]]
+) -> Iterator[None]:
+    """Let a backbone predict with a trained adapter at some timesteps, and without it at all others.
+
+    Args:
+        backbone: whose `predict` obeys, whatever the sampler.
+        adapter: of the tensors.
+        tensors: trained.
+        ranges: (first, last) timesteps, both inclusive, at which the adapter is in place.
+    """
+    remove: Callable[[], None] | None = None
+
+    def gate(t: Tensor) -> None:
+        nonlocal remove
+        wanted = {any(first <= step <= last for first, last in ranges) for step in t.tolist()}
+        if len(wanted) > 1:
+            raise ValueError(f"one batch asks for timesteps {t.tolist()}, some with the adapter and some without")
+        # It stays until a call wants the other state: a gradient of the last call still needs these weights.
+        if True in wanted and remove is None:
+            remove = adapter.apply(backbone.network, tensors)
+        elif False in wanted and remove is not None:
+            remove()
+            remove = None
+
+    backbone.gate = gate
+    try:
+        yield
+    finally:
+        backbone.gate = None
+        if remove is not None:
+            remove()

@@ -48,6 +48,8 @@ class HeldOut:
     """{alpha: relative held-out loss of the update of that iteration, scaled by alpha}."""
     alpha: float
     """The factor in use; 0 is the untuned denoiser."""
+    gate: bool
+    """Whether the adapter is in place only where `adapted` is below `untuned` in `strata`."""
     fall: float
     """Mean fall of the relative loss on fresh crops, timesteps and noise."""
     standard_error: float
@@ -124,8 +126,8 @@ class FineTuning:
             others: `n_others` images of the corpus.
             variants: what is trained on in place of an image, such as its turns.
 
-        Raises FloatingPointError when the loss is NaN or Inf, InputError for an image that is too small, ValueError when there are
-        none or the adapter fits no layer.
+        Raises FloatingPointError when the loss is NaN or Inf, InputError for an image that is too small, ValueError when there
+        are none or the adapter fits no layer.
         """
         if not images:
             raise ValueError("adaptation needs at least one picture")
@@ -148,8 +150,18 @@ class FineTuning:
         examples: Any,
         callbacks: "list[pl.Callback]",
         progress: bool,
+        clipping: float | None = None,
     ) -> list[float]:
-        """Train an attached adapter with Adam, and return the loss of each iteration."""
+        """Train an attached adapter with Adam, and return the loss of each iteration.
+
+        Args:
+            backbone: that it is attached to.
+            attached: the adapter.
+            examples: an endless stream of crops.
+            callbacks: of Lightning's trainer.
+            progress: show a bar.
+            clipping: largest norm of the gradient; None leaves it as it is.
+        """
         # Here: Lightning takes longer to import than torch, and most commands train nothing.
         from adir.adaptation.denoising_module import DenoisingModule, quiet_trainer
 
@@ -160,14 +172,9 @@ class FineTuning:
                 # nothing, and their order is their seed), and the deprecation is Lightning's own.
                 for message in (".*in eval mode.*", ".*does not have many workers.*", ".*LeafSpec.*"):
                     warnings.filterwarnings("ignore", message=message)
-                trainer = quiet_trainer(self.n_iterations, backbone.execution, callbacks, progress, self.clipping)
+                trainer = quiet_trainer(self.n_iterations, backbone.execution, callbacks, progress, clipping)
                 trainer.fit(module, DataLoader(examples, batch_size=self.batch_size))
         return module.losses
-
-    @property
-    def clipping(self) -> float | None:
-        """Largest norm of the gradient; None leaves it as it is."""
-        return None
 
     def optimizer(self, parameters: list[torch.nn.Parameter]) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
         """Return the optimiser of the parameters, and the factor of its learning rate at each iteration, from 0 on."""

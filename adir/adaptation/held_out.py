@@ -1,8 +1,10 @@
 """Held-out loss: what a denoiser loses on images that it was not tuned on, in strata of the timestep.
 
-It serves `adir.adaptation.safe` to stop early, to scale the update and to reject it. The ground truth is never among the images.
+It serves `adir.adaptation.safe` to stop early, to scale the update and to reject it. The ground truth is never among
+the images.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,7 @@ N_STRATA = 8
 def strata(n_timesteps: int) -> list[range]:
     """Split the timesteps 0 to n_timesteps - 1 into `N_STRATA` ranges of equal length, as far as they can be."""
     bounds = [n_timesteps * s // N_STRATA for s in range(N_STRATA + 1)]
-    return [range(first, end) for first, end in zip(bounds, bounds[1:], strict=False)]
+    return [range(first, end) for first, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True)

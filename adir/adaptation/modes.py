@@ -3,11 +3,13 @@
 conf/adaptation/NAME.yaml names the class; a mode of your own is one more class with the same attributes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adir.adaptation.base import Adapter
 from adir.adaptation.fine_tuning import FineTuning
@@ -31,6 +33,14 @@ class Surroundings(Protocol):
 
     def nearest(self, k: int) -> list[Chosen]:
         """Return the k pictures nearest to y, nearest first. Raises InputError where there are fewer."""
+
+
+def resized(image: Tensor, scale: float) -> Tensor:
+    """Return an image (3, H, W) reduced by `scale`, bicubic and antialiased; the image itself at scale 1."""
+    if scale == 1:
+        return image
+    shape = tuple(round(scale * side) for side in image.shape[-2:])
+    return functional.interpolate(image[None], shape, mode="bicubic", antialias=True)[0].clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,15 @@ class Mode:
         """Return the pictures (3, H, W) to adapt to, from y as a picture and the pictures that `choose` chose."""
         return chosen
 
+    @property
+    def own_variants(self) -> list[Any] | None:
+        """Settings of `variants`, for adapters to be known by; None where an image is its only variant."""
+        return None
+
+    def variants(self, image: Tensor) -> list[Tensor]:
+        """Return what is trained on in place of an image (3, H, W): the image."""
+        return [image]
+
 
 @dataclass(frozen=True)
 class NoAdaptation(Mode):
@@ -71,14 +90,37 @@ class NoAdaptation(Mode):
 
 @dataclass(frozen=True)
 class SelfAdaptation(Mode):
-    """Tune on y itself: ADIR's first variant."""
+    """Tune on y itself: ADIR's first variant. The paper does not say how y is augmented.
+
+    Args:
+        adapter: what is trained.
+        fine_tuning: how.
+        name: in paths and tables.
+        scales: to which y is resized, each at most 1; with several, the network sees details of several sizes.
+        turns: train on the four quarter turns too, which with `fine_tuning.flip` are all eight symmetries of the square.
+    """
 
     name: str = "self"
+    scales: Sequence[float] = (1.0,)
+    turns: bool = False
+    version: ClassVar[int] = 2
     on_y: ClassVar[bool] = True
 
     def pictures(self, y_picture: Tensor, chosen: list[Tensor]) -> list[Tensor]:
         """Return y alone."""
         return [y_picture]
+
+    @property
+    def own_variants(self) -> list[Any] | None:
+        """Scales and turns."""
+        return [list(self.scales), self.turns]
+
+    def variants(self, image: Tensor) -> list[Tensor]:
+        """Return an image (3, H, W) at all scales, and turned."""
+        scaled = [resized(image, scale) for scale in self.scales]
+        return [
+            turned for one in scaled for turned in ([one.rot90(n, (1, 2)) for n in range(4)] if self.turns else [one])
+        ]
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ TRAINING_COST = 2.2  # of a crop's training step, in evaluations of the network 
 class SafeFineTuning(FineTuning):
     """Fine-tuning with a held-out rule. The ground truth has no part in it.
 
-    One image in five is held out; of fewer than ten images a part of each, which no training crop overlaps. On fixed crops of them,
-    with fixed noise and timesteps in 8 strata, the loss of the averaged weights is taken after 0, 5, 10, 20, 40, ...
-    iterations. The weights of lowest loss are kept; their update is scaled by the alpha in {0, 1/4, 1/2, 3/4, 1} of lowest loss; and it
-    is accepted where, on fresh crops, noise and timesteps, the mean fall of the loss exceeds one standard error over the
-    held-out images. Otherwise alpha is 0, which is the untuned denoiser. A loss is the mean over the strata of the loss relative to
-    the untuned denoiser's.
+    One image in five is held out; of fewer than ten images a part of each, which no training crop overlaps. Fixed crops of
+    them, with fixed noise and timesteps in 8 strata, give the loss of the averaged weights after 0, 5, 10, 20, 40, ...
+    iterations. The weights of lowest loss are kept. Their update is scaled by the alpha in {0, 1/4, 1/2, 3/4, 1} of lowest
+    loss. It is accepted where, on fresh crops, noise and timesteps, the mean fall of the loss exceeds one standard error over
+    the held-out images; otherwise alpha is 0, which is the untuned denoiser. A loss is the mean over the strata of the loss
+    relative to the untuned denoiser's.
 
     The rule sees whether tuning on some images carries over to others of the same kind. It cannot see that the search
     brought the wrong kind.
@@ -47,6 +47,7 @@ class SafeFineTuning(FineTuning):
         decay: factor of the learning rate at the end, which it reaches along a cosine; 1 keeps it.
         average: decay of the exponential average of the weights at each iteration, in [0, 1); 0 takes the last iterate.
         clipping: largest norm of the gradient; None leaves it as it is.
+        gate: use the adapter only in the strata of the timestep where the held-out loss fell.
     """
 
     name: ClassVar[str] = "safe"
@@ -58,6 +59,7 @@ class SafeFineTuning(FineTuning):
     decay: float = 1.0
     average: float = 0.9
     clipping: float | None = 1.0
+    gate: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +99,9 @@ class SafeFineTuning(FineTuning):
 
     def crops_per_stratum(self) -> int:
         """Return how many held-out crops a stratum has: what `HELD_OUT_SHARE` of the training's cost pays for, 1 to 8."""
-        looks = 1 + len(self.judged_at()) + len(ALPHAS) - 1 + 2  # untuned, the curve, the other alphas, fresh crops twice
+        looks = (
+            1 + len(self.judged_at()) + len(ALPHAS) - 1 + 2
+        )  # untuned, the curve, the other alphas, fresh crops twice
         paid = HELD_OUT_SHARE * TRAINING_COST * self.batch_size * self.n_iterations
         return min(8, max(1, int(paid / (looks * N_STRATA))))
 
@@ -142,7 +146,9 @@ class SafeFineTuning(FineTuning):
                     best, best_losses = attached.tensors(), now
 
             averaged = AveragedWeights(attached.parameters(), self.average, self.judged_at(), judge)
-            training_losses = self.train(backbone, attached, examples, [*(callbacks or []), averaged], progress)
+            training_losses = self.train(
+                backbone, attached, examples, [*(callbacks or []), averaged], progress, self.clipping
+            )
             backbone.network.to(backbone.device)  # Lightning leaves a network it trained on a GPU on the CPU
 
             kept = min(losses, key=lambda iteration: losses[iteration])
@@ -160,6 +166,7 @@ class SafeFineTuning(FineTuning):
                 kept_iteration=kept,
                 alphas=alphas,
                 alpha=alpha if fall > error else 0.0,
+                gate=self.gate,
                 fall=fall,
                 standard_error=error,
                 strata=[

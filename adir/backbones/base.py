@@ -1,5 +1,6 @@
 """What every pretrained denoiser answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -59,6 +60,9 @@ class Backbone(Protocol):
     weights_sha256: str
     config_sha256: str
     """With the former, changes whenever an output does; both are part of a cell's identity."""
+
+    gate: Callable[[Tensor], None] | None
+    """What `predict` calls with its timesteps (B,) before the network runs (adir.adaptation.base.adapted_at), if anything."""
 
     @property
     def stride(self) -> int:

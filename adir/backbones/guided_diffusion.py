@@ -4,6 +4,7 @@ The prior that ships with the package is one such network, small enough for a CP
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -63,6 +64,7 @@ class GuidedDiffusion:
         self.name = name
         self.resolution = resolution
         self.trained_on = trained_on
+        self.gate: Callable[[Tensor], None] | None = None
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
         self.schedule = linear_schedule(1000)
@@ -104,6 +106,8 @@ class GuidedDiffusion:
                 f"backbone {self.name} takes pictures whose sides are multiples of {self.stride}, got {width}x{height}: "
                 "crop them, or restore them in tiles (adir restore)"
             )
+        if self.gate is not None:
+            self.gate(t)
         parts = zip(x_t.split(1), t.split(1), strict=True) if self.device.type == "cpu" else [(x_t, t)]
         with self.execution.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and x_t.requires_grad):
             outputs = [self.network(x, s, return_dict=False)[0] for x, s in parts]

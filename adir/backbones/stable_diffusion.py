@@ -101,6 +101,7 @@ class StableDiffusion:
         self.folder = located(entry) if folder is None else Path(folder)
         self.resolution = resolution
         self.trained_on = trained_on
+        self.gate: Callable[[Tensor], None] | None = None
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
         require_folder(self.folder, self.parts)
@@ -205,6 +206,8 @@ class StableDiffusion:
     @torch.no_grad()
     def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
         """The noise in z_t (B, C, h, w) at timesteps t (B,)."""
+        if self.gate is not None:
+            self.gate(t)
         alpha_bar = self.schedule.alpha_bar.to(z_t)[t].reshape(-1, 1, 1, 1)
         return Prediction(self.eps_of(self.output(z_t, t, condition), z_t, alpha_bar), None)
 

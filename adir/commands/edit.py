@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,7 +10,6 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
-from adir.adaptation.base import adapted
 from adir.commands.restore import awaited_adapter
 from adir.errors import InputError
 from adir.files import hash_of, read_json, shortened, write_json
@@ -22,7 +20,7 @@ from adir.harness.records.layout import Layout, file_name
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
-from adir.harness.running.pipeline import adapter_of
+from adir.harness.running.pipeline import adapter_of, in_place
 from adir.harness.running.provenance import commit, versions
 from adir.images import from_uint8, generator, hash_of_picture, read_png, to_uint8, write_png
 from adir.scoring.metrics import data_consistency_residual
@@ -115,7 +113,7 @@ def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, prog
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)
     operator = cell.task.operator(tuple(y.shape))
-    with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
+    with in_place(cell, adapter):
         noise = generator(cell.seed, image_id, "sampler")
         restored = cell.sampler.restore(cell.backbone, operator, y[None].to(cell.backbone.device), [noise])
     if restored.errors[0] is not None:

@@ -3,14 +3,12 @@
 import argparse
 import time
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adir.adaptation.base import adapted
 from adir.errors import InputError
 from adir.files import read_json, shortened, walk, write_json
 from adir.harness.cells.cell import Cell, resolve_cell
@@ -20,7 +18,7 @@ from adir.harness.records.layout import Layout, file_name
 from adir.harness.running.grid import options_of, say
 from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
-from adir.harness.running.pipeline import Busy, adapter_of, find_or_train_adapter
+from adir.harness.running.pipeline import Busy, adapter_of, find_or_train_adapter, in_place
 from adir.harness.running.provenance import commit, versions
 from adir.harness.running.stores import StoredAdapter
 from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, from_uint8, hash_of_picture, read_png, to_uint8, write_png
@@ -128,7 +126,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, opti
     image_id = hash_of_picture(y)  # of the content: the same picture under another name is restored alike
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
-    with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
+    with in_place(cell, adapter):
         try:
             steering = cell.mode if isinstance(cell.mode, Steering) else None
             result = restore_any_size(cell.sampler, cell.backbone, cell.task, y, cell.seed, image_id, tile, steering)

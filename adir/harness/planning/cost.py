@@ -202,7 +202,9 @@ def adaptation(cell: Cell, task: Any, y: Tensor) -> Adapting:
     def run(n_iterations: int) -> tuple[Any, Stopwatch]:
         watch, short = Stopwatch(), dataclasses.replace(cell.fine_tuning, n_iterations=n_iterations)
         noise = generator(cell.seed, "cost", "adaptation")
-        return short.fit(cell.backbone, cell.adapter, pictures, noise, callbacks=[watch], task=task), watch
+        return short.fit(
+            cell.backbone, cell.adapter, pictures, noise, callbacks=[watch], task=task, variants=cell.mode.variants
+        ), watch
 
     line, made = line_of_iterations(run, cell.fine_tuning.n_iterations, device)
     disk_mb = sum(tensor.nbytes for tensor in made.tensors.values()) / 1e6

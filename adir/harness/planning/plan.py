@@ -10,6 +10,7 @@ import torch
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
 from adir.harness.planning.cost import Cost, estimate
+from adir.harness.running.neighbours import tuned_on
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_made_of, neighbours_key
 from adir.harness.running.stores import AdapterStore, Measurement, MeasurementStore, NeighbourStore, read_note
@@ -90,7 +91,8 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
         found = NeighbourStore(cell.results).find(key, cell.k)
         if found is None:
             return None
-        pictures = [str(near.picture) for near in found.neighbours]
+        used = set(tuned_on(cell, [near.id for near in found.neighbours], found.excluded))
+        pictures = [str(near.picture) for near in found.neighbours if near.id in used]
     else:
         pictures = [hash_of_picture(task.picture_of(task.read_y(path)))]
     return hash_of(adapter_made_of(cell, image_id, task, pictures))

@@ -135,20 +135,31 @@ class Stratum(Part):
     """Timesteps of the range, of 1000, both inclusive."""
     untuned: float
     adapted: float
-    """Mean squared error of eps before and after fine-tuning; lower is better."""
+    """Mean squared error of eps before and after fine-tuning, whether that was accepted or not; lower is better."""
 
 
 class HeldOut(Part):
-    """What held-out pictures said while the denoiser was fine-tuned. The ground truth is never among them."""
+    """What held-out images said while the denoiser was fine-tuned. The ground truth is never among them.
+
+    A loss is the mean over ranges of timesteps of the error of eps relative to the untuned denoiser's: below 1 is better.
+    """
 
     losses: dict[int, float]
-    """{iteration: mean squared error of eps on held-out crops}; lower is better."""
+    """{iteration: loss}"""
     kept_iteration: int
-    """The iteration whose weights were kept."""
+    """The iteration of lowest loss, whose weights were kept."""
+    alphas: dict[float, float]
+    """{factor of the update: loss}"""
     alpha: float
-    """Factor of the update, in [0, 1]; 0 is the untuned denoiser."""
+    """The factor in use, in [0, 1]; 0 is the untuned denoiser."""
+    gate: bool
+    """Whether the adapter is in place only in the strata where its loss fell."""
+    fall: float
+    """Fall of the loss on crops, noise and timesteps that chose nothing."""
+    standard_error: float
+    """Of `fall` over the held-out images. Where the fall does not exceed it, `alpha` is 0."""
     strata: tuple[Stratum, ...] = ()
-    """The same loss by ranges of timesteps: where the adaptation helped and where it hurt."""
+    """The error of eps by ranges of timesteps: where the adaptation helped and where it hurt."""
 
 
 class Adapter(Part):

@@ -1,5 +1,6 @@
 """The neighbours of one test picture: found with y in the corpus's index, copies of the test picture left out."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,30 @@ def find_neighbours(
     around = CorpusAround(cell, cell.corpus, y, frozenset(excluded))
     drawn = generator(cell.seed, image_id, "random neighbours")
     return cell.mode.choose(around, cell.k, drawn), excluded
+
+
+def tuned_on(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[str]:
+    """Return those of the chosen images, nearest first, that the fine-tuning takes.
+
+    Args:
+        cell: its fine-tuning may leave out images that lie too far from y.
+        chosen: ids of the corpus.
+        excluded: ids that could not be chosen, repeats aside.
+    """
+    if cell.corpus is None or not cell.mode.follows_y:
+        return chosen
+    n = len(cell.corpus) - len(cell.corpus.repeats.union(excluded))
+    return chosen[: cell.fine_tuning.usable(len(chosen), n)]
+
+
+def judging_images(cell: Cell, image_id: str, chosen: list[str], excluded: Collection[str]) -> list[str]:
+    """Return ids of corpus images, drawn at random, by which the fine-tuning on a single image is judged besides."""
+    if cell.corpus is None or len(chosen) != 1:
+        return []
+    hidden = cell.corpus.repeats.union(excluded, chosen)
+    ids = [name for name in cell.corpus.ids if name not in hidden]
+    drawn = torch.randperm(len(ids), generator=generator(cell.seed, image_id, "held-out images"))
+    return [ids[row] for row in drawn[: cell.fine_tuning.n_others].tolist()]
 
 
 _copies: dict[tuple[str, str], list[str]] = {}

@@ -3,8 +3,8 @@
 import dataclasses
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.adaptation.base import adapted
+from adir.adaptation.base import adapted, adapted_at
 from adir.data.reduced import reduced
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
@@ -36,7 +36,7 @@ from adir.harness.records.record import (
     scores_of,
 )
 from adir.harness.running.claims import Claims
-from adir.harness.running.neighbours import find_neighbours
+from adir.harness.running.neighbours import find_neighbours, judging_images, tuned_on
 from adir.harness.running.provenance import Clock, commit, process_peak_memory_mb, versions
 from adir.harness.running.stores import (
     AdapterStore,
@@ -98,7 +98,7 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
         prepared.recall = cell.corpus.recall(cell.k) if cell.mode.follows_y else None
     clock.lap("retrieve")
     prepared.adapter = find_or_train_adapter(
-        cell, image_id, task, measurement.y, ids_of(prepared.found), progress, tell
+        cell, image_id, task, measurement.y, ids_of(prepared.found), progress, tell, prepared.found.excluded
     )
     clock.lap("adapt")
     return prepared
@@ -144,16 +144,21 @@ def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> 
 
 
 def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
-    """What an adapter follows from; not the cell, so cells that differ in the sampler share, and `random` draws of two tasks.
+    """Return what an adapter follows from; not the cell, so cells that differ in the sampler share, and `random` of two tasks.
 
-    A latent backbone also sees the operator (the low-resolution twins of the pictures) or the prompt.
+    A latent backbone also sees the operator (the low-resolution twins of the pictures) or the prompt; a single image of a corpus
+    is judged beside others of it.
     """
     seen = {} if cell.backbone.kind == "pixel" else {"task": task_seen(cell, task)}
+    judged = cell.corpus is not None and len(picture_hashes) == 1 and cell.fine_tuning.n_others > 0
+    variants = {} if cell.mode.own_variants is None else {"variants": cell.mode.own_variants}
     return {
         "backbone": cell.identity.configuration["backbone"],
         "adaptation": {key: cell.identity.configuration["adaptation"][key] for key in ("adapter", "fine_tuning")},
         "pictures": picture_hashes,
         "seed": [cell.seed, image_id],
+        **({"judged_beside": cell.identity.configuration["retrieval"]["corpus"]} if judged else {}),
+        **variants,
         **seen,
     }
 
@@ -172,29 +177,33 @@ def find_or_train_adapter(
     chosen: list[str],
     progress: bool,
     tell: Tell,
+    excluded: Collection[str] = (),
 ) -> StoredAdapter | None:
     """Return the adapter for one picture, trained unless its store has it; None in a mode that trains none.
 
-    chosen: ids of the corpus pictures to adapt to, nearest first. Raises Busy where another worker is training it.
+    chosen: ids of the corpus pictures to adapt to, nearest first.  excluded: ids that could not be chosen, repeats aside. Raises
+    Busy where another worker is training it.
     """
     if not cell.mode.trains:
         return None
-    pictures = adaptation_pictures(cell, task, y, chosen)
+    used = tuned_on(cell, chosen, excluded)
+    pictures = adaptation_pictures(cell, task, y, used)
     made_of = adapter_made_of(cell, image_id, task, [hash_of_picture(picture) for picture in pictures])
     key, store = hash_of(made_of), AdapterStore(cell.results)
     warn = lambda message: tell(f"warning: {message}")  # noqa: E731 - both calls below
-    found = store.find(key, warn)
-    if found is not None:
-        return found
+    stored = store.find(key, warn)
+    if stored is not None:
+        return stored
     with Claims(cell.results / "adapters").claimed(key) as mine:
         if not mine:
             raise Busy(key)
-        found = store.find(key, warn)  # finished between the look and the claim
-        if found is not None:
-            return found
+        stored = store.find(key, warn)  # finished between the look and the claim
+        if stored is not None:
+            return stored
         from adir.harness.running.handlers import HandlersStay  # here: it brings Lightning
 
         started = time.perf_counter()
+        others = judging_images(cell, image_id, used, excluded)
         trained = cell.fine_tuning.fit(
             cell.backbone,
             cell.adapter,
@@ -203,7 +212,9 @@ def find_or_train_adapter(
             callbacks=[HandlersStay()],
             progress=progress,
             task=task,
-            names=chosen or [image_id],
+            names=used or [image_id],
+            others=[reduced(cell.corpus.image(name)) for name in others] if cell.corpus is not None else [],
+            variants=cell.mode.variants,
         )
         if trained.crop_remark is not None:
             tell_once(tell, f"adaptation: {trained.crop_remark}")
@@ -213,6 +224,8 @@ def find_or_train_adapter(
             "layers": trained.layers,
             "n_parameters": trained.n_parameters,
             "crop_size": trained.crop_size,
+            "k_used": len(used) if len(used) < len(chosen) else None,
+            "held_out": None if trained.held_out is None else dataclasses.asdict(trained.held_out),
             "seconds": round(time.perf_counter() - started, 3),
         }
         tell_once(
@@ -231,6 +244,17 @@ def tell_once(tell: Tell, message: str) -> None:
         tell(message)
 
 
+def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManager[Any]:
+    """Put a trained adapter in place, everywhere or where its held-out loss fell; nothing where there is none."""
+    if adapter is None:
+        return nullcontext()
+    held_out = adapter.facts["held_out"]
+    if held_out is None or not held_out["gate"]:
+        return adapted(cell.backbone.network, cell.adapter, adapter.tensors)
+    helped = [(one["t_first"], one["t_last"]) for one in held_out["strata"] if one["adapted"] < one["untuned"]]
+    return adapted_at(cell.backbone, cell.adapter, adapter.tensors, helped)
+
+
 def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     """The restorations of pictures of one shape and operator; of one picture where an adapter is in place."""
     adapter = batch[0].adapter
@@ -240,7 +264,7 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     network = cell.backbone.network
     for prepared in batch:
         prepared.clock.start()
-    with adapted(network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
+    with in_place(cell, adapter):
         if isinstance(cell.mode, Steering):
             steering = [cell.mode.steered(network, generator(cell.seed, one.image_id, "adaptation")) for one in batch]
             restored = cell.sampler.restore_steered(cell.backbone, batch[0].operator, y, noise, steering)
@@ -305,6 +329,8 @@ def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
         training_seconds=facts["seconds"],
         first_loss=facts["losses"][0] if facts["losses"] else None,
         last_loss=facts["losses"][-1] if facts["losses"] else None,
+        k_used=facts["k_used"],
+        held_out=facts["held_out"],
     )
 
 
@@ -325,7 +351,7 @@ def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
     adapter = prepared.adapter
     untuned = tuned = eps_errors(cell, prepared.x)
     if adapter is not None:
-        with adapted(cell.backbone.network, cell.adapter, adapter.tensors):
+        with in_place(cell, adapter):
             tuned = eps_errors(cell, prepared.x)
     return tuple(OracleError(t=t, untuned=untuned[t], adapted=tuned[t]) for t in ORACLE_TIMESTEPS)
 
