@@ -5,6 +5,7 @@ as the UNet sees them. Which data and losses the networks were trained with is t
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar

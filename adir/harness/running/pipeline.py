@@ -146,8 +146,8 @@ def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> 
 def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
     """Return what an adapter follows from; not the cell, so cells that differ in the sampler share, and `random` of two tasks.
 
-    A latent backbone also sees the operator (the low-resolution twins of the pictures) or the prompt; a single image of a corpus
-    is judged beside others of it.
+    A latent backbone also sees the operator (the low-resolution twins of the pictures) or the prompt; a single image of a
+    corpus is judged beside others of it.
     """
     seen = {} if cell.backbone.kind == "pixel" else {"task": task_seen(cell, task)}
     judged = cell.corpus is not None and len(picture_hashes) == 1 and cell.fine_tuning.n_others > 0
@@ -181,8 +181,8 @@ def find_or_train_adapter(
 ) -> StoredAdapter | None:
     """Return the adapter for one picture, trained unless its store has it; None in a mode that trains none.
 
-    chosen: ids of the corpus pictures to adapt to, nearest first.  excluded: ids that could not be chosen, repeats aside. Raises
-    Busy where another worker is training it.
+    chosen: ids of the corpus pictures to adapt to, nearest first.  excluded: ids that could not be chosen, repeats aside.
+    Raises Busy where another worker is training it.
     """
     if not cell.mode.trains:
         return None

@@ -33,9 +33,13 @@ def full_record() -> Record:
     record = made_record("a", mode="knn", k=2, adapter="lora", scores={"psnr": 25.0, "piqe": None, "residual": 9.9})
     assert record.adapter is not None
     held_out = HeldOut(
-        losses={0: 0.5, 100: 0.25},
+        losses={0: 1.0, 100: 0.75},
         kept_iteration=100,
+        alphas={0.0: 1.0, 0.5: 0.5, 1.0: 0.75},
         alpha=0.5,
+        gate=False,
+        fall=0.5,
+        standard_error=0.125,
         strata=(Stratum(t_first=0, t_last=499, untuned=0.5, adapted=0.25),),
     )
     return record.model_copy(
