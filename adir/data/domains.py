@@ -1,8 +1,8 @@
 """Test fields of photographs unlike the embedded prior's training images, and a corpus that holds their like.
 
 benchmarks/quality/domains.py holds the rule that chose the photographs, before any adaptation was run on them, and
-results/embedded/domains.md what it measured. No corpus field shares a pixel of its photograph with a test field here. The corpus
-does hold ground of the 12 fields of adir/data/embedded.py: do not restore those with it.
+results/embedded/domains.md what it measured. No corpus field shares a pixel of its photograph with a test field here.
+The corpus does hold ground of the 12 fields of adir/data/embedded.py: do not restore those with it.
 """
 
 from collections.abc import Collection
