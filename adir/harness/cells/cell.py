@@ -241,6 +241,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         corpus=corpus.sha256 if corpus is not None else None,
         encoder=encoder.weights_sha256 if encoder is not None else None,
         seed=seed,
+        withholds=corpus.withholds if corpus is not None else None,
     )
     cell = Cell(
         identity=identity,

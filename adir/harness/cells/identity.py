@@ -64,6 +64,7 @@ def cell_identity(
     corpus: str | None,
     encoder: str | None,
     seed: int,
+    withholds: str | None = None,
 ) -> CellIdentity:
     """Return the identity of a cell.
 
@@ -74,6 +75,7 @@ def cell_identity(
         corpus: hash of the corpus's manifest; None where the mode uses none.
         encoder: hash of the encoder's weights; None where the mode uses none.
         seed: that of the sampler; 0 for one that draws nothing.
+        withholds: which images the corpus keeps from a test image, copies of it aside; None: none.
 
     Raises InputError for a part without a name or a version, and for one that has another class's name.
     """
@@ -89,6 +91,8 @@ def cell_identity(
     if mode.encoder is not None:
         configuration["adaptation"]["k"] = full["k"]
         configuration["retrieval"] = {"corpus": corpus, "encoder": encoder, "left_out": LEFT_OUT}
+        if withholds is not None:  # a key of its own only here: other cells keep their folders
+            configuration["retrieval"]["withholds"] = withholds
         if mode.follows_y:
             configuration["retrieval"] |= {"embeddings": EMBEDDINGS, "feeding": full["retrieval"]["feeding"]}
     axes = Axes(

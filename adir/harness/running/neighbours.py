@@ -27,7 +27,7 @@ class CorpusAround:
     corpus: Corpus
     y: torch.Tensor
     excluded: frozenset[str]
-    """Copies of the test picture."""
+    """Copies of the test picture, and what the corpus withholds from it."""
 
     @property
     def ids(self) -> list[str]:
@@ -59,7 +59,8 @@ def find_neighbours(
     """
     assert cell.corpus is not None
     excluded = left_out(cell.corpus, x) if x is not None else []
-    around = CorpusAround(cell, cell.corpus, y, frozenset(excluded))
+    withheld = cell.corpus.withheld(cell.data.cluster(image_id)) if x is not None else frozenset()
+    around = CorpusAround(cell, cell.corpus, y, withheld.union(excluded))
     drawn = generator(cell.seed, image_id, "random neighbours")
     return cell.mode.choose(around, cell.k, drawn), excluded
 
@@ -111,17 +112,21 @@ def require_enough(cell: Cell) -> None:
         return
     repeats, image_id = cell.corpus.repeats, None
     left = len(cell.corpus) - len(repeats)
-    if cell.k <= left < cell.k + ROOM:
-        left, image_id = min(
-            (len(cell.corpus) - len(repeats.union(left_out(cell.corpus, cell.data.image(image_id)))), image_id)
-            for image_id in cell.data.ids
-        )
+    if cell.corpus.withholds is not None or cell.k <= left < cell.k + ROOM:
+        left, image_id = min((left_for(cell, cell.corpus, image_id), image_id) for image_id in cell.data.ids)
     if cell.k > left:
-        copies_too = "" if image_id is None else f"copies of test picture {image_id} and "
+        kept_out = "copies" if cell.corpus.withholds is None else "copies and withheld pictures"
+        copies_too = "" if image_id is None else f"{kept_out} of test picture {image_id} and "
         raise InputError(
             f"K={cell.k} neighbours asked, but without {copies_too}repeats {left} of {len(cell.corpus)} corpus pictures are "
             "left: lower K or enlarge the corpus"
         )
+
+
+def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
+    """Return how many pictures of the corpus a test picture may have: no repeats, copies of it or withheld ones."""
+    withheld = corpus.withheld(cell.data.cluster(image_id))
+    return len(corpus) - len(withheld.union(corpus.repeats, left_out(corpus, cell.data.image(image_id))))
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:

@@ -129,7 +129,9 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
     drawn = {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
     # An edit is looked for by its prompt; other tasks have none.
     asked = {"prompt": cell.task.prompt, "by": cell.task.by} if cell.task.edits else {}
-    return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked})
+    # What the corpus withholds follows from the test image's cluster; most corpora withhold nothing.
+    cluster = {"cluster": cell.data.cluster(image_id)} if "withholds" in retrieval else {}
+    return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked, **cluster})
 
 
 def ids_of(found: FoundNeighbours) -> list[str]:

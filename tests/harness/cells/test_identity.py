@@ -4,6 +4,7 @@ import copy
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -70,6 +71,16 @@ def test_adapter_and_fine_tuning_count_only_where_something_is_trained(
 ) -> None:
     for mode in MODES:
         assert (identity(full, mode, path, value) == identity(full, mode)) == (mode == "none")
+
+
+def test_a_corpus_that_withholds_images_is_another_cell_only_where_a_corpus_is_used(tmp_path: Path) -> None:
+    for mode in (*WITH_CORPUS, "self"):
+        words = [f"adaptation={mode}", "data=domains", "retrieval=domains", f"results={tmp_path}", "encoder=embedded"]
+        all_of_it, control = (
+            resolve_cell(compose([*words, f"retrieval.corpus.own_photograph={own}"])).identity for own in (True, False)
+        )
+        assert (all_of_it.sha256 == control.sha256) == (mode == "self")
+        assert "withholds" not in all_of_it.configuration.get("retrieval", {})  # as before there was such a corpus
 
 
 @pytest.mark.parametrize("what", ["corpus", "encoder"])

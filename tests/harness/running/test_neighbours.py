@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adir.data.domains import DOMAINS, DomainCorpus
 from adir.errors import InputError
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
@@ -135,3 +136,40 @@ def test_k_above_what_copies_and_equal_pictures_leave_is_refused_before_any_work
         assert refused.status == 2
         assert f"K={k} neighbours asked, but without {without} of 5 corpus pictures are left" in said
         assert not (tmp_path / "other" / "cells").exists()
+
+
+@pytest.mark.parametrize("mode", ["pixel", "random"])
+def test_without_the_own_photograph_no_neighbour_is_of_it_and_of_others_all_are_as_before(
+    mode: str, tmp_path: Path
+) -> None:
+    name = "grass-s1-y192-x000"
+    words = [
+        f"data.only=[{name}]",
+        "data=domains",
+        "retrieval=domains",
+        "task=sr4",
+        f"adaptation={mode}",
+        f"results={tmp_path}",
+    ]
+    own, control = (
+        resolve_cell(compose([*words, f"retrieval.corpus.own_photograph={own}", f"k={k}"]))
+        for own, k in ((True, 400), (False, 20))
+    )
+    x = own.data.image(name)
+    y = own.task.degrade(x, generator(0, name, "y"))
+    everything, chosen = (find_neighbours(cell, name, x, y)[0] for cell in (own, control))
+    assert any(near.id.startswith("grass") for near in everything)
+    if mode == "pixel":
+        assert chosen == [near for near in everything if not near.id.startswith("grass")][:20]
+    assert len(chosen) == 20 and not any(near.id.startswith("grass") for near in chosen)
+    mine, _ = find_neighbours(control, "grass", None, y)  # a user's own picture has no photograph here
+    assert len(mine) == 20
+
+
+def test_k_above_what_the_corpus_does_not_withhold_is_refused(adir: Callable, tmp_path: Path) -> None:
+    words = ["data=domains", "retrieval=domains", "retrieval.corpus.own_photograph=false", "adaptation=random"]
+    left = len(DomainCorpus()) - max(len(DomainCorpus(own_photograph=False).withheld(name)) for name in DOMAINS)
+    refused = adir("plan", *words, f"k={left + 1}", f"results={tmp_path}")
+    said = " ".join((refused.out + refused.err).split())
+    assert refused.status == 2 and "without copies and withheld pictures of test picture hubble_deep_field-s1" in said
+    assert f"repeats {left} of" in said
