@@ -1,0 +1,184 @@
+"""Which settings of `fine_tuning=safe` serve best: held-out and oracle loss on tuning images that no table uses, without sampling.
+
+    python benchmarks/quality/fine_tuning.py --parquet caltech101_128.parquet --out runs/fine_tuning
+    python benchmarks/quality/fine_tuning.py --out runs/fine_tuning --table results/embedded/fine_tuning.md
+
+Tuning images: one field each of some photographs of the corpus of data=domains, 128x128; and test images of unseen categories that
+data=unseen leaves out, 64x64. y is theirs under sr4; the neighbours are those of encoder=imagenet, without the fields that
+share ground with the image. A stopped run goes on where it was.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from adir.adaptation.adapters import Full
+from adir.adaptation.crops import NoisyCrops
+from adir.adaptation.denoising_module import AveragedWeights, DenoisingModule, quiet_trainer
+from adir.adaptation.held_out import HeldOutCrops, relative_loss, split
+from adir.adaptation.safe import SafeFineTuning
+from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.data.base import Corpus
+from adir.data.corpus import parquet_corpus, unseen_corpus
+from adir.data.domains import DomainCorpus
+from adir.data.fields import field_named, overlap
+from adir.data.selection import Selection
+from adir.diffusion.posterior import diffuse, epsilon_loss
+from adir.images import generator
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
+from adir.retrieval.index.memory import Index
+from adir.retrieval.leakage import copies
+from adir.retrieval.query import query_picture
+from adir.tasks.operators import SuperResolution
+from adir.tasks.restoration import RestorationTask
+
+ORACLE_TIMESTEPS = (10, 50, 100, 200, 400, 700)
+AVERAGES, ALPHAS = (0.0, 0.9, 0.95), (0.25, 0.5, 0.75)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--parquet", type=Path, help="Caltech-101, for the images of unseen categories")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--suites", nargs="+", default=["domains", "unseen"])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.table is not None:
+        options.table.write_text(table(options.out))
+        return
+    torch.set_num_threads(1)
+    backbone, encoder = GuidedDiffusion(), ImagenetEncoder()
+    for group in configurations():
+        for suite in options.suites:
+            for image_id, x, corpus, hidden in tuning_images(suite, options.parquet):
+                for settings in group:
+                    path = options.out / f"{suite}-{image_id}-{name_of(settings)}.json".replace("/", "_")
+                    if not path.exists():
+                        started = time.process_time()
+                        images = chosen_images(settings, image_id, x, corpus, hidden, encoder, options.out)
+                        rows = study(backbone, x, images, settings, image_id)
+                        facts = {"suite": suite, "image": image_id, **settings, "seconds": time.process_time() - started}
+                        path.write_text(json.dumps([facts | row for row in rows]))
+                        print(path.name, f"{facts['seconds']:.0f} s", flush=True)
+
+
+def configurations() -> list[list[dict]]:
+    """Settings by priority. crop: in shares of 128-pixel images, halved for those of 64 pixels."""
+    base = {"mode": "knn", "k": 20, "learning_rate": 5e-5, "crop": 64, "n_iterations": 80}
+    return [
+        [base, base | {"learning_rate": 1e-4}, base | {"learning_rate": 2e-5}],
+        [base | {"mode": "random"}, base | {"mode": "mixed"}],
+        [base | {"crop": 48}, base | {"crop": 96}],
+        [base | {"k": 5}, base | {"k": 1}],
+        [base | {"n_iterations": 160}, base | {"learning_rate": 2e-4}],
+    ]
+
+
+def name_of(settings: dict) -> str:
+    """File name of a run."""
+    return "-".join(str(value) for value in settings.values())
+
+
+def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, Corpus, set[str]]]:
+    """Return (id, x, corpus, ids that may not be chosen) of each tuning image."""
+    if suite == "domains":
+        corpus: Corpus = DomainCorpus()
+        by_photograph: dict[str, list[str]] = {}
+        for name in corpus.ids:
+            by_photograph.setdefault(name.split("-s")[0], []).append(name)
+        photographs = random.Random(0).sample(sorted(by_photograph), 6)
+        chosen = [random.Random(photograph).choice(by_photograph[photograph]) for photograph in photographs]
+        fields = {name: field_named(name) for name in corpus.ids}
+        return [
+            (name, corpus.image(name), corpus, {other for other in corpus.ids if overlap(fields[name], fields[other])})
+            for name in chosen
+        ]
+    corpus = Selection(unseen_corpus("corpus"), size=64)
+    tests = Selection(parquet_corpus(str(parquet), column="split", value="test"), size=64, skip=3)
+    return [
+        (name, tests.image(name), corpus, set(copies(tests.image(name), corpus)))
+        for name in random.Random(0).sample(tests.ids, 8)
+    ]
+
+
+def chosen_images(
+    settings: dict, image_id: str, x: Tensor, corpus: Corpus, hidden: set[str], encoder: ImagenetEncoder, out: Path
+) -> list[Tensor]:
+    """Return the K images to tune on: the nearest, random ones, or each kind by turns."""
+    task, k = RestorationTask("sr4", 1, SuperResolution(4), 0.0, 100.0), settings["k"]
+    y = task.degrade(x, generator(0, image_id, "y"))
+    query = task.query(encoder, query_picture(task, y, "as_is", encoder.input_size))
+    ids, _ = Index.build(corpus, encoder, out).search(query, k, exclude=[hidden])
+    left = [name for name in corpus.ids if name not in hidden]
+    drawn = [left[row] for row in torch.randperm(len(left), generator=generator(0, image_id, "random"))[:k].tolist()]
+    mixed = [name for pair in zip(ids[0], drawn, strict=True) for name in pair][:k]
+    return [corpus.image(name) for name in {"knn": ids[0], "random": drawn, "mixed": mixed}[settings["mode"]]]
+
+
+def study(backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], settings: dict, image_id: str) -> list[dict]:
+    """Tune once, and judge the averages and the scaled updates at every iteration that the rule looks at."""
+    crop, noise = settings["crop"] * x.shape[-1] // 128, generator(0, image_id, "adaptation")
+    tuning = SafeFineTuning(settings["n_iterations"], 6, settings["learning_rate"], crop)
+    parts = split(images, crop, backbone.stride, noise)
+    examples = NoisyCrops(parts.training, crop, backbone.stride, 1000, True, noise)
+    held_out = HeldOutCrops(backbone, parts.held_out, examples.size, 3, noise, None)
+    untuned, oracle = held_out.losses(), oracle_errors(backbone, x)
+    attached, rows = Full().attach(backbone.network), []
+    try:
+
+        def judge(average: float, iteration: int) -> None:
+            trained = attached.tensors()
+            for alpha in (*ALPHAS, 1.0) if average == 0.9 else (1.0,):
+                attached.load(attached.scaled(trained, alpha))
+                errors = oracle_errors(backbone, x)
+                change = {f"t{t}": 100 * (errors[t] / oracle[t] - 1) for t in errors}
+                losses = held_out.losses()
+                rows.append(
+                    {"iteration": iteration, "average": average, "alpha": alpha}
+                    | {"held_out": 100 * (relative_loss(losses, untuned) - 1), "oracle": sum(change.values()) / len(change)}
+                    | change
+                    | {"strata": (100 * (losses.mean(1) / untuned.mean(1) - 1)).tolist()}
+                )
+            attached.load(trained)
+
+        watches = [
+            AveragedWeights(attached.parameters(), average, tuning.judged_at(), lambda i, a=average: judge(a, i))
+            for average in AVERAGES
+        ]
+        module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), tuning.optimizer)
+        trainer = quiet_trainer(tuning.n_iterations, backbone.execution, watches, False, tuning.clipping)
+        trainer.fit(module, DataLoader(examples, batch_size=tuning.batch_size))
+    finally:
+        attached.remove()
+    return rows
+
+
+@torch.no_grad()
+def oracle_errors(backbone: GuidedDiffusion, x: Tensor) -> dict[int, float]:
+    """{t: error of eps on the ground truth}, one fixed noise for each t."""
+    errors = {}
+    for t in ORACLE_TIMESTEPS:
+        eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))[None]
+        x_t = diffuse(x[None], eps, backbone.schedule.alpha_bar[t]).float()
+        errors[t] = epsilon_loss(eps, backbone.predict(x_t, torch.tensor([t])).eps).item()
+    return errors
+
+
+def table(out: Path) -> str:
+    """Return the study's tables."""
+    rows = pd.DataFrame([row for path in sorted(out.glob("*.json")) for row in json.loads(path.read_text())])
+    keys = ["suite", "mode", "k", "learning_rate", "crop", "n_iterations", "average", "alpha", "iteration"]
+    means = rows.groupby(keys)[["held_out", "oracle"]].agg(["mean", "count"])
+    return means.to_markdown()
+
+
+if __name__ == "__main__":
+    main()
