@@ -1,9 +1,10 @@
-"""What a metric is, and what metrics of a prompt ask of an encoder."""
+"""What a metric is, what it refuses, and what metrics of a prompt ask of an encoder."""
 
 from typing import Literal, Protocol
 
 from torch import Tensor
 
+from adir.images import require_unit
 from adir.weights.registry import WeightsFile
 
 Direction = Literal["higher", "lower"]
@@ -47,3 +48,14 @@ class TextEncoder(Protocol):
 
     def text(self, prompts: list[str]) -> Tensor:
         """(B, D) unit vectors."""
+
+
+def require_pictures(metric: Metric, x_hat: Tensor, x: Tensor | None) -> None:
+    """Raise ValueError unless x_hat, and x where the metric needs it, are equal-shaped (B, 3, H, W) in [0, 1]."""
+    require_unit(x_hat, metric.name)
+    if metric.needs_reference:
+        if x is None:
+            raise ValueError(f"{metric.name} compares with the ground truth, and none was given")
+        require_unit(x, metric.name)
+        if x.shape != x_hat.shape:
+            raise ValueError(f"{metric.name}: shapes {tuple(x_hat.shape)} and {tuple(x.shape)} differ")

@@ -31,8 +31,8 @@ from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record
 from adir.harness.tables.statistics import Estimate, mean_over_pictures
 
-METRICS = {"psnr": "PSNR / dB, higher is better", "piqe": "PIQE, lower is better"}
-COLUMNS = ("psnr", "ssim", "piqe", "residual")
+METRICS = {"psnr": "PSNR / dB, higher is better", "deep-lite0": "deep-lite0, lower is better"}
+COLUMNS = ("psnr", "ssim", "fsim", "deep-lite0", "residual")
 ORDER = ("adir", "ddpg", "diffpir", "ddrm", "dps", "dmsp", "bicubic", "adjoint", "pseudo_inverse")
 
 
@@ -121,8 +121,8 @@ def table(cells: list[Cell]) -> str:
         f"{first.threads} thread(s) a process. Seconds: {seconds}, sampling alone. An evaluation of dps has "
         "a backpropagation through the network besides. residual: rms(A x̂ − y) in grey levels; the noise of deblur is 10.",
         "",
-        "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | PIQE ↓ | residual |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | FSIM ↑ | deep-lite0 ↓ | residual |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         scores = " | ".join(cell.text(metric) for metric in COLUMNS)

@@ -2,8 +2,7 @@
 
     python benchmarks/quality/feeding.py --parquet FILE
 
-About a minute on one core. The embedded encoder, which learned to see through degradations
-of y as it is, may favour that; another encoder wants its own run: --clip CHECKPOINT (with --architecture and --tag).
+A few minutes on one core. Another encoder wants its own run: --clip CHECKPOINT (with --architecture and --tag).
 """
 
 import argparse
@@ -16,7 +15,6 @@ from retrieval import REPOSITORY, TASKS, Study, add_clip_options, clip_of, mean_
 
 from adir.files import write_bytes
 from adir.retrieval.encoders.base import Encoder
-from adir.retrieval.encoders.embedded import EmbeddedEncoder
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.query import FEEDINGS
@@ -29,7 +27,7 @@ Data, categories and copies left out as in `retrieval.md`. Each row is a task wh
 {choices}
 
 The pictures here are square, so `resized` and `as_is` differ in the order of rounding alone for an encoder that crops (CLIP),
-and not at all for the embedded one. In each row the bold figure is the highest. The last column: the better of the two inverses
+and not at all for `imagenet`. In each row the bold figure is the highest. The last column: the better of the two inverses
 less `as_is`, mean over the same queries.
 
 {date}, seed {seed}:
@@ -51,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     study = Study(args.parquet, args.k)
-    encoders: list[Encoder] = [ImagenetEncoder(), EmbeddedEncoder()] if args.clip is None else [clip_of(args)]
+    encoders: list[Encoder] = [ImagenetEncoder()] if args.clip is None else [clip_of(args)]
     lines = []
     for encoder in encoders:
         index = Index.build(study.corpus, encoder)

@@ -29,7 +29,7 @@ from adir.data.embedded import EmbeddedCorpus, corpus_fields, overlap, test_fiel
 from adir.data.fingerprints import fingerprint
 from adir.files import hash_of, sha256_of_bytes, write_bytes
 from adir.images import from_uint8, to_uint8
-from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import LEFT_OUT, copies
 
@@ -193,14 +193,14 @@ def copies_found(name: str, x: Tensor, corpus: Corpus, seeds: list[int], togethe
 
 
 class Lost:
-    """Counts of innocent neighbours: the K nearest to the clean test picture by the embedded encoder, known copies aside."""
+    """Counts of innocent neighbours: the K nearest to the clean test picture by the imagenet encoder, known copies aside."""
 
     def __init__(self) -> None:
         self.chosen, self.lost, self.seconds, self.pairs = 0, 0, 0.0, list[str]()
 
     def add(self, x: Tensor, name: str, corpus: Corpus, index: Index, known: set[str]) -> None:
         """known: what is no innocent."""
-        encoder = EmbeddedEncoder()
+        encoder = ImagenetEncoder()
         nearest = index.search(encoder.image(x[None]), K, [known])[0][0]
         started = time.process_time()
         left_out = copies(x, corpus) - known
@@ -234,14 +234,14 @@ def main() -> None:
     fields, photographs = dict(test_fields()), {name: part.image(name) for part, name in drawn}
 
     lost = {name: Lost() for name in ("12 test fields", *TEXTURES, "Caltech-101")}
-    index = Index.build(embedded, EmbeddedEncoder())
+    index = Index.build(embedded, ImagenetEncoder())
     for name, x in fields.items():
         lost["12 test fields"].add(x, name, embedded, index, set())
     for field in corpus_fields():  # as if it were a test field: what shares its ground is no innocent
         if field.photograph in TEXTURES:
             ground = {other.id for other in corpus_fields() if overlap(field, other)}
             lost[field.photograph].add(embedded.image(field.id), field.id, embedded, index, ground)
-    index = Index.build(caltech, EmbeddedEncoder())
+    index = Index.build(caltech, ImagenetEncoder())
     for name, x in photographs.items():
         category = name.split("/")[0]
         known = {other for other in caltech.ids if category == "Leopards" and other.startswith("Leopards/")}
@@ -264,7 +264,7 @@ def main() -> None:
     text += f"""
 ## Innocent neighbours left out
 
-Neighbours: the {K} nearest to the clean test picture by the embedded encoder. No innocents: in Caltech-101 the mirror image of
+Neighbours: the {K} nearest to the clean test picture by the imagenet encoder. No innocents: in Caltech-101 the mirror image of
 a Leopard, and the pictures that it holds twice ({doubles}); for a
 texture, each of whose corpus fields was taken as a test picture, the fields that share its ground.
 

@@ -4,7 +4,6 @@
 
 Five minutes on one core, four of them CLIP with random weights (the floor). With CLIP weights at hand, the same command adds
 their row: --clip CHECKPOINT, with --architecture and --tag as in conf/encoder/clip.yaml.
-The embedded encoder ships with the package; --weights takes the folder of another `encoder.safetensors`.
 """
 
 import argparse
@@ -25,7 +24,6 @@ from adir.files import write_bytes
 from adir.images import generator
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.clip import ClipEncoder, random_clip
-from adir.retrieval.encoders.embedded import EmbeddedEncoder
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
@@ -39,13 +37,13 @@ HEAD = """# Retrieval: precision@{k}
 
 Share of the {k} nearest corpus pictures that are of the query's category; mean over {n} queries and its standard error.
 Queries: the split `test` of `{parquet}`, degraded (clean: not), shown to the encoder `{how}` (`feeding.md`). Corpus: the split
-`corpus`, {size} pictures, {categories} categories, none of which the embedded encoder was trained on. `copies left out`:
+`corpus`, {size} pictures, {categories} categories, which the prior never saw, but ImageNet has some of. `copies left out`:
 near-duplicates of the clean query are not found ({copies} pictures, for {affected} queries; most are mirrored Leopards,
 which Caltech-101 holds); `copies kept`: they may be.
 `pixel`: distance between the pictures at 32x32. `clip-{architecture}-random`: the network at its first random weights (seed
 {random_seed}), the floor that a trained one has to beat. Chance: the share of the query's category in the corpus.
 
-{date}, seed {seed}, embedded encoder {weights}:
+{date}, seed {seed}, imagenet encoder {weights}:
 
     {command}
 
@@ -122,7 +120,6 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--feeding", choices=list(FEEDINGS), default="as_is", help="how y is shown")
-    parser.add_argument("--weights", type=Path, default=None, help="folder of other weights of the embedded encoder")
     parser.add_argument("--random-seed", type=int, default=0, help="of the random CLIP")
     parser.add_argument("--no-floor", action="store_true", help="without the random CLIP, which takes four minutes")
     add_clip_options(parser)
@@ -132,8 +129,8 @@ def main() -> None:
 
     study = Study(args.parquet, args.k)
     ys = {name: study.degraded(name, args.seed) for name in args.tasks}
-    imagenet, embedded = ImagenetEncoder(), EmbeddedEncoder(args.weights)
-    encoders: list[Encoder] = [imagenet, embedded, PixelEncoder()]
+    imagenet = ImagenetEncoder()
+    encoders: list[Encoder] = [imagenet, PixelEncoder()]
     if args.clip is not None:
         encoders.insert(0, clip_of(args))
     if not args.no_floor:
@@ -155,7 +152,7 @@ def main() -> None:
         k=args.k, n=len(study.test), parquet=Path(args.parquet).name, size=len(study.corpus), how=args.feeding,
         categories=len(set(study.corpus.categories.values())), copies=sum(map(len, study.copies)),
         affected=sum(map(bool, study.copies)), architecture=args.architecture, random_seed=args.random_seed,
-        date=datetime.date.today().isoformat(), seed=args.seed, weights=embedded.weights_sha256[:12],
+        date=datetime.date.today().isoformat(), seed=args.seed, weights=imagenet.weights_sha256[:12],
         command=said("retrieval.py", args),
     )  # fmt: skip
     text = head + "\n".join([*(row for rows in lines.values() for row in rows), chance]) + "\n"

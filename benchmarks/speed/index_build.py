@@ -111,7 +111,7 @@ def row_of(numbers: list[float], processors: int, loaders: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 8000])
-    parser.add_argument("--encoder", nargs="+", default=["encoder=embedded"], help="as to adir index build")
+    parser.add_argument("--encoder", nargs="+", default=["encoder=imagenet"], help="as to adir index build")
     parser.add_argument("--random-clip", metavar="ARCHITECTURE", help="instead of --encoder: CLIP with random weights")
     parser.add_argument("--shard-size", type=int, default=1000)
     parser.add_argument("--loaders", type=int, default=2)

@@ -101,7 +101,10 @@ def test_the_default_scores_without_network_say_which_of_them_stay_empty(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     finished = adir("score", results, "scoring=default")
-    assert finished.status == 1 and finished.out.splitlines()[-1] == "3 records scored with psnr, ssim, piqe"
+    assert (
+        finished.status == 1
+        and finished.out.splitlines()[-1] == "3 records scored with psnr, ssim, fsim, deep-lite0, piqe"
+    )
     for name in ("lpips-alex", "musiq-koniq", "musiq-ava"):
         assert f"{name} stays empty in 3 of 3 records: " in finished.out
 

@@ -9,7 +9,7 @@ from adir.configuration import config_dir
 from adir.data.embedded import test_fields
 from adir.errors import InputError
 from adir.images import generator
-from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.query import FEEDINGS, LEAST_RIDGE, SIGNAL, query_picture, ridge
 from adir.tasks.operators import BoxBlur, SuperResolution
 from adir.tasks.restoration import RestorationTask
@@ -56,8 +56,8 @@ def test_every_way_shows_a_picture_of_every_task():
             assert shown.isfinite().all() and shown.abs().max() <= 1, (name, how)
 
 
-def test_as_is_is_the_picture_of_y_and_resized_is_what_the_embedded_encoder_makes_of_it():
-    encoder = EmbeddedEncoder()
+def test_as_is_is_the_picture_of_y_and_resized_is_what_the_imagenet_encoder_makes_of_it():
+    encoder = ImagenetEncoder()
     for _, task, _, y in restorations():
         assert torch.equal(query_picture(task, y, "as_is", 64), task.picture_of(y))
         vectors = [encoder.image(query_picture(task, y, how, encoder.input_size)[None]) for how in ("as_is", "resized")]

@@ -80,7 +80,7 @@ def test_ssim_is_scikit_images():
     assert METRICS["ssim"]("cpu").score(x_hat, x).item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["psnr", "ssim", "piqe"])
+@pytest.mark.parametrize("name", ["psnr", "ssim", "fsim", "piqe"])
 def test_a_score_does_not_depend_on_the_batch(name):
     x_hat, x = pair(batch=3)
     together = METRICS[name]("cpu").score(x_hat, x)
@@ -89,13 +89,22 @@ def test_a_score_does_not_depend_on_the_batch(name):
     assert together.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["psnr", "ssim", "piqe"])
+@pytest.mark.parametrize("name", ["psnr", "ssim", "fsim", "deep-lite0", "piqe"])
 def test_a_noisier_picture_scores_worse(name):
     x_hat, x = pair()
     noisier = ((x + 0.2 * torch.randn(x.shape)).clamp(0, 1) * 255).round() / 255
     metric = METRICS[name]("cpu")
     gain = metric.score(x_hat, x) - metric.score(noisier, x)
     assert (gain if metric.direction == "higher" else -gain).item() > 0
+
+
+def test_fsim_is_1_for_equal_pictures_and_symmetric_and_sees_colour():
+    x_hat, x = pair()
+    fsim = METRICS["fsim"]("cpu")
+    assert fsim.score(x, x).item() == pytest.approx(1, abs=1e-6)
+    assert fsim.score(x_hat, x).item() == pytest.approx(fsim.score(x, x_hat).item(), abs=1e-6)
+    luma = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    assert fsim.score(luma.expand_as(x), x).item() < 0.999  # all detail of the luma is there
 
 
 def random_musiq(file: registry.WeightsFile, n_outputs: int) -> tuple[torch.nn.Module, registry.WeightsFile]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from adir.errors import InputError
 from adir.images import from_uint8, generator
-from adir.retrieval.encoders.embedded import EmbeddedEncoder
+from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.tasks.editing import EditOperator, EditTask, edit_id, read_mask
 
 SHAPE = (3, 24, 32)
@@ -94,7 +94,7 @@ def test_neighbours_are_looked_for_by_the_prompt_or_by_the_picture(mask, x) -> N
 
 def test_an_encoder_without_text_names_the_way_out(task, x) -> None:
     with pytest.raises(InputError, match=r"no text side.*task.by=picture"):
-        task.query(EmbeddedEncoder(), task.degrade(x, generator(0, "a", "y")))
+        task.query(ImagenetEncoder(), task.degrade(x, generator(0, "a", "y")))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from adir.harness.tables.formats import extra_axes
 
 AXES = ("backbone", "sampler", "task", "adaptation", "adapter", "k")
 FIDELITY = ("psnr", "lpips", "ssim")
-PERCEIVED = ("musiq", "piqe")
+PERCEIVED = ("musiq", "deep-lite0", "piqe")
 """Metrics a chart starts with, by how their names start: the first that there is."""
 
 

@@ -19,7 +19,7 @@ from adir.images import png_bytes
 TILE = 256  # pixels of a picture on the sheet
 TOP = 26  # pixels of a caption
 FONT = 13  # at which the scores fit under a picture
-SHOWN = {"psnr": "PSNR {:.2f}", "piqe": "PIQE {:.1f}", "residual": "residual {:.1f}"}
+SHOWN = {"psnr": "PSNR {:.2f}", "deep-lite0": "deep {:.2f}", "residual": "residual {:.1f}"}
 
 Column = tuple[Any, ...]
 
@@ -111,7 +111,7 @@ def noise_text(record: Record) -> str:
 
 
 def caption(record: Record, say_seed: bool) -> str:
-    """PSNR, PIQE and residual under a picture, as far as it has them; the seed where the sheet has several."""
+    """PSNR, deep-lite0 and residual under a picture, as far as it has them; the seed where the sheet has several."""
     values = {name: record.value(name) for name in SHOWN}
     parts = [text.format(values[name]) for name, text in SHOWN.items() if values[name] is not None]
     return "  ".join([*parts, f"s{record.seed}"] if say_seed else parts)

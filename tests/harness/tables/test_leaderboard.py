@@ -683,7 +683,7 @@ def test_the_sheet_names_each_seed_where_no_seed_is_everywhere(tmp_path: Path, m
 
 
 def test_the_longest_caption_fits_under_its_picture() -> None:
-    item = made_record(seed=7, scores={"psnr": 24.81, "piqe": 100.0, "residual": 10.24})
+    item = made_record(seed=7, scores={"psnr": 24.81, "deep-lite0": 18.88, "residual": 10.24})
     text = caption(item, say_seed=True)
-    assert text == "PSNR 24.81  PIQE 100.0  residual 10.2  s7"
+    assert text == "PSNR 24.81  deep 18.88  residual 10.2  s7"
     assert ImageFont.load_default(FONT).getlength(text) <= TILE - 4

@@ -560,7 +560,7 @@ def test_the_command_of_an_agent_is_a_cell(path: Path) -> None:
         cell = resolve_cell(compose(overrides))
         assert cell.configuration["tracking"]["_target_"].endswith("WandbTracking")
         assert sweep["metric"]["name"] in cell.configuration["scoring"]["metrics"]
-        assert sweep["metric"]["goal"] == {"psnr": "maximize", "piqe": "minimize"}[sweep["metric"]["name"]]
+        assert sweep["metric"]["goal"] == {"psnr": "maximize", "deep-lite0": "minimize"}[sweep["metric"]["name"]]
         identities.add(cell.identity.sha256)
     assert len(identities) == 2  # the parameters do change the cell
 

@@ -13,12 +13,11 @@ from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.images import from_uint8
 from adir.retrieval.encoders.base import tensors_sha256
-from adir.retrieval.encoders.embedded import EmbeddedEncoder
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
 
-ENCODERS = [ImagenetEncoder, EmbeddedEncoder, PixelEncoder]
+ENCODERS = [ImagenetEncoder, PixelEncoder]
 
 
 def smooth(n, height, width, seed=0):
@@ -107,8 +106,3 @@ def test_the_hash_of_weights_follows_names_shapes_and_values():
         {"a": weights["a"], "c": weights["b"]},
     ]
     assert len({tensors_sha256(w) for w in [weights, *others]}) == 5
-
-
-def test_missing_weights_raise(tmp_path):
-    with pytest.raises(InputError, match="is missing"):
-        EmbeddedEncoder(tmp_path)

@@ -1,0 +1,91 @@
+"""A perceptual distance of deep features: Zhang et al. (CVPR 2018), from a small network and without learned weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adir.errors import InputError
+from adir.scoring.base import Direction, require_pictures
+from adir.weights.efficientnet_lite0 import SHA256, load_network
+from adir.weights.registry import WeightsFile
+
+BLOCKS = (0, 1, 2, 4, 6)
+"""Indices into timm's `blocks`: the last output at each resolution, 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's."""
+
+
+def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Return the distance of two lists of feature maps: Zhang et al. (2018), eq. 1, with all w_l = 1.
+
+    At each position the features are divided by their norm over the channels. The squared difference is summed over
+    the channels, averaged over the positions and summed over the list.
+
+    Args:
+        features: L maps, each (B, C_l, H_l, W_l).
+        others: shaped as features.
+
+    Returns:
+        (B,) float64, from 0 to 4 L: two unit vectors are at most 2 apart.
+    """
+    pairs = zip(features, others, strict=True)
+    units = ((functional.normalize(one.double()), functional.normalize(other.double())) for one, other in pairs)
+    return torch.stack([(one - other).square().sum(1).mean((1, 2)) for one, other in units]).sum(0)
+
+
+class DeepLite0:
+    """`deep-lite0`: the distance of EfficientNet-Lite0's features, 0 to 20; lower is better, and 0 is an equal image.
+
+    It is not LPIPS, which learns weights for the channels from people's judgements. Kumar et al. (TMLR 2022) find that
+    such distances agree with people better than low-level ones, and that a better classifier agrees less. Images are
+    compared at their own size. The `imagenet` encoder is the same network, so what it chooses may suit this distance:
+    a claim also needs a metric that knows no network, such as `fsim`.
+
+    Args:
+        device: of the network.
+    """
+
+    name = "deep-lite0"
+    version = f"adir 1, efficientnet-lite0-{SHA256[:8]}"
+    direction: Direction = "lower"
+    range: tuple[float | None, float | None] = (0, 20)
+    needs_reference = True
+    needs_prompt = False
+    weights_files: tuple[WeightsFile, ...] = ()  # a dependency brings them
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._network: Any = None
+        self._reason: str | None = None
+
+    def unavailable(self) -> str | None:
+        """Return None, or why the weights cannot be used; asked once."""
+        if self._network is None and self._reason is None:
+            try:
+                self._network = load_network().to(self.device)
+            except InputError as error:
+                self._reason = str(error)
+        return self._reason
+
+    @torch.inference_mode()
+    def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
+        """Return (B,) float64 distances. Raises as `require_pictures` does, and InputError without the weights."""
+        require_pictures(self, x_hat, x)
+        assert x is not None
+        reason = self.unavailable()
+        if reason is not None:
+            raise InputError(f"{self.name}: {reason}")
+        # each alone: a convolution chooses its order of summation by the size of the batch
+        alone = zip(x_hat.split(1), x.split(1), strict=True)
+        return torch.cat([feature_distance(self._features(a), self._features(b)).cpu() for a, b in alone])
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Return five maps of a (1, 3, H, W) image in [0, 1]; the network takes [-1, 1]."""
+        found = []
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            h = self._network.bn1(self._network.conv_stem(2 * image.float().to(self.device) - 1))
+            for index, block in enumerate(self._network.blocks):
+                h = block(h)
+                if index in BLOCKS:
+                    found.append(h)
+        return found
