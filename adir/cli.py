@@ -76,7 +76,12 @@ def add_making(commands: Commands) -> None:
     plan.add_argument("overrides", **WORDS, help="as for `adir run`")
     plan.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
 
-    restore = commands.add_parser("restore", help="restore degraded pictures of your own")
+    restore = commands.add_parser(
+        "restore",
+        help="restore degraded pictures of your own",
+        description="Restore degraded pictures of your own. Unless you name a sampler, it is ddrm, which comes nearer to the "
+        "truth than the paper's (sampler=adir) with the same network; where it does not apply, a line says what is used.",
+    )
     restore.add_argument("inputs", nargs="+", metavar="PICTURE|KEY=VALUE", help="picture files, folders, and overrides")
     restore.add_argument(
         "--out", type=Path, default=Path("restored"), help="folder for PNGs and JSON (default: restored)"
@@ -84,6 +89,14 @@ def add_making(commands: Commands) -> None:
     restore.add_argument("--overwrite", action="store_true", help="replace results that are already there")
     restore.add_argument(
         "--tile", type=int, default=256, help="side in pixels of the tiles of larger pictures (default: 256)"
+    )
+    restore.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="restore each picture N times: NAME.png is the mean, NAME-std.png five times the standard deviation, and "
+        "NAME-sampleSEED.png are the samples (default: 1)",
     )
 
     edit = commands.add_parser("edit", help="repaint the white part of a mask as a prompt says (Stable Diffusion)")

@@ -247,7 +247,7 @@ def test_restore_out_of_memory_names_the_tile_that_fits_and_keeps_what_is_restor
     other = tmp_path / "other.png"
     Image.fromarray(noise(16, 24, 3)).save(other)
     exhausted(2)
-    call = ["restore", good, other, "sampler.n_steps=1", "--out", tmp_path / "out"]
+    call = ["restore", good, other, "sampler=adir", "sampler.n_steps=1", "--out", tmp_path / "out"]
     words = ["out of memory on cpu while sampling 1 picture of 128x96", "1 of 2 pictures are restored and kept"]
     assert_refused(adir(*call), *words, "even --tile 32 would take")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good-sr4-none.png"]

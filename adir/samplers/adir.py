@@ -19,6 +19,12 @@
 What the step adds less in fresh noise it keeps in the direction of eps~, so x_{t-1} stays at its noise level. At eta = 1 this
 is Algorithm 1. At eta = 0, where x0_hat is not clipped, eps~ = eps and A mu - y_{t-1} = sqrt(ab_{t-1}) (A x0_hat - y): guidance
 sees the residual alone. At eta = 1 it also pushes A mu back up to the noise that mu lacks.
+
+`temperature` tau leaves mu and scales the noise alone, x_{t-1} ~ N(mu + s Sigma g, tau^2 eta^2 Sigma): the network is told of
+more noise than there is. For a Gaussian prior N(m, S), at eta = 1 and unguided, the variance v along an eigenvector of S obeys
+dv/dr = (1 - 2 / V) v + tau^2 in r = log ab, with V = ab S + 1 - ab. With v = V w this is dw/dr = (tau^2 - w) / V from w = 1, so
+the samples tend to N(m, tau^2 S): sampling at a lowered temperature (Kingma and Dhariwal, 2018), with less spread and nearer to
+the mean. deepinv's DDRM does the same where its coefficients are real: its noise is 1 / sqrt(2) of what the network is told.
 """
 
 import math
@@ -51,6 +57,7 @@ class ADIR:
     measurement_level: the noise level of line 5: `mean` is that of mu, the next, cleaner level; `current` is that of x_t.
         The paper's index allows both readings; they agree as n_steps grows.
     eta: fresh noise of a step over that of Algorithm 1, from 0 (none: deterministic after x_T) to 1 (the paper).
+    temperature: fresh noise over the noise that the network is told of, from 0 to 1 (the paper); lower is smoother.
     back_projection: return x_hat + A_dagger (y - A x_hat), which explains y exactly; for y without noise alone.
     """
 
@@ -64,14 +71,16 @@ class ADIR:
     cap: bool = True
     measurement_level: Literal["mean", "current"] = "mean"
     eta: float = 1.0
+    temperature: float = 1.0
     back_projection: bool = False
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={self.guidance_scale!r}: a number that is not negative is needed")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is needed")
+        for what in ("eta", "temperature"):
+            if not 0 <= getattr(self, what) <= 1:
+                raise ValueError(f"{what}={getattr(self, what)!r}: a number from 0 to 1 is needed")
         for what, choices in (("variance", get_args(Variance)), ("measurement_level", ("mean", "current"))):
             if getattr(self, what) not in choices:
                 raise ValueError(f"unknown {what} {getattr(self, what)!r}; choose one of {', '.join(choices)}")
@@ -91,6 +100,7 @@ class ADIR:
         level = schedule.alpha_bar_prev if self.measurement_level == "mean" else schedule.alpha_bar
         coef1, coef2 = self._mean_coefficients(schedule)
         timesteps = schedule.timesteps.to(y.device)
+        noise_scale = self.eta * self.temperature
         watch = Watch(y)
 
         x_t = draw_noise(operator.image_shape, generators, y)  # 1
@@ -107,8 +117,8 @@ class ADIR:
 
             s_Sigma, capped = guided_step_size(self.guidance_scale, log_Sigma.exp(), operator.norm, self.cap)
             x_t = mu + s_Sigma * g  # 7
-            if i > 0 and self.eta > 0:
-                x_t = x_t + self.eta * (log_Sigma / 2).exp() * draw_noise(operator.image_shape, generators, y)
+            if i > 0 and noise_scale > 0:
+                x_t = x_t + noise_scale * (log_Sigma / 2).exp() * draw_noise(operator.image_shape, generators, y)
             watch.step(x_t, capped)
 
         if self.back_projection:

@@ -59,6 +59,7 @@ def propagate(
     cap: bool = True,
     measurement_level: str = "mean",
     eta: float = 1.0,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) of the samples of Algorithm 1 without clipping, for the ideal denoiser of N(m, S).
 
@@ -87,7 +88,7 @@ def propagate(
         )
         mean, covariance = M @ mean + c, M @ covariance @ M.T
         if i > 0:
-            covariance = covariance + eta**2 * sigma_sq * eye
+            covariance = covariance + (temperature * eta) ** 2 * sigma_sq * eye
     return mean, covariance
 
 

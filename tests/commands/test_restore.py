@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adir.files import RESULTS_MARKER
+from adir import cli
+from adir.commands.restore import SAMPLER
+from adir.files import RESULTS_MARKER, read_json
 from adir.images import read_pixels
 
 PIXELS = np.array(Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)).resize((32, 24)))
@@ -86,3 +88,88 @@ def test_a_folder_with_a_kind_of_file_that_is_not_taken_is_refused_and_not_short
     (tmp_path / "b.HEIC").write_bytes(b"")
     done = adir("restore", tmp_path, "task=sr4", "sampler=bicubic", "--out", tmp_path / "out")
     assert done.status == 2 and "b.HEIC: a kind of file that is not taken" in done.err
+
+
+# ---- the sampler of a user who names none, and several samples -------------------------------------------------------
+
+SMALL = Image.fromarray(PIXELS[:20, :20])
+"""20x20 pixels: the least side that sr4 takes with its margin, and restored in a second by two steps."""
+
+
+def test_without_a_sampler_named_it_is_the_default(adir, tmp_path: Path) -> None:
+    picture = saved(tmp_path / "a.png", SMALL)
+    done = adir("restore", picture, "task=sr4", "sampler.n_steps=2", "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    note = read_json(tmp_path / "out" / "a-sr4-none.json")
+    assert note["axes"]["sampler"] == SAMPLER and "does not apply" not in done.out + done.err
+
+
+def test_the_help_names_the_default_sampler_and_the_paper_s(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["restore", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Unless you name a sampler, it is {SAMPLER}" in text and "sampler=adir" in text and "--samples N" in text
+
+
+def test_a_named_sampler_is_used(adir, tmp_path: Path) -> None:
+    picture = saved(tmp_path / "a.png", SMALL)
+    words = ["restore", picture, "task=sr4", "sampler=adir", "sampler.n_steps=2", "--out", tmp_path / "out"]
+    assert adir(*words).status == 0
+    assert read_json(tmp_path / "out" / "a-sr4-none.json")["axes"]["sampler"] == "adir"
+
+
+def test_where_the_default_sampler_does_not_apply_the_configuration_s_own_is_used_and_said(
+    adir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adir.samplers.deepinv_samplers.has_full_svd", lambda physics: False)
+    picture = saved(tmp_path / "a.png", SMALL)
+    done = adir("restore", picture, "task=sr4", "--out", tmp_path / "out", "sampler.n_steps=2")
+    assert done.status == 0, done.err
+    said = "sampler=adir, as sampler=ddrm does not apply: sampler ddrm needs the singular value decomposition of A"
+    assert said in done.out + done.err
+    assert read_json(tmp_path / "out" / "a-sr4-none.json")["axes"]["sampler"] == "adir"
+
+
+def test_several_samples_give_their_mean_and_a_map_of_their_deviation(adir, tmp_path: Path) -> None:
+    picture = saved(tmp_path / "a.png", SMALL)
+    words = ["restore", picture, "task=sr4", "sampler.n_steps=2"]
+    for seed in (3, 4, 5):
+        assert adir(*words, f"seed={seed}", "--out", tmp_path / str(seed)).status == 0
+    out = tmp_path / "out"
+    done = adir(*words, "seed=3", "--samples", 3, "--out", out)
+    assert done.status == 0, done.err
+    singles = np.stack([read_pixels(tmp_path / str(seed) / "a-sr4-none.png") for seed in (3, 4, 5)]).astype(float)
+    for single, seed in zip(singles, (3, 4, 5), strict=True):
+        np.testing.assert_array_equal(read_pixels(out / f"a-sr4-none-sample{seed}.png"), single)
+    np.testing.assert_allclose(read_pixels(out / "a-sr4-none.png"), singles.mean(0), rtol=0, atol=0.5001)
+    # five grey levels per grey level of the root of the mean over channels of the unbiased variance, up to white
+    deviation = np.sqrt(((singles - singles.mean(0)) ** 2).sum(0).mean(2) / 2)
+    assert deviation.max() > 1
+    shown = read_pixels(out / "a-sr4-none-std.png")
+    np.testing.assert_allclose(shown[:, :, 0], np.minimum(5 * deviation, 255), rtol=0, atol=0.5001)
+    note = read_json(out / "a-sr4-none.json")
+    assert [sample["sampler_seed"] for sample in note["samples"]] == [3, 4, 5]
+    assert note["std"]["mean"] == pytest.approx(deviation.mean(), abs=1e-3)
+
+
+def test_samples_are_made_again_where_one_of_their_files_is_gone_or_their_number_is_another(
+    adir, tmp_path: Path
+) -> None:
+    picture, out = saved(tmp_path / "a.png", SMALL), tmp_path / "out"
+    words = ["restore", picture, "task=sr4", "sampler.n_steps=1", "--out", out, "--samples"]
+    assert adir(*words, 2).status == 0
+    assert "(was there)" in adir(*words, 2).out
+    gone = out / "a-sr4-none-std.png"
+    gone.unlink()
+    assert adir(*words, 2).status == 0 and gone.is_file()
+    refused = adir(*words, 3)
+    assert refused.status == 2 and "made otherwise" in refused.err
+    assert adir(*words, 1).status == 2
+
+
+@pytest.mark.parametrize("samples, sampler, words", [(0, "ddrm", "1 or more"), (2, "bicubic", "draws nothing")])
+def test_numbers_of_samples_that_make_no_sense_are_refused(adir, tmp_path: Path, samples, sampler, words) -> None:
+    picture = saved(tmp_path / "a.png", SMALL)
+    call = ["restore", picture, "task=sr4", f"sampler={sampler}", "--samples", samples, "--out", tmp_path / "out"]
+    refused = adir(*call)
+    assert refused.status == 2 and words in refused.err and refused.err.count("\n") == 1

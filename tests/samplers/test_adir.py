@@ -67,7 +67,7 @@ def study(repository) -> ModuleType:
 
 
 def literal_algorithm_1(
-    eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level, eta=1.0
+    eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level, eta=1.0, tau=1.0
 ) -> np.ndarray:  # fmt: skip
     """The paper's listing for one picture as a vector; A is a matrix, applied to mu and to eps apart. eta: DDIM's eq. 12."""
     kept = np.round(np.linspace(0, 999, n)).astype(int)
@@ -101,17 +101,17 @@ def literal_algorithm_1(
         g = -2 * A.T @ (A @ mu - y_t)
         x = mu + s * Sigma * g
         if i > 0:
-            x = x + eta * np.sqrt(Sigma) * noise[step]
+            x = x + tau * eta * np.sqrt(Sigma) * noise[step]
     return x
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["free", "clipped"])
 @pytest.mark.parametrize("level", ["mean", "current"])
 @pytest.mark.parametrize(
-    "variance, eta",
-    [("small", 1.0), ("large", 1.0), ("learned", 1.0), ("small", 0.3), ("learned", 0.5), ("large", 0.0)],
+    "variance, eta, tau",
+    [("small", 1, 1), ("large", 1, 1), ("learned", 1, 1), ("small", 0.3, 1), ("learned", 0.5, 0.7), ("large", 0, 1)],
 )
-def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, eta, level, clip):
+def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, eta, tau, level, clip):
     W, V, A = torch.randn(3, 12, 12, dtype=torch.float64)
     A = A[:5] / 4
 
@@ -126,14 +126,14 @@ def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, et
 
     n, s = 12, 0.7
     y = torch.randn(2, 5, 1, 1, dtype=torch.float64)
-    sampler = ADIR("adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta)
+    sampler = ADIR("adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta, temperature=tau)
     result = sampler.restore(Denoiser(eps, fraction), Matrix(A), y, generators(3, 4))
     for picture, seed in enumerate((3, 4)):
         (g,) = generators(seed)
         noise = [torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy() for _ in range(n)]
         twin = literal_algorithm_1(
             flat(eps), flat(fraction), A.numpy(), y[picture].flatten().numpy(), noise[0], noise[1:], n, s,
-            variance, clip, level, eta,
+            variance, clip, level, eta, tau,
         )  # fmt: skip
         np.testing.assert_allclose(result.x_hat[picture].flatten().numpy(), twin, rtol=1e-9, atol=1e-11)
 
@@ -223,6 +223,24 @@ def test_without_guidance_the_samples_of_a_ddim_step_tend_to_the_prior_too(study
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.5, 0.8])
+def test_a_lowered_temperature_scales_the_covariance_of_unguided_samples(study, tau):
+    # adir.samplers.adir: w tends to tau^2 + (1 - tau^2) v ab_T / V_T, whose last term is x_T's own noise; w = 1 at tau = 1.
+    m, S = correlated_prior()
+    errors = []
+    for n in (250, 500, 1000):
+        A, y = torch.zeros(1, 12).double(), torch.zeros(1).double()
+        mean, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 0.0, "small", temperature=tau)
+        ab = linear_schedule(n).alpha_bar[-1]
+        left = ab * torch.linalg.inv(ab * S + (1 - ab) * torch.eye(12).double()) @ S @ S
+        errors.append(((covariance - tau**2 * S - (1 - tau**2) * left).norm() / S.norm()).item())
+        assert (mean - m).norm() < 0.01 * m.norm()
+    assert errors[2] < 0.03
+    if tau > 0:
+        assert errors[0] / errors[1] == pytest.approx(2, rel=0.2)  # first order in the step
+        assert errors[1] / errors[2] == pytest.approx(2, rel=0.2)
+
+
 @pytest.mark.parametrize("n", [1, 7, 50])
 def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_gaussian_prior(study, n):
     # Along an eigenvector of S, of variance v, with d = x_t - sqrt(ab) m and V = ab v + 1 - ab, the denoiser gives
@@ -288,10 +306,11 @@ def test_with_all_the_noise_the_numbers_are_those_of_the_ancestral_step_to_the_b
         ADIR(n_steps=5, variance="small", eta=0.5).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
-def test_an_eta_that_is_no_share_of_the_noise_raises(eta):
-    with pytest.raises(ValueError, match="a number from 0 to 1"):
-        ADIR(eta=eta)
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+@pytest.mark.parametrize("what", ["eta", "temperature"])
+def test_a_share_of_the_noise_outside_0_to_1_raises(what, share):
+    with pytest.raises(ValueError, match=f"{what}=.*: a number from 0 to 1"):
+        ADIR(**{what: share})
 
 
 @pytest.mark.parametrize("n", [1, 7, 50])
