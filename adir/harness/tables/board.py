@@ -245,20 +245,17 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str], against
 def references_of(
     key: tuple[Any, ...], group: Group, bases: dict[tuple[Any, ...], str], against: str
 ) -> list[tuple[Any, ...]]:
-    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those that agree
-    with it in adapter and K, and of several again those with its fine-tuning."""
+    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those of its K, adapter
+    and fine-tuning."""
     found = [other for other in group.rows if other[0] == against and bases[other] == bases[key]]
     if key in found:
         return [key]
     tuned = {other: tuning_of(group.rows[other][0].identity) for other in [key, *found]}
-    for alike in (lambda o: o[1:3] == key[1:3], lambda o: tuned[o] == tuned[key]):
-        if len(found) > 1:
-            found = [other for other in found if alike(other)] or found
-    return found
+    return [other for other in found if len(found) == 1 or tuned[other] == tuned[key]] or found
 
 
 def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """What an adaptation has besides its mode: adapter and fine-tuning."""
+    """What an adaptation has besides its mode: K, adapter and fine-tuning."""
     adaptation = identity.get("adaptation")
     return {k: v for k, v in adaptation.items() if k not in ("name", "version")} if isinstance(adaptation, dict) else {}
 

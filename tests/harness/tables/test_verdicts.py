@@ -233,6 +233,34 @@ def test_an_image_in_two_clusters_is_refused_and_a_record_that_tells_none_follow
         make_board(records)
 
 
+def test_nine_images_of_three_photographs_are_too_few_to_mark_a_row() -> None:
+    few = {image: photo for image, photo in FIELDS.items() if photo in ("photo2", "photo5", "photo7")}
+    apart, together = (make_board(fields(clusters)) for clusters in ({image: image for image in few}, few))
+    assert [row.standing.get("psnr") for row in apart.rows] == [None, "best"]
+    assert [row.standing.get("psnr") for row in together.rows] == [None, None]
+    assert any(note.startswith("8 pictures in 3 clusters, fewer than 6") for note in together.notes)
+    assert row_of(apart, "knn").verdicts["psnr"].word == "better"
+    assert row_of(together, "knn").verdicts["psnr"].word == "undecided"
+
+
+def test_ties_are_told_by_clusters() -> None:
+    # Six photographs of three images each gain, one of a single image loses more than any gains: of 19 images the signed rank
+    # test finds a difference, of 7 clusters it finds none.
+    clusters = {f"p{photo}-{field}": f"p{photo}" for photo in range(6) for field in range(3)} | {"lost": "lost"}
+    gains = {image: -3.0 if image == "lost" else 1 + number / 50 for number, image in enumerate(clusters)}
+    assert stats.wilcoxon(list(gains.values())).pvalue < 0.01 and stats.wilcoxon([1, 2, 3, 4, 5, 6, -7]).pvalue > 0.05
+    for told, standing in ((False, [{}, {"psnr": "best"}]), (True, [{"psnr": "tied"}] * 2)):
+        records = [
+            changed(
+                made_record(image, mode=mode, k=k, scores={"psnr": 20 + gain * (mode == "knn")}),
+                {"image.cluster": clusters[image] if told else None},
+            )
+            for image, gain in gains.items()
+            for mode, k in (("none", None), ("knn", 20))
+        ]
+        assert [row.standing for row in make_board(records).rows] == standing
+
+
 def test_a_published_number_is_held_against_the_interval_over_clusters() -> None:
     board = make_board(fields())
     cell = {"value": 25.0, "confidence": "made", "source": "made"}
