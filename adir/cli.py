@@ -121,6 +121,12 @@ def add_reading(commands: Commands) -> None:
     )
     board.add_argument("folders", type=Path, nargs="+", metavar="FOLDER|FILE")
     board.add_argument("--no-write", action="store_true", help="only print")
+    board.add_argument(
+        "--against",
+        default="none",
+        metavar="MODE",
+        help="the mode that every other row is compared with, such as random (default: none)",
+    )
 
     merge = commands.add_parser("merge", help="put the records of several folders and submissions into one folder")
     merge.add_argument("folders", type=Path, nargs="+", metavar="FOLDER|FILE")

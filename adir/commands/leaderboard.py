@@ -7,38 +7,36 @@ from rich.console import Console
 
 from adir.files import write_bytes
 from adir.harness.records.layout import Layout
-from adir.harness.tables.formats import (
-    EXPLANATION,
-    FORMATS,
-    tidy,
-    to_terminal,
-)
+from adir.harness.tables.formats import FORMATS, explanation, tidy, to_terminal
 from adir.harness.tables.leaderboard import load_board
 
 
 def main(args: argparse.Namespace) -> int:
     """Do what the command line asks. Returns the exit status."""
-    return show_leaderboard(args.folders, write=not args.no_write)
+    return show_leaderboard(args.folders, write=not args.no_write, against=args.against)
 
 
-def show_leaderboard(folders: list[Path], write: bool) -> int:
+def show_leaderboard(folders: list[Path], write: bool, against: str = "none") -> int:
     """Print the table; with `write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
 
+    against: the mode whose rows the others are compared with; the files of another than none have its name.
     Of several folders, and of submission files, the table is only printed: it belongs to no one of them. Returns 0, or 1
     where a damaged file was left out.
     """
-    board = load_board(*folders)
+    board = load_board(*folders, against=against)
     written: list[Path] = []
     if write and len(folders) == 1 and folders[0].is_dir():
         for ending, text_of in FORMATS.items():  # before anything is printed: a terminal may refuse it
-            written.append(Layout(folders[0]).leaderboard(ending))
+            written.append(Layout(folders[0]).leaderboard(ending, against))
             write_bytes(written[-1], text_of(board).encode())
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(160, console.width))  # a log has no edge to wrap at
     for table in to_terminal(board, ", ".join(map(str, folders)), console.width):
         console.print(table)
-    for line in [EXPLANATION, *board.notes]:
+    if board.summary:
+        console.print(tidy(board.summary), highlight=False, markup=False)
+    for line in [explanation(board), *board.notes]:
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     if written:
         console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)

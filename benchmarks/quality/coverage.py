@@ -1,10 +1,10 @@
-"""How often nominal 95 % intervals of a mean hold the true mean: ours beside Student's t and the BCa bootstrap.
+"""How often the leaderboard's intervals hold the true mean, how often its verdicts are false, and what they can show.
 
-Differences between two modes are few (3 to 50 pictures) and neither normal nor symmetric, so the interval of the leaderboard
-(adir.harness.tables.statistics.mean_interval) was chosen by this. The rivals are vectorised over the samples; BCa is compared
-with scipy's on one sample before it is used.
+Values of images are few (3 to 50) and neither normal nor symmetric, so the 95 % interval of a mean
+(adir.harness.tables.statistics.mean_interval) and the 90 % interval of a difference, whose ends are the verdicts', were chosen
+by this. The rivals are vectorised over the samples; BCa is compared with scipy's on one sample before it is used.
 
-Run: python benchmarks/quality/coverage.py [--samples 2000] [--out results/quality/coverage.md]; under a minute on one core.
+Run: python benchmarks/quality/coverage.py [--samples 2000] [--out results/quality/coverage.md]; some five minutes on one core.
 """
 
 import argparse
@@ -20,7 +20,19 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from adir.files import write_bytes
-from adir.harness.tables.statistics import N_RESAMPLES, mean_interval, resamples, studentised
+from adir.harness.tables.statistics import (
+    ALPHA,
+    N_RESAMPLES,
+    TAIL,
+    difference_interval,
+    holm,
+    least_difference,
+    mean_interval,
+    resamples,
+    signed_rank_p,
+    studentised,
+)
+from adir.harness.tables.verdicts import WORDS, word_of
 
 Floats = NDArray[np.float64]
 SIZES = (3, 4, 5, 6, 8, 10, 12, 16, 30, 50)
@@ -31,6 +43,54 @@ POPULATIONS: dict[str, tuple[float, Callable[[np.random.Generator, tuple[int, in
     "difference of two gammas": (0.0, lambda rng, shape: rng.gamma(2.0, size=shape) - rng.gamma(2.0, size=shape)),
 }
 """name: (true mean, samples of a shape (n_samples, n))."""
+
+
+GAINS: dict[str, tuple[float, Callable[[np.random.Generator, tuple[int, ...]], Floats]]] = {
+    "normal": (0.0, lambda rng, shape: rng.normal(size=shape)),
+    "t, 3 degrees": (0.0, lambda rng, shape: rng.standard_t(3, size=shape)),
+    "gamma, shape 2: a few large gains": (2.0, lambda rng, shape: rng.gamma(2.0, size=shape)),
+    "minus gamma: a few large losses": (-2.0, lambda rng, shape: -rng.gamma(2.0, size=shape)),
+    "60 % zeros, else normal about 0.5": (
+        0.2,
+        lambda rng, shape: (rng.random(shape) < 0.4) * rng.normal(0.5, 1, size=shape),
+    ),
+    "60 % zeros, else exponential losses": (
+        -0.4,
+        lambda rng, shape: -1.0 * (rng.random(shape) < 0.4) * rng.exponential(size=shape),
+    ),
+}
+"""name: (true mean, samples of a shape): gains of clusters. Zeros: images whose adaptation was not accepted."""
+GAIN_SIZES = (6, 8, 12, 16, 46)
+ROWS = (1, 4, 10)
+
+
+def differences_90(x: Floats) -> Floats:
+    """(2, n_samples): the leaderboard's intervals of differences (n_samples, n); infinite where it gives none."""
+    return np.array([difference_interval(row) or (-math.inf, math.inf) for row in x]).T
+
+
+def student_90(x: Floats) -> Floats:
+    """(2, n_samples): Student's t."""
+    n = x.shape[1]
+    reach = stats.t.ppf(1 - TAIL, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
+    return np.array([x.mean(1) - reach, x.mean(1) + reach])
+
+
+def symmetric_90(x: Floats) -> Floats:
+    """(2, n_samples): bootstrap-t with symmetric tails (Hall, 1988)."""
+    reach = []
+    for row in x:
+        t = np.abs(studentised(row - row.mean()))
+        error = row.std(ddof=1) / math.sqrt(len(row))
+        reach.append(error * np.quantile(t, 1 - 2 * TAIL, method="inverted_cdf") if error else 0.0)
+    return np.array([x.mean(1) - reach, x.mean(1) + reach])
+
+
+METHODS_90: dict[str, Callable[[Floats], Floats]] = {
+    "ours": differences_90,
+    "Student": student_90,
+    "bootstrap-t, symmetric tails": symmetric_90,
+}
 
 
 def ours(x: Floats) -> Floats:
@@ -108,6 +168,115 @@ def measure(n_samples: int) -> dict[tuple[str, int, str], tuple[float, float]]:
     return found
 
 
+def percent(share: float) -> str:
+    """`4.9`."""
+    return f"{100 * share:.1f}"
+
+
+def table(headings: list[str], lines: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return ["", "| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"] + [
+        "| " + " | ".join(line) + " |" for line in lines
+    ]
+
+
+def one_sided(n_samples: int) -> list[str]:
+    """How often each end of the 90 % intervals lies on the wrong side of the true mean."""
+    lines = ["", "# The ends of the 90 % interval, by which verdicts are given", ""]
+    lines += [
+        "Share (%) of samples whose lower end L lies above the true mean, and whose upper end U lies below it: 5 each is"
+    ]
+    lines += [f"nominal, with a standard error of {100 * math.sqrt(0.05 * 0.95 / n_samples):.1f}."]
+    for number, (name, (truth, draw)) in enumerate(GAINS.items()):
+        rows = []
+        for n in GAIN_SIZES:
+            x = draw(np.random.default_rng([1, number, n]), (n_samples, n))
+            ends = [interval(x) for interval in METHODS_90.values()]
+            rows.append(
+                [str(n), *(f"{percent(np.mean(low > truth))}, {percent(np.mean(high < truth))}" for low, high in ends)]
+            )
+        lines += ["", f"## {name}", *table(["n", *METHODS_90], rows)]
+    return lines
+
+
+def clustered(n_samples: int) -> list[str]:
+    """What becomes of the interval where images of one cluster are taken for independent ones."""
+    lines = ["", "# Clusters", ""]
+    lines += [
+        "Share (%) of samples whose 90 % interval holds the true mean. n clusters of 1 to 4 images (3 in the mean): effects"
+    ]
+    lines += ["of clusters from the population, and within them normal ones of half its standard deviation."]
+    rows = []
+    for number, name in enumerate(("normal", "t, 3 degrees", "minus gamma: a few large losses")):
+        truth, draw = GAINS[name]
+        for n in GAIN_SIZES:
+            rng = np.random.default_rng([2, number, n])
+            sizes = rng.choice([1, 3, 4], p=[1 / 6, 1 / 2, 1 / 3], size=n)
+            of_clusters = draw(rng, (n_samples, n))
+            spread = float(np.std(draw(rng, (100_000,)))) / 2
+            images = np.repeat(of_clusters, sizes, axis=1) + rng.normal(0, spread, (n_samples, int(sizes.sum())))
+            starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+            means = np.add.reduceat(images, starts, axis=1) / sizes
+            shares = [np.mean((low <= truth) & (truth <= high)) for low, high in (
+                student_90(images), student_90(means), differences_90(means)
+            )]  # fmt: skip
+            rows.append([name, str(n), *map(percent, shares)])
+    return lines + table(["clusters", "n", "Student over images", "Student over clusters", "ours over clusters"], rows)
+
+
+def verdict_errors(n_samples: int) -> list[str]:
+    """False verdicts where nothing differs, and the power at the least gain that the notes of a table give."""
+    lines = ["", "# Verdicts", ""]
+    lines += [
+        "Share (%) of samples whose true gain is 0, with a margin of half a standard deviation, by verdict: `better` and"
+    ]
+    lines += [
+        "`worse` are false, and a loss of exactly the margin is as often not seen (`better`, by translation). Power: share"
+    ]
+    lines += ["called better whose true gain is the median of the least gains that a table tells (80 wanted)."]
+    rows = []
+    for number, (name, (truth, draw)) in enumerate(list(GAINS.items())[:4]):
+        for n in GAIN_SIZES:
+            x = draw(np.random.default_rng([3, number, n]), (n_samples, n)) - truth
+            margin = float(np.std(draw(np.random.default_rng(0), (100_000,)))) / 2
+            low, high = differences_90(x)
+            errors = x.std(1, ddof=1) / math.sqrt(n)
+            least = [least_difference(m - a, e, n) for m, a, e in zip(x.mean(1), low, errors, strict=True)]
+            words = np.array([word_of(a, b, margin) for a, b in zip(low, high, strict=True)])
+            shares = [float(np.mean(words == word)) for word in WORDS]
+            rows.append([name, str(n), *map(percent, shares), percent(float(np.mean(low + np.median(least) > 0)))])
+    return lines + table(["population", "n", *WORDS, "power"], rows)
+
+
+def families(n_samples: int) -> list[str]:
+    """False verdicts of tables of several rows, with and without a correction for their number."""
+    lines = ["", "# Several rows", ""]
+    lines += [
+        "Share (%) of tables of so many rows without effect, all compared with one `none` (so that their gains correlate by"
+    ]
+    lines += [
+        "0.5), in which any is called better; with † (signed rank, Holm) pointing upwards; and the share of single rows with a"
+    ]
+    lines += ["true gain of one standard deviation that each finds, in a table of that many."]
+    rows = []
+    for n in (12, 46):
+        rng = np.random.default_rng([4, n])
+        for n_rows in ROWS:
+            none = rng.normal(0, math.sqrt(0.5), (n_samples, 1, n))
+            x = rng.normal(0, math.sqrt(0.5), (n_samples, n_rows, n)) - none
+            found = []
+            for gain in (0.0, 1.0):
+                moved = x.copy()
+                moved[:, 0] += gain  # one row of them
+                wanted = slice(0, 1) if gain else slice(None)
+                better = [np.array([difference_interval(row)[0] > 0 for row in one[wanted]]) for one in moved]
+                p = [np.array(holm([signed_rank_p(row) for row in one])) for one in moved]
+                daggers = [(a[wanted] < ALPHA) & (one[wanted].mean(1) > 0) for a, one in zip(p, moved, strict=True)]
+                found += [np.mean([b.any() for b in better]), np.mean([d.any() for d in daggers])]
+            rows.append([str(n), str(n_rows), *map(percent, found)])
+    return lines + table(["n", "rows", "any better", "any †", "true gain: better", "true gain: †"], rows)
+
+
 def report(n_samples: int) -> str:
     """The study as Markdown."""
     found = measure(n_samples)
@@ -126,6 +295,8 @@ def report(n_samples: int) -> str:
                 value = found.get((name, n, method))
                 texts.append("–" if value is None else f"{100 * value[0]:.1f} ({value[1]:.2f})")
             lines.append(f"| {n} | " + " | ".join(texts) + " |")
+    for part in (one_sided, clustered, verdict_errors, families):
+        lines += part(n_samples)
     lines += [
         "",
         f"`python benchmarks/quality/coverage.py --samples {n_samples}`, {date.today().isoformat()}, numpy {np.__version__}, "

@@ -121,13 +121,14 @@ def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None
 def require_same(records: Iterable[Record]) -> dict[str, str]:
     """{metric: its version}. Raises InputError, naming two records, where one thing was not the same for all.
 
-    A task has one version; one picture of a task has one ground truth and one y; a metric has one direction and one
-    version, which names its back end and its weights. (A backbone's weights are part of a row's setting: other weights,
-    another row.)
+    A task has one version; one picture of a task has one ground truth and one y, and one cluster where records tell it; a
+    metric has one direction and one version, which names its back end and its weights. (A backbone's weights are part of a
+    row's setting: other weights, another row.)
     """
     tasks: dict[str, tuple[Any, str]] = {}
     ys: dict[tuple[str, str | None, str], tuple[str, str]] = {}
     truths: dict[tuple[str | None, str], tuple[str, str]] = {}
+    clusters: dict[tuple[str | None, str], tuple[str, str]] = {}
     versions: dict[str, tuple[str, str]] = {}
     directions: dict[str, tuple[str, str]] = {}
     for record in records:
@@ -150,6 +151,13 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
                 f"picture {image} of {data}: {first} and {path} are of different ground truths "
                 f"(hashes {sha256[:10]} and {truth[:10]}); put them into different results folders"
             )
+        if record.image.cluster is not None:
+            cluster, first = clusters.setdefault((data, image), (record.image.cluster, path))
+            if cluster != record.image.cluster:
+                raise InputError(
+                    f"picture {image} of {data}: of the cluster {cluster!r} in {first}, {record.image.cluster!r} in {path}; "
+                    "put them into different results folders"
+                )
         sha256, first = ys.setdefault((task, data, image), (record.y.sha256, path))
         if sha256 != record.y.sha256:
             raise InputError(

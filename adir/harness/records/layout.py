@@ -167,9 +167,9 @@ class Layout:
         """Runs of tracking=wandb."""
         return self.folder / "wandb"
 
-    def leaderboard(self, ending: str) -> Path:
-        """Return the table's file: csv, md, tex or html."""
-        return self.folder / f"leaderboard.{ending}"
+    def leaderboard(self, ending: str, against: str = "none") -> Path:
+        """Return the table's file: csv, md, tex or html. against: the mode whose rows the others are compared with."""
+        return self.folder / f"leaderboard{'' if against == 'none' else f'-against-{against}'}.{ending}"
 
     @property
     def report(self) -> Path:

@@ -17,7 +17,7 @@ from adir.harness.report.exhibits import Exhibits
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
 from adir.harness.report.looks import colours_css
 from adir.harness.tables.board import Board
-from adir.harness.tables.formats import COUNTS, EXPLANATION, cell_text, headings, lead
+from adir.harness.tables.formats import COUNTS, cell_text, explanation, headings, lead
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
@@ -101,7 +101,8 @@ def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
         classes=lead_classes(board),
         empty=empty_metrics(board),
         groups=board_groups(gathered),
-        explanation=EXPLANATION,
+        summary=board.summary,
+        explanation=explanation(board),
         notes=[note for note in board.notes if not note.startswith("failed: ")],  # these have a table
         failed=[(gathered.labels[number], record) for number, record in gathered.failed],
         pictures_said=exhibits.said(),
@@ -185,7 +186,7 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
         values = []
         for name in board.metrics:
             estimate, standing = row.estimates[name], row.standing.get(name)
-            text = cell_text(estimate, row.to_none.get(name), "\n", standing, ("", "\x02"))
+            text = cell_text(estimate, row.to_reference.get(name), "\n", standing, row.verdicts.get(name), ("", "\x02"))
             first, *below = text.split("\n")
             bold, _, rest = first.rpartition("\x02")  # what is bold of it, which is nothing but in the one best row
             values.append(

@@ -1,16 +1,19 @@
-"""Records to rows: one per backbone, sampler, task, mode, adapter, K and setting; means over pictures, seeds averaged within.
+"""Records to rows: one per backbone, sampler, task, mode, adapter, K and setting; means over clusters of images.
 
-Computed once here, for every form of the table. Missing stays missing: a row that lacks a record that another row of its
-backbone, sampler and task has, or that the grid's plan names, shows no mean, and says how many it has. Its difference to
-`none` is over the pictures that both have, and says which it left out. No pandas: importing it costs 0.6 s, a fifth of
+Seeds are averaged within an image, images within a cluster. Computed once here, for every form of the table. Missing stays
+missing: a row that lacks a record that another row of its backbone, sampler and task has, or that the grid's plan names,
+shows no mean, and says how many it has. Its difference to its reference (`none`, or another mode) is over the images that
+both have, and says which it left out. No pandas: importing it costs 0.6 s, a fifth of
 what a table of 10,000 records may take; the CSV is for it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from adir.errors import InputError
 from adir.harness.records.comparable import (
     base_of,
     base_part,
@@ -25,9 +28,11 @@ from adir.harness.tables.statistics import (
     FEWEST_TO_TELL_APART,
     Estimate,
     PairedDifference,
+    cluster_means,
     mean_over_pictures,
     paired_difference,
 )
+from adir.harness.tables.verdicts import Finding, Verdict, margins, sentence, verdict_on
 
 Note = tuple[str, str]
 """What is to be known, and of which row or task."""
@@ -44,8 +49,9 @@ class Row:
     reader could not tell it from another row otherwise, else empty.  setting: what that is, `rank=4 alpha=2`, where few
     numbers or words tell it; else the digits stand for it."""
     estimates: dict[str, Estimate]
-    to_none: dict[str, PairedDifference | None]
-    """Paired difference to the `none` row of equal base; None where they share no picture, no key without such a row."""
+    to_reference: dict[str, PairedDifference | None]
+    """Paired difference to the reference: the row of equal base whose mode is the board's `against`. None where they share no
+    picture, no key without such a row."""
     have: int
     expected: int
     """Records (picture, seed) that are done, and that some row of the group or the plan has."""
@@ -55,8 +61,16 @@ class Row:
     """{metric: best, the only one; or tied with the best}; no key for what is worse, missing, or cannot be told."""
     pictures: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """{metric: {picture: mean over its seeds, None where one is missing}}"""
+    clusters: dict[str, str] = field(default_factory=dict)
+    """{picture: its cluster}"""
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """{metric: what the difference to the reference shows}, of metrics that have a margin."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Of one of its records; empty where it has none."""
+
+    def means(self, metric: str) -> dict[str, float | None]:
+        """{cluster: mean over its images} in one metric."""
+        return cluster_means(self.pictures[metric], self.clusters)
 
 
 @dataclass
@@ -68,6 +82,10 @@ class Board:
     """name: direction, in the order of the records."""
     versions: dict[str, str]
     """name: version with its back end; of the metrics that have a value."""
+    against: str = "none"
+    """The mode whose rows the others are compared with."""
+    summary: str = ""
+    """One sentence on the verdicts; empty where there are none."""
     notes: list[str] = field(default_factory=list)
     damaged: int = 0
     """Files that could not be read, which the notes name: what shows this table has not done all it was asked."""
@@ -80,6 +98,8 @@ class Group:
     axes: dict[str, Any]
     rows: dict[tuple[Any, ...], list[Record]]
     """{(adaptation, adapter, k, setting): its records}"""
+    clusters: dict[str, str]
+    """{picture: its cluster}"""
 
     @property
     def expected(self) -> list[tuple[str, int]]:
@@ -87,10 +107,14 @@ class Group:
         return sorted({(r.image.id, r.seed) for records in self.rows.values() for r in records})
 
 
-def make_board(records: Iterable[Record], planned: Iterable[Record] = ()) -> Board:
-    """The board of some records. planned: of status `missing`, what the plan of the grid names and nothing was found of.
+def make_board(records: Iterable[Record], planned: Iterable[Record] = (), against: str = "none") -> Board:
+    """The board of some records.
 
-    Raises InputError when records of one task differ in y or task version, or in the version of a metric.
+    planned: of status `missing`, what the plan of the grid names and nothing was found of.
+    against: the mode whose rows the others are compared with.
+
+    Raises InputError when records of one task differ in y or task version, or in the version of a metric, and where no
+    record is of the mode `against`, unless that is none.
     """
     records = sorted(records, key=lambda r: (r.axes.task, r.axes.backbone, r.cell, r.image.id))
     metrics: dict[str, str] = {}
@@ -101,9 +125,12 @@ def make_board(records: Iterable[Record], planned: Iterable[Record] = ()) -> Boa
     rows: list[Row] = []
     told: list[Note] = []
     groups = groups_of([*records, *planned])
+    modes = sorted({key[0] for group in groups for key in group.rows}, key=lambda mode: (ORDER.get(mode, 9), mode))
+    if against != "none" and against not in modes:
+        raise InputError(f"--against {against}: no row has this mode; choose one of {', '.join(modes)}")
     shown = several(group.axes for group in groups)
     for group in groups:
-        found, more = rows_of(group, metrics, shown)
+        found, more = rows_of(group, metrics, shown, against)
         rows += found
         told += more
     compared = {name: direction for name, direction in metrics.items() if direction != "none"}
@@ -112,13 +139,17 @@ def make_board(records: Iterable[Record], planned: Iterable[Record] = ()) -> Boa
     notes = gathered(told + unmarked)
     reasons = {f"{name}: {why}" for record in records for name, why in record.unavailable.items()}
     made_by = ", ".join(f"{name} {versions[name]}" for name in metrics if name in versions)
-    return Board(rows, metrics, versions, [f"versions: {made_by}"] * bool(made_by) + notes + sorted(reasons))
+    rows = [replace(row, verdicts=verdicts_of(row, metrics)) for row in rows]
+    notes += gathered(power_notes(rows, shown))
+    notes = [f"versions: {made_by}"] * bool(made_by) + notes + sorted(reasons)
+    return Board(rows, metrics, versions, against, sentence_of(rows, shown, against), notes)
 
 
 def groups_of(records: list[Record]) -> list[Group]:
     """The groups in order of task, data set, backbone and sampler."""
     settings: dict[tuple[str, str | None], str] = {}  # a cell's records share it, and hashing takes long
     found: dict[tuple[str, ...], dict[tuple[Any, ...], list[Record]]] = {}
+    clusters: dict[str, dict[str, str]] = {}
     for record in records:
         axes, data = record.axes, record.image.data
         of_cell = (record.cell, data)
@@ -127,9 +158,16 @@ def groups_of(records: list[Record]) -> list[Group]:
         place = (axes.task, data or "", axes.backbone, axes.sampler)
         key = (axes.adaptation, axes.adapter, axes.k, settings[of_cell])
         found.setdefault(place, {}).setdefault(key, []).append(record)
+        if record.image.cluster is not None:  # one that was planned, and not begun, tells none
+            clusters.setdefault(data or "", {})[record.image.id] = record.image.cluster
     names = ("task", "data", "backbone", "sampler")
     return [
-        Group(dict(zip(names, place, strict=True)), dict(sorted(rows.items(), key=lambda item: row_order(item[0]))))
+        Group(
+            axes=dict(zip(names, place, strict=True)),
+            rows=dict(sorted(rows.items(), key=lambda item: row_order(item[0]))),
+            clusters={r.image.id: r.image.id for records in rows.values() for r in records}
+            | clusters.get(place[1], {}),
+        )
         for place, rows in sorted(found.items())
     ]
 
@@ -140,14 +178,15 @@ def several(axes: Iterable[dict[str, Any]]) -> list[str]:
     return [name for name in ("data", "backbone", "sampler") if len({of_one.get(name) for of_one in axes}) > 1]
 
 
-def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
-    """The rows of a group, `none` first, and the notes on them. shown: see `named`."""
+def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str], against: str) -> tuple[list[Row], list[Note]]:
+    """The rows of a group, `none` first, and the notes on them. shown: see `named`.  against: see `make_board`."""
     expected = group.expected
+    clusters = {image: group.clusters[image] for image, _ in expected}
     bases = {key: base_of(records[0]) for key, records in group.rows.items()}
-    nones: dict[str, Row] = {}
+    compared = [metric for metric, direction in metrics.items() if direction != "none"]
     noise = noise_of(record for records in group.rows.values() for record in records)
     settings = settings_of(group, bases)
-    rows: list[Row] = []
+    rows: dict[tuple[Any, ...], Row] = {}
     notes: list[Note] = []
     for key in sorted(group.rows, key=lambda key: (row_order((*key[:3], "")), setting_order(settings.get(key, {})))):
         records = group.rows[key]
@@ -164,22 +203,19 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tupl
         pictures = {metric: picture_means(done, metric, expected) for metric in metrics}
         row = Row(
             axes=axes,
-            estimates={metric: mean_over_pictures(list(values.values())) for metric, values in pictures.items()},
-            to_none={},
+            estimates={
+                metric: mean_over_pictures(list(cluster_means(values, clusters).values()))
+                for metric, values in pictures.items()
+            },
+            to_reference={},
             have=len(done),
             expected=len(expected),
             sigma_y=first_known(noise_of(done.values()), planned_noise(records[0]), noise),
             pictures=pictures,
+            clusters=clusters,
             identity=records[0].identity,
         )
-        base = bases[key]
-        if adaptation == "none":
-            nones[base] = row
-        elif base in nones:
-            compared = [metric for metric, direction in metrics.items() if direction != "none"]
-            to_none = {m: paired_difference(pictures[m], nones[base].pictures[m]) for m in compared}
-            row = replace(row, to_none=to_none)
-        rows.append(row)
+        rows[key] = row
         name = named(axes, shown)
         for record in records:
             if record.status == "failed":
@@ -187,9 +223,41 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str]) -> tupl
                 notes.append((f"failed: {record.error}", f"{name} {where}"))
         if row.have < row.expected:
             notes.append((f"{row.have} of {row.expected} records, so the means stay missing", name))
-        notes += [(what, name) for what in dropped_notes(row)]
+    for key, row in rows.items():
+        alike_in = references_of(key, group, bases, against)
+        name = named(row.axes, shown)
+        if len(alike_in) > 1:
+            notes.append((f"{len(alike_in)} rows of the mode {against} go with it, so it is not compared", name))
+        elif alike_in and alike_in[0] != key:
+            other = rows[alike_in[0]].pictures
+            differences = {m: paired_difference(row.pictures[m], other[m], clusters) for m in compared}
+            rows[key] = replace(row, to_reference=differences)
+            notes += [(what, name) for what in dropped_notes(rows[key], against)]
+    sizes = Counter(clusters.values())
+    if len(sizes) < len(clusters):
+        example = min(name for name, size in sizes.items() if size > 1)
+        what = f"{len(clusters)} images in {len(sizes)} clusters, such as {example}, each of which counts once"
+        notes.append((what, place_of(group.axes, shown)))
     notes += setting_notes(group, bases, shown, settings)
-    return rows, notes
+    return list(rows.values()), notes
+
+
+def references_of(
+    key: tuple[Any, ...], group: Group, bases: dict[tuple[Any, ...], str], against: str
+) -> list[tuple[Any, ...]]:
+    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those of its K, adapter
+    and fine-tuning."""
+    found = [other for other in group.rows if other[0] == against and bases[other] == bases[key]]
+    if key in found:
+        return [key]
+    tuned = {other: tuning_of(group.rows[other][0].identity) for other in [key, *found]}
+    return [other for other in found if len(found) == 1 or tuned[other] == tuned[key]] or found
+
+
+def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an adaptation has besides its mode: K, adapter and fine-tuning."""
+    adaptation = identity.get("adaptation")
+    return {k: v for k, v in adaptation.items() if k not in ("name", "version")} if isinstance(adaptation, dict) else {}
 
 
 def settings_of(group: Group, bases: dict[tuple[Any, ...], str]) -> dict[tuple[Any, ...], dict[str, float | str]]:
@@ -256,19 +324,19 @@ def picture_means(
     return {i: None if None in values else math.fsum(values) / len(values) for i, values in per_picture.items()}  # type: ignore[arg-type]
 
 
-def dropped_notes(row: Row) -> list[str]:
-    """Which pictures its differences to none leave out, as the row or `none` lacks them; metrics that agree in one note."""
+def dropped_notes(row: Row, against: str) -> list[str]:
+    """Which pictures its differences leave out, as the row or its reference lacks them; metrics that agree in one note."""
     by_pictures: dict[tuple[str, ...], list[str]] = {}
-    for metric, difference in row.to_none.items():
+    for metric, difference in row.to_reference.items():
         if difference is not None and difference.dropped:
             by_pictures.setdefault(difference.dropped, []).append(metric)
     notes = []
     for dropped, metrics in by_pictures.items():
         shown = ", ".join(dropped[:5]) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
-        which = "" if len(metrics) == len(row.to_none) else f" in {', '.join(metrics)}"
+        which = "" if len(metrics) == len(row.to_reference) else f" in {', '.join(metrics)}"
         both = len(row.pictures[metrics[0]]) - len(dropped)
         notes.append(
-            f"the difference to none{which} is over the {both} pictures that both have, so {shown} "
+            f"the difference to {against}{which} is over the {both} pictures that both have, so {shown} "
             f"{'count' if len(dropped) > 1 else 'counts'} in neither"
         )
     return notes
@@ -304,11 +372,60 @@ def setting_notes(
 
 
 def with_differences_adjusted(rows: list[Row]) -> list[Row]:
-    """The rows with p values adjusted over every difference to none of the table."""
-    adjusted = iter(with_holm([d for row in rows for d in row.to_none.values() if d is not None]))
+    """The rows with p values adjusted over every difference of the table to a reference."""
+    adjusted = iter(with_holm([d for row in rows for d in row.to_reference.values() if d is not None]))
     return [
-        replace(row, to_none={m: None if d is None else next(adjusted) for m, d in row.to_none.items()}) for row in rows
+        replace(row, to_reference={m: None if d is None else next(adjusted) for m, d in row.to_reference.items()})
+        for row in rows
     ]
+
+
+def verdicts_of(row: Row, metrics: dict[str, str]) -> dict[str, Verdict]:
+    """What its differences show, in the metrics that have a margin."""
+    return {
+        metric: verdict_on(difference, metrics[metric], margins()[metric])
+        for metric, difference in row.to_reference.items()
+        if difference is not None and metric in margins()
+    }
+
+
+def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
+    """The least differences that the rows of a task could show, by metric."""
+    found: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    for row in rows:
+        for metric, verdict in row.verdicts.items():
+            difference = row.to_reference[metric]
+            if verdict.least is not None and math.isfinite(verdict.least) and difference is not None:
+                place = found.setdefault(place_of(row.axes, shown), {})
+                place.setdefault(metric, []).append((verdict.least, difference.n))
+    notes: list[Note] = []
+    for where, by_metric in found.items():
+        counts = sorted({n for values in by_metric.values() for _, n in values})
+        told = []
+        for metric, values in by_metric.items():
+            ends = dict.fromkeys(f"{end(least for least, _ in values):.2g}" for end in (min, max))
+            told.append(f"{metric} {' to '.join(ends)} {margins()[metric].unit}".strip())
+        n = " to ".join(str(end) for end in dict.fromkeys((counts[0], counts[-1])))
+        notes.append((f"least gain that n = {n} would show with 80 % power, by row: {', '.join(told)}", where))
+    return notes
+
+
+def sentence_of(rows: list[Row], shown: Sequence[str], against: str) -> str:
+    """The verdicts of the rows in one sentence. A row is called by its mode where that says which it is."""
+    judged = [row for row in rows if row.verdicts]
+    labels: dict[str, set[str]] = {}
+    for row in judged:
+        labels.setdefault(row.axes["adaptation"], set()).add(label(row.axes))
+    findings = []
+    for row in judged:
+        mode = row.axes["adaptation"]
+        name = mode if len(labels[mode]) == 1 else label(row.axes)
+        name = " ".join([*(row.axes[axis] or "–" for axis in shown), name])
+        for metric, verdict in row.verdicts.items():
+            difference = row.to_reference[metric]
+            assert difference is not None  # it has a verdict
+            findings.append(Finding(name, metric, row.axes["task"], difference, verdict.word))
+    return sentence(findings, against, any(len(set(row.clusters.values())) < len(row.clusters) for row in judged))
 
 
 def with_standings(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
@@ -328,15 +445,17 @@ def with_standings(rows: list[Row], metrics: dict[str, str], shown: Sequence[str
         for numbers in fields.values():
             where = place_of(rows[numbers[0]].axes, [name for name in shown if name == "data"])
             pictures = set().union(*(rows[number].pictures[metric] for number in numbers))
+            n = len({rows[number].clusters[picture] for number in numbers for picture in rows[number].pictures[metric]})
             whole = [number for number in numbers if len(rows[number].pictures[metric]) == len(pictures)]
             if len(whole) < len(numbers):
                 partial = f"{len(numbers) - len(whole)} rows are not over all {len(pictures)} pictures, so not marked"
                 notes[partial, where] = None
-            if len(whole) > 1 and len(pictures) >= FEWEST_TO_TELL_APART:
+            if len(whole) > 1 and n >= FEWEST_TO_TELL_APART:
                 contests.append((metric, whole))
             elif len(whole) > 1:
-                notes[f"{len(pictures)} pictures, {few}", where] = None
-    values = [[rows[number].pictures[metric] for number in numbers] for metric, numbers in contests]
+                clustered = "" if n == len(pictures) else f" in {n} clusters"
+                notes[f"{len(pictures)} pictures{clustered}, {few}", where] = None
+    values = [[rows[number].means(metric) for number in numbers] for metric, numbers in contests]
     outcomes = best_of(values, [metrics[metric] for metric, _ in contests])
     standings: list[dict[str, Standing]] = [{} for _ in rows]
     for (metric, numbers), leaders in zip(contests, outcomes, strict=True):

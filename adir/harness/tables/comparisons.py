@@ -1,7 +1,8 @@
 """Comparisons over a whole table: two families of tests, each with Holm's correction over all of its own.
 
-One family is every difference to `none`; the other, every row against the best of its task in every metric. All pairs of
-rows would be a third, and useless: 20 rows have 190 pairs a metric, and 12 pictures give no p below 0.0005.
+One family is every difference to the reference (`none`, or another mode); the other, every row against the best of its task
+in every metric. All pairs of rows would be a third, and useless: 20 rows have 190 pairs a metric, and 12 images give no p
+below 0.0005.
 """
 
 from dataclasses import replace
@@ -21,7 +22,7 @@ def with_holm(differences: list[PairedDifference]) -> list[PairedDifference]:
 def best_of(contests: list[list[dict[str, float | None]]], directions: list[str]) -> list[list[int]]:
     """For each contest the places of the leaders: the one with the best mean, and those not shown to be worse.
 
-    contests: rows {picture: value}, at least one, over the same pictures, nothing missing.  directions: higher or lower.
+    contests: rows {cluster: value}, at least one, over the same clusters, nothing missing.  directions: higher or lower.
     A row is worse where the signed rank test against the best, corrected over all rows of all contests, is below ALPHA and
     leans the same way as the means.
     """

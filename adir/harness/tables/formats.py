@@ -3,14 +3,22 @@
 import csv
 import html
 import io
+import re
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from adir.harness.tables.board import Board, Row, Standing, several
-from adir.harness.tables.statistics import FEWEST_PICTURES, STUDENT_BELOW, Estimate, PairedDifference
+from adir.harness.tables.statistics import (
+    FEWEST_PICTURES,
+    FEWEST_TO_TELL_APART,
+    STUDENT_BELOW,
+    Estimate,
+    PairedDifference,
+)
 from adir.harness.tables.terminal import Column, stacked
+from adir.harness.tables.verdicts import Verdict, margins
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 COUNTS = ("K", "n")
@@ -18,14 +26,28 @@ COUNTS = ("K", "n")
 TIED = "≈"
 DIFFERS = "†"
 
-EXPLANATION = (
-    "mean ± standard error over n pictures (seeds averaged within a picture). Bold: the best of its task, every other row "
-    f"being worse; {TIED}: the best and those not shown to be worse than it (Wilcoxon signed rank against the best, Holm over "
-    "the table, p < 0.05). Under a mean: the paired difference to none on the same settings and its 95 % interval "
-    f"(bootstrap-t over pictures, Student's t below {STUDENT_BELOW}; none below {FEWEST_PICTURES}); {DIFFERS}: it differs from "
-    "none (signed rank, Holm over all differences of the table, p < 0.05). residual: rms(A x̂ − y) in grey levels, to be read "
-    "beside σ, the noise of y."
-)
+
+def explanation(board: Board) -> str:
+    """What stands under a table: how its numbers and marks are to be read."""
+    text = (
+        "mean ± standard error over n images, or clusters of images (seeds averaged within an image, images within a cluster "
+        "such as a photograph). Bold: the best of its task, every other row being worse; "
+        f"{TIED}: the best and those not shown to be worse than it (Wilcoxon signed rank against the best, Holm over the "
+        f"table, p < 0.05). Under a mean: the paired difference to {board.against} on the same settings and its 90 % interval "
+        f"(bootstrap-t over images or clusters, Student's t below {STUDENT_BELOW}; none below {FEWEST_PICTURES}); "
+        f"{DIFFERS}: it differs from {board.against} (signed rank, Holm over all differences of the table, p < 0.05). "
+    )
+    judged = {metric: margins()[metric].text for row in board.rows for metric in row.verdicts}
+    if judged:
+        n = sum(len(row.verdicts) for row in board.rows)
+        text += (
+            "Verdicts, by the interval [L, U] of the gain, which is the difference with its sign turned so that positive is "
+            "better, and by a margin m: better, L > 0; worse, U < 0 and L ≤ −m; not worse, L > −m; undecided, else or below "
+            f"n = {FEWEST_TO_TELL_APART}. m: {', '.join(f'{metric} {margin}' for metric, margin in judged.items())}. "
+            f"Verdicts, unlike {DIFFERS}, are not corrected for the number of rows: without any effect one in 20 says better, "
+            f"so about {n / 20:.2g} of these {n}. "
+        )
+    return text + "residual: rms(A x̂ − y) in grey levels, to be read beside σ, the noise of y."
 
 
 def cell_text(
@@ -33,9 +55,10 @@ def cell_text(
     difference: PairedDifference | None,
     newline: str,
     standing: Standing | None = None,
+    verdict: Verdict | None = None,
     bold: tuple[str, str] = ("", ""),
 ) -> str:
-    """`23.14 ± 0.80 ≈`, and on a line of its own `+0.31 [+0.12, +0.55] †`: the paired difference to none and its interval.
+    """`23.14 ± 0.80 ≈`, and on a line of its own `+0.31 [+0.12, +0.55] better †`: the paired difference and its interval.
 
     bold: what goes around the mean of the one best row.
     """
@@ -49,8 +72,10 @@ def cell_text(
         text += f" {TIED}" if standing == "tied" else ""
     if difference is not None:
         text += f"{newline}{difference.mean:+.2g}"
-        text += f" [{difference.low:+.2g}, {difference.high:+.2g}]" if difference.low is not None else ""
+        if difference.low is not None:
+            text += f" [{difference.low:+.2g}, {difference.high:+.2g}]".replace("inf", "∞")
         text += f" (n={difference.n})" if difference.dropped else ""
+        text += f" {verdict.word}" if verdict is not None else ""
         text += f" {DIFFERS}" if difference.significant else ""
     return text
 
@@ -82,7 +107,14 @@ def lead(board: Board, row: Row) -> list[str]:
 def cells(board: Board, row: Row, newline: str = "\n", bold: tuple[str, str] = ("", "")) -> list[str]:
     """One row as text; `newline` parts a mean from the difference under it."""
     return lead(board, row) + [
-        cell_text(row.estimates[name], row.to_none.get(name), newline, row.standing.get(name), bold)
+        cell_text(
+            row.estimates[name],
+            row.to_reference.get(name),
+            newline,
+            row.standing.get(name),
+            row.verdicts.get(name),
+            bold,
+        )
         for name in board.metrics
     ]
 
@@ -103,7 +135,15 @@ def to_terminal(board: Board, title: str, width: int) -> list[Table]:
     values = []
     for metric, heading in zip(board.metrics, headed[len(names) :], strict=True):
         texts = [
-            Text(cell_text(row.estimates[metric], row.to_none.get(metric), "\n", row.standing.get(metric)))
+            Text(
+                cell_text(
+                    row.estimates[metric],
+                    row.to_reference.get(metric),
+                    "\n",
+                    row.standing.get(metric),
+                    row.verdicts.get(metric),
+                )
+            )
             for row in rows
         ]
         for row, text in zip(rows, texts, strict=True):
@@ -120,12 +160,18 @@ def to_markdown(board: Board) -> str:
     for row in board.rows:
         texts = cells(board, row, "\n", ("**", "**"))
         lines.append("| " + " | ".join(markdown_safe(text).replace("\n", "<br>") for text in texts) + " |")
-    return "\n".join([*lines, "", EXPLANATION, *(f"- {markdown_safe(tidy(note))}" for note in board.notes)]) + "\n"
+    lines += ["", f"**{markdown_safe(tidy(board.summary))}**"] if board.summary else []
+    lines += ["", explanation(board)]
+    return "\n".join([*lines, *(f"- {markdown_safe(tidy(note))}" for note in board.notes)]) + "\n"
 
 
 def markdown_safe(text: str) -> str:
     """Text without what would open a tag or end a cell."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+ENDS = ("", "_low", "_high", "_n", "_p", "_p_holm", "_verdict", "_least")
+"""Of the columns of a difference in the CSV: 90 % interval, clusters, p, verdict, least gain shown with 80 % power."""
 
 
 def to_csv(board: Board) -> str:
@@ -135,13 +181,13 @@ def to_csv(board: Board) -> str:
     fields += ["sigma_y", "records", "expected"]
     for name in board.metrics:
         fields += [name, f"{name}_se", f"{name}_n", f"{name}_version", f"{name}_standing"]
-        fields += [f"{name}_minus_none{end}" for end in ("", "_low", "_high", "_n", "_p", "_p_holm")]
+        fields += [f"{name}_minus_{board.against}{end}" for end in ENDS]
     table = csv.DictWriter(buffer, fields, lineterminator="\n")
     table.writeheader()
     for row in board.rows:
         line: dict[str, Any] = dict(row.axes) | {"sigma_y": row.sigma_y, "records": row.have, "expected": row.expected}
         for name in board.metrics:
-            mean, difference = row.estimates[name], row.to_none.get(name)
+            mean, difference, verdict = row.estimates[name], row.to_reference.get(name), row.verdicts.get(name)
             line |= {name: mean.value, f"{name}_se": mean.standard_error, f"{name}_n": mean.n}
             line |= {f"{name}_version": board.versions.get(name), f"{name}_standing": row.standing.get(name)}
             if difference is not None:
@@ -152,9 +198,10 @@ def to_csv(board: Board) -> str:
                     difference.n,
                     difference.p,
                     difference.p_holm,
+                    None if verdict is None else verdict.word,
+                    None if verdict is None else verdict.least,
                 )
-                ends = ("", "_low", "_high", "_n", "_p", "_p_holm")
-                line |= {f"{name}_minus_none{end}": value for end, value in zip(ends, values, strict=True)}
+                line |= {f"{name}_minus_{board.against}{end}": value for end, value in zip(ENDS, values, strict=True)}
         table.writerow(line)
     return buffer.getvalue()
 
@@ -175,6 +222,8 @@ TEX = {
     "…": r"\ldots{}",
     "σ": r"$\sigma$",
     "≈": r"$\approx$",
+    "≤": r"$\leq$",
+    "∞": r"$\infty$",
     "†": r"$^\dagger$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
@@ -204,17 +253,25 @@ def to_latex(board: Board) -> str:
         above: list[str] = list(map(tex, lead(board, row)))
         below = [""] * n_lead
         for name in board.metrics:
-            text = cell_text(row.estimates[name], row.to_none.get(name), "\n", row.standing.get(name), ("\x01", "\x02"))
+            text = cell_text(
+                row.estimates[name],
+                row.to_reference.get(name),
+                "\n",
+                row.standing.get(name),
+                row.verdicts.get(name),
+                ("\x01", "\x02"),
+            )
             mean, _, difference = text.partition("\n")
             start, _, rest = mean.rpartition("\x02")
-            above.append(r"\textbf{" + tex(start[1:]) + "}" + tex(rest) if start else tex(mean))
+            text = r"\textbf{" + tex(start[1:]) + "}" + tex(rest) if start else tex(mean)
+            above.append(re.sub(r"(?<![\w-])-(?=\d)", "$-$", text))
             below.append(r"{\footnotesize " + tex(difference).replace("-", "$-$") + "}" if difference else "")
         lines.append(" & ".join(above) + r" \\")
         if any(below):
             lines.append(" & ".join(below) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", ""]
     lines += [
-        f"% {tidy(text)}" for text in (EXPLANATION, *board.notes)
+        f"% {tidy(text)}" for text in (*([board.summary] if board.summary else []), explanation(board), *board.notes)
     ]  # on one line each: nothing can end the comment
     return "\n".join(lines) + "\n"
 
@@ -244,6 +301,7 @@ def to_html(board: Board) -> str:
     lines = ["<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">']
     lines += ['<meta name="viewport" content="width=device-width, initial-scale=1">', "<title>ADIR leaderboard</title>"]
     lines += [f"<style>\n{HTML_STYLE}</style>", "</head>", "<body>"]
+    lines += [f"<p><b>{html.escape(tidy(board.summary))}</b></p>"] if board.summary else []
     lines += ['<div class="scroll">', '<table class="adir-leaderboard">', "<thead><tr>"]
     for kind, heading in zip(kinds, headings(board), strict=True):
         lines.append(f'<th scope="col"{kind}>{html.escape(heading)}</th>')
@@ -254,7 +312,8 @@ def to_html(board: Board) -> str:
             safe = html.escape(text).replace("\n", "<br>").replace("\x01", "<b>").replace("\x02", "</b>")
             lines.append(f"<td{kind}>{safe}</td>")
         lines.append("</tr>")
-    lines += ["</tbody>", "</table>", "</div>", f"<p>{html.escape(EXPLANATION)}</p>"]
+    lines += ["</tbody>", "</table>", "</div>"]
+    lines += [f"<p>{html.escape(explanation(board))}</p>"]
     if board.notes:
         lines += ["<ul>", *(f"<li>{html.escape(tidy(note))}</li>" for note in board.notes), "</ul>"]
     return "\n".join([*lines, "</body>", "</html>"]) + "\n"

@@ -30,6 +30,7 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
         line: dict[str, Any] = record.axes.model_dump() | {
             "data": record.image.data,
             "image": record.image.id,
+            "cluster": record.image.cluster or record.image.id,
             "status": record.status,
         }
         line |= {"cell": record.cell, "y": None if record.y is None else record.y.sha256}

@@ -7,14 +7,19 @@ from adir.harness.records.sources import read_sources, uncollected
 from adir.harness.tables.board import Board, make_board
 
 
-def load_board(*results: Path) -> Board:
-    """The board of results folders and submission files, taken together. Raises InputError when they hold no records."""
+def load_board(*results: Path, against: str = "none") -> Board:
+    """The board of results folders and submission files, taken together.
+
+    against: the mode whose rows the others are compared with.
+
+    Raises InputError when they hold no records, or none of that mode.
+    """
     with uncollected():
         found = read_sources(list(results))
         if not found.records:
             names = ", ".join(map(str, results))
             raise InputError(f"{names}: no records below it; `adir run ... results={results[0]}` makes them")
         records, planned, notes = found.counted()
-        board = make_board(records, planned)
+        board = make_board(records, planned, against)
     board.notes, board.damaged = notes + board.notes, len(found.notes)
     return board

@@ -145,7 +145,7 @@ def comparison(
             reasons.append(f"{metric['ours']} is missing in {label(row.axes)}")
         else:
             value, n = estimate.value, estimate.n
-            interval = mean_interval([v for v in row.pictures[metric["ours"]].values() if v is not None])
+            interval = mean_interval([v for v in row.means(metric["ours"]).values() if v is not None])
             if interval is None:
                 reasons.append(f"{n} pictures give no interval")
         reasons += departures

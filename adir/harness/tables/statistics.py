@@ -1,4 +1,5 @@
-"""Means, paired differences, their intervals and tests. Pictures are the unit: seeds are averaged within one first.
+"""Means, paired differences, their intervals and tests. Clusters of images, such as fields of one photograph, are the unit:
+seeds are averaged within an image first, then images within a cluster. Most images are clusters of their own.
 
 docs/statistics.md says why these and not others; benchmarks/quality/coverage.py measures what the intervals cover. Only
 scipy.special is imported: scipy.stats costs 0.6 s at every `adir leaderboard`; the tests hold its answers against these.
@@ -6,7 +7,7 @@ scipy.special is imported: scipy.stats costs 0.6 s at every `adir leaderboard`; 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,13 @@ Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 """Below this adjusted p two rows are said to differ."""
+TAIL = 0.05
+"""Chance of the true difference on either side of its interval, which so is one of 90 %: verdicts look at one end each."""
+POWER = 0.8
 FEWEST_PICTURES = 3
-"""Pictures below which a mean gets no interval: Student's t for two is 18 standard errors wide."""
+"""Clusters below which a mean gets no interval: Student's t for two is 18 standard errors wide."""
 FEWEST_TO_TELL_APART = 6
-"""Pictures below which no two-sided signed rank test can give p < 0.05: its lowest p is 2 / 2^n, 0.063 for n = 5."""
+"""Clusters below which no two-sided signed rank test can give p < 0.05: its lowest p is 2 / 2^n, 0.063 for n = 5."""
 STUDENT_BELOW = 5
 SYMMETRIC_FROM = 10
 N_RESAMPLES = 9999
@@ -30,17 +34,28 @@ EXACT_UP_TO = 100
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over pictures. value and standard_error are None where something is missing, never the mean of the rest."""
+    """A mean over clusters. value and standard_error are None where something is missing, never the mean of the rest."""
 
     value: float | None
     standard_error: float | None
-    """Standard deviation (n - 1) over the square root of n; None for a single picture."""
+    """Standard deviation (n - 1) over the square root of n; None for a single cluster."""
     n: int
-    """Pictures that have a value."""
+    """Clusters that have a value."""
+
+
+def cluster_means(values: Mapping[str, float | None], clusters: Mapping[str, str]) -> dict[str, float | None]:
+    """{cluster: mean over its images} of {image: value}; None where an image of it has none.
+
+    clusters: {image: cluster}; an image that is not in it is a cluster of its own.
+    """
+    of_cluster: dict[str, list[float | None]] = {}
+    for image in sorted(values):
+        of_cluster.setdefault(clusters.get(image, image), []).append(values[image])
+    return {name: mean_over_pictures(found).value for name, found in of_cluster.items()}
 
 
 def mean_over_pictures(values: list[float | None]) -> Estimate:
-    """The mean of one value per picture; missing if any picture's is."""
+    """The mean of one value per cluster (or image, or seed); missing if any is."""
     present = [value for value in values if value is not None]
     n = len(present)
     if n == 0 or n < len(values):
@@ -51,12 +66,17 @@ def mean_over_pictures(values: list[float | None]) -> Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a - b over the pictures that have both, with its 95 % interval and its test against no difference."""
+    """Mean of a - b over the clusters of the images that have both, with its 90 % interval and its test."""
 
     mean: float
     low: float | None
     high: float | None
+    """Ends of `difference_interval`; both None where there is none."""
     n: int
+    """Clusters."""
+    standard_error: float = math.nan
+    reference: float = math.nan
+    """Mean of b over the same clusters."""
     p: float | None = None
     """Wilcoxon signed rank, two-sided."""
     p_holm: float | None = None
@@ -70,16 +90,55 @@ class PairedDifference:
         return self.p_holm is not None and self.p_holm < ALPHA
 
 
-def paired_difference(a: dict[str, float | None], b: dict[str, float | None]) -> PairedDifference | None:
-    """a - b over the pictures that have a value in both ({picture: value}); None when there are none."""
+def paired_difference(
+    a: Mapping[str, float | None], b: Mapping[str, float | None], clusters: Mapping[str, str]
+) -> PairedDifference | None:
+    """a - b over the images that have a value in both ({image: value}), averaged within clusters; None when there are none."""
     shared = [picture for picture in sorted(a.keys() & b.keys()) if a[picture] is not None and b[picture] is not None]
     if not shared:
         return None
     dropped = tuple(sorted((a.keys() | b.keys()) - set(shared)))
-    differences = np.array([a[picture] - b[picture] for picture in shared])  # type: ignore[operator]
-    low, high = mean_interval(differences) or (None, None)
+    by_image = {picture: a[picture] - b[picture] for picture in shared}  # type: ignore[operator]
+    differences = np.array(list(cluster_means(by_image, clusters).values()), dtype=np.float64)
+    reference = mean_over_pictures(list(cluster_means({picture: b[picture] for picture in shared}, clusters).values()))
+    assert reference.value is not None  # of the shared ones
+    n = len(differences)
+    low, high = difference_interval(differences) or (None, None)
+    error = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     p = signed_rank_p(differences)
-    return PairedDifference(float(differences.mean()), low, high, len(shared), p, None, dropped)
+    return PairedDifference(float(differences.mean()), low, high, n, error, reference.value, p, None, dropped)
+
+
+def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
+    """90 % interval of the mean of the population that paired differences (n,) were drawn from, 5 % on either side.
+
+    n < 5: Student's t. Else bootstrap-t with equal tails (Efron, 1981): of the usual intervals the one whose worse side
+    errs least on skewed populations, and the only one that holds where most differences are 0 (results/quality/coverage.md).
+    An end is infinite where that many resamples have no spread; where all values are equal, both ends are that value.
+
+    None below FEWEST_PICTURES, where both ends are infinite, and where fewer than FEWEST_TO_TELL_APART are all equal.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    n = len(x)
+    if n < FEWEST_PICTURES:
+        return None
+    mean, error = float(x.mean()), float(x.std(ddof=1) / math.sqrt(n))
+    if np.ptp(x) == 0:
+        return (float(x[0]), float(x[0])) if n >= FEWEST_TO_TELL_APART else None
+    if n < STUDENT_BELOW:
+        reach = float(stdtrit(n - 1, 1 - TAIL)) * error
+        return mean - reach, mean + reach
+    low, high = equal_tails(x, TAIL)
+    return None if math.isinf(low) and math.isinf(high) else (low, high)
+
+
+def least_difference(reach: float, standard_error: float, n: int) -> float:
+    """The true gain whose interval would lie above 0 with chance POWER, in samples of n with this spread.
+
+    reach: from the mean down to the lower end of the interval.  Exact for Student's interval of normal differences, up to
+    the t quantile that stands in for the noncentral one (under 2 % from n = 6); simulated in results/quality/coverage.md.
+    """
+    return reach + float(stdtrit(n - 1, POWER)) * standard_error
 
 
 def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
@@ -101,17 +160,21 @@ def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | Non
     if n < STUDENT_BELOW:
         reach = float(stdtrit(n - 1, 1 - ALPHA / 2)) * error
         return mean - reach, mean + reach
-    t = studentised(x - mean)
     if n < SYMMETRIC_FROM:
-        place = round((N_RESAMPLES + 1) * ALPHA / 2) - 1
-        t = np.partition(t, (place, N_RESAMPLES - 1 - place))
-        left, right = float(t[place]), float(t[N_RESAMPLES - 1 - place])
+        low, high = equal_tails(x, ALPHA / 2)
     else:
         place = round((N_RESAMPLES + 1) * (1 - ALPHA)) - 1
-        right = float(np.partition(np.abs(t), place)[place])
-        left = -right
-    low, high = mean - right * error, mean - left * error
+        reach = float(np.partition(np.abs(studentised(x - mean)), place)[place]) * error
+        low, high = mean - reach, mean + reach
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def equal_tails(x: Floats, tail: float) -> tuple[float, float]:
+    """Bootstrap-t interval of the mean of values (n,), with the chance `tail` on either side; an end may be infinite."""
+    mean, error = float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x)))
+    place = round((N_RESAMPLES + 1) * tail) - 1
+    t = np.partition(studentised(x - mean), (place, N_RESAMPLES - 1 - place))
+    return mean - float(t[N_RESAMPLES - 1 - place]) * error, mean - float(t[place]) * error
 
 
 def studentised(centred: Floats) -> Floats:

@@ -10,7 +10,7 @@ from adir.errors import first_line
 from adir.harness.cells.cell import Cell
 from adir.harness.records.record import Record
 from adir.harness.running.stores import AdapterStore
-from adir.harness.tables.statistics import mean_interval, mean_over_pictures
+from adir.harness.tables.statistics import cluster_means, mean_interval, mean_over_pictures
 
 T = TypeVar("T")
 
@@ -115,16 +115,17 @@ def metrics_of(records: list[Record]) -> list[str]:
 
 
 def summary_of(records: list[Record], n_pictures: int) -> dict[str, float | int]:
-    """Per metric its mean over pictures, `_se`, and `_low` and `_high` of the 95 % interval where there is one; counts.
+    """Per metric its mean over clusters, `_se`, and `_low` and `_high` of the 95 % interval where there is one; counts.
 
     n_pictures: of the cell, with those that have no record yet. As in the leaderboard: a mean that lacks a picture, as one
     failed or the cell was interrupted, is missing, and so is no key here.
     """
     done = [record for record in records if record.status == "done"]
+    clusters = {record.image.id: record.image.cluster or record.image.id for record in records}
     summary: dict[str, float | int] = {"pictures": len(done), "failed": len(records) - len(done)}
-    for name in metrics_of(done):
-        values = [record.value(name) for record in records]  # a failed one has none
-        values += [None] * (n_pictures - len(records))
+    for name in metrics_of(done) if len(records) >= n_pictures else []:
+        by_image = {record.image.id: record.value(name) for record in records}  # a failed one has none
+        values = list(cluster_means(by_image, clusters).values())
         estimate = mean_over_pictures(values)
         if estimate.value is None:
             continue

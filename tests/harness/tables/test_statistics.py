@@ -40,13 +40,13 @@ def test_one_picture_has_a_mean_and_no_standard_error_and_zero_is_a_value() -> N
 
 def test_the_paired_difference_is_over_the_shared_pictures_whatever_their_order_and_names_the_rest() -> None:
     a: dict[str, float | None] = {"b": 3.0, "a": 1.0, "only a": 9.0, "none in b": 4.0}
-    found = paired_difference(a, {"none in b": None, "a": 0.5, "b": 1.0, "only b": 9.0})
+    found = paired_difference(a, {"none in b": None, "a": 0.5, "b": 1.0, "only b": 9.0}, {})
     assert found is not None and (found.mean, found.n) == (pytest.approx((0.5 + 2.0) / 2), 2)
     assert found.low is None and found.high is None
     assert found.dropped == ("none in b", "only a", "only b")
-    assert paired_difference({"a": 1.0}, {"b": 1.0}) is None
-    forwards = paired_difference({"a": 1.0, "b": 5.0, "c": 2.0}, dict.fromkeys("abc", 0.0))
-    assert forwards == paired_difference({"c": 2.0, "b": 5.0, "a": 1.0}, dict.fromkeys("cab", 0.0))
+    assert paired_difference({"a": 1.0}, {"b": 1.0}, {}) is None
+    forwards = paired_difference({"a": 1.0, "b": 5.0, "c": 2.0}, dict.fromkeys("abc", 0.0), {})
+    assert forwards == paired_difference({"c": 2.0, "b": 5.0, "a": 1.0}, dict.fromkeys("cab", 0.0), {})
 
 
 def test_equal_differences_and_two_pictures_have_no_interval() -> None:
