@@ -283,6 +283,7 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
     # The axis is asked for by its own name; neighbours need a corpus; one metric asks for weights that are not here.
     overrides = ["adaptation=random"] if axis.startswith(("adaptation/", "retrieval")) else []
     overrides += ["adaptation=knn"] if axis == "encoder" else []
+    overrides += ["sampler=dds"] if (axis, value) == ("adaptation", "scd") else []
     if value == "parquet":
         overrides.append(f"parquet={parquet}")
     if value == "folder":

@@ -11,12 +11,14 @@ from adir.adaptation.adapters import Full
 from adir.adaptation.base import Adapter
 from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
+from adir.adaptation.steering import SteerableConditional
 from adir.backbones.base import Backbone, Denoiser, PixelBackbone
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffusionX4
 from adir.samplers.adir import ADIR
-from adir.samplers.base import Sampler
+from adir.samplers.base import Sampler, SteerableSampler, Steering
 from adir.samplers.ddpg import DDPG
+from adir.samplers.dds import DDS
 from adir.samplers.deepinv_samplers import DDRM, DPS, DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP
@@ -32,7 +34,18 @@ from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianB
 from adir.tasks.restoration import RestorationTask
 
 DEGRADATIONS = [SuperResolution(2), BoxBlur(3), GaussianBlur(1.0, 5), Colorization(), BoxInpainting()]
-SAMPLERS = [ADIR(), DPS(), DDRM(), DiffPIR(), DDPG(), DMSP(), UpscalerSampler(), InpaintingSampler(), Direct("adjoint")]
+SAMPLERS = [
+    ADIR(),
+    DPS(),
+    DDRM(),
+    DiffPIR(),
+    DDPG(),
+    DMSP(),
+    DDS(),
+    UpscalerSampler(),
+    InpaintingSampler(),
+    Direct("adjoint"),
+]
 ADAPTERS = [Full(), Lora()]
 TASKS = [RestorationTask("blur", 1, BoxBlur(3), 0, 1), EditTask()]
 SHAPE = (3, 16, 16)
@@ -54,6 +67,8 @@ def lacking(found: Any, protocol: type) -> list[str]:
         *((Task, one) for one in TASKS),
         *((Sampler, one) for one in SAMPLERS),
         *((Adapter, one) for one in ADAPTERS),
+        (SteerableSampler, DDS()),
+        (Steering, SteerableConditional(Lora(), FineTuning())),
         *((Metric, make("cpu")) for make in METRICS.values()),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),

@@ -31,7 +31,7 @@ def draw(name: str, k: int, seed: int = 0) -> list[str]:
     return [one.id for one in mode(name).choose(corpus, k, torch.Generator().manual_seed(seed))]
 
 
-@pytest.mark.parametrize("name", ["none", "self", "knn", "pixel", "random"])
+@pytest.mark.parametrize("name", ["none", "self", "knn", "pixel", "random", "scd"])
 def test_a_mode_is_called_by_the_name_of_its_file(name: str) -> None:
     assert mode(name).name == name
 

@@ -23,6 +23,7 @@ from adir.images import from_uint8
 from adir.samplers.adir import ADIR
 from adir.samplers.base import ROUNDING, noise_level
 from adir.samplers.ddpg import DDPG
+from adir.samplers.dds import DDS
 from adir.samplers.deepinv_samplers import DDRM, DPS, BackboneDenoiser, DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
@@ -40,7 +41,7 @@ DEBLUR = RestorationTask("deblur", 1, BoxBlur(5), 10, 30)
 COLOR = RestorationTask("colorization", 1, Colorization(), 0, 100)
 HOLE = RestorationTask("inpaint_box", 1, BoxInpainting(0.5), 0, 100)
 TASKS = [SR, DEBLUR, COLOR, HOLE]
-LEARNED = [DPS(n_steps=3), DDRM(n_steps=3), DiffPIR(n_steps=4), DDPG(n_steps=3), DMSP(n_steps=3)]
+LEARNED = [DPS(n_steps=3), DDRM(n_steps=3), DiffPIR(n_steps=4), DDPG(n_steps=3), DMSP(n_steps=3), DDS(n_steps=3)]
 DIRECT = [Direct("bicubic"), Direct("adjoint"), Direct("pseudo_inverse")]
 
 
@@ -391,7 +392,7 @@ def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_th
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     for sampler in LEARNED:
         reason = sampler.not_applicable(pixel, unknown, NONE)
-        assert (reason is None) == (sampler.name in ("dps", "dmsp"))
+        assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds"))
         assert reason is None or "needs the singular value decomposition of A, and task mri has none" in reason
 
 

@@ -20,7 +20,7 @@ from adir.harness.cells.compose import compose
 from adir.harness.cells.identity import CellIdentity, cell_identity, described
 from adir.tasks.operators import BoxBlur
 
-MODES = ("none", "self", "knn", "pixel", "random")
+MODES = ("none", "scd", "self", "knn", "pixel", "random")
 WITH_CORPUS = ("knn", "pixel", "random")
 HASHES = {"weights_sha256": "aa", "config_sha256": "bb"}
 
@@ -64,13 +64,26 @@ def test_k_counts_only_where_there_is_a_corpus(full: dict[str, Any], mode: str) 
 
 
 @pytest.mark.parametrize(
-    "path, value", [("adaptation.adapter.rank", 8), ("adaptation.fine_tuning.learning_rate", 1e-3)]
+    "path, value, unused",
+    [
+        ("adaptation.adapter.rank", 8, ["none"]),
+        ("adaptation.fine_tuning.learning_rate", 1e-3, ["none", "scd"]),  # scd tunes while it samples
+    ],
 )
 def test_adapter_and_fine_tuning_count_only_where_something_is_trained(
-    full: dict[str, Any], path: str, value: Any
+    full: dict[str, Any], path: str, value: Any, unused: list[str]
 ) -> None:
     for mode in MODES:
-        assert (identity(full, mode, path, value) == identity(full, mode)) == (mode == "none")
+        assert (identity(full, mode, path, value) == identity(full, mode)) == (mode in unused)
+
+
+def test_a_mode_that_tunes_while_it_samples_counts_with_its_settings_and_shows_its_adapter(
+    full: dict[str, Any],
+) -> None:
+    plain = identity(full, "scd")
+    assert identity(full, "scd", "adaptation.every", 10).sha256 != plain.sha256
+    assert identity(full, "scd", "adaptation.every", 20).sha256 == plain.sha256  # the default, said
+    assert (plain.axes.adaptation, plain.axes.adapter, plain.axes.k) == ("scd", "lora", None)
 
 
 def test_a_corpus_that_withholds_images_is_another_cell_only_where_a_corpus_is_used(tmp_path: Path) -> None:

@@ -100,6 +100,37 @@ def test_a_sampler_is_charged_for_every_call_of_its_network_and_makes_few(tiny, 
     assert network.called == made + restored.network_evaluations  # not once more for another cell
 
 
+class TickingModule(Ticking, torch.nn.Module):
+    """The same with a weight, for an adapter."""
+
+    __hash__ = torch.nn.Module.__hash__
+
+    def __init__(self, clock: Clock) -> None:
+        torch.nn.Module.__init__(self)
+        self.clock, self.called = clock, 0
+        self.w = torch.nn.Parameter(torch.tensor([0.1]), requires_grad=False)
+
+
+def test_tuning_while_sampling_is_charged_for_every_call_where_it_falls(tiny, tmp_path, monkeypatch):
+    clock, words = Clock(monkeypatch), [*tiny, f"results={tmp_path}", "sampler=dds", "adaptation=scd"]
+    cell = resolve_cell(compose([*words, "sampler.n_steps=37"]))
+    backbone = copy.copy(cell.backbone)
+    backbone.network = network = TickingModule(clock)
+    mode = dataclasses.replace(cell.mode, adapter=Full())
+    cell = dataclasses.replace(cell, backbone=backbone, mode=mode)
+    estimated = estimate(cell).seconds_per_picture
+    assert "adapt" not in estimated and network.called <= 16
+    x = cell.data.image(cell.data.ids[0])
+    y, steered = (
+        cell.task.degrade(x, generator(0, "x", "y"))[None],
+        mode.steered(network, generator(0, "x", "adaptation")),
+    )
+    operator, noise = cell.task.operator(tuple(x.shape)), generator(0, "x", "sampler")
+    restored = cell.sampler.restore_steered(backbone, operator, y, [noise], [steered])
+    assert restored.network_evaluations == 37 + 21 + 5 * 12  # due at 20, 3, 2, 1, 0
+    assert estimated["sample"] == pytest.approx(0.5 * restored.network_evaluations)
+
+
 def test_what_compiles_a_network_is_not_its_price(monkeypatch):
     clock, taken = Clock(monkeypatch), iter([90.0, 0.2])
 

@@ -114,6 +114,25 @@ def test_a_cell_that_is_not_applicable_is_an_error_by_itself(adir, tiny: list[st
     assert not list(tmp_path.glob(RECORDS))
 
 
+def test_a_mode_that_tunes_while_it_samples_runs_with_dds_and_with_no_other_sampler(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "adaptation=scd", "adaptation.n_iterations=1", f"results={tmp_path}", "oracle=true"]
+    refused = adir("run", *words)
+    assert refused.status == 2 and refused.err.count("\n") == 1
+    assert "scd tunes the network while it samples, which sampler adir does not do: use sampler=dds" in refused.err
+    assert adir("run", *words, "sampler=dds").status == 0
+    records = [read_json(path) for path in tmp_path.glob(RECORDS)]
+    assert len(records) == 3
+    for record in records:
+        assert record["axes"]["adaptation"] == "scd" and record["axes"]["adapter"] == "lora"
+        assert record["identity"]["adaptation"]["n_iterations"] == 1 and record["adapter"] is None
+        assert "fine_tuning" not in record["identity"]["adaptation"]
+        assert "oracle-eps-error" not in record["scores"]  # the network was another one at each step
+        # Two steps, both due: each is asked untuned, tuned on once, and asked again.
+        assert (record["sampler"]["network_evaluations"], record["sampler"]["gradient_evaluations"]) == (6, 2)
+
+
 def test_what_a_cluster_will_run_is_checked_on_the_cpu_and_run_on_the_device_that_was_asked_for(
     tiny: list[str], tmp_path: Path
 ) -> None:
