@@ -227,10 +227,9 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     assert adapter is None or len(batch) == 1
     y = torch.stack([prepared.measurement.y for prepared in batch]).to(cell.backbone.device)
     noise = [generator(cell.seed, prepared.image_id, "sampler") for prepared in batch]
-    network = cell.backbone.network
     for prepared in batch:
         prepared.clock.start()
-    with adapted(network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
+    with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
         restored = cell.sampler.restore(cell.backbone, batch[0].operator, y, noise)
     for prepared in batch:
         prepared.clock.lap("sample", share=len(batch))
