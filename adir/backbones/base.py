@@ -54,7 +54,7 @@ class Backbone(Protocol):
     """Side in pixels of the pictures it was trained on; other sizes work."""
     schedule: Schedule
     network: Any
-    """The nn.Module that is adapted: a UNet of diffusers."""
+    """The nn.Module that is adapted: a UNet of diffusers. Where it is loaded when first asked for, InputError comes then."""
     device: torch.device
     execution: Execution
     weights_sha256: str

@@ -4,12 +4,12 @@ The prior that ships with the package is one such network, small enough for a CP
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers import UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,6 +26,9 @@ from adir.files import read_json
 from adir.weights.cache import known_sha256
 from adir.weights.registry import located
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
 EMBEDDED_PRIOR = Path(__file__).parent.parent / "embedded" / "prior"
 
 
@@ -41,7 +44,7 @@ class GuidedDiffusion:
 
     Weights may be float16 on disk and are float32 in memory, mapped from the file where they can be. Those of the source
     are hashed, and so is the configuration (a wrong norm_eps fits the same tensors); both hashes are part of a cell's
-    identity.  Raises InputError for what is missing, damaged, or no such model.
+    identity.  Raises InputError for what is missing, or no such model; damaged weights show when `network` is first used.
     """
 
     kind: ClassVar[Kind] = "pixel"
@@ -76,16 +79,20 @@ class GuidedDiffusion:
             self.folder, self.weights_sha256 = converted(source, architecture or Flags())
         else:
             self.folder = source
-        network = load_network(self.folder / CONFIG, self.folder / WEIGHTS)
+        settings = read_settings(self.folder / CONFIG, self.folder / WEIGHTS)
         if not source.is_file():
             self.weights_sha256 = known_sha256(self.folder / WEIGHTS)
         self.config_sha256 = known_sha256(self.folder / CONFIG)
-        self.learns_variance = network.config.out_channels == 6
-        self._channels = network.config.block_out_channels
+        self.learns_variance = settings["out_channels"] == 6
+        self._channels = settings["block_out_channels"]
         self.variance = variance
         if (variance == "learned") and not self.learns_variance:
             raise InputError(f"backbone={name}: variance=learned, but its network predicts none: use small or large")
-        self.network = self.execution.prepare(network)
+
+    @functools.cached_property
+    def network(self) -> Any:
+        """The UNet2DModel, ready to run; loaded when it is first asked for. Raises InputError as `load_network` does."""
+        return self.execution.prepare(load_network(self.folder / CONFIG, self.folder / WEIGHTS))
 
     @property
     def stride(self) -> int:
@@ -130,30 +137,19 @@ class GuidedDiffusion:
         return epsilon_loss(eps, self.prediction(output.float()).eps).mean()
 
 
-def load_network(config: Path, weights: Path) -> UNet2DModel:
+def load_network(config: Path, weights: Path) -> "UNet2DModel":
     """UNet2DModel in eval mode, float32, from its configuration and safetensors file.
 
     Float32 weights are mapped from the file, not copied: they take no memory until they are used, and none twice. A write
-    to them stays in this process. Raises InputError when a file is missing or damaged, is of another kind of network, or
-    when a tensor of the file does not fit the configuration.
+    to them stays in this process. Raises InputError as `read_settings` does, and when the weights are damaged or one of their
+    tensors does not fit the configuration.
     """
-    require_pixel_network(config, weights)
+    settings = read_settings(config, weights)
     try:
-        settings = read_json(config)
-        if not isinstance(settings, dict):  # diffusers would take a text for the name of a model to download
-            raise TypeError(f"{config.name} holds no JSON object")
-        made_by = settings.get("_class_name", "UNet2DModel")
-        if made_by != "UNet2DModel":
-            raise InputError(
-                f"{config}: a {made_by}, and guided diffusion is a UNet2DModel: give another folder or backbone"
-            )
         network = build_network(settings)
         tensors = load_file(weights)
-    except InputError:
-        raise
     except (SafetensorError, ValueError, TypeError, KeyError) as error:  # diffusers raises the latter three
-        reason = " ".join(str(error).split())
-        raise InputError(f"{config.parent}: damaged backbone ({reason}); fetch it again") from error
+        raise damaged(config, error) from error
     expected = network.state_dict()
     for key in sorted(expected.keys() | tensors.keys()):
         want = tuple(expected[key].shape) if key in expected else "no such tensor"
@@ -164,6 +160,32 @@ def load_network(config: Path, weights: Path) -> UNet2DModel:
             )
     network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def read_settings(config: Path, weights: Path) -> dict[str, Any]:
+    """Return config.json. Raises InputError when it or the weights are missing, and when it is damaged or of another kind of
+    network."""
+    require_pixel_network(config, weights)
+    try:
+        settings = read_json(config)
+        if not isinstance(settings, dict):  # diffusers would take a text for the name of a model to download
+            raise TypeError(f"{config.name} holds no JSON object")
+        made_by = settings.get("_class_name", "UNet2DModel")
+        lacking = {"out_channels", "block_out_channels"} - settings.keys()
+        if made_by == "UNet2DModel" and lacking:
+            raise ValueError(f"{config.name} lacks {', '.join(sorted(lacking))}")
+    except (ValueError, TypeError) as error:
+        raise damaged(config, error) from error
+    if made_by != "UNet2DModel":
+        raise InputError(
+            f"{config}: a {made_by}, and guided diffusion is a UNet2DModel: give another folder or backbone"
+        )
+    return settings
+
+
+def damaged(config: Path, error: Exception) -> InputError:
+    """The error for a backbone's folder that cannot be read, in one line."""
+    return InputError(f"{config.parent}: damaged backbone ({' '.join(str(error).split())}); fetch it again")
 
 
 def require_pixel_network(config: Path, weights: Path) -> None:

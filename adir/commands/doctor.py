@@ -63,6 +63,8 @@ def examine() -> int:
     for what, node in (networks | pictures).items():
         try:
             found = build(node, what)
+            if what == "prior":
+                found.network  # noqa: B018  loaded when it is first asked for
             told = found.weights_sha256[:12] if what in networks else f"{len(found)} pictures"
             print(f"  ok       embedded {what} ({told})")
         except InputError as error:

@@ -29,7 +29,7 @@ from adir.samplers.base import (
     one_by_one,
     require_steps,
 )
-from adir.samplers.svd import full_svd, has_full_svd
+from adir.samplers.svd import as_physics, full_svd, has_full_svd
 from adir.tasks.base import Task
 from adir.tasks.operators import Operator
 
@@ -146,7 +146,7 @@ class DPS:
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per picture."""
         weight = self.weight if self.guidance == "norm" else self.weight / operator.norm**2
-        physics = operator.build(torch.float32).to(y.device)
+        physics = as_physics(operator.build(torch.float32).to(y.device))
         physics.set_noise_model(GaussianNoise(noise_level(operator)).to(y.device))
 
         def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:

@@ -1,10 +1,10 @@
-"""Operators with their full singular value decomposition, as deepinv's DDRM and regularised back-projection ask for."""
+"""Operators as deepinv's samplers ask for them: as its physics, with their full singular value decomposition where needed."""
 
 import functools
 
 import torch
 from deepinv.physics import Decolorize, DecomposablePhysics, GaussianNoise, LinearPhysics
-from torch import Tensor
+from torch import Tensor, nn
 
 from adir.tasks.operators import CircularDownsampling, Operator
 
@@ -62,7 +62,12 @@ def downsampling_matrix(kernel: Tensor, factor: int, n: int) -> Tensor:
     return matrix
 
 
-def has_full_svd(physics: LinearPhysics) -> bool:
+def as_physics(module: nn.Module) -> LinearPhysics:
+    """A physics of deepinv as it is; any other A and A_adjoint in one, on the device where the module is now."""
+    return module if isinstance(module, LinearPhysics) else LinearPhysics(A=module.A, A_adjoint=module.A_adjoint)
+
+
+def has_full_svd(physics: nn.Module) -> bool:
     """Whether `full_svd` knows the physics: all operators of this package."""
     return isinstance(physics, DecomposablePhysics | CircularDownsampling)
 

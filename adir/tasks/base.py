@@ -12,8 +12,8 @@ from adir.tasks.operators import Operator, Shape
 class LinearOperator(Protocol):
     """A of y = A x + e for one picture shape, as samplers and scores ask for it.
 
-    Algorithm 1 needs image_shape, norm, A and A_adjoint alone. `Operator` is one around deepinv's physics, which the
-    samplers of that library ask for besides.
+    Algorithm 1 needs image_shape, norm, A and A_adjoint alone. `Operator` is one around a physics of deepinv or a module
+    like it, which the samplers of that library ask for besides.
     """
 
     @property

@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-import deepinv
 import torch
-from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import from_uint8, read_pixels, to_uint8, write_png
 from adir.tasks.base import EditPictures, TextEncoder
-from adir.tasks.operators import Operator, Shape
+from adir.tasks.operators import Operator, Shape, keeping
 
 By = Literal["prompt", "picture"]
 
@@ -108,11 +106,10 @@ class EditTask:
         self.image_shape(image_shape)
         hole = torch.zeros(image_shape[1:], dtype=torch.bool) if self._mask is None else self._mask
         known = (~hole).expand(3, -1, -1)
-
-        def build(dtype: torch.dtype) -> LinearPhysics:
-            return deepinv.physics.Inpainting(img_size=image_shape, mask=known.to(dtype))
-
-        return EditOperator(build, image_shape, image_shape, norm=1.0, hole=hole, prompt=self._prompt or "")
+        prompt = self._prompt or ""
+        return EditOperator(
+            lambda dtype: keeping(known.to(dtype)), image_shape, image_shape, norm=1.0, hole=hole, prompt=prompt
+        )
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """y is as large as the picture. Raises InputError for one that is not RGB or not as large as the mask."""

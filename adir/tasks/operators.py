@@ -1,4 +1,4 @@
-"""The operators A of y = A(x) + e, as deepinv physics with their norm.
+"""The operators A of y = A(x) + e, as deepinv physics with their norm; super-resolution without deepinv.
 
 Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass: its fields are the operator's parameters,
 calling it with an image shape builds the `Operator`, and `image_shape(y_shape)` is the shape of the pictures that give
@@ -6,15 +6,15 @@ such a y. Borders are circular, as on the authors' pictures. Weights sum to one,
 [-1, 1] is the same picture as A of its grey levels; only the hole of inpainting is 0, which is mid grey.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import deepinv
 import torch
-from deepinv.physics import LinearPhysics
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from adir.errors import InputError
 
@@ -25,23 +25,24 @@ Shape = tuple[int, ...]  # (3, H, W) of a picture, (C, h, w) of a measurement
 class Operator:
     """A linear A from pictures (3, H, W) to measurements (C, h, w), single or batched, in float32 or float64.
 
-    build: the deepinv physics for a dtype, on the CPU. It is built per dtype because casting a deepinv physics rounds
-        its weights and drops the imaginary part of its Fourier buffers; copies are kept per dtype and device.
+    build: A for a dtype, on the CPU: a linear physics of deepinv, or any module with its A, A_adjoint and A_dagger. It is
+        built per dtype because casting a deepinv physics rounds its weights and drops the imaginary part of its Fourier
+        buffers; copies are kept per dtype and device.
     norm: largest singular value of A.
     sigma_y: standard deviation of e in units of [-1, 1], that is, grey levels of 255 divided by 127.5.
-    The physics of deepinv are nn.Modules; `physics` is the float32 one.
+    `physics` is the float32 module.
     """
 
-    build: Callable[[torch.dtype], LinearPhysics]
+    build: Callable[[torch.dtype], nn.Module]
     image_shape: Shape
     y_shape: Shape
     norm: float
     sigma_y: float = 0.0
-    _built: dict[tuple[torch.dtype, torch.device], LinearPhysics] = field(default_factory=dict, repr=False)
+    _built: dict[tuple[torch.dtype, torch.device], nn.Module] = field(default_factory=dict, repr=False)
 
     @property
-    def physics(self) -> LinearPhysics:
-        """The deepinv physics in float32 on the CPU."""
+    def physics(self) -> nn.Module:
+        """The module in float32 on the CPU."""
         return self._physics_for(torch.empty(0))
 
     def A(self, x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Operator:
         result = torch.cat([apply(part) for part in parts])
         return result if z.ndim == 4 else result[0]
 
-    def _physics_for(self, z: Tensor) -> LinearPhysics:
+    def _physics_for(self, z: Tensor) -> nn.Module:
         key = (z.dtype, z.device)
         if key not in self._built:
             self._built[key] = self.build(z.dtype).to(z.device)
@@ -138,20 +139,62 @@ def _require_room(image_shape: Shape, kernel: Tensor, what: str) -> None:
         )
 
 
-class CircularDownsampling(deepinv.physics.Downsampling):
-    """deepinv's downsampling with a closed form for A_dagger = A^T (A A^T)^-1.
+class CircularDownsampling(nn.Module):
+    """deepinv's circular downsampling, operation by operation, so that a restoration need not import deepinv for it (2 s);
+    and a closed form for A_dagger = A^T (A A^T)^-1.
 
-    deepinv solves by conjugate gradients, which stall where A A_dagger y is still 1e-4 to 8e-4 of y away from y
+    deepinv solves that by conjugate gradients, which stall where A A_dagger y is still 1e-4 to 8e-4 of y away from y
     (measured in float64, factors 4 and 8) and take minutes for a 256 x 256 picture when the tolerance is lowered.
+
+    kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
     """
+
+    filter: Tensor
+    """(1, 1, n, n): weights of the pixels."""
+    gram: Tensor
+    """(H / factor, W / factor): A A^T, which is diagonal in Fourier space: see downsampling_norm."""
+
+    def __init__(self, kernel: Tensor, factor: int, image_shape: Shape, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.factor, self.reach = factor, len(kernel) // 2
+        _, height, width = image_shape
+        self.register_buffer("filter", _filter(kernel, dtype))
+        padded = functional.pad(self.filter[0, 0], (0, width - len(kernel), 0, height - len(kernel)))
+        response = torch.fft.fft2(padded.roll((-self.reach, -self.reach), (0, 1)))
+        power = (response.conj() * response).real
+        gram = power.reshape(factor, height // factor, factor, width // factor).mean((0, 2))
+        self.register_buffer("gram", gram)
+
+    def A(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 3, h, w)."""
+        x = functional.pad(x, (self.reach - 1, self.reach) * 2, mode="circular")
+        return functional.conv2d(x, self._weights(), groups=3)[..., :: self.factor, :: self.factor]
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """(B, 3, h, w) to (B, 3, H, W)."""
+        s, reach = self.factor, self.reach
+        spread = y.new_zeros(*y.shape[:2], s * y.shape[2], s * y.shape[3])
+        spread[..., ::s, ::s] = y
+        x = functional.conv_transpose2d(spread, self._weights(), groups=3)
+        # What lies beyond a border belongs to the opposite side: (from, to), in the order in which deepinv adds them.
+        sides = (
+            (slice(-reach, None), slice(None, reach)),
+            (slice(reach - 1, -reach), slice(None)),
+            (slice(None, reach - 1), slice(1 - reach, None)),
+        )
+        folded = x[..., reach - 1 : -reach, reach - 1 : -reach].clone()
+        for (rows, to_rows), (columns, to_columns) in itertools.product(sides, repeat=2):
+            if (rows, columns) != (sides[1][0], sides[1][0]):
+                folded[..., to_rows, to_columns] += x[..., rows, columns]
+        return folded
 
     def A_dagger(self, y: Tensor) -> Tensor:
         """(B, 3, h, w) to the (B, 3, H, W) of smallest norm with A x = y."""
-        height, width = self.Fh2.shape[-2:]
-        s = self.factor
-        # A A^T is diagonal in Fourier space: see downsampling_norm.
-        gram = self.Fh2.real.reshape(s, height // s, s, width // s).mean((0, 2))
-        return self.A_adjoint(torch.fft.ifft2(torch.fft.fft2(y) / gram).real)
+        return self.A_adjoint(torch.fft.ifft2(torch.fft.fft2(y) / self.gram).real)
+
+    def _weights(self) -> Tensor:
+        """(3, 1, n, n): torch correlates where deepinv convolves."""
+        return self.filter.flip(-2, -1).expand(3, -1, -1, -1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -189,9 +232,7 @@ class SuperResolution:
         _require_room(image_shape, kernel, f"super-resolution x{self.factor}")
 
         return Operator(
-            build=lambda dtype: CircularDownsampling(
-                img_size=image_shape, filter=_filter(kernel, dtype), factor=self.factor, padding="circular"
-            ),
+            build=lambda dtype: CircularDownsampling(kernel, self.factor, image_shape, dtype),
             image_shape=image_shape,
             y_shape=(3, height // self.factor, width // self.factor),
             norm=downsampling_norm(kernel, self.factor, height, width),
@@ -208,8 +249,14 @@ def _blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
     _require_rgb(image_shape, what)
     _require_room(image_shape, kernel, what)
     _, height, width = image_shape
+
+    def build(dtype: torch.dtype) -> nn.Module:
+        from deepinv.physics import BlurFFT  # here and below: deepinv takes 2 s to import
+
+        return BlurFFT(img_size=image_shape, filter=_filter(kernel, dtype))
+
     return Operator(
-        build=lambda dtype: deepinv.physics.BlurFFT(img_size=image_shape, filter=_filter(kernel, dtype)),
+        build,
         image_shape=image_shape,
         y_shape=image_shape,
         norm=(frequency_response(kernel, height).max() * frequency_response(kernel, width).max()).item(),
@@ -284,8 +331,10 @@ class Colorization:
         _require_rgb(image_shape, "colorization")
         weights = torch.tensor(list(self.weights), dtype=torch.float64)
 
-        def build(dtype: torch.dtype) -> LinearPhysics:
-            physics = deepinv.physics.Decolorize(channels=3, srf=tuple(self.weights)).to(dtype)
+        def build(dtype: torch.dtype) -> nn.Module:
+            from deepinv.physics import Decolorize
+
+            physics: nn.Module = Decolorize(channels=3, srf=tuple(self.weights)).to(dtype)
             physics.srf = weights.to(dtype).view(1, 3, 1, 1)  # deepinv rounds the weights to float32 on the way in
             physics.mask = weights.norm().to(dtype).view(1, 1, 1, 1)
             return physics
@@ -297,6 +346,14 @@ class Colorization:
         if len(y_shape) != 3 or y_shape[0] != 1:
             raise InputError(f"y of colorization is a grey picture (1, H, W), got {tuple(y_shape)}: convert it to grey")
         return (3, y_shape[1], y_shape[2])
+
+
+def keeping(mask: Tensor) -> nn.Module:
+    """deepinv's inpainting of pictures of the mask's shape (3, H, W): 1 where a pixel is kept, 0 where it is lost."""
+    from deepinv.physics import Inpainting
+
+    physics: nn.Module = Inpainting(img_size=tuple(mask.shape), mask=mask)
+    return physics
 
 
 @dataclass(frozen=True)
@@ -320,12 +377,7 @@ class BoxInpainting:
             raise InputError(
                 f"inpainting: a hole of {self.side} leaves nothing to do or to go by in {tuple(image_shape)}"
             )
-        return Operator(
-            build=lambda dtype: deepinv.physics.Inpainting(img_size=image_shape, mask=mask.to(dtype)),
-            image_shape=image_shape,
-            y_shape=image_shape,
-            norm=1.0,
-        )
+        return Operator(lambda dtype: keeping(mask.to(dtype)), image_shape, image_shape, norm=1.0)
 
     def mask(self, image_shape: Shape) -> Tensor:
         """(3, H, W) float64: 1 where the pixel is known, 0 in the hole."""

@@ -1,10 +1,10 @@
-"""Which settings of `fine_tuning=safe` serve best: held-out and oracle loss on tuning images that no table uses, without sampling.
+"""Settings of `fine_tuning=safe`: held-out and oracle loss on tuning images that no table uses, without sampling.
 
     python benchmarks/quality/fine_tuning.py --parquet caltech101_128.parquet --out runs/fine_tuning
     python benchmarks/quality/fine_tuning.py --out runs/fine_tuning --table results/embedded/fine_tuning.md
 
-Tuning images: one field each of some photographs of the corpus of data=domains, 128x128; and test images of unseen categories that
-data=unseen leaves out, 64x64. y is theirs under sr4; the neighbours are those of encoder=imagenet, without the fields that
+Tuning images: one field each of some photographs of the corpus of data=domains, 128x128; and test images of unseen
+categories that data=unseen leaves out, 64x64. y is theirs under sr4; the neighbours are those of encoder=imagenet, without the fields that
 share ground with the image. A stopped run goes on where it was.
 """
 
@@ -65,7 +65,12 @@ def main() -> None:
                         started = time.process_time()
                         images = chosen_images(settings, image_id, x, corpus, hidden, encoder, options.out)
                         rows = study(backbone, x, images, settings, image_id)
-                        facts = {"suite": suite, "image": image_id, **settings, "seconds": time.process_time() - started}
+                        facts = {
+                            "suite": suite,
+                            "image": image_id,
+                            **settings,
+                            "seconds": time.process_time() - started,
+                        }
                         path.write_text(json.dumps([facts | row for row in rows]))
                         print(path.name, f"{facts['seconds']:.0f} s", flush=True)
 
@@ -143,7 +148,10 @@ def study(backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], settings: 
                 losses = held_out.losses()
                 rows.append(
                     {"iteration": iteration, "average": average, "alpha": alpha}
-                    | {"held_out": 100 * (relative_loss(losses, untuned) - 1), "oracle": sum(change.values()) / len(change)}
+                    | {
+                        "held_out": 100 * (relative_loss(losses, untuned) - 1),
+                        "oracle": sum(change.values()) / len(change),
+                    }
                     | change
                     | {"strata": (100 * (losses.mean(1) / untuned.mean(1) - 1)).tolist()}
                 )

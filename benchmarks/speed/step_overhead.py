@@ -29,6 +29,7 @@ from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.files import write_bytes
 from adir.samplers.adir import ADIR
+from adir.samplers.svd import as_physics
 from adir.tasks.operators import BoxBlur, Operator, SuperResolution
 
 SIDE, STEPS = 128, 3
@@ -103,7 +104,7 @@ def contestants(stopwatch: Stopwatch, operator: Operator, batch: int) -> dict[st
         dps = deepinv.sampling.DPS(ForDeepinv(backbone), num_steps=STEPS + 1)
 
         def one_dps() -> None:
-            dps((y + 1) / 2, operator.physics, x_init=(1, 3, SIDE, SIDE), denoise_output=False)
+            dps((y + 1) / 2, as_physics(operator.physics), x_init=(1, 3, SIDE, SIDE), denoise_output=False)
 
         runs["dps"] = one_dps
     return runs

@@ -136,7 +136,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_damaged_weights_are_an_input_error(folder, content):
     (folder / WEIGHTS).write_bytes(content)
     with pytest.raises(InputError, match=r"damaged backbone .*fetch it again") as caught:
-        GuidedDiffusion(folder=folder)
+        _ = GuidedDiffusion(folder=folder).network
     assert "\n" not in str(caught.value)
 
 
@@ -145,7 +145,7 @@ def test_truncated_weights_are_an_input_error(folder, keep):
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[:keep])
     with pytest.raises(InputError, match=r"damaged backbone"):
-        GuidedDiffusion(folder=folder)
+        _ = GuidedDiffusion(folder=folder).network
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"block_out_channels": "x"}', "\udcff"])
@@ -163,7 +163,7 @@ def test_a_configuration_of_another_width_names_the_first_tensor_that_differs(fo
     # The first level keeps its 16 channels; the second level's first convolution now makes 32 of them.
     first = r"down_blocks\.1\.attentions\.0\.group_norm\.bias is \(16,\) in the file, \(32,\) in the network"
     with pytest.raises(InputError, match=WEIGHTS + ".*" + first):
-        GuidedDiffusion(folder=folder)
+        _ = GuidedDiffusion(folder=folder).network
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_tensor_too_few_or_too_many_is_named(folder, change, words):
         tensors["conv_in.bias_2"] = torch.zeros(3)
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(InputError, match=rf"conv_in\.bias.* .*{words}"):
-        GuidedDiffusion(folder=folder)
+        _ = GuidedDiffusion(folder=folder).network
 
 
 # --- checkpoints of guided-diffusion

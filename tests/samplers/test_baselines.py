@@ -29,7 +29,15 @@ from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.editing import EditTask
-from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianBlur, Operator, SuperResolution
+from adir.tasks.operators import (
+    BoxBlur,
+    BoxInpainting,
+    Colorization,
+    GaussianBlur,
+    Operator,
+    SuperResolution,
+    bicubic_kernel,
+)
 from adir.tasks.restoration import RestorationTask
 
 KNN = NearestNeighbours(Full(), FineTuning())
@@ -106,6 +114,23 @@ def test_the_gradient_of_the_denoiser_is_that_of_finite_differences(backbone):
 LIKE_DEEPINV = {"rtol": 0, "atol": 1e-4}
 
 
+def deepinvs_downsampling(dtype: torch.dtype) -> deepinv.physics.Downsampling:
+    """A of SR as deepinv has it, with the noise of 8 bits."""
+    kernel = bicubic_kernel(4, centre=1.5)
+    weights = torch.outer(kernel, kernel)[None, None].to(dtype)
+    return deepinv.physics.Downsampling(SHAPE, weights, 4, noise_model=GaussianNoise(ROUNDING))
+
+
+def test_dps_of_an_operator_without_deepinv_is_deepinvs_call_too(backbone, x):
+    y = SR.degrade(x, generator(0))
+    ours = DPS(n_steps=3).restore(backbone, SR.operator(SHAPE), y[None], [generator(5)])
+    torch.manual_seed(5)
+    theirs = deepinv.sampling.DPS(BackboneDenoiser(backbone), num_steps=4)(
+        (y[None] + 1) / 2, deepinvs_downsampling(torch.float32)
+    )
+    torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), **LIKE_DEEPINV)
+
+
 @pytest.mark.parametrize("guidance", ["norm", "annealed"])
 def test_dps_is_deepinvs_call_with_the_same_seed(backbone, x, guidance):
     operator = DEBLUR.operator(SHAPE)
@@ -133,12 +158,10 @@ def test_diffpir_is_deepinvs_call_with_the_same_seed(backbone, x):
     operator = SR.operator(SHAPE)
     y = SR.degrade(x, generator(0))
     ours = DiffPIR(n_steps=6).restore(backbone, operator, y[None], [generator(5)])
-    physics = operator.build(torch.float64)
-    physics.set_noise_model(GaussianNoise(ROUNDING))
     sampler = deepinv.sampling.DiffPIR(
         BackboneDenoiser(backbone), deepinv.optim.data_fidelity.L2(), max_iter=6, sigma=ROUNDING
     )
-    theirs = sampler((y[None].double() + 1) / 2, physics, seed=5)
+    theirs = sampler((y[None].double() + 1) / 2, deepinvs_downsampling(torch.float64), seed=5)
     torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), **LIKE_DEEPINV)
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from adir.errors import InputError
-from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianBlur, SuperResolution
+from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianBlur, SuperResolution, bicubic_kernel
 
 # Small, not square, and just large enough for each filter.
 CASES = {
@@ -151,6 +151,16 @@ def test_with_centre_one_half_it_is_deepinvs_own_bicubic(factor):
     x = torch.randn(shape)
     # 2e-6: deepinv computes its weights in float32
     torch.testing.assert_close(SuperResolution(factor, centre=0.5)(shape).A(x), theirs.A(x[None])[0], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("factor, shape", [(2, (3, 12, 10)), (3, (3, 66, 96)), (4, (3, 64, 64)), (8, (3, 40, 48))])
+def test_downsampling_is_deepinvs(factor, shape):
+    operator, kernel = SuperResolution(factor)(shape), bicubic_kernel(factor, (factor - 1) / 2)
+    for dtype, atol in ((torch.float32, 1e-6), (torch.float64, 1e-14)):  # equal to the last bit with deepinv 0.5.0
+        theirs = deepinv.physics.Downsampling(shape, torch.outer(kernel, kernel)[None, None].to(dtype), factor)
+        x, y = torch.randn(shape, dtype=dtype), torch.randn(operator.y_shape, dtype=dtype)
+        torch.testing.assert_close(operator.A(x), theirs.A(x[None])[0], rtol=0, atol=atol)
+        torch.testing.assert_close(operator.A_adjoint(y), theirs.A_adjoint(y[None])[0], rtol=0, atol=atol)
 
 
 def test_the_default_centre_is_pillows():

@@ -8,16 +8,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor
 
 from adir.backbones.adm.architecture import Architecture, Flags
 from adir.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -226,11 +226,13 @@ def configuration(a: Architecture) -> dict[str, Any]:
     }
 
 
-def build_network(settings: Mapping[str, Any]) -> UNet2DModel:
+def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
     """The network of a config.json, ours or diffusers', without memory for its weights (device "meta").
 
     Raises ValueError or TypeError for settings that make none.
     """
+    from diffusers import UNet2DModel  # here: diffusers takes 4 s, and not every sampler asks for the network
+
     settings = dict(settings)
     adm = settings.pop("adm", None)
     with torch.device("meta"):
@@ -240,8 +242,11 @@ def build_network(settings: Mapping[str, Any]) -> UNet2DModel:
     return network
 
 
-def apply_adm(network: UNet2DModel, adm: Mapping[str, Any]) -> None:
+def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
     """Set what UNet2DModel has no argument for: the width of the time embedding, and a number of heads per block."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
     width = adm["model_channels"]
     if width != network.config["block_out_channels"][0]:
         network.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)

@@ -130,9 +130,14 @@ def build(node: DictConfig, what: str) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _build_once(leaf: str, what: str) -> Any:
+    # Escaped twice: `instantiate` resolves the whole leaf, and then every value of it once more.
+    return made(lambda: instantiate(from_plain(literal(json.loads(leaf))), _convert_="all"), what)
+
+
+def made(make: Callable[[], Any], what: str) -> Any:
+    """Return what `make` gives; InputError for arguments that are refused."""
     try:
-        # Escaped twice: `instantiate` resolves the whole leaf, and then every value of it once more.
-        return instantiate(from_plain(literal(json.loads(leaf))), _convert_="all")
+        return make()
     except InputError:
         raise
     except Exception as error:  # Hydra wraps what a constructor raised; the cause says what is wrong
@@ -216,6 +221,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             )
         if reason is not None:
             raise NotApplicable(reason)
+    if backbone is not None and (mode is None or mode.trains or sampler is None or sampler.n_steps):
+        parts.attempt(lambda: made(lambda: backbone.network, "backbone"))  # may be loaded only now
     data: Corpus = parts.build("data")
     scoring = parts.build("scoring")
     corpus: Corpus | None = None

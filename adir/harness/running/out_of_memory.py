@@ -14,7 +14,6 @@ from adir.backbones.execution import DTYPES, Execution, recompute
 from adir.backbones.memory import call_bytes, weight_bytes
 from adir.errors import InputError
 from adir.harness.cells.cell import Cell
-from adir.samplers.latent import without_effect
 
 OVERHEAD = 1.15
 """What a device takes beyond the tensors that live at one time: workspaces of kernels, gaps between allocations."""
@@ -191,6 +190,8 @@ def calls_at_once(cell: Cell, batch: int) -> int:
     classifier-free guidance tells them apart."""
     if cell.backbone.kind == "pixel":
         return batch
+    from adir.samplers.latent import without_effect  # here: it brings Stable Diffusion's networks, 6 s of imports
+
     sampler: Any = cell.sampler
     prompt = getattr(sampler, "prompt", None)  # an edit's is the task's, and not empty
     return 1 if without_effect(prompt, sampler.negative_prompt, sampler.guidance_scale) else 2

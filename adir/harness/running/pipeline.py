@@ -263,11 +263,11 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     assert adapter is None or len(batch) == 1
     y = torch.stack([prepared.measurement.y for prepared in batch]).to(cell.backbone.device)
     noise = [generator(cell.seed, prepared.image_id, "sampler") for prepared in batch]
-    network = cell.backbone.network
     for prepared in batch:
         prepared.clock.start()
     with in_place(cell, adapter):
         if isinstance(cell.mode, Steering):
+            network = cell.backbone.network
             steering = [cell.mode.steered(network, generator(cell.seed, one.image_id, "adaptation")) for one in batch]
             restored = cell.sampler.restore_steered(cell.backbone, batch[0].operator, y, noise, steering)
         else:
