@@ -13,11 +13,11 @@ from adir.data.fields import FLAT, SIZE, Field, Fields, clear_of, lattice, overl
 from adir.data.photographs import reduced
 from adir.errors import InputError
 
-DOMAINS = ("grass", "gravel", "ihc", "hubble_deep_field")
+DOMAINS = ("grass", "gravel", "ihc", "hubble_deep_field", "retina", "brick")
 """Photographs that passed."""
 SHORTEST = 4 * SIZE  # pixels of the shorter side that a reduced photograph keeps, if it has as many
 STRIDE = SIZE // 2  # of fields, in reduced pixels at the scale of the test fields
-WIDER = {"hubble_deep_field": SIZE}  # strides of corpus fields: in the largest photograph, one part is like the next
+STRIDES_OF = {"hubble_deep_field": SIZE, "retina": SIZE // 4}  # of corpus fields: much room there, little room here
 CROP = 64  # pixels a side of a crop of fine-tuning
 
 
@@ -54,7 +54,7 @@ test_fields.__test__ = False  # type: ignore[attr-defined]  # its name would mak
 
 def corpus_fields_of(photograph: str) -> list[Field]:
     """Return the corpus fields of a photograph of DOMAINS, sorted by id: at the scale of its test fields and at twice that."""
-    scale, stride = scale_of(photograph), WIDER.get(photograph, STRIDE)
+    scale, stride = scale_of(photograph), STRIDES_OF.get(photograph, STRIDE)
     return clear_of(lattice(photograph, {scale: stride, 2 * scale: stride // 2}), three_of_a_column(photograph))
 
 

@@ -29,7 +29,7 @@ from adir.images import from_uint8
 REPOSITORY = Path(__file__).resolve().parents[2]
 CANDIDATES = "brick grass gravel ihc retina hubble_deep_field coins moon cell page text".split()
 TIMESTEPS = (10, 50, 100, 200, 400, 700)
-FACTOR, LEAST_CROPS = 0.5, 20
+FACTOR, LEAST_CROPS = 0.3, 20
 WINDOWS = 16
 T = TypeVar("T")
 HEAD = """# The photographs of `data=domains`
@@ -58,11 +58,10 @@ TAIL = """
 Columns t: ratio of errors. `corpus fields`: of that photograph, in the corpus if it passes. Errors on `val` at these t:
 {known}.
 
-The factor was chosen after a look at this table, and before any adaptation was run on these test fields. It lies in the gap
-between 0.74 and 0.37 of the photographs that have room. It is below 1, as most of these photographs are smoother than
-Caltech-101's, and noise is easier to tell from a smooth image, whatever the prior has seen. Above 1 lie only grass and gravel
-of those with room, and two clusters carry no statistics. So what passes is not much easier than what the prior knows; it need
-not be harder.
+The factor was chosen after a look at this table, and before any adaptation was run on these test fields: low enough that all six
+photographs with room pass, as four clusters or two carry little statistics. The plain error does not measure how far a domain
+lies from the prior's: most of these photographs are smoother than Caltech-101's, and noise is easier to tell from a smooth
+image, whatever the prior has seen. Read the suite as six kinds of image that Caltech-101 does not hold.
 
 Test fields: {ids}.
 """

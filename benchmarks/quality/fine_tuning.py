@@ -4,8 +4,8 @@
     python benchmarks/quality/fine_tuning.py --out runs/fine_tuning --table results/embedded/fine_tuning.md
 
 Tuning images: one field each of some photographs of the corpus of data=domains, 128x128; and test images of unseen
-categories that data=unseen leaves out, 64x64. y is theirs under sr4; the neighbours are those of encoder=imagenet, without the fields that
-share ground with the image. A stopped run goes on where it was.
+categories that data=unseen leaves out, 64x64. y is theirs under sr4; the neighbours are those of encoder=imagenet, without
+the fields that share ground with the image. A stopped run goes on where it was.
 """
 
 import argparse
