@@ -58,8 +58,8 @@ TAIL = """
 Columns t: ratio of errors. `corpus fields`: of that photograph, in the corpus if it passes. Errors on `val` at these t:
 {known}.
 
-The factor was chosen after a look at this table, and before any adaptation was run on these test fields: low enough that all six
-photographs with room pass, as four clusters or two carry little statistics. The plain error does not measure how far a domain
+The factor was chosen after a look at this table, and before any adaptation was run on these test fields: low enough that all
+six photographs with room pass, as four clusters carry little statistics. The plain error does not measure how far a domain
 lies from the prior's: most of these photographs are smoother than Caltech-101's, and noise is easier to tell from a smooth
 image, whatever the prior has seen. Read the suite as six kinds of image that Caltech-101 does not hold.
 
