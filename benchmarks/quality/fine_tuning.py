@@ -40,7 +40,8 @@ from adir.tasks.operators import SuperResolution
 from adir.tasks.restoration import RestorationTask
 
 ORACLE_TIMESTEPS = (10, 50, 100, 200, 400, 700)
-AVERAGES, ALPHAS = (0.0, 0.9, 0.95), (0.25, 0.5, 0.75)
+AVERAGES, ALPHAS = (0.0, 0.9), (0.5,)
+N_IMAGES = {"domains": 3, "unseen": 4}
 
 
 def main() -> None:
@@ -56,35 +57,42 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     backbone, encoder = GuidedDiffusion(), ImagenetEncoder()
-    for group in configurations():
+    images_of = {suite: tuning_images(suite, options.parquet) for suite in options.suites}
+    for settings in configurations():
         for suite in options.suites:
-            for image_id, x, corpus, hidden in tuning_images(suite, options.parquet):
-                for settings in group:
-                    path = options.out / f"{suite}-{image_id}-{name_of(settings)}.json".replace("/", "_")
-                    if not path.exists():
-                        started = time.process_time()
-                        images = chosen_images(settings, image_id, x, corpus, hidden, encoder, options.out)
-                        rows = study(backbone, x, images, settings, image_id)
-                        facts = {
-                            "suite": suite,
-                            "image": image_id,
-                            **settings,
-                            "seconds": time.process_time() - started,
-                        }
-                        path.write_text(json.dumps([facts | row for row in rows]))
-                        print(path.name, f"{facts['seconds']:.0f} s", flush=True)
+            for image_id, x, corpus, hidden in images_of[suite]:
+                path = options.out / f"{suite}-{image_id}-{name_of(settings)}.json".replace("/", "_")
+                if not path.exists():
+                    started = time.process_time()
+                    images = chosen_images(settings, image_id, x, corpus, hidden, encoder, options.out)
+                    rows = study(backbone, x, images, settings, image_id)
+                    facts = {
+                        "suite": suite,
+                        "image": image_id,
+                        **settings,
+                        "seconds": time.process_time() - started,
+                    }
+                    path.write_text(json.dumps([facts | row for row in rows]))
+                    print(path.name, f"{facts['seconds']:.0f} s", flush=True)
 
 
-def configurations() -> list[list[dict]]:
+def configurations() -> list[dict]:
     """Settings by priority. crop: in shares of 128-pixel images, halved for those of 64 pixels."""
     base = {"mode": "knn", "k": 20, "learning_rate": 5e-5, "crop": 64, "n_iterations": 80}
-    return [
-        [base, base | {"learning_rate": 1e-4}, base | {"learning_rate": 2e-5}],
-        [base | {"mode": "random"}, base | {"mode": "mixed"}],
-        [base | {"crop": 48}, base | {"crop": 96}],
-        [base | {"k": 5}, base | {"k": 1}],
-        [base | {"n_iterations": 160}, base | {"learning_rate": 2e-4}],
+    changes = [
+        {},
+        {"learning_rate": 1e-4},
+        {"mode": "mixed"},
+        {"mode": "random"},
+        {"crop": 48},
+        {"k": 5},
+        {"crop": 96},
+        {"learning_rate": 2e-5},
+        {"n_iterations": 160},
+        {"learning_rate": 2e-4},
+        {"k": 1},
     ]
+    return [base | change for change in changes]
 
 
 def name_of(settings: dict) -> str:
@@ -99,7 +107,7 @@ def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, C
         by_photograph: dict[str, list[str]] = {}
         for name in corpus.ids:
             by_photograph.setdefault(name.split("-s")[0], []).append(name)
-        photographs = random.Random(0).sample(sorted(by_photograph), 6)
+        photographs = random.Random(0).sample(sorted(by_photograph), N_IMAGES[suite])
         chosen = [random.Random(photograph).choice(by_photograph[photograph]) for photograph in photographs]
         fields = {name: field_named(name) for name in corpus.ids}
         return [
@@ -110,7 +118,7 @@ def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, C
     tests = Selection(parquet_corpus(str(parquet), column="split", value="test"), size=64, skip=3)
     return [
         (name, tests.image(name), corpus, set(copies(tests.image(name), corpus)))
-        for name in random.Random(0).sample(tests.ids, 8)
+        for name in random.Random(0).sample(tests.ids, N_IMAGES[suite])
     ]
 
 
@@ -134,7 +142,7 @@ def study(backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], settings: 
     tuning = SafeFineTuning(settings["n_iterations"], 6, settings["learning_rate"], crop)
     parts = split(images, crop, backbone.stride, noise)
     examples = NoisyCrops(parts.training, crop, backbone.stride, 1000, True, noise)
-    held_out = HeldOutCrops(backbone, parts.held_out, examples.size, 3, noise, None)
+    held_out = HeldOutCrops(backbone, parts.held_out, examples.size, 2, noise, None)
     untuned, oracle = held_out.losses(), oracle_errors(backbone, x)
     attached, rows = Full().attach(backbone.network), []
     try:
@@ -158,7 +166,7 @@ def study(backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], settings: 
             attached.load(trained)
 
         watches = [
-            AveragedWeights(attached.parameters(), average, tuning.judged_at(), lambda i, a=average: judge(a, i))
+            AveragedWeights(attached.parameters(), average, (20, 40, 80, 160), lambda i, a=average: judge(a, i))
             for average in AVERAGES
         ]
         module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), tuning.optimizer)
