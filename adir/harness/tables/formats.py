@@ -44,8 +44,8 @@ def explanation(board: Board) -> str:
             "Verdicts, by the interval [L, U] of the gain, which is the difference with its sign turned so that positive is "
             "better, and by a margin m: better, L > 0; worse, U < 0 and L ≤ −m; not worse, L > −m; undecided, else or below "
             f"n = {FEWEST_TO_TELL_APART}. m: {', '.join(f'{metric} {margin}' for metric, margin in judged.items())}. "
-            f"Verdicts, unlike {DIFFERS}, are not corrected for the number of rows: without any effect one in 20 says better, "
-            f"so about {n / 20:.2g} of these {n}. "
+            f"Verdicts, unlike {DIFFERS}, are not corrected for the number of rows: without any effect about one in 20 says "
+            f"better, so {n / 20:.2g} of these {n}. "
         )
     return text + "residual: rms(A x̂ − y) in grey levels, to be read beside σ, the noise of y."
 
