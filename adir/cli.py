@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adir import __version__
-from adir.environment import settle
+from adir.environment import importing, settle
 from adir.errors import InputError
 
 EXAMPLES = """examples:
@@ -232,6 +232,11 @@ def complain(message: str, status: int = 2) -> int:
 
 def dispatch(args: argparse.Namespace) -> int:
     """Call the command that was asked for: `main` of adir/commands/COMMAND.py."""
-    command = importlib.import_module(f"adir.commands.{args.command}")
+    if args.command in ("run", "plan"):  # before torch is imported
+        from adir.harness.cells.compose import require_composable
+
+        require_composable(args.overrides, args.multirun)
+    with importing():
+        command = importlib.import_module(f"adir.commands.{args.command}")
     status: int = command.main(args)
     return status

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adir.environment import importing
 from adir.errors import InputError
 from adir.images import read_image, to_uint8
 from adir.scoring.base import Direction, Metric, TextEncoder, require_pictures
@@ -168,9 +169,9 @@ def _quiet_and_safe() -> Iterator[None]:
 
 
 def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.Module:
-    with _quiet_and_safe():
+    with _quiet_and_safe(), importing():
         import pyiqa  # here and not above: 3 s that `psnr` alone does not need
-
+    with _quiet_and_safe():
         return pyiqa.create_metric(pyiqa_name, device=torch.device(device), **options)
 
 

@@ -87,8 +87,8 @@ def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
     converted = next((path for path in (folder / "cache" / "converted").glob("*/") if path.is_dir()), None)
     actions: dict[str, Callable[[], object]] = {
         "import": lambda: None,
-        "convert": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags),
-        "load": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags),
+        "convert": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags).network,
+        "load": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags).network,
         "use": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags).predict(
             torch.zeros(1, 3, 32, 32), torch.tensor([0])
         ),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.adm.architecture import Architecture, Flags
+from adir.environment import importing
 from adir.errors import InputError
 
 if TYPE_CHECKING:
@@ -231,7 +232,8 @@ def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
 
     Raises ValueError or TypeError for settings that make none.
     """
-    from diffusers import UNet2DModel  # here: diffusers takes 4 s, and not every sampler asks for the network
+    with importing():
+        from diffusers import UNet2DModel  # here: diffusers takes 4 s, and not every sampler asks for the network
 
     settings = dict(settings)
     adm = settings.pop("adm", None)

@@ -120,11 +120,36 @@ def plain_words(error: Exception) -> str:
     return message
 
 
-def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> None:
-    """Raise InputError where the overrides describe a grid, of which only the first cell would run without -m."""
+def require_composable(overrides: list[str], multirun: bool, config_name: str = "run") -> None:
+    """Raise InputError for overrides that Hydra cannot compose, or that hold a word that `require_options` refuses; of a grid,
+    as far as its first words tell. Imports nothing large, so that a slip of the pen is told in a second."""
+    if multirun:
+        launcher_of(overrides, multirun, config_name)
+        return
+    with main_hydra() as hydra:
+        require_options(require_single(hydra, with_paths_quoted(overrides), config_name))
+
+
+EXISTING = ("skip", "redo", "report")
+
+
+def require_options(cfg: DictConfig) -> None:
+    """Raise InputError for unknown words among the settings that change no result."""
+    if cfg.existing not in EXISTING:
+        raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
+    if cfg.retry not in (None, "failed"):
+        raise InputError(f"retry={cfg.retry}: failed is the only choice")
+    if isinstance(cfg.batch_size, bool) or not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
+        raise InputError(f"batch_size={cfg.batch_size}: a whole number of at least 1 is needed")
+
+
+def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> DictConfig:
+    """The configuration. Raises InputError where the overrides describe a grid, of which only the first cell would run
+    without -m."""
     cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
     if str(cfg.hydra.mode).endswith("MULTIRUN"):
         raise InputError("this experiment is a grid: run it with -m")
+    return cfg
 
 
 def is_override(word: str) -> bool:

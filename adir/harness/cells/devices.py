@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-import torch
-
 from adir.errors import InputError
 
 _held: list[IO[str]] = []
@@ -18,6 +16,8 @@ _held: list[IO[str]] = []
 
 def gpu_count() -> int:
     """GPUs of this machine, at least 1, so that a launcher with a worker for each has one where there is none."""
+    import torch  # here and below: to compose a configuration, and to refuse one, need not wait for it
+
     return max(1, torch.cuda.device_count())
 
 
@@ -28,6 +28,8 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
     count: GPUs of the node; asked of torch unless given. The locks are of this machine, like the GPUs, and go with
     their process.
     """
+    import torch
+
     n_gpus = torch.cuda.device_count() if count is None else count
     if not beside_others or n_gpus < 2 or _held:
         return None

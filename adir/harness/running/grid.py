@@ -14,11 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from adir.data.base import Corpus
-from adir.environment import steady_streams
+from adir.environment import leave_out_bitsandbytes, steady_streams
 from adir.errors import InputError
 from adir.files import hash_of, read_json, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
-from adir.harness.cells.compose import launch, launcher_of
+from adir.harness.cells.compose import launch, launcher_of, require_options
 from adir.harness.cells.devices import use_own_gpu
 from adir.harness.cells.paths import from_plain, quoted
 from adir.harness.cells.refused import Refused, cpu_twin
@@ -31,8 +31,6 @@ from adir.harness.running.interruption import leave_to_the_launching_process
 from adir.harness.running.neighbours import require_enough
 from adir.harness.running.stores import MeasurementStore, OtherPicture, read_note
 from adir.harness.running.worker import Options, Outcome, picture_hashes, require_test_pictures, run_cell
-
-EXISTING = ("skip", "redo", "report")
 
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
 """Launchers of this machine, and whether their jobs may outlive the process that launched them; others are a cluster's."""
@@ -194,6 +192,7 @@ def run_job(
         return Outcome()
     if os.getpid() != launched_by:
         steady_streams()
+        leave_out_bitsandbytes()
         leave_to_the_launching_process(stop)
     if stop is not None and stop.exists():
         return Outcome()
@@ -237,12 +236,7 @@ def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: boo
 
 def options_of(cfg: DictConfig) -> Options:
     """The options that change no result. Raises InputError for unknown words."""
-    if cfg.existing not in EXISTING:
-        raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
-    if cfg.retry not in (None, "failed"):
-        raise InputError(f"retry={cfg.retry}: failed is the only choice")
-    if isinstance(cfg.batch_size, bool) or not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
-        raise InputError(f"batch_size={cfg.batch_size}: a whole number of at least 1 is needed")
+    require_options(cfg)
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
     retry = cfg.retry == "failed"
     return Options(cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size)

@@ -1,0 +1,100 @@
+"""Processor seconds of short commands, beside `import torch`: what a user waits for before any work is done.
+
+    python benchmarks/speed/startup.py --before FOLDER --out results/speed/startup.md
+
+FOLDER is another checkout, which takes turns with this one: `git worktree add FOLDER COMMIT`. Each command is a process of its
+own with one thread; the figure is the median of --rounds of its user and system time, and that of its children.
+"""
+
+import argparse
+import datetime
+import os
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent.parent.parent
+RUN = "run task=sr4 sampler=bicubic data=folder data.path=pictures scoring.metrics=[ssim]"
+COMMANDS = {  # what is typed after `adir`, and the most that it may take, in times `import torch` or in seconds
+    "list": ("list", "1.5 s"),
+    "errors": ("run bogus=1", "1.5 s"),
+    "unknown choice": ("run task=nosuch", "1.5 s"),
+    "unknown word": ("run existing=nosuch", "1.5 s"),
+    "bicubic": ("restore y.png task=sr4 sampler=bicubic --out restored --overwrite", "2.2 x"),
+    "SSIM": (f"{RUN} existing=redo", "3.0 x"),
+    "leaderboard": ("leaderboard runs", "1.5 s"),
+    "one step of the prior": ("restore y.png task=sr4 sampler.n_steps=1 --out stepped --overwrite", "4.0 x"),
+}
+
+
+def seconds(arguments: list[str], checkout: Path, folder: Path) -> float:
+    """Processor time of one process, which may fail as a wrong command line does."""
+    env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode not in (0, 2) or "Traceback" in done.stderr:
+        raise SystemExit(f"{shlex.join(arguments)}: {done.stderr}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def commit(checkout: Path) -> str:
+    """The short hash of a checkout's commit."""
+    git = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    """Measure, and print or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    checkouts = {"before": arguments.before.resolve(), "after": HERE}
+    found: dict[tuple[str, str], list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        draw = np.random.default_rng(0)
+        (folder / "pictures").mkdir()
+        for path in ("y.png", "pictures/a.png", "pictures/b.png"):
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / path)
+        for _ in range(arguments.rounds):
+            found.setdefault(("torch", ""), []).append(seconds(["-c", "import torch"], HERE, folder))
+            for which, checkout in checkouts.items():
+                for label, (words, _) in COMMANDS.items():
+                    taken = seconds(["-m", "adir", *shlex.split(words)], checkout, folder)
+                    found.setdefault((label, which), []).append(taken)
+    median = {key: statistics.median(values) for key, values in found.items()}
+    torch_seconds = median["torch", ""]
+    lines = [
+        "# Start-up\n",
+        f"Processor seconds, medians of {arguments.rounds} processes of one thread; `import torch` takes {torch_seconds:.2f}.\n",
+        f"| command | before ({commit(checkouts['before'])}) | after ({commit(HERE)}) | after / `import torch` | at most |",
+        "|---|---|---|---|---|",
+    ]
+    for label, (words, most) in COMMANDS.items():
+        before, after = median[label, "before"], median[label, "after"]
+        lines.append(f"| {label}: `adir {words}` | {before:.2f} | {after:.2f} | {after / torch_seconds:.2f} | {most} |")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "deepinv", "pyiqa"))
+    lines += [
+        "\nOne picture of 32x32, or two; the prior sees 128x128.\n",
+        f"{datetime.date.today()}; load average {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}, {packages}.\n",
+        f"    python benchmarks/speed/startup.py --before FOLDER --rounds {arguments.rounds} --out results/speed/startup.md",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
