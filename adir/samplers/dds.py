@@ -99,6 +99,7 @@ class DDS:
     gamma: weight of y against x0_hat, in units of the images in [-1, 1]. It acts as gamma times a squared singular value of A,
         the largest of which is 1 for our blurs and about 1/16 for sr4; 0 ignores y.
     n_cg_steps: the paper's M.
+    clip_x0: clip x0_hat to [-1, 1], the result too.
     """
 
     version: ClassVar[int] = 1
@@ -108,6 +109,7 @@ class DDS:
     eta: float = 0.2
     gamma: float = 10.0
     n_cg_steps: int = 3
+    clip_x0: bool = False
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
@@ -163,8 +165,12 @@ class DDS:
         def consistent(x0_hat: Tensor) -> Tensor:
             return conjugate_gradients(normal_equations, x0_hat + gamma_At_y, x0_hat, self.n_cg_steps)
 
+        def clean(x_t: Tensor, ab: Tensor, eps: Tensor) -> Tensor:
+            x0_hat = predict_x0(x_t, eps, ab)
+            return x0_hat.clamp(-1, 1) if self.clip_x0 else x0_hat
+
         def outcome(x_t: Tensor, ab: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-            x_hat = consistent(predict_x0(x_t, eps, ab))
+            x_hat = consistent(clean(x_t, ab, eps))
             return x_hat, operator.A(x_hat) - y
 
         x_t = draw_noise(operator.image_shape, generators, y)
@@ -177,7 +183,7 @@ class DDS:
                 eps_tuned = steered.eps(
                     i, eps, partial(differentiable_eps, backbone, x_t, t), partial(outcome, x_t, ab)
                 )
-            x0_hat = predict_x0(x_t, eps_tuned, ab)
+            x0_hat = clean(x_t, ab, eps_tuned)
             if i > 0:
                 z = draw_noise(operator.image_shape, generators, y) if self.eta > 0 else None
                 x_t = ddim_step(consistent(x0_hat), eps, ab, ab_prev, self.eta, z)

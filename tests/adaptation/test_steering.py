@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from adir.adaptation.lora import Lora
 from adir.adaptation.steering import SteerableConditional, objective, total_variation
 from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
+from adir.harness.cells.compose import compose
 from adir.images import from_uint8
 from adir.samplers.base import SteerableSampler, Steering
 from adir.samplers.dds import DDS
@@ -26,8 +28,8 @@ from adir.tasks.restoration import RestorationTask
 SR = RestorationTask("sr4", 1, SuperResolution(4), 0, 100)
 DEBLUR = RestorationTask("deblur", 1, BoxBlur(5), 10, 30)
 SHAPE = (3, 16, 16)
-LORA = Lora(rank=8, alpha=8, layers="all")
-SCD = SteerableConditional(LORA, FineTuning())
+SCD: SteerableConditional = instantiate(compose(["adaptation=scd", "sampler=dds"]).adaptation, _convert_="all")
+LORA = SCD.adapter
 SHORT = dataclasses.replace(SCD, every=3, lowest=1, n_iterations=2, learning_rate=1e-3)
 SAMPLER = DDS(n_steps=6)
 
@@ -66,6 +68,17 @@ def test_total_variation_is_the_sum_counted_by_hand() -> None:
 
 def test_the_papers_steps_are_every_20th_and_the_four_lowest_of_100() -> None:
     assert [i for i in range(100) if SCD.is_due(i)] == [0, 1, 2, 3, 20, 40, 60, 80]
+
+
+def test_the_papers_adapter_is_on_all_of_the_blocks_and_on_neither_end_of_the_network(backbone) -> None:
+    every = Lora(layers="all").targets(backbone.network)
+    assert LORA.targets(backbone.network) == [name for name in every if name not in ("conv_in", "conv_out")]
+    assert every[0] == "conv_in" and every[-1] == "conv_out" and (LORA.rank, LORA.alpha) == (8, 8)
+
+
+def test_the_settings_of_the_configuration_are_the_classes_own() -> None:
+    assert SteerableConditional(LORA, SCD.fine_tuning) == SCD
+    assert instantiate(compose(["sampler=dds"]).sampler) == DDS()
 
 
 def test_the_mode_steers_and_dds_takes_it() -> None:

@@ -149,8 +149,9 @@ class Shifted:
 
 
 @pytest.mark.parametrize("steered", [False, True], ids=["dds", "steered"])
+@pytest.mark.parametrize("clip", [False, True], ids=["free", "clipped"])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-def test_the_sampler_is_the_listing_with_matrices(eta, steered):
+def test_the_sampler_is_the_listing_with_matrices(eta, clip, steered):
     W, A = torch.randn(N, N, dtype=torch.float64) / 4, torch.randn(5, N, dtype=torch.float64) / 4
 
     def eps(x: Tensor, t: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def test_the_sampler_is_the_listing_with_matrices(eta, steered):
     n, gamma = 8, 3.0
     y = torch.randn(2, 5, 1, 1, dtype=torch.float64)
     # A has 5 singular values, so I + gamma A^T A has 6 eigenvalues: 6 steps solve it.
-    sampler = DDS(n_steps=n, eta=eta, gamma=gamma, n_cg_steps=6)
+    sampler = DDS(n_steps=n, eta=eta, gamma=gamma, n_cg_steps=6, clip_x0=clip)
     if steered:
         steering = [Shifted(), Shifted()]
         result = sampler.restore_steered(Denoiser(eps), Matrix(A), y, generators(3, 4), steering)
@@ -180,6 +181,7 @@ def test_the_sampler_is_the_listing_with_matrices(eta, steered):
             a = alpha_bar[i]
             direction = eps(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([kept[i]])).flatten().numpy()
             x0 = (x - math.sqrt(1 - a) * (direction + (0.3 if steered and i < 6 else 0))) / math.sqrt(a)
+            x0 = np.clip(x0, -1, 1) if clip else x0
             if i > 0:
                 a_next = alpha_bar[i - 1]
                 x_hat = np.linalg.solve(normal, x0 + gamma * A.T @ y[image].flatten().numpy())
