@@ -18,6 +18,7 @@ import itertools
 import json
 import random
 import time
+from collections import Counter
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -175,9 +176,9 @@ def label(line: dict[str, Any]) -> str:
     words = [sampler["name"]]
     if "guidance_scale" in sampler:
         words.append(f"s={sampler['guidance_scale']:g}")
-    words += [
-        f"{key}={str(sampler[key]).lower()}" for key, usual in SETTINGS.items() if sampler.get(key, usual) != usual
-    ]
+    if "temperature" in sampler:
+        changed = [key for key, usual in SETTINGS.items() if sampler[key] != usual]
+        words += [f"{key}={str(sampler[key]).lower()}" for key in changed]
     return " ".join(words + ([f"{line['adaptation']} k={line['k']}"] if line["adaptation"] != "none" else []))
 
 
@@ -206,11 +207,12 @@ def scores(line: dict[str, Any]) -> str:
 
 
 def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path) -> None:
-    """A row per task and tuning image: the ground truth, then the restoration by each of the `shown` rows that has it.
+    """A row per task and tuning image that two or more have: the ground truth, then the restoration by each of the `shown`.
 
     shown: labels followed by @ and the number of evaluations, as in `ddrm@20`.
     """
-    pairs = sorted({(line["task"], line["image"]) for line in lines if f"{label(line)}@{line['evaluations']}" in shown})
+    found = Counter((line["task"], line["image"]) for line in lines if f"{label(line)}@{line['evaluations']}" in shown)
+    pairs = sorted(pair for pair, count in found.items() if count > 1)
     figure, grid = plt.subplots(
         len(pairs),
         len(shown) + 1,
