@@ -33,7 +33,7 @@ from adir.harness.tables.statistics import Estimate, mean_over_pictures
 
 METRICS = {"psnr": "PSNR / dB, higher is better", "deep-lite0": "deep-lite0, lower is better"}
 COLUMNS = ("psnr", "ssim", "fsim", "deep-lite0", "residual")
-ORDER = ("adir", "ddpg", "diffpir", "ddrm", "dps", "dmsp", "bicubic", "adjoint", "pseudo_inverse")
+ORDER = ("adir", "adir_clean", "ddpg", "diffpir", "ddrm", "dps", "dmsp", "bicubic", "adjoint", "pseudo_inverse")
 
 
 @dataclass(frozen=True)

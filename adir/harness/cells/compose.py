@@ -26,6 +26,7 @@ from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
+OmegaConf.register_new_resolver("tenfold_without_noise", lambda s, sigma_y: s if sigma_y > 0 else 10 * s, replace=True)
 # Hydra looks for `# @package` behind a byte order mark, finds none, and puts a user's experiment where nobody reads it.
 _header_of = ConfigSource._get_header_dict
 ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))

@@ -139,3 +139,12 @@ def test_a_record_tells_licence_and_source_of_its_picture_as_far_as_they_are_kno
     told = {name.partition("-")[0]: (image.licence, image.source) for name, image in images.items()}
     assert told["retina"][0] == "CC0 1.0" and "wikimedia" in told["retina"][1]
     assert told["motorcycle_left"][0] is None and told["chelsea"] == ("CC0 1.0", None)
+
+
+@pytest.mark.parametrize("task, scale", [("sr4", 1000), ("deblur", 30)])
+def test_the_clean_sampler_guides_tenfold_where_y_has_no_noise(task: str, scale: float) -> None:
+    literal, clean = (compose([f"task={task}", f"sampler={name}"]).sampler for name in ("adir", "adir_clean"))
+    assert clean.guidance_scale == scale and literal.guidance_scale == min(scale, 100)
+    # Whatever else may differ from the paper's is this alone.
+    assert {key for key in literal if literal[key] != clean[key]} <= {"name", "guidance_scale", "temperature"}
+    assert (literal.eta, literal.temperature, literal.back_projection) == (1, 1, False)

