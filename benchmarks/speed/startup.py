@@ -77,7 +77,7 @@ def main() -> None:
     torch_seconds = median["torch", ""]
     lines = [
         "# Start-up\n",
-        f"Processor seconds, medians of {arguments.rounds} processes of one thread; `import torch` takes {torch_seconds:.2f}.\n",
+        f"Processor seconds, medians of {arguments.rounds} processes of one thread; `import torch` {torch_seconds:.2f}.\n",
         f"| command | before ({commit(checkouts['before'])}) | after ({commit(HERE)}) | after / `import torch` | at most |",
         "|---|---|---|---|---|",
     ]
