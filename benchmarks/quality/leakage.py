@@ -25,7 +25,8 @@ from torch import Tensor
 
 from adir.data.base import Corpus
 from adir.data.corpus import parquet_corpus
-from adir.data.embedded import EmbeddedCorpus, corpus_fields, overlap, test_fields
+from adir.data.embedded import EmbeddedCorpus, corpus_fields, test_fields
+from adir.data.fields import overlap
 from adir.data.fingerprints import fingerprint
 from adir.files import hash_of, sha256_of_bytes, write_bytes
 from adir.images import from_uint8, to_uint8

@@ -10,7 +10,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from adir.data.base import Corpus
-from adir.data.embedded import EmbeddedCorpus, corpus_fields, overlap, test_fields
+from adir.data.embedded import EmbeddedCorpus, corpus_fields, test_fields
+from adir.data.fields import overlap
 from adir.images import from_uint8, to_uint8
 from adir.retrieval import leakage
 from adir.retrieval.leakage import copies
