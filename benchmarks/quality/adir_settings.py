@@ -176,8 +176,8 @@ def label(line: dict[str, Any]) -> str:
     words = [sampler["name"]]
     if "guidance_scale" in sampler:
         words.append(f"s={sampler['guidance_scale']:g}")
-    if "temperature" in sampler:
-        changed = [key for key, usual in SETTINGS.items() if sampler[key] != usual]
+    if sampler["name"].startswith("adir"):  # those of other samplers, such as DDRM's eta, mean something else
+        changed = [key for key, usual in SETTINGS.items() if sampler.get(key, usual) != usual]
         words += [f"{key}={str(sampler[key]).lower()}" for key in changed]
     return " ".join(words + ([f"{line['adaptation']} k={line['k']}"] if line["adaptation"] != "none" else []))
 
@@ -207,12 +207,12 @@ def scores(line: dict[str, Any]) -> str:
 
 
 def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path) -> None:
-    """A row per task and tuning image that two or more have: the ground truth, then the restoration by each of the `shown`.
+    """A row per task and tuning image that three or more have: the ground truth, then the restoration by each of the `shown`.
 
     shown: labels followed by @ and the number of evaluations, as in `ddrm@20`.
     """
     found = Counter((line["task"], line["image"]) for line in lines if f"{label(line)}@{line['evaluations']}" in shown)
-    pairs = sorted(pair for pair, count in found.items() if count > 1)
+    pairs = sorted(pair for pair, count in found.items() if count > 2)
     figure, grid = plt.subplots(
         len(pairs),
         len(shown) + 1,
@@ -232,7 +232,7 @@ def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path
                 axes = row[shown.index(name) + 1]
                 axes.imshow(to_uint8(read_png(folder / line["file"])), interpolation="nearest")
                 axes.set_title(f"{name}\n{scores(line)}", fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
 
 
