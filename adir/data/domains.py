@@ -13,7 +13,7 @@ from adir.data.fields import FLAT, SIZE, Field, Fields, clear_of, lattice, overl
 from adir.data.photographs import reduced
 from adir.errors import InputError
 
-DOMAINS = ("grass", "gravel", "ihc", "hubble_deep_field", "retina", "brick")
+DOMAINS = ("brick", "grass", "gravel", "ihc", "retina", "hubble_deep_field")
 """Photographs that passed."""
 SHORTEST = 4 * SIZE  # pixels of the shorter side that a reduced photograph keeps, if it has as many
 STRIDE = SIZE // 2  # of fields, in reduced pixels at the scale of the test fields
