@@ -52,7 +52,7 @@ class SafeFineTuning(FineTuning):
 
     name: ClassVar[str] = "safe"
     version: ClassVar[int] = 1
-    n_iterations: int = 80
+    n_iterations: int = 40
     learning_rate: float = 5e-5
     crop_size: int = 64
     warm_up: int = 20
