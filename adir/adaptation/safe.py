@@ -77,6 +77,11 @@ class SafeFineTuning(FineTuning):
         """Four images of the corpus beside a single neighbour: its own parts say little about others of its kind."""
         return 4
 
+    def bare(self) -> tuple[FineTuning, float]:
+        """Return the plain training, and the share of its cost that is paid for held-out work at most."""
+        plain = FineTuning(self.n_iterations, self.batch_size, self.learning_rate, self.crop_size, self.flip)
+        return plain, HELD_OUT_SHARE
+
     def usable(self, k: int, n: int) -> int:
         """Return how many of the k nearest of n images are not farther from y than the median of all n."""
         return min(k, (n + 1) // 2)

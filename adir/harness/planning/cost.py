@@ -132,7 +132,7 @@ def estimate(cell: Cell) -> Cost:
         once[f"fingerprints {corpus.sha256}"] = retrieving.fingerprints
     if cell.mode.trains:
         adapting = calibrated("adapt", cell, adaptation_key(cell, task, y), lambda: adaptation(cell, task, y))
-        seconds["adapt"] = adapting.line.seconds(cell.fine_tuning.n_iterations)
+        seconds["adapt"] = adapting.line.seconds(cell.fine_tuning.n_iterations) * (1 + cell.fine_tuning.bare()[1])
         peaks.append(adapting.line.peak_mb)
     line: Line = calibrated("sample", cell, sampling_key(cell, x), lambda: sampling_line(cell, task, x, y, adapting))
     seconds["sample"] = line.seconds(cell.sampler.n_steps) * scale
@@ -198,9 +198,10 @@ def adaptation(cell: Cell, task: Any, y: Tensor) -> Adapting:
     """Seconds of adaptation by iterations."""
     pictures = training_pictures(cell, task, y)
     device = cell.backbone.device
+    tuning, _ = cell.fine_tuning.bare()
 
     def run(n_iterations: int) -> tuple[Any, Stopwatch]:
-        watch, short = Stopwatch(), dataclasses.replace(cell.fine_tuning, n_iterations=n_iterations)
+        watch, short = Stopwatch(), dataclasses.replace(tuning, n_iterations=n_iterations)
         noise = generator(cell.seed, "cost", "adaptation")
         return short.fit(
             cell.backbone, cell.adapter, pictures, noise, callbacks=[watch], task=task, variants=cell.mode.variants
