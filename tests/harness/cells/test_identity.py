@@ -88,7 +88,7 @@ def test_a_mode_that_tunes_while_it_samples_counts_with_its_settings_and_shows_i
 
 def test_a_corpus_that_withholds_images_is_another_cell_only_where_a_corpus_is_used(tmp_path: Path) -> None:
     for mode in (*WITH_CORPUS, "self"):
-        words = [f"adaptation={mode}", "data=domains", "retrieval=domains", f"results={tmp_path}", "encoder=embedded"]
+        words = [f"adaptation={mode}", "data=domains", "retrieval=domains", f"results={tmp_path}"]
         all_of_it, control = (
             resolve_cell(compose([*words, f"retrieval.corpus.own_photograph={own}"])).identity for own in (True, False)
         )
