@@ -230,7 +230,7 @@ def settings_apart(identities: dict[str, dict[str, Any]], most: int = 3) -> dict
 
 
 def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether an entry of flattened identities is a setting of the part whose name stands at `part`, one value for each name."""
+    """Whether an entry of flattened identities is a setting of the part named at `part`, with one value for each name."""
     if key == part or not part.endswith(".name") or not key.startswith(part.removesuffix("name")):
         return False
     pairs = {(repr(entries.get(part)), repr(entries.get(key))) for entries in flat.values()}

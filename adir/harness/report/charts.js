@@ -167,18 +167,34 @@ function lossLack() {
   return there ? "adapters of this task are among the results, and none of them holds its losses." : "no adapter of this task is among the results (results/adapters).";
 }
 
-function drawLoss() {
-  const figure = document.getElementById("loss");
+// A line a row, with the quantiles around it. level: the untuned denoiser's, across; lines then have their rows' marks.
+function drawCurves(id, all, { x, y, level, text, lack }) {
+  const figure = document.getElementById(id);
   const shown = new Set(inTask().map((row) => row.number));
-  const curves = data.losses.filter((curve) => shown.has(curve.row));
+  const curves = all.filter((curve) => shown.has(curve.row));
   const series = curves.map((curve) => ({
     name: data.rows[curve.row].label, colour: colourOf(curve.row), line: dashes(data.rows[curve.row]),
-    points: curve.x.map((step, i) => [step, curve.mean[i]]), band: curves.length > 6 ? [] : curve.x.map((step, i) => [step, curve.low[i], curve.high[i]]),
+    points: curve.x.map((place, i) => [place, curve.mean[i], null, level === undefined ? undefined : curve.row]),
+    band: curves.length > 6 ? [] : curve.x.map((place, i) => [place, curve.low[i], curve.high[i]]),
   }));
+  if (curves.length && level !== undefined) series.push({ name: "untuned", colour: "", level });
   const counts = unique(curves.map((curve) => curve.n)).sort((a, b) => a - b);
-  find("p.small", figure).textContent = curves.length
-    ? `Mean of ${counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0]} trainings a row, over windows of iterations${curves.length > 6 ? "" : "; shaded: 10 to 90 % of them"}.` : "";
-  drawOrSay(figure, { series, x: "iteration", y: "loss" }, lossLack());
+  const n = counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0];
+  find("p.small", figure).textContent = curves.length ? `Mean of ${n} ${text}${curves.length > 6 ? "" : "; shaded: 10 to 90 % of them"}.` : "";
+  find("ul", figure)?.replaceChildren(...curves.map((curve) => element("li", {}, icon(curve.row), `${data.rows[curve.row].label}: ${curve.said}`)));
+  drawOrSay(figure, { series, x, y }, lack);
+}
+
+function drawTuning() {
+  drawCurves("loss", data.losses, { x: "iteration", y: "loss", text: "trainings a row, over windows of iterations", lack: lossLack() });
+  drawCurves("held-out", data.heldOut, {
+    x: "iteration", y: "relative held-out loss (lower is better)", level: 1, text: "trainings a row; dashed: the untuned denoiser",
+    lack: "no record of this task holds one (adaptation/fine_tuning=safe).",
+  });
+  drawCurves("oracle", data.oracle, {
+    x: "timestep t", y: "change, % (lower is better)", level: 0, text: "restorations a row; dashed: the untuned denoiser",
+    lack: "no adapted record of this task holds it (oracle=true).",
+  });
 }
 
 const dashes = (row) => (row.look.open ? "2 3" : "none");
@@ -211,7 +227,7 @@ function drawCharts() {
   document.getElementById("chart-lacks").replaceChildren();
   drawScatter();
   drawSweep();
-  drawLoss();
+  drawTuning();
   drawCost();
 }
 

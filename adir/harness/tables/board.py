@@ -245,8 +245,8 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str], against
 def references_of(
     key: tuple[Any, ...], group: Group, bases: dict[tuple[Any, ...], str], against: str
 ) -> list[tuple[Any, ...]]:
-    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those of its K, adapter,
-    fine-tuning and corpus."""
+    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those of its K,
+    adapter, fine-tuning and corpus."""
     found = [other for other in group.rows if other[0] == against and bases[other] == bases[key]]
     if key in found:
         return [key]
