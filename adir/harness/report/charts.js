@@ -167,6 +167,8 @@ function lossLack() {
   return there ? "adapters of this task are among the results, and none of them holds its losses." : "no adapter of this task is among the results (results/adapters).";
 }
 
+const CHANGE = "change by tuning, % (lower is better)";
+
 // A line a row, with the quantiles around it. level: the untuned denoiser's, across; lines then have their rows' marks.
 function drawCurves(id, all, { x, y, level, text, lack }) {
   const figure = document.getElementById(id);
@@ -188,11 +190,11 @@ function drawCurves(id, all, { x, y, level, text, lack }) {
 function drawTuning() {
   drawCurves("loss", data.losses, { x: "iteration", y: "loss", text: "trainings a row, over windows of iterations", lack: lossLack() });
   drawCurves("held-out", data.heldOut, {
-    x: "iteration", y: "relative held-out loss (lower is better)", level: 1, text: "trainings a row; dashed: the untuned denoiser",
+    x: "iteration", y: CHANGE, level: 0, text: "trainings a row; dashed: the untuned denoiser",
     lack: "no record of this task holds one (adaptation/fine_tuning=safe).",
   });
   drawCurves("oracle", data.oracle, {
-    x: "timestep t", y: "change, % (lower is better)", level: 0, text: "restorations a row; dashed: the untuned denoiser",
+    x: "timestep t", y: CHANGE, level: 0, text: "restorations a row; dashed: the untuned denoiser",
     lack: "no adapted record of this task holds it (oracle=true).",
   });
 }

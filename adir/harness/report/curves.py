@@ -37,18 +37,18 @@ def mean_curve(curves: Iterable[list[float]]) -> dict[str, Any] | None:
 
 
 def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
-    """Mean held-out loss by iteration, as `mean_curve`; None when there is none.
+    """Mean change of the held-out loss by iteration in percent, as `mean_curve`; None when there is none.
 
     `said` tells of all trainings how many updates were accepted, and the means of alpha and of the fall, refused ones included.
     """
     if not found:
         return None
     steps = sorted(found[0].losses)
-    alike = np.array([[one.losses[step] for step in steps] for one in found if sorted(one.losses) == steps])
+    changes = [[100 * (one.losses[step] - 1) for step in steps] for one in found if sorted(one.losses) == steps]
     accepted = sum(one.alpha > 0 for one in found)
     alpha, fall = (float(np.mean([getattr(one, name) for one in found])) for name in ("alpha", "fall"))
     said = f"{accepted} of {len(found)} updates accepted, mean alpha {alpha:.2f}, mean fall {100 * fall:.2f} %"
-    return mean_and_quantiles(np.array(steps), alike) | {"said": said}
+    return mean_and_quantiles(np.array(steps), np.array(changes)) | {"said": said}
 
 
 def oracle_curve(found: Sequence[Sequence[OracleError]]) -> dict[str, Any] | None:

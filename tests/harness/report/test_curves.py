@@ -57,12 +57,8 @@ def test_the_held_out_curve_is_over_trainings_and_says_how_many_updates_were_acc
     ]
     curve = held_out_curve(found)
     assert curve is not None and (curve["x"], curve["n"]) == ([0, 5, 20], 3)
-    assert curve["mean"] == [1.0, 0.99, 0.9667]  # (0.9 + 0.8 + 1.2) / 3
-    assert curve["low"] == [1.0, 0.964, 0.82] and curve["high"] == [
-        1.0,
-        1.02,
-        1.14,
-    ]  # a fifth of the way to the middle one
+    assert curve["mean"] == [0, -1, -3.333]  # percent: (-10 - 20 + 20) / 3
+    assert curve["low"] == [0, -3.6, -18] and curve["high"] == [0, 2, 14]  # a fifth of the way to the middle one
     assert curve["said"] == "2 of 3 updates accepted, mean alpha 0.42, mean fall 3.00 %"
     assert held_out_curve([]) is None
 
