@@ -11,7 +11,8 @@ function niceTicks(low, high, count) {
   const magnitude = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * magnitude).find((each) => each >= raw * 0.999);
   const ticks = [];
-  for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) ticks.push(Number(tick.toPrecision(12)));
+  // Multiples, as a sum of steps comes to 2e-18 in place of 0.
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(Number((i * step).toPrecision(12)));
   return ticks;
 }
 
@@ -44,7 +45,7 @@ function scaleOf(values, from, to, log, ticksWanted) {
 function draw(figure, { series, x, y, xLog = false, xTicks = null }) {
   const box = find(".plot", figure);
   const width = printing ? PRINT_WIDTH : Math.max(240, Math.round(box.clientWidth || 480));
-  const margin = { left: 52, right: 12, top: 10, bottom: 42 };
+  const margin = { left: 60, right: 12, top: 10, bottom: 42 };
   const pairs = series.flatMap((each) => [...(each.cloud ?? []), ...(each.points ?? []).flatMap(([px, py, se]) => [[px, py - (se ?? 0)], [px, py + (se ?? 0)]]), ...(each.band ?? []).flatMap(([px, low, high]) => [[px, low], [px, high]])]);
   const ys = [...pairs.map((pair) => pair[1]), ...series.filter((each) => each.level !== undefined).map((each) => each.level)];
   const across = scaleOf(pairs.map((pair) => pair[0]), margin.left, width - margin.right, xLog, width / 90);

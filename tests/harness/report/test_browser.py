@@ -258,6 +258,11 @@ def test_charts_draw_what_is_there(opened: Opened) -> None:
     assert "Number of neighbours: no row" in opened.page.locator("#chart-lacks").text_content()
 
 
+def test_ticks_are_multiples_of_their_step_and_zero_is_one(opened: Opened) -> None:
+    assert opened.page.evaluate("niceTicks(-0.016, 0.0009, 5)") == [-0.015, -0.01, -0.005, 0]
+    assert opened.page.evaluate("niceTicks(0.7, 2.1, 5)") == [1, 1.5, 2]
+
+
 @pytest.mark.parametrize("width", [360, 768])
 def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Any, report: Path, width: int) -> None:
     one = Opened(browser, report, viewport={"width": width, "height": 740}, is_mobile=width < 500, has_touch=True)
