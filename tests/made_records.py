@@ -13,6 +13,7 @@ from adir.harness.records.record import (
     Adapter,
     Axes,
     Direction,
+    HeldOut,
     Measurement,
     Record,
     Sampling,
@@ -118,6 +119,20 @@ def made_adapter(name: str) -> Adapter:
         training_seconds=5.0,
         first_loss=0.5,
         last_loss=0.25,
+    )
+
+
+def made_held_out(losses: Mapping[int, float], alpha: float, fall: float) -> HeldOut:
+    """Return what held-out images said; {iteration: loss}, whose lowest is kept."""
+    kept = min(losses, key=lambda iteration: losses[iteration])
+    return HeldOut(
+        losses=dict(losses),
+        kept_iteration=kept,
+        alphas={0.0: 1.0, 1.0: losses[kept]},
+        alpha=alpha,
+        gate=False,
+        fall=fall,
+        standard_error=0.01,
     )
 
 

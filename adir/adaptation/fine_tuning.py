@@ -95,9 +95,10 @@ class FineTuning:
         """Images of the corpus, drawn at random, that `fit` wants besides a single neighbour to judge the update by."""
         return 0
 
-    def bare(self) -> tuple["FineTuning", float]:
-        """Return (the same training without held-out work, what that adds, as a share of its cost), for estimates."""
-        return self, 0.0
+    @property
+    def held_out_share(self) -> float:
+        """Cost of the held-out work over that of the training: there is none."""
+        return 0.0
 
     def usable(self, k: int, n: int) -> int:
         """Return how many of the k nearest of n images are tuned on: all."""

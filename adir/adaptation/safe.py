@@ -77,11 +77,6 @@ class SafeFineTuning(FineTuning):
         """Four images of the corpus beside a single neighbour: its own parts say little about others of its kind."""
         return 4
 
-    def bare(self) -> tuple[FineTuning, float]:
-        """Return the plain training, and the share of its cost that is paid for held-out work at most."""
-        plain = FineTuning(self.n_iterations, self.batch_size, self.learning_rate, self.crop_size, self.flip)
-        return plain, HELD_OUT_SHARE
-
     def usable(self, k: int, n: int) -> int:
         """Return how many of the k nearest of n images are not farther from y than the median of all n."""
         return min(k, (n + 1) // 2)
@@ -102,13 +97,24 @@ class SafeFineTuning(FineTuning):
         doubling = [5 * 2**i for i in range(max(1, self.n_iterations).bit_length())]
         return sorted({i for i in doubling if i < self.n_iterations} | ({self.n_iterations} - {0}))
 
+    def n_looks(self) -> int:
+        """Return how often the held-out loss is taken: untuned, the curve, the other alphas, and twice on fresh crops."""
+        return 1 + len(self.judged_at()) + len(ALPHAS) - 1 + 2
+
+    def training_cost(self) -> float:
+        """Return the cost of the training in evaluations of the network on one crop."""
+        return TRAINING_COST * self.batch_size * self.n_iterations
+
     def crops_per_stratum(self) -> int:
         """Return how many held-out crops a stratum has: what `HELD_OUT_SHARE` of the training's cost pays for, 1 to 8."""
-        looks = (
-            1 + len(self.judged_at()) + len(ALPHAS) - 1 + 2
-        )  # untuned, the curve, the other alphas, fresh crops twice
-        paid = HELD_OUT_SHARE * TRAINING_COST * self.batch_size * self.n_iterations
-        return min(8, max(1, int(paid / (looks * N_STRATA))))
+        return min(8, max(1, int(HELD_OUT_SHARE * self.training_cost() / (self.n_looks() * N_STRATA))))
+
+    @property
+    def held_out_share(self) -> float:
+        """Cost of the held-out work over that of the training: at most `HELD_OUT_SHARE`, except in a few iterations."""
+        if self.n_iterations == 0:
+            return 0.0
+        return self.n_looks() * N_STRATA * self.crops_per_stratum() / self.training_cost()
 
     def fit(
         self,

@@ -76,6 +76,12 @@ def test_the_papers_adapter_is_on_all_of_the_blocks_and_on_neither_end_of_the_ne
     assert every[0] == "conv_in" and every[-1] == "conv_out" and (LORA.rank, LORA.alpha) == (8, 8)
 
 
+@pytest.mark.parametrize("name, adapter", [("full", Full()), ("lora", Lora())])
+def test_another_adapter_takes_the_place_of_scds_with_settings_of_its_own(name: str, adapter: Full | Lora) -> None:
+    cfg = compose(["adaptation=scd", f"adaptation/adapter={name}", "sampler=dds"])
+    assert instantiate(cfg.adaptation, _convert_="all").adapter == adapter
+
+
 def test_the_settings_of_the_configuration_are_the_classes_own() -> None:
     assert SteerableConditional(LORA, SCD.fine_tuning) == SCD
     assert instantiate(compose(["sampler=dds"]).sampler) == DDS()

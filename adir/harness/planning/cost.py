@@ -132,7 +132,9 @@ def estimate(cell: Cell) -> Cost:
         once[f"fingerprints {corpus.sha256}"] = retrieving.fingerprints
     if cell.mode.trains:
         adapting = calibrated("adapt", cell, adaptation_key(cell, task, y), lambda: adaptation(cell, task, y))
-        seconds["adapt"] = adapting.line.seconds(cell.fine_tuning.n_iterations) * (1 + cell.fine_tuning.bare()[1])
+        n_iterations = cell.fine_tuning.n_iterations
+        judging = adapting.line.per_step * n_iterations * cell.fine_tuning.held_out_share
+        seconds["adapt"] = adapting.line.seconds(n_iterations) + judging
         peaks.append(adapting.line.peak_mb)
     line: Line = calibrated("sample", cell, sampling_key(cell, x), lambda: sampling_line(cell, task, x, y, adapting))
     seconds["sample"] = line.seconds(cell.sampler.n_steps) * scale
@@ -195,19 +197,22 @@ def training_pictures(cell: Cell, task: Any, y: Tensor) -> list[Tensor]:
 
 
 def adaptation(cell: Cell, task: Any, y: Tensor) -> Adapting:
-    """Seconds of adaptation by iterations."""
+    """Seconds of adaptation by iterations, without held-out work."""
+    tried = []
     pictures = training_pictures(cell, task, y)
     device = cell.backbone.device
-    tuning, _ = cell.fine_tuning.bare()
 
     def run(n_iterations: int) -> tuple[Any, Stopwatch]:
-        watch, short = Stopwatch(), dataclasses.replace(tuning, n_iterations=n_iterations)
+        watch, short = Stopwatch(), dataclasses.replace(cell.fine_tuning, n_iterations=n_iterations)
+        tried.append(short)
         noise = generator(cell.seed, "cost", "adaptation")
         return short.fit(
             cell.backbone, cell.adapter, pictures, noise, callbacks=[watch], task=task, variants=cell.mode.variants
         ), watch
 
     line, made = line_of_iterations(run, cell.fine_tuning.n_iterations, device)
+    judging = line.per_step * tried[-1].n_iterations * tried[-1].held_out_share
+    line = dataclasses.replace(line, fixed=max(0.0, line.fixed - judging))  # of more iterations it is another share
     disk_mb = sum(tensor.nbytes for tensor in made.tensors.values()) / 1e6
     return Adapting(line, disk_mb, made.tensors if standing(cell) is not None else None)
 

@@ -206,23 +206,35 @@ def differing_entries(identities: dict[str, dict[str, Any]]) -> tuple[dict[str, 
 def settings_apart(identities: dict[str, dict[str, Any]], most: int = 3) -> dict[str, dict[str, float | str]]:
     """{name: {rank: 4, alpha: 2.0}}: by which settings identities ({name: identity}) can be told apart, for a table's rows.
 
-    {} where they differ in more than `most`, in what is no number or word, or in what only some of them have.
+    A part of another name, {fine_tuning: safe}, stands for its settings, except for those in which parts of one name differ. A
+    setting that is null, or that only others have, is `none`. {} where they differ in more than `most`, or in what is no
+    number or word.
     """
     flat, differing = differing_entries(identities)
-    last = [key.rpartition(".")[2] for key in differing]
+    differing = [key for key in differing if not any(follows_from(key, part, flat) for part in differing)]
+    names = [key.removesuffix(".name") for key in differing]
+    last = [name.rpartition(".")[2] for name in names]
     apart = {
-        name: {
-            short_key if last.count(short_key) == 1 else key: entries.get(key)
-            for key, short_key in zip(differing, last, strict=True)
+        identity: {
+            short_name if last.count(short_name) == 1 else name: "none" if entries.get(key) is None else entries[key]
+            for key, name, short_name in zip(differing, names, last, strict=True)
         }
-        for name, entries in flat.items()
+        for identity, entries in flat.items()
     }
     plain = all(
         isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 24)
         for entries in apart.values()
         for value in entries.values()
     )
-    return apart if plain and len(differing) <= most else {}  # type: ignore[return-value]
+    return apart if plain and len(differing) <= most else {}
+
+
+def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether an entry of flattened identities is a setting of the part named at `part`, with one value for each name."""
+    if key == part or not part.endswith(".name") or not key.startswith(part.removesuffix("name")):
+        return False
+    pairs = {(repr(entries.get(part)), repr(entries.get(key))) for entries in flat.values()}
+    return len(pairs) == len({name for name, _ in pairs})
 
 
 def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:

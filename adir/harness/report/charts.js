@@ -11,7 +11,8 @@ function niceTicks(low, high, count) {
   const magnitude = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * magnitude).find((each) => each >= raw * 0.999);
   const ticks = [];
-  for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) ticks.push(Number(tick.toPrecision(12)));
+  // Multiples, as a sum of steps comes to 2e-18 in place of 0.
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(Number((i * step).toPrecision(12)));
   return ticks;
 }
 
@@ -44,7 +45,7 @@ function scaleOf(values, from, to, log, ticksWanted) {
 function draw(figure, { series, x, y, xLog = false, xTicks = null }) {
   const box = find(".plot", figure);
   const width = printing ? PRINT_WIDTH : Math.max(240, Math.round(box.clientWidth || 480));
-  const margin = { left: 52, right: 12, top: 10, bottom: 42 };
+  const margin = { left: 60, right: 12, top: 10, bottom: 42 };
   const pairs = series.flatMap((each) => [...(each.cloud ?? []), ...(each.points ?? []).flatMap(([px, py, se]) => [[px, py - (se ?? 0)], [px, py + (se ?? 0)]]), ...(each.band ?? []).flatMap(([px, low, high]) => [[px, low], [px, high]])]);
   const ys = [...pairs.map((pair) => pair[1]), ...series.filter((each) => each.level !== undefined).map((each) => each.level)];
   const across = scaleOf(pairs.map((pair) => pair[0]), margin.left, width - margin.right, xLog, width / 90);
@@ -167,18 +168,36 @@ function lossLack() {
   return there ? "adapters of this task are among the results, and none of them holds its losses." : "no adapter of this task is among the results (results/adapters).";
 }
 
-function drawLoss() {
-  const figure = document.getElementById("loss");
+const CHANGE = "change by tuning, % (lower is better)";
+
+// A line a row, with the quantiles around it. level: the untuned denoiser's, across; lines then have their rows' marks.
+function drawCurves(id, all, { x, y, level, text, lack }) {
+  const figure = document.getElementById(id);
   const shown = new Set(inTask().map((row) => row.number));
-  const curves = data.losses.filter((curve) => shown.has(curve.row));
+  const curves = all.filter((curve) => shown.has(curve.row));
   const series = curves.map((curve) => ({
     name: data.rows[curve.row].label, colour: colourOf(curve.row), line: dashes(data.rows[curve.row]),
-    points: curve.x.map((step, i) => [step, curve.mean[i]]), band: curves.length > 6 ? [] : curve.x.map((step, i) => [step, curve.low[i], curve.high[i]]),
+    points: curve.x.map((place, i) => [place, curve.mean[i], null, level === undefined ? undefined : curve.row]),
+    band: curves.length > 6 ? [] : curve.x.map((place, i) => [place, curve.low[i], curve.high[i]]),
   }));
+  if (curves.length && level !== undefined) series.push({ name: "untuned", colour: "", level });
   const counts = unique(curves.map((curve) => curve.n)).sort((a, b) => a - b);
-  find("p.small", figure).textContent = curves.length
-    ? `Mean of ${counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0]} trainings a row, over windows of iterations${curves.length > 6 ? "" : "; shaded: 10 to 90 % of them"}.` : "";
-  drawOrSay(figure, { series, x: "iteration", y: "loss" }, lossLack());
+  const n = counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0];
+  find("p.small", figure).textContent = curves.length ? `Mean of ${n} ${text}${curves.length > 6 ? "" : "; shaded: 10 to 90 % of them"}.` : "";
+  find("ul", figure)?.replaceChildren(...curves.map((curve) => element("li", {}, icon(curve.row), `${data.rows[curve.row].label}: ${curve.said}`)));
+  drawOrSay(figure, { series, x, y }, lack);
+}
+
+function drawTuning() {
+  drawCurves("loss", data.losses, { x: "iteration", y: "loss", text: "trainings a row, over windows of iterations", lack: lossLack() });
+  drawCurves("held-out", data.heldOut, {
+    x: "iteration", y: CHANGE, level: 0, text: "trainings a row; dashed: the untuned denoiser",
+    lack: "no record of this task holds one (adaptation/fine_tuning=safe).",
+  });
+  drawCurves("oracle", data.oracle, {
+    x: "timestep t", y: CHANGE, level: 0, text: "restorations a row; dashed: the untuned denoiser",
+    lack: "no adapted record of this task holds it (oracle=true).",
+  });
 }
 
 const dashes = (row) => (row.look.open ? "2 3" : "none");
@@ -211,7 +230,7 @@ function drawCharts() {
   document.getElementById("chart-lacks").replaceChildren();
   drawScatter();
   drawSweep();
-  drawLoss();
+  drawTuning();
   drawCost();
 }
 

@@ -1,9 +1,11 @@
-"""Loss curves of the adapters, from the facts beside their tensors."""
+"""Curves of the adapters: losses from the facts beside their tensors, held-out losses and errors of eps from the records."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from adir.harness.records.record import HeldOut, OracleError
 
 POINTS = 80
 """Points of a curve: more would not be seen."""
@@ -31,7 +33,36 @@ def mean_curve(curves: Iterable[list[float]]) -> dict[str, Any] | None:
     if not curves:
         return None
     alike = np.array([curve for curve in curves if len(curve) == len(curves[0])])
-    steps, table = smoothed(alike)
+    return mean_and_quantiles(*smoothed(alike))
+
+
+def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
+    """Mean change of the held-out loss by iteration in percent, as `mean_curve`; None when there is none.
+
+    `said` tells of all trainings how many updates were accepted, and the means of alpha and of the fall, refused ones included.
+    """
+    if not found:
+        return None
+    steps = sorted(found[0].losses)
+    changes = [[100 * (one.losses[step] - 1) for step in steps] for one in found if sorted(one.losses) == steps]
+    accepted = sum(one.alpha > 0 for one in found)
+    alpha, fall = (float(np.mean([getattr(one, name) for one in found])) for name in ("alpha", "fall"))
+    said = f"{accepted} of {len(found)} updates accepted, mean alpha {alpha:.2f}, mean fall {100 * fall:.2f} %"
+    return mean_and_quantiles(np.array(steps), np.array(changes)) | {"said": said}
+
+
+def oracle_curve(found: Sequence[Sequence[OracleError]]) -> dict[str, Any] | None:
+    """Relative change of the error of eps by timestep in percent, mean over images, as `mean_curve`; None without images."""
+    if not found:
+        return None
+    times = [error.t for error in found[0]]
+    alike = [errors for errors in found if [error.t for error in errors] == times]
+    changes = [[100 * (error.adapted / error.untuned - 1) for error in errors] for errors in alike]
+    return mean_and_quantiles(np.array(times), np.array(changes))
+
+
+def mean_and_quantiles(x: np.ndarray, table: np.ndarray) -> dict[str, Any]:
+    """{x, mean, low, high, n} of a curve. x: (N,) places.  table: (n, N), whose mean and 10 and 90 % quantiles are over n."""
     low, high = np.quantile(table, [0.1, 0.9], axis=0)
-    found = {"x": steps, "mean": table.mean(axis=0), "low": low, "high": high}
-    return {name: [float(f"{value:.4g}") for value in values] for name, values in found.items()} | {"n": len(alike)}
+    found = {"x": x, "mean": table.mean(axis=0), "low": low, "high": high}
+    return {name: [float(f"{value:.4g}") for value in values] for name, values in found.items()} | {"n": len(table)}

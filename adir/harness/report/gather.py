@@ -66,6 +66,12 @@ class Gathered:
         place = (row.axes["task"], row.axes.get("data") or "")
         return [scene for scene in self.scenes if (scene.task, scene.data) == place]
 
+    def done_of(self, number: int) -> list[Record]:
+        """The records of a row of the board that were restored."""
+        scenes = self.scenes_of(self.board.rows[number])
+        records = [record for scene in scenes for record in scene.cells.get(number, {}).values()]
+        return [record for record in records if record.status == "done"]
+
 
 def gather(folder: Path) -> Gathered:
     """The records of a results folder, read once, by the rows of their board. Raises InputError where there are none."""

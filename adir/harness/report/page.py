@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from adir.errors import InputError
 from adir.files import write_bytes
 from adir.harness.records.layout import Layout, is_hash, losses_of
-from adir.harness.report.curves import mean_curve
+from adir.harness.report.curves import held_out_curve, mean_curve, oracle_curve
 from adir.harness.report.exhibits import Exhibits
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
 from adir.harness.report.looks import colours_css
@@ -65,6 +65,8 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
         "rows": [row_data(gathered, number) for number in range(len(board.rows))],
         "losses": losses,
         "adapterFiles": adapter_files,
+        "heldOut": held_out_curves(gathered),
+        "oracle": oracle_curves(gathered),
         "firstSeed": gathered.first_seed,
         "fidelity": pick_metric(board, FIDELITY),
         "perceived": pick_metric(board, PERCEIVED),
@@ -200,13 +202,7 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
 def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
     """What the charts need of a row."""
     row = gathered.board.rows[number]
-    records = [
-        record
-        for scene in gathered.scenes_of(row)
-        for record in scene.cells.get(number, {}).values()
-        if record.status == "done"
-    ]
-    evaluations, seconds = cost(records)
+    evaluations, seconds = cost(gathered.done_of(number))
     means = {name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()}
     return {
         "label": gathered.labels[number],
@@ -238,6 +234,25 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
         if curve is not None:
             curves.append({"row": number} | curve)
     return curves, there
+
+
+def held_out_curves(gathered: Gathered) -> list[dict[str, Any]]:
+    """Mean held-out loss of each row that has any; an adapter that records share counts once."""
+    curves = []
+    for number in range(len(gathered.board.rows)):
+        adapters = {r.adapter.key: r.adapter for r in gathered.done_of(number) if r.adapter is not None}
+        curve = held_out_curve([one.held_out for one in adapters.values() if one.held_out is not None])
+        curves += [{"row": number} | curve] if curve is not None else []
+    return curves
+
+
+def oracle_curves(gathered: Gathered) -> list[dict[str, Any]]:
+    """Mean change of the error of eps of each adapted row that has it."""
+    curves = []
+    for number in range(len(gathered.board.rows)):
+        curve = oracle_curve([r.oracle for r in gathered.done_of(number) if r.adapter is not None and r.oracle])
+        curves += [{"row": number} | curve] if curve is not None else []
+    return curves
 
 
 def settings(gathered: Gathered) -> list[tuple[str, str]]:

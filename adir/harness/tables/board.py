@@ -245,8 +245,8 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str], against
 def references_of(
     key: tuple[Any, ...], group: Group, bases: dict[tuple[Any, ...], str], against: str
 ) -> list[tuple[Any, ...]]:
-    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those of its K, adapter
-    and fine-tuning."""
+    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those of its K,
+    adapter, fine-tuning and corpus."""
     found = [other for other in group.rows if other[0] == against and bases[other] == bases[key]]
     if key in found:
         return [key]
@@ -255,9 +255,10 @@ def references_of(
 
 
 def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """What an adaptation has besides its mode: K, adapter and fine-tuning."""
-    adaptation = identity.get("adaptation")
-    return {k: v for k, v in adaptation.items() if k not in ("name", "version")} if isinstance(adaptation, dict) else {}
+    """What an adaptation has besides its mode: K, adapter, fine-tuning, and the images that may be neighbours."""
+    told = {part: identity[part] for part in ("adaptation", "retrieval") if isinstance(identity.get(part), dict)}
+    tuning = {k: v for k, v in told.get("adaptation", {}).items() if k not in ("name", "version")}
+    return tuning | {k: v for k, v in told.get("retrieval", {}).items() if k in ("corpus", "withholds")}
 
 
 def settings_of(group: Group, bases: dict[tuple[Any, ...], str]) -> dict[tuple[Any, ...], dict[str, float | str]]:

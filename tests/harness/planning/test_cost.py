@@ -131,6 +131,34 @@ def test_tuning_while_sampling_is_charged_for_every_call_where_it_falls(tiny, tm
     assert estimated["sample"] == pytest.approx(0.5 * restored.network_evaluations)
 
 
+class TickingByCrop(torch.nn.Module):
+    """A network that takes a second a crop, and 1.2 seconds more where it trains."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.w = clock, torch.nn.Parameter(torch.tensor([0.1]))
+
+    def forward(self, x_t, t, return_dict):
+        self.clock.now += len(x_t) * (2.2 if torch.is_grad_enabled() else 1.0)
+        return (self.w * x_t,)
+
+
+@pytest.mark.parametrize("n_iterations", [0, 5, 80, 400])
+def test_fine_tuning_is_charged_for_its_held_out_work(tiny, tmp_path, monkeypatch, n_iterations):
+    clock, words = Clock(monkeypatch), [*tiny, f"results={tmp_path}", "adaptation=random"]
+    words += [f"adaptation.fine_tuning.n_iterations={n_iterations}", "adaptation.fine_tuning.batch_size=6"]
+    cell = resolve_cell(compose([*words, "adaptation/fine_tuning=safe"]))
+    backbone = copy.copy(cell.backbone)
+    backbone.network = TickingByCrop(clock)
+    cell = dataclasses.replace(cell, backbone=backbone)
+    estimated = estimate(cell).seconds_per_picture["adapt"]
+    before = clock.now
+    cell.fine_tuning.fit(
+        backbone, cell.adapter, [cell.corpus.image(name) for name in cell.corpus.ids[:2]], generator(0, "x", "fit")
+    )
+    assert estimated == pytest.approx(clock.now - before, rel=0.05)
+
+
 def test_what_compiles_a_network_is_not_its_price(monkeypatch):
     clock, taken = Clock(monkeypatch), iter([90.0, 0.2])
 
@@ -158,11 +186,11 @@ def test_what_stands_in_for_a_network_lets_gradients_through():
 
 def test_a_cell_costs_its_stages_and_cells_share_calibrations(tiny, tmp_path, monkeypatch):
     calls = []
-    fit = FineTuning.fit
+    fit, words = FineTuning.fit, [*tiny, f"results={tmp_path}", "adaptation/fine_tuning=fixed"]
     monkeypatch.setattr(FineTuning, "fit", lambda self, *a, **k: calls.append(self.n_iterations) or fit(self, *a, **k))
 
     def price(*overrides: str):
-        return estimate(resolve_cell(compose([*tiny, f"results={tmp_path}", *overrides])))
+        return estimate(resolve_cell(compose([*words, *overrides])))
 
     bare = price()
     assert set(bare.seconds_per_picture) == {"measure", "sample", "score"}
@@ -201,7 +229,7 @@ def test_a_latent_cell_is_charged_for_guided_calls(tmp_path, made_stable_diffusi
 def test_iterations_of_adaptation_cost_their_median_and_the_rest_once(tiny, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
 
-    def fit(self, backbone, adapter, pictures, generator, callbacks, task):
+    def fit(self, backbone, adapter, pictures, generator, callbacks, task, variants):
         clock.now += 3.0
         for number in range(self.n_iterations):
             clock.now += 0.01 if number != 4 else 7.0  # another process woke up
@@ -210,6 +238,7 @@ def test_iterations_of_adaptation_cost_their_median_and_the_rest_once(tiny, tmp_
 
     monkeypatch.setattr(FineTuning, "fit", fit)
     words = [*tiny, f"results={tmp_path}", "adaptation=self", "adaptation.fine_tuning.n_iterations=400"]
+    words += ["adaptation/fine_tuning=fixed"]
     cell = resolve_cell(compose(words))
     line = cost.adaptation(cell, cell.task, torch.zeros(3, 32, 32)).line
     assert line.seconds(400) == pytest.approx(3.0 + 400 * 0.01)

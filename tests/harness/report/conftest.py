@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import changed, ledger_of, made_record, put, put_plan, sha256_of
+from made_records import changed, ledger_of, made_held_out, made_record, put, put_plan, sha256_of
 from safetensors.numpy import save
 
 from adir.harness.records.layout import Layout
@@ -76,6 +76,13 @@ def make_record(folder: Path, task: str, image: str, mode: str, k: int | None, s
         "excluded": [SCRIPT] if near else [],
         "seconds": {"sample": 2.0 + (k or 0), "retrieve": 0.5},
     }
+    if k == 4:  # one of its three updates is refused
+        fall = 0.02 * (1 + IMAGES.index(image)) - 0.03
+        held_out = made_held_out({0: 1.0, 5: 1.01, 10: 1 - fall, 20: 0.99 - fall}, 0.5 if fall > 0 else 0.0, fall)
+        done["adapter.held_out"] = held_out.model_dump()
+    if mode == "knn":
+        changes = {10: 1.01, 100: 0.99, 400: 0.9 + 0.02 * IMAGES.index(image)}
+        done["oracle"] = [{"t": t, "untuned": 0.5, "adapted": 0.5 * change} for t, change in changes.items()]
     if with_truth:
         done["image.sha256"] = keep(folder, picture(image))
     put(folder, [changed(record, common | done)])

@@ -236,19 +236,31 @@ def test_neighbours_are_shown_with_their_distances(opened: Opened) -> None:
 
 def test_charts_draw_what_is_there(opened: Opened) -> None:
     opened.page.select_option("#chart-task", "sr4")
-    for name in ("scatter", "sweep", "loss", "cost"):
-        assert opened.page.locator(f"#{name} svg").is_visible(), name
+    for name in ("scatter", "sweep", "loss", "held-out", "oracle", "cost"):
+        assert opened.page.locator(f"#{name} .plot svg").is_visible(), name
     # 3 rows x 3 pictures as small points, 3 means
     clouds = opened.page.locator("#scatter path.cloud").evaluate_all(
         "(paths) => paths.map((p) => p.getAttribute('d').split('M').length - 1)"
     )
     assert clouds == [3, 3, 3] and opened.page.locator("#scatter .mark").count() == 3
     assert opened.page.locator("#loss path.series").count() == 2 and opened.page.locator("#cost .mark").count() == 3
+    # Lines of knn with K of 1 and 4, of the latter alone a held-out loss; a mark at each iteration, and at each t.
+    assert (
+        opened.page.locator("#held-out path.series").count() == 1 and opened.page.locator("#oracle .mark").count() == 6
+    )
+    assert opened.page.locator("#held-out .plot .mark").count() == 4
+    said = opened.page.locator("#held-out li").all_text_contents()
+    assert said == ["knn k=4 full: 4 of 6 updates accepted, mean alpha 0.33, mean fall 1.00 %"]
     opened.page.locator("#chart-legend button").first.click()
     assert opened.page.locator("#scatter .mark").count() == 2
     opened.page.select_option("#chart-task", "deblur")
     assert not opened.page.locator("#sweep").is_visible()  # the mean at K = 4 is missing
     assert "Number of neighbours: no row" in opened.page.locator("#chart-lacks").text_content()
+
+
+def test_ticks_are_multiples_of_their_step_and_zero_is_one(opened: Opened) -> None:
+    assert opened.page.evaluate("niceTicks(-0.016, 0.0009, 5)") == [-0.015, -0.01, -0.005, 0]
+    assert opened.page.evaluate("niceTicks(0.7, 2.1, 5)") == [1, 1.5, 2]
 
 
 @pytest.mark.parametrize("width", [360, 768])
@@ -302,7 +314,13 @@ def test_the_loss_chart_says_that_adapters_are_there_without_losses(browser: Any
     lacks = one.page.locator("#chart-lacks").text_content()
     assert "adapters of this task are among the results, and none of them holds its losses" in lacks
     one.page.select_option("#chart-task", "deblur")
-    assert "Adaptation loss: no row of this task was adapted" in one.page.locator("#chart-lacks").text_content()
+    lacks = one.page.locator("#chart-lacks").text_content()
+    assert "Adaptation loss: no row of this task was adapted" in lacks
+    assert (
+        "Held-out loss: no record of this task holds one" in lacks
+        and "Error of eps on the ground truth by t: no" in lacks
+    )
+    assert not one.page.locator("#held-out").is_visible() and one.page.locator("#held-out li").count() == 0
     one.context.close()
 
 

@@ -181,6 +181,29 @@ def test_cost_is_retrieval_training_and_sampling(reader: Reader) -> None:
     assert costs["sr4", 4] == (5, 11.5) and costs["sr4", None] == (5, 2.5)
 
 
+def test_held_out_losses_and_errors_of_eps_are_of_the_rows_whose_records_hold_them(reader: Reader) -> None:
+    data = data_of(reader)
+    numbers = {(r["axes"]["task"], r["axes"]["k"]): n for n, r in enumerate(data["rows"])}
+    held_out = {curve["row"]: curve for curve in data["heldOut"]}
+    assert held_out.keys() == {numbers["sr4", 4], numbers["deblur", 4]}
+    curve = held_out[numbers["sr4", 4]]
+    # 3 images of 2 seeds with falls of -1, 1 and 3 %
+    assert (curve["n"], curve["x"], curve["mean"]) == (6, [0, 5, 10, 20], [0, 1, -1, -2])
+    assert curve["said"] == "4 of 6 updates accepted, mean alpha 0.33, mean fall 1.00 %"
+    oracle = {curve["row"]: (curve["x"], curve["mean"]) for curve in data["oracle"]}
+    assert oracle.keys() == {numbers[task, k] for task in ("sr4", "deblur") for k in (1, 4)}
+    assert oracle[numbers["sr4", 1]] == ([10, 100, 400], [1.0, -1.0, -8.0])
+
+
+def test_a_training_that_records_share_counts_once(make_results: Any, tmp_path: Path) -> None:
+    folder = make_results(tasks=("sr4",), seeds=(0,))
+    for path in folder.glob("cells/tiny/sr4/knn-k4-*/records/*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"adapter": record["adapter"] | {"key": "0" * 64}}))
+    (curve,) = data_of(report(folder, tmp_path / "r.html"))["heldOut"]
+    assert curve["n"] == 1
+
+
 def test_an_error_map_has_the_mean_difference_of_the_channels() -> None:
     x = np.zeros((2, 2, 3), np.uint8)
     x_hat = x.copy()

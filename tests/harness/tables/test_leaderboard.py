@@ -226,6 +226,38 @@ def test_rows_say_by_which_settings_they_differ_in_the_order_of_the_numbers() ->
     assert "knn #" in to_markdown(make_board(swept))
 
 
+SAFE = {"name": "safe", "n_iterations": 80, "learning_rate": 5e-5, "warm_up": 20, "average": 0.9, "clipping": 1.0}
+
+
+@pytest.mark.parametrize(
+    "place, values, settings",
+    [
+        # The name of a part says what all its settings are, where they are the same in all parts of that name.
+        ("adaptation.fine_tuning", [None, SAFE], ["fine_tuning=fine_tuning", "fine_tuning=safe"]),
+        (
+            "adaptation.fine_tuning",
+            [None, SAFE, SAFE | {"average": 0.0}],
+            ["average=0 fine_tuning=safe", "average=0.9 fine_tuning=safe", "average=none fine_tuning=fine_tuning"],
+        ),
+        ("adaptation.fine_tuning", [SAFE, SAFE | {"clipping": None}], ["clipping=1", "clipping=none"]),
+        # What only one of the rows has.
+        ("retrieval.withholds", [None, "own photograph"], ["withholds=none", "withholds=own photograph"]),
+    ],
+)
+def test_rows_that_differ_in_fine_tuning_or_corpus_alone_say_so(
+    place: str, values: list[Any], settings: list[str]
+) -> None:
+    records = [record(i, v[0]) for i, v in PSNR.items()]
+    for value in values:
+        changes = {} if value is None else {f"identity.{place}": value}
+        records += with_fields((record(i, v[0], "knn", 0, 20) for i, v in PSNR.items()), changes)
+    board = make_board(records)
+    assert [r.axes["setting"] for r in board.rows] == ["", *settings]
+    names = [line.split("|")[2].strip() for line in to_markdown(board).splitlines() if line.startswith("| sr4")]
+    assert names == ["none", *(f"knn {setting}" for setting in settings)]
+    assert all(r.to_reference["psnr"] for r in board.rows[1:])  # all of them against the one none
+
+
 def test_a_metric_that_could_not_be_computed_is_empty_and_its_reason_is_told() -> None:
     musiq = {"scores.musiq": made_score("musiq", None).model_dump(), "unavailable.musiq": "musiq.pth is missing"}
     board = make_board(with_fields(two_rows(), musiq))

@@ -355,6 +355,16 @@ def test_rows_can_be_compared_with_another_mode_of_their_k() -> None:
     assert of_none is not None and of_none.mean == pytest.approx(-0.25 - 0.2 * np.mean([n % 3 for n in range(8)]))
 
 
+def test_a_row_is_compared_with_the_random_neighbours_of_its_own_corpus() -> None:
+    records = [r for r in three_modes() if r.axes.k != 5]
+    control = [r for r in records if r.axes.k == 20]
+    withheld = [changed(r, {"identity.retrieval.withholds": "own photograph"}) for r in control]
+    withheld = [changed(r, {"scores.psnr.value": r.value("psnr") - (r.axes.adaptation == "knn")}) for r in withheld]
+    board = make_board(records + withheld, against="random")
+    gains = {r.axes["setting"]: d.mean for r in board.rows if (d := r.to_reference.get("psnr")) and r.axes["k"]}
+    assert gains == pytest.approx({"withholds=none": 1.75, "withholds=own photograph": 0.75})
+
+
 def test_a_mode_that_no_row_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, three_modes())
     with pytest.raises(InputError, match="--against self: no row has this mode; choose one of none, knn, random"):
