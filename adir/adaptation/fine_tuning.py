@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from adir.adaptation.base import Adapter, Attached
+from adir.adaptation.crops import crop_side
 from adir.adaptation.examples import training_examples
 from adir.backbones.base import Backbone
 from adir.tasks.base import Task
@@ -57,6 +58,27 @@ class HeldOut:
     strata: list[dict[str, float]]
     """For each range of timesteps `t_first`, `t_last` (both inclusive), and the losses `untuned` and `adapted`, on all held-out
     crops; `adapted` is that of the update before it was rejected."""
+
+
+def varied(
+    images: list[Tensor],
+    variants: Callable[[Tensor], list[Tensor]],
+    crop_size: int,
+    stride: int,
+    names: Sequence[str] | None = None,
+) -> list[Tensor]:
+    """Return the variants of all images, without those that hold no crop of three quarters of the images' own crops.
+
+    Args:
+        images: (3, H, W).
+        variants: of one image.
+        crop_size: side of the crops in pixels, where the images are large enough.
+        stride: of the network; sides of crops are multiples of it.
+        names: of the images, for errors.
+    """
+    side, _ = crop_side(images, crop_size, stride, names)
+    least = 0.75 * side
+    return [z for image in images for z in variants(image) if min(z.shape[-2:]) // stride * stride >= least]
 
 
 def itself(image: Tensor) -> list[Tensor]:
@@ -139,7 +161,7 @@ class FineTuning:
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            training = [variant for image in images for variant in variants(image)]
+            training = varied(images, variants, self.crop_size, backbone.stride, names)
             names = names if len(training) == len(images) else None
             examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, names)
             losses = self.train(backbone, attached, examples, callbacks or [], progress)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adir.adaptation.base import Adapter
 from adir.adaptation.examples import training_examples
-from adir.adaptation.fine_tuning import Adapted, FineTuning, HeldOut, adapted_of, itself
+from adir.adaptation.fine_tuning import Adapted, FineTuning, HeldOut, adapted_of, itself, varied
 from adir.adaptation.held_out import N_STRATA, HeldOutCrops, fall_and_error, relative_loss, split
 from adir.backbones.base import Backbone
 from adir.tasks.base import Task
@@ -135,7 +135,13 @@ class SafeFineTuning(FineTuning):
         if not images:
             raise ValueError("adaptation needs at least one picture")
         parts = split(images, self.crop_size, backbone.stride, generator)
-        training = [variant for image in parts.training for variant in variants(image)]
+        training = varied(
+            parts.training,
+            variants,
+            self.crop_size,
+            backbone.stride,
+            names if len(parts.training) == len(images) else None,
+        )
         judges = [*parts.held_out, *others]
         attached = adapter.attach(backbone.network)
         try:

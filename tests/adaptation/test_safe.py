@@ -9,7 +9,7 @@ from torch import Tensor
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted, adapted_at
 from adir.adaptation.denoising_module import AveragedWeights
-from adir.adaptation.fine_tuning import FineTuning
+from adir.adaptation.fine_tuning import FineTuning, varied
 from adir.adaptation.held_out import N_STRATA, HeldOutCrops, fall_and_error, relative_loss, split, strata
 from adir.adaptation.lora import Lora
 from adir.adaptation.modes import SelfAdaptation
@@ -225,6 +225,16 @@ def test_self_adaptation_trains_on_all_symmetries_at_all_scales():
     assert torch.equal(variants[0], image) and torch.equal(variants[2], image.flip(1, 2))
     torch.testing.assert_close(variants[4].mean(), image.mean(), rtol=0, atol=0.01)
     assert SelfAdaptation(Full(), SMALL).variants(image) == [image]
+
+
+@pytest.mark.parametrize(
+    ("sides", "crop", "scales"),
+    [((64, 128), 64, (1, 0.9, 0.75)), ((16, 32), 64, (1,)), ((8, 8), 64, (1,)), ((64, 64), 32, (1, 0.9, 0.75, 0.5))],
+)
+def test_variants_that_would_shrink_all_crops_are_left_out(sides, crop, scales):
+    mode = SelfAdaptation(Full(), SMALL, scales=(1, 0.9, 0.75, 0.5))
+    kept = varied([torch.zeros(3, *sides)], mode.variants, crop, 8)
+    assert [tuple(z.shape[1:]) for z in kept] == [tuple(round(scale * side) for side in sides) for scale in scales]
 
 
 @pytest.mark.parametrize(("k", "n", "used"), [(20, 1000, 20), (20, 40, 20), (20, 30, 15), (1, 1, 1), (3, 4, 2)])
