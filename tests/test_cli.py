@@ -381,7 +381,7 @@ def test_the_examples_of_the_help_do_what_they_say(
         cells = launch(check_job, [*overrides, *plain], multirun)
         assert (
             len({cell.identity.folder for cell in cells})
-            == {"task=sr4": 1, "task=sr4,deblur": 6, "experiment=demo": 8}[overrides[0]]
+            == {"task=sr4": 1, "task=sr4,deblur": 6, "experiment=demo": 3}[overrides[0]]
         )
     elif example[0] == "restore":
         Image.fromarray(cut(TEST_FIELDS[0])[::8, ::8].copy()).save("photo.png")
