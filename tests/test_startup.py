@@ -65,7 +65,7 @@ RUN = "run task=sr4 sampler=bicubic data=folder data.path=. results=runs scoring
         (f"{RUN}=[psnr]", {*CELL, "pyarrow", "scipy"}),
         (f"{RUN}=[ssim]", {*CELL, "pyarrow", "scipy", "pyiqa", "torchvision", "timm", "cv2", "pandas"}),
         (
-            "restore y.png task=sr4 sampler.n_steps=1",
+            "restore y.png task=sr4 sampler=adir sampler.n_steps=1",
             {*CELL, "diffusers", "transformers", "peft", "accelerate", "scipy", "torchvision"},
         ),
     ],

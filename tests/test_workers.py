@@ -279,12 +279,14 @@ def test_a_worker_that_is_killed_loses_one_picture_and_the_grid_goes_on_when_sta
     words = [*tiny, *GRID, f"results={results}", "hydra/launcher=two_processes"]
     process = start("run", "-m", *words, log=log)
     wait_for_records(results, 4, process)
-    os.kill(a_holder(results), signal.SIGKILL)
+    killed = a_holder(results)
+    os.kill(killed, signal.SIGKILL)
     assert process.wait(timeout=120) != 0
     assert all(read_json(path)["status"] == "done" for path in results.glob(RECORDS))
     assert adir("run", "-m", *words, "hydra/launcher=basic").status == 0  # starts none
     assert table(results) == undisturbed
-    assert leftovers(results) == []
+    # What it was writing just then may stay, half written, under a name that nothing reads.
+    assert [path for path in leftovers(results) if f".{killed}-" not in path] == []
 
 
 @pytest.mark.slow

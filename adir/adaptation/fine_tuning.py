@@ -65,20 +65,25 @@ def varied(
     variants: Callable[[Tensor], list[Tensor]],
     crop_size: int,
     stride: int,
-    names: Sequence[str] | None = None,
-) -> list[Tensor]:
-    """Return the variants of all images, without those that hold no crop of three quarters of the images' own crops.
+    names: Sequence[str] | None,
+) -> tuple[list[Tensor], list[str] | None]:
+    """Return the variants of all images, and their names, without those that hold no crop of three quarters of the images' own.
 
     Args:
         images: (3, H, W).
         variants: of one image.
         crop_size: side of the crops in pixels, where the images are large enough.
         stride: of the network; sides of crops are multiples of it.
-        names: of the images, for errors.
+        names: of the images, which their variants share.
     """
     side, _ = crop_side(images, crop_size, stride, names)
-    least = 0.75 * side
-    return [z for image in images for z in variants(image) if min(z.shape[-2:]) // stride * stride >= least]
+    kept = [
+        (place, z)
+        for place, image in enumerate(images)
+        for z in variants(image)
+        if min(z.shape[-2:]) // stride * stride >= 0.75 * side
+    ]
+    return [z for _, z in kept], None if names is None else [names[place] for place, _ in kept]
 
 
 def itself(image: Tensor) -> list[Tensor]:
@@ -161,8 +166,7 @@ class FineTuning:
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            training = varied(images, variants, self.crop_size, backbone.stride, names)
-            names = names if len(training) == len(images) else None
+            training, names = varied(images, variants, self.crop_size, backbone.stride, names)
             examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, names)
             losses = self.train(backbone, attached, examples, callbacks or [], progress)
             return adapted_of(attached, attached.tensors(), losses, examples)

@@ -33,6 +33,8 @@ class Split:
 
     training: list[Tensor]
     held_out: list[Tensor]
+    places: list[int]
+    """Of each training image among the images that were split."""
 
 
 def split(images: list[Tensor], crop_size: int, stride: int, generator: torch.Generator) -> Split:
@@ -45,9 +47,10 @@ def split(images: list[Tensor], crop_size: int, stride: int, generator: torch.Ge
         generator: draws the side of each image where the held-out part lies.
     """
     if len(images) >= 10:
-        return Split([z for k, z in enumerate(images) if k % 5 != 2], images[2::5])
+        places = [k for k in range(len(images)) if k % 5 != 2]
+        return Split([images[k] for k in places], images[2::5], places)
     parts = [split_image(z, crop_size, stride, generator) for z in images]
-    return Split([training for training, _ in parts], [held_out for _, held_out in parts])
+    return Split([training for training, _ in parts], [held_out for _, held_out in parts], list(range(len(images))))
 
 
 def split_image(image: Tensor, crop_size: int, stride: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -135,18 +135,13 @@ class SafeFineTuning(FineTuning):
         if not images:
             raise ValueError("adaptation needs at least one picture")
         parts = split(images, self.crop_size, backbone.stride, generator)
-        training = varied(
-            parts.training,
-            variants,
-            self.crop_size,
-            backbone.stride,
-            names if len(parts.training) == len(images) else None,
-        )
+        names = None if names is None else [names[place] for place in parts.places]
+        training, names = varied(parts.training, variants, self.crop_size, backbone.stride, names)
         judges = [*parts.held_out, *others]
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, None)
+            examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, names)
 
             def crops() -> HeldOutCrops:
                 return HeldOutCrops(backbone, judges, examples.size, self.crops_per_stratum(), generator, task)

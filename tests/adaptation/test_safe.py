@@ -233,7 +233,8 @@ def test_self_adaptation_trains_on_all_symmetries_at_all_scales():
 )
 def test_variants_that_would_shrink_all_crops_are_left_out(sides, crop, scales):
     mode = SelfAdaptation(Full(), SMALL, scales=(1, 0.9, 0.75, 0.5))
-    kept = varied([torch.zeros(3, *sides)], mode.variants, crop, 8)
+    kept, names = varied([torch.zeros(3, *sides)], mode.variants, crop, 8, ["a"])
+    assert names == ["a"] * len(scales)
     assert [tuple(z.shape[1:]) for z in kept] == [tuple(round(scale * side) for side in sides) for scale in scales]
 
 

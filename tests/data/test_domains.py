@@ -77,5 +77,5 @@ def test_the_control_withholds_the_own_photograph_and_nothing_else() -> None:
 
 def test_an_unknown_field_raises() -> None:
     assert domains.DomainTestFields([TESTS.ids[0]]).ids == [TESTS.ids[0]]
-    with pytest.raises(InputError, match="unknown test field 'chelsea'; choose from grass"):
+    with pytest.raises(InputError, match="unknown test field 'chelsea'; choose from brick"):
         domains.DomainTestFields(["chelsea"])

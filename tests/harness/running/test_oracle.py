@@ -47,7 +47,7 @@ def test_a_run_records_both_errors_by_t_and_none_changes_nothing(adir: Callable,
     tuning = [f"adaptation.fine_tuning.{item}" for item in ("n_iterations=3", "batch_size=1", "crop_size=32")]
     done = adir(
         "run", "-m", "task=sr4", f"data.only=[{FIELD}]", f"results={tmp_path}", "adaptation=none,self",
-        "sampler.n_steps=2", *tuning, "scoring.metrics=[psnr]", "oracle=true",
+        "sampler.n_steps=2", *tuning, "scoring.metrics=[psnr]", "oracle=true", "adaptation/fine_tuning=fixed",
     )  # fmt: skip
     assert done.status == 0, done.err + done.out
     found = {r["axes"]["adaptation"]: r for r in (json.loads(p.read_text()) for p in tmp_path.rglob("records/*.json"))}
