@@ -97,24 +97,30 @@ class SafeFineTuning(FineTuning):
         doubling = [5 * 2**i for i in range(max(1, self.n_iterations).bit_length())]
         return sorted({i for i in doubling if i < self.n_iterations} | ({self.n_iterations} - {0}))
 
-    def n_looks(self) -> int:
-        """Return how often the held-out loss is taken: untuned, the curve, the other alphas, and twice on fresh crops."""
-        return 1 + len(self.judged_at()) + len(ALPHAS) - 1 + 2
-
     def training_cost(self) -> float:
         """Return the cost of the training in evaluations of the network on one crop."""
         return TRAINING_COST * self.batch_size * self.n_iterations
 
-    def crops_per_stratum(self) -> int:
-        """Return how many held-out crops a stratum has: what `HELD_OUT_SHARE` of the training's cost pays for, 1 to 8."""
-        return min(8, max(1, int(HELD_OUT_SHARE * self.training_cost() / (self.n_looks() * N_STRATA))))
+    def crops_per_stratum(self) -> tuple[int, int]:
+        """Return (crops of a stratum that choose iteration and alpha, fresh ones that accept), paid by `HELD_OUT_SHARE`.
+
+        Half of that pays for the choice, which looks many times; the rest makes the verdict, two looks, as sure as it can be.
+        """
+        paid = HELD_OUT_SHARE * self.training_cost() / N_STRATA
+        choosing = min(8, max(1, int(paid / 2 / self.n_looks())))
+        return choosing, min(16, max(1, int((paid - choosing * self.n_looks()) / 2)))
+
+    def n_looks(self) -> int:
+        """Return how often the loss is taken to choose: of the untuned denoiser, along the curve, and of the other alphas."""
+        return 1 + len(self.judged_at()) + len(ALPHAS) - 1
 
     @property
     def held_out_share(self) -> float:
         """Cost of the held-out work over that of the training: at most `HELD_OUT_SHARE`, except in a few iterations."""
         if self.n_iterations == 0:
             return 0.0
-        return self.n_looks() * N_STRATA * self.crops_per_stratum() / self.training_cost()
+        choosing, accepting = self.crops_per_stratum()
+        return (choosing * self.n_looks() + 2 * accepting) * N_STRATA / self.training_cost()
 
     def fit(
         self,
@@ -143,10 +149,9 @@ class SafeFineTuning(FineTuning):
             attached.initialise(generator)
             examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, names)
 
-            def crops() -> HeldOutCrops:
-                return HeldOutCrops(backbone, judges, examples.size, self.crops_per_stratum(), generator, task)
-
-            held_out, fresh = crops(), crops()
+            held_out, fresh = (
+                HeldOutCrops(backbone, judges, examples.size, n, generator, task) for n in self.crops_per_stratum()
+            )
             untuned, untuned_fresh = held_out.losses(), fresh.losses()
             losses, best, best_losses = {0: 1.0}, attached.tensors(), untuned
 

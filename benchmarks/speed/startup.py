@@ -31,7 +31,10 @@ COMMANDS = {  # what is typed after `adir`, and the most that it may take, in ti
     "bicubic": ("restore y.png task=sr4 sampler=bicubic --out restored --overwrite", "2.2 x"),
     "SSIM": (f"{RUN} existing=redo", "3.0 x"),
     "leaderboard": ("leaderboard runs", "1.5 s"),
-    "one step of the prior": ("restore y.png task=sr4 sampler=adir sampler.n_steps=1 --out stepped --overwrite", "4.0 x"),
+    "one step of the prior": (
+        "restore y.png task=sr4 sampler=adir sampler.n_steps=1 --out stepped --overwrite",
+        "4.0 x",
+    ),
 }
 
 

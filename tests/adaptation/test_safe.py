@@ -141,9 +141,12 @@ def test_no_iteration_is_the_untuned_denoiser(backbone):
 @pytest.mark.parametrize("n_iterations", [20, 40, 80, 160, 400])
 def test_held_out_work_costs_at_most_a_third_of_the_training(n_iterations):
     tuning = SafeFineTuning(n_iterations=n_iterations)
-    looks = 1 + len(tuning.judged_at()) + 3 + 2
-    evaluations = looks * N_STRATA * tuning.crops_per_stratum()
+    choosing, accepting = tuning.crops_per_stratum()
+    looks = 1 + len(tuning.judged_at()) + 3  # untuned, the curve, three alphas more
+    evaluations = N_STRATA * (choosing * looks + accepting * 2)
     assert evaluations <= 0.3 * 2.2 * tuning.batch_size * n_iterations
+    assert evaluations == pytest.approx(tuning.held_out_share * 2.2 * tuning.batch_size * n_iterations)
+    assert accepting >= choosing
     assert tuning.judged_at()[-1] == n_iterations
 
 
