@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 HELD_OUT_SHARE = 0.3  # most that held-out work may cost, as a share of the training
+CHOOSING_SHARE = 0.65  # of the held-out work, to choose iteration and alpha; the rest accepts or rejects
 TRAINING_COST = 2.2  # of a crop's training step, in evaluations of the network (measured, embedded prior on a CPU)
 
 
@@ -52,7 +53,7 @@ class SafeFineTuning(FineTuning):
 
     name: ClassVar[str] = "safe"
     version: ClassVar[int] = 1
-    n_iterations: int = 40
+    n_iterations: int = 60
     learning_rate: float = 5e-5
     crop_size: int = 64
     warm_up: int = 20
@@ -104,10 +105,10 @@ class SafeFineTuning(FineTuning):
     def crops_per_stratum(self) -> tuple[int, int]:
         """Return (crops of a stratum that choose iteration and alpha, fresh ones that accept), paid by `HELD_OUT_SHARE`.
 
-        Half of that pays for the choice, which looks many times; the rest makes the verdict, two looks, as sure as it can be.
+        The choice looks many times; the rest makes the verdict, two looks, as sure as it can be.
         """
         paid = HELD_OUT_SHARE * self.training_cost() / N_STRATA
-        choosing = min(8, max(1, int(paid / 2 / self.n_looks())))
+        choosing = min(8, max(1, int(CHOOSING_SHARE * paid / self.n_looks())))
         return choosing, min(16, max(1, int((paid - choosing * self.n_looks()) / 2)))
 
     def n_looks(self) -> int:
