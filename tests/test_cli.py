@@ -305,6 +305,8 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
             resolve_cell(cfg)
         return
     built = resolve_cell(cfg)
+    if axis == "noise":
+        assert cfg.task.sigma_y == {"ddrm": 0.05 * 255, "dps": 0.05 * 127.5}[value]  # of [0, 1], of [-1, 1]
     if axis == "tracking":
         from hydra.utils import instantiate
 
