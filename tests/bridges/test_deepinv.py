@@ -130,6 +130,18 @@ def test_every_mode_adapts_and_leaves_the_backbone_as_it_was(images, neighbourho
     assert not torch.equal(steered, Reconstruction(BACKBONE, DDS(n_steps=3))(y, physics))
 
 
+def test_the_images_it_tunes_on_are_the_nearest_of_the_corpus(images, neighbourhood: Path):
+    corpus, encoder = folder_corpus(neighbourhood), PixelEncoder()
+    mode = NearestNeighbours(Full(), FINE_TUNING)
+    model = Reconstruction(BACKBONE, ADIR(variance="small"), mode, 2, corpus, encoder)
+    image = 2 * images[0] - 1
+    found, others = model.neighbours_of(image, "a")
+    vectors = {name: encoder.image(corpus.image(name)[None])[0] for name in corpus.ids if name not in corpus.repeats}
+    query = encoder.image(image[None])[0]
+    nearest = sorted(vectors, key=lambda name: float((vectors[name] - query).norm()))[:2]
+    assert all(torch.equal(a, corpus.image(name)) for a, name in zip(found, nearest, strict=True)) and others == []
+
+
 def refused(do: Any) -> str:
     with pytest.raises(InputError) as raised:
         do()
