@@ -544,7 +544,9 @@ def test_the_leaderboard_names_a_damaged_record_and_leaves_the_mean_missing(
         finished = adir("leaderboard", tmp_path)
         assert finished.status == 1 and "1 damaged files are left out" in finished.out
         table = (tmp_path / "leaderboard.md").read_text()
-        assert str(record) in table and re.search(r"\| sr4[^|]* \| none \| – \| – \| 2/3 \| – \(n=2\) \|", table)
+        assert str(record) in table and re.search(
+            r"\| sr4[^|]* \| Caltech-101 \| none \| – \| – \| 2/3 \| – \(n=2\) \|", table
+        )
     for words in (
         ["table", "v2-table1", tmp_path],
         ["report", tmp_path],

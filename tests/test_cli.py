@@ -247,6 +247,9 @@ FILES = [file for file in FILES if file.parts[0] not in ("sweep", "weights", "ma
 # What files ask for that is not here, and how they say so.
 MISSING = {
     "backbone/gd256": "gd256 needs 256x256_diffusion_uncond.pt",
+    "backbone/imagenet256": "gd256 needs 256x256_diffusion_uncond.pt",
+    "backbone/ffhq256": "ffhq256 needs ffhq_10m.pt",
+    "backbone/diffusers": "backbone.folder is missing: say backbone.folder=...",
     "backbone/gd512": "gd512 needs 512x512_diffusion_uncond_finetune_008100.pt",
     "backbone/sd_x4": "sd_x4 needs",
     "backbone/sd_inpaint": "sd_inpaint needs",
@@ -302,6 +305,8 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
             resolve_cell(cfg)
         return
     built = resolve_cell(cfg)
+    if axis == "noise":
+        assert cfg.task.sigma_y == {"ddrm": 0.05 * 255, "dps": 0.05 * 127.5}[value]  # of [0, 1], of [-1, 1]
     if axis == "tracking":
         from hydra.utils import instantiate
 

@@ -23,7 +23,7 @@ LAYERS = (
     {"data", "retrieval.encoders", "scoring"},
     {"backbones", "retrieval.index"},
     {"adaptation", "retrieval", "samplers"},
-    {"harness.records"},
+    {"harness.records", "bridges"},
     {"harness.cells", "harness.tables"},
     {"harness.running", "harness.report"},
     {"harness.planning", "harness.tracking"},

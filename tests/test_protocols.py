@@ -30,10 +30,22 @@ from adir.scoring.metrics import METRICS
 from adir.tasks import operators
 from adir.tasks.base import Degradation, LinearOperator, Task
 from adir.tasks.editing import EditOperator, EditTask
-from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianBlur, SuperResolution
+from adir.tasks.operators import (
+    BoxBlur,
+    BoxInpainting,
+    Colorization,
+    GaussianBlur,
+    MeanDownsampling,
+    RandomInpainting,
+    ReflectiveSuperResolution,
+    SuperResolution,
+)
 from adir.tasks.restoration import RestorationTask
 
-DEGRADATIONS = [SuperResolution(2), BoxBlur(3), GaussianBlur(1.0, 5), Colorization(), BoxInpainting()]
+DEGRADATIONS = [
+    *(SuperResolution(2), MeanDownsampling(2), ReflectiveSuperResolution(2), BoxBlur(3), GaussianBlur(1.0, 5)),
+    *(Colorization(), BoxInpainting(), RandomInpainting(0.5)),
+]
 SAMPLERS = [
     ADIR(),
     DPS(),

@@ -1,10 +1,11 @@
-"""ADM, the guided-diffusion network (Dhariwal and Nichol, 2021), as a configured `diffusers.UNet2DModel`.
+"""Pixel denoisers that are a `diffusers.UNet2DModel`: ADM (Dhariwal and Nichol, 2021), and any trained as a DDPM.
 
 The prior that ships with the package is one such network, small enough for a CPU.
 """
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,16 +20,23 @@ from adir.backbones.adm.cached import CONFIG, WEIGHTS, converted
 from adir.backbones.adm.conversion import build_network
 from adir.backbones.base import Kind, Prediction, Variance
 from adir.backbones.execution import Execution
+from adir.backbones.process import GUIDED_DIFFUSION, read_process
 from adir.diffusion.posterior import diffuse, epsilon_loss
-from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
-from adir.files import read_json
+from adir.files import read_json, sha256_of_bytes
 from adir.weights.cache import known_sha256
-from adir.weights.registry import located
+from adir.weights.checkpoint import read_checkpoint
+from adir.weights.registry import hub_snapshot, located
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
+PICKLED = "diffusion_pytorch_model.bin"
+"""Weights as torch.save wrote them, where a folder has no safetensors; read with weights_only=True."""
+TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w+)?")
+OLD_ATTENTION = re.compile(rf"\.({'|'.join(TODAY)})\.")
+"""What diffusers called the layers of attention before 0.17, as the weights of google/ddpm-* still do."""
 EMBEDDED_PRIOR = Path(__file__).parent.parent / "embedded" / "prior"
 
 
@@ -36,11 +44,21 @@ class GuidedDiffusion:
     """A pixel-space denoiser, from a diffusers folder (config.json, diffusion_pytorch_model.safetensors) or from a
     checkpoint file of guided-diffusion, which is converted once and kept.
 
-    folder: such a folder, or such a file; None is what `checkpoint` names.  checkpoint: an entry of conf/weights/; None is
-    the embedded prior.  architecture: the network's flags, for a checkpoint file only.  resolution: side in pixels of the
-    pictures it was trained on; other sizes work.  variance: the Sigma that goes with this network, `learned` where it
-    predicts one (6 output channels), else `small` (beta tilde) or `large` (beta).  device: where it runs, whatever
-    `execution` says of that.  trained_on: for the record.
+    Schedule, number of steps and what the network predicts are read from scheduler_config.json, in the folder or in
+    scheduler/ inside it or beside it; without one they are guided-diffusion's: linear, 1000, the noise.
+
+    Args:
+        name: in paths and tables.
+        folder: of the network, or of a pipeline with it in unet/; or a checkpoint file; or, where there is no such path,
+            OWNER/NAME of the Hugging Face hub, OWNER/NAME@COMMIT for one that stays as it is. None: what `checkpoint` names.
+        checkpoint: an entry of conf/weights/; None is the embedded prior.
+        architecture: the network's flags, for a checkpoint file only.
+        resolution: side in pixels of the images it was trained on; other sizes work.
+        variance: the Sigma that goes with this network, `learned` where it predicts one (6 output channels), else `small`
+            (beta tilde) or `large` (beta).
+        device: where it runs, whatever `execution` says of that.
+        execution: precision and the like.
+        trained_on: for the record.
 
     Weights may be float16 on disk and are float32 in memory, mapped from the file where they can be. Those of the source
     are hashed, and so is the configuration (a wrong norm_eps fits the same tensors); both hashes are part of a cell's
@@ -70,19 +88,29 @@ class GuidedDiffusion:
         self.gate: Callable[[Tensor], None] | None = None
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
-        self.schedule = linear_schedule(1000)
         if folder is not None:
-            source = Path(folder)
+            on_hub = HUB_ID.fullmatch(str(folder)) and not Path(folder).exists()
+            source = (
+                hub_snapshot(str(folder), ("*config.json", f"*{WEIGHTS}", f"*{PICKLED}")) if on_hub else Path(folder)
+            )
         else:
             source = EMBEDDED_PRIOR if checkpoint is None else located(checkpoint)
         if source.is_file():
             self.folder, self.weights_sha256 = converted(source, architecture or Flags())
+            self._weights = self.folder / WEIGHTS
         else:
-            self.folder = source
-        settings = read_settings(self.folder / CONFIG, self.folder / WEIGHTS)
+            in_pipeline = not (source / CONFIG).is_file() and (source / "unet" / CONFIG).is_file()
+            self.folder = source / "unet" if in_pipeline else source
+            pickled = (self.folder / PICKLED).is_file() and not (self.folder / WEIGHTS).is_file()
+            self._weights = self.folder / (PICKLED if pickled else WEIGHTS)
+        settings = read_settings(self.folder / CONFIG, self._weights)
         if not source.is_file():
-            self.weights_sha256 = known_sha256(self.folder / WEIGHTS)
+            self.weights_sha256 = known_sha256(self._weights)
         self.config_sha256 = known_sha256(self.folder / CONFIG)
+        self.process = read_process(self.folder)
+        self.schedule = self.process.schedule
+        if self.process.sha256 != GUIDED_DIFFUSION.sha256:  # a network under its usual process stays the cell it was
+            self.config_sha256 = sha256_of_bytes(f"{self.config_sha256} {self.process.sha256}".encode())
         self.learns_variance = settings["out_channels"] == 6
         self._channels = settings["block_out_channels"]
         self.variance = variance
@@ -92,7 +120,7 @@ class GuidedDiffusion:
     @functools.cached_property
     def network(self) -> Any:
         """The UNet2DModel, ready to run; loaded when it is first asked for. Raises InputError as `load_network` does."""
-        return self.execution.prepare(load_network(self.folder / CONFIG, self.folder / WEIGHTS))
+        return self.execution.prepare(load_network(self.folder / CONFIG, self._weights))
 
     @property
     def stride(self) -> int:
@@ -100,8 +128,8 @@ class GuidedDiffusion:
         return int(2 ** (len(self._channels) - 1))
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """Noise in x_t (B, 3, H, W) at the original timesteps t (B,), int64 from 0 to 999; differentiable in an x_t that
-        requires a gradient.
+        """Noise in x_t (B, 3, H, W) at the original timesteps t (B,), int64 from 0 to the schedule's last, 999 of most;
+        differentiable in an x_t that requires a gradient.
 
         On a CPU one picture at a time: no slower (7 to 9 pictures of 128x128 a second on one thread, at batch 1, 4 and
         8 alike), and bit-equal in any batch, where oneDNN's batched convolutions differ by 1e-6. Raises InputError for a
@@ -118,10 +146,11 @@ class GuidedDiffusion:
         parts = zip(x_t.split(1), t.split(1), strict=True) if self.device.type == "cpu" else [(x_t, t)]
         with self.execution.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and x_t.requires_grad):
             outputs = [self.network(x, s, return_dict=False)[0] for x, s in parts]
-        return self.prediction(torch.cat(outputs).float())  # bfloat16 would lose the digits of eps in 1 - alpha_bar
+        found = self.prediction(torch.cat(outputs).float())  # bfloat16 would lose the digits of eps in 1 - alpha_bar
+        return self.process.as_noise(x_t, t, found)
 
     def prediction(self, output: Tensor) -> Prediction:
-        """The network's raw output (B, 3 or 6, H, W), told apart."""
+        """The network's raw output (B, 3 or 6, H, W), told apart; its eps is yet what the network predicts, see `process`."""
         if not self.learns_variance:
             return Prediction(output, None)
         eps, v = output.chunk(2, dim=1)
@@ -134,7 +163,7 @@ class GuidedDiffusion:
         z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
         with self.execution.autocast():
             output = self.network(z_t, t, return_dict=False)[0]
-        return epsilon_loss(eps, self.prediction(output.float()).eps).mean()
+        return epsilon_loss(eps, self.process.as_noise(z_t, t, self.prediction(output.float())).eps).mean()
 
 
 def load_network(config: Path, weights: Path) -> "UNet2DModel":
@@ -147,9 +176,10 @@ def load_network(config: Path, weights: Path) -> "UNet2DModel":
     settings = read_settings(config, weights)
     try:
         network = build_network(settings)
-        tensors = load_file(weights)
+        tensors = load_file(weights) if weights.suffix == ".safetensors" else read_checkpoint(weights)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:  # diffusers raises the latter three
         raise damaged(config, error) from error
+    tensors = {OLD_ATTENTION.sub(lambda old: f".{TODAY[old[1]]}.", key): tensor for key, tensor in tensors.items()}
     expected = network.state_dict()
     for key in sorted(expected.keys() | tensors.keys()):
         want = tuple(expected[key].shape) if key in expected else "no such tensor"
@@ -180,6 +210,13 @@ def read_settings(config: Path, weights: Path) -> dict[str, Any]:
         raise InputError(
             f"{config}: a {made_by}, and guided diffusion is a UNet2DModel: give another folder or backbone"
         )
+    channels = settings.get("in_channels", 3), settings["out_channels"]
+    if channels not in ((3, 3), (3, 6)):
+        raise InputError(
+            f"{config}: {channels[0]} channels in and {channels[1]} out; RGB, 3 in and 3 or 6 out, is needed"
+        )
+    if settings.get("class_embed_type") is not None or settings.get("num_class_embeds") is not None:
+        raise InputError(f"{config}: a class-conditional network, and nothing here gives it a class: take another")
     return settings
 
 

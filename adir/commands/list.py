@@ -16,6 +16,7 @@ AXES = (
     "backbone",
     "execution",
     "task",
+    "noise",
     "adaptation",
     "adaptation/adapter",
     "adaptation/fine_tuning",

@@ -66,7 +66,7 @@ def show(entries: list[Entry]) -> int:
 def pinned(found: Entry) -> str:
     """What the content is held to."""
     if isinstance(found, WeightsFile):
-        return f"sha256 {found.sha256[:12]}"
+        return f"sha256 {'unknown' if found.sha256 is None else found.sha256[:12]}"
     return f"revision {found.mirrors[0].revision[:10]}"
 
 
@@ -114,7 +114,7 @@ def verify(entries: list[Entry], named: bool) -> int:
             status |= named
             continue
         wrong = found.verify()
-        unpinned = not isinstance(found, WeightsFile) and not any(found.weights.values())
+        unpinned = found.sha256 is None if isinstance(found, WeightsFile) else not any(found.weights.values())
         right = "complete (no hash known)" if unpinned else "right"
         print(f"{found.entry}: {right if wrong is None else f'WRONG: {wrong}'}, {found.path}")
         status |= wrong is not None

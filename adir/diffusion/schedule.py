@@ -65,8 +65,24 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
     )
 
 
+def linear_betas(n_steps: int, first: float, last: float) -> Tensor:
+    """Return betas (n_steps,) float64 spread evenly from first to last: DDPM (Ho et al., 2020), section 4."""
+    return torch.linspace(first, last, n_steps, dtype=torch.float64)
+
+
+def scaled_linear_betas(n_steps: int, first: float, last: float) -> Tensor:
+    """Return betas (n_steps,) float64 whose roots are spread evenly: latent diffusion (Rombach et al., 2022)."""
+    return torch.linspace(first**0.5, last**0.5, n_steps, dtype=torch.float64) ** 2
+
+
+def cosine_betas(n_steps: int) -> Tensor:
+    """Return betas (n_steps,) float64, at most 0.999, of the cosine schedule: Nichol and Dhariwal (2021), eq. 17."""
+    t = torch.arange(n_steps + 1, dtype=torch.float64) / n_steps
+    f = torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+
+
 def linear_schedule(n_steps: int = 1000) -> Schedule:
     """DDPM's linear schedule, beta from 1e-4 to 0.02 at 1000 steps and scaled to the same total noise at others."""
     scale = 1000 / n_steps
-    betas = torch.linspace(scale * 1e-4, scale * 0.02, n_steps, dtype=torch.float64)
-    return schedule_from_betas(betas, torch.arange(n_steps))
+    return schedule_from_betas(linear_betas(n_steps, scale * 1e-4, scale * 0.02), torch.arange(n_steps))

@@ -11,6 +11,7 @@ from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
 from adir.tasks.base import LinearOperator, Task
+from adir.tasks.operators import Operator, SeparableDownsampling
 
 
 def data_weight(data_precision: float, sigma_net: float) -> float:
@@ -21,12 +22,16 @@ def data_weight(data_precision: float, sigma_net: float) -> float:
 def energy(operator: LinearOperator) -> tuple[int, float]:
     """(M, tr(A A^T)): the number of known values of y, and the sum of all squared entries of A.
 
-    For a blur by k the latter is M |k|^2. All rows of our operators that see anything have one norm, so one row is enough.
+    For a blur by k the latter is M |k|^2: rows that see anything have one norm, so one row is enough. Only mirrored borders
+    make rows differ; there the matrices themselves tell.
     """
-    known = int(operator.known().sum())
+    known = operator.known()
+    physics = operator.build(torch.float64) if isinstance(operator, Operator) else None
+    if isinstance(physics, SeparableDownsampling):
+        return int(known.sum()), 3 * float(physics.rows.square().sum() * physics.columns.square().sum())
     delta = torch.zeros(operator.y_shape, dtype=torch.float64)
-    delta[0, 0, 0] = 1  # a corner: known in inpainting too
-    return known, known * float(operator.A_adjoint(delta).square().sum())
+    delta[tuple(known.nonzero()[0])] = 1
+    return int(known.sum()), int(known.sum()) * float(operator.A_adjoint(delta).square().sum())
 
 
 def blind_precision(known: int, trace: float, residual: Tensor, sigma_net: float) -> float:

@@ -6,7 +6,7 @@ import torch
 from deepinv.physics import Decolorize, DecomposablePhysics, GaussianNoise, LinearPhysics
 from torch import Tensor, nn
 
-from adir.tasks.operators import CircularDownsampling, Operator
+from adir.tasks.operators import CircularDownsampling, Operator, SeparableDownsampling
 
 
 class KroneckerPhysics(DecomposablePhysics):
@@ -69,7 +69,7 @@ def as_physics(module: nn.Module) -> LinearPhysics:
 
 def has_full_svd(physics: nn.Module) -> bool:
     """Whether `full_svd` knows the physics: all operators of this package."""
-    return isinstance(physics, DecomposablePhysics | CircularDownsampling)
+    return isinstance(physics, DecomposablePhysics | CircularDownsampling | SeparableDownsampling)
 
 
 @functools.lru_cache(maxsize=8)
@@ -87,6 +87,8 @@ def full_svd(operator: Operator, dtype: torch.dtype, device: torch.device, sigma
         kernel = physics.filter[0, 0].sum(1)  # the filter is an outer product of weights that sum to one
         rows, columns = (downsampling_matrix(kernel, physics.factor, n) for n in (height, width))
         full: DecomposablePhysics = KroneckerPhysics(eye(3), rows, columns, dtype)
+    elif isinstance(physics, SeparableDownsampling):
+        full = KroneckerPhysics(eye(3), physics.rows, physics.columns, dtype)
     elif isinstance(physics, Decolorize):
         full = KroneckerPhysics(physics.srf.double().reshape(1, 3), eye(height), eye(width), dtype)
     elif isinstance(physics, DecomposablePhysics):

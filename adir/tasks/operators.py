@@ -2,8 +2,9 @@
 
 Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass: its fields are the operator's parameters,
 calling it with an image shape builds the `Operator`, and `image_shape(y_shape)` is the shape of the pictures that give
-such a y. Borders are circular, as on the authors' pictures. Weights sum to one, so grey stays grey, and A of a picture in
-[-1, 1] is the same picture as A of its grey levels; only the hole of inpainting is 0, which is mid grey.
+such a y. Borders are circular, as on the authors' pictures, unless a class says otherwise. Weights sum to one, so grey
+stays grey, and A of a picture in [-1, 1] is the same picture as A of its grey levels; only where a pixel is lost to
+inpainting is y 0, which is mid grey.
 """
 
 import itertools
@@ -215,8 +216,7 @@ class SuperResolution:
     centre: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 2:
-            raise InputError(f"super-resolution factor {self.factor!r}: give a whole number of at least 2")
+        _require_factor(self.factor)
         if self.centre is not None and not 0 <= self.centre <= self.factor - 1:
             raise InputError(f"super-resolution centre {self.centre!r}: give a value from 0 to {self.factor - 1}")
 
@@ -237,6 +237,121 @@ class SuperResolution:
             y_shape=(3, height // self.factor, width // self.factor),
             norm=downsampling_norm(kernel, self.factor, height, width),
         )
+
+    def image_shape(self, y_shape: Shape) -> Shape:
+        """(3, h, w) to (3, factor * h, factor * w)."""
+        _require_rgb(y_shape, f"y of super-resolution x{self.factor}")
+        return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
+
+
+class SeparableDownsampling(nn.Module):
+    """x to rows x columns^T in each channel: for kernels whose borders are not circular, so that Fourier does not serve.
+
+    rows: (h, H), columns: (w, W), float64, of full row rank.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    rows_dagger: Tensor
+    columns_dagger: Tensor
+
+    def __init__(self, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name, matrix in (("rows", rows), ("columns", columns)):
+            self.register_buffer(name, matrix.to(dtype))
+            self.register_buffer(f"{name}_dagger", torch.linalg.pinv(matrix).to(dtype))
+
+    def A(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, 3, h, w)."""
+        return self.rows @ x @ self.columns.T
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """(B, 3, h, w) to (B, 3, H, W)."""
+        return self.rows.T @ y @ self.columns
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """(B, 3, h, w) to the (B, 3, H, W) of smallest norm with A x = y."""
+        return self.rows_dagger @ y @ self.columns_dagger.T
+
+
+def separable(image_shape: Shape, factor: int, matrix: Callable[[int], Tensor], what: str) -> Operator:
+    """Return the downsampling by `factor` whose matrix (n / factor, n) along a side of n pixels is `matrix(n)`."""
+    _require_rgb(image_shape, what)
+    _, height, width = image_shape
+    if height % factor or width % factor:
+        raise InputError(
+            f"{what} needs sides that are multiples of {factor}, the picture has {width}x{height}: crop it"
+        )
+    rows, columns = matrix(height), matrix(width)
+    return Operator(
+        build=lambda dtype: SeparableDownsampling(rows, columns, dtype),
+        image_shape=image_shape,
+        y_shape=(3, height // factor, width // factor),
+        norm=(torch.linalg.matrix_norm(rows, 2) * torch.linalg.matrix_norm(columns, 2)).item(),
+    )
+
+
+def _require_factor(factor: int) -> None:
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+        raise InputError(f"super-resolution factor {factor!r}: give a whole number of at least 2")
+
+
+@dataclass(frozen=True)
+class MeanDownsampling:
+    """Mean of each factor x factor block: DDRM's (Kawar et al., 2022) `sr4`, whose singular values are all 1 / factor."""
+
+    name: ClassVar[str] = "mean_downsampling"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
+    shift_invariant: ClassVar[bool] = True
+    factor: int
+
+    def __post_init__(self) -> None:
+        _require_factor(self.factor)
+
+    def __call__(self, image_shape: Shape) -> Operator:
+        def matrix(n: int) -> Tensor:
+            return torch.eye(n // self.factor, dtype=torch.float64).repeat_interleave(self.factor, 1) / self.factor
+
+        return separable(image_shape, self.factor, matrix, f"the mean of {self.factor}x{self.factor}")
+
+    def image_shape(self, y_shape: Shape) -> Shape:
+        """(3, h, w) to (3, factor * h, factor * w)."""
+        _require_rgb(y_shape, f"y of the mean of {self.factor}x{self.factor}")
+        return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
+
+
+@dataclass(frozen=True)
+class ReflectiveSuperResolution:
+    """`SuperResolution` with borders that mirror the image, the border pixel included: DDRM's `sr_bicubic4`.
+
+    DDRM's code sets singular values along a side that are below 0.03 to zero; at factor 4 none is, the least being 0.35.
+    """
+
+    name: ClassVar[str] = "reflective_super_resolution"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
+    shift_invariant: ClassVar[bool] = True
+    factor: int
+
+    def __post_init__(self) -> None:
+        _require_factor(self.factor)
+
+    def __call__(self, image_shape: Shape) -> Operator:
+        kernel, what = bicubic_kernel(self.factor, (self.factor - 1) / 2), f"super-resolution x{self.factor}"
+        _require_rgb(image_shape, what)
+        _require_room(image_shape, kernel, what)
+
+        def matrix(n: int) -> Tensor:
+            weights = torch.zeros(n // self.factor, n, dtype=torch.float64)
+            rows = torch.arange(n // self.factor)
+            for j, weight in enumerate(kernel):
+                pixel = self.factor * rows + len(kernel) // 2 - j
+                pixel = torch.where(pixel < 0, -1 - pixel, torch.where(pixel >= n, 2 * n - 1 - pixel, pixel))
+                weights[rows, pixel] += weight
+            return weights
+
+        return separable(image_shape, self.factor, matrix, what)
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """(3, h, w) to (3, factor * h, factor * w)."""
@@ -386,6 +501,50 @@ class BoxInpainting:
         top, left = (image_shape[1] - rows) // 2, (image_shape[2] - columns) // 2
         mask[:, top : top + rows, left : left + columns] = 0
         return mask
+
+    def image_shape(self, y_shape: Shape) -> Shape:
+        """y is as large as the picture."""
+        _require_rgb(y_shape, "y of inpainting")
+        return y_shape
+
+
+@dataclass(frozen=True)
+class RandomInpainting:
+    """Pixels lost at random, `lost` of all, in all channels alike; y is 0 there and the picture elsewhere.
+
+    The mask is drawn once for each size of picture, by `seed`, and is the same for every picture of it: it is part of the
+    task. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw another for every picture.
+    """
+
+    name: ClassVar[str] = "random_inpainting"
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
+    shift_invariant: ClassVar[bool] = False
+    lost: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lost < 1:
+            raise InputError(f"inpainting with {self.lost!r} of the pixels lost: give a fraction between 0 and 1")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise InputError(f"inpainting seed {self.seed!r}: give a whole number")
+
+    def __call__(self, image_shape: Shape) -> Operator:
+        _require_rgb(image_shape, "inpainting")
+        mask = self.mask(image_shape)
+        if not 0 < mask.sum() < mask.numel():
+            raise InputError(
+                f"inpainting: {self.lost} of the pixels leave nothing to do or to go by in {tuple(image_shape)}"
+            )
+        return Operator(lambda dtype: keeping(mask.to(dtype)), image_shape, image_shape, norm=1.0)
+
+    def mask(self, image_shape: Shape) -> Tensor:
+        """(3, H, W) float64: 1 where the pixel is known, 0 where it is lost, which round(lost * H * W) are."""
+        _, height, width = image_shape
+        order = torch.randperm(height * width, generator=torch.Generator().manual_seed(self.seed))
+        mask = torch.ones(height * width, dtype=torch.float64)
+        mask[order[: round(self.lost * height * width)]] = 0
+        return mask.reshape(1, height, width).repeat(3, 1, 1)
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """y is as large as the picture."""

@@ -10,7 +10,7 @@ import huggingface_hub
 import torch
 import torch.hub
 import yaml
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from adir.configuration import config_dir
 from adir.errors import InputError
@@ -46,14 +46,15 @@ class WeightsFile:
     """One file. `place` is the folder of it: ours, or below torch's hub folder (TORCH_HOME), where pyiqa or torchvision look.
 
     entry: its name in the registry.  name: of the file.  size: bytes, None where unknown.  sha256: 64 hex digits, or the
-    start of them where a publisher gives no more.  licence: None where unknown.  about: the size for people, where the
-    bytes are not known.
+    start of them where a publisher gives no more; None where nobody does, and then nothing is fetched: whoever puts the
+    file there answers for it, and records hold its hash.  licence: None where unknown.  about: the size for people, where
+    the bytes are not known.
     """
 
     entry: str
     name: str
     size: int | None
-    sha256: str
+    sha256: str | None
     licence: str | None
     mirrors: tuple[str, ...]
     place: Place = "adir"
@@ -73,10 +74,17 @@ class WeightsFile:
         """None when a file is there, else one line with name, size, mirrors and folder."""
         if self.path.is_file():
             return None
+        if self.sha256 is None:
+            return f"{self.entry} needs {self.name} ({self.size_text}), which is not here: {self.by_hand}"
         return (
             f"{self.entry} needs {self.name} ({self.size_text}), which is not here: run `adir weights get {self.entry}`, or "
             f"put it into {self.path.parent}; mirrors: {', '.join(self.mirrors)}"
         )
+
+    @property
+    def by_hand(self) -> str:
+        """What to do about a file that is pinned by no hash."""
+        return f"put it into {self.path.parent} by hand, from {', '.join(self.mirrors)}; no SHA-256 of it is published"
 
     def unavailable(self) -> str | None:
         """None when the right file is there, after one attempt per process to fetch it; else one line: why, what to do.
@@ -90,7 +98,7 @@ class WeightsFile:
                 f"{', '.join(self.mirrors)} ({reason})"
             )
         found = known_sha256(self.path)
-        if not found.startswith(self.sha256):
+        if self.sha256 is not None and not found.startswith(self.sha256):
             return (
                 f"{self.path}: its SHA-256 starts with {found[:8]}, {self.sha256} is expected, so it is damaged or "
                 f"another file: delete it and run `adir weights get {self.entry}`"
@@ -113,14 +121,16 @@ class WeightsFile:
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """The file, downloaded and verified. Raises as `download.fetch` does, and InputError when that is forbidden."""
+        if self.sha256 is None:
+            raise InputError(f"{self.entry}: {self.name} is not fetched: {self.by_hand}")
         require_online(self.name, f"the file into {self.path.parent}")
         fetch(self.path, self.mirrors, self.sha256, self.size, progress)
         return self.path
 
     def verify(self) -> str | None:
-        """None when the file's hash, computed now, is right; else what is wrong. A wrong file is set aside."""
+        """None when the file's hash, computed now, is right or none is known; else what is wrong. A wrong file is set aside."""
         found = sha256_of_file(self.path)
-        if found.startswith(self.sha256):
+        if self.sha256 is None or found.startswith(self.sha256):
             remember_sha256(self.path, found)
             return None
         return f"SHA-256 {found[:16]}... instead of {self.sha256[:16]}...; {set_aside(self.path)}"
@@ -238,7 +248,7 @@ def read_entry(path: Path) -> Entry:
     try:
         fields: dict[str, Any] = yaml.safe_load(read_text(path))
         if "file" in fields:
-            if not isinstance(fields["sha256"], str):  # 12345678, or 1e234567: a number to YAML
+            if not isinstance(fields["sha256"], str | None):  # 12345678, or 1e234567: a number to YAML
                 raise TypeError(f"sha256: {fields['sha256']} must stand in quotation marks")
             name, mirrors = fields.pop("file"), tuple(fields.pop("mirrors"))
             return WeightsFile(path.stem, name=name, mirrors=mirrors, **fields)
@@ -269,3 +279,21 @@ def located(name: str) -> Path:
     if reason is not None:
         raise InputError(reason)
     return found.path
+
+
+def hub_snapshot(repository: str, patterns: tuple[str, ...]) -> Path:
+    """Return the folder of a repository's files of these names, fetched from the Hugging Face hub where they are not here.
+
+    repository: OWNER/NAME, or OWNER/NAME@COMMIT; without a commit, what its main branch holds now.
+
+    Raises InputError, in one line, where there is none, or it cannot be reached.
+    """
+    name, _, revision = repository.partition("@")
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{repository}: no such folder here, and not on the Hugging Face hub, or out of reach ({reason}); "
+            "name a folder with its files"
+        ) from error

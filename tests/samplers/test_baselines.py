@@ -34,7 +34,10 @@ from adir.tasks.operators import (
     BoxInpainting,
     Colorization,
     GaussianBlur,
+    MeanDownsampling,
     Operator,
+    RandomInpainting,
+    ReflectiveSuperResolution,
     SuperResolution,
     bicubic_kernel,
 )
@@ -168,7 +171,10 @@ def test_diffpir_is_deepinvs_call_with_the_same_seed(backbone, x):
 # ---- singular values -------------------------------------------------------------------------------------------------
 
 SMALL = (3, 16, 24)
-DEGRADATIONS = [SuperResolution(2), Colorization(), BoxBlur(4), GaussianBlur(1.0, 7), BoxInpainting(0.5)]
+DEGRADATIONS = [
+    *(SuperResolution(2), MeanDownsampling(4), ReflectiveSuperResolution(2), Colorization(), BoxBlur(4)),
+    *(GaussianBlur(1.0, 7), BoxInpainting(0.5), RandomInpainting(0.7), RandomInpainting(0.9, seed=1)),
+]
 
 
 def dense(operator: Operator) -> Tensor:

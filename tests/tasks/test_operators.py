@@ -6,11 +6,22 @@ from pathlib import Path
 import deepinv
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from PIL import Image
 
 from adir.errors import InputError
-from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, GaussianBlur, SuperResolution, bicubic_kernel
+from adir.tasks.operators import (
+    BoxBlur,
+    BoxInpainting,
+    Colorization,
+    GaussianBlur,
+    MeanDownsampling,
+    RandomInpainting,
+    ReflectiveSuperResolution,
+    SuperResolution,
+    bicubic_kernel,
+)
 
 # Small, not square, and just large enough for each filter.
 CASES = {
@@ -23,6 +34,9 @@ CASES = {
     "gauss": (GaussianBlur(2.0, 13), (3, 13, 16)),
     "colorization": (Colorization(), (3, 4, 5)),
     "inpainting": (BoxInpainting(0.5), (3, 7, 8)),
+    "sr4 mean": (MeanDownsampling(4), (3, 12, 8)),
+    "sr4 reflect": (ReflectiveSuperResolution(4), (3, 20, 24)),
+    "random inpainting": (RandomInpainting(0.7, seed=3), (3, 7, 8)),
 }
 BLURS = {"box5", "box4", "gauss"}
 
@@ -45,6 +59,11 @@ def circular(n: int, step: int, taps: dict[int, float]) -> np.ndarray:
 
 def one_direction(name: str, n: int) -> np.ndarray:
     """The operator along one axis of length n, from its definition."""
+    if name == "sr4 mean":
+        return circular(n, 4, dict.fromkeys(range(4), 1 / 4))
+    if name == "sr4 reflect":  # an image and its mirror image, again and again, is circular: fold its matrix
+        matrix = one_direction("sr4", 2 * n)[: n // 4]
+        return matrix[:, :n] + matrix[:, n:][:, ::-1]
     if name.startswith("sr"):
         s = int(name[2])
         centre = 0.5 if "deepinv" in name else (s - 1) / 2
@@ -64,6 +83,8 @@ def dense(name: str) -> np.ndarray:
         known = np.ones((3, height, width))
         known[:, 1:5, 2:6] = 0
         return np.diag(known.ravel())
+    if name == "random inpainting":
+        return np.diag(CASES[name][0].mask((3, height, width)).numpy().ravel())
     return np.kron(np.eye(3), np.kron(one_direction(name, height), one_direction(name, width)))
 
 
@@ -129,7 +150,7 @@ def test_a_picture_gives_the_same_alone_and_in_a_batch(case):
         assert torch.equal(apply(batch)[1], apply(batch[1]))
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"inpainting"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"inpainting", "random inpainting"}))
 def test_grey_stays_grey(name):
     degradation, shape = CASES[name]
     y = degradation(shape).A(torch.full(shape, 0.3, dtype=torch.float64))
@@ -171,6 +192,48 @@ def test_the_default_centre_is_pillows():
     np.testing.assert_allclose(y.numpy()[3:-3, 3:-3], pillow[3:-3, 3:-3], atol=1e-5)
 
 
+def test_the_field_s_operators_are_those_of_scipy_and_numpy():
+    x = torch.randn(3, 64, 72, dtype=torch.float64)
+    channels = x.numpy()
+    blur = scipy.ndimage.gaussian_filter(channels, 3.0, mode="wrap", radius=30, axes=(1, 2))  # 61x61, std 3: DPS
+    np.testing.assert_allclose(GaussianBlur(3.0, 61)(x.shape).A(x).numpy(), blur, atol=1e-12)
+    mean = channels.reshape(3, 16, 4, 18, 4).mean((2, 4))
+    np.testing.assert_allclose(MeanDownsampling(4)(x.shape).A(x).numpy(), mean, atol=1e-12)
+    weights = keys_cubic((np.arange(16) - 7.5) / 4)  # DDRM's bicubic_kernel
+    mirrored = channels
+    for axis in (1, 2):  # scipy's "reflect" repeats the border pixel; entry 8 of an even filter is its centre
+        mirrored = scipy.ndimage.correlate1d(mirrored, weights / weights.sum(), axis, mode="reflect", origin=-2)
+    expected = mirrored[:, ::4, ::4]
+    np.testing.assert_allclose(ReflectiveSuperResolution(4)(x.shape).A(x).numpy(), expected, atol=1e-12)
+
+
+def test_away_from_borders_reflective_and_circular_super_resolution_are_one():
+    x = torch.randn(3, 64, 64, dtype=torch.float64)
+    reflect, circular_ = (make(4)(x.shape).A(x) for make in (ReflectiveSuperResolution, SuperResolution))
+    torch.testing.assert_close(reflect[:, 2:-2, 2:-2], circular_[:, 2:-2, 2:-2], rtol=0, atol=1e-12)
+    assert (reflect - circular_).abs().max() > 0.01
+
+
+def test_the_mean_of_blocks_has_one_singular_value_and_repeats_pixels_back():
+    operator = MeanDownsampling(4)((3, 16, 32))
+    assert operator.norm == pytest.approx(1 / 4, rel=1e-12)
+    y = torch.randn(3, 4, 8, dtype=torch.float64)
+    torch.testing.assert_close(
+        operator.A_dagger(y), y.repeat_interleave(4, 1).repeat_interleave(4, 2), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("lost", [0.7, 0.92])
+def test_a_random_mask_loses_its_share_of_pixels_in_all_channels_and_follows_from_its_seed(lost):
+    shape = (3, 64, 48)
+    mask = RandomInpainting(lost)(shape).known()
+    assert (~mask[0]).sum() == round(lost * 64 * 48) and torch.equal(mask[0], mask[1]) and torch.equal(mask[0], mask[2])
+    assert torch.equal(mask, RandomInpainting(lost, seed=0)(shape).known())
+    other = RandomInpainting(lost, seed=1)(shape).known()
+    # Two draws agree by chance alone: a pixel is known in both, or lost in both.
+    assert (mask == other).float().mean().item() == pytest.approx(lost**2 + (1 - lost) ** 2, abs=0.03)
+
+
 def test_the_even_box_averages_one_pixel_before_to_two_after():
     x = torch.zeros(3, 12, 12)
     x[:, 6, 6] = 16.0
@@ -187,6 +250,10 @@ def test_the_even_box_averages_one_pixel_before_to_two_after():
         (GaussianBlur(2.0, 17), (3, 16, 64), "at least 17x17"),
         (BoxBlur(5), (1, 16, 16), "RGB"),
         (BoxInpainting(0.01), (3, 8, 8), "leaves nothing"),
+        (MeanDownsampling(4), (3, 30, 32), "multiples of 4.*32x30"),
+        (ReflectiveSuperResolution(4), (3, 30, 32), "multiples of 4.*32x30"),
+        (ReflectiveSuperResolution(4), (3, 16, 12), "at least 18x18"),
+        (RandomInpainting(0.001), (3, 8, 8), "leave nothing"),
     ],
 )
 def test_a_shape_that_an_operator_cannot_take_is_refused(degradation, shape, words):
@@ -205,6 +272,10 @@ def test_a_shape_that_an_operator_cannot_take_is_refused(degradation, shape, wor
         lambda: GaussianBlur(2.0, 12),
         lambda: Colorization((0.3, 0.6, 0.2)),
         lambda: BoxInpainting(1.0),
+        lambda: MeanDownsampling(1),
+        lambda: ReflectiveSuperResolution(4.0),
+        lambda: RandomInpainting(1.0),
+        lambda: RandomInpainting(0.5, seed=None),
     ],
 )
 def test_parameters_that_make_no_operator_are_refused(make):

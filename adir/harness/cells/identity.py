@@ -168,4 +168,4 @@ def ours(kind: str) -> dict[str, str]:
         names = {path: getattr(cls, "name", None) for path, cls in own.items()}
         return {name: f"{module.__name__}.{path}" for path, name in names.items() if isinstance(name, str)}
     leaves = [yaml.safe_load(read_text(path)) for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")]
-    return {leaf["name"]: leaf["_target_"] for leaf in leaves}
+    return {leaf["name"]: leaf["_target_"] for leaf in leaves if "name" in leaf}  # another word for a leaf has none

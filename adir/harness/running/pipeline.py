@@ -355,14 +355,19 @@ def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
     if adapter is not None:
         with in_place(cell, adapter):
             tuned = eps_errors(cell, prepared.x)
-    return tuple(OracleError(t=t, untuned=untuned[t], adapted=tuned[t]) for t in ORACLE_TIMESTEPS)
+    return tuple(OracleError(t=t, untuned=untuned[t], adapted=tuned[t]) for t in untuned)
 
 
 @torch.no_grad()
 def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
-    """{t: l_simple of the denoiser as it stands on the ground truth x}, with one noise for each t, always the same."""
+    """{t: l_simple of the denoiser as it stands on the ground truth x}, with one noise for each t, always the same.
+
+    Only the t that the backbone's schedule has: some have fewer than 1000.
+    """
     errors = {}
     for t in ORACLE_TIMESTEPS:
+        if t >= len(cell.backbone.schedule):
+            break
         eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))[None]
         x_t = diffuse(x[None], eps, cell.backbone.schedule.alpha_bar[t]).to(cell.backbone.device)
         eps_hat = cell.backbone.predict(x_t, torch.tensor([t], device=x_t.device)).eps.cpu()

@@ -24,6 +24,7 @@ from adir.harness.records.comparable import (
 )
 from adir.harness.records.record import Record
 from adir.harness.tables.comparisons import best_of, with_holm
+from adir.harness.tables.priors import prior_of, seen_note
 from adir.harness.tables.statistics import (
     FEWEST_TO_TELL_APART,
     Estimate,
@@ -67,6 +68,8 @@ class Row:
     """{metric: what the difference to the reference shows}, of metrics that have a margin."""
     identity: dict[str, Any] = field(default_factory=dict)
     """Of one of its records; empty where it has none."""
+    trained_on: str | None = None
+    """The training set of its prior, as the records have it; None where none tells, or no network was used."""
 
     def means(self, metric: str) -> dict[str, float | None]:
         """{cluster: mean over its images} in one metric."""
@@ -214,9 +217,12 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str], against
             pictures=pictures,
             clusters=clusters,
             identity=records[0].identity,
+            trained_on=next((told for r in done.values() if (told := prior_of(r)) is not None), None),
         )
         rows[key] = row
         name = named(axes, shown)
+        if (warning := next((seen_note(r) for r in done.values()), None)) is not None:
+            notes.append((warning, name))
         for record in records:
             if record.status == "failed":
                 where = f"seed={record.seed} {record.image.id}"

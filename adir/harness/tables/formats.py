@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adir.harness.tables.board import Board, Row, Standing, several
+from adir.harness.tables.priors import short_prior
 from adir.harness.tables.statistics import (
     FEWEST_PICTURES,
     FEWEST_TO_TELL_APART,
@@ -21,6 +22,7 @@ from adir.harness.tables.terminal import Column, stacked
 from adir.harness.tables.verdicts import Verdict, margins
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
+PRIOR = "prior trained on"
 COUNTS = ("K", "n")
 """Columns before the metrics that hold numbers."""
 TIED = "≈"
@@ -88,7 +90,12 @@ def extra_axes(board: Board) -> list[str]:
 def headings(board: Board) -> list[str]:
     """Column titles, shared by every form of the table: those of `lead`, then the metrics."""
     metrics = (tidy(name) + ARROWS[way] for name, way in board.metrics.items())
-    return ["task", *extra_axes(board), "mode", "K", "adapter", "n", *metrics]
+    return ["task", *extra_axes(board), *[PRIOR] * tells_priors(board), "mode", "K", "adapter", "n", *metrics]
+
+
+def tells_priors(board: Board) -> bool:
+    """Whether any row says what its prior was trained on, so that there is a column for it."""
+    return any(row.trained_on is not None for row in board.rows)
 
 
 def lead(board: Board, row: Row) -> list[str]:
@@ -99,7 +106,7 @@ def lead(board: Board, row: Row) -> list[str]:
     n = max((e.n for e in row.estimates.values()), default=0)
     count = str(n) if row.have == row.expected else f"{row.have}/{row.expected}"
     task = axes["task"] + (f" (σ {row.sigma_y:g})" if row.sigma_y is not None else "")
-    extra = [axes[name] or "–" for name in extra_axes(board)]
+    extra = [axes[name] or "–" for name in extra_axes(board)] + [short_prior(row.trained_on)] * tells_priors(board)
     k = "–" if axes["k"] is None else str(axes["k"])
     return [tidy(text) for text in (task, *extra, mode, k, axes["adapter"] or "–", count)]
 
@@ -178,14 +185,15 @@ def to_csv(board: Board) -> str:
     """Full precision, one line per row, empty where missing."""
     buffer = io.StringIO()
     fields = [*("backbone", "sampler", "task", "adaptation", "adapter", "k", "variant", "setting", "data")]
-    fields += ["sigma_y", "records", "expected"]
+    fields += ["prior_trained_on", "sigma_y", "records", "expected"]
     for name in board.metrics:
         fields += [name, f"{name}_se", f"{name}_n", f"{name}_version", f"{name}_standing"]
         fields += [f"{name}_minus_{board.against}{end}" for end in ENDS]
     table = csv.DictWriter(buffer, fields, lineterminator="\n")
     table.writeheader()
     for row in board.rows:
-        line: dict[str, Any] = dict(row.axes) | {"sigma_y": row.sigma_y, "records": row.have, "expected": row.expected}
+        line: dict[str, Any] = dict(row.axes) | {"prior_trained_on": row.trained_on, "sigma_y": row.sigma_y}
+        line |= {"records": row.have, "expected": row.expected}
         for name in board.metrics:
             mean, difference, verdict = row.estimates[name], row.to_reference.get(name), row.verdicts.get(name)
             line |= {name: mean.value, f"{name}_se": mean.standard_error, f"{name}_n": mean.n}
