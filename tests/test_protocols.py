@@ -17,9 +17,11 @@ from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffusionX4
 from adir.samplers.adir import ADIR
 from adir.samplers.base import Sampler, SteerableSampler, Steering
+from adir.samplers.ddnm import DDNM
 from adir.samplers.ddpg import DDPG
 from adir.samplers.dds import DDS
-from adir.samplers.deepinv_samplers import DDRM, DPS, DiffPIR
+from adir.samplers.deepinv_samplers import DDRM, DPS
+from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP
 from adir.samplers.editing import InpaintingSampler
@@ -40,6 +42,7 @@ SAMPLERS = [
     DDRM(),
     DiffPIR(),
     DDPG(),
+    DDNM(),
     DMSP(),
     DDS(),
     UpscalerSampler(),
