@@ -26,6 +26,7 @@ from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP
 from adir.samplers.editing import InpaintingSampler
 from adir.samplers.latent import UpscalerSampler
+from adir.samplers.likelihoods import Annealed, PiGDM
 from adir.samplers.tiling import TiledBackbone
 from adir.scoring.base import Metric
 from adir.scoring.metrics import METRICS
@@ -43,6 +44,8 @@ SAMPLERS = [
     DiffPIR(),
     DDPG(),
     DDNM(),
+    PiGDM(),
+    Annealed("ald"),
     DMSP(),
     DDS(),
     UpscalerSampler(),

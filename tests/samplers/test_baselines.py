@@ -29,6 +29,7 @@ from adir.samplers.deepinv_samplers import DDRM, DPS, BackboneDenoiser
 from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
+from adir.samplers.likelihoods import Annealed, PiGDM
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.editing import EditTask
 from adir.tasks.operators import (
@@ -59,6 +60,9 @@ LEARNED = [
     DMSP(n_steps=3),
     DDS(n_steps=3),
     DDNM(n_steps=3),
+    PiGDM(n_steps=3),
+    Annealed("ald", n_steps=3),
+    Annealed("score_sde", n_steps=3),
 ]
 DIRECT = [Direct("bicubic"), Direct("adjoint"), Direct("pseudo_inverse")]
 
@@ -350,7 +354,7 @@ def test_every_sampler_does_every_task_and_depends_on_the_pictures_generator_alo
     hook.remove()
     assert torch.equal(before, torch.get_rng_state())
     assert (both.network_evaluations * 2, both.gradient_evaluations * 2) == (len(calls), sum(calls))
-    assert (both.gradient_evaluations > 0) == (sampler.name == "dps")
+    assert (both.gradient_evaluations > 0) == (sampler.name in ("dps", "pigdm"))
     assert both.errors == [None, None] == [*both.errors]
     assert both.x_hat.shape == (2, *SHAPE) and both.x_hat.dtype == torch.float32
     torch.manual_seed(99)
