@@ -17,6 +17,7 @@ from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffusionX4
 from adir.samplers.adir import ADIR
 from adir.samplers.base import Sampler, SteerableSampler, Steering
+from adir.samplers.daps import DAPS
 from adir.samplers.ddnm import DDNM
 from adir.samplers.ddpg import DDPG
 from adir.samplers.dds import DDS
@@ -44,6 +45,7 @@ SAMPLERS = [
     DiffPIR(),
     DDPG(),
     DDNM(),
+    DAPS(),
     PiGDM(),
     Annealed("ald"),
     DMSP(),

@@ -22,6 +22,7 @@ from adir.diffusion.schedule import linear_schedule
 from adir.images import from_uint8
 from adir.samplers.adir import ADIR
 from adir.samplers.base import ROUNDING, noise_level
+from adir.samplers.daps import DAPS
 from adir.samplers.ddnm import DDNM
 from adir.samplers.ddpg import DDPG
 from adir.samplers.dds import DDS
@@ -61,6 +62,7 @@ LEARNED = [
     DDS(n_steps=3),
     DDNM(n_steps=3),
     PiGDM(n_steps=3),
+    DAPS(n_steps=3, n_ode_steps=1, n_langevin=3),
     Annealed("ald", n_steps=3),
     Annealed("score_sde", n_steps=3),
 ]
@@ -417,7 +419,7 @@ def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_th
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     for sampler in LEARNED:
         reason = sampler.not_applicable(pixel, unknown, NONE)
-        assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds"))
+        assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds", "daps"))
         assert reason is None or "needs the singular value decomposition of A, and task mri has none" in reason
 
 
