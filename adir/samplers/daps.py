@@ -24,7 +24,7 @@ def polynomial_levels(high: float, low: float, n: int) -> Tensor:
 def langevin_step(
     x0: Tensor, x0_hat: Tensor, data_gradient: Tensor, eta: float, r: float, tau: float, z: Tensor
 ) -> Tensor:
-    """Return x0 after one Langevin step on N(x0_hat, r^2 I) exp(-|A x - y|^2 / (2 tau^2)): the paper's eq. 7.
+    """Return x0 after one Langevin step on N(x0_hat, r^2 I) exp(-|A x - y|^2 / (2 tau^2)).
 
     Args:
         x0: (B, 3, H, W), where it starts.
@@ -51,13 +51,14 @@ class DAPS:
     the network's own, those nearest to the paper's; a flow's go from sigma towards `LOWEST`, even in their 7th root, the last
     step to 0.
 
-    n_steps: evaluations of the network in all, a multiple of n_ode_steps; n_steps / n_ode_steps noise levels. The paper has
-        1000 and more, its smallest variant 100.
-    n_ode_steps: of each flow; the paper's smallest variant has 2, the one of 1000 has 5.
+    The defaults are the authors' settings for pixels, clip_x0 apart.
+
+    n_steps: evaluations of the network in all: 1000 are 200 noise levels with 5 each. What is left over goes to the first.
+    n_ode_steps: of each flow; the first has fewer where n_steps is less.
     n_langevin: applications of A and A^T at each level.
     eta_0: Langevin step size at the first level. eta_0 |A|^2 / tau^2 above 2 diverges.
     delta: share of it that would be left after the last level; linear in the levels' number.
-    tau: standard deviation of y around A x0 that is assumed, of images in [-1, 1]; the paper's, whose y has noise of 0.05.
+    tau: standard deviation of y around A x0 that is assumed, of images in [-1, 1]; the authors', whose y has noise of 0.05.
     sigma_max, sigma_min: the first and the last noise level.
     clip_x0: clip the network's clean estimates to [-1, 1].
     """
@@ -78,8 +79,6 @@ class DAPS:
     def __post_init__(self) -> None:
         require_steps(self.n_ode_steps)
         require_steps(self.n_steps)
-        if self.n_steps % self.n_ode_steps:
-            raise ValueError(f"n_steps={self.n_steps}: a multiple of n_ode_steps={self.n_ode_steps} is needed")
         if isinstance(self.n_langevin, bool) or not isinstance(self.n_langevin, int) or self.n_langevin < 0:
             raise ValueError(f"n_langevin={self.n_langevin!r}: a whole number of at least 0 is needed")
         for what in ("eta_0", "tau", "sigma_min"):
@@ -103,8 +102,8 @@ class DAPS:
         def nearest(sigma: Tensor) -> int:
             return int((table - sigma).abs().argmin())
 
-        def flow(x: Tensor, start: int) -> Tensor:
-            levels = polynomial_levels(float(table[start]), min(LOWEST, float(table[start])), self.n_ode_steps + 1)
+        def flow(x: Tensor, start: int, n_steps: int) -> Tensor:
+            levels = polynomial_levels(float(table[start]), min(LOWEST, float(table[start])), n_steps + 1)
             steps = [nearest(sigma) for sigma in levels[:-1]]
             for i, i_next in zip(steps, [*steps[1:], None], strict=True):
                 t = timesteps[i].expand(len(x)).to(x.device)
@@ -115,12 +114,14 @@ class DAPS:
                 x = x0_hat + sigma_next / table[i] * (x - x0_hat)
             return x
 
-        anneal = polynomial_levels(self.sigma_max, self.sigma_min, self.n_steps // self.n_ode_steps)
+        n_levels = max(1, self.n_steps // self.n_ode_steps)
+        first = self.n_steps - (n_levels - 1) * self.n_ode_steps
+        anneal = polynomial_levels(self.sigma_max, self.sigma_min, n_levels)
         starts = [nearest(sigma) for sigma in anneal]
         watch = Watch(y)
         x = table[starts[0]] * draw_noise(operator.image_shape, generators, y)
         for k, i in enumerate(starts):
-            x0_hat = flow(x, i)
+            x0_hat = flow(x, i, first if k == 0 else self.n_ode_steps)
             sigma = float(table[i])
             eta = self.eta_0 * (self.delta + (1 - k / len(starts)) * (1 - self.delta))
             x0 = x0_hat
@@ -131,7 +132,7 @@ class DAPS:
             watch.step(x0)
             if k + 1 < len(starts):
                 x = x0 + table[starts[k + 1]] * draw_noise(operator.image_shape, generators, y)
-        return watch.finish(x0, "lower eta_0 or raise tau", len(starts) * self.n_ode_steps)
+        return watch.finish(x0, "lower eta_0 or raise tau", self.n_steps)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Any linear task on pixels."""

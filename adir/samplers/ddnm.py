@@ -27,7 +27,7 @@ from adir.tasks.operators import Operator
 def range_space_factors(
     s: Tensor, a: float, sigma_t: float, sigma_y: float, eta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how DDNM+ treats each singular direction of A: its appendix I, in the DDIM form of the authors' code.
+    """Return how DDNM+ treats each singular direction of A: its appendix, in the DDIM form of the authors' code.
 
     Data that replace x0 bring noise of a sigma_y / s into x_{t-1}. Where that is less than sigma_t, they do, and fresh noise
     fills up what is missing; where it is more, they are mixed in as far as it allows. Both ways the noise of x_{t-1} is

@@ -53,7 +53,7 @@ class PiGDM:
     Where sigma_y is 0, A^T (A A^T)^-1 is A_dagger; here y has at least the noise of 8 bits. Each step is one evaluation of the
     network and one backpropagation through it.
 
-    n_steps: evaluations of the network; the paper has 20 and 100.
+    n_steps: evaluations of the network; the paper has 100.
     eta: share of DDPM's noise in a step, from 0 to 1; the paper has 1.
     """
 

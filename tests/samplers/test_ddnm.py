@@ -30,7 +30,7 @@ class Network:
     "degradation", [SuperResolution(2), BoxBlur(5), Colorization(), BoxInpainting(0.5)], ids=lambda d: d.name
 )
 def test_it_is_the_papers_algorithm_with_matrices(degradation, sigma_y):
-    # Wang et al., eq. 17 to 19 and appendix I: x_{t-1} = a (x0 - Sigma A^+ (A x0 - y)) + Phi^(1/2) z, both diagonal in V.
+    # Wang et al., section 3.3 and appendix: x_{t-1} = a (x0 - Sigma A^+ (A x0 - y)) + Phi^(1/2) z, both diagonal in V.
     network, operator = Network(), RestorationTask("task", 1, degradation, sigma_y, 1).operator(SHAPE)
     A = operator.A(torch.eye(N, dtype=torch.float64).reshape(N, *SHAPE)).flatten(1).T.numpy()
     y = torch.randn(1, *operator.y_shape, dtype=torch.float64)
