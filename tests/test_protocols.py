@@ -17,13 +17,17 @@ from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffusionX4
 from adir.samplers.adir import ADIR
 from adir.samplers.base import Sampler, SteerableSampler, Steering
+from adir.samplers.daps import DAPS
+from adir.samplers.ddnm import DDNM
 from adir.samplers.ddpg import DDPG
 from adir.samplers.dds import DDS
-from adir.samplers.deepinv_samplers import DDRM, DPS, DiffPIR
+from adir.samplers.deepinv_samplers import DDRM, DPS
+from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP
 from adir.samplers.editing import InpaintingSampler
 from adir.samplers.latent import UpscalerSampler
+from adir.samplers.likelihoods import Annealed, PiGDM
 from adir.samplers.tiling import TiledBackbone
 from adir.scoring.base import Metric
 from adir.scoring.metrics import METRICS
@@ -52,6 +56,10 @@ SAMPLERS = [
     DDRM(),
     DiffPIR(),
     DDPG(),
+    DDNM(),
+    DAPS(),
+    PiGDM(),
+    Annealed("ald"),
     DMSP(),
     DDS(),
     UpscalerSampler(),

@@ -1,4 +1,4 @@
-"""DPS, DDRM and DiffPIR as deepinv has them, on our backbone and our y: only the denoiser and the noise are ours.
+"""DPS and DDRM as deepinv has them, on our backbone and our y: only the denoiser and the noise are ours.
 
 deepinv works on pictures in [0, 1] with noise of standard deviation sigma in the same units, and draws noise for whole
 batches from a global generator. `BackboneDenoiser` and `PictureNoise` are the two adapters; everything between is a
@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal, get_args
 import deepinv
 import numpy as np
 import torch
-from deepinv.optim.data_fidelity import L2
 from deepinv.physics import GaussianNoise
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -200,44 +199,6 @@ class DDRM:
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Pixels, and an operator whose singular value decomposition is known."""
-        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
-
-
-@dataclass(frozen=True)
-class DiffPIR:
-    """Diffusion plug-and-play restoration (Zhu et al., 2023), by deepinv.sampling.DiffPIR.
-
-    n_steps: evaluations of the network.  lambda_: weight of the prior; the paper finds 3 to 25 good.  zeta: share of
-    fresh noise in a step.  float64 around the network: the proximal step divides by rho, 3e-10 at the first steps.
-    """
-
-    version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
-    name: str = "diffpir"
-    n_steps: int = 100
-    lambda_: float = 7.0
-    zeta: float = 0.1
-
-    def __post_init__(self) -> None:
-        require_steps(self.n_steps, least=2)
-
-    def restore(
-        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
-    ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture."""
-        sigma = noise_level(operator)
-        physics = full_svd(operator, torch.float64, y.device, sigma)
-
-        def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
-            sampler = deepinv.sampling.DiffPIR(
-                denoiser, L2(), sigma, max_iter=self.n_steps, zeta=self.zeta, lambda_=self.lambda_, device=y.device
-            )
-            return lambda y: sampler(y.double(), physics)
-
-        return restored_by(make, backbone, operator, y, generators, "raise lambda_")
-
-    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, and an operator whose singular value decomposition is known, by which the proximal step is exact."""
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
 

@@ -33,7 +33,25 @@ from adir.harness.tables.statistics import Estimate, mean_over_pictures
 
 METRICS = {"psnr": "PSNR / dB, higher is better", "deep-lite0": "deep-lite0, lower is better"}
 COLUMNS = ("psnr", "ssim", "fsim", "deep-lite0", "residual")
-ORDER = ("adir", "adir_clean", "ddpg", "diffpir", "ddrm", "dps", "dmsp", "bicubic", "adjoint", "pseudo_inverse")
+ORDER = (
+    *(
+        "adir",
+        "adir_clean",
+        "ddpg",
+        "ddnm",
+        "diffpir",
+        "ddrm",
+        "pigdm",
+        "dps",
+        "daps",
+        "ald",
+        "score_sde",
+        "ilvr",
+        "dds",
+        "dmsp",
+    ),
+    *("bicubic", "adjoint", "pseudo_inverse"),
+)
 
 
 @dataclass(frozen=True)

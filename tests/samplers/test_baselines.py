@@ -22,11 +22,15 @@ from adir.diffusion.schedule import linear_schedule
 from adir.images import from_uint8
 from adir.samplers.adir import ADIR
 from adir.samplers.base import ROUNDING, noise_level
+from adir.samplers.daps import DAPS
+from adir.samplers.ddnm import DDNM
 from adir.samplers.ddpg import DDPG
 from adir.samplers.dds import DDS
-from adir.samplers.deepinv_samplers import DDRM, DPS, BackboneDenoiser, DiffPIR
+from adir.samplers.deepinv_samplers import DDRM, DPS, BackboneDenoiser
+from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
+from adir.samplers.likelihoods import Annealed, PiGDM
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.editing import EditTask
 from adir.tasks.operators import (
@@ -52,7 +56,19 @@ DEBLUR = RestorationTask("deblur", 1, BoxBlur(5), 10, 30)
 COLOR = RestorationTask("colorization", 1, Colorization(), 0, 100)
 HOLE = RestorationTask("inpaint_box", 1, BoxInpainting(0.5), 0, 100)
 TASKS = [SR, DEBLUR, COLOR, HOLE]
-LEARNED = [DPS(n_steps=3), DDRM(n_steps=3), DiffPIR(n_steps=4), DDPG(n_steps=3), DMSP(n_steps=3), DDS(n_steps=3)]
+LEARNED = [
+    DPS(n_steps=3),
+    DDRM(n_steps=3),
+    DiffPIR(n_steps=4),
+    DDPG(n_steps=3),
+    DMSP(n_steps=3),
+    DDS(n_steps=3),
+    DDNM(n_steps=3),
+    PiGDM(n_steps=3),
+    DAPS(n_steps=3, n_ode_steps=1, n_langevin=3),
+    Annealed("ald", n_steps=3),
+    Annealed("score_sde", n_steps=3),
+]
 DIRECT = [Direct("bicubic"), Direct("adjoint"), Direct("pseudo_inverse")]
 
 
@@ -154,18 +170,6 @@ def test_ddrm_is_deepinvs_call_with_the_same_seed(backbone, x):
         (y[None] + 1) / 2, blur, seed=5
     )
     torch.testing.assert_close(ours.x_hat, 2 * theirs - 1, **LIKE_DEEPINV)
-
-
-def test_diffpir_is_deepinvs_call_with_the_same_seed(backbone, x):
-    # Super-resolution, where the call below uses deepinv's own closed form of the proximal step and ours the SVD.
-    operator = SR.operator(SHAPE)
-    y = SR.degrade(x, generator(0))
-    ours = DiffPIR(n_steps=6).restore(backbone, operator, y[None], [generator(5)])
-    sampler = deepinv.sampling.DiffPIR(
-        BackboneDenoiser(backbone), deepinv.optim.data_fidelity.L2(), max_iter=6, sigma=ROUNDING
-    )
-    theirs = sampler((y[None].double() + 1) / 2, deepinvs_downsampling(torch.float64), seed=5)
-    torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), **LIKE_DEEPINV)
 
 
 # ---- singular values -------------------------------------------------------------------------------------------------
@@ -358,7 +362,7 @@ def test_every_sampler_does_every_task_and_depends_on_the_pictures_generator_alo
     hook.remove()
     assert torch.equal(before, torch.get_rng_state())
     assert (both.network_evaluations * 2, both.gradient_evaluations * 2) == (len(calls), sum(calls))
-    assert (both.gradient_evaluations > 0) == (sampler.name == "dps")
+    assert (both.gradient_evaluations > 0) == (sampler.name in ("dps", "pigdm"))
     assert both.errors == [None, None] == [*both.errors]
     assert both.x_hat.shape == (2, *SHAPE) and both.x_hat.dtype == torch.float32
     torch.manual_seed(99)
@@ -421,7 +425,7 @@ def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_th
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     for sampler in LEARNED:
         reason = sampler.not_applicable(pixel, unknown, NONE)
-        assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds"))
+        assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds", "daps"))
         assert reason is None or "needs the singular value decomposition of A, and task mri has none" in reason
 
 

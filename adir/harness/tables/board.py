@@ -8,6 +8,7 @@ what a table of 10,000 records may take; the CSV is for it.
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,8 @@ class Row:
     """Records (picture, seed) that are done, and that some row of the group or the plan has."""
     sigma_y: float | None
     """Noise of y in grey levels, beside which the residual is read; None where no record tells."""
+    evaluations: tuple[float | None, float | None] = (None, None)
+    """Mean calls of the network per image by the sampler: without a gradient, and with one. None where a record lacks them."""
     standing: dict[str, Standing] = field(default_factory=dict)
     """{metric: best, the only one; or tied with the best}; no key for what is worse, missing, or cannot be told."""
     pictures: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -214,6 +217,7 @@ def rows_of(group: Group, metrics: dict[str, str], shown: Sequence[str], against
             have=len(done),
             expected=len(expected),
             sigma_y=first_known(noise_of(done.values()), planned_noise(records[0]), noise),
+            evaluations=evaluations_of(list(done.values())),
             pictures=pictures,
             clusters=clusters,
             identity=records[0].identity,
@@ -312,6 +316,15 @@ def planned_noise(record: Record) -> float | None:
     task = record.identity.get("task")
     noise = task.get("sigma_y") if isinstance(task, dict) else None
     return noise if isinstance(noise, int | float) else None
+
+
+def evaluations_of(records: list[Record]) -> tuple[float | None, float | None]:
+    """Mean network evaluations per image without and with a gradient; None where a record lacks them, or there is none."""
+    known = [record.sampler for record in records if record.sampler is not None]
+    if not known or len(known) < len(records):
+        return None, None
+    gradients = statistics.fmean(one.gradient_evaluations for one in known)
+    return statistics.fmean(one.network_evaluations for one in known) - gradients, gradients
 
 
 def first_known(*values: float | None) -> float | None:

@@ -23,7 +23,8 @@ from adir.harness.tables.verdicts import Verdict, margins
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 PRIOR = "prior trained on"
-COUNTS = ("K", "n")
+EVALUATIONS = ("evaluations", "with gradient")
+COUNTS = ("K", "n", *EVALUATIONS)
 """Columns before the metrics that hold numbers."""
 TIED = "≈"
 DIFFERS = "†"
@@ -48,6 +49,11 @@ def explanation(board: Board) -> str:
             f"n = {FEWEST_TO_TELL_APART}. m: {', '.join(f'{metric} {margin}' for metric, margin in judged.items())}. "
             f"Verdicts, unlike {DIFFERS}, are not corrected for the number of rows: without any effect about one in 20 says "
             f"better, so {n / 20:.2g} of these {n}. "
+        )
+    if shows_evaluations(board):
+        text += (
+            "evaluations: calls of the network per image by the sampler, without a gradient; with gradient: those that were "
+            "differentiated, each of which costs about three. "
         )
     return text + "residual: rms(A x̂ − y) in grey levels, to be read beside σ, the noise of y."
 
@@ -90,12 +96,19 @@ def extra_axes(board: Board) -> list[str]:
 def headings(board: Board) -> list[str]:
     """Column titles, shared by every form of the table: those of `lead`, then the metrics."""
     metrics = (tidy(name) + ARROWS[way] for name, way in board.metrics.items())
-    return ["task", *extra_axes(board), *[PRIOR] * tells_priors(board), "mode", "K", "adapter", "n", *metrics]
+    costs = EVALUATIONS if shows_evaluations(board) else ()
+    prior = [PRIOR] * tells_priors(board)
+    return ["task", *extra_axes(board), *prior, "mode", "K", "adapter", "n", *costs, *metrics]
 
 
 def tells_priors(board: Board) -> bool:
     """Whether any row says what its prior was trained on, so that there is a column for it."""
     return any(row.trained_on is not None for row in board.rows)
+
+
+def shows_evaluations(board: Board) -> bool:
+    """Whether the table says how often the network was called: where its rows differ in that."""
+    return len({row.evaluations for row in board.rows if None not in row.evaluations}) > 1
 
 
 def lead(board: Board, row: Row) -> list[str]:
@@ -108,7 +121,9 @@ def lead(board: Board, row: Row) -> list[str]:
     task = axes["task"] + (f" (σ {row.sigma_y:g})" if row.sigma_y is not None else "")
     extra = [axes[name] or "–" for name in extra_axes(board)] + [short_prior(row.trained_on)] * tells_priors(board)
     k = "–" if axes["k"] is None else str(axes["k"])
-    return [tidy(text) for text in (task, *extra, mode, k, axes["adapter"] or "–", count)]
+    costs = row.evaluations if shows_evaluations(board) else ()
+    calls = ["–" if n is None else f"{n:.4g}" for n in costs]
+    return [tidy(text) for text in (task, *extra, mode, k, axes["adapter"] or "–", count, *calls)]
 
 
 def cells(board: Board, row: Row, newline: str = "\n", bold: tuple[str, str] = ("", "")) -> list[str]:
@@ -185,7 +200,7 @@ def to_csv(board: Board) -> str:
     """Full precision, one line per row, empty where missing."""
     buffer = io.StringIO()
     fields = [*("backbone", "sampler", "task", "adaptation", "adapter", "k", "variant", "setting", "data")]
-    fields += ["prior_trained_on", "sigma_y", "records", "expected"]
+    fields += ["prior_trained_on", "sigma_y", "records", "expected", "evaluations", "gradient_evaluations"]
     for name in board.metrics:
         fields += [name, f"{name}_se", f"{name}_n", f"{name}_version", f"{name}_standing"]
         fields += [f"{name}_minus_{board.against}{end}" for end in ENDS]
@@ -194,6 +209,7 @@ def to_csv(board: Board) -> str:
     for row in board.rows:
         line: dict[str, Any] = dict(row.axes) | {"prior_trained_on": row.trained_on, "sigma_y": row.sigma_y}
         line |= {"records": row.have, "expected": row.expected}
+        line["evaluations"], line["gradient_evaluations"] = row.evaluations
         for name in board.metrics:
             mean, difference, verdict = row.estimates[name], row.to_reference.get(name), row.verdicts.get(name)
             line |= {name: mean.value, f"{name}_se": mean.standard_error, f"{name}_n": mean.n}

@@ -407,6 +407,23 @@ def test_backbone_and_sampler_have_a_column_where_there_are_several() -> None:
     )
 
 
+def test_evaluations_with_and_without_gradient_stand_apart_where_rows_differ_in_them() -> None:
+    records = [record(image, 20.0) for image in "ab"]
+    with_gradient = {"sampler.network_evaluations": 100, "sampler.gradient_evaluations": 60}
+    records += with_fields((record(image, 21.0) for image in "ab"), DPS | with_gradient)
+    board = make_board(records)
+    assert {row.axes["sampler"]: row.evaluations for row in board.rows} == {"adir": (50, 0), "dps": (40, 60)}
+    lines = to_markdown(board).splitlines()
+    assert "| n | evaluations | with gradient | psnr ↑ |" in lines[0]
+    assert "| 2 | 50 | 0 | " in lines[2] and "| 2 | 40 | 60 | " in lines[3]
+    table = pd.read_csv(io.StringIO(to_csv(board)))
+    assert table[["evaluations", "gradient_evaluations"]].to_numpy().tolist() == [[50, 0], [40, 60]]
+
+    alike = make_board(two_rows() + with_fields([record("a", 20.0, "self")], {"sampler": None}))
+    assert "with gradient" not in to_markdown(alike)
+    assert row(alike, "self").evaluations == (None, None)
+
+
 def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> None:
     one, other = (with_fields(two_rows(), {"identity.backbone.weights_sha256": letter * 64}) for letter in "ab")
     board = make_board(one + other)

@@ -1,0 +1,114 @@
+"""DDNM+: the denoising diffusion null-space model, for noisy y too (Wang, Yu and Zhang, ICLR 2023, arXiv 2212.00490)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from adir.backbones.base import Backbone, Denoiser
+from adir.diffusion.posterior import predict_x0
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    Watch,
+    draw_noise,
+    needs_pixels,
+    noise_level,
+    one_by_one,
+    require_steps,
+)
+from adir.samplers.deepinv_samplers import needs_svd
+from adir.samplers.svd import full_svd
+from adir.tasks.base import Task
+from adir.tasks.operators import Operator
+
+
+def range_space_factors(
+    s: Tensor, a: float, sigma_t: float, sigma_y: float, eta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how DDNM+ treats each singular direction of A: its appendix, in the DDIM form of the authors' code.
+
+    Data that replace x0 bring noise of a sigma_y / s into x_{t-1}. Where that is less than sigma_t, they do, and fresh noise
+    fills up what is missing; where it is more, they are mixed in as far as it allows. Both ways the noise of x_{t-1} is
+    sigma_t, and so it is where A is blind.
+
+    Args:
+        s: singular values, of at least 0, 0 where A is blind.
+        a: sqrt(alpha_bar) of x_{t-1}.
+        sigma_t: sqrt(1 - alpha_bar) of x_{t-1}.
+        sigma_y: standard deviation of the noise of y, above 0.
+        eta: share of fresh noise where the data do not give it, from 0 to 1.
+
+    Returns:
+        (gain, fresh, kept), shaped as s: the factors of U^T (y - A x0), which is Sigma_t A_dagger there, of standard normal
+        noise, and of the network's eps.
+    """
+    seen = s > 1e-10 * s.max()
+    at_most = sigma_t / (a * sigma_y)  # of s^-1 lambda, without eta
+    clean = seen & (s * at_most >= 1)
+    inverse = torch.where(clean, 1 / torch.where(clean, s, 1), 0)
+    keeps = (1 - eta**2) ** 0.5
+    gain = torch.where(clean, inverse, torch.where(seen, at_most * keeps, 0))
+    fresh = torch.where(clean, (sigma_t**2 - (a * sigma_y * inverse) ** 2).clamp(min=0).sqrt(), sigma_t * eta)
+    kept = torch.where(seen, 0, torch.full_like(s, sigma_t * keeps))
+    return gain, fresh, kept
+
+
+@dataclass(frozen=True)
+class DDNM:
+    """The range of A^T from y, its null space from the network, and noise that makes up x_{t-1}:
+
+        x0      = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
+        x0'     = x0 + V gain U^T (y - A x0)
+        x_{t-1} = sqrt(ab_prev) x0' + V fresh V^T z + V kept V^T eps
+
+    with A = U diag(s) V^T and the factors of `range_space_factors`. y has at least the noise of 8 bits; the paper's DDNM, for y
+    without noise, is the limit.
+
+    n_steps: evaluations of the network; the authors' code has 100.
+    eta: share of fresh noise, from 0 to 1; the authors' code has 0.85.
+    """
+
+    version: ClassVar[int] = 1
+    """Raise it when a change of this class changes its result."""
+    name: str = "ddnm"
+    n_steps: int = 100
+    eta: float = 0.85
+
+    def __post_init__(self) -> None:
+        require_steps(self.n_steps)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is needed")
+
+    @torch.no_grad()
+    def restore(
+        self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
+    ) -> Restoration:
+        """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
+        sigma_y = 2 * noise_level(operator)  # of images in [-1, 1]
+        physics = full_svd(operator, y.dtype, y.device, sigma_y / 2)
+        schedule = backbone.schedule.respaced(self.n_steps)
+
+        def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
+            watch = Watch(y)
+            x_t = draw_noise(operator.image_shape, generators, y)
+            for i in reversed(range(len(schedule))):
+                ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
+                eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
+                x0 = predict_x0(x_t, eps, ab)
+                gain, fresh, kept = range_space_factors(
+                    physics.mask, float(ab_prev.sqrt()), float((1 - ab_prev).sqrt()), sigma_y, self.eta
+                )
+                x_t = ab_prev.sqrt() * (x0 + physics.V(gain * physics.U_adjoint(y - operator.A(x0))))
+                if i > 0:
+                    z = draw_noise(operator.image_shape, generators, y)
+                    x_t = x_t + physics.V(fresh * physics.V_adjoint(z) + kept * physics.V_adjoint(eps))
+                watch.step(x_t)
+            return watch.finish(x_t, "raise n_steps", len(schedule))
+
+        return one_by_one(restore_one, y, generators)
+
+    def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
+        """Pixels, and an operator whose singular value decomposition is known."""
+        return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
