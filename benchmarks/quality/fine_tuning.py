@@ -189,11 +189,38 @@ def oracle_errors(backbone: GuidedDiffusion, x: Tensor) -> dict[int, float]:
 
 
 def table(out: Path) -> str:
-    """Return the study's tables."""
+    """Return a Markdown table: a row for each setting and iteration, a column for each kind of weights; means over images.
+
+    In each column the relative change of the held-out loss and of the error on the ground truth, in percent; with a gate:
+    that error where the adapter is used only at timesteps whose stratum's held-out loss fell.
+    """
     rows = pd.DataFrame([row for path in sorted(out.glob("*.json")) for row in json.loads(path.read_text())])
-    keys = ["suite", "mode", "k", "learning_rate", "crop", "n_iterations", "average", "alpha", "iteration"]
-    means = rows.groupby(keys)[["held_out", "oracle"]].agg(["mean", "count"])
-    return means.to_markdown()
+    rows = rows[(rows.iteration >= 20) & rows.average.isin((0.0, 0.9)) & rows.alpha.isin((0.5, 1.0))]
+    rows["gated"] = rows.apply(gated, axis=1)
+    rows["weights"] = rows.apply(lambda row: weights_name(row.average, row.alpha), axis=1)
+    settings = ["suite", "mode", "k", "learning_rate", "crop", "n_iterations", "iteration"]
+    kinds = [weights_name(0.0, 1.0), weights_name(0.9, 1.0), weights_name(0.9, 0.5)]
+    lines = [f"| {' | '.join([*settings, 'images', *kinds])} |", "|---" * (len(settings) + 1 + len(kinds)) + "|"]
+    for key, group in rows.groupby(settings):
+        cells = []
+        for kind in kinds:
+            one = group[group.weights == kind]
+            values = (one.held_out.mean(), one.oracle.mean(), one.gated.mean())
+            cells.append(", ".join(f"{value:+.1f}" for value in values) if len(one) else "")
+        named = [f"{value:g}" if isinstance(value, float) else str(value) for value in key]
+        lines.append(f"| {' | '.join([*named, str(group.image.nunique()), *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def weights_name(average: float, alpha: float) -> str:
+    """Title of a column."""
+    return ("averaged" if average else "last iterate") + ("" if alpha == 1 else f", alpha {alpha:g}")
+
+
+def gated(row: pd.Series) -> float:
+    """Return the change of the error on the ground truth, in percent, with the adapter only where the held-out loss fell."""
+    used = [row[f"t{t}"] if row.strata[t * len(row.strata) // 1000] < 0 else 0.0 for t in ORACLE_TIMESTEPS]
+    return sum(used) / len(used)
 
 
 if __name__ == "__main__":
