@@ -25,7 +25,8 @@ from adir.images import generator, hash_of_picture
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.samplers.adir import ADIR
 from adir.samplers.dds import DDS
-from adir.samplers.deepinv_samplers import DDRM, DPS, DiffPIR
+from adir.samplers.deepinv_samplers import DDRM, DPS
+from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.tasks.operators import BoxInpainting, GaussianBlur
 from adir.tasks.restoration import RestorationTask
