@@ -14,7 +14,7 @@ from adir.adaptation.exchange import exchange
 from adir.backbones.execution import Execution
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], tuple[torch.optim.Optimizer, Callable[[int], float]]]
-"""Parameters to (optimiser, factor of its learning rate at each iteration)."""
+"""From parameters, makes their optimiser and the function that gives its learning rate's factor at an iteration."""
 Loss = Callable[[Any], Tensor]
 
 

@@ -57,7 +57,7 @@ class HeldOut:
     """Of `fall`. An update whose fall does not exceed it is rejected: alpha is 0."""
     strata: list[dict[str, float]]
     """For each range of timesteps `t_first`, `t_last` (both inclusive), and the losses `untuned` and `adapted`, on all held-out
-    crops; `adapted` is that of the update before it was rejected."""
+    crops. A rejected update has its `adapted` too."""
 
 
 def varied(
