@@ -9,15 +9,17 @@ the fields that share ground with the image. A stopped run goes on where it was.
 """
 
 import argparse
+import itertools
 import json
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.crops import NoisyCrops
@@ -65,7 +67,8 @@ def main() -> None:
                 if not path.exists():
                     started = time.process_time()
                     images = chosen_images(settings, image_id, x, corpus, hidden, encoder, options.out)
-                    rows = study(backbone, x, images, settings, image_id)
+                    own = own_images(options.parquet, x.shape[-1]) if settings["mode"] == "distilled" else []
+                    rows = study(backbone, x, images, own, settings, image_id)
                     facts = {
                         "suite": suite,
                         "image": image_id,
@@ -77,20 +80,25 @@ def main() -> None:
 
 
 def configurations() -> list[dict]:
-    """Settings by priority. crop: in shares of 128-pixel images, halved for those of 64 pixels."""
+    """Return the settings by priority.
+
+    crop: of 128-pixel images, halved for those of 64 pixels.
+    mode `distilled`: knn, and as many examples that keep the predictions on images it was trained on.
+    """
     base = {"mode": "knn", "k": 20, "learning_rate": 5e-5, "crop": 64, "n_iterations": 80}
     changes = [
         {},
         {"learning_rate": 1e-4},
         {"mode": "mixed"},
-        {"mode": "random"},
-        {"crop": 48},
-        {"k": 5},
+        {"mode": "distilled"},
         {"crop": 96},
-        {"learning_rate": 2e-5},
+        {"k": 5},
+        {"mode": "random"},
         {"n_iterations": 160},
-        {"learning_rate": 2e-4},
+        {"crop": 48},
+        {"learning_rate": 2e-5},
         {"k": 1},
+        {"learning_rate": 2e-4},
     ]
     return [base | change for change in changes]
 
@@ -133,15 +141,58 @@ def chosen_images(
     left = [name for name in corpus.ids if name not in hidden]
     drawn = [left[row] for row in torch.randperm(len(left), generator=generator(0, image_id, "random"))[:k].tolist()]
     mixed = [name for pair in zip(ids[0], drawn, strict=True) for name in pair][:k]
-    return [corpus.image(name) for name in {"knn": ids[0], "random": drawn, "mixed": mixed}[settings["mode"]]]
+    return [corpus.image(name) for name in {"random": drawn, "mixed": mixed}.get(settings["mode"], ids[0])]
 
 
-def study(backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], settings: dict, image_id: str) -> list[dict]:
-    """Tune once, and judge the averages and the scaled updates at every iteration that the rule looks at."""
+def own_images(parquet: Path, size: int) -> list[Tensor]:
+    """Return 64 images that the embedded prior was trained on."""
+    train = Selection(parquet_corpus(str(parquet), column="split", value="train"), size=size)
+    return [train.image(name) for name in random.Random(0).sample(train.ids, 64)]
+
+
+class Distilled(IterableDataset):
+    """The examples of a stream, and by turns examples whose target is the untuned prediction: (x0_hat, t, eps_hat) of x_t.
+
+    Diffusing x0_hat with eps_hat gives x_t again, so the usual loss distils.
+    """
+
+    def __init__(self, examples: NoisyCrops, own: NoisyCrops, backbone: GuidedDiffusion, n: int):
+        """Predict n examples of `own` with the network as it stands."""
+        self._examples, self._held = examples, []
+        alpha_bar = backbone.schedule.alpha_bar
+        with torch.no_grad():
+            for z, t, eps in itertools.islice(own, n):
+                x_t = diffuse(z, eps, alpha_bar[t]).float()
+                eps_hat = backbone.predict(x_t[None], t[None]).eps[0]
+                x0_hat = (x_t - (1 - alpha_bar[t]).sqrt() * eps_hat) / alpha_bar[t].sqrt()
+                self._held.append((x0_hat.float(), t, eps_hat))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for pair in zip(self._examples, itertools.cycle(self._held)):
+            yield from pair
+
+
+def study(
+    backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], own: list[Tensor], settings: dict, image_id: str
+) -> list[dict]:
+    """Tune once, and judge the averages and the scaled updates at every iteration that the rule looks at.
+
+    Args:
+        backbone: to be tuned.
+        x: ground truth, (3, H, W).
+        images: to tune on, and to judge by.
+        own: images that the backbone was trained on, to distil on; none where empty.
+        settings: of `configurations`.
+        image_id: for the generator.
+    """
     crop, noise = settings["crop"] * x.shape[-1] // 128, generator(0, image_id, "adaptation")
     tuning = SafeFineTuning(settings["n_iterations"], 6, settings["learning_rate"], crop)
     parts = split(images, crop, backbone.stride, noise)
     examples = NoisyCrops(parts.training, crop, backbone.stride, 1000, True, noise)
+    stream, n_batch = examples, tuning.batch_size
+    if own:
+        stream = Distilled(examples, NoisyCrops(own, crop, backbone.stride, 1000, True, noise), backbone, 240)
+        n_batch = 2 * tuning.batch_size
     held_out = HeldOutCrops(backbone, parts.held_out, examples.size, 2, noise, None)
     untuned, oracle = held_out.losses(), oracle_errors(backbone, x)
     attached, rows = Full().attach(backbone.network), []
@@ -171,7 +222,7 @@ def study(backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], settings: 
         ]
         module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), tuning.optimizer)
         trainer = quiet_trainer(tuning.n_iterations, backbone.execution, watches, False, tuning.clipping)
-        trainer.fit(module, DataLoader(examples, batch_size=tuning.batch_size))
+        trainer.fit(module, DataLoader(stream, batch_size=n_batch))
     finally:
         attached.remove()
     return rows
