@@ -27,7 +27,7 @@ LAYERS = (
     {"harness.cells", "harness.tables"},
     {"harness.running", "harness.report"},
     {"harness.planning", "harness.tracking"},
-    {"commands"},
+    {"commands", "api"},
     {"cli"},
     {"__main__"},
 )

@@ -4,9 +4,9 @@ An adapter is *attached* to be trained and *applied* to be used. Both are switch
 and subtracting, so the base weights come back to the bit in any precision and memory layout, and at once.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -105,3 +105,20 @@ def adapted_at(
         backbone.gate = None
         if remove is not None:
             remove()
+
+
+def in_place(
+    backbone: Backbone, adapter: Adapter, tensors: dict[str, Tensor], strata: Sequence[dict[str, float]] | None = None
+) -> AbstractContextManager[Any]:
+    """Let a backbone predict with a trained adapter, everywhere or only where its held-out loss fell.
+
+    Args:
+        backbone: to be adapted; as it was when the context ends.
+        adapter: of the tensors.
+        tensors: trained.
+        strata: of `adir.adaptation.fine_tuning.HeldOut`; None: everywhere.
+    """
+    if strata is None:
+        return adapted(backbone.network, adapter, tensors)
+    helped = [(int(one["t_first"]), int(one["t_last"])) for one in strata if one["adapted"] < one["untuned"]]
+    return adapted_at(backbone, adapter, tensors, helped)

@@ -36,6 +36,11 @@ class Adapted:
     held_out: "HeldOut | None" = None
     """What held-out images said of it; None where nothing was held out."""
 
+    @property
+    def gated_strata(self) -> list[dict[str, float]] | None:
+        """The held-out losses that say at which timesteps the adapter is used; None: at all of them."""
+        return self.held_out.strata if self.held_out is not None and self.held_out.gate else None
+
 
 @dataclass(frozen=True)
 class HeldOut:

@@ -22,7 +22,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from adir.adaptation.adapters import Full
-from adir.adaptation.base import adapted, adapted_at
+from adir.adaptation.base import in_place
 from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.modes import Chosen, Mode, NoAdaptation
 from adir.backbones.base import PixelBackbone
@@ -264,14 +264,7 @@ class Reconstruction(Reconstructor):
             others=others,
             variants=mode.variants,
         )
-        if trained.held_out is None or not trained.held_out.gate:
-            return adapted(self.backbone.network, mode.adapter, trained.tensors)
-        helped = [
-            (int(one["t_first"]), int(one["t_last"]))
-            for one in trained.held_out.strata
-            if one["adapted"] < one["untuned"]
-        ]
-        return adapted_at(self.backbone, mode.adapter, trained.tensors, helped)
+        return in_place(self.backbone, mode.adapter, trained.tensors, trained.gated_strata)
 
     def neighbours_of(self, image: Tensor, name: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return (the images to tune on, nearest first; those to judge the update by besides, if there is one to tune on)."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.adaptation.base import adapted, adapted_at
+from adir.adaptation import base as adapters
 from adir.data.reduced import reduced
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
@@ -251,10 +251,8 @@ def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManage
     if adapter is None:
         return nullcontext()
     held_out = adapter.facts["held_out"]
-    if held_out is None or not held_out["gate"]:
-        return adapted(cell.backbone.network, cell.adapter, adapter.tensors)
-    helped = [(one["t_first"], one["t_last"]) for one in held_out["strata"] if one["adapted"] < one["untuned"]]
-    return adapted_at(cell.backbone, cell.adapter, adapter.tensors, helped)
+    strata = held_out["strata"] if held_out is not None and held_out["gate"] else None
+    return adapters.in_place(cell.backbone, cell.adapter, adapter.tensors, strata)
 
 
 def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
