@@ -14,6 +14,7 @@ import adir.commands.table as module
 from adir.commands.table import show_table
 from adir.errors import InputError
 from adir.files import write_bytes
+from adir.harness.cells.compose import compose
 from adir.harness.tables.board import Board, make_board
 from adir.harness.tables.published import Comparison, command_of, compare, published, published_dir, published_names
 from adir.harness.tables.statistics import mean_interval
@@ -154,8 +155,8 @@ def test_the_command_of_a_table_names_the_index_that_its_experiment_retrieves_fr
         experiment = published(name)["experiment"]
         command = command_of(experiment)
         assert command.startswith(f"adir run -m experiment={experiment}")
-        content = (repository / "conf" / "experiment" / f"{experiment}.yaml").read_text()
-        assert ("index=FOLDER" in command) == ("override /retrieval: index" in content)
+        corpus = compose([f"experiment={experiment}"]).retrieval.corpus
+        assert ("index=FOLDER" in command) == corpus["_target_"].endswith("IndexedCorpus")
     assert show_table("v2-table1", None, latex=False) == 0
     assert "to run it: adir run -m experiment=paper_v2_table1 index=FOLDER\n" in capsys.readouterr().out
 
