@@ -56,5 +56,5 @@ def test_the_example_restores_an_image(y_file: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_not_offered_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute .restor.; it has adapt, adapted"):
+    with pytest.raises(AttributeError, match=r"no attribute .restor.; it has adapt, adapted"):
         adir.restor  # noqa: B018
