@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from adir.errors import first_line
 from adir.harness.cells.cell import Cell
+from adir.harness.records.layout import losses_of
 from adir.harness.records.record import Record
-from adir.harness.running.stores import AdapterStore
 from adir.harness.tables.board import make_board
 from adir.harness.tables.statistics import mean_interval
 
@@ -135,13 +135,8 @@ def summary_of(records: list[Record], n_pictures: int) -> dict[str, float | int]
 
 def loss_curves(cell: Cell, records: list[Record]) -> dict[str, list[float]]:
     """Return {image: loss of each training iteration}, from the facts stored with the adapters; empty without adaptation."""
-    store = AdapterStore(cell.results)
-    curves: dict[str, list[float]] = {}
-    for record in records:
-        adapter = store.find(record.adapter.key, warn=lambda _: None) if record.adapter is not None else None
-        if adapter is not None and adapter.facts["losses"]:
-            curves[record.image.id] = adapter.facts["losses"]
-    return curves
+    adapters = {record.image.id: record.adapter.key for record in records if record.adapter is not None}
+    return {name: losses for name, key in adapters.items() if (losses := losses_of(cell.results, key)) is not None}
 
 
 def mean_curve(curves: dict[str, list[float]]) -> list[float]:
