@@ -52,7 +52,6 @@ def each_job_is_composed_once() -> Iterator[None]:
 REMEMBERED = {
     "adir.harness.running.pipeline": "_told",
     "adir.weights.registry": "_failed_fetches",
-    "adir.harness.planning.cost": "_calibrations",
 }
 """What a process says, tries or times once."""
 

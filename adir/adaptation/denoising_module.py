@@ -22,7 +22,7 @@ class DenoisingModule(pl.LightningModule):
     """Minimises sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps, t)||^2 over `parameters`.
 
     ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself; `loss` is this sum on one batch, the backbone's
-    `denoising_loss`. Logs `adaptation/loss` at each iteration and keeps the values in `losses`.
+    `denoising_loss`. Its value at each iteration is in `losses`.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class DenoisingModule(pl.LightningModule):
         if not torch.isfinite(loss):
             raise FloatingPointError(f"adaptation diverged at iteration {len(self.losses)}: lower the learning rate")
         self.losses.append(loss.item())
-        self.log("adaptation/loss", loss, prog_bar=True, batch_size=1)
         return loss
 
     def configure_optimizers(self) -> Any:

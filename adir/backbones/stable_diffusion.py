@@ -37,7 +37,7 @@ from adir.weights.registry import located
 
 PREDICTIONS = ("epsilon", "v_prediction")
 GRADIENT_TILE = 256
-"""Pixels a side of the VAE's tiles where a gradient goes through it. By count of tensors (adir.backbones.memory) that of
+"""Pixels a side of the VAE's tiles where a gradient goes through it. By count of tensors that of
 the x4 upscaler's decoder takes 1.6 GB at 256 pixels, and 25.9 GB at 1024."""
 FAMILIES = {7: "the x4 upscaler (backbone=sd_x4)", 9: "an inpainting model (backbone=sd_inpaint)", 4: "text to picture"}
 

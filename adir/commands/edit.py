@@ -72,7 +72,7 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
         return 0
     say(f"{picture} -> {target}")
     Layout(out).mark()
-    with out_of_memory_explained(cell, tuple(y.shape), "what is done is kept, run the same command again"):
+    with out_of_memory_explained(cell, tuple(y.shape)):
         edit_one(cell, picture, y, target, edit, options.progress)
     return 0
 

@@ -3,7 +3,6 @@
 import argparse
 import shutil
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,8 +11,7 @@ from rich.text import Text
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.cells.cell import build, label_of
-from adir.harness.cells.refused import Refused
-from adir.harness.planning.plan import CellPlan, Totals, plan_cell
+from adir.harness.planning.plan import CellPlan, plan_cells
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Axes
 from adir.harness.running.grid import Grid, check_grid, empty_scores
@@ -36,23 +34,32 @@ def print_plan(overrides: list[str], multirun: bool) -> int:
     started = time.perf_counter()
     grid = check_grid(overrides, multirun, measuring=True)
     loading = time.perf_counter() - started  # which a run does too, before its first picture
-    totals, reasons = Totals(), Numbered()
-    plans = {number: plan_cell(cell) for number, cell in grid.cells.items()}
-    table = Table(header_style="bold")
+    plans = plan_cells(list(grid.cells.values()))
+    rows = {number: planned_row(plan) for number, plan in zip(grid.cells, plans, strict=True)}
+    reasons: dict[str, int] = {}
+    for number, problem in sorted(grid.problems.items()):
+        numbers = sorted(reasons.setdefault(reason, len(reasons) + 1) for reason in problem.reasons)
+        status = "CANNOT RUN" if problem.applicable else "not applicable"
+        rows[number] = [cell_name(problem.axes), "–", f"{status} ({', '.join(map(str, numbers))})", *["–"] * 4]
+
     headings = HEADINGS if plans else HEADINGS[:3]
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number in (0, 2) else "right", overflow="fold")
-    for number in sorted(plans.keys() | grid.problems.keys()):
-        row = planned_row(plans[number], totals) if number in plans else refused_row(grid.problems[number], reasons)
-        table.add_row(*map(Text, row[: len(headings)]))
+    table = Table(header_style="bold")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if column in (0, 2) else "right", overflow="fold")
+    for number in sorted(rows):
+        table.add_row(*map(Text, rows[number][: len(headings)]))
     console.print(table)
-    notes = [*reasons.lines(), *score_notes(grid)]
+
+    notes = [f"({number}) {reason}" for reason, number in reasons.items()] + score_notes(grid)
     cannot = not plans or any(problem.applicable for problem in grid.problems.values())
     if plans:
-        results = grid.cells[min(plans)].results
-        free = free_mb(results)
-        notes.append(summary(grid, plans, totals, loading, free))
-        if totals.disk_mb > free:
+        results = plans[0].cell.results
+        disk_mb = sum(plan.disk_mb for plan in plans)
+        free_mb = (
+            shutil.disk_usage(next(path for path in (results, *results.absolute().parents) if path.exists())).free / 1e6
+        )
+        notes.append(summary(grid, plans, loading) + f", {disk_mb:.0f} MB in {results} ({free_mb:.0f} MB free)")
+        if disk_mb > free_mb:
             notes.append("CANNOT RUN: the disk is too small")
             cannot = True
         planned = Layout(results).plan(grid.sha256)
@@ -63,55 +70,34 @@ def print_plan(overrides: list[str], multirun: bool) -> int:
     return 2 if cannot else 0
 
 
-class Numbered:
-    """Footnotes: equal ones have one number."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def number(self, text: str) -> int:
-        """From 1."""
-        if text not in self._texts:
-            self._texts.append(text)
-        return self._texts.index(text) + 1
-
-    def lines(self) -> list[str]:
-        """`(1) text`, in order."""
-        return [f"({number}) {text}" for number, text in enumerate(self._texts, start=1)]
-
-
-def planned_row(plan: CellPlan, totals: Totals) -> list[str]:
-    """The row of a cell that can run, which is counted."""
-    own_seconds, own_disk = totals.add(plan)
-    cost = plan.cost
+def planned_row(plan: CellPlan) -> list[str]:
+    """Return the table row of a cell that can run."""
     figures = ["–"] * 4
-    if cost is not None:
-        per_picture = sum(cost.seconds_per_picture.values())
-        figures = [f"{per_picture:.1f}", f"{own_seconds / 60:.1f}", f"{cost.memory_mb:.0f}", f"{own_disk:.1f}"]
+    if plan.cost is not None:
+        per_picture = sum(plan.cost.seconds_per_picture.values())
+        figures = [
+            f"{per_picture:.1f}",
+            f"{plan.seconds / 60:.1f}",
+            f"{plan.cost.memory_mb:.0f}",
+            f"{plan.disk_mb:.1f}",
+        ]
     return [cell_name(plan.cell.identity.axes), str(len(plan.cell.data)), plan.status(), *figures]
 
 
-def refused_row(problem: Refused, reasons: Numbered) -> list[str]:
-    """Return the table row of a cell that cannot run or is not applicable; it refers to its reasons by number."""
-    numbers = ", ".join(map(str, sorted(map(reasons.number, problem.reasons))))
-    status = "CANNOT RUN" if problem.applicable else "not applicable"
-    return [cell_name(problem.axes), "–", f"{status} ({numbers})", *["–"] * 4]
-
-
 def cell_name(axes: Axes) -> str:
-    """`embedded sr4 knn k=20 full seed=0`: a grid may hold several backbones."""
+    """Return a cell's name with its backbone, of which a grid may hold several: `embedded sr4 knn k=20 full seed=0`."""
     return f"{axes.backbone} {label_of(axes)}"
 
 
 def score_notes(grid: Grid) -> list[str]:
-    """What says which scores may stay empty for want of weights. Nothing is fetched."""
+    """Return what says which scores may stay empty for want of weights. Nothing is fetched."""
     scorings = [cell.scoring for cell in grid.cells.values()]
-    notes = []
     for problem in grid.problems.values():
         try:
             scorings.append(build(problem.scoring, "scoring"))
         except InputError:
             pass  # which is among its reasons
+    notes = empty_scores(list(grid.cells.values()), fetch=False)
     wanted = {name: files for scoring in scorings for name, files in scoring.to_fetch.items()}
     if wanted:
         entries = dict.fromkeys(file.entry for files in wanted.values() for file in files)
@@ -119,29 +105,22 @@ def score_notes(grid: Grid) -> list[str]:
             f"weights of {', '.join(wanted)} are not here: adir run fetches them where it can, or `adir weights get "
             f"{' '.join(entries)}`; else these scores stay empty"
         )
-    return notes + empty_scores(list(grid.cells.values()), fetch=False)
+    return notes
 
 
-def summary(grid: Grid, plans: dict[int, CellPlan], totals: Totals, loading: float, free: float) -> str:
-    """The grid in one sentence. loading: seconds.  free: MB."""
+def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
+    """Return what the grid holds and how long it takes. loading: seconds."""
     equal = grid.combinations - len(grid.cells) - len(grid.problems)
     note = f", {equal} more combinations equal one of them" if equal else ""
-    pictures = sum(plan.to_do for plan in plans.values())
-    once = loading + sum(totals.once.values()) if pictures else 0.0
+    pictures, adapters = sum(plan.to_do for plan in plans), sum(plan.adapters for plan in plans)
+    once = loading + sum(plan.seconds_once for plan in plans) if pictures else 0.0
     return (
-        f"{len(plans)} cells{note}: {pictures} pictures and {len(totals.adapters)} adapters to do, about "
-        f"{duration(totals.seconds + once)} of one worker ({duration(once)} of them once, for loading and the "
-        f"corpus), {totals.disk_mb:.0f} MB in {grid.cells[min(plans)].results} ({free:.0f} MB free)"
+        f"{len(plans)} cells{note}: {pictures} pictures and {adapters} adapters to do, about "
+        f"{duration(once + sum(plan.seconds for plan in plans))} of one worker ({duration(once)} of them once, for loading "
+        "and the corpus)"
     )
 
 
-def free_mb(folder: Path) -> float:
-    """Of the disk where a folder is, or would be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 1e6
-
-
 def duration(seconds: float) -> str:
-    """For people: `40 s`, or `3 minutes` from 90 seconds on."""
+    """Return a duration for people: `40 s`, or `3 minutes` from 90 seconds on."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"

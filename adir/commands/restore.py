@@ -81,7 +81,8 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int, s
     for number, path in enumerate(todo.values()):
         kept = f"{number} of {len(todo)} pictures are restored and kept, run the same command again"
         shape = sampled_shape(cell.backbone, cell.task, measurements[path])
-        with out_of_memory_explained(cell, shape, kept, tile if cell.backbone.kind == "pixel" else None):
+        lowered = tile if cell.backbone.kind == "pixel" else None
+        with out_of_memory_explained(cell, shape, kept=kept, tile=lowered):
             restore_one(cell, path, measurements[path], targets[path], tile, samples, options)
     return 0
 

@@ -26,7 +26,7 @@ CAPS = (0.25, 0.5, 0.75)
 
 
 def main() -> None:
-    """Print a row for each task and mode: the change of the error in percent, mean over clusters, without a cap and with each."""
+    """Print a row for each task and mode: mean changes of the error in percent, without a cap and with each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", required=True, help="the data set of the grid")

@@ -3,11 +3,9 @@
 Beside each time stands what a bare call of the network takes, and the floor that its operations set at the rate of a large
 matrix product on the same device. Every figure is written when it is there, so a run that is killed goes on where it was.
 
-    python benchmarks/speed/backbones.py --what step --networks gd512     one of step, adapt, switch, total, memory
+    python benchmarks/speed/backbones.py --what step --networks gd512     one of step, adapt, switch, total
     python benchmarks/speed/backbones.py --what report                    all figures of this device as Markdown
     python benchmarks/speed/backbones.py --size small                     everything on a CPU, with an eighth of the channels
-
-`memory` runs nothing: it counts the tensors that live at one time, so it also tells of devices that are not here.
 """
 
 import argparse
@@ -24,24 +22,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if (os.cpu_count() or 1) <= 4 else 
 
 import torch
 from figures import Figures, Row, device_name, report
-from made_networks import NETWORKS, PIXEL, LatentParts, empty_network, pixel_backbone
-from torch._subclasses.fake_tensor import FakeTensorMode
+from made_networks import NETWORKS, PIXEL, LatentParts, empty_network, example_inputs, pixel_backbone
 from torch.utils.flop_counter import FlopCounterMode
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted
 from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
-from adir.backbones.execution import DTYPES, Execution, recompute
-from adir.backbones.memory import call_bytes, example_inputs, fake_copy, weight_bytes
+from adir.backbones.execution import DTYPES, Execution
 from adir.files import write_bytes
-from adir.harness.planning.calibration import forget_peak_memory
-from adir.harness.running.provenance import process_peak_memory_mb
+from adir.harness.running.provenance import forget_peak_memory, process_peak_memory_mb
 from adir.samplers.adir import ADIR
 from adir.samplers.latent import sample_latent
 from adir.tasks.operators import SuperResolution
 
-WHAT = ("memory", "step", "adapt", "switch", "total")
+WHAT = ("step", "adapt", "switch", "total")
 SIDES = {"real": {"gd256": 256, "gd512": 512, "sd_x4": 256}, "small": {"gd256": 64, "gd512": 64, "sd_x4": 32}}
 """Of what goes into the network when sampling: pixels, or latent places (256 are a picture of 1024)."""
 CROPS = {"real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)}, "small": dict.fromkeys(NETWORKS, (64,))}
@@ -73,12 +68,13 @@ def matmul_rate(device: str, dtype: str) -> float:
     return 2 * n**3 * 5 / seconds_of(lambda: [a @ b for _ in range(5)], device)
 
 
-def operations(network: Any, batch: int, side: int, train: bool) -> int:
-    """Multiplications and additions of one call, or of forward and backward; counted on fake tensors."""
-    mode = FakeTensorMode()
-    twin: Any = fake_copy(network, mode, "cpu")
-    with mode, torch.set_grad_enabled(train), FlopCounterMode(display=False) as counter:
-        output = twin(**example_inputs(network, batch, side, side, "cpu"), return_dict=False)[0]
+def operations(network: str, size: str, batch: int, side: int, train: bool) -> int:
+    """Multiplications and additions of one call, or of forward and backward with LoRA; counted on tensors without numbers."""
+    net = empty_network(network, size)
+    if train:
+        Lora().attach(net)
+    with torch.set_grad_enabled(train), FlopCounterMode(display=False) as counter:
+        output = net(**example_inputs(net, batch, side, side, "meta"), return_dict=False)[0]
         if train:
             output.square().mean().backward()
     return counter.get_total_flops()
@@ -115,7 +111,7 @@ def step_row(
     run()
     forget_peak_memory(torch.device(device))
     pairs = [(seconds_of(run, device) / n_steps, seconds_of(bare, device) / n_steps) for _ in range(rounds)]
-    n_operations = operations(backbone.network, batch, side, train=False)
+    n_operations = operations(network, size, batch, side, train=False)
     return {
         "step_ms": 1e3 * statistics.median(step for step, _ in pairs),
         "bare_ms": 1e3 * statistics.median(call for _, call in pairs),
@@ -149,8 +145,8 @@ def adapt_row(network: str, size: str, weights: Path, batch: int, crop: int, exe
     first = seconds_of(lambda: run(2), device)
     forget_peak_memory(torch.device(device))
     short, long = seconds_of(lambda: run(2), device), seconds_of(lambda: run(2 + n), device)
+    n_operations = operations(network, size, batch, crop, train=True)
     attached = Lora().attach(backbone.network)
-    n_operations = operations(backbone.network, batch, crop, train=True)
     n_parameters, n_layers = sum(p.numel() for p in attached.parameters()), len(attached.layers)
     attached.remove()
     return {
@@ -181,7 +177,7 @@ def latent_iterations(backbone: LatentParts, batch: int, side: int, n_iterations
         attached.remove()
 
 
-# --- switching, whole pictures, memory
+# --- switching, whole pictures
 
 
 def switch_row(network: str, size: str, weights: Path, execution: Execution, rounds: int) -> Row:
@@ -242,10 +238,8 @@ def total_row(
     warm_up = seconds_of(lambda: one_picture(2, 2), device)
     forget_peak_memory(torch.device(device))
     one_picture(iterations, steps)
-    attached = Lora().attach(backbone.network)
-    work = iterations * operations(backbone.network, 6, crop, train=True)
-    attached.remove()
-    work += steps * operations(backbone.network, 1, side, train=False)
+    work = iterations * operations(network, size, 6, crop, train=True)
+    work += steps * operations(network, size, 1, side, train=False)
     return {
         "adapt_s": seconds["adapt"],
         "sample_s": seconds["sample"],
@@ -255,17 +249,6 @@ def total_row(
         "peak_mb": process_peak_memory_mb(torch.device(device)),
         "warm_up_s": warm_up,
     }
-
-
-def memory_row(network: str, size: str, batch: int, crop: int, dtype: str, checkpointing: bool) -> Row:
-    """Gigabytes of an iteration of LoRA by count: weights, and what lives beside them at the worst moment."""
-    net = empty_network(network, size)
-    attached = Lora().attach(net)
-    if checkpointing:
-        net.enable_gradient_checkpointing(recompute)
-    beside = call_bytes(net, batch, crop, crop, DTYPES[dtype], train=True)
-    moments = 2 * sum(parameter.nbytes for parameter in attached.parameters())
-    return {"weights_gb": weight_bytes(net) / 1e9, "total_gb": (weight_bytes(net) + beside + moments) / 1e9}
 
 
 # --- the command
@@ -278,10 +261,6 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
     n_steps, rounds, n_iterations = (20, 5, 10) if real else (3, 2, 3)
     variants = list(itertools.product(arguments.dtypes, arguments.modes))
     for network in arguments.networks:
-        for dtype, batch in itertools.product(arguments.dtypes, arguments.batches) if what == "memory" else []:
-            for crop, checkpointing in itertools.product(CROPS[size][network], (False, True)):
-                key = {"network": network, "batch": batch, "crop": crop, "dtype": dtype, "checkpointing": checkpointing}
-                figures.add(what, key, lambda k=key: memory_row(k["network"], size, *list(k.values())[1:]))
         for dtype, mode in variants if what in ("step", "adapt") else []:
             fast = Execution(device, dtype, channels_last=arguments.channels_last, compile=mode == "compiled")
             for batch in arguments.batches:

@@ -30,7 +30,7 @@ CELLS = (
     ["task=inpaint_box", "adaptation=random", "adaptation.fine_tuning.batch_size=2"],
     ["task=deblur", "sampler=dps", "sampler.n_steps=100"],  # whose steps go back through the network
 )
-WANTED = 0.25
+WANTED = 0.3
 STAGES = ("retrieve", "adapt", "sample", "score")
 
 
@@ -46,7 +46,8 @@ def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
     if what == "estimate":
         from adir.harness.planning.cost import estimate
 
-        cost = estimate(cell)
+        with tempfile.TemporaryDirectory() as folder:
+            cost = estimate(cell, Path(folder))
         return {"seconds": cost.seconds_per_picture, "memory_mb": cost.memory_mb}
     from adir.harness.running.worker import Options, run_cell
 

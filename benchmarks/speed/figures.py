@@ -58,7 +58,6 @@ TITLES = {
     "adapt": "One adaptation iteration, LoRA of rank 16 on every convolution",
     "switch": "Putting a trained adapter in place and taking it away",
     "total": "A whole picture: adaptation with batch 6, then sampling; after a warm-up, which compiles",
-    "memory": "Memory of an adaptation iteration by count of tensors that live at one time (nothing was run)",
 }
 HIDDEN = ("what", "command", "torch", "diffusers", "date", "took_s")
 

@@ -82,6 +82,19 @@ def empty_network(network: str, size: str) -> Any:
     return made.eval().requires_grad_(False)
 
 
+def example_inputs(network: Any, batch: int, height: int, width: int, device: str) -> dict[str, torch.Tensor]:
+    """Arguments of one call, zeros. height, width: of what goes into the network."""
+    config = network.config
+    inputs = {
+        "sample": torch.zeros(batch, config.in_channels, height, width, device=device),
+        "timestep": torch.zeros(batch, dtype=torch.long, device=device),
+    }
+    if "cross_attention_dim" in config:
+        inputs["encoder_hidden_states"] = torch.zeros(batch, 77, config.cross_attention_dim, device=device)
+        inputs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
+    return inputs
+
+
 def fill(network: nn.Module) -> nn.Module:
     """Give a network on "meta" weights in memory: norms 1 and 0, biases 0, the rest normal with variance 1/fan_in."""
     network.to_empty(device="cpu")
@@ -133,4 +146,4 @@ class LatentParts:
         return Condition(channels, text, torch.full((batch,), 20, device=self.device))
 
 
-__all__ = ["NETWORKS", "PIXEL", "LatentParts", "empty_network", "fill", "pixel_backbone"]
+__all__ = ["NETWORKS", "PIXEL", "LatentParts", "empty_network", "example_inputs", "fill", "pixel_backbone"]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from live_bytes import LiveBytes, call_bytes, example_inputs, fake_copy, weight_bytes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.lora import Lora
 from adir.backbones.execution import Execution, offload_weights
-from adir.backbones.memory import LiveBytes, call_bytes, example_inputs, fake_copy, weight_bytes
 
 
 def adm() -> UNet2DModel:

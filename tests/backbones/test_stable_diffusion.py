@@ -9,10 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from live_bytes import LiveBytes
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adir.backbones.memory import LiveBytes
 from adir.backbones.stable_diffusion import (
     GRADIENT_TILE,
     StableDiffusionInpaint,

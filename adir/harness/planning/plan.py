@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,87 +22,119 @@ from adir.images import hash_of_picture
 
 @dataclass
 class CellPlan:
-    """What would be done for one cell, in pictures; and what that costs."""
+    """What would be done for one cell, in images; and what that costs."""
 
     cell: Cell
     done: int = 0
     failed: int = 0
     to_do: int = 0
     adapters_cached: int = 0
-    """Of those to do: how many have their adapter already, trained for this cell or another."""
-    new_adapters: set[str] = field(default_factory=set)
-    """Of those to be trained: what each follows from, by which cells share it."""
+    """Of the images to do: how many have their adapter already, trained for this cell or another."""
+    adapters: int = 0
+    """To be trained for this cell and no earlier one of the grid."""
     cost: Cost | None = None
-    """Of one picture; None where nothing is to do."""
+    """Of one image; None where nothing is to do."""
+    seconds: float = 0.0
+    """Of all images, what is done once aside."""
+    seconds_once: float = 0.0
+    disk_mb: float = 0.0
 
     def status(self) -> str:
-        """For the table: `done`, `to do`, `to do, adapters cached`, ..."""
+        """Return the words of the table: `done`, `6 to do`, `6 to do, 2 adapters cached`, ..."""
         if self.to_do == 0:
             return "failed" if self.failed else "done"
-        parts = [f"{self.to_do} to do"]
-        parts += [f"{self.adapters_cached} adapters cached"] if self.adapters_cached else []
-        parts += [f"{self.done} done"] if self.done else []
-        parts += [f"{self.failed} failed"] if self.failed else []
-        return ", ".join(parts)
+        counts = {
+            "to do": self.to_do,
+            "adapters cached": self.adapters_cached,
+            "done": self.done,
+            "failed": self.failed,
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
-def plan_cell(cell: Cell) -> CellPlan:
-    """Look what is there; nothing is made, written or downloaded."""
+def plan_cells(cells: list[Cell]) -> list[CellPlan]:
+    """Return the plans of a grid's cells: what several of them need counts for the first. Nothing is made or downloaded.
+
+    Cells that differ in their seeds alone cost the same, and are timed once.
+    """
+    plans: list[CellPlan] = []
+    costs: dict[str, Cost] = {}
+    adapters: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in cells:
+            plan = look(cell, adapters)
+            plans.append(plan)
+            if plan.to_do == 0:
+                continue
+            alike = hash_of(cell.configuration | {"seed": None, "noise_seed": None})
+            if alike not in costs:
+                torch.set_num_threads(cell.configuration["threads"])  # as a run does
+                largest = max(picture_shapes(cell.data).values(), key=math.prod)
+                kept = f"this is for the plan of {cell.label}: nothing was run"
+                with out_of_memory_explained(cell, largest, kept=kept):
+                    costs[alike] = estimate(cell, Path(folder))
+                plan.seconds_once = costs[alike].seconds_once
+            plan.cost = cost = costs[alike]
+            training = cost.seconds_per_picture["adapt"]
+            others = sum(cost.seconds_per_picture.values()) - training
+            plan.seconds = plan.to_do * others + plan.adapters * training
+            plan.disk_mb = plan.to_do * cost.picture_disk_mb + plan.adapters * cost.adapter_disk_mb
+    return plans
+
+
+def look(cell: Cell, adapters: set[str]) -> CellPlan:
+    """Return what is there of a cell, and what is to do. adapters: to be trained for earlier cells; this one's are added."""
     plan = CellPlan(cell)
-    retry = cell.configuration["retry"] == "failed"
-    redo = cell.configuration["existing"] == "redo"
+    existing, retry = cell.configuration["existing"], cell.configuration["retry"] == "failed"
     for image_id in cell.data.ids:
-        record = cell.ledger.peek(image_id)
-        if record is not None and not redo:
+        record = cell.ledger.peek(image_id) if existing != "redo" else None
+        if record is not None and (record.status == "done" or not retry or existing == "report"):
             plan.done += record.status == "done"
             plan.failed += record.status == "failed"
-            if record.status == "done" or not retry:
-                continue
-            plan.failed -= 1
+            continue
+        if existing == "report":
+            continue
         plan.to_do += 1
         if not cell.mode.trains:
             continue
         key = adapter_key(cell, image_id)
+        name = key or adapter_to_come(cell, image_id)
         if key is not None and AdapterStore(cell.results).path(key).is_file():
             plan.adapters_cached += 1
-        else:
-            plan.new_adapters.add(key or adapter_to_come(cell, image_id))
-    if cell.configuration["existing"] == "report":
-        plan.to_do = 0
-    if plan.to_do:
-        largest = max(picture_shapes(cell.data).values(), key=math.prod)
-        with out_of_memory_explained(cell, largest, f"this is for the plan of {cell.label}: nothing was run"):
-            plan.cost = estimate(cell)
+        elif name not in adapters:
+            plan.adapters += 1
+            adapters.add(name)
     return plan
 
 
 def adapter_key(cell: Cell, image_id: str) -> str | None:
-    """Where the adapter of a picture would be stored, as far as the stored stages before it tell; else None."""
+    """Return where the adapter of an image would be stored, as far as the stored stages before it tell; else None."""
     task = cell.task.bound(cell.data, image_id)
     store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
     path = store.path(image_id)
     known, _ = read_note(path.with_suffix(".json"))
     if cell.mode.follows_y and (known is None or not path.is_file()):
         return None
-    if cell.mode.encoder is not None:
-        nothing = torch.empty(0)  # the key needs the hash of y alone, and that of a random draw not even this
-        measurement = Measurement(nothing, known["sha256"] if known is not None else "", path)
-        key = neighbours_key(
-            dataclasses.replace(cell, task=task), image_id, picture_hashes(cell.data)[image_id], measurement
-        )
+    if cell.mode.encoder is None:
+        pictures = [hash_of_picture(task.picture_of(task.read_y(path)))]
+    else:
+        # The key needs the hash of y alone, and that of a random draw not even this.
+        measurement = Measurement(torch.empty(0), known["sha256"] if known is not None else "", path)
+        bound = dataclasses.replace(cell, task=task)
+        key = neighbours_key(bound, image_id, picture_hashes(cell.data)[image_id], measurement)
         found = NeighbourStore(cell.results).find(key, cell.k)
         if found is None:
             return None
         used = set(tuned_on(cell, [near.id for near in found.neighbours], found.excluded))
         pictures = [str(near.picture) for near in found.neighbours if near.id in used]
-    else:
-        pictures = [hash_of_picture(task.picture_of(task.read_y(path)))]
     return hash_of(adapter_made_of(cell, image_id, task, pictures))
 
 
 def adapter_to_come(cell: Cell, image_id: str) -> str:
-    """What names the adapter of a picture before its pictures are known: what they will follow from. Equal for the cells
-    that will share it, such as two samplers, or `random` of two tasks."""
+    """Return what names the adapter of an image before the images it is trained on are known: what they will follow from.
+
+    Equal for the cells that will share it, such as two samplers, or `random` of two tasks.
+    """
     configuration = cell.identity.configuration
     follows: dict[str, Any] = {"mode": cell.mode.name, "x": picture_hashes(cell.data)[image_id]}
     if cell.mode.encoder is not None:
@@ -109,29 +143,3 @@ def adapter_to_come(cell: Cell, image_id: str) -> str:
         follows |= {"task": configuration["task"], "noise_seed": cell.noise_seed}
     task = cell.task.bound(cell.data, image_id)
     return hash_of([adapter_made_of(cell, image_id, task, []), follows])
-
-
-@dataclass
-class Totals:
-    """Of a grid, as its cells are counted one after the other: what several of them need counts for the first."""
-
-    seconds: float = 0.0
-    disk_mb: float = 0.0
-    adapters: set[str] = field(default_factory=set)
-    once: dict[str, float] = field(default_factory=dict)
-    """Seconds of what is done once for all cells, by what it is."""
-
-    def add(self, plan: CellPlan) -> tuple[float, float]:
-        """Count a cell; (seconds, MB) that it adds, what is done once aside."""
-        if plan.cost is None:
-            return 0.0, 0.0
-        training = plan.cost.seconds_per_picture.get("adapt", 0.0)
-        others = sum(plan.cost.seconds_per_picture.values()) - training
-        new = plan.new_adapters - self.adapters
-        seconds = plan.to_do * others + len(new) * training
-        disk_mb = plan.to_do * plan.cost.picture_disk_mb + len(new) * plan.cost.adapter_disk_mb
-        self.seconds, self.disk_mb = self.seconds + seconds, self.disk_mb + disk_mb
-        self.adapters |= new
-        for what, how_long in plan.cost.seconds_once.items():
-            self.once[what] = max(how_long, self.once.get(what, 0.0))
-        return seconds, disk_mb

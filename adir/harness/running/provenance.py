@@ -41,6 +41,18 @@ def process_peak_memory_mb(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak memory of this process start anew from what it holds now. Where the system does not allow it, the peak
+    stays that of all that went before: an upper bound."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM, and with it getrusage's ru_maxrss
+    except OSError:
+        pass
+
+
 class Clock:
     """Seconds by stage."""
 

@@ -15,7 +15,7 @@ from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile
 from adir.harness.records.record import Record
 from adir.harness.running.claims import Claims
-from adir.harness.running.out_of_memory import explain_out_of_memory, is_out_of_memory
+from adir.harness.running.out_of_memory import OutOfMemory, out_of_memory_explained
 from adir.harness.running.pipeline import Busy, Prepared, failure_record, finish, prepare, sample
 from adir.harness.running.stores import OtherPicture
 from adir.images import hash_of_picture
@@ -79,7 +79,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     """Restore and score every picture of the cell that has no record yet. A kill loses at most the pictures at hand.
 
     A picture that fails leaves a record with its error and the rest go on; OSError (disk full, read-only) stops the run,
-    as nothing could be written down any more, and so does OtherPicture. Raises InputError for an unfit test set.
+    as nothing could be written down any more, and so do OtherPicture and OutOfMemory. Raises InputError for an unfit test set.
     """
     require_test_pictures(cell)
     outcome = Outcome()
@@ -186,35 +186,26 @@ def run_batch(
         if tracker is not None:
             tracker.record(record, cell.ledger.picture_path(image_id))
 
-    exhausted: Exception | None = None  # handled outside of `except`, where what failed has given its memory back
     for image_id in image_ids:
         try:
-            ready.append(prepare(cell, image_id, tell, options.progress))
+            with out_of_memory_explained(cell, picture_shapes(cell.data)[image_id]):
+                ready.append(prepare(cell, image_id, tell, options.progress))
         except Busy:
             put_off.append(image_id)
         except STOPPING:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
-                exhausted = error
-                break
             settle(image_id, failure_record(cell, image_id, error))
-    if exhausted is not None:
-        raise out_of_memory(exhausted, cell, image_id, 1)
     for batch in alike(ready):
         try:
-            restored = sample(cell, batch)
+            with out_of_memory_explained(cell, picture_shapes(cell.data)[batch[0].image_id], len(batch)):
+                restored = sample(cell, batch)
         except STOPPING:
             raise
         except Exception as error:
-            if is_out_of_memory(error):
-                exhausted = error
-            else:
-                for prepared in batch:
-                    settle(prepared.image_id, failure_record(cell, prepared.image_id, error))
-                continue
-        if exhausted is not None:
-            raise out_of_memory(exhausted, cell, batch[0].image_id, len(batch))
+            for prepared in batch:
+                settle(prepared.image_id, failure_record(cell, prepared.image_id, error))
+            continue
         for place, prepared in enumerate(batch):
             try:
                 record = finish(cell, prepared, restored, place, options.oracle)
@@ -226,13 +217,8 @@ def run_batch(
     return put_off
 
 
-STOPPING = (OSError, OtherPicture)
+STOPPING = (OSError, OtherPicture, OutOfMemory)
 """What ends a run rather than one picture."""
-
-
-def out_of_memory(error: Exception, cell: Cell, image_id: str, batch_size: int) -> InputError:
-    """What to say where memory ran out: it ends the run, as the next picture would fare no better."""
-    return explain_out_of_memory(error, cell, picture_shapes(cell.data)[image_id], batch_size)
 
 
 def alike(ready: list[Prepared]) -> list[list[Prepared]]:

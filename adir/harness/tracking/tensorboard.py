@@ -5,11 +5,11 @@ from typing import Any
 
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
-from adir.harness.tracking.base import GuardedTracking, Record, loss_curves, mean_curve, records_of, summary_of
+from adir.harness.tracking.base import Record, Tracking, loss_curves, mean_curve, records_of, summary_of
 from adir.images import read_png
 
 
-class TensorboardTracking(GuardedTracking):
+class TensorboardTracking(Tracking):
     """RESULTS/tensorboard/CELL: scores and restored picture of each picture (its number is the step), the mean loss of
     adaptation per iteration, and the cell's axes with the mean of each score (the HPARAMS tab).
 

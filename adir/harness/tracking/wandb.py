@@ -18,8 +18,8 @@ from adir.harness.records.planned import plan_cells
 from adir.harness.tables.formats import to_csv, to_markdown
 from adir.harness.tables.leaderboard import load_board
 from adir.harness.tracking.base import (
-    GuardedTracking,
     Record,
+    Tracking,
     loss_curves,
     mean_curve,
     records_of,
@@ -32,7 +32,7 @@ Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T")
 
 
-class WandbTracking(GuardedTracking):
+class WandbTracking(Tracking):
     """One run per cell: id = the cell's hash, so that running it again updates it; group = the grid's hash; job type = mode.
 
     It has the configuration, scores per picture (as history, and as a table with pictures), the mean of each score with
@@ -109,9 +109,6 @@ class WandbTracking(GuardedTracking):
     def closed(self, cell: Cell) -> None:
         """Table, losses, summary and leaderboard; then the run is closed, whatever became of those."""
         run = self._run
-        if run is None:
-            return
-        self._run = None
         try:
             self._ask(lambda: self._report(run, cell))
         finally:
@@ -129,16 +126,11 @@ class WandbTracking(GuardedTracking):
             run.define_metric("adaptation/loss", step_metric="adaptation/iteration")
         for iteration, loss in enumerate(curve, start=1):
             run.log({"adaptation/iteration": iteration, "adaptation/loss": loss})
-        columns, rows = table_of(records)
-        images = {"restored", "y"}
-        data = [
-            [
-                wandb.Image(str(cell.results / value)) if name in images and value is not None else value
-                for name, value in zip(columns, row, strict=True)
-            ]
-            for row in rows
-        ]
-        run.log({"pictures": wandb.Table(columns=columns, data=data)})
+        rows = table_of(records)
+        for row in rows:
+            shown = {name: row[name] for name in ("restored", "y") if row[name] is not None}
+            row |= {name: wandb.Image(str(cell.results / path)) for name, path in shown.items()}
+        run.log({"pictures": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
         run.summary.update(summary_of(records, len(cell.data)))
         if grid_is_done(cell.results, self.grid):
             artifact = wandb.Artifact(f"leaderboard-{self.grid or cell.identity.sha256[:16]}", type="leaderboard")
@@ -160,11 +152,8 @@ def grid_is_done(results: Path, grid: str | None) -> bool:
     """Whether every picture of a grid has its record; a cell alone is done when it ends."""
     if grid is None:
         return True
-    for planned in plan_cells(read_json(Layout(results).plan(grid))):
-        assert planned.folder is not None
-        if Ledger(results / planned.folder).lacks_any(planned.images):
-            return False
-    return True
+    plans = plan_cells(read_json(Layout(results).plan(grid)))
+    return not any(Ledger(results / str(one.folder)).lacks_any(one.images) for one in plans)
 
 
 def server_of() -> str:

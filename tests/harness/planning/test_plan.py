@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pytest
 
+from adir.harness.cells.cell import resolve_cell
+from adir.harness.cells.compose import compose
 from adir.harness.planning import plan
 from adir.harness.planning.cost import Cost
-from adir.harness.planning.plan import CellPlan, Totals
 
-PRICE = Cost({"measure": 1.0, "adapt": 100.0, "sample": 9.0}, 500.0, 2.0, 30.0, {"embeddings": 7.0})
+PRICE = Cost({"measure": 1.0, "adapt": 100.0, "sample": 9.0}, 7.0, 500.0, 2.0, 30.0)
 
 
 @pytest.fixture
-def priced(adir: Callable, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The last line of a plan in a fresh folder, where every cell has the same price."""
-    monkeypatch.setattr(plan, "estimate", lambda cell: PRICE)
+def estimated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the cells that were timed; every cell has the same price."""
+    names: list[str] = []
+    monkeypatch.setattr(plan, "estimate", lambda cell, folder: names.append(cell.label) or PRICE)
+    return names
+
+
+@pytest.fixture
+def priced(adir: Callable, tiny: list[str], tmp_path: Path, estimated: list[str]) -> Callable[..., str]:
+    """The last line of a plan in a fresh folder."""
 
     def line(*words: str) -> str:
         planned = adir("plan", "-m", *tiny, f"results={tmp_path}", *words)
@@ -50,10 +58,15 @@ def test_shared_adapters_and_what_is_done_once_count_once_in_time_and_disk(price
     assert re.search(r"about 6 minutes of one worker .* 102 MB in", told)
 
 
-def test_the_first_cell_that_needs_a_stage_pays_for_it() -> None:
-    totals = Totals()
-    one, other = (CellPlan(None, to_do=2, new_adapters={"a", "b"}, cost=PRICE) for _ in range(2))  # type: ignore[arg-type]
-    assert totals.add(one) == (2 * 10 + 2 * 100, 2 * 2 + 2 * 30)
-    assert totals.add(other) == (2 * 10, 2 * 2)
-    assert (totals.seconds, totals.disk_mb, totals.once) == (240, 68, {"embeddings": 7.0})
-    assert Totals().add(CellPlan(None)) == (0, 0)  # type: ignore[arg-type]
+def test_the_first_cell_that_needs_a_stage_pays_for_it(tiny: list[str], tmp_path: Path, estimated: list[str]) -> None:
+    words = [*tiny, f"results={tmp_path}", "adaptation=random"]
+    cells = [resolve_cell(compose([*words, f"task={task}", f"seed={seed}"])) for task, seed in SEEDS]
+    plans = plan.plan_cells(cells)
+    assert [one.adapters for one in plans] == [3, 0, 3]
+    assert [one.seconds for one in plans] == [3 * 10 + 3 * 100, 3 * 10, 3 * 10 + 3 * 100]
+    assert [one.disk_mb for one in plans] == [3 * 2 + 3 * 30, 3 * 2, 3 * 2 + 3 * 30]
+    # The third differs from the first in its seed alone.
+    assert [one.seconds_once for one in plans] == [7, 7, 0] and len(estimated) == 2
+
+
+SEEDS = [("sr4", 0), ("deblur", 0), ("sr4", 1)]
