@@ -27,7 +27,7 @@ def script(repository) -> ModuleType:
         return module
 
 
-def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(script, tmp_path, monkeypatch):
+def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(script, tmp_path, monkeypatch, capsys):
     measured: list[str] = []
 
     def measure(settings, figures, what):
@@ -37,6 +37,9 @@ def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(scrip
             if len(measured) == 2 and not (tmp_path / "again").exists():
                 (tmp_path / "again").touch()
                 raise KeyboardInterrupt
+            if name == "step sd_x4 eager" and not (tmp_path / "mended").exists():
+                (tmp_path / "mended").touch()
+                raise RuntimeError("a bug")
             measured.append(name)
             numbers = dict.fromkeys(("over_bare", "total_s", "paper_s"), 1.02) | {"peak_mb": 30_000.0}
             return numbers | {"crop": 256}
@@ -50,7 +53,9 @@ def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(scrip
     with pytest.raises(KeyboardInterrupt):
         script.main(["--out", str(tmp_path), "--small"])
     assert len(json.loads((tmp_path / "on_gpu.json").read_text())) == 2
-    script.main(["--out", str(tmp_path), "--small"])
+    assert script.main(["--out", str(tmp_path), "--small"]) == 1 and "step sd_x4 eager" not in measured
+    assert "a bug" in capsys.readouterr().out
+    assert script.main(["--out", str(tmp_path), "--small"]) == 0 and measured[-1] == "step sd_x4 eager"
     assert len(measured) == len(set(measured)) and not any("compiled" in name for name in measured)
     text = (tmp_path / "on_gpu.md").read_text()
     assert "| step over a bare call, gd512 | 1.03 | 1.02 | yes |" in text

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +113,8 @@ def against_targets(rows: dict[str, Row]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure what is not there yet, in the order of PLAN, and write the report after each figure."""
+def main(argv: list[str] | None = None) -> int:
+    """Measure what is not there yet, in the order of PLAN, and write the report after each figure. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of figures; one that has some goes on")
     parser.add_argument("--small", action="store_true")
@@ -127,20 +128,27 @@ def main(argv: list[str] | None = None) -> None:
     flags = " --small" if arguments.small else ""
     figures = Figures(arguments.out / "on_gpu.json", f"bash benchmarks/speed/on_gpu.sh --out FOLDER{flags}")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    failures = []
     for entry in () if arguments.report else PLAN:
         wanted = arguments.only is None or entry.what in arguments.only
         if not wanted or (entry.mode == "compiled" and arguments.small):
             continue
-        if entry.what == "tests":
-            figures.add("tests", {"marked": "gpu"}, run_tests)
-        else:
-            settings = argparse.Namespace(
-                size=size, device=device, weights=arguments.weights, networks=[entry.network], dtypes=[entry.dtype],
-                modes=[entry.mode], batches=[entry.batch], checkpointing=entry.checkpointing, channels_last=True,
-            )  # fmt: skip
-            measure(settings, figures, entry.what)
+        settings = argparse.Namespace(
+            size=size, device=device, weights=arguments.weights, networks=[entry.network], modes=[entry.mode],
+            dtypes=["float32" if arguments.small else entry.dtype],  # a CPU's bfloat16 may be slow
+            batches=[entry.batch], checkpointing=entry.checkpointing, channels_last=True,
+        )  # fmt: skip
+        try:
+            if entry.what == "tests":
+                figures.add("tests", {"marked": "gpu"}, run_tests)
+            else:
+                measure(settings, figures, entry.what)
+        except Exception:  # the others are wanted all the same; this one is tried again by the next call
+            failures.append(f"{entry}\n{traceback.format_exc()}")
+            print(failures[-1], flush=True)
         write_report(arguments.out, figures, device, size)
     write_report(arguments.out, figures, device, size)
+    return 1 if failures else 0
 
 
 def write_report(out: Path, figures: Figures, device: str, size: str) -> None:
@@ -156,4 +164,4 @@ def write_report(out: Path, figures: Figures, device: str, size: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

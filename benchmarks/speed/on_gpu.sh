@@ -11,7 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 # What on_gpu.py and the tests marked gpu import and a machine with torch, Lightning, peft, timm and scikit-image lacks.
-PACKAGES=(diffusers deepinv hydra-core omegaconf antlr4-python3-runtime pydantic pydantic-core annotated-types typing-inspection)
+PACKAGES=(diffusers importlib-metadata deepinv natsort hydra-core omegaconf antlr4-python3-runtime pydantic pydantic-core annotated-types
+	typing-inspection)
 MOST_MIB=64
 
 most_seconds=290 wheels="" passed_on=()

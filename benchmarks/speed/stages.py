@@ -59,7 +59,7 @@ class Stages:
         """Seconds from here on are the stage's."""
         self._settle()
         self._open.append(stage)
-        self.calls[stage] += 1
+        self.calls[stage] += stage != "imports"
         try:
             yield
         finally:
@@ -86,7 +86,8 @@ class Stages:
         real = builtins.__import__
 
         def told(name: str, *args: Any, **kwargs: Any) -> Any:
-            if name in sys.modules or self._open[-1] == "imports":
+            level = args[3] if len(args) > 3 else kwargs.get("level", 0)
+            if level > 0 or name in sys.modules or self._open[-1] == "imports":
                 return real(name, *args, **kwargs)
             with self.inside("imports"):
                 return real(name, *args, **kwargs)
