@@ -1,47 +1,58 @@
-"""Train, continue, evaluate or ship the embedded prior: a small ADM-type denoiser, on a CPU.
+"""Train, continue, evaluate, count or ship the embedded prior: a small ADM-type denoiser, on a CPU or a GPU.
 
     prior="python benchmarks/train_prior.py"
     $prior train --parquet caltech101_128.parquet --init adir/embedded/prior --out runs/prior --steps 4000
-    $prior train --folder my_pictures --config adir/embedded/prior/config.json --out runs/new --steps 40000
-    $prior evaluate --parquet caltech101_128.parquet adir/embedded/prior runs/prior
-    $prior ship runs/prior adir/embedded/prior
+    $prior train --parquet caltech101_128.parquet --blocks 64,96,128 --out runs/new --seconds 360 --batch 64 --lr 5e-4
+    $prior evaluate --parquet caltech101_128.parquet adir/embedded/prior runs/new
+    $prior count --out results/speed/prior_training.md
+    $prior ship runs/new adir/embedded/prior
 
-`train` repeated with the same arguments resumes from the last checkpoint in --out and ends as an unbroken run does: a
-step's pictures, noise and t come from a generator seeded by (seed, step). --out is a diffusers folder (the averaged
-weights, float32). Of a parquet only the split `train` is trained on. `ship` rounds to float16, which halves the file.
+`train` repeated with the same arguments resumes from the last checkpoint in --out and, with --steps, ends as an unbroken run
+does: a step's images, noise and t come from a generator seeded by (seed, step). Images and crops live on the device. --out is
+a diffusers folder (the averaged weights, float32) with a card. Of a parquet only the split `train` is trained on. --blocks
+makes a fresh network that begins with a pixel_unshuffle by 2. `ship` rounds to float16, which halves the file.
 """
 
 import argparse
 import copy
 import io
 import math
+import platform
+import time
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import save
-from torch.utils.data import DataLoader
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
+from adir.backbones.adm.cached import CONFIG, WEIGHTS
+from adir.backbones.adm.conversion import build_network
+from adir.backbones.guided_diffusion import EMBEDDED_PRIOR, load_network
 from adir.diffusion.posterior import diffuse
 from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_file, walk, write_bytes, write_json
 
-SIDE = 128  # pixels of a training picture, after reducing its short side and cropping the centre
-# (crop side, crops a step, scales to draw from), one step each in turn; 32,768 pixels a step. Whole pictures stand for
-# scale 1; most of the smaller crops are at scale 0.5, where pictures are sharpest and the error at low noise is largest.
-REDUCED = (64, 8, (0.75, 0.5, 0.5))
-CYCLE = (REDUCED, (128, 2, (1.0,)), REDUCED, REDUCED)
+SIDE = 128  # pixels of a training image, after reducing its short side and cropping the centre
+# (crop side, crops for one of --batch, scale), one step each in turn: 16,384 pixels for one of --batch. Whole images stand for
+# scale 1; most of the smaller crops are at scale 0.5, where images are sharpest and the error at low noise is largest.
+CYCLE = ((64, 4, 0.5), (128, 1, 1.0), (64, 4, 0.75), (64, 4, 0.5))
 EVALUATION_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 ALPHA_BAR = linear_schedule(1000).alpha_bar
+UNSHUFFLED = ((32, 64, 128), (64, 96, 128), (64, 128, 192))
+"""Channels of the networks with a pixel_unshuffle that were timed on a CPU."""
 
 
-def decode_picture(source) -> np.ndarray:
+def decode_image(source) -> np.ndarray:
     """(3, 128, 128) uint8 RGB of a file or a byte stream: short side reduced to 128 (Lanczos), centre crop."""
     image = Image.open(source).convert("RGB")
     if min(image.size) < SIDE:
@@ -54,19 +65,19 @@ def decode_picture(source) -> np.ndarray:
 
 
 def read_parquet(path: Path, split: str, limit: int | None = None) -> torch.Tensor:
-    """(N, 3, 128, 128) uint8: one split's pictures, in the file's order. No other split's pictures are decoded."""
+    """(N, 3, 128, 128) uint8: one split's images, in the file's order. No other split's images are decoded."""
     rows = pq.read_table(path, columns=["image"], filters=[("split", "=", split)]).column("image")[:limit]
     if len(rows) == 0:
-        raise InputError(f"{path} holds no picture of the split {split!r}: it needs the columns image and split")
-    return torch.from_numpy(np.stack([decode_picture(io.BytesIO(row["bytes"].as_py())) for row in rows]))
+        raise InputError(f"{path} holds no image of the split {split!r}: it needs the columns image and split")
+    return torch.from_numpy(np.stack([decode_image(io.BytesIO(row["bytes"].as_py())) for row in rows]))
 
 
 def read_folder(path: Path) -> torch.Tensor:
-    """(N, 3, 128, 128) uint8: every JPEG, PNG and WebP picture at or below `path`, in the order of their names."""
+    """(N, 3, 128, 128) uint8: every JPEG, PNG and WebP image at or below `path`, in the order of their names."""
     files = sorted(walk(path, (".jpg", ".jpeg", ".png", ".webp")))
     if not files:
         raise InputError(f"no .jpg, .jpeg, .png or .webp file at or below {path}")
-    return torch.from_numpy(np.stack([decode_picture(f) for f in files]))
+    return torch.from_numpy(np.stack([decode_image(f) for f in files]))
 
 
 def resize(x: torch.Tensor, side: int) -> torch.Tensor:
@@ -74,147 +85,288 @@ def resize(x: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def draw_crops(pictures, side: int, count: int, scales: tuple, generator: torch.Generator) -> torch.Tensor:
-    """(count, 3, side, side) float32 in [-1, 1]: random pictures, reduced by a random scale, cropped, half flipped."""
+def draw_crops(images: torch.Tensor, side: int, count: int, scale: float, generator: torch.Generator) -> torch.Tensor:
+    """(count, 3, side, side) float32 in [-1, 1]: random images, reduced by `scale`, cropped, half flipped; where they lie."""
 
-    def below(n: int) -> int:
-        return int(torch.randint(n, (), generator=generator))
+    def below(n: int) -> torch.Tensor:
+        return torch.randint(n, (count,), generator=generator, device=images.device)
 
-    crops = []
-    for _ in range(count):
-        x = pictures[below(len(pictures))][None].float() / 127.5 - 1
-        reduced = round(SIDE * scales[below(len(scales))])
-        x = resize(x, reduced) if reduced < SIDE else x
-        top, left = below(reduced - side + 1), below(reduced - side + 1)
-        x = x[..., top : top + side, left : left + side]
-        crops.append(x.flip(-1) if below(2) else x)
-    return torch.cat(crops)
+    x = images[below(len(images))].float() / 127.5 - 1
+    reduced = round(SIDE * scale)
+    x = resize(x, reduced) if reduced < SIDE else x
+    window = torch.arange(side, device=images.device)
+    rows, columns = (below(reduced - side + 1)[:, None] + window for _ in range(2))
+    each, channel = (torch.arange(n, device=images.device) for n in (count, 3))
+    x = x[each[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    return torch.where(below(2).bool()[:, None, None, None], x.flip(-1), x)
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
     """(count,) int64, one t in each of `count` equal parts of [0, 1000): uniform each, with less variance together."""
-    u = torch.rand(count, generator=generator, dtype=torch.float64)
-    return ((torch.arange(count) + u) / count * len(ALPHA_BAR)).long()
+    u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
+    return ((torch.arange(count, device=u.device) + u) / count * len(ALPHA_BAR)).long()
 
 
 def add_noise(x: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x_t of x_0 at original timesteps t (B,), int64 on the CPU; x, eps: (B, 3, H, W). The type of x is kept."""
-    return diffuse(x, eps, ALPHA_BAR[t].view(-1, 1, 1, 1).to(x.device)).to(x.dtype)
+    """x_t of x_0 at original timesteps t (B,), int64; x, eps: (B, 3, H, W). The type of x is kept."""
+    return diffuse(x, eps, ALPHA_BAR.to(x.device)[t].view(-1, 1, 1, 1)).to(x.dtype)
 
 
-class PriorModule(pl.LightningModule):
-    """Minimises L_simple of DDPM (eq. 14) and keeps an exponential average of the weights, `average`.
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """config.json of the network to train: a folder's, a file's, or that of --blocks."""
+    if args.init:
+        return read_json(args.init / CONFIG)
+    return read_json(args.config) if args.config else unshuffled(args.blocks)
 
-    `pictures` (N, 3, 128, 128) uint8 are held here, not in a loader: a step draws from the generator of (seed, step),
-    so a resumed run continues exactly. Warm-up over `n_warmup` steps, then a cosine down to 0 at `n_steps`.
+
+def unshuffled(blocks: tuple[int, ...]) -> dict[str, Any]:
+    """config.json of a network like the embedded prior, after a pixel_unshuffle by 2; attention on the two lowest levels."""
+    n = len(blocks) - 2
+    return read_json(EMBEDDED_PRIOR / CONFIG) | {
+        "block_out_channels": list(blocks),
+        "down_block_types": n * ["ResnetDownsampleBlock2D"] + 2 * ["AttnDownBlock2D"],
+        "up_block_types": 2 * ["AttnUpBlock2D"] + n * ["ResnetUpsampleBlock2D"],
+        "unshuffle": 2,
+    }
+
+
+def fresh_network(settings: dict[str, Any]) -> torch.nn.Module:
+    """The network with the first weights that its layers draw from torch's generator."""
+    network = build_network(settings).to_empty(device="cpu")
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return network
+
+
+def write_folder(folder: Path, network: torch.nn.Module, settings: dict[str, Any]) -> None:
+    """config.json without the path it came from, and float32 or float16 safetensors, as the network's are."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, {key: value for key, value in settings.items() if key != "_name_or_path"})
+
+
+class Training:
+    """Minimises L_simple of DDPM (eq. 14) with AdamW and keeps an exponential average of the weights, `average`.
+
+    The learning rate warms up over `--warmup` steps and falls as a cosine to 0 at the end of --steps or --seconds.
     """
 
-    def __init__(self, network: UNet2DModel, pictures: torch.Tensor, n_steps: int, n_warmup: int, lr: float, seed: int):
-        super().__init__()
-        self.network, self.average = network, copy.deepcopy(network).requires_grad_(False)
-        self.pictures, self.n_steps, self.n_warmup, self.lr, self.seed = pictures, n_steps, n_warmup, lr, seed
+    def __init__(self, args: argparse.Namespace, images: torch.Tensor) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        self.settings = settings_of(args)
+        torch.manual_seed(args.seed)  # a fresh network's weights; all else has its own generators
+        network = load_network(args.init / CONFIG, args.init / WEIGHTS) if args.init else fresh_network(self.settings)
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        self.network = network.train().requires_grad_(True).to(self.device, memory_format=layout)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), args.lr, weight_decay=0.0, fused=fused)
+        compiled = fused if args.compile is None else args.compile
+        self.call = torch.compile(self.network, dynamic=False) if compiled else self.network
+        self.images = images.to(self.device)
+        self.step, self.seconds, self.losses = 0, 0.0, []
 
-    def training_step(self, _, batch_idx):
-        step = self.global_step
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        x = draw_crops(self.pictures, *CYCLE[step % len(CYCLE)], generator)
+    def progress(self) -> float:
+        """From 0 to 1, where training ends."""
+        return self.step / self.args.steps if self.args.steps else self.seconds / self.args.seconds
+
+    def one_step(self) -> torch.Tensor:
+        """Loss of a step, on the device."""
+        generator = torch.Generator(self.device).manual_seed(self.args.seed * 1_000_003 + self.step)
+        side, count, scale = CYCLE[self.step % len(CYCLE)]
+        x = draw_crops(self.images, side, count * self.args.batch, scale, generator)
         t = draw_timesteps(len(x), generator)
-        eps = torch.randn(x.shape, generator=generator)
-        x, eps = x.to(self.device), eps.to(self.device)  # drawn on the CPU: the same numbers on any device
-        loss = F.mse_loss(self.network(add_noise(x, t, eps), t.to(self.device)).sample.float(), eps)
-        self.log("loss", loss)
-        return loss
+        eps = torch.randn(x.shape, generator=generator, device=self.device)
+        half = self.args.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            output = self.call(add_noise(x, t, eps), t, return_dict=False)[0]
+        loss = F.mse_loss(output.float(), eps)
+        warm = min(1.0, (self.step + 1) / self.args.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(0.999, (1 + self.step) / (10 + self.step))  # it grows, so that early weights are soon forgotten
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        return loss.detach()
 
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.lr, weight_decay=0.0)
+    def run(self) -> None:
+        """Train to the end from where the last checkpoint was; log every 50 steps, save every `--save-every` and at the end."""
+        last = self.args.out / "last.ckpt"
+        if last.exists():
+            self.load(last)
+        started, before = time.perf_counter(), self.seconds
+        pending: list[torch.Tensor] = []
+        while self.progress() < 1:
+            pending.append(self.one_step())
+            ends = self.args.steps is not None and self.step == self.args.steps
+            if ends or self.step % min(50, self.args.save_every) == 0 or self.step <= len(CYCLE):
+                self.losses += torch.stack(pending).tolist()  # waits for the device: clocks and losses are true here
+                pending = []
+            self.seconds = before + time.perf_counter() - started
+            if self.step % 50 == 0:
+                print(f"step {self.step}, {self.seconds:.0f} s: loss {np.mean(self.losses[-200:]):.4f}", flush=True)
+            if self.step % self.args.save_every == 0:
+                self.save(last)
+        self.losses += torch.stack(pending).tolist() if pending else []
+        self.save(last)
 
-        def factor(step):
-            if step < self.n_warmup:
-                return (step + 1) / self.n_warmup
-            return 0.5 * (1 + math.cos(math.pi * (step - self.n_warmup) / (self.n_steps - self.n_warmup)))
+    def save(self, path: Path) -> None:
+        """Write the averaged network, its card, and what a resumed run needs."""
+        buffer = io.BytesIO()
+        state = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
+        torch.save(state | {name: getattr(self, name) for name in ("step", "seconds", "losses")}, buffer)
+        write_folder(self.args.out, self.average, self.settings)
+        write_bytes(self.args.out / "README.md", card(self).encode())
+        write_bytes(path, buffer.getvalue())
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        for name in ("network", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
 
 
-class AverageAndSave(pl.Callback):
-    """Averages after each step; each `every` steps and at the end writes `out` (the average) and `out`/last.ckpt (all).
+def card(training: Training) -> str:
+    """The folder's README.md: data, network, steps, losses, seconds."""
+    args, losses = training.args, training.losses
+    source = f"{args.parquet.name}, split train alone" if args.parquet else f"the folder {args.folder.name}"
+    start = f"continued from {args.init}" if args.init else "fresh"
+    million = sum(p.numel() for p in training.network.parameters()) / 1e6
+    device = torch.cuda.get_device_name() if training.device.type == "cuda" else f"{platform.machine()} processor"
+    rate = training.step * args.batch / max(training.seconds, 1e-9)
+    return f"""# A prior trained by benchmarks/train_prior.py
 
-    Both here: a callback runs before the module's own hook, and would save an average that lags one step.
-    """
+| | |
+|---|---|
+| network | UNet2DModel, {million:.2f} M parameters, channels {training.settings["block_out_channels"]}, pixel_unshuffle {training.settings.get("unshuffle", "none")}, {start} |
+| data | {len(training.images)} images of {source}; no other image |
+| steps | {training.step} of {args.batch * SIDE * SIDE} pixels: of four, three of crops of 64x64 at scales 0.5 and 0.75, one of whole images |
+| optimiser | AdamW, learning rate {args.lr:g} with a cosine, {args.warmup} steps of warm-up, averaged weights, {args.precision} |
+| loss | {np.mean(losses[:200]):.4f} over the first {len(losses[:200])} steps, {np.mean(losses[-200:]):.4f} over the last {len(losses[-200:])} |
+| seconds | {training.seconds:.0f} on {device}: {rate:.1f} images of 128x128 a second |
 
-    def __init__(self, out: Path, every: int):
-        self.out, self.every, self.losses = out, every, []
-
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.losses.append(float(outputs["loss"]))
-        step = trainer.global_step
-        decay = min(0.999, (1 + step) / (10 + step))  # it grows, so that early weights are soon forgotten
-        for mean, new in zip(module.average.parameters(), module.network.parameters(), strict=True):
-            mean.lerp_(new, 1 - decay)
-        if step % 50 == 0:
-            print(f"step {step} of {module.n_steps}: mean loss {np.mean(self.losses[-200:]):.4f}", flush=True)
-        if step % self.every == 0 or step == module.n_steps:
-            module.average.save_pretrained(self.out)
-            trainer.save_checkpoint(self.out / "last.ckpt", weights_only=False)
+{date.today().isoformat()}, torch {torch.__version__}. Attribution of the data's owners goes with the weights.
+"""  # noqa: E501 (a row of a Markdown table is one line)
 
 
 def train(args: argparse.Namespace) -> None:
     """Runs or resumes a training; see the head of this file."""
-    pl.seed_everything(args.seed)  # a fresh network's weights; all else has its own generators
-    pictures = read_parquet(args.parquet, "train") if args.parquet else read_folder(args.folder)
-    if args.init:
-        network = UNet2DModel.from_pretrained(args.init, torch_dtype=torch.float32)
-    else:
-        network = UNet2DModel.from_config(read_json(args.config))
-    module = PriorModule(network.train(), pictures, args.steps, args.warmup, args.lr, args.seed)
-    trainer = pl.Trainer(
-        accelerator=args.accelerator, devices=1, precision=args.precision,
-        max_steps=args.steps, max_epochs=-1, gradient_clip_val=1.0,
-        callbacks=[AverageAndSave(args.out, args.save_every)], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    last = args.out / "last.ckpt"
-    steps = DataLoader(range(args.steps), batch_size=None)
-    trainer.fit(module, steps, ckpt_path=last if last.exists() else None, weights_only=True)
+    images = read_parquet(args.parquet, "train") if args.parquet else read_folder(args.folder)
+    Training(args, images).run()
 
 
 @torch.no_grad()
-def eps_error(network: UNet2DModel, x: torch.Tensor, t: int) -> float:
+def eps_error(network: Any, x: torch.Tensor, t: int) -> float:
     """Mean squared error of the noise predicted on x (B, 3, H, W) at one t; the noise is that of seed t."""
-    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t)).to(x.device)
     errors = []
     for x_0, e in zip(x.split(8), eps.split(8), strict=True):
-        times = torch.full((len(x_0),), t)
-        errors.append((network(add_noise(x_0, times, e), times).sample - e).square().mean(dim=(1, 2, 3)))
+        times = torch.full((len(x_0),), t, device=x.device)
+        output = network(add_noise(x_0, times, e), times, return_dict=False)[0]
+        errors.append((output - e).square().mean(dim=(1, 2, 3)))
     return torch.cat(errors).mean().item()
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Prints a Markdown table: the noise error by split, side and t of each folder."""
-    print("| prior | split, side |" + "".join(f" t={t} |" for t in EVALUATION_TIMESTEPS))
-    print("|---|---|" + "---|" * len(EVALUATION_TIMESTEPS))
+    """Prints a Markdown table: the noise error by split, side and t of each folder, and its ratio to the first folder's."""
+    print(
+        "| prior | split, side |"
+        + "".join(f" t={t} |" for t in EVALUATION_TIMESTEPS)
+        + " t >= 50, ratio | t = 10, ratio |"
+    )
+    print("|---|---|" + "---|" * (len(EVALUATION_TIMESTEPS) + 2))
+    networks = {f: load_network(f / CONFIG, f / WEIGHTS).to(args.device) for f in args.networks}
     for split in ("val", "test"):
-        pictures = read_parquet(args.parquet, split, limit=144).float() / 127.5 - 1
+        images = read_parquet(args.parquet, split, limit=144).float().to(args.device) / 127.5 - 1
         for side in (64, 128):
-            x = pictures if side == SIDE else resize(pictures, side)
-            for folder in args.networks:
-                network = UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+            x = images if side == SIDE else resize(images, side)
+            first: list[float] = []
+            for folder, network in networks.items():
                 errors = [eps_error(network, x, t) for t in EVALUATION_TIMESTEPS]
-                print(f"| {folder} | {split} {side} |" + "".join(f" {e:.5f} |" for e in errors), flush=True)
+                first = first or errors
+                ratios = [e / f for e, f in zip(errors, first, strict=True)]
+                shown = "".join(f" {e:.5f} |" for e in errors)
+                print(f"| {folder} | {split} {side} |{shown} {np.mean(ratios[1:]):.4f} | {ratios[0]:.4f} |", flush=True)
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, each on its own, as without fusion; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            self.bytes += sum(x.nbytes for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+        return result
+
+
+def work_of_an_image(settings: dict[str, Any], side: int) -> dict[str, float]:
+    """Operations and bytes of one image's forward and backward pass in bfloat16, as far as they grow with the batch."""
+    counts = []
+    for batch in (4, 8):  # weights are read once for any batch: the difference leaves them out
+        with FakeTensorMode():
+            network = build_network(settings).to_empty(device="cpu")
+            x, t = torch.empty(batch, 3, side, side), torch.zeros(batch, dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as flops, Traffic() as traffic:
+                network(x, t, return_dict=False)[0].float().square().mean().backward()
+        counts.append((flops.get_total_flops(), traffic.bytes))
+    return {name: (b - a) / 4 for name, a, b in zip(("operations", "bytes"), *counts, strict=True)}
+
+
+def count(args: argparse.Namespace) -> None:
+    """Writes how many images a second a GPU should train on, by its rates of matrix products and of copies."""
+    rows = []
+    networks = {"embedded prior": read_json(EMBEDDED_PRIOR / CONFIG)}
+    networks |= {f"unshuffle 2, {', '.join(map(str, blocks))}": unshuffled(blocks) for blocks in UNSHUFFLED}
+    for name, settings in networks.items():
+        million = sum(p.numel() for p in build_network(settings).parameters()) / 1e6
+        # Three crops of 64x64 steps and one of whole images; four crops have the pixels of an image.
+        small, whole = work_of_an_image(settings, 64), work_of_an_image(settings, SIDE)
+        operations, moved = (0.75 * 4 * small[key] + 0.25 * whole[key] for key in ("operations", "bytes"))
+        by_arithmetic = args.utilisation * args.teraflops * 1e12 / operations
+        by_memory, fused = (args.terabytes * 1e12 / (moved / n) for n in (1, args.fusion))
+        rows.append(
+            f"| {name} | {million:.1f} | {operations / 1e9:.1f} | {moved / 1e9:.2f} | {by_arithmetic:,.0f} | {by_memory:,.0f} "
+            f"| {fused:,.0f} |"
+        )
+        print(rows[-1], flush=True)
+    share = f"{args.utilisation:.0%}"
+    text = f"""# Images a second that an H200 should train the embedded prior on
+
+Counted, not measured: operations and bytes of one image of 128x128 pixels, forward and backward, in bfloat16 autocast, over
+the mix of crops that `benchmarks/train_prior.py train` draws. By arithmetic: {share} of {args.teraflops:g} TFLOP/s, the rate of
+a large bfloat16 product measured on such a card. By memory: inputs and outputs of each operation at {args.terabytes:g} TB/s,
+the rate of a copy measured there, as it runs eagerly; compiled, if fusion leaves 1/{args.fusion:g} of the bytes, which is
+assumed. A run is held against the lower of arithmetic and compiled memory; far below the eager bound it waits for the
+processor: raise --batch.
+
+| network | parameters, M | Gop an image | GB an image | images/s by arithmetic | by memory, eager | by memory, compiled |
+|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+Weights, gradients, optimiser and average are left out: about 50 bytes a parameter and step, 0.1 ms for the largest network.
+
+{date.today().isoformat()}, torch {torch.__version__}. Command: `python benchmarks/train_prior.py count`
+"""
+    if args.out is not None:
+        write_bytes(args.out, text.encode())
 
 
 def ship(args: argparse.Namespace) -> None:
     """Writes a network as float16 safetensors, its config without the path it came from; prints the SHA-256."""
-    network = UNet2DModel.from_pretrained(args.network, torch_dtype=torch.float32)
-    half = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
-    weights = args.out / "diffusion_pytorch_model.safetensors"
-    config = read_json(args.network / "config.json")
-    config.pop("_name_or_path", None)
-    write_bytes(weights, save(half, metadata={"format": "pt"}))
-    write_json(args.out / "config.json", config)
-    print(f"{sha256_of_file(weights)}  {weights}")
+    network = load_network(args.network / CONFIG, args.network / WEIGHTS).half()
+    write_folder(args.out, network, read_json(args.network / CONFIG))
+    print(f"{sha256_of_file(args.out / WEIGHTS)}  {args.out / WEIGHTS}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -225,23 +377,37 @@ def main(argv: list[str] | None = None) -> None:
     p = commands.add_parser("train", help="train a fresh network, or continue one")
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--parquet", type=Path, help="file with columns image and split; only the split train is used")
-    source.add_argument("--folder", type=Path, help="folder of pictures, all used")
+    source.add_argument("--folder", type=Path, help="folder of images, all used")
     start = p.add_mutually_exclusive_group(required=True)
     start.add_argument("--init", type=Path, help="diffusers folder to continue from")
     start.add_argument("--config", type=Path, help="config.json of a fresh network")
+    channels = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
+    start.add_argument("--blocks", type=channels, help="channels of a fresh network after a pixel_unshuffle: 64,96,128")
     p.add_argument("--out", type=Path, required=True, help="diffusers folder to write, with last.ckpt in it")
-    p.add_argument("--steps", type=int, required=True)
+    end = p.add_mutually_exclusive_group(required=True)
+    end.add_argument("--steps", type=int)
+    end.add_argument("--seconds", type=float, help="of training in all, interruptions not counted")
+    p.add_argument("--batch", type=int, default=2, help="pixels of a step, in images of 128x128 (default: %(default)s)")
     p.add_argument("--warmup", type=int, default=100, help="steps (default: %(default)s)")
     p.add_argument("--lr", type=float, default=1e-4, help="peak learning rate (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--accelerator", default="auto", help="Lightning's name of it (default: %(default)s)")
-    p.add_argument("--precision", default="bf16-mixed", help="Lightning's name of it (default: %(default)s)")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    p.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="(default: %(default)s)")
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
     p.set_defaults(run=train)
-    p = commands.add_parser("evaluate", help="noise error on the first pictures of the splits val and test")
+    p = commands.add_parser("evaluate", help="noise error on the first images of the splits val and test")
     p.add_argument("--parquet", type=Path, required=True)
-    p.add_argument("networks", nargs="+", help="diffusers folders")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("networks", nargs="+", type=Path, help="diffusers folders")
     p.set_defaults(run=evaluate)
+    p = commands.add_parser("count", help="images a second that a GPU should train on; runs nothing")
+    p.add_argument("--teraflops", type=float, default=788, help="of bfloat16 products (default: %(default)s, an H200)")
+    p.add_argument("--utilisation", type=float, default=0.4, help="share of it (default: %(default)s)")
+    p.add_argument("--terabytes", type=float, default=4.3, help="a second, of memory (default: %(default)s, an H200)")
+    p.add_argument("--fusion", type=float, default=2, help="times fewer bytes compiled (default: %(default)s)")
+    p.add_argument("--out", type=Path)
+    p.set_defaults(run=count)
     p = commands.add_parser("ship", help="write a network as float16 safetensors")
     p.add_argument("network", type=Path, help="diffusers folder to read")
     p.add_argument("out", type=Path, help="diffusers folder to write")

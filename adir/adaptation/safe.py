@@ -177,7 +177,8 @@ class SafeFineTuning(FineTuning):
             alphas = {alpha: relative_loss(scaled[alpha], untuned) for alpha in sorted(scaled)}
             alpha = min(alphas, key=lambda alpha: alphas[alpha])
             attached.load(attached.scaled(best, alpha))
-            tuned, tuned_fresh = scaled[alpha], fresh.losses()
+            # At alpha = 0 the network is the untuned one to the bit.
+            tuned, tuned_fresh = scaled[alpha], fresh.losses() if alpha > 0 else untuned_fresh
             fall, error = fall_and_error(tuned_fresh, untuned_fresh, fresh.images)
             facts = HeldOut(
                 losses=losses,

@@ -112,7 +112,8 @@ class GuidedDiffusion:
         if self.process.sha256 != GUIDED_DIFFUSION.sha256:  # a network under its usual process stays the cell it was
             self.config_sha256 = sha256_of_bytes(f"{self.config_sha256} {self.process.sha256}".encode())
         self.learns_variance = settings["out_channels"] == 6
-        self._channels = settings["block_out_channels"]
+        self._halvings = len(settings["block_out_channels"]) - 1
+        self._unshuffle = settings.get("unshuffle", 1)
         self.variance = variance
         if (variance == "learned") and not self.learns_variance:
             raise InputError(f"backbone={name}: variance=learned, but its network predicts none: use small or large")
@@ -125,7 +126,7 @@ class GuidedDiffusion:
     @property
     def stride(self) -> int:
         """Height and width of a picture must be multiples of this: the network halves them once per level."""
-        return int(2 ** (len(self._channels) - 1))
+        return int(self._unshuffle * 2**self._halvings)
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         """Noise in x_t (B, 3, H, W) at the original timesteps t (B,), int64 from 0 to the schedule's last, 999 of most;

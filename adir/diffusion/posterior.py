@@ -48,6 +48,36 @@ def ddim_coefficients(
     return alpha_bar_prev.sqrt() - coef2 * alpha_bar.sqrt(), coef2
 
 
+def extrapolated_x0(
+    x0: Tensor, earlier: Tensor, alpha_bar_earlier: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor
+) -> Tensor:
+    """Return the x0 that makes a DDIM step without noise one of second order, from x0 at its start and that of the step before.
+
+    With alpha = sqrt(ab) = cos(phi) and sigma = sqrt(1 - ab) = sin(phi), the probability flow (Song et al., 2021) has
+    d(x / sigma) = x0 d(alpha / sigma). A constant x0 gives DDIM, x_prev = coef1 x0 + coef2 x_t. Let x0 be a line in alpha
+    through both predictions, of slope b = (x0 - earlier) / (alpha - alpha_earlier). As alpha d(alpha / sigma) = d(1 / sigma),
+    x_prev is then DDIM's with
+
+        x0 + b (1 - coef2 - alpha coef1) / coef1,    coef2 = sigma_prev / sigma,  coef1 = alpha_prev - coef2 alpha.
+
+    The line is off by O(h^2), so a step by O(h^3). DPM-Solver++(2M) (Lu et al., 2022) takes its line in log(alpha / sigma)
+    instead; there the last step to sigma = 0 is infinitely long, and steps before it overshoot when there are few. In alpha
+    no step is: the last one extrapolates to alpha = 1, and where data are N(0, I), x0 = alpha x is a line.
+
+    Args:
+        x0: predicted at x_t.
+        earlier: predicted at the step before, shaped as x0.
+        alpha_bar_earlier: alpha_bar of that step, in (0, alpha_bar).
+        alpha_bar: that of x_t.
+        alpha_bar_prev: that of the step's end, in (alpha_bar, 1].
+    """
+    alpha, alpha_prev = alpha_bar.sqrt(), alpha_bar_prev.sqrt()
+    coef2 = ((1 - alpha_bar_prev) / (1 - alpha_bar)).sqrt()
+    coef1 = alpha_prev - coef2 * alpha
+    ahead = (1 - coef2 - alpha * coef1) / coef1
+    return x0 + ahead / (alpha - alpha_bar_earlier.sqrt()) * (x0 - earlier)
+
+
 def learned_log_variance(variance_fraction: Tensor, log_beta_tilde: Tensor, log_beta: Tensor) -> Tensor:
     """Log variance between its two bounds: Nichol and Dhariwal (2021), eq. 15.
 

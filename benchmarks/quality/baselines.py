@@ -37,6 +37,7 @@ ORDER = (
     *(
         "adir",
         "adir_clean",
+        "adir_fast",
         "ddpg",
         "ddnm",
         "diffpir",

@@ -33,6 +33,7 @@ from adir.backbones.execution import DTYPES, Execution
 from adir.files import write_bytes
 from adir.harness.running.provenance import forget_peak_memory, process_peak_memory_mb
 from adir.samplers.adir import ADIR
+from adir.samplers.base import Watch
 from adir.samplers.latent import sample_latent
 from adir.tasks.operators import SuperResolution
 
@@ -42,7 +43,7 @@ SIDES = {"real": {"gd256": 256, "gd512": 512, "sd_x4": 256}, "small": {"gd256": 
 CROPS = {"real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)}, "small": dict.fromkeys(NETWORKS, (64,))}
 """Of adaptation, likewise."""
 PAPER, FAST = (400, 1000), (100, 100)
-"""(iterations, steps): the paper's, and a documented fast setting."""
+"""(iterations, steps): the paper's, and a documented fast setting. On small networks a twentieth of them."""
 
 
 def wait(device: str) -> None:
@@ -83,6 +84,26 @@ def operations(network: str, size: str, batch: int, side: int, train: bool) -> i
 # --- a sampling step
 
 
+@torch.no_grad()
+def ancestral_loop(backbone: Any, x_t: torch.Tensor, n_steps: int) -> torch.Tensor:
+    """Return x_0 of guided-diffusion's unguided sampling, as a bare loop: DDPM (Ho et al., 2020), eq. 7, with x_0 clipped to
+    [-1, 1], and the learned variance of Nichol and Dhariwal (2021), eq. 15. Tables and noise are on the device."""
+    p = backbone.schedule.respaced(n_steps)
+    tables = (p.alpha_bar, p.posterior_mean_coef1, p.posterior_mean_coef2, p.posterior_log_variance, p.betas.log())
+    alpha_bar, coef1, coef2, log_small, log_large = (table.float().to(x_t.device) for table in tables)
+    timesteps = p.timesteps.to(x_t.device)
+    for i in reversed(range(n_steps)):
+        with backbone.execution.autocast():
+            output = backbone.network(x_t, timesteps[i].expand(len(x_t)), return_dict=False)[0]
+        eps, v = output.float().chunk(2, dim=1)
+        x_0 = ((x_t - (1 - alpha_bar[i]).sqrt() * eps) / alpha_bar[i].sqrt()).clamp(-1, 1)
+        share = (v + 1) / 2
+        x_t = coef1[i] * x_0 + coef2[i] * x_t
+        if i > 0:
+            x_t = x_t + ((share * log_large[i] + (1 - share) * log_small[i]) / 2).exp() * torch.randn_like(x_t)
+    return x_t
+
+
 def step_row(
     network: str, size: str, weights: Path, batch: int, execution: Execution, n_steps: int, rounds: int
 ) -> Row:
@@ -98,7 +119,9 @@ def step_row(
     else:
         backbone = LatentParts(size, execution)
         noise, condition = torch.randn(batch, 4, side, side, device=device), backbone.condition(batch, side)
-        run = lambda: sample_latent(backbone, noise, condition, None, 1.0, n_steps, 0.0, generators[0])  # noqa: E731
+        run = lambda: sample_latent(  # noqa: E731
+            backbone, noise, condition, None, 1.0, n_steps, 0.0, generators[0], Watch(noise)
+        )
     inputs = example_inputs(backbone.network, batch, side, side, device)
 
     @torch.no_grad()
@@ -110,13 +133,18 @@ def step_row(
     first = seconds_of(bare, device)
     run()
     forget_peak_memory(torch.device(device))
-    pairs = [(seconds_of(run, device) / n_steps, seconds_of(bare, device) / n_steps) for _ in range(rounds)]
+    contestants = {"step": run, "bare": bare}
+    if (network, size) in PIXEL:
+        contestants["loop"] = lambda: ancestral_loop(backbone, inputs["sample"], n_steps)
+        contestants["loop"]()
+    times = [{name: seconds_of(call, device) / n_steps for name, call in contestants.items()} for _ in range(rounds)]
     n_operations = operations(network, size, batch, side, train=False)
+    floor = n_operations / matmul_rate(device, execution.dtype)
     return {
-        "step_ms": 1e3 * statistics.median(step for step, _ in pairs),
-        "bare_ms": 1e3 * statistics.median(call for _, call in pairs),
-        "ratio": statistics.median(step / call for step, call in pairs),
-        "floor_ms": 1e3 * n_operations / matmul_rate(device, execution.dtype),
+        **{f"{name}_ms": 1e3 * statistics.median(one[name] for one in times) for name in contestants},
+        **{f"over_{name}": statistics.median(one["step"] / one[name] for one in times) for name in [*contestants][1:]},
+        "over_floor": statistics.median(one["step"] for one in times) / floor,
+        "floor_ms": 1e3 * floor,
         "tera_operations": n_operations / 1e12,
         "peak_mb": process_peak_memory_mb(torch.device(device)),
         "first_s": first,
@@ -149,9 +177,11 @@ def adapt_row(network: str, size: str, weights: Path, batch: int, crop: int, exe
     attached = Lora().attach(backbone.network)
     n_parameters, n_layers = sum(p.numel() for p in attached.parameters()), len(attached.layers)
     attached.remove()
+    floor = n_operations / matmul_rate(device, execution.dtype)
     return {
         "iteration_ms": 1e3 * (long - short) / n,
-        "floor_ms": 1e3 * n_operations / matmul_rate(device, execution.dtype),
+        "over_floor": (long - short) / n / floor,
+        "floor_ms": 1e3 * floor,
         "tera_operations": n_operations / 1e12,
         "peak_mb": process_peak_memory_mb(torch.device(device)),
         "first_s": first,
@@ -208,44 +238,52 @@ def switch_row(network: str, size: str, weights: Path, execution: Execution, rou
     return row | {"million_parameters": sum(p.numel() for p in net.parameters()) / 1e6}
 
 
-def total_row(
-    network: str, size: str, weights: Path, execution: Execution, iterations: int, steps: int, crop: int
-) -> Row:
-    """Seconds of adaptation (batch 6) and of sampling one picture with its adapter, after a warm-up that compiles both."""
+def total_row(network: str, size: str, weights: Path, execution: Execution, crop: int, rounds: int) -> Row:
+    """Seconds of adaptation (batch 6) and sampling of one picture with its adapter, after a warm-up that compiles both: FAST's
+    measured, and PAPER's along the line through a fifth of FAST and FAST, with its standard error over rounds."""
     device, side = execution.device, SIDES[size][network]
     backbone = pixel_backbone(network, size, weights, execution)
     operator = SuperResolution(4)((3, side, side))
     y = operator.A(torch.rand(1, 3, side, side) * 2 - 1).to(device)
     pictures = [torch.rand(3, side, side) * 2 - 1 for _ in range(4)]
-    seconds: dict[str, float] = {}
+    share = 20 if size == "small" else 1
+    (iterations, steps), (paper_iterations, paper_steps) = ((a // share, b // share) for a, b in (FAST, PAPER))
 
-    def one_picture(n_iterations: int, n_steps: int) -> None:
+    def one_picture(n_iterations: int, n_steps: int) -> tuple[float, float]:
         tuning = FineTuning(n_iterations, 6, 1e-4, crop)
 
         def adapt() -> None:
             made.append(tuning.fit(backbone, Lora(), pictures, torch.Generator().manual_seed(0)))
 
         made: list[Any] = []
-        seconds["adapt"] = seconds_of(adapt, device)
+        adapting = seconds_of(adapt, device)
         sampler = ADIR(n_steps=n_steps, guidance_scale=1.0, variance="learned")
 
         def sample() -> None:
             with adapted(backbone.network, Lora(), made[0].tensors):
                 sampler.restore(backbone, operator, y, [torch.Generator().manual_seed(0)])
 
-        seconds["sample"] = seconds_of(sample, device)
+        return adapting, seconds_of(sample, device)
 
     warm_up = seconds_of(lambda: one_picture(2, 2), device)
     forget_peak_memory(torch.device(device))
-    one_picture(iterations, steps)
-    work = iterations * operations(network, size, 6, crop, train=True)
-    work += steps * operations(network, size, 1, side, train=False)
+    fast, paper = [], []
+    for _ in range(rounds):
+        few, many = one_picture(max(1, iterations // 5), max(1, steps // 5)), one_picture(iterations, steps)
+        fast.append(many)
+        lines = zip(few, many, (iterations, steps), (paper_iterations, paper_steps), strict=True)
+        paper.append(sum(b + (b - a) / (n - max(1, n // 5)) * (wanted - n) for a, b, n, wanted in lines))
+    iteration = operations(network, size, 6, crop, train=True)
+    step = operations(network, size, 1, side, train=False)
+    rate = matmul_rate(device, execution.dtype)
     return {
-        "adapt_s": seconds["adapt"],
-        "sample_s": seconds["sample"],
-        "total_s": seconds["adapt"] + seconds["sample"],
-        "floor_s": work / matmul_rate(device, execution.dtype),
-        "peta_operations": work / 1e15,
+        "adapt_s": statistics.median(adapting for adapting, _ in fast),
+        "sample_s": statistics.median(sampling for _, sampling in fast),
+        "total_s": statistics.median(map(sum, fast)),
+        "over_floor": statistics.median(map(sum, fast)) / ((iterations * iteration + steps * step) / rate),
+        "paper_s": statistics.mean(paper),
+        "paper_error_s": statistics.stdev(paper) / len(paper) ** 0.5,
+        "paper_floor_s": (paper_iterations * iteration + paper_steps * step) / rate,
         "peak_mb": process_peak_memory_mb(torch.device(device)),
         "warm_up_s": warm_up,
     }
@@ -281,14 +319,12 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
                 args = (network, size, weights, execution, rounds)
                 figures.add(what, {"network": network, "dtype": dtype}, lambda a=args: switch_row(*a))
         if what == "total" and (network, size) in PIXEL:
-            for (iterations, steps), (dtype, mode) in itertools.product((FAST, PAPER), variants):
-                if size == "small":
-                    iterations, steps = iterations // 20, steps // 20
+            for dtype, mode in variants:
                 execution = Execution(
                     device, dtype, arguments.channels_last, arguments.checkpointing, compile=mode == "compiled"
                 )
-                key = {"network": network, "iterations": iterations, "steps": steps, "dtype": dtype, "mode": mode}
-                args = (network, size, weights, execution, iterations, steps, CROPS[size][network][0])
+                key = {"network": network, "fast": "+".join(map(str, FAST)), "dtype": dtype, "mode": mode}
+                args = (network, size, weights, execution, CROPS[size][network][0], max(2, min(rounds, 3)))
                 figures.add(what, key, lambda a=args: total_row(*a))
                 torch._dynamo.reset()
 

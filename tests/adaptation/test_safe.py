@@ -133,9 +133,13 @@ def test_what_does_not_carry_over_is_rejected_and_predicts_as_the_untuned_networ
             assert torch.equal(backbone.predict(x_t, t).eps, untuned)
 
 
-def test_no_iteration_is_the_untuned_denoiser(backbone):
+def test_no_iteration_is_the_untuned_denoiser_and_is_not_evaluated_again(backbone, monkeypatch):
+    looks: list[int] = []
+    losses = HeldOutCrops.losses
+    monkeypatch.setattr(HeldOutCrops, "losses", lambda self: (looks.append(1), losses(self))[1])
     trained = dataclasses.replace(SMALL, n_iterations=0).fit(backbone, Full(), stripes(2), seeded())
     assert trained.held_out is not None and (trained.held_out.kept_iteration, trained.held_out.alpha) == (0, 0.0)
+    assert len(looks) == 2 and trained.held_out.fall == 0
 
 
 @pytest.mark.parametrize("n_iterations", [20, 40, 80, 160, 400])

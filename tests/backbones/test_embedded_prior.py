@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffusers import UNet2DModel
 from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file
 
+from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.files import read_json, sha256_of_file, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -129,12 +131,12 @@ def parquet(tmp_path) -> Path:
 def arguments(parquet: Path, out: Path, *more: str) -> list[str]:
     config = parquet.parent / "config.json"
     write_json(config, TINY)
-    fixed = ["train", "--parquet", str(parquet), "--config", str(config), "--out", str(out)]
-    return [*fixed, "--steps", "2", "--warmup", "1", "--lr", "1e-3", "--save-every", "1", *more]
+    fixed = ["train", "--parquet", str(parquet), "--config", str(config), "--out", str(out), "--device", "cpu"]
+    return [*fixed, "--steps", "2", "--batch", "1", "--warmup", "1", "--lr", "1e-3", "--save-every", "1", *more]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return UNet2DModel.from_pretrained(folder).state_dict()
+    return load_file(folder / WEIGHTS.name)
 
 
 def test_training_reads_only_the_train_split_and_changes_the_weights(parquet, tmp_path):
@@ -176,6 +178,66 @@ def test_a_resumed_training_ends_with_the_weights_of_an_unbroken_one(parquet, tm
     assert any(not torch.equal(after_one[name], unbroken[name]) for name in unbroken)
 
 
+def test_a_budget_of_seconds_ends_a_training_and_its_card_says_what_was_done(parquet, tmp_path):
+    more = [
+        "--parquet",
+        str(parquet),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--batch",
+        "1",
+        "--seconds",
+        "0.5",
+    ]
+    started = time.perf_counter()
+    train_prior.main(["train", "--blocks", "32,32,32", *more, "--warmup", "1"])
+    assert time.perf_counter() - started < 60
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "3 images of pictures.parquet, split train alone" in text and "pixel_unshuffle 2, fresh" in text
+    state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
+    assert state["seconds"] >= 0.5 and state["step"] == len(state["losses"]) >= 1
+    train_prior.main(["train", "--blocks", "32,32,32", *more, "--warmup", "1"])  # spent: not a step more
+    assert torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["step"] == state["step"]
+
+    # What it leaves is a backbone of images of any side that it can halve.
+    backbone = GuidedDiffusion("mine", tmp_path / "out")
+    x = torch.zeros(1, 3, 24, 32)
+    assert backbone.stride == 8 and backbone.predict(x, torch.tensor([5])).eps.shape == x.shape
+
+
+def test_a_network_with_a_pixel_unshuffle_sees_an_image_as_one_of_half_the_side_and_four_times_the_channels():
+    torch.manual_seed(0)
+    network = train_prior.fresh_network(TINY | {"in_channels": 3, "out_channels": 3, "unshuffle": 2})
+    plain = UNet2DModel.from_config(TINY | {"in_channels": 12, "out_channels": 12})
+    tensors = network.state_dict().items()
+    plain.load_state_dict(
+        {k.replace("conv_in.1.", "conv_in.").replace("conv_out.0.", "conv_out."): v for k, v in tensors}
+    )
+    x, t = torch.randn(1, 3, 16, 16), torch.tensor([300])
+    apart = torch.stack([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=2).flatten(1, 2)
+    inside = plain(apart, t).sample.unflatten(1, (3, 4))
+    output = network(x, t, return_dict=False)[0]
+    for k, (i, j) in enumerate((i, j) for i in (0, 1) for j in (0, 1)):
+        torch.testing.assert_close(output[:, :, i::2, j::2], inside[:, :, k])
+
+
+@pytest.mark.parametrize("blocks, million", zip(train_prior.UNSHUFFLED, (3.2, 4.7, 8.7), strict=True))
+def test_the_networks_that_were_timed_have_the_parameters_that_they_were_timed_with(blocks, million):
+    network = train_prior.build_network(train_prior.unshuffled(blocks))
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(million, abs=0.05)
+
+
+def test_the_count_of_operations_is_that_of_a_convolution_by_hand():
+    # One convolution of 3x3: 2 * 9 * channels in * channels out a pixel, and twice that backward (weights; the input of the
+    # first has no gradient). Everything between is counted by the same counter, so the ends are held alone.
+    few, many = (train_prior.work_of_an_image(train_prior.unshuffled((32, 32, 32)), side) for side in (32, 64))
+    assert 3.9 < many["operations"] / few["operations"] < 6  # by pixel; attention grows faster
+    assert many["operations"] > 64 * 64 / 4 * 2 * 9 * 32 * (2 * 12 + 3 * 12)  # the ends: once and twice, and thrice
+    assert many["bytes"] / few["bytes"] > 3.9
+
+
 def test_shipping_rounds_to_float16_and_forgets_the_path(tmp_path):
     torch.manual_seed(0)
     UNet2DModel(**TINY).save_pretrained(tmp_path / "trained")
@@ -194,15 +256,30 @@ def test_an_empty_split_is_refused_in_one_line(parquet, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         train_prior.main(["train", "--parquet", str(tmp_path / "val.parquet"), *arguments(parquet, tmp_path / "o")[3:]])
     assert exit_.value.code == 2
-    assert "no picture of the split 'train'" in capsys.readouterr().err
+    assert "no image of the split 'train'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("side, count, scales", train_prior.CYCLE[:2])
-def test_crops_have_the_side_asked_for_and_stay_in_range(side, count, scales):
-    pictures = torch.from_numpy(np.stack([np.array(Image.open(io.BytesIO(jpeg(i)))) for i in range(4)]))
-    crops = train_prior.draw_crops(pictures.permute(0, 3, 1, 2), side, count, scales, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("side, count, scale", train_prior.CYCLE[:2])
+def test_crops_have_the_side_asked_for_and_stay_in_range(side, count, scale):
+    images = torch.from_numpy(np.stack([np.array(Image.open(io.BytesIO(jpeg(i)))) for i in range(4)]))
+    crops = train_prior.draw_crops(images.permute(0, 3, 1, 2), side, count, scale, torch.Generator().manual_seed(0))
     assert crops.shape == (count, 3, side, side)
     assert -1 <= crops.min() < -0.5 and 0.5 < crops.max() <= 1
+
+
+def test_every_crop_is_a_window_of_an_image_or_of_its_mirror_image():
+    rows, columns = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    images = torch.stack([torch.stack([rows, columns, torch.full_like(rows, k)]) for k in (3, 7)]).to(torch.uint8)
+    crops = train_prior.draw_crops(images, 64, 16, 1.0, torch.Generator().manual_seed(0))
+    crops = ((crops + 1) * 127.5).round().long()
+    seen = set()
+    for crop in crops:
+        top, left, which, turned = crop[0, 0, 0], crop[1, 0].min(), crop[2, 0, 0], crop[1, 0, 0] > crop[1, 0, 1]
+        window = images[int(which == 7)].long()[:, top : top + 64, left : left + 64]
+        assert torch.equal(crop.flip(-1) if turned else crop, window)
+        seen.add((int(top), int(left), int(which), bool(turned)))
+    tops, _, images_seen, turns = (set(values) for values in zip(*seen, strict=True))
+    assert len(tops) > 8 and images_seen == {3, 7} and turns == {False, True}
 
 
 def test_timesteps_fall_one_in_each_equal_part():
@@ -212,8 +289,8 @@ def test_timesteps_fall_one_in_each_equal_part():
 
 def test_the_error_of_a_network_that_says_zero_is_the_mean_square_of_the_noise():
     class Zero(torch.nn.Module):
-        def forward(self, x_t, t):
-            return type("Output", (), {"sample": torch.zeros_like(x_t)})
+        def forward(self, x_t, t, return_dict):
+            return (torch.zeros_like(x_t),)
 
     # The mean square of n standard normal numbers is 1 with standard deviation sqrt(2 / n): 0.004 here.
     assert train_prior.eps_error(Zero(), photographs()[:, :, :100, :100], 10) == pytest.approx(1, abs=0.02)

@@ -19,7 +19,7 @@ from adir.adaptation.modes import NoAdaptation
 from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
-from adir.samplers.adir import ADIR
+from adir.samplers.adir import ADIR, FastADIR
 from adir.samplers.base import Watch
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
@@ -67,12 +67,15 @@ def study(repository) -> ModuleType:
 
 
 def literal_algorithm_1(
-    eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level, eta=1.0, tau=1.0
+    eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level, eta=1.0, tau=1.0, fast=False
 ) -> np.ndarray:  # fmt: skip
-    """The paper's listing for one picture as a vector; A is a matrix, applied to mu and to eps apart. eta: DDIM's eq. 12."""
+    """The paper's listing for one picture as a vector; A is a matrix, applied to mu and to eps apart. eta: DDIM's eq. 12.
+
+    fast: the second-order step in angles, alpha = cos(phi). Where x0 = a + b alpha, x = C sigma + a alpha + b has x's flow.
+    """
     kept = np.round(np.linspace(0, 999, n)).astype(int)
     alpha_bar_all = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    x = x_T
+    x, earlier = x_T, None
     for step in range(n):
         i = n - 1 - step
         ab = alpha_bar_all[kept[i]]
@@ -98,6 +101,14 @@ def literal_algorithm_1(
             direction = (x - math.sqrt(ab) * x0) / math.sqrt(1 - ab)
             variance_left = 1 - ab_prev - eta**2 * (1 - ab_prev) / (1 - ab) * beta
             mu = math.sqrt(ab_prev) * x0 + math.sqrt(variance_left) * direction
+        if fast:
+            phi, phi_prev = math.acos(math.sqrt(ab)), math.acos(math.sqrt(ab_prev))
+            if earlier is not None:
+                b = (x0 - earlier) / (math.cos(phi) - math.sqrt(alpha_bar_all[kept[i + 1]]))
+                a = x0 - b * math.cos(phi)
+                C = (x - a * math.cos(phi) - b) / math.sin(phi)
+                mu = C * math.sin(phi_prev) + a * math.cos(phi_prev) + b
+            earlier = x0
         g = -2 * A.T @ (A @ mu - y_t)
         x = mu + s * Sigma * g
         if i > 0:
@@ -108,10 +119,13 @@ def literal_algorithm_1(
 @pytest.mark.parametrize("clip", [False, True], ids=["free", "clipped"])
 @pytest.mark.parametrize("level", ["mean", "current"])
 @pytest.mark.parametrize(
-    "variance, eta, tau",
-    [("small", 1, 1), ("large", 1, 1), ("learned", 1, 1), ("small", 0.3, 1), ("learned", 0.5, 0.7), ("large", 0, 1)],
+    "variance, eta, tau, fast",
+    [
+        *(("small", 1, 1, False), ("large", 1, 1, False), ("learned", 1, 1, False), ("small", 0.3, 1, False)),
+        *(("learned", 0.5, 0.7, False), ("large", 0, 1, False), ("small", 0, 1, True), ("learned", 0, 1, True)),
+    ],
 )
-def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, eta, tau, level, clip):
+def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, eta, tau, fast, level, clip):
     W, V, A = torch.randn(3, 12, 12, dtype=torch.float64)
     A = A[:5] / 4
 
@@ -126,14 +140,15 @@ def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, et
 
     n, s = 12, 0.7
     y = torch.randn(2, 5, 1, 1, dtype=torch.float64)
-    sampler = ADIR("adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta, temperature=tau)
+    cls = FastADIR if fast else ADIR
+    sampler = cls("adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta, temperature=tau)
     result = sampler.restore(Denoiser(eps, fraction), Matrix(A), y, generators(3, 4))
     for picture, seed in enumerate((3, 4)):
         (g,) = generators(seed)
         noise = [torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy() for _ in range(n)]
         twin = literal_algorithm_1(
             flat(eps), flat(fraction), A.numpy(), y[picture].flatten().numpy(), noise[0], noise[1:], n, s,
-            variance, clip, level, eta, tau,
+            variance, clip, level, eta, tau, fast,
         )  # fmt: skip
         np.testing.assert_allclose(result.x_hat[picture].flatten().numpy(), twin, rtol=1e-9, atol=1e-11)
 
@@ -275,6 +290,54 @@ def test_without_noise_the_map_tends_to_that_of_the_probability_flow(study):
         _, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 0.0, "small", eta=0.0)
         errors.append((covariance - exact).norm().item())
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15) and errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
+def pictures_of(study, sampler: ADIR, prior, A: Tensor, y: Tensor) -> Tensor:
+    """(8, 12) results of the ideal denoiser for x_T of eight seeds."""
+    batch = y.reshape(1, -1, 1, 1).expand(8, -1, -1, -1)
+    result = sampler.restore(Denoiser(study.exact_eps(*prior)), Matrix(A), batch, generators(*range(8)))
+    assert result.network_evaluations == sampler.n_steps
+    return result.x_hat.flatten(1)
+
+
+@pytest.mark.parametrize("sampler, order", [(ADIR, 1), (FastADIR, 2)])
+def test_without_noise_or_guidance_the_step_converges_to_the_probability_flow_at_its_order(study, sampler, order):
+    # x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m) as above. Of 1000 steps 112, 334 and all are exactly 9, 3 and 1 apart.
+    m, S = correlated_prior()
+    variances, vectors = torch.linalg.eigh(S)
+    ab = linear_schedule().alpha_bar[-1]
+    flow = vectors @ torch.diag((variances / (ab * variances + 1 - ab)).sqrt()) @ vectors.T
+    x_T = torch.stack([torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten() for g in generators(*range(8))])
+    expected = m + (x_T - ab.sqrt() * m) @ flow
+    A = torch.ones(2, 12, dtype=torch.float64)
+    errors = []
+    for n in (112, 334, 1000):
+        made = sampler(n_steps=n, guidance_scale=0.0, variance="small", clip_x0=False, eta=0.0)
+        errors.append((pictures_of(study, made, (m, S), A, A[:, 0]) - expected).norm().item())
+    assert errors[0] / errors[1] == pytest.approx(3**order, rel=0.15)
+    assert errors[1] / errors[2] == pytest.approx(3**order, rel=0.15)
+
+
+def test_guided_the_second_order_step_tends_to_the_limit_of_the_first_order_one(study):
+    m, S = correlated_prior()
+    A, y = torch.randn(4, 12, dtype=torch.float64) / 4, torch.randn(4, dtype=torch.float64)
+    apart, moved = [], 0.0
+    for n in (112, 334, 1000):
+        settings = {"n_steps": n, "variance": "small", "clip_x0": False, "eta": 0.0}
+        first, second = (pictures_of(study, s(guidance_scale=3.0, **settings), (m, S), A, y) for s in (ADIR, FastADIR))
+        apart.append((first - second).norm().item())
+        moved = (second - pictures_of(study, FastADIR(guidance_scale=0.0, **settings), (m, S), A, y)).norm().item()
+    assert apart[0] / apart[1] > 2.5 and apart[1] / apart[2] > 2.5  # 3 for first order
+    assert apart[2] < 0.01 * moved
+
+
+def test_the_second_order_step_takes_one_evaluation_a_step_and_no_noise():
+    times: list[int] = []
+    denoiser = Denoiser(lambda x, t: (times.append(int(t[0])), unit_eps(x, t))[1])
+    FastADIR(n_steps=10, variance="small").restore(denoiser, BLUR, blurred(), generators(1))
+    assert times == list(range(999, -1, -111))
+    with pytest.raises(ValueError, match=r"eta=0\.5: the second-order step has no noise"):
+        FastADIR(n_steps=10, eta=0.5)
 
 
 def test_without_noise_guidance_sees_the_residual_of_x0_hat_alone():

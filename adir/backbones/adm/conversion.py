@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adir.backbones.adm.architecture import Architecture, Flags
 from adir.environment import importing
@@ -230,17 +230,26 @@ def configuration(a: Architecture) -> dict[str, Any]:
 def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
     """The network of a config.json, ours or diffusers', without memory for its weights (device "meta").
 
+    "unshuffle": f in it lets a pixel_unshuffle by f precede the first convolution, and pixel_shuffle follow the last.
+
     Raises ValueError or TypeError for settings that make none.
     """
     with importing():
         from diffusers import UNet2DModel  # here: diffusers takes 4 s, and not every sampler asks for the network
 
     settings = dict(settings)
-    adm = settings.pop("adm", None)
+    adm, unshuffle = settings.pop("adm", None), settings.pop("unshuffle", None)
     with torch.device("meta"):
         network = UNet2DModel.from_config(settings)
         if adm is not None:
             apply_adm(network, adm)
+        if unshuffle is not None:
+            first, last = network.conv_in, network.conv_out
+            inside = [n * unshuffle**2 for n in (first.in_channels, last.out_channels)]
+            first = nn.Conv2d(inside[0], first.out_channels, 3, padding=1)
+            last = nn.Conv2d(last.in_channels, inside[1], 3, padding=1)
+            network.conv_in = nn.Sequential(nn.PixelUnshuffle(unshuffle), first)
+            network.conv_out = nn.Sequential(last, nn.PixelShuffle(unshuffle))
     return network
 
 

@@ -18,6 +18,7 @@ from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
+from adir.harness.records.layout import Layout
 from adir.harness.records.record import (
     Adapter as RecordedAdapter,
 )
@@ -36,7 +37,7 @@ from adir.harness.records.record import (
     scores_of,
 )
 from adir.harness.running.claims import Claims
-from adir.harness.running.neighbours import find_neighbours, judging_images, tuned_on
+from adir.harness.running.neighbours import corpus_index, find_neighbours, is_embedded, judging_images, tuned_on
 from adir.harness.running.provenance import Clock, commit, process_peak_memory_mb, versions
 from adir.harness.running.stores import (
     AdapterStore,
@@ -48,6 +49,7 @@ from adir.harness.running.stores import (
     keep_picture,
 )
 from adir.images import generator, hash_of_picture, read_png, write_png
+from adir.retrieval.index.memory import Index
 from adir.samplers.base import Restoration, Steering
 from adir.scoring.metrics import data_consistency_residual
 
@@ -83,7 +85,7 @@ class Prepared:
 
 
 def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
-    """All stages before sampling, found or made. Raises Busy where another worker is making the adapter just now."""
+    """All stages before sampling, found or made. Raises Busy where another worker is making the adapter, or the embeddings."""
     clock = Clock()
     x = cell.data.image(image_id)
     task = cell.task.bound(cell.data, image_id)
@@ -110,6 +112,7 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
 
     def find() -> FoundNeighbours:
         assert cell.corpus is not None
+        embed_once(cell)
         chosen, excluded = find_neighbours(cell, image_id, x, measurement.y)
         hashes = [keep_picture(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True) for one in chosen]
         neighbours = [
@@ -121,6 +124,19 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
     return NeighbourStore(cell.results).get(
         neighbours_key(cell, image_id, hash_of_picture(x), measurement), cell.k, find
     )
+
+
+def embed_once(cell: Cell) -> None:
+    """Embed the corpus, where the mode searches it and no embeddings are stored. Raises Busy where another worker is at it."""
+    folder = Layout(cell.results).embeddings
+    if not cell.mode.follows_y or cell.corpus is None or cell.encoder is None:
+        return
+    if not is_embedded(cell.corpus, cell.encoder, folder):
+        name = Index.path(cell.corpus, cell.encoder, folder).stem
+        with Claims(folder).claimed(name) as mine:
+            if not mine:
+                raise Busy(name)
+            corpus_index(cell.corpus, cell.encoder, folder)  # looks for the file again
 
 
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:

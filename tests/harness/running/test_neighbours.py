@@ -11,8 +11,11 @@ from adir.data.domains import DOMAINS, DomainCorpus
 from adir.errors import InputError
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
+from adir.harness.running.claims import Claims
 from adir.harness.running.neighbours import find_neighbours
+from adir.harness.running.pipeline import Busy, embed_once
 from adir.images import from_uint8, generator, read_image, to_uint8, write_png
+from adir.retrieval.index.memory import Index
 
 
 @pytest.fixture
@@ -40,6 +43,22 @@ def test_an_index_on_disk_gives_the_cell_and_the_neighbours_of_the_corpus_in_mem
         x = memory.data.image(name)
         y = memory.task.degrade(x, generator(0, name, "y"))
         assert find_neighbours(disk, name, x, y) == find_neighbours(memory, name, x, y)
+
+
+def test_a_corpus_is_embedded_by_one_worker_while_the_others_wait(cell: Callable[..., Cell], tmp_path: Path) -> None:
+    searching, drawing = cell("adaptation=knn"), cell("adaptation=random")
+    embed_once(drawing)  # searches nothing
+    folder = tmp_path / "embeddings"
+    assert not folder.exists()
+    name = Index.path(searching.corpus, searching.encoder, folder).stem
+    with Claims(folder).claimed(name):  # as another worker's
+        with pytest.raises(Busy):
+            embed_once(searching)
+        assert not list(folder.glob("*.safetensors"))
+    embed_once(searching)
+    assert [path.stem for path in folder.iterdir()] == [name]  # and no claim is left
+    with Claims(folder).claimed(name):
+        embed_once(searching)  # there is nothing to wait for
 
 
 def test_a_cell_with_another_encoder_than_its_index_names_both(tiny: list[str], index: Path, tmp_path: Path) -> None:

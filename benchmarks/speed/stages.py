@@ -1,0 +1,124 @@
+"""Processor seconds of an `adir` command by stage, each without those that it calls: what a run really spends its time on.
+
+    python benchmarks/speed/stages.py run -m experiment=demo results=FOLDER hydra/launcher=basic
+    python benchmarks/speed/stages.py run -m experiment=demo results=FOLDER existing=report
+
+Everything is in one process, of one thread unless OMP_NUM_THREADS says otherwise. The functions in STAGES are wrapped; what is
+in none of them is `rest`. Modules that a stage imports count as `imports`.
+"""
+
+import builtins
+import functools
+import importlib
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STARTED = time.process_time()
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+STAGES = {
+    "compose and check the cells": ("adir.harness.running.grid:check_job", "adir.harness.cells.cell:resolve_cell"),
+    "copies of the test image": ("adir.harness.running.neighbours:copies",),
+    "embed the corpus": ("adir.retrieval.index.memory:Index.build",),
+    "rest of retrieval": ("adir.harness.running.pipeline:neighbours_of",),
+    "train": ("adir.adaptation.fine_tuning:FineTuning.train",),
+    "held-out losses": ("adir.adaptation.held_out:HeldOutCrops.losses",),
+    "held-out crops": ("adir.adaptation.held_out:HeldOutCrops.__init__",),
+    "rest of adaptation": ("adir.harness.running.pipeline:find_or_train_adapter",),
+    "network while sampling": ("adir.backbones.guided_diffusion:GuidedDiffusion.predict",),
+    "rest of sampling": ("adir.harness.running.worker:sample",),
+    "score": ("adir.harness.running.pipeline:score_picture",),
+    "records and images": (
+        "adir.harness.records.ledger:Ledger.write", "adir.harness.records.ledger:Ledger.read",
+        "adir.harness.running.pipeline:write_png", "adir.harness.running.pipeline:keep_picture",
+    ),
+}  # fmt: skip
+
+
+class Stages:
+    """Processor seconds and calls by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self._open = ["rest"]
+        self._since = STARTED
+
+    def _settle(self) -> None:
+        now = time.process_time()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def inside(self, stage: str) -> Iterator[None]:
+        """Seconds from here on are the stage's."""
+        self._settle()
+        self._open.append(stage)
+        self.calls[stage] += stage != "imports"
+        try:
+            yield
+        finally:
+            self._settle()
+            self._open.pop()
+
+    def wrap(self, stage: str, place: str) -> None:
+        """Replace MODULE:NAME or MODULE:CLASS.NAME by one that tells its seconds."""
+        module, _, path = place.partition(":")
+        *owners, name = path.split(".")
+        owner: Any = functools.reduce(getattr, owners, importlib.import_module(module))
+        found: Callable[..., Any] = vars(owner)[name]
+        function = found.__func__ if isinstance(found, classmethod) else found
+
+        @functools.wraps(function)
+        def told(*args: Any, **kwargs: Any) -> Any:
+            with self.inside(stage):
+                return function(*args, **kwargs)
+
+        setattr(owner, name, classmethod(told) if isinstance(found, classmethod) else told)
+
+    def watch_imports(self) -> None:
+        """Count what modules take that are not there yet, wherever they are asked for."""
+        real = builtins.__import__
+
+        def told(name: str, *args: Any, **kwargs: Any) -> Any:
+            level = args[3] if len(args) > 3 else kwargs.get("level", 0)
+            if level > 0 or name in sys.modules or self._open[-1] == "imports":
+                return real(name, *args, **kwargs)
+            with self.inside("imports"):
+                return real(name, *args, **kwargs)
+
+        builtins.__import__ = told
+
+    def table(self) -> str:
+        """Markdown, the longest first."""
+        self._settle()
+        total = sum(self.seconds.values())
+        rows = [
+            f"| {stage} | {self.calls[stage] or ''} | {seconds:.1f} | {seconds / total:.0%} |"
+            for stage, seconds in self.seconds.most_common()
+        ]
+        head = ["| stage | calls | processor seconds | share |", "|---|---|---|---|"]
+        return "\n".join([*head, *rows, f"| all | | {total:.1f} | |"])
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command, print the table, and return the command's exit status."""
+    stages = Stages()
+    stages.watch_imports()
+    for stage, places in STAGES.items():
+        for place in places:
+            stages.wrap(stage, place)
+    from adir.cli import main as adir
+
+    status = adir(arguments)
+    print(stages.table())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
