@@ -95,17 +95,18 @@ SAMPLERS = tuple(dict.fromkeys(setting.sampler for setting in SETTINGS))
 
 HEAD = """# Settings of the samplers, tuned by one rule
 
-What is tuned: one or two settings of each sampler that its authors leave free. Not `adir`, whose settings are the paper's.
-Where it starts: conf/sampler/, whose settings are the authors' or deepinv's, but for zeta of `diffpir` (the authors' is 0.1) and
-those of `adir_clean`, which were found before on other images that no table uses (adir_settings.md).
+What is tuned: one or two settings of each sampler that its authors leave free. Not `adir`, which has the paper's.
+Where it starts: conf/sampler/, whose settings are the authors' or deepinv's, but for zeta of `diffpir` (the authors' is 0.1)
+and those of `adir_clean`, found before on other images that no table uses (adir_settings.md).
 
 On what: {n} images that no table uses, test images of unseen categories that data=unseen leaves out, drawn by a seed; their
 middle {size} pixels; `sr4` and `deblur`; {steps} evaluations of the unadapted embedded prior, 100 for `dmsp`; one seed.
 
 The rule: the highest mean of PSNR less deep-lite0 (1 dB counts as 1 point) over images and tasks; over images alone, with a
 value per task, where the authors have that too. The default and the values beside it are tried (a factor of sqrt(10) apart, or
-the next of {shares}), and then the next one for as long as the best is at an end. The default stays
-unless another value gains more than {margin}. A sampler's second setting is tuned with the value found for its first.
+the next of {shares}), and then the next one for as long as the best is at an end and gains more than
+{margin} on the one beside it. The default stays unless another value gains more than {margin}. A sampler's second setting is
+tuned with the value found for its first.
 
     python benchmarks/quality/tune_samplers.py run FOLDER --size {pixels} --parquet caltech101_128.parquet
     python benchmarks/quality/tune_samplers.py table FOLDER --out results/embedded/tuning.md
@@ -195,15 +196,16 @@ class Runs:
 def climb(values: list[Value], default: Value, score: Callable[[Value], Scores]) -> tuple[Value, dict[Value, Scores]]:
     """Return the value chosen, and the scores of all that were tried.
 
-    The default and the values beside it are tried, and then the next one for as long as the best is at an end. The default
-    stays unless the best gains more than MARGIN.
+    The default and the values beside it are tried, and then the next one for as long as the best is at an end and gains
+    more than MARGIN on the one beside it. The default stays unless the best gains more than MARGIN on it.
     """
     start = values.index(default)
     tried = {i: score(values[i]) for i in (start - 1, start, start + 1) if 0 <= i < len(values)}
     while True:
         best = max(tried, key=lambda i: tried[i].gain)
-        further = best - 1 if best == min(tried) else best + 1
-        if further in tried or not 0 <= further < len(values):
+        step = -1 if best == min(tried) else 1
+        further = best + step
+        if further in tried or not 0 <= further < len(values) or tried[best].gain <= tried[best - step].gain + MARGIN:
             break
         tried[further] = score(values[further])
     chosen = best if tried[best].gain > tried[start].gain + MARGIN else start
@@ -243,7 +245,7 @@ def composed(sampler: str, task: str) -> DictConfig:
 
 
 def check(runs: Runs, rows: list[Tuned]) -> dict[tuple[str, str], tuple[Scores, Scores]]:
-    """Return {sampler, task: scores with the defaults and with the tuned settings} where they differ: one image, 100 evaluations."""
+    """Return {sampler, task: (scores of the defaults, of the tuned)} where they differ: 100 evaluations of one image."""
     checked = {}
     for sampler, task in itertools.product(SAMPLERS, TASKS):
         own = [row for row in rows if row.setting.sampler == sampler and task in row.tasks]
