@@ -47,6 +47,7 @@ ORDER = (
         "score_sde",
         "ilvr",
         "dds",
+        "red_diff",
         "dmsp",
     ),
     *("bicubic", "adjoint", "pseudo_inverse"),

@@ -49,7 +49,7 @@ class Setting:
 
     sampler, key: names in conf/sampler/.
     values: what may be tried, ascending; None: the default times powers of sqrt(10).
-    per_task: one value per task, where the sampler's authors have that too.
+    per_task: one value per task, where the sampler's authors have that too, or where it stands for the noise of y.
     tasks: those on which it has an effect.
     n_steps: evaluations of each run.
     """
@@ -73,7 +73,7 @@ SETTINGS = (
     Setting("ddnm", "eta", SHARES),
     Setting("ddrm", "eta", SHARES),
     Setting("dds", "gamma", per_task=True),
-    Setting("daps", "tau"),
+    Setting("daps", "tau", per_task=True),
     Setting("ddpg", "zeta", SHARES, tasks=("sr4",)),
     Setting("ddpg", "zeta_noisy", SHARES, tasks=("deblur",)),
     Setting("adir_clean", "temperature", SHARES),
@@ -82,11 +82,13 @@ SETTINGS = (
     Setting("ilvr", "weight", tasks=("sr4",)),
     Setting("dps", "weight", per_task=True),
     Setting("pigdm", "eta", SHARES),
+    Setting("red_diff", "learning_rate"),
     Setting("diffpir", "zeta", SHARES, per_task=True),
     Setting("ddrm", "etab", SHARES),
     Setting("dds", "eta", SHARES),
     Setting("daps", "eta_0", per_task=True),
     Setting("adir_clean", "guidance_scale", per_task=True),
+    Setting("red_diff", "lambda_"),
     Setting("dmsp", "sigma_net", n_steps=100),
 )
 """In the order of tuning; the second setting of a sampler is tuned with the value found for the first."""
@@ -103,10 +105,10 @@ On what: {n} images that no table uses, test images of unseen categories that da
 middle {size} pixels; `sr4` and `deblur`; {steps} evaluations of the unadapted embedded prior, 100 for `dmsp`; one seed.
 
 The rule: the highest mean of PSNR less deep-lite0 (1 dB counts as 1 point) over images and tasks; over images alone, with a
-value per task, where the authors have that too. The default and the values beside it are tried (a factor of sqrt(10) apart, or
-the next of {shares}), and then the next one for as long as the best is at an end and gains more than
-{margin} on the one beside it. The default stays unless another value gains more than {margin}. A sampler's second setting is
-tuned with the value found for its first.
+value per task, where the authors have that too or the setting stands for the noise of y. The default and the values beside it
+are tried (a factor of sqrt(10) apart, or the next of {shares}), and then the next one for as long as
+the best is at an end and gains more than {margin} on the one beside it. The default stays unless another value gains more than
+{margin}. A sampler's second setting is tuned with the value found for its first.
 
     python benchmarks/quality/tune_samplers.py run FOLDER --size {pixels} --parquet caltech101_128.parquet
     python benchmarks/quality/tune_samplers.py table FOLDER --out results/embedded/tuning.md
