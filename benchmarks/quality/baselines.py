@@ -185,11 +185,15 @@ def draw_curves(cells: list[Cell], path: Path) -> None:
             axes.set_xticks(sorted(measured) if cost == "evaluations" else [2, 5, 10, 20, 50])
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("network evaluations per picture" if cost == "evaluations" else "seconds per picture")
+            axes.set_xlabel("network evaluations per image" if cost == "evaluations" else "seconds per image")
             axes.set_ylabel(METRICS[metric])
             axes.set_title(task)
             axes.grid(alpha=0.3)
-    grid[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    handles = {name: line for axes in grid[:, -1] for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = [label for label in labels if label in handles]
+    grid[0][-1].legend(
+        [handles[label] for label in shown], shown, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5)
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
