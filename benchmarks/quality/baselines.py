@@ -1,6 +1,7 @@
 """ADIR beside the baselines on the embedded prior: quality against network evaluations and seconds.
 
     adir run -m experiment=baselines
+    adir run -m experiment=baselines_steps
     adir run -m experiment=baselines_direct
     python benchmarks/quality/baselines.py runs/baselines --out results/embedded
 

@@ -9,6 +9,7 @@ evaluations, a sixth of them with a gradient.
 """
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -16,7 +17,7 @@ import math
 import random
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -150,11 +151,15 @@ def scores_of(lines: list[dict[str, Any]]) -> Scores:
     return Scores(psnr - deep_lite0, psnr, deep_lite0)
 
 
+class Missing(Exception):
+    """A restoration that was not run yet."""
+
+
 class Runs:
     """The restorations of the tuning images, each made once and then read from a folder.
 
     folder: of scores.jsonl and the images.
-    images: {id: x}; None to read alone: then a restoration that is not there is a KeyError.
+    images: {id: x}; None to read alone: then a restoration that is not there raises Missing.
     """
 
     def __init__(self, folder: Path, images: dict[str, Tensor] | None) -> None:
@@ -184,7 +189,7 @@ class Runs:
             key = (cell.identity.sha256, image_id)
             if key not in self.lines:
                 if self.images is None:
-                    raise KeyError(f"{sampler} {task} {n_steps} {settings} {image_id}")
+                    raise Missing(f"{sampler} {task} {n_steps} {settings} {image_id}")
                 line = restore(cell, image_id, self.images[image_id], self.folder)
                 with (self.folder / "scores.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
@@ -225,19 +230,17 @@ class Tuned:
     tried: dict[Value, Scores]
 
 
-def tune(runs: Runs, settings: Iterable[Setting]) -> list[Tuned]:
-    """Tune these settings in their order."""
+def tune(runs: Runs) -> Iterator[Tuned]:
+    """Tune SETTINGS in their order."""
     found: dict[tuple[str, str], dict[str, Value]] = defaultdict(dict)  # by sampler and task
-    rows = []
-    for setting in settings:
+    for setting in SETTINGS:
         for tasks in [(task,) for task in setting.tasks] if setting.per_task else [setting.tasks]:
             default = composed(setting.sampler, tasks[0]).sampler[setting.key]
             before = {task: dict(found[setting.sampler, task]) for task in tasks}
             chosen, tried = climb(setting.ladder(default), default, partial(runs.scores, setting, before))
-            rows.append(Tuned(setting, tasks, default, chosen, tried))
             for task in tasks:
                 found[setting.sampler, task][setting.key] = chosen
-    return rows
+            yield Tuned(setting, tasks, default, chosen, tried)
 
 
 @cache
@@ -246,24 +249,27 @@ def composed(sampler: str, task: str) -> DictConfig:
     return compose([f"sampler={sampler}", f"task={task}"])
 
 
-def check(runs: Runs, rows: list[Tuned]) -> dict[tuple[str, str], tuple[Scores, Scores]]:
-    """Return {sampler, task: (scores of the defaults, of the tuned)} where they differ: 100 evaluations of one image."""
-    checked = {}
+def check(runs: Runs, rows: list[Tuned]) -> list[tuple[str, str, Scores, Scores]]:
+    """Return (sampler, task, scores of the defaults, of the tuned) where they differ: 100 evaluations of the first image."""
+    found = []
     for sampler, task in itertools.product(SAMPLERS, TASKS):
         own = [row for row in rows if row.setting.sampler == sampler and task in row.tasks]
         if any(row.chosen != row.default for row in own):
             chosen = {row.setting.key: row.chosen for row in own}
-            default, tuned = (scores_of(runs.lines_of(sampler, task, 100, one, 1)) for one in ({}, chosen))
-            checked[sampler, task] = (default, tuned)
-    return checked
+            with contextlib.suppress(Missing):
+                default, tuned = (scores_of(runs.lines_of(sampler, task, 100, one, 1)) for one in ({}, chosen))
+                found.append((sampler, task, default, tuned))
+    return found
 
 
 def page(runs: Runs) -> str:
     """Return the page of what was chosen."""
-    rows = tune(runs, SETTINGS)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout
+    rows = []
+    with contextlib.suppress(Missing):  # as far as it was run
+        for row in tune(runs):
+            rows.append(row)
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, cwd=REPOSITORY, capture_output=True, text=True).stdout
     size = runs.ids[0].rpartition(" ")[2]
     text = HEAD.format(
         n=runs.n_images,
@@ -285,8 +291,11 @@ def page(runs: Runs) -> str:
         gain = row.tried[row.chosen].gain - row.tried[row.default].gain
         what = f"{row.setting.sampler} | {row.setting.key} | {task}"
         text += f"| {what} | {'; '.join(values)} | {row.default:g} | {gain:+.2f} |\n"
+    left = [f"{one.key} of `{one.sampler}`" for one in SETTINGS if one not in [row.setting for row in rows]]
+    if left:
+        text += f"\nNot tuned yet: {', '.join(left)}.\n"
     text += CHECK
-    for (sampler, task), (default, tuned) in check(runs, rows).items():
+    for sampler, task, default, tuned in check(runs, rows):
         text += f"| {sampler} | {task} | {default} | {tuned} | {tuned.gain - default.gain:+.2f} |\n"
     return text
 
@@ -315,7 +324,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     runs = Runs(arguments.folder, images(left_out(arguments.parquet, size=None), arguments.size))
     for runs.n_images in arguments.images:
-        check(runs, tune(runs, SETTINGS))
+        check(runs, list(tune(runs)))
 
 
 def images(corpus: Corpus, size: int) -> dict[str, Tensor]:
