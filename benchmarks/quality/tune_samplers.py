@@ -111,8 +111,8 @@ are tried (a factor of sqrt(10) apart, or the next of {shares}), and then the ne
 the best is at an end and gains more than {margin} on the one beside it. The default stays unless another value gains more than
 {margin}. A sampler's second setting is tuned with the value found for its first.
 
-    python benchmarks/quality/tune_samplers.py run FOLDER --size {pixels} --parquet caltech101_128.parquet
-    python benchmarks/quality/tune_samplers.py table FOLDER --out results/embedded/tuning.md
+    python benchmarks/quality/tune_samplers.py run FOLDER --size {pixels} --images {n} --parquet caltech101_128.parquet
+    python benchmarks/quality/tune_samplers.py table FOLDER --images {n} --out results/embedded/tuning.md
 
 {date}, commit {commit}, {count} restorations, torch {torch}, one thread. Images: {images}.
 
