@@ -315,7 +315,10 @@ def work_of_an_image(settings: dict[str, Any], side: int) -> dict[str, float]:
     counts = []
     for batch in (4, 8):  # weights are read once for any batch: the difference leaves them out
         with FakeTensorMode():
-            network = build_network(settings).to_empty(device="cpu")
+            network = build_network(settings)  # on the meta device
+            for module in network.modules():
+                for name, weight in module.named_parameters(recurse=False):
+                    setattr(module, name, torch.nn.Parameter(torch.empty(weight.shape)))
             x, t = torch.empty(batch, 3, side, side), torch.zeros(batch, dtype=torch.long)
             with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as flops, Traffic() as traffic:
                 network(x, t, return_dict=False)[0].float().square().mean().backward()

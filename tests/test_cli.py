@@ -18,8 +18,9 @@ from adir.configuration import config_dir
 from adir.data.embedded import TEST_FIELDS, corpus_fields, cut
 from adir.errors import InputError
 from adir.files import read_json, sha256_of_file
-from adir.harness.cells.cell import NotApplicable, resolve_cell
+from adir.harness.cells.cell import Cell, NotApplicable, resolve_cell
 from adir.harness.cells.compose import compose, launch
+from adir.harness.cells.refused import Refused
 from adir.harness.running.grid import check_job
 
 PICTURES = "cells/**/pictures/*.png"
@@ -276,6 +277,9 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
     file: Path, parquet: Path, photographs: Path, neighbourhood: Path, tmp_path: Path
 ) -> None:
     axis, value = str(file.parent), file.name
+    if axis == "sampler/tuned":
+        check_tuned(value)
+        return
     if axis == ".":
         assert value in ("run", "index")
         assert value == "index" or resolve_cell(compose([])).mode.name == "none"
@@ -317,6 +321,22 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
         assert built.identity.axes.adapter == value.removesuffix("_scd")  # the same adapter, set otherwise
 
 
+def check_tuned(name: str) -> None:
+    """A tuned sampler is the one of its name but for a setting or two, and has values for the tasks it was tuned on alone."""
+    differing = set()
+    for task in ("sr4", "deblur"):
+        plain, tuned = (compose([f"task={task}", f"sampler={choice}"]).sampler for choice in (name, f"tuned/{name}"))
+        assert plain.keys() == tuned.keys()
+        differing |= {key for key in plain if plain[key] != tuned[key]}
+    assert 1 <= len(differing) <= 3 and not differing & {"_target_", "name", "n_steps"}
+    cfg = compose(["task=deblur", f"sampler=tuned/{name}"])
+    found = check_job(cfg)
+    assert isinstance(found, Cell) and found.identity.axes.sampler == name
+    if "for_task" in (config_dir() / "sampler" / "tuned" / f"{name}.yaml").read_text():
+        other = check_job(compose(["task=sr8", f"sampler=tuned/{name}"]))
+        assert "tuned for task=sr4, deblur alone, not for sr8" in str(other)
+
+
 def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:
     """An embedded experiment resolves; one of the paper says which weights are missing, and resolves with ours."""
     text = (config_dir() / "experiment" / f"{name}.yaml").read_text()
@@ -333,7 +353,7 @@ def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:
         words += [*EMBEDDED, *(["~data.size"] if "\n  size:" in text else [])]
         words += ["sampler.n_steps=50", "sampler.variance=small", "adaptation.fine_tuning.crop_size=48"]
     found = launch(check_job, words, multirun=True)
-    assert len(found) > 1 and not any(isinstance(one, InputError) for one in found), found
+    assert len(found) > 1 and not any(isinstance(one, Refused) and one.applicable for one in found), found
 
 
 def documented() -> list[list[str]]:
@@ -356,12 +376,12 @@ def test_the_documented_cell_of_each_backbone_lacks_nothing_but_what_is_to_be_fe
 
 def test_the_list_of_axes_is_that_of_conf_and_each_choice_has_a_line(adir) -> None:
     folders = {str(file.parent) for file in FILES} - {"."}
-    assert set(AXES) == folders - {"hydra/launcher"}  # a way to run, and no axis of a cell
+    assert set(AXES) == folders - {"hydra/launcher", "sampler/tuned"}  # a way to run, and choices of the axis sampler
     out = adir("list").out
     for axis in AXES:
         for value, text in choices(axis).items():
             assert text, f"conf/{axis}/{value}.yaml has no comment that says what it is"
-            assert re.search(rf"^  {value} +{re.escape(text)}$", out, re.MULTILINE)
+            assert re.search(rf"^  {re.escape(value)} +{re.escape(text)}$", out, re.MULTILINE)
 
 
 # --- help and examples

@@ -33,7 +33,9 @@ AXES = (
 
 def choices(axis: str) -> dict[str, str]:
     """{value: one-line description} of an axis. The description is the first comment of the value's file."""
-    return {path.stem: description(path) for path in sorted((config_dir() / axis).glob("*.yaml"))}
+    folder = config_dir() / axis
+    paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("tuned/*.yaml"))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): description(path) for path in paths}
 
 
 def description(path: Path) -> str:

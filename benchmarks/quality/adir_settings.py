@@ -93,7 +93,7 @@ def run(folder: Path, overrides: list[str], images: list[int]) -> None:
         torch.set_num_threads(cell.configuration["threads"])
         if (cell.identity.sha256, field.id) in done:
             continue
-        line = restore(cell, field, folder)
+        line = restore(cell, field.id, from_uint8(cut(field)), folder)
         with scores.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(
@@ -103,19 +103,18 @@ def run(folder: Path, overrides: list[str], images: list[int]) -> None:
         )
 
 
-def restore(cell: Cell, field: Field, folder: Path) -> dict[str, Any]:
-    """Restore one tuning image, write it and return its line of scores."""
-    x = from_uint8(cut(field))
+def restore(cell: Cell, image_id: str, x: Tensor, folder: Path) -> dict[str, Any]:
+    """Restore the tuning image x (3, H, W), write it and return its line of scores."""
     operator = cell.task.operator(tuple(x.shape))
-    y = cell.task.degrade(x, generator(cell.noise_seed, field.id, "y"))
-    neighbours = find_neighbours(cell, field.id, x, y)[0] if cell.corpus is not None else []
-    adapter = awaited_adapter(cell, field.id, y, [n.id for n in neighbours], progress=False)
+    y = cell.task.degrade(x, generator(cell.noise_seed, image_id, "y"))
+    neighbours = find_neighbours(cell, image_id, x, y)[0] if cell.corpus is not None else []
+    adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress=False)
     started = time.perf_counter()
     with in_place(cell, adapter):
-        result = cell.sampler.restore(cell.backbone, operator, y[None], [generator(cell.seed, field.id, "sampler")])
+        result = cell.sampler.restore(cell.backbone, operator, y[None], [generator(cell.seed, image_id, "sampler")])
     seconds = time.perf_counter() - started
-    file = Path("images") / f"{field.id}-{cell.identity.sha256[:16]}.png"
-    line: dict[str, Any] = {"cell": cell.identity.sha256, "image": field.id, "task": cell.task.name}
+    file = Path("images") / f"{image_id}-{cell.identity.sha256[:16]}.png".replace("/", "_")
+    line: dict[str, Any] = {"cell": cell.identity.sha256, "image": image_id, "task": cell.task.name}
     line |= {
         "adaptation": cell.configuration["adaptation"]["name"],
         "k": cell.k,

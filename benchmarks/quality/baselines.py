@@ -2,18 +2,18 @@
 
     adir run -m experiment=baselines
     adir run -m experiment=baselines_steps
-    adir run -m experiment=baselines_adapted
+    adir run -m experiment=baselines_direct
     python benchmarks/quality/baselines.py runs/baselines --out results/embedded
 
-It reads the records alone, and writes baselines.md (table), baselines.png (curves) and baselines_pictures.png (a strip
-per task). Seconds are those of the sampler, per picture, on the machine that ran the grid. Where that one was busy, the same
+It reads the records alone, and writes baselines.md (table), baselines.png (curves) and baselines_pictures.png (the images of
+one field). Seconds are those of the sampler, per image, on the machine that ran the grid. Where that one was busy, the same
 grids with `data.only=[ONE] results=TIMINGS hydra/launcher=basic` on an idle one, and then `--timings TIMINGS`.
 """
 
 import argparse
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,7 @@ ORDER = (
         "score_sde",
         "ilvr",
         "dds",
+        "red_diff",
         "dmsp",
     ),
     *("bicubic", "adjoint", "pseudo_inverse"),
@@ -64,6 +65,8 @@ class Cell:
     mode: str
     n_steps: int
     evaluations: int
+    gradients: int
+    """Of the evaluations, those that were differentiated."""
     records: list[Record]
     timed: list[Record]
     """Records that its seconds are taken from."""
@@ -116,12 +119,19 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
     cells = []
     for records in by_cell.values():
         axes = records[0].axes
-        counts = {(r.sampler.n_steps, r.sampler.network_evaluations) for r in records if r.sampler is not None}
+        counts = {
+            (r.sampler.n_steps, r.sampler.network_evaluations, r.sampler.gradient_evaluations)
+            for r in records
+            if r.sampler is not None
+        }
         if len(counts) != 1:
             raise InputError(f"{results}: pictures of {axes} took unlike numbers of steps and evaluations: {counts}")
-        ((n_steps, evaluations),) = counts
         own = records if timings is None else timed[records[0].cell]
-        cells.append(Cell(axes.task, axes.sampler, axes.adaptation, n_steps, evaluations, records, own))
+        cells.append(Cell(axes.task, axes.sampler, axes.adaptation, *counts.pop(), records, own))
+    rows = Counter((cell.task, cell.label, cell.n_steps) for cell in cells)
+    twice = [row for row, count in rows.items() if count > 1]
+    if twice:
+        raise InputError(f"{results}: holds cells of unlike settings for {twice[0]}; use a folder for each")
     return sorted(cells, key=lambda c: (c.task, ORDER.index(c.sampler), c.mode, c.evaluations))
 
 
@@ -137,8 +147,9 @@ def table(cells: list[Cell]) -> str:
         "",
         f"{n} pictures, one seed; mean ± standard error over pictures. Made by `benchmarks/quality/baselines.py` from grids of "
         f"commit {', '.join(commits)}, torch {first.versions['torch']}, deepinv {first.versions['deepinv']}, "
-        f"{first.threads} thread(s) a process. Seconds: {seconds}, sampling alone. An evaluation of dps has "
-        "a backpropagation through the network besides. residual: rms(A x̂ − y) in grey levels; the noise of deblur is 10.",
+        f"{first.threads} thread(s) a process. Settings: tuned by one rule (tuning.md), those of `adir` the paper's. "
+        f"Seconds: {seconds}, sampling alone. Evaluations of the network without + with a backpropagation through it, "
+        "which costs about two more. residual: rms(A x̂ − y) in grey levels; the noise of deblur is 10.",
         "",
         "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | FSIM ↑ | deep-lite0 ↓ | residual |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -146,7 +157,9 @@ def table(cells: list[Cell]) -> str:
     for cell in cells:
         scores = " | ".join(cell.text(metric) for metric in COLUMNS)
         seconds = "–" if math.isnan(cell.seconds) else f"{cell.seconds:.2g}"
-        lines.append(f"| {cell.task} | {cell.label} | {cell.evaluations} | {seconds} | {scores} |")
+        plain = cell.evaluations - cell.gradients
+        evaluations = f"{plain} + {cell.gradients}" if cell.gradients else str(plain)
+        lines.append(f"| {cell.task} | {cell.label} | {evaluations} | {seconds} | {scores} |")
     return "\n".join([*lines, ""])
 
 
@@ -174,38 +187,41 @@ def draw_curves(cells: list[Cell], path: Path) -> None:
             axes.set_xticks(sorted(measured) if cost == "evaluations" else [2, 5, 10, 20, 50])
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("network evaluations per picture" if cost == "evaluations" else "seconds per picture")
+            axes.set_xlabel("network evaluations per image" if cost == "evaluations" else "seconds per image")
             axes.set_ylabel(METRICS[metric])
             axes.set_title(task)
             axes.grid(alpha=0.3)
-    grid[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    handles = {name: line for axes in grid[:, -1] for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = [label for label in labels if label in handles]
+    grid[0][-1].legend(
+        [handles[label] for label in shown], shown, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5)
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) -> None:
-    """A row per task: y, the restored picture of each label at its most evaluations with its PSNR, and the ground truth."""
+    """Two rows per task: y, the ground truth, and the restored image of each label at its most evaluations, with its PSNR."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     chosen: dict[str, dict[str, Record]] = {task: {} for task in tasks}
     for cell in cells:  # sorted by evaluations: the last one stays
         by_id = {record.image.id: record for record in cell.records}
         chosen[cell.task][cell.label] = by_id[image if image is not None else min(by_id)]
-    width = 2 + max(map(len, chosen.values()))
+    width = math.ceil((2 + max(map(len, chosen.values()))) / 2)
     figure, grid = plt.subplots(
-        len(tasks), width, figsize=(1.9 * width, 2.3 * len(tasks)), squeeze=False, layout="constrained"
+        2 * len(tasks), width, figsize=(1.9 * width, 4.6 * len(tasks)), squeeze=False, layout="constrained"
     )
     for axes in grid.flat:
         axes.axis("off")
-    for row, task in zip(grid, tasks, strict=True):
+    for rows, task in zip(grid.reshape(len(tasks), 2 * width), tasks, strict=True):
         records = chosen[task]
         first = next(iter(records.values()))
         truth = Layout(results).picture(str(first.image.sha256))
-        shown = {f"{task}: y": (results / str(first.y_file), None)} | {
-            label: (results / str(record.picture), record.value("psnr")) for label, record in records.items()
-        }
+        shown: dict[str, tuple[Path, float | None]] = {f"{task}: y": (results / str(first.y_file), None)}
         if truth.is_file():
             shown["ground truth"] = (truth, None)
-        for axes, (label, (file, psnr)) in zip(row, shown.items(), strict=False):
+        shown |= {label: (results / str(one.picture), one.value("psnr")) for label, one in records.items()}
+        for axes, (label, (file, psnr)) in zip(rows, shown.items(), strict=False):
             with Image.open(file) as picture:
                 axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
             axes.set_title(label if psnr is None or math.isnan(psnr) else f"{label}\n{psnr:.1f} dB", fontsize=8)

@@ -123,11 +123,16 @@ def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, C
             for name in chosen
         ]
     corpus = Selection(unseen_corpus("corpus"), size=64)
-    tests = Selection(parquet_corpus(str(parquet), column="split", value="test"), size=64, skip=3)
+    tests = left_out(parquet, size=64)
     return [
         (name, tests.image(name), corpus, set(copies(tests.image(name), corpus)))
         for name in random.Random(0).sample(tests.ids, N_IMAGES[suite])
     ]
+
+
+def left_out(parquet: Path | None, size: int | None) -> Selection:
+    """Return the test images of caltech101_128.parquet that data=unseen leaves out. size: pixels; None keeps their own 128."""
+    return Selection(parquet_corpus(parquet, column="split", value="test"), size=size, skip=3)
 
 
 def chosen_images(

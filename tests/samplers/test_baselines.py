@@ -31,6 +31,7 @@ from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
 from adir.samplers.likelihoods import Annealed, PiGDM
+from adir.samplers.red_diff import REDDiff
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.editing import EditTask
 from adir.tasks.operators import (
@@ -66,6 +67,7 @@ LEARNED = [
     DDNM(n_steps=3),
     PiGDM(n_steps=3),
     DAPS(n_steps=3, n_ode_steps=1, n_langevin=3),
+    REDDiff(n_steps=3),
     Annealed("ald", n_steps=3),
     Annealed("score_sde", n_steps=3),
 ]
@@ -425,7 +427,7 @@ def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_th
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     for sampler in LEARNED:
         reason = sampler.not_applicable(pixel, unknown, NONE)
-        assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds", "daps"))
+        assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds", "daps", "red_diff"))
         assert reason is None or "needs the singular value decomposition of A, and task mri has none" in reason
 
 

@@ -27,6 +27,16 @@ from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
 OmegaConf.register_new_resolver("tenfold_without_noise", lambda s, sigma_y: s if sigma_y > 0 else 10 * s, replace=True)
+
+
+def for_task(task: str, values: DictConfig) -> Any:
+    """Return the value that {task: value} has for a task. Raises ValueError where it has none."""
+    if task not in values:
+        raise ValueError(f"tuned for task={', '.join(values)} alone, not for {task}: say a value, or leave tuned/ out")
+    return values[task]
+
+
+OmegaConf.register_new_resolver("for_task", for_task, replace=True)
 # Hydra looks for `# @package` behind a byte order mark, finds none, and puts a user's experiment where nobody reads it.
 _header_of = ConfigSource._get_header_dict
 ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))

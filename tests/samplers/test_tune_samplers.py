@@ -1,0 +1,63 @@
+"""benchmarks/quality/tune_samplers.py: the rule by which settings are chosen."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def study(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, which imports others beside it."""
+    folder = repository / "benchmarks" / "quality"
+    monkeypatch.syspath_prepend(folder)
+    spec = importlib.util.spec_from_file_location("tune_samplers", folder / "tune_samplers.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "tune_samplers", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+VALUES = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    "best, default, tried",
+    [
+        (2.0, 2.0, [1.0, 2.0, 3.0]),
+        (1.0, 3.0, [0.0, 1.0, 2.0, 3.0, 4.0]),  # on until the best has a worse one on either side
+        (5.0, 4.0, [3.0, 4.0, 5.0]),  # or until there is no more
+        (0.0, 0.0, [0.0, 1.0]),
+    ],
+)
+def test_it_goes_on_while_the_best_is_at_an_end(study, best, default, tried):
+    chosen, found = study.climb(VALUES, default, lambda value: study.Scores(-((value - best) ** 2), 0, 0))
+    assert (chosen, list(found)) == (best, tried)
+
+
+def test_it_does_not_follow_a_plateau(study):
+    chosen, tried = study.climb(VALUES, 1.0, lambda value: study.Scores(1 + value / 100 if value > 1 else value, 0, 0))
+    assert (chosen, list(tried)) == (1.0, [0.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize("gain, chosen", [(0.09, 2.0), (0.11, 3.0)])
+def test_the_default_stays_unless_another_gains_a_tenth(study, gain, chosen):
+    assert study.climb(VALUES, 2.0, lambda value: study.Scores(gain if value == 3.0 else 0.0, 0, 0))[0] == chosen
+
+
+def test_a_value_that_fails_is_never_chosen(study):
+    line = {"psnr": 30.0, "deep_lite0": 2.0, "error": None}
+    assert study.scores_of([line, {"psnr": 20.0, "deep_lite0": 4.0, "error": None}]) == (22.0, 25.0, 3.0)
+    failed = study.scores_of([line, line | {"error": "NaN", "psnr": math.nan}])
+    assert failed.gain == -math.inf and str(failed) == "failed"
+    assert study.climb(VALUES, 4.0, lambda v: failed if v > 4 else study.Scores(v == 3, 0, 0))[0] == 3.0
+
+
+def test_every_setting_is_one_of_conf_and_its_default_among_the_values(study):
+    for setting in study.SETTINGS:
+        for task in setting.tasks:
+            default = study.composed(setting.sampler, task).sampler[setting.key]
+            assert default in setting.ladder(default) and len(setting.ladder(default)) >= 3
