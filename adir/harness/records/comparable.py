@@ -1,7 +1,7 @@
 """What must be equal before two records share a row, a mean or a table, and the words for what differs."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,66 +119,40 @@ def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None
 
 
 def require_same(records: Iterable[Record]) -> dict[str, str]:
-    """{metric: its version}. Raises InputError, naming two records, where one thing was not the same for all.
+    """Return {metric: its version}; raise InputError, naming two records, where one thing was not the same for all.
 
     A task has one version; one picture of a task has one ground truth and one y, and one cluster where records tell it; a
     metric has one direction and one version, which names its back end and its weights. (A backbone's weights are part of a
     row's setting: other weights, another row.)
     """
-    tasks: dict[str, tuple[Any, str]] = {}
-    ys: dict[tuple[str, str | None, str], tuple[str, str]] = {}
-    truths: dict[tuple[str | None, str], tuple[str, str]] = {}
-    clusters: dict[tuple[str | None, str], tuple[str, str]] = {}
-    versions: dict[str, tuple[str, str]] = {}
-    directions: dict[str, tuple[str, str]] = {}
+    firsts: dict[str, tuple[Any, str]] = {}
+    versions: dict[str, str] = {}
     for record in records:
         if record.status != "done":
             continue
-        assert record.y is not None  # of a record that is done
         path = record.path or record.cell
-        task, image, data = record.axes.task, record.image.id, record.image.data
-        task_version = record.identity["task"]["version"]
-        version, first = tasks.setdefault(task, (task_version, path))
-        if version != task_version:
-            raise InputError(
-                f"task {task}: version {version} in {first}, {task_version} in {path}; "
-                "put them into different results folders"
-            )
-        truth = record.image.sha256 or ""
-        sha256, first = truths.setdefault((data, image), (truth, path))
-        if sha256 != truth:
-            raise InputError(
-                f"picture {image} of {data}: {first} and {path} are of different ground truths "
-                f"(hashes {sha256[:10]} and {truth[:10]}); put them into different results folders"
-            )
-        if record.image.cluster is not None:
-            cluster, first = clusters.setdefault((data, image), (record.image.cluster, path))
-            if cluster != record.image.cluster:
-                raise InputError(
-                    f"picture {image} of {data}: of the cluster {cluster!r} in {first}, {record.image.cluster!r} in {path}; "
-                    "put them into different results folders"
-                )
-        sha256, first = ys.setdefault((task, data, image), (record.y.sha256, path))
-        if sha256 != record.y.sha256:
-            raise InputError(
-                f"task {task}, picture {image}: {first} and {path} were restored from different y "
-                f"(hashes {sha256[:10]} and {record.y.sha256[:10]}); put them into different results folders"
-            )
-        for name, score in record.scores.items():
-            if score.value is None:
-                continue
-            direction, first = directions.setdefault(name, (score.direction, path))
-            if direction != score.direction:
-                raise InputError(
-                    f"metric {name}: the better the {direction} in {first}, the {score.direction} in {path}; "
-                    "put them into different results folders"
-                )
-            version, first = versions.setdefault(name, (score.version, path))
-            if version != score.version:
-                raise InputError(
-                    f"metric {name}: version {version!r} in {first}, {score.version!r} in {path}: adir score mends it"
-                )
-    return {name: version for name, (version, _) in versions.items()}
+        for what, value in shared_facts(record):
+            first, where = firsts.setdefault(what, (value, path))
+            if first != value:
+                mend = "adir score mends it" if what.startswith("metric") else "put them into different results folders"
+                raise InputError(f"{what} {short(first)} in {where}, {short(value)} in {path}; {mend}")
+        versions |= {name: score.version for name, score in record.scores.items() if score.value is not None}
+    return versions
+
+
+def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
+    """Yield (what, value) of all that a record which is done has in common with every other that is about the same."""
+    task, image, picture = record.axes.task, record.image, f"picture {record.image.id}"
+    assert record.y is not None  # of a record that is done
+    yield f"task {task}: version", record.identity["task"]["version"]
+    yield f"{picture} of {image.data}: ground truth", image.sha256
+    yield f"task {task}, {picture} of {image.data}: y", record.y.sha256
+    if image.cluster is not None:
+        yield f"{picture} of {image.data}: cluster", image.cluster
+    for name, score in record.scores.items():
+        yield f"metric {name}: direction", score.direction
+        if score.value is not None:
+            yield f"metric {name}: version", score.version
 
 
 def without_seed(record: Record) -> str:

@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from PIL import Image
 
 from adir.files import write_bytes
-from adir.harness.records.layout import stored_pictures
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, Scene, pick_metric
 from adir.harness.report.looks import LIGHT, MODES, SHAPES
-from adir.harness.report.pictures import embedded_test_field, is_inside, open_rgb
+from adir.harness.report.pictures import ground_truth, open_rgb
 from adir.harness.tables.board import label
+from adir.harness.tables.verdicts import grouped
 
 WIDTH = 6.9  # inches: of a page of text in two columns
 SMALLEST = 0.85  # inches of a picture, where a column for each sampler makes a figure wider than the page
@@ -57,14 +58,11 @@ def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
 def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
     """(name, figure), task by task."""
     rows = gathered.board.rows
-    places = dict.fromkeys((row.axes["task"], row.axes.get("data") or "", row.axes["backbone"]) for row in rows)
-    several = len({data for _, data, _ in places}) > 1
-    for task, data, backbone in places:
-        numbers = [
-            number
-            for number, row in enumerate(rows)
-            if (row.axes["task"], row.axes.get("data") or "", row.axes["backbone"]) == (task, data, backbone)
-        ]
+    places = grouped(
+        ((row.axes["task"], row.axes["data"] or "", row.axes["backbone"]), n) for n, row in enumerate(rows)
+    )
+    several = "data" in gathered.board.shown
+    for (task, data, backbone), numbers in places.items():
         where = f"{backbone} {task}" + (f" {data}" if several else "")
         scenes = [scene for scene in gathered.scenes_of(rows[numbers[0]]) if scene.done][:MOST_PICTURES]
         for first in range(0, len(scenes), PICTURES_PER_FIGURE):
@@ -121,13 +119,8 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
     places = figure.subplots(len(scenes), len(titles), squeeze=False)
     figure.subplots_adjust(0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side)
     for scene, line in zip(scenes, places, strict=True):
-        sha256 = scene.done[0].image.sha256
-        truth = first_picture(gathered.folder, stored_pictures(sha256)[:1])
-        if truth is None:
-            field = embedded_test_field(scene.image_id, sha256)
-            truth = None if field is None else np.asarray(field)
-        show(line[0], truth, scene.image_id, named=True)
-        show(line[1], first_picture(gathered.folder, [scene.done[0].y_file]), "")
+        show(line[0], ground_truth(gathered.folder, scene.image_id, scene.sha256), scene.image_id, named=True)
+        show(line[1], open_rgb(gathered.folder, scene.done[0].y_file), "")
         for axes, (_, number) in zip(line[2:], restored, strict=True):
             record = scene.cells.get(number, {}).get(gathered.first_seed)
             if record is None or record.status != "done":
@@ -135,31 +128,22 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
                 continue
             value = record.value(metric) if metric is not None else None
             caption = f"{metric} {value:#.4g}" if value is not None else ""
-            show(axes, first_picture(gathered.folder, [record.picture]), caption)
+            show(axes, open_rgb(gathered.folder, record.picture), caption)
     for axes, title in zip(places[0], titles, strict=True):
         axes.set_title(title, fontsize=8 if len(titles) < 7 else 6, pad=4)
     return figure
 
 
-def first_picture(folder: Path, names: list[Any]) -> np.ndarray | None:
-    """(H, W, 3) uint8 of the first of these files that can be read."""
-    for name in names:
-        picture = open_rgb(folder / name) if isinstance(name, str) and is_inside(name) else None
-        if picture is not None:
-            return np.asarray(picture)
-    return None
-
-
-def show(axes: Axes, pixels: np.ndarray | None, caption: str, named: bool = False) -> None:
+def show(axes: Axes, picture: Image.Image | None, caption: str, named: bool = False) -> None:
     """A picture with a caption, pixel by pixel: an interpolation would restore what the sampler did not."""
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if pixels is None:
+    if picture is None:
         axes.text(0.5, 0.5, "missing", ha="center", va="center", color="0.45", transform=axes.transAxes)
         axes.set_aspect("equal")
     else:
-        axes.imshow(pixels, interpolation="nearest")
+        axes.imshow(np.asarray(picture), interpolation="nearest")
     # Names of pictures start at the left edge: as long as they are, they run on under y, which has no caption.
     axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3", loc="left" if named else "center")
 
