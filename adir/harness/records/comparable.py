@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adir.errors import InputError
 from adir.files import hash_of
 from adir.harness.records.record import Record
 
+K = TypeVar("K")
+V = TypeVar("V")
 Name = tuple[str | None, str]
 """(data set, id) of a picture. A data set is the hash of its manifest, or its name where a record has no manifest."""
 STATUSES = ("done", "failed", "missing")
@@ -21,15 +23,13 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     named by all of their names; a picture has the first of its ids, with the data set's name where that id is another's too. A
     record without the hash (one that failed, or an early plan's) is of the picture that others of its names are of.
     """
-    pictures: dict[Name, str] = {}
-    names: dict[str, set[Name]] = {}
-    for record in records:
-        if (sha256 := record.image.sha256) is not None:
-            pictures[name_of(record)] = sha256
-            names.setdefault(sha256, set()).add(name_of(record))
+    known = dict.fromkeys((r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None)
+    names = grouped(known)
     labels = labels_of_sets(records)
-    if all(len(several) == 1 for several in names.values()) and no_place_twice(records):
+    places = {(record.cell, name_of(record)) for record in records}
+    if all(len(several) == 1 for several in names.values()) and len(places) == len(records):
         return [labelled(record, labels[set_of(record)], record.image.id) for record in records], []
+    pictures = {name: sha256 for sha256, name in known}
     sets = joined([{data for data, _ in several} for several in names.values()], labels)
     by_label = lambda name: (name[1], labels[name[0]] or "")  # noqa: E731 - an order by id
     first = {sha256: min(several, key=by_label) for sha256, several in names.items()}
@@ -50,6 +50,14 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     note = f"records of one cell and one picture under several names count once, the first by name: {'; '.join(dropped[:3])}"
     more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
     return list(counted.values()), [note + more] if dropped else []
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Return {key: its values}, in the order of the keys' first."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def set_of(record: Record) -> str | None:
@@ -74,20 +82,14 @@ def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
 
     Two data sets of the same name and path (a folder whose pictures were replaced) are told apart by digits of their manifests.
     """
-    by_name: dict[str | None, dict[str | None, Record]] = {}
-    for record in records:
-        by_name.setdefault(record.image.data, {}).setdefault(set_of(record), record)
+    examples = {set_of(record): record for record in records}
     labels: dict[str | None, str | None] = {}
-    for name, of_sets in by_name.items():
-        tails = {data: path_of(record.configuration.get("data")) for data, record in of_sets.items()}
-        longest = max(map(len, tails.values()))
-        for depth in range(1, longest + 1):
-            shown = ["/".join(tail[-depth:]) for tail in tails.values()]
-            if len(of_sets) > 1 and len(set(shown)) == len(shown):
-                labels |= dict(zip(tails, shown, strict=True))
-                break
-        else:
-            labels |= {data: name if len(of_sets) == 1 else f"{name} #{(data or '')[:6]}" for data in of_sets}
+    for name, of_sets in grouped((record.image.data, data) for data, record in examples.items()).items():
+        paths = [path_of(examples[data].configuration.get("data")) for data in of_sets]
+        tails = [["/".join(path[-depth:]) for path in paths] for depth in range(1, max(map(len, paths)) + 1)]
+        digits = [f"{name} #{(data or '')[:6]}" for data in of_sets]
+        apart = next((shown for shown in tails if len(set(shown)) == len(shown)), digits)
+        labels |= dict(zip(of_sets, apart if len(of_sets) > 1 else [name], strict=True))
     return labels
 
 
@@ -99,11 +101,6 @@ def path_of(data: Any) -> tuple[str, ...]:
         if isinstance(data.get(key), str):
             return Path(data[key]).parts
     return next((found for inner in data.values() if (found := path_of(inner))), ())
-
-
-def no_place_twice(records: list[Record]) -> bool:
-    """Whether each cell has one record at most of each name."""
-    return len({(record.cell, name_of(record)) for record in records}) == len(records)
 
 
 def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None]) -> dict[str | None, str | None]:

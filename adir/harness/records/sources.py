@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adir.errors import InputError
 from adir.files import read_json
@@ -17,9 +18,6 @@ from adir.harness.records.record import Record
 
 Place = tuple[str, str | None, str]
 """(cell, SHA-256 of the picture or else the name of its data set, its id): what there is one record of."""
-
-RESULT = ("status", "axes", "identity", "scores", "error")
-"""The fields in which two records of one place must agree; seconds, versions and paths may differ between machines."""
 
 
 @dataclass
@@ -119,12 +117,13 @@ def add(found: Sources, record: Record, source: Path) -> None:
 
 
 def disagreement(one: Record, other: Record) -> str | None:
-    """Return the first field of the result in which two records differ, or None."""
-    if one.scores and other.scores and one.scores != other.scores:
-        return next(f"score {n}" for n in {**one.scores, **other.scores} if one.scores.get(n) != other.scores.get(n))
-    if (differing := next((name for name in RESULT if getattr(one, name) != getattr(other, name)), None)) is not None:
-        return differing
-    if one.image.sha256 != other.image.sha256:
-        return "image"
-    hashes = [None if record.y is None else record.y.sha256 for record in (one, other)]
-    return None if hashes[0] == hashes[1] else "y"
+    """Return the first part of the result in which two records differ, or None."""
+    ours, theirs = result_of(one), result_of(other)
+    return next((name for name in ours | theirs if ours.get(name) != theirs.get(name)), None)
+
+
+def result_of(record: Record) -> dict[str, Any]:
+    """Return that in which two records of one place must agree; seconds, versions and paths may differ between machines."""
+    found = {name: getattr(record, name) for name in ("status", "axes", "identity", "error")}
+    found |= {f"score {name}": score for name, score in record.scores.items()}
+    return found | {"image": record.image.sha256, "y": record.y and record.y.sha256}

@@ -81,7 +81,9 @@ class Exhibits:
             else f"reduced (WebP of quality {QUALITY}, at most {LONGEST_SIDE} pixels a side)"
         )
         if not album.linked:
-            return f"All {album.embedded:,} pictures are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
+            return (
+                f"All {len(album.sources):,} pictures are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
+            )
         if self.n_embedded == n:
             which = f"The first seed's pictures are in this file, {how}; {album.linked:,} of further seeds are links"
         else:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from adir.errors import InputError
 from adir.files import write_bytes
+from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import Layout, is_hash, losses_of
 from adir.harness.records.record import Record
 from adir.harness.report.curves import held_out_curve, mean_curve, oracle_curve
@@ -20,7 +21,6 @@ from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gath
 from adir.harness.report.looks import colours_css
 from adir.harness.tables.board import Board, Row
 from adir.harness.tables.formats import COUNTS, explanation, headings, lead, score_text
-from adir.harness.tables.verdicts import grouped
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
@@ -228,7 +228,8 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
     for number, keys in adapters.items():
         names = list(dict.fromkeys(keys))
         names = names[:: -(-len(names) // each)]
-        curve = mean_curve([losses for name in names if (losses := losses_of(gathered.folder, name)) is not None])
+        losses = [dict(enumerate(losses_of(gathered.folder, name) or (), 1)) for name in names]
+        curve = mean_curve([one for one in losses if one], smooth=True)
         if curve is not None or any(Layout(gathered.folder).adapter(n).is_file() for n in names):
             there.append(number)
         curves += [{"row": number} | curve] if curve is not None else []

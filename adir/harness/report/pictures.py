@@ -37,7 +37,7 @@ class Album:
         self.budget = 0  # bytes of data URIs
         self.pixels = 0  # that may be encoded, as a megapixel takes about 0.1 s
         self.sources: list[str] = []
-        self.embedded = self.linked = 0
+        self.linked = 0
         self._numbers: dict[str, int] = {}
         self._by_source: dict[str, int] = {}
 
@@ -82,7 +82,6 @@ class Album:
             self._by_source[source] = len(self.sources)
             self.sources.append(source)
             self.budget -= len(source)
-            self.embedded += 1
         self._numbers[key] = self._by_source[source]
 
     def _link(self, key: str, path: Path) -> None:

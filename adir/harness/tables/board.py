@@ -15,7 +15,15 @@ from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 from adir.errors import InputError
-from adir.harness.records.comparable import base_of, base_part, require_same, settings_apart, what_differs, without_seed
+from adir.harness.records.comparable import (
+    base_of,
+    base_part,
+    grouped,
+    require_same,
+    settings_apart,
+    what_differs,
+    without_seed,
+)
 from adir.harness.records.record import Record
 from adir.harness.tables.comparisons import best_of, with_holm
 from adir.harness.tables.priors import prior_of, seen_note
@@ -27,7 +35,7 @@ from adir.harness.tables.statistics import (
     mean_over_pictures,
     paired_difference,
 )
-from adir.harness.tables.verdicts import Finding, Verdict, grouped, margins, sentence, span, verdict_on
+from adir.harness.tables.verdicts import Finding, Verdict, margins, sentence, span, verdict_on
 
 T = TypeVar("T")
 Note = tuple[str, str]

@@ -10,16 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import yaml
 
 from adir.configuration import config_dir
 from adir.errors import InputError
+from adir.harness.records.comparable import grouped
 from adir.harness.tables.statistics import FEWEST_TO_TELL_APART, PairedDifference, least_difference
 
-K = TypeVar("K")
-V = TypeVar("V")
 Word = Literal["better", "worse", "not worse", "undecided"]
 WORDS: tuple[Word, ...] = ("better", "not worse", "worse", "undecided")
 SPELLED_OUT = 8
@@ -146,14 +145,6 @@ def counted(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.word for finding in findings)
     first, *others = [f"{word} in {counts[word]}" for word in WORDS if counts[word]]
     return listed([f"{first} of {len(findings)} comparisons", *others])
-
-
-def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """Return {key: its values}, in the order of the keys' first."""
-    found: dict[K, list[V]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return found
 
 
 def listed(texts: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_records import ledger_of, made_record
+from matplotlib.figure import Figure
 from PIL import Image
 
 from adir.harness.report.figures import (
@@ -14,7 +15,6 @@ from adir.harness.report.figures import (
     all_figures,
     columns,
     legend_below,
-    new_figure,
     write_figures,
 )
 from adir.harness.report.gather import Gathered, gather
@@ -48,12 +48,12 @@ def test_results_of_a_baseline_alone_are_shown(several_samplers: Path) -> None:
 
 @pytest.mark.parametrize("n", [2, 21, 60])
 def test_the_legend_lies_inside_its_figure_however_many_rows_there_are(n: int) -> None:
-    figure = new_figure(WIDTH * 0.62, 2.6)
+    figure = Figure(figsize=(WIDTH * 0.62, 2.6), layout="constrained")
     axes = figure.subplots()
     for number in range(n):
         axes.errorbar(number, number, yerr=1, label=f"sampler_{number} knn k={number} lora")
     legend_below(figure, WIDTH * 0.62, 2.6, axes)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     inside, whole = legend.get_window_extent(), figure.bbox
     assert len(legend.get_texts()) == n
