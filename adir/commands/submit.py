@@ -41,8 +41,6 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found = read_sources([folder])
-    if not found.records:
-        raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
     out = out or Path(f"{shortened(folder.resolve().name.lstrip('.-') or 'results')}-submission.zip")
     members: dict[str, Path | bytes] = {name: folder / name for name in manifests_of(folder)}
     for name in members:

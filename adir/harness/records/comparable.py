@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from adir.errors import InputError
 from adir.files import hash_of
+from adir.harness.records.layout import is_hash
 from adir.harness.records.record import Record
 
 K = TypeVar("K")
@@ -214,13 +215,12 @@ def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
     The seed is left out. At most `most` entries are spelled out; hashes are cut to ten digits.
     """
     flat, differing = differing_entries(identities)
-    told = []
-    for key in differing[:most]:
-        values = [f"{short(entries[key]) if key in entries else 'none'} (#{name})" for name, entries in flat.items()]
-        told.append(f"{key} {', '.join(values)}")
-    if len(differing) > most:
-        told.append(f"and {len(differing) - most} more")
-    return "; ".join(told)
+    more = f"; and {len(differing) - most} more" if len(differing) > most else ""
+    values = {key: {name: entries.get(key, "none") for name, entries in flat.items()} for key in differing[:most]}
+    told = (
+        f"{key} " + ", ".join(f"{short(v)} (#{name})" for name, v in of_key.items()) for key, of_key in values.items()
+    )
+    return "; ".join(told) + more
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
@@ -235,6 +235,6 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 def short(value: Any) -> str:
     """A leaf as text, cut where it is a hash or long."""
     text = str(value)
-    if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
+    if is_hash(text):
         return text[:10]
     return text if len(text) <= 40 else f"{text[:39]}…"

@@ -1,7 +1,7 @@
 """Where records come from: results folders and submission files, several at once; the same record twice counts once."""
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +44,9 @@ class Sources:
         return there, [record for record in counted if record.status == "missing"], self.notes + notes
 
 
-def read_sources(sources: Iterable[Path]) -> Sources:
+def read_sources(sources: Sequence[Path]) -> Sources:
     """The records of folders and submissions. A damaged record in a folder is named in the notes; one in a submission,
-    and two unlike records of one place, raise InputError."""
+    two unlike records of one place, and none at all raise InputError."""
     found = Sources()
     with uncollected():
         for source in sources:
@@ -60,6 +60,9 @@ def read_sources(sources: Iterable[Path]) -> Sources:
                 raise InputError(
                     f"{source}: neither a results folder nor a submission (a .zip that `adir submit` wrote)"
                 )
+    if not found.records:
+        names = ", ".join(map(str, sources))
+        raise InputError(f"{names}: no records below it; `adir run ... results={sources[0]}` makes them")
     return found
 
 

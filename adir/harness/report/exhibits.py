@@ -100,10 +100,9 @@ class Exhibits:
         """(row, record) of what was restored with the seed that is shown first (of a row without it, its lowest), or with
         the others."""
         chosen = []
-        for row, seeds in scene.cells.items():
-            done = [seed for seed in sorted(seeds) if seeds[seed].status == "done"]
-            shown = self.gathered.first_seed if self.gathered.first_seed in done else next(iter(done), None)
-            chosen += [(row, seeds[seed]) for seed in done if (seed == shown) == first]
+        for row, seeds in scene.restored.items():
+            shown = self.gathered.first_seed if self.gathered.first_seed in seeds else min(seeds)
+            chosen += [(row, seeds[seed]) for seed in sorted(seeds) if (seed == shown) == first]
         return chosen
 
     def _texts(self, scene: Scene) -> dict[str, Any]:

@@ -35,11 +35,16 @@ class Scene:
         """Every seed that some row has."""
         return sorted({seed for seeds in self.cells.values() for seed in seeds})
 
+    @cached_property
+    def restored(self) -> dict[int, dict[int, Record]]:
+        """`cells` without what failed, and without rows of which everything did."""
+        done = {n: {s: r for s, r in seeds.items() if r.status == "done"} for n, seeds in self.cells.items()}
+        return {number: seeds for number, seeds in done.items() if seeds}
+
     @property
     def done(self) -> list[Record]:
         """The records of what was restored."""
-        records = [record for seeds in self.cells.values() for record in seeds.values()]
-        return [record for record in records if record.status == "done"]
+        return [record for seeds in self.restored.values() for record in seeds.values()]
 
     @property
     def sha256(self) -> str | None:

@@ -172,11 +172,12 @@ def lead_headings(board: Board) -> list[str]:
 
 def lead_classes(board: Board) -> dict[str, str]:
     """CSS classes of these columns: `same` is hidden where there is little room."""
+    leads = [lead(board, row) for row in board.rows]
     found = {}
     for place, heading in enumerate(lead_headings(board), 1):
-        same = len({lead(board, row)[place] for row in board.rows}) < 2
-        kind = ("lead count" if heading == "n" else "lead") + ("" if heading in COUNTS else " text")
-        found[heading] = "name" if heading == "mode" else kind + (" same" if same else "")
+        same = len({texts[place] for texts in leads}) < 2
+        kind = "lead" + " count" * (heading == "n") + " text" * (heading not in COUNTS) + " same" * same
+        found[heading] = "name" if heading == "mode" else kind
     return found
 
 
@@ -191,14 +192,13 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(board.rows):
         title, *texts = lead(board, row)
+        values = [
+            dict(zip(("mean", "rest", "below"), score_text(row, name), strict=True))
+            | {"best": row.standing.get(name) == "best", "number": row.estimates[name].value, "empty": name in empty}
+            for name in board.metrics
+        ]
         group = groups.setdefault(row.axes["task"], {"title": title, "task": row.axes["task"], "rows": []})
-        values = []
-        for name in board.metrics:
-            mean, rest, below = score_text(row, name)
-            shown = {"mean": mean, "best": row.standing.get(name) == "best", "rest": rest, "below": below}
-            values.append(shown | {"number": row.estimates[name].value, "empty": name in empty})
-        label = gathered.labels[number]
-        group["rows"].append({"number": number, "label": label, "lead": texts, "values": values})
+        group["rows"].append({"number": number, "label": gathered.labels[number], "lead": texts, "values": values})
     return list(groups.values())
 
 

@@ -9,9 +9,9 @@ from adir.errors import InputError
 from adir.files import write_bytes
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Record
-from adir.harness.report.gather import Gathered, Scene, gather
+from adir.harness.report.gather import gather
 from adir.harness.report.pictures import ground_truth, open_rgb
-from adir.harness.tables.board import label, row_order
+from adir.harness.tables.board import Board, label, row_order
 from adir.images import png_bytes
 
 TILE = 256  # pixels of a picture on the sheet
@@ -31,9 +31,8 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
     scenes = [scene for scene in gathered.scenes if scene.done and task in (None, scene.task)]
     if not scenes:
         raise InputError(f"{results}: no restored pictures" + (f" of task {task}" if task else ""))
-    columns = methods(gathered, scenes)
-    places = [by_method(scene, columns) for scene in scenes]
-    common = set.intersection(*(set(seeds) for place in places for seeds in place.values()))
+    columns = columns_of(gathered.board, {row for scene in scenes for row in scene.restored})
+    common = set.intersection(*(set(seeds) for scene in scenes for seeds in scene.restored.values()))
     titles = ["ground truth", "y", *dict.fromkeys(columns.values())]
 
     sheet = Image.new("RGB", (TILE * len(titles), TOP + (TILE + TOP) * len(scenes)), "white")
@@ -41,8 +40,8 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
     font = ImageFont.load_default(FONT)
     for column, title in enumerate(titles):
         draw.text((column * TILE + 4, 4), title, "black", font)
-    for number, (scene, place) in enumerate(zip(scenes, places, strict=True)):
-        record = scene.done[0]
+    for number, scene in enumerate(scenes):
+        record, place = scene.done[0], {columns[row]: seeds for row, seeds in scene.restored.items()}
         which = f"seed {min(common)}" if common else "seeds differ"
         shown = [(ground_truth(results, scene.image_id, scene.sha256), f"{scene.task}: {scene.image_id}"[: TILE // 7])]
         shown.append((open_rgb(results, record.y_file), noise_text(record) + which))
@@ -60,22 +59,13 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
     return path, gathered.board.notes[: gathered.board.damaged]
 
 
-def methods(gathered: Gathered, scenes: list[Scene]) -> dict[int, str]:
-    """{row of the board: title of its column} of rows with something to show, in the order of the columns.
-
-    A method has one column for all tasks and data sets: its mode, after backbone and sampler where there are several.
-    """
-    numbers = {number for scene in scenes for number, seeds in scene.cells.items()}
-    axes = {number: gathered.board.rows[number].axes for number in numbers}
-    several = [name for name in ("backbone", "sampler") if len({axes[number][name] for number in numbers}) > 1]
+def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
+    """{row of the board: title of its column}, in the order of the columns. A method has one for all tasks and data sets: its
+    mode, after backbone and sampler where there are several."""
+    axes = {number: board.rows[number].axes for number in numbers}
+    several = [name for name in ("backbone", "sampler") if len({of_row[name] for of_row in axes.values()}) > 1]
     order = sorted(numbers, key=lambda n: (axes[n]["backbone"], axes[n]["sampler"], row_order(axes[n]), n))
     return {n: " ".join([*(axes[n][name] for name in several), label(axes[n])]) for n in order}
-
-
-def by_method(scene: Scene, columns: dict[int, str]) -> dict[str, dict[int, Record]]:
-    """{title: {seed: record}} of what was restored of a picture."""
-    done = {n: {s: r for s, r in seeds.items() if r.status == "done"} for n, seeds in scene.cells.items()}
-    return {columns[number]: seeds for number, seeds in done.items() if seeds}
 
 
 def noise_text(record: Record) -> str:

@@ -200,8 +200,8 @@ def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[N
             notes.append((f"{len(alike)} settings, {what_differs(identities)}", name))
         if len(alike) > 1 or several_bases:
             for setting, row in alike.items():
-                words = " ".join(f"{name}={setting_text(value)}" for name, value in told.get(setting, {}).items())
-                row.axes |= {"variant": setting, "setting": words}
+                words = {name: f"{v:g}" if isinstance(v, float) else v for name, v in told.get(setting, {}).items()}
+                row.axes |= {"variant": setting, "setting": " ".join(f"{name}={word}" for name, word in words.items())}
         numbers = {setting: setting_order(told.get(setting, {})) for setting in alike}
         ordered += [alike[setting] for setting in sorted(alike, key=numbers.__getitem__)]
     if several_bases and not notes and not all(row.axes["setting"] for row in rows):
@@ -214,11 +214,6 @@ def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[N
 def setting_order(setting: dict[str, float | str]) -> list[tuple[bool, float, str]]:
     """By numbers as such, then by words."""
     return [(isinstance(v, str), 0.0 if isinstance(v, str) else v, str(v)) for v in setting.values()]
-
-
-def setting_text(value: float | str) -> str:
-    """`2`, `0.0001`, `3e-05`."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], str]) -> list[Note]:

@@ -132,22 +132,21 @@ def tidy(text: str) -> str:
 
 def to_terminal(board: Board, title: str, width: int) -> list[Table]:
     """The tables for rich, of as many metrics each as `width` columns hold."""
-    rows, headed = board.rows, headings(board)
-    leads = zip(*(lead(board, row) for row in rows), strict=True)
-    names = [
-        Column(heading, [Text(text) for text in texts], number=heading in COUNTS)
-        for heading, texts in zip(headed, leads, strict=False)
+    n_lead, rows = len(headings(board)) - len(board.metrics), board.rows
+    lines = [[*map(Text, lead(board, row)), *(score_of(row, name) for name in board.metrics)] for row in rows]
+    columns = [
+        Column(heading, texts, number=place >= n_lead or heading in COUNTS)
+        for place, (heading, texts) in enumerate(zip(headings(board), zip(*lines, strict=True), strict=True))
     ]
-    values = []
-    for metric, heading in zip(board.metrics, headed[len(names) :], strict=True):
-        texts = []
-        for row in rows:
-            mean, rest, below = score_text(row, metric)
-            style = "bold" if row.standing.get(metric) == "best" else ""
-            texts.append(Text.assemble((mean, style), rest, f"\n{below}" if below else ""))
-        values.append(Column(heading, texts, number=True))
     ends = [n for n in range(len(rows) - 1) if rows[n].axes["task"] != rows[n + 1].axes["task"]]
-    return stacked(tidy(title), names, values, width, ends)
+    return stacked(tidy(title), columns[:n_lead], columns[n_lead:], width, ends)
+
+
+def score_of(row: Row, metric: str) -> Text:
+    """A score as the terminal shows it."""
+    mean, rest, below = score_text(row, metric)
+    style = "bold" if row.standing.get(metric) == "best" else ""
+    return Text.assemble((mean, style), rest, f"\n{below}" if below else "")
 
 
 def to_markdown(board: Board) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from adir.errors import InputError
 from adir.harness.records.record import Record
 from adir.harness.records.sources import read_sources
 from adir.harness.tables.board import Board
@@ -24,8 +23,6 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
     A score that is missing is NaN. Raises InputError where a source holds no records.
     """
     records, _, _ = read_sources([Path(source) for source in sources]).counted()
-    if not records:
-        raise InputError(f"{', '.join(map(str, sources))}: no records; `adir run` makes them")
     frame = pd.DataFrame(map(line_of, records)).astype({"k": "Int64"})
     return frame.astype(dict.fromkeys({name for record in records for name in record.scores}, float))
 

@@ -98,19 +98,19 @@ def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
 def closest(conditions: dict[str, Any], wanted: dict[str, Any], rows: list[Row]) -> tuple[Row | None, list[str]]:
     """(our row of the task and mode that departs least, how it does); the first of equals, None where there is none."""
     candidates = [row for row in rows if all(row.axes[axis] == wanted[axis] for axis in ("task", "adaptation"))]
-    judged = [(row, departures_of(conditions, wanted, row)) for row in candidates]
+    judged = [(row, departures_of(conditions, wanted["adaptation"], row)) for row in candidates]
     return min(judged, key=lambda pair: len(pair[1]), default=(None, []))
 
 
-def departures_of(conditions: dict[str, Any], wanted: dict[str, Any], row: Row) -> list[str]:
+def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
     """In what a row of ours is not what was published."""
-    entries = conditions["identity"] | (conditions["adapted"] if wanted["adaptation"] != "none" else {})
-    ours = row.axes | flatten(row.identity)
-    found = []
-    for entry, value in (conditions["axes"] | entries).items():
-        if ours.get(entry) != value:
-            other = "none" if ours.get(entry) is None else ours[entry]
-            found.append(f"other {entry.split('.')[-1]}: {other}, not {value}")
+    wanted = conditions["axes"] | conditions["identity"] | (conditions["adapted"] if mode != "none" else {})
+    ours = {entry: value for entry, value in (row.axes | flatten(row.identity)).items() if value is not None}
+    found = [
+        f"other {entry.split('.')[-1]}: {ours.get(entry, 'none')}, not {value}"
+        for entry, value in wanted.items()
+        if ours.get(entry) != value
+    ]
     if row.have < row.expected:
         found.append(f"{row.have} of {row.expected} records")
     n = len(next(iter(row.pictures.values()), {}))
