@@ -16,11 +16,10 @@ from adir.harness.records.merge import (
     losses_names,
     manifests_of,
     members_of,
-    plans_of,
     shown_pictures,
 )
 from adir.harness.records.record import Record
-from adir.harness.records.sources import read_sources
+from adir.harness.records.sources import plans_of, read_sources
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,7 +55,7 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
         if pictures:
             shown = [*files_of(record), *shown_pictures([record])]
             members |= {name: folder / name for name in shown if (folder / name).is_file()}
-    members |= {name: folder / name for name in plans_of(folder)}
+    members |= {name: folder / name for name in plans_of(found, folder)}
     if pictures:
         with members_of(folder) as content:
             losses = {name: content(name) for name in losses_names(found.records.values())}

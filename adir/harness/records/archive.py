@@ -100,16 +100,14 @@ class Archive:
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
 
-    def plans(self) -> list[PlannedCell]:
-        """The cells of the grids' plans."""
-        cells: list[PlannedCell] = []
+    def plans(self) -> Iterator[tuple[str, list[PlannedCell]]]:
+        """(name, cells) of each grid's plan."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["plan"]:
                 try:
-                    cells += plan_cells(parse(self.path, name, self.content(archive, name)))
+                    yield name, plan_cells(parse(self.path, name, self.content(archive, name)))
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}") from error
-        return cells
 
     def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
         """A member's bytes, of the size and hash that the manifest says. Raises InputError otherwise."""

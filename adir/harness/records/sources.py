@@ -11,7 +11,7 @@ from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.records.archive import is_archive, open_archive
 from adir.harness.records.comparable import by_picture, name_of, set_of
-from adir.harness.records.layout import Layout
+from adir.harness.records.layout import Layout, kind_of
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.planned import PlannedCell, missing_records, plan_cells
 from adir.harness.records.record import Record
@@ -30,8 +30,8 @@ class Sources:
     """The source each record was first found in."""
     places: dict[tuple[str, str | None, str], Place] = field(default_factory=dict)
     """By (cell, data set, id)."""
-    plans: list[PlannedCell] = field(default_factory=list)
-    """The cells of every plan."""
+    plans: dict[tuple[Path, str], list[PlannedCell]] = field(default_factory=dict)
+    """{(source, name in it): cells} of every plan that can be read."""
     notes: list[str] = field(default_factory=list)
     """What could not be read, by name."""
 
@@ -39,7 +39,8 @@ class Sources:
         """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each picture
         under one name and once in a cell: see `by_picture`."""
         records = list(self.records.values())
-        counted, notes = by_picture([*records, *missing_records(self.plans, records)])
+        planned = [cell for cells in self.plans.values() for cell in cells]
+        counted, notes = by_picture([*records, *missing_records(planned, records)])
         there = [record for record in counted if record.status != "missing"]
         return there, [record for record in counted if record.status == "missing"], self.notes + notes
 
@@ -77,10 +78,15 @@ def uncollected() -> Iterator[None]:
         if was:
             if (
                 not gc.get_freeze_count()
-            ):  # frozen and thawed, records count as old: they are not walked through now either
+            ):  # what was frozen and thawed counts as old, and is not walked through now either
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
+
+
+def plans_of(found: Sources, source: Path) -> list[str]:
+    """The names of a source's plans, as a submission may hold them."""
+    return [name for origin, name in found.plans if origin == source and kind_of(name) == "plan"]
 
 
 def read_archive(path: Path, found: Sources) -> None:
@@ -88,7 +94,7 @@ def read_archive(path: Path, found: Sources) -> None:
     archive = open_archive(path)
     for record in archive.records():
         add(found, record, path)
-    found.plans += archive.plans()
+    found.plans |= {(path, name): cells for name, cells in archive.plans()}
 
 
 def read_folder(folder: Path, found: Sources) -> None:
@@ -100,7 +106,7 @@ def read_folder(folder: Path, found: Sources) -> None:
             add(found, item, folder)
     for plan in Layout(folder).plans():
         try:
-            found.plans += plan_cells(read_json(plan))
+            found.plans[folder, plan.relative_to(folder).as_posix()] = plan_cells(read_json(plan))
         except ValueError as error:
             found.notes.append(f"{plan}: damaged plan ({error}); what it planned is not counted as missing")
 

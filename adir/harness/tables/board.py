@@ -18,6 +18,7 @@ from adir.errors import InputError
 from adir.harness.records.comparable import (
     base_of,
     base_part,
+    flatten,
     grouped,
     require_same,
     settings_apart,
@@ -223,14 +224,16 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
     """
     expected = sorted({(record.image.id, record.seed) for row in rows for record in row.records})
     clusters = {image: known.get((rows[0].axes["data"], image), image) for image, _ in expected}
-    noise = first_known(*(record.sigma_y for row in rows for record in row.records))
+    told = first_known(*(record.sigma_y for row in rows for record in row.records))
     notes: list[Note] = []
     for row in rows:
         done = {(record.image.id, record.seed): record for record in row.done}
         row.expected, row.clusters = len(expected), clusters
         row.pictures = {metric: picture_means(done, metric, expected) for metric in board.metrics}
         row.estimates = {metric: mean_over_pictures(list(row.means(metric).values())) for metric in board.metrics}
-        row.sigma_y = first_known(*(record.sigma_y for record in row.done), planned_noise(row.identity), noise)
+        planned = flatten(row.identity).get("task.sigma_y")  # also where nothing was done yet; an edit's has none
+        noise = float(planned) if isinstance(planned, int | float) else told
+        row.sigma_y = first_known(*(record.sigma_y for record in row.done), noise)
         row.evaluations = evaluations_of(row.done)
         row.trained_on = first_known(*map(prior_of, row.done))
         name = named(row.axes, board.shown)
@@ -273,21 +276,16 @@ def references_of(row: Row, rows: list[Row], against: str) -> list[Row]:
 
 def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
     """What an adaptation has besides its mode: K, adapter, fine-tuning, and the images that may be neighbours."""
-    told = {part: identity[part] for part in ("adaptation", "retrieval") if isinstance(identity.get(part), dict)}
-    tuning = {k: v for k, v in told.get("adaptation", {}).items() if k not in ("name", "version")}
-    return tuning | {k: v for k, v in told.get("retrieval", {}).items() if k in ("corpus", "withholds")}
+    parts, unlike = (
+        ("adaptation.", "retrieval.corpus", "retrieval.withholds"),
+        ("adaptation.name", "adaptation.version"),
+    )
+    return {k: v for k, v in flatten(identity).items() if k.startswith(parts) and k not in unlike}
 
 
 def gathered(notes: Iterable[Note]) -> list[str]:
     """`what: one row, another row`: what is said of several rows is said once."""
     return [f"{what}: {', '.join(dict.fromkeys(names))}" for what, names in grouped(notes).items()]
-
-
-def planned_noise(identity: dict[str, Any]) -> float | None:
-    """sigma_y of the task as an identity has it, also where nothing was done yet; an edit's has none."""
-    task = identity.get("task")
-    noise = task.get("sigma_y") if isinstance(task, dict) else None
-    return float(noise) if isinstance(noise, int | float) else None
 
 
 def evaluations_of(records: list[Record]) -> tuple[float | None, float | None]:
