@@ -5,8 +5,6 @@ every record's fields, and that a cell's hash is that of its identity. The same 
 """
 
 import json
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from adir.errors import InputError
-from adir.files import hash_of, sha256_of_bytes, shortened
+from adir.files import hash_of, json_bytes, replacing, sha256_of_bytes
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
 from adir.harness.records.record import SCHEMA, Record, record_from, refuse_constant
@@ -43,26 +41,18 @@ START = (1980, 1, 1, 0, 0, 0)
 
 def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path | bytes]) -> None:
     """Write a submission: {name: file or its content}, in order of names. It is there whole or not at all. OSError as ever."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     files: dict[str, dict[str, Any]] = {}
-    try:
-        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-            for name in sorted(members):
-                member = members[name]
-                content = member if isinstance(member, bytes) else member.read_bytes()
-                files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
-                put(archive, name, content)
-            manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
-            put(archive, MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
+    ):
+        for name in sorted(members):
+            member = members[name]
+            content = member if isinstance(member, bytes) else member.read_bytes()
+            files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
+            put(archive, name, content)
+        manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
+        put(archive, MANIFEST, json_bytes(manifest))
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -92,9 +92,7 @@ def manifests_of(source: Path) -> list[str]:
 
 def shown_pictures(records: Iterable[Record]) -> list[str]:
     """The names of the ground truths and neighbours of these records, whether the results have them or not."""
-    hashes: dict[str | None, None] = {}
-    for record in records:
-        hashes |= dict.fromkeys([record.image.sha256, *(near.picture for near in record.neighbours)])
+    hashes = dict.fromkeys(h for r in records for h in (r.image.sha256, *(near.picture for near in r.neighbours)))
     return [name for sha256 in hashes for name in stored_pictures(sha256)]
 
 

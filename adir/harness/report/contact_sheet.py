@@ -72,8 +72,5 @@ def shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeT
     text = "".join(c if c.isprintable() else "?" for c in text)
     if font.getlength(text) <= width:
         return text
-    for kept in range(len(text) - 1, 1, -1):
-        short = f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}"
-        if font.getlength(short) <= width:
-            return short
-    return "..."
+    cuts = (f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}" for kept in range(len(text) - 1, 1, -1))
+    return next((short for short in cuts if font.getlength(short) <= width), "...")

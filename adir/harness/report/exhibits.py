@@ -46,12 +46,9 @@ class Exhibits:
         self.n_embedded = 0
         """Test pictures whose first seed is embedded."""
 
-    def text_bytes(self) -> int:
-        """About how many bytes of the page all this takes without its pictures."""
-        return len(json.dumps([self.scenes, self.neighbours]))
-
     def fill(self, room: int) -> dict[str, Any]:
-        """The data block's part, with pictures in `room` bytes: what is shown first goes first."""
+        """The data block's part in `room` bytes, as many of its pictures as fit: what is shown first goes first."""
+        room -= len(json.dumps([self.scenes, self.neighbours]))
         for_neighbours = min(NEIGHBOUR_BYTES, room // 4)
         self.album.allow(room - for_neighbours, PIXELS)
         for scene, data in zip(self.gathered.scenes, self.scenes, strict=True):
@@ -137,11 +134,10 @@ class Exhibits:
 
     def _neighbour(self, near: Neighbour, corpus: str | None) -> int:
         """Its number in `neighbours`: the same id in another corpus is another picture."""
-        key = (near.id, near.picture or corpus)
-        if key not in self._names:
-            self._names[key] = len(self.neighbours)
+        number = self._names.setdefault((near.id, near.picture or corpus), len(self.neighbours))
+        if number == len(self.neighbours):
             self.neighbours.append([near.id, None])
-        return self._names[key]
+        return number
 
     def _common_pictures(self, scene: Scene, data: dict[str, Any]) -> None:
         """Ground truth and y."""

@@ -171,8 +171,8 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
     rows = gathered.board.rows
     whole = [n for n in numbers if all(rows[n].estimates[metric].value is not None for metric in metrics)]
     of_family = grouped(
-        (tuple(rows[n].axes[axis] for axis in ("sampler", "adaptation", "adapter")), n)
-        for n in whole
+        (tuple(rows[n].axes[axis] for axis in ("sampler", "adaptation", "adapter", "setting")), n)
+        for n in sorted(whole, key=lambda n: rows[n].axes["k"] or 0)
         if rows[n].axes["k"] is not None
     )
     swept = [family for family in of_family.values() if len({rows[n].axes["k"] for n in family}) > 1]
@@ -185,18 +185,19 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
     for metric, panel in zip(metrics, panels, strict=True):
         for place, family in enumerate(swept):
             beside = (ks[-1] / ks[0]) ** (BESIDE * (place - (len(swept) - 1) / 2))
-            at = {rows[n].axes["k"] * beside: n for n in sorted(family, key=lambda n: rows[n].axes["k"])}
-            means = [rows[n].estimates[metric].value for n in at.values()]
-            errors = [rows[n].estimates[metric].standard_error or 0 for n in at.values()]
-            name = label(rows[family[0]].axes | {"k": None, "setting": "", "variant": ""})
-            line: dict[str, Any] = {
-                "linestyle": ":" if gathered.looks[family[0]].open else "-",
-                "linewidth": 1,
-                "elinewidth": 0.6,
-            }
-            panel.errorbar(list(at), means, errors, label=name, color=look(gathered, family[0])["color"], **line)
-            for (k, number), mean in zip(at.items(), means, strict=True):  # each K has a mark of its own
-                panel.plot([k], [mean], markersize=4, linestyle="none", **look(gathered, number))
+            points = [(rows[n].axes["k"] * beside, rows[n].estimates[metric]) for n in family]
+            panel.errorbar(
+                [k for k, _ in points],
+                [estimate.value for _, estimate in points],
+                [estimate.standard_error or 0 for _, estimate in points],
+                label=label(rows[family[0]].axes | {"k": None, "variant": ""}),
+                linestyle=":" if gathered.looks[family[0]].open else "-",
+                color=look(gathered, family[0])["color"],
+                linewidth=1,
+                elinewidth=0.6,
+            )
+            for number, (k, estimate) in zip(family, points, strict=True):  # each K has a mark of its own
+                panel.plot([k], [estimate.value], markersize=4, linestyle="none", **look(gathered, number))
         if none is not None and (level := none.estimates[metric].value) is not None:
             panel.axhline(level, color=LIGHT[MODES["none"]], linestyle="--", linewidth=0.9, label="none")
         panel.set_xscale("log")

@@ -135,7 +135,6 @@ def cost(records: list[Record]) -> tuple[float | None, float | None]:
 
 def restoring_seconds(record: Record) -> float | None:
     """Retrieval, training of the adapter and sampling of one picture."""
-    if "sample" not in record.seconds:
-        return None
     training = 0.0 if record.adapter is None else record.adapter.training_seconds
-    return record.seconds["sample"] + record.seconds.get("retrieve", 0.0) + training
+    seconds = record.seconds
+    return seconds["sample"] + seconds.get("retrieve", 0.0) + training if "sample" in seconds else None

@@ -77,7 +77,7 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
     kept = TEXT_BYTES + len(json.dumps(fixed))
     for _ in range(2):
         exhibits = Exhibits(gathered, page_folder)
-        data = fixed | exhibits.fill(LARGEST_PAGE - kept - exhibits.text_bytes())
+        data = fixed | exhibits.fill(LARGEST_PAGE - kept)
         content = html(gathered, exhibits, data)
         if len(content) <= LARGEST_PAGE:
             break

@@ -54,9 +54,8 @@ class Comparison:
 def published_dir(package: Path = PACKAGE) -> Path:
     """Where the published tables are: inside an installed package, else in results/ of the checkout."""
     candidates = (package / "published", package.parent / "results" / "published")
-    for folder in candidates:
-        if any(folder.glob("*.yaml")):
-            return folder
+    if (found := next((folder for folder in candidates if any(folder.glob("*.yaml"))), None)) is not None:
+        return found
     raise InputError(f"no published tables (looked in {' and '.join(map(str, candidates))}): install adir again")
 
 
@@ -141,11 +140,10 @@ def comparison(
     verdict = "not comparable"
     if interval is not None and not reasons:
         beyond = max(interval[0] - paper, paper - interval[1])
+        tolerated = metric.get("back_end_difference", 0.0)  # None: of unknown size
         verdict = "inside" if beyond <= 0 else "outside"
-        if verdict == "outside" and "back_end" in metric:
-            tolerated = metric["back_end_difference"]
-            if tolerated is None or beyond <= tolerated:
-                verdict, reasons = "not comparable", [f"outside by {beyond:.2g}, and {metric['back_end']}"]
+        if beyond > 0 and (tolerated is None or beyond <= tolerated):
+            verdict, reasons = "not comparable", [f"outside by {beyond:.2g}, and {metric['back_end']}"]
     return Comparison(
         method, metric, paper, cell["confidence"], cell["source"], value, interval, len(values), verdict, tuple(reasons)
     )
