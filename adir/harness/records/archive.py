@@ -7,6 +7,7 @@ every record's fields, and that a cell's hash is that of its identity. The same 
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -152,24 +153,22 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Raise InputError for names that lead elsewhere, two members of one name, and sizes that nobody's results have."""
     if len(members) > MOST_MEMBERS:
         raise InputError(f"{path}: {len(members)} members, and {MOST_MEMBERS} are the most that are taken")
-    seen: set[str] = set()
+    names = Counter(member.filename for member in members)
     for member in members:
-        name = member.filename
+        name, size = member.filename, member.file_size
         kind = "manifest" if name == MANIFEST else kind_of(name)
-        if kind is None:
-            raise InputError(f"{path}: holds {name!r}, which is no record, picture or plan; nothing was taken from it")
-        if name in seen:
-            raise InputError(f"{path}: holds {name} twice")
-        seen.add(name)
         largest = LARGEST_PICTURE if kind in PICTURES else LARGEST_MANIFEST if kind == "manifest" else LARGEST_JSON
-        if member.file_size > largest:
-            raise InputError(
-                f"{path}: {name} would be {member.file_size} bytes, and {largest} are the most that are taken"
-            )
-        if member.file_size > HIGHEST_RATIO * max(member.compress_size, 1024):
-            raise InputError(f"{path}: {name} is packed {HIGHEST_RATIO}-fold or more, which no record or picture is")
-        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{path}: {name} is encrypted or packed otherwise; send it as `adir submit` wrote it")
+        otherwise = member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        bomb = size > HIGHEST_RATIO * max(member.compress_size, 1024)
+        faults = {
+            f"holds {name!r}, which is no record, picture or plan; nothing was taken from it": kind is None,
+            f"holds {name} twice": names[name] > 1,
+            f"{name} would be {size} bytes, and {largest} are the most that are taken": size > largest,
+            f"{name} is packed {HIGHEST_RATIO}-fold or more, which no record or picture is": bomb,
+            f"{name} is encrypted or packed otherwise; send it as `adir submit` wrote it": otherwise,
+        }
+        if (fault := next((why for why, found in faults.items() if found), None)) is not None:
+            raise InputError(f"{path}: {fault}")
     total = sum(member.file_size for member in members)
     if total > LARGEST_TOTAL:
         raise InputError(f"{path}: would be {total} bytes unpacked, and {LARGEST_TOTAL} are the most that are taken")

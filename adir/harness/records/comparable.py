@@ -96,12 +96,13 @@ def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
 
 def path_of(data: Any) -> tuple[str, ...]:
     """Return the parts of the path that the configuration of a data set names; none where it names none."""
-    if not isinstance(data, dict):
-        return ()
-    for key in ("path", "folder"):
-        if isinstance(data.get(key), str):
-            return Path(data[key]).parts
-    return next((found for inner in data.values() if (found := path_of(inner))), ())
+    named = [(*key.rpartition(".")[::2], value) for key, value in flatten(data).items() if isinstance(value, str)]
+    found = sorted(
+        (where.count(".") + bool(where), name != "path", value)
+        for where, name, value in named
+        if name in ("path", "folder")
+    )
+    return Path(found[0][2]).parts if found else ()
 
 
 def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None]) -> dict[str | None, str | None]:

@@ -81,13 +81,12 @@ class Exhibits:
             return (
                 f"All {len(album.sources):,} pictures are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
             )
-        if self.n_embedded == n:
-            which = f"The first seed's pictures are in this file, {how}; {album.linked:,} of further seeds are links"
-        else:
-            which = (
-                f"The first {self.n_embedded:,} of {n:,} test pictures (counted once a task) are in this file, {how}; "
-                f"{album.linked:,} files are links"
-            )
+        which = (
+            f"The first seed's pictures are in this file, {how}; {album.linked:,} of further seeds are links"
+            if self.n_embedded == n
+            else f"The first {self.n_embedded:,} of {n:,} test pictures (counted once a task) are in this file, {how}; "
+            f"{album.linked:,} files are links"
+        )
         return (
             f"{which} into the results folder and show only while it lies where it was, because with all of them the page "
             "would be larger than 25 MB or take too long to make. Linked pictures have no error map."

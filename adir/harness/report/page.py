@@ -49,8 +49,7 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
 
         drawn = path.parent / "figures"
         Layout(drawn).mark()
-        for written in write_figures(gathered, drawn):
-            print(written)
+        print(*write_figures(gathered, drawn), sep="\n")
     if gathered.board.damaged:
         print(f"{gathered.board.damaged} damaged files are left out; the page's notes name them")
     return 1 if gathered.board.damaged else 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_records import ledger_of, made_record
+from made_records import ledger_of, made_record, put
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -101,6 +101,16 @@ def test_error_bars_at_one_k_stand_beside_each_other(several_samplers: Path) -> 
     ends = np.concatenate([segment for bar in panel.collections for segment in bar.get_segments()])
     (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
     assert ((left, low) < ends).all() and (ends < (right, high)).all()
+
+
+def test_settings_of_one_mode_are_swept_apart(tmp_path: Path) -> None:
+    means = {(scale, k): scale / 10 + k for scale in (30, 100) for k in (1, 5, 20)}
+    for (scale, k), mean in means.items():
+        settings = {"sampler.guidance_scale": scale}
+        put(tmp_path, [made_record(mode="knn", k=k, settings=settings, scores={"psnr": mean, "piqe": 1.0})])
+    (panel, _) = dict(all_figures(gather(tmp_path)))["k-sweep made sr4"].axes
+    lines = {bars.get_label(): list(map(float, bars.lines[0].get_ydata())) for bars in panel.containers}
+    assert lines == {f"knn full guidance_scale={scale}": [means[scale, k] for k in (1, 5, 20)] for scale in (30, 100)}
 
 
 def test_files_have_their_fonts_inside_and_are_the_same_each_time(

@@ -734,6 +734,15 @@ def test_the_sheet_names_each_seed_where_no_seed_is_everywhere(tmp_path: Path, m
     assert {"seeds differ", "PSNR 0.00  s0", "PSNR 21.00  s1"} <= written and "missing" not in written
 
 
+def test_settings_of_one_mode_have_a_column_each_named_by_what_tells_them_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record("a", 20.0 + number, "knn", 0, 20, scale) for number, scale in enumerate((30, 100))]
+    written = captions(records, tmp_path, monkeypatch)
+    assert {"knn k=20 full guidance_scale=30", "knn k=20 full guidance_scale=100"} <= written
+    assert {"PSNR 20.00", "PSNR 21.00"} <= written and "missing" not in written
+
+
 def test_the_longest_caption_fits_under_its_picture() -> None:
     item = made_record(seed=7, scores={"psnr": 24.81, "deep-lite0": 18.88, "residual": 10.24})
     text = caption(item, say_seed=True)
