@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from adir.errors import InputError
 from adir.files import hash_of, json_bytes, replacing, sha256_of_bytes
+from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
 from adir.harness.records.record import SCHEMA, Record, record_from, refuse_constant
@@ -141,12 +142,8 @@ def open_archive(path: Path) -> Archive:
     for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
         where = "in the manifest and not in the file" if name in files else "in the file and not in the manifest"
         raise InputError(f"{path}: {name!r} is {where}; it was changed on the way")
-    names: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for name in sorted(files):
-        kind = kind_of(name)
-        assert kind is not None  # check_members refused those
-        names[kind].append(name)
-    return Archive(path, manifest, names)
+    of_kind = grouped((kind_of(name), name) for name in sorted(files))
+    return Archive(path, manifest, {kind: of_kind.get(kind, []) for kind in KINDS})
 
 
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:

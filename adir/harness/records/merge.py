@@ -19,11 +19,11 @@ from adir.images import decode, from_uint8, hash_of_picture
 
 def files_of(record: Record) -> list[str]:
     """The names of a record's restored picture and y, with its note, below the results folder."""
-    names = []
-    if record.status == "done" and record.y is not None:
-        names.append(record.path.replace("/records/", "/pictures/").removesuffix(".json") + ".png")
-        y = record.y.file or ""
-        names += [y, y.removesuffix(".png") + ".json"]
+    if record.status != "done":
+        return []
+    y = record.y_file or ""
+    picture = record.path.replace("/records/", "/pictures/").removesuffix(".json") + ".png"
+    names = (picture, y, y.removesuffix(".png") + ".json")
     return [name for name in names if kind_of(name) in ("picture", "y")]  # `file` may hold anything
 
 

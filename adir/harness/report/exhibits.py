@@ -103,15 +103,13 @@ class Exhibits:
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
         """Everything but the pictures. Scores are texts, as people read them."""
-        done = scene.done
-        noise = done[0].sigma_y if done else None
         return {
             "task": scene.task,
             "data": scene.data,
             "id": scene.image_id,
-            "sigma": noise,
+            "sigma": next((record.sigma_y for record in scene.done), None),
             "seeds": scene.seeds,
-            "excluded": sorted({name for record in done for name in record.excluded}),
+            "excluded": sorted({name for record in scene.done for name in record.excluded}),
             "cells": {
                 row: {seed: self._record_texts(record) for seed, record in seeds.items()}
                 for row, seeds in scene.cells.items()

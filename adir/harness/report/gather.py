@@ -136,5 +136,5 @@ def cost(records: list[Record]) -> tuple[float | None, float | None]:
 def restoring_seconds(record: Record) -> float | None:
     """Retrieval, training of the adapter and sampling of one picture."""
     training = 0.0 if record.adapter is None else record.adapter.training_seconds
-    seconds = record.seconds
-    return seconds["sample"] + seconds.get("retrieve", 0.0) + training if "sample" in seconds else None
+    sampling = record.seconds.get("sample")
+    return None if sampling is None else sampling + record.seconds.get("retrieve", 0.0) + training

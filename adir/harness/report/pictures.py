@@ -135,8 +135,7 @@ def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.
     if restored is None or truth is None or restored.size != truth.size:
         return None
     difference = np.abs(np.asarray(restored, np.int16) - np.asarray(truth, np.int16)).mean(axis=2)
-    levels = np.minimum(np.rint(difference), ERROR_SCALE - 1).astype(np.uint8)
-    heat = Image.fromarray(levels)
+    heat = Image.fromarray(np.minimum(np.rint(difference), ERROR_SCALE - 1).astype(np.uint8))
     heat.putpalette([channel for colour in error_colours() for channel in colour])
     return heat
 

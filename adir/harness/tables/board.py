@@ -290,11 +290,11 @@ def gathered(notes: Iterable[Note]) -> list[str]:
 
 def evaluations_of(records: list[Record]) -> tuple[float | None, float | None]:
     """Mean network evaluations per image without and with a gradient; None where a record lacks them, or there is none."""
-    known = [record.sampler for record in records if record.sampler is not None]
+    known = [(r.sampler.network_evaluations, r.sampler.gradient_evaluations) for r in records if r.sampler is not None]
     if not known or len(known) < len(records):
         return None, None
-    gradients = statistics.fmean(one.gradient_evaluations for one in known)
-    return statistics.fmean(one.network_evaluations for one in known) - gradients, gradients
+    calls, gradients = map(statistics.fmean, zip(*known, strict=True))
+    return calls - gradients, gradients
 
 
 def first_known(*values: T | None) -> T | None:

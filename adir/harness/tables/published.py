@@ -85,13 +85,13 @@ def command_of(experiment: str) -> str:
 
 def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
     """Every cell of a published table beside the row of ours that departs least from its conditions."""
-    found = []
-    for row in table["rows"]:
-        ours, departures = closest(table["conditions"], row, board.rows if board is not None else [])
-        for metric in table["metrics"]:
-            cell = {"source": table["source"]} | row["cells"][metric["name"]]
-            found.append(comparison(row["name"], metric, cell, ours, departures))
-    return found
+    rows = board.rows if board is not None else []
+    judged = [(row, *closest(table["conditions"], row, rows)) for row in table["rows"]]
+    return [
+        comparison(row["name"], metric, {"source": table["source"]} | row["cells"][metric["name"]], ours, departures)
+        for row, ours, departures in judged
+        for metric in table["metrics"]
+    ]
 
 
 def closest(conditions: dict[str, Any], wanted: dict[str, Any], rows: list[Row]) -> tuple[Row | None, list[str]]:
