@@ -10,6 +10,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,23 @@ def with_hash(readable: str, whole: str, most: int) -> str:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file that a reader sees whole or not at all, also when the process is killed or the disk is full.
+    """Write a file that a reader sees whole or not at all, also when the process is killed or the disk is full."""
+    with replacing(Path(path)) as temporary, open(temporary, "xb") as file:
+        file.write(content)
 
-    The temporary neighbour is removed on any failure; only SIGKILL can leave one, and its name starts with a dot.
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary neighbour, which the block writes and which then takes the place of `path`.
+
+    It is removed on any failure; only SIGKILL can leave one, and its name starts with a dot.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile.mkstemp: its files are readable by their owner alone, and results folders are shared.
     temporary = path.with_name(f".{shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # without it a power cut can leave a complete name on an empty file
         os.replace(temporary, path)
     except BaseException as error:

@@ -25,8 +25,6 @@ def merge(sources: list[Path], out: Path) -> int:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder with --out")
     found = read_sources([*([out] if out.is_dir() else []), *sources])
-    if not found.records:
-        raise InputError(f"{', '.join(map(str, sources))}: no records to merge")
     paths: dict[str, Record] = {}
     for record in found.records.values():
         name = record.path

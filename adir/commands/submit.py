@@ -9,18 +9,18 @@ import adir
 from adir.errors import InputError
 from adir.files import sha256_of_file, shortened
 from adir.harness.records.archive import require_placed, write_archive
+from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import kind_of
 from adir.harness.records.merge import (
     content_fault,
+    content_in,
     files_of,
     losses_names,
     manifests_of,
-    members_of,
-    plans_of,
     shown_pictures,
 )
 from adir.harness.records.record import Record
-from adir.harness.records.sources import read_sources
+from adir.harness.records.sources import plans_of, read_sources
 
 
 def main(args: argparse.Namespace) -> int:
@@ -41,8 +41,6 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found = read_sources([folder])
-    if not found.records:
-        raise InputError(f"{folder}: no records below it; `adir run ... results={folder}` makes them")
     out = out or Path(f"{shortened(folder.resolve().name.lstrip('.-') or 'results')}-submission.zip")
     members: dict[str, Path | bytes] = {name: folder / name for name in manifests_of(folder)}
     for name in members:
@@ -58,10 +56,9 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
         if pictures:
             shown = [*files_of(record), *shown_pictures([record])]
             members |= {name: folder / name for name in shown if (folder / name).is_file()}
-    members |= {name: folder / name for name in plans_of(folder)}
+    members |= {name: folder / name for name in plans_of(found, folder)}
     if pictures:
-        with members_of(folder) as content:
-            losses = {name: content(name) for name in losses_names(found.records.values())}
+        losses = {name: content_in(folder, name) for name in losses_names(found.records.values())}
         members |= {name: bytes_of_it for name, bytes_of_it in losses.items() if bytes_of_it is not None}
     fresh = out.with_name(f".{shortened(out.name)}{PART}")
     write_archive(fresh, about(found.records.values(), pictures), members)
@@ -82,15 +79,12 @@ def submit(folder: Path, pictures: bool, out: Path | None) -> int:
 def about(records: Iterable[Record], pictures: bool) -> dict[str, Any]:
     """What a manifest says besides its files: by whom and with what the records were made."""
     records = list(records)
-    versions: dict[str, set[str]] = {}
-    for record in records:
-        for package, version in record.versions.items():
-            versions.setdefault(package, set()).add(version)
+    versions = grouped(pair for record in records for pair in record.versions.items())
     return {
         "packed_by": f"adir {adir.__version__}",
         "records": len(records),
         "pictures": pictures,
         "commits": sorted({record.commit for record in records if record.commit is not None}),
-        "versions": {package: sorted(found) for package, found in sorted(versions.items())},
+        "versions": {package: sorted(set(found)) for package, found in sorted(versions.items())},
         "weights": sorted({str(w) for r in records if (w := (r.identity.get("backbone") or {}).get("weights_sha256"))}),
     }

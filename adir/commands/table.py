@@ -35,13 +35,12 @@ def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
     table = published(name)
     ours = load_board(folder) if folder is not None else None
     comparisons = compare(table, ours)
-    status = 0
-    if ours is not None and ours.damaged:
+    damaged = ours.damaged if ours is not None else 0
+    status = 1 if damaged else 0
+    if damaged:
         print(
-            f"warning: {ours.damaged} damaged files in {folder} are left out; `adir leaderboard` names them",
-            file=sys.stderr,
+            f"warning: {damaged} damaged files in {folder} are left out; `adir leaderboard` names them", file=sys.stderr
         )
-        status = 1
     if latex:
         print(to_latex(table, comparisons), end="")
         return status

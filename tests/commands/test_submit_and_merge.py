@@ -313,7 +313,7 @@ def test_what_is_neither_folder_nor_submission_is_said_in_one_line(tmp_path: Pat
             load_board(tmp_path / name)
     with pytest.raises(InputError, match="no records"):
         submit(tmp_path / "empty", False, tmp_path / "x.zip")
-    with pytest.raises(InputError, match="no records to merge"):
+    with pytest.raises(InputError, match="no records below it"):
         merge([tmp_path / "empty"], tmp_path / "out")
 
 

@@ -5,17 +5,17 @@ every record's fields, and that a cell's hash is that of its identity. The same 
 """
 
 import json
-import os
-import secrets
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from adir.errors import InputError
-from adir.files import hash_of, sha256_of_bytes, shortened
+from adir.files import hash_of, json_bytes, replacing, sha256_of_bytes
+from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
 from adir.harness.records.record import SCHEMA, Record, record_from, refuse_constant
@@ -43,26 +43,18 @@ START = (1980, 1, 1, 0, 0, 0)
 
 def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path | bytes]) -> None:
     """Write a submission: {name: file or its content}, in order of names. It is there whole or not at all. OSError as ever."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     files: dict[str, dict[str, Any]] = {}
-    try:
-        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-            for name in sorted(members):
-                member = members[name]
-                content = member if isinstance(member, bytes) else member.read_bytes()
-                files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
-                put(archive, name, content)
-            manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
-            put(archive, MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
+    ):
+        for name in sorted(members):
+            member = members[name]
+            content = member if isinstance(member, bytes) else member.read_bytes()
+            files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
+            put(archive, name, content)
+        manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
+        put(archive, MANIFEST, json_bytes(manifest))
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -100,16 +92,14 @@ class Archive:
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
 
-    def plans(self) -> list[PlannedCell]:
-        """The cells of the grids' plans."""
-        cells: list[PlannedCell] = []
+    def plans(self) -> Iterator[tuple[str, list[PlannedCell]]]:
+        """(name, cells) of each grid's plan."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["plan"]:
                 try:
-                    cells += plan_cells(parse(self.path, name, self.content(archive, name)))
+                    yield name, plan_cells(parse(self.path, name, self.content(archive, name)))
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}") from error
-        return cells
 
     def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
         """A member's bytes, of the size and hash that the manifest says. Raises InputError otherwise."""
@@ -152,36 +142,30 @@ def open_archive(path: Path) -> Archive:
     for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
         where = "in the manifest and not in the file" if name in files else "in the file and not in the manifest"
         raise InputError(f"{path}: {name!r} is {where}; it was changed on the way")
-    names: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for name in sorted(files):
-        kind = kind_of(name)
-        assert kind is not None  # check_members refused those
-        names[kind].append(name)
-    return Archive(path, manifest, names)
+    of_kind = grouped((kind_of(name), name) for name in sorted(files))
+    return Archive(path, manifest, {kind: of_kind.get(kind, []) for kind in KINDS})
 
 
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Raise InputError for names that lead elsewhere, two members of one name, and sizes that nobody's results have."""
     if len(members) > MOST_MEMBERS:
         raise InputError(f"{path}: {len(members)} members, and {MOST_MEMBERS} are the most that are taken")
-    seen: set[str] = set()
+    names = Counter(member.filename for member in members)
     for member in members:
-        name = member.filename
+        name, size = member.filename, member.file_size
         kind = "manifest" if name == MANIFEST else kind_of(name)
-        if kind is None:
-            raise InputError(f"{path}: holds {name!r}, which is no record, picture or plan; nothing was taken from it")
-        if name in seen:
-            raise InputError(f"{path}: holds {name} twice")
-        seen.add(name)
         largest = LARGEST_PICTURE if kind in PICTURES else LARGEST_MANIFEST if kind == "manifest" else LARGEST_JSON
-        if member.file_size > largest:
-            raise InputError(
-                f"{path}: {name} would be {member.file_size} bytes, and {largest} are the most that are taken"
-            )
-        if member.file_size > HIGHEST_RATIO * max(member.compress_size, 1024):
-            raise InputError(f"{path}: {name} is packed {HIGHEST_RATIO}-fold or more, which no record or picture is")
-        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{path}: {name} is encrypted or packed otherwise; send it as `adir submit` wrote it")
+        otherwise = member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        bomb = size > HIGHEST_RATIO * max(member.compress_size, 1024)
+        faults = {
+            f"holds {name!r}, which is no record, picture or plan; nothing was taken from it": kind is None,
+            f"holds {name} twice": names[name] > 1,
+            f"{name} would be {size} bytes, and {largest} are the most that are taken": size > largest,
+            f"{name} is packed {HIGHEST_RATIO}-fold or more, which no record or picture is": bomb,
+            f"{name} is encrypted or packed otherwise; send it as `adir submit` wrote it": otherwise,
+        }
+        if (fault := next((why for why, found in faults.items() if found), None)) is not None:
+            raise InputError(f"{path}: {fault}")
     total = sum(member.file_size for member in members)
     if total > LARGEST_TOTAL:
         raise InputError(f"{path}: would be {total} bytes unpacked, and {LARGEST_TOTAL} are the most that are taken")

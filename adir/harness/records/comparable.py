@@ -1,14 +1,17 @@
 """What must be equal before two records share a row, a mean or a table, and the words for what differs."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adir.errors import InputError
 from adir.files import hash_of
+from adir.harness.records.layout import is_hash
 from adir.harness.records.record import Record
 
+K = TypeVar("K")
+V = TypeVar("V")
 Name = tuple[str | None, str]
 """(data set, id) of a picture. A data set is the hash of its manifest, or its name where a record has no manifest."""
 STATUSES = ("done", "failed", "missing")
@@ -21,15 +24,13 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     named by all of their names; a picture has the first of its ids, with the data set's name where that id is another's too. A
     record without the hash (one that failed, or an early plan's) is of the picture that others of its names are of.
     """
-    pictures: dict[Name, str] = {}
-    names: dict[str, set[Name]] = {}
-    for record in records:
-        if (sha256 := record.image.sha256) is not None:
-            pictures[name_of(record)] = sha256
-            names.setdefault(sha256, set()).add(name_of(record))
+    known = dict.fromkeys((r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None)
+    names = grouped(known)
     labels = labels_of_sets(records)
-    if all(len(several) == 1 for several in names.values()) and no_place_twice(records):
+    places = {(record.cell, name_of(record)) for record in records}
+    if all(len(several) == 1 for several in names.values()) and len(places) == len(records):
         return [labelled(record, labels[set_of(record)], record.image.id) for record in records], []
+    pictures = {name: sha256 for sha256, name in known}
     sets = joined([{data for data, _ in several} for several in names.values()], labels)
     by_label = lambda name: (name[1], labels[name[0]] or "")  # noqa: E731 - an order by id
     first = {sha256: min(several, key=by_label) for sha256, several in names.items()}
@@ -50,6 +51,14 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     note = f"records of one cell and one picture under several names count once, the first by name: {'; '.join(dropped[:3])}"
     more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
     return list(counted.values()), [note + more] if dropped else []
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Return {key: its values}, in the order of the keys' first."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def set_of(record: Record) -> str | None:
@@ -74,36 +83,26 @@ def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
 
     Two data sets of the same name and path (a folder whose pictures were replaced) are told apart by digits of their manifests.
     """
-    by_name: dict[str | None, dict[str | None, Record]] = {}
-    for record in records:
-        by_name.setdefault(record.image.data, {}).setdefault(set_of(record), record)
+    examples = {set_of(record): record for record in records}
     labels: dict[str | None, str | None] = {}
-    for name, of_sets in by_name.items():
-        tails = {data: path_of(record.configuration.get("data")) for data, record in of_sets.items()}
-        longest = max(map(len, tails.values()))
-        for depth in range(1, longest + 1):
-            shown = ["/".join(tail[-depth:]) for tail in tails.values()]
-            if len(of_sets) > 1 and len(set(shown)) == len(shown):
-                labels |= dict(zip(tails, shown, strict=True))
-                break
-        else:
-            labels |= {data: name if len(of_sets) == 1 else f"{name} #{(data or '')[:6]}" for data in of_sets}
+    for name, of_sets in grouped((record.image.data, data) for data, record in examples.items()).items():
+        paths = [path_of(examples[data].configuration.get("data")) for data in of_sets]
+        tails = [["/".join(path[-depth:]) for path in paths] for depth in range(1, max(map(len, paths)) + 1)]
+        digits = [f"{name} #{(data or '')[:6]}" for data in of_sets]
+        apart = next((shown for shown in tails if len(set(shown)) == len(shown)), digits)
+        labels |= dict(zip(of_sets, apart if len(of_sets) > 1 else [name], strict=True))
     return labels
 
 
 def path_of(data: Any) -> tuple[str, ...]:
     """Return the parts of the path that the configuration of a data set names; none where it names none."""
-    if not isinstance(data, dict):
-        return ()
-    for key in ("path", "folder"):
-        if isinstance(data.get(key), str):
-            return Path(data[key]).parts
-    return next((found for inner in data.values() if (found := path_of(inner))), ())
-
-
-def no_place_twice(records: list[Record]) -> bool:
-    """Whether each cell has one record at most of each name."""
-    return len({(record.cell, name_of(record)) for record in records}) == len(records)
+    named = [(*key.rpartition(".")[::2], value) for key, value in flatten(data).items() if isinstance(value, str)]
+    found = sorted(
+        (where.count(".") + bool(where), name != "path", value)
+        for where, name, value in named
+        if name in ("path", "folder")
+    )
+    return Path(found[0][2]).parts if found else ()
 
 
 def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None]) -> dict[str | None, str | None]:
@@ -119,66 +118,40 @@ def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None
 
 
 def require_same(records: Iterable[Record]) -> dict[str, str]:
-    """{metric: its version}. Raises InputError, naming two records, where one thing was not the same for all.
+    """Return {metric: its version}; raise InputError, naming two records, where one thing was not the same for all.
 
     A task has one version; one picture of a task has one ground truth and one y, and one cluster where records tell it; a
     metric has one direction and one version, which names its back end and its weights. (A backbone's weights are part of a
     row's setting: other weights, another row.)
     """
-    tasks: dict[str, tuple[Any, str]] = {}
-    ys: dict[tuple[str, str | None, str], tuple[str, str]] = {}
-    truths: dict[tuple[str | None, str], tuple[str, str]] = {}
-    clusters: dict[tuple[str | None, str], tuple[str, str]] = {}
-    versions: dict[str, tuple[str, str]] = {}
-    directions: dict[str, tuple[str, str]] = {}
+    firsts: dict[str, tuple[Any, str]] = {}
+    versions: dict[str, str] = {}
     for record in records:
         if record.status != "done":
             continue
-        assert record.y is not None  # of a record that is done
         path = record.path or record.cell
-        task, image, data = record.axes.task, record.image.id, record.image.data
-        task_version = record.identity["task"]["version"]
-        version, first = tasks.setdefault(task, (task_version, path))
-        if version != task_version:
-            raise InputError(
-                f"task {task}: version {version} in {first}, {task_version} in {path}; "
-                "put them into different results folders"
-            )
-        truth = record.image.sha256 or ""
-        sha256, first = truths.setdefault((data, image), (truth, path))
-        if sha256 != truth:
-            raise InputError(
-                f"picture {image} of {data}: {first} and {path} are of different ground truths "
-                f"(hashes {sha256[:10]} and {truth[:10]}); put them into different results folders"
-            )
-        if record.image.cluster is not None:
-            cluster, first = clusters.setdefault((data, image), (record.image.cluster, path))
-            if cluster != record.image.cluster:
-                raise InputError(
-                    f"picture {image} of {data}: of the cluster {cluster!r} in {first}, {record.image.cluster!r} in {path}; "
-                    "put them into different results folders"
-                )
-        sha256, first = ys.setdefault((task, data, image), (record.y.sha256, path))
-        if sha256 != record.y.sha256:
-            raise InputError(
-                f"task {task}, picture {image}: {first} and {path} were restored from different y "
-                f"(hashes {sha256[:10]} and {record.y.sha256[:10]}); put them into different results folders"
-            )
-        for name, score in record.scores.items():
-            if score.value is None:
-                continue
-            direction, first = directions.setdefault(name, (score.direction, path))
-            if direction != score.direction:
-                raise InputError(
-                    f"metric {name}: the better the {direction} in {first}, the {score.direction} in {path}; "
-                    "put them into different results folders"
-                )
-            version, first = versions.setdefault(name, (score.version, path))
-            if version != score.version:
-                raise InputError(
-                    f"metric {name}: version {version!r} in {first}, {score.version!r} in {path}: adir score mends it"
-                )
-    return {name: version for name, (version, _) in versions.items()}
+        for what, value in shared_facts(record):
+            first, where = firsts.setdefault(what, (value, path))
+            if first != value:
+                mend = "adir score mends it" if what.startswith("metric") else "put them into different results folders"
+                raise InputError(f"{what} {short(first)} in {where}, {short(value)} in {path}; {mend}")
+        versions |= {name: score.version for name, score in record.scores.items() if score.value is not None}
+    return versions
+
+
+def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
+    """Yield (what, value) of all that a record which is done has in common with every other that is about the same."""
+    task, image, picture = record.axes.task, record.image, f"picture {record.image.id}"
+    assert record.y is not None  # of a record that is done
+    yield f"task {task}: version", record.identity["task"]["version"]
+    yield f"{picture} of {image.data}: ground truth", image.sha256
+    yield f"task {task}, {picture} of {image.data}: y", record.y.sha256
+    if image.cluster is not None:
+        yield f"{picture} of {image.data}: cluster", image.cluster
+    for name, score in record.scores.items():
+        yield f"metric {name}: direction", score.direction
+        if score.value is not None:
+            yield f"metric {name}: version", score.version
 
 
 def without_seed(record: Record) -> str:
@@ -243,13 +216,12 @@ def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
     The seed is left out. At most `most` entries are spelled out; hashes are cut to ten digits.
     """
     flat, differing = differing_entries(identities)
-    told = []
-    for key in differing[:most]:
-        values = [f"{short(entries[key]) if key in entries else 'none'} (#{name})" for name, entries in flat.items()]
-        told.append(f"{key} {', '.join(values)}")
-    if len(differing) > most:
-        told.append(f"and {len(differing) - most} more")
-    return "; ".join(told)
+    more = f"; and {len(differing) - most} more" if len(differing) > most else ""
+    values = {key: {name: entries.get(key, "none") for name, entries in flat.items()} for key in differing[:most]}
+    told = (
+        f"{key} " + ", ".join(f"{short(v)} (#{name})" for name, v in of_key.items()) for key, of_key in values.items()
+    )
+    return "; ".join(told) + more
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
@@ -264,6 +236,6 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 def short(value: Any) -> str:
     """A leaf as text, cut where it is a hash or long."""
     text = str(value)
-    if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
+    if is_hash(text):
         return text[:10]
     return text if len(text) <= 40 else f"{text[:39]}…"

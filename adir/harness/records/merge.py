@@ -9,22 +9,21 @@ from pathlib import Path, PurePosixPath
 
 from adir.data.base import manifest_sha256
 from adir.errors import InputError
-from adir.files import json_bytes, read_json, write_bytes
+from adir.files import json_bytes, write_bytes
 from adir.harness.records.archive import open_archive
 from adir.harness.records.layout import Layout, is_hash, kind_of, losses_of, merged_losses, stored_pictures
-from adir.harness.records.planned import plan_cells
 from adir.harness.records.record import Record
-from adir.harness.records.sources import Sources
+from adir.harness.records.sources import Sources, plans_of
 from adir.images import decode, from_uint8, hash_of_picture
 
 
 def files_of(record: Record) -> list[str]:
     """The names of a record's restored picture and y, with its note, below the results folder."""
-    names = []
-    if record.status == "done" and record.y is not None:
-        names.append(record.path.replace("/records/", "/pictures/").removesuffix(".json") + ".png")
-        y = record.y.file or ""
-        names += [y, y.removesuffix(".png") + ".json"]
+    if record.status != "done":
+        return []
+    y = record.y_file or ""
+    picture = record.path.replace("/records/", "/pictures/").removesuffix(".json") + ".png"
+    names = (picture, y, y.removesuffix(".png") + ".json")
     return [name for name in names if kind_of(name) in ("picture", "y")]  # `file` may hold anything
 
 
@@ -38,7 +37,7 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
                 if not shared and (found_content := content(name)) is not None:
                     write_bytes(out / name, found_content)
         # Named by the hash of what they hold, so one of a name is enough.
-        for name in [*plans_of(source), *manifests_of(source), *shown_pictures(mine), *losses_names(mine)]:
+        for name in [*plans_of(found, source), *manifests_of(source), *shown_pictures(mine), *losses_names(mine)]:
             if not (out / name).exists() and (found_content := content(name)) is not None:
                 write_bytes(out / name, found_content)
     return len(mine)
@@ -93,9 +92,7 @@ def manifests_of(source: Path) -> list[str]:
 
 def shown_pictures(records: Iterable[Record]) -> list[str]:
     """The names of the ground truths and neighbours of these records, whether the results have them or not."""
-    hashes: dict[str | None, None] = {}
-    for record in records:
-        hashes |= dict.fromkeys([record.image.sha256, *(near.picture for near in record.neighbours)])
+    hashes = dict.fromkeys(h for r in records for h in (r.image.sha256, *(near.picture for near in r.neighbours)))
     return [name for sha256 in hashes for name in stored_pictures(sha256)]
 
 
@@ -116,17 +113,3 @@ def content_in(folder: Path, name: str) -> bytes | None:
         losses = losses_of(folder, PurePosixPath(name).stem)
         return None if losses is None else json_bytes({"losses": losses})
     return (folder / name).read_bytes() if (folder / name).is_file() else None
-
-
-def plans_of(source: Path) -> list[str]:
-    """The names of a source's plans that can be read."""
-    if not source.is_dir():
-        return open_archive(source).names["plan"]
-    names = []
-    for path in Layout(source).plans():
-        try:
-            plan_cells(read_json(path))
-            names.append(path.relative_to(source).as_posix())
-        except ValueError:  # read_sources has said so
-            continue
-    return [name for name in names if kind_of(name) == "plan"]

@@ -1,25 +1,23 @@
 """Where records come from: results folders and submission files, several at once; the same record twice counts once."""
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.records.archive import is_archive, open_archive
 from adir.harness.records.comparable import by_picture, name_of, set_of
-from adir.harness.records.layout import Layout
+from adir.harness.records.layout import Layout, kind_of
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.planned import PlannedCell, missing_records, plan_cells
 from adir.harness.records.record import Record
 
 Place = tuple[str, str | None, str]
 """(cell, SHA-256 of the picture or else the name of its data set, its id): what there is one record of."""
-
-RESULT = ("status", "axes", "identity", "scores", "error")
-"""The fields in which two records of one place must agree; seconds, versions and paths may differ between machines."""
 
 
 @dataclass
@@ -32,8 +30,8 @@ class Sources:
     """The source each record was first found in."""
     places: dict[tuple[str, str | None, str], Place] = field(default_factory=dict)
     """By (cell, data set, id)."""
-    plans: list[PlannedCell] = field(default_factory=list)
-    """The cells of every plan."""
+    plans: dict[tuple[Path, str], list[PlannedCell]] = field(default_factory=dict)
+    """{(source, name in it): cells} of every plan that can be read."""
     notes: list[str] = field(default_factory=list)
     """What could not be read, by name."""
 
@@ -41,14 +39,15 @@ class Sources:
         """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each picture
         under one name and once in a cell: see `by_picture`."""
         records = list(self.records.values())
-        counted, notes = by_picture([*records, *missing_records(self.plans, records)])
+        planned = [cell for cells in self.plans.values() for cell in cells]
+        counted, notes = by_picture([*records, *missing_records(planned, records)])
         there = [record for record in counted if record.status != "missing"]
         return there, [record for record in counted if record.status == "missing"], self.notes + notes
 
 
-def read_sources(sources: Iterable[Path]) -> Sources:
+def read_sources(sources: Sequence[Path]) -> Sources:
     """The records of folders and submissions. A damaged record in a folder is named in the notes; one in a submission,
-    and two unlike records of one place, raise InputError."""
+    two unlike records of one place, and none at all raise InputError."""
     found = Sources()
     with uncollected():
         for source in sources:
@@ -62,6 +61,9 @@ def read_sources(sources: Iterable[Path]) -> Sources:
                 raise InputError(
                     f"{source}: neither a results folder nor a submission (a .zip that `adir submit` wrote)"
                 )
+    if not found.records:
+        names = ", ".join(map(str, sources))
+        raise InputError(f"{names}: no records below it; `adir run ... results={sources[0]}` makes them")
     return found
 
 
@@ -76,10 +78,15 @@ def uncollected() -> Iterator[None]:
         if was:
             if (
                 not gc.get_freeze_count()
-            ):  # frozen and thawed, records count as old: they are not walked through now either
+            ):  # what was frozen and thawed counts as old, and is not walked through now either
                 gc.freeze()
                 gc.unfreeze()
             gc.enable()
+
+
+def plans_of(found: Sources, source: Path) -> list[str]:
+    """The names of a source's plans, as a submission may hold them."""
+    return [name for origin, name in found.plans if origin == source and kind_of(name) == "plan"]
 
 
 def read_archive(path: Path, found: Sources) -> None:
@@ -87,7 +94,7 @@ def read_archive(path: Path, found: Sources) -> None:
     archive = open_archive(path)
     for record in archive.records():
         add(found, record, path)
-    found.plans += archive.plans()
+    found.plans |= {(path, name): cells for name, cells in archive.plans()}
 
 
 def read_folder(folder: Path, found: Sources) -> None:
@@ -99,7 +106,7 @@ def read_folder(folder: Path, found: Sources) -> None:
             add(found, item, folder)
     for plan in Layout(folder).plans():
         try:
-            found.plans += plan_cells(read_json(plan))
+            found.plans[folder, plan.relative_to(folder).as_posix()] = plan_cells(read_json(plan))
         except ValueError as error:
             found.notes.append(f"{plan}: damaged plan ({error}); what it planned is not counted as missing")
 
@@ -119,12 +126,13 @@ def add(found: Sources, record: Record, source: Path) -> None:
 
 
 def disagreement(one: Record, other: Record) -> str | None:
-    """Return the first field of the result in which two records differ, or None."""
-    if one.scores and other.scores and one.scores != other.scores:
-        return next(f"score {n}" for n in {**one.scores, **other.scores} if one.scores.get(n) != other.scores.get(n))
-    if (differing := next((name for name in RESULT if getattr(one, name) != getattr(other, name)), None)) is not None:
-        return differing
-    if one.image.sha256 != other.image.sha256:
-        return "image"
-    hashes = [None if record.y is None else record.y.sha256 for record in (one, other)]
-    return None if hashes[0] == hashes[1] else "y"
+    """Return the first part of the result in which two records differ, or None."""
+    ours, theirs = result_of(one), result_of(other)
+    return next((name for name in ours | theirs if ours.get(name) != theirs.get(name)), None)
+
+
+def result_of(record: Record) -> dict[str, Any]:
+    """Return that in which two records of one place must agree; seconds, versions and paths may differ between machines."""
+    found = {name: getattr(record, name) for name in ("status", "axes", "identity", "error")}
+    found |= {f"score {name}": score for name, score in record.scores.items()}
+    return found | {"image": record.image.sha256, "y": record.y and record.y.sha256}

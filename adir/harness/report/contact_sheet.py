@@ -35,22 +35,16 @@ def contact_sheet(query: Image.Image | str, found: Sequence[Found], title: str, 
     draw = ImageDraw.Draw(sheet)
     font, small = ImageFont.load_default(FONT), ImageFont.load_default(FONT - 2)
     draw.text((GAP, 8), shortened(title, (width - 2 * GAP), font), "black", font)
-    if isinstance(query, str):
-        draw_words(draw, query, font)
-        caption = "looked for: these words"
-    else:
-        paste(sheet, query, GAP, TITLE, QUERY)
-        caption = f"looked for: {query.width}x{query.height}"
-    draw.text((GAP, TITLE + QUERY + 4), caption, "black", font)
+    asked = written(textwrap.wrap(query, 32), QUERY) if isinstance(query, str) else query
+    paste(sheet, asked, GAP, TITLE, QUERY)
+    caption = "these words" if isinstance(query, str) else f"{query.width}x{query.height}"
+    draw.text((GAP, TITLE + QUERY + 4), f"looked for: {caption}", "black", font)
     draw.line([(left, TITLE), (left, height - GAP)], FRAME, 2)
     for rank, neighbour in enumerate(found):
         x = left + GAP + rank % columns * (TILE + GAP)
         y = TITLE + rank // columns * (TILE + CAPTION + GAP)
-        if neighbour.picture is None:
-            draw.rectangle([x, y, x + TILE - 1, y + TILE - 1], FRAME)
-            draw.text((x + 10, y + TILE // 2 - 8), "picture not found", QUIET, font)
-        else:
-            paste(sheet, neighbour.picture, x, y, TILE)
+        picture = neighbour.picture if neighbour.picture is not None else written(["picture not found"], TILE)
+        paste(sheet, picture, x, y, TILE)
         draw.text((x, y + TILE + 3), f"{rank + 1}.  {neighbour.distance:.4f} {unit}", "black", font)
         draw.text((x, y + TILE + 19), shortened(neighbour.id, TILE, small), QUIET, small)
     return sheet
@@ -65,12 +59,12 @@ def paste(sheet: Image.Image, picture: Image.Image, x: int, y: int, side: int) -
     sheet.paste(picture.convert("RGB").resize(size, way), (x + (side - size[0]) // 2, y + (side - size[1]) // 2))
 
 
-def draw_words(draw: ImageDraw.ImageDraw, words: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
-    """The words of a text query in the query's square."""
-    draw.rectangle([GAP, TITLE, GAP + QUERY - 1, TITLE + QUERY - 1], FRAME)
-    lines = textwrap.wrap(words, 32)
-    shown = lines[:12] + (["..."] if len(lines) > 12 else [])
-    draw.multiline_text((GAP + 12, TITLE + 12), "\n".join(shown), "black", font, spacing=4)
+def written(lines: list[str], side: int) -> Image.Image:
+    """A square of so many pixels a side with words in it, where there is no picture."""
+    square = Image.new("RGB", (side, side), FRAME)
+    shown = lines[:12] + ["..."] * (len(lines) > 12)
+    ImageDraw.Draw(square).multiline_text((12, 12), "\n".join(shown), "black", ImageFont.load_default(FONT), spacing=4)
+    return square
 
 
 def shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
@@ -78,8 +72,5 @@ def shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeT
     text = "".join(c if c.isprintable() else "?" for c in text)
     if font.getlength(text) <= width:
         return text
-    for kept in range(len(text) - 1, 1, -1):
-        short = f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}"
-        if font.getlength(short) <= width:
-            return short
-    return "..."
+    cuts = (f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}" for kept in range(len(text) - 1, 1, -1))
+    return next((short for short in cuts if font.getlength(short) <= width), "...")

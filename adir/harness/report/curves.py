@@ -1,6 +1,6 @@
 """Curves of the adapters: losses from the facts beside their tensors, held-out losses and errors of eps from the records."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,20 @@ def smoothed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts + (sizes + 1) / 2, np.add.reduceat(losses, starts, axis=-1) / sizes
 
 
-def mean_curve(curves: Iterable[list[float]]) -> dict[str, Any] | None:
-    """Mean over trainings, smoothed, with the 10 % and 90 % quantiles over trainings; None when there is none.
+def mean_curve(curves: Sequence[Mapping[int, float]], smooth: bool = False) -> dict[str, Any] | None:
+    """Mean over curves ({x: y}), with their 10 and 90 % quantiles at each x: {x, mean, low, high, n}; None where there is none.
 
-    Trainings of another length than the first are left out; n says how many were taken.
+    Those that have other x than the first are left out; n says how many were taken.  smooth: see `smoothed`.
     """
-    curves = list(curves)
     if not curves:
         return None
-    alike = np.array([curve for curve in curves if len(curve) == len(curves[0])])
-    return mean_and_quantiles(*smoothed(alike))
+    x = np.array(list(curves[0]))
+    table = np.array([[curve[place] for place in curves[0]] for curve in curves if curve.keys() == curves[0].keys()])
+    if smooth:
+        x, table = smoothed(table)
+    low, high = np.quantile(table, [0.1, 0.9], axis=0)
+    found = {"x": x, "mean": table.mean(axis=0), "low": low, "high": high}
+    return {name: [float(f"{value:.4g}") for value in values] for name, values in found.items()} | {"n": len(table)}
 
 
 def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
@@ -41,28 +45,15 @@ def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
 
     `said` tells of all trainings how many updates were accepted, and the means of alpha and of the fall, refused ones included.
     """
-    if not found:
+    curve = mean_curve([{step: 100 * (one.losses[step] - 1) for step in sorted(one.losses)} for one in found])
+    if curve is None:
         return None
-    steps = sorted(found[0].losses)
-    changes = [[100 * (one.losses[step] - 1) for step in steps] for one in found if sorted(one.losses) == steps]
     accepted = sum(one.alpha > 0 for one in found)
     alpha, fall = (float(np.mean([getattr(one, name) for one in found])) for name in ("alpha", "fall"))
     said = f"{accepted} of {len(found)} updates accepted, mean alpha {alpha:.2f}, mean fall {100 * fall:.2f} %"
-    return mean_and_quantiles(np.array(steps), np.array(changes)) | {"said": said}
+    return curve | {"said": said}
 
 
 def oracle_curve(found: Sequence[Sequence[OracleError]]) -> dict[str, Any] | None:
     """Relative change of the error of eps by timestep in percent, mean over images, as `mean_curve`; None without images."""
-    if not found:
-        return None
-    times = [error.t for error in found[0]]
-    alike = [errors for errors in found if [error.t for error in errors] == times]
-    changes = [[100 * (error.adapted / error.untuned - 1) for error in errors] for errors in alike]
-    return mean_and_quantiles(np.array(times), np.array(changes))
-
-
-def mean_and_quantiles(x: np.ndarray, table: np.ndarray) -> dict[str, Any]:
-    """{x, mean, low, high, n} of a curve. x: (N,) places.  table: (n, N), whose mean and 10 and 90 % quantiles are over n."""
-    low, high = np.quantile(table, [0.1, 0.9], axis=0)
-    found = {"x": x, "mean": table.mean(axis=0), "low": low, "high": high}
-    return {name: [float(f"{value:.4g}") for value in values] for name, values in found.items()} | {"n": len(table)}
+    return mean_curve([{error.t: 100 * (error.adapted / error.untuned - 1) for error in errors} for errors in found])

@@ -4,21 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from adir.harness.records.layout import stored_pictures
 from adir.harness.records.record import Neighbour, Record
 from adir.harness.report.gather import Gathered, Scene
 from adir.harness.report.pictures import (
+    HEAT_QUALITY,
     LONGEST_SIDE,
     QUALITY,
     THUMBNAIL,
     Album,
-    embedded_corpus_field,
-    embedded_test_field,
+    embedded_field,
     error_colours,
     error_map,
-    is_inside,
+    file_in,
+    ground_truth,
     open_rgb,
 )
 
@@ -40,17 +39,16 @@ class Exhibits:
         self.neighbours: list[list[Any]] = []
         """[id, picture] of each picture that is a neighbour of any"""
         self.scenes = [self._texts(scene) for scene in gathered.scenes]
-        exact = self._bytes_of_files() <= EXACT_BYTES
-        self.album = Album(gathered.folder, page_folder, exact)
+        first = [record for scene in gathered.scenes for _, record in self._of_seed(scene, first=True)]
+        files = {file_in(gathered.folder, name) for record in first for name in (record.picture, record.y_file)}
+        n_bytes = sum(file.stat().st_size for file in files if file is not None)
+        self.album = Album(gathered.folder, page_folder, exact=n_bytes <= EXACT_BYTES)
         self.n_embedded = 0
         """Test pictures whose first seed is embedded."""
 
-    def text_bytes(self) -> int:
-        """About how many bytes of the page all this takes without its pictures."""
-        return len(json.dumps([self.scenes, self.neighbours]))
-
     def fill(self, room: int) -> dict[str, Any]:
-        """The data block's part, with pictures in `room` bytes: what is shown first goes first."""
+        """The data block's part in `room` bytes, as many of its pictures as fit: what is shown first goes first."""
+        room -= len(json.dumps([self.scenes, self.neighbours]))
         for_neighbours = min(NEIGHBOUR_BYTES, room // 4)
         self.album.allow(room - for_neighbours, PIXELS)
         for scene, data in zip(self.gathered.scenes, self.scenes, strict=True):
@@ -59,8 +57,8 @@ class Exhibits:
             self.n_embedded += not self.album.full
         more = not self.album.full
         self.album.allow(for_neighbours, PIXELS)
-        for scene, data in zip(self.gathered.scenes, self.scenes, strict=True):
-            self._neighbour_pictures(scene, data)
+        for scene in self.gathered.scenes:
+            self._neighbour_pictures(scene)
         self.album.allow(0, PIXELS if more else 0)
         for scene, data in zip(self.gathered.scenes, self.scenes, strict=True):
             self._restored(scene, data, first=False)
@@ -80,53 +78,38 @@ class Exhibits:
             else f"reduced (WebP of quality {QUALITY}, at most {LONGEST_SIDE} pixels a side)"
         )
         if not album.linked:
-            return f"All {album.embedded:,} pictures are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
-        if self.n_embedded == n:
-            which = f"The first seed's pictures are in this file, {how}; {album.linked:,} of further seeds are links"
-        else:
-            which = (
-                f"The first {self.n_embedded:,} of {n:,} test pictures (counted once a task) are in this file, {how}; "
-                f"{album.linked:,} files are links"
+            return (
+                f"All {len(album.sources):,} pictures are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
             )
+        which = (
+            f"The first seed's pictures are in this file, {how}; {album.linked:,} of further seeds are links"
+            if self.n_embedded == n
+            else f"The first {self.n_embedded:,} of {n:,} test pictures (counted once a task) are in this file, {how}; "
+            f"{album.linked:,} files are links"
+        )
         return (
             f"{which} into the results folder and show only while it lies where it was, because with all of them the page "
             "would be larger than 25 MB or take too long to make. Linked pictures have no error map."
         )
 
-    def _bytes_of_files(self) -> int:
-        """Of the files that are shown first."""
-        total = 0
-        for scene in self.gathered.scenes:
-            files = [record.picture for record in self._of_seed(scene, first=True)]
-            for name in [*files, *(record.y_file for record in scene.done[:1])]:
-                if name is None or not is_inside(name):
-                    continue
-                path = self.gathered.folder / name
-                total += path.stat().st_size if path.is_file() else 0
-                if total > EXACT_BYTES:
-                    return total
-        return total
-
-    def _of_seed(self, scene: Scene, first: bool) -> list[Record]:
-        """The restored records of the seed that is shown first (of a row without it, its lowest), or those of the others."""
+    def _of_seed(self, scene: Scene, first: bool) -> list[tuple[int, Record]]:
+        """(row, record) of what was restored with the seed that is shown first (of a row without it, its lowest), or with
+        the others."""
         chosen = []
-        for seeds in scene.cells.values():
-            done = [seed for seed in sorted(seeds) if seeds[seed].status == "done"]
-            shown = self.gathered.first_seed if self.gathered.first_seed in done else next(iter(done), None)
-            chosen += [seeds[seed] for seed in done if (seed == shown) == first]
+        for row, seeds in scene.restored.items():
+            shown = self.gathered.first_seed if self.gathered.first_seed in seeds else min(seeds)
+            chosen += [(row, seeds[seed]) for seed in sorted(seeds) if (seed == shown) == first]
         return chosen
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
         """Everything but the pictures. Scores are texts, as people read them."""
-        done = scene.done
-        noise = done[0].sigma_y if done else None
         return {
             "task": scene.task,
             "data": scene.data,
             "id": scene.image_id,
-            "sigma": noise,
+            "sigma": next((record.sigma_y for record in scene.done), None),
             "seeds": scene.seeds,
-            "excluded": sorted({name for record in done for name in record.excluded}),
+            "excluded": sorted({name for record in scene.done for name in record.excluded}),
             "cells": {
                 row: {seed: self._record_texts(record) for seed, record in seeds.items()}
                 for row, seeds in scene.cells.items()
@@ -148,57 +131,43 @@ class Exhibits:
 
     def _neighbour(self, near: Neighbour, corpus: str | None) -> int:
         """Its number in `neighbours`: the same id in another corpus is another picture."""
-        key = (near.id, near.picture or corpus)
-        if key not in self._names:
-            self._names[key] = len(self.neighbours)
+        number = self._names.setdefault((near.id, near.picture or corpus), len(self.neighbours))
+        if number == len(self.neighbours):
             self.neighbours.append([near.id, None])
-        return self._names[key]
-
-    def _truth(self, scene: Scene) -> tuple[str | None, Image.Image | None]:
-        """(file of x among the results, or None; x itself where it is an embedded field that can be built again)."""
-        sha256 = next((record.image.sha256 for record in scene.done), None)
-        for name in stored_pictures(sha256)[:1]:
-            if (self.gathered.folder / name).is_file():
-                return name, None
-        return None, embedded_test_field(scene.image_id, sha256)
+        return number
 
     def _common_pictures(self, scene: Scene, data: dict[str, Any]) -> None:
         """Ground truth and y."""
-        name, built = self._truth(scene)
-        data["truth"] = self.album.file(name) if name else self.album.truth(f"truth {scene.image_id}", built)
+        data["truth"] = self.album.file(next(iter(stored_pictures(scene.sha256)), None))
+        if data["truth"] is None:
+            field = embedded_field(scene.image_id, scene.sha256)
+            data["truth"] = self.album.made(f"truth {scene.image_id}", field, *self.album.size)
         data["y"] = self.album.file(scene.done[0].y_file) if scene.done else None
 
     def _restored(self, scene: Scene, data: dict[str, Any], first: bool) -> None:
         """Restored pictures and their error maps."""
-        name, truth = self._truth(scene)
-        if name is not None and not self.album.full:
-            truth = open_rgb(self.gathered.folder / name)
-        rows = {id(record): (row, seed) for row, seeds in scene.cells.items() for seed, record in seeds.items()}
-        for record in self._of_seed(scene, first):
-            row, seed = rows[id(record)]
-            shown, file = data["cells"][row][seed], record.picture
-            shown["picture"] = self.album.file(file)
-            if truth is not None and file is not None and shown["picture"] is not None and not self.album.full:
-                heat = error_map(open_rgb(self.gathered.folder / file), truth)
-                shown["heat"] = self.album.heat(f"heat {file}", heat)
+        folder, album = self.gathered.folder, self.album
+        truth = None if album.full else ground_truth(folder, scene.image_id, scene.sha256)
+        for row, record in self._of_seed(scene, first):
+            shown, file = data["cells"][row][record.seed], record.picture
+            shown["picture"] = album.file(file)
+            if truth is not None and shown["picture"] is not None and not album.full:
+                heat = error_map(open_rgb(folder, file), truth)
+                shown["heat"] = album.made(f"heat {file}", heat, LONGEST_SIDE, HEAT_QUALITY)
 
-    def _neighbour_pictures(self, scene: Scene, data: dict[str, Any]) -> None:
+    def _neighbour_pictures(self, scene: Scene) -> None:
         """Thumbnails of the neighbours that the first seed had."""
-        for record in self._of_seed(scene, first=True):
-            retrieval = record.configuration.get("retrieval") or {}
-            embedded = str((retrieval.get("corpus") or {}).get("_target_", "")).endswith(".EmbeddedCorpus")
+        for _, record in self._of_seed(scene, first=True):
             corpus = corpus_of(record)
+            source = ((record.configuration.get("retrieval") or {}).get("corpus") or {}).get("_target_", "")
             for near in record.neighbours:
-                if self.album.full:
-                    return
                 entry = self.neighbours[self._neighbour(near, corpus)]
-                if entry[1] is not None:
-                    continue
-                files = [self.gathered.folder / name for name in reversed(stored_pictures(near.picture))]
-                picture = next((found for file in files if (found := open_rgb(file)) is not None), None)
-                if picture is None and embedded:
-                    picture = embedded_corpus_field(near.id)
-                entry[1] = self.album.thumbnail(f"near {near.id} {near.picture or corpus}", picture)
+                if entry[1] is None and not self.album.full:
+                    files = (open_rgb(self.gathered.folder, name) for name in reversed(stored_pictures(near.picture)))
+                    picture = next((found for found in files if found is not None), None)
+                    if picture is None and str(source).endswith(".EmbeddedCorpus"):
+                        picture = embedded_field(near.id, None)
+                    entry[1] = self.album.made(f"near {near.id} {near.picture or corpus}", picture, THUMBNAIL, QUALITY)
 
 
 def corpus_of(record: Record) -> str | None:

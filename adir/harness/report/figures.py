@@ -4,22 +4,22 @@ against perceived quality, and the sweep of K. The same results give the same by
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from PIL import Image
 
 from adir.files import write_bytes
-from adir.harness.records.layout import stored_pictures
+from adir.harness.records.comparable import grouped
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, Scene, pick_metric
 from adir.harness.report.looks import LIGHT, MODES, SHAPES
-from adir.harness.report.pictures import embedded_test_field, is_inside, open_rgb
-from adir.harness.tables.board import label
+from adir.harness.report.pictures import ground_truth, open_rgb
+from adir.harness.tables.board import label, place_of
 
 WIDTH = 6.9  # inches: of a page of text in two columns
 SMALLEST = 0.85  # inches of a picture, where a column for each sampler makes a figure wider than the page
@@ -57,36 +57,18 @@ def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
 def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
     """(name, figure), task by task."""
     rows = gathered.board.rows
-    places = dict.fromkeys((row.axes["task"], row.axes.get("data") or "", row.axes["backbone"]) for row in rows)
-    several = len({data for _, data, _ in places}) > 1
-    for task, data, backbone in places:
-        numbers = [
-            number
-            for number, row in enumerate(rows)
-            if (row.axes["task"], row.axes.get("data") or "", row.axes["backbone"]) == (task, data, backbone)
-        ]
-        where = f"{backbone} {task}" + (f" {data}" if several else "")
+    picked = (pick_metric(gathered.board, FIDELITY), pick_metric(gathered.board, PERCEIVED))
+    metrics = [metric for metric in picked if metric is not None]
+    shown = [axis for axis in gathered.board.shown if axis == "data"]
+    where = {n: " ".join([row.axes["backbone"], place_of(row.axes, shown)]) for n, row in enumerate(rows)}
+    for name, numbers in grouped((name, n) for n, name in where.items()).items():
         scenes = [scene for scene in gathered.scenes_of(rows[numbers[0]]) if scene.done][:MOST_PICTURES]
         for first in range(0, len(scenes), PICTURES_PER_FIGURE):
             part = f" {first // PICTURES_PER_FIGURE + 1}" if len(scenes) > PICTURES_PER_FIGURE else ""
             figure = comparison(gathered, numbers, scenes[first : first + PICTURES_PER_FIGURE])
-            yield f"comparison {where}{part}", figure
-        fidelity, perceived = pick_metric(gathered.board, FIDELITY), pick_metric(gathered.board, PERCEIVED)
-        if fidelity is not None and perceived is not None:
-            found = scatter(gathered, numbers, fidelity, perceived)
-            if found is not None:
-                yield f"scatter {where}", found
-        metrics = [metric for metric in (fidelity, perceived) if metric is not None]
-        found = k_sweep(gathered, numbers, metrics)
-        if found is not None:
-            yield f"k-sweep {where}", found
-
-
-def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """A figure that no window system is asked for."""
-    figure = Figure(figsize=(width, height), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
+            yield f"comparison {name}{part}", figure
+        charts = {"scatter": scatter(gathered, numbers, metrics), "k-sweep": k_sweep(gathered, numbers, metrics)}
+        yield from ((f"{kind} {name}", figure) for kind, figure in charts.items() if figure is not None)
 
 
 def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
@@ -94,17 +76,14 @@ def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
     adapted row, which is knn with the largest K, else self."""
     rows = gathered.board.rows
     found: list[tuple[str, int]] = []
-    numbers = [number for number in numbers if rows[number].have]
-    samplers = sorted(dict.fromkeys(rows[n].axes["sampler"] for n in numbers), key=lambda name: name != "adir")
-    for sampler in samplers:
-        own = [n for n in numbers if rows[n].axes["sampler"] == sampler]
-        of_mode = {mode: [n for n in own if rows[n].axes["adaptation"] == mode] for mode in ("none", "self", "knn")}
+    of_sampler = grouped((rows[n].axes["sampler"], n) for n in numbers if rows[n].have)
+    for sampler in sorted(of_sampler, key=lambda name: name != "adir"):
+        of_mode = {mode: [n for n in of_sampler[sampler] if rows[n].axes["adaptation"] == mode] for mode in MODES}
         adapted = sorted(of_mode["knn"], key=lambda n: -(rows[n].axes["k"] or 0)) or of_mode["self"]
-        for number in of_mode["none"][:1]:
-            found.append(("none" if len(samplers) == 1 else f"{sampler} none" if adapted else sampler, number))
-        for number in adapted[:1]:
-            name = "ADIR" if sampler == "adir" else sampler
-            found.append((f"{name} ({label(rows[number].axes)})", number))
+        none = "none" if len(of_sampler) == 1 else f"{sampler} none" if adapted else sampler
+        found += [(none, number) for number in of_mode["none"][:1]]
+        name = "ADIR" if sampler == "adir" else sampler
+        found += [(f"{name} ({label(rows[number].axes)})", number) for number in adapted[:1]]
     return found
 
 
@@ -112,56 +91,37 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
     """The paper's layout: a row per picture; ground truth, y, none, ADIR, and other samplers. What is missing says so."""
     restored = columns(gathered, numbers)
     titles = ["GT", "y", *(title for title, _ in restored)]
-    metric = next((name for name, way in gathered.board.metrics.items() if way != "none"), None)
+    metric = next((name for name, way in gathered.board.metrics.items() if way != "none"), "")
     gap, above, caption_height = 0.05, 0.2, 0.16  # inches
     side = max(SMALLEST, (WIDTH - gap * (len(titles) - 1)) / len(titles))
     width = side * len(titles) + gap * (len(titles) - 1)
     height = above + (side + caption_height) * len(scenes)
-    figure = new_figure(width, height, layout=None)
+    figure = Figure(figsize=(width, height))
     places = figure.subplots(len(scenes), len(titles), squeeze=False)
     figure.subplots_adjust(0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side)
     for scene, line in zip(scenes, places, strict=True):
-        sha256 = scene.done[0].image.sha256
-        truth = first_picture(gathered.folder, stored_pictures(sha256)[:1])
-        if truth is None:
-            field = embedded_test_field(scene.image_id, sha256)
-            truth = None if field is None else np.asarray(field)
-        show(line[0], truth, scene.image_id, named=True)
-        show(line[1], first_picture(gathered.folder, [scene.done[0].y_file]), "")
+        # Names of pictures start at the left edge: as long as they are, they run on under y, which has no caption.
+        show(line[0], ground_truth(gathered.folder, scene.image_id, scene.sha256), scene.image_id, left=True)
+        show(line[1], open_rgb(gathered.folder, scene.done[0].y_file), "")
         for axes, (_, number) in zip(line[2:], restored, strict=True):
             record = scene.cells.get(number, {}).get(gathered.first_seed)
-            if record is None or record.status != "done":
-                show(axes, None, "" if record is None else "failed")
-                continue
-            value = record.value(metric) if metric is not None else None
-            caption = f"{metric} {value:#.4g}" if value is not None else ""
-            show(axes, first_picture(gathered.folder, [record.picture]), caption)
+            value = record.value(metric) if record is not None else None
+            lack = "failed" if record is not None and record.status == "failed" else ""
+            picture = open_rgb(gathered.folder, record.picture if record is not None else None)
+            show(axes, picture, lack if value is None else f"{metric} {value:#.4g}")
     for axes, title in zip(places[0], titles, strict=True):
         axes.set_title(title, fontsize=8 if len(titles) < 7 else 6, pad=4)
     return figure
 
 
-def first_picture(folder: Path, names: list[Any]) -> np.ndarray | None:
-    """(H, W, 3) uint8 of the first of these files that can be read."""
-    for name in names:
-        picture = open_rgb(folder / name) if isinstance(name, str) and is_inside(name) else None
-        if picture is not None:
-            return np.asarray(picture)
-    return None
-
-
-def show(axes: Axes, pixels: np.ndarray | None, caption: str, named: bool = False) -> None:
+def show(axes: Axes, picture: Image.Image | None, caption: str, left: bool = False) -> None:
     """A picture with a caption, pixel by pixel: an interpolation would restore what the sampler did not."""
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if pixels is None:
+    axes.set(xticks=[], yticks=[], frame_on=False, aspect="equal")
+    if picture is None:
         axes.text(0.5, 0.5, "missing", ha="center", va="center", color="0.45", transform=axes.transAxes)
-        axes.set_aspect("equal")
     else:
-        axes.imshow(pixels, interpolation="nearest")
-    # Names of pictures start at the left edge: as long as they are, they run on under y, which has no caption.
-    axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3", loc="left" if named else "center")
+        axes.imshow(np.asarray(picture), interpolation="nearest")
+    axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3", loc="left" if left else "center")
 
 
 def look(gathered: Gathered, number: int) -> dict[str, Any]:
@@ -188,32 +148,20 @@ def titled(gathered: Gathered, metric: str) -> str:
     return metric if way == "none" else f"{metric} ({way} is better)"
 
 
-def scatter(gathered: Gathered, numbers: list[int], x: str, y: str) -> Figure | None:
-    """Means of the rows with their standard errors; None where fewer than two have both."""
-    points: list[tuple[int, float, float, float | None, float | None]] = []
-    for number in numbers:
-        across, up = (gathered.board.rows[number].estimates[name] for name in (x, y))
-        if across.value is not None and up.value is not None:
-            points.append((number, across.value, up.value, across.standard_error, up.standard_error))
+def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
+    """Means of the rows in two metrics with their standard errors; None where fewer than two rows have both."""
+    estimates: dict[int, list[Any]] = {n: [gathered.board.rows[n].estimates[m] for m in metrics] for n in numbers}
+    points = {n: pair for n, pair in estimates.items() if len(pair) == 2 and None not in [one.value for one in pair]}
     if len(points) < 2:
         return None
     width, height = WIDTH * 0.62, 2.6
-    figure = new_figure(width, height)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    for number, mean_x, mean_y, error_x, error_y in points:
-        axes.errorbar(
-            mean_x,
-            mean_y,
-            xerr=error_x,
-            yerr=error_y,
-            linestyle="none",
-            markersize=5,
-            elinewidth=0.7,
-            label=gathered.labels[number],
-            **look(gathered, number),
-        )
-    axes.set_xlabel(titled(gathered, x))
-    axes.set_ylabel(titled(gathered, y))
+    for number, (across, up) in points.items():
+        style: dict[str, Any] = {"xerr": across.standard_error, "yerr": up.standard_error, "elinewidth": 0.7}
+        style |= {"linestyle": "none", "markersize": 5, "label": gathered.labels[number]} | look(gathered, number)
+        axes.errorbar(across.value, up.value, **style)
+    axes.set(xlabel=titled(gathered, metrics[0]), ylabel=titled(gathered, metrics[1]))
     legend_below(figure, width, height, axes)
     return figure
 
@@ -221,44 +169,40 @@ def scatter(gathered: Gathered, numbers: list[int], x: str, y: str) -> Figure | 
 def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
     """Metric against K, a panel per metric, for rows that differ in K alone; `none` as a dashed line. None without a sweep."""
     rows = gathered.board.rows
-    families: dict[tuple[Any, ...], list[int]] = {}
-    for number in numbers:
-        axes_of = rows[number].axes
-        if axes_of["k"] is not None and all(rows[number].estimates[name].value is not None for name in metrics):
-            families.setdefault((axes_of["sampler"], axes_of["adaptation"], axes_of["adapter"]), []).append(number)
-    swept = [found for found in families.values() if len({rows[n].axes["k"] for n in found}) > 1]
+    whole = [n for n in numbers if all(rows[n].estimates[metric].value is not None for metric in metrics)]
+    of_family = grouped(
+        (tuple(rows[n].axes[axis] for axis in ("sampler", "adaptation", "adapter", "setting")), n)
+        for n in sorted(whole, key=lambda n: rows[n].axes["k"] or 0)
+        if rows[n].axes["k"] is not None
+    )
+    swept = [family for family in of_family.values() if len({rows[n].axes["k"] for n in family}) > 1]
     if not swept or not metrics:
         return None
     ks = sorted({rows[n].axes["k"] for family in swept for n in family})
-    figure = new_figure(WIDTH, 2.4)
+    none = next((rows[n] for n in numbers if rows[n].axes["adaptation"] == "none"), None)
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for metric, panel in zip(metrics, panels, strict=True):
         for place, family in enumerate(swept):
             beside = (ks[-1] / ks[0]) ** (BESIDE * (place - (len(swept) - 1) / 2))
-            family = sorted(family, key=lambda n: rows[n].axes["k"])
-            estimates = [rows[n].estimates[metric] for n in family]
-            first = rows[family[0]].axes
+            points = [(rows[n].axes["k"] * beside, rows[n].estimates[metric]) for n in family]
             panel.errorbar(
-                [rows[n].axes["k"] * beside for n in family],
-                [estimate.value for estimate in estimates],
-                yerr=[estimate.standard_error or 0 for estimate in estimates],
-                label=label({**first, "k": None, "variant": ""}),
+                [k for k, _ in points],
+                [estimate.value for _, estimate in points],
+                [estimate.standard_error or 0 for _, estimate in points],
+                label=label(rows[family[0]].axes | {"k": None, "variant": ""}),
                 linestyle=":" if gathered.looks[family[0]].open else "-",
                 color=look(gathered, family[0])["color"],
                 linewidth=1,
                 elinewidth=0.6,
             )
-            for n in family:
-                mean = rows[n].estimates[metric].value
-                panel.plot([rows[n].axes["k"] * beside], [mean], markersize=4, linestyle="none", **look(gathered, n))
-        none = next((n for n in numbers if rows[n].axes["adaptation"] == "none"), None)
-        level = rows[none].estimates[metric].value if none is not None else None
-        if level is not None:
+            for number, (k, estimate) in zip(family, points, strict=True):  # each K has a mark of its own
+                panel.plot([k], [estimate.value], markersize=4, linestyle="none", **look(gathered, number))
+        if none is not None and (level := none.estimates[metric].value) is not None:
             panel.axhline(level, color=LIGHT[MODES["none"]], linestyle="--", linewidth=0.9, label="none")
         panel.set_xscale("log")
         panel.set_xticks(ks, [str(k) for k in ks])
         panel.minorticks_off()
-        panel.set_xlabel("K")
-        panel.set_ylabel(titled(gathered, metric))
+        panel.set(xlabel="K", ylabel=titled(gathered, metric))
     legend_below(figure, WIDTH, 2.2, panels[-1])
     return figure

@@ -37,20 +37,17 @@ def looks(board: Board) -> list[Look]:
 
     More than eight samplers share colours, and differ in shape; 128 rows of a task can be told apart.
     """
-    families = list(dict.fromkeys(family(row) for row in board.rows))
-    taken = {MODES[name] for name in families if name in MODES}
-    free = [place for place in range(len(LIGHT)) if place not in taken]
+    families = dict.fromkeys(map(family, board.rows))
+    free = [place for place in range(len(LIGHT)) if place not in [MODES.get(name) for name in families]]
     others = [name for name in families if name not in MODES]
     colours = MODES | {name: free[place % len(free)] for place, name in enumerate(others)}
-    kin: dict[int, list[Any]] = {}
+    alike: dict[int, dict[Any, int]] = {}  # of each colour: {setting: how many came before it}
     found = []
     for row in board.rows:
         colour = colours[family(row)]
-        alike = kin.setdefault(colour, [])
-        setting = tuple(row.axes.get(name) for name in ("data", "backbone", "sampler", "adaptation", "k", "variant"))
-        if setting not in alike:
-            alike.append(setting)
-        shape = list(SHAPES)[(colour + alike.index(setting)) % len(SHAPES)]  # also colours apart differ in shape
+        setting = tuple(row.axes[name] for name in ("data", "backbone", "sampler", "adaptation", "k", "variant"))
+        place = alike.setdefault(colour, {}).setdefault(setting, len(alike[colour]))
+        shape = list(SHAPES)[(colour + place) % len(SHAPES)]  # also colours apart differ in shape
         found.append(Look(colour, shape, row.axes["adapter"] == "lora"))
     return found
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from adir.errors import InputError
 from adir.files import write_bytes
+from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import Layout, is_hash, losses_of
+from adir.harness.records.record import Record
 from adir.harness.report.curves import held_out_curve, mean_curve, oracle_curve
 from adir.harness.report.exhibits import Exhibits
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
 from adir.harness.report.looks import colours_css
-from adir.harness.tables.board import Board
-from adir.harness.tables.formats import COUNTS, cell_text, explanation, headings, lead
+from adir.harness.tables.board import Board, Row
+from adir.harness.tables.formats import COUNTS, explanation, headings, lead, score_text
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
@@ -46,8 +49,7 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
 
         drawn = path.parent / "figures"
         Layout(drawn).mark()
-        for written in write_figures(gathered, drawn):
-            print(written)
+        print(*write_figures(gathered, drawn), sep="\n")
     if gathered.board.damaged:
         print(f"{gathered.board.damaged} damaged files are left out; the page's notes name them")
     return 1 if gathered.board.damaged else 0
@@ -65,8 +67,8 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
         "rows": [row_data(gathered, number) for number in range(len(board.rows))],
         "losses": losses,
         "adapterFiles": adapter_files,
-        "heldOut": held_out_curves(gathered),
-        "oracle": oracle_curves(gathered),
+        "heldOut": curves_of(board, held_out_of),
+        "oracle": curves_of(board, oracle_of),
         "firstSeed": gathered.first_seed,
         "fidelity": pick_metric(board, FIDELITY),
         "perceived": pick_metric(board, PERCEIVED),
@@ -74,7 +76,7 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
     kept = TEXT_BYTES + len(json.dumps(fixed))
     for _ in range(2):
         exhibits = Exhibits(gathered, page_folder)
-        data = fixed | exhibits.fill(LARGEST_PAGE - kept - exhibits.text_bytes())
+        data = fixed | exhibits.fill(LARGEST_PAGE - kept)
         content = html(gathered, exhibits, data)
         if len(content) <= LARGEST_PAGE:
             break
@@ -106,7 +108,7 @@ def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
         summary=board.summary,
         explanation=explanation(board),
         notes=[note for note in board.notes if not note.startswith("failed: ")],  # these have a table
-        failed=[(gathered.labels[number], record) for number, record in gathered.failed],
+        failed=failed_of(gathered),
         pictures_said=exhibits.said(),
         made_with=gathered.made_with,
         settings=settings(gathered),
@@ -138,24 +140,28 @@ def json_block(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def failed_of(gathered: Gathered) -> list[tuple[str, Record]]:
+    """(its row's label, the record) of those that failed."""
+    return [(gathered.labels[number], record) for number, record in gathered.records if record.status == "failed"]
+
+
 def facts(gathered: Gathered) -> list[tuple[str, str]]:
     """What stands under the title."""
-    board = gathered.board
-    tasks = list(dict.fromkeys(row.axes["task"] for row in board.rows))
-    backbones = list(dict.fromkeys(row.axes["backbone"] for row in board.rows))
-    samplers = list(dict.fromkeys(row.axes["sampler"] for row in board.rows))
+    n_failed = len(failed_of(gathered))
+    named = {
+        axis: dict.fromkeys(row.axes[axis] for row in gathered.board.rows) for axis in ("task", "backbone", "sampler")
+    }
     seeds = sorted({seed for scene in gathered.scenes for seed in scene.seeds})
     commits = sorted({str(made["commit"])[:10] for made in gathered.made_with if made["commit"]})
-    shown = [
-        ("records", f"{gathered.n_records:,}" + (f", {len(gathered.failed):,} failed" if gathered.failed else "")),
+    return [
+        ("records", f"{len(gathered.records):,}" + (f", {n_failed:,} failed" if n_failed else "")),
         ("pictures", f"{len({scene.image_id for scene in gathered.scenes}):,}"),
-        ("tasks", ", ".join(tasks)),
-        ("backbone", ", ".join(backbones)),
-        ("sampler", ", ".join(samplers)),
+        ("tasks", ", ".join(named["task"])),
+        ("backbone", ", ".join(named["backbone"])),
+        ("sampler", ", ".join(named["sampler"])),
         ("seeds", ", ".join(map(str, seeds))),
         ("commit", ", ".join(commits) or "not recorded"),
     ]
-    return [(name, text) for name, text in shown]
 
 
 def lead_headings(board: Board) -> list[str]:
@@ -165,11 +171,12 @@ def lead_headings(board: Board) -> list[str]:
 
 def lead_classes(board: Board) -> dict[str, str]:
     """CSS classes of these columns: `same` is hidden where there is little room."""
+    leads = [lead(board, row) for row in board.rows]
     found = {}
     for place, heading in enumerate(lead_headings(board), 1):
-        same = len({lead(board, row)[place] for row in board.rows}) < 2
-        kind = ("lead count" if heading == "n" else "lead") + ("" if heading in COUNTS else " text")
-        found[heading] = "name" if heading == "mode" else kind + (" same" if same else "")
+        same = len({texts[place] for texts in leads}) < 2
+        kind = "lead" + " count" * (heading == "n") + " text" * (heading not in COUNTS) + " same" * same
+        found[heading] = "name" if heading == "mode" else kind
     return found
 
 
@@ -184,25 +191,20 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(board.rows):
         title, *texts = lead(board, row)
+        values = [
+            dict(zip(("mean", "rest", "below"), score_text(row, name), strict=True))
+            | {"best": row.standing.get(name) == "best", "number": row.estimates[name].value, "empty": name in empty}
+            for name in board.metrics
+        ]
         group = groups.setdefault(row.axes["task"], {"title": title, "task": row.axes["task"], "rows": []})
-        values = []
-        for name in board.metrics:
-            estimate, standing = row.estimates[name], row.standing.get(name)
-            text = cell_text(estimate, row.to_reference.get(name), "\n", standing, row.verdicts.get(name), ("", "\x02"))
-            first, *below = text.split("\n")
-            bold, _, rest = first.rpartition("\x02")  # what is bold of it, which is nothing but in the one best row
-            values.append(
-                {"bold": bold, "rest": rest, "below": below, "number": estimate.value} | {"empty": name in empty}
-            )
-        label = gathered.labels[number]
-        group["rows"].append({"number": number, "label": label, "lead": texts, "values": values})
+        group["rows"].append({"number": number, "label": gathered.labels[number], "lead": texts, "values": values})
     return list(groups.values())
 
 
 def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
     """What the charts need of a row."""
     row = gathered.board.rows[number]
-    evaluations, seconds = cost(gathered.done_of(number))
+    evaluations, seconds = cost(row.done)
     means = {name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()}
     return {
         "label": gathered.labels[number],
@@ -217,52 +219,45 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
 
 def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
     """(mean training loss of each row, rows of which adapters are among the results, with losses in them or without)."""
-    keys: dict[int, dict[str, None]] = {}
-    for scene in gathered.scenes:
-        for number, seeds in scene.cells.items():
-            for record in seeds.values():
-                if record.adapter is not None and is_hash(record.adapter.key):
-                    keys.setdefault(number, {})[record.adapter.key] = None
-    each = max(1, MOST_ADAPTERS // max(1, len(keys)))
+    adapters = grouped(
+        (n, r.adapter.key) for n, r in gathered.records if r.adapter is not None and is_hash(r.adapter.key)
+    )
+    each = max(1, MOST_ADAPTERS // max(1, len(adapters)))
     curves, there = [], []
-    for number in sorted(keys):
-        names = list(keys[number])
+    for number, keys in adapters.items():
+        names = list(dict.fromkeys(keys))
         names = names[:: -(-len(names) // each)]
-        curve = mean_curve([losses for name in names if (losses := losses_of(gathered.folder, name)) is not None])
+        losses = [dict(enumerate(losses_of(gathered.folder, name) or (), 1)) for name in names]
+        curve = mean_curve([one for one in losses if one], smooth=True)
         if curve is not None or any(Layout(gathered.folder).adapter(n).is_file() for n in names):
             there.append(number)
-        if curve is not None:
-            curves.append({"row": number} | curve)
+        curves += [{"row": number} | curve] if curve is not None else []
     return curves, there
 
 
-def held_out_curves(gathered: Gathered) -> list[dict[str, Any]]:
-    """Mean held-out loss of each row that has any; an adapter that records share counts once."""
-    curves = []
-    for number in range(len(gathered.board.rows)):
-        adapters = {r.adapter.key: r.adapter for r in gathered.done_of(number) if r.adapter is not None}
-        curve = held_out_curve([one.held_out for one in adapters.values() if one.held_out is not None])
-        curves += [{"row": number} | curve] if curve is not None else []
-    return curves
+def curves_of(board: Board, curve_of: Callable[[Row], dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """The curves of the rows that have one, each with its row's number."""
+    curves = enumerate(map(curve_of, board.rows))
+    return [{"row": number} | curve for number, curve in curves if curve is not None]
 
 
-def oracle_curves(gathered: Gathered) -> list[dict[str, Any]]:
-    """Mean change of the error of eps of each adapted row that has it."""
-    curves = []
-    for number in range(len(gathered.board.rows)):
-        curve = oracle_curve([r.oracle for r in gathered.done_of(number) if r.adapter is not None and r.oracle])
-        curves += [{"row": number} | curve] if curve is not None else []
-    return curves
+def held_out_of(row: Row) -> dict[str, Any] | None:
+    """Mean held-out loss of a row; an adapter that records share counts once."""
+    adapters = {record.adapter.key: record.adapter for record in row.done if record.adapter is not None}
+    return held_out_curve([adapter.held_out for adapter in adapters.values() if adapter.held_out is not None])
+
+
+def oracle_of(row: Row) -> dict[str, Any] | None:
+    """Mean change of the error of eps of an adapted row."""
+    return oracle_curve([record.oracle for record in row.done if record.adapter is not None and record.oracle])
 
 
 def settings(gathered: Gathered) -> list[tuple[str, str]]:
     """(title, JSON) of what decides the numbers of each row, less the seed, and of its data and scoring."""
     shown = []
-    for number, row in enumerate(gathered.board.rows):
-        identity = {key: value for key, value in row.identity.items() if key != "seed"}
-        example = gathered.examples.get(number)
-        configured = {} if example is None else example.configuration
-        more = {key: configured[key] for key in ("data", "scoring") if key in configured}
-        text = json.dumps(identity | more, indent=2, ensure_ascii=False)
-        shown.append((f"{row.axes['task']} {gathered.labels[number]}", text))
+    for row, label in zip(gathered.board.rows, gathered.labels, strict=True):
+        configured = row.records[0].configuration
+        told = {key: value for key, value in row.identity.items() if key != "seed"}
+        told |= {key: configured[key] for key in ("data", "scoring") if key in configured}
+        shown.append((f"{row.axes['task']} {label}", json.dumps(told, indent=2, ensure_ascii=False)))
     return shown

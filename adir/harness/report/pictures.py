@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from adir.data.fields import cut, field_named
+from adir.harness.records.layout import stored_pictures
 from adir.images import from_uint8, hash_of_picture
 
 LONGEST_SIDE = 512  # pixels of a picture that was made smaller
@@ -31,10 +32,11 @@ class Album:
 
     def __init__(self, folder: Path, page: Path, exact: bool) -> None:
         self.folder, self.page, self.exact = folder, page, exact
+        self.size = (None, None) if exact else (LONGEST_SIDE, QUALITY)
+        """Longest side in pixels and quality of pictures; None: as they are, without loss."""
         self.budget = 0  # bytes of data URIs
         self.pixels = 0  # that may be encoded, as a megapixel takes about 0.1 s
         self.sources: list[str] = []
-        self.embedded = 0
         self.linked = 0
         self._numbers: dict[str, int] = {}
         self._by_source: dict[str, int] = {}
@@ -51,37 +53,19 @@ class Album:
 
     def file(self, name: str | None) -> int | None:
         """A picture file of the results folder, by its path in it; None where there is none or it cannot be read."""
-        if name is None or not is_inside(name):
+        path = file_in(self.folder, name)
+        if path is None or name is None:
             return None
-        if name not in self._numbers:
-            path = self.folder / name
-            if self.full:
-                return self._link(name, path) if path.is_file() else None
-            picture = open_rgb(path)
-            if picture is None:
-                return None
-            self._encode(name, picture, None if self.exact else LONGEST_SIDE, None if self.exact else QUALITY)
-        return self._numbers[name]
+        if self.full and name not in self._numbers:
+            self._link(name, path)
+        picture = None if name in self._numbers else open_rgb(self.folder, name)
+        return self.made(name, picture, *self.size)
 
-    def truth(self, key: str, picture: Image.Image | None) -> int | None:
-        """A picture that no file holds, treated as those of files."""
-        return self._made(key, picture, None if self.exact else LONGEST_SIDE, None if self.exact else QUALITY)
-
-    def heat(self, key: str, picture: Image.Image | None) -> int | None:
-        """An error map."""
-        return self._made(key, picture, LONGEST_SIDE, HEAT_QUALITY)
-
-    def thumbnail(self, key: str, picture: Image.Image | None) -> int | None:
-        """A picture at the size of a thumbnail."""
-        return self._made(key, picture, THUMBNAIL, QUALITY)
-
-    def _made(self, key: str, picture: Image.Image | None, longest_side: int | None, quality: int | None) -> int | None:
+    def made(self, key: str, picture: Image.Image | None, longest_side: int | None, quality: int | None) -> int | None:
         """A picture known under `key` from now on. None when there is none or no room for it."""
-        if key not in self._numbers:
-            if picture is None or self.full:
-                return None
+        if key not in self._numbers and picture is not None and not self.full:
             self._encode(key, picture, longest_side, quality)
-        return self._numbers[key]
+        return self._numbers.get(key)
 
     def _encode(self, key: str, picture: Image.Image, longest_side: int | None, quality: int | None) -> None:
         """quality None: without loss, which takes about four times as long."""
@@ -98,20 +82,29 @@ class Album:
             self._by_source[source] = len(self.sources)
             self.sources.append(source)
             self.budget -= len(source)
-            self.embedded += 1
         self._numbers[key] = self._by_source[source]
 
-    def _link(self, key: str, path: Path) -> int:
-        below = Path(os.path.relpath(path, self.page)).as_posix()
+    def _link(self, key: str, path: Path) -> None:
         self.linked += 1
         self._numbers[key] = len(self.sources)
+        below = Path(os.path.relpath(path, self.page)).as_posix()
         self.sources.append(quote(below))  # file names of records are percent-encoded themselves
-        return self._numbers[key]
+
+
+def file_in(folder: Path, name: str | None) -> Path | None:
+    """A file that a record names, where it is there and inside the results folder: records may come from somebody else."""
+    path = PurePosixPath(name or "..")
+    inside = not path.is_absolute() and ".." not in path.parts
+    return folder / path if inside and (folder / path).is_file() else None
 
 
 @functools.lru_cache(maxsize=64)
-def open_rgb(path: Path) -> Image.Image | None:
-    """A picture file, or None when it is not there or is no picture. The last ones are kept: do not change what it gives."""
+def open_rgb(folder: Path, name: str | None) -> Image.Image | None:
+    """A picture file of the results, or None when it is not there or is no picture. The last ones are kept: do not change
+    what it gives."""
+    path = file_in(folder, name)
+    if path is None:
+        return None
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
@@ -119,26 +112,19 @@ def open_rgb(path: Path) -> Image.Image | None:
         return None
 
 
-def is_inside(name: str) -> bool:
-    """Whether a path that a record names stays inside the results folder: records may come from somebody else."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
 @functools.cache
-def embedded_test_field(image_id: str, sha256: str | None) -> Image.Image | None:
-    """x of an embedded test field, built again; None for other ids, and where it is not the picture of the record."""
+def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
+    """An embedded field, built again; None for other ids, and where it is not the picture of this hash."""
     field = field_named(image_id)
     if field is None or (sha256 is not None and hash_of_picture(from_uint8(cut(field))) != sha256):
         return None
     return Image.fromarray(cut(field))
 
 
-@functools.cache
-def embedded_corpus_field(image_id: str) -> Image.Image | None:
-    """A picture of the embedded corpus by its id, built again; None for other ids."""
-    field = field_named(image_id)
-    return None if field is None else Image.fromarray(cut(field))
+def ground_truth(folder: Path, image_id: str, sha256: str | None) -> Image.Image | None:
+    """x as the results keep it, or else an embedded field; None where there is neither. sha256: of x, None where not known."""
+    kept = next((open_rgb(folder, name) for name in stored_pictures(sha256)), None)  # the first is of full size
+    return kept if kept is not None else embedded_field(image_id, sha256)
 
 
 def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.Image | None:
@@ -149,8 +135,7 @@ def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.
     if restored is None or truth is None or restored.size != truth.size:
         return None
     difference = np.abs(np.asarray(restored, np.int16) - np.asarray(truth, np.int16)).mean(axis=2)
-    levels = np.minimum(np.rint(difference), ERROR_SCALE - 1).astype(np.uint8)
-    heat = Image.fromarray(levels)
+    heat = Image.fromarray(np.minimum(np.rint(difference), ERROR_SCALE - 1).astype(np.uint8))
     heat.putpalette([channel for colour in error_colours() for channel in colour])
     return heat
 

@@ -29,20 +29,14 @@ def best_of(contests: list[list[dict[str, float | None]]], directions: list[str]
     leaders: list[int] = []
     tests: list[tuple[int, int, float, bool]] = []  # contest, place, p, leans to the leader
     for number, (rows, direction) in enumerate(zip(contests, directions, strict=True)):
-        names = sorted(rows[0])
-        values = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
-        if direction == "lower":
-            values = -values
-        means = values.mean(1)
-        leader = int(means.argmax())
-        leaders.append(leader)
-        for place in range(len(rows)):
-            if place != leader:
-                d = values[leader] - values[place]
+        sign = -1.0 if direction == "lower" else 1.0
+        values = sign * np.array([[row[name] for name in sorted(row)] for row in rows], dtype=np.float64)
+        leaders.append(int(values.mean(1).argmax()))
+        for place, d in enumerate(values[leaders[-1]] - values):
+            if place != leaders[-1]:
                 tests.append((number, place, signed_rank_p(d), float(np.median(d)) > 0))
-    adjusted = holm([p for _, _, p, _ in tests])
     tied: list[list[int]] = [[leader] for leader in leaders]
-    for (number, place, _, leans), p in zip(tests, adjusted, strict=True):
+    for (number, place, _, leans), p in zip(tests, holm([p for _, _, p, _ in tests]), strict=True):
         if p >= ALPHA or not leans:
             tied[number].append(place)
     return [sorted(places) for places in tied]

@@ -1,25 +1,20 @@
 """The board as text: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML page. The same board gives the same bytes."""
 
-import csv
 import html
-import io
 import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from adir.harness.tables.board import Board, Row, Standing, several
+from adir.harness.tables.board import Board, Row
 from adir.harness.tables.priors import short_prior
-from adir.harness.tables.statistics import (
-    FEWEST_PICTURES,
-    FEWEST_TO_TELL_APART,
-    STUDENT_BELOW,
-    Estimate,
-    PairedDifference,
-)
+from adir.harness.tables.statistics import FEWEST_PICTURES, FEWEST_TO_TELL_APART, STUDENT_BELOW
 from adir.harness.tables.terminal import Column, stacked
-from adir.harness.tables.verdicts import Verdict, margins
+from adir.harness.tables.verdicts import margins
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 PRIOR = "prior trained on"
@@ -58,47 +53,32 @@ def explanation(board: Board) -> str:
     return text + "residual: rms(A x̂ − y) in grey levels, to be read beside σ, the noise of y."
 
 
-def cell_text(
-    estimate: Estimate,
-    difference: PairedDifference | None,
-    newline: str,
-    standing: Standing | None = None,
-    verdict: Verdict | None = None,
-    bold: tuple[str, str] = ("", ""),
-) -> str:
-    """`23.14 ± 0.80 ≈`, and on a line of its own `+0.31 [+0.12, +0.55] better †`: the paired difference and its interval.
-
-    bold: what goes around the mean of the one best row.
-    """
+def score_text(row: Row, metric: str) -> tuple[str, str, str]:
+    """(`23.14`, ` ± 0.80 ≈`, `+0.31 [+0.12, +0.55] better †`): a mean, what follows it, and the paired difference with its
+    interval, which stands on a line of its own. The mean of the one best row of its task is printed bold."""
+    estimate, difference, verdict = row.estimates[metric], row.to_reference.get(metric), row.verdicts.get(metric)
+    rest = below = ""
     if estimate.value is None:
-        text = f"– (n={estimate.n})" if estimate.n else "–"
+        mean = f"– (n={estimate.n})" if estimate.n else "–"
     else:
-        text = f"{estimate.value:#.4g}"  # 25.30, not 25.3
-        text = bold[0] + text + bold[1] if standing == "best" else text
-        if estimate.standard_error is not None:
-            text += f" ± {estimate.standard_error:.2g}"
-        text += f" {TIED}" if standing == "tied" else ""
+        mean = f"{estimate.value:#.4g}"  # 25.30, not 25.3
+        rest = f" ± {estimate.standard_error:.2g}" if estimate.standard_error is not None else ""
+        rest += f" {TIED}" if row.standing.get(metric) == "tied" else ""
     if difference is not None:
-        text += f"{newline}{difference.mean:+.2g}"
+        below = f"{difference.mean:+.2g}"
         if difference.low is not None:
-            text += f" [{difference.low:+.2g}, {difference.high:+.2g}]".replace("inf", "∞")
-        text += f" (n={difference.n})" if difference.dropped else ""
-        text += f" {verdict.word}" if verdict is not None else ""
-        text += f" {DIFFERS}" if difference.significant else ""
-    return text
-
-
-def extra_axes(board: Board) -> list[str]:
-    """The axes that need a column because the board has several of them: data, backbone, sampler."""
-    return several(row.axes for row in board.rows)
+            below += f" [{difference.low:+.2g}, {difference.high:+.2g}]".replace("inf", "∞")
+        below += f" (n={difference.n})" if difference.dropped else ""
+        below += f" {verdict.word}" if verdict is not None else ""
+        below += f" {DIFFERS}" if difference.significant else ""
+    return mean, rest, below
 
 
 def headings(board: Board) -> list[str]:
     """Column titles, shared by every form of the table: those of `lead`, then the metrics."""
     metrics = (tidy(name) + ARROWS[way] for name, way in board.metrics.items())
     costs = EVALUATIONS if shows_evaluations(board) else ()
-    prior = [PRIOR] * tells_priors(board)
-    return ["task", *extra_axes(board), *prior, "mode", "K", "adapter", "n", *costs, *metrics]
+    return ["task", *board.shown, *[PRIOR] * tells_priors(board), "mode", "K", "adapter", "n", *costs, *metrics]
 
 
 def tells_priors(board: Board) -> bool:
@@ -115,30 +95,34 @@ def lead(board: Board, row: Row) -> list[str]:
     """The columns of a row before its metrics."""
     axes = row.axes
     setting = axes["setting"] or (f"#{axes['variant']}" if axes["variant"] else "")
-    mode = f"{axes['adaptation']} {setting}".strip()
     n = max((e.n for e in row.estimates.values()), default=0)
-    count = str(n) if row.have == row.expected else f"{row.have}/{row.expected}"
     task = axes["task"] + (f" (σ {row.sigma_y:g})" if row.sigma_y is not None else "")
-    extra = [axes[name] or "–" for name in extra_axes(board)] + [short_prior(row.trained_on)] * tells_priors(board)
-    k = "–" if axes["k"] is None else str(axes["k"])
-    costs = row.evaluations if shows_evaluations(board) else ()
-    calls = ["–" if n is None else f"{n:.4g}" for n in costs]
-    return [tidy(text) for text in (task, *extra, mode, k, axes["adapter"] or "–", count, *calls)]
-
-
-def cells(board: Board, row: Row, newline: str = "\n", bold: tuple[str, str] = ("", "")) -> list[str]:
-    """One row as text; `newline` parts a mean from the difference under it."""
-    return lead(board, row) + [
-        cell_text(
-            row.estimates[name],
-            row.to_reference.get(name),
-            newline,
-            row.standing.get(name),
-            row.verdicts.get(name),
-            bold,
-        )
-        for name in board.metrics
+    extra = [axes[name] or "–" for name in board.shown] + [short_prior(row.trained_on)] * tells_priors(board)
+    mode = [
+        f"{axes['adaptation']} {setting}".strip(),
+        "–" if axes["k"] is None else str(axes["k"]),
+        axes["adapter"] or "–",
     ]
+    count = str(n) if row.have == row.expected else f"{row.have}/{row.expected}"
+    calls = ["–" if n is None else f"{n:.4g}" for n in (row.evaluations if shows_evaluations(board) else ())]
+    return [tidy(text) for text in (task, *extra, *mode, count, *calls)]
+
+
+def cells(
+    board: Board,
+    row: Row,
+    newline: str = "\n",
+    bold: tuple[str, str] = ("", ""),
+    safe: Callable[[str], str] = str,
+) -> list[str]:
+    """One row as text. newline: between a mean and the difference under it.  bold: what goes around the mean of the one best
+    row.  safe: what makes a text from the data harmless in this form."""
+    texts = [safe(text) for text in lead(board, row)]
+    for name in board.metrics:
+        mean, rest, below = map(safe, score_text(row, name))
+        before, after = bold if row.standing.get(name) == "best" else ("", "")
+        texts.append(before + mean + after + rest + (newline + below if below else ""))
+    return texts
 
 
 def tidy(text: str) -> str:
@@ -148,40 +132,28 @@ def tidy(text: str) -> str:
 
 def to_terminal(board: Board, title: str, width: int) -> list[Table]:
     """The tables for rich, of as many metrics each as `width` columns hold."""
-    rows = board.rows
-    headed, leads = headings(board), [lead(board, row) for row in rows]
-    names = [
-        Column(heading, [Text(texts[place]) for texts in leads], number=heading in COUNTS)
-        for place, heading in enumerate(headed[: len(headed) - len(board.metrics)])
+    n_lead, rows = len(headings(board)) - len(board.metrics), board.rows
+    lines = [[*map(Text, lead(board, row)), *(score_of(row, name) for name in board.metrics)] for row in rows]
+    columns = [
+        Column(heading, texts, number=place >= n_lead or heading in COUNTS)
+        for place, (heading, texts) in enumerate(zip(headings(board), zip(*lines, strict=True), strict=True))
     ]
-    values = []
-    for metric, heading in zip(board.metrics, headed[len(names) :], strict=True):
-        texts = [
-            Text(
-                cell_text(
-                    row.estimates[metric],
-                    row.to_reference.get(metric),
-                    "\n",
-                    row.standing.get(metric),
-                    row.verdicts.get(metric),
-                )
-            )
-            for row in rows
-        ]
-        for row, text in zip(rows, texts, strict=True):
-            if row.standing.get(metric) == "best":
-                text.stylize("bold", 0, text.plain.index(" ") if " " in text.plain else len(text.plain))
-        values.append(Column(heading, texts, number=True))
     ends = [n for n in range(len(rows) - 1) if rows[n].axes["task"] != rows[n + 1].axes["task"]]
-    return stacked(tidy(title), names, values, width, ends)
+    return stacked(tidy(title), columns[:n_lead], columns[n_lead:], width, ends)
+
+
+def score_of(row: Row, metric: str) -> Text:
+    """A score as the terminal shows it."""
+    mean, rest, below = score_text(row, metric)
+    style = "bold" if row.standing.get(metric) == "best" else ""
+    return Text.assemble((mean, style), rest, f"\n{below}" if below else "")
 
 
 def to_markdown(board: Board) -> str:
     """The table for a README; text from data cannot leave its cell."""
-    lines = ["| " + " | ".join(map(markdown_safe, headings(board))) + " |", "|" + " --- |" * len(headings(board))]
-    for row in board.rows:
-        texts = cells(board, row, "\n", ("**", "**"))
-        lines.append("| " + " | ".join(markdown_safe(text).replace("\n", "<br>") for text in texts) + " |")
+    table = [[markdown_safe(heading) for heading in headings(board)], ["---"] * len(headings(board))]
+    table += [cells(board, row, "<br>", ("**", "**"), markdown_safe) for row in board.rows]
+    lines = [f"| {' | '.join(texts)} |" for texts in table]
     lines += ["", f"**{markdown_safe(tidy(board.summary))}**"] if board.summary else []
     lines += ["", explanation(board)]
     return "\n".join([*lines, *(f"- {markdown_safe(tidy(note))}" for note in board.notes)]) + "\n"
@@ -192,42 +164,30 @@ def markdown_safe(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
-ENDS = ("", "_low", "_high", "_n", "_p", "_p_holm", "_verdict", "_least")
-"""Of the columns of a difference in the CSV: 90 % interval, clusters, p, verdict, least gain shown with 80 % power."""
-
-
 def to_csv(board: Board) -> str:
-    """Full precision, one line per row, empty where missing."""
-    buffer = io.StringIO()
-    fields = [*("backbone", "sampler", "task", "adaptation", "adapter", "k", "variant", "setting", "data")]
-    fields += ["prior_trained_on", "sigma_y", "records", "expected", "evaluations", "gradient_evaluations"]
-    for name in board.metrics:
-        fields += [name, f"{name}_se", f"{name}_n", f"{name}_version", f"{name}_standing"]
-        fields += [f"{name}_minus_{board.against}{end}" for end in ENDS]
-    table = csv.DictWriter(buffer, fields, lineterminator="\n")
-    table.writeheader()
+    """Full precision, one line per row, empty where missing.
+
+    Of a difference: mean, 90 % interval, clusters, p, verdict, least gain shown with 80 % power.
+    """
+    lines = []
     for row in board.rows:
-        line: dict[str, Any] = dict(row.axes) | {"prior_trained_on": row.trained_on, "sigma_y": row.sigma_y}
+        line: dict[str, Any] = row.axes | {"prior_trained_on": row.trained_on, "sigma_y": row.sigma_y}
         line |= {"records": row.have, "expected": row.expected}
         line["evaluations"], line["gradient_evaluations"] = row.evaluations
         for name in board.metrics:
             mean, difference, verdict = row.estimates[name], row.to_reference.get(name), row.verdicts.get(name)
             line |= {name: mean.value, f"{name}_se": mean.standard_error, f"{name}_n": mean.n}
             line |= {f"{name}_version": board.versions.get(name), f"{name}_standing": row.standing.get(name)}
-            if difference is not None:
-                values = (
-                    difference.mean,
-                    difference.low,
-                    difference.high,
-                    difference.n,
-                    difference.p,
-                    difference.p_holm,
-                    None if verdict is None else verdict.word,
-                    None if verdict is None else verdict.least,
-                )
-                line |= {f"{name}_minus_{board.against}{end}": value for end, value in zip(ENDS, values, strict=True)}
-        table.writerow(line)
-    return buffer.getvalue()
+            minus = f"{name}_minus_{board.against}"
+            line[minus] = getattr(difference, "mean", None)
+            line |= {f"{minus}_{part}": getattr(difference, part, None) for part in ("low", "high", "n", "p", "p_holm")}
+            line |= {
+                f"{minus}_verdict": getattr(verdict, "word", None),
+                f"{minus}_least": getattr(verdict, "least", None),
+            }
+        lines.append(line)
+    frame = pd.DataFrame(lines, dtype=object)  # so that a whole number stays one in a column where some are missing
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 TEX = {
@@ -260,87 +220,84 @@ def tex(text: str) -> str:
     return "".join(TEX.get(letter, letter) for letter in tidy(text))
 
 
+def booktabs(aligned: str, headings: Sequence[str], groups: Iterable[Iterable[Sequence[str]]]) -> list[str]:
+    """The lines of a booktabs table, whose texts are LaTeX already, with a rule before each group of rows."""
+    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", " & ".join(headings) + r" \\"]
+    for rows in groups:
+        lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+    return [*lines, r"\bottomrule", r"\end{tabular}", ""]
+
+
 def to_latex(board: Board) -> str:
     """A booktabs table: \\usepackage{booktabs}. Differences stand in a line of their own under the means."""
     n_lead = len(headings(board)) - len(board.metrics)
-    lines = [
-        r"% \usepackage{booktabs}",
-        r"\begin{tabular}{" + "l" * n_lead + "r" * len(board.metrics) + "}",
-        r"\toprule",
-        " & ".join(map(tex, headings(board))) + r" \\",
-    ]
-    previous = None
-    for row in board.rows:
-        if row.axes["task"] != previous:
-            lines.append(r"\midrule")
-        previous = row.axes["task"]
-        above: list[str] = list(map(tex, lead(board, row)))
-        below = [""] * n_lead
-        for name in board.metrics:
-            text = cell_text(
-                row.estimates[name],
-                row.to_reference.get(name),
-                "\n",
-                row.standing.get(name),
-                row.verdicts.get(name),
-                ("\x01", "\x02"),
-            )
-            mean, _, difference = text.partition("\n")
-            start, _, rest = mean.rpartition("\x02")
-            text = r"\textbf{" + tex(start[1:]) + "}" + tex(rest) if start else tex(mean)
-            above.append(re.sub(r"(?<![\w-])-(?=\d)", "$-$", text))
-            below.append(r"{\footnotesize " + tex(difference).replace("-", "$-$") + "}" if difference else "")
-        lines.append(" & ".join(above) + r" \\")
-        if any(below):
-            lines.append(" & ".join(below) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", ""]
-    lines += [
-        f"% {tidy(text)}" for text in (*([board.summary] if board.summary else []), explanation(board), *board.notes)
-    ]  # on one line each: nothing can end the comment
-    return "\n".join(lines) + "\n"
+    groups: list[list[list[str]]] = []
+    for _, rows in groupby(board.rows, key=lambda row: row.axes["task"]):
+        groups.append([])
+        for row in rows:
+            texts = cells(board, row, "\n", (r"\textbf{", "}"), tex)
+            scores = [re.sub(r"(?<![\w-])-(?=\d|\$\\infty)", "$-$", text).partition("\n") for text in texts[n_lead:]]
+            groups[-1].append([*texts[:n_lead], *(mean for mean, _, _ in scores)])
+            if any(below for _, _, below in scores):
+                below = [r"{\footnotesize " + difference + "}" if difference else "" for _, _, difference in scores]
+                groups[-1].append([""] * n_lead + below)
+    lines = booktabs("l" * n_lead + "r" * len(board.metrics), [*map(tex, headings(board))], groups)
+    # On one line each, so that nothing can end the comment.
+    return (
+        "\n".join([*lines, *(f"% {tidy(text)}" for text in (board.summary, explanation(board), *board.notes) if text)])
+        + "\n"
+    )
 
 
-HTML_STYLE = """\
-:root { color-scheme: light dark; }
-body { margin: 2rem; font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-body { background: Canvas; color: CanvasText; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .4rem .7rem; text-align: left; vertical-align: baseline; white-space: nowrap; }
-td { border-bottom: 1px solid #8884; }
-thead th { border-bottom: 1px solid; }
-.number { text-align: right; }
-p, li { max-width: 58rem; font-size: .85rem; }
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>ADIR leaderboard</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 2rem; font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }}
+body {{ background: Canvas; color: CanvasText; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: .9rem; }}
+th, td {{ padding: .4rem .7rem; text-align: left; vertical-align: baseline; white-space: nowrap; }}
+td {{ border-bottom: 1px solid #8884; }}
+thead th {{ border-bottom: 1px solid; }}
+{right} {{ text-align: right; }}
+p, li {{ max-width: 58rem; font-size: .85rem; }}
+</style>
+</head>
+<body>
+{summary}<div class="scroll">
+<table class="adir-leaderboard">
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}</tbody>
+</table>
+</div>
+<p>{explanation}</p>
+{notes}</body>
+</html>
 """
 """Few enough lines to read; Canvas and CanvasText are the browser's own light or dark."""
 
 
 def to_html(board: Board) -> str:
     """A page of its own: the table with its explanation and notes, every text escaped, no script, light or dark."""
-    names = len(headings(board)) - len(board.metrics)
-    kinds = [
-        ' class="number"' if place >= names or heading in COUNTS else ""
-        for place, heading in enumerate(headings(board))
-    ]
-    lines = ["<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">']
-    lines += ['<meta name="viewport" content="width=device-width, initial-scale=1">', "<title>ADIR leaderboard</title>"]
-    lines += [f"<style>\n{HTML_STYLE}</style>", "</head>", "<body>"]
-    lines += [f"<p><b>{html.escape(tidy(board.summary))}</b></p>"] if board.summary else []
-    lines += ['<div class="scroll">', '<table class="adir-leaderboard">', "<thead><tr>"]
-    for kind, heading in zip(kinds, headings(board), strict=True):
-        lines.append(f'<th scope="col"{kind}>{html.escape(heading)}</th>')
-    lines += ["</tr></thead>", "<tbody>"]
-    for row in board.rows:
-        lines.append("<tr>")
-        for kind, text in zip(kinds, cells(board, row, "\n", ("\x01", "\x02")), strict=True):
-            safe = html.escape(text).replace("\n", "<br>").replace("\x01", "<b>").replace("\x02", "</b>")
-            lines.append(f"<td{kind}>{safe}</td>")
-        lines.append("</tr>")
-    lines += ["</tbody>", "</table>", "</div>"]
-    lines += [f"<p>{html.escape(explanation(board))}</p>"]
-    if board.notes:
-        lines += ["<ul>", *(f"<li>{html.escape(tidy(note))}</li>" for note in board.notes), "</ul>"]
-    return "\n".join([*lines, "</body>", "</html>"]) + "\n"
+    columns = headings(board)
+    numbers = [n for n, name in enumerate(columns, 1) if name in COUNTS or n > len(columns) - len(board.metrics)]
+    rows = [cells(board, row, "<br>", ("<b>", "</b>"), html.escape) for row in board.rows]
+    notes = "".join(f"<li>{html.escape(tidy(note))}</li>\n" for note in board.notes)
+    return PAGE.format(
+        right=", ".join(f"tr > :nth-child({number})" for number in numbers),
+        summary=f"<p><b>{html.escape(tidy(board.summary))}</b></p>\n" if board.summary else "",
+        head="".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in columns),
+        body="".join(f"<tr>{''.join(f'<td>{text}</td>' for text in texts)}</tr>\n" for texts in rows),
+        explanation=html.escape(explanation(board)),
+        notes=f"<ul>\n{notes}</ul>\n" if notes else "",
+    )
 
 
 FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex, "html": to_html}

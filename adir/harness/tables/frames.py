@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from adir.errors import InputError
+from adir.harness.records.record import Record
 from adir.harness.records.sources import read_sources
 from adir.harness.tables.board import Board
 from adir.harness.tables.formats import to_csv
@@ -22,27 +22,19 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
 
     A score that is missing is NaN. Raises InputError where a source holds no records.
     """
-    lines: list[dict[str, Any]] = []
     records, _, _ = read_sources([Path(source) for source in sources]).counted()
-    if not records:
-        raise InputError(f"{', '.join(map(str, sources))}: no records; `adir run` makes them")
-    for record in records:
-        line: dict[str, Any] = record.axes.model_dump() | {
-            "data": record.image.data,
-            "image": record.image.id,
-            "cluster": record.image.cluster or record.image.id,
-            "status": record.status,
-        }
-        line |= {"cell": record.cell, "y": None if record.y is None else record.y.sha256}
-        line |= {name: score.value for name, score in record.scores.items()}
-        line |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
-        line["network_evaluations"] = None if record.sampler is None else record.sampler.network_evaluations
-        line["gradient_evaluations"] = None if record.sampler is None else record.sampler.gradient_evaluations
-        lines.append(line)
-    frame = pd.DataFrame(lines)
-    frame["k"] = frame["k"].astype("Int64")
-    metrics = {name for record in records for name in record.scores}
-    return frame.astype(dict.fromkeys(metrics, float))
+    frame = pd.DataFrame(map(line_of, records)).astype({"k": "Int64"})
+    return frame.astype(dict.fromkeys({name for record in records for name in record.scores}, float))
+
+
+def line_of(record: Record) -> dict[str, Any]:
+    """What the frame holds of one record."""
+    image, sampler = record.image, record.sampler
+    line = record.axes.model_dump() | {"data": image.data, "image": image.id, "cluster": image.cluster or image.id}
+    line |= {"status": record.status, "cell": record.cell, "y": None if record.y is None else record.y.sha256}
+    line |= {name: score.value for name, score in record.scores.items()}
+    line |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
+    return line | {name: getattr(sampler, name, None) for name in ("network_evaluations", "gradient_evaluations")}
 
 
 def board_frame(board: Board) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from rich.text import Text
 
 from adir.configuration import config_dir
 from adir.errors import InputError
+from adir.harness.records.comparable import flatten
 from adir.harness.tables.board import Board, Row, label
-from adir.harness.tables.formats import ARROWS, tex, tidy
+from adir.harness.tables.formats import ARROWS, booktabs, tex, tidy
 from adir.harness.tables.statistics import mean_interval
 from adir.harness.tables.terminal import Column
 
@@ -52,9 +54,8 @@ class Comparison:
 def published_dir(package: Path = PACKAGE) -> Path:
     """Where the published tables are: inside an installed package, else in results/ of the checkout."""
     candidates = (package / "published", package.parent / "results" / "published")
-    for folder in candidates:
-        if any(folder.glob("*.yaml")):
-            return folder
+    if (found := next((folder for folder in candidates if any(folder.glob("*.yaml"))), None)) is not None:
+        return found
     raise InputError(f"no published tables (looked in {' and '.join(map(str, candidates))}): install adir again")
 
 
@@ -84,87 +85,67 @@ def command_of(experiment: str) -> str:
 
 def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
     """Every cell of a published table beside the row of ours that departs least from its conditions."""
-    found = []
-    for row in table["rows"]:
-        ours, departures = closest(table["conditions"], row, board) if board is not None else (None, ())
-        for metric in table["metrics"]:
-            cell = row["cells"][metric["name"]]
-            cell = {"source": table["source"]} | cell
-            found.append(comparison(row["name"], metric, cell, ours, board, departures))
-    return found
-
-
-def closest(conditions: dict[str, Any], wanted: dict[str, Any], board: Board) -> tuple[Row | None, tuple[str, ...]]:
-    """(our row of the task and mode that departs least, how it does); the first of equals, None where there is none."""
-    candidates = [r for r in board.rows if all(r.axes[axis] == wanted[axis] for axis in ("task", "adaptation"))]
-    judged = [(departures_of(conditions, wanted, row), row) for row in candidates]
-    departures, row = min(judged, key=lambda pair: len(pair[0]), default=((), None))
-    return row, departures
-
-
-def departures_of(conditions: dict[str, Any], wanted: dict[str, Any], row: Row) -> tuple[str, ...]:
-    """In what a row of ours is not what was published."""
-    found = [
-        f"other {axis}: {row.axes[axis]}, not {value}"
-        for axis, value in conditions["axes"].items()
-        if row.axes[axis] != value
+    rows = board.rows if board is not None else []
+    judged = [(row, *closest(table["conditions"], row, rows)) for row in table["rows"]]
+    return [
+        comparison(row["name"], metric, {"source": table["source"]} | row["cells"][metric["name"]], ours, departures)
+        for row, ours, departures in judged
+        for metric in table["metrics"]
     ]
-    entries = conditions["identity"] | (conditions["adapted"] if wanted["adaptation"] != "none" else {})
-    for entry, value in entries.items():
-        ours: Any = row.identity
-        for key in entry.split("."):
-            ours = ours.get(key) if isinstance(ours, dict) else None
-        if ours != value:
-            found.append(f"other {entry.split('.')[-1]}: {'none' if ours is None else ours}, not {value}")
+
+
+def closest(conditions: dict[str, Any], wanted: dict[str, Any], rows: list[Row]) -> tuple[Row | None, list[str]]:
+    """(our row of the task and mode that departs least, how it does); the first of equals, None where there is none."""
+    candidates = [row for row in rows if all(row.axes[axis] == wanted[axis] for axis in ("task", "adaptation"))]
+    judged = [(row, departures_of(conditions, wanted["adaptation"], row)) for row in candidates]
+    return min(judged, key=lambda pair: len(pair[1]), default=(None, []))
+
+
+def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
+    """In what a row of ours is not what was published."""
+    wanted = conditions["axes"] | conditions["identity"] | (conditions["adapted"] if mode != "none" else {})
+    ours = {entry: value for entry, value in (row.axes | flatten(row.identity)).items() if value is not None}
+    found = [
+        f"other {entry.split('.')[-1]}: {ours.get(entry, 'none')}, not {value}"
+        for entry, value in wanted.items()
+        if ours.get(entry) != value
+    ]
     if row.have < row.expected:
         found.append(f"{row.have} of {row.expected} records")
     n = len(next(iter(row.pictures.values()), {}))
     if n < conditions["n_pictures"]:
         found.append(f"too few pictures: {n}, not about {conditions['n_pictures']}")
-    return tuple(found)
+    return found
 
 
 def comparison(
-    method: str,
-    metric: dict[str, Any],
-    cell: dict[str, Any],
-    row: Row | None,
-    board: Board | None,
-    departures: tuple[str, ...],
+    method: str, metric: dict[str, Any], cell: dict[str, Any], row: Row | None, departures: Sequence[str]
 ) -> Comparison:
     """One cell with its verdict. Reasons against comparing are gathered, not the first alone."""
-    paper = cell["value"]
-    value, interval, n = None, None, 0
-    reasons = [] if paper is not None else ["the paper's number is unknown"]
+    paper, ours = cell["value"], metric["ours"]
+    estimate = row.estimates.get(ours) if row is not None else None
+    value = estimate.value if estimate is not None else None
+    values = row.means(ours).values() if row is not None and value is not None else ()
+    interval = mean_interval([one for one in values if one is not None])
+    reasons = ["the paper's number is unknown"] if paper is None else []
     if row is None:
         reasons.append(NO_ROW)
-    else:
-        assert board is not None
-        estimate = row.estimates.get(metric["ours"])
-        if estimate is None or estimate.value is None:
-            reasons.append(f"{metric['ours']} is missing in {label(row.axes)}")
-        else:
-            value, n = estimate.value, estimate.n
-            interval = mean_interval([v for v in row.means(metric["ours"]).values() if v is not None])
-            if interval is None:
-                reasons.append(f"{n} pictures give no interval")
-        reasons += departures
-        if why := metric.get("not_comparable"):
-            reasons.append(why)
-    if paper is None or value is None or interval is None or reasons:
-        verdict = "not comparable"
-        return Comparison(
-            method, metric, paper, cell["confidence"], cell["source"], value, interval, n, verdict, tuple(reasons)
-        )
-    beyond = max(interval[0] - paper, paper - interval[1])
-    if beyond <= 0:
-        verdict = "inside"
-    elif "back_end" in metric and (metric["back_end_difference"] is None or beyond <= metric["back_end_difference"]):
-        verdict, reasons = "not comparable", [f"outside by {beyond:.2g}, and {metric['back_end']}"]
-    else:
-        verdict = "outside"
+    elif value is None:
+        reasons.append(f"{ours} is missing in {label(row.axes)}")
+    elif interval is None:
+        reasons.append(f"{len(values)} pictures give no interval")
+    reasons += departures
+    if row is not None and "not_comparable" in metric:
+        reasons.append(metric["not_comparable"])
+    verdict = "not comparable"
+    if interval is not None and not reasons:
+        beyond = max(interval[0] - paper, paper - interval[1])
+        tolerated = metric.get("back_end_difference", 0.0)  # None: of unknown size
+        verdict = "inside" if beyond <= 0 else "outside"
+        if beyond > 0 and (tolerated is None or beyond <= tolerated):
+            verdict, reasons = "not comparable", [f"outside by {beyond:.2g}, and {metric['back_end']}"]
     return Comparison(
-        method, metric, paper, cell["confidence"], cell["source"], value, interval, n, verdict, tuple(reasons)
+        method, metric, paper, cell["confidence"], cell["source"], value, interval, len(values), verdict, tuple(reasons)
     )
 
 
@@ -199,27 +180,14 @@ def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
     """The paper's layout (booktabs): a line a method, a column a metric; ours in brackets, with * where not comparable."""
     metrics = table["metrics"]
     titles = [tex(metric["title"] + ARROWS[metric["direction"]]) for metric in metrics]
-    lines = [
-        r"% \usepackage{booktabs}",
-        r"\begin{tabular}{l" + "c" * len(metrics) + "}",
-        r"\toprule",
-        " & ".join(["Method", *titles]) + r" \\",
-        r"\midrule",
-    ]
-    for start in range(0, len(comparisons), len(metrics)):
-        row = comparisons[start : start + len(metrics)]
-        texts = []
-        for c in row:
+    rows, said = [], []
+    for method, of_method in groupby(comparisons, key=lambda c: c.method):
+        rows.append([tex(method)])
+        for c in of_method:
             paper = "?" if c.paper is None else f"{c.paper:.{c.metric['decimals']}f}"
             star = "$^*$" if c.verdict == "not comparable" else ""
-            texts.append(paper + (f" ({tex(f'{c.ours:#.4g}')}{star})" if c.ours is not None else ""))
-        lines.append(" & ".join([tex(row[0].method), *texts]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", ""]
-    lines.append(
-        f"% {tidy(table['title'])}. Published ({tidy(table['source'])}); in brackets ours; ?: unknown; *: not comparable:"
-    )
-    for c in comparisons:
-        own = [f"from {c.source}"] if c.source != table["source"] else []
-        if said := own + list(c.reasons):
-            lines.append(f"%   {tidy(c.method)}, {c.metric['title']}: {tidy('; '.join(said))}")
-    return "\n".join(lines) + "\n"
+            rows[-1].append(paper + (f" ({tex(f'{c.ours:#.4g}')}{star})" if c.ours is not None else ""))
+            if why := [f"from {c.source}"] * (c.source != table["source"]) + list(c.reasons):
+                said.append(f"%   {tidy(c.method)}, {c.metric['title']}: {tidy('; '.join(why))}")
+    about = f"% {tidy(table['title'])}. Published ({tidy(table['source'])}); in brackets ours; ?: unknown; *: not comparable:"
+    return "\n".join([*booktabs("l" + "c" * len(metrics), ["Method", *titles], [rows]), about, *said]) + "\n"

@@ -21,8 +21,7 @@ class Column:
     @property
     def width(self) -> int:
         """Of its longest line, with what stands around it."""
-        lines = [line for text in (self.heading, *map(str, self.texts)) for line in text.split("\n")]
-        return AROUND + max(map(cell_len, lines))
+        return AROUND + max(cell_len(line) for text in (self.heading, *self.texts) for line in str(text).split("\n"))
 
     @property
     def constant(self) -> bool:

@@ -8,7 +8,7 @@ clusters, so each of `L > 0` and `L > -m` is a one-sided test at 5 %. Verdicts a
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ import yaml
 
 from adir.configuration import config_dir
 from adir.errors import InputError
+from adir.harness.records.comparable import grouped
 from adir.harness.tables.statistics import FEWEST_TO_TELL_APART, PairedDifference, least_difference
 
 Word = Literal["better", "worse", "not worse", "undecided"]
@@ -108,8 +109,7 @@ def sentence(findings: Sequence[Finding], against: str, clustered: bool) -> str:
     if not findings:
         return ""
     unit = "clusters" if clustered else "images"
-    ns = sorted({finding.difference.n for finding in findings})
-    start = f"Against {against}, over {ns[0] if len(ns) == 1 else f'{ns[0]} to {ns[-1]}'} {unit}"
+    start = f"Against {against}, over {span([finding.difference.n for finding in findings])} {unit}"
     rows = grouped((finding.row, finding) for finding in findings)
     metrics = dict.fromkeys(finding.metric for finding in findings)
     tasks = dict.fromkeys(finding.task for finding in findings)
@@ -147,14 +147,11 @@ def counted(findings: Sequence[Finding]) -> str:
     return listed([f"{first} of {len(findings)} comparisons", *others])
 
 
-def grouped(pairs: Iterable[tuple[str, Finding]]) -> Mapping[str, list[Finding]]:
-    """{name: its findings}, in the order of the names' first."""
-    found: dict[str, list[Finding]] = {}
-    for name, finding in pairs:
-        found.setdefault(name, []).append(finding)
-    return found
-
-
 def listed(texts: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def span(values: Sequence[float], form: str = "") -> str:
+    """`8`, or `6 to 8`: the lowest and the highest, in this format."""
+    return " to ".join(dict.fromkeys(f"{end:{form}}" for end in (min(values), max(values))))

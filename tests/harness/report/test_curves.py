@@ -41,7 +41,8 @@ def test_windows_cover_every_iteration_once(length: int) -> None:
 def test_the_mean_curve_is_over_trainings() -> None:
     rng = np.random.default_rng(0)
     curves = rng.uniform(size=(7, 40))
-    found = mean_curve([*curves.tolist(), [1.0, 2.0]])  # one training of another length is left out
+    every = [dict(enumerate(losses, 1)) for losses in (*curves.tolist(), [1.0, 2.0])]
+    found = mean_curve(every, smooth=True)  # one training of another length is left out
     assert found is not None and found["n"] == 7
     pairs = curves.reshape(7, 20, 2).mean(axis=2)
     np.testing.assert_allclose(found["mean"], pairs.mean(axis=0), rtol=1e-3)

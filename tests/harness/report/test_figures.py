@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_records import ledger_of, made_record
+from made_records import ledger_of, made_record, put
+from matplotlib.figure import Figure
 from PIL import Image
 
 from adir.harness.report.figures import (
@@ -14,7 +15,6 @@ from adir.harness.report.figures import (
     all_figures,
     columns,
     legend_below,
-    new_figure,
     write_figures,
 )
 from adir.harness.report.gather import Gathered, gather
@@ -48,12 +48,12 @@ def test_results_of_a_baseline_alone_are_shown(several_samplers: Path) -> None:
 
 @pytest.mark.parametrize("n", [2, 21, 60])
 def test_the_legend_lies_inside_its_figure_however_many_rows_there_are(n: int) -> None:
-    figure = new_figure(WIDTH * 0.62, 2.6)
+    figure = Figure(figsize=(WIDTH * 0.62, 2.6), layout="constrained")
     axes = figure.subplots()
     for number in range(n):
         axes.errorbar(number, number, yerr=1, label=f"sampler_{number} knn k={number} lora")
     legend_below(figure, WIDTH * 0.62, 2.6, axes)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     inside, whole = legend.get_window_extent(), figure.bbox
     assert len(legend.get_texts()) == n
@@ -101,6 +101,16 @@ def test_error_bars_at_one_k_stand_beside_each_other(several_samplers: Path) -> 
     ends = np.concatenate([segment for bar in panel.collections for segment in bar.get_segments()])
     (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
     assert ((left, low) < ends).all() and (ends < (right, high)).all()
+
+
+def test_settings_of_one_mode_are_swept_apart(tmp_path: Path) -> None:
+    means = {(scale, k): scale / 10 + k for scale in (30, 100) for k in (1, 5, 20)}
+    for (scale, k), mean in means.items():
+        settings = {"sampler.guidance_scale": scale}
+        put(tmp_path, [made_record(mode="knn", k=k, settings=settings, scores={"psnr": mean, "piqe": 1.0})])
+    (panel, _) = dict(all_figures(gather(tmp_path)))["k-sweep made sr4"].axes
+    lines = {bars.get_label(): list(map(float, bars.lines[0].get_ydata())) for bars in panel.containers}
+    assert lines == {f"knn full guidance_scale={scale}": [means[scale, k] for k in (1, 5, 20)] for scale in (30, 100)}
 
 
 def test_files_have_their_fonts_inside_and_are_the_same_each_time(

@@ -20,7 +20,7 @@ from adir.errors import InputError
 from adir.harness.records.ledger import all_records
 from adir.harness.records.record import Record
 from adir.harness.report.page import json_block, write_report
-from adir.harness.report.pictures import ERROR_SCALE, embedded_corpus_field, error_colours, error_map
+from adir.harness.report.pictures import ERROR_SCALE, embedded_field, error_colours, error_map
 from adir.harness.tables.formats import cells, headings
 from adir.harness.tables.leaderboard import load_board
 from adir.images import read_pixels
@@ -279,7 +279,7 @@ def test_what_cannot_be_reported_is_said_in_one_line(results: Path, tmp_path: Pa
 
 
 def test_embedded_corpus_fields_are_built_again_by_their_id() -> None:
-    field = embedded_corpus_field("chelsea-s1-y080-x280")
+    field = embedded_field("chelsea-s1-y080-x280", None)
     assert field is not None and field.size == (128, 128)
-    assert embedded_corpus_field("chelsea-s1-y900-x280") is None  # beyond the photograph
-    assert embedded_corpus_field("flamingo/image_0023.jpg") is None
+    assert embedded_field("chelsea-s1-y900-x280", None) is None  # beyond the photograph
+    assert embedded_field("flamingo/image_0023.jpg", None) is None
