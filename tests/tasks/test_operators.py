@@ -20,8 +20,8 @@ from adir.tasks.operators import (
     RandomInpainting,
     ReflectiveSuperResolution,
     SuperResolution,
-    bicubic_kernel,
 )
+from adir.tasks.operators.kernels import bicubic_kernel
 
 # Small, not square, and just large enough for each filter.
 CASES = {

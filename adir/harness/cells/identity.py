@@ -163,9 +163,9 @@ def ours(kind: str) -> dict[str, str]:
     folders = {"adapter": "adaptation/adapter"}
     modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:
-        module = importlib.import_module(modules[kind])
-        own = {path: cls for path, cls in vars(module).items() if getattr(cls, "__module__", None) == module.__name__}
-        names = {path: getattr(cls, "name", None) for path, cls in own.items()}
-        return {name: f"{module.__name__}.{path}" for path, name in names.items() if isinstance(name, str)}
+        classes = [one for one in vars(importlib.import_module(modules[kind])).values() if isinstance(one, type)]
+        own = [one for one in classes if one.__module__.startswith(modules[kind])]
+        names = {one: getattr(one, "name", None) for one in own}
+        return {name: f"{one.__module__}.{one.__name__}" for one, name in names.items() if isinstance(name, str)}
     leaves = [yaml.safe_load(read_text(path)) for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")]
     return {leaf["name"]: leaf["_target_"] for leaf in leaves if "name" in leaf}  # another word for a leaf has none

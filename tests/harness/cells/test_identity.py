@@ -223,7 +223,7 @@ def test_a_class_without_a_name_is_refused(operators: str) -> None:
 
 
 def test_two_classes_under_one_name_raise(operators: str) -> None:
-    with pytest.raises(InputError, match=r"'box_blur', which is the name of adir\.tasks\.operators\.BoxBlur"):
+    with pytest.raises(InputError, match=r"'box_blur', which is the name of adir\.tasks\.operators\.blurs\.BoxBlur"):
         described("operator", {"_target_": f"{operators}.Impostor"})
     assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
     assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
