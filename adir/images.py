@@ -9,13 +9,11 @@ import hashlib
 import io
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from adir.errors import InputError
@@ -31,6 +29,16 @@ MAX_ASPECT = 100
 """Longer ones too: CLIP brings the short side to 224 pixels, and 1x60000 would become 224x13 million."""
 ORIENTATION = 0x0112  # of EXIF; the others are TIFF's
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 258, 262, 284
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture of an EXIF orientation upright."""
 SAME_COLOUR = 2
 """Grey levels: a profile that moves no colour further is one of sRGB; those in use differ by their rounding."""
 MOST_REMARKS = 20
@@ -98,7 +106,7 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
     """(H, W, 3) uint8 RGB, or (H, W, 1) grey, of the bytes of a picture file: the one reader, whatever a picture is for.
 
     Converted: turned upright by the EXIF orientation, colours to sRGB by the embedded profile, a palette looked up, an alpha
-    channel that is opaque everywhere dropped, 16 bits a channel scaled to 8 (and said). A phone's MPO is its first picture.
+    channel that is opaque everywhere dropped, 16 bits a channel cut to the upper 8 (and said). A phone's MPO is its first picture.
 
     Raises InputError, before decoding where the header tells, for what is truncated or no picture, larger than `max_pixels`
     (a decompression bomb) or than the memory, of a shorter side below `least_side`, longer than MAX_ASPECT times its width,
@@ -110,13 +118,11 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
     try:
         with Image.open(io.BytesIO(content)) as picture:
             require_fit(picture, name, max_pixels, least_side)
-            rawmodes = [str(tile.args) for tile in picture.tile]
+            is_deep = any(";16" in str(tile.args) for tile in picture.tile)
             picture.load()
-            if any(";16" in rawmode for rawmode in rawmodes):
-                pixels = deep_pixels(picture, rawmodes, content, name)
-            else:
-                pixels = shallow_pixels(picture, name)
-            return upright(in_srgb(pixels, picture.info.get("icc_profile"), name), orientation_of(picture))
+            flat = eight_bits(picture, is_deep, name)
+            pixels = np.array(upright(in_srgb(flat, picture.info.get("icc_profile"), name), picture))
+            return pixels[:, :, None] if pixels.ndim == 2 else pixels
     except InputError:
         raise
     except MemoryError as error:
@@ -143,107 +149,71 @@ def require_fit(picture: Image.Image, name: str, max_pixels: int, least_side: in
         raise InputError(f"{name}: is animated or has pages ({n_frames} pictures); take one of them")
 
 
-def shallow_pixels(picture: Image.Image, name: str) -> np.ndarray:
-    """(H, W, C) uint8 of a loaded picture of 8 bits a channel: C = 1 grey, 3 RGB, 4 CMYK. InputError for other depths."""
-    if picture.mode.startswith("I") or picture.mode == "F" or max(bits_of(picture)) > 8:
-        raise too_deep(name)
-    if picture.mode == "CMYK":
-        return np.array(picture)
-    grey = picture.mode in ("1", "L", "LA", "La")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        require_opaque(picture.convert("RGBA").getchannel("A"), 255, name)
-        picture.info.pop("transparency", None)
-        picture = picture.convert("RGBA")  # of La and RGBa, nothing else can be made
-    return np.array(picture.convert("L"))[:, :, None] if grey else np.array(picture.convert("RGB"))
+def eight_bits(picture: Image.Image, is_deep: bool, name: str) -> Image.Image:
+    """A loaded picture as one of mode L, RGB or CMYK: palettes looked up, an opaque alpha channel dropped.
 
-
-def deep_pixels(picture: Image.Image, rawmodes: list[str], content: bytes, name: str) -> np.ndarray:
-    """(H, W, C) uint8 of a loaded picture of 16 bits a channel, 65535 as 255, rounded: C = 1 grey, 3 RGB.
-
-    Pillow cuts 16-bit colours to their upper bytes without a word. Told that the bytes stand the other way round, it gives
-    the lower ones, and the two together are what the file holds.  Raises InputError where that cannot be done.
+    is_deep: it has 16 bits a channel in its file. Of colours Pillow has kept the upper 8, and so does this of grey levels.
+    Raises InputError for other depths, for what is transparent, and where Pillow misreads the file.
     """
     tags = getattr(picture, "tag_v2", {})
-    # Pillow is wrong about white as 0, and about a plane for each channel.
-    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2
-    if misread or "transparency" in picture.info or any("LA;" in rawmode for rawmode in rawmodes):
+    if is_deep:
+        # Pillow is wrong about white as 0, about a plane for each channel, and about a colour that stands for transparency.
+        if tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2 or "transparency" in picture.info:
+            raise too_deep(name)
+        remark(name, "16 bits a channel are cut to 8")
+        if picture.mode.startswith("I;16"):
+            return Image.fromarray((np.array(picture) >> 8).astype(np.uint8))
+    elif max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
         raise too_deep(name)
-    if picture.mode.startswith("I;16"):
-        levels = np.array(picture).astype(np.uint32)[:, :, None]
-    elif picture.mode in ("RGB", "RGBA"):
-        with Image.open(io.BytesIO(content)) as other:
-            other.tile = [tile._replace(args=other_way_round(tile.args)) for tile in other.tile]
-            levels = np.array(picture).astype(np.uint32) * 256 + np.array(other)
-        if picture.mode == "RGBA":
-            require_opaque(levels[:, :, 3], 65535, name)
-            levels = levels[:, :, :3]
-    else:
+    if picture.mode.startswith("I") or picture.mode == "F":
         raise too_deep(name)
-    remark(name, "16 bits a channel are scaled to 8")
-    return ((levels * 255 + 32767) // 65535).astype(np.uint8)
-
-
-def other_way_round(args: Any) -> Any:
-    """The arguments of Pillow's decoder of 16-bit numbers, their bytes swapped."""
-    if isinstance(args, tuple):
-        return (other_way_round(args[0]), *args[1:])
-    native, foreign = ("L", "B") if sys.byteorder == "little" else ("B", "L")
-    return args[:-1] + {native: foreign, foreign: native, "N": foreign}[args[-1]]
-
-
-def bits_of(picture: Image.Image) -> tuple[int, ...]:
-    """Bits a channel as a TIFF tells them; (8,) for other files."""
-    return tuple(getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
+    if picture.mode == "CMYK":
+        return picture
+    mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # of La and RGBa, nothing else can be made
+        if picture.getchannel("A").getextrema()[0] != 255:
+            raise InputError(f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)")
+    return picture.convert(mode)
 
 
 def too_deep(name: str) -> InputError:
-    """The refusal of a depth that cannot be scaled safely."""
+    """The refusal of a depth that cannot be read safely."""
     return InputError(f"{name}: has more than 8 bits a channel; convert it to 8-bit RGB")
 
 
-def require_opaque(alpha: Any, opaque: int, name: str) -> None:
-    """Raise InputError unless an alpha channel is `opaque` everywhere."""
-    if np.any(np.asarray(alpha) != opaque):
-        raise InputError(f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)")
+def in_srgb(picture: Image.Image, profile: bytes | None, name: str) -> Image.Image:
+    """A picture of mode L, RGB or CMYK in sRGB, by its ICC profile; see `decode_pixels`.
 
-
-def in_srgb(pixels: np.ndarray, profile: bytes | None, name: str) -> np.ndarray:
-    """(H, W, 1 or 3) uint8 in sRGB, of pixels as stored, grey, RGB or CMYK, and their ICC profile; see `decode_pixels`.
-
-    Without a profile, or with one of sRGB, grey and RGB pixels are given back untouched.
+    Without a profile, or with one of sRGB, grey and RGB pictures are given back untouched.
     """
-    channels = pixels.shape[2]
-    if not profile:
-        if channels == 4:
-            raise InputError(
-                f"{name}: is CMYK; convert it to RGB with the colour profile it was made for (it brings none)"
-            )
-        return pixels
     try:
-        transform = to_srgb(profile, channels)
+        transform = to_srgb(profile, picture.mode) if profile else None
     except (OSError, ValueError, ImageCms.PyCMSError) as error:
         reason = " ".join(str(error).split())
-        if channels == 4:
+        if picture.mode == "CMYK":
             raise InputError(
                 f"{name}: is CMYK, and its colour profile cannot be used ({reason}); convert it to RGB"
             ) from error
         remark(name, f"its colour profile cannot be used ({reason}); its colours are taken as sRGB")
-        return pixels
-    if transform is None:
-        return pixels
-    converted = transformed(pixels, transform)
-    return converted[:, :, :1] if channels == 1 else converted
+        return picture
+    if transform is not None:
+        converted = transformed(picture, transform)
+        return converted.getchannel(0) if picture.mode == "L" else converted
+    if picture.mode == "CMYK":
+        raise InputError(f"{name}: is CMYK; convert it to RGB with the colour profile it was made for (it brings none)")
+    return picture
 
 
 @functools.lru_cache(maxsize=16)
-def to_srgb(profile: bytes, channels: int) -> ImageCms.ImageCmsTransform | None:
+def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """The transform from an ICC profile to sRGB; None for a profile of sRGB, whichever of its many makers' it is.
 
-    Raises OSError, ValueError or ImageCms.PyCMSError for a profile that cannot be used with so many channels.
+    Raises OSError, ValueError or ImageCms.PyCMSError for a profile that cannot be used with pictures of this mode.
     """
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = opened.profile.xcolor_space.strip()
-    if space not in {1: ("GRAY", "RGB"), 3: ("RGB",), 4: ("CMYK",)}[channels]:
+    if space not in {"L": ("GRAY", "RGB"), "RGB": ("RGB",), "CMYK": ("CMYK",)}[mode]:
         raise ValueError(f"it is one for {space} colours")
     transform = ImageCms.buildTransform(
         opened,
@@ -253,42 +223,29 @@ def to_srgb(profile: bytes, channels: int) -> ImageCms.ImageCmsTransform | None:
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
         ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
-    if channels == 4:
+    if mode == "CMYK":
         return transform
-    greys = np.arange(256, dtype=np.uint8)[None, :, None]
-    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), -1).reshape(1, -1, 3)
-    asked = [greys] if channels == 1 else [in_colour(greys), colours]
-    moved = max(np.abs(transformed(one, transform).astype(int) - one).max() for one in asked)
-    return None if moved <= SAME_COLOUR else transform
+    levels = np.arange(0, 256, 1 if mode == "L" else 15, dtype=np.uint8)
+    colours = (
+        levels[None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
+    )
+    sample = Image.fromarray(colours)
+    moved = ImageChops.difference(transformed(sample, transform), sample.convert("RGB")).getextrema()
+    return None if max(most for _, most in moved) <= SAME_COLOUR else transform
 
 
-def transformed(pixels: np.ndarray, transform: ImageCms.ImageCmsTransform) -> np.ndarray:
-    """(H, W, 3) uint8: the pixels, of 1, 3 or 4 channels, through a transform to RGB."""
-    height, width, channels = pixels.shape
-    picture = Image.frombytes({1: "L", 3: "RGB", 4: "CMYK"}[channels], (width, height), pixels.tobytes())
-    return np.array(ImageCms.applyTransform(picture.convert(transform.input_mode), transform))
+def transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """The picture through a transform to RGB."""
+    return ImageCms.applyTransform(picture.convert(transform.input_mode), transform)
 
 
-def orientation_of(picture: Image.Image) -> int:
-    """The EXIF orientation of a loaded picture; 1 where that is broken. (Pillow turns TIFF files itself.)"""
+def upright(pixels: Image.Image, picture: Image.Image) -> Image.Image:
+    """The pixels turned and mirrored as the EXIF orientation of their loaded file says. (Pillow turns TIFF files itself.)"""
     try:
-        return int(picture.getexif().get(ORIENTATION, 1))
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # whatever Pillow makes of broken notes: the pixels are good all the same
-        return 1
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) pixels turned and mirrored as the EXIF orientation (1 to 8; others count as 1) says."""
-    turns: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-        2: lambda p: p[:, ::-1],
-        3: lambda p: p[::-1, ::-1],
-        4: lambda p: p[::-1],
-        5: lambda p: p.transpose(1, 0, 2),
-        6: lambda p: np.rot90(p, -1),
-        7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90,
-    }
-    return np.ascontiguousarray(turns[orientation](pixels)) if orientation in turns else pixels
+        return pixels
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 def remark(name: str, what: str) -> None:

@@ -78,70 +78,34 @@ def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tupl
 @full_float32()
 def nearest_candidates(parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK) -> list[np.ndarray]:
     """For each of (Q, D) float32 queries, rows (over all parts) among which its k nearest certainly are; unordered."""
+    total = sum(len(part.vectors) for part in parts)
     margin = 2 * key_error(queries, longest_of(parts))
-    limit = torch.full((len(queries), 1), torch.inf)
-    kept = _Kept.none()
-    new: list[_Kept] = []
+    n_kept = min(total, 2 * k + 64)
+    while True:
+        keys, rows = smallest_keys(parts, queries, n_kept, block)
+        near = keys <= keys[:, k - 1 : k].double() + margin
+        if n_kept == total or not near[:, -1].any():  # rows that were not kept are further than the last that was
+            return [row[mask].numpy() for row, mask in zip(rows, near, strict=True)]
+        n_kept = min(total, 4 * n_kept)
+
+
+def smallest_keys(parts: Sequence[Part], queries: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]:
+    """The (Q, n) smallest keys of each query, in rising order, and their rows."""
+    smallest = torch.empty(len(queries), 0)
+    rows = torch.empty(len(queries), 0, dtype=torch.long)
     for first, keys in keys_of(parts, queries, block):
-        query, column = (keys <= limit).nonzero(as_tuple=True)
-        if not len(query):
+        if smallest.shape[1] == n and not (keys < smallest[:, -1:]).any():
             continue
-        new.append(_Kept(query.numpy(), column.numpy() + first, keys[query, column].numpy()))
-        # Each tightening sorts what is kept: wait until as much is new, so that all of them cost no more than the last.
-        if sum(len(some.row) for some in new) >= max(len(kept.row), k * len(queries)):
-            kept = _Kept.joined([kept, *new]).among_the_best(k, margin, limit)
-            new = []
-    return _Kept.joined([kept, *new]).among_the_best(k, margin, limit).by_query(len(queries))
-
-
-@full_float32()
-def candidates_within(parts: Sequence[Part], queries: Tensor, radius: float, block: int = BLOCK) -> list[np.ndarray]:
-    """For each query, the rows among which those no further than `radius` (Euclidean) certainly are."""
-    error = key_error(queries, longest_of(parts))
-    squares = (queries.double() ** 2).sum(1, keepdim=True)
-    limit = ((radius**2 - squares) / 2 + 2 * error).float()
-    found = [_Kept.none()]
-    for first, keys in keys_of(parts, queries, block):
-        query, column = (keys <= limit).nonzero(as_tuple=True)
-        found.append(_Kept(query.numpy(), column.numpy() + first, keys[query, column].numpy()))
-    return _Kept.joined(found).by_query(len(queries))
+        here = torch.arange(first, first + keys.shape[1]).expand(len(queries), -1)
+        both = torch.cat([smallest, keys], 1)
+        smallest, chosen = both.topk(min(n, both.shape[1]), largest=False)
+        rows = torch.cat([rows, here], 1).gather(1, chosen)
+    return smallest, rows
 
 
 def longest_of(parts: Sequence[Part]) -> float:
     """Length of the longest vector, rounded up."""
     return max((2 * float(p.half_squares.max())) ** 0.5 * (1 + 1e-6) for p in parts if len(p.vectors))
-
-
-class _Kept(NamedTuple):
-    """Rows that may be among the nearest: of which query, which row, its float32 key."""
-
-    query: np.ndarray
-    row: np.ndarray
-    key: np.ndarray
-
-    @classmethod
-    def none(cls) -> "_Kept":
-        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-
-    @classmethod
-    def joined(cls, several: Sequence["_Kept"]) -> "_Kept":
-        return cls(*(np.concatenate(columns) for columns in zip(*several, strict=True)))
-
-    def among_the_best(self, k: int, margin: Tensor, limit: Tensor) -> "_Kept":
-        """Those within `margin` (Q, 1) of their query's k-th smallest key; lowers `limit` (Q, 1) to where that ends."""
-        order = np.lexsort((self.key, self.query))
-        query, row, key = self.query[order], self.row[order], self.key[order]
-        starts, ends = (np.searchsorted(query, np.arange(len(limit)), side) for side in ("left", "right"))
-        enough = ends - starts >= k
-        kth = torch.from_numpy(key[(starts + k - 1)[enough]].astype(np.float64))
-        limit[enough, 0] = (kth + margin[torch.from_numpy(enough), 0]).float().nextafter(torch.tensor(torch.inf))
-        stay = key <= limit[:, 0].numpy()[query]
-        return _Kept(query[stay], row[stay], key[stay])
-
-    def by_query(self, n_queries: int) -> list[np.ndarray]:
-        order = np.argsort(self.query, kind="stable")
-        ends = np.searchsorted(self.query[order], np.arange(1, n_queries))
-        return np.split(self.row[order], ends)
 
 
 def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -211,15 +175,6 @@ class VectorIndex:
             ids.append([name for _, name in found[:k]])
             distances[number] = self._distances([square for square, _ in found[:k]])
         return ids, distances
-
-    def within(self, queries: Tensor, distance: float, block: int = BLOCK) -> list[list[str]]:
-        """For each query the ids no further than `distance` (by the metric), nearest first."""
-        queries = self._checked(queries)
-        radius = 2 * np.sin(min(distance, np.pi) / 2) if self.metric == "angular" else distance
-        found = []
-        for query, rows in zip(queries, candidates_within(self.parts, queries, radius, block), strict=True):
-            found.append([name for square, name in self._measured(rows, query) if square <= radius**2])
-        return found
 
     def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
         """(squared distance, id) of rows, nearest first, equal ones by id."""

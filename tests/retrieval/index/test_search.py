@@ -108,15 +108,11 @@ def test_a_row_is_measured_alike_alone_and_among_others():
     assert np.array_equal(together, alone)
 
 
-def test_within_gives_all_up_to_a_distance():
-    index = Index(NAMES, VECTORS)
-    for distance in (0.01, 0.5, 4.0):
-        expected = []
-        for query in QUERIES[:2]:
-            chord = ((VECTORS.double() - query.double()) ** 2).sum(1).sqrt()
-            angles = (2 * torch.arcsin((chord / 2).clamp(max=1))).tolist()
-            expected.append({name for name, angle in zip(NAMES, angles, strict=True) if angle <= distance})
-        assert [set(names) for names in index.within(QUERIES[:2], distance)] == expected
+def test_more_ties_than_were_kept_are_all_candidates():
+    vectors = functional.normalize(torch.randn(2000, D), dim=1)
+    vectors[500:1500] = vectors[0]
+    (rows,) = nearest_candidates([part_of(vectors)], vectors[:1], K, 512)
+    assert sorted(rows.tolist()) == [0, *range(500, 1500)]
 
 
 def test_what_float32_cannot_tell_apart_is_no_tie():
