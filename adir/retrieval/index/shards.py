@@ -5,7 +5,6 @@ A safetensors file, so any tool can open it; what is text (ids, attributions) is
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
@@ -24,7 +24,6 @@ from adir.files import write_bytes
 from adir.retrieval.index.search import Part, part_of
 
 SCHEMA = 2
-DTYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8, "I64": np.int64, "I32": np.int32}
 COLUMNS = (
     "embeddings",
     "half_squares",
@@ -122,30 +121,22 @@ class Shard:
     @classmethod
     def open(cls, path: Path) -> "Shard":
         """Raises InputError when the file is missing, cut short, or no shard. Its data are not hashed here: `damage` is."""
+        if not path.is_file():
+            raise InputError(f"{path}: this shard is missing; copy it here again, or {REBUILD}")
         try:
-            raw: np.ndarray = np.memmap(path, np.uint8, mode="c")
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: this shard is missing; copy it here again, or {REBUILD}") from error
-        except ValueError as error:  # numpy's word for an empty file
-            raise InputError(f"{path}: an empty file; remove it and {REBUILD}") from error
-        try:
-            data = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-            header = json.loads(raw[8:data].tobytes().decode())
-            about = json.loads(header.pop("__metadata__")["adir"])
-            end = data + max(entry["data_offsets"][1] for entry in header.values())
-            if len(raw) != end:
-                raise InputError(f"{path}: cut short ({len(raw)} of {end} bytes); remove it and {REBUILD}")
-            if about["schema"] != SCHEMA:
-                raise InputError(
-                    f"{path}: shard of schema {about['schema']}, this version reads {SCHEMA}; build it anew"
-                )
-            columns = {name: _column(raw[data:], header[name]) for name in COLUMNS}
+            with safe_open(path, "pt") as file:  # maps it
+                about = json.loads(file.metadata()["adir"])
+                if about["schema"] != SCHEMA:
+                    raise InputError(
+                        f"{path}: shard of schema {about['schema']}, this version reads {SCHEMA}; build it anew"
+                    )
+                columns = {name: file.get_tensor(name).numpy() for name in COLUMNS}
             rows = {len(column) for name, column in columns.items() if name not in ("ids", "notes")}
             if len(rows) > 1 or not {"rejects", "facts", "sha256"} <= about.keys():
                 raise ValueError("its header contradicts itself")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}") from error
         return cls(path, columns, about)
 
@@ -191,10 +182,8 @@ class Shard:
         return json.loads(text) if text else {}
 
     def licences(self) -> Counter[str]:
-        """How many pictures are of each licence; 'unknown' counts those without one. One pass over the bytes of all."""
-        notes = self.columns["notes"].tobytes()
-        found = Counter({json.loads(text): n for text, n in Counter(LICENCE.findall(notes)).items()})
-        return found + Counter(unknown=len(self) - found.total())
+        """How many pictures are of each licence; 'unknown' counts those without one."""
+        return Counter(self.attribution(row).get("licence", "unknown") for row in range(len(self)))
 
     def _text(self, column: str, row: int) -> str:
         ends = self.columns[f"{column}_end"]
@@ -218,11 +207,5 @@ class Shard:
         )
 
 
-LICENCE = re.compile(rb'"licence": ("(?:[^"\\]|\\.)*")')
-"""In the JSON of attributions. Within a text its quotes would have a backslash before them."""
 REBUILD = "run `adir index build` again, which makes what is missing"
 
-
-def _column(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
-    start, end = entry["data_offsets"]
-    return data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -1,7 +1,6 @@
 """A shard comes back as it was written, and says so when it does not."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -49,9 +48,7 @@ def test_licences_are_counted_as_the_attributions_name_them(tmp_path):
     ]
     pictures = [picture(str(number), number, **origin) for number, origin in enumerate(origins)]
     write_shard(tmp_path / "0", pictures, torch.eye(5), {}, {})
-    shard = Shard.open(tmp_path / "0")
-    assert shard.licences() == {tricky: 1, "CC0": 2, "unknown": 2}
-    assert shard.licences() == Counter(shard.attribution(row).get("licence", "unknown") for row in range(5))
+    assert Shard.open(tmp_path / "0").licences() == {tricky: 1, "CC0": 2, "unknown": 2}
 
 
 def test_other_tools_can_open_it(path):
