@@ -106,7 +106,7 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
     """(H, W, 3) uint8 RGB, or (H, W, 1) grey, of the bytes of a picture file: the one reader, whatever a picture is for.
 
     Converted: turned upright by the EXIF orientation, colours to sRGB by the embedded profile, a palette looked up, an alpha
-    channel that is opaque everywhere dropped, 16 bits a channel cut to the upper 8 (and said). A phone's MPO is its first picture.
+    channel that is opaque everywhere dropped, 16 bits a channel cut to 8 (and said). Of a phone's MPO, the first picture.
 
     Raises InputError, before decoding where the header tells, for what is truncated or no picture, larger than `max_pixels`
     (a decompression bomb) or than the memory, of a shorter side below `least_side`, longer than MAX_ASPECT times its width,

@@ -1,12 +1,13 @@
 """Reading a checkpoint safely: tensors only, and no code in the file runs."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,6 +35,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             raise
         raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"{path}: a TorchScript archive, which is code (OpenAI publishes its weights so); take the same weights as "
+                "safetensors, or save what torch.jit.load(FILE).state_dict() gives with torch.save"
+            ) from error
         raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -49,8 +55,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def torch_load(path: Path) -> Any:
-    """torch.load with weights_only=True, on the CPU; files of torch before 1.6 are no zip archives and cannot be mapped."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    """torch.load with weights_only=True, on the CPU; files of torch before 1.6 are no zip archives and cannot be mapped.
+
+    NumPy's numbers are read too, by the names of NumPy 1 and 2: an optimiser's learning rate beside the weights may be one.
+    """
+    scalar: Any = np.float64(0).__reduce__()[0]
+    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+    # torch warns that a TorchScript archive is one; `read_checkpoint` says what to do about it
+    with (
+        torch.serialization.safe_globals([*numbers, np.dtype, type(np.dtype(np.float64))]),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def first_sentence(error: Exception) -> str:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line
-from adir.retrieval.encoders.base import as_pil, encode, quiet, require_pictures, tensors_sha256
+from adir.retrieval.encoders.base import Encoder, as_pil, encode, quiet, require_pictures, tensors_sha256
 from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, published_weights
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(Encoder):
     """A network of open_clip with its preprocessing and tokenizer. Built by `ClipEncoder`, `CyclipEncoder` and
     `random_clip`; use those.
 
@@ -60,11 +60,6 @@ class OpenClipEncoder:
     def vectors(self, inputs: Tensor) -> Tensor:
         """(B, D) unit vectors of a batch of what `prepare` gave."""
         return encode(self.network.encode_image, inputs, self.device).clone()
-
-    def image(self, batch: Tensor) -> Tensor:
-        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1], which are rounded to 8 bits first."""
-        require_pictures(batch)
-        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:

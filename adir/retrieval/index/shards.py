@@ -208,4 +208,3 @@ class Shard:
 
 
 REBUILD = "run `adir index build` again, which makes what is missing"
-
