@@ -58,13 +58,13 @@ def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def require_unit(x: Tensor, who: str) -> None:
-    """Raise ValueError unless x is a (B, 3, H, W) batch with all values in [0, 1]; `who` names the door in the message."""
+def require_unit(x: Tensor, who: str, least: float = 0) -> None:
+    """Raise ValueError unless x is a (B, 3, H, W) batch with all values in [least, 1]; `who` names the door in the message."""
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"{who} takes (B, 3, H, W) pictures, got shape {tuple(x.shape)}")
-    low, high = x.min().item(), x.max().item()
-    if not (low >= 0 and high <= 1):  # written so that NaN fails too
-        raise ValueError(f"{who} takes pictures in [0, 1], got values from {low:.3g} to {high:.3g}")
+    low, high = x.aminmax() if x.numel() else (0.0, 0.0)
+    if not (low >= least and high <= 1):  # written so that NaN fails too
+        raise ValueError(f"{who} takes pictures in [{least:g}, 1], got values from {low:.3g} to {high:.3g}")
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ from pathlib import Path
 from torch import Tensor
 
 from adir.data.base import Corpus
-from adir.data.decoding import decoded
 from adir.data.sources.base import Source, SourceDown, each_id_once, storable
 from adir.data.sources.folder import FolderSource
 from adir.data.sources.tables import ParquetSource
@@ -29,7 +28,7 @@ class SourceCorpus(Corpus):
         manifest, rejects, categories = {}, {}, {}
         for item in each_id_once(source.items([key for key, _ in source.listing()])):
             try:
-                content, _ = decoded(item, least_side)
+                content, _ = item.decoded(least_side)
             except SourceDown:
                 raise
             except InputError as error:

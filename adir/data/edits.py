@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adir.data.base import Corpus
 from adir.errors import InputError
-from adir.files import read_csv, read_json, require_no_results, sha256_of_file, walk
+from adir.files import read_csv, read_json, sha256_of_file, walk
 from adir.images import PICTURE_SUFFIXES, read_image
 from adir.tasks.editing import EditTask, edit_id, read_mask
 
@@ -27,13 +27,16 @@ class EditSet(Corpus):
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
-        require_no_results(folder)
+        files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in walk(folder, PICTURE_SUFFIXES)}
         self._pictures: dict[str, Path] = {}
         self._masks: dict[str, Tensor] = {}
         self._prompts: dict[str, str] = {}
         manifest = {}
         for name, prompt in read_prompts(folder):
-            picture, file = picture_file(folder, name), picture_file(folder, f"{name}_mask")
+            for needed in (name, f"{name}_mask"):
+                if needed not in files:
+                    raise InputError(f"{folder}: no picture {needed}.png; a set of edits has {FORMAT}")
+            picture, file = files[name], files[f"{name}_mask"]
             mask, x = read_mask(file), read_image(picture)
             try:
                 EditTask().with_mask(mask, prompt).image_shape(tuple(x.shape))
@@ -54,34 +57,20 @@ class EditSet(Corpus):
         return self._prompts[image_id]
 
 
-def picture_file(folder: Path, name: str) -> Path:
-    """The picture NAME.png, or with another suffix, in any case of letters. Raises InputError where there is none."""
-    for suffix in PICTURE_SUFFIXES:
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
-    if (folder / name).parent.is_dir():
-        for path in walk((folder / name).parent, PICTURE_SUFFIXES, below=False):
-            if path.stem == (folder / name).name:
-                return path
-    raise InputError(f"{folder}: no picture {name}.png; a set of edits has {FORMAT}")
-
-
 def read_prompts(folder: Path) -> list[tuple[str, str]]:
     """(NAME, prompt) pairs, in the file's order. Raises InputError where there are none."""
     table, mapping = folder / "prompts.csv", folder / "prompts.json"
     pairs: list[tuple[str, str]] = []
+    if not table.is_file() and not mapping.is_file():
+        raise InputError(f"{folder}: no prompts; a set of edits has {FORMAT}")
     try:
         if table.is_file():
             pairs = [(row["picture"], row["prompt"] or "") for row in read_csv(table)]
-        elif mapping.is_file():
+        else:
             found: dict[str, Any] = read_json(mapping)
             for name, prompts in found.items():
                 pairs += [(name, prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
-        else:
-            raise InputError(f"{folder}: no prompts; a set of edits has {FORMAT}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"{table if table.is_file() else mapping}: not as expected; a set of edits has {FORMAT}"
         ) from error

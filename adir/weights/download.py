@@ -22,16 +22,11 @@ from adir.files import set_aside
 
 HUB = "https://huggingface.co/"
 TIMEOUT_SECONDS = 10.0  # for the connection, and for each read that brings nothing
-SLOWEST = 1000  # bytes a second, over a minute: below, the connection counts as broken
 ATTEMPTS = 5  # per mirror, as long as each brings something
 CHUNK = 1 << 20
 
 Progress = Callable[[int, int | None], None]
 """Called with bytes there, and bytes in all where that is known."""
-
-
-class NotFetchedError(InputError):
-    """No mirror gave the file; the message says why for each, and what is kept."""
 
 
 def fetch(
@@ -40,13 +35,12 @@ def fetch(
     sha256: str,
     size: int | None = None,
     progress: Progress = lambda done, total: None,
-    attempts: int = ATTEMPTS,
 ) -> None:
     """Put the file with this SHA-256 (or start of one) at `target`, from the first mirror that has it.
 
     What a break leaves is kept in `target`.part, and a later call goes on there, from any mirror. A file of another hash
-    is renamed to *.corrupt-* and the next mirror is asked. Raises NotFetchedError when all fail, InputError when another
-    process is fetching the same file or the disk is too small, OSError for what the file system refuses.
+    is renamed to *.corrupt-* and the next mirror is asked. Raises InputError, which says why of each, when all fail, and
+    when another process is fetching the same file or the disk is too small; OSError for what the file system refuses.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
@@ -54,7 +48,7 @@ def fetch(
     for url in map(address_of, mirrors):
         print(f"fetching {target.name} from {urllib.parse.urlsplit(url).netloc}", file=sys.stderr, flush=True)
         with opened_alone(part) as file:
-            reason = fetch_from(url, file, part, sha256, size, progress, attempts)
+            reason = fetch_from(url, file, part, sha256, size, progress)
             if reason is None:
                 os.replace(part, target)
                 return
@@ -63,7 +57,7 @@ def fetch(
     if not kept:
         part.unlink(missing_ok=True)
     going_on = f"; the {megabytes(kept)} that came are kept, and the same command goes on there" if kept else ""
-    raise NotFetchedError(
+    raise InputError(
         f"{target.name} could not be fetched: {'; '.join(reasons) or 'it has no mirror'}{going_on}; or put the file into "
         f"{target.parent} by hand"
     )
@@ -96,23 +90,18 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     return answer
 
 
-def fetch_from(
-    url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress, attempts: int
-) -> str | None:
+def fetch_from(url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress) -> str | None:
     """Complete the open .part file from one mirror. None when its hash is right, else why not."""
     reason = ""
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         have = file.seek(0, os.SEEK_END)
         try:
             stream(url, file, size, progress)
         except (OSError, http.client.HTTPException) as error:
-            if (
-                isinstance(error, OSError)
-                and error.filename is not None
-                and not isinstance(error, urllib.error.URLError)
-            ):
-                raise  # the file system's word, not the mirror's
             reason = reason_of(error)
+            if have and getattr(error, "code", None) == 416:  # it has no such range: another file, or already whole
+                file.truncate(0)
+                continue
             if file.seek(0, os.SEEK_END) <= have:
                 return reason
             time.sleep(min(attempt, 3))
@@ -122,13 +111,13 @@ def fetch_from(
             file.flush()
             os.fsync(file.fileno())
             return None
-        if have:  # the start may be another mirror's, or of a file that has changed since: once more from the start
-            file.truncate(0)
-            reason = "what came in parts has another SHA-256"
-            continue
-        note = set_aside(part)
-        return f"what came has a SHA-256 of {found[:8]}..., not {sha256[:8]}...; {note}"
-    return f"{reason}, and so on, {attempts} times" if attempts > 1 else reason
+        if not have:
+            note = set_aside(part)
+            return f"what came has a SHA-256 of {found[:8]}..., not {sha256[:8]}...; {note}"
+        # The start may be another mirror's, or of a file that has changed since: once more from the start.
+        file.truncate(0)
+        reason = "what came in parts has another SHA-256"
+    return f"{reason}, and so on, {ATTEMPTS} times"
 
 
 def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> None:
@@ -139,19 +128,8 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
     if have and have == size:
         return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = opened(url, headers)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and have:  # it has no such range: another file, or already whole
-            file.truncate(0)
-            return stream(url, file, size, progress)
-        raise
-    with response:
-        resumed = getattr(response, "status", None) == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise OSError("it answered with another range than was asked for")
-        if not resumed:
+    with opened(url, headers) as response:
+        if response.status != 206:
             have = file.truncate(0)
         file.seek(have)
         length = response.headers.get("Content-Length")
@@ -159,15 +137,10 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
         if size is not None and total is not None and total != size:
             raise OSError(f"its file has {total} bytes, {size} are expected")
         require_room(Path(file.name).parent, (total or size or have) - have)
-        minute, had = time.monotonic(), have
         while chunk := response.read1(CHUNK):
             file.write(chunk)
             have += len(chunk)
             progress(have, total or size)
-            if (waited := time.monotonic() - minute) > 60:
-                if have - had < SLOWEST * waited:
-                    raise OSError(f"only {megabytes(have - had)} came in {waited:.0f} s")
-                minute, had = time.monotonic(), have
         if total is not None and have < total:
             raise OSError(f"the connection broke after {megabytes(have)} of {megabytes(total)}")
 

@@ -1,5 +1,6 @@
 """Pretrained weights: what there is (conf/weights/), where it lies, fetching it, and whether it is the right thing."""
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass
@@ -24,17 +25,10 @@ HASHES = "sha256.json"
 Place = Literal["adir", "pyiqa", "checkpoints"]
 
 
-def offline() -> str | None:
-    """Why nothing may be fetched, or None: HF_HUB_OFFLINE=1 holds for every download of ours."""
-    forbidden = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes")
-    return "not fetched: HF_HUB_OFFLINE is set" if forbidden else None
-
-
 def require_online(name: str, by_hand: str) -> None:
-    """Raise InputError, which says what to put where by hand, where nothing may be fetched."""
-    forbidden = offline()
-    if forbidden is not None:
-        raise InputError(f"{name}: {forbidden}: unset it, or put {by_hand} by hand")
+    """Raise InputError, which says what to put where by hand, where HF_HUB_OFFLINE=1 forbids to fetch anything."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"):
+        raise InputError(f"{name}: not fetched: HF_HUB_OFFLINE is set: unset it, or put {by_hand} by hand")
 
 
 _failed_fetches: dict[str, str] = {}
@@ -91,11 +85,15 @@ class WeightsFile:
 
         For what can do without, such as a metric. HF_HUB_OFFLINE=1 forbids the attempt.
         """
-        reason = None if self.path.is_file() else self._attempt()
-        if reason is not None:
+        if not self.path.is_file() and self.name not in _failed_fetches:
+            try:
+                self.fetch()
+            except (InputError, OSError) as error:  # the latter of the file system
+                _failed_fetches[self.name] = f"fetching it failed: {error}"
+        if not self.path.is_file():
             return (
                 f"{self.name} ({self.size_text}) is not here: put it into {self.path.parent}; from "
-                f"{', '.join(self.mirrors)} ({reason})"
+                f"{', '.join(self.mirrors)} ({_failed_fetches[self.name]})"
             )
         found = known_sha256(self.path)
         if self.sha256 is not None and not found.startswith(self.sha256):
@@ -104,20 +102,6 @@ class WeightsFile:
                 f"another file: delete it and run `adir weights get {self.entry}`"
             )
         return None
-
-    def _attempt(self) -> str | None:
-        """Download to `path`, whole or not at all. Returns None, or why not."""
-        forbidden = offline()
-        if forbidden is not None:
-            return forbidden
-        if self.name not in _failed_fetches:
-            try:
-                self.fetch()
-            except (InputError, OSError) as error:  # the latter of the file system
-                _failed_fetches[self.name] = f"fetching it failed: {error}"
-            else:
-                return None
-        return _failed_fetches[self.name]
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """The file, downloaded and verified. Raises as `download.fetch` does, and InputError when that is forbidden."""
@@ -177,15 +161,14 @@ class HubRepository:
 
     def _folders(self) -> list[Path]:
         """Where it can be: fetched or put by hand, or in the hub's cache."""
-        return [cache_dir() / "weights" / self.entry, *filter(None, map(self._snapshot, self.mirrors))]
-
-    def _snapshot(self, mirror: Mirror) -> Path | None:
-        try:
-            return Path(
-                huggingface_hub.snapshot_download(mirror.repository, revision=mirror.revision, local_files_only=True)
-            )
-        except LocalEntryNotFoundError:
-            return None
+        folders = [cache_dir() / "weights" / self.entry]
+        for mirror in self.mirrors:
+            with contextlib.suppress(LocalEntryNotFoundError):
+                found = huggingface_hub.snapshot_download(
+                    mirror.repository, revision=mirror.revision, local_files_only=True
+                )
+                folders.append(Path(found))
+        return folders
 
     def missing(self) -> str | None:
         """None when it is there, else one line with name, size, mirrors and folder."""

@@ -230,7 +230,7 @@ def test_a_picture_that_has_changed_since_is_not_given_for_the_one_that_was_list
     with pytest.raises(InputError, match=r"z\.png: is another picture by now"):
         corpus.image("z.png")
     (folder / "z.png").unlink()
-    with pytest.raises(InputError, match=r"z\.png: no such picture any more"):
+    with pytest.raises(InputError, match=r"z\.png: is gone"):
         corpus.image("z.png")
 
 

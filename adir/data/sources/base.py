@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from adir.errors import InputError
+from adir.images import decode
 
 ATTRIBUTION = {
     "licence": ("licence", "license", "License", "LICENSE"),
@@ -28,6 +31,22 @@ class Item(NamedTuple):
     read: Callable[[], bytes]
     attribution: Mapping[str, str]
     category: str | None = None
+
+    def decoded(self, least_side: int = 0) -> tuple[bytes, np.ndarray]:
+        """Return the file and its (H, W, 3) uint8 RGB pixels: the same for test sets, corpora and indices.
+
+        Raises InputError, in one line, for one that is to be rejected: its name is not UTF-8, it cannot be read, or `decode`
+        refuses it. Raises SourceDown where no picture can be read.
+        """
+        if storable(self.id) != self.id:
+            raise InputError("its name is not UTF-8 and cannot be kept; rename the file")
+        try:
+            content = self.read()
+            return content, decode(content, self.id, least_side=least_side)
+        except SourceDown:
+            raise
+        except (InputError, OSError) as error:
+            raise InputError(" ".join(str(error).split())) from error
 
 
 class Source(ABC):

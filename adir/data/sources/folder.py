@@ -35,25 +35,15 @@ class FolderSource(Source):
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
         for key in keys:
-            yield Item(key, functools.partial(self._content, key), {})
-
-    def _content(self, key: str) -> bytes:
-        require_taken(key)
-        path = self.folder / key
-        if path.is_file():
-            return path.read_bytes()
-        if path.exists():  # a pipe would never end
-            raise InputError(f"{path}: not a file")
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
-            raise SourceDown(f"corpus folder {self.folder}: gone or empty by now; go on when it is mounted again")
-        raise InputError(f"{path}: is gone, or a link to nothing")
+            yield Item(key, functools.partial(self.read, key), {})
 
     def read(self, image_id: str) -> bytes:
+        require_taken(image_id)
+        path = self.folder / image_id
         if ".." in Path(image_id).parts or Path(image_id).is_absolute():
             raise InputError(f"{image_id}: leads out of the corpus folder {self.folder}")
-        try:
-            return (self.folder / image_id).read_bytes()
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{self.folder / image_id}: no such picture any more; bring it back or build anew"
-            ) from error
+        if path.is_file():  # a pipe would never end
+            return path.read_bytes()
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            raise SourceDown(f"corpus folder {self.folder}: gone or empty by now; go on when it is mounted again")
+        raise InputError(f"{path}: is gone, a link to nothing, or no file; bring it back or build anew")

@@ -23,7 +23,7 @@ class ParquetSource(Source):
     """Rows of Parquet files with an image column: a picture file's bytes, or a struct with them as `datasets` writes it.
 
     path: a file, or a folder with *.parquet in it or below.  image: the column.  column, value: keep the rows where this
-    column has this value, by the column's type.  id_column: ids of the rows; where it is null, missing or repeated among a
+    column has this value, compared as text.  id_column: ids of the rows; where it is null, missing or repeated among a
     file's rows that are kept, they are called `row-00042`, counted over the whole file.  Of a folder, an id begins with the
     file's name.  A column `category` names their categories.
     """
@@ -52,23 +52,21 @@ class ParquetSource(Source):
         self._opened = functools.lru_cache(maxsize=64)(opened)
         self._ids = functools.lru_cache(maxsize=4)(self._read_ids)
         self._whole_group = functools.lru_cache(maxsize=1)(self._read_group)
-        self._wanted: dict[Path, Any] = {}
         for file in self.files:
             schema = self._opened(file).schema_arrow
             for needed in (image, *([column] if column is not None else [])):
                 if needed not in schema.names:
                     raise InputError(f"Parquet corpus {file}: no column {needed!r}; it has {', '.join(schema.names)}")
-            if column is not None:
-                self._wanted[file] = as_in_column(value, schema.field(column), file)
+        self.value = None if value is None else str(value)
         self.name = path.stem if value is None else f"{path.stem}-{value}"
         self.arguments = {"path": str(path.resolve()), "image": image, "column": column}
-        self.arguments |= {"value": None if value is None else str(value), "id_column": id_column}
+        self.arguments |= {"value": self.value, "id_column": id_column}
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         if self.column is not None and not any(map(self._ids, self.files)):
             found = {str(value) for file in self.files for value in self._column(file, self.column)}
             raise InputError(
-                f"Parquet corpus {self.name}: no row has {self.column} = {self.arguments['value']!r}; its values: "
+                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; its values: "
                 f"{', '.join(sorted(found)[:20])}"
             )
         for file in self.files:
@@ -122,7 +120,7 @@ class ParquetSource(Source):
         """The ids of the rows of a file that are kept, by their numbers."""
         rows = list(range(self._opened(file).metadata.num_rows))
         if self.column is not None:
-            rows = [row for row, value in enumerate(self._column(file, self.column)) if value == self._wanted[file]]
+            rows = [row for row, value in enumerate(self._column(file, self.column)) if str(value) == self.value]
         names = [f"row-{row:05d}" for row in rows]
         if self.id_column is not None and self.id_column in self._opened(file).schema_arrow.names:
             told = self._column(file, self.id_column)
@@ -152,18 +150,6 @@ def opened(file: Path) -> parquet.ParquetFile:
         return parquet.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
-
-
-def as_in_column(value: str | int | float | bool | None, column: pa.Field, file: Path) -> Any:
-    """A value, which Hydra may have made a number of, as the rows of a column hold it: "3" and 3 are one.
-
-    Raises InputError where the column's type has no such value.
-    """
-    dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    try:
-        return pa.scalar(str(value)).cast(dtype).as_py()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{file}: column {column.name!r} holds {dtype}, of which {value!r} is none") from error
 
 
 def first_row(table: parquet.ParquetFile, group: int) -> int:

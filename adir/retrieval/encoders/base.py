@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adir.errors import InputError
-from adir.images import to_uint8
+from adir.images import require_unit, to_uint8
 
 
 class Encoder(Protocol):
@@ -52,11 +52,7 @@ class Encoder(Protocol):
 
 def require_pictures(batch: Tensor) -> None:
     """Raise ValueError unless batch is (B, 3, H, W), finite and in [-1, 1]."""
-    if batch.ndim != 4 or batch.shape[1] != 3:
-        raise ValueError(f"an encoder takes (B, 3, H, W) pictures, got shape {tuple(batch.shape)}")
-    low, high = batch.aminmax() if batch.numel() else (0.0, 0.0)
-    if not (low >= -1 and high <= 1):  # written so that NaN fails too
-        raise ValueError(f"an encoder takes pictures in [-1, 1], got values from {low:.3g} to {high:.3g}")
+    require_unit(batch, "an encoder", least=-1)
 
 
 def resize(picture: Tensor, size: int) -> Tensor:

@@ -1,5 +1,6 @@
 """BLIP (Li et al., 2022) through transformers: the two contrastive encoders, whose vectors share one space."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,6 @@ class BlipEncoder(Encoder):
                 sort_keys=True,
             ).encode()
         )
-        self._tokenizer: Any = None
 
     def prepare(self, picture: Tensor) -> Tensor:
         """What the network takes of one (3, H, W) picture in [-1, 1], which is rounded to 8 bits first."""
@@ -81,25 +81,23 @@ class BlipEncoder(Encoder):
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
         """(B, D) unit vectors of prompts; what is longer than 35 tokens is cut, with a warning."""
-        tokenizer = self.tokenizer()
         rows = []
         for prompt in prompts:  # one by one: no padding, so no prompt's vector depends on the others
-            needed = len(tokenizer(prompt)["input_ids"])
+            needed = len(self.tokenizer(prompt)["input_ids"])
             if needed > MAX_TOKENS:
                 warn_in_one_line(
                     f"a prompt of {needed} tokens is cut to the {MAX_TOKENS} that BLIP reads: {prompt[:40]!r}..."
                 )
-            tokens = tokenizer(prompt, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
+            tokens = self.tokenizer(prompt, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
             rows.append(encode(self._text_features, tokens, self.device))
         return torch.cat(rows).clone()
 
+    @functools.cached_property
     def tokenizer(self) -> Any:
         """The folder's tokenizer. Raises InputError where it has none."""
-        if self._tokenizer is None:
-            if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
-                raise InputError(f"BLIP: no tokenizer in {self.folder}; get {TOKENIZER_FILES[0]} of {SOURCE}")
-            self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        return self._tokenizer
+        if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
+            raise InputError(f"BLIP: no tokenizer in {self.folder}; get {TOKENIZER_FILES[0]} of {SOURCE}")
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         return self.network.vision_proj(self.network.vision_model(pixel_values=pixels).last_hidden_state[:, 0])

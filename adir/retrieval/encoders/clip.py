@@ -1,5 +1,6 @@
 """CLIP (Radford et al., 2021) through open_clip: the encoder of ADIR's experiments."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,6 @@ class OpenClipEncoder(Encoder):
         )
         self.network: Any = network.to(device)
         self.preprocess: Any = image_transform_v2(config, is_train=False)
-        self._tokenizer: Any = None
 
     def prepare(self, picture: Tensor) -> Tensor:
         """What the network takes of one (3, H, W) picture in [-1, 1], which is rounded to 8 bits first."""
@@ -64,26 +64,25 @@ class OpenClipEncoder(Encoder):
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
         """(B, D) unit vectors of prompts; what is longer than the network's context is cut, with a warning."""
-        tokens = self.tokenizer()(prompts)
+        tokens = self.tokenizer(prompts)
         for prompt, row in zip(prompts, tokens, strict=True):
-            needed = len(self.tokenizer().encode(prompt)) + 2
+            needed = len(self.tokenizer.encode(prompt)) + 2
             if needed > len(row):
                 warn_in_one_line(
                     f"a prompt of {needed} tokens is cut to the {len(row)} that {self.name} reads: {prompt[:40]!r}..."
                 )
         return encode(self.network.encode_text, tokens, self.device).clone()
 
+    @functools.cached_property
     def tokenizer(self) -> open_clip.SimpleTokenizer:
         """CLIP's tokenizer, whose vocabulary open_clip ships. Raises InputError where the architecture has another."""
-        if self._tokenizer is None:
-            text = open_clip.get_model_config(self.architecture)["text_cfg"]
-            if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
-                raise InputError(
-                    f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and would be downloaded; "
-                    "search with a picture, or take an architecture with CLIP's own tokenizer, such as ViT-B-32"
-                )
-            self._tokenizer = open_clip.get_tokenizer(self.architecture)
-        return self._tokenizer
+        text = open_clip.get_model_config(self.architecture)["text_cfg"]
+        if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
+            raise InputError(
+                f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and would be downloaded; "
+                "search with a picture, or take an architecture with CLIP's own tokenizer, such as ViT-B-32"
+            )
+        return open_clip.get_tokenizer(self.architecture)
 
 
 class ClipEncoder(OpenClipEncoder):
@@ -93,7 +92,7 @@ class ClipEncoder(OpenClipEncoder):
         name ends in -quickgelu: the tensors are the same, so nothing in the file tells.
     tag: published weights (`open_clip.list_pretrained_tags_by_model(architecture)`), which bring their preprocessing;
         null: open_clip's default preprocessing.
-    checkpoint: their file (.safetensors, .bin or .pt); null: where open_clip and the Hugging Face hub keep the tag's.
+    checkpoint: their file (.safetensors, .bin or .pt); null: where `adir weights` and the Hugging Face hub keep the tag's.
         Nothing is downloaded here.
     device: of the network.
     """

@@ -29,10 +29,8 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
     """What open_clip knows of a tag's weights; {} without a tag. Raises InputError for a tag that does not fit."""
     config = open_clip.get_model_config(architecture)
     if config is None:
-        family = architecture.split("-")[0]
-        near = [name for name in open_clip.list_models() if name.split("-")[0] == family]
         raise InputError(
-            f"unknown CLIP architecture {architecture!r}; open_clip has {', '.join(near or open_clip.list_models())}"
+            f"unknown CLIP architecture {architecture!r}; open_clip has {', '.join(open_clip.list_models())}"
         )
     if tag is None:
         return {}
@@ -52,46 +50,29 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
 def find_checkpoint(
     architecture: str, tag: str | None, published: Mapping[str, Any], checkpoint: str | Path | None
 ) -> Path:
-    """The file of weights: the one that is named, else the tag's where `adir weights` puts it or in the caches of open_clip
-    and the Hugging Face hub.
+    """The file of weights: the one that is named, else the tag's where `adir weights` or the Hugging Face hub puts it.
 
     Raises InputError that says where to get the file and where to put it.
     """
-    source = f"; {origin(published)}" if published else ""
+    repository, name = os.path.split(published.get("hf_hub", ""))
+    address = f"{name or HUB_FILES[0]} of https://huggingface.co/{repository}" if repository else published.get("url")
+    source = f"; get {address}" if published else ""
     if checkpoint is not None:
         path = Path(checkpoint)
         if not path.is_file():
             raise InputError(f"CLIP {architecture}: no file {path}: put the weights there, or name another{source}")
         return path
     if tag is None:
-        raise InputError(f"CLIP {architecture}: no weights named; give checkpoint=FILE, or a tag")
+        raise InputError(f"CLIP {architecture}: no weights named; give checkpoint=FILE, or a tag{source}")
     fetched = entry(ENTRIES[architecture, tag]) if (architecture, tag) in ENTRIES else None
     if fetched is not None and fetched.path.is_file():
         return fetched.path
-    repository, name = os.path.split(published.get("hf_hub", ""))
-    for candidate in ((name,) if name else HUB_FILES) if repository else ():
-        found = try_to_load_from_cache(repository, candidate)
+    for candidate in (name,) if name else HUB_FILES:
+        found = try_to_load_from_cache(repository, candidate) if repository else None
         if isinstance(found, str):
             return Path(found)
-    url = published.get("url", "")
-    cached = Path("~/.cache/clip").expanduser() / os.path.basename(url)
-    if url and cached.is_file():
-        return cached
-    if fetched is not None:
-        raise InputError(f"CLIP {architecture}: {fetched.missing()}; or give another file's path as checkpoint=FILE")
-    raise InputError(
-        f"CLIP {architecture}: the weights {tag!r} are not here{source}, and give its path as checkpoint=FILE"
-    )
-
-
-def origin(published: Mapping[str, Any]) -> str:
-    """Where published weights are to be had, in words."""
-    repository, name = os.path.split(published.get("hf_hub", ""))
-    return (
-        f"get {name or HUB_FILES[0]} of https://huggingface.co/{repository}"
-        if repository
-        else f"get {published['url']}"
-    )
+    missing = f"the weights {tag!r} are not here{source}" if fetched is None else fetched.missing()
+    raise InputError(f"CLIP {architecture}: {missing}; or give another file's path as checkpoint=FILE")
 
 
 def load_weights(network: nn.Module, path: Path, architecture: str) -> None:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from adir.errors import InputError
 from adir.retrieval.encoders.clip import OpenClipEncoder, empty_network
-from adir.retrieval.encoders.clip_weights import load_weights
+from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights
 
 ARCHITECTURE = "RN50-quickgelu"
 """The authors' code is OpenAI's CLIP, whose text transformer has QuickGELU. The tensors of open_clip's RN50, which has
@@ -22,11 +21,8 @@ class CyclipEncoder(OpenClipEncoder):
 
     def __init__(self, checkpoint: str | Path | None = None, device: str = "cpu") -> None:
         """Raises InputError on missing, damaged or other weights."""
-        source = "the authors' are linked from https://github.com/goel-shashank/CyCLIP (CC BY-NC)"
-        if checkpoint is None:
-            raise InputError(f"CyCLIP: no weights named; give checkpoint=FILE; {source}")
-        if not Path(checkpoint).is_file():
-            raise InputError(f"CyCLIP: no file {checkpoint}: put the weights there, or name another; {source}")
+        published = {"url": "the authors' from https://github.com/goel-shashank/CyCLIP, which links them (CC BY-NC)"}
+        path = find_checkpoint(ARCHITECTURE, None, published, checkpoint)
         network = empty_network(ARCHITECTURE)
-        load_weights(network, Path(checkpoint), ARCHITECTURE)
+        load_weights(network, path, ARCHITECTURE)
         super().__init__("cyclip", ARCHITECTURE, network, network.visual.preprocess_cfg, device)

@@ -4,7 +4,6 @@ Never chosen by itself. faiss proposes; the proposed are measured again exactly,
 what can be wrong is only that a neighbour was not proposed. How often that is, `recall` measures.
 """
 
-from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ class ApproximateIndex(VectorIndex):
     """
 
     approximate = True
+    remedy = "raise n_proposed or n_probe"
 
     def __init__(
         self,
@@ -88,21 +88,10 @@ class ApproximateIndex(VectorIndex):
     def ids_of(self, rows: np.ndarray) -> list[str]:
         return self.exact.ids_of(rows)
 
-    def search(
-        self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None, block: int = BLOCK
-    ) -> tuple[list[list[str]], Tensor]:
-        """As VectorIndex.search, among what faiss proposes."""
-        queries = self._checked(queries)
+    def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
+        """For each query, the rows that faiss proposes: n_proposed, or fewer where it looked into too few lists."""
         _, proposed = self.faiss.search(queries.numpy(), min(self.n_proposed, len(self)))
-        ids, distances = [], torch.empty(len(queries), k)
-        for number, rows in enumerate(proposed):
-            hidden = set(exclude[number]) if exclude is not None else set()
-            found = [pair for pair in self._measured(rows[rows >= 0], queries[number]) if pair[1] not in hidden]
-            if len(found) < k:
-                raise InputError(f"K={k} neighbours asked, faiss proposed {len(found)}: raise n_proposed or n_probe")
-            ids.append([name for _, name in found[:k]])
-            distances[number] = self._distances([square for square, _ in found[:k]])
-        return ids, distances
+        return [rows[rows >= 0] for rows in proposed]
 
 
 def recall(exact: VectorIndex, approximate: VectorIndex, k: int, n_queries: int) -> float:

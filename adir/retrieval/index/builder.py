@@ -10,20 +10,19 @@ Who does which shard, and what is told meanwhile, is the caller's (adir/commands
 """
 
 import heapq
-import operator
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adir.data.decoding import decoded
 from adir.data.fingerprints import fingerprint
 from adir.data.sources.base import Item, Source, SourceDown, each_id_once, storable
 from adir.errors import InputError
@@ -64,45 +63,28 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
     """
     require_room(folder)
     path = folder / "index.json"
-    wanted: dict[str, Any] = {"schema": SCHEMA, "encoder": facts_of(encoder), "source": describe(source)}
-    wanted["least_side"] = least_side
+    about = {"kind": source.kind, "name": source.name, "arguments": source.arguments}
+    wanted = {"schema": SCHEMA, "encoder": facts_of(encoder), "source": about, "least_side": least_side}
     known = read_facts(path) if path.exists() else wanted
-    if known["encoder"] != facts_of(encoder):
-        raise InputError(
-            f"{folder}: holds an index made by encoder {known['encoder']['name']} "
-            f"({known['encoder']['weights_sha256'][:10]}), asked is {encoder.name} ({encoder.weights_sha256[:10]}); "
-            "choose another folder (out=) or that encoder"
-        )
-    if known["source"]["kind"] != source.kind:
-        raise InputError(
-            f"{folder}: holds an index of a corpus of kind {known['source']['kind']} ({known['source']['name']}), asked is "
-            f"{source.kind}; choose another folder (out=)"
-        )
-    asked, there = what_it_reads(source.arguments), what_it_reads(known["source"]["arguments"])
+    asked, there = what_makes(wanted), what_makes(known)
     differs = [name for name in sorted(asked.keys() | there.keys()) if asked.get(name) != there.get(name)]
     if differs:
         held, now = (", ".join(f"{name}={some.get(name)}" for name in differs) for some in (there, asked))
         raise InputError(f"{folder}: holds an index of {held}, asked is {now}; choose another folder (out=)")
-    if known.get("least_side", 0) != least_side:  # older ones do not say it, and took all
-        raise InputError(
-            f"{folder}: holds an index of pictures with least_side={known.get('least_side', 0)}, asked is {least_side}; "
-            "choose another folder (out=) or that least_side"
-        )
-    if known["source"] != wanted["source"] or not path.exists():
+    if known["source"] != about or not path.exists():
         write_json(path, wanted)
 
 
-def what_it_reads(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A source's arguments less those that say where it lies: that may change."""
-    return {name: value for name, value in arguments.items() if name not in ("path", "pictures", "bucket", "lists")}
-
-
-def describe(source: Source) -> dict[str, Any]:
-    """What an index remembers of where its pictures come from."""
-    return {"kind": source.kind, "name": source.name, "arguments": source.arguments}
-
-
-NEEDED = {"index.json": ("encoder", "source"), "manifest.json": ("encoder", "source", "corpus", "dimensions", "shards")}
+def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the content of an index, of the facts in index.json: all but where the pictures lie, which may change."""
+    encoder, source = facts["encoder"], facts["source"]
+    places = ("path", "pictures", "bucket", "lists")
+    return {
+        **{name: value for name, value in source["arguments"].items() if name not in places},
+        "kind": source["kind"],
+        "encoder": f"{encoder['name']} ({encoder['weights_sha256'][:10]})",
+        "least_side": facts.get("least_side", 0),  # older ones do not say it, and took all
+    }
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -110,8 +92,6 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         known: dict[str, Any] = read_json(path)
         schema = known["schema"]
-        if schema == SCHEMA:
-            operator.itemgetter(*NEEDED[path.name])(known)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run `adir index build` again") from error
     if schema != SCHEMA:
@@ -122,11 +102,9 @@ def read_facts(path: Path) -> dict[str, Any]:
 def planned(folder: Path) -> list[Path]:
     """The plan files, in order. Raises InputError where one is gone: which pictures its shard holds nobody knows."""
     paths = sorted((folder / "plan").glob("??????.json"))
-    for number, path in enumerate(paths):
-        if path != plan_path(folder, number):
-            raise InputError(
-                f"{plan_path(folder, number)}: is missing; copy the index here again as a whole, or build anew"
-            )
+    missing = {plan_path(folder, number) for number in range(len(paths))} - set(paths)
+    if missing:
+        raise InputError(f"{min(missing)}: is missing; copy the index here again as a whole, or build anew")
     return paths
 
 
@@ -142,52 +120,38 @@ def planned_keys(path: Path) -> list[str]:
 def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
     """Plan shards for what the source lists and no plan holds yet; how many there are now. One process at a time.
 
-    A shard gets keys until they hold `shard_size` pictures or more; a key whose pictures nobody has counted is a shard.
     Keeps the planned keys in memory: 0.1 GB a million for a folder, a tar file is one.  Raises InputError, and plans nothing,
     where planned keys are gone from the source: their pictures would be found, and then not be there. Rejects may go.
     """
     known = {key for path in planned(folder) for key in planned_keys(path)}
-    if known:
-        # A listing of its own: of another corpus nothing may be planned, or its pictures would be missed for ever.
-        require_all_there(folder, known.difference(key for key, _ in source.listing()), len(known), source)
-    number, count = len(planned(folder)), 0
-    keys: list[str] = []
-    for key, pictures in source.listing():
-        if key in known:
-            continue
-        if keys and pictures is None:
-            number = _write_plan(folder, number, keys)
-            keys, count = [], 0
-        keys.append(key)
-        count += shard_size if pictures is None else pictures
-        if count >= shard_size:
-            number = _write_plan(folder, number, keys)
-            keys, count = [], 0
-    return _write_plan(folder, number, keys) if keys else number
-
-
-def require_all_there(folder: Path, gone: set[str], n_known: int, source: Source) -> None:
-    """Raise InputError when planned keys are gone that are no rejects."""
+    # A listing of its own: of another corpus nothing may be planned, or its pictures would be missed for ever.
+    gone = known.difference(key for key, _ in source.listing()) if known else set()
     if gone and (folder / "rejects.json").exists():
         rejects = read_json(folder / "rejects.json")
         gone = {key for key in gone if storable(key) not in rejects}
     if gone:
         raise InputError(
-            f"{folder}: {len(gone)} of {n_known} parts of the corpus it was made of are gone from {source.name}, such as "
+            f"{folder}: {len(gone)} of {len(known)} parts of the corpus it was made of are gone from {source.name}, such as "
             f"{storable(min(gone))}; bring them back, or build a new index (out=)"
         )
+    new = ((key, count) for key, count in source.listing() if key not in known)
+    for number, keys in enumerate(shares(new, shard_size), len(planned(folder))):
+        write_json(plan_path(folder, number), {"keys": keys})
+    return len(planned(folder))
 
 
-def _write_plan(folder: Path, number: int, keys: list[str]) -> int:
-    write_json(plan_path(folder, number), {"keys": keys})
-    return number + 1
-
-
-class Loaded(NamedTuple):
-    """A picture ready to be embedded, and what is kept of it."""
-
-    picture: Picture
-    input: Tensor
+def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterator[list[str]]:
+    """The keys in shards of `shard_size` pictures or more; a key whose pictures nobody has counted fills one."""
+    keys: list[str] = []
+    count = 0
+    for key, pictures in listing:
+        keys.append(key)
+        count += shard_size if pictures is None else pictures
+        if count >= shard_size:
+            yield keys
+            keys, count = [], 0
+    if keys:
+        yield keys
 
 
 @dataclass
@@ -222,31 +186,29 @@ def build_shard(
     rejects: dict[str, str] = {}
     pictures: list[Picture] = []
     vectors: list[Tensor] = []
-    batch: list[Loaded] = []
+    batch: list[tuple[Picture, Tensor]] = []
 
     def embed_batch() -> None:
         started = time.perf_counter()
-        vectors.extend(encoder.vectors(torch.stack([loaded.input for loaded in batch])))
+        vectors.extend(encoder.vectors(torch.stack([prepared for _, prepared in batch])))
         done.encoding += time.perf_counter() - started
-        pictures.extend(loaded.picture for loaded in batch)
+        pictures.extend(picture for picture, _ in batch)
         batch.clear()
         done.pictures, done.rejects = len(pictures), len(rejects)
         tell(done)
 
-    mark = time.perf_counter()
+    began = time.perf_counter()
     items = each_id_once(source.items(keys))
     for image_id, loaded in loaded_ahead(items, encoder, loaders, 2 * batch_size, least_side):
-        done.waiting += time.perf_counter() - mark
         if isinstance(loaded, str):
             rejects[storable(image_id)] = loaded
         else:
             batch.append(loaded)
         if len(batch) == batch_size:
             embed_batch()
-        mark = time.perf_counter()
     if batch:
         embed_batch()
-    done.rejects = len(rejects)
+    done.rejects, done.waiting = len(rejects), time.perf_counter() - began - done.encoding
     embeddings = torch.stack(vectors) if vectors else torch.empty(0, 0)
     plan_sha256 = sha256_of_bytes(plan_path(folder, number).read_bytes())
     facts = {"encoder": facts_of(encoder), "plan_sha256": plan_sha256}
@@ -256,28 +218,28 @@ def build_shard(
 
 def loaded_ahead(
     items: Iterator[Item], encoder: Encoder, loaders: int, ahead: int, least_side: int = 0
-) -> Iterator[tuple[str, Loaded | str]]:
+) -> Iterator[tuple[str, tuple[Picture, Tensor] | str]]:
     """(id, the loaded picture or why it is rejected), in the order of the items, loaded by threads `ahead` of their use."""
-    waiting: deque[tuple[str, Future[Loaded | str]]] = deque()
     with ThreadPoolExecutor(loaders, "adir loader") as pool:
+        futures = ((item.id, pool.submit(load, item, encoder, least_side)) for item in items)
+        waiting = deque(itertools.islice(futures, ahead))
         try:
-            for item in items:
-                waiting.append((item.id, pool.submit(load, item, encoder, least_side)))
-                if len(waiting) >= ahead:
-                    image_id, future = waiting.popleft()
-                    yield image_id, future.result()
             while waiting:
                 image_id, future = waiting.popleft()
                 yield image_id, future.result()
+                waiting.extend(itertools.islice(futures, 1))
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def load(item: Item, encoder: Encoder, least_side: int = 0) -> Loaded | str:
-    """A picture with its fingerprints, or the reason why it cannot be used. Raises SourceDown."""
+def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[Picture, Tensor] | str:
+    """A picture with its fingerprint and what the encoder prepared of it, or the reason why it cannot be used.
+
+    Raises SourceDown.
+    """
     try:
-        content, pixels = decoded(item, least_side)
+        content, pixels = item.decoded(least_side)
         x = from_uint8(pixels)
         picture = Picture(
             item.id,
@@ -287,7 +249,7 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> Loaded | str:
             fingerprint(x),
             item.attribution,
         )
-        return Loaded(picture, encoder.prepare(x))
+        return picture, encoder.prepare(x)
     except SourceDown:
         raise
     except InputError as error:

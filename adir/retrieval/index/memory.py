@@ -1,7 +1,6 @@
 """The index in memory: float16 embeddings of a corpus that fits there. `sharded.py` has the one on disk; both give the
 same neighbours, as both search the same float16 numbers in the same way."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from adir.data.base import Corpus
 from adir.files import safetensors_metadata, set_aside, sha256_of_bytes, warn_in_one_line, write_bytes
 from adir.retrieval.encoders.base import Encoder
-from adir.retrieval.index.search import METRICS, VectorIndex, part_of
+from adir.retrieval.index.search import VectorIndex, part_of
 
 
 class Index(VectorIndex):
@@ -26,8 +25,6 @@ class Index(VectorIndex):
     def __init__(self, ids: Sequence[str], embeddings: Tensor, metric: str = "angular") -> None:
         """Raises ValueError on repeated ids, a shape that does not fit, values that are not finite, or vectors not
         of unit length where the metric is angular."""
-        if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
         if embeddings.ndim != 2 or len(ids) != len(embeddings):
             raise ValueError(f"{len(ids)} ids with embeddings of shape {tuple(embeddings.shape)}; (N, D) needed")
         if len(set(ids)) != len(ids):
@@ -59,13 +56,13 @@ class Index(VectorIndex):
             return cls(corpus.ids, embed(corpus, encoder).half(), encoder.metric)
         path = cls.path(corpus, encoder, cache_folder)
         try:
-            return cls(corpus.ids, read_embeddings(path, corpus.ids).half(), encoder.metric)
+            return cls(corpus.ids, read_embeddings(path).half(), encoder.metric)
         except FileNotFoundError:
             pass
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, KeyError, SafetensorError) as error:
             warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, built anew")
         embeddings = embed(corpus, encoder).half()
-        write_embeddings(path, corpus.ids, embeddings)
+        write_embeddings(path, embeddings)
         return cls(corpus.ids, embeddings, encoder.metric)
 
     @staticmethod
@@ -87,23 +84,19 @@ def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
     return torch.cat(rows)
 
 
-def write_embeddings(path: Path, ids: Sequence[str], embeddings: Tensor) -> None:
-    """One atomic safetensors file: the embeddings, their ids, and SHA-256 of the numbers, which the format lacks."""
+def write_embeddings(path: Path, embeddings: Tensor) -> None:
+    """Write one atomic safetensors file: the embeddings, and SHA-256 of the numbers, which the format lacks."""
     embeddings = embeddings.contiguous()
-    metadata = {"ids": json.dumps(list(ids)), "sha256": sha256_of_bytes(embeddings.numpy().tobytes())}
-    write_bytes(path, save({"embeddings": embeddings}, metadata))
+    write_bytes(path, save({"embeddings": embeddings}, {"sha256": sha256_of_bytes(embeddings.numpy().tobytes())}))
 
 
-def read_embeddings(path: Path, ids: Sequence[str]) -> Tensor:
-    """The embeddings that `write_embeddings` wrote for these ids. Raises ValueError or SafetensorError otherwise, and
-    OSError where the file cannot be read."""
+def read_embeddings(path: Path) -> Tensor:
+    """Return the embeddings that `write_embeddings` wrote; of which pictures, the file's name says.
+
+    Raises ValueError, KeyError or SafetensorError where the file is damaged, and OSError where it cannot be read.
+    """
     content = path.read_bytes()
-    tensors, metadata = load(content), safetensors_metadata(content)
-    if set(tensors) != {"embeddings"}:
-        raise ValueError(f"holds {sorted(tensors)}")
-    embeddings = tensors["embeddings"]
-    if json.loads(metadata.get("ids", "null")) != list(ids):
-        raise ValueError("is of other ids")
-    if metadata.get("sha256") != sha256_of_bytes(embeddings.numpy().tobytes()):
+    embeddings = load(content)["embeddings"]
+    if safetensors_metadata(content).get("sha256") != sha256_of_bytes(embeddings.numpy().tobytes()):
         raise ValueError("its checksum does not fit")
     return embeddings

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from adir.errors import InputError
-from adir.retrieval.index.distance import chord_to_angle
 
-METRICS = ("angular", "euclidean")
 BLOCK = 2048
 """Rows a matrix product takes at once: 4 MB of float32 at 512 dimensions, which stay in the processor's cache."""
 
@@ -115,12 +113,35 @@ def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     return np.concatenate([np.empty(0), *((np.ascontiguousarray(part) ** 2).sum(1) for part in difference)])
 
 
+def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Return some rows, counted over all parts, in their order."""
+    ends = np.cumsum([len(part) for part in parts])
+    found = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    where = np.searchsorted(ends, rows, side="right")
+    for number in np.unique(where):
+        here, part = where == number, parts[number]
+        found[here] = part[rows[here] - (ends[number] - len(part))]
+    return found
+
+
+def chord_to_angle(chord: Tensor) -> Tensor:
+    """Return the angle between unit vectors, 2 arcsin(|a - b| / 2): ADIR (Abu-Hussein et al., 2022), in radians.
+
+    Not arccos(a.b), which in float32 cannot tell angles below 3e-4 apart.
+
+    chord: |a - b|; rounding beyond 2 counts as 2.
+    """
+    return 2 * torch.arcsin((chord / 2).clamp(max=1))
+
+
 class VectorIndex:
     """Exact nearest neighbours among vectors with ids. A subclass fills `parts` and `metric`, and says what id a row has."""
 
     parts: list[Part]
     metric: str
     approximate = False
+    remedy = "lower K or enlarge the corpus"
+    """What to do where fewer than K are left."""
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
         """Ids of rows, counted over all parts."""
@@ -136,14 +157,7 @@ class VectorIndex:
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) of the vectors of some rows, as they are stored."""
-        ends = np.cumsum([len(part.vectors) for part in self.parts])
-        found = np.empty((len(rows), self.dimensions), self.parts[0].vectors.numpy().dtype)
-        where = np.searchsorted(ends, rows, side="right")
-        for number in np.unique(where):
-            here = where == number
-            part = self.parts[number].vectors.numpy()
-            found[here] = part[rows[here] - (ends[number] - len(part))]
-        return found
+        return rows_of([part.vectors.numpy() for part in self.parts], rows)
 
     def search(
         self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None, block: int = BLOCK
@@ -165,25 +179,26 @@ class VectorIndex:
         asked = min(len(self), k + max(map(len, hidden), default=0))
         ids: list[list[str]] = []
         distances = torch.empty(len(queries), k)
-        for number, rows in enumerate(nearest_candidates(self.parts, queries, asked, block)):
+        for number, rows in enumerate(self.candidates(queries, asked, block)):
             found = [pair for pair in self._measured(rows, queries[number]) if pair[1] not in hidden[number]]
-            if len(found) < k:  # then all there are were candidates
+            if len(found) < k:
                 raise InputError(
-                    f"K={k} neighbours asked, but of {len(self)} pictures {len(rows) - len(found)} are left out as copies "
-                    "of the test picture or of one another: lower K or enlarge the corpus"
+                    f"K={k} neighbours asked, but of {len(rows)} pictures {len(rows) - len(found)} are left out as copies "
+                    f"of the test picture or of one another: {self.remedy}"
                 )
             ids.append([name for _, name in found[:k]])
-            distances[number] = self._distances([square for square, _ in found[:k]])
+            chords = torch.tensor([square for square, _ in found[:k]], dtype=torch.float64).sqrt()
+            distances[number] = chord_to_angle(chords) if self.metric == "angular" else chords
         return ids, distances
+
+    def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
+        """For each query, rows among which its n nearest are."""
+        return nearest_candidates(self.parts, queries, n, block)
 
     def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
         """(squared distance, id) of rows, nearest first, equal ones by id."""
         squares = squared_distances(self.rows(rows), query.numpy())
         return sorted(zip(squares.tolist(), self.ids_of(rows), strict=True))
-
-    def _distances(self, squares: Sequence[float]) -> Tensor:
-        chords = torch.tensor(squares, dtype=torch.float64).sqrt()
-        return (chord_to_angle(chords) if self.metric == "angular" else chords).float()
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.dimensions:

@@ -32,8 +32,6 @@ SOURCES: dict[str, type[Source]] = {
 def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Source:
     """The source that an index remembers; `moved`: constructor arguments that are others now, such as its path."""
     kind, arguments = description["kind"], description["arguments"]
-    if kind not in SOURCES:
-        raise InputError(f"index of pictures of kind {kind!r}; this version of adir knows {', '.join(SOURCES)}")
     unknown = sorted(set(moved) - set(arguments))
     if unknown:
         raise InputError(f"pictures of kind {kind}: no argument {', '.join(unknown)}; it has {', '.join(arguments)}")
@@ -60,7 +58,10 @@ class ShardedIndex(VectorIndex):
         self.rejecting: list[Shard] = []
         for entry in self.manifest["shards"]:
             shard = Shard.open(self.folder / "shards" / entry["file"])
-            self._require_agreement(shard, entry)
+            if shard.sha256 != entry["sha256"] or len(shard) != entry["pictures"]:
+                raise InputError(
+                    f"{shard.path}: is not the shard that manifest.json tells of (checksum or count); {BUILD}"
+                )
             if len(shard):
                 shards.append(shard)
             if entry["rejects"]:
@@ -68,36 +69,19 @@ class ShardedIndex(VectorIndex):
         self.shards = shards
         self.parts = [shard.part for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in shards])
-        total = self.manifest["corpus"]["pictures"]
-        if len(self) != total:
-            raise InputError(
-                f"{self.folder}: its manifest tells of {total} pictures, its shards hold {len(self)}; {BUILD}"
-            )
-
-    def _require_agreement(self, shard: Shard, entry: Mapping[str, Any]) -> None:
-        if shard.sha256 != entry["sha256"] or len(shard) != entry["pictures"]:
-            raise InputError(f"{shard.path}: is not the shard that manifest.json tells of (checksum or count); {BUILD}")
-        if shard.facts["encoder"] != self.encoder:
-            raise InputError(
-                f"{shard.path}: made by encoder {shard.facts['encoder']['name']}, the manifest tells of "
-                f"{self.encoder['name']}; {BUILD}"
-            )
-
-    def place(self, row: int) -> tuple[Shard, int]:
-        """The shard of a row, and its row there."""
-        number = int(np.searchsorted(self._ends, row, side="right"))
-        return self.shards[number], row - int(self._ends[number]) + len(self.shards[number])
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        return [shard.id(row) for shard, row in map(self.place, rows.tolist())]
+        numbers = np.searchsorted(self._ends, rows, side="right").tolist()
+        first = [0, *self._ends.tolist()]
+        return [self.shards[n].id(row - first[n]) for n, row in zip(numbers, rows.tolist(), strict=True)]
 
-    def find(self, image_id: str) -> tuple[Shard, int] | None:
-        """Where a picture is; None when it is not here."""
+    def find(self, image_id: str) -> tuple[Shard, int]:
+        """Return the shard of a picture and its row there. Raises KeyError where it is not in the index."""
         for shard in self.shards:
             row = shard.row(image_id)
             if row is not None:
                 return shard, row
-        return None
+        raise KeyError(image_id)
 
     def require_encoder(self, encoder: EncoderIdentity) -> None:
         """Raise InputError, naming both, unless the index was made by this encoder."""
@@ -192,16 +176,10 @@ class IndexedCorpus(Corpus):
         return self.index.ids_of(rows)
 
     def attribution(self, image_id: str) -> dict[str, str]:
-        shard, row = self._found(image_id)
+        shard, row = self.index.find(image_id)
         return shard.attribution(row)
 
     def image(self, image_id: str) -> Tensor:
-        shard, row = self._found(image_id)
+        shard, row = self.index.find(image_id)
         remedy = f"build the index {self.index.folder} anew"
         return read_again(self.source, image_id, shard.picture_sha256(row), remedy)
-
-    def _found(self, image_id: str) -> tuple[Shard, int]:
-        place = self.index.find(image_id)
-        if place is None:
-            raise KeyError(image_id)
-        return place

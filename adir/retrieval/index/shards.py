@@ -5,6 +5,7 @@ A safetensors file, so any tool can open it; what is text (ids, attributions) is
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,8 +116,12 @@ class Shard:
 
     path: Path
     columns: Mapping[str, np.ndarray]
-    about: Mapping[str, Any]
-    """Of its header: schema, rejects, facts, sha256."""
+    sha256: str
+    """Of its data, as its header says."""
+    facts: Mapping[str, Any]
+    """What its maker noted: encoder and plan."""
+    rejects: Mapping[str, str]
+    """id: reason."""
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
@@ -132,31 +137,16 @@ class Shard:
                     )
                 columns = {name: file.get_tensor(name).numpy() for name in COLUMNS}
             rows = {len(column) for name, column in columns.items() if name not in ("ids", "notes")}
-            if len(rows) > 1 or not {"rejects", "facts", "sha256"} <= about.keys():
-                raise ValueError("its header contradicts itself")
+            if len(rows) > 1:
+                raise ValueError("its columns differ in length")
+            return cls(path, columns, about["sha256"], about["facts"], about["rejects"])
         except InputError:
             raise
         except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}") from error
-        return cls(path, columns, about)
 
     def __len__(self) -> int:
         return len(self.columns["embeddings"])
-
-    @property
-    def sha256(self) -> str:
-        """Of its data, as its header says."""
-        return self.about["sha256"]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What its maker noted: encoder, unit, seconds."""
-        return self.about["facts"]
-
-    @property
-    def rejects(self) -> dict[str, str]:
-        """id: reason."""
-        return self.about["rejects"]
 
     @cached_property
     def part(self) -> Part:
@@ -194,11 +184,8 @@ class Shard:
 
     def row(self, image_id: str) -> int | None:
         """Where a picture is, by bisection; None when it is not here."""
-        low, high = 0, len(self)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self.id(middle) < image_id else (low, middle)
-        return low if low < len(self) and self.id(low) == image_id else None
+        row = bisect_left(range(len(self)), image_id, key=self.id)
+        return row if row < len(self) and self.id(row) == image_id else None
 
     def damage(self) -> str | None:
         """What is wrong with its data, all of which are read and hashed; None when nothing is."""
