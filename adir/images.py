@@ -230,13 +230,13 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         levels[None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
     )
     sample = Image.fromarray(colours)
-    moved = ImageChops.difference(transformed(sample, transform), sample.convert("RGB")).getextrema()
-    return None if max(most for _, most in moved) <= SAME_COLOUR else transform
+    moved = np.asarray(ImageChops.difference(transformed(sample, transform), sample.convert("RGB"))).max()
+    return None if moved <= SAME_COLOUR else transform
 
 
 def transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
     """The picture through a transform to RGB."""
-    return ImageCms.applyTransform(picture.convert(transform.input_mode), transform)
+    return transform.apply(picture.convert(transform.input_mode))
 
 
 def upright(pixels: Image.Image, picture: Image.Image) -> Image.Image:

@@ -96,7 +96,7 @@ class OpenImagesTars(TarSource):
     @functools.cached_property
     def _origins(self) -> dict[str, dict[str, str]]:
         """Licence, author and source by ImageID."""
-        found = {}
+        found: dict[str, dict[str, str]] = {}
         for path in self.lists:
             with open(path, newline="", encoding="utf-8-sig") as file:
                 found |= {fields["ImageID"]: attribution_of(fields) for fields in csv.DictReader(file)}
