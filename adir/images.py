@@ -10,6 +10,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
     """(H, W, 3) uint8 RGB, or (H, W, 1) grey, of the bytes of a picture file: the one reader, whatever a picture is for.
 
     Converted: turned upright by the EXIF orientation, colours to sRGB by the embedded profile, a palette looked up, an alpha
-    channel that is opaque everywhere dropped, 16 bits a channel cut to 8 (and said). Of a phone's MPO, the first picture.
+    channel that is opaque everywhere dropped, 16 bits a channel scaled to 8 (and said). Of a phone's MPO, the first picture.
 
     Raises InputError, before decoding where the header tells, for what is truncated or no picture, larger than `max_pixels`
     (a decompression bomb) or than the memory, of a shorter side below `least_side`, longer than MAX_ASPECT times its width,
@@ -118,9 +119,9 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
     try:
         with Image.open(io.BytesIO(content)) as picture:
             require_fit(picture, name, max_pixels, least_side)
-            is_deep = any(";16" in str(tile.args) for tile in picture.tile)
+            rawmodes = " ".join(str(tile.args) for tile in picture.tile)
             picture.load()
-            flat = eight_bits(picture, is_deep, name)
+            flat = flattened(scaled(picture, rawmodes, content, name) if ";16" in rawmodes else picture, name)
             pixels = np.array(upright(in_srgb(flat, picture.info.get("icc_profile"), name), picture))
             return pixels[:, :, None] if pixels.ndim == 2 else pixels
     except InputError:
@@ -149,23 +150,49 @@ def require_fit(picture: Image.Image, name: str, max_pixels: int, least_side: in
         raise InputError(f"{name}: is animated or has pages ({n_frames} pictures); take one of them")
 
 
-def eight_bits(picture: Image.Image, is_deep: bool, name: str) -> Image.Image:
-    """A loaded picture as one of mode L, RGB or CMYK: palettes looked up, an opaque alpha channel dropped.
+def scaled(picture: Image.Image, rawmodes: str, content: bytes, name: str) -> Image.Image:
+    """Return a loaded image of 16 bits per channel at 8 bits: 65535 becomes 255, rounded to nearest.
 
-    is_deep: it has 16 bits a channel in its file. Of colours Pillow has kept the upper 8, and so does this of grey levels.
-    Raises InputError for other depths, for what is transparent, and where Pillow misreads the file.
+    Pillow keeps only the upper byte of a 16-bit colour. Decoded with its bytes swapped, the file gives the lower byte.
+
+    Args:
+        picture: grey, RGB or RGBA, loaded.
+        rawmodes: the arguments of its decoder, as text.
+        content: the bytes of the file.
+        name: what errors and warnings call it.
+
+    Raises:
+        InputError: Pillow misreads such a file, or it has other channels.
     """
-    tags = getattr(picture, "tag_v2", {})
-    if is_deep:
-        # Pillow is wrong about white as 0, about a plane for each channel, and about a colour that stands for transparency.
-        if tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2 or "transparency" in picture.info:
-            raise too_deep(name)
-        remark(name, "16 bits a channel are cut to 8")
-        if picture.mode.startswith("I;16"):
-            return Image.fromarray((np.array(picture) >> 8).astype(np.uint8))
-    elif max(tags.get(BITS_PER_SAMPLE, (8,))) > 8:
+    tags, is_grey = getattr(picture, "tag_v2", {}), picture.mode.startswith("I;16")
+    # Pillow misreads white as 0, one plane per channel, a transparent colour, and grey with alpha.
+    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2 or "transparency" in picture.info or "LA;" in rawmodes
+    if misread or not (is_grey or picture.mode in ("RGB", "RGBA")):
         raise too_deep(name)
-    if picture.mode.startswith("I") or picture.mode == "F":
+    levels = np.array(picture).astype(np.uint32)
+    if not is_grey:
+        with Image.open(io.BytesIO(content)) as other:
+            other.tile = [tile._replace(args=swapped(tile.args)) for tile in other.tile]
+            levels = levels * 256 + np.array(other)
+    remark(name, "16 bits a channel are scaled to 8")
+    return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def swapped(args: Any) -> Any:
+    """Return the arguments of Pillow's decoder of 16-bit numbers with the byte order swapped."""
+    if isinstance(args, tuple):
+        return (swapped(args[0]), *args[1:])
+    native, foreign = ("L", "B") if sys.byteorder == "little" else ("B", "L")
+    return args[:-1] + {native: foreign, foreign: native, "N": foreign}[args[-1]]
+
+
+def flattened(picture: Image.Image, name: str) -> Image.Image:
+    """Return a loaded 8-bit image in mode L, RGB or CMYK, with palettes looked up and an opaque alpha channel dropped.
+
+    Raises InputError for more than 8 bits per channel, and for transparent images.
+    """
+    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
+    if max(bits) > 8 or picture.mode.startswith("I") or picture.mode == "F":
         raise too_deep(name)
     if picture.mode == "CMYK":
         return picture
@@ -225,11 +252,9 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     )
     if mode == "CMYK":
         return transform
-    levels = np.arange(0, 256, 1 if mode == "L" else 15, dtype=np.uint8)
-    colours = (
-        levels[None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
-    )
-    sample = Image.fromarray(colours)
+    greys = np.arange(256, dtype=np.uint8)[None]
+    colours = np.stack(np.meshgrid(greys[0, ::15], greys[0, ::15], greys[0, ::15]), -1).reshape(1, -1, 3)
+    sample = Image.fromarray(greys if mode == "L" else np.hstack([np.stack([greys] * 3, -1), colours]))
     moved = np.asarray(ImageChops.difference(transformed(sample, transform), sample.convert("RGB"))).max()
     return None if moved <= SAME_COLOUR else transform
 

@@ -385,6 +385,7 @@ def test_cmyk_is_converted_by_its_profile():
 DEEP = np.random.default_rng(0).integers(0, 65536, (24, 32, 4), dtype=np.uint16)
 DEEP[0, :8, :3] = np.array([0, 1, 128, 129, 255, 256, 65407, 65535])[:, None]
 DEEP[:, :, 3] = 65535
+EIGHT = np.rint(DEEP[:, :, :3] / 257)  # 65535 = 255 * 257
 
 
 def deep_png(levels: np.ndarray, colour_type: int) -> bytes:
@@ -407,7 +408,12 @@ def deep_tiff(levels, **options) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore:.*16 bits a channel are cut")
+def test_pillow_alone_cuts_16_bit_colours_without_a_word():
+    with Image.open(io.BytesIO(deep_png(DEEP[:, :, :3], 2))) as picture:
+        assert picture.mode == "RGB" and (np.array(picture) != EIGHT).any()
+
+
+@pytest.mark.filterwarnings("ignore:.*16 bits a channel are scaled")
 @pytest.mark.parametrize(
     "write, channels",
     [
@@ -430,27 +436,28 @@ def deep_tiff(levels, **options) -> bytes:
         (lambda: encoded(DEEP[:, :, 0]), 1),
     ],
 )
-def test_16_bits_are_cut_to_the_upper_8(write, channels):
-    np.testing.assert_array_equal(decode_pixels(write(), "p"), DEEP[:, :, :channels] // 256)
+def test_16_bits_are_scaled_to_8_and_rounded(write, channels):
+    np.testing.assert_array_equal(decode_pixels(write(), "p"), EIGHT[:, :, :channels])
 
 
-def test_cutting_is_said_once_of_each_picture_and_not_of_thousands(monkeypatch):
+def test_scaling_is_said_once_of_each_picture_and_not_of_thousands(monkeypatch):
     monkeypatch.setattr("adir.images._said", {})
     content = encoded(DEEP[:, :, 0])
     with pytest.warns(UserWarning) as said:
         for number in range(50):
             decode_pixels(content, f"p{number // 2}.png")
     words = [str(warning.message) for warning in said]
-    assert words[:2] == [f"p{n}.png: 16 bits a channel are cut to 8" for n in range(2)]
+    assert words[:2] == [f"p{n}.png: 16 bits a channel are scaled to 8" for n in range(2)]
     assert len(words) == MOST_REMARKS and words[-1].endswith("; more such pictures are not named")
 
 
-def test_16_bits_that_cannot_be_read_safely_are_refused():
+def test_16_bits_that_cannot_be_scaled_safely_are_refused():
     clear = DEEP.copy()
-    clear[5, 5, 3] = 65279
+    clear[5, 5, 3] = 65406  # 254.498 of 255
     with pytest.raises(InputError, match="alpha channel; flatten"):
         decode_pixels(deep_png(clear, 6), "p")
     for content in (
+        deep_png(DEEP[:, :, 2:], 4),
         deep_tiff(DEEP[:, :, 0], photometric="miniswhite"),
         deep_tiff(np.moveaxis(DEEP[:, :, :3], 2, 0), photometric="rgb", planarconfig="separate"),
         deep_tiff(np.moveaxis(DEEP[:, :, :3], 2, 0), photometric="rgb", planarconfig="separate", compression="zlib"),

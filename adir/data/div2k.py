@@ -4,6 +4,7 @@ import functools
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,9 +41,14 @@ class Div2kSquares(Corpus):
         self._files: dict[str, Path | zipfile.Path] = {}
         manifest, too_small = {}, []
         for file in pictures_of(self._place):
-            content = file.read_bytes()
-            with Image.open(io.BytesIO(content)) as picture:
-                side = min(picture.size)
+            try:
+                content = file.read_bytes()
+                with Image.open(io.BytesIO(content)) as picture:
+                    side = min(picture.size)
+            except (OSError, zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(
+                    f"data=div2k: {self._place}: {file.name} is damaged ({error}); fetch it again"
+                ) from error
             if side < size:
                 too_small.append(file.stem)
                 continue

@@ -27,7 +27,8 @@ class EditSet(Corpus):
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
-        files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in walk(folder, PICTURE_SUFFIXES)}
+        found = sorted(walk(folder, PICTURE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png")  # a PNG wins
+        files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in found}
         self._pictures: dict[str, Path] = {}
         self._masks: dict[str, Tensor] = {}
         self._prompts: dict[str, str] = {}

@@ -52,9 +52,8 @@ COMPARED = 32  # pixels of the side of a window when its detail is compared
 BLOCK = 512  # a product with 1,600 patterns then takes 3 MB
 VIEWS = 8
 Interval = tuple[float, float]  # first and last edge of a window in one direction, in cells of a fingerprint
-Place = tuple[
-    bool, int, Interval, Interval
-]  # whether the other picture is the whole, its view, rows and columns of the window
+Place = tuple[bool, int, Interval, Interval]
+"""(whether the other image is the whole, its view, rows and columns of the window)."""
 
 
 def copies(x: Tensor, corpus: Corpus) -> set[str]:

@@ -34,7 +34,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if error.filename is not None:  # the file system's word; torch's own, of what is in the file, names none
             raise
         raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         if "TorchScript" in str(error):
             raise InputError(
                 f"{path}: a TorchScript archive, which is code (OpenAI publishes its weights so); take the same weights as "

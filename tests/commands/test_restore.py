@@ -55,7 +55,7 @@ def test_opaque_pictures_are_restored_as_those_without_alpha(adir, tmp_path: Pat
     "name, pixels, options, task, words",
     [
         ("broken.png", PIXELS, {"icc_profile": b"no profile"}, "sr4", "its colour profile cannot be used"),
-        ("deep.png", PIXELS[:, :, 0].astype(np.uint16) * 257, {}, "colorization", "16 bits a channel are cut to 8"),
+        ("deep.png", PIXELS[:, :, 0].astype(np.uint16) * 257, {}, "colorization", "16 bits a channel are scaled to 8"),
     ],
 )
 def test_what_was_done_to_a_picture_unasked_is_said(adir, tmp_path: Path, name, pixels, options, task, words) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from adir.data.base import Corpus
 from adir.data.corpus import SourceCorpus, folder_corpus, parquet_corpus
@@ -255,6 +256,16 @@ def test_pictures_without_a_category_are_a_category_of_their_own(tmp_path):
     corpus = parquet_corpus(path)
     assert corpus.categories == {"f": "x"}
     assert Selection(corpus, per_category=1).ids == ["c", "f"]
+
+
+def test_a_reduced_selection_rounds_in_float32_as_published_results_do(folder, monkeypatch):
+    corpus = folder_corpus(folder)
+    large = (torch.arange(256) / 127.5 - 1)[None, :, None].expand(3, -1, 256)  # a ramp, whose halves are ties
+    monkeypatch.setattr(corpus, "image", lambda image_id: large)
+    small = interpolate(large[None], size=(128, 128), mode="bicubic", antialias=True)[0].clamp(-1, 1)
+    found = Selection(corpus, size=128).image("z.png")
+    assert torch.equal(found, torch.round((small + 1) * 127.5) / 127.5 - 1)
+    assert (to_uint8(found) != to_uint8(small)).any()  # to_uint8 rounds in float64
 
 
 def test_a_set_has_no_index_masks_or_prompts_of_its_own_unless_it_says_so(folder):

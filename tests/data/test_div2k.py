@@ -67,6 +67,14 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "broken.zip").write_bytes(zipped(folder).read_bytes()[:1000])
     with pytest.raises(InputError, match="damaged zip file"):
         Div2kSquares(tmp_path / "broken.zip")
+    content = bytearray(zipped(folder).read_bytes())
+    content[5000] ^= 1  # in 0801.png
+    (tmp_path / "flipped.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"flipped.zip: 0801.png is damaged \(Bad CRC-32"):
+        Div2kSquares(tmp_path / "flipped.zip", size=64, count=1)
+    (folder / "DIV2K_valid_HR" / "0801.png").write_bytes(b"<html>")
+    with pytest.raises(InputError, match=r"0801.png is damaged"):
+        Div2kSquares(folder, size=64, count=1)
     monkeypatch.setenv("ADIR_CACHE", str(tmp_path / "empty"))
     with pytest.raises(InputError, match="adir weights get div2k"):
         Div2kSquares()

@@ -22,7 +22,7 @@ from adir.tasks.editing import EditTask, read_mask
 from adir.tasks.operators import BoxBlur
 from adir.tasks.restoration import RestorationTask
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*16 bits a channel are cut")
+pytestmark = pytest.mark.filterwarnings("ignore:.*16 bits a channel are scaled")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 UPRIGHT = np.rot90(PIXELS, -1)

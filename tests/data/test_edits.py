@@ -77,6 +77,12 @@ def test_pictures_and_masks_are_found_whatever_the_case_of_their_suffixes(
     assert all(torch.equal(found.image(i), expected[i]) for i in found.ids)
 
 
+def test_of_two_images_of_one_name_the_png_is_taken(folder: Path) -> None:
+    before = EditSet(folder)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "cat.webp", lossless=True)
+    assert EditSet(folder).sha256 == before.sha256
+
+
 def test_another_prompt_mask_or_picture_is_another_set(folder: Path) -> None:
     before = EditSet(folder)
     (folder / "prompts.csv").write_text("picture,prompt\ncat,a tiger\n")

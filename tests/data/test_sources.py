@@ -265,21 +265,26 @@ def test_a_member_that_climbs_out_of_the_tar_is_named(tmp_path, member):
 
 
 @pytest.mark.parametrize(
-    "members, first",
+    "members, first, rejected",
     [
-        (("0.png", "0.png"), 0),
-        (("0.png", "0.PNG"), 0),
-        (("0.jpeg", "1.png", "0.png"), 0),
-        (("0.json", "1.png", "0.png"), 2),
-        (("0.gif", "0.png"), 0),
+        (("0.png", "0.png"), 0, ["0.tar: 0.png comes 2 times; the first is used"]),
+        (("0.png", "0.PNG"), 0, ["0.tar: 0.png comes 2 times; the first is used"]),
+        (("0.png", "1.png", "0.png"), 0, ["0.tar: 0.png comes 2 times; the first is used"]),
+        (("0.jpeg", "1.png", "0.png"), 0, []),
+        (("0.json", "1.png", "0.png"), 2, []),
+        (("0.gif", "0.png"), 0, []),
     ],
 )
-def test_of_repeated_members_the_first_is_what_is_listed_and_found_again(tmp_path, members, first):
+def test_of_repeated_members_the_first_is_what_is_listed_and_found_again(tmp_path, members, first, rejected):
     write_tar(tmp_path / "0.tar", [(name, png(number)) for number, name in enumerate(members)])
     source = TarSource(tmp_path)
     items = {item.id: item for item in source.items(["0.tar"])}
-    assert len(items) == len({name[0] for name in members})
+    assert len(items) == len({name[0] for name in members}) + len(rejected)
     assert items["0.tar/0"].read() == source.read("0.tar/0") == png(first)
+    for number, reason in enumerate(rejected):
+        with pytest.raises(InputError) as caught:
+            items[f"0.tar/(unreadable {number})"].read()
+        assert str(caught.value) == reason
 
 
 def test_a_sample_whose_picture_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_path):
@@ -301,9 +306,10 @@ def test_a_sample_whose_picture_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_p
         (["s.frame1.jpg", "s.frame2.PNG", "t.frame1.png"], {"s.frame1": 0, "s.frame2": 1, "t": 2}),
         (["St. Peter.png", "St. Paul.png", "Dr. Who.png"], {"St. Peter": 0, "St. Paul": 1, "Dr": 2}),
         (["at 10.22.31.png", "at 10.22.32.png"], {"at 10.22.31": 0, "at 10.22.32": 1}),
+        (["v.png", "v.2.png", "v.3.png", "v.2.json"], {"v": 0, "v.2": 1, "v.3": 2}),
+        (["v.2.png", "w.png", "v.png"], {"v.2": 0, "w": 1, "v": 2}),
         (["0.input.png", "0.mask.png", "1.mask.png"], {"0.input": 0, "0.mask": 1, "1": 2}),
-        # Samples, with what goes with their picture.
-        (["v.2.png", "w.png", "v.png"], {"w": 1, "v": 2}),
+        # Samples, with what goes with their image.
         (["0.jpg", "0.json", "0.txt", "0.cls"], {"0": 0}),
         (["0.jpg", "0.seg.png", "0.depth.png", "1.seg.png", "1.jpg"], {"0": 0, "1": 4}),
         (["0.image.png", "0.json", "1.image.png"], {"0": 0, "1": 2}),

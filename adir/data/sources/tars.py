@@ -3,7 +3,7 @@
 import functools
 import json
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -113,15 +113,19 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
                 members.append(Member(key, word, suffix.lower(), (info.offset_data, info.size)))
     except tarfile.ReadError as error:
         problems.append(str(error))
+    for name, times in Counter(member[:3] for member in members).items():
+        if times > 1:
+            problems.append(f"{'.'.join(filter(None, name))} comes {times} times; the first is used")
     return pictures_in(members), problems
 
 
 def pictures_in(members: Sequence[Member]) -> dict[str, Packed]:
     """The pictures among the members of a tar, by name.
 
-    A key has one picture, called KEY, if one of its files is without a word (00017.jpg; 00017.seg.png is a field of it), or
-    if it has one only (00017.image.jpg). Otherwise each is a picture of its own, called KEY.WORD: the frames of a sequence
-    (shot.0001.png, shot.0002.png), or names with dots (St. Peter.jpg, St. Paul.jpg).
+    A key has one image, called KEY, if one of its files has no word (00017.jpg; 00017.seg.png is a field of it), or if it
+    has only one (00017.image.jpg). Otherwise each is an image of its own, called KEY.WORD: frames of a sequence
+    (shot.0001.png, shot.0002.png), or names with dots (St. Peter.jpg, St. Paul.jpg). Where the word is a number, it is an
+    image of its own in any case (v.2.png beside v.png).
     """
     samples: defaultdict[str, list[Member]] = defaultdict(list)
     for member in members:
@@ -132,8 +136,8 @@ def pictures_in(members: Sequence[Member]) -> dict[str, Packed]:
         # One of a kind that is not taken is listed where it is all there is, to be refused.
         pictures = of_kinds(sample, PICTURE_SUFFIXES) or of_kinds(sample, NOT_TAKEN)
         whole = [member for member in pictures if not member.word][:1]
-        for member in whole or pictures:
-            name = key if whole or len(pictures) == 1 else f"{key}.{member.word}"
+        for member in whole + [member for member in pictures if not whole or member.word.isdigit()]:
+            name = key if member in whole or len(pictures) == 1 else f"{key}.{member.word}"
             found.setdefault(name, Packed(member, notes.get(member.word, notes.get(""))))
     return found
 

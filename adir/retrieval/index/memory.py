@@ -25,6 +25,8 @@ class Index(VectorIndex):
     def __init__(self, ids: Sequence[str], embeddings: Tensor, metric: str = "angular") -> None:
         """Raises ValueError on repeated ids, a shape that does not fit, values that are not finite, or vectors not
         of unit length where the metric is angular."""
+        if metric not in ("angular", "euclidean"):
+            raise ValueError(f"unknown metric {metric!r}; choose angular or euclidean")
         if embeddings.ndim != 2 or len(ids) != len(embeddings):
             raise ValueError(f"{len(ids)} ids with embeddings of shape {tuple(embeddings.shape)}; (N, D) needed")
         if len(set(ids)) != len(ids):

@@ -5,6 +5,7 @@ A safetensors file, so any tool can open it; what is text (ids, attributions) is
 
 import hashlib
 import json
+import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -126,8 +127,8 @@ class Shard:
     @classmethod
     def open(cls, path: Path) -> "Shard":
         """Raises InputError when the file is missing, cut short, or no shard. Its data are not hashed here: `damage` is."""
-        if not path.is_file():
-            raise InputError(f"{path}: this shard is missing; copy it here again, or {REBUILD}")
+        if not os.access(path, os.R_OK):  # safetensors says of any file that cannot be read that there is none
+            raise InputError(f"{path}: this shard is missing or may not be read; copy it here again, or {REBUILD}")
         try:
             with safe_open(path, "pt") as file:  # maps it
                 about = json.loads(file.metadata()["adir"])
