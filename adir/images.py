@@ -1,7 +1,7 @@
-"""Pictures: the one reader, writing, ranges and layout.
+"""Read and write images; value ranges and layout.
 
-Inside the program a picture is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], black at -1. Metrics take [0, 1], and
-`require_unit` guards their door. Files are 8-bit.
+Inside the program an image is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], black at -1. Metrics take [0, 1], which
+`require_unit` checks. Files are 8-bit.
 """
 
 import functools
@@ -22,12 +22,12 @@ from adir.files import sha256_of_bytes, warn_in_one_line, write_bytes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NOT_TAKEN = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tga", ".psd", ".exr", ".hdr", ".dng")
-"""Listed to be refused: Pillow reads these on some machines only, or cuts them to 8 bits unasked."""
+"""Refused by name: Pillow reads these only on some machines, or reduces them to 8 bits silently."""
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused unseen: one of 64 million takes 0.8 GB as float32 while it is embedded."""
+"""Larger images are refused before decoding: 64 million pixels take 0.8 GB as float32."""
 MAX_ASPECT = 100
-"""Longer ones too: CLIP brings the short side to 224 pixels, and 1x60000 would become 224x13 million."""
+"""Longer images are refused: CLIP resizes the short side to 224 pixels, so 1x60000 would become 224x13 million."""
 ORIENTATION = 0x0112  # of EXIF; the others are TIFF's
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 258, 262, 284
 TURNS = {
@@ -39,28 +39,31 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a picture of an EXIF orientation upright."""
+"""The transposition that turns an image of an EXIF orientation upright."""
 SAME_COLOUR = 2
-"""Grey levels: a profile that moves no colour further is one of sRGB; those in use differ by their rounding."""
+"""Grey levels. A profile that moves no colour further counts as sRGB: sRGB profiles in use differ by rounding."""
 MOST_REMARKS = 20
 _said: dict[str, set[str]] = {}
 
-# Pillow warns of odd EXIF and TIFF tags that change no pixel, and of large pictures, above our own limit. Here once, not
-# around each call: `warnings.catch_warnings` in several threads leaves the filters of one to all.
+# Pillow warns of odd EXIF and TIFF tags that change no pixel, and of images above our own limit. Filtered once, not around
+# each call: `warnings.catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
-    """CPU random generator of one picture and one purpose (y, neighbours, adaptation, sampler).
+    """Return the CPU random generator of one image and one purpose (y, neighbours, adaptation, sampler).
 
-    Seeded by SHA-256 of the three, so a picture gets the same numbers in any batch, order, resume, worker or device.
+    SHA-256 of the three arguments seeds it, so an image gets the same numbers in any batch, order, resume, worker or device.
     """
     digest = hashlib.sha256(f"{seed}\x00{image_id}\x00{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def require_unit(x: Tensor, who: str, least: float = 0) -> None:
-    """Raise ValueError unless x is a (B, 3, H, W) batch with all values in [least, 1]; `who` names the door in the message."""
+    """Raise ValueError unless x is a (B, 3, H, W) batch with all values in [least, 1].
+
+    who: the caller, for the message.
+    """
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"{who} takes (B, 3, H, W) pictures, got shape {tuple(x.shape)}")
     low, high = x.aminmax() if x.numel() else (0.0, 0.0)
@@ -69,20 +72,20 @@ def require_unit(x: Tensor, who: str, least: float = 0) -> None:
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """(3, H, W) in [-1, 1] to an (H, W, 3) array of grey levels, rounded and clipped."""
+    """Return (H, W, 3) grey levels, rounded and clipped, of (3, H, W) in [-1, 1]."""
     levels = (x.detach().cpu().double() + 1).mul_(127.5).round_().clamp_(0, 255)
     return levels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
-    """(H, W, 3) grey levels to (3, H, W) float32 in [-1, 1]; the inverse of `to_uint8` on 8-bit values."""
+    """Return (3, H, W) float32 in [-1, 1] of (H, W, 3) grey levels; inverts `to_uint8` on 8-bit values."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
 
 
 def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture file, or (H, W, 1) when the file is grey; see `decode_pixels`.
+    """Return (H, W, 3) uint8 RGB of an image file, or (H, W, 1) of a grey one; see `decode_pixels`.
 
-    Raises InputError also where there is no such file, or its name is that of a kind that is not taken.
+    Raises InputError for a missing file and for a format in NOT_TAKEN as well.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
@@ -91,7 +94,7 @@ def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def require_taken(name: str) -> None:
-    """Raise InputError for a picture file of a kind that is not taken."""
+    """Raise InputError for the name of a file in a format that is not read (NOT_TAKEN)."""
     if name.lower().endswith(NOT_TAKEN):
         raise InputError(
             f"{name}: a kind of file that is not taken ({', '.join(PICTURE_SUFFIXES)} are); convert it to one of them"
@@ -99,22 +102,27 @@ def require_taken(name: str) -> None:
 
 
 def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of the bytes of a picture file, a grey one repeated in three channels; see `decode_pixels`."""
+    """Return (H, W, 3) uint8 RGB of an image file's bytes, grey ones repeated in three channels; see `decode_pixels`."""
     return in_colour(decode_pixels(content, name, max_pixels, least_side))
 
 
 def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, or (H, W, 1) grey, of the bytes of a picture file: the one reader, whatever a picture is for.
+    """Return (H, W, 3) uint8 RGB, or (H, W, 1) grey, of an image file's bytes. All images are read by this function.
 
-    Converted: turned upright by the EXIF orientation, colours to sRGB by the embedded profile, a palette looked up, an alpha
-    channel that is opaque everywhere dropped, 16 bits a channel scaled to 8 (and said). Of a phone's MPO, the first picture.
+    It applies the EXIF orientation, converts colours to sRGB by the embedded profile, looks up palettes, drops an alpha
+    channel that is opaque everywhere, and scales 16 bits per channel to 8 with a warning. Of a phone's MPO file it takes the
+    first image. If a profile is unusable, it warns and takes the colours as sRGB.
 
-    Raises InputError, before decoding where the header tells, for what is truncated or no picture, larger than `max_pixels`
-    (a decompression bomb) or than the memory, of a shorter side below `least_side`, longer than MAX_ASPECT times its width,
-    animated or of several pages (which one?), transparent (on which background?), CMYK without a profile, or deeper than 16
-    bits. A profile that cannot be used is said, and the colours are taken as sRGB.
+    Args:
+        content: the file's bytes.
+        name: how errors and warnings call the file.
+        max_pixels: larger images are refused.
+        least_side: pixels; images with a shorter side are refused.
 
-    name: what errors and warnings call it.
+    Raises:
+        InputError: the file is truncated or no image; it is too large for `max_pixels` or the memory, too small, or longer
+            than MAX_ASPECT times its width; it is animated, multi-page or transparent, CMYK without a profile, or has more
+            than 16 bits per channel. Where the header tells, nothing is decoded.
     """
     try:
         with Image.open(io.BytesIO(content)) as picture:
@@ -132,12 +140,12 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
         raise InputError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not a picture that Pillow {Image.__version__} can read") from error
-    except Exception as error:  # Pillow's decoders raise of everything where data are broken
+    except Exception as error:  # on damaged data Pillow's decoders raise anything
         raise InputError(f"{name}: damaged picture ({type(error).__name__}: {error})") from error
 
 
 def require_fit(picture: Image.Image, name: str, max_pixels: int, least_side: int) -> None:
-    """Raise InputError, by its header, for a picture that is too large, too small or too long, or one of several."""
+    """Raise InputError if the header shows an image that is too large, too small or too long, or several images."""
     width, height = picture.size
     if width * height > max_pixels:
         raise InputError(f"{name}: {width}x{height}, more than {max_pixels / 1e6:g} million pixels; reduce it")
@@ -146,7 +154,7 @@ def require_fit(picture: Image.Image, name: str, max_pixels: int, least_side: in
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"{name}: {width}x{height}, more than {MAX_ASPECT} times as long as wide; cut it")
     n_frames = getattr(picture, "n_frames", 1)
-    if n_frames > 1 and picture.format != "MPO":  # after a phone's first picture come previews and maps of brightness
+    if n_frames > 1 and picture.format != "MPO":  # a phone's MPO holds previews and gain maps after the image
         raise InputError(f"{name}: is animated or has pages ({n_frames} pictures); take one of them")
 
 
@@ -198,21 +206,21 @@ def flattened(picture: Image.Image, name: str) -> Image.Image:
         return picture
     mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # of La and RGBa, nothing else can be made
+        picture = picture.convert("RGBA")  # the only mode that La and RGBa convert to
         if picture.getchannel("A").getextrema()[0] != 255:
             raise InputError(f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)")
     return picture.convert(mode)
 
 
 def too_deep(name: str) -> InputError:
-    """The refusal of a depth that cannot be read safely."""
+    """Return the error for a depth that Pillow cannot read safely."""
     return InputError(f"{name}: has more than 8 bits a channel; convert it to 8-bit RGB")
 
 
 def in_srgb(picture: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """A picture of mode L, RGB or CMYK in sRGB, by its ICC profile; see `decode_pixels`.
+    """Convert an image of mode L, RGB or CMYK to sRGB by its ICC profile; see `decode_pixels`.
 
-    Without a profile, or with one of sRGB, grey and RGB pictures are given back untouched.
+    Grey and RGB images without a profile, or with one of sRGB, are returned unchanged.
     """
     try:
         transform = to_srgb(profile, picture.mode) if profile else None
@@ -234,9 +242,9 @@ def in_srgb(picture: Image.Image, profile: bytes | None, name: str) -> Image.Ima
 
 @functools.lru_cache(maxsize=16)
 def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform from an ICC profile to sRGB; None for a profile of sRGB, whichever of its many makers' it is.
+    """Return the transform from an ICC profile to sRGB; None if the profile is sRGB itself (by SAME_COLOUR).
 
-    Raises OSError, ValueError or ImageCms.PyCMSError for a profile that cannot be used with pictures of this mode.
+    Raises OSError, ValueError or ImageCms.PyCMSError if the profile cannot be used with images of this mode.
     """
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = opened.profile.xcolor_space.strip()
@@ -260,45 +268,45 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
-    """The picture through a transform to RGB."""
+    """Apply a transform to RGB."""
     return transform.apply(picture.convert(transform.input_mode))
 
 
 def upright(pixels: Image.Image, picture: Image.Image) -> Image.Image:
-    """The pixels turned and mirrored as the EXIF orientation of their loaded file says. (Pillow turns TIFF files itself.)"""
+    """Apply the EXIF orientation of the loaded file `picture` to its pixels. (Pillow applies it to TIFF files itself.)"""
     try:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # whatever Pillow makes of broken notes: the pixels are good all the same
+    except Exception:  # Pillow failed on broken EXIF data; the pixels are good
         return pixels
     return pixels if turn is None else pixels.transpose(turn)
 
 
 def remark(name: str, what: str) -> None:
-    """Warn of something about a picture: once of each, and of no more than MOST_REMARKS of a kind in a process."""
+    """Warn about an image: once per image, and at most MOST_REMARKS times per kind of warning and process."""
     said = _said.setdefault(what, set())
     if name in said or len(said) >= MOST_REMARKS:
         return
     said.add(name)
-    warn_in_one_line(f"{name}: {what}" + ("; more such pictures are not named" if len(said) == MOST_REMARKS else ""))
+    warn_in_one_line(f"{name}: {what}" + ("; more such images are not named" if len(said) == MOST_REMARKS else ""))
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """(3, H, W) in [-1, 1] of a picture file; a grey file is repeated in the three channels. Errors: `read_pixels`."""
+    """Return (3, H, W) in [-1, 1] of an image file, a grey one repeated in three channels. Errors: `read_pixels`."""
     return from_uint8(in_colour(read_pixels(path, max_pixels)))
 
 
 def read_png(path: str | Path) -> Tensor:
-    """(3, H, W) in [-1, 1] of a PNG that `write_png` wrote, however large."""
+    """Return (3, H, W) in [-1, 1] of a PNG that `write_png` wrote, of any size."""
     return read_image(path, max_pixels=sys.maxsize)
 
 
 def in_colour(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) of (H, W, 3), or of (H, W, 1) repeated."""
+    """Return (H, W, 3) of (H, W, 3), or of (H, W, 1) repeated."""
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """An (H, W, 3) or (H, W, 1) uint8 array as the bytes of a PNG file."""
+    """Return the bytes of a PNG file of an (H, W, 3) or (H, W, 1) uint8 array."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="png")
     return buffer.getvalue()
@@ -307,10 +315,10 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 def write_png(path: str | Path, x: Tensor) -> None:
     """Write (3, H, W) or (1, H, W) in [-1, 1] as an 8-bit PNG, atomically. NaN or Inf raise ValueError."""
     if not torch.isfinite(x).all():
-        raise ValueError(f"{path}: refusing to write a picture with NaN or Inf")
+        raise ValueError(f"{path}: refusing to write an image with NaN or Inf")
     write_bytes(path, png_bytes(to_uint8(x)))
 
 
 def hash_of_picture(x: Tensor) -> str:
-    """SHA-256 of a float32 tensor's shape and values."""
+    """Return SHA-256 of a float32 tensor's shape and values."""
     return sha256_of_bytes(repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The paper's test pictures as far as known: the first validation pictures of DIV2K, one centre square each."""
+"""The paper's test images as far as known: centre squares of the first DIV2K validation images."""
 
 import functools
 import io
@@ -24,12 +24,18 @@ SOURCE = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 
 
 class Div2kSquares(Corpus):
-    """The first `count` validation pictures of DIV2K (Agustsson and Timofte, 2017) whose centre square has `size` pixels.
+    """Centre squares of the first DIV2K validation images (Agustsson and Timofte, 2017) that are large enough.
 
-    Each is the largest centre square, reduced by Pillow's bicubic filter (antialiased, a = -0.5) to size x size. An id
-    names the size, as y and records of two sizes must not meet: 0801-512.
-    folder: of the unpacked PNGs, or the zip file itself; None is the file that `adir weights get div2k` fetched.
-    Raises InputError where there is none, or fewer pictures than asked.
+    The largest centre square is reduced to size x size by Pillow's bicubic filter (antialiased, a = -0.5). An id names the
+    size (0801-512), so that results of two sizes are never mixed.
+
+    Args:
+        folder: of the unpacked PNGs, or the zip file itself; None is the file that `adir weights get div2k` fetched.
+        size: pixels per side; images with a shorter side are skipped.
+        count: number of images.
+
+    Raises:
+        InputError: nothing there, a damaged file, or fewer images than `count`.
     """
 
     def __init__(self, folder: str | Path | None = None, size: int = 512, count: int = 50) -> None:
@@ -59,7 +65,7 @@ class Div2kSquares(Corpus):
         if len(manifest) < count:
             small = f"; too small for {size} pixels: {', '.join(too_small)}" if too_small else ""
             raise InputError(
-                f"{self._place}: {len(manifest)} pictures of DIV2K (0801.png and so on), {count} asked{small}; "
+                f"{self._place}: {len(manifest)} images of DIV2K (0801.png and so on), {count} asked{small}; "
                 "data.count=... takes fewer"
             )
         super().__init__(f"div2k-{size}", manifest, {})
@@ -79,7 +85,7 @@ class Div2kSquares(Corpus):
 
 
 def pictures_of(place: Path) -> Sequence[Path | zipfile.Path]:
-    """DIV2K's validation pictures in a folder or zip file, by number. Raises InputError where that is missing or damaged."""
+    """Return DIV2K's validation images in a folder or zip file, in order. Raises InputError if it is missing or damaged."""
     files: Iterable[Path | zipfile.Path]
     if place.is_dir():
         files = walk(place, (".png",))

@@ -1,4 +1,4 @@
-"""A test set of edits: pictures, each with a mask and prompts."""
+"""A test set of edits: images, each with a mask and prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from adir.files import read_csv, read_json, sha256_of_file, walk
 from adir.images import PICTURE_SUFFIXES, read_image
 from adir.tasks.editing import EditTask, edit_id, read_mask
 
-FORMAT = "pictures NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (picture,prompt) or prompts.json"
+FORMAT = "images NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (picture,prompt) or prompts.json"
 
 
 class EditSet(Corpus):
-    """A folder with pictures NAME.png, masks NAME_mask.png of the same size (white is repainted), and the prompts:
-    prompts.csv with the columns picture and prompt, or prompts.json with {NAME: prompt} or {NAME: [prompt, ...]}.
+    """A folder with images NAME.png, masks NAME_mask.png of the same size (white is repainted), and prompts.
 
-    A picture with several prompts is as many test pictures. An id is NAME and a hash of mask and prompt, so that nothing made
-    with one mask or prompt passes for another's.  Everything is read and checked here: raises InputError for a missing or
-    unfit mask, an empty prompt, and a picture that cannot be read.
+    Prompts are in prompts.csv with the columns picture and prompt, or in prompts.json: {NAME: prompt} or
+    {NAME: [prompt, ...]}. Each prompt makes one test image. Its id is NAME with a hash of mask and prompt, so results of
+    different masks or prompts are never confused.
+
+    Raises InputError for a missing or unsuitable mask, an empty prompt, or an unreadable image: all files are read here.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -36,7 +37,7 @@ class EditSet(Corpus):
         for name, prompt in read_prompts(folder):
             for needed in (name, f"{name}_mask"):
                 if needed not in files:
-                    raise InputError(f"{folder}: no picture {needed}.png; a set of edits has {FORMAT}")
+                    raise InputError(f"{folder}: no image {needed}.png; a set of edits has {FORMAT}")
             picture, file = files[name], files[f"{name}_mask"]
             mask, x = read_mask(file), read_image(picture)
             try:
@@ -59,7 +60,7 @@ class EditSet(Corpus):
 
 
 def read_prompts(folder: Path) -> list[tuple[str, str]]:
-    """(NAME, prompt) pairs, in the file's order. Raises InputError where there are none."""
+    """Return (NAME, prompt) pairs in the file's order. Raises InputError if there are none."""
     table, mapping = folder / "prompts.csv", folder / "prompts.json"
     pairs: list[tuple[str, str]] = []
     if not table.is_file() and not mapping.is_file():
@@ -81,5 +82,5 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
 
 
 def without_suffix(name: str) -> str:
-    """NAME of NAME or NAME.png."""
+    """Return NAME for NAME or NAME.png."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in PICTURE_SUFFIXES else name

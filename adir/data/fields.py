@@ -110,11 +110,11 @@ class Fields(Corpus):
 
     Args:
         name: for people.
-        fields: different ones, in any order.
+        fields: no two alike, in any order.
         only: ids to keep, in any order; None keeps all.
 
     Raises:
-        InputError: an id of `only` is not there.
+        InputError: an id in `only` is unknown.
     """
 
     def __init__(self, name: str, fields: Sequence[Field], only: Collection[str] | None = None) -> None:

@@ -82,7 +82,7 @@ def reduced(photograph: str, scale: int) -> np.ndarray:
         raise InputError(
             f"{path}: missing, or not the photograph the embedded images are cut from; install scikit-image 0.26"
         )
-    # As stored: were rocket.jpg's profile (Adobe RGB) applied, all earlier results on its fields would be others.
+    # As stored: applying rocket.jpg's profile (Adobe RGB) would change all published results on its fields.
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if scale > 1:

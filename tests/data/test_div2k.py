@@ -60,7 +60,7 @@ def test_two_sizes_share_no_id(folder: Path) -> None:
 
 
 def test_what_is_missing_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"3 pictures of DIV2K .* 4 asked; too small for 100 pixels: 0802"):
+    with pytest.raises(InputError, match=r"3 images of DIV2K .* 4 asked; too small for 100 pixels: 0802"):
         Div2kSquares(folder, size=100, count=4)
     with pytest.raises(InputError, match="no such file"):
         Div2kSquares(folder / "nothing.zip")

@@ -161,7 +161,7 @@ def test_a_folder_is_listed_with_what_lies_below_it(tmp_path):
         with pytest.raises(InputError):
             source.read(bad)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no picture files"):
+    with pytest.raises(InputError, match="no image files"):
         list(FolderSource(tmp_path / "empty").listing())
 
 
@@ -176,7 +176,7 @@ def test_what_is_no_file_or_gone_is_not_read(tmp_path):
     items = {item.id: item for item in source.items([key for key, _ in source.listing()])}
     (folder / "gone.png").unlink()
     assert items.keys() == {"a.png", "gone.png", "link.png", "pipe.png"} and items["a.png"].read() == png(1)
-    for name, reason in {"pipe.png": "no file", "link.png": "a link to nothing", "gone.png": "is gone"}.items():
+    for name, reason in {"pipe.png": "not a file", "link.png": "a broken link", "gone.png": "is gone"}.items():
         with pytest.raises(InputError, match=reason) as caught:
             items[name].read()
         assert not isinstance(caught.value, SourceDown)
@@ -260,7 +260,7 @@ def test_a_member_that_climbs_out_of_the_tar_is_named(tmp_path, member):
     with pytest.raises(InputError) as caught:
         everything(TarSource(tmp_path))
     assert str(caught.value) == (
-        f"0.tar: the member {member!r} climbs out of the tar; do not trust this file, take it away"
+        f"0.tar: the member {member!r} leads out of the tar; do not trust this file, remove it"
     )
 
 
@@ -385,7 +385,7 @@ def test_parquet_rows_are_found_again_across_row_groups_and_files(tmp_path, monk
     parquet.write_table(plain, tmp_path / "y.parquet")
     both = ParquetSource(tmp_path)
     assert both.read("y.parquet/row-00000") == png(20) and both.read("x.parquet/row-00009") == png(9)
-    with pytest.raises(InputError, match="holds no bytes"):
+    with pytest.raises(InputError, match="holds no image bytes"):
         both.read("y.parquet/row-00002")
     with pytest.raises(InputError, match="no column 'split'"):
         ParquetSource(tmp_path, column="split", value="a")

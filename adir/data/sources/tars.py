@@ -1,4 +1,4 @@
-"""Tar shards of the WebDataset format, and tars of plain picture files."""
+"""Tar shards in the WebDataset format, and tars of plain image files."""
 
 import functools
 import json
@@ -16,11 +16,11 @@ from adir.files import walk
 from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, require_taken
 
 Place = tuple[int, int]
-"""(first byte, bytes) of a member in a tar."""
+"""(offset, size) of a member in a tar, in bytes."""
 
 
 class Member(NamedTuple):
-    """A file in a tar, KEY.SUFFIX or KEY.WORD.SUFFIX, as WebDataset names them: a key ends at the first dot."""
+    """A file in a tar, KEY.SUFFIX or KEY.WORD.SUFFIX. As in WebDataset, the key ends at the first dot."""
 
     key: str
     word: str
@@ -29,7 +29,7 @@ class Member(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A picture in a tar, and the JSON that goes with it."""
+    """An image in a tar, and the JSON file beside it."""
 
     picture: Member
     note: Place | None
@@ -38,8 +38,10 @@ class Packed(NamedTuple):
 class TarSource(Source):
     """Tar files of samples (00017.jpg, 00017.json): an id is TAR/KEY, as in `train-0003.tar/00017`; see `pictures_in`.
 
-    path: a tar file, or a folder with tar files in it or below.  Licence, author and source come from a sample's JSON.
-    Nothing is ever unpacked to disk. A member whose path climbs out of the tar makes the whole file unusable: InputError.
+    Licence, author and source come from a sample's JSON. Nothing is unpacked to disk. A member whose path leads out of the
+    tar makes the whole file unusable: InputError.
+
+    path: a tar file, or a folder with tar files in it or below.
     """
 
     kind = "tar"
@@ -56,7 +58,7 @@ class TarSource(Source):
         self.tars = {tar.relative_to(self.folder).as_posix(): tar for tar in tars}
         self.name = path.resolve().name
         self.arguments = {"path": str(path.resolve())}
-        # Of each source its own: another one may be made when the files are others.
+        # A cache per source: the files may have changed when another source is made.
         self._contents = functools.lru_cache(maxsize=32)(lambda key: read_headers(self.tars[key], key))
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
@@ -73,7 +75,7 @@ class TarSource(Source):
                 yield Item(f"{key}/(unreadable {number})", functools.partial(fail, f"{key}: {problem}"), {})
 
     def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
-        """What a picture's JSON says of its origin; nothing when it has none, or a broken one."""
+        """Return the origin that an image's JSON names; {} if it has no JSON, or a damaged one."""
         try:
             fields = json.loads(b"{}" if packed.note is None else bytes_at(self.tars[key], packed.note))
         except ValueError:
@@ -83,16 +85,18 @@ class TarSource(Source):
     def read(self, image_id: str) -> bytes:
         key = next((key for key in self.tars if image_id.startswith(f"{key}/")), None)
         if key is None:
-            raise InputError(f"{image_id}: no tar of that name below {self.folder}; bring it back or build anew")
+            raise InputError(
+                f"{image_id}: no tar of that name below {self.folder}; restore it or build the index again"
+            )
         packed = self._contents(key)[0].get(image_id[len(key) + 1 :])
         if packed is None:
-            raise InputError(f"{self.tars[key]}: holds no picture {image_id!r} any more; bring it back or build anew")
+            raise InputError(f"{self.tars[key]}: no longer holds {image_id!r}; restore it or build the index again")
         require_taken(f"{image_id}.{packed.picture.suffix}")
         return bytes_at(self.tars[key], packed.picture.place)
 
 
 def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
-    """(the pictures in a tar by name, what is wrong with it), by one pass over its headers.
+    """Return (the images in a tar by name, its problems), from one pass over its headers.
 
     Raises InputError for a member whose path leads out of the tar.
     """
@@ -104,7 +108,7 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
                 place = PurePosixPath(info.name)
                 if place.is_absolute() or ".." in place.parts:
                     raise InputError(
-                        f"{tar}: the member {info.name!r} climbs out of the tar; do not trust this file, take it away"
+                        f"{tar}: the member {info.name!r} leads out of the tar; do not trust this file, remove it"
                     )
                 key, ending = base_plus_ext(info.name)
                 if not info.isreg() or key is None:
@@ -120,7 +124,7 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
 
 
 def pictures_in(members: Sequence[Member]) -> dict[str, Packed]:
-    """The pictures among the members of a tar, by name.
+    """Return the images among the members of a tar, by name.
 
     A key has one image, called KEY, if one of its files has no word (00017.jpg; 00017.seg.png is a field of it), or if it
     has only one (00017.image.jpg). Otherwise each is an image of its own, called KEY.WORD: frames of a sequence
@@ -133,7 +137,7 @@ def pictures_in(members: Sequence[Member]) -> dict[str, Packed]:
     found: dict[str, Packed] = {}
     for key, sample in samples.items():
         notes = {member.word: member.place for member in reversed(sample) if member.suffix == "json"}
-        # One of a kind that is not taken is listed where it is all there is, to be refused.
+        # A sample whose only image has an unsupported format is listed, and rejected when read.
         pictures = of_kinds(sample, PICTURE_SUFFIXES) or of_kinds(sample, NOT_TAKEN)
         whole = [member for member in pictures if not member.word][:1]
         for member in whole + [member for member in pictures if not whole or member.word.isdigit()]:
@@ -143,12 +147,12 @@ def pictures_in(members: Sequence[Member]) -> dict[str, Packed]:
 
 
 def of_kinds(sample: Sequence[Member], suffixes: Sequence[str]) -> list[Member]:
-    """The members whose names end so."""
+    """Return the members with one of these suffixes."""
     return [member for member in sample if f".{member.suffix}" in suffixes]
 
 
 def bytes_at(path: Path, place: Place) -> bytes:
-    """The bytes at a place of a file. Raises InputError where it ends before."""
+    """Return the bytes at a place in a file. Raises InputError if the file ends before."""
     start, size = place
     with open(path, "rb") as stream:
         stream.seek(start)

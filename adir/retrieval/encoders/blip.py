@@ -31,12 +31,12 @@ class BlipEncoder(Encoder):
     """BLIP for image-text retrieval, from a folder as `save_pretrained` or the Hugging Face hub make it.
 
     The network is `BlipForImageTextRetrieval`, whose projections are trained contrastively. transformers' `BlipModel` has
-    projections of other names, which no published checkpoint holds: it would start with random ones.
+    projections of other names, which no published checkpoint holds: they would stay random.
 
     folder: config.json, preprocessor_config.json, model.safetensors (or pytorch_model.bin), and for text the tokenizer.
     device: of the network.
-    Pictures go through transformers' Pillow preprocessing, as the authors' did. Its default one, on tensors, gives the same
-    for pictures that are enlarged, and for reduced ones differs by up to 2 grey levels (0.005 on average).
+    Images are preprocessed by transformers' Pillow processor, as the authors' were. Its default processor, on tensors, gives
+    the same for enlarged images, and differs by up to 2 grey levels (0.005 on average) for reduced ones.
     """
 
     metric = "angular"
@@ -68,19 +68,19 @@ class BlipEncoder(Encoder):
         )
 
     def prepare(self, picture: Tensor) -> Tensor:
-        """What the network takes of one (3, H, W) picture in [-1, 1], which is rounded to 8 bits first."""
+        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
         require_pictures(picture[None])
         inputs: Tensor = self.processor(as_pil(picture), return_tensors="pt")["pixel_values"]
         return inputs[0]
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:
-        """(B, D) unit vectors of a batch of what `prepare` gave."""
+        """Return (B, D) unit vectors of a batch of prepared inputs."""
         return encode(self._image_features, inputs, self.device).clone()
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors of prompts; what is longer than 35 tokens is cut, with a warning."""
+        """Return (B, D) unit vectors of prompts; longer ones than 35 tokens are cut, with a warning."""
         rows = []
         for prompt in prompts:  # one by one: no padding, so no prompt's vector depends on the others
             needed = len(self.tokenizer(prompt)["input_ids"])
@@ -132,7 +132,7 @@ def load_network(folder: Path) -> Any:
     faults = {
         "of another shape": [name for name, _, _ in report["mismatched_keys"]],
         "missing": report["missing_keys"],
-        "too many": extra,
+        "not part of the network": extra,
     }
     for fault, names in faults.items():
         if names:

@@ -17,11 +17,10 @@ from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, 
 
 
 class OpenClipEncoder(Encoder):
-    """A network of open_clip with its preprocessing and tokenizer. Built by `ClipEncoder`, `CyclipEncoder` and
-    `random_clip`; use those.
+    """A network of open_clip with its preprocessing and tokenizer; made by `ClipEncoder`, `CyclipEncoder`, `random_clip`.
 
-    Pictures go through open_clip's own transform as 8-bit PIL pictures (by default: short side bicubic to the input's
-    size, centre crop, mean and standard deviation of OpenAI's data), so that vectors are those the weights were made for.
+    Images are preprocessed as 8-bit PIL images by open_clip's own transform, as in training. By default: resize the short
+    side to the input size (bicubic), crop the centre, normalise by the mean and standard deviation of OpenAI's data.
     """
 
     metric = "angular"
@@ -52,18 +51,18 @@ class OpenClipEncoder(Encoder):
         self.preprocess: Any = image_transform_v2(config, is_train=False)
 
     def prepare(self, picture: Tensor) -> Tensor:
-        """What the network takes of one (3, H, W) picture in [-1, 1], which is rounded to 8 bits first."""
+        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
         require_pictures(picture[None])
         return self.preprocess(as_pil(picture))
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:
-        """(B, D) unit vectors of a batch of what `prepare` gave."""
+        """Return (B, D) unit vectors of a batch of prepared inputs."""
         return encode(self.network.encode_image, inputs, self.device).clone()
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors of prompts; what is longer than the network's context is cut, with a warning."""
+        """Return (B, D) unit vectors of prompts; longer ones than the network's context are cut, with a warning."""
         tokens = self.tokenizer(prompts)
         for prompt, row in zip(prompts, tokens, strict=True):
             needed = len(self.tokenizer.encode(prompt)) + 2
@@ -75,12 +74,12 @@ class OpenClipEncoder(Encoder):
 
     @functools.cached_property
     def tokenizer(self) -> open_clip.SimpleTokenizer:
-        """CLIP's tokenizer, whose vocabulary open_clip ships. Raises InputError where the architecture has another."""
+        """CLIP's tokenizer, whose vocabulary open_clip ships. Raises InputError if the architecture needs another."""
         text = open_clip.get_model_config(self.architecture)["text_cfg"]
         if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
             raise InputError(
                 f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and would be downloaded; "
-                "search with a picture, or take an architecture with CLIP's own tokenizer, such as ViT-B-32"
+                "search with an image, or use an architecture with CLIP's own tokenizer, such as ViT-B-32"
             )
         return open_clip.get_tokenizer(self.architecture)
 
@@ -89,7 +88,7 @@ class ClipEncoder(OpenClipEncoder):
     """CLIP of any architecture that open_clip knows, with weights from a file.
 
     architecture: `open_clip.list_models()`. Weights trained with QuickGELU, as OpenAI's own, need an architecture whose
-        name ends in -quickgelu: the tensors are the same, so nothing in the file tells.
+        name ends in -quickgelu. The file does not show it: the tensors are the same.
     tag: published weights (`open_clip.list_pretrained_tags_by_model(architecture)`), which bring their preprocessing;
         null: open_clip's default preprocessing.
     checkpoint: their file (.safetensors, .bin or .pt); null: where `adir weights` and the Hugging Face hub keep the tag's.

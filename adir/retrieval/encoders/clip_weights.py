@@ -1,4 +1,4 @@
-"""Weights in CLIP's layout: where a tag's file lies, and loading one into a network of open_clip with nothing left over."""
+"""CLIP's weights: find the file of a tag, and load it into a network of open_clip, every tensor accounted for."""
 
 import os
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from adir.weights.checkpoint import read_checkpoint
 from adir.weights.registry import entry
 
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
-"""Numbers that OpenAI's own archives hold among the weights, and no others do."""
+"""Numbers that only OpenAI's own archives hold among the weights."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Names that open_clip looks for where a tag names a repository of the Hugging Face hub; the first is preferred."""
+"""File names that open_clip looks for in a repository of the Hugging Face hub, the preferred one first."""
 
 ENTRIES = {("ViT-B-32", "laion2b_s34b_b79k"): "clip"}
 """Tags whose weights `adir weights get` fetches: names in conf/weights/."""
 
 
 def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
-    """What open_clip knows of a tag's weights; {} without a tag. Raises InputError for a tag that does not fit."""
+    """Return open_clip's settings for a tag's weights; {} without a tag. Raises InputError for an unsuitable tag."""
     config = open_clip.get_model_config(architecture)
     if config is None:
         raise InputError(
@@ -50,9 +50,9 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
 def find_checkpoint(
     architecture: str, tag: str | None, published: Mapping[str, Any], checkpoint: str | Path | None
 ) -> Path:
-    """The file of weights: the one that is named, else the tag's where `adir weights` or the Hugging Face hub puts it.
+    """Return the path of the weights: `checkpoint`, or the tag's file where `adir weights` or the hub's cache keeps it.
 
-    Raises InputError that says where to get the file and where to put it.
+    Raises InputError, which says where to get the file and where to put it.
     """
     repository, name = os.path.split(published.get("hf_hub", ""))
     address = f"{name or HUB_FILES[0]} of https://huggingface.co/{repository}" if repository else published.get("url")
@@ -63,7 +63,7 @@ def find_checkpoint(
             raise InputError(f"CLIP {architecture}: no file {path}: put the weights there, or name another{source}")
         return path
     if tag is None:
-        raise InputError(f"CLIP {architecture}: no weights named; give checkpoint=FILE, or a tag{source}")
+        raise InputError(f"CLIP {architecture}: no weights named; give checkpoint=FILE{source or ', or a tag'}")
     fetched = entry(ENTRIES[architecture, tag]) if (architecture, tag) in ENTRIES else None
     if fetched is not None and fetched.path.is_file():
         return fetched.path
@@ -76,9 +76,9 @@ def find_checkpoint(
 
 
 def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
-    """Load a checkpoint into the network: bare or under "state_dict", with or without "module." before each name.
+    """Load a checkpoint into the network.
 
-    Not with `open_clip.load_checkpoint`, which fits the position embeddings of another input size without a word.
+    `open_clip.load_checkpoint` would silently resize the position embeddings of another input size.
     Raises InputError when the file is damaged, an archive of code, or of another architecture.
     """
     found = read_checkpoint(path)

@@ -1,4 +1,4 @@
-"""The pixel control: distances between pictures themselves."""
+"""The pixel control: distances between the images themselves."""
 
 from torch import Tensor
 
@@ -8,10 +8,10 @@ from adir.retrieval.encoders.base import Encoder, resize
 
 
 class PixelEncoder(Encoder):
-    """The control `pixel`: the picture itself at size x size, flattened; distance is the rms difference of its pixels.
+    """The control `pixel`: the image at size x size, flattened. Distance is the rms difference of pixels.
 
-    Not unit vectors: normalising would make a dark picture equal to a bright one, and no map to a sphere keeps the
-    order of pixel distances exactly. So its metric is "euclidean".
+    Its metric is "euclidean": unit vectors would make a dark image equal to a bright one, and no map to a sphere keeps
+    the order of pixel distances.
     """
 
     metric = "euclidean"

@@ -1,12 +1,12 @@
-"""Building an index: the corpus divided into shards, one shard embedded, all of them described.
+"""Build an index: divide the corpus into shards, embed each shard, describe all shards.
 
-    FOLDER/index.json             what it is of: source and encoder; written first
-    FOLDER/plan/000003.json       what shard 3 is to hold; written before any picture is read, and never changed
+    FOLDER/index.json             its source and encoder; written first
+    FOLDER/plan/000003.json       the keys of shard 3; written before any image is read, and never changed
     FOLDER/shards/000003.safetensors
-    FOLDER/rejects.json           id: reason, of the pictures that could not be used
-    FOLDER/manifest.json          all shards with their checksums, and the corpus's hash; written last, all at once
+    FOLDER/rejects.json           id: reason, of the rejected images
+    FOLDER/manifest.json          all shards with their checksums, and the corpus's hash; written last
 
-Who does which shard, and what is told meanwhile, is the caller's (adir/commands/index.py).
+The caller assigns shards to workers and reports progress (adir/commands/index_build.py).
 """
 
 import heapq
@@ -33,33 +33,34 @@ from adir.retrieval.index.shards import SCHEMA, Picture, Shard, write_shard
 
 
 def facts_of(encoder: Encoder) -> dict[str, str]:
-    """What an index remembers of its encoder; the hash covers weights, architecture and preprocessing."""
+    """Return what an index stores of its encoder; the hash covers weights, architecture and preprocessing."""
     return {"name": encoder.name, "weights_sha256": encoder.weights_sha256, "metric": encoder.metric}
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where shard `number` lies."""
+    """Return the path of a shard."""
     return folder / "shards" / f"{number:06d}.safetensors"
 
 
 def plan_path(folder: Path, number: int) -> Path:
-    """Where it is written what shard `number` is to hold."""
+    """Return the path of a shard's plan."""
     return folder / "plan" / f"{number:06d}.json"
 
 
 def require_room(folder: Path) -> None:
-    """Raise InputError unless the folder holds an index, the beginning of one, or nothing."""
-    beside = {"claims", "multirun.yaml"}  # of our workers, and of Hydra
+    """Raise InputError unless the folder holds an index, finished or not, or nothing."""
+    beside = {"claims", "multirun.yaml"}  # from our workers and from Hydra
     others = [e for e in folder.iterdir() if e.name not in beside and e.name[0] != "."] if folder.is_dir() else []
     if others and not (folder / "index.json").exists():
         raise InputError(f"{folder}: holds other files than an index; choose another folder (out=)")
 
 
 def require_same_index(folder: Path, source: Source, encoder: Encoder, least_side: int = 0) -> None:
-    """Say in index.json what the folder is to hold, or raise InputError when it holds the index of something else.
+    """Write index.json, or raise InputError if the folder holds another index. Call it in one process at a time.
 
-    least_side: as for `build_shard`.  One process at a time. Where the same pictures lie elsewhere by now, index.json says
-    so from here on.
+    If the same images have been moved, index.json is updated.
+
+    least_side: as for `build_shard`.
     """
     require_room(folder)
     path = folder / "index.json"
@@ -76,31 +77,31 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
 
 
 def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the content of an index, of the facts in index.json: all but where the pictures lie, which may change."""
+    """Return the facts in index.json that determine its content: all but the places of the images, which may change."""
     encoder, source = facts["encoder"], facts["source"]
     places = ("path", "pictures", "bucket", "lists")
     return {
         **{name: value for name, value in source["arguments"].items() if name not in places},
         "kind": source["kind"],
         "encoder": f"{encoder['name']} ({encoder['weights_sha256'][:10]})",
-        "least_side": facts.get("least_side", 0),  # older ones do not say it, and took all
+        "least_side": facts.get("least_side", 0),  # older indexes lack it, and took all images
     }
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The JSON object in index.json or manifest.json. Raises InputError when it is damaged or of another version."""
+    """Return the object in index.json or manifest.json. Raises InputError if it is damaged or of another version."""
     try:
         known: dict[str, Any] = read_json(path)
         schema = known["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run `adir index build` again") from error
     if schema != SCHEMA:
-        raise InputError(f"{path}: of schema {schema}, this version of adir reads {SCHEMA}; build the index anew")
+        raise InputError(f"{path}: of schema {schema}, this version of adir reads {SCHEMA}; build the index again")
     return known
 
 
 def planned(folder: Path) -> list[Path]:
-    """The plan files, in order. Raises InputError where one is gone: which pictures its shard holds nobody knows."""
+    """Return the plan files, in order. Raises InputError if one is missing: the images of its shard would be unknown."""
     paths = sorted((folder / "plan").glob("??????.json"))
     missing = {plan_path(folder, number) for number in range(len(paths))} - set(paths)
     if missing:
@@ -109,7 +110,7 @@ def planned(folder: Path) -> list[Path]:
 
 
 def planned_keys(path: Path) -> list[str]:
-    """What a shard is to hold, of its plan file. Raises InputError where that is missing or damaged."""
+    """Return the keys in a plan file. Raises InputError if it is missing or damaged."""
     try:
         keys: list[str] = read_json(path)["keys"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -118,13 +119,14 @@ def planned_keys(path: Path) -> list[str]:
 
 
 def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
-    """Plan shards for what the source lists and no plan holds yet; how many there are now. One process at a time.
+    """Plan shards for the keys that are in no plan yet, and return the number of shards. Call it in one process at a time.
 
-    Keeps the planned keys in memory: 0.1 GB a million for a folder, a tar file is one.  Raises InputError, and plans nothing,
-    where planned keys are gone from the source: their pictures would be found, and then not be there. Rejects may go.
+    It keeps all planned keys in memory, 0.1 GB per million. An image in a folder is a key; so is a whole tar file.
+    Raises InputError, and plans nothing, if planned keys are gone from the source: searches would still find their images.
+    Rejected images may be gone.
     """
     known = {key for path in planned(folder) for key in planned_keys(path)}
-    # A listing of its own: of another corpus nothing may be planned, or its pictures would be missed for ever.
+    # Listed before anything is planned: plans made from a wrong corpus could not be undone.
     gone = known.difference(key for key, _ in source.listing()) if known else set()
     if gone and (folder / "rejects.json").exists():
         rejects = read_json(folder / "rejects.json")
@@ -141,7 +143,7 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
 
 
 def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterator[list[str]]:
-    """The keys in shards of `shard_size` pictures or more; a key whose pictures nobody has counted fills one."""
+    """Yield the keys in shards of at least `shard_size` images; a key with an unknown number of images fills a shard."""
     keys: list[str] = []
     count = 0
     for key, pictures in listing:
@@ -156,7 +158,7 @@ def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterat
 
 @dataclass
 class Embedded:
-    """How embedding a shard went. Seconds: the encoder at work, and waiting for pictures to be read and decoded."""
+    """Counts of a shard, and its seconds: `encoding` in the encoder, `waiting` for images to be read and decoded."""
 
     pictures: int = 0
     rejects: int = 0
@@ -174,12 +176,20 @@ def build_shard(
     tell: Callable[[Embedded], None] = lambda done: None,
     least_side: int = 0,
 ) -> Embedded:
-    """Read, embed and write one planned shard. `tell` is called after each batch.
+    """Read, embed and write one planned shard.
 
-    least_side: pixels; a picture whose shorter side is less is a reject.  Of several with one id, the later are.
+    Images are read, decoded and prepared in threads, two batches ahead of the network. Memory holds these batches and the
+    shard's vectors; it does not grow with the corpus. Repeats of an id are rejected.
 
-    Reading, decoding, fingerprints and preparation run in `loaders` threads, two batches ahead of the network. In memory:
-    those batches, and the shard's vectors; nothing that grows with the corpus.
+    Args:
+        folder: of the index.
+        number: of the shard.
+        source: of the images.
+        encoder: of the index.
+        batch_size: images per call of the network.
+        loaders: number of threads.
+        tell: called after each batch.
+        least_side: pixels; images with a shorter side are rejected.
     """
     keys = planned_keys(plan_path(folder, number))
     done = Embedded()
@@ -219,7 +229,7 @@ def build_shard(
 def loaded_ahead(
     items: Iterator[Item], encoder: Encoder, loaders: int, ahead: int, least_side: int = 0
 ) -> Iterator[tuple[str, tuple[Picture, Tensor] | str]]:
-    """(id, the loaded picture or why it is rejected), in the order of the items, loaded by threads `ahead` of their use."""
+    """Yield (id, the loaded image or why it is rejected) in the order of the items; threads load `ahead` items in advance."""
     with ThreadPoolExecutor(loaders, "adir loader") as pool:
         futures = ((item.id, pool.submit(load, item, encoder, least_side)) for item in items)
         waiting = deque(itertools.islice(futures, ahead))
@@ -234,10 +244,7 @@ def loaded_ahead(
 
 
 def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[Picture, Tensor] | str:
-    """A picture with its fingerprint and what the encoder prepared of it, or the reason why it cannot be used.
-
-    Raises SourceDown.
-    """
+    """Return (image with its fingerprint, prepared input), or the reason why it is rejected. Raises SourceDown."""
     try:
         content, pixels = item.decoded(least_side)
         x = from_uint8(pixels)
@@ -261,16 +268,16 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[Picture, Te
 
 
 def missing_shards(folder: Path) -> list[int]:
-    """Numbers of the planned shards that are not there yet; two listings, as a look at each file is slow on a network."""
+    """Return the numbers of planned shards that are missing. Two listings: on a network drive, testing each file is slow."""
     there = {path.name for path in (folder / "shards").glob("*.safetensors")}
     return [number for number in range(len(planned(folder))) if shard_path(folder, number).name not in there]
 
 
 def finish(folder: Path) -> Mapping[str, Any]:
-    """Check all shards against the plan and each other, and write manifest.json and rejects.json; the manifest.
+    """Check all shards, write manifest.json and rejects.json, and return the manifest.
 
-    Raises InputError for a shard that is cut short or of another plan or encoder, for an id that comes twice, and for a
-    corpus without any readable picture.
+    Raises InputError for a truncated shard, a shard of another plan or encoder, a repeated id, or a corpus without a
+    readable image.
     """
     known = read_facts(folder / "index.json")
     shards = [Shard.open(shard_path(folder, number)) for number in range(len(planned(folder)))]
@@ -282,7 +289,7 @@ def finish(folder: Path) -> Mapping[str, Any]:
     if not any(len(shard) for shard in shards):
         reasons = [reason for shard in shards for reason in shard.rejects.values()]
         first = f"; the first of {len(reasons)} rejects: {reasons[0]}" if reasons else ": the corpus has none"
-        raise InputError(f"{folder}: no picture could be read{first}")
+        raise InputError(f"{folder}: no image could be read{first}")
     manifest = known | {
         "corpus": {
             "sha256": corpus_sha256(shards),
@@ -301,9 +308,9 @@ def finish(folder: Path) -> Mapping[str, Any]:
 
 
 def corpus_sha256(shards: Sequence[Shard]) -> str:
-    """What `manifest_sha256` gives of all pictures, merged from the shards, whose rows are in the order of their ids.
+    """Return `manifest_sha256` of all images, merged from the shards, whose rows are sorted by id.
 
-    Holds one id of each shard at a time. Raises InputError on an id that comes twice.
+    It keeps one id per shard in memory. Raises InputError for a repeated id.
     """
 
     def pictures(shard: Shard) -> Iterator[tuple[str, str]]:
@@ -312,7 +319,7 @@ def corpus_sha256(shards: Sequence[Shard]) -> str:
     digest, before = sha256(), None
     for image_id, picture in heapq.merge(*map(pictures, shards)):
         if image_id == before:
-            raise InputError(f"two pictures of the corpus have the id {image_id!r}; ids must be unique")
+            raise InputError(f"two images of the corpus have the id {image_id!r}; ids must be unique")
         digest.update(f"{picture} {image_id}\n".encode())
         before = image_id
     return digest.hexdigest()

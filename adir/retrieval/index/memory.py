@@ -1,5 +1,5 @@
-"""The index in memory: float16 embeddings of a corpus that fits there. `sharded.py` has the one on disk; both give the
-same neighbours, as both search the same float16 numbers in the same way."""
+"""The index in memory, for corpora that fit there. `sharded.py` has the one on disk. Both search the same float16 embeddings in
+the same way, so they give the same neighbours."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +23,8 @@ class Index(VectorIndex):
     """
 
     def __init__(self, ids: Sequence[str], embeddings: Tensor, metric: str = "angular") -> None:
-        """Raises ValueError on repeated ids, a shape that does not fit, values that are not finite, or vectors not
-        of unit length where the metric is angular."""
+        """Raises ValueError for an unknown metric, repeated ids, a wrong shape, values that are not finite, or vectors that
+        are not of unit length if the metric is angular."""
         if metric not in ("angular", "euclidean"):
             raise ValueError(f"unknown metric {metric!r}; choose angular or euclidean")
         if embeddings.ndim != 2 or len(ids) != len(embeddings):
@@ -49,10 +49,10 @@ class Index(VectorIndex):
         cache_folder: str | Path | None = None,
         warn: Callable[[str], None] = warn_in_one_line,
     ) -> "Index":
-        """Index of a corpus, embedding it unless `cache_folder` holds what the same encoder gave for the same corpus.
+        """Return the index of a corpus. It is embedded unless `cache_folder` holds its embeddings by the same encoder.
 
-        The stored file is named by SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged one is set aside,
-        reported through `warn(message)`, and built again. Raises OSError where one is there but cannot be read.
+        The file's name is SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged file is set aside, reported by
+        `warn(message)`, and made again. Raises OSError if it exists but cannot be read.
         """
         if cache_folder is None:
             return cls(corpus.ids, embed(corpus, encoder).half(), encoder.metric)
@@ -62,14 +62,14 @@ class Index(VectorIndex):
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, SafetensorError) as error:
-            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, built anew")
+            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, made again")
         embeddings = embed(corpus, encoder).half()
         write_embeddings(path, embeddings)
         return cls(corpus.ids, embeddings, encoder.metric)
 
     @staticmethod
     def path(corpus: Corpus, encoder: Encoder, cache_folder: str | Path) -> Path:
-        """Where `build` keeps the embeddings."""
+        """Return the path at which `build` stores the embeddings."""
         key = sha256_of_bytes(f"{corpus.sha256}\n{encoder.weights_sha256}".encode())
         return Path(cache_folder) / f"{key}.safetensors"
 
@@ -78,7 +78,7 @@ class Index(VectorIndex):
 
 
 def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
-    """(N, D) embeddings of all pictures of a corpus, in the order of its ids."""
+    """Return (N, D) embeddings of all images of a corpus, in the order of its ids."""
     rows = []
     for start in range(0, len(corpus.ids), batch):
         inputs = [encoder.prepare(corpus.image(image_id)) for image_id in corpus.ids[start : start + batch]]
@@ -87,15 +87,15 @@ def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
 
 
 def write_embeddings(path: Path, embeddings: Tensor) -> None:
-    """Write one atomic safetensors file: the embeddings, and SHA-256 of the numbers, which the format lacks."""
+    """Write the embeddings atomically as safetensors, with their SHA-256, which the format lacks."""
     embeddings = embeddings.contiguous()
     write_bytes(path, save({"embeddings": embeddings}, {"sha256": sha256_of_bytes(embeddings.numpy().tobytes())}))
 
 
 def read_embeddings(path: Path) -> Tensor:
-    """Return the embeddings that `write_embeddings` wrote; of which pictures, the file's name says.
+    """Return the embeddings that `write_embeddings` wrote. The file's name, not its content, identifies their images.
 
-    Raises ValueError, KeyError or SafetensorError where the file is damaged, and OSError where it cannot be read.
+    Raises ValueError, KeyError or SafetensorError if the file is damaged, and OSError if it cannot be read.
     """
     content = path.read_bytes()
     embeddings = load(content)["embeddings"]

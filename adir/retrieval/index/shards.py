@@ -1,6 +1,6 @@
-"""One shard of an index: a file that is there whole or not at all, and is read by mapping it into memory.
+"""One shard of an index: a safetensors file, written atomically and read by mapping it into memory.
 
-A safetensors file, so any tool can open it; what is text (ids, attributions) is UTF-8 in one tensor and its ends in another.
+Texts (ids, attributions) are UTF-8 in one tensor, with the offsets of their ends in another.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ COLUMNS = (
 
 
 class Picture(NamedTuple):
-    """What a shard keeps of one picture."""
+    """What a shard stores about one image."""
 
     id: str
     sha256: str
-    """Of the bytes of its file, 64 hex digits."""
+    """Of its file's bytes, 64 hex digits."""
     n_bytes: int
     size: tuple[int, int]
     """Height and width in pixels."""
@@ -56,7 +56,7 @@ class Picture(NamedTuple):
 
 
 def packed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 of all texts in a row, and where each ends."""
+    """Return all texts as UTF-8, concatenated, and the offset at which each ends."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return np.frombuffer(b"".join(encoded), np.uint8), np.asarray(ends, np.int64)
@@ -67,8 +67,15 @@ def write_shard(
 ) -> None:
     """Write a shard atomically, rows in the order of their ids.
 
-    embeddings: (N, D), rounded to float16.  rejects: id: reason.  facts: JSON values for its header, such as the encoder.
-    Raises ValueError on vectors that are not finite: an encoder gave NaN, or float16 cannot hold them.
+    Args:
+        path: of the shard.
+        pictures: N images, in any order.
+        embeddings: (N, D), rounded to float16.
+        rejects: reason of each rejected id.
+        facts: JSON values for the header, such as the encoder.
+
+    Raises:
+        ValueError: a vector is not finite: the encoder gave NaN, or float16 cannot hold it.
     """
     order = sorted(range(len(pictures)), key=lambda row: pictures[row].id)
     rows = [pictures[row] for row in order]
@@ -97,13 +104,13 @@ def write_shard(
         "facts": dict(facts),
         "sha256": columns_sha256(columns),
     }
-    # One entry: safetensors writes several in an order that changes from process to process.
+    # One entry: safetensors writes several in a random order.
     metadata = {"adir": json.dumps(about, sort_keys=True)}
     write_bytes(path, save({name: np.ascontiguousarray(column) for name, column in columns.items()}, metadata))
 
 
 def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the shard's data, column by column."""
+    """Return SHA-256 of the shard's data, column by column."""
     digest = hashlib.sha256()
     for name in COLUMNS:
         digest.update(f"{name} {columns[name].shape}\n".encode())
@@ -113,22 +120,22 @@ def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard on disk; its columns are mapped, so that what is not looked at is not read."""
+    """A shard on disk. Its columns are mapped into memory, so only what is used is read."""
 
     path: Path
     columns: Mapping[str, np.ndarray]
     sha256: str
-    """Of its data, as its header says."""
+    """Of its data, from its header."""
     facts: Mapping[str, Any]
-    """What its maker noted: encoder and plan."""
+    """Encoder and plan, from its header."""
     rejects: Mapping[str, str]
-    """id: reason."""
+    """Reason of each rejected id."""
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Raises InputError when the file is missing, cut short, or no shard. Its data are not hashed here: `damage` is."""
-        if not os.access(path, os.R_OK):  # safetensors says of any file that cannot be read that there is none
-            raise InputError(f"{path}: this shard is missing or may not be read; copy it here again, or {REBUILD}")
+        """Open a shard. Raises InputError if the file is missing, truncated, or no shard. Only `damage` checks its hash."""
+        if not os.access(path, os.R_OK):  # safetensors calls every unreadable file missing
+            raise InputError(f"{path}: this shard is missing or not readable; copy it here again, or {REBUILD}")
         try:
             with safe_open(path, "pt") as file:  # maps it
                 about = json.loads(file.metadata()["adir"])
@@ -151,29 +158,29 @@ class Shard:
 
     @cached_property
     def part(self) -> Part:
-        """What a search needs."""
+        """Its vectors, as a search needs them."""
         columns = self.columns
         return Part(torch.from_numpy(columns["embeddings"]), torch.from_numpy(columns["half_squares"]))
 
     def id(self, row: int) -> str:
-        """The id of a row."""
+        """Return the id of a row."""
         return self._text("ids", row)
 
     def ids(self) -> list[str]:
-        """All, sorted."""
+        """Return all ids, sorted."""
         return [self.id(row) for row in range(len(self))]
 
     def picture_sha256(self, row: int) -> str:
-        """SHA-256 of the bytes of a picture's file."""
+        """Return SHA-256 of an image file's bytes."""
         return self.columns["sha256"][row].tobytes().hex()
 
     def attribution(self, row: int) -> dict[str, str]:
-        """Licence, author and source, as far as they are known."""
+        """Return licence, author and source, as far as they are known."""
         text = self._text("notes", row)
         return json.loads(text) if text else {}
 
     def licences(self) -> Counter[str]:
-        """How many pictures are of each licence; 'unknown' counts those without one."""
+        """Return the number of images of each licence; 'unknown' counts those without one."""
         return Counter(self.attribution(row).get("licence", "unknown") for row in range(len(self)))
 
     def _text(self, column: str, row: int) -> str:
@@ -184,12 +191,12 @@ class Shard:
             raise InputError(f"{self.path}: damaged data (no text in {column}); remove it and {REBUILD}") from error
 
     def row(self, image_id: str) -> int | None:
-        """Where a picture is, by bisection; None when it is not here."""
+        """Return the row of an image, by bisection; None if it is not here."""
         row = bisect_left(range(len(self)), image_id, key=self.id)
         return row if row < len(self) and self.id(row) == image_id else None
 
     def damage(self) -> str | None:
-        """What is wrong with its data, all of which are read and hashed; None when nothing is."""
+        """Read and hash all data. Returns None if the hash is right, else the problem."""
         return (
             None if columns_sha256(self.columns) == self.sha256 else "its data do not have the checksum in its header"
         )

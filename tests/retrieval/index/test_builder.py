@@ -136,7 +136,7 @@ def test_pictures_that_are_gone_stop_a_build(pictures, tmp_path):
     with pytest.raises(InputError, match="is gone"):
         corpus.image("0.png")
     smooth(99).save(pictures / "0.png")
-    with pytest.raises(InputError, match="another picture"):
+    with pytest.raises(InputError, match="has changed since"):
         corpus.image("0.png")
     with pytest.raises(KeyError):
         corpus.image("unknown")
@@ -425,7 +425,7 @@ def test_damaged_and_foreign_shards_are_named(pictures, tmp_path):
     with pytest.raises(InputError, match=r"000001.*cut short"):
         ShardedIndex(folder)
     path.write_bytes(shard_path(folder, 0).read_bytes())
-    with pytest.raises(InputError, match=r"000001.* is not the shard that manifest"):
+    with pytest.raises(InputError, match=r"000001.* is not the shard in manifest"):
         ShardedIndex(folder)
     with pytest.raises(InputError, match=r"000001.*another plan"):
         finish(folder)
@@ -506,7 +506,7 @@ def test_a_source_that_is_down_stops_the_build_and_leaves_no_shard(pictures, tmp
 def test_a_corpus_of_rejects_alone_says_why(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/x.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"no picture could be read; the first of 1 rejects: x.png: not a picture"):
+    with pytest.raises(InputError, match=r"no image could be read; the first of 1 rejects: x.png: not a picture"):
         build(tmp_path / "index", tmp_path / "pictures")
 
 
