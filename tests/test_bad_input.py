@@ -387,7 +387,7 @@ def test_an_empty_and_a_missing_test_set_are_refused(adir, tmp_path: Path) -> No
     empty = tmp_path / "empty"
     empty.mkdir()
     results = f"results={tmp_path / 'results'}"
-    assert_refused(adir("run", "data=folder", f"data.path={empty}", results), str(empty), "no picture files", ".png")
+    assert_refused(adir("run", "data=folder", f"data.path={empty}", results), str(empty), "no image files", ".png")
     assert_refused(adir("run", "data=folder", f"data.path={empty}/no", results), f"{empty}/no", "no such folder")
     assert_refused(adir("run", "data=folder", results), "data.path")
     assert_refused(adir("run", "data.only=[moon]", results), "moon", "astronaut")

@@ -448,12 +448,12 @@ def test_scaling_is_said_once_of_each_picture_and_not_of_thousands(monkeypatch):
             decode_pixels(content, f"p{number // 2}.png")
     words = [str(warning.message) for warning in said]
     assert words[:2] == [f"p{n}.png: 16 bits a channel are scaled to 8" for n in range(2)]
-    assert len(words) == MOST_REMARKS and words[-1].endswith("; more such pictures are not named")
+    assert len(words) == MOST_REMARKS and words[-1].endswith("; more such images are not named")
 
 
 def test_16_bits_that_cannot_be_scaled_safely_are_refused():
     clear = DEEP.copy()
-    clear[5, 5, 3] = 65534
+    clear[5, 5, 3] = 65406  # 254.498 of 255
     with pytest.raises(InputError, match="alpha channel; flatten"):
         decode_pixels(deep_png(clear, 6), "p")
     for content in (

@@ -1,11 +1,10 @@
-"""Pictures of a source as a test set or a corpus: a folder, a Parquet file, or any other of adir/data/sources/."""
+"""The images of a source (a folder, a Parquet file, or another of adir/data/sources/) as a test set or corpus."""
 
 from pathlib import Path
 
 from torch import Tensor
 
 from adir.data.base import Corpus
-from adir.data.decoding import decoded
 from adir.data.sources.base import Source, SourceDown, each_id_once, storable
 from adir.data.sources.folder import FolderSource
 from adir.data.sources.tables import ParquetSource
@@ -18,9 +17,9 @@ UNSEEN = Path(__file__).parents[1] / "embedded" / "unseen" / "unseen.parquet"
 
 
 class SourceCorpus(Corpus):
-    """The pictures of a source, each decoded once here: a damaged one is a reject now, not an error in the middle of a run.
+    """The images of a source. Each is decoded once here, so that a damaged one is rejected now and does not stop a run.
 
-    least_side: pixels; pictures whose shorter side is less are rejects.
+    least_side: pixels; images with a shorter side are rejected.
     """
 
     def __init__(self, source: Source, least_side: int = 0) -> None:
@@ -29,7 +28,7 @@ class SourceCorpus(Corpus):
         manifest, rejects, categories = {}, {}, {}
         for item in each_id_once(source.items([key for key, _ in source.listing()])):
             try:
-                content, _ = decoded(item, least_side)
+                content, _ = item.decoded(least_side)
             except SourceDown:
                 raise
             except InputError as error:
@@ -49,15 +48,15 @@ class SourceCorpus(Corpus):
 
 
 def read_again(source: Source, image_id: str, sha256: str, remedy: str) -> Tensor:
-    """(3, H, W) in [-1, 1] of a picture whose file had this SHA-256. Raises InputError, with the remedy, for another by now."""
+    """Return (3, H, W) in [-1, 1] of an image. Raises InputError with the remedy if its file no longer has this SHA-256."""
     content = source.read(image_id)
     if sha256_of_bytes(content) != sha256:
-        raise InputError(f"{image_id}: is another picture by now than when {source.name} was listed; {remedy}")
+        raise InputError(f"{image_id}: has changed since {source.name} was listed; {remedy}")
     return from_uint8(decode(content, image_id))
 
 
 def folder_corpus(path: str | Path, least_side: int = 0) -> SourceCorpus:
-    """All pictures below a folder; see `FolderSource`."""
+    """Return all images below a folder; see `FolderSource`."""
     return SourceCorpus(FolderSource(path), least_side)
 
 

@@ -11,7 +11,6 @@ from functools import cache
 from adir.data import embedded
 from adir.data.fields import FLAT, SIZE, Field, Fields, clear_of, lattice, overlap
 from adir.data.photographs import reduced
-from adir.errors import InputError
 
 DOMAINS = ("brick", "grass", "gravel", "ihc", "retina", "hubble_deep_field")
 """Photographs that passed."""
@@ -87,11 +86,7 @@ class DomainTestFields(Fields):
     """
 
     def __init__(self, only: Collection[str] | None = None) -> None:
-        fields = {field.id: field for field in test_fields()}
-        for name in only or []:
-            if name not in fields:
-                raise InputError(f"unknown test field {name!r}; choose from {', '.join(fields)}")
-        super().__init__("domains-test", [field for name, field in fields.items() if only is None or name in only])
+        super().__init__("domains-test", test_fields(), only)
 
 
 class DomainCorpus(Fields):

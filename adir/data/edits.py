@@ -1,4 +1,4 @@
-"""A test set of edits: pictures, each with a mask and prompts."""
+"""A test set of edits: images, each with a mask and prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -7,33 +7,38 @@ from torch import Tensor
 
 from adir.data.base import Corpus
 from adir.errors import InputError
-from adir.files import read_csv, read_json, require_no_results, sha256_of_file, walk
+from adir.files import read_csv, read_json, sha256_of_file, walk
 from adir.images import PICTURE_SUFFIXES, read_image
 from adir.tasks.editing import EditTask, edit_id, read_mask
 
-FORMAT = "pictures NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (picture,prompt) or prompts.json"
+FORMAT = "images NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (picture,prompt) or prompts.json"
 
 
 class EditSet(Corpus):
-    """A folder with pictures NAME.png, masks NAME_mask.png of the same size (white is repainted), and the prompts:
-    prompts.csv with the columns picture and prompt, or prompts.json with {NAME: prompt} or {NAME: [prompt, ...]}.
+    """A folder with images NAME.png, masks NAME_mask.png of the same size (white is repainted), and prompts.
 
-    A picture with several prompts is as many test pictures. An id is NAME and a hash of mask and prompt, so that nothing made
-    with one mask or prompt passes for another's.  Everything is read and checked here: raises InputError for a missing or
-    unfit mask, an empty prompt, and a picture that cannot be read.
+    Prompts are in prompts.csv with the columns picture and prompt, or in prompts.json: {NAME: prompt} or
+    {NAME: [prompt, ...]}. Each prompt makes one test image. Its id is NAME with a hash of mask and prompt, so results of
+    different masks or prompts are never confused.
+
+    Raises InputError for a missing or unsuitable mask, an empty prompt, or an unreadable image: all files are read here.
     """
 
     def __init__(self, path: str | Path) -> None:
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
-        require_no_results(folder)
+        found = sorted(walk(folder, PICTURE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png")  # a PNG wins
+        files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in found}
         self._pictures: dict[str, Path] = {}
         self._masks: dict[str, Tensor] = {}
         self._prompts: dict[str, str] = {}
         manifest = {}
         for name, prompt in read_prompts(folder):
-            picture, file = picture_file(folder, name), picture_file(folder, f"{name}_mask")
+            for needed in (name, f"{name}_mask"):
+                if needed not in files:
+                    raise InputError(f"{folder}: no image {needed}.png; a set of edits has {FORMAT}")
+            picture, file = files[name], files[f"{name}_mask"]
             mask, x = read_mask(file), read_image(picture)
             try:
                 EditTask().with_mask(mask, prompt).image_shape(tuple(x.shape))
@@ -54,34 +59,20 @@ class EditSet(Corpus):
         return self._prompts[image_id]
 
 
-def picture_file(folder: Path, name: str) -> Path:
-    """The picture NAME.png, or with another suffix, in any case of letters. Raises InputError where there is none."""
-    for suffix in PICTURE_SUFFIXES:
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
-    if (folder / name).parent.is_dir():
-        for path in walk((folder / name).parent, PICTURE_SUFFIXES, below=False):
-            if path.stem == (folder / name).name:
-                return path
-    raise InputError(f"{folder}: no picture {name}.png; a set of edits has {FORMAT}")
-
-
 def read_prompts(folder: Path) -> list[tuple[str, str]]:
-    """(NAME, prompt) pairs, in the file's order. Raises InputError where there are none."""
+    """Return (NAME, prompt) pairs in the file's order. Raises InputError if there are none."""
     table, mapping = folder / "prompts.csv", folder / "prompts.json"
     pairs: list[tuple[str, str]] = []
+    if not table.is_file() and not mapping.is_file():
+        raise InputError(f"{folder}: no prompts; a set of edits has {FORMAT}")
     try:
         if table.is_file():
             pairs = [(row["picture"], row["prompt"] or "") for row in read_csv(table)]
-        elif mapping.is_file():
+        else:
             found: dict[str, Any] = read_json(mapping)
             for name, prompts in found.items():
                 pairs += [(name, prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
-        else:
-            raise InputError(f"{folder}: no prompts; a set of edits has {FORMAT}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"{table if table.is_file() else mapping}: not as expected; a set of edits has {FORMAT}"
         ) from error
@@ -91,5 +82,5 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
 
 
 def without_suffix(name: str) -> str:
-    """NAME of NAME or NAME.png."""
+    """Return NAME for NAME or NAME.png."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in PICTURE_SUFFIXES else name

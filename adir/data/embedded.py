@@ -9,7 +9,6 @@ from functools import cache
 from torch import Tensor
 
 from adir.data.fields import Field, Fields, clear_of, cut, lattice
-from adir.errors import InputError
 from adir.images import from_uint8
 
 PHOTOGRAPHS = (
@@ -86,11 +85,7 @@ class EmbeddedTestFields(Fields):
     """
 
     def __init__(self, only: list[str] | None = None) -> None:
-        fields = {field.id: field for field in TEST_FIELDS}
-        for name in only or []:
-            if name not in fields:
-                raise InputError(f"unknown test field {name!r}; choose from {', '.join(fields)}")
-        super().__init__("embedded-test", list(fields.values()) if only is None else [fields[name] for name in only])
+        super().__init__("embedded-test", TEST_FIELDS, only)
 
 
 class DemoFields(EmbeddedTestFields):

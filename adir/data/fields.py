@@ -5,7 +5,7 @@ top-left corner, in pixels of the reduced photograph.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adir.data.base import Corpus
 from adir.data.photographs import ORIGINS, reduced
+from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import from_uint8
 
@@ -107,13 +108,23 @@ def manifest(fields: Sequence[Field]) -> dict[str, str]:
 class Fields(Corpus):
     """A set of fields. Their photographs are their categories and clusters.
 
-    name: for people.  fields: different ones, in any order.
+    Args:
+        name: for people.
+        fields: no two alike, in any order.
+        only: ids to keep, in any order; None keeps all.
+
+    Raises:
+        InputError: an id in `only` is unknown.
     """
 
-    def __init__(self, name: str, fields: Sequence[Field]) -> None:
-        self._fields = {field.id: field for field in fields}
+    def __init__(self, name: str, fields: Sequence[Field], only: Collection[str] | None = None) -> None:
+        known = {field.id: field for field in fields}
+        for image_id in only or []:
+            if image_id not in known:
+                raise InputError(f"unknown test field {image_id!r}; choose from {', '.join(known)}")
+        self._fields = {image_id: field for image_id, field in known.items() if only is None or image_id in only}
         categories = {image_id: field.photograph for image_id, field in self._fields.items()}
-        super().__init__(name, manifest(fields), {}, categories)
+        super().__init__(name, manifest(list(self._fields.values())), {}, categories)
 
     def attribution(self, image_id: str) -> dict[str, str]:
         return ORIGINS[self._fields[image_id].photograph]

@@ -78,11 +78,11 @@ def reduced(photograph: str, scale: int) -> np.ndarray:
     if spec is None or spec.origin is None:
         raise InputError("the embedded images come with scikit-image, which is missing: pip install scikit-image")
     path = Path(spec.origin).parent / "data" / file  # read from disk: skimage.data's functions may download
-    if not path.is_file():
-        raise InputError(f"{path}: missing from this edition of scikit-image; install scikit-image 0.26")
-    if sha256_of_file(path) != PHOTOGRAPHS[file]:
-        raise InputError(f"{path}: not the photograph the embedded images are cut from; install scikit-image 0.26")
-    # As stored: were rocket.jpg's profile (Adobe RGB) applied, all earlier results on its fields would be others.
+    if not path.is_file() or sha256_of_file(path) != PHOTOGRAPHS[file]:
+        raise InputError(
+            f"{path}: missing, or not the photograph the embedded images are cut from; install scikit-image 0.26"
+        )
+    # As stored: applying rocket.jpg's profile (Adobe RGB) would change all published results on its fields.
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if scale > 1:

@@ -11,7 +11,7 @@ from adir.errors import InputError
 class Selection(Corpus):
     """Part of a corpus, or all of it at another size.
 
-    size: side in pixels to which square pictures are reduced (bicubic, antialiased); None keeps their own.
+    size: side in pixels to which square images are reduced (bicubic, antialiased); None keeps their own.
     per_category: the first so many of each category by id; None keeps all.
     skip: how many of each category, the first by id, to leave out before that.
     """
@@ -47,15 +47,14 @@ class Selection(Corpus):
         if self._size is None or x.shape[-1] == self._size:
             return x
         if x.shape[-1] != x.shape[-2] or x.shape[-1] < self._size:
-            raise InputError(
-                f"{image_id}: {x.shape[-1]}x{x.shape[-2]}; size={self._size} needs a larger square picture"
-            )
+            raise InputError(f"{image_id}: {x.shape[-1]}x{x.shape[-2]}; size={self._size} needs a larger square image")
         small = interpolate(x[None], size=(self._size, self._size), mode="bicubic", antialias=True)[0]
-        return (torch.round((small.clamp(-1, 1) + 1) * 127.5)) / 127.5 - 1  # 8-bit, as a file would hold it
+        # 8-bit, as in a file. Not `reduced`, which rounds in float64: a few pixels of published test sets would change.
+        return torch.round((small.clamp(-1, 1) + 1) * 127.5) / 127.5 - 1
 
 
 class Part(Corpus):
-    """Some pictures of a corpus, by their ids."""
+    """Some images of a corpus, by id."""
 
     def __init__(self, corpus: Corpus, ids: list[str]) -> None:
         self._corpus = corpus

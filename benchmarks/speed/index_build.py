@@ -36,7 +36,6 @@ from adir.harness.cells.compose import compose
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.clip import random_clip
 from adir.retrieval.index.builder import (
-    Loaded,
     build_shard,
     extend_plan,
     finish,
@@ -70,7 +69,7 @@ def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
         started = time.thread_time()
         loaded = [load(item, encoder) for item in source.items(keys)]
         loading = (time.thread_time() - started) / len(keys)
-    inputs = torch.stack([one.input for one in loaded if isinstance(one, Loaded)])
+    inputs = torch.stack([one[1] for one in loaded if not isinstance(one, str)])
     encoder.vectors(inputs[:4])
     started = time.perf_counter()
     encoder.vectors(inputs)

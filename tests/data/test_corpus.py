@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from adir.data.base import Corpus
 from adir.data.corpus import SourceCorpus, folder_corpus, parquet_corpus
@@ -79,7 +80,7 @@ def test_a_folder_without_pictures_raises(folder, tmp_path):
         folder_corpus(tmp_path / "missing")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="no picture files"):
+    with pytest.raises(InputError, match="no image files"):
         folder_corpus(empty)
     (empty / "text.jpg").write_text("not a picture")
     with pytest.raises(InputError, match="not a picture"):
@@ -227,10 +228,10 @@ def test_one_class_reads_the_pictures_of_every_source(tmp_path):
 def test_a_picture_that_has_changed_since_is_not_given_for_the_one_that_was_listed(folder):
     corpus = folder_corpus(folder)
     (folder / "z.png").write_bytes(png(pixels(8)))
-    with pytest.raises(InputError, match=r"z\.png: is another picture by now"):
+    with pytest.raises(InputError, match=r"z\.png: has changed since"):
         corpus.image("z.png")
     (folder / "z.png").unlink()
-    with pytest.raises(InputError, match=r"z\.png: no such picture any more"):
+    with pytest.raises(InputError, match=r"z\.png: is gone"):
         corpus.image("z.png")
 
 
@@ -245,7 +246,7 @@ def test_of_pictures_with_one_id_the_later_are_rejects(tmp_path):
         tar.add(tmp_path / "a.png", "a.png")
     corpus = SourceCorpus(Twice(tmp_path / "x.tar"))
     assert corpus.ids == ["x.tar/a"]
-    assert corpus.rejects == {"x.tar/a (2)": "an earlier picture of the corpus has the same id"}
+    assert corpus.rejects == {"x.tar/a (2)": "an earlier image of the corpus has the same id"}
 
 
 def test_pictures_without_a_category_are_a_category_of_their_own(tmp_path):
@@ -255,6 +256,16 @@ def test_pictures_without_a_category_are_a_category_of_their_own(tmp_path):
     corpus = parquet_corpus(path)
     assert corpus.categories == {"f": "x"}
     assert Selection(corpus, per_category=1).ids == ["c", "f"]
+
+
+def test_a_reduced_selection_rounds_in_float32_as_published_results_do(folder, monkeypatch):
+    corpus = folder_corpus(folder)
+    large = (torch.arange(256) / 127.5 - 1)[None, :, None].expand(3, -1, 256)  # a ramp, whose halves are ties
+    monkeypatch.setattr(corpus, "image", lambda image_id: large)
+    small = interpolate(large[None], size=(128, 128), mode="bicubic", antialias=True)[0].clamp(-1, 1)
+    found = Selection(corpus, size=128).image("z.png")
+    assert torch.equal(found, torch.round((small + 1) * 127.5) / 127.5 - 1)
+    assert (to_uint8(found) != to_uint8(small)).any()  # to_uint8 rounds in float64
 
 
 def test_a_set_has_no_index_masks_or_prompts_of_its_own_unless_it_says_so(folder):

@@ -60,13 +60,21 @@ def test_two_sizes_share_no_id(folder: Path) -> None:
 
 
 def test_what_is_missing_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"3 pictures of DIV2K .* 4 asked; too small for 100 pixels: 0802"):
+    with pytest.raises(InputError, match=r"3 images of DIV2K .* 4 asked; too small for 100 pixels: 0802"):
         Div2kSquares(folder, size=100, count=4)
     with pytest.raises(InputError, match="no such file"):
         Div2kSquares(folder / "nothing.zip")
     (tmp_path / "broken.zip").write_bytes(zipped(folder).read_bytes()[:1000])
     with pytest.raises(InputError, match="damaged zip file"):
         Div2kSquares(tmp_path / "broken.zip")
+    content = bytearray(zipped(folder).read_bytes())
+    content[5000] ^= 1  # in 0801.png
+    (tmp_path / "flipped.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"flipped.zip: 0801.png is damaged \(Bad CRC-32"):
+        Div2kSquares(tmp_path / "flipped.zip", size=64, count=1)
+    (folder / "DIV2K_valid_HR" / "0801.png").write_bytes(b"<html>")
+    with pytest.raises(InputError, match=r"0801.png is damaged"):
+        Div2kSquares(folder, size=64, count=1)
     monkeypatch.setenv("ADIR_CACHE", str(tmp_path / "empty"))
     with pytest.raises(InputError, match="adir weights get div2k"):
         Div2kSquares()

@@ -77,6 +77,12 @@ def test_pictures_and_masks_are_found_whatever_the_case_of_their_suffixes(
     assert all(torch.equal(found.image(i), expected[i]) for i in found.ids)
 
 
+def test_of_two_images_of_one_name_the_png_is_taken(folder: Path) -> None:
+    before = EditSet(folder)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "cat.webp", lossless=True)
+    assert EditSet(folder).sha256 == before.sha256
+
+
 def test_another_prompt_mask_or_picture_is_another_set(folder: Path) -> None:
     before = EditSet(folder)
     (folder / "prompts.csv").write_text("picture,prompt\ncat,a tiger\n")
@@ -105,10 +111,10 @@ def text(name: str, content: str):
         (grey_mask((16, 12), 255), "all white"),
         (grey_mask((16, 16), 0), "cat_mask.png: cat: the mask is all black"),
         (text("prompts.csv", "picture,prompt\ncat,\n"), "cat: the prompt is empty"),
-        (text("prompts.csv", "picture,prompt\nbird,a tit\n"), "no picture bird.png"),
+        (text("prompts.csv", "picture,prompt\nbird,a tit\n"), "no image bird.png"),
         (text("prompts.csv", "picture,prompt\n"), "no prompts in the file"),
         (text("prompts.csv", "name;text\ncat;a tiger\n"), "prompts.csv: not as expected"),
-        (lambda folder: (folder / "dog_mask.png").unlink(), "no picture dog_mask.png"),
+        (lambda folder: (folder / "dog_mask.png").unlink(), "no image dog_mask.png"),
         (lambda folder: (folder / "prompts.csv").unlink(), "no prompts; a set of edits has"),
         (text("cat.png", "no picture"), "cat.png"),
     ],

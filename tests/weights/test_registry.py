@@ -17,7 +17,6 @@ from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffus
 from adir.errors import InputError
 from adir.weights import registry as checkpoints
 from adir.weights.checkpoint import read_checkpoint
-from adir.weights.download import NotFetchedError
 from adir.weights.registry import HubRepository, Mirror, WeightsFile, entry, located, read_entry, registry
 
 
@@ -244,7 +243,7 @@ def test_the_hub_gets_the_users_token_and_no_other_server_does(hub, monkeypatch,
 def test_a_repository_with_other_weights_is_refused_and_one_line_says_why_of_each_mirror(hub):
     held, _ = hub
     held["c/good"] = b"other"
-    with pytest.raises(NotFetchedError) as raised:
+    with pytest.raises(InputError) as raised:
         two_mirrors(sha256_of(b"weights")).fetch()
     message = str(raised.value)
     for part in (r"a/gone/\S+ \(HTTP 404 Not Found\)", r"c/good/\S+ \(what came has a SHA-256 of", "set aside"):

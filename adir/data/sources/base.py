@@ -1,4 +1,4 @@
-"""Where pictures come from: listed without being read, read piece by piece, found again by id."""
+"""Image sources: list images without reading them, read them one by one, find them again by id."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -6,34 +6,58 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from adir.errors import InputError
+from adir.images import decode
 
 ATTRIBUTION = {
     "licence": ("licence", "license", "License", "LICENSE"),
     "author": ("author", "Author", "creator", "photographer"),
     "source": ("source", "OriginalLandingURL", "source_url", "url", "OriginalURL"),
 }
-"""What is kept of a picture's origin, and what data sets call it, the better name first."""
+"""What is kept of an image's origin, and the column names that data sets use for it, preferred ones first."""
 
 
 class SourceDown(InputError):
-    """No picture can be read now, such as without a network: stops a build, where an unreadable picture is only noted."""
+    """No image can be read now, for example without a network. It stops a build; one unreadable image does not."""
 
 
 class Item(NamedTuple):
-    """A picture to read. `read` may be called in another thread; raises InputError or OSError when this one cannot be read,
-    and SourceDown when none can."""
+    """An image to read.
+
+    read: returns the file's bytes; may be called in another thread. Raises InputError or OSError if this image is
+        unreadable, and SourceDown if all are.
+    """
 
     id: str
     read: Callable[[], bytes]
     attribution: Mapping[str, str]
     category: str | None = None
 
+    def decoded(self, least_side: int = 0) -> tuple[bytes, np.ndarray]:
+        """Return the file's bytes and its (H, W, 3) uint8 RGB pixels, in the same way for test sets, corpora and indexes.
+
+        Raises InputError, in one line, if the image is to be rejected: its name is not UTF-8, it cannot be read, or `decode`
+        refuses it. Raises SourceDown if no image can be read.
+        """
+        if storable(self.id) != self.id:
+            raise InputError("its name is not UTF-8 and cannot be kept; rename the file")
+        try:
+            content = self.read()
+            return content, decode(content, self.id, least_side=least_side)
+        except SourceDown:
+            raise
+        except (InputError, OSError) as error:
+            raise InputError(" ".join(str(error).split())) from error
+
 
 class Source(ABC):
-    """A collection of picture files. Its constructor's arguments, in `arguments`, are what an index remembers of it.
+    """A collection of image files, listed and read by key: an image, or a file that holds many.
 
-    name: for people.  A key is what is listed and read in one go: a picture, or a file that holds many.
+    kind: its name in an index.
+    name: for people.
+    arguments: of its constructor, by which an index opens it again.
     """
 
     kind: str
@@ -42,24 +66,24 @@ class Source(ABC):
 
     @abstractmethod
     def listing(self) -> Iterator[tuple[str, int | None]]:
-        """(key, how many pictures it holds, or None where only reading it would tell), in an order that stays."""
+        """Yield (key, number of images in it, or None if that is unknown before reading), always in the same order."""
 
     @abstractmethod
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
-        """The pictures of some keys, one after the other, none of them kept in memory."""
+        """Yield the images of some keys, one at a time; none is kept in memory."""
 
     @abstractmethod
     def read(self, image_id: str) -> bytes:
-        """The file of one picture. Raises InputError when it is not there."""
+        """Return the bytes of one image file. Raises InputError if it is missing."""
 
 
 def storable(text: str) -> str:
-    """The text as UTF-8 can hold it: bytes of a file name that are not UTF-8, lone surrogates in Python, as \\udcff."""
+    """Return the text with lone surrogates (bytes of a file name that are not UTF-8) written out as \\udcff."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Licence, author and source among the fields that a data set gives with a picture."""
+    """Return licence, author and source from the fields that a data set gives with an image."""
     found = {}
     for name, spellings in ATTRIBUTION.items():
         values = [fields[spelling] for spelling in spellings if fields.get(spelling) not in (None, "")]
@@ -69,17 +93,17 @@ def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fail(reason: str) -> bytes:
-    """Stands in for reading what cannot be read."""
+    """Raise InputError with this reason; the `read` of an unreadable item."""
     raise InputError(reason)
 
 
 def each_id_once(items: Iterable[Item]) -> Iterator[Item]:
-    """The items; those whose id came before cannot be read, and are called `ID (2)`, `ID (3)`."""
+    """Yield the items; repeats of an id are renamed `ID (2)`, `ID (3)` and fail when read."""
     times: Counter[str] = Counter()
     for item in items:
         times[item.id] += 1
         if times[item.id] == 1:
             yield item
         else:
-            read = functools.partial(fail, "an earlier picture of the corpus has the same id")
+            read = functools.partial(fail, "an earlier image of the corpus has the same id")
             yield Item(f"{item.id} ({times[item.id]})", read, {})

@@ -1,4 +1,4 @@
-"""A folder of picture files."""
+"""A folder of image files."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -11,12 +11,12 @@ from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, require_taken
 
 
 class FolderSource(Source):
-    """All pictures below a folder, listed as `adir.files.walk` does; an id is the path below it, with forward slashes."""
+    """All images below a folder, listed by `adir.files.walk`. An id is the path below the folder, with forward slashes."""
 
     kind = "folder"
 
     def __init__(self, path: str | Path) -> None:
-        self.folder = Path(str(path))  # of a folder called 2019, Hydra makes a number
+        self.folder = Path(str(path))  # Hydra turns a folder called 2019 into a number
         if not self.folder.is_dir():
             raise InputError(f"corpus folder {path}: no such folder")
         require_no_results(self.folder)
@@ -30,30 +30,20 @@ class FolderSource(Source):
             yield path.relative_to(self.folder).as_posix(), 1
         if empty:
             raise InputError(
-                f"corpus folder {self.folder}: no picture files ({', '.join(PICTURE_SUFFIXES)}) in it or below"
+                f"corpus folder {self.folder}: no image files ({', '.join(PICTURE_SUFFIXES)}) in it or below"
             )
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
         for key in keys:
-            yield Item(key, functools.partial(self._content, key), {})
-
-    def _content(self, key: str) -> bytes:
-        require_taken(key)
-        path = self.folder / key
-        if path.is_file():
-            return path.read_bytes()
-        if path.exists():  # a pipe would never end
-            raise InputError(f"{path}: not a file")
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
-            raise SourceDown(f"corpus folder {self.folder}: gone or empty by now; go on when it is mounted again")
-        raise InputError(f"{path}: is gone, or a link to nothing")
+            yield Item(key, functools.partial(self.read, key), {})
 
     def read(self, image_id: str) -> bytes:
+        require_taken(image_id)
+        path = self.folder / image_id
         if ".." in Path(image_id).parts or Path(image_id).is_absolute():
             raise InputError(f"{image_id}: leads out of the corpus folder {self.folder}")
-        try:
-            return (self.folder / image_id).read_bytes()
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{self.folder / image_id}: no such picture any more; bring it back or build anew"
-            ) from error
+        if path.is_file():  # a pipe would block
+            return path.read_bytes()
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            raise SourceDown(f"corpus folder {self.folder}: gone or empty; continue when it is mounted again")
+        raise InputError(f"{path}: is gone, a broken link, or not a file; restore it or build the index again")

@@ -1,8 +1,8 @@
-"""Google Open Images V7: its image lists, and its pictures from a folder, from tar shards or from its public bucket.
+"""Google Open Images V7: its image lists, and its images from a folder, from tar shards or from its public bucket.
 
-The lists of the subset with boxes (1,743,042 train, 41,620 validation, 125,436 test pictures) are the files
+The lists of the subset with boxes (1,743,042 train, 41,620 validation, 125,436 test images) are the files
 train-images-boxable-with-rotation.csv, validation-images-with-rotation.csv and test-images-with-rotation.csv of
-https://storage.googleapis.com/openimages/web/download_v7.html; that of all 9 million pictures is
+https://storage.googleapis.com/openimages/web/download_v7.html; the list of all 9 million images is
 oidv6-train-images-with-labels-with-rotation.csv.
 """
 
@@ -27,15 +27,18 @@ IMAGE_ID = re.compile(r"[0-9a-f]{16}")
 SUBSETS = ("train", "validation", "test")
 ATTEMPTS = 4
 PART = 2**16
-LONGEST = 120.0  # seconds for one picture
 
 
 class OpenImagesSource(Source):
-    """Pictures of Open Images by id, as in `train/000002b66c9c498e`, with licence, author and landing page from the lists.
+    """Open Images by id, as in `train/000002b66c9c498e`, with licence, author and landing page from the lists.
 
-    lists: CSV files as above.  pictures: a folder with ID.jpg or SUBSET/ID.jpg; None fetches each picture from the bucket
-    (about 0.3 MB each, 0.5 TB for the training pictures with boxes).  bucket: of a mirror.  For tar shards: `OpenImagesTars`.
-    Pictures are taken as the bucket has them; the lists' column Rotation is not applied.
+    The lists' column Rotation is not applied. For tar shards see `OpenImagesTars`.
+
+    Args:
+        lists: CSV files as above.
+        pictures: a folder with ID.jpg or SUBSET/ID.jpg; None downloads each image from the bucket (about 0.3 MB each,
+            0.5 TB for the training images with boxes).
+        bucket: its address, or a mirror's.
     """
 
     kind = "open_images"
@@ -45,7 +48,7 @@ class OpenImagesSource(Source):
         self.folder = None if pictures is None else Path(pictures)
         if self.folder is not None and not self.folder.is_dir():
             raise InputError(
-                f"Open Images: {pictures}: no such folder; without pictures= they are fetched from the bucket"
+                f"Open Images: {pictures}: no such folder; without pictures=, images are downloaded from the bucket"
             )
         self.bucket = bucket.rstrip("/")
         self.name = "open-images-" + "-".join(path.stem.partition("-")[0] for path in self.lists)
@@ -81,9 +84,9 @@ class OpenImagesSource(Source):
 
 
 class OpenImagesTars(TarSource):
-    """Tar shards of Open Images pictures that the user has (keys end in the ImageID), with the attribution of the lists.
+    """Your tar shards of Open Images (keys end in the ImageID), with licence, author and source from the lists.
 
-    The lists are read once into memory: 0.6 GB for the 1.74 million training pictures with boxes.
+    The lists are kept in memory: about 1 GB for the 1.74 million training images with boxes.
     """
 
     kind = "open_images_tars"
@@ -95,24 +98,20 @@ class OpenImagesTars(TarSource):
         self.arguments |= {"lists": [str(file.resolve()) for file in self.lists]}
 
     @functools.cached_property
-    def _origins(self) -> dict[str, tuple[str, ...]]:
-        """(licence, author, source) by ImageID."""
-        names = ("licence", "author", "source")
-        found = {}
+    def _origins(self) -> dict[str, dict[str, str]]:
+        """Licence, author and source by ImageID."""
+        found: dict[str, dict[str, str]] = {}
         for path in self.lists:
             with open(path, newline="", encoding="utf-8-sig") as file:
-                for fields in csv.DictReader(file):
-                    origin = attribution_of(fields)
-                    found[fields["ImageID"]] = tuple(sys.intern(origin.get(name, "")) for name in names)
+                found |= {fields["ImageID"]: attribution_of(fields) for fields in csv.DictReader(file)}
         return found
 
     def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
-        origin = self._origins.get(packed.picture.key.rpartition("/")[2], ())
-        return {name: value for name, value in zip(("licence", "author", "source"), origin, strict=False) if value}
+        return self._origins.get(packed.picture.key.rpartition("/")[2], {})
 
 
 def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
-    """The list files, if they are lists of Open Images. Raises InputError."""
+    """Return the paths of the lists. Raises InputError unless they are lists of Open Images."""
     paths = [Path(path) for path in ([lists] if isinstance(lists, str | Path) else lists)]
     if not paths:
         raise InputError("Open Images: no image list; say corpus.lists=[train-images-boxable-with-rotation.csv]")
@@ -132,9 +131,9 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
 
 
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
-    """(byte where it starts, rows) of parts of a list of at most PART bytes and a line; read as a stream.
+    """Yield (offset in bytes, number of lines) of each part of a list; a part has up to PART bytes, and the rest of a line.
 
-    Lines are counted, not rows: a title with a line break in it would make one row two.
+    Lines are counted as rows: a title with a line break counts twice.
     """
     with open(path, "rb") as file:
         file.readline()
@@ -147,7 +146,7 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
-    """The rows of one part, by column; what no row begins with (the rest of a title with a line break) is passed over."""
+    """Yield the rows of one part, by column. Lines that start no row (the rest of a title with a line break) are skipped."""
     with open(path, "rb") as file:
         header = next(csv.reader([file.readline().decode("utf-8-sig")]))
         file.seek(start)
@@ -157,32 +156,25 @@ def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
             yield fields
 
 
-def read_in_time(response: http.client.HTTPResponse) -> bytes:
-    """All bytes of an answer. Raises OSError when they take longer than LONGEST, or the connection breaks before the last."""
-    parts, began = [], time.monotonic()
-    while part := response.read1(PART):
-        parts.append(part)
-        if time.monotonic() - began > LONGEST:
-            raise OSError(f"not done after {LONGEST:g} s")
-    if response.length:
-        raise OSError(f"the connection broke {response.length} bytes before the end")
-    return b"".join(parts)
-
-
 def fetch(url: str, wait: float = 1.0) -> bytes:
-    """The bytes behind an address, tried again after passing faults. Raises InputError when the server has none, and
-    SourceDown when it cannot be reached, both with the address and the reason."""
+    """Download a file; temporary faults are retried.
+
+    Raises InputError if the server refuses it, and SourceDown if it cannot be downloaded in ATTEMPTS attempts.
+    """
     for attempt in range(ATTEMPTS):
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
-                return read_in_time(response)
+                content: bytes = response.read()
+                return content
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
                 raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
             problem = f"{error.code} {error.reason}"
-        except (OSError, ValueError, http.client.HTTPException) as error:  # the last: a download that was cut
+        except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPException: an incomplete download
             problem = str(getattr(error, "reason", error))
         if attempt < ATTEMPTS - 1:
             print(f"waiting for {url} ({problem}), attempt {attempt + 2} of {ATTEMPTS}", file=sys.stderr, flush=True)
             time.sleep(wait * 2**attempt)
-    raise SourceDown(f"{url}: could not be fetched in {ATTEMPTS} attempts ({problem}); go on when the network is back")
+    raise SourceDown(
+        f"{url}: could not be fetched in {ATTEMPTS} attempts ({problem}); continue when the network is back"
+    )

@@ -1,4 +1,4 @@
-"""Tables with an image column: Parquet files, and folders that Hugging Face `datasets` has saved."""
+"""Tables with an image column: Parquet files, and folders saved by Hugging Face `datasets`."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +15,22 @@ from adir.files import walk
 KEPT = tuple(spelling for spellings in ATTRIBUTION.values() for spelling in spellings)
 ROWS_AT_ONCE = 64
 WHOLE_GROUP = 2**28
-"""Bytes of a row group up to which it is read whole, and kept until another is asked for: pictures are mostly read one after
-the other, and each alone would be read with all that stand before it in its group."""
+"""Bytes. Row groups up to this size are read whole and kept until another is needed: images are mostly read in order, and a
+single row can only be read together with all rows before it in its group."""
 
 
 class ParquetSource(Source):
-    """Rows of Parquet files with an image column: a picture file's bytes, or a struct with them as `datasets` writes it.
+    """Rows of Parquet files with an image column: the bytes of an image file, or the struct that `datasets` makes of them.
 
-    path: a file, or a folder with *.parquet in it or below.  image: the column.  column, value: keep the rows where this
-    column has this value, by the column's type.  id_column: ids of the rows; where it is null, missing or repeated among a
-    file's rows that are kept, they are called `row-00042`, counted over the whole file.  Of a folder, an id begins with the
-    file's name.  A column `category` names their categories.
+    A column `category` names the categories. If `path` is a folder, ids start with the file's name.
+
+    Args:
+        path: a file, or a folder with *.parquet in it or below.
+        image: the image column.
+        column: with `value`: keep the rows in which this column has this value.
+        value: compared as text.
+        id_column: ids of the rows. If a file lacks it, or a kept row has a null or repeated id, the file's ids are
+            `row-00042`, counted over all rows of the file.
     """
 
     kind = "parquet"
@@ -48,27 +53,25 @@ class ParquetSource(Source):
         if not self.files:
             raise InputError(f"Parquet corpus {path}: no *.parquet in it or below")
         self.image, self.column, self.id_column = image, column, id_column
-        # Of each source its own: another one may be made when the files are others.
+        # Caches per source: the files may have changed when another source is made.
         self._opened = functools.lru_cache(maxsize=64)(opened)
         self._ids = functools.lru_cache(maxsize=4)(self._read_ids)
         self._whole_group = functools.lru_cache(maxsize=1)(self._read_group)
-        self._wanted: dict[Path, Any] = {}
         for file in self.files:
             schema = self._opened(file).schema_arrow
             for needed in (image, *([column] if column is not None else [])):
                 if needed not in schema.names:
                     raise InputError(f"Parquet corpus {file}: no column {needed!r}; it has {', '.join(schema.names)}")
-            if column is not None:
-                self._wanted[file] = as_in_column(value, schema.field(column), file)
+        self.value = None if value is None else str(value)
         self.name = path.stem if value is None else f"{path.stem}-{value}"
         self.arguments = {"path": str(path.resolve()), "image": image, "column": column}
-        self.arguments |= {"value": None if value is None else str(value), "id_column": id_column}
+        self.arguments |= {"value": self.value, "id_column": id_column}
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         if self.column is not None and not any(map(self._ids, self.files)):
             found = {str(value) for file in self.files for value in self._column(file, self.column)}
             raise InputError(
-                f"Parquet corpus {self.name}: no row has {self.column} = {self.arguments['value']!r}; its values: "
+                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; its values: "
                 f"{', '.join(sorted(found)[:20])}"
             )
         for file in self.files:
@@ -100,9 +103,7 @@ class ParquetSource(Source):
     def read(self, image_id: str) -> bytes:
         place = self._places.get(image_id)
         if place is None:
-            raise InputError(
-                f"Parquet corpus {self.name}: holds no picture {image_id!r} any more; build the index anew"
-            )
+            raise InputError(f"Parquet corpus {self.name}: no longer holds {image_id!r}; build the index again")
         file, row = place
         table = self._opened(file)
         group = next(g for g in reversed(range(table.num_row_groups)) if first_row(table, g) <= row)
@@ -113,28 +114,28 @@ class ParquetSource(Source):
             if row < len(batch):
                 return bytes_of(batch.column(0)[row].as_py(), image_id)
             row -= len(batch)
-        raise InputError(f"{file}: the row of {image_id!r} is gone; build the index anew")
+        raise InputError(f"{file}: the row of {image_id!r} is gone; build the index again")
 
     def _read_group(self, file: Path, group: int) -> pa.ChunkedArray:
         return self._opened(file).read_row_group(group, columns=[self.image]).column(0)
 
     def _read_ids(self, file: Path) -> dict[int, str]:
-        """The ids of the rows of a file that are kept, by their numbers."""
+        """Return the ids of a file's kept rows by row number."""
         rows = list(range(self._opened(file).metadata.num_rows))
         if self.column is not None:
-            rows = [row for row, value in enumerate(self._column(file, self.column)) if value == self._wanted[file]]
+            rows = [row for row, value in enumerate(self._column(file, self.column)) if str(value) == self.value]
         names = [f"row-{row:05d}" for row in rows]
         if self.id_column is not None and self.id_column in self._opened(file).schema_arrow.names:
             told = self._column(file, self.id_column)
             own = [told[row] for row in rows]
             if None not in own and len(set(own)) == len(own):
                 names = [str(name) for name in own]
-        # Of a folder with one file, there may be more tomorrow.
+        # Also in a folder with one file: more files may follow.
         before = f"{file.relative_to(self.folder).as_posix()}/" if self.several else ""
         return {row: before + name for row, name in zip(rows, names, strict=True)}
 
     def _column(self, file: Path, name: str) -> list[Any]:
-        """The values of a column. Raises InputError where it is damaged."""
+        """Return the values of a column. Raises InputError if it is damaged."""
         try:
             values: list[Any] = self._opened(file).read([name]).column(0).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
@@ -147,42 +148,33 @@ class ParquetSource(Source):
 
 
 def opened(file: Path) -> parquet.ParquetFile:
-    """An open Parquet file. Raises InputError when it is none."""
+    """Open a Parquet file. Raises InputError if it is none."""
     try:
         return parquet.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
 
 
-def as_in_column(value: str | int | float | bool | None, column: pa.Field, file: Path) -> Any:
-    """A value, which Hydra may have made a number of, as the rows of a column hold it: "3" and 3 are one.
-
-    Raises InputError where the column's type has no such value.
-    """
-    dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    try:
-        return pa.scalar(str(value)).cast(dtype).as_py()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{file}: column {column.name!r} holds {dtype}, of which {value!r} is none") from error
-
-
 def first_row(table: parquet.ParquetFile, group: int) -> int:
-    """Number, in the file, of the first row of a row group."""
+    """Return the row number, in the file, at which a row group starts."""
     return sum(table.metadata.row_group(earlier).num_rows for earlier in range(group))
 
 
 def bytes_of(cell: Any, name: str) -> bytes:
-    """The picture file in a cell of an image column. Raises InputError when there is none."""
+    """Return the image file's bytes in a cell of an image column. Raises InputError if there are none."""
     content = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(content, bytes):
-        raise InputError(f"{name}: its cell holds no bytes of a picture")
+        raise InputError(f"{name}: its cell holds no image bytes")
     return content
 
 
 class DatasetSource(Source):
-    """A split that Hugging Face `datasets` has saved with `save_to_disk`; a file's rows are read as they are asked for.
+    """A split saved by `save_to_disk` of Hugging Face `datasets`. Rows are read when needed; ids are `row-0000042`.
 
-    path: the folder.  image: the column.  split: where the folder holds several.  Ids are `row-0000042`.
+    Args:
+        path: the folder.
+        image: the image column.
+        split: needed if the folder holds several.
     """
 
     kind = "datasets"
@@ -193,10 +185,10 @@ class DatasetSource(Source):
         try:
             saved = datasets.load_from_disk(str(path))
         except (OSError, ValueError) as error:
-            raise InputError(f"dataset {path}: no folder that save_to_disk wrote ({error})") from error
+            raise InputError(f"dataset {path}: not a folder written by save_to_disk ({error})") from error
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
-                raise InputError(f"dataset {path}: split {split!r} asked; choose one of {', '.join(map(str, saved))}")
+                raise InputError(f"dataset {path}: no split {split!r}; choose one of {', '.join(map(str, saved))}")
             saved = saved[split]
         if image not in saved.column_names:
             raise InputError(f"dataset {path}: no column {image!r}; it has {', '.join(saved.column_names)}")
@@ -221,7 +213,7 @@ class DatasetSource(Source):
     def read(self, image_id: str) -> bytes:
         number = image_id.removeprefix("row-")
         if not number.isdigit() or int(number) >= len(self._data):
-            raise InputError(f"dataset {self.name}: holds no picture {image_id!r}; build the index anew")
+            raise InputError(f"dataset {self.name}: no image {image_id!r}; build the index again")
         cell = self._data[int(number)][self.image]
         if isinstance(cell, Mapping) and cell.get("bytes") is None and cell.get("path"):
             return Path(cell["path"]).read_bytes()

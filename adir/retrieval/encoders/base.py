@@ -1,7 +1,4 @@
-"""Encoders: from pictures to vectors whose distances say how alike the pictures are.
-
-Here: what every encoder has, the embedded one and the pixel control. The pretrained ones: clip.py, cyclip.py, blip.py.
-"""
+"""Encoders map images to vectors whose distances measure how similar the images are. Here: what all encoders share."""
 
 import hashlib
 import logging
@@ -16,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from adir.errors import InputError
-from adir.images import to_uint8
+from adir.images import require_unit, to_uint8
 
 
 class Encoder(Protocol):
-    """What retrieval asks of an encoder.
+    """Base class of encoders. A subclass sets the attributes and defines `prepare` and `vectors`.
 
-    metric: "angular" for unit vectors, "euclidean" for others; an index searches by it.
-    weights_sha256: changes whenever a vector does (weights, architecture or preprocessing); stored embeddings are
-        found again by it.
-    input_size: side in pixels of the square that the network sees.
+    metric: "angular" for unit vectors, "euclidean" for others; the metric of the search.
+    weights_sha256: must change whenever a vector does (weights, architecture or preprocessing): it is the cache key of
+        stored embeddings.
+    input_size: side in pixels of the network's square input.
     """
 
     name: str
@@ -34,32 +31,34 @@ class Encoder(Protocol):
     input_size: int
 
     def prepare(self, picture: Tensor) -> Tensor:
-        """What the network takes of one (3, H, W) picture in [-1, 1]; one shape for all. Safe in several threads."""
+        """Return the network's input, of the same shape for all images, of one (3, H, W) image in [-1, 1]. Thread-safe."""
 
     def vectors(self, inputs: Tensor) -> Tensor:
-        """(B, D) float32 on the CPU of a batch of what `prepare` gave; with the network on the CPU, to the bit the same in
-        any batch: an index on disk is made in other batches than one in memory."""
+        """Return (B, D) float32 on the CPU of a batch of prepared inputs.
+
+        With the network on the CPU, a vector must not depend on its batch, to the last bit: indexes on disk and in memory
+        use different batches.
+        """
 
     def image(self, batch: Tensor) -> Tensor:
-        """(B, 3, H, W) pictures in [-1, 1], any size, to (B, D): `prepare` and `vectors` in one."""
+        """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1] of any size: `prepare` and `vectors` in one."""
+        require_pictures(batch)
+        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
 
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors of prompts, in the pictures' space. Raises InputError where there is no text side."""
+        """Return (B, D) unit vectors of prompts, in the space of the images. Raises InputError without a text encoder."""
+        raise InputError(f"the {self.name} encoder has no text side; an encoder such as CLIP has")
 
 
 def require_pictures(batch: Tensor) -> None:
     """Raise ValueError unless batch is (B, 3, H, W), finite and in [-1, 1]."""
-    if batch.ndim != 4 or batch.shape[1] != 3:
-        raise ValueError(f"an encoder takes (B, 3, H, W) pictures, got shape {tuple(batch.shape)}")
-    low, high = batch.aminmax() if batch.numel() else (0.0, 0.0)
-    if not (low >= -1 and high <= 1):  # written so that NaN fails too
-        raise ValueError(f"an encoder takes pictures in [-1, 1], got values from {low:.3g} to {high:.3g}")
+    require_unit(batch, "an encoder", least=-1)
 
 
 def resize(picture: Tensor, size: int) -> Tensor:
-    """(3, size, size) of a (3, H, W) picture: antialiased bicubic, kept in [-1, 1].
+    """Return (3, size, size) of a (3, H, W) image: antialiased bicubic, clamped to [-1, 1].
 
-    The whole picture is used, so one that is not square is squeezed: a crop could lose what the picture shows.
+    The whole image is resized and not cropped, which distorts it unless it is square: a crop could lose its subject.
     Raises ValueError unless it is finite and in [-1, 1].
     """
     batch = picture[None].float().cpu()
@@ -69,39 +68,30 @@ def resize(picture: Tensor, size: int) -> Tensor:
     return functional.interpolate(batch, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)[0]
 
 
-def each_alone(network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """What a network on the CPU gives of (B, ...) inputs, each run alone: the same to the last bit in any batch.
-
-    Convolutions and matrix products choose their kernels, and so their order of summation, by the size of the batch. In
-    batches of 16, a ViT-B/32 of random weights gave vectors 6e-7 away, for 0.09 s of processor time a picture instead of
-    0.11 s.
-    """
-    return torch.cat([network(alone) for alone in inputs.split(1)])
-
-
 def as_pil(picture: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] as the 8-bit picture that the preprocessing of the pretrained encoders' libraries takes."""
+    """Return (3, H, W) in [-1, 1] as the 8-bit PIL image that the libraries of pretrained encoders preprocess."""
     return Image.fromarray(to_uint8(picture))
 
 
 def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Tensor:
-    """(B, D) unit vectors, float32 on the CPU, of (B, ...) inputs to a pretrained network that lives on `device`.
+    """Return (B, D) unit vectors, float32 on the CPU, of (B, ...) inputs to a pretrained network on `device`.
 
-    On the CPU each input runs alone. Elsewhere the batch runs whole, in full float32: cuDNN's TF32, on by default, would
-    keep three digits.
+    On the CPU each input runs alone, so its vector does not depend on the batch, to the last bit: kernels, and so the order
+    of summation, depend on the batch size. With a random ViT-B/32, batches of 16 changed vectors by 6e-7 and saved 0.02 of
+    0.11 s per image. On other devices the batch runs whole, in full float32: cuDNN's default, TF32, keeps three digits.
     """
 
     def unit(batch: Tensor) -> Tensor:
         return functional.normalize(network(batch).float().cpu(), dim=1)
 
     if device == "cpu":
-        return each_alone(unit, inputs)
+        return torch.cat([unit(alone) for alone in inputs.split(1)])
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return unit(inputs.to(device))
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values: the same weights in any container. 0.4 s for a ViT-B/32."""
+    """Return SHA-256 of names, types, shapes and values, which no file format changes. 0.4 s for a ViT-B/32."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -114,12 +104,12 @@ def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Raise InputError that names the file and the first tensor with NaN or Inf: every vector would be NaN."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{file}: damaged weights: {name} holds NaN or Inf; get the file again")
+            raise InputError(f"{file}: damaged weights: {name} holds NaN or Inf; download the file again")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the log lines up to WARNING of a library that speaks to Python's root logger while it builds a network."""
+    """Disable log messages up to WARNING, which libraries emit while they build a network."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,35 +1,42 @@
 """BLIP (Li et al., 2022) through transformers: the two contrastive encoders, whose vectors share one space."""
 
+import functools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessorPil
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line
-from adir.retrieval.encoders.base import as_pil, encode, require_finite, require_pictures, tensors_sha256
+from adir.retrieval.encoders.base import (
+    Encoder,
+    as_pil,
+    encode,
+    quiet,
+    require_finite,
+    require_pictures,
+    tensors_sha256,
+)
 
 MAX_TOKENS = 35  # of a prompt, as in the authors' retrieval evaluation
 SOURCE = "https://huggingface.co/Salesforce/blip-itm-base-coco"
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
-class BlipEncoder:
+class BlipEncoder(Encoder):
     """BLIP for image-text retrieval, from a folder as `save_pretrained` or the Hugging Face hub make it.
 
     The network is `BlipForImageTextRetrieval`, whose projections are trained contrastively. transformers' `BlipModel` has
-    projections of other names, which no published checkpoint holds: it would start with random ones.
+    projections of other names, which no published checkpoint holds: they would stay random.
 
     folder: config.json, preprocessor_config.json, model.safetensors (or pytorch_model.bin), and for text the tokenizer.
     device: of the network.
-    Pictures go through transformers' Pillow preprocessing, as the authors' did. Its default one, on tensors, gives the same
-    for pictures that are enlarged, and for reduced ones differs by up to 2 grey levels (0.005 on average).
+    Images are preprocessed by transformers' Pillow processor, as the authors' were. Its default processor, on tensors, gives
+    the same for enlarged images, and differs by up to 2 grey levels (0.005 on average) for reduced ones.
     """
 
     metric = "angular"
@@ -40,11 +47,11 @@ class BlipEncoder:
         if folder is None:
             raise InputError(f"BLIP: no weights named; {get}")
         self.folder = Path(folder)
-        for name in ("config.json", "preprocessor_config.json"):
-            if not (self.folder / name).is_file():
-                raise InputError(f"BLIP: no file {self.folder / name}; {get}")
-        if not any((self.folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
-            raise InputError(f"BLIP: neither model.safetensors nor pytorch_model.bin in {self.folder}; {get}")
+        missing = [name for name in ("config.json", "preprocessor_config.json") if not (self.folder / name).is_file()]
+        if not any((self.folder / name).is_file() for name in WEIGHTS_FILES):
+            missing.append(" or ".join(WEIGHTS_FILES))
+        if missing:
+            raise InputError(f"BLIP: {self.folder} lacks {', '.join(missing)}; {get}")
         self.name, self.device = "blip", device
         self.network = load_network(self.folder).to(device)
         self.processor = BlipImageProcessorPil.from_pretrained(self.folder, local_files_only=True)
@@ -59,46 +66,38 @@ class BlipEncoder:
                 sort_keys=True,
             ).encode()
         )
-        self._tokenizer: Any = None
 
     def prepare(self, picture: Tensor) -> Tensor:
-        """What the network takes of one (3, H, W) picture in [-1, 1], which is rounded to 8 bits first."""
+        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
         require_pictures(picture[None])
         inputs: Tensor = self.processor(as_pil(picture), return_tensors="pt")["pixel_values"]
         return inputs[0]
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:
-        """(B, D) unit vectors of a batch of what `prepare` gave."""
+        """Return (B, D) unit vectors of a batch of prepared inputs."""
         return encode(self._image_features, inputs, self.device).clone()
-
-    def image(self, batch: Tensor) -> Tensor:
-        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1], which are rounded to 8 bits first."""
-        require_pictures(batch)
-        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors of prompts; what is longer than 35 tokens is cut, with a warning."""
-        tokenizer = self.tokenizer()
+        """Return (B, D) unit vectors of prompts; longer ones than 35 tokens are cut, with a warning."""
         rows = []
         for prompt in prompts:  # one by one: no padding, so no prompt's vector depends on the others
-            needed = len(tokenizer(prompt)["input_ids"])
+            needed = len(self.tokenizer(prompt)["input_ids"])
             if needed > MAX_TOKENS:
                 warn_in_one_line(
                     f"a prompt of {needed} tokens is cut to the {MAX_TOKENS} that BLIP reads: {prompt[:40]!r}..."
                 )
-            tokens = tokenizer(prompt, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
+            tokens = self.tokenizer(prompt, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
             rows.append(encode(self._text_features, tokens, self.device))
         return torch.cat(rows).clone()
 
+    @functools.cached_property
     def tokenizer(self) -> Any:
         """The folder's tokenizer. Raises InputError where it has none."""
-        if self._tokenizer is None:
-            if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
-                raise InputError(f"BLIP: no tokenizer in {self.folder}; get {TOKENIZER_FILES[0]} of {SOURCE}")
-            self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        return self._tokenizer
+        if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
+            raise InputError(f"BLIP: no tokenizer in {self.folder}; get {TOKENIZER_FILES[0]} of {SOURCE}")
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         return self.network.vision_proj(self.network.vision_model(pixel_values=pixels).last_hidden_state[:, 0])
@@ -113,7 +112,7 @@ def load_network(folder: Path) -> Any:
     transformers fills what a checkpoint lacks with random numbers and says so in a log line; here that is an error.
     """
     try:
-        with speechless():
+        with quiet():  # its report of what did not fit: the errors below say it in one line
             network, report = BlipForImageTextRetrieval.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -128,30 +127,18 @@ def load_network(folder: Path) -> Any:
         raise InputError(
             f"BLIP: {folder}: its network cannot be read ({' '.join(str(error).split())[:300]})"
         ) from error
-    for name, found, needed in sorted(report["mismatched_keys"]):
-        raise InputError(
-            f"BLIP: {folder}: the weights are not those of its config.json: {name} is {tuple(found)}, {tuple(needed)} needed"
-        )
-    for name in sorted(report["missing_keys"]):
-        raise InputError(
-            f"BLIP: {folder}: not weights for image-text retrieval: {name} is missing; take {SOURCE} or another blip-itm"
-        )
     # position_ids: 0, 1, 2, ...; stored by the transformers of 2023, made anew by today's
-    for name in sorted(name for name in report["unexpected_keys"] if not name.endswith("position_ids")):
-        raise InputError(f"BLIP: {folder}: the weights are not those of its config.json: {name} has no place in it")
+    extra = [name for name in report["unexpected_keys"] if not name.endswith("position_ids")]
+    faults = {
+        "of another shape": [name for name, _, _ in report["mismatched_keys"]],
+        "missing": report["missing_keys"],
+        "not part of the network": extra,
+    }
+    for fault, names in faults.items():
+        if names:
+            raise InputError(
+                f"BLIP: {folder}: not weights of its config.json for image-text retrieval: {min(names)} is {fault}; "
+                f"take {SOURCE} or another blip-itm"
+            )
     require_finite(network.state_dict(), folder)
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def speechless() -> Iterator[None]:
-    """Without transformers' progress bar and its report of what did not fit: `load_network` says it in one line."""
-    verbosity, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bar:
-            transformers.logging.enable_progress_bar()

@@ -1,5 +1,6 @@
 """CLIP (Radford et al., 2021) through open_clip: the encoder of ADIR's experiments."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,15 @@ from torch import Tensor, nn
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line
-from adir.retrieval.encoders.base import as_pil, encode, quiet, require_pictures, tensors_sha256
+from adir.retrieval.encoders.base import Encoder, as_pil, encode, quiet, require_pictures, tensors_sha256
 from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, published_weights
 
 
-class OpenClipEncoder:
-    """A network of open_clip with its preprocessing and tokenizer. Built by `ClipEncoder`, `CyclipEncoder` and
-    `random_clip`; use those.
+class OpenClipEncoder(Encoder):
+    """A network of open_clip with its preprocessing and tokenizer; made by `ClipEncoder`, `CyclipEncoder`, `random_clip`.
 
-    Pictures go through open_clip's own transform as 8-bit PIL pictures (by default: short side bicubic to the input's
-    size, centre crop, mean and standard deviation of OpenAI's data), so that vectors are those the weights were made for.
+    Images are preprocessed as 8-bit PIL images by open_clip's own transform, as in training. By default: resize the short
+    side to the input size (bicubic), crop the centre, normalise by the mean and standard deviation of OpenAI's data.
     """
 
     metric = "angular"
@@ -49,56 +49,49 @@ class OpenClipEncoder:
         )
         self.network: Any = network.to(device)
         self.preprocess: Any = image_transform_v2(config, is_train=False)
-        self._tokenizer: Any = None
 
     def prepare(self, picture: Tensor) -> Tensor:
-        """What the network takes of one (3, H, W) picture in [-1, 1], which is rounded to 8 bits first."""
+        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
         require_pictures(picture[None])
         return self.preprocess(as_pil(picture))
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:
-        """(B, D) unit vectors of a batch of what `prepare` gave."""
+        """Return (B, D) unit vectors of a batch of prepared inputs."""
         return encode(self.network.encode_image, inputs, self.device).clone()
-
-    def image(self, batch: Tensor) -> Tensor:
-        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1], which are rounded to 8 bits first."""
-        require_pictures(batch)
-        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors of prompts; what is longer than the network's context is cut, with a warning."""
-        tokens = self.tokenizer()(prompts)
+        """Return (B, D) unit vectors of prompts; longer ones than the network's context are cut, with a warning."""
+        tokens = self.tokenizer(prompts)
         for prompt, row in zip(prompts, tokens, strict=True):
-            needed = len(self.tokenizer().encode(prompt)) + 2
+            needed = len(self.tokenizer.encode(prompt)) + 2
             if needed > len(row):
                 warn_in_one_line(
                     f"a prompt of {needed} tokens is cut to the {len(row)} that {self.name} reads: {prompt[:40]!r}..."
                 )
         return encode(self.network.encode_text, tokens, self.device).clone()
 
+    @functools.cached_property
     def tokenizer(self) -> open_clip.SimpleTokenizer:
-        """CLIP's tokenizer, whose vocabulary open_clip ships. Raises InputError where the architecture has another."""
-        if self._tokenizer is None:
-            text = open_clip.get_model_config(self.architecture)["text_cfg"]
-            if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
-                raise InputError(
-                    f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and would be downloaded; "
-                    "search with a picture, or take an architecture with CLIP's own tokenizer, such as ViT-B-32"
-                )
-            self._tokenizer = open_clip.get_tokenizer(self.architecture)
-        return self._tokenizer
+        """CLIP's tokenizer, whose vocabulary open_clip ships. Raises InputError if the architecture needs another."""
+        text = open_clip.get_model_config(self.architecture)["text_cfg"]
+        if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
+            raise InputError(
+                f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and would be downloaded; "
+                "search with an image, or use an architecture with CLIP's own tokenizer, such as ViT-B-32"
+            )
+        return open_clip.get_tokenizer(self.architecture)
 
 
 class ClipEncoder(OpenClipEncoder):
     """CLIP of any architecture that open_clip knows, with weights from a file.
 
     architecture: `open_clip.list_models()`. Weights trained with QuickGELU, as OpenAI's own, need an architecture whose
-        name ends in -quickgelu: the tensors are the same, so nothing in the file tells.
+        name ends in -quickgelu. The file does not show it: the tensors are the same.
     tag: published weights (`open_clip.list_pretrained_tags_by_model(architecture)`), which bring their preprocessing;
         null: open_clip's default preprocessing.
-    checkpoint: their file (.safetensors, .bin or .pt); null: where open_clip and the Hugging Face hub keep the tag's.
+    checkpoint: their file (.safetensors, .bin or .pt); null: where `adir weights` and the Hugging Face hub keep the tag's.
         Nothing is downloaded here.
     device: of the network.
     """

@@ -1,44 +1,36 @@
-"""Weights in CLIP's layout: where a tag's file lies, and loading one into a network of open_clip with nothing left over."""
+"""CLIP's weights: find the file of a tag, and load it into a network of open_clip, every tensor accounted for."""
 
 import os
-import pickle
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
-import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.convert import convert_state_dict
-from open_clip.factory import load_state_dict
 from open_clip.pretrained import get_pretrained_cfg
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from adir.errors import InputError
 from adir.retrieval.encoders.base import require_finite
+from adir.weights.checkpoint import read_checkpoint
 from adir.weights.registry import entry
 
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
-"""Numbers that OpenAI's own archives hold among the weights, and no others do."""
+"""Numbers that only OpenAI's own archives hold among the weights."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Names that open_clip looks for where a tag names a repository of the Hugging Face hub; the first is preferred."""
+"""File names that open_clip looks for in a repository of the Hugging Face hub, the preferred one first."""
 
 ENTRIES = {("ViT-B-32", "laion2b_s34b_b79k"): "clip"}
 """Tags whose weights `adir weights get` fetches: names in conf/weights/."""
 
 
 def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
-    """What open_clip knows of a tag's weights; {} without a tag. Raises InputError for a tag that does not fit."""
+    """Return open_clip's settings for a tag's weights; {} without a tag. Raises InputError for an unsuitable tag."""
     config = open_clip.get_model_config(architecture)
     if config is None:
-        family = architecture.split("-")[0]
-        near = [name for name in open_clip.list_models() if name.split("-")[0] == family]
         raise InputError(
-            f"unknown CLIP architecture {architecture!r}; open_clip has {', '.join(near or open_clip.list_models())}"
+            f"unknown CLIP architecture {architecture!r}; open_clip has {', '.join(open_clip.list_models())}"
         )
     if tag is None:
         return {}
@@ -58,53 +50,35 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
 def find_checkpoint(
     architecture: str, tag: str | None, published: Mapping[str, Any], checkpoint: str | Path | None
 ) -> Path:
-    """The file of weights: the one that is named, else the tag's where `adir weights` puts it or in the caches of open_clip
-    and the Hugging Face hub.
+    """Return the path of the weights: `checkpoint`, or the tag's file where `adir weights` or the hub's cache keeps it.
 
-    Raises InputError that says where to get the file and where to put it.
+    Raises InputError, which says where to get the file and where to put it.
     """
-    source = f"; {origin(published)}" if published else ""
+    repository, name = os.path.split(published.get("hf_hub", ""))
+    address = f"{name or HUB_FILES[0]} of https://huggingface.co/{repository}" if repository else published.get("url")
+    source = f"; get {address}" if published else ""
     if checkpoint is not None:
         path = Path(checkpoint)
         if not path.is_file():
             raise InputError(f"CLIP {architecture}: no file {path}: put the weights there, or name another{source}")
         return path
     if tag is None:
-        raise InputError(f"CLIP {architecture}: no weights named; give checkpoint=FILE, or a tag")
+        raise InputError(f"CLIP {architecture}: no weights named; give checkpoint=FILE{source or ', or a tag'}")
     fetched = entry(ENTRIES[architecture, tag]) if (architecture, tag) in ENTRIES else None
     if fetched is not None and fetched.path.is_file():
         return fetched.path
-    repository, name = os.path.split(published.get("hf_hub", ""))
-    for candidate in ((name,) if name else HUB_FILES) if repository else ():
-        found = try_to_load_from_cache(repository, candidate)
+    for candidate in (name,) if name else HUB_FILES:
+        found = try_to_load_from_cache(repository, candidate) if repository else None
         if isinstance(found, str):
             return Path(found)
-    url = published.get("url", "")
-    cached = Path("~/.cache/clip").expanduser() / os.path.basename(url)
-    if url and cached.is_file():
-        return cached
-    if fetched is not None:
-        raise InputError(f"CLIP {architecture}: {fetched.missing()}; or give another file's path as checkpoint=FILE")
-    raise InputError(
-        f"CLIP {architecture}: the weights {tag!r} are not here{source}, and give its path as checkpoint=FILE"
-    )
-
-
-def origin(published: Mapping[str, Any]) -> str:
-    """Where published weights are to be had, in words."""
-    repository, name = os.path.split(published.get("hf_hub", ""))
-    return (
-        f"get {name or HUB_FILES[0]} of https://huggingface.co/{repository}"
-        if repository
-        else f"get {published['url']}"
-    )
+    missing = f"the weights {tag!r} are not here{source}" if fetched is None else fetched.missing()
+    raise InputError(f"CLIP {architecture}: {missing}; or give another file's path as checkpoint=FILE")
 
 
 def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
-    """Load a checkpoint into the network: bare or under "state_dict", with or without "module." before each name.
+    """Load a checkpoint into the network.
 
-    open_clip reads it; but not with `open_clip.load_checkpoint`, which fits the position embeddings of another input
-    size without a word.
+    `open_clip.load_checkpoint` would silently resize the position embeddings of another input size.
     Raises InputError when the file is damaged, an archive of code, or of another architecture.
     """
     found = read_checkpoint(path)
@@ -113,62 +87,10 @@ def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
             f"{path}: weights of OpenAI's, trained with QuickGELU; take architecture={architecture}-quickgelu"
         )
     found = {name: value for name, value in found.items() if name not in OPENAI_MARKS}
-    if not all(isinstance(value, Tensor) for value in found.values()):
-        names = ", ".join(map(str, list(found)[:6]))
-        raise InputError(f'{path}: no weights at its top or under "state_dict"; it holds {names}')
     found = convert_state_dict(network, found)  # checkpoints of other projects that open_clip knows
-    wanted = network.state_dict()
-    if "logit_scale" in found and "logit_scale" in wanted:  # () or (1,), by the version of open_clip
-        found["logit_scale"] = found["logit_scale"].reshape(wanted["logit_scale"].shape)
-    difference = first_difference(wanted, found)
-    if difference is not None:
-        raise InputError(f"{path}: not the weights of {architecture}: {difference}")
     require_finite(found, path)
-    network.load_state_dict(found)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The weights in a file, by name. Raises InputError when it cannot be read without running code."""
     try:
-        # torch warns that a TorchScript archive is one; the error below says what to do about it
-        with optimiser_numbers(), warnings.catch_warnings(action="ignore"):
-            content: dict[str, Any] = load_state_dict(str(path), weights_only=True)
-    except StopIteration as error:
-        raise InputError(f"{path}: holds no weights") from error
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        SafetensorError,
-    ) as error:
-        message = str(error).split("\n")[0]
-        if "TorchScript" in message:
-            raise InputError(
-                f"{path}: a TorchScript archive, which is code (OpenAI publishes its weights so); take the same weights as "
-                "safetensors, or save what torch.jit.load(FILE).state_dict() gives with torch.save"
-            ) from error
-        raise InputError(f"{path}: not a readable file of weights, or one that holds code ({message})") from error
-    return content
-
-
-def optimiser_numbers() -> AbstractContextManager[None]:
-    """Lets torch's safe reader take NumPy numbers: CyCLIP's checkpoints also hold the optimiser, whose learning rate
-    is one (its scheduler takes a cosine with NumPy). They are plain numbers; the names are NumPy 1's and 2's."""
-    scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
-    names = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
-    return torch.serialization.safe_globals([*names, np.dtype, type(np.dtype(np.float64))])
-
-
-def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """In words, the first tensor that is missing or has another shape, else the first one too many; None where none is."""
-    for name, tensor in wanted.items():
-        if name not in found:
-            return f"{name} {tuple(tensor.shape)} is missing"
-        if found[name].shape != tensor.shape:
-            return f"{name} is {tuple(found[name].shape)}, {tuple(tensor.shape)} needed"
-    extra = [name for name in found if name not in wanted]
-    return f"{extra[0]} {tuple(found[extra[0]].shape)} has no place in it" if extra else None
+        network.load_state_dict(found)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: not the weights of {architecture}: {reason}") from error

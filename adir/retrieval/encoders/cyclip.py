@@ -1,32 +1,28 @@
-"""CyCLIP (Goel et al., 2022, arXiv 2205.14459): CLIP with losses that make distances agree within and between modes."""
+"""CyCLIP (Goel et al., 2022, arXiv 2205.14459): CLIP with losses for consistent distances within and across modalities."""
 
 from pathlib import Path
 
-from adir.errors import InputError
 from adir.retrieval.encoders.clip import OpenClipEncoder, empty_network
-from adir.retrieval.encoders.clip_weights import load_weights
+from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights
 
 ARCHITECTURE = "RN50-quickgelu"
-"""The authors' code is OpenAI's CLIP, whose text transformer has QuickGELU. The tensors of open_clip's RN50, which has
-GELU, are the same, and its vectors of prompts would be wrong without a word."""
+"""The authors' code is OpenAI's CLIP, whose text transformer has QuickGELU. open_clip's RN50 has GELU: it would load the same
+tensors, and give wrong vectors of prompts without an error."""
 
 
 class CyclipEncoder(OpenClipEncoder):
     """CyCLIP's ResNet-50, from a checkpoint of the authors' training (best.pt, or epoch_N.pt).
 
     checkpoint: a file of torch.save with the weights under "state_dict", each name with "module." before it where
-        several GPUs trained; the optimiser's state beside them is passed over. Preprocessing is OpenAI's CLIP's.
+        several GPUs trained; the optimiser's state is ignored. Preprocessing is that of OpenAI's CLIP.
     device: of the network.
-    A prompt too long for the network keeps its end mark when it is cut; the authors' own code drops it there.
+    A prompt that is cut keeps its end token; the authors' code drops it.
     """
 
     def __init__(self, checkpoint: str | Path | None = None, device: str = "cpu") -> None:
         """Raises InputError on missing, damaged or other weights."""
-        source = "the authors' are linked from https://github.com/goel-shashank/CyCLIP (CC BY-NC)"
-        if checkpoint is None:
-            raise InputError(f"CyCLIP: no weights named; give checkpoint=FILE; {source}")
-        if not Path(checkpoint).is_file():
-            raise InputError(f"CyCLIP: no file {checkpoint}: put the weights there, or name another; {source}")
+        published = {"url": "the authors' from https://github.com/goel-shashank/CyCLIP, which links them (CC BY-NC)"}
+        path = find_checkpoint(ARCHITECTURE, None, published, checkpoint)
         network = empty_network(ARCHITECTURE)
-        load_weights(network, Path(checkpoint), ARCHITECTURE)
+        load_weights(network, path, ARCHITECTURE)
         super().__init__("cyclip", ARCHITECTURE, network, network.visual.preprocess_cfg, device)

@@ -5,13 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.retrieval.encoders.base import encode, require_pictures, resize
+from adir.retrieval.encoders.base import Encoder, encode, resize
 from adir.weights.efficientnet_lite0 import INPUT_SIZE, SHA256, load_network
 
 
-class ImagenetEncoder:
+class ImagenetEncoder(Encoder):
     """EfficientNet-Lite0 without its classifier: 1280-dimensional unit vectors, the averages over its last feature map.
 
     An image is resized to 224x224 (bicubic, antialiased), a small one enlarged, as in the network's training.
@@ -39,15 +38,6 @@ class ImagenetEncoder:
     def vectors(self, inputs: Tensor) -> Tensor:
         """Return (B, 1280) unit vectors, float32 on the CPU, of a batch of what `prepare` gave."""
         return encode(self._pooled, inputs, self.device).clone()
-
-    def image(self, batch: Tensor) -> Tensor:
-        """Return (B, 1280) unit vectors of (B, 3, H, W) images in [-1, 1]."""
-        require_pictures(batch)
-        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
-
-    def text(self, prompts: list[str]) -> Tensor:
-        """Raise InputError: there is no text side."""
-        raise InputError("the imagenet encoder has no text side; an encoder such as CLIP has")
 
     def _pooled(self, inputs: Tensor) -> Tensor:
         return self.network.forward_head(self.network.forward_features(inputs), pre_logits=True)

@@ -1,18 +1,17 @@
-"""The pixel control: distances between pictures themselves."""
+"""The pixel control: distances between the images themselves."""
 
-import torch
 from torch import Tensor
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.retrieval.encoders.base import require_pictures, resize
+from adir.retrieval.encoders.base import Encoder, resize
 
 
-class PixelEncoder:
-    """The control `pixel`: the picture itself at size x size, flattened; distance is the rms difference of its pixels.
+class PixelEncoder(Encoder):
+    """The control `pixel`: the image at size x size, flattened. Distance is the rms difference of pixels.
 
-    Not unit vectors: normalising would make a dark picture equal to a bright one, and no map to a sphere keeps the
-    order of pixel distances exactly. So its metric is "euclidean".
+    Its metric is "euclidean": unit vectors would make a dark image equal to a bright one, and no map to a sphere keeps
+    the order of pixel distances.
     """
 
     metric = "euclidean"
@@ -30,10 +29,3 @@ class PixelEncoder:
     def vectors(self, inputs: Tensor) -> Tensor:
         pixels = inputs.flatten(1)
         return pixels / pixels.shape[1] ** 0.5
-
-    def image(self, batch: Tensor) -> Tensor:
-        require_pictures(batch)
-        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
-
-    def text(self, prompts: list[str]) -> Tensor:
-        raise InputError("the pixel encoder has no text side; an encoder such as CLIP has")

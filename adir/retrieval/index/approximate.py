@@ -1,10 +1,9 @@
-"""Approximate search for collections of more than ten million pictures: faiss IVF-PQ, with its recall measured beside it.
+"""Approximate search for more than ten million images: faiss IVF-PQ, with its recall.
 
-Never chosen by itself. faiss proposes; the proposed are measured again exactly, so distances and their order are right, and
-what can be wrong is only that a neighbour was not proposed. How often that is, `recall` measures.
+Never chosen automatically. faiss proposes candidates, which are measured exactly. So distances and their order are right,
+but a neighbour that faiss does not propose is missed; `recall` measures how often.
 """
 
-from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,28 @@ from adir.files import write_bytes
 from adir.retrieval.index.search import BLOCK, VectorIndex
 
 LEAST = 10_000_000
-"""Below, the exact search takes seconds, and nobody needs another."""
+"""Images. Below, the exact search takes seconds."""
 
 
 class ApproximateIndex(VectorIndex):
-    """A VectorIndex whose candidates faiss proposes.
+    """A VectorIndex whose candidates faiss proposes. faiss is trained at the first search, on 64 vectors per list.
 
-    exact: the index that it stands for.  n_lists, n_bytes: cells of the inverted file, and bytes kept of a vector.
-    n_probe: cells looked into; n_proposed: candidates of a query that are measured exactly.  Training takes 64 vectors a
-    list, drawn evenly.  stored: a file with faiss's part, of this very index and these numbers (its name should say so): read
-    when it is there, else trained and written, at the first search; the vectors stay where they are.
+    Args:
+        exact: the index that it approximates.
+        n_lists: cells of the inverted file.
+        n_bytes: bytes per compressed vector.
+        n_probe: cells searched per query.
+        n_proposed: candidates per query that are measured exactly.
+        least: fewest images.
+        stored: file of the trained faiss index, read if it exists and else written. Its name should identify the exact
+            index and these numbers.
 
-    Raises InputError, before any training, for fewer than `least` pictures, bytes that do not divide the dimensions, or where
-    faiss is not installed.
+    Raises:
+        InputError: fewer than `least` images, n_bytes does not divide the dimensions, or faiss is not installed.
     """
 
     approximate = True
+    remedy = "raise n_proposed or n_probe"
 
     def __init__(
         self,
@@ -46,12 +51,12 @@ class ApproximateIndex(VectorIndex):
         stored: Path | None = None,
     ) -> None:
         try:
-            import faiss  # slow to import, and hardly anybody needs it # noqa: F401
+            import faiss  # slow to import, rarely needed # noqa: F401
         except ImportError as error:
             raise InputError("approximate search needs faiss: pip install faiss-cpu") from error
         if len(exact) < least:
             raise InputError(
-                f"approximate search asked for {len(exact)} pictures: below {least} use the exact one, which is fast enough"
+                f"approximate search of {len(exact)} images: below {least}, use the exact one, which is fast enough"
             )
         if exact.dimensions % n_bytes:
             raise InputError(f"n_bytes={n_bytes}: must divide the {exact.dimensions} dimensions")
@@ -61,7 +66,7 @@ class ApproximateIndex(VectorIndex):
 
     @cached_property
     def faiss(self) -> Any:
-        """faiss's index, read or trained."""
+        """The faiss index, read or trained."""
         import faiss
 
         index: Any
@@ -88,28 +93,17 @@ class ApproximateIndex(VectorIndex):
     def ids_of(self, rows: np.ndarray) -> list[str]:
         return self.exact.ids_of(rows)
 
-    def search(
-        self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None, block: int = BLOCK
-    ) -> tuple[list[list[str]], Tensor]:
-        """As VectorIndex.search, among what faiss proposes."""
-        queries = self._checked(queries)
+    def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
+        """Return for each query the rows that faiss proposes: n_proposed, or fewer if n_probe lists hold fewer."""
         _, proposed = self.faiss.search(queries.numpy(), min(self.n_proposed, len(self)))
-        ids, distances = [], torch.empty(len(queries), k)
-        for number, rows in enumerate(proposed):
-            hidden = set(exclude[number]) if exclude is not None else set()
-            found = [pair for pair in self._measured(rows[rows >= 0], queries[number]) if pair[1] not in hidden]
-            if len(found) < k:
-                raise InputError(f"K={k} neighbours asked, faiss proposed {len(found)}: raise n_proposed or n_probe")
-            ids.append([name for _, name in found[:k]])
-            distances[number] = self._distances([square for square, _ in found[:k]])
-        return ids, distances
+        return [rows[rows >= 0] for rows in proposed]
 
 
 def recall(exact: VectorIndex, approximate: VectorIndex, k: int, n_queries: int) -> float:
-    """recall@K: the share of the exact K nearest that the other index of the same pictures finds; 1 is best.
+    """Return recall@K: the share of the exact K nearest that the approximate index of the same images finds; 1 is best.
 
-    Asked are the vectors of n_queries pictures, drawn evenly, each left out of what may be found for it: a picture is its own
-    nearest neighbour, and would always be found.
+    Queries are the vectors of n_queries images, evenly spaced. Each is excluded from its own search: it would always be
+    found.
     """
     rows = np.linspace(0, len(exact) - 1, n_queries).astype(np.int64)
     queries, itself = torch.from_numpy(exact.rows(rows)), [{name} for name in exact.ids_of(rows)]

@@ -1,7 +1,6 @@
-"""The index in memory: float16 embeddings of a corpus that fits there. `sharded.py` has the one on disk; both give the
-same neighbours, as both search the same float16 numbers in the same way."""
+"""The index in memory, for corpora that fit there. `sharded.py` has the one on disk. Both search the same float16 embeddings in
+the same way, so they give the same neighbours."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from adir.data.base import Corpus
 from adir.files import safetensors_metadata, set_aside, sha256_of_bytes, warn_in_one_line, write_bytes
 from adir.retrieval.encoders.base import Encoder
-from adir.retrieval.index.search import METRICS, VectorIndex, part_of
+from adir.retrieval.index.search import VectorIndex, part_of
 
 
 class Index(VectorIndex):
@@ -24,10 +23,10 @@ class Index(VectorIndex):
     """
 
     def __init__(self, ids: Sequence[str], embeddings: Tensor, metric: str = "angular") -> None:
-        """Raises ValueError on repeated ids, a shape that does not fit, values that are not finite, or vectors not
-        of unit length where the metric is angular."""
-        if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+        """Raises ValueError for an unknown metric, repeated ids, a wrong shape, values that are not finite, or vectors that
+        are not of unit length if the metric is angular."""
+        if metric not in ("angular", "euclidean"):
+            raise ValueError(f"unknown metric {metric!r}; choose angular or euclidean")
         if embeddings.ndim != 2 or len(ids) != len(embeddings):
             raise ValueError(f"{len(ids)} ids with embeddings of shape {tuple(embeddings.shape)}; (N, D) needed")
         if len(set(ids)) != len(ids):
@@ -50,27 +49,27 @@ class Index(VectorIndex):
         cache_folder: str | Path | None = None,
         warn: Callable[[str], None] = warn_in_one_line,
     ) -> "Index":
-        """Index of a corpus, embedding it unless `cache_folder` holds what the same encoder gave for the same corpus.
+        """Return the index of a corpus. It is embedded unless `cache_folder` holds its embeddings by the same encoder.
 
-        The stored file is named by SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged one is set aside,
-        reported through `warn(message)`, and built again. Raises OSError where one is there but cannot be read.
+        The file's name is SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged file is set aside, reported by
+        `warn(message)`, and made again. Raises OSError if it exists but cannot be read.
         """
         if cache_folder is None:
             return cls(corpus.ids, embed(corpus, encoder).half(), encoder.metric)
         path = cls.path(corpus, encoder, cache_folder)
         try:
-            return cls(corpus.ids, read_embeddings(path, corpus.ids).half(), encoder.metric)
+            return cls(corpus.ids, read_embeddings(path).half(), encoder.metric)
         except FileNotFoundError:
             pass
-        except (ValueError, SafetensorError) as error:
-            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, built anew")
+        except (ValueError, KeyError, SafetensorError) as error:
+            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, made again")
         embeddings = embed(corpus, encoder).half()
-        write_embeddings(path, corpus.ids, embeddings)
+        write_embeddings(path, embeddings)
         return cls(corpus.ids, embeddings, encoder.metric)
 
     @staticmethod
     def path(corpus: Corpus, encoder: Encoder, cache_folder: str | Path) -> Path:
-        """Where `build` keeps the embeddings."""
+        """Return the path at which `build` stores the embeddings."""
         key = sha256_of_bytes(f"{corpus.sha256}\n{encoder.weights_sha256}".encode())
         return Path(cache_folder) / f"{key}.safetensors"
 
@@ -79,7 +78,7 @@ class Index(VectorIndex):
 
 
 def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
-    """(N, D) embeddings of all pictures of a corpus, in the order of its ids."""
+    """Return (N, D) embeddings of all images of a corpus, in the order of its ids."""
     rows = []
     for start in range(0, len(corpus.ids), batch):
         inputs = [encoder.prepare(corpus.image(image_id)) for image_id in corpus.ids[start : start + batch]]
@@ -87,23 +86,19 @@ def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
     return torch.cat(rows)
 
 
-def write_embeddings(path: Path, ids: Sequence[str], embeddings: Tensor) -> None:
-    """One atomic safetensors file: the embeddings, their ids, and SHA-256 of the numbers, which the format lacks."""
+def write_embeddings(path: Path, embeddings: Tensor) -> None:
+    """Write the embeddings atomically as safetensors, with their SHA-256, which the format lacks."""
     embeddings = embeddings.contiguous()
-    metadata = {"ids": json.dumps(list(ids)), "sha256": sha256_of_bytes(embeddings.numpy().tobytes())}
-    write_bytes(path, save({"embeddings": embeddings}, metadata))
+    write_bytes(path, save({"embeddings": embeddings}, {"sha256": sha256_of_bytes(embeddings.numpy().tobytes())}))
 
 
-def read_embeddings(path: Path, ids: Sequence[str]) -> Tensor:
-    """The embeddings that `write_embeddings` wrote for these ids. Raises ValueError or SafetensorError otherwise, and
-    OSError where the file cannot be read."""
+def read_embeddings(path: Path) -> Tensor:
+    """Return the embeddings that `write_embeddings` wrote. The file's name, not its content, identifies their images.
+
+    Raises ValueError, KeyError or SafetensorError if the file is damaged, and OSError if it cannot be read.
+    """
     content = path.read_bytes()
-    tensors, metadata = load(content), safetensors_metadata(content)
-    if set(tensors) != {"embeddings"}:
-        raise ValueError(f"holds {sorted(tensors)}")
-    embeddings = tensors["embeddings"]
-    if json.loads(metadata.get("ids", "null")) != list(ids):
-        raise ValueError("is of other ids")
-    if metadata.get("sha256") != sha256_of_bytes(embeddings.numpy().tobytes()):
+    embeddings = load(content)["embeddings"]
+    if safetensors_metadata(content).get("sha256") != sha256_of_bytes(embeddings.numpy().tobytes()):
         raise ValueError("its checksum does not fit")
     return embeddings

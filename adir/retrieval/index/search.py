@@ -1,9 +1,9 @@
-"""Exact search among many vectors: a fast pass proposes, an arithmetic of fixed order decides.
+"""Exact search among many vectors: fast float32 products propose candidates, float64 distances decide.
 
-Float32 matrix products differ in their last bits with block shape, thread count and processor. So they only propose:
-every row whose float32 key lies within twice its proven rounding error of the k-th best is kept, and the few kept rows are
-measured again in float64, each on its own and in one order of summation. The answer is the same for every block and
-machine, and equal distances are ordered by id.
+Float32 matrix products differ in their last bits with block shape, thread count and processor. So they only propose
+candidates: all rows whose float32 key lies within twice its proven rounding error of the k-th best. Candidates are measured
+again in float64, one row at a time, in a fixed order of summation. The answer is the same for every block size and machine;
+equal distances are ordered by id.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from adir.errors import InputError
-from adir.retrieval.index.distance import chord_to_angle
 
-METRICS = ("angular", "euclidean")
 BLOCK = 2048
-"""Rows a matrix product takes at once: 4 MB of float32 at 512 dimensions, which stay in the processor's cache."""
+"""Rows per matrix product: 4 MB of float32 at 512 dimensions, which fit in the processor's cache."""
 
 
 class Part(NamedTuple):
@@ -30,7 +28,7 @@ class Part(NamedTuple):
 
 
 def part_of(vectors: Tensor) -> Part:
-    """The vectors and what a search needs beside them, computed in blocks in float64."""
+    """Return the vectors with their half squares, computed in float64 in blocks."""
     halves = [(block.double() ** 2).sum(1) / 2 for block in vectors.split(BLOCK)]
     return Part(vectors, torch.cat(halves).float() if halves else torch.empty(0))
 
@@ -48,7 +46,7 @@ def key_error(queries: Tensor, longest: float) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Matrix products of float32 in float32: a trainer may have allowed bfloat16, whose error is 65,000 times larger."""
+    """Multiply float32 matrices in float32: a trainer may have allowed bfloat16, whose error is 65,000 times larger."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -77,78 +75,63 @@ def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tupl
 
 @full_float32()
 def nearest_candidates(parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK) -> list[np.ndarray]:
-    """For each of (Q, D) float32 queries, rows (over all parts) among which its k nearest certainly are; unordered."""
+    """Return for each of (Q, D) float32 queries the rows, counted over all parts, that can be among its k nearest."""
+    total = sum(len(part.vectors) for part in parts)
     margin = 2 * key_error(queries, longest_of(parts))
-    limit = torch.full((len(queries), 1), torch.inf)
-    kept = _Kept.none()
-    new: list[_Kept] = []
+    n_kept = min(total, 2 * k + 64)
+    while True:
+        keys, rows = smallest_keys(parts, queries, n_kept, block)
+        near = keys <= keys[:, k - 1 : k].double() + margin
+        if n_kept == total or not near[:, -1].any():  # rows not kept are no nearer than the last kept
+            return [row[mask].numpy() for row, mask in zip(rows, near, strict=True)]
+        n_kept = min(total, 4 * n_kept)
+
+
+def smallest_keys(parts: Sequence[Part], queries: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]:
+    """Return the (Q, n) smallest keys of each query, in rising order, and their (Q, n) rows."""
+    smallest = torch.empty(len(queries), 0)
+    rows = torch.empty(len(queries), 0, dtype=torch.long)
     for first, keys in keys_of(parts, queries, block):
-        query, column = (keys <= limit).nonzero(as_tuple=True)
-        if not len(query):
+        if smallest.shape[1] == n and not (keys < smallest[:, -1:]).any():
             continue
-        new.append(_Kept(query.numpy(), column.numpy() + first, keys[query, column].numpy()))
-        # Each tightening sorts what is kept: wait until as much is new, so that all of them cost no more than the last.
-        if sum(len(some.row) for some in new) >= max(len(kept.row), k * len(queries)):
-            kept = _Kept.joined([kept, *new]).among_the_best(k, margin, limit)
-            new = []
-    return _Kept.joined([kept, *new]).among_the_best(k, margin, limit).by_query(len(queries))
-
-
-@full_float32()
-def candidates_within(parts: Sequence[Part], queries: Tensor, radius: float, block: int = BLOCK) -> list[np.ndarray]:
-    """For each query, the rows among which those no further than `radius` (Euclidean) certainly are."""
-    error = key_error(queries, longest_of(parts))
-    squares = (queries.double() ** 2).sum(1, keepdim=True)
-    limit = ((radius**2 - squares) / 2 + 2 * error).float()
-    found = [_Kept.none()]
-    for first, keys in keys_of(parts, queries, block):
-        query, column = (keys <= limit).nonzero(as_tuple=True)
-        found.append(_Kept(query.numpy(), column.numpy() + first, keys[query, column].numpy()))
-    return _Kept.joined(found).by_query(len(queries))
+        here = torch.arange(first, first + keys.shape[1]).expand(len(queries), -1)
+        both = torch.cat([smallest, keys], 1)
+        smallest, chosen = both.topk(min(n, both.shape[1]), largest=False)
+        rows = torch.cat([rows, here], 1).gather(1, chosen)
+    return smallest, rows
 
 
 def longest_of(parts: Sequence[Part]) -> float:
-    """Length of the longest vector, rounded up."""
+    """Return the length of the longest vector, rounded up."""
     return max((2 * float(p.half_squares.max())) ** 0.5 * (1 + 1e-6) for p in parts if len(p.vectors))
 
 
-class _Kept(NamedTuple):
-    """Rows that may be among the nearest: of which query, which row, its float32 key."""
-
-    query: np.ndarray
-    row: np.ndarray
-    key: np.ndarray
-
-    @classmethod
-    def none(cls) -> "_Kept":
-        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-
-    @classmethod
-    def joined(cls, several: Sequence["_Kept"]) -> "_Kept":
-        return cls(*(np.concatenate(columns) for columns in zip(*several, strict=True)))
-
-    def among_the_best(self, k: int, margin: Tensor, limit: Tensor) -> "_Kept":
-        """Those within `margin` (Q, 1) of their query's k-th smallest key; lowers `limit` (Q, 1) to where that ends."""
-        order = np.lexsort((self.key, self.query))
-        query, row, key = self.query[order], self.row[order], self.key[order]
-        starts, ends = (np.searchsorted(query, np.arange(len(limit)), side) for side in ("left", "right"))
-        enough = ends - starts >= k
-        kth = torch.from_numpy(key[(starts + k - 1)[enough]].astype(np.float64))
-        limit[enough, 0] = (kth + margin[torch.from_numpy(enough), 0]).float().nextafter(torch.tensor(torch.inf))
-        stay = key <= limit[:, 0].numpy()[query]
-        return _Kept(query[stay], row[stay], key[stay])
-
-    def by_query(self, n_queries: int) -> list[np.ndarray]:
-        order = np.argsort(self.query, kind="stable")
-        ends = np.searchsorted(self.query[order], np.arange(1, n_queries))
-        return np.split(self.row[order], ends)
-
-
 def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """(n,) float64 |a - q|^2 of (n, D) vectors: each row summed alone, pairwise, in one order, whatever rows are beside it."""
+    """Return (n,) float64 |a - q|^2 of (n, D) vectors; a row's order of summation does not depend on other rows."""
     blocks = range(0, len(vectors), BLOCK)
     difference = (vectors[start : start + BLOCK].astype(np.float64) - query.astype(np.float64) for start in blocks)
     return np.concatenate([np.empty(0), *((np.ascontiguousarray(part) ** 2).sum(1) for part in difference)])
+
+
+def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Return the given rows, counted over all parts, in the given order."""
+    ends = np.cumsum([len(part) for part in parts])
+    found = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    where = np.searchsorted(ends, rows, side="right")
+    for number in np.unique(where):
+        here, part = where == number, parts[number]
+        found[here] = part[rows[here] - (ends[number] - len(part))]
+    return found
+
+
+def chord_to_angle(chord: Tensor) -> Tensor:
+    """Return the angle between unit vectors, 2 arcsin(|a - b| / 2): ADIR (Abu-Hussein et al., 2022), in radians.
+
+    Not arccos(a.b), which in float32 cannot tell angles below 3e-4 apart.
+
+    chord: |a - b|; rounding beyond 2 counts as 2.
+    """
+    return 2 * torch.arcsin((chord / 2).clamp(max=1))
 
 
 class VectorIndex:
@@ -157,9 +140,11 @@ class VectorIndex:
     parts: list[Part]
     metric: str
     approximate = False
+    remedy = "lower K or enlarge the corpus"
+    """What a user can do if fewer than K neighbours are left."""
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        """Ids of rows, counted over all parts."""
+        """Return the ids of rows, counted over all parts."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -171,24 +156,25 @@ class VectorIndex:
         return self.parts[0].vectors.shape[1]
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) of the vectors of some rows, as they are stored."""
-        ends = np.cumsum([len(part.vectors) for part in self.parts])
-        found = np.empty((len(rows), self.dimensions), self.parts[0].vectors.numpy().dtype)
-        where = np.searchsorted(ends, rows, side="right")
-        for number in np.unique(where):
-            here = where == number
-            part = self.parts[number].vectors.numpy()
-            found[here] = part[rows[here] - (ends[number] - len(part))]
-        return found
+        """Return the (n, D) vectors of rows, in the type in which they are stored."""
+        return rows_of([part.vectors.numpy() for part in self.parts], rows)
 
     def search(
         self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None, block: int = BLOCK
     ) -> tuple[list[list[str]], Tensor]:
-        """The k nearest of each query: ids [Q][k] and distances (Q, k) float32, nearest first, equal distances by id.
+        """Return the k nearest of each query: ids [Q][k] and distances (Q, k) float32, nearest first, equal ones by id.
 
-        queries: (Q, D).  exclude: for each query, ids that must not be found (ids unknown here are ignored).
-        Distances are angles in radians, or Euclidean lengths, by `metric`; the same for every block and thread count.
-        Raises InputError on k < 1, k beyond the corpus, fewer than k left after exclusion, or NaN or Inf in a query.
+        Distances are angles in radians or Euclidean lengths, by `metric`, and do not depend on `block` or threads.
+
+        Args:
+            queries: (Q, D).
+            k: number of neighbours.
+            exclude: for each query, ids to leave out; unknown ids are ignored.
+            block: rows per matrix product.
+
+        Raises:
+            InputError: k is below 1 or larger than the corpus, fewer than k are left after exclusion, or a query holds NaN
+                or Inf.
         """
         if k < 1:
             raise InputError(f"K={k} neighbours asked; K must be at least 1")
@@ -201,41 +187,33 @@ class VectorIndex:
         asked = min(len(self), k + max(map(len, hidden), default=0))
         ids: list[list[str]] = []
         distances = torch.empty(len(queries), k)
-        for number, rows in enumerate(nearest_candidates(self.parts, queries, asked, block)):
+        for number, rows in enumerate(self.candidates(queries, asked, block)):
             found = [pair for pair in self._measured(rows, queries[number]) if pair[1] not in hidden[number]]
-            if len(found) < k:  # then all there are were candidates
+            if len(found) < k:
                 raise InputError(
-                    f"K={k} neighbours asked, but of {len(self)} pictures {len(rows) - len(found)} are left out as copies "
-                    "of the test picture or of one another: lower K or enlarge the corpus"
+                    f"K={k} neighbours asked, but of {len(rows)} images {len(rows) - len(found)} are left out as copies "
+                    f"of the test image or of one another: {self.remedy}"
                 )
             ids.append([name for _, name in found[:k]])
-            distances[number] = self._distances([square for square, _ in found[:k]])
+            chords = torch.tensor([square for square, _ in found[:k]], dtype=torch.float64).sqrt()
+            distances[number] = chord_to_angle(chords) if self.metric == "angular" else chords
         return ids, distances
 
-    def within(self, queries: Tensor, distance: float, block: int = BLOCK) -> list[list[str]]:
-        """For each query the ids no further than `distance` (by the metric), nearest first."""
-        queries = self._checked(queries)
-        radius = 2 * np.sin(min(distance, np.pi) / 2) if self.metric == "angular" else distance
-        found = []
-        for query, rows in zip(queries, candidates_within(self.parts, queries, radius, block), strict=True):
-            found.append([name for square, name in self._measured(rows, query) if square <= radius**2])
-        return found
+    def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
+        """Return for each query the rows to measure; its n nearest are among them."""
+        return nearest_candidates(self.parts, queries, n, block)
 
     def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
-        """(squared distance, id) of rows, nearest first, equal ones by id."""
+        """Return (squared distance, id) of rows, nearest first, equal ones by id."""
         squares = squared_distances(self.rows(rows), query.numpy())
         return sorted(zip(squares.tolist(), self.ids_of(rows), strict=True))
-
-    def _distances(self, squares: Sequence[float]) -> Tensor:
-        chords = torch.tensor(squares, dtype=torch.float64).sqrt()
-        return (chord_to_angle(chords) if self.metric == "angular" else chords).float()
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.dimensions:
             raise ValueError(f"queries of shape {tuple(queries.shape)}; (Q, {self.dimensions}) needed")
         queries = queries.detach().float().cpu().contiguous()
         if not torch.isfinite(queries).all():
-            raise InputError("a query embedding holds NaN or Inf: the picture it was made from is not a valid picture")
+            raise InputError("a query embedding holds NaN or Inf: its image is not valid")
         if self.metric == "angular" and not ((queries.norm(dim=1) - 1).abs() < 1e-3).all():
             raise ValueError("angular distance needs unit vectors")
         return queries

@@ -30,21 +30,19 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Source:
-    """The source that an index remembers; `moved`: constructor arguments that are others now, such as its path."""
+    """Open the source of an index. `moved`: constructor arguments that have changed, such as its path."""
     kind, arguments = description["kind"], description["arguments"]
-    if kind not in SOURCES:
-        raise InputError(f"index of pictures of kind {kind!r}; this version of adir knows {', '.join(SOURCES)}")
     unknown = sorted(set(moved) - set(arguments))
     if unknown:
-        raise InputError(f"pictures of kind {kind}: no argument {', '.join(unknown)}; it has {', '.join(arguments)}")
+        raise InputError(f"images of kind {kind}: no argument {', '.join(unknown)}; it has {', '.join(arguments)}")
     return SOURCES[kind](**(arguments | dict(moved)))
 
 
 class ShardedIndex(VectorIndex):
     """A finished index, its shards mapped into memory.
 
-    Opening it reads the headers of the shards and compares them with the manifest; `damage` reads all.  Raises InputError
-    for a folder without a finished index, a shard that is missing or cut short, and a manifest that disagrees with them.
+    Opening it compares the headers of the shards with the manifest; only `damage` reads all data.  Raises InputError for a
+    folder without a finished index, and for a shard that is missing, truncated, or not the one in the manifest.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -60,7 +58,8 @@ class ShardedIndex(VectorIndex):
         self.rejecting: list[Shard] = []
         for entry in self.manifest["shards"]:
             shard = Shard.open(self.folder / "shards" / entry["file"])
-            self._require_agreement(shard, entry)
+            if shard.sha256 != entry["sha256"] or len(shard) != entry["pictures"]:
+                raise InputError(f"{shard.path}: is not the shard in manifest.json (checksum or count); {BUILD}")
             if len(shard):
                 shards.append(shard)
             if entry["rejects"]:
@@ -68,36 +67,19 @@ class ShardedIndex(VectorIndex):
         self.shards = shards
         self.parts = [shard.part for shard in shards]
         self._ends = np.cumsum([len(shard) for shard in shards])
-        total = self.manifest["corpus"]["pictures"]
-        if len(self) != total:
-            raise InputError(
-                f"{self.folder}: its manifest tells of {total} pictures, its shards hold {len(self)}; {BUILD}"
-            )
-
-    def _require_agreement(self, shard: Shard, entry: Mapping[str, Any]) -> None:
-        if shard.sha256 != entry["sha256"] or len(shard) != entry["pictures"]:
-            raise InputError(f"{shard.path}: is not the shard that manifest.json tells of (checksum or count); {BUILD}")
-        if shard.facts["encoder"] != self.encoder:
-            raise InputError(
-                f"{shard.path}: made by encoder {shard.facts['encoder']['name']}, the manifest tells of "
-                f"{self.encoder['name']}; {BUILD}"
-            )
-
-    def place(self, row: int) -> tuple[Shard, int]:
-        """The shard of a row, and its row there."""
-        number = int(np.searchsorted(self._ends, row, side="right"))
-        return self.shards[number], row - int(self._ends[number]) + len(self.shards[number])
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        return [shard.id(row) for shard, row in map(self.place, rows.tolist())]
+        numbers = np.searchsorted(self._ends, rows, side="right").tolist()
+        first = [0, *self._ends.tolist()]
+        return [self.shards[n].id(row - first[n]) for n, row in zip(numbers, rows.tolist(), strict=True)]
 
-    def find(self, image_id: str) -> tuple[Shard, int] | None:
-        """Where a picture is; None when it is not here."""
+    def find(self, image_id: str) -> tuple[Shard, int]:
+        """Return the shard of an image and its row there. Raises KeyError if it is not in the index."""
         for shard in self.shards:
             row = shard.row(image_id)
             if row is not None:
                 return shard, row
-        return None
+        raise KeyError(image_id)
 
     def require_encoder(self, encoder: EncoderIdentity) -> None:
         """Raise InputError, naming both, unless the index was made by this encoder."""
@@ -109,21 +91,25 @@ class ShardedIndex(VectorIndex):
             )
 
     def damage(self) -> list[str]:
-        """A line for each shard whose data are not those it was made with. Reads everything."""
+        """Read all data, and return a line for each shard whose checksum is wrong."""
         return [f"{shard.path}: {problem}" for shard in self.shards if (problem := shard.damage()) is not None]
 
 
 QUERIES = 50
-"""How many vectors of the corpus the recall of an approximate search is measured with."""
+"""Number of vectors with which the recall of an approximate search is measured."""
 BUILD = "copy the index here again as a whole, or remove manifest.json and run `adir index build` again"
 
 
 class IndexedCorpus(Corpus):
-    """The corpus of a finished index: ids and hashes from the index, pictures from where they lie. Nothing is read ahead.
+    """The corpus of a finished index: ids and hashes from the index, images from their source when they are needed.
 
-    folder: of the index.  pictures: arguments of the source that changed since, as {path: FOLDER} after a move.
-    approximate: for more than ten million pictures, arguments of `ApproximateIndex`; other neighbours, so another sha256.
-    Each picture that is asked for is compared with the SHA-256 in the index.
+    Each image is checked against its SHA-256 in the index.
+
+    Args:
+        folder: of the index.
+        pictures: arguments of the source that have changed since, such as {path: FOLDER} after a move.
+        approximate: arguments of `ApproximateIndex`, for more than ten million images. It changes the neighbours, and so
+            the corpus's sha256.
     """
 
     def __init__(
@@ -141,11 +127,11 @@ class IndexedCorpus(Corpus):
         self.categories = {}
         self.approximate = None if approximate is None else dict(approximate)
         self.searcher: VectorIndex = self.index
-        """What neighbours are looked for in: the index, or what stands for it where `approximate` was asked."""
+        """The index that is searched: the exact one, or the approximate one."""
         self._recall_file: Path | None = None
         if self.approximate is not None:
             self.sha256 = sha256_of_bytes(json.dumps([self.sha256, self.approximate], sort_keys=True).encode())
-            # The vectors and n_lists, n_bytes make faiss's part; all of the arguments make the recall.
+            # The trained index depends on the vectors, n_lists and n_bytes; the recall on all arguments.
             made_of = [[entry["sha256"] for entry in self.index.manifest["shards"]], self.approximate]
             name = sha256_of_bytes(json.dumps(made_of, sort_keys=True).encode())[:16]
             stored = self.index.folder / f"approximate-{name}.faiss"
@@ -160,7 +146,7 @@ class IndexedCorpus(Corpus):
         return self.searcher
 
     def recall(self, k: int) -> float | None:
-        """As of the base class: measured once for each K, and kept beside faiss's part (approximate-*.json)."""
+        """Return the recall@K, measured once per K and stored beside the trained index (approximate-*.json)."""
         path = self._recall_file
         if path is None:
             return None
@@ -171,7 +157,7 @@ class IndexedCorpus(Corpus):
             write_json(path, {"arguments": self.approximate, "n_queries": QUERIES, "recall": shares})
         return float(shares[str(k)])
 
-    # The base class keeps these in memory; here they are made when they are asked for, which most cells never do.
+    # The base class keeps these in memory; here they are made on demand, as most cells never need them.
     @cached_property
     def ids(self) -> list[str]:  # type: ignore[override]
         return sorted(name for shard in self.index.shards for name in shard.ids())
@@ -192,16 +178,10 @@ class IndexedCorpus(Corpus):
         return self.index.ids_of(rows)
 
     def attribution(self, image_id: str) -> dict[str, str]:
-        shard, row = self._found(image_id)
+        shard, row = self.index.find(image_id)
         return shard.attribution(row)
 
     def image(self, image_id: str) -> Tensor:
-        shard, row = self._found(image_id)
-        remedy = f"build the index {self.index.folder} anew"
+        shard, row = self.index.find(image_id)
+        remedy = f"build the index {self.index.folder} again"
         return read_again(self.source, image_id, shard.picture_sha256(row), remedy)
-
-    def _found(self, image_id: str) -> tuple[Shard, int]:
-        place = self.index.find(image_id)
-        if place is None:
-            raise KeyError(image_id)
-        return place

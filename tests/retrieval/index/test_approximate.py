@@ -54,7 +54,7 @@ def test_recall_is_the_share_that_is_found_of_the_others(exact, k):
 
 
 def test_it_is_refused_where_the_exact_search_does(exact, monkeypatch):
-    with pytest.raises(InputError, match="4000 pictures: below 10000000 use the exact one"):
+    with pytest.raises(InputError, match="4000 images: below 10000000, use the exact one"):
         ApproximateIndex(exact)
     with pytest.raises(InputError, match="divide the 32 dimensions"):
         ApproximateIndex(exact, n_bytes=7, least=0)

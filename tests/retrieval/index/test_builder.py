@@ -29,7 +29,6 @@ from adir.retrieval.index.builder import (
 )
 from adir.retrieval.index.memory import Index
 from adir.retrieval.index.sharded import IndexedCorpus, ShardedIndex
-from adir.retrieval.index.shards import SCHEMA
 from adir.retrieval.leakage import copies
 
 
@@ -134,10 +133,10 @@ def test_pictures_that_are_gone_stop_a_build(pictures, tmp_path):
     with pytest.raises(InputError, match=r"1 of 23 parts of the corpus .* such as 0\.png"):
         build(tmp_path / "index", pictures)
     corpus = IndexedCorpus(tmp_path / "index")
-    with pytest.raises(InputError, match="no such picture any more"):
+    with pytest.raises(InputError, match="is gone"):
         corpus.image("0.png")
     smooth(99).save(pictures / "0.png")
-    with pytest.raises(InputError, match="another picture"):
+    with pytest.raises(InputError, match="has changed since"):
         corpus.image("0.png")
     with pytest.raises(KeyError):
         corpus.image("unknown")
@@ -226,12 +225,12 @@ def test_pictures_with_too_short_a_side_are_rejects_and_an_index_keeps_to_its_li
         IndexedCorpus(tmp_path / "index").sha256 == folder_corpus(pictures, 32).sha256 != folder_corpus(pictures).sha256
     )
     assert folder_corpus(pictures, 32).rejects == rejects
-    with pytest.raises(InputError, match=r"with least_side=32, asked is 0; choose another folder"):
+    with pytest.raises(InputError, match=r"of least_side=32, asked is least_side=0; choose another folder"):
         build(tmp_path / "index", pictures)
     older = read_json(tmp_path / "index/index.json")
     del older["least_side"]  # made before there was a limit
     write_json(tmp_path / "index/index.json", older)
-    with pytest.raises(InputError, match=r"with least_side=0, asked is 32"):
+    with pytest.raises(InputError, match=r"of least_side=0, asked is least_side=32"):
         build(tmp_path / "index", pictures, least_side=32)
 
 
@@ -392,7 +391,7 @@ def test_an_index_is_of_one_selection_wherever_it_lies(tmp_path, kind):
         source = kind(**(arguments | {name: value}))
         require_same_index(folder, source, Colours())
         assert read_json(folder / "index.json")["source"]["arguments"] == source.arguments
-    with pytest.raises(InputError, match=rf"of a corpus of kind {kind.kind} .*, asked is folder"):
+    with pytest.raises(InputError, match=rf"kind={kind.kind}.*, asked is .*kind=folder"):
         require_same_index(folder, FolderSource(tmp_path), Colours())
 
 
@@ -409,7 +408,7 @@ def test_3_and_the_text_3_are_one_selection(tmp_path):
 
 def test_an_index_belongs_to_one_encoder(pictures, tmp_path):
     build(tmp_path / "index", pictures)
-    with pytest.raises(InputError, match=r"made by encoder colours .*, asked is other"):
+    with pytest.raises(InputError, match=r"holds an index of encoder=colours .*, asked is encoder=other"):
         build(tmp_path / "index", pictures, Colours("other"))
     with pytest.raises(InputError, match=r"made by encoder colours .* encoded by other"):
         ShardedIndex(tmp_path / "index").require_encoder(Colours("other"))
@@ -426,7 +425,7 @@ def test_damaged_and_foreign_shards_are_named(pictures, tmp_path):
     with pytest.raises(InputError, match=r"000001.*cut short"):
         ShardedIndex(folder)
     path.write_bytes(shard_path(folder, 0).read_bytes())
-    with pytest.raises(InputError, match=r"000001.* is not the shard that manifest"):
+    with pytest.raises(InputError, match=r"000001.* is not the shard in manifest"):
         ShardedIndex(folder)
     with pytest.raises(InputError, match=r"000001.*another plan"):
         finish(folder)
@@ -437,21 +436,13 @@ def test_damaged_and_foreign_shards_are_named(pictures, tmp_path):
     assert len(ShardedIndex(folder).damage()) == 1
     path.write_bytes(good)
     manifest = read_json(folder / "manifest.json")
-    manifest["corpus"]["pictures"] += 1
-    write_json(folder / "manifest.json", manifest)
-    with pytest.raises(InputError, match="tells of 23 pictures, its shards hold 22"):
-        ShardedIndex(folder)
-    for bad in ("{", "[]", "{}", f'{{"schema": {SCHEMA}, "encoder": {{}}}}'):
+    for bad in ("{", "[]", "{}"):
         (folder / "manifest.json").write_text(bad)
         with pytest.raises(InputError, match=r"manifest\.json: damaged"):
             ShardedIndex(folder)
     write_json(folder / "manifest.json", manifest | {"schema": 99})
     with pytest.raises(InputError, match="of schema 99, this version of adir reads"):
         ShardedIndex(folder)
-    manifest["corpus"]["pictures"] -= 1
-    write_json(folder / "manifest.json", manifest | {"source": {"kind": "video", "name": "v", "arguments": {}}})
-    with pytest.raises(InputError, match=r"kind 'video'; this version of adir knows folder, tar"):
-        IndexedCorpus(folder)
 
 
 def test_plans_that_are_gone_or_damaged_and_shards_of_another_encoder_are_named(pictures, tmp_path):
@@ -515,7 +506,7 @@ def test_a_source_that_is_down_stops_the_build_and_leaves_no_shard(pictures, tmp
 def test_a_corpus_of_rejects_alone_says_why(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/x.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"no picture could be read; the first of 1 rejects: x.png: not a picture"):
+    with pytest.raises(InputError, match=r"no image could be read; the first of 1 rejects: x.png: not a picture"):
         build(tmp_path / "index", tmp_path / "pictures")
 
 

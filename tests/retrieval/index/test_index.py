@@ -103,6 +103,8 @@ def test_queries_that_are_not_finite_raise(bad):
 
 
 def test_an_index_refuses_what_it_cannot_search():
+    with pytest.raises(ValueError, match="unknown metric 'cosine'"):
+        Index(names(4), unit(4), "cosine")
     with pytest.raises(ValueError, match="unit"):
         Index(names(4), 2 * unit(4))
     with pytest.raises(ValueError, match="repeat"):

@@ -1,12 +1,21 @@
 """The exact search against a float64 brute force, on data made to be hard: clusters closer than float32 can tell apart."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from adir.retrieval.index.memory import Index
-from adir.retrieval.index.search import full_float32, keys_of, nearest_candidates, part_of, squared_distances
+from adir.retrieval.index.search import (
+    chord_to_angle,
+    full_float32,
+    keys_of,
+    nearest_candidates,
+    part_of,
+    squared_distances,
+)
 
 N, D, K = 3000, 64, 20
 
@@ -108,15 +117,11 @@ def test_a_row_is_measured_alike_alone_and_among_others():
     assert np.array_equal(together, alone)
 
 
-def test_within_gives_all_up_to_a_distance():
-    index = Index(NAMES, VECTORS)
-    for distance in (0.01, 0.5, 4.0):
-        expected = []
-        for query in QUERIES[:2]:
-            chord = ((VECTORS.double() - query.double()) ** 2).sum(1).sqrt()
-            angles = (2 * torch.arcsin((chord / 2).clamp(max=1))).tolist()
-            expected.append({name for name, angle in zip(NAMES, angles, strict=True) if angle <= distance})
-        assert [set(names) for names in index.within(QUERIES[:2], distance)] == expected
+def test_more_ties_than_were_kept_are_all_candidates():
+    vectors = functional.normalize(torch.randn(2000, D), dim=1)
+    vectors[500:1500] = vectors[0]
+    (rows,) = nearest_candidates([part_of(vectors)], vectors[:1], K, 512)
+    assert sorted(rows.tolist()) == [0, *range(500, 1500)]
 
 
 def test_what_float32_cannot_tell_apart_is_no_tie():
@@ -125,3 +130,14 @@ def test_what_float32_cannot_tell_apart_is_no_tie():
     vectors[:, 0], vectors[1, 1] = 1, 2.0**-24
     found, _ = Index(["z", "a"], vectors, "euclidean").search(torch.zeros(1, 4), 2)
     assert found == [["z", "a"]]
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-6, 1e-3, 0.3, math.pi / 2, 3.0])
+def test_the_distance_of_unit_vectors_is_the_angle_between_them(angle):
+    a = torch.tensor([1.0, 0.0, 0.0])
+    b = torch.tensor([math.cos(angle), math.sin(angle), 0.0])
+    assert chord_to_angle((a - b).norm()).item() == pytest.approx(angle, rel=1e-4, abs=1e-9)
+
+
+def test_opposite_vectors_are_pi_apart_even_when_rounding_makes_the_chord_longer_than_two():
+    assert chord_to_angle(torch.tensor(2.0000005)).item() == pytest.approx(math.pi)
