@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adir import __version__
-from adir.environment import importing, settle
+from adir.environment import settle, importing
 from adir.errors import InputError
 
 EXAMPLES = """examples:
@@ -161,13 +161,16 @@ def add_reading(commands: Commands) -> None:
 def add_index(commands: Commands) -> None:
     """Add `index` with its actions: build, info, search."""
     index = commands.add_parser("index", help="build, describe or search the index of a corpus")
-    actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = index.add_subparsers(metavar="ACTION", required=True)
     build = actions.add_parser("build", help="embed a corpus in shards; run it again and only what is missing is done")
+    build.set_defaults(command="index_build")
     build.add_argument("overrides", **WORDS, help="such as corpus=folder corpus.path=FOLDER encoder=clip")
     build.add_argument("-m", "--multirun", action="store_true", help="several workers: worker=0,1")
     info = actions.add_parser("info", help="what an index holds, and whether it is whole")
+    info.set_defaults(command="index_info")
     info.add_argument("folder", type=Path)
     search = actions.add_parser("search", help="the pictures of an index nearest to a picture or a text")
+    search.set_defaults(command="index_search")
     search.add_argument("folder", type=Path)
     search.add_argument("picture", type=Path, nargs="?")
     search.add_argument("--text")
@@ -199,8 +202,6 @@ def main(arguments: list[str] | None = None) -> int:
         given += rest
     # pyiqa and peft bring bitsandbytes, which warns on stderr that it has no kernels for a network nobody uses here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if os.environ.get("ADIR_DEBUG"):
-        return dispatch(args)
     try:
         return dispatch(args)
     except InputError as error:
@@ -231,12 +232,12 @@ def complain(message: str, status: int = 2) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    """Call the command that was asked for: `main` of adir/commands/COMMAND.py."""
+    """Call the command that was asked for: `main` of adir/commands/COMMAND.py, whose parameters are the command's words."""
     if args.command in ("run", "plan"):  # before torch is imported
         from adir.harness.cells.compose import require_composable
 
         require_composable(args.overrides, args.multirun)
     with importing():
         command = importlib.import_module(f"adir.commands.{args.command}")
-    status: int = command.main(args)
+    status: int = command.main(**{word: value for word, value in vars(args).items() if word != "command"})
     return status

@@ -1,6 +1,5 @@
 """`adir edit`: a picture of a user's own, repainted where a mask is white as a prompt says, beside a JSON of what was done."""
 
-import argparse
 import dataclasses
 import time
 from pathlib import Path
@@ -26,12 +25,6 @@ from adir.images import from_uint8, generator, hash_of_picture, read_png, to_uin
 from adir.scoring.metrics import data_consistency_residual
 from adir.tasks.editing import EditTask, read_mask
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return edit_picture(args.picture, args.mask, args.prompt, args.overrides, args.out)
-
-
 DEFAULTS = (
     "backbone=sd_inpaint",
     "task=edit",
@@ -44,7 +37,7 @@ SHORT = {"by": "task.by", "paste": "sampler.paste"}
 """Keys that are said so often here that they have a short name."""
 
 
-def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
+def main(picture: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
     """Repaint one picture with the cell that the KEY=VALUE overrides describe. Returns the exit status.
 
     Picture, mask and prompt are read and checked before a network is loaded. The files' names hold a hash of picture, mask,

@@ -14,7 +14,7 @@ from adir.commands.index_search import remember_encoder
 from adir.data.sources.base import Source
 from adir.errors import InputError
 from adir.files import set_aside
-from adir.harness.cells.cell import build as build_part
+from adir.harness.cells.cell import build
 from adir.harness.cells.compose import launch
 from adir.harness.running.claims import Claims
 from adir.harness.running.grid import beside_others, say
@@ -37,7 +37,7 @@ POLL = 0.5
 """Seconds between looks at work that other workers hold."""
 
 
-def build(overrides: list[str], multirun: bool) -> int:
+def main(overrides: list[str], multirun: bool) -> int:
     """Build an index, or what is missing of it, by one worker or (-m worker=0,1) by several. Returns 0; raises InputError."""
     results: list[tuple[Path, Embedded]] = launch(build_job, overrides, multirun, config_name="index")
     folder = results[0][0]
@@ -81,8 +81,8 @@ def build_job(cfg: DictConfig) -> tuple[Path, Embedded]:
         raise InputError(f"least_side={cfg.least_side}: a whole number of pixels is needed, 0 to take all")
     torch.set_num_threads(cfg.threads)
     folder = Path(str(cfg.out))
-    source: Source = build_part(cfg.corpus, "corpus")
-    encoder: Encoder = build_part(cfg.encoder, "encoder")
+    source: Source = build(cfg.corpus, "corpus")
+    encoder: Encoder = build(cfg.encoder, "encoder")
     require_room(folder)
     claims = Claims(folder / "claims")
     wait_for(claims, "plan")

@@ -24,7 +24,7 @@ ENCODER_FILE = "encoder.json"
 UNITS = {"angular": "rad", "euclidean": "rms"}
 
 
-def search(folder: Path, picture: Path | None, text: str | None, k: int, out: Path | None) -> int:
+def main(folder: Path, picture: Path | None, text: str | None, k: int, out: Path | None) -> int:
     """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG). Returns 0, or 1
     where the sheet lacks a picture.
 

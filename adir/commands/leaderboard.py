@@ -1,6 +1,5 @@
 """`adir leaderboard`: print the table of results folders and submissions, and write it into the one folder."""
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
@@ -11,13 +10,8 @@ from adir.harness.tables.formats import FORMATS, explanation, tidy, to_terminal
 from adir.harness.tables.leaderboard import load_board
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return show_leaderboard(args.folders, write=not args.no_write, against=args.against)
-
-
-def show_leaderboard(folders: list[Path], write: bool, against: str = "none") -> int:
-    """Print the table; with `write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
+def main(folders: list[Path], no_write: bool = False, against: str = "none") -> int:
+    """Print the table; unless `no_write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
 
     against: the mode whose rows the others are compared with; the files of another than none have its name.
     Of several folders, and of submission files, the table is only printed: it belongs to no one of them. Returns 0, or 1
@@ -25,7 +19,7 @@ def show_leaderboard(folders: list[Path], write: bool, against: str = "none") ->
     """
     board = load_board(*folders, against=against)
     written: list[Path] = []
-    if write and len(folders) == 1 and folders[0].is_dir():
+    if not no_write and len(folders) == 1 and folders[0].is_dir():
         for ending, text_of in FORMATS.items():  # before anything is printed: a terminal may refuse it
             written.append(Layout(folders[0]).leaderboard(ending, against))
             write_bytes(written[-1], text_of(board).encode())
@@ -40,7 +34,7 @@ def show_leaderboard(folders: list[Path], write: bool, against: str = "none") ->
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     if written:
         console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
-    elif write:
+    elif not no_write:
         several = "`adir merge ... --out FOLDER` makes one folder of them, which gets its files"
         console.print(f"not written: {several}", markup=False, highlight=False)
     if board.damaged:

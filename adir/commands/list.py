@@ -1,16 +1,9 @@
 """What can be chosen: the axes and their values, read from the configuration files themselves."""
 
-import argparse
 from pathlib import Path
 
 from adir.configuration import config_dir
 from adir.files import read_text
-
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return print_axes()
-
 
 AXES = (
     "backbone",
@@ -46,7 +39,7 @@ def description(path: Path) -> str:
     return ""
 
 
-def print_axes() -> int:
+def main() -> int:
     """Every axis with its values."""
     for axis in AXES:
         print(axis)

@@ -1,6 +1,5 @@
 """`adir plan`: print what `adir run` would do with the same words."""
 
-import argparse
 import shutil
 import time
 
@@ -16,16 +15,10 @@ from adir.harness.records.layout import Layout
 from adir.harness.records.record import Axes
 from adir.harness.running.grid import Grid, check_grid, empty_scores
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return print_plan(args.overrides, args.multirun)
-
-
 HEADINGS = ("cell", "pictures", "status", "s per\npicture", "minutes", "memory\nMB", "disk\nMB")
 
 
-def print_plan(overrides: list[str], multirun: bool) -> int:
+def main(overrides: list[str], multirun: bool) -> int:
     """Print the plan. Returns 0, or 2 where a cell cannot run or none is left; cells that are not applicable are left out,
     as in a run."""
     console = Console()

@@ -1,6 +1,5 @@
 """`adir restore`: degraded pictures of a user's own, restored into PNGs, each beside a JSON of what was done."""
 
-import argparse
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,12 +26,6 @@ from adir.samplers.base import Steering
 from adir.samplers.tiling import needed_tile, require_restorable, restore_any_size, sampled_shape
 from adir.scoring.metrics import data_consistency_residual
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return restore_pictures(args.inputs, args.out, args.overwrite, args.tile, args.samples)
-
-
 SAMPLERS = ("ddrm", "adir_clean")
 """The samplers of a user who names none: the first that applies. With the same network they come nearer to the truth than
 Algorithm 1 of the paper, sampler=adir, and their images are cleaner (results/embedded/adir_settings.md, baselines.md)."""
@@ -40,7 +33,7 @@ STD_FACTOR = 5
 """Grey levels of the map per grey level of standard deviation: white is 51 or more."""
 
 
-def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int) -> int:
+def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int) -> int:
     """Restore files and folders of pictures with the cell that the KEY=VALUE inputs describe. Returns the exit status.
 
     Args:

@@ -1,6 +1,5 @@
 """`adir run`: run one cell or a grid."""
 
-import argparse
 import functools
 import os
 import shlex
@@ -15,12 +14,7 @@ from adir.harness.running.interruption import new_stop_file, stop_file_on_interr
 from adir.harness.running.worker import Outcome
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return run_grid(args.overrides, args.multirun)
-
-
-def run_grid(overrides: list[str], multirun: bool) -> int:
+def main(overrides: list[str], multirun: bool) -> int:
     """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed or are missing, or 130 when interrupted.
 
     Raises InputError before any work where a cell cannot run.

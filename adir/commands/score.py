@@ -1,6 +1,5 @@
 """`adir score`: score the pictures of a results folder again, from their files and with no model."""
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -17,12 +16,7 @@ from adir.images import hash_of_picture, read_png
 from adir.scoring.metrics import Scoring
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return rescore(args.folder, args.overrides)
-
-
-def rescore(results: Path, overrides: list[str]) -> int:
+def main(folder: Path, overrides: list[str]) -> int:
     """Put the scores of `scoring=...` into every record whose restored picture is there; other scores stay as they are.
 
     Ground truths come from the data set that the record names, and must still have the hash it had. Returns 0, or 1 when a
@@ -32,14 +26,14 @@ def rescore(results: Path, overrides: list[str]) -> int:
     scoring: Scoring = build(compose(overrides).scoring, "scoring")
     n, bad, failed = 0, 0, 0
     empty: dict[str, list[str]] = {metric.name: [] for metric in scoring.metrics}
-    for record in all_records(results):
+    for record in all_records(folder):
         if isinstance(record, DamagedFile):
             say(f"warning: {record}")
             bad += 1
         elif record.status == "done":
             try:
-                record = rescored(record, results, scoring)
-                write_json(results / record.path, record.as_json())
+                record = rescored(record, folder, scoring)
+                write_json(folder / record.path, record.as_json())
                 n += 1
                 for name, reasons in empty.items():
                     score = record.scores[name]
@@ -50,7 +44,7 @@ def rescore(results: Path, overrides: list[str]) -> int:
         else:
             failed += 1
     if not n and not bad:
-        raise InputError(f"{results}: no restored pictures below it")
+        raise InputError(f"{folder}: no restored pictures below it")
     for name, reasons in empty.items():
         for reason, times in Counter(reasons).most_common():
             say(f"{name} stays empty in {times} of {n} records: {reason}")

@@ -1,6 +1,5 @@
 """`adir submit`: pack the records of a results folder into one file that others can check."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,10 @@ from adir.harness.records.merge import (
 from adir.harness.records.record import Record
 from adir.harness.records.sources import plans_of, read_sources
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return submit(args.folder, args.pictures, args.out)
-
-
 PART = ".part"
 
 
-def submit(folder: Path, pictures: bool, out: Path | None) -> int:
+def main(folder: Path, pictures: bool, out: Path | None) -> int:
     """Pack the records of a results folder and the manifests of its data, and with `pictures` what its report shows, into one
     file for another machine: restored pictures and y, ground truths, neighbours, losses of the adapters (not the adapters).
 

@@ -1,6 +1,5 @@
 """`adir sync`: send the W&B runs of a results folder that were tracked offline."""
 
-import argparse
 import base64
 import http.client
 import json
@@ -15,19 +14,13 @@ from adir.errors import InputError, first_line
 from adir.harness.tracking.base import within
 from adir.harness.tracking.wandb import key_for, server_of
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return sync(args.folder)
-
-
 PATIENCE = 15.0
 """Seconds in which the server must answer the first question."""
 SLOWEST = 50_000.0
 """Bytes a second below which sending counts as stuck; each run has a minute besides."""
 
 
-def sync(folder: Path) -> int:
+def main(folder: Path) -> int:
     """Send the W&B runs of a results folder that were tracked offline, by `wandb sync`. Returns 0, or 1 where some wait still.
 
     Runs that were sent are marked by W&B and not sent again. Raises InputError where there is no such folder or no key.

@@ -1,6 +1,5 @@
 """`adir table`: a published table, and ours beside it."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,12 +11,7 @@ from adir.harness.tables.published import INSIDE, columns_of, command_of, compar
 from adir.harness.tables.terminal import stacked
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return show_table(args.name, args.folder, args.latex)
-
-
-def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
+def main(name: str | None, folder: Path | None, latex: bool) -> int:
     """Print a published table, with ours of a results folder beside it; with `latex`, in the paper's layout. No name: a list.
 
     Returns 0, or 1 where a damaged file of ours was left out. Raises InputError for an unknown table, or a folder that has

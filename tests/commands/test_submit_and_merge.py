@@ -17,9 +17,9 @@ from made_records import changed, ledger_of, made_record, put, put_plan, sha256_
 from PIL import Image
 from safetensors.numpy import save
 
-from adir.commands.leaderboard import show_leaderboard
-from adir.commands.merge import merge
-from adir.commands.submit import submit
+from adir.commands.leaderboard import main as leaderboard
+from adir.commands.merge import main as merge
+from adir.commands.submit import main as submit
 from adir.data.base import manifest_sha256
 from adir.errors import InputError
 from adir.files import json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
@@ -71,7 +71,7 @@ def submission(written: Path, tmp_path: Path) -> Path:
 
 def test_a_submission_gives_the_table_of_its_folder(results: Path, submission: Path) -> None:
     assert to_csv(load_board(submission)) == to_csv(load_board(results))
-    assert show_leaderboard([submission], write=True) == 0
+    assert leaderboard([submission]) == 0
 
 
 def test_a_submission_holds_no_pictures_unless_asked_and_its_manifest_tells_every_hash(

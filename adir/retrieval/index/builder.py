@@ -6,7 +6,7 @@
     FOLDER/rejects.json           id: reason, of the pictures that could not be used
     FOLDER/manifest.json          all shards with their checksums, and the corpus's hash; written last, all at once
 
-Who does which shard, and what is told meanwhile, is the caller's (adir/commands/index.py).
+Who does which shard, and what is told meanwhile, is the caller's (adir/commands/index_build.py).
 """
 
 import heapq

@@ -443,11 +443,11 @@ def test_sync_leaves_out_what_was_sent_and_needs_a_key(adir: Callable, tmp_path:
     run.mkdir(parents=True)
     (run / "run-abc.wandb").touch()
     with pytest.raises(InputError, match=r"1 W&B runs in .*, but no key: set WANDB_API_KEY"):
-        sync_command.sync(tmp_path)
+        sync_command.main(tmp_path)
     (run / "run-abc.wandb.synced").touch()
-    assert sync_command.sync(tmp_path) == 0
+    assert sync_command.main(tmp_path) == 0
     with pytest.raises(InputError, match="no such folder"):
-        sync_command.sync(tmp_path / "elsewhere")
+        sync_command.main(tmp_path / "elsewhere")
 
 
 class Refusing(BaseHTTPRequestHandler):
