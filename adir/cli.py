@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adir import __version__
-from adir.environment import settle, importing
+from adir.environment import settle, uncollected
 from adir.errors import InputError
 
 EXAMPLES = """examples:
@@ -237,7 +237,7 @@ def dispatch(args: argparse.Namespace) -> int:
         from adir.harness.cells.compose import require_composable
 
         require_composable(args.overrides, args.multirun)
-    with importing():
+    with uncollected():
         command = importlib.import_module(f"adir.commands.{args.command}")
     status: int = command.main(**{word: value for word, value in vars(args).items() if word != "command"})
     return status

@@ -3,18 +3,15 @@
 Only the standard library is imported here, as `adir` calls this before anything else.
 """
 
-import codecs
 import errno
 import gc
 import getpass
 import io
-import locale
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 
@@ -22,7 +19,7 @@ def settle() -> None:
     """Call once, at the start of a program: `adir` behaves alike in a notebook, a cron job, a container and a cluster."""
     require_utf8()
     steady_streams()
-    require_home()
+    require_user()
     # A notebook exports its own backend, which matplotlib refuses outside of it. Our figures use no backend at all.
     os.environ["MPLBACKEND"] = "agg"
     leave_out_bitsandbytes()
@@ -38,48 +35,36 @@ def leave_out_bitsandbytes() -> None:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """While active, nothing is looked for that could be freed: packages make a million objects, and these stay. For the import
-    of large ones; diffusers' takes 1.2 s less of 7."""
+def uncollected() -> Iterator[None]:
+    """While active, nothing is looked for that could be freed. For what makes a million objects that stay: the import of large
+    packages (diffusers' takes 1.2 s less of 7), and reading records (10,000 take 1.2 s instead of 2.0)."""
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collects:
+            gc.freeze()
+            gc.unfreeze()  # what was frozen and thawed counts as old, and is not walked through soon either
             gc.enable()
 
 
 def require_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where the locale is another (LC_ALL=C, ISO-8859-1).
-
-    Python would read and write configuration, records and names of files in that locale's encoding. The terminal keeps
-    its encoding.
-    """
-    encodings = {codecs.lookup(name).name for name in (sys.getfilesystemencoding(), locale.getencoding())}
-    if sys.flags.utf8_mode or encodings == {"utf-8"}:
-        return
-    if sys.flags.ignore_environment or os.environ.get("PYTHONUTF8") == "1":  # what is set here would not be heard
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    if sys.stdout is not None:
-        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    """End the program where names of files are not UTF-8 (an ISO-8859-1 locale): ids of pictures, and with them the noise that
+    is drawn for each, would be others. Python takes UTF-8 by itself where there is no locale (LC_ALL=C)."""
+    if sys.getfilesystemencoding() != "utf-8":
+        print(f"adir: this locale's encoding is {sys.getfilesystemencoding()}: set PYTHONUTF8=1", file=sys.stderr)
+        sys.exit(2)
 
 
 def steady_streams() -> None:
-    """Replace stdout and stderr by streams that no character and no closed pipe stops; open those that are closed."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream: TextIO | None = getattr(sys, name)
-        if stream is None:  # closed by the caller (>&-): else the next file that is opened would have its number
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-            stream = open(number, "w" if number else "r", closefd=False)
-        setattr(sys, name, steady(stream) if number else stream)
+    """Replace stdout and stderr by streams that no character and no closed pipe stops."""
+    sys.stdout, sys.stderr = steady(sys.stdout), steady(sys.stderr)
 
 
 def steady(stream: TextIO) -> TextIO:
     """The same stream, which replaces the characters that its encoding lacks, and outlives its reader."""
-    if not isinstance(stream, io.TextIOWrapper):  # a notebook's or a test's
+    if not isinstance(stream, io.TextIOWrapper):  # a notebook's, a test's, or none
         return stream
     stream.flush()
     return io.TextIOWrapper(
@@ -107,32 +92,12 @@ class Unread(io.FileIO):
             return super().write(content)
 
 
-def require_home() -> None:
+def require_user() -> None:
     """Set HOME and USER where neither the environment nor the password file knows them, as in containers run by number."""
-    if not os.environ.get("HOME"):
-        os.environ.pop("HOME", None)  # empty, it would stand for /
-        if os.path.expanduser("~") == "~":  # caches would be put into a folder of that name
-            os.environ["HOME"] = str(own_folder())
-            print(
-                f"warning: no home folder; caches are kept in {os.environ['HOME']}: set HOME to keep them elsewhere",
-                file=sys.stderr,
-            )
-    if not os.access(
-        os.path.expanduser("~"), os.W_OK
-    ):  # libraries would complain at length; what is in it is still read
-        os.environ.setdefault("MPLCONFIGDIR", str(own_folder() / "matplotlib"))
-        os.environ.setdefault("WANDB_CACHE_DIR", str(own_folder() / "wandb"))
+    if os.path.expanduser("~") == "~":  # caches would be put into a folder of that name
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="adir-home-")
+        print(f"warning: no home folder; caches are in {os.environ['HOME']}: set HOME to keep them", file=sys.stderr)
     try:
         getpass.getuser()
     except (OSError, KeyError):
         os.environ["USER"] = str(os.getuid())
-
-
-def own_folder() -> Path:
-    """A folder of this user alone, the same each time; a new one where another user has taken its name."""
-    folder = Path(tempfile.gettempdir()) / f"adir-home-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        return Path(tempfile.mkdtemp(prefix="adir-home-"))
-    return folder

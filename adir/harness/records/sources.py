@@ -1,12 +1,11 @@
 """Where records come from: results folders and submission files, several at once; the same record twice counts once."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adir.environment import uncollected
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.records.archive import is_archive, open_archive
@@ -65,23 +64,6 @@ def read_sources(sources: Sequence[Path]) -> Sources:
         names = ", ".join(map(str, sources))
         raise InputError(f"{names}: no records below it; `adir run ... results={sources[0]}` makes them")
     return found
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for cycles meanwhile: it walks through all the records again and again, 0.8 s of 2.0 for 10,000 of them."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            if (
-                not gc.get_freeze_count()
-            ):  # what was frozen and thawed counts as old, and is not walked through now either
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
 
 
 def plans_of(found: Sources, source: Path) -> list[str]:
