@@ -1,5 +1,6 @@
 """Where records come from: results folders and submission files, several at once; the same record twice counts once."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from adir.environment import uncollected
 from adir.errors import InputError
 from adir.files import read_json
-from adir.harness.records.archive import is_archive, open_archive
+from adir.harness.records.archive import open_archive
 from adir.harness.records.comparable import by_picture, name_of, set_of
 from adir.harness.records.layout import Layout, kind_of
 from adir.harness.records.ledger import DamagedFile, all_records
@@ -54,7 +55,7 @@ def read_sources(sources: Sequence[Path]) -> Sources:
                 read_folder(source, found)
             elif not source.exists():
                 raise InputError(f"{source}: no such folder or submission")
-            elif is_archive(source):
+            elif zipfile.is_zipfile(source):
                 read_archive(source, found)
             else:
                 raise InputError(
