@@ -14,7 +14,6 @@ from hydra._internal.hydra import Hydra  # hydra.main would print its own errors
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
-from hydra.plugins.config_source import ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,9 +36,6 @@ def for_task(task: str, values: DictConfig) -> Any:
 
 
 OmegaConf.register_new_resolver("for_task", for_task, replace=True)
-# Hydra looks for `# @package` behind a byte order mark, finds none, and puts a user's experiment where nobody reads it.
-_header_of = ConfigSource._get_header_dict
-ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))
 # Loky ends a worker whose memory grew, between two jobs, and starts another; it says so once a time, to no use.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 

@@ -8,7 +8,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from adir.configuration import config_dir
 from adir.data.sources.base import storable
 from adir.errors import InputError
 
@@ -38,17 +37,15 @@ WRITTEN = frozenset({"results", "out"})
 """Every setting that names a folder to write: a run has one."""
 LISTS = frozenset({"corpus.lists", "hydra.searchpath"})
 """Settings that take `[PATH,PATH]`."""
-NUMBER = re.compile(r"[+-]?[0-9][0-9_.eE+-]*|true|false", re.IGNORECASE)
-"""What Hydra takes for a number or a truth value."""
 
 
 def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
     """Return the words of a command line with their paths quoted, so that Hydra's grammar leaves them as they are.
 
     A leading `~` is expanded. `null`, and what Hydra's own quotes enclose, stay as they are.
-    multirun: a comma separates two values, unless a path that exists has it in its name.
+    multirun: a comma separates two values, unless a path of this very name exists; quotes hold one that has a comma together.
 
-    Raises InputError for what no setting can hold: an empty path, `???` (a missing value), a name that is not UTF-8.
+    Raises InputError for what no setting can hold: an empty path, a name that is not UTF-8.
     """
     return [word_with_path_quoted(word, multirun) for word in overrides]
 
@@ -58,40 +55,24 @@ def word_with_path_quoted(word: str, multirun: bool) -> str:
     other word as it is."""
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
-    if value and (config_dir() / setting).is_dir():  # the name of a choice is a text, also 2024_11_24
-        return f"{key}={','.join(quoted(name) if NUMBER.fullmatch(name) else name for name in value.split(','))}"
     if setting not in READ | WRITTEN or "=" not in word or is_quoted(value):
         return word
     if setting in LISTS and value.startswith("[") and value.endswith("]") and not exists(value):
-        return f"{key}=[{','.join(one_path(setting, path) for path in between_commas(value[1:-1]))}]"
-    several = multirun and setting in READ
-    return f"{key}={','.join(one_path(setting, path) for path in (between_commas(value) if several else [value]))}"
+        return f"{key}=[{','.join(one_path(setting, path.strip()) for path in value[1:-1].split(','))}]"
+    several = multirun and setting in READ and not exists(value)
+    return f"{key}={','.join(one_path(setting, path) for path in (re.split(', *', value) if several else [value]))}"
 
 
 def one_path(setting: str, path: str) -> str:
     """Return one path as a value of Hydra's grammar; null stays null."""
     if not path:
         raise InputError(f"{setting}= is empty: name a path, such as . for the current folder")
-    if path == "???":
-        raise InputError(f"{setting}=???: stands for a missing value; for a path of this name type {setting}=./???")
     if storable(path) != path:
         raise InputError(
             f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; rename it, or work "
             f"inside it and type {setting}=."
         )
     return path if path == "null" or is_quoted(path) else quoted(os.path.expanduser(path))
-
-
-def between_commas(text: str) -> list[str]:
-    """Return the paths between commas. A comma is part of a path where the longer path exists."""
-    parts = text.split(",")
-    paths = []
-    while parts:
-        n = next((n for n in range(len(parts), 1, -1) if exists(",".join(parts[:n]).strip())), 1)
-        path = ",".join(parts[:n])
-        paths.append(path if exists(path) else path.strip())
-        parts = parts[n:]
-    return paths
 
 
 def exists(path: str) -> bool:
