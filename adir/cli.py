@@ -4,7 +4,6 @@ Only the standard library is imported here, so that --help and errors in the com
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from pathlib import Path
@@ -193,15 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         settle()
     top = parser()
-    args, rest = top.parse_known_args(files_after_dashes(sys.argv[1:] if arguments is None else arguments))
+    args, rest = top.parse_known_args(arguments)
     given = getattr(args, "overrides", getattr(args, "inputs", None))
     if rest:  # argparse ends a list of words at the first option: adir run task=sr4 -m seed=0,1
         if given is None or any(word.startswith("-") for word in rest):
-            files = "; files come after --" if any(map(os.path.exists, rest)) else ""
+            files = "; a file is typed ./-NAME" if any(map(os.path.exists, rest)) else ""
             top.error(f"unrecognized arguments: {' '.join(rest)}{files}")
         given += rest
-    # pyiqa and peft bring bitsandbytes, which warns on stderr that it has no kernels for a network nobody uses here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return dispatch(args)
     except InputError as error:
@@ -214,15 +211,6 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(f"{place}{error.strerror or error}; {remedy}; what was finished before is kept")
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on where it stopped", status=130)
-
-
-def files_after_dashes(arguments: list[str]) -> list[str]:
-    """Return the words without `--`; those behind it that begin with a dash are files below the current folder, ./-a.png, as
-    argparse would take them for options once more."""
-    if "--" not in arguments:
-        return arguments
-    at = arguments.index("--")
-    return arguments[:at] + [f"./{word}" if word.startswith("-") else word for word in arguments[at + 1 :]]
 
 
 def complain(message: str, status: int = 2) -> int:

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from adir.files import write_bytes
 from adir.harness.records.layout import Layout
 from adir.harness.tables.formats import FORMATS, explanation, tidy, to_terminal
 from adir.harness.tables.leaderboard import load_board
+from adir.harness.tables.terminal import wide_console
 
 
 def main(folders: list[Path], no_write: bool = False, against: str = "none") -> int:
@@ -23,9 +22,7 @@ def main(folders: list[Path], no_write: bool = False, against: str = "none") -> 
         for ending, text_of in FORMATS.items():  # before anything is printed: a terminal may refuse it
             written.append(Layout(folders[0]).leaderboard(ending, against))
             write_bytes(written[-1], text_of(board).encode())
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))  # a log has no edge to wrap at
+    console = wide_console()
     for table in to_terminal(board, ", ".join(map(str, folders)), console.width):
         console.print(table)
     if board.summary:

@@ -3,17 +3,16 @@
 import shutil
 import time
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adir.errors import InputError
 from adir.files import read_json
-from adir.harness.cells.cell import build, label_of
+from adir.harness.cells.cell import label_of
 from adir.harness.planning.plan import CellPlan, plan_cells
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Axes
 from adir.harness.running.grid import Grid, check_grid, empty_scores
+from adir.harness.tables.terminal import wide_console
 
 HEADINGS = ("cell", "pictures", "status", "s per\npicture", "minutes", "memory\nMB", "disk\nMB")
 
@@ -21,9 +20,7 @@ HEADINGS = ("cell", "pictures", "status", "s per\npicture", "minutes", "memory\n
 def main(overrides: list[str], multirun: bool) -> int:
     """Print the plan. Returns 0, or 2 where a cell cannot run or none is left; cells that are not applicable are left out,
     as in a run."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))
+    console = wide_console()
     started = time.perf_counter()
     grid = check_grid(overrides, multirun, measuring=True)
     loading = time.perf_counter() - started  # which a run does too, before its first picture
@@ -84,14 +81,8 @@ def cell_name(axes: Axes) -> str:
 
 def score_notes(grid: Grid) -> list[str]:
     """Return what says which scores may stay empty for want of weights. Nothing is fetched."""
-    scorings = [cell.scoring for cell in grid.cells.values()]
-    for problem in grid.problems.values():
-        try:
-            scorings.append(build(problem.scoring, "scoring"))
-        except InputError:
-            pass  # which is among its reasons
     notes = empty_scores(list(grid.cells.values()), fetch=False)
-    wanted = {name: files for scoring in scorings for name, files in scoring.to_fetch.items()}
+    wanted = {name: files for cell in grid.cells.values() for name, files in cell.scoring.to_fetch.items()}
     if wanted:
         entries = dict.fromkeys(file.entry for files in wanted.values() for file in files)
         notes.append(

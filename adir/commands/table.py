@@ -3,12 +3,10 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from adir.harness.tables.formats import tidy
 from adir.harness.tables.leaderboard import load_board
 from adir.harness.tables.published import INSIDE, columns_of, command_of, compare, published, published_names, to_latex
-from adir.harness.tables.terminal import stacked
+from adir.harness.tables.terminal import stacked, wide_console
 
 
 def main(name: str | None, folder: Path | None, latex: bool) -> int:
@@ -17,9 +15,7 @@ def main(name: str | None, folder: Path | None, latex: bool) -> int:
     Returns 0, or 1 where a damaged file of ours was left out. Raises InputError for an unknown table, or a folder that has
     no records.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))
+    console = wide_console()
     if name is None:
         for each in published_names():
             known = sum(cell["value"] is not None for row in published(each)["rows"] for cell in row["cells"].values())

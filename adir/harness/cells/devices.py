@@ -53,28 +53,30 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
     return chosen
 
 
-def on_the_cpu(configuration: Any, here: bool, path: str = "") -> Any:
+def on_the_cpu(configuration: Any, lacking: list[str] | None, path: str = "") -> Any:
     """An unresolved configuration (dicts and lists) with its devices replaced by the CPU: for a check in a process that will
     not run it, and that shall neither need nor hold a GPU.
 
-    here: whether it will run on this machine; what another one has is not known. Raises InputError for a device that there
-    is not.
+    lacking: gets what says of each device that this machine lacks that it does; None where another machine will run it, of
+    which that is not known. Raises InputError for what is no device anywhere.
     """
     # Inside, as it brings diffusers, which a process that only takes its GPU need not wait for.
     from adir.backbones.execution import device_of
 
     if isinstance(configuration, list):
-        return [on_the_cpu(part, here, path) for part in configuration]
+        return [on_the_cpu(part, lacking, path) for part in configuration]
     if not isinstance(configuration, dict):
         return configuration
-    twin = {key: on_the_cpu(part, here, f"{path}{key}.") for key, part in configuration.items()}
+    twin = {key: on_the_cpu(part, lacking, f"{path}{key}.") for key, part in configuration.items()}
     device = twin.get("device")
     if isinstance(device, str) and not device.startswith("${"):  # else it follows another
         try:
-            if here or not re.fullmatch(r"cuda(:\d+)?", device):
-                device_of(device)
+            device_of(device)
         except ValueError as error:
-            raise InputError(f"{path}{error}") from error
+            if not re.fullmatch(r"cuda(:\d+)?", device):
+                raise InputError(f"{path}{error}") from error
+            if lacking is not None:
+                lacking.append(f"{path}{error}")
         twin["device"] = "cpu"
     if twin.get("offload") is True:  # which a CPU has not
         twin["offload"] = False

@@ -112,7 +112,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     task = cell.task.bound(cell.data, image_id)
     store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
     path = store.path(image_id)
-    known, _ = read_note(path.with_suffix(".json"))
+    known = read_note(path.with_suffix(".json"))
     if cell.mode.follows_y and (known is None or not path.is_file()):
         return None
     if cell.mode.encoder is None:

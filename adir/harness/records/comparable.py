@@ -79,19 +79,10 @@ def labelled(record: Record, data: str | None, image_id: str) -> Record:
 
 
 def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
-    """Return {data set: its name}, and where several have one name as much of their paths as tells them apart.
-
-    Two data sets of the same name and path (a folder whose pictures were replaced) are told apart by digits of their manifests.
-    """
-    examples = {set_of(record): record for record in records}
-    labels: dict[str | None, str | None] = {}
-    for name, of_sets in grouped((record.image.data, data) for data, record in examples.items()).items():
-        paths = [path_of(examples[data].configuration.get("data")) for data in of_sets]
-        tails = [["/".join(path[-depth:]) for path in paths] for depth in range(1, max(map(len, paths)) + 1)]
-        digits = [f"{name} #{(data or '')[:6]}" for data in of_sets]
-        apart = next((shown for shown in tails if len(set(shown)) == len(shown)), digits)
-        labels |= dict(zip(of_sets, apart if len(of_sets) > 1 else [name], strict=True))
-    return labels
+    """Return {data set: its name}, and where several have one name also digits of their manifests, which tell them apart."""
+    names = {set_of(record): record.image.data for record in records}
+    times = Counter(names.values())
+    return {data: name if times[name] == 1 else f"{name} #{(data or '')[:6]}" for data, name in names.items()}
 
 
 def path_of(data: Any) -> tuple[str, ...]:

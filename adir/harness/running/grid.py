@@ -19,9 +19,9 @@ from adir.errors import InputError
 from adir.files import hash_of, read_json, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import launch, launcher_of, require_options
-from adir.harness.cells.devices import use_own_gpu
+from adir.harness.cells.devices import on_the_cpu, use_own_gpu
 from adir.harness.cells.paths import from_plain, quoted
-from adir.harness.cells.refused import Refused, cpu_twin
+from adir.harness.cells.refused import Refused
 from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import Ledger
 from adir.harness.records.planned import PlannedCell, plan_cells
@@ -29,7 +29,6 @@ from adir.harness.records.record import SCHEMA
 from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import leave_to_the_launching_process
 from adir.harness.running.neighbours import require_enough
-from adir.harness.running.stores import MeasurementStore, OtherPicture, read_note
 from adir.harness.running.worker import Options, Outcome, picture_hashes, require_test_pictures, run_cell
 
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
@@ -63,7 +62,7 @@ class Grid:
         ] = {}  # the test set is no part of a cell's identity, and all of its pictures are wanted
         for number, found in enumerate(checked):
             if isinstance(found, Refused):
-                if all(found.told != other.told for other in self.problems.values()):
+                if (found.axes, found.reasons) not in [(other.axes, other.reasons) for other in self.problems.values()]:
                     self.problems[number] = found
             elif first.setdefault((found.identity.folder, found.data.sha256), number) == number:
                 self.cells[number] = found
@@ -98,7 +97,7 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
     options_of(cfg)
     lacking: list[str] = []
     try:
-        twin, lacking = cpu_twin(cfg, here)
+        twin = OmegaConf.create(on_the_cpu(OmegaConf.to_container(cfg), lacking if here else None))
         cell = resolve_cell(cfg if own_device and not lacking else twin)
         if lacking:
             raise CannotRun([])  # for no other reason
@@ -110,27 +109,12 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
                 f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out"
             )
         require_test_pictures(cell)
-        require_same_pictures(cell)
         require_enough(cell)
     except InputError as error:
         return Refused(cfg, error, lacking)
     if cell.corpus is not None:
         tell_rejects(cell.corpus)
     return cell
-
-
-def require_same_pictures(cell: Cell) -> None:
-    """Raise OtherPicture where a y of another picture with the id of one of ours lies in the results folder."""
-    store = MeasurementStore(cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed)
-    if not store.folder.is_dir():
-        return
-    for image_id in cell.data.ids:
-        path = store.path(image_id)
-        known, _ = read_note(path.with_suffix(".json"))
-        if known is not None and known["image_sha256"] != picture_hashes(cell.data)[image_id]:
-            raise OtherPicture(
-                f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
-            )
 
 
 def write_plan(grid: Grid) -> Path:
@@ -154,12 +138,7 @@ def write_plan(grid: Grid) -> Path:
         for cell in cells
     ]
     path = layout.plan(grid.sha256)
-    try:
-        unchanged = read_json(path)["cells"] == planned
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        unchanged = False
-    if not unchanged:
-        write_json(path, {"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
+    write_json(path, {"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
     for data in {id(cell.data): cell.data for cell in cells}.values():
         manifest = layout.manifest(data.name, data.sha256)
         if not manifest.is_file():

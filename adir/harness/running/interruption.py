@@ -5,52 +5,35 @@ import os
 import secrets
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LONGEST_RUN = 30 * 86400.0
-"""Seconds after which a stop file that was left behind is removed: a cluster may start a job of that run until then."""
-
 
 def new_stop_file(plan: Path) -> Path:
     """The file whose being there will tell all workers of one run to stop after the picture at hand. Beside the plan, as they
     share that folder; named by chance, as the same grid may be run twice at once."""
-    for old in plan.parent.glob("*.stop"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > LONGEST_RUN:
-                old.unlink()
     return plan.with_suffix(f".{secrets.token_hex(4)}.stop")
 
 
-class Interrupted:
-    """Whether Ctrl-C was pressed."""
-
-    is_set = False
-
-
 @contextmanager
-def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[Interrupted]:
+def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[threading.Event]:
     """While a grid runs, the first Ctrl-C (or SIGTERM, as clusters send before they kill) writes the stop file, the second
-    raises KeyboardInterrupt. Neither loses a record.
+    raises KeyboardInterrupt. Neither loses a record. The event tells whether there was one.
 
     A terminal sends Ctrl-C to the workers too: they ignore it (`leave_to_the_launching_process`).
     """
-    interrupted = Interrupted()
+    interrupted = threading.Event()
     if stop_file is None or threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
 
     def on_signal(number: int, frame: Any) -> None:
-        if interrupted.is_set:
+        if interrupted.is_set():
             raise KeyboardInterrupt
-        interrupted.is_set = True
-        try:
-            stop_file.touch()
-        except OSError as error:  # the folder is gone or read-only: nobody can be told
-            raise KeyboardInterrupt from error
+        interrupted.set()
+        stop_file.touch()
         with contextlib.suppress(
             OSError
         ):  # not print, which may be what was interrupted, and refuses to be called twice
@@ -72,16 +55,5 @@ def leave_to_the_launching_process(stop_file: Path | None) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    now = signal.getsignal(signal.SIGTERM)
-    if stop_file is not None and (now == signal.SIG_DFL or isinstance(now, WriteStopFile)):
-        signal.signal(signal.SIGTERM, WriteStopFile(stop_file))
-
-
-class WriteStopFile:
-    """A worker's handler of SIGTERM."""
-
-    def __init__(self, stop_file: Path) -> None:
-        self.stop_file = stop_file
-
-    def __call__(self, number: int, frame: Any) -> None:
-        self.stop_file.touch()
+    if stop_file is not None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: stop_file.touch())

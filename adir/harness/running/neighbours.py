@@ -1,5 +1,6 @@
 """The neighbours of one test picture: found with y in the corpus's index, copies of the test picture left out."""
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ import torch
 from adir.adaptation.modes import Chosen
 from adir.data.base import Corpus, NeighbourIndex
 from adir.errors import InputError
-from adir.files import sha256_of_bytes
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.images import generator, hash_of_picture
@@ -134,16 +134,15 @@ def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
     return corpus.own_index(encoder) is not None or Index.path(corpus, encoder, cache_folder).is_file()
 
 
-_indices: dict[str, Index] = {}
+@functools.cache
+def index_in_memory(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> Index:
+    """Return the index of a corpus, built once per process and stored in `cache_folder` for the next."""
+    return Index.build(corpus, encoder, cache_folder)
 
 
 def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> NeighbourIndex:
-    """The index of a corpus under an encoder: the one on disk that the corpus was opened with, or one in memory, built once
-    per process and stored in `cache_folder` for the next. Raises InputError where the one on disk is by another encoder."""
+    """The index of a corpus under an encoder: the one on disk that the corpus was opened with, or one in memory.
+
+    Raises InputError where the one on disk is by another encoder."""
     own = corpus.own_index(encoder)
-    if own is not None:
-        return own
-    key = sha256_of_bytes(f"{corpus.sha256} {encoder.weights_sha256} {cache_folder}".encode())
-    if key not in _indices:
-        _indices[key] = Index.build(corpus, encoder, cache_folder)
-    return _indices[key]
+    return own if own is not None else index_in_memory(corpus, encoder, cache_folder)  # type: ignore[arg-type]

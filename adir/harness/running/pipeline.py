@@ -1,6 +1,7 @@
 """The walk of one test picture: y, neighbours, adapter, restoration, scores, record. Its stages are stored for other cells."""
 
 import dataclasses
+import functools
 import time
 import traceback
 from collections.abc import Callable, Collection
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from adir.adaptation import base as adapters
 from adir.data.reduced import reduced
+from adir.data.sources.base import storable
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
 from adir.files import hash_of
@@ -99,8 +101,9 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
         prepared.found = neighbours_of(cell, image_id, x, measurement)
         prepared.recall = cell.corpus.recall(cell.k) if cell.mode.follows_y else None
     clock.lap("retrieve")
+    chosen = [near.id for near in prepared.found.neighbours]
     prepared.adapter = find_or_train_adapter(
-        cell, image_id, task, measurement.y, ids_of(prepared.found), progress, tell, prepared.found.excluded
+        cell, image_id, task, measurement.y, chosen, progress, tell, prepared.found.excluded
     )
     clock.lap("adapt")
     return prepared
@@ -148,11 +151,6 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
     # What the corpus withholds follows from the test image's cluster; most corpora withhold nothing.
     cluster = {"cluster": cell.data.cluster(image_id)} if "withholds" in retrieval else {}
     return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked, **cluster})
-
-
-def ids_of(found: FoundNeighbours) -> list[str]:
-    """Return the ids of the neighbours, nearest first."""
-    return [near.id for near in found.neighbours]
 
 
 def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
@@ -252,14 +250,10 @@ def find_or_train_adapter(
         return store.put(key, trained.tensors, facts)
 
 
-_told: set[str] = set()
-
-
+@functools.cache
 def tell_once(tell: Tell, message: str) -> None:
     """Say it, unless this process has said it before."""
-    if message not in _told:
-        _told.add(message)
-        tell(message)
+    tell(message)
 
 
 def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManager[Any]:
@@ -405,8 +399,8 @@ def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
         image=image_of(cell, image_id, None),
         y=None,
         scores={},
-        error=f"{type(error).__name__}: {first_line(error)}",
-        traceback=None if isinstance(error, InputError) else "".join(traceback.format_exception(error)),
+        error=storable(f"{type(error).__name__}: {first_line(error)}"),  # it may name a file that is not UTF-8
+        traceback=None if isinstance(error, InputError) else storable("".join(traceback.format_exception(error))),
         **provenance_of(cell),
     )
 

@@ -93,7 +93,7 @@ class MeasurementStore:
         """
         path = self.path(image_id)
         note = path.with_suffix(".json")
-        known, note_problem = read_note(note)
+        known = read_note(note)
         if known is not None and known["image_sha256"] != hash_of_picture(x):
             raise OtherPicture(
                 f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
@@ -114,8 +114,6 @@ class MeasurementStore:
                 warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
             self.task.write_y(path, y)
         if known is None:
-            if note_problem is not None:
-                warn(f"{note}: damaged note ({note_problem}); {set_aside(note)}, made anew")
             write_json(note, {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration})
         return Measurement(y, sha256, path)
 
@@ -131,15 +129,13 @@ class MeasurementStore:
             return None, str(error)
 
 
-def read_note(path: Path) -> tuple[dict[str, str] | None, str | None]:
-    """({sha256 of y, image_sha256}, what is wrong with the file); (None, None) where there is no file."""
+def read_note(path: Path) -> dict[str, str] | None:
+    """Return {sha256 of y, image_sha256}; None where there is no file, or a damaged one, which y tells anew."""
     try:
         note = read_json(path)
-        return {key: note[key] for key in ("sha256", "image_sha256")}, None
-    except FileNotFoundError:
-        return None, None
-    except (ValueError, KeyError, TypeError) as error:
-        return None, str(error)
+        return {key: note[key] for key in ("sha256", "image_sha256")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)

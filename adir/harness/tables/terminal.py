@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -58,3 +59,9 @@ def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
     for number, texts in enumerate(zip(*(column.texts for column in columns), strict=True)):
         table.add_row(*texts, end_section=number in ends)
     return table
+
+
+def wide_console() -> Console:
+    """Return the terminal, or a log of at least 160 columns, which has no edge to wrap at."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(160, console.width))
