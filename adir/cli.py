@@ -65,15 +65,13 @@ WORDS: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE"}
 
 def add_making(commands: Commands) -> None:
     """Add the commands that restore and score: run, plan, restore, edit, score."""
-    run = commands.add_parser("run", help="restore and score one cell, or with -m a grid of them")
-    run.add_argument("overrides", **WORDS, help="axes and parameters; `adir list` shows the axes")
-    run.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
-
-    plan = commands.add_parser(
-        "plan", help="what `adir run` would do with the same words: cells, seconds, disk; does nothing"
-    )
-    plan.add_argument("overrides", **WORDS, help="as for `adir run`")
-    plan.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+    for name, what in {
+        "run": "restore and score one cell, or with -m a grid of them",
+        "plan": "what `adir run` would do with the same words: cells, seconds, disk; does nothing",
+    }.items():
+        grid = commands.add_parser(name, help=what)
+        grid.add_argument("overrides", **WORDS, help="axes and parameters; `adir list` shows the axes")
+        grid.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
 
     restore = commands.add_parser(
         "restore",

@@ -130,8 +130,7 @@ def picture_files(inputs: list[str]) -> list[Path]:
         elif item.is_file():
             paths.append(item)
         else:
-            no_key = ", and no setting has this key (adir list)" if "=" in str(item) else ""
-            raise InputError(f"{item}: no such file or folder{no_key}")
+            raise InputError(f"{item}: no such file or folder")
     return list(dict.fromkeys(paths))
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
 from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
@@ -160,20 +159,8 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> Dict
 
 
 def is_override(word: str) -> bool:
-    """Return whether a word, among files, is an override: one whose key begins with a name of conf/run.yaml or is an axis below
-    one, such as adaptation/adapter=lora. Any other word names a file, whatever characters it holds."""
-    key, equals, _ = word.partition("=")
-    found = re.fullmatch(r"(\+{0,2}|~)((\w+)(?:/\w+)*)([.@].*)?", key)
-    if found is None or not (equals or found[1] == "~"):
-        return False
-    return found[3] in known_names() if found[2] == found[3] else (config_dir() / found[2]).is_dir()
-
-
-@functools.cache
-def known_names() -> frozenset[str]:
-    """Return the first words of all keys of a cell's configuration."""
-    run = yaml.safe_load((config_dir() / "run.yaml").read_text())
-    return frozenset(run) | {name for default in run["defaults"] if isinstance(default, dict) for name in default}
+    """Return whether a word, among files, is an override: KEY=VALUE, where no key begins with a dot or a slash, or ~KEY."""
+    return re.fullmatch(r"(\+{0,2}|~)\w[\w/.@]*=.*|~\w[\w/.@]*", word, re.DOTALL) is not None
 
 
 def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:

@@ -56,11 +56,6 @@ def start_of(pid: int) -> str | None:
     return None if after_name[0] in "ZX" else after_name[19]  # a zombie does no work
 
 
-def own_claim() -> str:
-    """What a claim file of this process says."""
-    return json.dumps({"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())})
-
-
 _seen: dict[Path, tuple[int, float]] = {}
 """Claim of another machine: its time stamp as last seen, and when that was by our steady clock; of the process, as one cell
 after another asks."""
@@ -89,7 +84,7 @@ class Claims:
             return False
         try:
             with open(descriptor, "w") as file:
-                file.write(own_claim())
+                json.dump({"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())}, file)
         except BaseException:  # a full disk: an empty claim would hold others up
             path.unlink(missing_ok=True)
             raise

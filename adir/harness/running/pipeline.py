@@ -18,7 +18,7 @@ from adir.data.reduced import reduced
 from adir.data.sources.base import storable
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
-from adir.files import hash_of
+from adir.files import hash_of, write_json
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import (
@@ -46,9 +46,9 @@ from adir.harness.running.stores import (
     FoundNeighbours,
     Measurement,
     MeasurementStore,
-    NeighbourStore,
     StoredAdapter,
     keep_picture,
+    stored_neighbours,
 )
 from adir.images import generator, hash_of_picture, read_png, write_png
 from adir.retrieval.index.memory import Index
@@ -110,11 +110,11 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
 
 
 def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement) -> FoundNeighbours:
-    """The K neighbours, from the store that all cells share: a list is a prefix of the list for a larger K."""
+    """The K neighbours, from the store that all cells share, or found."""
     assert cell.corpus is not None
-
-    def find() -> FoundNeighbours:
-        assert cell.corpus is not None
+    key = neighbours_key(cell, image_id, hash_of_picture(x), measurement)
+    found = stored_neighbours(cell.results, key, cell.k)
+    if found is None:
         embed_once(cell)
         chosen, excluded = find_neighbours(cell, image_id, x, measurement.y)
         hashes = [keep_picture(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True) for one in chosen]
@@ -122,11 +122,9 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
             Neighbour(id=one.id, distance=one.distance, picture=sha256)
             for one, sha256 in zip(chosen, hashes, strict=True)
         ]
-        return FoundNeighbours(neighbours=tuple(neighbours), excluded=tuple(excluded))
-
-    return NeighbourStore(cell.results).get(
-        neighbours_key(cell, image_id, hash_of_picture(x), measurement), cell.k, find
-    )
+        found = FoundNeighbours(neighbours=tuple(neighbours), excluded=tuple(excluded))
+        write_json(Layout(cell.results).neighbours(key), found.model_dump(mode="json"))
+    return found
 
 
 def embed_once(cell: Cell) -> None:
@@ -165,7 +163,8 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
     A latent backbone also sees the operator (the low-resolution twins of the pictures) or the prompt; a single image of a
     corpus is judged beside others of it.
     """
-    seen = {} if cell.backbone.kind == "pixel" else {"task": task_seen(cell, task)}
+    settings = {key: value for key, value in cell.identity.configuration["task"].items() if key != "version"}
+    seen = {} if cell.backbone.kind == "pixel" else {"task": settings | {"prompt": task.prompt}}
     judged = cell.corpus is not None and len(picture_hashes) == 1 and cell.fine_tuning.n_others > 0
     variants = {} if cell.mode.own_variants is None else {"variants": cell.mode.own_variants}
     return {
@@ -177,12 +176,6 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
         **variants,
         **seen,
     }
-
-
-def task_seen(cell: Cell, task: Any) -> dict[str, Any]:
-    """What of the task enters an adaptation of a latent backbone."""
-    configuration = {k: v for k, v in cell.identity.configuration["task"].items() if k != "version"}
-    return configuration | {"prompt": task.prompt}
 
 
 def find_or_train_adapter(

@@ -98,7 +98,14 @@ class MeasurementStore:
             raise OtherPicture(
                 f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
             )
-        stored, problem = self._read(path)
+        stored: Tensor | None = None
+        problem = None
+        try:
+            stored = self.task.read_y(path)
+        except FileNotFoundError:  # not made yet, or set aside by another process
+            pass
+        except ValueError as error:
+            problem = str(error)
         if stored is not None and known is not None:
             if hash_of_picture(stored) == known["sha256"]:
                 return Measurement(stored, known["sha256"], path)
@@ -116,17 +123,6 @@ class MeasurementStore:
         if known is None:
             write_json(note, {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration})
         return Measurement(y, sha256, path)
-
-    def _read(self, path: Path) -> tuple[Tensor | None, str | None]:
-        """(y, what is wrong with its file); (None, None) where there is no file."""
-        if not path.is_file():
-            return None, None
-        try:
-            return self.task.read_y(path), None
-        except FileNotFoundError:  # another process has set it aside since
-            return None, None
-        except ValueError as error:
-            return None, str(error)
 
 
 def read_note(path: Path) -> dict[str, str] | None:
@@ -217,29 +213,13 @@ class FoundNeighbours(Part):
     """Ids left out as copies of the test picture."""
 
 
-@dataclass(frozen=True)
-class NeighbourStore:
-    """Neighbours under the hash of what they follow from, K aside: the list for K is a prefix of that for a larger K."""
+def stored_neighbours(results: Path, key: str, k: int) -> FoundNeighbours | None:
+    """Return the k nearest under the hash of what they follow from, K aside; None where fewer are stored.
 
-    results: Path
-
-    def path(self, key: str) -> Path:
-        """Return the file."""
-        return Layout(self.results).neighbours(key)
-
-    def find(self, key: str, k: int) -> FoundNeighbours | None:
-        """Return the k nearest, or None where fewer are stored. A damaged file counts as none: finding them is quick."""
-        try:
-            found = FoundNeighbours.model_validate(read_json(self.path(key)))
-        except (FileNotFoundError, ValueError):
-            return None
-        return found.model_copy(update={"neighbours": found.neighbours[:k]}) if len(found.neighbours) >= k else None
-
-    def get(self, key: str, k: int, find: Callable[[], FoundNeighbours]) -> FoundNeighbours:
-        """Return the k nearest, stored or found by `find()`, which gives exactly k."""
-        known = self.find(key, k)
-        if known is not None:
-            return known
-        found = find()
-        write_json(self.path(key), found.model_dump(mode="json"))
-        return found
+    A list is a prefix of that for a larger K. A damaged file counts as none: finding them is quick.
+    """
+    try:
+        found = FoundNeighbours.model_validate(read_json(Layout(results).neighbours(key)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found.model_copy(update={"neighbours": found.neighbours[:k]}) if len(found.neighbours) >= k else None

@@ -70,10 +70,6 @@ class Options:
     stop_file: Path | None = None
     wait: bool = True
 
-    def told_to_stop(self) -> bool:
-        """Whether the run was interrupted."""
-        return self.stop_file is not None and self.stop_file.exists()
-
 
 def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None) -> Outcome:
     """Restore and score every picture of the cell that has no record yet. A kill loses at most the pictures at hand.
@@ -92,7 +88,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     pause = 0.0  # seconds before the next look at what is put off or elsewhere
     elsewhere: dict[str, tuple[int, int] | None] = {}  # another worker is at them: the stamp of what record they had
     while waiting or elsewhere:
-        if options.told_to_stop():
+        if options.stop_file is not None and options.stop_file.exists():
             outcome.left += len(waiting)
             break
         batch: list[str] = []
