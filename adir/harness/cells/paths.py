@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from adir.configuration import config_dir
 from adir.data.sources.base import storable
 from adir.errors import InputError
 
@@ -37,6 +38,8 @@ WRITTEN = frozenset({"results", "out"})
 """Every setting that names a folder to write: a run has one."""
 LISTS = frozenset({"corpus.lists", "hydra.searchpath"})
 """Settings that take `[PATH,PATH]`."""
+NUMBER = re.compile(r"[+-]?[0-9][0-9_.eE+-]*|true|false", re.IGNORECASE)
+"""What Hydra takes for a number or a truth value."""
 
 
 def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
@@ -55,6 +58,8 @@ def word_with_path_quoted(word: str, multirun: bool) -> str:
     other word as it is."""
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
+    if value and (config_dir() / setting).is_dir():  # the name of a choice is a text, also 2024_11_24
+        return f"{key}={','.join(quoted(name) if NUMBER.fullmatch(name) else name for name in value.split(','))}"
     if setting not in READ | WRITTEN or "=" not in word or is_quoted(value):
         return word
     if setting in LISTS and value.startswith("[") and value.endswith("]") and not exists(value):

@@ -102,10 +102,8 @@ class MeasurementStore:
         problem = None
         try:
             stored = self.task.read_y(path)
-        except FileNotFoundError:  # not made yet, or set aside by another process
-            pass
         except ValueError as error:
-            problem = str(error)
+            problem = str(error) if path.is_file() else None
         if stored is not None and known is not None:
             if hash_of_picture(stored) == known["sha256"]:
                 return Measurement(stored, known["sha256"], path)

@@ -92,7 +92,7 @@ def paths_of(cfg: DictConfig) -> tuple[str, str]:
 
 
 def test_paths_survive_a_grid() -> None:
-    odd = [name for name in ODD if "," not in name]
+    odd = [name for name in ODD if "," not in name and name[0] != " "]
     results = "a${b}, c"
     found = launch(paths_of, ["data=folder", f"data.path={','.join(odd)}", f"results={results}"], multirun=True)
     assert found == [(name, results) for name in odd]
@@ -146,7 +146,7 @@ def test_lists_of_paths_are_lists_unless_one_path_has_this_name(
 
 
 def test_a_folder_of_any_name_holds_a_users_own_configuration(tmp_path: Path) -> None:
-    folders = [tmp_path / "Größe (1), a" / "conf", tmp_path / "two" / "conf"]
+    folders = [tmp_path / "Größe (1)" / "conf", tmp_path / "two" / "conf"]
     for number, folder in enumerate(folders):
         (folder / "sampler").mkdir(parents=True)
         (folder / "sampler" / f"own{number}.yaml").write_text(f"_target_: builtins.dict\nname: own{number}\n")

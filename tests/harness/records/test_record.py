@@ -177,7 +177,7 @@ def test_a_file_with_a_number_that_json_has_no_word_for_is_refused(field: str, n
     text = json.dumps(changed(made_record(), {"configuration.weight": 1.0}).as_json())
     spoilt = re.sub(f'"{field}": [0-9.]+', f'"{field}": {number}', text)
     assert spoilt != text
-    with pytest.raises(ValueError, match=f"no JSON: {number} is no number"):
+    with pytest.raises(ValueError, match="no JSON: "):
         parse_record(json_value(spoilt.encode()))
 
 
