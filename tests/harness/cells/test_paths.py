@@ -91,7 +91,8 @@ def paths_of(cfg: DictConfig) -> tuple[str, str]:
     return cfg.data.path, cfg.results
 
 
-def test_paths_survive_a_grid() -> None:
+def test_paths_survive_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     odd = [name for name in ODD if "," not in name and name[0] != " "]
     results = "a${b}, c"
     found = launch(paths_of, ["data=folder", f"data.path={','.join(odd)}", f"results={results}"], multirun=True)
