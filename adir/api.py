@@ -23,7 +23,7 @@ def setup(*overrides: str) -> Cell:
     """Return backbone, task, sampler, adapter and the rest as the command line would make them.
 
     Args:
-        overrides: KEY=VALUE as of `adir run`, such as "task=sr4", "sampler=ddrm", "sampler.n_steps=20"; `adir list` has all.
+        overrides: settings as `adir run` takes them, such as "task=sr4" or "sampler.n_steps=20". `adir list` prints all.
 
     Raises InputError for a value that does not exist, or parts that do not go together.
     """

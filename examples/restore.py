@@ -1,8 +1,8 @@
-"""Adapt the embedded prior to a folder of images, and restore one degraded image: y.png, FOLDER, result.
+"""Adapt the embedded prior to a folder of images, and restore one degraded image.
 
     python examples/restore.py y.png FOLDER x_hat.png
 
-y.png is four times smaller than what is sought; FOLDER holds images of its kind, at least 64 pixels a side.
+y.png is four times smaller than the result. FOLDER holds images of its kind, each with at least 64 pixels per side.
 """
 
 import sys

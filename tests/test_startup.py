@@ -56,7 +56,7 @@ RUN = "run task=sr4 sampler=bicubic data=folder data.path=. results=runs scoring
     [
         ("--version", set()),
         ("list", set()),
-        ("leaderboard runs", {"numpy", "scipy", "pydantic", "rich"}),
+        ("leaderboard runs", {"numpy", "scipy", "pydantic", "rich", "pandas", "pyarrow"}),
         ("run bogus=1", {"hydra"}),
         ("run task=nosuch", {"hydra"}),
         ("run existing=nosuch", {"hydra"}),

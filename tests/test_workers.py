@@ -38,7 +38,7 @@ def from_a_shell(*words: object, log: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for_records(results: Path, count: int, process: subprocess.Popen[bytes] | Forked) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(list(results.glob(RECORDS))) < count and process.poll() is None:
         assert time.monotonic() < deadline, "the grid does nothing"
         time.sleep(0.02)

@@ -37,8 +37,8 @@ from adir.weights.registry import located
 
 PREDICTIONS = ("epsilon", "v_prediction")
 GRADIENT_TILE = 256
-"""Pixels a side of the VAE's tiles where a gradient goes through it. By count of tensors that of
-the x4 upscaler's decoder takes 1.6 GB at 256 pixels, and 25.9 GB at 1024."""
+"""Side in pixels of the VAE's tiles while a gradient is taken through it. The gradient through the x4 upscaler's decoder
+takes 1.6 GB at 256 pixels and 25.9 GB at 1024, counted from its tensors."""
 FAMILIES = {7: "the x4 upscaler (backbone=sd_x4)", 9: "an inpainting model (backbone=sd_inpaint)", 4: "text to picture"}
 
 

@@ -45,7 +45,7 @@ class PhysicsOperator:
     `seed` and is part of the task.
 
     Args:
-        physics: path of its class, such as deepinv.physics.Downsampling.
+        physics: import path of a class of physics, such as deepinv.physics.Downsampling.
         settings: its arguments, `img_size` aside, which is the image's shape; tensors by `_target_` of what makes them.
         factor: sides of x over those of y.
         seed: of what it draws when it is made.

@@ -75,7 +75,7 @@ def planned_row(plan: CellPlan) -> list[str]:
 
 
 def cell_name(axes: Axes) -> str:
-    """Return a cell's name with its backbone, of which a grid may hold several: `embedded sr4 knn k=20 full seed=0`."""
+    """Return a cell's name with its backbone in front: `embedded sr4 knn k=20 full seed=0`."""
     return f"{axes.backbone} {label_of(axes)}"
 
 

@@ -47,7 +47,7 @@ from adir.diffusion.posterior import (
     predict_x0,
 )
 from adir.diffusion.schedule import Schedule
-from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_steps
+from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_share, require_steps
 from adir.tasks.base import LinearOperator, Task
 
 NOISY = "back_projection=true reproduces y exactly, and {}, which would come back amplified: use back_projection=false"
@@ -87,9 +87,7 @@ class ADIR:
         require_steps(self.n_steps)
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale={self.guidance_scale!r}: a number that is not negative is needed")
-        for what in ("eta", "temperature"):
-            if not 0 <= getattr(self, what) <= 1:
-                raise ValueError(f"{what}={getattr(self, what)!r}: a number from 0 to 1 is needed")
+        require_share(eta=self.eta, temperature=self.temperature)
         for what, choices in (("variance", get_args(Variance)), ("measurement_level", ("mean", "current"))):
             if getattr(self, what) not in choices:
                 raise ValueError(f"unknown {what} {getattr(self, what)!r}; choose one of {', '.join(choices)}")

@@ -209,3 +209,10 @@ def require_steps(n_steps: Any, least: int = 1) -> None:
     """Raise ValueError unless a sampler can take this many steps."""
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
         raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
+
+
+def require_share(**values: float) -> None:
+    """Raise ValueError for the first of these settings, by name, that is not from 0 to 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value!r}: a number from 0 to 1 is needed")

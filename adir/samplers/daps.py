@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
 from adir.diffusion.posterior import predict_x0
-from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_steps
+from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_share, require_steps
 from adir.tasks.base import LinearOperator, Task
 
 LOWEST = 0.01
@@ -84,8 +84,7 @@ class DAPS:
         for what in ("eta_0", "tau", "sigma_min"):
             if not 0 < getattr(self, what) < math.inf:
                 raise ValueError(f"{what}={getattr(self, what)!r}: a positive number is needed")
-        if not 0 <= self.delta <= 1:
-            raise ValueError(f"delta={self.delta!r}: a number from 0 to 1 is needed")
+        require_share(delta=self.delta)
         if not self.sigma_min <= self.sigma_max < math.inf:
             raise ValueError(
                 f"sigma_max={self.sigma_max!r}: a number of at least sigma_min={self.sigma_min:g} is needed"

@@ -19,6 +19,7 @@ from adir.samplers.base import (
     draw_noise,
     needs_pixels,
     one_by_one,
+    require_share,
     require_steps,
 )
 from adir.tasks.base import LinearOperator, Task
@@ -113,8 +114,7 @@ class DDS:
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is needed")
+        require_share(eta=self.eta)
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"gamma={self.gamma!r}: a number that is not negative is needed")
         if isinstance(self.n_cg_steps, bool) or not isinstance(self.n_cg_steps, int) or self.n_cg_steps < 0:

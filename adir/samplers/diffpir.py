@@ -17,6 +17,7 @@ from adir.samplers.base import (
     needs_pixels,
     noise_level,
     one_by_one,
+    require_share,
     require_steps,
 )
 from adir.samplers.deepinv_samplers import needs_svd
@@ -63,8 +64,7 @@ class DiffPIR:
         require_steps(self.n_steps, least=2)
         if not 0 < self.lambda_ < math.inf:
             raise ValueError(f"lambda_={self.lambda_!r}: a positive number is needed")
-        if not 0 <= self.zeta <= 1:
-            raise ValueError(f"zeta={self.zeta!r}: a number from 0 to 1 is needed")
+        require_share(zeta=self.zeta)
 
     @torch.no_grad()
     def restore(

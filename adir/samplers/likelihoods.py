@@ -29,6 +29,7 @@ from adir.samplers.base import (
     needs_pixels,
     noise_level,
     one_by_one,
+    require_share,
     require_steps,
 )
 from adir.samplers.dds import ddim_step
@@ -65,8 +66,7 @@ class PiGDM:
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta!r}: a number from 0 to 1 is needed")
+        require_share(eta=self.eta)
 
     @torch.no_grad()
     def restore(

@@ -471,8 +471,29 @@ def keeping(mask: Tensor) -> nn.Module:
     return physics
 
 
+class MaskedPixels:
+    """Base of the inpaintings: y is 0 where the mask is, and the image elsewhere. A subclass draws the mask."""
+
+    def __call__(self, image_shape: Shape) -> Operator:
+        """A for images (3, H, W). Raises InputError where the mask hides no pixel, or all."""
+        _require_rgb(image_shape, "inpainting")
+        mask = self.mask(image_shape)
+        if not 0 < mask.sum() < mask.numel():
+            raise InputError(f"inpainting: {self} leaves nothing to do or to go by in {tuple(image_shape)}")
+        return Operator(lambda dtype: keeping(mask.to(dtype)), image_shape, image_shape, norm=1.0)
+
+    def mask(self, image_shape: Shape) -> Tensor:
+        """Return (3, H, W) float64: 1 where the pixel is known, 0 where it is not."""
+        raise NotImplementedError
+
+    def image_shape(self, y_shape: Shape) -> Shape:
+        """Return the shape of x, which is that of y."""
+        _require_rgb(y_shape, "y of inpainting")
+        return y_shape
+
+
 @dataclass(frozen=True)
-class BoxInpainting:
+class BoxInpainting(MaskedPixels):
     """A centred hole of `side` times each side of the picture; y is 0 inside it and the picture outside."""
 
     name: ClassVar[str] = "box_inpainting"
@@ -485,15 +506,6 @@ class BoxInpainting:
         if not 0 < self.side < 1:
             raise InputError(f"inpainting hole of {self.side!r} of the side: give a fraction between 0 and 1")
 
-    def __call__(self, image_shape: Shape) -> Operator:
-        _require_rgb(image_shape, "inpainting")
-        mask = self.mask(image_shape)
-        if not 0 < mask.sum() < mask.numel():
-            raise InputError(
-                f"inpainting: a hole of {self.side} leaves nothing to do or to go by in {tuple(image_shape)}"
-            )
-        return Operator(lambda dtype: keeping(mask.to(dtype)), image_shape, image_shape, norm=1.0)
-
     def mask(self, image_shape: Shape) -> Tensor:
         """(3, H, W) float64: 1 where the pixel is known, 0 in the hole."""
         mask = torch.ones(image_shape, dtype=torch.float64)
@@ -502,14 +514,9 @@ class BoxInpainting:
         mask[:, top : top + rows, left : left + columns] = 0
         return mask
 
-    def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the picture."""
-        _require_rgb(y_shape, "y of inpainting")
-        return y_shape
-
 
 @dataclass(frozen=True)
-class RandomInpainting:
+class RandomInpainting(MaskedPixels):
     """Pixels lost at random, `lost` of all, in all channels alike; y is 0 there and the picture elsewhere.
 
     The mask is drawn once for each size of picture, by `seed`, and is the same for every picture of it: it is part of the
@@ -529,15 +536,6 @@ class RandomInpainting:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"inpainting seed {self.seed!r}: give a whole number")
 
-    def __call__(self, image_shape: Shape) -> Operator:
-        _require_rgb(image_shape, "inpainting")
-        mask = self.mask(image_shape)
-        if not 0 < mask.sum() < mask.numel():
-            raise InputError(
-                f"inpainting: {self.lost} of the pixels leave nothing to do or to go by in {tuple(image_shape)}"
-            )
-        return Operator(lambda dtype: keeping(mask.to(dtype)), image_shape, image_shape, norm=1.0)
-
     def mask(self, image_shape: Shape) -> Tensor:
         """(3, H, W) float64: 1 where the pixel is known, 0 where it is lost, which round(lost * H * W) are."""
         _, height, width = image_shape
@@ -545,8 +543,3 @@ class RandomInpainting:
         mask = torch.ones(height * width, dtype=torch.float64)
         mask[order[: round(self.lost * height * width)]] = 0
         return mask.reshape(1, height, width).repeat(3, 1, 1)
-
-    def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the picture."""
-        _require_rgb(y_shape, "y of inpainting")
-        return y_shape

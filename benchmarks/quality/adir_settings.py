@@ -89,7 +89,7 @@ def run(folder: Path, overrides: list[str], images: list[int]) -> None:
             print(f"{' '.join(words)}: {error}", flush=True)
             continue
         if cell.corpus is not None:
-            cell = dataclasses.replace(cell, corpus=tuning_corpus())
+            cell = dataclasses.replace(cell, corpus=tuning_corpus(), data=EmbeddedCorpus())
         torch.set_num_threads(cell.configuration["threads"])
         if (cell.identity.sha256, field.id) in done:
             continue

@@ -16,7 +16,7 @@ import torch
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted
-from adir.harness.cells.cell import resolve_cell
+from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.records.record import OracleError
 from adir.harness.running.pipeline import eps_errors, oracle_eps_change
@@ -50,7 +50,7 @@ def main() -> None:
         print(f"| {task} | {mode} | {len(rows)} | {accepted} | {' | '.join(f'{value:+.2f}' for value in means)} |")
 
 
-def changes_of(cell, record: dict, folder: Path) -> list[float]:
+def changes_of(cell: Cell, record: dict, folder: Path) -> list[float]:
     """Return the change in percent with the alpha of the record, and with that capped at each of CAPS."""
     errors = tuple(OracleError(**error) for error in record["oracle"])
     found = [oracle_eps_change(errors)]

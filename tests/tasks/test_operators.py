@@ -253,7 +253,7 @@ def test_the_even_box_averages_one_pixel_before_to_two_after():
         (MeanDownsampling(4), (3, 30, 32), "multiples of 4.*32x30"),
         (ReflectiveSuperResolution(4), (3, 30, 32), "multiples of 4.*32x30"),
         (ReflectiveSuperResolution(4), (3, 16, 12), "at least 18x18"),
-        (RandomInpainting(0.001), (3, 8, 8), "leave nothing"),
+        (RandomInpainting(0.001), (3, 8, 8), "leaves nothing"),
     ],
 )
 def test_a_shape_that_an_operator_cannot_take_is_refused(degradation, shape, words):

@@ -21,7 +21,6 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from adir.cli import main
 from adir.commands import sync as sync_command
-from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.cells.cell import Cell, resolve_cell
@@ -482,7 +481,7 @@ def test_the_server_is_that_of_the_environment_or_of_the_login(tmp_path: Path, m
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
 
-SWEEPS = sorted((config_dir() / "sweep").glob("*.yaml"))
+SWEEPS = sorted((Path(__file__).resolve().parents[3] / "examples/sweeps").glob("*.yaml"))
 
 
 def agents_command(sweep: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
@@ -504,7 +503,7 @@ def test_the_command_of_an_agent_is_a_cell(path: Path) -> None:
 
     sweep = load_sweep_config(str(path))
     assert sweep == yaml.safe_load(path.read_text()) and sweep["method"] in ("grid", "random", "bayes")
-    assert f"conf/sweep/{path.name}" in path.read_text().splitlines()[0]  # how to start it
+    assert f"examples/sweeps/{path.name}" in path.read_text().splitlines()[0]  # how to start it
     identities = set()
     for end in (0, -1):
         chosen = {
