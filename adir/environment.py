@@ -1,4 +1,4 @@
-"""Make harmless what the caller's shell hands to a process: text encoding, output streams, home folder, plotting backend.
+"""Correct what a process inherits from the shell: text encoding, output streams, home folder, plotting backend.
 
 Only the standard library is imported here, as `adir` calls this before anything else.
 """
@@ -16,28 +16,30 @@ from typing import TextIO
 
 
 def settle() -> None:
-    """Call once, at the start of a program: `adir` behaves alike in a notebook, a cron job, a container and a cluster."""
+    """Make `adir` behave alike in a notebook, a cron job, a container and a cluster. Call once, at the start of a program."""
     require_utf8()
     steady_streams()
     require_user()
-    # A notebook exports its own backend, which matplotlib refuses outside of it. Our figures use no backend at all.
+    # A notebook exports its own backend, which matplotlib refuses elsewhere. Our figures need none.
     os.environ["MPLBACKEND"] = "agg"
     leave_out_bitsandbytes()
 
 
 def leave_out_bitsandbytes() -> None:
-    """Let this process take bitsandbytes for a package that is not installed, in the import system's own way.
+    """Make `import bitsandbytes` fail in this process, as if the package were not installed.
 
-    pyiqa asks for it, and where it is installed diffusers and peft import it (2 s of 9) for 4-bit networks, of which there are
-    none here. A backbone of a user's own that is one: `sys.modules.pop("bitsandbytes")` before it imports diffusers.
+    pyiqa requires it. If it is installed, diffusers and peft import it (2 s of 9) for 4-bit networks, which we do not have. If
+    your own backbone is a 4-bit network, call `sys.modules.pop("bitsandbytes")` before it imports diffusers.
     """
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """While active, nothing is looked for that could be freed. For what makes a million objects that stay: the import of large
-    packages (diffusers' takes 1.2 s less of 7), and reading records (10,000 take 1.2 s instead of 2.0)."""
+    """Pause garbage collection, for code that makes a million objects that stay.
+
+    The import of diffusers takes 1.2 s less of 7; reading 10,000 records takes 1.2 s instead of 2.0.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -45,26 +47,32 @@ def uncollected() -> Iterator[None]:
     finally:
         if collects:
             gc.freeze()
-            gc.unfreeze()  # what was frozen and thawed counts as old, and is not walked through soon either
+            gc.unfreeze()  # now all objects are in the oldest generation, which is rarely searched
             gc.enable()
 
 
 def require_utf8() -> None:
-    """End the program where names of files are not UTF-8 (an ISO-8859-1 locale): ids of pictures, and with them the noise that
-    is drawn for each, would be others. Python takes UTF-8 by itself where there is no locale (LC_ALL=C)."""
+    """End the program if file names are not UTF-8 (as in an ISO-8859-1 locale).
+
+    Image ids would differ, and with them the noise that is drawn for each image. With LC_ALL=C, Python uses UTF-8.
+    """
     if sys.getfilesystemencoding() != "utf-8":
         print(f"adir: this locale's encoding is {sys.getfilesystemencoding()}: set PYTHONUTF8=1", file=sys.stderr)
         sys.exit(2)
 
 
 def steady_streams() -> None:
-    """Replace stdout and stderr by streams that no character and no closed pipe stops."""
+    """Replace stdout and stderr by streams that survive any character and a closed pipe. Open the streams that are closed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed by the caller (>&-): the next file to be opened would get this number
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
     sys.stdout, sys.stderr = steady(sys.stdout), steady(sys.stderr)
 
 
 def steady(stream: TextIO) -> TextIO:
-    """The same stream, which replaces the characters that its encoding lacks, and outlives its reader."""
-    if not isinstance(stream, io.TextIOWrapper):  # a notebook's, a test's, or none
+    """Return the same stream, which replaces characters that its encoding lacks and survives the end of its reader."""
+    if not isinstance(stream, io.TextIOWrapper):  # in a notebook or a test
         return stream
     stream.flush()
     return io.TextIOWrapper(
@@ -77,10 +85,10 @@ def steady(stream: TextIO) -> TextIO:
 
 
 class Unread(io.FileIO):
-    """A descriptor that turns to /dev/null when its reader has gone: `adir run ... | head -1` does all of its work."""
+    """A descriptor that changes to /dev/null when its reader ends, so that `adir run ... | head -1` does all of its work."""
 
     def write(self, content: bytes) -> int | None:  # type: ignore[override]
-        """Write as a file does, or nowhere once the pipe or the terminal is closed."""
+        """Write as a file does; once the pipe or the terminal is closed, discard the content."""
         try:
             return super().write(content)
         except OSError as error:
@@ -93,10 +101,18 @@ class Unread(io.FileIO):
 
 
 def require_user() -> None:
-    """Set HOME and USER where neither the environment nor the password file knows them, as in containers run by number."""
-    if os.path.expanduser("~") == "~":  # caches would be put into a folder of that name
-        os.environ["HOME"] = tempfile.mkdtemp(prefix="adir-home-")
-        print(f"warning: no home folder; caches are in {os.environ['HOME']}: set HOME to keep them", file=sys.stderr)
+    """Set HOME and USER if neither the environment nor the password file has them, as in a container run by user number.
+
+    If the home folder is read-only, libraries keep their caches in a temporary folder. Files in the home folder are still read.
+    """
+    home = os.path.expanduser("~")
+    if not os.access(home, os.W_OK):
+        folder = tempfile.mkdtemp(prefix="adir-home-")
+        if home == "~":  # libraries would make a folder of that name
+            os.environ["HOME"] = folder
+            print(f"warning: no home folder; caches are in {folder}: set HOME to keep them", file=sys.stderr)
+        for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR"):  # without these, both print many lines
+            os.environ.setdefault(name, folder)
     try:
         getpass.getuser()
     except (OSError, KeyError):

@@ -27,10 +27,11 @@ def test_missing_configuration_is_one_line_that_names_both_places(tmp_path: Path
     assert str(tmp_path / "conf") in message and str(tmp_path / "adir" / "conf") in message and "\n" not in message
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_user_s_own_file_is_read_whatever_editor_wrote_it(tmp_path: Path, end: str) -> None:
+def test_a_user_s_own_file_is_read_whatever_editor_wrote_it(tmp_path: Path, encoding: str, end: str) -> None:
     (tmp_path / "experiment").mkdir()
     lines = ["# @package _global_", "k: 3", "seed: 7", ""]
-    (tmp_path / "experiment/mine.yaml").write_bytes(end.join(lines).encode())
+    (tmp_path / "experiment/mine.yaml").write_bytes(end.join(lines).encode(encoding))
     cfg = compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
     assert (cfg.k, cfg.seed) == (3, 7)

@@ -74,6 +74,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("USER", "")  # so that what is set is undone
     monkeypatch.delenv("USER")
+    for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setattr(environment.tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -89,6 +92,16 @@ def test_a_user_without_a_home_gets_a_folder_of_their_own_which_is_said(
     assert getpass.getuser() == str(os.getuid())
     require_user()
     assert capsys.readouterr().err == ""
+
+
+def test_caches_do_not_go_into_a_home_that_cannot_be_written_to(
+    nobody: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/1/nowhere")
+    monkeypatch.setenv("WANDB_CACHE_DIR", "/chosen")
+    require_user()
+    assert os.environ["HOME"] == "/proc/1/nowhere" and capsys.readouterr().err == ""  # what it holds is still read
+    assert Path(os.environ["MPLCONFIGDIR"]).parent == nobody and os.environ["WANDB_CACHE_DIR"] == "/chosen"
 
 
 # --- all of it at once, from outside
@@ -114,6 +127,7 @@ HOSTILE = {
     "HF_ENDPOINT": "http://127.0.0.1:1",
     "https_proxy": "http://127.0.0.1:1",
     "TMPDIR": "/nonexistent",
+    "HOME": "/proc/1/nowhere",
 }
 
 
@@ -135,6 +149,11 @@ def test_a_run_in_a_hostile_shell_whose_reader_leaves_does_all_of_its_work(tiny:
     assert len(records) == 3 and all(b'"status": "done"' in record.read_bytes() for record in records)
 
     table = [sys.executable, "-m", "adir", "leaderboard", str(results)]
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):  # the last is how a login node's shell starts a job that outlives it
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", *table]
+        assert subprocess.run(command, env=os.environ | HOSTILE, capture_output=True, check=False).returncode == 0, (
+            closed
+        )
     shown = subprocess.run(table, env=os.environ | HOSTILE, capture_output=True, check=True).stdout
     assert shown.isascii() and b"L?ufe" in shown
     assert {path.suffix for path in (tmp_path / "runs").glob("leaderboard.*")} == {".csv", ".md", ".tex", ".html"}

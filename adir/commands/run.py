@@ -46,13 +46,13 @@ def main(overrides: list[str], multirun: bool) -> int:
             except (InputError, OSError):
                 raise
             except BaseException as error:
-                if not interrupted.is_set():
+                if not interrupted:
                     raise
                 outcomes = []  # by a second Ctrl-C, or a worker was still being started and did not know of stop files
                 say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
                 for folder in {Layout(results).adapters, *(cell.ledger.claims for cell in cells)}:
                     Claims(folder).clear_dead()  # some were killed at their pictures
-        stopped = interrupted.is_set() or (stop is not None and stop.exists())
+        stopped = bool(interrupted) or (stop is not None and stop.exists())
     finally:
         if stop is not None and all_ended:
             stop.unlink(missing_ok=True)

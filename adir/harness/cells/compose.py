@@ -13,6 +13,7 @@ from hydra._internal.hydra import Hydra  # hydra.main would print its own errors
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
+from hydra.plugins.config_source import ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,6 +36,9 @@ def for_task(task: str, values: DictConfig) -> Any:
 
 
 OmegaConf.register_new_resolver("for_task", for_task, replace=True)
+# Windows editors write a byte order mark. Hydra would not find `# @package` behind it, and would ignore the file's settings.
+_header_of = ConfigSource._get_header_dict
+ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))
 # Loky ends a worker whose memory grew, between two jobs, and starts another; it says so once a time, to no use.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 

@@ -118,7 +118,7 @@ class Archive:
                 found = member.read(told.bytes + 1)  # the list of members may be untrue
         except UNREADABLE as error:
             raise InputError(f"{self.path}: {name}: cannot be read ({error}); it was damaged on the way") from error
-        if sha256_of_bytes(found) != told.sha256:
+        if len(found) != told.bytes or sha256_of_bytes(found) != told.sha256:
             raise InputError(
                 f"{self.path}: {name}: its SHA-256 is not the manifest's; it was damaged or changed on the way"
             )

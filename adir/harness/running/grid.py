@@ -29,6 +29,7 @@ from adir.harness.records.record import SCHEMA
 from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import leave_to_the_launching_process
 from adir.harness.running.neighbours import require_enough
+from adir.harness.running.stores import MeasurementStore
 from adir.harness.running.worker import Options, Outcome, picture_hashes, require_test_pictures, run_cell
 
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
@@ -109,6 +110,9 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
                 f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out"
             )
         require_test_pictures(cell)
+        measured = MeasurementStore(cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed)
+        for image_id, sha256 in picture_hashes(cell.data).items():
+            measured.note(image_id, sha256)
         require_enough(cell)
     except InputError as error:
         return Refused(cfg, error, lacking)

@@ -1,6 +1,5 @@
 """The neighbours of one test picture: found with y in the corpus's index, copies of the test picture left out."""
 
-import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,15 +133,18 @@ def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
     return corpus.own_index(encoder) is not None or Index.path(corpus, encoder, cache_folder).is_file()
 
 
-@functools.cache
-def index_in_memory(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> Index:
-    """Return the index of a corpus, built once per process and stored in `cache_folder` for the next."""
-    return Index.build(corpus, encoder, cache_folder)
+_indices: dict[tuple[str, str, Path], Index] = {}
+"""By content: an encoder of a user's own may be unhashable."""
 
 
 def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> NeighbourIndex:
-    """The index of a corpus under an encoder: the one on disk that the corpus was opened with, or one in memory.
+    """Return the index on disk that the corpus was opened with, or else one in memory.
 
-    Raises InputError where the one on disk is by another encoder."""
+    The latter is built once per process and stored in `cache_folder` for the next. Raises InputError if the index on disk was
+    made by another encoder.
+    """
     own = corpus.own_index(encoder)
-    return own if own is not None else index_in_memory(corpus, encoder, cache_folder)  # type: ignore[arg-type]
+    key = (corpus.sha256, encoder.weights_sha256, cache_folder)
+    if own is None and key not in _indices:
+        _indices[key] = Index.build(corpus, encoder, cache_folder)
+    return own if own is not None else _indices[key]

@@ -84,6 +84,16 @@ class MeasurementStore:
         """The PNG of a picture's y; its note is beside it, as JSON."""
         return self.folder / f"{file_name(image_id)}.png"
 
+    def note(self, image_id: str, image_sha256: str) -> dict[str, str] | None:
+        """Return what is known of an image's y (`read_note`). Raises OtherPicture if it was made of other pixels than these."""
+        path = self.path(image_id)
+        known = read_note(path.with_suffix(".json"))
+        if known is not None and known["image_sha256"] != image_sha256:
+            raise OtherPicture(
+                f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
+            )
+        return known
+
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
         """y of picture x, read from its files or made. Damaged ones are set aside, reported through `warn(message)`, and
         made anew; a y without its note (after a kill) gets one when it is the y that x gives.
@@ -92,18 +102,14 @@ class MeasurementStore:
         not the one that is there or that its note tells of (as after an update of a library).
         """
         path = self.path(image_id)
-        note = path.with_suffix(".json")
-        known = read_note(note)
-        if known is not None and known["image_sha256"] != hash_of_picture(x):
-            raise OtherPicture(
-                f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
-            )
+        known = self.note(image_id, hash_of_picture(x))
         stored: Tensor | None = None
         problem = None
-        try:
-            stored = self.task.read_y(path)
-        except ValueError as error:
-            problem = str(error) if path.is_file() else None
+        if path.is_file():
+            try:
+                stored = self.task.read_y(path)
+            except ValueError as error:
+                problem = str(error)
         if stored is not None and known is not None:
             if hash_of_picture(stored) == known["sha256"]:
                 return Measurement(stored, known["sha256"], path)
@@ -119,7 +125,10 @@ class MeasurementStore:
                 warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
             self.task.write_y(path, y)
         if known is None:
-            write_json(note, {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration})
+            write_json(
+                path.with_suffix(".json"),
+                {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration},
+            )
         return Measurement(y, sha256, path)
 
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import shutil
+import socket
 import struct
 import subprocess
 import threading
@@ -361,6 +362,7 @@ def test_sync_sends_what_waits_by_wandbs_own_command(
 
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(sync_command.subprocess, "run", run)
+    monkeypatch.setattr(sync_command, "refusal", lambda server, key: None)
     finished = adir("sync", tracked)
     assert finished.status == 1 and "4 of 4 runs were not sent (`wandb sync` ended with 0)" in finished.out
     ((command, environment),) = called
@@ -447,14 +449,54 @@ def test_sync_leaves_out_what_was_sent_and_needs_a_key(adir: Callable, tmp_path:
         sync_command.main(tmp_path / "elsewhere")
 
 
+class Refusing(BaseHTTPRequestHandler):
+    """A server that is none of W&B's, or none that takes this key: its path says what it answers."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(int(self.path.split("/")[1]))
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>")
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
 @pytest.fixture
 def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A results folder with a run that was tracked offline; and a key."""
+    """A results folder with a run that was tracked offline; a key; and a short patience."""
     run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
     run.mkdir(parents=True)
     (run / "run-abc.wandb").write_bytes(b"run")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setattr(sync_command, "PATIENCE", 0.5)
     return tmp_path
+
+
+def test_without_a_server_sync_says_a_line_and_ends_with_1_at_once(
+    adir: Callable, waiting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_command, "send", lambda *_: pytest.fail("sent to a server that is not there"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    refusing = f"http://127.0.0.1:{server.server_port}"
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
+        reasons = {
+            "http://127.0.0.1:1": "<urlopen error [Errno 111] Connection refused>",
+            f"http://127.0.0.1:{silent.getsockname()[1]}": "timed out",
+            "api.example": "unknown url type",
+            f"{refusing}/401": "HTTP Error 401: Unauthorized",
+            f"{refusing}/503": "HTTP Error 503: Service Unavailable",
+            f"{refusing}/200": "Expecting value",  # a page, as a hotel's
+        }
+        for address, reason in reasons.items():
+            monkeypatch.setenv("WANDB_BASE_URL", address)
+            finished = adir("sync", waiting)
+            assert finished.status == 1, address
+            first, last = finished.out.splitlines()
+            assert first.startswith("sending 1 W&B runs of") and first.endswith(address)
+            assert last.startswith(f"1 of 1 runs were not sent ({address}: {reason}"), last
+    server.shutdown()
 
 
 def test_a_wandb_sync_that_never_ends_is_ended(adir: Callable, waiting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,6 +505,7 @@ def test_a_wandb_sync_that_never_ends_is_ended(adir: Callable, waiting: Path, mo
         raise subprocess.TimeoutExpired("wandb sync", timeout)
 
     monkeypatch.setattr(sync_command.subprocess, "run", run)
+    monkeypatch.setattr(sync_command, "refusal", lambda server, key: None)
     finished = adir("sync", waiting)
     assert finished.status == 1 and "(`wandb sync` was not done after 60 s)" in finished.out
 
