@@ -1,6 +1,6 @@
-"""The `adir` command line: what can be typed. What is then done stands in adir/commands/, a file per command.
+"""The `adir` command line: commands and their arguments. adir/commands/ has one file per command.
 
-Only the standard library is imported here, so that --help and errors in the command line are instant."""
+Only the standard library is imported here, so that --help and usage errors are instant."""
 
 import argparse
 import importlib
@@ -37,11 +37,11 @@ ELSEWHERE = {
     "edit": "write elsewhere with --out FOLDER",
     "weights": "keep weights elsewhere with ADIR_CACHE=FOLDER and TORCH_HOME=FOLDER",
 }
-"""How to do without the place that could not be written to, by command."""
+"""{command: how to write to another place than one that cannot be written to}."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     top = argparse.ArgumentParser(
         prog="adir",
         description="ADIR: adaptive diffusion image reconstruction, as a benchmark (arXiv 2212.03221).",
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 Commands = Any
-"""What argparse gives to add commands to."""
+"""The type that `add_subparsers` returns."""
 WORDS: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE"}
 
 
@@ -186,13 +186,13 @@ def add_machine(commands: Commands) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Exit status: 0 done, 1 some pictures failed (their records say why), 2 what was asked cannot be done."""
+    """Run a command and return its exit status: 0 done, 1 some images failed (see their records), 2 impossible request."""
     if arguments is None:
         settle()
     top = parser()
     args, rest = top.parse_known_args(arguments)
     given = getattr(args, "overrides", getattr(args, "inputs", None))
-    if rest:  # argparse ends a list of words at the first option: adir run task=sr4 -m seed=0,1
+    if rest:  # argparse ends a list of arguments at the first option: adir run task=sr4 -m seed=0,1
         if given is None or any(word.startswith("-") for word in rest):
             files = "; a file is typed ./-NAME" if any(map(os.path.exists, rest)) else ""
             top.error(f"unrecognized arguments: {' '.join(rest)}{files}")
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return complain(str(error))
     except OSError as error:
-        if error.filename is None and error.errno is None:  # not the system's word on a file, so a defect of ours
+        if error.filename is None and error.errno is None:  # not from the operating system, so a bug of ours
             raise
         place = f"{error.filename}: " if error.filename else ""
         remedy = f"mend that, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "mend that"
@@ -212,13 +212,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def complain(message: str, status: int = 2) -> int:
-    """One line on stderr."""
+    """Print a message as one line on stderr. Returns `status`."""
     print(f"adir: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    """Call the command that was asked for: `main` of adir/commands/COMMAND.py, whose parameters are the command's words."""
+    """Call `main` of adir/commands/COMMAND.py. Its parameters are named as the command's arguments."""
     if args.command in ("run", "plan"):  # before torch is imported
         from adir.harness.cells.compose import require_composable
 

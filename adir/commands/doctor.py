@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def main() -> int:
-    """Print the state of things. Returns 0, or 1 when a dependency or an embedded file is missing."""
+    """Print what is installed and what is missing. Returns 0, or 1 if a dependency or an embedded file is missing."""
     missing = 0
     print(f"adir {version('adir')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     for name in PACKAGES:

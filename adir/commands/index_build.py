@@ -34,11 +34,11 @@ from adir.retrieval.index.builder import (
 )
 
 POLL = 0.5
-"""Seconds between looks at work that other workers hold."""
+"""Seconds between checks of work that other workers hold."""
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Build an index, or what is missing of it, by one worker or (-m worker=0,1) by several. Returns 0; raises InputError."""
+    """Build the missing shards of an index with one worker, or (-m worker=0,1) with several. Returns 0; raises InputError."""
     results: list[tuple[Path, list[Embedded]]] = launch(build_job, overrides, multirun, config_name="index")
     folder = results[0][0]
     shards = [one for _, done in results for one in done]
@@ -55,7 +55,7 @@ def main(overrides: list[str], multirun: bool) -> int:
 
 
 def described(manifest: Mapping[str, Any]) -> str:
-    """An index in two lines."""
+    """Return a description of an index in two lines."""
     corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
     return (
         f"  corpus {source['name']} ({source['kind']}): {corpus['pictures']} pictures, {corpus['sha256'][:10]}; "
@@ -66,7 +66,7 @@ def described(manifest: Mapping[str, Any]) -> str:
 
 
 def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
-    """One worker: does shards until none is missing, waiting for those that others do in case they die over them."""
+    """Run one worker: embed shards until none is missing, and take over those of workers that die."""
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -91,13 +91,13 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     done = embed_missing(folder, source, encoder, claims, cfg)
     with alone(claims, "manifest"):
         finish(folder)
-    claims.clear_dead()  # of a worker that was killed between a shard and its release
+    claims.clear_dead()  # left by workers that were killed after a shard, before its release
     return folder, done
 
 
 @contextmanager
 def alone(claims: Claims, name: str) -> Iterator[None]:
-    """Hold a claim for the block, however long a living worker has to be waited for."""
+    """Hold a claim during the block. Waits as long as a living worker holds it."""
     while not claims.take(name):
         time.sleep(POLL)
     try:
@@ -107,9 +107,9 @@ def alone(claims: Claims, name: str) -> Iterator[None]:
 
 
 def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig) -> list[Embedded]:
-    """Do one missing shard after the other until there is none, whoever did them. What this worker did, by shard.
+    """Embed missing shards until no worker has one left to do. Returns the shards that this worker did.
 
-    A line for each shard; on a terminal also a bar.
+    Prints a line per shard; on a terminal, also shows a progress bar.
     """
     done: list[Embedded] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -120,7 +120,7 @@ def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims
             did_one = False
             for number in missing:
                 with claims.claimed(f"{number:06d}") as mine:
-                    # Whoever had the claim before may have finished the shard since it was looked for.
+                    # The previous holder of the claim may have finished the shard since the check.
                     if not mine or shard_path(folder, number).exists():
                         continue
 

@@ -12,7 +12,7 @@ from adir.retrieval.index.sharded import ShardedIndex
 
 
 def main(folder: Path) -> int:
-    """Print what an index holds, after reading all of it. Raises InputError when something is wrong with it."""
+    """Read a whole index and print what it holds. Raises InputError if it is damaged."""
     if not (folder / "manifest.json").exists() and (folder / "index.json").exists():
         n_planned, n_missing = len(planned(folder)), len(missing_shards(folder))
         raise InputError(

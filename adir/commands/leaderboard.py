@@ -1,4 +1,4 @@
-"""`adir leaderboard`: print the table of results folders and submissions, and write it into the one folder."""
+"""`adir leaderboard`: print the table of results folders and submissions; write it into the folder if there is only one."""
 
 from pathlib import Path
 
@@ -10,11 +10,10 @@ from adir.harness.tables.terminal import wide_console
 
 
 def main(folders: list[Path], no_write: bool = False, against: str = "none") -> int:
-    """Print the table; unless `no_write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
+    """Print the table. For one results folder, unless `no_write`, also write leaderboard.csv, .md, .tex and .html into it.
 
-    against: the mode whose rows the others are compared with; the files of another than none have its name.
-    Of several folders, and of submission files, the table is only printed: it belongs to no one of them. Returns 0, or 1
-    where a damaged file was left out.
+    against: the mode whose rows the others are compared with; file names contain it, unless it is none.
+    The table of several folders or of submission files is only printed. Returns 0, or 1 if a damaged file was skipped.
     """
     board = load_board(*folders, against=against)
     written: list[Path] = []

@@ -1,4 +1,4 @@
-"""What can be chosen: the axes and their values, read from the configuration files themselves."""
+"""`adir list`: the axes and their values, read from the configuration files."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ AXES = (
 
 
 def choices(axis: str) -> dict[str, str]:
-    """{value: one-line description} of an axis. The description is the first comment of the value's file."""
+    """Return {value: one-line description} of an axis. The description is the first comment in the value's file."""
     folder = config_dir() / axis
     paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("tuned/*.yaml"))]
     return {path.relative_to(folder).with_suffix("").as_posix(): description(path) for path in paths}
 
 
 def description(path: Path) -> str:
-    """The first comment line of a configuration file that is no Hydra directive."""
+    """Return the first comment line of a configuration file that is not a Hydra directive."""
     for line in read_text(path).splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ").strip()
@@ -40,7 +40,7 @@ def description(path: Path) -> str:
 
 
 def main() -> int:
-    """Every axis with its values."""
+    """Print every axis with its values. Returns 0."""
     for axis in AXES:
         print(axis)
         values = choices(axis)

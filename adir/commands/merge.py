@@ -10,11 +10,11 @@ from adir.harness.records.sources import read_sources
 
 
 def main(folders: list[Path], out: Path) -> int:
-    """Put the records of several folders and submissions into one folder, with what its report shows as far as they have it:
-    restored pictures and y, ground truths, neighbours, manifests of the data, losses of the adapters (not the adapters).
+    """Copy the records of several folders and submissions into one folder, with whatever they have of what its report shows:
+    restored images and y, ground truths, neighbours, manifests of the data, losses of the adapters (not the adapters).
 
-    What `out` holds already is one of the sources. Everything is read and checked before anything is written; a record that
-    is there twice is taken once, and InputError names two that differ. Returns 0, or 1 where a damaged record was left out.
+    The records already in `out` are included. Reads and checks everything before it writes anything. A duplicate record is
+    taken once; two that differ raise InputError. Returns 0, or 1 if a damaged record was skipped.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder with --out")

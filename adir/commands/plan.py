@@ -18,12 +18,11 @@ HEADINGS = ("cell", "pictures", "status", "s per\npicture", "minutes", "memory\n
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Print the plan. Returns 0, or 2 where a cell cannot run or none is left; cells that are not applicable are left out,
-    as in a run."""
+    """Print the plan. Returns 0, or 2 if a cell cannot run or none is left. Skips inapplicable cells, as a run does."""
     console = wide_console()
     started = time.perf_counter()
     grid = check_grid(overrides, multirun, measuring=True)
-    loading = time.perf_counter() - started  # which a run does too, before its first picture
+    loading = time.perf_counter() - started  # a run does this too, before its first image
     plans = plan_cells(list(grid.cells.values()))
     rows = {number: planned_row(plan) for number, plan in zip(grid.cells, plans, strict=True)}
     reasons: dict[str, int] = {}
@@ -80,7 +79,7 @@ def cell_name(axes: Axes) -> str:
 
 
 def score_notes(grid: Grid) -> list[str]:
-    """Return what says which scores may stay empty for want of weights. Nothing is fetched."""
+    """Return messages on scores that may stay empty because their weights are missing. Fetches nothing."""
     notes = empty_scores(list(grid.cells.values()), fetch=False)
     wanted = {name: files for cell in grid.cells.values() for name, files in cell.scoring.to_fetch.items()}
     if wanted:
@@ -93,7 +92,7 @@ def score_notes(grid: Grid) -> list[str]:
 
 
 def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
-    """Return what the grid holds and how long it takes. loading: seconds."""
+    """Return the size of the grid and its run time, as text. loading: seconds."""
     equal = grid.combinations - len(grid.cells) - len(grid.problems)
     note = f", {equal} more combinations equal one of them" if equal else ""
     pictures, adapters = sum(plan.to_do for plan in plans), sum(plan.adapters for plan in plans)
@@ -106,5 +105,5 @@ def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people: `40 s`, or `3 minutes` from 90 seconds on."""
+    """Format a duration: `40 s`; `3 minutes` from 90 seconds on."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"

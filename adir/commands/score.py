@@ -17,11 +17,11 @@ from adir.scoring.metrics import Scoring
 
 
 def main(folder: Path, overrides: list[str]) -> int:
-    """Put the scores of `scoring=...` into every record whose restored picture is there; other scores stay as they are.
+    """Write the scores of `scoring=...` into every record whose restored image exists; other scores stay as they are.
 
-    Ground truths come from the data set that the record names, and must still have the hash it had. Returns 0, or 1 when a
-    score stays empty, a record is damaged or has failed, or its picture is missing. Raises InputError when there is no
-    record of a restored picture.
+    Ground truths come from the record's data set, and must still have the recorded hash. Returns 0, or 1 if a score stays
+    empty, a record is damaged or of a failed image, or a restored image is missing. Raises InputError if there is no record
+    of a restored image.
     """
     scoring: Scoring = build(compose(overrides).scoring, "scoring")
     n, bad, failed = 0, 0, 0
@@ -60,7 +60,7 @@ def main(folder: Path, overrides: list[str]) -> int:
 
 
 def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
-    """The record with new scores. InputError when the data set no longer has the picture it was made from."""
+    """Return the record with new scores. Raises InputError if the data set no longer has the image."""
     data: Corpus = build(from_plain(record.configuration["data"]), "data")
     image_id = record.image.id
     if image_id not in data.ids:

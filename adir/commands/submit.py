@@ -22,11 +22,11 @@ from adir.harness.records.sources import plans_of, read_sources
 
 
 def main(folder: Path, pictures: bool, out: Path | None) -> int:
-    """Pack the records of a results folder and the manifests of its data, and with `pictures` what its report shows, into one
-    file for another machine: restored pictures and y, ground truths, neighbours, losses of the adapters (not the adapters).
+    """Pack the records of a results folder and the manifests of its data into one file for another machine. With `pictures`,
+    add what its report shows: restored images and y, ground truths, neighbours, losses of the adapters (not the adapters).
 
-    out: the file; FOLDER-submission.zip in the current folder where None. Returns 0, or 1 where a damaged record was left
-    out. Raises InputError when there is nothing to pack, a record would be refused elsewhere, or the file is there already.
+    out: the file; if None, FOLDER-submission.zip in the current folder. Returns 0, or 1 if a damaged record was skipped.
+    Raises InputError if there is nothing to pack, a record would be refused elsewhere, or the file exists already.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -54,7 +54,7 @@ def main(folder: Path, pictures: bool, out: Path | None) -> int:
 
 
 def about(records: list[Record], pictures: bool) -> dict[str, Any]:
-    """What a manifest says besides its files: by whom and with what the records were made."""
+    """Return a manifest's other entries: versions, commits and weights that the records were made with."""
     versions = grouped(pair for record in records for pair in record.versions.items())
     return {
         "packed_by": f"adir {adir.__version__}",

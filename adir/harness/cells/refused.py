@@ -1,4 +1,4 @@
-"""Cells that a grid cannot run: which they are, and everything that can be told at once of why."""
+"""Cells that a grid cannot run, with all reasons that can be found at once."""
 
 from omegaconf import DictConfig
 
@@ -7,10 +7,10 @@ from adir.harness.cells.cell import CannotRun, NotApplicable, axes_of
 
 
 class Refused(InputError):
-    """A cell of a grid that cannot run, or is not applicable, with all that can be told at once of why."""
+    """A cell of a grid that cannot run or is not applicable, with all reasons that can be found at once."""
 
     def __init__(self, cfg: DictConfig, error: InputError, lacking: list[str]) -> None:
-        """lacking: what its devices are refused for; of no account where it is not applicable on any."""
+        """lacking: why its devices are unavailable; ignored if the cell does not apply on any device."""
         self.applicable = not isinstance(error, NotApplicable)
         reasons = error.reasons if isinstance(error, CannotRun) else [str(error)]
         self.reasons = [*lacking, *reasons] if self.applicable else reasons

@@ -1,7 +1,7 @@
-"""Submissions as files: one .zip with records, perhaps pictures, and a manifest with the SHA-256 of every member.
+"""Submissions: one .zip with records, optionally images, and a manifest with the SHA-256 of every member.
 
-A submission comes from somebody else, so nothing in it is believed before it was checked: names, sizes, hashes, JSON,
-every record's fields, and that a cell's hash is that of its identity. The same content gives the same bytes.
+A submission comes from somebody else. Names, sizes, hashes, JSON, every record's fields, and each cell's hash over its
+identity are checked before use. The same content gives the same bytes.
 """
 
 import zipfile
@@ -29,18 +29,22 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedE
 
 LARGEST_MEMBER = 256 * 2**20
 LARGEST_TOTAL = 64 * 2**30
-"""Bytes that are unpacked at most, as a small file can claim to hold any number."""
+"""Limits in bytes on what is unpacked: a small file can claim any size."""
 
 START = (1980, 1, 1, 0, 0, 0)
-"""The date of every member: the earliest a .zip knows, as a real one would change the bytes."""
+"""The date of every member, the earliest in a .zip: real dates would change the bytes."""
 
 
 def write_archive(
     path: Path, about: dict[str, Any], names: Iterable[str], content_of: Callable[[str], bytes | None]
 ) -> list[str]:
-    """Write a submission, in order of names; return those it holds. It is there whole or not at all. OSError as ever.
+    """Write a submission atomically, in order of names, and return the names of its members.
 
-    content_of: gives a file's content by name, None for one that is not there.
+    Args:
+        path: the .zip; replaced if it exists.
+        about: entries of the manifest besides `files`.
+        names: of the files to pack; duplicates count once.
+        content_of: returns the content of a file; None for a missing one, which is skipped.
     """
     files: dict[str, dict[str, Any]] = {}
     with (
@@ -57,7 +61,7 @@ def write_archive(
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a member that depends on its name and content alone."""
+    """Add a member whose bytes depend only on its name and content."""
     member = zipfile.ZipInfo(name, START)
     member.compress_type = zipfile.ZIP_DEFLATED
     member.create_system = 3  # Unix, wherever it is written
@@ -66,14 +70,14 @@ def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 class Member(BaseModel):
-    """What the manifest says of a member."""
+    """The manifest's entry for a member."""
 
     sha256: str
     bytes: int
 
 
 class Manifest(BaseModel):
-    """What is read of a submission's manifest."""
+    """The parts of a submission's manifest that are read."""
 
     format: Literal["adir submission"]
     version: Literal[1]
@@ -82,7 +86,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Archive:
-    """A submission whose list of members was checked; their content is, whenever it is read."""
+    """A submission whose list of members was checked. A member's content is checked when it is read."""
 
     path: Path
     files: dict[str, Member]
@@ -90,7 +94,7 @@ class Archive:
     """{kind: names of the members, sorted}"""
 
     def records(self) -> Iterator[Record]:
-        """Every record with its `path`. Raises InputError at the first that is not what it should be."""
+        """Yield every record with its `path`. Raises InputError at the first invalid one."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["record"]:
                 content = self.content(archive, name)
@@ -102,7 +106,7 @@ class Archive:
                     raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
 
     def plans(self) -> Iterator[tuple[str, list[PlannedCell]]]:
-        """(name, cells) of each grid's plan."""
+        """Yield (name, cells) of each grid's plan. Raises InputError at the first invalid one."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["plan"]:
                 try:
@@ -111,11 +115,11 @@ class Archive:
                     raise InputError(f"{self.path}: {name}: {error}") from error
 
     def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
-        """A member's bytes, of the size and hash that the manifest says. Raises InputError otherwise."""
+        """Return a member's content. Raises InputError unless it has the size and hash that the manifest states."""
         told = self.files[name]
         try:
             with archive.open(name) as member:
-                found = member.read(told.bytes + 1)  # the list of members may be untrue
+                found = member.read(told.bytes + 1)  # no more: the .zip may hold more than it states
         except UNREADABLE as error:
             raise InputError(f"{self.path}: {name}: cannot be read ({error}); it was damaged on the way") from error
         if len(found) != told.bytes or sha256_of_bytes(found) != told.sha256:
@@ -126,7 +130,7 @@ class Archive:
 
 
 def open_archive(path: Path) -> Archive:
-    """A submission, its members' names, number and sizes checked and held against its manifest. Raises InputError."""
+    """Open a submission. Raises InputError unless names and sizes of its members are valid and agree with its manifest."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -150,7 +154,7 @@ def open_archive(path: Path) -> Archive:
 
 
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raise InputError for names that lead elsewhere, two members of one name, and sizes that nobody's results have."""
+    """Raise InputError for a name that no results folder has, a duplicate name, or a size above the limits."""
     for member in members:
         name, size = member.filename, member.file_size
         if name != MANIFEST and kind_of(name) is None:
@@ -165,7 +169,7 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def require_placed(record: Record) -> None:
-    """Raise ValueError where a file of its name may not hold this record."""
+    """Raise ValueError if the record's path does not fit its image, or its cell is not the hash of its identity."""
     if PurePosixPath(record.path).stem != file_name(record.image.id):
         raise ValueError(f"is named otherwise than its picture, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:

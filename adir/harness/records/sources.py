@@ -1,4 +1,4 @@
-"""Where records come from: results folders and submission files, several at once; the same record twice counts once."""
+"""Read records of several results folders and submissions; a duplicate record counts once."""
 
 import zipfile
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Place = tuple[str, str | None, str]
 
 @dataclass
 class Sources:
-    """What was read."""
+    """All that was read."""
 
     records: dict[Place, Record] = field(default_factory=dict)
     """Each with `path`, relative to its source."""
@@ -33,7 +33,7 @@ class Sources:
     plans: dict[tuple[Path, str], list[PlannedCell]] = field(default_factory=dict)
     """{(source, name in it): cells} of every plan that can be read."""
     notes: list[str] = field(default_factory=list)
-    """What could not be read, by name."""
+    """One note per file that could not be read."""
 
     def counted(self) -> tuple[list[Record], list[Record], list[str]]:
         """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each picture
@@ -68,7 +68,7 @@ def read_sources(sources: Sequence[Path]) -> Sources:
 
 
 def plans_of(found: Sources, source: Path) -> list[str]:
-    """The names of a source's plans, as a submission may hold them."""
+    """Return the paths of a source's plans that a submission may hold."""
     return [name for origin, name in found.plans if origin == source and kind_of(name) == "plan"]
 
 
@@ -95,7 +95,7 @@ def read_folder(folder: Path, found: Sources) -> None:
 
 
 def add(found: Sources, record: Record, source: Path) -> None:
-    """Take a record in, once. Raises InputError where another of its place has another result."""
+    """Add a record once. Raises InputError if the records so far have another result for its cell and image."""
     cell, image = record.cell, record.image
     place: Place = (cell, image.sha256 or set_of(record), image.id)
     place = found.places.setdefault((cell, *name_of(record)), place)  # one that failed has no hash
@@ -115,7 +115,7 @@ def disagreement(one: Record, other: Record) -> str | None:
 
 
 def result_of(record: Record) -> dict[str, Any]:
-    """Return that in which two records of one place must agree; seconds, versions and paths may differ between machines."""
+    """Return what duplicates of a record must agree in; seconds, versions and paths may differ between machines."""
     found = {name: getattr(record, name) for name in ("status", "axes", "identity", "error")}
     found |= {f"score {name}": score for name, score in record.scores.items()}
     return found | {"image": record.image.sha256, "y": record.y and record.y.sha256}

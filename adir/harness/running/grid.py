@@ -70,12 +70,12 @@ class Grid:
 
     @property
     def sha256(self) -> str:
-        """Of its cells and their pictures: the same grid, whenever it is run."""
+        """Hash of its cells and their images: equal whenever the same grid is run."""
         return hash_of([[cell.identity.sha256, cell.data.ids] for cell in self.cells.values()])
 
 
 def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
-    """Every cell resolved and checked, in this process. Raises InputError where the overrides themselves are wrong.
+    """Resolve and check every cell, in this process. Raises InputError if the overrides themselves are wrong.
 
     A cell that another process will run has its networks on the CPU, and a cluster's may ask for a device that this machine
     lacks. measuring: this process will run a part of each, on its own device.
@@ -86,15 +86,21 @@ def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) ->
     job = functools.partial(check_job, here=here, own_device=own_device)
     own = [word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
     with tempfile.TemporaryDirectory() as nowhere:
-        # Hydra leaves a note where a grid's results will be, also of one that is refused.
+        # Hydra writes a file into the folder of a grid's results, even if the grid is refused.
         words = [f"hydra.{mode}.dir={quoted(nowhere)}" for mode in ("run", "sweep")]
-        # Checking is quick, and its errors belong in this process.
+        # Checks are fast, and must raise their errors in this process.
         words += ["hydra/launcher=basic"] if multirun else []
         return Grid(launch(job, [*(own if multirun else overrides), *words], multirun), launcher)
 
 
 def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Cell | Refused:
-    """The cell, or why it cannot run. here: its devices are those of this machine.  own_device: it is built on them."""
+    """Return the cell, or why it cannot run.
+
+    Args:
+        cfg: its composed configuration.
+        here: check that this machine has its devices.
+        own_device: build it on its devices; else on the CPU.
+    """
     options_of(cfg)
     lacking: list[str] = []
     try:
@@ -122,8 +128,9 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
 
 
 def write_plan(grid: Grid) -> Path:
-    """RESULTS/grids/HASH.json: the cells and pictures that were asked for, so that a table shows what is missing, and the
-    cells' configurations, so that a worker can help with another's; and the manifest of each test set."""
+    """Write the manifest of each test set, and RESULTS/grids/HASH.json: the requested cells and images, so that a table shows
+    what is missing, and the cells' configurations, so that a worker can help with another's cell. Returns its path.
+    """
     cells = list(grid.cells.values())
     layout = Layout(cells[0].results)
     layout.mark()
@@ -157,7 +164,7 @@ def write_plan(grid: Grid) -> Path:
 
 @functools.cache
 def tell_rejects(corpus: Corpus) -> None:
-    """Say once which pictures of a corpus could not be read; it is used without them."""
+    """Print once how many images of a corpus could not be read. The corpus is used without them."""
     if corpus.rejects:
         image_id, reason = next(iter(corpus.rejects.items()))
         count = f"{len(corpus.rejects)} unreadable pictures"
@@ -206,7 +213,7 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
 
 
 def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True) -> Outcome:
-    """Run the cell of a composed configuration, telling its tracker."""
+    """Run the cell of a composed configuration and log it to its tracker."""
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)
     tracker.start(cell, plan.stem if plan is not None else None)
@@ -218,7 +225,7 @@ def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: boo
 
 
 def options_of(cfg: DictConfig) -> Options:
-    """The options that change no result. Raises InputError for unknown words."""
+    """Return the options that change no result. Raises InputError for invalid ones."""
     require_options(cfg)
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
     retry = cfg.retry == "failed"
@@ -226,10 +233,10 @@ def options_of(cfg: DictConfig) -> Options:
 
 
 def beside_others() -> bool:
-    """Whether this job runs in a launcher's worker, where several progress bars would write over one another."""
+    """Return whether this job runs in a launcher's worker, where progress bars would overwrite one another."""
     return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
 
 
 def say(message: str) -> None:
-    """A line on stdout, at once: launchers' workers share it."""
+    """Print a line on stdout and flush it: workers share stdout."""
     print(message, flush=True)

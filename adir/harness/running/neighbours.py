@@ -129,12 +129,12 @@ def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
-    """Whether `corpus_index` finds the embeddings made."""
+    """Return whether `corpus_index` would find stored embeddings."""
     return corpus.own_index(encoder) is not None or Index.path(corpus, encoder, cache_folder).is_file()
 
 
 _indices: dict[tuple[str, str, Path], Index] = {}
-"""By content: an encoder of a user's own may be unhashable."""
+"""{(corpus, encoder, folder): index}. By hash of content, as a user's own encoder may be unhashable."""
 
 
 def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> NeighbourIndex:

@@ -1,4 +1,4 @@
-"""The walk of one test picture: y, neighbours, adapter, restoration, scores, record. Its stages are stored for other cells."""
+"""The stages of one test image: y, neighbours, adapter, restoration, scores, record. Other cells reuse stored stages."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ Tell = Callable[[str], None]
 
 
 class Busy(Exception):
-    """Another worker is making a stage that this picture needs: come back later."""
+    """Raised if another worker is making a stage that this image needs: try again later."""
 
 
 NO_NEIGHBOURS = FoundNeighbours(neighbours=(), excluded=())
@@ -67,7 +67,7 @@ NO_NEIGHBOURS = FoundNeighbours(neighbours=(), excluded=())
 
 @dataclass
 class Prepared:
-    """A test picture with all that its restoration needs."""
+    """A test image with all that its restoration needs."""
 
     image_id: str
     x: Tensor
@@ -76,18 +76,18 @@ class Prepared:
     measurement: Measurement
     found: FoundNeighbours = NO_NEIGHBOURS
     recall: float | None = None
-    """The share of the K neighbours that the search finds, where it may miss some."""
+    """The share of the K neighbours that an approximate search finds; None for an exact one."""
     adapter: StoredAdapter | None = None
     clock: Clock = field(default_factory=Clock)
 
     @property
     def operator(self) -> Any:
-        """A for this picture."""
+        """A for this image."""
         return self.task.operator(tuple(self.x.shape))
 
 
 def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
-    """All stages before sampling, found or made. Raises Busy where another worker is making the adapter, or the embeddings."""
+    """Load or make all stages before sampling. Raises Busy if another worker is making the adapter or the embeddings."""
     clock = Clock()
     x = cell.data.image(image_id)
     task = cell.task.bound(cell.data, image_id)
@@ -110,7 +110,7 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
 
 
 def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement) -> FoundNeighbours:
-    """The K neighbours, from the store that all cells share, or found."""
+    """Return the K neighbours, from the store that all cells share or by a search, which is then stored."""
     assert cell.corpus is not None
     key = neighbours_key(cell, image_id, hash_of_picture(x), measurement)
     found = stored_neighbours(cell.results, key, cell.k)
@@ -128,7 +128,7 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
 
 
 def embed_once(cell: Cell) -> None:
-    """Embed the corpus, where the mode searches it and no embeddings are stored. Raises Busy where another worker is at it."""
+    """Embed the corpus if the mode searches it and no embeddings are stored. Raises Busy if another worker is doing it."""
     folder = Layout(cell.results).embeddings
     if not cell.mode.follows_y or cell.corpus is None or cell.encoder is None:
         return
@@ -141,7 +141,7 @@ def embed_once(cell: Cell) -> None:
 
 
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
-    """Hash of what neighbours follow from, K aside. cell: its task bound to this picture."""
+    """Return the cache key of an image's neighbours: all that determines them but K. cell: with its task bound to the image."""
     retrieval = cell.identity.configuration["retrieval"]
     drawn = {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
     # An edit is looked for by its prompt; other tasks have none.
@@ -158,10 +158,11 @@ def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> 
 
 
 def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
-    """Return what an adapter follows from; not the cell, so cells that differ in the sampler share, and `random` of two tasks.
+    """Return everything that determines an adapter; its hash is the adapter's cache key.
 
-    A latent backbone also sees the operator (the low-resolution twins of the pictures) or the prompt; a single image of a
-    corpus is judged beside others of it.
+    The sampler does not, so cells that differ only in it share adapters, as does `random` of two tasks. Training a latent
+    backbone also depends on the operator (which makes the low-resolution images) or on the prompt. Other corpus images are
+    needed to validate the training on a single one.
     """
     settings = {key: value for key, value in cell.identity.configuration["task"].items() if key != "version"}
     seen = {} if cell.backbone.kind == "pixel" else {"task": settings | {"prompt": task.prompt}}
@@ -245,7 +246,7 @@ def find_or_train_adapter(
 
 @functools.cache
 def tell_once(tell: Tell, message: str) -> None:
-    """Say it, unless this process has said it before."""
+    """Print a message once per process."""
     tell(message)
 
 
@@ -386,7 +387,7 @@ def oracle_eps_change(errors: tuple[OracleError, ...]) -> float:
 
 
 def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
-    """Return the record of a picture that could not be done: its error in place of scores."""
+    """Return the record of an image that failed: its error instead of scores."""
     return Record(
         status="failed",
         image=image_of(cell, image_id, None),

@@ -1,4 +1,4 @@
-"""Products that cells share, stored under what made them and found again: y, neighbours, trained adapters, pictures to show."""
+"""Results that cells share, stored under the hash of their inputs: y, neighbours, trained adapters, images for reports."""
 
 import json
 from collections.abc import Callable
@@ -32,8 +32,10 @@ THUMBNAIL = 128  # pixels of the longer side
 
 
 def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
-    """Keep a ground truth, or a neighbour's thumbnail, for the report, as RESULTS/pictures/HASH.png; returns HASH, that of
-    the whole picture in both cases."""
+    """Store a ground truth, or a neighbour's thumbnail, for the report as RESULTS/pictures/HASH.png.
+
+    Returns HASH, in both cases that of the whole image.
+    """
     sha256 = hash_of_picture(x)
     path = Layout(results).picture(sha256, thumbnail)
     if not path.is_file():
@@ -46,13 +48,14 @@ def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
 
 
 class OtherPicture(InputError):
-    """Results of another picture with the same id, or of another y of it, lie where those of this one would: stops the run,
-    so that none is lost and no two rows are compared that cannot be."""
+    """The results folder holds results of another image with this id, or of another y of it. Stops the run, so that they
+    are not overwritten, and no two rows are compared that are not comparable.
+    """
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """y of one picture: what every method of a task is given."""
+    """y of one image, the same for every method of a task."""
 
     y: Tensor
     sha256: str
@@ -61,7 +64,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MeasurementStore:
-    """y, made once per (picture, task version, noise seed) and read from its PNG ever after, by every cell.
+    """y, made once per (image, task version, noise seed); later, every cell reads it from its PNG.
 
     The folder carries the hash of the task's configuration, so a task that was changed without raising its version does
     not meet the old y.
@@ -70,18 +73,18 @@ class MeasurementStore:
     results: Path
     task: RestorationTask
     configuration: dict[str, Any]
-    """The task's configuration, of which all but the guidance scale makes y."""
+    """The task's configuration. All of it but the guidance scale determines y."""
     noise_seed: int
 
     @property
     def folder(self) -> Path:
-        """One per task version, configuration and noise seed."""
+        """The folder of this task version, configuration and noise seed."""
         made_of = {key: value for key, value in self.configuration.items() if key != "guidance_scale"}
         name = f"{file_name(self.task.name, most=40)}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
         return Layout(self.results).measurements / name
 
     def path(self, image_id: str) -> Path:
-        """The PNG of a picture's y; its note is beside it, as JSON."""
+        """Return the path of an image's y, a PNG. Its note is beside it, as JSON."""
         return self.folder / f"{file_name(image_id)}.png"
 
     def note(self, image_id: str, image_sha256: str) -> dict[str, str] | None:
@@ -95,11 +98,13 @@ class MeasurementStore:
         return known
 
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
-        """y of picture x, read from its files or made. Damaged ones are set aside, reported through `warn(message)`, and
-        made anew; a y without its note (after a kill) gets one when it is the y that x gives.
+        """Return y of image x, read from its files or made now.
 
-        Raises OtherPicture, with all files left in place, where y was made of other pixels than x, and where y made anew is
-        not the one that is there or that its note tells of (as after an update of a library).
+        A damaged y is renamed, reported through `warn(message)`, and made again. A y without its note (after a kill) gets
+        one if x gives that y.
+
+        Raises OtherPicture, and changes no file, if y was made of other pixels than x, or if y made again differs from the
+        stored one or from its note (as after an update of a library).
         """
         path = self.path(image_id)
         known = self.note(image_id, hash_of_picture(x))
@@ -133,7 +138,7 @@ class MeasurementStore:
 
 
 def read_note(path: Path) -> dict[str, str] | None:
-    """Return {sha256 of y, image_sha256}; None where there is no file, or a damaged one, which y tells anew."""
+    """Return {sha256: of y, image_sha256: of x}; None if the file is missing or damaged. It is then made again from y."""
     try:
         note = read_json(path)
         return {key: note[key] for key in ("sha256", "image_sha256")}
@@ -143,26 +148,26 @@ def read_note(path: Path) -> dict[str, str] | None:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """A trained adapter and how it came about."""
+    """A trained adapter with the facts of its training."""
 
     tensors: dict[str, Tensor]
     """float32, on the CPU."""
     sha256: str
-    """Of the tensors (`hash_of_tensors`), not of the file, which also tells how long the training took."""
+    """Of the tensors (`hash_of_tensors`). That of the file would depend on how long the training took."""
     key: str
-    """Hash of what made it."""
+    """Cache key: hash of everything that determines the adapter."""
     facts: dict[str, Any]
     """made_of, losses, layers, n_parameters, crop_size, seconds (of the training)."""
 
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, types and numbers: of the safetensors file without metadata that would hold them."""
+    """Return the SHA-256 of names, shapes, types and values: of a safetensors file of these tensors without metadata."""
     return sha256_of_bytes(save(tensors))
 
 
 @dataclass(frozen=True)
 class AdapterStore:
-    """Adapters under the hash of what made them: weights, adapter, fine-tuning, pictures, seed.
+    """Adapters, stored under the hash of what determines them: weights, adapter, fine-tuning, images, seed.
 
     Each is one safetensors file, so a reader sees tensors and facts of one training. Its metadata has one entry, `facts`:
     the facts as JSON, the tensors' hash among them.
@@ -175,7 +180,7 @@ class AdapterStore:
         return Layout(self.results).adapter(key)
 
     def find(self, key: str, warn: Callable[[str], None]) -> StoredAdapter | None:
-        """The adapter, or None. A damaged one is set aside, reported through `warn(message)`, and counts as missing."""
+        """Return the adapter, or None. A damaged one is renamed, reported through `warn(message)`, and counts as missing."""
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -198,10 +203,10 @@ class AdapterStore:
         facts: dict[str, Any],
         warn: Callable[[str], None] = warn_in_one_line,
     ) -> StoredAdapter:
-        """Store a trained adapter, and give back the one to use.
+        """Store a trained adapter and return the one to use.
 
-        Two workers can train one key at once (`random` of two tasks shares it), and on a GPU to different numbers: the one
-        that was stored first stays, as a record may name it.
+        Two workers may train one key at once (`random` of two tasks shares it), and on a GPU their results differ. The one that
+        was stored first is used, as a record may refer to it.
         """
         first = self.find(key, warn)
         if first is not None:
@@ -213,17 +218,18 @@ class AdapterStore:
 
 
 class FoundNeighbours(Part):
-    """The pictures of a corpus to adapt to, nearest first."""
+    """The corpus images to adapt to, nearest first."""
 
     neighbours: tuple[Neighbour, ...]
     excluded: tuple[str, ...]
-    """Ids left out as copies of the test picture."""
+    """Ids left out as copies of the test image."""
 
 
 def stored_neighbours(results: Path, key: str, k: int) -> FoundNeighbours | None:
-    """Return the k nearest under the hash of what they follow from, K aside; None where fewer are stored.
+    """Return the k nearest neighbours stored under a cache key, or None if fewer are stored.
 
-    A list is a prefix of that for a larger K. A damaged file counts as none: finding them is quick.
+    The key does not contain K: the list for K is a prefix of that for a larger K. A damaged file counts as missing, as the
+    search is fast.
     """
     try:
         found = FoundNeighbours.model_validate(read_json(Layout(results).neighbours(key)))

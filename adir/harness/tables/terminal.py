@@ -62,6 +62,6 @@ def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
 
 
 def wide_console() -> Console:
-    """Return the terminal, or a log of at least 160 columns, which has no edge to wrap at."""
+    """Return a console for stdout; at least 160 columns wide if stdout is not a terminal, as a file needs no wrapping."""
     console = Console()
     return console if console.is_terminal else Console(width=max(160, console.width))
