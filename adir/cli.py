@@ -1,17 +1,16 @@
-"""The `adir` command line: what can be typed. What is then done stands in adir/commands/, a file per command.
+"""The `adir` command line: commands and their arguments. adir/commands/ has one file per command.
 
-Only the standard library is imported here, so that --help and errors in the command line are instant."""
+Only the standard library is imported here, so that --help and usage errors are instant."""
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from adir import __version__
-from adir.environment import importing, settle
+from adir.environment import settle, uncollected
 from adir.errors import InputError
 
 EXAMPLES = """examples:
@@ -38,11 +37,11 @@ ELSEWHERE = {
     "edit": "write elsewhere with --out FOLDER",
     "weights": "keep weights elsewhere with ADIR_CACHE=FOLDER and TORCH_HOME=FOLDER",
 }
-"""How to do without the place that could not be written to, by command."""
+"""{command: how to write to another place than one that cannot be written to}."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     top = argparse.ArgumentParser(
         prog="adir",
         description="ADIR: adaptive diffusion image reconstruction, as a benchmark (arXiv 2212.03221).",
@@ -60,21 +59,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 Commands = Any
-"""What argparse gives to add commands to."""
+"""The type that `add_subparsers` returns."""
 WORDS: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE"}
 
 
 def add_making(commands: Commands) -> None:
     """Add the commands that restore and score: run, plan, restore, edit, score."""
-    run = commands.add_parser("run", help="restore and score one cell, or with -m a grid of them")
-    run.add_argument("overrides", **WORDS, help="axes and parameters; `adir list` shows the axes")
-    run.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
-
-    plan = commands.add_parser(
-        "plan", help="what `adir run` would do with the same words: cells, seconds, disk; does nothing"
-    )
-    plan.add_argument("overrides", **WORDS, help="as for `adir run`")
-    plan.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+    for name, what in {
+        "run": "restore and score one cell, or with -m a grid of them",
+        "plan": "what `adir run` would do with the same words: cells, seconds, disk; does nothing",
+    }.items():
+        grid = commands.add_parser(name, help=what)
+        grid.add_argument("overrides", **WORDS, help="axes and parameters; `adir list` shows the axes")
+        grid.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
 
     restore = commands.add_parser(
         "restore",
@@ -161,13 +158,16 @@ def add_reading(commands: Commands) -> None:
 def add_index(commands: Commands) -> None:
     """Add `index` with its actions: build, info, search."""
     index = commands.add_parser("index", help="build, describe or search the index of a corpus")
-    actions = index.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = index.add_subparsers(metavar="ACTION", required=True)
     build = actions.add_parser("build", help="embed a corpus in shards; run it again and only what is missing is done")
+    build.set_defaults(command="index_build")
     build.add_argument("overrides", **WORDS, help="such as corpus=folder corpus.path=FOLDER encoder=clip")
     build.add_argument("-m", "--multirun", action="store_true", help="several workers: worker=0,1")
     info = actions.add_parser("info", help="what an index holds, and whether it is whole")
+    info.set_defaults(command="index_info")
     info.add_argument("folder", type=Path)
     search = actions.add_parser("search", help="the pictures of an index nearest to a picture or a text")
+    search.set_defaults(command="index_search")
     search.add_argument("folder", type=Path)
     search.add_argument("picture", type=Path, nargs="?")
     search.add_argument("--text")
@@ -186,27 +186,23 @@ def add_machine(commands: Commands) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Exit status: 0 done, 1 some pictures failed (their records say why), 2 what was asked cannot be done."""
+    """Run a command and return its exit status: 0 done, 1 some images failed (see their records), 2 impossible request."""
     if arguments is None:
         settle()
     top = parser()
-    args, rest = top.parse_known_args(files_after_dashes(sys.argv[1:] if arguments is None else arguments))
+    args, rest = top.parse_known_args(arguments)
     given = getattr(args, "overrides", getattr(args, "inputs", None))
-    if rest:  # argparse ends a list of words at the first option: adir run task=sr4 -m seed=0,1
+    if rest:  # argparse ends a list of arguments at the first option: adir run task=sr4 -m seed=0,1
         if given is None or any(word.startswith("-") for word in rest):
-            files = "; files come after --" if any(map(os.path.exists, rest)) else ""
+            files = "; a file is typed ./-NAME" if any(map(os.path.exists, rest)) else ""
             top.error(f"unrecognized arguments: {' '.join(rest)}{files}")
         given += rest
-    # pyiqa and peft bring bitsandbytes, which warns on stderr that it has no kernels for a network nobody uses here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if os.environ.get("ADIR_DEBUG"):
-        return dispatch(args)
     try:
         return dispatch(args)
     except InputError as error:
         return complain(str(error))
     except OSError as error:
-        if error.filename is None and error.errno is None:  # not the system's word on a file, so a defect of ours
+        if error.filename is None and error.errno is None:  # not from the operating system, so a bug of ours
             raise
         place = f"{error.filename}: " if error.filename else ""
         remedy = f"mend that, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "mend that"
@@ -215,28 +211,19 @@ def main(arguments: list[str] | None = None) -> int:
         return complain("interrupted; the same command goes on where it stopped", status=130)
 
 
-def files_after_dashes(arguments: list[str]) -> list[str]:
-    """Return the words without `--`; those behind it that begin with a dash are files below the current folder, ./-a.png, as
-    argparse would take them for options once more."""
-    if "--" not in arguments:
-        return arguments
-    at = arguments.index("--")
-    return arguments[:at] + [f"./{word}" if word.startswith("-") else word for word in arguments[at + 1 :]]
-
-
 def complain(message: str, status: int = 2) -> int:
-    """One line on stderr."""
+    """Print a message as one line on stderr. Returns `status`."""
     print(f"adir: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    """Call the command that was asked for: `main` of adir/commands/COMMAND.py."""
+    """Call `main` of adir/commands/COMMAND.py. Its parameters are named as the command's arguments."""
     if args.command in ("run", "plan"):  # before torch is imported
         from adir.harness.cells.compose import require_composable
 
         require_composable(args.overrides, args.multirun)
-    with importing():
+    with uncollected():
         command = importlib.import_module(f"adir.commands.{args.command}")
-    status: int = command.main(args)
+    status: int = command.main(**{word: value for word, value in vars(args).items() if word != "command"})
     return status

@@ -50,7 +50,7 @@ def each_job_is_composed_once() -> Iterator[None]:
 
 
 REMEMBERED = {
-    "adir.harness.running.pipeline": "_told",
+    "adir.harness.running.pipeline": "tell_once",
     "adir.weights.registry": "_failed_fetches",
 }
 """What a process says, tries or times once."""
@@ -62,7 +62,8 @@ def as_in_a_new_process() -> Iterator[None]:
     yield
     for module, name in REMEMBERED.items():
         if module in sys.modules:
-            getattr(sys.modules[module], name).clear()
+            remembered = getattr(sys.modules[module], name)
+            (remembered.clear if isinstance(remembered, dict | set) else remembered.cache_clear)()
 
 
 @pytest.fixture(autouse=True, scope="session")

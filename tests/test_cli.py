@@ -1,10 +1,14 @@
 """The `adir` command: its examples, every file of conf/, the same result whatever the way, and tracking."""
 
+import argparse
+import importlib
+import inspect
 import io
 import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +16,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from adir.cli import EXAMPLES, main
+from adir.cli import EXAMPLES, main, parser
 from adir.commands.list import AXES, choices
 from adir.configuration import config_dir
 from adir.data.embedded import TEST_FIELDS, corpus_fields, cut
@@ -450,3 +454,21 @@ def test_progress_is_silent_in_a_log(adir, tiny: list[str], tmp_path: Path) -> N
     finished = adir("run", *tiny, "adaptation=self", f"results={tmp_path}")
     # Three pictures, the size of the crops of each, what the adapter is, the end.
     assert finished.err == "" and len(finished.out.splitlines()) == 3 + 3 + 1 + 1
+
+
+def commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parsers of all commands, those of `index` its actions'."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for one in action.choices.values():
+            yield from commands_of(one)
+    if not below:
+        yield parser
+
+
+def test_a_commands_parameters_are_the_words_that_can_be_typed() -> None:
+    for command in commands_of(parser()):
+        name = command.get_default("command") or command.prog.split()[-1]
+        words = {action.dest for action in command._actions} - {"help"}
+        main = importlib.import_module(f"adir.commands.{name}").main
+        assert set(inspect.signature(main).parameters) == words, name

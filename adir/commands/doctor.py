@@ -1,15 +1,8 @@
 """`adir doctor`: what is installed, what is missing, and how to get it."""
 
-import argparse
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return examine()
-
 
 PACKAGES = (
     "torch",
@@ -31,8 +24,8 @@ PACKAGES = (
 )
 
 
-def examine() -> int:
-    """Print the state of things. Returns 0, or 1 when a dependency or an embedded file is missing."""
+def main() -> int:
+    """Print what is installed and what is missing. Returns 0, or 1 if a dependency or an embedded file is missing."""
     missing = 0
     print(f"adir {version('adir')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     for name in PACKAGES:

@@ -1,6 +1,5 @@
-"""`adir edit`: a picture of a user's own, repainted where a mask is white as a prompt says, beside a JSON of what was done."""
+"""`adir edit`: repaint the white part of a mask in your own image as a prompt says; write a PNG and a JSON of what was done."""
 
-import argparse
 import dataclasses
 import time
 from pathlib import Path
@@ -26,29 +25,23 @@ from adir.images import from_uint8, generator, hash_of_picture, read_png, to_uin
 from adir.scoring.metrics import data_consistency_residual
 from adir.tasks.editing import EditTask, read_mask
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return edit_picture(args.picture, args.mask, args.prompt, args.overrides, args.out)
-
-
 DEFAULTS = (
     "backbone=sd_inpaint",
     "task=edit",
     "sampler=sd_inpaint",
     "adaptation/fine_tuning=sd_inpaint",
     "scoring=edit",
-    "data=embedded",  # not looked at: the picture comes from the command line; sd_inpaint would ask for a folder
+    "data=embedded",  # unused: the image comes from the command line; sd_inpaint would ask for a folder
 )
 SHORT = {"by": "task.by", "paste": "sampler.paste"}
-"""Keys that are said so often here that they have a short name."""
+"""Short names of keys that are often used here."""
 
 
-def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
+def main(picture: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
     """Repaint one picture with the cell that the KEY=VALUE overrides describe. Returns the exit status.
 
-    Picture, mask and prompt are read and checked before a network is loaded. The files' names hold a hash of picture, mask,
-    prompt and cell: what is there already is not made again. Raises InputError.
+    Reads and checks image, mask and prompt before it loads a network. The file names contain a hash of image, mask, prompt and
+    cell; an edit that exists already is not made again. Raises InputError.
     """
     hole = read_mask(mask)
     try:
@@ -78,7 +71,7 @@ def edit_picture(picture: Path, mask: Path, prompt: str, overrides: list[str], o
 
 
 def require_editing(cfg: DictConfig) -> None:
-    """Raise InputError, before any network is looked for, where task or backbone are none to edit with."""
+    """Raise InputError unless task and backbone can edit. Looks for no network."""
     task = build(cfg.task, "task")
     if not task.edits:
         raise InputError(f"adir edit is for task=edit, not for task={task.name}: see `adir restore`")
@@ -89,7 +82,7 @@ def require_editing(cfg: DictConfig) -> None:
 
 
 def edit_overrides(overrides: list[str]) -> list[str]:
-    """The user's overrides, short names written out, after the defaults of editing that they do not replace."""
+    """Return the user's overrides with short names expanded, after the defaults of editing that they do not replace."""
     given = [item.partition("=") for item in overrides]
     full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in given]
     said = {key for key, _, _ in given}
@@ -97,18 +90,18 @@ def edit_overrides(overrides: list[str]) -> list[str]:
 
 
 def is_done(target: Path, edit: str) -> bool:
-    """Whether this very edit is there, whole. (The note is written first: one without its picture is what a kill leaves.)"""
+    """Return whether this edit exists with all its files. The note is written first: a kill may leave it without its image."""
     try:
         known = read_json(target.with_suffix(".json"))
         return bool(known["edit"] == edit and known["picture_sha256"] == hash_of_picture(read_png(target)))
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # not there, or damaged: it is made again
+        return False  # missing or damaged: made again
 
 
 def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, progress: bool) -> None:
-    """Retrieve, adapt, repaint and write."""
+    """Retrieve, adapt, repaint and write one image."""
     started = time.perf_counter()
-    # Of the known pixels and the mask, whose hole is 0 in y: adapted or not, and whatever the prompt, the noise is one.
+    # The hole is 0 in y, so the seed depends on the known pixels and the mask: the noise is the same for every mode and prompt.
     image_id = hash_of_picture(y)
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)

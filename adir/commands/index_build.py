@@ -3,7 +3,10 @@
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from adir.commands.index_search import remember_encoder
 from adir.data.sources.base import Source
 from adir.errors import InputError
-from adir.files import set_aside
-from adir.harness.cells.cell import build as build_part
+from adir.harness.cells.cell import build
 from adir.harness.cells.compose import launch
 from adir.harness.running.claims import Claims
 from adir.harness.running.grid import beside_others, say
@@ -25,24 +27,24 @@ from adir.retrieval.index.builder import (
     extend_plan,
     finish,
     missing_shards,
-    planned,
     read_facts,
     require_room,
     require_same_index,
     shard_path,
 )
-from adir.retrieval.index.shards import Shard
 
 POLL = 0.5
-"""Seconds between looks at work that other workers hold."""
+"""Seconds between checks of work that other workers hold."""
 
 
-def build(overrides: list[str], multirun: bool) -> int:
-    """Build an index, or what is missing of it, by one worker or (-m worker=0,1) by several. Returns 0; raises InputError."""
-    results: list[tuple[Path, Embedded]] = launch(build_job, overrides, multirun, config_name="index")
+def main(overrides: list[str], multirun: bool) -> int:
+    """Build the missing shards of an index with one worker, or (-m worker=0,1) with several. Returns 0; raises InputError."""
+    results: list[tuple[Path, list[Embedded]]] = launch(build_job, overrides, multirun, config_name="index")
     folder = results[0][0]
-    pictures = sum(done.pictures for _, done in results)
-    encoding, waiting = (sum(getattr(done, what) for _, done in results) for what in ("encoding", "waiting"))
+    shards = [one for _, done in results for one in done]
+    pictures, encoding, waiting = (
+        sum(getattr(one, what) for one in shards) for what in ("pictures", "encoding", "waiting")
+    )
     manifest = read_facts(folder / "manifest.json")
     busy = f", the encoder at work {encoding / (encoding + waiting):.0%} of the time" if pictures else ""
     say(f"{folder}: {pictures} pictures embedded now{busy}")
@@ -52,22 +54,19 @@ def build(overrides: list[str], multirun: bool) -> int:
     return 0
 
 
-def described(manifest: dict[str, object]) -> str:
-    """An index in two lines."""
+def described(manifest: Mapping[str, Any]) -> str:
+    """Return a description of an index in two lines."""
     corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
-    assert isinstance(corpus, dict) and isinstance(encoder, dict) and isinstance(source, dict)
-    shards = manifest["shards"]
-    assert isinstance(shards, list)
     return (
         f"  corpus {source['name']} ({source['kind']}): {corpus['pictures']} pictures, {corpus['sha256'][:10]}; "
-        f"{len(shards)} shards\n"
+        f"{len(manifest['shards'])} shards\n"
         f"  encoder {encoder['name']} {encoder['weights_sha256'][:10]}, {encoder['metric']}, "
         f"{manifest['dimensions']} dimensions, float16"
     )
 
 
-def build_job(cfg: DictConfig) -> tuple[Path, Embedded]:
-    """One worker: does shards until none is missing, waiting for those that others do in case they die over them."""
+def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
+    """Run one worker: embed shards until none is missing, and take over those of workers that die."""
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -81,120 +80,66 @@ def build_job(cfg: DictConfig) -> tuple[Path, Embedded]:
         raise InputError(f"least_side={cfg.least_side}: a whole number of pixels is needed, 0 to take all")
     torch.set_num_threads(cfg.threads)
     folder = Path(str(cfg.out))
-    source: Source = build_part(cfg.corpus, "corpus")
-    encoder: Encoder = build_part(cfg.encoder, "encoder")
+    source: Source = build(cfg.corpus, "corpus")
+    encoder: Encoder = build(cfg.encoder, "encoder")
     require_room(folder)
     claims = Claims(folder / "claims")
-    wait_for(claims, "plan")
-    try:
+    with alone(claims, "plan"):
         require_same_index(folder, source, encoder, cfg.least_side)
         remember_encoder(folder, cfg.encoder)
-        put_aside_damaged(folder)
         extend_plan(folder, source, cfg.shard_size)
-    finally:
-        claims.release("plan")
     done = embed_missing(folder, source, encoder, claims, cfg)
-    wait_for(claims, "manifest")
-    try:
+    with alone(claims, "manifest"):
         finish(folder)
-    finally:
-        claims.release("manifest")
-    claims.clear_dead()  # of a worker that was killed between a shard and its release
-    if not claims.any_there():  # or while it wrote one
-        for part in folder.glob("**/.*.part"):
-            part.unlink(missing_ok=True)
+    claims.clear_dead()  # left by workers that were killed after a shard, before its release
     return folder, done
 
 
-def wait_for(claims: Claims, name: str) -> None:
-    """Take a claim, however long a living worker holds it."""
+@contextmanager
+def alone(claims: Claims, name: str) -> Iterator[None]:
+    """Hold a claim during the block. Waits as long as a living worker holds it."""
     while not claims.take(name):
         time.sleep(POLL)
+    try:
+        yield
+    finally:
+        claims.release(name)
 
 
-def put_aside_damaged(folder: Path) -> None:
-    """Rename shards that cannot be opened, so that they are made anew."""
-    for number in range(len(planned(folder))):
-        path = shard_path(folder, number)
-        if path.exists():
-            try:
-                Shard.open(path)
-            except InputError as error:
-                say(f"warning: {error}; {set_aside(path)}")
+def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig) -> list[Embedded]:
+    """Embed missing shards until no worker has one left to do. Returns the shards that this worker did.
 
-
-def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig) -> Embedded:
-    """Do one missing shard after the other until there is none, whoever did them. What this worker did."""
-    total = Embedded()
-    with Meter(folder, cfg.shard_size) as meter:
+    Prints a line per shard; on a terminal, also shows a progress bar.
+    """
+    done: list[Embedded] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty() or beside_others()) as bar:
+        n_missing = len(missing_shards(folder))
+        task = bar.add_task("shards", total=n_missing)
         while missing := missing_shards(folder):
             did_one = False
             for number in missing:
                 with claims.claimed(f"{number:06d}") as mine:
-                    # Whoever had the claim before may have finished the shard since it was looked for.
-                    if mine and not shard_path(folder, number).exists():
-                        done = build_shard(
-                            folder, number, source, encoder, cfg.batch_size, cfg.loaders, meter.show, cfg.least_side
-                        )
-                        meter.finished(number, done)
-                        did_one = True
-                        total.pictures += done.pictures
-                        total.rejects += done.rejects
-                        total.encoding += done.encoding
-                        total.waiting += done.waiting
+                    # The previous holder of the claim may have finished the shard since the check.
+                    if not mine or shard_path(folder, number).exists():
+                        continue
+
+                    def show(now: Embedded, number: int = number) -> None:
+                        bar.update(task, description=f"{now.pictures} pictures of shard {number}, shards")
+
+                    started = time.perf_counter()
+                    one = build_shard(
+                        folder, number, source, encoder, cfg.batch_size, cfg.loaders, show, cfg.least_side
+                    )
+                    done.append(one)
+                    did_one = True
+                    left = len(missing_shards(folder))
+                    bar.update(task, completed=n_missing - left)
+                    rejects = f" ({one.rejects} rejects)" if one.rejects else ""
+                    rate = one.pictures / (time.perf_counter() - started)
+                    say(
+                        f"shard {number}: {one.pictures} pictures{rejects}, {rate:.1f} pictures/s; {left} shards missing"
+                    )
             if not did_one:
                 time.sleep(POLL)
-    return total
-
-
-class Meter:
-    """How far a build is: a bar on a terminal, else a line for each shard; pictures per second and time left."""
-
-    def __init__(self, folder: Path, shard_size: int) -> None:
-        self.folder, self.shard_size = folder, shard_size
-        self.n_before = self.n_missing = len(missing_shards(folder))
-        self.n_pictures = 0
-        self.started = time.perf_counter()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, disable=not sys.stderr.isatty() or beside_others())
-        self.task = self.bar.add_task("shards", total=self.n_before)
-
-    def __enter__(self) -> "Meter":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    def show(self, now: Embedded) -> None:
-        """After a batch of the shard at work."""
-        rate = (self.n_pictures + now.pictures) / self.seconds
-        part = min(now.pictures / self.shard_size, 1)
-        self.bar.update(
-            self.task, completed=self.n_before - self.n_missing + part, description=f"{rate:.1f} pictures/s, shards"
-        )
-
-    def finished(self, number: int, done: Embedded) -> None:
-        """After a shard."""
-        self.n_pictures += done.pictures
-        self.n_missing = len(missing_shards(self.folder))
-        self.bar.update(self.task, completed=self.n_before - self.n_missing)
-        if self.bar.disable:
-            # By all workers together: what is left at the pace since this one began.
-            left = self.n_missing * self.seconds / max(self.n_before - self.n_missing, 1)
-            rate = self.n_pictures / self.seconds
-            rejects = f" ({done.rejects} rejects)" if done.rejects else ""
-            say(
-                f"shard {number}: {done.pictures} pictures{rejects}, {rate:.1f} pictures/s; {self.n_missing} shards missing, "
-                f"about {duration(left)} left"
-            )
-
-
-def duration(seconds: float) -> str:
-    """0:05:07"""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return done

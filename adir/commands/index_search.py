@@ -20,17 +20,17 @@ from adir.retrieval.encoders.base import Encoder, as_pil
 from adir.retrieval.index.sharded import IndexedCorpus, ShardedIndex
 
 ENCODER_FILE = "encoder.json"
-"""In an index's folder: the configuration of the encoder that made it, from which it is built again."""
+"""The file in an index's folder with the configuration of its encoder, from which `adir index search` builds the encoder."""
 UNITS = {"angular": "rad", "euclidean": "rms"}
 
 
-def search(folder: Path, picture: Path | None, text: str | None, k: int, out: Path | None) -> int:
+def main(folder: Path, picture: Path | None, text: str | None, k: int, out: Path | None) -> int:
     """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG). Returns 0, or 1
     where the sheet lacks a picture.
 
     folder: of a finished index.  Exactly one of picture (a file) and text is given.
-    Raises InputError for a query that is none, a text where the encoder has no text side, k beyond the index, and an index
-    that is damaged or was made by another encoder than the one that its folder describes.
+    Raises InputError for a query that is no image, a text if the encoder takes none, k larger than the index, and an index
+    that is damaged or was made by another encoder than its folder describes.
     """
     if (picture is None) == (text is None):
         raise InputError("name a picture, or give --text WORDS; one of the two")
@@ -66,15 +66,15 @@ def search(folder: Path, picture: Path | None, text: str | None, k: int, out: Pa
 
 
 def read_query(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of a picture file, read as those of a corpus are. InputError for what is none."""
+    """Return an image file as (H, W, 3) uint8, read as images of a corpus are. Raises InputError if it is no image."""
     return in_colour(read_pixels(path))
 
 
 def with_pictures(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:
-    """The neighbours with their pictures, from where the index found them; None for those that are not to be had."""
+    """Return the neighbours with their images, read from where the index found them; None for each that is unavailable."""
     try:
         corpus = IndexedCorpus(folder)
-    except (InputError, OSError):  # the ids and distances hold all the same
+    except (InputError, OSError):  # ids and distances are valid without it
         yield from (Found(image_id, distance, None) for image_id, distance in zip(ids, distances, strict=True))
         return
     for image_id, distance in zip(ids, distances, strict=True):
@@ -85,9 +85,9 @@ def with_pictures(folder: Path, ids: Sequence[str], distances: Sequence[float]) 
 
 
 def remember_encoder(folder: Path, configuration: DictConfig) -> None:
-    """Write the configuration of the encoder into the folder of the index that it makes. Paths are kept whole.
+    """Write the encoder's configuration into the folder of its index. Paths are stored as absolute paths.
 
-    The device is left out: it is the builder's, and for one query the processor will do.
+    The device is left out: it belongs to the machine that builds, and a CPU is enough for one query.
     """
     leaf: dict[str, Any] = OmegaConf.to_container(configuration, resolve=True)  # type: ignore[assignment]
     leaf.pop("device", None)
@@ -98,7 +98,7 @@ def remember_encoder(folder: Path, configuration: DictConfig) -> None:
 
 
 def encoder_of(index: ShardedIndex) -> Encoder:
-    """The encoder that made an index, built from what its folder remembers. InputError where it is another one by now.
+    """Return the encoder that made an index, built from its folder's configuration. Raises InputError if it differs now.
 
     The folder may come from someone else, so it may only name the encoders of conf/encoder/, with plain arguments.
     """

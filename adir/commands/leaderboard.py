@@ -1,37 +1,27 @@
-"""`adir leaderboard`: print the table of results folders and submissions, and write it into the one folder."""
+"""`adir leaderboard`: print the table of results folders and submissions; write it into the folder if there is only one."""
 
-import argparse
 from pathlib import Path
-
-from rich.console import Console
 
 from adir.files import write_bytes
 from adir.harness.records.layout import Layout
 from adir.harness.tables.formats import FORMATS, explanation, tidy, to_terminal
 from adir.harness.tables.leaderboard import load_board
+from adir.harness.tables.terminal import wide_console
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return show_leaderboard(args.folders, write=not args.no_write, against=args.against)
+def main(folders: list[Path], no_write: bool = False, against: str = "none") -> int:
+    """Print the table. For one results folder, unless `no_write`, also write leaderboard.csv, .md, .tex and .html into it.
 
-
-def show_leaderboard(folders: list[Path], write: bool, against: str = "none") -> int:
-    """Print the table; with `write`, also put leaderboard.csv, .md, .tex and .html into the one results folder.
-
-    against: the mode whose rows the others are compared with; the files of another than none have its name.
-    Of several folders, and of submission files, the table is only printed: it belongs to no one of them. Returns 0, or 1
-    where a damaged file was left out.
+    against: the mode whose rows the others are compared with; file names contain it, unless it is none.
+    The table of several folders or of submission files is only printed. Returns 0, or 1 if a damaged file was skipped.
     """
     board = load_board(*folders, against=against)
     written: list[Path] = []
-    if write and len(folders) == 1 and folders[0].is_dir():
+    if not no_write and len(folders) == 1 and folders[0].is_dir():
         for ending, text_of in FORMATS.items():  # before anything is printed: a terminal may refuse it
             written.append(Layout(folders[0]).leaderboard(ending, against))
             write_bytes(written[-1], text_of(board).encode())
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))  # a log has no edge to wrap at
+    console = wide_console()
     for table in to_terminal(board, ", ".join(map(str, folders)), console.width):
         console.print(table)
     if board.summary:
@@ -40,7 +30,7 @@ def show_leaderboard(folders: list[Path], write: bool, against: str = "none") ->
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     if written:
         console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
-    elif write:
+    elif not no_write:
         several = "`adir merge ... --out FOLDER` makes one folder of them, which gets its files"
         console.print(f"not written: {several}", markup=False, highlight=False)
     if board.damaged:

@@ -1,16 +1,9 @@
-"""What can be chosen: the axes and their values, read from the configuration files themselves."""
+"""`adir list`: the axes and their values, read from the configuration files."""
 
-import argparse
 from pathlib import Path
 
 from adir.configuration import config_dir
 from adir.files import read_text
-
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return print_axes()
-
 
 AXES = (
     "backbone",
@@ -32,22 +25,22 @@ AXES = (
 
 
 def choices(axis: str) -> dict[str, str]:
-    """{value: one-line description} of an axis. The description is the first comment of the value's file."""
+    """Return {value: one-line description} of an axis. The description is the first comment in the value's file."""
     folder = config_dir() / axis
     paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("tuned/*.yaml"))]
     return {path.relative_to(folder).with_suffix("").as_posix(): description(path) for path in paths}
 
 
 def description(path: Path) -> str:
-    """The first comment line of a configuration file that is no Hydra directive."""
+    """Return the first comment line of a configuration file that is not a Hydra directive."""
     for line in read_text(path).splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ").strip()
     return ""
 
 
-def print_axes() -> int:
-    """Every axis with its values."""
+def main() -> int:
+    """Print every axis with its values. Returns 0."""
     for axis in AXES:
         print(axis)
         values = choices(axis)

@@ -1,6 +1,5 @@
 """`adir merge`: put the records of several folders and submissions into one folder."""
 
-import argparse
 from pathlib import Path
 
 from adir.errors import InputError
@@ -10,21 +9,16 @@ from adir.harness.records.record import Record
 from adir.harness.records.sources import read_sources
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return merge(args.folders, args.out)
+def main(folders: list[Path], out: Path) -> int:
+    """Copy the records of several folders and submissions into one folder, with whatever they have of what its report shows:
+    restored images and y, ground truths, neighbours, manifests of the data, losses of the adapters (not the adapters).
 
-
-def merge(sources: list[Path], out: Path) -> int:
-    """Put the records of several folders and submissions into one folder, with what its report shows as far as they have it:
-    restored pictures and y, ground truths, neighbours, manifests of the data, losses of the adapters (not the adapters).
-
-    What `out` holds already is one of the sources. Everything is read and checked before anything is written; a record that
-    is there twice is taken once, and InputError names two that differ. Returns 0, or 1 where a damaged record was left out.
+    The records already in `out` are included. Reads and checks everything before it writes anything. A duplicate record is
+    taken once; two that differ raise InputError. Returns 0, or 1 if a damaged record was skipped.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder with --out")
-    found = read_sources([*([out] if out.is_dir() else []), *sources])
+    found = read_sources([*([out] if out.is_dir() else []), *folders])
     paths: dict[str, Record] = {}
     for record in found.records.values():
         name = record.path
@@ -36,11 +30,11 @@ def merge(sources: list[Path], out: Path) -> int:
             raise InputError(
                 f"{name}: two sources have records of different cells or pictures here; make tables of them apart"
             )
-    for source in sources:
+    for source in folders:
         if not source.is_dir():
             require_whole(source)
     Layout(out).mark()
-    counts = {source: copy_from(source, out, found) for source in sources if source.resolve() != out.resolve()}
+    counts = {source: copy_from(source, out, found) for source in folders if source.resolve() != out.resolve()}
     for note in found.notes:
         print(f"warning: left out: {note}")
     for source, n in counts.items():

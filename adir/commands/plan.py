@@ -1,39 +1,28 @@
 """`adir plan`: print what `adir run` would do with the same words."""
 
-import argparse
 import shutil
 import time
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adir.errors import InputError
 from adir.files import read_json
-from adir.harness.cells.cell import build, label_of
+from adir.harness.cells.cell import label_of
 from adir.harness.planning.plan import CellPlan, plan_cells
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Axes
 from adir.harness.running.grid import Grid, check_grid, empty_scores
-
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return print_plan(args.overrides, args.multirun)
-
+from adir.harness.tables.terminal import wide_console
 
 HEADINGS = ("cell", "pictures", "status", "s per\npicture", "minutes", "memory\nMB", "disk\nMB")
 
 
-def print_plan(overrides: list[str], multirun: bool) -> int:
-    """Print the plan. Returns 0, or 2 where a cell cannot run or none is left; cells that are not applicable are left out,
-    as in a run."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))
+def main(overrides: list[str], multirun: bool) -> int:
+    """Print the plan. Returns 0, or 2 if a cell cannot run or none is left. Skips inapplicable cells, as a run does."""
+    console = wide_console()
     started = time.perf_counter()
     grid = check_grid(overrides, multirun, measuring=True)
-    loading = time.perf_counter() - started  # which a run does too, before its first picture
+    loading = time.perf_counter() - started  # a run does this too, before its first image
     plans = plan_cells(list(grid.cells.values()))
     rows = {number: planned_row(plan) for number, plan in zip(grid.cells, plans, strict=True)}
     reasons: dict[str, int] = {}
@@ -90,15 +79,9 @@ def cell_name(axes: Axes) -> str:
 
 
 def score_notes(grid: Grid) -> list[str]:
-    """Return what says which scores may stay empty for want of weights. Nothing is fetched."""
-    scorings = [cell.scoring for cell in grid.cells.values()]
-    for problem in grid.problems.values():
-        try:
-            scorings.append(build(problem.scoring, "scoring"))
-        except InputError:
-            pass  # which is among its reasons
+    """Return messages on scores that may stay empty because their weights are missing. Fetches nothing."""
     notes = empty_scores(list(grid.cells.values()), fetch=False)
-    wanted = {name: files for scoring in scorings for name, files in scoring.to_fetch.items()}
+    wanted = {name: files for cell in grid.cells.values() for name, files in cell.scoring.to_fetch.items()}
     if wanted:
         entries = dict.fromkeys(file.entry for files in wanted.values() for file in files)
         notes.append(
@@ -109,7 +92,7 @@ def score_notes(grid: Grid) -> list[str]:
 
 
 def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
-    """Return what the grid holds and how long it takes. loading: seconds."""
+    """Return the size of the grid and its run time, as text. loading: seconds."""
     equal = grid.combinations - len(grid.cells) - len(grid.problems)
     note = f", {equal} more combinations equal one of them" if equal else ""
     pictures, adapters = sum(plan.to_do for plan in plans), sum(plan.adapters for plan in plans)
@@ -122,5 +105,5 @@ def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people: `40 s`, or `3 minutes` from 90 seconds on."""
+    """Format a duration: `40 s`; `3 minutes` from 90 seconds on."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"

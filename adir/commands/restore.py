@@ -1,6 +1,5 @@
-"""`adir restore`: degraded pictures of a user's own, restored into PNGs, each beside a JSON of what was done."""
+"""`adir restore`: restore your own degraded images; write a PNG of each and a JSON of what was done."""
 
-import argparse
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,20 +26,14 @@ from adir.samplers.base import Steering
 from adir.samplers.tiling import needed_tile, require_restorable, restore_any_size, sampled_shape
 from adir.scoring.metrics import data_consistency_residual
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return restore_pictures(args.inputs, args.out, args.overwrite, args.tile, args.samples)
-
-
 SAMPLERS = ("ddrm", "adir_clean")
-"""The samplers of a user who names none: the first that applies. With the same network they come nearer to the truth than
+"""Default samplers; the first that applies is used. With the same network they come nearer to the ground truth than
 Algorithm 1 of the paper, sampler=adir, and their images are cleaner (results/embedded/adir_settings.md, baselines.md)."""
 STD_FACTOR = 5
-"""Grey levels of the map per grey level of standard deviation: white is 51 or more."""
+"""Grey levels of the map per grey level of standard deviation: white is a deviation of 51 or more."""
 
 
-def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int) -> int:
+def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int) -> int:
     """Restore files and folders of pictures with the cell that the KEY=VALUE inputs describe. Returns the exit status.
 
     Args:
@@ -88,10 +81,10 @@ def restore_pictures(inputs: list[str], out: Path, overwrite: bool, tile: int, s
 
 
 def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
-    """Return the configuration that the overrides describe, and its cell: with one of SAMPLERS unless they name another.
+    """Return the configuration that the overrides describe, and its cell. Uses one of SAMPLERS unless the overrides name one.
 
-    An experiment names one too. Where the first does not apply (a latent backbone, an operator of unknown singular values),
-    a line says why, and what is used: the next, or where none applies the configuration's own. Raises InputError.
+    An experiment names one too. If the first does not apply (a latent backbone, an operator of unknown singular values), a line
+    says why and what is used: the next, or the configuration's own if none of SAMPLERS applies. Raises InputError.
     """
     named = {word.partition("=")[0].lstrip("+~") for word in overrides} & {"sampler", "experiment"}
     choices = [[]] if named else [*([f"sampler={name}"] for name in SAMPLERS), []]
@@ -110,8 +103,8 @@ def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
 
 
 def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[Path, Path]:
-    """Return where each restored picture goes. Those of one name, from two folders or of two suffixes, are told apart by a hash
-    of their content; the same picture twice goes to one place."""
+    """Return the output path of each image. Files with one stem (in two folders, or with two suffixes) get a hash of their
+    content in their names; the same image twice gets one path."""
     stems = {path: shortened(path.stem) for path in measurements}
     times = Counter(stem.casefold() for stem in stems.values())
     made_by = f"{file_name(cell.task.name, most=40)}-{file_name(cell.mode.name, most=40)}"
@@ -124,7 +117,7 @@ def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[
 
 
 def picture_files(inputs: list[str]) -> list[Path]:
-    """The files named, and the picture files directly in the folders named. InputError when there are none."""
+    """Return the given files, and the image files directly in the given folders. Raises InputError if there are none."""
     if not inputs:
         raise InputError("no pictures given: adir restore PICTURE... task=sr4")
     paths: list[Path] = []
@@ -137,15 +130,14 @@ def picture_files(inputs: list[str]) -> list[Path]:
         elif item.is_file():
             paths.append(item)
         else:
-            no_key = ", and no setting has this key (adir list)" if "=" in str(item) else ""
-            raise InputError(f"{item}: no such file or folder{no_key}")
+            raise InputError(f"{item}: no such file or folder")
     return list(dict.fromkeys(paths))
 
 
 def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> bool:
-    """Whether this very restoration is there, whole. InputError when something else has its name.
+    """Return whether this restoration exists with all its files. Raises InputError if another file has its name.
 
-    The note is written first: one of this restoration without its pictures is what a kill leaves, or deleted pictures.
+    The note is written first: after a kill, or if images were deleted, it may be there without its images.
     """
     note = target.with_suffix(".json")
     if not target.exists() and not note.exists():
@@ -160,15 +152,15 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
             if all(hash_of_picture(read_png(target.parent / name)) == sha256 for name, sha256 in files.items()):
                 return True
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not ours, or damaged: the question is the same
+        pass  # of another program, or damaged: handled alike
     there = target if target.exists() else note
     raise InputError(f"{there}: exists and was made otherwise; use --overwrite, or another --out")
 
 
 def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samples: int, options: Any) -> None:
-    """Retrieve, adapt, restore and write one picture. All samples share the adapter; their noise is of seeds that follow on."""
+    """Retrieve, adapt, restore and write one image. All samples share the adapter; their noise has consecutive seeds."""
     started = time.perf_counter()
-    image_id = hash_of_picture(y)  # of the content: the same picture under another name is restored alike
+    image_id = hash_of_picture(y)  # of the content, so that the same image under another name has the same result
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
     seeds = range(cell.seed, cell.seed + samples)
@@ -183,7 +175,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samp
             raise InputError(f"{path}: {error}") from error
     x_hat, others = results[0].x_hat, {}
     if samples > 1:
-        # As their files hold them, so that anybody can redo the mean and the map from these.
+        # 8-bit, as in their files, so that mean and map can be recomputed from the files.
         saved = [from_uint8(to_uint8(result.x_hat)) for result in results]
         x_hat, deviation = mean_and_deviation(saved)
         others = {sample_file(target, f"sample{seed}"): sample for seed, sample in zip(seeds, saved, strict=True)}
@@ -227,7 +219,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samp
 
 
 def sample_file(target: Path, what: str) -> Path:
-    """Return the file of a sample or of the map, beside the result."""
+    """Return the path of a sample or of the map, beside the result."""
     return target.with_name(f"{target.stem}-{what}.png")
 
 
@@ -247,7 +239,7 @@ def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def awaited_adapter(cell: Cell, image_id: str, y: Tensor, chosen: list[str], progress: bool) -> StoredAdapter | None:
-    """The adapter, also where another `adir restore` is training it just now."""
+    """Return the adapter. Waits if another `adir restore` is training it."""
     while True:
         try:
             return find_or_train_adapter(cell, image_id, cell.task, y, chosen, progress, say)

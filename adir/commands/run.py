@@ -1,6 +1,5 @@
 """`adir run`: run one cell or a grid."""
 
-import argparse
 import functools
 import os
 import shlex
@@ -15,15 +14,10 @@ from adir.harness.running.interruption import new_stop_file, stop_file_on_interr
 from adir.harness.running.worker import Outcome
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return run_grid(args.overrides, args.multirun)
+def main(overrides: list[str], multirun: bool) -> int:
+    """Run one cell or a grid. Returns the exit status: 0; 1 if images failed or are missing; 130 if interrupted.
 
-
-def run_grid(overrides: list[str], multirun: bool) -> int:
-    """Run one cell or a grid. Returns the exit status: 0, or 1 when pictures failed or are missing, or 130 when interrupted.
-
-    Raises InputError before any work where a cell cannot run.
+    Raises InputError before any work if a cell cannot run.
     """
     grid = check_grid(overrides, multirun)
     for problem in grid.problems.values():
@@ -52,18 +46,18 @@ def run_grid(overrides: list[str], multirun: bool) -> int:
             except (InputError, OSError):
                 raise
             except BaseException as error:
-                if not interrupted.is_set:
+                if not interrupted:
                     raise
-                outcomes = []  # by a second Ctrl-C, or a worker was still being started and did not know of stop files
+                outcomes = []  # by a second Ctrl-C, or because a worker that was just starting did not yet handle the first
                 say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
                 for folder in {Layout(results).adapters, *(cell.ledger.claims for cell in cells)}:
-                    Claims(folder).clear_dead()  # some were killed at their pictures
-        stopped = interrupted.is_set or (stop is not None and stop.exists())
+                    Claims(folder).clear_dead()  # some workers were killed while they held claims
+        stopped = bool(interrupted) or (stop is not None and stop.exists())
     finally:
         if stop is not None and all_ended:
             stop.unlink(missing_ok=True)
     total = sum(outcomes, Outcome())
-    # From the records, as a worker that helped with a cell, or an earlier run, may have met a failure.
+    # Count from the records: failures may come from a worker that helped with a cell, or from an earlier run.
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
     total.failed = sum(record is not None and record.status == "failed" for record in found)
     missing = sum(record is None for record in found)

@@ -1,6 +1,5 @@
 """`adir score`: score the pictures of a results folder again, from their files and with no model."""
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -17,29 +16,24 @@ from adir.images import hash_of_picture, read_png
 from adir.scoring.metrics import Scoring
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return rescore(args.folder, args.overrides)
+def main(folder: Path, overrides: list[str]) -> int:
+    """Write the scores of `scoring=...` into every record whose restored image exists; other scores stay as they are.
 
-
-def rescore(results: Path, overrides: list[str]) -> int:
-    """Put the scores of `scoring=...` into every record whose restored picture is there; other scores stay as they are.
-
-    Ground truths come from the data set that the record names, and must still have the hash it had. Returns 0, or 1 when a
-    score stays empty, a record is damaged or has failed, or its picture is missing. Raises InputError when there is no
-    record of a restored picture.
+    Ground truths come from the record's data set, and must still have the recorded hash. Returns 0, or 1 if a score stays
+    empty, a record is damaged or of a failed image, or a restored image is missing. Raises InputError if there is no record
+    of a restored image.
     """
     scoring: Scoring = build(compose(overrides).scoring, "scoring")
     n, bad, failed = 0, 0, 0
     empty: dict[str, list[str]] = {metric.name: [] for metric in scoring.metrics}
-    for record in all_records(results):
+    for record in all_records(folder):
         if isinstance(record, DamagedFile):
             say(f"warning: {record}")
             bad += 1
         elif record.status == "done":
             try:
-                record = rescored(record, results, scoring)
-                write_json(results / record.path, record.as_json())
+                record = rescored(record, folder, scoring)
+                write_json(folder / record.path, record.as_json())
                 n += 1
                 for name, reasons in empty.items():
                     score = record.scores[name]
@@ -50,7 +44,7 @@ def rescore(results: Path, overrides: list[str]) -> int:
         else:
             failed += 1
     if not n and not bad:
-        raise InputError(f"{results}: no restored pictures below it")
+        raise InputError(f"{folder}: no restored pictures below it")
     for name, reasons in empty.items():
         for reason, times in Counter(reasons).most_common():
             say(f"{name} stays empty in {times} of {n} records: {reason}")
@@ -66,7 +60,7 @@ def rescore(results: Path, overrides: list[str]) -> int:
 
 
 def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
-    """The record with new scores. InputError when the data set no longer has the picture it was made from."""
+    """Return the record with new scores. Raises InputError if the data set no longer has the image."""
     data: Corpus = build(from_plain(record.configuration["data"]), "data")
     image_id = record.image.id
     if image_id not in data.ids:

@@ -1,13 +1,13 @@
 """`adir sheet`: write one comparison picture: ground truth, y and every mode side by side."""
 
-import argparse
+from pathlib import Path
 
 from adir.harness.report.sheet import write_sheet
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    path, damaged = write_sheet(args.folder, args.task, args.out)
+def main(folder: Path, task: str | None, out: Path | None) -> int:
+    """Write the sheet and print its path. Returns 0, or 1 where a damaged file was left out."""
+    path, damaged = write_sheet(folder, task, out)
     print(path)
     for fault in damaged:
         print(f"warning: left out: {fault}")

@@ -1,36 +1,27 @@
 """`adir sync`: send the W&B runs of a results folder that were tracked offline."""
 
-import argparse
 import base64
 import http.client
 import json
 import os
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 from adir.errors import InputError, first_line
-from adir.harness.tracking.base import within
 from adir.harness.tracking.wandb import key_for, server_of
 
-
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return sync(args.folder)
-
-
 PATIENCE = 15.0
-"""Seconds in which the server must answer the first question."""
+"""Seconds that the server may take to answer the first question."""
 SLOWEST = 50_000.0
-"""Bytes a second below which sending counts as stuck; each run has a minute besides."""
+"""Bytes per second: slower sending counts as stuck. Each run gets a minute in addition."""
 
 
-def sync(folder: Path) -> int:
-    """Send the W&B runs of a results folder that were tracked offline, by `wandb sync`. Returns 0, or 1 where some wait still.
+def main(folder: Path) -> int:
+    """Send the W&B runs of a results folder that were tracked offline, by `wandb sync`. Returns 0, or 1 if some remain unsent.
 
-    Runs that were sent are marked by W&B and not sent again. Raises InputError where there is no such folder or no key.
+    W&B marks the runs that were sent, and they are not sent again. Raises InputError for a missing folder or key.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the results folder of a run with tracking=wandb")
@@ -43,7 +34,7 @@ def sync(folder: Path) -> int:
     if key is None:
         raise InputError(f"{len(runs)} W&B runs in {folder / 'wandb'}, but no key: set WANDB_API_KEY or `wandb login`")
     print(f"sending {len(runs)} W&B runs of {folder / 'wandb'} to {server}", flush=True)
-    reason = refusal(server, key) or send(runs, folder)  # `wandb sync` itself waits for minutes, and ends with 0
+    reason = refusal(server, key) or send(runs, folder)  # `wandb sync` would wait a minute per run
     waiting = offline_runs(folder)
     if waiting:
         print(f"{len(waiting)} of {len(runs)} runs were not sent ({reason}); `adir sync {folder}` tries again")
@@ -51,44 +42,38 @@ def sync(folder: Path) -> int:
 
 
 def refusal(server: str, key: str) -> str | None:
-    """Why the server takes no runs now, or None; it is asked who the key belongs to, as W&B asks at login."""
-    question = json.dumps(
-        {"operationName": "Viewer", "query": "query Viewer { viewer { id } }", "variables": {}}
-    ).encode()
-    headers = {
-        "Content-Type": "application/json",
-        "Authorization": "Basic " + base64.b64encode(f"api:{key}".encode()).decode(),
-    }
+    """Return why the server accepts no runs now, or None. Asks whose key it is, as W&B does at login."""
+    question = {"operationName": "Viewer", "query": "query Viewer { viewer { id } }", "variables": {}}
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
     try:
-        request = urllib.request.Request(f"{server}/graphql", question, headers)
-        within(PATIENCE, lambda: json.loads(urllib.request.urlopen(request, timeout=PATIENCE).read()))
-    except urllib.error.HTTPError as error:
-        return f"{server} answers {error.code} {error.reason}"
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: no address, or no answer of W&B's
-        return f"{server} is out of reach: {first_line(getattr(error, 'reason', None) or error)}"
+        request = urllib.request.Request(f"{server}/graphql", json.dumps(question).encode(), headers)
+        json.load(urllib.request.urlopen(request, timeout=PATIENCE))
+    except (
+        OSError,
+        ValueError,
+        http.client.HTTPException,
+    ) as error:  # ValueError: no address, or an answer that is no JSON
+        return f"{server}: {first_line(error)}"
     return None
 
 
 def send(runs: list[Path], folder: Path) -> str:
-    """Send the runs by W&B's own command; returns how that ended."""
-    # What a run staged beside itself is found there; offline mode, which made these runs, would forbid sending them.
+    """Send the runs by W&B's own command and return how it ended. Its exit status is 0 even if no run was sent."""
+    # A run's staged files are in this folder; offline mode, which made these runs, would forbid sending them.
     environment = os.environ | {"WANDB_DATA_DIR": str(folder.absolute() / "wandb")}
     environment.pop("WANDB_MODE", None)
     size = sum(path.stat().st_size for run in runs for path in run.rglob("*") if path.is_file())
     limit = 60.0 * len(runs) + size / SLOWEST
     try:
-        status = subprocess.run(sync_command(runs), env=environment, check=False, timeout=limit).returncode
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, runs)]
+        status = subprocess.run(command, env=environment, check=False, timeout=limit).returncode
     except subprocess.TimeoutExpired:
         return f"`wandb sync` was not done after {limit:.0f} s"
     return f"`wandb sync` ended with {status}"
 
 
-def sync_command(runs: list[Path]) -> list[str]:
-    """The command that sends these runs' folders."""
-    return [sys.executable, "-m", "wandb", "sync", *map(str, runs)]
-
-
 def offline_runs(folder: Path) -> list[Path]:
-    """The folders of runs below RESULTS/wandb that were tracked offline and not sent yet, oldest first."""
+    """Return the folders below RESULTS/wandb of runs that were tracked offline and not sent yet, oldest first."""
     found = sorted((folder / "wandb").glob("offline-run-*"))
     return [run for run in found if list(run.glob("run-*.wandb")) and not list(run.glob("run-*.wandb.synced"))]

@@ -1,31 +1,21 @@
 """`adir table`: a published table, and ours beside it."""
 
-import argparse
 import sys
 from pathlib import Path
-
-from rich.console import Console
 
 from adir.harness.tables.formats import tidy
 from adir.harness.tables.leaderboard import load_board
 from adir.harness.tables.published import INSIDE, columns_of, command_of, compare, published, published_names, to_latex
-from adir.harness.tables.terminal import stacked
+from adir.harness.tables.terminal import stacked, wide_console
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return show_table(args.name, args.folder, args.latex)
-
-
-def show_table(name: str | None, folder: Path | None, latex: bool) -> int:
+def main(name: str | None, folder: Path | None, latex: bool) -> int:
     """Print a published table, with ours of a results folder beside it; with `latex`, in the paper's layout. No name: a list.
 
     Returns 0, or 1 where a damaged file of ours was left out. Raises InputError for an unknown table, or a folder that has
     no records.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))
+    console = wide_console()
     if name is None:
         for each in published_names():
             known = sum(cell["value"] is not None for row in published(each)["rows"] for cell in row["cells"].values())

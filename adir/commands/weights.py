@@ -1,7 +1,5 @@
 """`adir weights`: what pretrained weights there are, fetching them, and checking the ones that are here."""
 
-import argparse
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,21 +16,11 @@ from adir.weights.cache import cache_dir
 from adir.weights.registry import Entry, WeightsFile, entry, registry
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    return weights(args.action, args.names)
-
-
-ACTIONS = ("list", "get", "verify")
-
-
-def weights(action: str, names: list[str]) -> int:
+def main(action: str, names: list[str]) -> int:
     """Run `adir weights ACTION NAME...`. Returns the exit status: 1 where something that was to be verified is wrong.
 
-    Raises InputError for names and actions that do not exist, and for what could not be fetched.
+    Raises InputError for names that do not exist, and for what could not be fetched.
     """
-    if action not in ACTIONS:
-        raise InputError(f"unknown action {action!r}; choose one of {', '.join(ACTIONS)}")
     entries = [entry(name) for name in names] if names else list(registry().values())
     if action == "list":
         return show(entries)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.environment import importing
+from adir.environment import uncollected
 from adir.errors import InputError
 from adir.images import read_image, to_uint8
 from adir.scoring.base import Direction, Metric, TextEncoder, require_pictures
@@ -169,7 +169,7 @@ def _quiet_and_safe() -> Iterator[None]:
 
 
 def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.Module:
-    with _quiet_and_safe(), importing():
+    with _quiet_and_safe(), uncollected():
         import pyiqa  # here and not above: 3 s that `psnr` alone does not need
     with _quiet_and_safe():
         return pyiqa.create_metric(pyiqa_name, device=torch.device(device), **options)

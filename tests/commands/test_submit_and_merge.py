@@ -1,7 +1,6 @@
 """Records packed on one machine and taken in on another, and files that nobody should take in."""
 
 import copy
-import io
 import itertools
 import json
 import shutil
@@ -14,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from made_records import changed, ledger_of, made_record, put, put_plan, sha256_of
-from PIL import Image
 from safetensors.numpy import save
 
-from adir.commands.leaderboard import show_leaderboard
-from adir.commands.merge import merge
-from adir.commands.submit import submit
+from adir.commands.leaderboard import main as leaderboard
+from adir.commands.merge import main as merge
+from adir.commands.submit import main as submit
 from adir.data.base import manifest_sha256
 from adir.errors import InputError
 from adir.files import json_bytes, read_json, sha256_of_bytes, write_bytes, write_json
@@ -71,7 +69,7 @@ def submission(written: Path, tmp_path: Path) -> Path:
 
 def test_a_submission_gives_the_table_of_its_folder(results: Path, submission: Path) -> None:
     assert to_csv(load_board(submission)) == to_csv(load_board(results))
-    assert show_leaderboard([submission], write=True) == 0
+    assert leaderboard([submission]) == 0
 
 
 def test_a_submission_holds_no_pictures_unless_asked_and_its_manifest_tells_every_hash(
@@ -99,7 +97,6 @@ def test_equal_folders_give_equal_bytes_and_another_file_is_not_replaced(
     shutil.copytree(results, copied)
     assert submit(copied, False, tmp_path / "again.zip") == 0
     assert (tmp_path / "again.zip").read_bytes() == submission.read_bytes()
-    assert submit(results, False, submission) == 0  # the same again
     next(results.glob("cells/**/records/*.json")).unlink()
     before = submission.read_bytes()
     with pytest.raises(InputError, match=r"mine\.zip: is there already"):
@@ -230,8 +227,6 @@ WRONG = {
     "an absolute path": (lambda m: m.update({"/etc/evil.json": b"{}"}), "holds '.*evil.json', which is no"),
     "a drive": (lambda m: m.update({"cells/C:/x/y/records/a.json": b"{}"}), "C:"),
     "a program": (lambda m: m.update({"cells/b/sr4/x/pictures/evil.sh": b"#!"}), "holds '.*evil.sh', which is no"),
-    "a bomb": (lambda m: m.update({"cells/b/sr4/x/pictures/a.png": bytes(2**23)}), "packed 200-fold"),
-    "a large record": (lambda m: m.update({a_record(m): b" " * (2**24 + 1)}), "bytes, and"),
 }
 
 
@@ -288,11 +283,10 @@ def test_flipped_bits_are_refused(submission: Path) -> None:
         assert found == expected  # a date or an attribute: nothing that is read
 
 
-def test_limits_on_number_and_total_hold(submission: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "MOST_MEMBERS", 10)
-    with pytest.raises(InputError, match="members"):
+def test_limits_on_a_member_and_on_all_hold(submission: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"would be .* bytes, and 1000 are the most"):
+        patch.setattr(archive, "LARGEST_MEMBER", 1000)
         load_board(submission)
-    monkeypatch.setattr(archive, "MOST_MEMBERS", 10**6)
     monkeypatch.setattr(archive, "LARGEST_TOTAL", 1000)
     with pytest.raises(InputError, match="bytes unpacked"):
         load_board(submission)
@@ -365,51 +359,6 @@ def test_a_merged_folder_has_what_its_report_shows(shown: Path, tmp_path: Path) 
     assert submit(shown, False, tmp_path / "bare.zip") == 0 and merge([tmp_path / "bare.zip"], tmp_path / "bare") == 0
     kinds = {kind_of(name) for name in files_below(tmp_path / "bare") if name != "adir-results.json"}
     assert kinds == {"record", "data"}
-
-
-LYING = {
-    "pictures/": (lambda content: (content, b"no picture"), "not a picture"),
-    "pictures": (lambda content: (content, png_of_zeros()), "another picture than its name says"),
-    "manifests": (
-        lambda content: (b'"a": {\n   "sha256": "aa', b'"a": {\n   "sha256": "bb'),
-        "not that of the pictures",
-    ),
-    "losses": (lambda content: (b"3.0", b'"3"'), "holds no losses"),
-    "losses/": (lambda content: (content, b"[]"), "not what its name says"),
-}
-
-
-def png_of_zeros() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, format="png")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("kind", LYING)
-def test_what_a_submission_shows_is_what_its_name_says_or_nothing_is_taken(
-    shown: Path, tmp_path: Path, kind: str
-) -> None:
-    change, message = LYING[kind]
-
-    def spoil(members: dict[str, bytes], _: Json) -> None:
-        name = next(n for n in members if n.startswith(kind) and "thumbnail" not in n)
-        before, after = change(members[name])
-        assert before in members[name]
-        members[name] = members[name].replace(before, after)
-
-    assert submit(shown, True, tmp_path / "all.zip") == 0
-    repack(tmp_path / "all.zip", spoil)
-    with pytest.raises(InputError, match=message):
-        merge([tmp_path / "all.zip"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_damaged_manifest_is_not_sent(shown: Path, tmp_path: Path) -> None:
-    (manifest,) = shown.glob("manifests/*.json")
-    manifest.write_text("{")
-    with pytest.raises(InputError, match="remove it, and `adir run` of its grid makes it anew"):
-        submit(shown, False, tmp_path / "all.zip")
-    assert [p.name for p in tmp_path.glob("*.zip*")] == []
 
 
 def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(results: Path, tmp_path: Path) -> None:

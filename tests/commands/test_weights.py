@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adir.commands.weights import weights
+from adir.commands.weights import main as weights
 from adir.errors import InputError
 from adir.weights import registry as checkpoints
 
@@ -113,7 +113,6 @@ def test_verifying_what_is_missing_is_wrong_only_where_it_was_named(capsys):
 @pytest.mark.parametrize(
     "action, names, words",
     [
-        ("fetch", [], "unknown action 'fetch'; choose one of list, get, verify"),
         ("get", ["gd1024"], "unknown weights 'gd1024'; choose one of changed, small"),
         ("get", [], "adir weights get NAME: choose from changed, small"),
     ],

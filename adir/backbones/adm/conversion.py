@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adir.backbones.adm.architecture import Architecture, Flags
-from adir.environment import importing
+from adir.environment import uncollected
 from adir.errors import InputError
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
 
     Raises ValueError or TypeError for settings that make none.
     """
-    with importing():
+    with uncollected():
         from diffusers import UNet2DModel  # here: diffusers takes 4 s, and not every sampler asks for the network
 
     settings = dict(settings)

@@ -1,4 +1,4 @@
-"""Hydra from Python: composing configurations, and calling a function for each job in its launcher's processes."""
+"""Hydra from Python: compose configurations, and call a function for each job in the launcher's processes."""
 
 import functools
 import re
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
 from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
@@ -30,24 +29,24 @@ OmegaConf.register_new_resolver("tenfold_without_noise", lambda s, sigma_y: s if
 
 
 def for_task(task: str, values: DictConfig) -> Any:
-    """Return the value that {task: value} has for a task. Raises ValueError where it has none."""
+    """Return `values[task]`. Raises ValueError if it is missing."""
     if task not in values:
         raise ValueError(f"tuned for task={', '.join(values)} alone, not for {task}: say a value, or leave tuned/ out")
     return values[task]
 
 
 OmegaConf.register_new_resolver("for_task", for_task, replace=True)
-# Hydra looks for `# @package` behind a byte order mark, finds none, and puts a user's experiment where nobody reads it.
+# Windows editors write a byte order mark. Hydra would not find `# @package` behind it, and would ignore the file's settings.
 _header_of = ConfigSource._get_header_dict
 ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))
-# Loky ends a worker whose memory grew, between two jobs, and starts another; it says so once a time, to no use.
+# loky restarts workers whose memory grew and warns each time; harmless here.
 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
 
 def launch(
     function: Callable[[DictConfig], Any], overrides: list[str], multirun: bool, config_name: str = "run"
 ) -> list[Any]:
-    """What `function` returns for each job that Hydra composes from the overrides, in the launcher's processes.
+    """Call `function` on each job that Hydra composes from the overrides, in the launcher's processes, and return its results.
 
     Raises InputError for bad overrides, and the exception of the first job whose function raised one.
     """
@@ -68,7 +67,7 @@ def launch(
 
 @contextmanager
 def main_hydra() -> Iterator[Hydra]:
-    """Hydra on our configuration. Raises InputError for what Hydra cannot compose."""
+    """Yield Hydra with our configuration folder. Raises InputError for overrides that Hydra cannot compose."""
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
@@ -79,7 +78,7 @@ def main_hydra() -> Iterator[Hydra]:
 
 
 def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") -> str:
-    """The class of the launcher that runs the jobs, such as `SlurmLauncher`; a single job runs in this process."""
+    """Return the class name of the launcher, such as `SlurmLauncher`. A single job runs in this process (BasicLauncher)."""
     if not multirun:
         return "BasicLauncher"
     overrides = with_paths_quoted(overrides, multirun)
@@ -89,20 +88,20 @@ def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") 
 
 
 class Raised:
-    """What a job raised, as a value: Hydra would print a line of its own about it."""
+    """An exception of a job, returned as a value: Hydra would print its own message about one that is raised."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 _stopped: dict[str, Raised] = {}
-"""By launch, what ended this process's share of it: on a full disk no further cell shall adapt for minutes to find that out."""
+"""{launch: what stopped its jobs in this process}. On a full disk, later cells must not adapt for minutes before they fail."""
 
 
 def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfig) -> Any:
-    """The function's result, or what it raised.
+    """Return the function's result, or what it raised.
 
-    After an OSError or InputError, the jobs of that launch that follow in this process return it at once.
+    After an OSError or InputError, this launch's later jobs in this process return it at once.
     """
     if launched in _stopped:
         return _stopped[launched]
@@ -116,7 +115,7 @@ def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfi
 
 
 def plain_words(error: Exception) -> str:
-    """Hydra's message on one line, without its search path and internal types."""
+    """Return Hydra's message as one line, without search path and internal types."""
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         as_text = f"{key}={quoted(value)}"
@@ -132,8 +131,10 @@ def plain_words(error: Exception) -> str:
 
 
 def require_composable(overrides: list[str], multirun: bool, config_name: str = "run") -> None:
-    """Raise InputError for overrides that Hydra cannot compose, or that hold a word that `require_options` refuses; of a grid,
-    as far as its first words tell. Imports nothing large, so that a slip of the pen is told in a second."""
+    """Raise InputError for overrides that Hydra cannot compose or `require_options` refuses; of a grid, check the launcher.
+
+    Imports nothing large, so that a typing error is reported within a second.
+    """
     if multirun:
         launcher_of(overrides, multirun, config_name)
         return
@@ -145,7 +146,7 @@ EXISTING = ("skip", "redo", "report")
 
 
 def require_options(cfg: DictConfig) -> None:
-    """Raise InputError for unknown words among the settings that change no result."""
+    """Raise InputError for invalid values of the settings that change no result."""
     if cfg.existing not in EXISTING:
         raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
     if cfg.retry not in (None, "failed"):
@@ -155,8 +156,7 @@ def require_options(cfg: DictConfig) -> None:
 
 
 def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> DictConfig:
-    """The configuration. Raises InputError where the overrides describe a grid, of which only the first cell would run
-    without -m."""
+    """Return the configuration. Raises InputError for a grid, of which only the first cell would run without -m."""
     cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
     if str(cfg.hydra.mode).endswith("MULTIRUN"):
         raise InputError("this experiment is a grid: run it with -m")
@@ -164,24 +164,12 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> Dict
 
 
 def is_override(word: str) -> bool:
-    """Return whether a word, among files, is an override: one whose key begins with a name of conf/run.yaml or is an axis below
-    one, such as adaptation/adapter=lora. Any other word names a file, whatever characters it holds."""
-    key, equals, _ = word.partition("=")
-    found = re.fullmatch(r"(\+{0,2}|~)((\w+)(?:/\w+)*)([.@].*)?", key)
-    if found is None or not (equals or found[1] == "~"):
-        return False
-    return found[3] in known_names() if found[2] == found[3] else (config_dir() / found[2]).is_dir()
-
-
-@functools.cache
-def known_names() -> frozenset[str]:
-    """Return the first words of all keys of a cell's configuration."""
-    run = yaml.safe_load((config_dir() / "run.yaml").read_text())
-    return frozenset(run) | {name for default in run["defaults"] if isinstance(default, dict) for name in default}
+    """Return whether an argument is an override and not a file: KEY=VALUE or ~KEY. No key begins with a dot or a slash."""
+    return re.fullmatch(r"(\+{0,2}|~)\w[\w/.@]*=.*|~\w[\w/.@]*", word, re.DOTALL) is not None
 
 
 def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:
-    """One composed configuration, without running anything; with Hydra's own part, its launcher, on request.
+    """Return one composed configuration; `with_hydra` adds Hydra's own settings, such as the launcher. Runs nothing.
 
     Raises InputError for bad overrides.
     """

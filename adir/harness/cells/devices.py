@@ -1,4 +1,4 @@
-"""Devices of jobs: what they ask for is there, and of several workers of a node that all say `cuda` each has its own."""
+"""Devices of jobs: check that they exist, and give each worker of a node that asks for `cuda` a GPU of its own."""
 
 import fcntl
 import os
@@ -15,18 +15,19 @@ _held: list[IO[str]] = []
 
 
 def gpu_count() -> int:
-    """GPUs of this machine, at least 1, so that a launcher with a worker for each has one where there is none."""
-    import torch  # here and below: to compose a configuration, and to refuse one, need not wait for it
+    """Return the number of GPUs of this machine, at least 1, so that a launcher with a worker per GPU has one worker."""
+    import torch  # imported here and below, as composing or refusing a configuration does not need it
 
     return max(1, torch.cuda.device_count())
 
 
 def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
-    """Make a GPU of its own the current one of this process, where others work beside it on a node of several.
+    """Choose a GPU for this process that no other worker of the node uses, and make it the current one.
 
-    Returns its number, or None where nothing was to be chosen. Workers beyond the number of GPUs share the last one.
-    count: GPUs of the node; asked of torch unless given. The locks are of this machine, like the GPUs, and go with
-    their process.
+    Returns its number, or None if there is no choice. Workers beyond the number of GPUs share the last one. A lock on this
+    machine marks a GPU as used; it ends with its process.
+
+    count: GPUs of the node; if None, torch is asked.
     """
     import torch
 
@@ -37,7 +38,7 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
     chosen = n_gpus - 1
     for number in range(n_gpus):
         name = visible[number] if number < len(visible) and visible[number] else str(number)
-        # Quoted: the name of a part of a GPU may hold slashes.
+        # Quoted: the name of a MIG slice may contain slashes.
         path = Path(tempfile.gettempdir()) / f"adir-{os.getuid()}-gpu-{quote(name, safe='')}.lock"
         lock = open(path, "w")
         try:
@@ -53,29 +54,37 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
     return chosen
 
 
-def on_the_cpu(configuration: Any, here: bool, path: str = "") -> Any:
-    """An unresolved configuration (dicts and lists) with its devices replaced by the CPU: for a check in a process that will
-    not run it, and that shall neither need nor hold a GPU.
+def on_the_cpu(configuration: Any, lacking: list[str] | None, path: str = "") -> Any:
+    """Return an unresolved configuration (dicts and lists) with every device set to "cpu".
 
-    here: whether it will run on this machine; what another one has is not known. Raises InputError for a device that there
-    is not.
+    For a check in a process that will not run the cell, and so must neither need nor occupy a GPU.
+
+    Args:
+        configuration: a part of it, or all.
+        lacking: gets one message per device that this machine lacks; None if another machine will run the cell.
+        path: dotted key of the part, ending in a dot.
+
+    Raises:
+        InputError: for a name that is no device on any machine.
     """
-    # Inside, as it brings diffusers, which a process that only takes its GPU need not wait for.
+    # Imported here: it imports diffusers, which a process that only chooses its GPU does not need.
     from adir.backbones.execution import device_of
 
     if isinstance(configuration, list):
-        return [on_the_cpu(part, here, path) for part in configuration]
+        return [on_the_cpu(part, lacking, path) for part in configuration]
     if not isinstance(configuration, dict):
         return configuration
-    twin = {key: on_the_cpu(part, here, f"{path}{key}.") for key, part in configuration.items()}
+    twin = {key: on_the_cpu(part, lacking, f"{path}{key}.") for key, part in configuration.items()}
     device = twin.get("device")
-    if isinstance(device, str) and not device.startswith("${"):  # else it follows another
+    if isinstance(device, str) and not device.startswith("${"):  # else it refers to another setting
         try:
-            if here or not re.fullmatch(r"cuda(:\d+)?", device):
-                device_of(device)
+            device_of(device)
         except ValueError as error:
-            raise InputError(f"{path}{error}") from error
+            if not re.fullmatch(r"cuda(:\d+)?", device):
+                raise InputError(f"{path}{error}") from error
+            if lacking is not None:
+                lacking.append(f"{path}{error}")
         twin["device"] = "cpu"
-    if twin.get("offload") is True:  # which a CPU has not
+    if twin.get("offload") is True:  # a CPU has none
         twin["offload"] = False
     return twin

@@ -1,4 +1,4 @@
-"""Settings that are paths: on the command line their values are taken as typed, whatever characters they hold."""
+"""Settings that are paths: on the command line their values are taken as typed, with any characters."""
 
 import os
 import re
@@ -33,47 +33,49 @@ READ = frozenset(
         "hydra.searchpath",
     }
 )
-"""Every setting that names a file or folder to read. With -m, commas separate several."""
+"""Every setting that names a file or folder to read. With -m, commas separate several paths."""
 WRITTEN = frozenset({"results", "out"})
-"""Every setting that names a folder to write: a run has one."""
+"""Every setting that names a folder to write; never several."""
 LISTS = frozenset({"corpus.lists", "hydra.searchpath"})
 """Settings that take `[PATH,PATH]`."""
 NUMBER = re.compile(r"[+-]?[0-9][0-9_.eE+-]*|true|false", re.IGNORECASE)
-"""What Hydra takes for a number or a truth value."""
+"""Texts that Hydra parses as a number or a boolean."""
 
 
 def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
-    """Return the words of a command line with their paths quoted, so that Hydra's grammar leaves them as they are.
+    """Return the arguments of a command line with their paths quoted, so that Hydra's grammar does not change them.
 
-    A leading `~` is expanded. `null`, and what Hydra's own quotes enclose, stay as they are.
-    multirun: a comma separates two values, unless a path that exists has it in its name.
+    A leading `~` is expanded. `null` and texts in Hydra's own quotes stay as they are.
 
-    Raises InputError for what no setting can hold: an empty path, `???` (a missing value), a name that is not UTF-8.
+    Args:
+        overrides: arguments of the form KEY=VALUE.
+        multirun: split a value at its commas, unless a path of that whole name exists. Put quotes around one of several paths
+            that contains a comma.
+
+    Raises:
+        InputError: for an empty path, or a name that is not UTF-8.
     """
     return [word_with_path_quoted(word, multirun) for word in overrides]
 
 
 def word_with_path_quoted(word: str, multirun: bool) -> str:
-    """Return KEY=VALUE with VALUE quoted where KEY is that of a path, or names a choice and looks like a number; any
-    other word as it is."""
+    """Return KEY=VALUE with VALUE quoted if it is a path, or the name of a choice that looks like a number."""
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
-    if value and (config_dir() / setting).is_dir():  # the name of a choice is a text, also 2024_11_24
+    if value and (config_dir() / setting).is_dir():  # names of choices are texts: 2024_11_24 is no number here
         return f"{key}={','.join(quoted(name) if NUMBER.fullmatch(name) else name for name in value.split(','))}"
     if setting not in READ | WRITTEN or "=" not in word or is_quoted(value):
         return word
     if setting in LISTS and value.startswith("[") and value.endswith("]") and not exists(value):
-        return f"{key}=[{','.join(one_path(setting, path) for path in between_commas(value[1:-1]))}]"
-    several = multirun and setting in READ
-    return f"{key}={','.join(one_path(setting, path) for path in (between_commas(value) if several else [value]))}"
+        return f"{key}=[{','.join(one_path(setting, path.strip()) for path in value[1:-1].split(','))}]"
+    several = multirun and setting in READ and not exists(value)
+    return f"{key}={','.join(one_path(setting, path) for path in (re.split(', *', value) if several else [value]))}"
 
 
 def one_path(setting: str, path: str) -> str:
     """Return one path as a value of Hydra's grammar; null stays null."""
     if not path:
         raise InputError(f"{setting}= is empty: name a path, such as . for the current folder")
-    if path == "???":
-        raise InputError(f"{setting}=???: stands for a missing value; for a path of this name type {setting}=./???")
     if storable(path) != path:
         raise InputError(
             f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; rename it, or work "
@@ -82,30 +84,18 @@ def one_path(setting: str, path: str) -> str:
     return path if path == "null" or is_quoted(path) else quoted(os.path.expanduser(path))
 
 
-def between_commas(text: str) -> list[str]:
-    """Return the paths between commas. A comma is part of a path where the longer path exists."""
-    parts = text.split(",")
-    paths = []
-    while parts:
-        n = next((n for n in range(len(parts), 1, -1) if exists(",".join(parts[:n]).strip())), 1)
-        path = ",".join(parts[:n])
-        paths.append(path if exists(path) else path.strip())
-        parts = parts[n:]
-    return paths
-
-
 def exists(path: str) -> bool:
-    """Return whether there is a file or folder of this name, a leading `~` expanded; `file://` may be before it."""
+    """Return whether a file or folder exists. Expands a leading `~`; ignores a leading `file://`."""
     return os.path.exists(os.path.expanduser(path.removeprefix("file://")))
 
 
 def is_quoted(value: str) -> bool:
-    """Return whether a value has Hydra's own quotes around all of it, and no file has this name, quotes included."""
+    """Return whether a value is a text in Hydra's own quotes. A file whose name includes the quotes is none."""
     return value[:1] in ("'", '"') and value[-1:] == value[:1] and parses(f"key={value}") and not exists(value)
 
 
 def parses(word: str) -> bool:
-    """Return whether Hydra's grammar takes this word."""
+    """Return whether Hydra can parse this override."""
     try:
         OverridesParser.create().parse_override(word)
     except HydraException:
@@ -114,21 +104,20 @@ def parses(word: str) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a value of Hydra's grammar that stands for this very text.
+    """Return the value that Hydra's grammar parses as exactly this text.
 
-    Between quotes, Hydra takes backslashes for escapes only before a quote or the end; what is left then passes through
-    OmegaConf.
+    Between quotes, a backslash is an escape only before a quote or the end. The result then passes through OmegaConf.
     """
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), escaped(text)) + "'"
 
 
 def escaped(text: str) -> str:
-    """Return a text as OmegaConf takes it literally: `${` is no interpolation in it."""
+    """Return a text with `${` escaped, so that OmegaConf finds no interpolation in it."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def from_plain(configuration: dict[str, Any]) -> DictConfig:
-    """Return plain values, such as those of a record, as a configuration; their texts are taken literally."""
+    """Return plain values, such as those of a record, as a configuration without interpolations."""
     return OmegaConf.create(literal(configuration))
 
 

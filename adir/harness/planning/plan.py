@@ -15,7 +15,7 @@ from adir.harness.planning.cost import Cost, estimate
 from adir.harness.running.neighbours import tuned_on
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_made_of, neighbours_key
-from adir.harness.running.stores import AdapterStore, Measurement, MeasurementStore, NeighbourStore, read_note
+from adir.harness.running.stores import AdapterStore, Measurement, MeasurementStore, read_note, stored_neighbours
 from adir.harness.running.worker import picture_hashes, picture_shapes
 from adir.images import hash_of_picture
 
@@ -112,7 +112,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     task = cell.task.bound(cell.data, image_id)
     store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
     path = store.path(image_id)
-    known, _ = read_note(path.with_suffix(".json"))
+    known = read_note(path.with_suffix(".json"))
     if cell.mode.follows_y and (known is None or not path.is_file()):
         return None
     if cell.mode.encoder is None:
@@ -122,7 +122,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
         measurement = Measurement(torch.empty(0), known["sha256"] if known is not None else "", path)
         bound = dataclasses.replace(cell, task=task)
         key = neighbours_key(bound, image_id, picture_hashes(cell.data)[image_id], measurement)
-        found = NeighbourStore(cell.results).find(key, cell.k)
+        found = stored_neighbours(cell.results, key, cell.k)
         if found is None:
             return None
         used = set(tuned_on(cell, [near.id for near in found.neighbours], found.excluded))

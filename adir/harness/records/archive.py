@@ -1,64 +1,67 @@
-"""Submissions as files: one .zip with records, perhaps pictures, and a manifest with the SHA-256 of every member.
+"""Submissions: one .zip with records, optionally images, and a manifest with the SHA-256 of every member.
 
-A submission comes from somebody else, so nothing in it is believed before it was checked: names, sizes, hashes, JSON,
-every record's fields, and that a cell's hash is that of its identity. The same content gives the same bytes.
+A submission comes from somebody else. Names, sizes, hashes, JSON, every record's fields, and each cell's hash over its
+identity are checked before use. The same content gives the same bytes.
 """
 
-import json
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
 
 from adir.errors import InputError
 from adir.files import hash_of, json_bytes, replacing, sha256_of_bytes
 from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
-from adir.harness.records.record import SCHEMA, Record, record_from, refuse_constant
+from adir.harness.records.record import SCHEMA, Record, fault_text, json_value, parse_record
 
 MANIFEST = "manifest.json"
 FORMAT = "adir submission"
 FORMAT_VERSION = 1
 
-MOST_MEMBERS = 2_000_000
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 """What zipfile raises for a damaged file."""
 
-LARGEST_JSON = 16 * 2**20
-LARGEST_MANIFEST = 512 * 2**20
-LARGEST_PICTURE = 256 * 2**20
+LARGEST_MEMBER = 256 * 2**20
 LARGEST_TOTAL = 64 * 2**30
-HIGHEST_RATIO = 200
-"""Bytes out of one byte in. Indented JSON of records reaches 10 to 20; a bomb of zeros, 1,000."""
-
-PICTURES = ("picture", "y", "shown")
+"""Limits in bytes on what is unpacked: a small file can claim any size."""
 
 START = (1980, 1, 1, 0, 0, 0)
-"""The date of every member: the earliest a .zip knows, as a real one would change the bytes."""
+"""The date of every member, the earliest in a .zip: real dates would change the bytes."""
 
 
-def write_archive(path: Path, about: dict[str, Any], members: dict[str, Path | bytes]) -> None:
-    """Write a submission: {name: file or its content}, in order of names. It is there whole or not at all. OSError as ever."""
+def write_archive(
+    path: Path, about: dict[str, Any], names: Iterable[str], content_of: Callable[[str], bytes | None]
+) -> list[str]:
+    """Write a submission atomically, in order of names, and return the names of its members.
+
+    Args:
+        path: the .zip; replaced if it exists.
+        about: entries of the manifest besides `files`.
+        names: of the files to pack; duplicates count once.
+        content_of: returns the content of a file; None for a missing one, which is skipped.
+    """
     files: dict[str, dict[str, Any]] = {}
     with (
         replacing(path) as temporary,
         zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
     ):
-        for name in sorted(members):
-            member = members[name]
-            content = member if isinstance(member, bytes) else member.read_bytes()
-            files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
-            put(archive, name, content)
+        for name in sorted(set(names)):
+            if (content := content_of(name)) is not None:
+                files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
+                put(archive, name, content)
         manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
         put(archive, MANIFEST, json_bytes(manifest))
+    return list(files)
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a member that depends on its name and content alone."""
+    """Add a member whose bytes depend only on its name and content."""
     member = zipfile.ZipInfo(name, START)
     member.compress_type = zipfile.ZIP_DEFLATED
     member.create_system = 3  # Unix, wherever it is written
@@ -66,50 +69,60 @@ def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(member, content)
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a file is a .zip."""
-    return zipfile.is_zipfile(path)
+class Member(BaseModel):
+    """The manifest's entry for a member."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """The parts of a submission's manifest that are read."""
+
+    format: Literal["adir submission"]
+    version: Literal[1]
+    files: dict[str, Member]
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A submission whose list of members was checked; their content is, whenever it is read."""
+    """A submission whose list of members was checked. A member's content is checked when it is read."""
 
     path: Path
-    manifest: dict[str, Any]
+    files: dict[str, Member]
     names: dict[str, list[str]]
     """{kind: names of the members, sorted}"""
 
     def records(self) -> Iterator[Record]:
-        """Every record with its `path`. Raises InputError at the first that is not what it should be."""
+        """Yield every record with its `path`. Raises InputError at the first invalid one."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["record"]:
                 content = self.content(archive, name)
                 try:
-                    record = record_from(content, name)
+                    record = parse_record(json_value(content), name)
                     require_placed(record)
                     yield record
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
 
     def plans(self) -> Iterator[tuple[str, list[PlannedCell]]]:
-        """(name, cells) of each grid's plan."""
+        """Yield (name, cells) of each grid's plan. Raises InputError at the first invalid one."""
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["plan"]:
                 try:
-                    yield name, plan_cells(parse(self.path, name, self.content(archive, name)))
+                    yield name, plan_cells(json_value(self.content(archive, name)))
                 except ValueError as error:
                     raise InputError(f"{self.path}: {name}: {error}") from error
 
     def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
-        """A member's bytes, of the size and hash that the manifest says. Raises InputError otherwise."""
-        told = self.manifest["files"][name]
+        """Return a member's content. Raises InputError unless it has the size and hash that the manifest states."""
+        told = self.files[name]
         try:
             with archive.open(name) as member:
-                found = bounded(member, told["bytes"])
+                found = member.read(told.bytes + 1)  # no more: the .zip may hold more than it states
         except UNREADABLE as error:
             raise InputError(f"{self.path}: {name}: cannot be read ({error}); it was damaged on the way") from error
-        if len(found) != told["bytes"] or sha256_of_bytes(found) != told["sha256"]:
+        if len(found) != told.bytes or sha256_of_bytes(found) != told.sha256:
             raise InputError(
                 f"{self.path}: {name}: its SHA-256 is not the manifest's; it was damaged or changed on the way"
             )
@@ -117,7 +130,7 @@ class Archive:
 
 
 def open_archive(path: Path) -> Archive:
-    """A submission, its members' names, number and sizes checked and held against its manifest. Raises InputError."""
+    """Open a submission. Raises InputError unless names and sizes of its members are valid and agree with its manifest."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -125,67 +138,38 @@ def open_archive(path: Path) -> Archive:
             by_name = {member.filename: member for member in members}
             if MANIFEST not in by_name:
                 raise InputError(f"{path}: a .zip without {MANIFEST}, so no submission; `adir submit FOLDER` makes one")
-            with archive.open(MANIFEST) as file:
-                manifest = parse(path, MANIFEST, bounded(file, LARGEST_MANIFEST))
+            manifest = Manifest.model_validate_json(archive.read(MANIFEST))
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as a .zip ({error}); it was damaged on the way") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
+    except ValidationError as error:
         raise InputError(
-            f"{path}: its manifest is not of an {FORMAT}, version {FORMAT_VERSION}; use the adir that wrote it"
-        )
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(
-        isinstance(told, dict) and isinstance(told.get("sha256"), str) and type(told.get("bytes")) is int
-        for told in files.values()
-    ):
-        raise InputError(f"{path}: its manifest lists no files with hash and size")
+            f"{path}: its manifest is none of ours ({fault_text(error)}); use the adir that wrote it"
+        ) from error
+    files = manifest.files
     for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
         where = "in the manifest and not in the file" if name in files else "in the file and not in the manifest"
         raise InputError(f"{path}: {name!r} is {where}; it was changed on the way")
     of_kind = grouped((kind_of(name), name) for name in sorted(files))
-    return Archive(path, manifest, {kind: of_kind.get(kind, []) for kind in KINDS})
+    return Archive(path, files, {kind: of_kind.get(kind, []) for kind in KINDS})
 
 
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raise InputError for names that lead elsewhere, two members of one name, and sizes that nobody's results have."""
-    if len(members) > MOST_MEMBERS:
-        raise InputError(f"{path}: {len(members)} members, and {MOST_MEMBERS} are the most that are taken")
-    names = Counter(member.filename for member in members)
+    """Raise InputError for a name that no results folder has, a duplicate name, or a size above the limits."""
     for member in members:
         name, size = member.filename, member.file_size
-        kind = "manifest" if name == MANIFEST else kind_of(name)
-        largest = LARGEST_PICTURE if kind in PICTURES else LARGEST_MANIFEST if kind == "manifest" else LARGEST_JSON
-        otherwise = member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        bomb = size > HIGHEST_RATIO * max(member.compress_size, 1024)
-        faults = {
-            f"holds {name!r}, which is no record, picture or plan; nothing was taken from it": kind is None,
-            f"holds {name} twice": names[name] > 1,
-            f"{name} would be {size} bytes, and {largest} are the most that are taken": size > largest,
-            f"{name} is packed {HIGHEST_RATIO}-fold or more, which no record or picture is": bomb,
-            f"{name} is encrypted or packed otherwise; send it as `adir submit` wrote it": otherwise,
-        }
-        if (fault := next((why for why, found in faults.items() if found), None)) is not None:
-            raise InputError(f"{path}: {fault}")
+        if name != MANIFEST and kind_of(name) is None:
+            raise InputError(f"{path}: holds {name!r}, which is no record, picture or plan; nothing was taken from it")
+        if size > LARGEST_MEMBER:
+            raise InputError(f"{path}: {name} would be {size} bytes, and {LARGEST_MEMBER} are the most that are taken")
+    if len({member.filename for member in members}) < len(members):
+        raise InputError(f"{path}: holds a member twice")
     total = sum(member.file_size for member in members)
     if total > LARGEST_TOTAL:
         raise InputError(f"{path}: would be {total} bytes unpacked, and {LARGEST_TOTAL} are the most that are taken")
 
 
-def bounded(file: IO[bytes], most: int) -> bytes:
-    """What is in the file, at most one byte more than `most`: what the list of members says of sizes may be untrue."""
-    return file.read(most + 1)
-
-
-def parse(path: Path, name: str, content: bytes) -> Any:
-    """The value of a JSON member. Raises InputError for what is no JSON, NaN included."""
-    try:
-        return json.loads(content.decode(), parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {name}: is no JSON ({error})") from error
-
-
 def require_placed(record: Record) -> None:
-    """Raise ValueError where a file of its name may not hold this record."""
+    """Raise ValueError if the record's path does not fit its image, or its cell is not the hash of its identity."""
     if PurePosixPath(record.path).stem != file_name(record.image.id):
         raise ValueError(f"is named otherwise than its picture, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:

@@ -18,11 +18,11 @@ STATUSES = ("done", "failed", "missing")
 
 
 def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
-    """Return (the records with each picture under one name and once in a cell, notes on those that count no further).
+    """Return (the records with one name per image and one record per image in a cell, notes on records that were dropped).
 
-    A picture is its SHA-256, and a data set its manifest; ids and names are for people. Data sets that share a picture are one,
-    named by all of their names; a picture has the first of its ids, with the data set's name where that id is another's too. A
-    record without the hash (one that failed, or an early plan's) is of the picture that others of its names are of.
+    Images are identified by SHA-256, data sets by their manifest; ids and names are labels. Data sets that share an image are
+    merged ("a = b"). An image with several ids keeps the first; if another image has that id, the data set's name is appended.
+    A record without the hash (of a failed image, or from an early plan) belongs to the image of other records with its labels.
     """
     known = dict.fromkeys((r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None)
     names = grouped(known)
@@ -79,19 +79,10 @@ def labelled(record: Record, data: str | None, image_id: str) -> Record:
 
 
 def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
-    """Return {data set: its name}, and where several have one name as much of their paths as tells them apart.
-
-    Two data sets of the same name and path (a folder whose pictures were replaced) are told apart by digits of their manifests.
-    """
-    examples = {set_of(record): record for record in records}
-    labels: dict[str | None, str | None] = {}
-    for name, of_sets in grouped((record.image.data, data) for data, record in examples.items()).items():
-        paths = [path_of(examples[data].configuration.get("data")) for data in of_sets]
-        tails = [["/".join(path[-depth:]) for path in paths] for depth in range(1, max(map(len, paths)) + 1)]
-        digits = [f"{name} #{(data or '')[:6]}" for data in of_sets]
-        apart = next((shown for shown in tails if len(set(shown)) == len(shown)), digits)
-        labels |= dict(zip(of_sets, apart if len(of_sets) > 1 else [name], strict=True))
-    return labels
+    """Return {data set: its label}: its name, with six digits of its manifest's hash if several sets have that name."""
+    names = {set_of(record): record.image.data for record in records}
+    times = Counter(names.values())
+    return {data: name if times[name] == 1 else f"{name} #{(data or '')[:6]}" for data, name in names.items()}
 
 
 def path_of(data: Any) -> tuple[str, ...]:

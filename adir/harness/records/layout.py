@@ -67,16 +67,8 @@ class Layout:
 
     def mark(self) -> None:
         """Mark the folder as results, unless it is marked. Raises InputError where it holds results of another schema."""
-        if self.is_marked():
-            return
-        for path in self.records():
-            try:
-                record = read_json(path)
-            except ValueError:  # a damaged one tells nothing
-                continue
-            self._require_schema(record.get("schema") if isinstance(record, dict) else None)
-            break  # one is enough: a folder is written by one schema
-        write_json(self.marker, MARK)
+        if not self.is_marked():
+            write_json(self.marker, MARK)
 
     def is_marked(self) -> bool:
         """Return whether the folder says that it holds results. Raises InputError where it says so of another schema."""
@@ -86,23 +78,17 @@ class Layout:
             return False
         except ValueError:
             return True  # damaged, and ours by its name
-        self._require_schema(found.get("schema") if isinstance(found, dict) else None)
-        return True
-
-    def _require_schema(self, schema: Any) -> None:
+        schema = found.get("schema") if isinstance(found, dict) else None
         if schema != SCHEMA:
             raise InputError(
                 f"{self.folder}: holds results of schema {schema!r}, this version of adir reads and writes schema {SCHEMA}: "
                 "choose another results folder, or use the version that wrote it"
             )
+        return True
 
     def records(self) -> Iterator[Path]:
         """Yield every record file, in path order; also below links to folders of cells."""
         yield from self._files("cells/*/*/*/records/*.json")
-
-    def set_aside_records(self) -> list[Path]:
-        """Return the damaged records whose pictures are to be done anew, in path order."""
-        return self._files("cells/*/*/*/records/*.json.corrupt-*")
 
     def _files(self, pattern: str) -> list[Path]:
         """Files in path order, without the hidden ones that other programs leave, such as macOS's ._a.json."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from adir.errors import InputError
 from adir.files import set_aside, write_json
 from adir.harness.records.layout import Layout, file_name
-from adir.harness.records.record import OtherSchema, Record, record_from
+from adir.harness.records.record import OtherSchema, Record, json_value, parse_record
 
 
 class DamagedFile(ValueError):
@@ -89,7 +89,7 @@ def read_record(path: Path, name: str = "") -> Record:
     """
     content = path.read_bytes()
     try:
-        return record_from(content, name)
+        return parse_record(json_value(content), name)
     except OtherSchema as error:
         raise InputError(f"{path}: {error}; use the version that wrote it, or another results folder") from error
     except ValueError as error:
@@ -103,12 +103,8 @@ def all_records(results: Path) -> Iterator[Record | DamagedFile]:
     """
     layout = Layout(results)
     layout.is_marked()
-    earlier = layout.set_aside_records()
     for path in layout.records():
         try:
             yield read_record(path, path.relative_to(results).as_posix())
         except DamagedFile as error:
             yield error
-    for aside in earlier:
-        if not aside.with_name(aside.name.partition(".corrupt-")[0]).exists():
-            yield DamagedFile(f"{aside}: a damaged record, set aside earlier; running its cell again replaces it")

@@ -1,42 +1,37 @@
-"""What a submission and a merged folder hold besides records: found, copied, checked."""
+"""Find, copy and check what submissions and merged folders hold besides records."""
 
-import json
-import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from adir.data.base import manifest_sha256
-from adir.errors import InputError
 from adir.files import json_bytes, write_bytes
 from adir.harness.records.archive import open_archive
 from adir.harness.records.layout import Layout, is_hash, kind_of, losses_of, merged_losses, stored_pictures
 from adir.harness.records.record import Record
 from adir.harness.records.sources import Sources, plans_of
-from adir.images import decode, from_uint8, hash_of_picture
 
 
 def files_of(record: Record) -> list[str]:
-    """The names of a record's restored picture and y, with its note, below the results folder."""
+    """Return the paths, below the results folder, of a record's restored image, its y, and the note of its y."""
     if record.status != "done":
         return []
     y = record.y_file or ""
     picture = record.path.replace("/records/", "/pictures/").removesuffix(".json") + ".png"
     names = (picture, y, y.removesuffix(".png") + ".json")
-    return [name for name in names if kind_of(name) in ("picture", "y")]  # `file` may hold anything
+    return [name for name in names if kind_of(name) in ("picture", "y")]  # a record from elsewhere may name any file
 
 
 def copy_from(source: Path, out: Path, found: Sources) -> int:
-    """Copy what was first found in this source, and its plans; the number of its records."""
+    """Copy the records that were first found in this source, their files, and its plans. Returns the number of records."""
     mine = [record for place, record in found.records.items() if found.origins[place] == source]
     with members_of(source) as content:
         for record in mine:
-            for name in [*files_of(record), record.path]:  # pictures first: a record says that its picture is there
-                shared = kind_of(name) == "y" and (out / name).exists()  # every mode of a task has the same
+            for name in [*files_of(record), record.path]:  # images first: a record states that its image exists
+                shared = kind_of(name) == "y" and (out / name).exists()  # shared by all modes of a task
                 if not shared and (found_content := content(name)) is not None:
                     write_bytes(out / name, found_content)
-        # Named by the hash of what they hold, so one of a name is enough.
+        # Named by the hash of their content, so files of one name are equal.
         for name in [*plans_of(found, source), *manifests_of(source), *shown_pictures(mine), *losses_names(mine)]:
             if not (out / name).exists() and (found_content := content(name)) is not None:
                 write_bytes(out / name, found_content)
@@ -44,46 +39,21 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
 
 
 def require_whole(source: Path) -> None:
-    """Raise InputError unless all that a submission holds beside its records is what its manifest and its names say."""
+    """Raise InputError unless every member of a submission has the size and hash that its manifest states."""
     archive = open_archive(source)
     with zipfile.ZipFile(source) as packed:
-        for kind, names in archive.names.items():
-            for name in names if kind != "record" else ():  # those were read already
-                if fault := content_fault(name, archive.content(packed, name)):
-                    raise InputError(f"{source}: {name}: {fault}; ask whoever sent it for a whole one")
-
-
-def content_fault(name: str, content: bytes) -> str | None:
-    """None, or why this cannot be the content of a file that is named by the hash of what it holds."""
-    kind = kind_of(name)
-    try:
-        if kind == "losses":
-            losses = json.loads(content)["losses"]
-            if not losses or not all(type(loss) in (int, float) and math.isfinite(loss) for loss in losses):
-                return "holds no losses"
-        elif kind == "data":
-            listed = json.loads(content)
-            pictures = {str(image): str(about["sha256"]) for image, about in listed["pictures"].items()}
-            if listed["sha256"] != manifest_sha256(pictures) or not name.endswith(f"-{listed['sha256'][:10]}.json"):
-                return "its SHA-256 is not that of the pictures it lists, or not its name's"
-        elif kind == "shown" and not name.endswith("-thumbnail.png"):
-            if hash_of_picture(from_uint8(decode(content, name))) != PurePosixPath(name).stem:
-                return "is another picture than its name says"
-    except InputError as error:
-        return str(error)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"is not what its name says ({type(error).__name__}: {error})"
-    return None
+        for name in archive.files:
+            archive.content(packed, name)
 
 
 def losses_names(records: Iterable[Record]) -> list[str]:
-    """The names of the losses of these records' adapters, whether the results have them or not."""
+    """Return the paths of the losses of these records' adapters, whether or not the files exist."""
     keys = dict.fromkeys(record.adapter.key for record in records if record.adapter is not None)
     return [merged_losses(key) for key in keys if is_hash(key)]
 
 
 def manifests_of(source: Path) -> list[str]:
-    """The names of a source's lists of what its data sets hold."""
+    """Return the paths of the manifests of a source's data sets."""
     if not source.is_dir():
         return open_archive(source).names["data"]
     names = sorted(path.relative_to(source).as_posix() for path in Layout(source).manifests)
@@ -91,24 +61,24 @@ def manifests_of(source: Path) -> list[str]:
 
 
 def shown_pictures(records: Iterable[Record]) -> list[str]:
-    """The names of the ground truths and neighbours of these records, whether the results have them or not."""
+    """Return the paths of ground truths and neighbours of these records, whether or not the files exist."""
     hashes = dict.fromkeys(h for r in records for h in (r.image.sha256, *(near.picture for near in r.neighbours)))
     return [name for sha256 in hashes for name in stored_pictures(sha256)]
 
 
 @contextmanager
 def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
-    """The content of a source's files by name; None for those it has not. Losses are also taken from beside the adapters."""
+    """Yield a function from a path to the content of that file of a source; None for a missing file (`content_in`)."""
     if source.is_dir():
         yield lambda name: content_in(source, name)
     else:
         archive = open_archive(source)
         with zipfile.ZipFile(source) as packed:
-            yield lambda name: archive.content(packed, name) if name in archive.manifest["files"] else None
+            yield lambda name: archive.content(packed, name) if name in archive.files else None
 
 
 def content_in(folder: Path, name: str) -> bytes | None:
-    """As `members_of` gives it of a folder."""
+    """Return the content of a folder's file, or None if it is missing. Losses may also come from the adapter's file."""
     if kind_of(name) == "losses":
         losses = losses_of(folder, PurePosixPath(name).stem)
         return None if losses is None else json_bytes({"losses": losses})

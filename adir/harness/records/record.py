@@ -4,9 +4,8 @@ A record holds what it takes to trust its numbers: scores with their direction a
 what went in, and the program that ran. A field that is None was not measured or does not apply; it never stands for zero.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -334,18 +333,6 @@ class OtherSchema(ValueError):
     """A record that another version of this program can read."""
 
 
-def record_from(content: bytes, path: str = "") -> Record:
-    """Return the record in a file's content. Raises ValueError, whose text names the field, as `parse_record` does."""
-    try:
-        value = from_json(content, allow_inf_nan=False)  # in half of json's time
-    except ValueError:
-        try:  # lone surrogates, as of a path that is not UTF-8, are JSON to Python alone
-            value = json.loads(content.decode(), parse_constant=refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"no JSON: {error}") from error
-    return parse_record(value, path)
-
-
 def parse_record(content: Any, path: str = "") -> Record:
     """Return the record in a JSON value, with the path of its file. Fields that this version does not know are kept.
 
@@ -366,9 +353,12 @@ def parse_record(content: Any, path: str = "") -> Record:
         raise ValueError(fault_text(error)) from error
 
 
-def refuse_constant(name: str) -> NoReturn:
-    """Raise ValueError: NaN and Infinity are not JSON, though Python reads them."""
-    raise ValueError(f"{name} is no number")
+def json_value(content: bytes) -> Any:
+    """Return the value of a JSON file. Raises ValueError for what is no JSON, NaN and Infinity included."""
+    try:
+        return from_json(content, allow_inf_nan=False)  # in half of json's time
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from error
 
 
 def fault_text(error: ValidationError) -> str:

@@ -1,15 +1,15 @@
-"""Where records come from: results folders and submission files, several at once; the same record twice counts once."""
+"""Read records of several results folders and submissions; a duplicate record counts once."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adir.environment import uncollected
 from adir.errors import InputError
 from adir.files import read_json
-from adir.harness.records.archive import is_archive, open_archive
+from adir.harness.records.archive import open_archive
 from adir.harness.records.comparable import by_picture, name_of, set_of
 from adir.harness.records.layout import Layout, kind_of
 from adir.harness.records.ledger import DamagedFile, all_records
@@ -22,7 +22,7 @@ Place = tuple[str, str | None, str]
 
 @dataclass
 class Sources:
-    """What was read."""
+    """All that was read."""
 
     records: dict[Place, Record] = field(default_factory=dict)
     """Each with `path`, relative to its source."""
@@ -33,7 +33,7 @@ class Sources:
     plans: dict[tuple[Path, str], list[PlannedCell]] = field(default_factory=dict)
     """{(source, name in it): cells} of every plan that can be read."""
     notes: list[str] = field(default_factory=list)
-    """What could not be read, by name."""
+    """One note per file that could not be read."""
 
     def counted(self) -> tuple[list[Record], list[Record], list[str]]:
         """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each picture
@@ -55,7 +55,7 @@ def read_sources(sources: Sequence[Path]) -> Sources:
                 read_folder(source, found)
             elif not source.exists():
                 raise InputError(f"{source}: no such folder or submission")
-            elif is_archive(source):
+            elif zipfile.is_zipfile(source):
                 read_archive(source, found)
             else:
                 raise InputError(
@@ -67,25 +67,8 @@ def read_sources(sources: Sequence[Path]) -> Sources:
     return found
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for cycles meanwhile: it walks through all the records again and again, 0.8 s of 2.0 for 10,000 of them."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            if (
-                not gc.get_freeze_count()
-            ):  # what was frozen and thawed counts as old, and is not walked through now either
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
-
-
 def plans_of(found: Sources, source: Path) -> list[str]:
-    """The names of a source's plans, as a submission may hold them."""
+    """Return the paths of a source's plans that a submission may hold."""
     return [name for origin, name in found.plans if origin == source and kind_of(name) == "plan"]
 
 
@@ -112,7 +95,7 @@ def read_folder(folder: Path, found: Sources) -> None:
 
 
 def add(found: Sources, record: Record, source: Path) -> None:
-    """Take a record in, once. Raises InputError where another of its place has another result."""
+    """Add a record once. Raises InputError if the records so far have another result for its cell and image."""
     cell, image = record.cell, record.image
     place: Place = (cell, image.sha256 or set_of(record), image.id)
     place = found.places.setdefault((cell, *name_of(record)), place)  # one that failed has no hash
@@ -132,7 +115,7 @@ def disagreement(one: Record, other: Record) -> str | None:
 
 
 def result_of(record: Record) -> dict[str, Any]:
-    """Return that in which two records of one place must agree; seconds, versions and paths may differ between machines."""
+    """Return what duplicates of a record must agree in; seconds, versions and paths may differ between machines."""
     found = {name: getattr(record, name) for name in ("status", "axes", "identity", "error")}
     found |= {f"score {name}": score for name, score in record.scores.items()}
     return found | {"image": record.image.sha256, "y": record.y and record.y.sha256}

@@ -1,9 +1,9 @@
-"""Claims: which worker is at which piece of work, in files alone, so that no two do the same and a dead one's is taken over.
+"""Claims: files that state which worker does which piece of work, so that no two do the same and a dead worker's is taken over.
 
-A piece of work (a picture of a cell, an adapter) is claimed by creating `NAME.0.claim` exclusively, which one process of
-all that share the folder can do, on NFS too. To take over from a dead holder is to create `NAME.1.claim`, exclusively
-again, and so on: the highest number holds, and nothing is deleted while anybody may still look at it. A holder removes
-all of them once its product is in place; whoever claims must therefore look for the product again after claiming.
+A worker claims a piece of work (an image of a cell, an adapter) by creating `NAME.0.claim` exclusively. Only one of the
+processes that share the folder succeeds, also on NFS. To take over from a dead holder, a worker creates `NAME.1.claim`
+exclusively, and so on: the highest number is valid, and no file is deleted while others may still read it. A holder removes
+all of them once its result is stored, so a worker must look for the result again after claiming.
 """
 
 import errno
@@ -20,27 +20,29 @@ from pathlib import Path
 from adir.harness.records.layout import file_name
 
 HEARTBEAT = 5.0
-"""Seconds between signs of life of a holder."""
+"""Seconds between heartbeats of a holder."""
 
 PATIENCE = 60.0
-"""Seconds without one after which a holder on another machine counts as dead, by the watcher's own steady clock: the
-clocks of two machines, or one that is set back, play no part."""
+"""Seconds without a heartbeat after which a holder on another machine counts as dead. Measured by the observer's monotonic
+clock, so that clocks that disagree or are set back do not matter."""
 
 
 def machine() -> str:
-    """Where process numbers mean the same: host, boot and, in containers, the process namespace."""
+    """Return where a process number is unique: host, boot and, in containers, process namespace."""
     parts = [platform.node()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
             parts.append(os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip())
-        except OSError:  # no Linux: the host name has to do
+        except OSError:  # not Linux: only the host name is known
             continue
     return " ".join(parts)
 
 
 def start_of(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since boot; None when it is gone. Tells a process from a later one
-    with its number. Without /proc, `alive` for any process of that number."""
+    """Return when a process of this machine started, in ticks since boot; None if it has ended.
+
+    This distinguishes it from a later process of the same number. Without /proc, returns `alive` for any running process.
+    """
     if not Path("/proc/self/stat").exists():
         try:
             os.kill(pid, 0)
@@ -53,17 +55,11 @@ def start_of(pid: int) -> str | None:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if after_name[0] in "ZX" else after_name[19]  # a zombie does no work
-
-
-def own_claim() -> str:
-    """What a claim file of this process says."""
-    return json.dumps({"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())})
+    return None if after_name[0] in "ZX" else after_name[19]  # a zombie works no more
 
 
 _seen: dict[Path, tuple[int, float]] = {}
-"""Claim of another machine: its time stamp as last seen, and when that was by our steady clock; of the process, as one cell
-after another asks."""
+"""{claim of another machine: (last seen time stamp, our monotonic time when it changed)}. Shared by all cells of a process."""
 
 
 @dataclass
@@ -75,7 +71,7 @@ class Claims:
     _held: dict[str, list[Path]] = field(default_factory=dict)
 
     def take(self, name: str) -> bool:
-        """Claim a piece of work; False where a living worker has it. Raises OSError where the folder cannot be written."""
+        """Claim a piece of work; return False if a living worker has it. Raises OSError if the folder cannot be written to."""
         assert name not in self._held, f"{name} is claimed by this process already"
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self._existing(name)
@@ -89,20 +85,20 @@ class Claims:
             return False
         try:
             with open(descriptor, "w") as file:
-                file.write(own_claim())
-        except BaseException:  # a full disk: an empty claim would hold others up
+                json.dump({"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())}, file)
+        except BaseException:  # on a full disk, an empty claim would block others
             path.unlink(missing_ok=True)
             raise
         self._held[name] = [*there, path]
         Heart.beat_for(path)
         if any(not self._dead(other) for other in self._existing(name) if other != path):
-            self._held[name] = [path]  # the lower ones are not ours to remove
-            self.release(name)  # what looked dead was done, and claimed anew, while we looked: two would have it
+            self._held[name] = [path]  # the lower ones belong to others
+            self.release(name)  # meanwhile the work was finished and claimed again: two workers would have it
             return False
         return True
 
     def release(self, name: str) -> None:
-        """Give the work back, done or not. A claim that cannot be removed (read-only folder) is dead when this process is."""
+        """Release the work, done or not. A claim that cannot be removed (read-only folder) is dead once this process ends."""
         *dead, own = self._held.pop(name)
         Heart.stop_for(own)
         for path in (*dead, own):
@@ -111,7 +107,7 @@ class Claims:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
-        """`take`, and `release` at the end; the value tells whether it was to be had."""
+        """Take a claim for the block and release it at the end. Yields whether it was taken."""
         taken = self.take(name)
         try:
             yield taken
@@ -120,39 +116,39 @@ class Claims:
                 self.release(name)
 
     def held_by_others(self, name: str) -> bool:
-        """Whether a living worker has it now."""
+        """Return whether another living worker has it now."""
         return name not in self._held and any(not self._dead(path) for path in self._existing(name))
 
     def any_there(self) -> bool:
-        """Whether anybody is at work in this folder, or was when it died."""
+        """Return whether a worker is active in this folder, or died while it was."""
         return any(self.folder.glob("*.claim"))
 
     def clear_dead(self) -> None:
-        """Remove what dead holders left of work that is done or will be claimed anew, where the folder can be written."""
+        """Remove the claims of dead holders, if the folder can be written to."""
         for path in self.folder.glob("*.claim"):
             if self._dead(path):
                 with suppress(OSError):
                     path.unlink()
 
     def _existing(self, name: str) -> list[Path]:
-        """The claims on one piece of work, the holder's last."""
+        """Return the claims on one piece of work; the last one is the holder's."""
         filed = file_name(name)
         found = [p for p in self.folder.iterdir() if is_claim_on(p.name, filed)] if self.folder.is_dir() else []
         return sorted(found, key=lambda path: int(path.name.split(".")[-2]))
 
     def _dead(self, path: Path) -> bool:
-        """Whether its holder is gone: at once on this machine, by missing signs of life on another."""
+        """Return whether its holder has ended: known at once on this machine, by missing heartbeats on another."""
         try:
             stamp = path.stat().st_mtime_ns
             holder = json.loads(path.read_text())
             if holder["machine"] == machine():
                 return start_of(holder["pid"]) != holder["start"]
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):  # the latter is NFS's word for the same
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # the latter means the same on NFS
                 raise
-            return False  # released just now: look again rather than take over what may be done
+            return False  # just released: the work may be done, so it must not be taken over
         except (ValueError, KeyError, TypeError):
-            pass  # being written, or cut off by a full disk: go by its signs of life
+            pass  # being written, or truncated by a full disk: decide by its heartbeats
         now = time.monotonic()
         last, since = _seen.setdefault(path, (stamp, now))
         if stamp != last:
@@ -162,7 +158,7 @@ class Claims:
 
 
 def is_claim_on(filename: str, filed: str) -> bool:
-    """Whether a file name is `FILED.NUMBER.claim`."""
+    """Return whether a file name is `FILED.NUMBER.claim`."""
     parts = filename.rsplit(".", 2)
     return len(parts) == 3 and parts[0] == filed and parts[1].isdigit() and parts[2] == "claim"
 
@@ -177,7 +173,7 @@ class Heart:
 
     @classmethod
     def beat_for(cls, path: Path) -> None:
-        """Touch this claim from now on."""
+        """Start to touch this claim."""
         with cls._lock:
             if cls._pid != os.getpid():  # after a fork the thread and its claims are the parent's
                 cls._claims, cls._thread, cls._pid = set(), None, os.getpid()
@@ -188,7 +184,7 @@ class Heart:
 
     @classmethod
     def stop_for(cls, path: Path) -> None:
-        """No longer."""
+        """Stop to touch this claim."""
         with cls._lock:
             cls._claims.discard(path)
 
@@ -201,5 +197,5 @@ class Heart:
             for path in paths:
                 try:
                     os.utime(path)
-                except OSError:  # the folder is gone or read-only: others will take over, rightly
+                except OSError:  # the folder is gone or read-only: others should take over
                     continue

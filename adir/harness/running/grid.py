@@ -19,9 +19,9 @@ from adir.errors import InputError
 from adir.files import hash_of, read_json, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import launch, launcher_of, require_options
-from adir.harness.cells.devices import use_own_gpu
+from adir.harness.cells.devices import on_the_cpu, use_own_gpu
 from adir.harness.cells.paths import from_plain, quoted
-from adir.harness.cells.refused import Refused, cpu_twin
+from adir.harness.cells.refused import Refused
 from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import Ledger
 from adir.harness.records.planned import PlannedCell, plan_cells
@@ -29,7 +29,7 @@ from adir.harness.records.record import SCHEMA
 from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import leave_to_the_launching_process
 from adir.harness.running.neighbours import require_enough
-from adir.harness.running.stores import MeasurementStore, OtherPicture, read_note
+from adir.harness.running.stores import MeasurementStore
 from adir.harness.running.worker import Options, Outcome, picture_hashes, require_test_pictures, run_cell
 
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
@@ -63,19 +63,19 @@ class Grid:
         ] = {}  # the test set is no part of a cell's identity, and all of its pictures are wanted
         for number, found in enumerate(checked):
             if isinstance(found, Refused):
-                if all(found.told != other.told for other in self.problems.values()):
+                if (found.axes, found.reasons) not in [(other.axes, other.reasons) for other in self.problems.values()]:
                     self.problems[number] = found
             elif first.setdefault((found.identity.folder, found.data.sha256), number) == number:
                 self.cells[number] = found
 
     @property
     def sha256(self) -> str:
-        """Of its cells and their pictures: the same grid, whenever it is run."""
+        """Hash of its cells and their images: equal whenever the same grid is run."""
         return hash_of([[cell.identity.sha256, cell.data.ids] for cell in self.cells.values()])
 
 
 def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
-    """Every cell resolved and checked, in this process. Raises InputError where the overrides themselves are wrong.
+    """Resolve and check every cell, in this process. Raises InputError if the overrides themselves are wrong.
 
     A cell that another process will run has its networks on the CPU, and a cluster's may ask for a device that this machine
     lacks. measuring: this process will run a part of each, on its own device.
@@ -86,19 +86,25 @@ def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) ->
     job = functools.partial(check_job, here=here, own_device=own_device)
     own = [word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
     with tempfile.TemporaryDirectory() as nowhere:
-        # Hydra leaves a note where a grid's results will be, also of one that is refused.
+        # Hydra writes a file into the folder of a grid's results, even if the grid is refused.
         words = [f"hydra.{mode}.dir={quoted(nowhere)}" for mode in ("run", "sweep")]
-        # Checking is quick, and its errors belong in this process.
+        # Checks are fast, and must raise their errors in this process.
         words += ["hydra/launcher=basic"] if multirun else []
         return Grid(launch(job, [*(own if multirun else overrides), *words], multirun), launcher)
 
 
 def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Cell | Refused:
-    """The cell, or why it cannot run. here: its devices are those of this machine.  own_device: it is built on them."""
+    """Return the cell, or why it cannot run.
+
+    Args:
+        cfg: its composed configuration.
+        here: check that this machine has its devices.
+        own_device: build it on its devices; else on the CPU.
+    """
     options_of(cfg)
     lacking: list[str] = []
     try:
-        twin, lacking = cpu_twin(cfg, here)
+        twin = OmegaConf.create(on_the_cpu(OmegaConf.to_container(cfg), lacking if here else None))
         cell = resolve_cell(cfg if own_device and not lacking else twin)
         if lacking:
             raise CannotRun([])  # for no other reason
@@ -110,7 +116,9 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
                 f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out"
             )
         require_test_pictures(cell)
-        require_same_pictures(cell)
+        measured = MeasurementStore(cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed)
+        for image_id, sha256 in picture_hashes(cell.data).items():
+            measured.note(image_id, sha256)
         require_enough(cell)
     except InputError as error:
         return Refused(cfg, error, lacking)
@@ -119,23 +127,10 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
     return cell
 
 
-def require_same_pictures(cell: Cell) -> None:
-    """Raise OtherPicture where a y of another picture with the id of one of ours lies in the results folder."""
-    store = MeasurementStore(cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed)
-    if not store.folder.is_dir():
-        return
-    for image_id in cell.data.ids:
-        path = store.path(image_id)
-        known, _ = read_note(path.with_suffix(".json"))
-        if known is not None and known["image_sha256"] != picture_hashes(cell.data)[image_id]:
-            raise OtherPicture(
-                f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
-            )
-
-
 def write_plan(grid: Grid) -> Path:
-    """RESULTS/grids/HASH.json: the cells and pictures that were asked for, so that a table shows what is missing, and the
-    cells' configurations, so that a worker can help with another's; and the manifest of each test set."""
+    """Write the manifest of each test set, and RESULTS/grids/HASH.json: the requested cells and images, so that a table shows
+    what is missing, and the cells' configurations, so that a worker can help with another's cell. Returns its path.
+    """
     cells = list(grid.cells.values())
     layout = Layout(cells[0].results)
     layout.mark()
@@ -154,12 +149,7 @@ def write_plan(grid: Grid) -> Path:
         for cell in cells
     ]
     path = layout.plan(grid.sha256)
-    try:
-        unchanged = read_json(path)["cells"] == planned
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        unchanged = False
-    if not unchanged:
-        write_json(path, {"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
+    write_json(path, {"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
     for data in {id(cell.data): cell.data for cell in cells}.values():
         manifest = layout.manifest(data.name, data.sha256)
         if not manifest.is_file():
@@ -174,7 +164,7 @@ def write_plan(grid: Grid) -> Path:
 
 @functools.cache
 def tell_rejects(corpus: Corpus) -> None:
-    """Say once which pictures of a corpus could not be read; it is used without them."""
+    """Print once how many images of a corpus could not be read. The corpus is used without them."""
     if corpus.rejects:
         image_id, reason = next(iter(corpus.rejects.items()))
         count = f"{len(corpus.rejects)} unreadable pictures"
@@ -223,7 +213,7 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
 
 
 def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True) -> Outcome:
-    """Run the cell of a composed configuration, telling its tracker."""
+    """Run the cell of a composed configuration and log it to its tracker."""
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)
     tracker.start(cell, plan.stem if plan is not None else None)
@@ -235,7 +225,7 @@ def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: boo
 
 
 def options_of(cfg: DictConfig) -> Options:
-    """The options that change no result. Raises InputError for unknown words."""
+    """Return the options that change no result. Raises InputError for invalid ones."""
     require_options(cfg)
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
     retry = cfg.retry == "failed"
@@ -243,10 +233,10 @@ def options_of(cfg: DictConfig) -> Options:
 
 
 def beside_others() -> bool:
-    """Whether this job runs in a launcher's worker, where several progress bars would write over one another."""
+    """Return whether this job runs in a launcher's worker, where progress bars would overwrite one another."""
     return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
 
 
 def say(message: str) -> None:
-    """A line on stdout, at once: launchers' workers share it."""
+    """Print a line on stdout and flush it: workers share stdout."""
     print(message, flush=True)

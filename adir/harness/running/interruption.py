@@ -1,87 +1,59 @@
-"""Ctrl-C: every worker of a run ends the record it is on and then stops, as a file tells it."""
+"""Ctrl-C: a file tells every worker of a run to finish its current record and then stop."""
 
 import contextlib
 import os
 import secrets
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LONGEST_RUN = 30 * 86400.0
-"""Seconds after which a stop file that was left behind is removed: a cluster may start a job of that run until then."""
-
 
 def new_stop_file(plan: Path) -> Path:
-    """The file whose being there will tell all workers of one run to stop after the picture at hand. Beside the plan, as they
-    share that folder; named by chance, as the same grid may be run twice at once."""
-    for old in plan.parent.glob("*.stop"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > LONGEST_RUN:
-                old.unlink()
+    """Return the path of a file that, once it exists, tells all workers of one run to stop after their current image.
+
+    It is beside the plan, in a folder that they share. Its name is random, as the same grid may be run twice at once.
+    """
     return plan.with_suffix(f".{secrets.token_hex(4)}.stop")
 
 
-class Interrupted:
-    """Whether Ctrl-C was pressed."""
-
-    is_set = False
-
-
 @contextmanager
-def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[Interrupted]:
-    """While a grid runs, the first Ctrl-C (or SIGTERM, as clusters send before they kill) writes the stop file, the second
-    raises KeyboardInterrupt. Neither loses a record.
+def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
+    """Write the stop file at the first Ctrl-C (or SIGTERM, which clusters send before they kill); at the second, raise
+    KeyboardInterrupt. Neither loses a record. Yields the list of signals received.
 
     A terminal sends Ctrl-C to the workers too: they ignore it (`leave_to_the_launching_process`).
     """
-    interrupted = Interrupted()
+    received: list[int] = []  # not an Event, whose lock a second signal would wait for
     if stop_file is None or threading.current_thread() is not threading.main_thread():
-        yield interrupted
+        yield received
         return
 
     def on_signal(number: int, frame: Any) -> None:
-        if interrupted.is_set:
+        if received:
             raise KeyboardInterrupt
-        interrupted.is_set = True
-        try:
-            stop_file.touch()
-        except OSError as error:  # the folder is gone or read-only: nobody can be told
-            raise KeyboardInterrupt from error
-        with contextlib.suppress(
-            OSError
-        ):  # not print, which may be what was interrupted, and refuses to be called twice
-            os.write(1, b"interrupted: finishing the pictures at hand; once more to stop at once\n")
+        received.append(number)
+        stop_file.touch()
+        with contextlib.suppress(OSError):  # not print: it may be what was interrupted, and cannot be re-entered
+            os.write(1, b"interrupted: finishing the current images; press Ctrl-C again to stop at once\n")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield interrupted
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def leave_to_the_launching_process(stop_file: Path | None) -> None:
-    """For a worker: Ctrl-C reaches the process that launched it as well, and that one writes the stop file.
+    """Ignore Ctrl-C in a worker: it also reaches the process that launched it, which writes the stop file.
 
-    SIGTERM may reach this one alone: it writes the file too, unless a cluster's launcher has a use of its own for it.
+    SIGTERM may reach the worker alone. The worker then writes the stop file, unless a cluster's launcher handles this signal.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    now = signal.getsignal(signal.SIGTERM)
-    if stop_file is not None and (now == signal.SIG_DFL or isinstance(now, WriteStopFile)):
-        signal.signal(signal.SIGTERM, WriteStopFile(stop_file))
-
-
-class WriteStopFile:
-    """A worker's handler of SIGTERM."""
-
-    def __init__(self, stop_file: Path) -> None:
-        self.stop_file = stop_file
-
-    def __call__(self, number: int, frame: Any) -> None:
-        self.stop_file.touch()
+    if stop_file is not None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: stop_file.touch())

@@ -9,7 +9,6 @@ import torch
 from adir.adaptation.modes import Chosen
 from adir.data.base import Corpus, NeighbourIndex
 from adir.errors import InputError
-from adir.files import sha256_of_bytes
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.images import generator, hash_of_picture
@@ -130,20 +129,22 @@ def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
-    """Whether `corpus_index` finds the embeddings made."""
+    """Return whether `corpus_index` would find stored embeddings."""
     return corpus.own_index(encoder) is not None or Index.path(corpus, encoder, cache_folder).is_file()
 
 
-_indices: dict[str, Index] = {}
+_indices: dict[tuple[str, str, Path], Index] = {}
+"""{(corpus, encoder, folder): index}. By hash of content, as a user's own encoder may be unhashable."""
 
 
 def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> NeighbourIndex:
-    """The index of a corpus under an encoder: the one on disk that the corpus was opened with, or one in memory, built once
-    per process and stored in `cache_folder` for the next. Raises InputError where the one on disk is by another encoder."""
+    """Return the index on disk that the corpus was opened with, or else one in memory.
+
+    The latter is built once per process and stored in `cache_folder` for the next. Raises InputError if the index on disk was
+    made by another encoder.
+    """
     own = corpus.own_index(encoder)
-    if own is not None:
-        return own
-    key = sha256_of_bytes(f"{corpus.sha256} {encoder.weights_sha256} {cache_folder}".encode())
-    if key not in _indices:
+    key = (corpus.sha256, encoder.weights_sha256, cache_folder)
+    if own is None and key not in _indices:
         _indices[key] = Index.build(corpus, encoder, cache_folder)
-    return _indices[key]
+    return own if own is not None else _indices[key]

@@ -47,37 +47,15 @@ def out_of_memory_explained(
         if not is_out_of_memory(error):
             raise
         tuning, (height, width) = cell.fine_tuning, image_shape[-2:]
-        adapting = any(frame.name == "fit" for frame in traceback.extract_tb(error.__traceback__))
-        if adapting:
+        if any(frame.name == "fit" for frame in traceback.extract_tb(error.__traceback__)):
             doing = f"adapting with batch_size={tuning.batch_size} crops of {tuning.crop_size}x{tuning.crop_size}"
+            settings = (
+                "execution.gradient_checkpointing=true, then a smaller adaptation.fine_tuning.batch_size or .crop_size"
+            )
         else:
             doing = f"sampling {batch_size} picture{'s' * (batch_size > 1)} of {width}x{height}"
             doing += f" in tiles of {tile}" if tile is not None and tile < max(height, width) else ""
-        settings = settings_to_try(cell, adapting, batch_size, tile)
-        raise OutOfMemory(
-            f"out of memory on {cell.backbone.device} while {doing}: try {', then '.join(settings)}; {kept}"
-        ) from error
-
-
-def settings_to_try(cell: Cell, adapting: bool, batch_size: int, tile: int | None) -> list[str]:
-    """Return settings that take less memory, those that change no result first."""
-    execution = cell.backbone.execution
-    gpu = execution.device != "cpu"
-    if adapting:
-        settings = {
-            "execution.gradient_checkpointing=true": not execution.gradient_checkpointing,
-            "execution.dtype=bfloat16": gpu and execution.dtype == "float32",
-            "a smaller adaptation.fine_tuning.batch_size": cell.fine_tuning.batch_size > 1,
-            "a smaller adaptation.fine_tuning.crop_size": True,
-        }
-    else:
-        latent = cell.backbone.kind == "latent"
-        settings = {
-            "batch_size=1": batch_size > 1,
-            "execution.offload=true": gpu and not execution.offload and not execution.compile,
-            "execution.dtype=bfloat16": gpu and execution.dtype == "float32",
-            "a smaller --tile": tile is not None,
-            "smaller pictures or a smaller backbone.vae_tile": latent,
-            "smaller pictures or `adir restore` with tiles": not latent and tile is None,
-        }
-    return [words for words, applies in settings.items() if applies]
+            settings = (
+                "a smaller --tile" if tile is not None else "batch_size=1, execution=small_gpu or smaller pictures"
+            )
+        raise OutOfMemory(f"out of memory on {cell.backbone.device} while {doing}: try {settings}; {kept}") from error

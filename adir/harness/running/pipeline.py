@@ -1,6 +1,7 @@
-"""The walk of one test picture: y, neighbours, adapter, restoration, scores, record. Its stages are stored for other cells."""
+"""The stages of one test image: y, neighbours, adapter, restoration, scores, record. Other cells reuse stored stages."""
 
 import dataclasses
+import functools
 import time
 import traceback
 from collections.abc import Callable, Collection
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from adir.adaptation import base as adapters
 from adir.data.reduced import reduced
+from adir.data.sources.base import storable
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
-from adir.files import hash_of
+from adir.files import hash_of, write_json
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import (
@@ -44,9 +46,9 @@ from adir.harness.running.stores import (
     FoundNeighbours,
     Measurement,
     MeasurementStore,
-    NeighbourStore,
     StoredAdapter,
     keep_picture,
+    stored_neighbours,
 )
 from adir.images import generator, hash_of_picture, read_png, write_png
 from adir.retrieval.index.memory import Index
@@ -57,7 +59,7 @@ Tell = Callable[[str], None]
 
 
 class Busy(Exception):
-    """Another worker is making a stage that this picture needs: come back later."""
+    """Raised if another worker is making a stage that this image needs: try again later."""
 
 
 NO_NEIGHBOURS = FoundNeighbours(neighbours=(), excluded=())
@@ -65,7 +67,7 @@ NO_NEIGHBOURS = FoundNeighbours(neighbours=(), excluded=())
 
 @dataclass
 class Prepared:
-    """A test picture with all that its restoration needs."""
+    """A test image with all that its restoration needs."""
 
     image_id: str
     x: Tensor
@@ -74,18 +76,18 @@ class Prepared:
     measurement: Measurement
     found: FoundNeighbours = NO_NEIGHBOURS
     recall: float | None = None
-    """The share of the K neighbours that the search finds, where it may miss some."""
+    """The share of the K neighbours that an approximate search finds; None for an exact one."""
     adapter: StoredAdapter | None = None
     clock: Clock = field(default_factory=Clock)
 
     @property
     def operator(self) -> Any:
-        """A for this picture."""
+        """A for this image."""
         return self.task.operator(tuple(self.x.shape))
 
 
 def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
-    """All stages before sampling, found or made. Raises Busy where another worker is making the adapter, or the embeddings."""
+    """Load or make all stages before sampling. Raises Busy if another worker is making the adapter or the embeddings."""
     clock = Clock()
     x = cell.data.image(image_id)
     task = cell.task.bound(cell.data, image_id)
@@ -99,19 +101,20 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
         prepared.found = neighbours_of(cell, image_id, x, measurement)
         prepared.recall = cell.corpus.recall(cell.k) if cell.mode.follows_y else None
     clock.lap("retrieve")
+    chosen = [near.id for near in prepared.found.neighbours]
     prepared.adapter = find_or_train_adapter(
-        cell, image_id, task, measurement.y, ids_of(prepared.found), progress, tell, prepared.found.excluded
+        cell, image_id, task, measurement.y, chosen, progress, tell, prepared.found.excluded
     )
     clock.lap("adapt")
     return prepared
 
 
 def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement) -> FoundNeighbours:
-    """The K neighbours, from the store that all cells share: a list is a prefix of the list for a larger K."""
+    """Return the K neighbours, from the store that all cells share or by a search, which is then stored."""
     assert cell.corpus is not None
-
-    def find() -> FoundNeighbours:
-        assert cell.corpus is not None
+    key = neighbours_key(cell, image_id, hash_of_picture(x), measurement)
+    found = stored_neighbours(cell.results, key, cell.k)
+    if found is None:
         embed_once(cell)
         chosen, excluded = find_neighbours(cell, image_id, x, measurement.y)
         hashes = [keep_picture(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True) for one in chosen]
@@ -119,15 +122,13 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
             Neighbour(id=one.id, distance=one.distance, picture=sha256)
             for one, sha256 in zip(chosen, hashes, strict=True)
         ]
-        return FoundNeighbours(neighbours=tuple(neighbours), excluded=tuple(excluded))
-
-    return NeighbourStore(cell.results).get(
-        neighbours_key(cell, image_id, hash_of_picture(x), measurement), cell.k, find
-    )
+        found = FoundNeighbours(neighbours=tuple(neighbours), excluded=tuple(excluded))
+        write_json(Layout(cell.results).neighbours(key), found.model_dump(mode="json"))
+    return found
 
 
 def embed_once(cell: Cell) -> None:
-    """Embed the corpus, where the mode searches it and no embeddings are stored. Raises Busy where another worker is at it."""
+    """Embed the corpus if the mode searches it and no embeddings are stored. Raises Busy if another worker is doing it."""
     folder = Layout(cell.results).embeddings
     if not cell.mode.follows_y or cell.corpus is None or cell.encoder is None:
         return
@@ -140,7 +141,7 @@ def embed_once(cell: Cell) -> None:
 
 
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
-    """Hash of what neighbours follow from, K aside. cell: its task bound to this picture."""
+    """Return the cache key of an image's neighbours: all that determines them but K. cell: with its task bound to the image."""
     retrieval = cell.identity.configuration["retrieval"]
     drawn = {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
     # An edit is looked for by its prompt; other tasks have none.
@@ -150,11 +151,6 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
     return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked, **cluster})
 
 
-def ids_of(found: FoundNeighbours) -> list[str]:
-    """Return the ids of the neighbours, nearest first."""
-    return [near.id for near in found.neighbours]
-
-
 def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
     """Return the pictures (3, H, W) that the mode tunes on. chosen: ids of the corpus, nearest first."""
     corpus = [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
@@ -162,12 +158,14 @@ def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> 
 
 
 def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
-    """Return what an adapter follows from; not the cell, so cells that differ in the sampler share, and `random` of two tasks.
+    """Return everything that determines an adapter; its hash is the adapter's cache key.
 
-    A latent backbone also sees the operator (the low-resolution twins of the pictures) or the prompt; a single image of a
-    corpus is judged beside others of it.
+    The sampler does not, so cells that differ only in it share adapters, as does `random` of two tasks. Training a latent
+    backbone also depends on the operator (which makes the low-resolution images) or on the prompt. Other corpus images are
+    needed to validate the training on a single one.
     """
-    seen = {} if cell.backbone.kind == "pixel" else {"task": task_seen(cell, task)}
+    settings = {key: value for key, value in cell.identity.configuration["task"].items() if key != "version"}
+    seen = {} if cell.backbone.kind == "pixel" else {"task": settings | {"prompt": task.prompt}}
     judged = cell.corpus is not None and len(picture_hashes) == 1 and cell.fine_tuning.n_others > 0
     variants = {} if cell.mode.own_variants is None else {"variants": cell.mode.own_variants}
     return {
@@ -179,12 +177,6 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
         **variants,
         **seen,
     }
-
-
-def task_seen(cell: Cell, task: Any) -> dict[str, Any]:
-    """What of the task enters an adaptation of a latent backbone."""
-    configuration = {k: v for k, v in cell.identity.configuration["task"].items() if k != "version"}
-    return configuration | {"prompt": task.prompt}
 
 
 def find_or_train_adapter(
@@ -252,14 +244,10 @@ def find_or_train_adapter(
         return store.put(key, trained.tensors, facts)
 
 
-_told: set[str] = set()
-
-
+@functools.cache
 def tell_once(tell: Tell, message: str) -> None:
-    """Say it, unless this process has said it before."""
-    if message not in _told:
-        _told.add(message)
-        tell(message)
+    """Print a message once per process."""
+    tell(message)
 
 
 def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManager[Any]:
@@ -399,14 +387,14 @@ def oracle_eps_change(errors: tuple[OracleError, ...]) -> float:
 
 
 def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
-    """Return the record of a picture that could not be done: its error in place of scores."""
+    """Return the record of an image that failed: its error instead of scores."""
     return Record(
         status="failed",
         image=image_of(cell, image_id, None),
         y=None,
         scores={},
-        error=f"{type(error).__name__}: {first_line(error)}",
-        traceback=None if isinstance(error, InputError) else "".join(traceback.format_exception(error)),
+        error=storable(f"{type(error).__name__}: {first_line(error)}"),  # it may name a file that is not UTF-8
+        traceback=None if isinstance(error, InputError) else storable("".join(traceback.format_exception(error))),
         **provenance_of(cell),
     )
 

@@ -1,4 +1,4 @@
-"""Products that cells share, stored under what made them and found again: y, neighbours, trained adapters, pictures to show."""
+"""Results that cells share, stored under the hash of their inputs: y, neighbours, trained adapters, images for reports."""
 
 import json
 from collections.abc import Callable
@@ -32,8 +32,10 @@ THUMBNAIL = 128  # pixels of the longer side
 
 
 def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
-    """Keep a ground truth, or a neighbour's thumbnail, for the report, as RESULTS/pictures/HASH.png; returns HASH, that of
-    the whole picture in both cases."""
+    """Store a ground truth, or a neighbour's thumbnail, for the report as RESULTS/pictures/HASH.png.
+
+    Returns HASH, in both cases that of the whole image.
+    """
     sha256 = hash_of_picture(x)
     path = Layout(results).picture(sha256, thumbnail)
     if not path.is_file():
@@ -46,13 +48,14 @@ def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
 
 
 class OtherPicture(InputError):
-    """Results of another picture with the same id, or of another y of it, lie where those of this one would: stops the run,
-    so that none is lost and no two rows are compared that cannot be."""
+    """The results folder holds results of another image with this id, or of another y of it. Stops the run, so that they
+    are not overwritten, and no two rows are compared that are not comparable.
+    """
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """y of one picture: what every method of a task is given."""
+    """y of one image, the same for every method of a task."""
 
     y: Tensor
     sha256: str
@@ -61,7 +64,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MeasurementStore:
-    """y, made once per (picture, task version, noise seed) and read from its PNG ever after, by every cell.
+    """y, made once per (image, task version, noise seed); later, every cell reads it from its PNG.
 
     The folder carries the hash of the task's configuration, so a task that was changed without raising its version does
     not meet the old y.
@@ -70,35 +73,48 @@ class MeasurementStore:
     results: Path
     task: RestorationTask
     configuration: dict[str, Any]
-    """The task's configuration, of which all but the guidance scale makes y."""
+    """The task's configuration. All of it but the guidance scale determines y."""
     noise_seed: int
 
     @property
     def folder(self) -> Path:
-        """One per task version, configuration and noise seed."""
+        """The folder of this task version, configuration and noise seed."""
         made_of = {key: value for key, value in self.configuration.items() if key != "guidance_scale"}
         name = f"{file_name(self.task.name, most=40)}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
         return Layout(self.results).measurements / name
 
     def path(self, image_id: str) -> Path:
-        """The PNG of a picture's y; its note is beside it, as JSON."""
+        """Return the path of an image's y, a PNG. Its note is beside it, as JSON."""
         return self.folder / f"{file_name(image_id)}.png"
 
-    def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
-        """y of picture x, read from its files or made. Damaged ones are set aside, reported through `warn(message)`, and
-        made anew; a y without its note (after a kill) gets one when it is the y that x gives.
-
-        Raises OtherPicture, with all files left in place, where y was made of other pixels than x, and where y made anew is
-        not the one that is there or that its note tells of (as after an update of a library).
-        """
+    def note(self, image_id: str, image_sha256: str) -> dict[str, str] | None:
+        """Return what is known of an image's y (`read_note`). Raises OtherPicture if it was made of other pixels than these."""
         path = self.path(image_id)
-        note = path.with_suffix(".json")
-        known, note_problem = read_note(note)
-        if known is not None and known["image_sha256"] != hash_of_picture(x):
+        known = read_note(path.with_suffix(".json"))
+        if known is not None and known["image_sha256"] != image_sha256:
             raise OtherPicture(
                 f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
             )
-        stored, problem = self._read(path)
+        return known
+
+    def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
+        """Return y of image x, read from its files or made now.
+
+        A damaged y is renamed, reported through `warn(message)`, and made again. A y without its note (after a kill) gets
+        one if x gives that y.
+
+        Raises OtherPicture, and changes no file, if y was made of other pixels than x, or if y made again differs from the
+        stored one or from its note (as after an update of a library).
+        """
+        path = self.path(image_id)
+        known = self.note(image_id, hash_of_picture(x))
+        stored: Tensor | None = None
+        problem = None
+        if path.is_file():
+            try:
+                stored = self.task.read_y(path)
+            except ValueError as error:
+                problem = str(error)
         if stored is not None and known is not None:
             if hash_of_picture(stored) == known["sha256"]:
                 return Measurement(stored, known["sha256"], path)
@@ -114,56 +130,44 @@ class MeasurementStore:
                 warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
             self.task.write_y(path, y)
         if known is None:
-            if note_problem is not None:
-                warn(f"{note}: damaged note ({note_problem}); {set_aside(note)}, made anew")
-            write_json(note, {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration})
+            write_json(
+                path.with_suffix(".json"),
+                {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration},
+            )
         return Measurement(y, sha256, path)
 
-    def _read(self, path: Path) -> tuple[Tensor | None, str | None]:
-        """(y, what is wrong with its file); (None, None) where there is no file."""
-        if not path.is_file():
-            return None, None
-        try:
-            return self.task.read_y(path), None
-        except FileNotFoundError:  # another process has set it aside since
-            return None, None
-        except ValueError as error:
-            return None, str(error)
 
-
-def read_note(path: Path) -> tuple[dict[str, str] | None, str | None]:
-    """({sha256 of y, image_sha256}, what is wrong with the file); (None, None) where there is no file."""
+def read_note(path: Path) -> dict[str, str] | None:
+    """Return {sha256: of y, image_sha256: of x}; None if the file is missing or damaged. It is then made again from y."""
     try:
         note = read_json(path)
-        return {key: note[key] for key in ("sha256", "image_sha256")}, None
-    except FileNotFoundError:
-        return None, None
-    except (ValueError, KeyError, TypeError) as error:
-        return None, str(error)
+        return {key: note[key] for key in ("sha256", "image_sha256")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """A trained adapter and how it came about."""
+    """A trained adapter with the facts of its training."""
 
     tensors: dict[str, Tensor]
     """float32, on the CPU."""
     sha256: str
-    """Of the tensors (`hash_of_tensors`), not of the file, which also tells how long the training took."""
+    """Of the tensors (`hash_of_tensors`). That of the file would depend on how long the training took."""
     key: str
-    """Hash of what made it."""
+    """Cache key: hash of everything that determines the adapter."""
     facts: dict[str, Any]
     """made_of, losses, layers, n_parameters, crop_size, seconds (of the training)."""
 
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, types and numbers: of the safetensors file without metadata that would hold them."""
+    """Return the SHA-256 of names, shapes, types and values: of a safetensors file of these tensors without metadata."""
     return sha256_of_bytes(save(tensors))
 
 
 @dataclass(frozen=True)
 class AdapterStore:
-    """Adapters under the hash of what made them: weights, adapter, fine-tuning, pictures, seed.
+    """Adapters, stored under the hash of what determines them: weights, adapter, fine-tuning, images, seed.
 
     Each is one safetensors file, so a reader sees tensors and facts of one training. Its metadata has one entry, `facts`:
     the facts as JSON, the tensors' hash among them.
@@ -176,7 +180,7 @@ class AdapterStore:
         return Layout(self.results).adapter(key)
 
     def find(self, key: str, warn: Callable[[str], None]) -> StoredAdapter | None:
-        """The adapter, or None. A damaged one is set aside, reported through `warn(message)`, and counts as missing."""
+        """Return the adapter, or None. A damaged one is renamed, reported through `warn(message)`, and counts as missing."""
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -199,10 +203,10 @@ class AdapterStore:
         facts: dict[str, Any],
         warn: Callable[[str], None] = warn_in_one_line,
     ) -> StoredAdapter:
-        """Store a trained adapter, and give back the one to use.
+        """Store a trained adapter and return the one to use.
 
-        Two workers can train one key at once (`random` of two tasks shares it), and on a GPU to different numbers: the one
-        that was stored first stays, as a record may name it.
+        Two workers may train one key at once (`random` of two tasks shares it), and on a GPU their results differ. The one that
+        was stored first is used, as a record may refer to it.
         """
         first = self.find(key, warn)
         if first is not None:
@@ -214,36 +218,21 @@ class AdapterStore:
 
 
 class FoundNeighbours(Part):
-    """The pictures of a corpus to adapt to, nearest first."""
+    """The corpus images to adapt to, nearest first."""
 
     neighbours: tuple[Neighbour, ...]
     excluded: tuple[str, ...]
-    """Ids left out as copies of the test picture."""
+    """Ids left out as copies of the test image."""
 
 
-@dataclass(frozen=True)
-class NeighbourStore:
-    """Neighbours under the hash of what they follow from, K aside: the list for K is a prefix of that for a larger K."""
+def stored_neighbours(results: Path, key: str, k: int) -> FoundNeighbours | None:
+    """Return the k nearest neighbours stored under a cache key, or None if fewer are stored.
 
-    results: Path
-
-    def path(self, key: str) -> Path:
-        """Return the file."""
-        return Layout(self.results).neighbours(key)
-
-    def find(self, key: str, k: int) -> FoundNeighbours | None:
-        """Return the k nearest, or None where fewer are stored. A damaged file counts as none: finding them is quick."""
-        try:
-            found = FoundNeighbours.model_validate(read_json(self.path(key)))
-        except (FileNotFoundError, ValueError):
-            return None
-        return found.model_copy(update={"neighbours": found.neighbours[:k]}) if len(found.neighbours) >= k else None
-
-    def get(self, key: str, k: int, find: Callable[[], FoundNeighbours]) -> FoundNeighbours:
-        """Return the k nearest, stored or found by `find()`, which gives exactly k."""
-        known = self.find(key, k)
-        if known is not None:
-            return known
-        found = find()
-        write_json(self.path(key), found.model_dump(mode="json"))
-        return found
+    The key does not contain K: the list for K is a prefix of that for a larger K. A damaged file counts as missing, as the
+    search is fast.
+    """
+    try:
+        found = FoundNeighbours.model_validate(read_json(Layout(results).neighbours(key)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found.model_copy(update={"neighbours": found.neighbours[:k]}) if len(found.neighbours) >= k else None

@@ -1,4 +1,4 @@
-"""Running a cell: every test picture that has no record yet and that no other worker is at, through pipeline.py."""
+"""Run a cell: each test image that has no record yet and no other worker, through pipeline.py."""
 
 import functools
 import time
@@ -23,24 +23,24 @@ from adir.images import hash_of_picture
 Existing = Literal["skip", "redo", "report"]
 
 LONGEST_PAUSE = 2.0
-"""Seconds between two looks at what other workers are at: what an interruption then takes, and no load."""
+"""Most seconds between two checks of other workers' images: long enough to cost nothing, short enough for Ctrl-C."""
 
 
 class Tracker(Protocol):
-    """Where a cell's progress is told besides its records; adir.harness.tracking.csv."""
+    """A log of a cell's progress besides its records, such as adir.harness.tracking.csv."""
 
     def record(self, record: Record, picture: Path) -> None: ...
 
 
 @dataclass
 class Outcome:
-    """What a run did to one cell, in pictures."""
+    """Number of images of a cell by what a run did to them."""
 
     done: int = 0
     skipped: int = 0
     failed: int = 0
     left: int = 0
-    """Not begun, as the run was told to stop."""
+    """Not started, as the run was interrupted."""
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -53,13 +53,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, without effect on any result.
+    """How to run; changes no result.
 
-    existing: what to do with finished pictures, `skip`, `redo` or `report` (run nothing).  retry_failed: run those
-    again whose record holds an error.  progress: show a bar while adapting.  oracle: also measure the denoiser's error
-    on the ground truth (for studies; the method never sees it).  batch_size: pictures sampled at once where no adapter
-    tells them apart.  stop_file: stop after the picture at hand when this file is there.  wait: until the pictures that
-    other workers are at are done, or can be taken over; else they are left to them.
+    Args:
+        existing: what to do with finished images: `skip`, `redo` or `report` (run nothing).
+        retry_failed: run images again whose record holds an error.
+        progress: show a progress bar of adaptation.
+        oracle: also measure the denoiser's error on the ground truth (for studies; the method never sees it).
+        batch_size: images sampled at once, in modes without an adapter per image.
+        stop_file: stop after the current image once this file exists.
+        wait: wait for the images of other workers, and take over those of workers that die; else leave them.
     """
 
     existing: Existing = "skip"
@@ -70,16 +73,12 @@ class Options:
     stop_file: Path | None = None
     wait: bool = True
 
-    def told_to_stop(self) -> bool:
-        """Whether the run was interrupted."""
-        return self.stop_file is not None and self.stop_file.exists()
-
 
 def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None) -> Outcome:
-    """Restore and score every picture of the cell that has no record yet. A kill loses at most the pictures at hand.
+    """Restore and score every image of the cell that has no record yet. A kill loses at most the current images.
 
-    A picture that fails leaves a record with its error and the rest go on; OSError (disk full, read-only) stops the run,
-    as nothing could be written down any more, and so do OtherPicture and OutOfMemory. Raises InputError for an unfit test set.
+    An image that fails gets a record with its error, and the others go on. OSError (full or read-only disk), OtherPicture and
+    OutOfMemory stop the run. Raises InputError for an unsuitable test set.
     """
     require_test_pictures(cell)
     outcome = Outcome()
@@ -88,11 +87,13 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
     claims = Claims(cell.ledger.claims)
     waiting = deque(cell.data.ids)
     batch_size = options.batch_size if not cell.mode.trains else 1
-    idle = 0  # pictures put off since the last one that was done
-    pause = 0.0  # seconds before the next look at what is put off or elsewhere
-    elsewhere: dict[str, tuple[int, int] | None] = {}  # another worker is at them: the stamp of what record they had
+    idle = 0  # images postponed since the last one was done
+    pause = 0.0  # seconds before the next check of postponed images and those of other workers
+    elsewhere: dict[
+        str, tuple[int, int] | None
+    ] = {}  # {image of another worker: stamp of its record when we found that}
     while waiting or elsewhere:
-        if options.told_to_stop():
+        if options.stop_file is not None and options.stop_file.exists():
             outcome.left += len(waiting)
             break
         batch: list[str] = []
@@ -106,7 +107,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
                     elsewhere[image_id] = stamp
                     continue
                 batch.append(image_id)
-                # It may have been finished between the look and the claim.
+                # It may have been finished between the check and the claim.
                 if options.existing == "skip" and settled(cell, image_id, options, tell, outcome):
                     claims.release(batch.pop())
             put_off = run_batch(cell, batch, options, tell, outcome, tracker)
@@ -120,7 +121,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
             idle += len(put_off)
         if idle < len(waiting):
             continue
-        # All that is left waits for another worker: to finish, to give way as this one did, or to die.
+        # All remaining images wait for another worker to finish, to release its claim, or to die.
         free = [image_id for image_id in elsewhere if not claims.held_by_others(image_id)]
         waiting.extend(image_id for image_id in free if cell.ledger.stamp(image_id) == elsewhere.pop(image_id))
         if not waiting and not options.wait:
@@ -136,9 +137,9 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
 
 
 def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome) -> bool:
-    """Whether a picture needs no run: it has its record, or nothing is to be run. Counts it in `outcome`.
+    """Return whether an image needs no run: it has its record, or nothing is to be run. Counts it in `outcome`.
 
-    Raises OtherPicture where the record is of another picture with this id.
+    Raises OtherPicture if the record is of another image with this id.
     """
     try:
         record = cell.ledger.read(image_id, cell.identity.sha256)
@@ -168,7 +169,7 @@ def run_batch(
     outcome: Outcome,
     tracker: Tracker | None,
 ) -> list[str]:
-    """From test pictures to their records; returns the ids that another worker's adapter is awaited for."""
+    """Restore test images and write their records. Returns the ids of images whose adapter another worker is training."""
     started = time.perf_counter()
     put_off: list[str] = []
     ready: list[Prepared] = []
@@ -218,11 +219,11 @@ def run_batch(
 
 
 STOPPING = (OSError, OtherPicture, OutOfMemory)
-"""What ends a run rather than one picture."""
+"""Errors that stop the run, and not only one image."""
 
 
 def alike(ready: list[Prepared]) -> list[list[Prepared]]:
-    """Batches that the sampler can take at once: one operator, and no adapter or one picture."""
+    """Split images into batches for the sampler: same operator and no adapter, or a single image."""
     batches: list[list[Prepared]] = []
     for prepared in ready:
         if batches and prepared.adapter is None and batches[-1][0].operator is prepared.operator:
@@ -255,16 +256,16 @@ def require_test_pictures(cell: Cell) -> None:
 
 @functools.cache
 def picture_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
-    """(3, H, W) of each picture; read once per process, as every cell of a grid asks."""
+    """Return {image: (3, H, W)}. Read once per process, as every cell of a grid asks."""
     return {image_id: tuple(data.image(image_id).shape) for image_id in data.ids}
 
 
 @functools.cache
 def picture_hashes(data: Corpus) -> dict[str, str]:
-    """`hash_of_picture` of each picture; once per process, as every record is checked against it."""
+    """Return {image: `hash_of_picture`}. Computed once per process, as every record is checked against it."""
     return {image_id: hash_of_picture(data.image(image_id)) for image_id in data.ids}
 
 
 def summary(record: Record) -> str:
-    """The scores of a record on one line."""
+    """Return the scores of a record as one line."""
     return "  ".join(f"{name} {score.value:.4g}" for name, score in record.scores.items() if score.value is not None)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from adir.harness.records.sources import read_sources, uncollected
+from adir.environment import uncollected
+from adir.harness.records.sources import read_sources
 from adir.harness.tables.board import Board, make_board
 
 

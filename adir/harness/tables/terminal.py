@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -58,3 +59,9 @@ def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
     for number, texts in enumerate(zip(*(column.texts for column in columns), strict=True)):
         table.add_row(*texts, end_section=number in ends)
     return table
+
+
+def wide_console() -> Console:
+    """Return a console for stdout; at least 160 columns wide if stdout is not a terminal, as a file needs no wrapping."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(160, console.width))

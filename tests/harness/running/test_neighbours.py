@@ -12,7 +12,7 @@ from adir.errors import InputError
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.running.claims import Claims
-from adir.harness.running.neighbours import find_neighbours
+from adir.harness.running.neighbours import corpus_index, find_neighbours
 from adir.harness.running.pipeline import Busy, embed_once
 from adir.images import from_uint8, generator, read_image, to_uint8, write_png
 from adir.retrieval.index.memory import Index
@@ -59,6 +59,23 @@ def test_a_corpus_is_embedded_by_one_worker_while_the_others_wait(cell: Callable
     assert [path.stem for path in folder.iterdir()] == [name]  # and no claim is left
     with Claims(folder).claimed(name):
         embed_once(searching)  # there is nothing to wait for
+
+
+def test_an_index_is_made_once_for_equal_corpora_and_encoders_hashable_or_not(
+    cell: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own:
+        """A user's encoder, such as a plain dataclass."""
+
+        weights_sha256 = "own"
+        __hash__ = None  # type: ignore[assignment]
+
+    made: list[object] = []
+    monkeypatch.setattr(Index, "build", lambda *_: made.append(object()) or made[-1])
+    corpus = cell("adaptation=knn").corpus
+    assert corpus is not None
+    first = corpus_index(corpus, Own(), tmp_path)
+    assert corpus_index(corpus, Own(), tmp_path) is first and made == [first]
 
 
 def test_a_cell_with_another_encoder_than_its_index_names_both(tiny: list[str], index: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from adir.commands.leaderboard import show_leaderboard
+from adir.commands.leaderboard import main as leaderboard
 from adir.errors import InputError
 from adir.files import json_bytes, write_bytes
 from adir.harness.records.record import Record
@@ -291,8 +291,8 @@ def test_the_folder_gives_the_same_board_and_writes_both_files(
 ) -> None:
     put(tmp_path, two_rows())
     assert to_csv(load_board(tmp_path)) == to_csv(make_board(two_rows()))
-    assert show_leaderboard([tmp_path], write=False) == 0 and not (tmp_path / "leaderboard.csv").exists()
-    assert show_leaderboard([tmp_path], write=True) == 0
+    assert leaderboard([tmp_path], no_write=True) == 0 and not (tmp_path / "leaderboard.csv").exists()
+    assert leaderboard([tmp_path]) == 0
     assert (tmp_path / "leaderboard.csv").read_text() == to_csv(make_board(two_rows()))
     assert all((tmp_path / f"leaderboard.{ending}").stat().st_size > 0 for ending in ("csv", "md", "tex", "html"))
     assert f"{np.mean(list(PSNR.values())):.4g} ±" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from made_records import made_record, put
 from rich.console import Console
 
 import adir.commands.table as module
-from adir.commands.table import show_table
+from adir.commands.table import main as show_table
 from adir.errors import InputError
 from adir.files import write_bytes
 from adir.harness.cells.compose import compose

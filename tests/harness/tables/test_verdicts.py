@@ -12,7 +12,7 @@ from made_records import changed, made_record, put
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from adir.commands.leaderboard import show_leaderboard
+from adir.commands.leaderboard import main as leaderboard
 from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.harness.records.record import Record
@@ -366,8 +366,8 @@ def test_a_row_is_compared_with_the_random_neighbours_of_its_own_corpus() -> Non
 def test_a_mode_that_no_row_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path, three_modes())
     with pytest.raises(InputError, match="--against self: no row has this mode; choose one of none, knn, random"):
-        show_leaderboard([tmp_path], write=True, against="self")
-    assert show_leaderboard([tmp_path], write=True, against="random") == 0
+        leaderboard([tmp_path], against="self")
+    assert leaderboard([tmp_path], against="random") == 0
     assert "Against random" in capsys.readouterr().out and not (tmp_path / "leaderboard.csv").exists()
     assert all((tmp_path / f"leaderboard-against-random.{ending}").is_file() for ending in FORMATS)
 

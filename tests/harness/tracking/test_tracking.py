@@ -442,11 +442,11 @@ def test_sync_leaves_out_what_was_sent_and_needs_a_key(adir: Callable, tmp_path:
     run.mkdir(parents=True)
     (run / "run-abc.wandb").touch()
     with pytest.raises(InputError, match=r"1 W&B runs in .*, but no key: set WANDB_API_KEY"):
-        sync_command.sync(tmp_path)
+        sync_command.main(tmp_path)
     (run / "run-abc.wandb.synced").touch()
-    assert sync_command.sync(tmp_path) == 0
+    assert sync_command.main(tmp_path) == 0
     with pytest.raises(InputError, match="no such folder"):
-        sync_command.sync(tmp_path / "elsewhere")
+        sync_command.main(tmp_path / "elsewhere")
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -464,30 +464,30 @@ class Refusing(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A results folder with a run that was tracked offline; a key; and no `wandb sync`, which would wait for minutes."""
+    """A results folder with a run that was tracked offline; a key; and a short patience."""
     run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
     run.mkdir(parents=True)
     (run / "run-abc.wandb").write_bytes(b"run")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(sync_command, "PATIENCE", 0.5)
-    monkeypatch.setattr(sync_command, "sync_command", lambda runs: pytest.fail("sent to a server that is not there"))
     return tmp_path
 
 
 def test_without_a_server_sync_says_a_line_and_ends_with_1_at_once(
     adir: Callable, waiting: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sync_command, "send", lambda *_: pytest.fail("sent to a server that is not there"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     refusing = f"http://127.0.0.1:{server.server_port}"
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
         reasons = {
-            "http://127.0.0.1:1": "is out of reach: [Errno 111] Connection refused",
-            f"http://127.0.0.1:{silent.getsockname()[1]}": "is out of reach: ",
-            "api.example": "is out of reach: unknown url type",
-            f"{refusing}/401": "answers 401 Unauthorized",
-            f"{refusing}/503": "answers 503 Service Unavailable",
-            f"{refusing}/200": "is out of reach: ",  # a page, as a hotel's
+            "http://127.0.0.1:1": "<urlopen error [Errno 111] Connection refused>",
+            f"http://127.0.0.1:{silent.getsockname()[1]}": "timed out",
+            "api.example": "unknown url type",
+            f"{refusing}/401": "HTTP Error 401: Unauthorized",
+            f"{refusing}/503": "HTTP Error 503: Service Unavailable",
+            f"{refusing}/200": "Expecting value",  # a page, as a hotel's
         }
         for address, reason in reasons.items():
             monkeypatch.setenv("WANDB_BASE_URL", address)
@@ -495,7 +495,7 @@ def test_without_a_server_sync_says_a_line_and_ends_with_1_at_once(
             assert finished.status == 1, address
             first, last = finished.out.splitlines()
             assert first.startswith("sending 1 W&B runs of") and first.endswith(address)
-            assert last.startswith(f"1 of 1 runs were not sent ({address} {reason}"), last
+            assert last.startswith(f"1 of 1 runs were not sent ({address}: {reason}"), last
     server.shutdown()
 
 
@@ -505,7 +505,6 @@ def test_a_wandb_sync_that_never_ends_is_ended(adir: Callable, waiting: Path, mo
         raise subprocess.TimeoutExpired("wandb sync", timeout)
 
     monkeypatch.setattr(sync_command.subprocess, "run", run)
-    monkeypatch.setattr(sync_command, "sync_command", lambda runs: [])
     monkeypatch.setattr(sync_command, "refusal", lambda server, key: None)
     finished = adir("sync", waiting)
     assert finished.status == 1 and "(`wandb sync` was not done after 60 s)" in finished.out

@@ -1,30 +1,18 @@
-"""`adir index`: build, describe or search the index of a corpus; build and search stand in files of their own."""
+"""`adir index info`: what an index holds, and whether it is whole."""
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
-from adir.commands.index_build import build, described
-from adir.commands.index_search import search
+from adir.commands.index_build import described
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.running.grid import say
-from adir.retrieval.index.builder import (
-    missing_shards,
-    planned,
-)
+from adir.retrieval.index.builder import missing_shards, planned
 from adir.retrieval.index.sharded import ShardedIndex
 
 
-def main(args: argparse.Namespace) -> int:
-    """Do what the command line asks. Returns the exit status."""
-    if args.action == "search":
-        return search(args.folder, args.picture, args.text, args.k, args.out)
-    return info(args.folder) if args.action == "info" else build(args.overrides, args.multirun)
-
-
-def info(folder: Path) -> int:
-    """Print what an index holds, after reading all of it. Raises InputError when something is wrong with it."""
+def main(folder: Path) -> int:
+    """Read a whole index and print what it holds. Raises InputError if it is damaged."""
     if not (folder / "manifest.json").exists() and (folder / "index.json").exists():
         n_planned, n_missing = len(planned(folder)), len(missing_shards(folder))
         raise InputError(
