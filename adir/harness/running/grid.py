@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from adir.data.base import Corpus
 from adir.environment import leave_out_bitsandbytes, steady_streams
 from adir.errors import InputError
-from adir.files import hash_of, read_json, write_json
+from adir.files import hash_of, json_bytes, read_json, write_bytes, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import launch, launcher_of, require_options
 from adir.harness.cells.devices import on_the_cpu, use_own_gpu
@@ -149,7 +149,9 @@ def write_plan(grid: Grid) -> Path:
         for cell in cells
     ]
     path = layout.plan(grid.sha256)
-    write_json(path, {"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
+    content = json_bytes({"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
+    if not path.is_file() or path.read_bytes() != content:  # a finished grid is left alone, also on a read-only disk
+        write_bytes(path, content)
     for data in {id(cell.data): cell.data for cell in cells}.values():
         manifest = layout.manifest(data.name, data.sha256)
         if not manifest.is_file():

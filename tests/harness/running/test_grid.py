@@ -11,6 +11,7 @@ import pytest
 
 from adir.commands import run
 from adir.files import read_json, sha256_of_file
+from adir.harness.cells.cell import _build_once
 from adir.harness.running import claims, grid
 from adir.harness.running.grid import check_grid, write_plan
 
@@ -64,6 +65,7 @@ def test_a_picture_that_was_replaced_stops_a_run_before_any_work(
     last = max((tmp_path / "data").glob("*.png"))
     shutil.copy(min((tmp_path / "data").glob("*.png")), last)
     before = contents(tmp_path / "runs")
+    _build_once.cache_clear()  # as in a new process
     for command in ("plan", "run"):
         finished = adir(command, *words, "seed=1")
         assert finished.status == 2 and f"another picture with the id '{last.name}'" in finished.out + finished.err
