@@ -14,15 +14,16 @@ from adir.environment import settle, uncollected
 from adir.errors import InputError
 
 EXAMPLES = """examples:
-  adir list                                             every choice of every axis
-  adir run task=sr4 adaptation=knn k=20                 one cell: all embedded test fields
-  adir run -m task=sr4,deblur adaptation=none,self,knn  a grid; run it again and only what is missing is done
-  adir run -m experiment=demo                           the demo's grid
-  adir plan -m experiment=demo                          what that grid would do, and what it would cost
-  adir leaderboard runs                                 the table, also as CSV, Markdown, LaTeX and HTML
-  adir report runs                                      one HTML file: table, pictures, curves
-  adir table v2-table1 runs                             ours beside the paper's
-  adir restore photo.png task=sr4 --out restored        your own degraded picture
+  adir list                                        every choice of every axis
+  adir run task=sr4 adaptation=knn k=20            one cell: all embedded test fields
+  adir run -m task=sr4,deblur adaptation=none,self,knn
+                                                   a grid; run it again and only what is missing is done
+  adir run -m experiment=demo                      the demo's grid
+  adir plan -m experiment=demo                     what that grid would do, and what it would cost
+  adir leaderboard runs                            the table, also as CSV, Markdown, LaTeX and HTML
+  adir report runs                                 one HTML file: table, pictures, curves
+  adir table v2-table1 runs                        ours beside the paper's
+  adir restore photo.png task=sr4 --out restored   your own degraded picture
 """
 
 

@@ -63,13 +63,16 @@ def word_with_path_quoted(word: str, multirun: bool) -> str:
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
     if value and (config_dir() / setting).is_dir():  # names of choices are texts: 2024_11_24 is no number here
-        return f"{key}={','.join(quoted(name) if NUMBER.fullmatch(name) else name for name in value.split(','))}"
+        names = [quoted(name) if NUMBER.fullmatch(name) else name for name in value.split(",")]
+        return f"{key}={','.join(names)}"
     if setting not in READ | WRITTEN or "=" not in word or is_quoted(value):
         return word
     if setting in LISTS and value.startswith("[") and value.endswith("]") and not exists(value):
-        return f"{key}=[{','.join(one_path(setting, path.strip()) for path in value[1:-1].split(','))}]"
+        paths = [one_path(setting, path.strip()) for path in value[1:-1].split(",")]
+        return f"{key}=[{','.join(paths)}]"
     several = multirun and setting in READ and not exists(value)
-    return f"{key}={','.join(one_path(setting, path) for path in (re.split(', *', value) if several else [value]))}"
+    paths = [one_path(setting, path) for path in (re.split(", *", value) if several else [value])]
+    return f"{key}={','.join(paths)}"
 
 
 def one_path(setting: str, path: str) -> str:

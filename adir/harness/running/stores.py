@@ -80,8 +80,9 @@ class MeasurementStore:
     def folder(self) -> Path:
         """The folder of this task version, configuration and noise seed."""
         made_of = {key: value for key, value in self.configuration.items() if key != "guidance_scale"}
-        name = f"{file_name(self.task.name, most=40)}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
-        return Layout(self.results).measurements / name
+        name = file_name(self.task.name, most=40)
+        folder = f"{name}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
+        return Layout(self.results).measurements / folder
 
     def path(self, image_id: str) -> Path:
         """Return the path of an image's y, a PNG. Its note is beside it, as JSON."""

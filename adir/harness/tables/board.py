@@ -178,8 +178,11 @@ def rows_of(records: list[Record]) -> list[Row]:
             axes = dict(zip(AXES, values, strict=True)) | {"variant": "", "setting": "", "data": data}
             found[place] = Row(axes, [], setting, base_of(record))
         found[place].records.append(record)
-    by_place = lambda row: ([row.axes[axis] or "" for axis in GROUP], row_order(row.axes), row.setting_hash)  # noqa: E731
-    return sorted(found.values(), key=by_place)
+
+    def sort_key(row: Row) -> tuple[Any, ...]:
+        return [row.axes[axis] or "" for axis in GROUP], row_order(row.axes), row.setting_hash
+
+    return sorted(found.values(), key=sort_key)
 
 
 def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
@@ -309,7 +312,11 @@ def picture_means(
     places = grouped(
         (image, done[image, seed].value(metric) if (image, seed) in done else None) for image, seed in expected
     )
-    return {image: None if None in seeds else statistics.fmean(seeds) for image, seeds in places.items()}  # type: ignore[arg-type]
+    complete = {image: [s for s in seeds if s is not None] for image, seeds in places.items()}
+    return {
+        image: statistics.fmean(complete[image]) if len(complete[image]) == len(seeds) else None
+        for image, seeds in places.items()
+    }
 
 
 def dropped_notes(row: Row, against: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, JustifyMethod, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -54,10 +54,12 @@ def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
     """One table of these columns."""
     table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
     for column in columns:
-        justify, overflow = ("right", "ellipsis") if column.number else ("left", "fold")
-        table.add_column(Text(column.heading), justify=justify, overflow=overflow, no_wrap=column.number)  # type: ignore[arg-type]
-    for number, texts in enumerate(zip(*(column.texts for column in columns), strict=True)):
-        table.add_row(*texts, end_section=number in ends)
+        number = column.number
+        justify: JustifyMethod = "right" if number else "left"
+        overflow: OverflowMethod = "ellipsis" if number else "fold"
+        table.add_column(Text(column.heading), justify=justify, overflow=overflow, no_wrap=number)
+    for place, texts in enumerate(zip(*(column.texts for column in columns), strict=True)):
+        table.add_row(*texts, end_section=place in ends)
     return table
 
 
