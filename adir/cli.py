@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   adir list                                        every choice of every axis
   adir run task=sr4 adaptation=knn k=20            one cell: all embedded test fields
   adir run -m task=sr4,deblur adaptation=none,self,knn
-                                                   a grid; run it again and only what is missing is done
+                                                   a grid; again: only what is missing is done
   adir run -m experiment=demo                      the demo's grid
   adir plan -m experiment=demo                     what that grid would do, and what it would cost
   adir leaderboard runs                            the table, also as CSV, Markdown, LaTeX and HTML

@@ -557,8 +557,8 @@ def test_a_file_that_is_no_list_of_open_images_is_refused(tmp_path):
 class Bucket(http.server.BaseHTTPRequestHandler):
     """What it answers to each attempt, by picture: a status, `cut` half way, `mute` (closed without a word), or good."""
 
-    answers = {1: [404], 2: [503, 429, 500], 3: ["cut", "mute", "cut"], 4: ["cut"] * 9, 5: ["junk", 403]}  # noqa: RUF012
-    asked: list[str] = []  # noqa: RUF012
+    answers: ClassVar = {1: [404], 2: [503, 429, 500], 3: ["cut", "mute", "cut"], 4: ["cut"] * 9, 5: ["junk", 403]}
+    asked: ClassVar = []
 
     def do_GET(self):
         number = int(self.path.split("/")[-1].removesuffix(".jpg"), 16)

@@ -179,7 +179,7 @@ def test_a_number_with_a_source_of_its_own_is_shown_with_it(
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_no_verdict_is_broken_in_a_terminal(width: int, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr(module, "Console", lambda **_: Console(width=width))
+    monkeypatch.setattr(module, "wide_console", lambda: Console(width=width))
     monkeypatch.setattr(module, "load_board", lambda folder: board(54.0, k=50, n_steps=50))
     assert show_table("v2-table1", Path("runs"), latex=False) == 0
     out = capsys.readouterr().out
