@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	@$(DEMO)
 	@$(VENV)/bin/adir sheet $(DEMO_FOLDER) >/dev/null
 	@$(VENV)/bin/adir leaderboard $(DEMO_FOLDER)
-	@echo "Look at: $(abspath $(DEMO_FOLDER))/comparison.png  (every picture: $(abspath $(DEMO_FOLDER))/cells)"
+	@echo "Look at: $(abspath $(DEMO_FOLDER))/comparison.png  (every image: $(abspath $(DEMO_FOLDER))/cells)"
 
 test: $(VENV)/installed
 	@$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(TESTS)

@@ -11,7 +11,7 @@ from adir.adaptation.base import in_place
 from adir.adaptation.fine_tuning import Adapted
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
-from adir.images import from_uint8, generator, hash_of_picture, in_colour, read_pixels, write_png
+from adir.images import from_uint8, generator, hash_of_image, in_colour, read_pixels, write_png
 from adir.samplers.base import Steering
 from adir.samplers.tiling import restore_any_size
 
@@ -79,7 +79,7 @@ def restore(cell: Cell, y: Tensor, seed: int = 0, tile: int = 256) -> Tensor:
     Raises InputError for a y that is too small, FloatingPointError where the sampler diverges.
     """
     steering = cell.mode if isinstance(cell.mode, Steering) else None
-    return restore_any_size(cell.sampler, cell.backbone, cell.task, y, seed, hash_of_picture(y), tile, steering).x_hat
+    return restore_any_size(cell.sampler, cell.backbone, cell.task, y, seed, hash_of_image(y), tile, steering).x_hat
 
 
 def records(*folders: str | Path) -> "pd.DataFrame":

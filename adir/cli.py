@@ -21,9 +21,9 @@ EXAMPLES = """examples:
   adir run -m experiment=demo                      the demo's grid
   adir plan -m experiment=demo                     what that grid would do, and what it would cost
   adir leaderboard runs                            the table, also as CSV, Markdown, LaTeX and HTML
-  adir report runs                                 one HTML file: table, pictures, curves
+  adir report runs                                 one HTML file: table, images, curves
   adir table v2-table1 runs                        ours beside the paper's
-  adir restore photo.png task=sr4 --out restored   your own degraded picture
+  adir restore photo.png task=sr4 --out restored   your own degraded image
 """
 
 
@@ -76,37 +76,35 @@ def add_making(commands: Commands) -> None:
 
     restore = commands.add_parser(
         "restore",
-        help="restore degraded pictures of your own",
-        description="Restore degraded pictures of your own. Unless you name a sampler, it is ddrm, which comes nearer to the "
+        help="restore degraded images of your own",
+        description="Restore degraded images of your own. Unless you name a sampler, it is ddrm, which comes nearer to the "
         "truth than the paper's (sampler=adir) with the same network; where it does not apply, a line says what is used.",
     )
-    restore.add_argument("inputs", nargs="+", metavar="PICTURE|KEY=VALUE", help="picture files, folders, and overrides")
+    restore.add_argument("inputs", nargs="+", metavar="IMAGE|KEY=VALUE", help="image files, folders, and overrides")
     restore.add_argument(
         "--out", type=Path, default=Path("restored"), help="folder for PNGs and JSON (default: restored)"
     )
     restore.add_argument("--overwrite", action="store_true", help="replace results that are already there")
     restore.add_argument(
-        "--tile", type=int, default=256, help="side in pixels of the tiles of larger pictures (default: 256)"
+        "--tile", type=int, default=256, help="side in pixels of the tiles of larger images (default: 256)"
     )
     restore.add_argument(
         "--samples",
         type=int,
         default=1,
         metavar="N",
-        help="restore each picture N times: NAME.png is the mean, NAME-std.png five times the standard deviation, and "
+        help="restore each image N times: NAME.png is the mean, NAME-std.png five times the standard deviation, and "
         "NAME-sampleSEED.png are the samples (default: 1)",
     )
 
     edit = commands.add_parser("edit", help="repaint the white part of a mask as a prompt says (Stable Diffusion)")
-    edit.add_argument("picture", type=Path)
+    edit.add_argument("image", type=Path)
     edit.add_argument("overrides", **WORDS, help="such as adaptation=knn retrieval=...")
-    edit.add_argument("--mask", type=Path, required=True, help="a picture of the same size: white is repainted")
+    edit.add_argument("--mask", type=Path, required=True, help="an image of the same size: white is repainted")
     edit.add_argument("--prompt", required=True)
     edit.add_argument("--out", type=Path, default=Path("edited"), help="folder for PNG and JSON (default: edited)")
 
-    score = commands.add_parser(
-        "score", help="score the restored pictures of a results folder again, with other metrics"
-    )
+    score = commands.add_parser("score", help="score the restored images of a results folder again, with other metrics")
     score.add_argument("folder", type=Path)
     score.add_argument("overrides", **WORDS, help="such as scoring=default")
 
@@ -139,15 +137,15 @@ def add_reading(commands: Commands) -> None:
         "submit", help="pack the records of a results folder into one file that others can check"
     )
     submit.add_argument("folder", type=Path)
-    submit.add_argument("--pictures", action="store_true", help="with all that its report shows: pictures and losses")
+    submit.add_argument("--images", action="store_true", help="with all that its report shows: images and losses")
     submit.add_argument("--out", type=Path, help="the file to write")
 
-    report = commands.add_parser("report", help="one HTML file to look at: table, pictures, curves, configuration")
+    report = commands.add_parser("report", help="one HTML file to look at: table, images, curves, configuration")
     report.add_argument("folder", type=Path)
     report.add_argument("--out", type=Path, help="the HTML to write (default: FOLDER/report.html)")
     report.add_argument("--figures", action="store_true", help="also the figures as PNG and PDF, for papers")
 
-    sheet = commands.add_parser("sheet", help="one comparison picture: ground truth, y and every mode side by side")
+    sheet = commands.add_parser("sheet", help="one comparison image: ground truth, y and every mode side by side")
     sheet.add_argument("folder", type=Path)
     sheet.add_argument("--task", help="only this task")
     sheet.add_argument("--out", type=Path, help="the PNG to write (default: FOLDER/comparison.png)")
@@ -167,10 +165,10 @@ def add_index(commands: Commands) -> None:
     info = actions.add_parser("info", help="what an index holds, and whether it is whole")
     info.set_defaults(command="index_info")
     info.add_argument("folder", type=Path)
-    search = actions.add_parser("search", help="the pictures of an index nearest to a picture or a text")
+    search = actions.add_parser("search", help="the images of an index nearest to an image or a text")
     search.set_defaults(command="index_search")
     search.add_argument("folder", type=Path)
-    search.add_argument("picture", type=Path, nargs="?")
+    search.add_argument("image", type=Path, nargs="?")
     search.add_argument("--text")
     search.add_argument("--k", type=int, default=20, help="how many (default: 20)")
     search.add_argument("--out", type=Path, help="a contact sheet to write (PNG)")

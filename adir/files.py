@@ -17,7 +17,7 @@ from typing import Any
 from adir.errors import InputError
 
 RESULTS_MARKER = "adir-results.json"
-"""The file that marks a folder as written by this program: its pictures are results, and no data."""
+"""The file that marks a folder as written by this program: its images are results, and no data."""
 
 
 def sha256_of_bytes(content: bytes) -> str:
@@ -112,11 +112,11 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 
 
 def require_no_results(folder: Path) -> None:
-    """Raise InputError where a folder that pictures are to be read from was written by this program."""
+    """Raise InputError where a folder that images are to be read from was written by this program."""
     if (folder / RESULTS_MARKER).exists():
         raise InputError(
-            f"{folder}: holds results of adir, which are never taken as pictures; name another folder (or remove "
-            f"{RESULTS_MARKER} from it, if these are pictures of yours)"
+            f"{folder}: holds results of adir, which are never taken as images; name another folder (or remove "
+            f"{RESULTS_MARKER} from it, if these are images of yours)"
         )
 
 

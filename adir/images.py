@@ -20,7 +20,7 @@ from torch import Tensor
 from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line, write_bytes
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NOT_TAKEN = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tga", ".psd", ".exr", ".hdr", ".dng")
 """Refused by name: Pillow reads these only on some machines, or reduces them to 8 bits silently."""
 
@@ -65,10 +65,10 @@ def require_unit(x: Tensor, who: str, least: float = 0) -> None:
     who: the caller, for the message.
     """
     if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"{who} takes (B, 3, H, W) pictures, got shape {tuple(x.shape)}")
+        raise ValueError(f"{who} takes (B, 3, H, W) images, got shape {tuple(x.shape)}")
     low, high = x.aminmax() if x.numel() else (0.0, 0.0)
     if not (low >= least and high <= 1):  # written so that NaN fails too
-        raise ValueError(f"{who} takes pictures in [{least:g}, 1], got values from {low:.3g} to {high:.3g}")
+        raise ValueError(f"{who} takes images in [{least:g}, 1], got values from {low:.3g} to {high:.3g}")
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
@@ -97,7 +97,7 @@ def require_taken(name: str) -> None:
     """Raise InputError for the name of a file in a format that is not read (NOT_TAKEN)."""
     if name.lower().endswith(NOT_TAKEN):
         raise InputError(
-            f"{name}: a kind of file that is not taken ({', '.join(PICTURE_SUFFIXES)} are); convert it to one of them"
+            f"{name}: a kind of file that is not taken ({', '.join(IMAGE_SUFFIXES)} are); convert it to one of them"
         )
 
 
@@ -125,12 +125,12 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
             than 16 bits per channel. Where the header tells, nothing is decoded.
     """
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            require_fit(picture, name, max_pixels, least_side)
-            rawmodes = " ".join(str(tile.args) for tile in picture.tile)
-            picture.load()
-            flat = flattened(scaled(picture, rawmodes, content, name) if ";16" in rawmodes else picture, name)
-            pixels = np.array(upright(in_srgb(flat, picture.info.get("icc_profile"), name), picture))
+        with Image.open(io.BytesIO(content)) as image:
+            require_fit(image, name, max_pixels, least_side)
+            rawmodes = " ".join(str(tile.args) for tile in image.tile)
+            image.load()
+            flat = flattened(scaled(image, rawmodes, content, name) if ";16" in rawmodes else image, name)
+            pixels = np.array(upright(in_srgb(flat, image.info.get("icc_profile"), name), image))
             return pixels[:, :, None] if pixels.ndim == 2 else pixels
     except InputError:
         raise
@@ -139,32 +139,32 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not a picture that Pillow {Image.__version__} can read") from error
+        raise InputError(f"{name}: not an image that Pillow {Image.__version__} can read") from error
     except Exception as error:  # on damaged data Pillow's decoders raise anything
-        raise InputError(f"{name}: damaged picture ({type(error).__name__}: {error})") from error
+        raise InputError(f"{name}: damaged image ({type(error).__name__}: {error})") from error
 
 
-def require_fit(picture: Image.Image, name: str, max_pixels: int, least_side: int) -> None:
+def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int) -> None:
     """Raise InputError if the header shows an image that is too large, too small or too long, or several images."""
-    width, height = picture.size
+    width, height = image.size
     if width * height > max_pixels:
         raise InputError(f"{name}: {width}x{height}, more than {max_pixels / 1e6:g} million pixels; reduce it")
     if min(width, height) < least_side:
         raise InputError(f"{name}: {width}x{height}, its shorter side is below least_side={least_side}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"{name}: {width}x{height}, more than {MAX_ASPECT} times as long as wide; cut it")
-    n_frames = getattr(picture, "n_frames", 1)
-    if n_frames > 1 and picture.format != "MPO":  # a phone's MPO holds previews and gain maps after the image
-        raise InputError(f"{name}: is animated or has pages ({n_frames} pictures); take one of them")
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1 and image.format != "MPO":  # a phone's MPO holds previews and gain maps after the image
+        raise InputError(f"{name}: is animated or has pages ({n_frames} images); take one of them")
 
 
-def scaled(picture: Image.Image, rawmodes: str, content: bytes, name: str) -> Image.Image:
+def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Image.Image:
     """Return a loaded image of 16 bits per channel at 8 bits: 65535 becomes 255, rounded to nearest.
 
     Pillow keeps only the upper byte of a 16-bit colour. Decoded with its bytes swapped, the file gives the lower byte.
 
     Args:
-        picture: grey, RGB or RGBA, loaded.
+        image: grey, RGB or RGBA, loaded.
         rawmodes: the arguments of its decoder, as text.
         content: the bytes of the file.
         name: what errors and warnings call it.
@@ -172,12 +172,12 @@ def scaled(picture: Image.Image, rawmodes: str, content: bytes, name: str) -> Im
     Raises:
         InputError: Pillow misreads such a file, or it has other channels.
     """
-    tags, is_grey = getattr(picture, "tag_v2", {}), picture.mode.startswith("I;16")
+    tags, is_grey = getattr(image, "tag_v2", {}), image.mode.startswith("I;16")
     # Pillow misreads white as 0, one plane per channel, a transparent colour, and grey with alpha.
-    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2 or "transparency" in picture.info or "LA;" in rawmodes
-    if misread or not (is_grey or picture.mode in ("RGB", "RGBA")):
+    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2 or "transparency" in image.info or "LA;" in rawmodes
+    if misread or not (is_grey or image.mode in ("RGB", "RGBA")):
         raise too_deep(name)
-    levels = np.array(picture).astype(np.uint32)
+    levels = np.array(image).astype(np.uint32)
     if not is_grey:
         with Image.open(io.BytesIO(content)) as other:
             other.tile = [tile._replace(args=swapped(tile.args)) for tile in other.tile]
@@ -194,22 +194,22 @@ def swapped(args: Any) -> Any:
     return args[:-1] + {native: foreign, foreign: native, "N": foreign}[args[-1]]
 
 
-def flattened(picture: Image.Image, name: str) -> Image.Image:
+def flattened(image: Image.Image, name: str) -> Image.Image:
     """Return a loaded 8-bit image in mode L, RGB or CMYK, with palettes looked up and an opaque alpha channel dropped.
 
     Raises InputError for more than 8 bits per channel, and for transparent images.
     """
-    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
-    if max(bits) > 8 or picture.mode.startswith("I") or picture.mode == "F":
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
+    if max(bits) > 8 or image.mode.startswith("I") or image.mode == "F":
         raise too_deep(name)
-    if picture.mode == "CMYK":
-        return picture
-    mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # the only mode that La and RGBa convert to
-        if picture.getchannel("A").getextrema()[0] != 255:
+    if image.mode == "CMYK":
+        return image
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")  # the only mode that La and RGBa convert to
+        if image.getchannel("A").getextrema()[0] != 255:
             raise InputError(f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)")
-    return picture.convert(mode)
+    return image.convert(mode)
 
 
 def too_deep(name: str) -> InputError:
@@ -217,27 +217,27 @@ def too_deep(name: str) -> InputError:
     return InputError(f"{name}: has more than 8 bits a channel; convert it to 8-bit RGB")
 
 
-def in_srgb(picture: Image.Image, profile: bytes | None, name: str) -> Image.Image:
+def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
     """Convert an image of mode L, RGB or CMYK to sRGB by its ICC profile; see `decode_pixels`.
 
     Grey and RGB images without a profile, or with one of sRGB, are returned unchanged.
     """
     try:
-        transform = to_srgb(profile, picture.mode) if profile else None
+        transform = to_srgb(profile, image.mode) if profile else None
     except (OSError, ValueError, ImageCms.PyCMSError) as error:
         reason = " ".join(str(error).split())
-        if picture.mode == "CMYK":
+        if image.mode == "CMYK":
             raise InputError(
                 f"{name}: is CMYK, and its colour profile cannot be used ({reason}); convert it to RGB"
             ) from error
         remark(name, f"its colour profile cannot be used ({reason}); its colours are taken as sRGB")
-        return picture
+        return image
     if transform is not None:
-        converted = transformed(picture, transform)
-        return converted.getchannel(0) if picture.mode == "L" else converted
-    if picture.mode == "CMYK":
+        converted = transformed(image, transform)
+        return converted.getchannel(0) if image.mode == "L" else converted
+    if image.mode == "CMYK":
         raise InputError(f"{name}: is CMYK; convert it to RGB with the colour profile it was made for (it brings none)")
-    return picture
+    return image
 
 
 @functools.lru_cache(maxsize=16)
@@ -267,15 +267,15 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return None if moved <= SAME_COLOUR else transform
 
 
-def transformed(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+def transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
     """Apply a transform to RGB."""
-    return transform.apply(picture.convert(transform.input_mode))
+    return transform.apply(image.convert(transform.input_mode))
 
 
-def upright(pixels: Image.Image, picture: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation of the loaded file `picture` to its pixels. (Pillow applies it to TIFF files itself.)"""
+def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation of the loaded file `image` to its pixels. (Pillow applies it to TIFF files itself.)"""
     try:
-        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow failed on broken EXIF data; the pixels are good
         return pixels
     return pixels if turn is None else pixels.transpose(turn)
@@ -319,6 +319,6 @@ def write_png(path: str | Path, x: Tensor) -> None:
     write_bytes(path, png_bytes(to_uint8(x)))
 
 
-def hash_of_picture(x: Tensor) -> str:
+def hash_of_image(x: Tensor) -> str:
     """Return SHA-256 of a float32 tensor's shape and values."""
     return sha256_of_bytes(repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes())

@@ -98,10 +98,10 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def authors_page() -> Path:
-    """The pictures of the authors' project page (not ours to redistribute): sr4/, deblur/, sd_sr4/, editing/."""
+    """The images of the authors' project page (not ours to redistribute): sr4/, deblur/, sd_sr4/, editing/."""
     folder = REPOSITORY.parent / "shared" / "authors_page"
     if not folder.is_dir():
-        pytest.skip("needs the pictures of the authors' project page in ../shared/authors_page, beside the checkout")
+        pytest.skip("needs the images of the authors' project page in ../shared/authors_page, beside the checkout")
     return folder
 
 
@@ -127,7 +127,7 @@ def adir(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     return call
 
 
-def small_pictures(folder: Path, fields: list[Field]) -> Path:
+def small_images(folder: Path, fields: list[Field]) -> Path:
     """Embedded photographs of 128x128, averaged to 32x32, as PNG files 0.png, 1.png, ... in `folder`."""
     for number, field in enumerate(fields):
         x = from_uint8(cut(field))
@@ -138,24 +138,24 @@ def small_pictures(folder: Path, fields: list[Field]) -> Path:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A test set: three photographs of 32x32."""
-    return small_pictures(tmp_path_factory.mktemp("photographs"), list(TEST_FIELDS[:6:2]))
+    return small_images(tmp_path_factory.mktemp("photographs"), list(TEST_FIELDS[:6:2]))
 
 
 @pytest.fixture(scope="session")
 def six_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A test set: six photographs of 32x32."""
-    return small_pictures(tmp_path_factory.mktemp("photographs"), list(TEST_FIELDS[::2]))
+    return small_images(tmp_path_factory.mktemp("photographs"), list(TEST_FIELDS[::2]))
 
 
 @pytest.fixture(scope="session")
 def neighbourhood(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus: six other photographs of 32x32."""
-    return small_pictures(tmp_path_factory.mktemp("neighbourhood"), list(corpus_fields()[::50][:6]))
+    return small_images(tmp_path_factory.mktemp("neighbourhood"), list(corpus_fields()[::50][:6]))
 
 
 @pytest.fixture(scope="session")
 def tiny(photographs: Path, neighbourhood: Path) -> list[str]:
-    """Overrides under which `adir run` does a picture in 0.1 s, or in 0.5 s with adaptation; results= is still to be said."""
+    """Overrides under which `adir run` does an image in 0.1 s, or in 0.5 s with adaptation; results= is still to be said."""
     data = ["data=folder", f"data.path={photographs}"]
     corpus = ["retrieval=folder", f"retrieval.corpus.path={neighbourhood}", "k=2"]
     steps = ["sampler.n_steps=2", "adaptation.fine_tuning.n_iterations=1", "adaptation.fine_tuning.batch_size=1"]

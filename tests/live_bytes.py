@@ -62,7 +62,7 @@ def fake_copy(network: nn.Module, mode: FakeTensorMode, device: str) -> nn.Modul
 def example_inputs(network: Any, batch: int, height: int, width: int, device: str) -> dict[str, Tensor]:
     """Arguments of one call of a diffusers UNet, zeros: a UNet2DModel's, or a UNet2DConditionModel's with its text.
 
-    height, width: of what goes into the network, which for a latent model is not the picture.
+    height, width: of what goes into the network, which for a latent model is not the image.
     """
     config = network.config
     inputs = {

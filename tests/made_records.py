@@ -1,4 +1,4 @@
-"""Records as `adir run` leaves them, made by hand: for tests and benchmarks, without a network or a picture."""
+"""Records as `adir run` leaves them, made by hand: for tests and benchmarks, without a network or an image."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -46,9 +46,9 @@ def made_record(
     status: Status = "done",
     settings: Mapping[str, Any] = {},
 ) -> Record:
-    """Return the record of one picture of one cell.
+    """Return the record of one image of one cell.
 
-    x follows from the picture's id, and y from task and id, whatever the name of the data set.
+    x follows from the image's id, and y from task and id, whatever the name of the data set.
 
     Args:
         adapter: in every mode but none, which has no adapter.
@@ -173,10 +173,10 @@ def put(results: Path, records: Iterable[Record]) -> list[Path]:
     return files
 
 
-def put_plan(results: Path, records: Iterable[Record], images: Iterable[str], pictures: Mapping[str, str]) -> Path:
+def put_plan(results: Path, records: Iterable[Record], images: Iterable[str], image_hashes: Mapping[str, str]) -> Path:
     """Write the plan of a grid that asks for `images` in the cells of these records; its file.
 
-    pictures: {id: SHA-256 of the picture}, as far as the plan tells it.
+    image_hashes: {id: SHA-256 of the image}, as far as the plan tells it.
     """
     cells = {
         record.cell: PlannedCell(
@@ -185,7 +185,7 @@ def put_plan(results: Path, records: Iterable[Record], images: Iterable[str], pi
             identity=record.identity,
             images=list(images),
             data=record.image.data or "",
-            pictures=dict(pictures),
+            image_hashes=dict(image_hashes),
         ).model_dump(mode="json")
         for record in records
     }

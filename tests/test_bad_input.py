@@ -41,7 +41,7 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    """A picture that restores."""
+    """An image that restores."""
     path = tmp_path / "good.png"
     Image.fromarray(noise(16, 16, 3)).save(path)
     return path
@@ -49,7 +49,7 @@ def good(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished_folder(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
-    """A results folder with three finished pictures."""
+    """A results folder with three finished images."""
     from adir.cli import main
 
     folder = tmp_path_factory.mktemp("finished")
@@ -57,10 +57,10 @@ def finished_folder(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -
     return folder
 
 
-# --- a user's own pictures
+# --- a user's own images
 
 
-def no_picture(path: Path) -> None:
+def no_image(path: Path) -> None:
     path.write_text("this is text")
 
 
@@ -100,7 +100,7 @@ def odd_size(path: Path) -> None:
 @pytest.mark.parametrize(
     "make, task, remedy",
     [
-        (no_picture, "sr4", "not a picture"),
+        (no_image, "sr4", "not an image"),
         (float_levels, "sr4", "convert it to 8-bit"),
         (grey, "sr4", "convert it to RGB"),
         (colour, "colorization", "convert it to grey"),
@@ -108,11 +108,11 @@ def odd_size(path: Path) -> None:
         (alpha, "deblur", "flatten it"),
         (one_pixel, "sr4", "take one of at least"),
         (one_pixel, "deblur", "take one of at least"),
-        (truncated, "sr4", "damaged picture"),
+        (truncated, "sr4", "damaged image"),
         (odd_size, "inpaint_box", "multiples of 8"),
     ],
 )
-def test_a_picture_that_cannot_be_restored_is_named_before_any_other_is_restored(
+def test_an_image_that_cannot_be_restored_is_named_before_any_other_is_restored(
     adir, make, task: str, remedy: str, tmp_path: Path
 ) -> None:
     good = tmp_path / "a_good_one.png"
@@ -130,21 +130,21 @@ def test_a_picture_that_cannot_be_restored_is_named_before_any_other_is_restored
 def test_an_empty_folder_and_a_missing_file_are_named(adir, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert_refused(adir("restore", empty, "task=sr4", "--out", tmp_path / "out"), str(empty), "no pictures", ".png")
+    assert_refused(adir("restore", empty, "task=sr4", "--out", tmp_path / "out"), str(empty), "no images", ".png")
     missing = tmp_path / "gone.png"
     assert_refused(adir("restore", missing, "--out", tmp_path / "out"), str(missing), "no such file")
-    assert_refused(adir("restore", "task=sr4", "--out", tmp_path / "out"), "adir restore PICTURE")
+    assert_refused(adir("restore", "task=sr4", "--out", tmp_path / "out"), "adir restore IMAGE")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("task, shape", [("sr4", (148, 212)), ("deblur", (37, 53))])
-def test_a_picture_of_odd_size_is_restored_once_and_not_replaced_unasked(
+def test_an_image_of_odd_size_is_restored_once_and_not_replaced_unasked(
     adir, task: str, shape: tuple[int, int], tmp_path: Path
 ) -> None:
-    picture, out = tmp_path / "odd.png", tmp_path / "out"
-    odd_size(picture)
+    image, out = tmp_path / "odd.png", tmp_path / "out"
+    odd_size(image)
     # 53 * 4 = 212 pixels with a margin of 16 a side are more than one tile of 128.
-    call = ["restore", picture, f"task={task}", "sampler.n_steps=1", "--out", out, "--tile", 128]
+    call = ["restore", image, f"task={task}", "sampler.n_steps=1", "--out", out, "--tile", 128]
     assert adir(*call).status == 0
     target = out / f"odd-{task}-none.png"
     with Image.open(target) as restored:
@@ -160,7 +160,7 @@ def test_a_picture_of_odd_size_is_restored_once_and_not_replaced_unasked(
     assert contents(tmp_path)[f"out/odd-{task}-none.png"] != before[f"out/odd-{task}-none.png"]
 
 
-def test_a_restoration_without_its_picture_is_done_again(adir, good: Path, tmp_path: Path) -> None:
+def test_a_restoration_without_its_image_is_done_again(adir, good: Path, tmp_path: Path) -> None:
     call = ["restore", good, "sampler.n_steps=1", "--out", tmp_path / "out"]
     assert adir(*call).status == 0
     (target,) = (tmp_path / "out").glob("*.png")
@@ -194,7 +194,7 @@ def test_a_restoration_that_was_killed_while_writing_is_done_again(
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
         patch.setattr(restore, at, killed)
         adir(*call)
-    if overwriting:  # the old picture beside the new note is not taken for the new one
+    if overwriting:  # the old image beside the new note is not taken for the new one
         (target,) = (tmp_path / "out").glob("*.png")
         assert_refused(adir(*call[:-1]), str(target), "--overwrite")
     finished = adir(*call)
@@ -202,7 +202,7 @@ def test_a_restoration_that_was_killed_while_writing_is_done_again(
     assert "was there" in adir(*[word for word in call if word != "--overwrite"]).out
 
 
-def test_a_restoration_with_other_tiles_is_another_one_and_a_picture_of_one_tile_is_not(
+def test_a_restoration_with_other_tiles_is_another_one_and_an_image_of_one_tile_is_not(
     adir, good: Path, tmp_path: Path
 ) -> None:
     # 16x16 enlarged 4 times with a margin of 16 a side: 96 pixels, so tiles of 96 and of 256 are one, and 64 are four.
@@ -246,11 +246,11 @@ def test_restore_out_of_memory_names_the_tile_and_keeps_what_is_restored(
     Image.fromarray(noise(16, 24, 3)).save(other)
     exhausted(2)
     call = ["restore", good, other, "sampler=adir", "sampler.n_steps=1", "--out", tmp_path / "out"]
-    words = ["out of memory on cpu while sampling 1 picture of 128x96", "1 of 2 pictures are restored and kept"]
+    words = ["out of memory on cpu while sampling 1 image of 128x96", "1 of 2 images are restored and kept"]
     assert_refused(adir(*call), *words, "try a smaller --tile;")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good-sr4-none.png"]
     exhausted(1)
-    assert_refused(adir(*call, "--tile", 96), "of 128x96 in tiles of 96", "0 of 1 pictures")
+    assert_refused(adir(*call, "--tile", 96), "of 128x96 in tiles of 96", "0 of 1 images")
     assert "was there" in adir(*call).out
 
 
@@ -260,12 +260,12 @@ def test_plan_out_of_memory_names_the_cell(
     exhausted(1)
     finished = adir("plan", *tiny, "sampler.n_steps=3", f"results={tmp_path / 'results'}")
     assert_refused(
-        finished, "while sampling 1 picture of 32x32", "this is for the plan of sr4 none seed=0: nothing was run"
+        finished, "while sampling 1 image of 32x32", "this is for the plan of sr4 none seed=0: nothing was run"
     )
 
 
-@pytest.mark.parametrize("damage", ["no note", "damaged note", "another picture"])
-def test_a_picture_that_is_not_of_its_note_is_not_replaced_unasked(
+@pytest.mark.parametrize("damage", ["no note", "damaged note", "another image"])
+def test_an_image_that_is_not_of_its_note_is_not_replaced_unasked(
     adir, good: Path, tmp_path: Path, damage: str
 ) -> None:
     call = ["restore", good, "sampler.n_steps=1", "--out", tmp_path / "out"]
@@ -290,8 +290,8 @@ def test_a_picture_that_is_not_of_its_note_is_not_replaced_unasked(
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["adaptation=knn", "k=7"], ["K=7", "6 pictures", "lower K"]),
-        (["adaptation=random", "k=7"], ["K=7", "6 pictures", "lower K"]),
+        (["adaptation=knn", "k=7"], ["K=7", "6 images", "lower K"]),
+        (["adaptation=random", "k=7"], ["K=7", "6 images", "lower K"]),
         (["adaptation=knn", "k=0"], ["K=0", "adaptation=none"]),
         (["adaptation=knn", "k=-1"], ["K=-1", "k=1 or more"]),
         (["task=sr5"], ["sr5", "sr4", "sr8", "deblur", "colorization"]),
@@ -348,7 +348,7 @@ def test_one_bad_cell_of_a_grid_stops_it_before_the_first_one_runs(
 
 
 @pytest.mark.parametrize("task, size, words", [("sr4", 36, "multiples of 8"), ("sr4", 34, "multiples of 4")])
-def test_a_test_set_with_a_picture_that_the_task_or_the_backbone_cannot_take_is_refused_before_any_work(
+def test_a_test_set_with_an_image_that_the_task_or_the_backbone_cannot_take_is_refused_before_any_work(
     adir, task: str, size: int, words: str, tmp_path: Path
 ) -> None:
     photographs = tmp_path / "photographs"
@@ -360,16 +360,16 @@ def test_a_test_set_with_a_picture_that_the_task_or_the_backbone_cannot_take_is_
     assert not contents(tmp_path / "results")
 
 
-def test_a_test_set_with_a_damaged_picture_is_refused_and_not_shortened(adir, tmp_path: Path) -> None:
+def test_a_test_set_with_a_damaged_image_is_refused_and_not_shortened(adir, tmp_path: Path) -> None:
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     Image.fromarray(noise(32, 32, 3)).save(photographs / "a.png")
     truncated(photographs / "b.png")
     run = ["run", "data=folder", f"data.path={photographs}", f"results={tmp_path / 'results'}"]
-    assert_refused(adir(*run), "b.png", "damaged picture")
+    assert_refused(adir(*run), "b.png", "damaged image")
 
 
-def test_a_damaged_picture_of_a_corpus_is_named_once_and_left_out(
+def test_a_damaged_image_of_a_corpus_is_named_once_and_left_out(
     adir, tiny: list[str], neighbourhood: Path, tmp_path: Path
 ) -> None:
     corpus = tmp_path / "corpus"
@@ -380,7 +380,7 @@ def test_a_damaged_picture_of_a_corpus_is_named_once_and_left_out(
     run = ["run", *tiny, "adaptation=random", f"retrieval.corpus.path={corpus}", f"results={tmp_path / 'results'}"]
     finished = adir(*run)
     assert finished.status == 0 and finished.out.count("unreadable") == 1
-    assert "x.png" in finished.out and "damaged picture" in finished.out
+    assert "x.png" in finished.out and "damaged image" in finished.out
 
 
 def test_an_empty_and_a_missing_test_set_are_refused(adir, tmp_path: Path) -> None:
@@ -393,10 +393,10 @@ def test_an_empty_and_a_missing_test_set_are_refused(adir, tmp_path: Path) -> No
     assert_refused(adir("run", "data.only=[moon]", results), "moon", "astronaut")
 
 
-def test_another_test_set_whose_pictures_have_the_same_names_is_refused(
+def test_another_test_set_whose_images_have_the_same_names_is_refused(
     adir, tiny: list[str], finished_folder: Path, neighbourhood: Path
 ) -> None:
-    # Otherwise its pictures would count as finished, with the scores of others.
+    # Otherwise its images would count as finished, with the scores of others.
     before = contents(finished_folder)
     run = ["run", *tiny, f"data.path={neighbourhood}", f"results={finished_folder}"]
     assert_refused(adir(*run), "0.png", "another results folder")
@@ -437,9 +437,9 @@ def test_a_file_where_the_results_folder_should_be_is_refused_and_kept(adir, tin
     place = tmp_path / "results"
     place.write_text("mine")
     assert_refused(adir("run", *tiny, f"results={place}"), str(place), "results=")
-    picture = tmp_path / "photo.png"
-    colour(picture)
-    assert_refused(adir("restore", picture, "sampler.n_steps=1", "--out", place), str(place), "--out")
+    image = tmp_path / "photo.png"
+    colour(image)
+    assert_refused(adir("restore", image, "sampler.n_steps=1", "--out", place), str(place), "--out")
     assert place.read_text() == "mine"
 
 
@@ -485,7 +485,7 @@ def test_a_file_that_cannot_grow_stops_the_run_and_keeps_what_is_there(adir, tin
     assert_survives_a_full_disk(adir, tiny, tmp_path / "results", small_files(1_000_000), errno.EFBIG)
     # With room again, the same command does what is missing.
     again = adir("run", *tiny, "adaptation=self", f"results={tmp_path / 'results'}")
-    assert again.status == 0 and "3 pictures done" in again.out
+    assert again.status == 0 and "3 images done" in again.out
 
 
 # --- damaged files of ours
@@ -502,12 +502,12 @@ def test_damaged_records_adapters_and_measurements_are_named_set_aside_and_made_
     adapter = tmp_path / "adapters" / f"{key_of(record)}.safetensors"
     measurement = next(tmp_path.glob(f"measurements/*/{record.stem}.png"))
     tensors = load_file(adapter)
-    damage = {record: b'{"schema": 2, "sta', adapter: adapter.read_bytes()[:-1000], measurement: b"\x89PNG nothing"}
+    damage = {record: b'{"schema": 3, "sta', adapter: adapter.read_bytes()[:-1000], measurement: b"\x89PNG nothing"}
     for path, content in damage.items():
         path.write_bytes(content)
 
     finished = adir(*run)
-    assert finished.status == 0 and "1 pictures done, 2 were there, 0 failed" in finished.out
+    assert finished.status == 0 and "1 images done, 2 were there, 0 failed" in finished.out
     for path, content in damage.items():
         assert f"{path}: damaged" in finished.out and "set aside" in finished.out
         assert [aside.read_bytes() for aside in path.parent.glob(f"{path.name}.corrupt-*")] == [content]

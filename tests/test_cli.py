@@ -27,13 +27,13 @@ from adir.harness.cells.compose import compose, launch
 from adir.harness.cells.refused import Refused
 from adir.harness.running.grid import check_job
 
-PICTURES = "cells/**/pictures/*.png"
+IMAGES = "cells/**/images/*.png"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def pictures(folder: Path) -> dict[str, str]:
-    """{cell and picture: SHA-256 of the restored file}."""
-    return {str(path.relative_to(folder)): sha256_of_file(path) for path in folder.glob(PICTURES)}
+def images(folder: Path) -> dict[str, str]:
+    """{cell and image: SHA-256 of the restored file}."""
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in folder.glob(IMAGES)}
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path
 MODES = ["adaptation=none,self,knn"]
 
 
-# --- the same seed gives the same pictures
+# --- the same seed gives the same images
 
 
-def test_order_of_pictures_and_cells_changes_no_pixel(
+def test_order_of_images_and_cells_changes_no_pixel(
     adir, tiny: list[str], reference: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    # The last picture alone, and the modes in another order: nothing carries over from one picture to the next.
+    # The last image alone, and the modes in another order: nothing carries over from one image to the next.
     alone = tmp_path / "alone"
     alone.mkdir()
     last = sorted(photographs.iterdir())[-1]
@@ -61,22 +61,22 @@ def test_order_of_pictures_and_cells_changes_no_pixel(
     results = tmp_path / "results"
     grid = ["run", "-m", *tiny, "adaptation=knn,self,none", f"data.path={alone}", f"results={results}"]
     assert adir(*grid).status == 0
-    found = pictures(results)
+    found = images(results)
     assert len(found) == 3
-    assert found == {path: sha256 for path, sha256 in pictures(reference).items() if path.endswith(f"{last.name}.png")}
+    assert found == {path: sha256 for path, sha256 in images(reference).items() if path.endswith(f"{last.name}.png")}
 
 
-def test_embedded_fields_named_in_another_order_give_the_same_pictures(adir, tmp_path: Path) -> None:
+def test_embedded_fields_named_in_another_order_give_the_same_images(adir, tmp_path: Path) -> None:
     first, second = TEST_FIELDS[0].id, TEST_FIELDS[-1].id
     run = ["run", "sampler.n_steps=1", "scoring.metrics=[]"]
     assert adir(*run, f"data.only=[{first},{second}]", f"results={tmp_path / 'a'}").status == 0
     assert adir(*run, f"data.only=[{second},{first}]", f"results={tmp_path / 'b'}").status == 0
-    assert pictures(tmp_path / "a") == pictures(tmp_path / "b") and len(pictures(tmp_path / "a")) == 2
+    assert images(tmp_path / "a") == images(tmp_path / "b") and len(images(tmp_path / "a")) == 2
 
 
-def test_another_seed_gives_other_pictures_of_the_same_y(adir, tiny: list[str], reference: Path, tmp_path) -> None:
+def test_another_seed_gives_other_images_of_the_same_y(adir, tiny: list[str], reference: Path, tmp_path) -> None:
     assert adir("run", *tiny, "seed=1", f"results={tmp_path}").status == 0
-    assert not set(pictures(tmp_path).values()) & set(pictures(reference).values())
+    assert not set(images(tmp_path).values()) & set(images(reference).values())
 
     def measurements(folder: Path) -> dict[str, str]:
         return {path.name: sha256_of_file(path) for path in folder.glob("measurements/*/*.png")}
@@ -87,48 +87,48 @@ def test_another_seed_gives_other_pictures_of_the_same_y(adir, tiny: list[str], 
 def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(adir, tiny: list[str], reference: Path) -> None:
     run = ["run", "-m", *tiny, *MODES, f"results={reference}"]
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*.*") if path.name != "multirun.yaml"}
-    assert "0 pictures done, 9 were there, 0 failed" in adir(*run).out
+    assert "0 images done, 9 were there, 0 failed" in adir(*run).out
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
-    expected = pictures(reference)
+    expected = images(reference)
     for record in sorted(reference.glob("cells/**/records/*.json"))[::3]:
-        (record.parent.parent / "pictures" / f"{record.stem}.png").unlink()
+        (record.parent.parent / "images" / f"{record.stem}.png").unlink()
         record.unlink()
     reported = adir(*run, "existing=report")
-    assert reported.status == 1 and "3 pictures have no record yet: existing=report runs nothing" in reported.out
-    assert "0 pictures done" in reported.out and len(pictures(reference)) == 6
-    assert "3 pictures done, 6 were there, 0 failed" in adir(*run).out
-    assert pictures(reference) == expected
+    assert reported.status == 1 and "3 images have no record yet: existing=report runs nothing" in reported.out
+    assert "0 images done" in reported.out and len(images(reference)) == 6
+    assert "3 images done, 6 were there, 0 failed" in adir(*run).out
+    assert images(reference) == expected
 
 
 def test_redo_does_all_again_to_the_same_pixels(adir, tiny: list[str], reference: Path) -> None:
-    expected = pictures(reference)
+    expected = images(reference)
     run = ["run", "-m", *tiny, *MODES, f"results={reference}", "existing=redo"]
-    assert "9 pictures done, 0 were there, 0 failed" in adir(*run).out
-    assert pictures(reference) == expected
+    assert "9 images done, 0 were there, 0 failed" in adir(*run).out
+    assert images(reference) == expected
 
 
 def test_report_runs_nothing_in_an_empty_folder(adir, tiny: list[str], tmp_path: Path) -> None:
-    assert "0 pictures done, 0 were there" in adir("run", *tiny, "existing=report", f"results={tmp_path}").out
+    assert "0 images done, 0 were there" in adir("run", *tiny, "existing=report", f"results={tmp_path}").out
     assert not list(tmp_path.glob("cells/**/*.*"))
 
 
 def test_modes_without_neighbours_are_run_once_for_all_k(adir, tiny: list[str], tmp_path: Path) -> None:
     finished = adir("run", "-m", *tiny, "adaptation=none", "k=1,2", f"results={tmp_path}")
     assert finished.status == 0 and "1 cells (2 combinations, 1 equal to others)" in finished.out
-    assert "3 pictures done, 0 were there, 0 failed" in finished.out
+    assert "3 images done, 0 were there, 0 failed" in finished.out
 
 
-def test_a_picture_that_fails_leaves_its_error_and_the_rest_go_on(adir, tiny: list[str], tmp_path: Path) -> None:
-    # Without its cap and with a scale that overflows float32, the literal algorithm diverges on every picture.
+def test_an_image_that_fails_leaves_its_error_and_the_rest_go_on(adir, tiny: list[str], tmp_path: Path) -> None:
+    # Without its cap and with a scale that overflows float32, the literal algorithm diverges on every image.
     run = ["run", *tiny, "sampler.cap=false", "sampler.guidance_scale=1e38", f"results={tmp_path}"]
     finished = adir(*run)
-    assert finished.status == 1 and "0 pictures done, 0 were there, 3 failed" in finished.out
+    assert finished.status == 1 and "0 images done, 0 were there, 3 failed" in finished.out
     for path in tmp_path.glob("cells/**/records/*.json"):
         record = read_json(path)
         assert record["status"] == "failed" and record["scores"] == {}
         assert "step" in record["error"] and "1e+38" in record["error"] and "cap=true" in record["error"]
-    assert not pictures(tmp_path)
+    assert not images(tmp_path)
     assert "3 failed" in (again := adir(*run)).out and again.status == 1
     assert "FAILED" not in again.out and "FAILED" in adir(*run, "retry=failed").out
 
@@ -141,7 +141,7 @@ def test_a_record_holds_what_is_needed_to_trust_it(reference: Path) -> None:
     assert record["process_peak_memory_mb"] > 0 and record["versions"]["torch"] and record["threads"] == 1
     assert len(record["y"]["sha256"]) == len(record["adapter"]["sha256"]) == len(record["cell"]) == 64
     assert record["identity"]["backbone"]["weights_sha256"] and record["configuration"]["adaptation"]["name"] == "knn"
-    for file in (record["picture"], record["y"]["file"], f"adapters/{record['adapter']['key']}.safetensors"):
+    for file in (record["restored"], record["y"]["file"], f"adapters/{record['adapter']['key']}.safetensors"):
         assert (reference / file).is_file()
 
 
@@ -163,7 +163,7 @@ def test_wandb_offline_writes_a_run_under_the_hash_of_the_cell(
     (table,) = run.glob("files/media/table/*.json")
     assert json.loads(table.read_text())["columns"][:4] == ["image", "status", "restored", "psnr"]
     staged = {sha256_of_file(path) for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()}
-    assert set(pictures(tmp_path).values()) <= staged  # what `wandb sync` sends lies with the results
+    assert set(images(tmp_path).values()) <= staged  # what `wandb sync` sends lies with the results
     assert not (tmp_path / "home" / ".local").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_failure_of_wandb_costs_no_record(
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(wandb, "init", init)
     finished = adir("run", *tiny, "tracking=wandb", f"results={tmp_path}")
-    assert finished.status == 0 and "3 pictures done" in finished.out
+    assert finished.status == 0 and "3 images done" in finished.out
     assert finished.out.count("W&B failed (ConnectionError: out of reach); going on without it") == 1
     assert len(list(tmp_path.glob("cells/**/records/*.json"))) == 3
 
@@ -232,14 +232,14 @@ def test_a_key_is_found_in_the_environment_or_after_a_login(monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Parquet file as data=parquet and retrieval=parquet take it: 3 pictures to test on, 25 to retrieve."""
+    """A Parquet file as data=parquet and retrieval=parquet take it: 3 images to test on, 25 to retrieve."""
     rows = []
     for number, field in enumerate([*TEST_FIELDS[:3], *corpus_fields()[::12][:25]]):
         buffer = io.BytesIO()
         Image.fromarray(cut(field)).save(buffer, format="png")
         split = "test" if number < 3 else "corpus"
         rows.append({"image": {"bytes": buffer.getvalue()}, "split": split, "category": field.photograph})
-    path = tmp_path_factory.mktemp("parquet") / "pictures.parquet"
+    path = tmp_path_factory.mktemp("parquet") / "images.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
 
@@ -443,16 +443,16 @@ def test_doctor_says_what_is_there(adir) -> None:
     assert "musiq" in finished.out
 
 
-def test_the_sheet_shows_a_row_per_picture_and_a_column_per_mode(adir, reference: Path, tmp_path: Path) -> None:
+def test_the_sheet_shows_a_row_per_image_and_a_column_per_mode(adir, reference: Path, tmp_path: Path) -> None:
     assert adir("sheet", reference, "--out", tmp_path / "sheet.png").status == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
-        # ground truth, y, none, self, knn; three pictures and a line of titles.
+        # ground truth, y, none, self, knn; three images and a line of titles.
         assert sheet.width == 5 * 256 and sheet.height == 26 + 3 * (256 + 26)
 
 
 def test_progress_is_silent_in_a_log(adir, tiny: list[str], tmp_path: Path) -> None:
     finished = adir("run", *tiny, "adaptation=self", f"results={tmp_path}")
-    # Three pictures, the size of the crops of each, what the adapter is, the end.
+    # Three images, the size of the crops of each, what the adapter is, the end.
     assert finished.err == "" and len(finished.out.splitlines()) == 3 + 3 + 1 + 1
 
 

@@ -46,7 +46,7 @@ def test_the_page_on_extending_adds_a_task_a_sampler_a_backbone_an_encoder_and_a
     adir, commands: list[list[str]], tiny: list[str], tmp_path: Path
 ) -> None:
     small = [word for word in tiny if not word.startswith("scoring")]
-    words = [*(word for word in commands[0] if word != "data=demo"), *small]  # on smaller pictures
+    words = [*(word for word in commands[0] if word != "data=demo"), *small]  # on smaller images
     finished = adir(*words, "adaptation=knn", f"results={tmp_path / 'runs'}")
     assert finished.status == 0, finished.err
     records = [read_json(path) for path in tmp_path.glob("runs/cells/**/records/*.json")]

@@ -189,7 +189,7 @@ def test_a_walk_follows_links_and_lists_each_folder_once_at_its_own_place(tmp_pa
     elsewhere = made(tmp_path / "elsewhere", "x.png", "deep/y.png")
     top = made(tmp_path / "top", "a.png", "z/b.png")
     (top / "m").symlink_to(elsewhere)
-    (top / "n").symlink_to(elsewhere)  # a second way to the same pictures
+    (top / "n").symlink_to(elsewhere)  # a second way to the same images
     (top / "above").symlink_to(top / "z")  # before z in the alphabet
     (top / "file.png").symlink_to(elsewhere / "x.png")
     assert names(top) == ["a.png", "file.png", "z/b.png", "m/x.png", "m/deep/y.png"]

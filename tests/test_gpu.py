@@ -1,4 +1,4 @@
-"""The same walk on a GPU: adapt, restore, and the picture that a CPU gives up to rounding; precision, offload, compilation."""
+"""The same walk on a GPU: adapt, restore, and the image that a CPU gives up to rounding; precision, offload, compilation."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ from adir.samplers.tiling import restore_any_size
 pytestmark = pytest.mark.gpu
 
 
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     return embedded_fields()[0][1][:, :64, :64]
 
 
 def walk(backbone: GuidedDiffusion, adapter: Full | Lora, n_iterations: int = 2) -> torch.Tensor:
-    """Adapt to the picture, degrade it, and restore it in a few steps: (3, 64, 64) on the CPU."""
-    x = picture()
+    """Adapt to the image, degrade it, and restore it in a few steps: (3, 64, 64) on the CPU."""
+    x = image()
     task = build(compose(["task=sr4"]).task, "task")
     y = task.degrade(x, generator(0, "gpu", "y"))[None].to(backbone.device)
     tuned = FineTuning(n_iterations, 2, 1e-4, 32).fit(backbone, adapter, [x], generator(0, "gpu", "adaptation"))
@@ -37,15 +37,15 @@ def walk(backbone: GuidedDiffusion, adapter: Full | Lora, n_iterations: int = 2)
 
 @pytest.mark.parametrize("adapter", [Full(), Lora()], ids=lambda adapter: adapter.name)
 def test_a_network_adapted_on_a_gpu_stays_there_and_restores(adapter) -> None:
-    pictures = {}
+    images = {}
     for device in ("cpu", "cuda"):
         backbone = GuidedDiffusion(device=device)
         before = {name: tensor.cpu().clone() for name, tensor in backbone.network.state_dict().items()}
-        pictures[device] = walk(backbone, adapter)
+        images[device] = walk(backbone, adapter)
         assert next(backbone.network.parameters()).device.type == device
         after = backbone.network.state_dict()
         assert list(after) == list(before) and all(torch.equal(after[name].cpu(), before[name]) for name in before)
-    torch.testing.assert_close(pictures["cuda"], pictures["cpu"], rtol=0, atol=1e-2)
+    torch.testing.assert_close(images["cuda"], images["cpu"], rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_network_adapted_on_a_gpu_stays_there_and_restores(adapter) -> None:
     ids=lambda settings: next(iter(settings)),
 )
 @pytest.mark.parametrize("adapter", [Full(), Lora()], ids=lambda adapter: adapter.name)
-def test_settings_of_execution_change_a_picture_by_rounding_only(adapter, settings) -> None:
+def test_settings_of_execution_change_an_image_by_rounding_only(adapter, settings) -> None:
     expected = walk(GuidedDiffusion(device="cuda"), adapter)
     backbone = GuidedDiffusion(device="cuda", execution=Execution("cuda", **settings))
     before = {name: tensor.cpu().clone() for name, tensor in backbone.network.state_dict().items()}
@@ -68,7 +68,7 @@ def test_half_precision_adapts_and_stays_within_40_db(dtype) -> None:
     expected = walk(GuidedDiffusion(device="cuda"), Lora())
     found = walk(GuidedDiffusion(device="cuda", execution=Execution("cuda", dtype)), Lora())
     error = (found.clamp(-1, 1) - expected.clamp(-1, 1)).square().mean()
-    assert -10 * (error / 4).log10() > 40  # pictures in [-1, 1]: the peak is 2
+    assert -10 * (error / 4).log10() > 40  # images in [-1, 1]: the peak is 2
 
 
 @pytest.mark.slow
@@ -89,9 +89,9 @@ def test_offloaded_weights_leave_the_gpu_to_activations() -> None:
     assert torch.cuda.memory_allocated() - before < 0.1 * weights
 
 
-def test_an_inpainted_picture_of_a_user_comes_back_on_the_cpu() -> None:
+def test_an_inpainted_image_of_a_user_comes_back_on_the_cpu() -> None:
     task = build(compose(["task=inpaint_box"]).task, "task")
-    y = task.degrade(picture(), generator(0, "gpu", "y"))
+    y = task.degrade(image(), generator(0, "gpu", "y"))
     sampler = ADIR(n_steps=2, guidance_scale=10, variance="small")
     restored = restore_any_size(sampler, GuidedDiffusion(device="cuda"), task, y, 0, "gpu", tile=256)
     assert restored.x_hat.device.type == "cpu" and torch.isfinite(restored.x_hat).all()

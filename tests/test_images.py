@@ -1,4 +1,4 @@
-"""Pictures in and out: exact 8-bit round trips, ranges, one generator per purpose, and one-line errors for bad files."""
+"""Images in and out: exact 8-bit round trips, ranges, one generator per purpose, and one-line errors for bad files."""
 
 import io
 import struct
@@ -35,9 +35,9 @@ def test_all_256_levels_survive_the_way_to_tensors_and_back():
 def test_all_256_levels_survive_a_file(tmp_path):
     write_png(tmp_path / "x.png", from_uint8(ALL_LEVELS))
     assert torch.equal(read_image(tmp_path / "x.png"), from_uint8(ALL_LEVELS))
-    with Image.open(tmp_path / "x.png") as picture:  # as another reader sees it
-        assert picture.mode == "RGB"
-        np.testing.assert_array_equal(np.array(picture), ALL_LEVELS)
+    with Image.open(tmp_path / "x.png") as image:  # as another reader sees it
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.array(image), ALL_LEVELS)
 
 
 def test_channels_and_axes_keep_their_places(tmp_path):
@@ -67,7 +67,7 @@ def test_the_door_of_metrics_refuses_what_is_not_in_0_1(value):
     x = torch.full((1, 3, 4, 4), 0.5)
     require_unit(x, "LPIPS")
     x[0, 1, 2, 3] = value
-    with pytest.raises(ValueError, match=r"LPIPS takes pictures in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"LPIPS takes images in \[0, 1\]"):
         require_unit(x, "LPIPS")
 
 
@@ -77,7 +77,7 @@ def test_the_door_of_metrics_refuses_other_shapes(shape):
         require_unit(torch.zeros(shape), "LPIPS")
 
 
-def test_generators_depend_on_seed_picture_and_purpose_alone():
+def test_generators_depend_on_seed_image_and_purpose_alone():
     def draw(*key) -> list[float]:
         return torch.rand(4, generator=generator(*key)).tolist()
 
@@ -92,7 +92,7 @@ def test_generators_depend_on_seed_picture_and_purpose_alone():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_picture_with_nan_is_never_written(tmp_path, bad):
+def test_an_image_with_nan_is_never_written(tmp_path, bad):
     x = torch.zeros(3, 4, 4)
     x[0, 0, 0] = bad
     with pytest.raises(ValueError, match="NaN or Inf"):
@@ -101,7 +101,7 @@ def test_a_picture_with_nan_is_never_written(tmp_path, bad):
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
-def test_grey_files_are_one_channel_of_pixels_and_three_of_a_picture(tmp_path, mode):
+def test_grey_files_are_one_channel_of_pixels_and_three_of_an_image(tmp_path, mode):
     levels = np.array([[0, 255], [255, 0]], np.uint8)
     Image.fromarray(levels).convert(mode).save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_pixels(tmp_path / "x.png")[:, :, 0], levels)
@@ -144,7 +144,7 @@ def test_truncated_and_empty_files_are_refused_in_one_line(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], whole[:20], b"", b"This is no picture."):
+    for content in (whole[: len(whole) // 2], whole[:20], b"", b"This is no image."):
         path.write_bytes(content)
         with pytest.raises(InputError) as caught:
             read_image(path)
@@ -157,7 +157,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
             read_image(path)
 
 
-def test_a_picture_of_absurd_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+def test_an_image_of_absurd_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     Image.new("RGB", (16, 16)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match=r"x\.png: .*pixels"):
@@ -169,9 +169,9 @@ def test_a_picture_of_absurd_size_is_refused_before_it_is_unpacked(tmp_path, mon
 SOME = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 
 
-def encoded(picture, kind="png", **options) -> bytes:
+def encoded(image, kind="png", **options) -> bytes:
     buffer = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, format=kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -189,7 +189,7 @@ def test_every_kind_of_file_is_turned_upright_once(kind, options):
             np.testing.assert_array_equal(found.squeeze(), np.rot90(pixels, -1))
 
 
-def test_a_phone_s_mpo_is_its_first_picture_upright():
+def test_a_phone_s_mpo_is_its_first_image_upright():
     smooth = Image.fromarray(SOME).resize((64, 48), Image.Resampling.BICUBIC)
     mpo = encoded(smooth, "MPO", save_all=True, append_images=[smooth.resize((16, 12))], exif=turned(), quality=95)
     alone = np.array(Image.open(io.BytesIO(encoded(smooth, "jpeg", quality=95))))
@@ -218,14 +218,14 @@ def test_an_alpha_channel_that_is_opaque_everywhere_is_dropped(content, expected
 
 
 @pytest.mark.parametrize(
-    "picture, options", [(SOME, {"transparency": tuple(map(int, SOME[3, 4]))}), (GREY, {"transparency": 0})]
+    "image, options", [(SOME, {"transparency": tuple(map(int, SOME[3, 4]))}), (GREY, {"transparency": 0})]
 )
-def test_a_colour_that_stands_for_transparency_is_refused_where_it_occurs(picture, options):
-    if picture is GREY:
-        picture = np.array(GREY)
-        picture[2, 2] = 0
+def test_a_colour_that_stands_for_transparency_is_refused_where_it_occurs(image, options):
+    if image is GREY:
+        image = np.array(GREY)
+        image[2, 2] = 0
     with pytest.raises(InputError, match="alpha channel; flatten"):
-        decode_pixels(encoded(picture, **options), "p")
+        decode_pixels(encoded(image, **options), "p")
 
 
 # Colour profiles
@@ -362,9 +362,9 @@ def cmyk_profile() -> bytes:
 
 def test_cmyk_is_converted_by_its_profile():
     mixes = np.array([[255 * (n >> bit & 1) for bit in (3, 2, 1, 0)] for n in range(16)], np.uint8)
-    picture = Image.frombytes("CMYK", (4, 4), mixes.tobytes())
+    image = Image.frombytes("CMYK", (4, 4), mixes.tobytes())
     for kind, options in (("tiff", {}), ("tiff", {"compression": "tiff_lzw"})):
-        found = decode_pixels(encoded(picture, kind, icc_profile=cmyk_profile(), **options), "p").reshape(16, 3)
+        found = decode_pixels(encoded(image, kind, icc_profile=cmyk_profile(), **options), "p").reshape(16, 3)
         # CIELAB at D50 to XYZ (CIE 15:2004) to sRGB; colours that sRGB has are met.
         fy = (LAB[:, 0] + 16) / 116
         f = np.stack([fy + LAB[:, 1] / 500, fy, fy - LAB[:, 2] / 200], -1)
@@ -377,7 +377,7 @@ def test_cmyk_is_converted_by_its_profile():
         assert inside.sum() >= 5
         assert np.abs(found[inside] - encode_srgb(light[inside])).max() < 4
     with pytest.raises(InputError, match="is CMYK, and its colour profile cannot be used"):
-        decode_pixels(encoded(picture, "tiff", icc_profile=rgb_profile(SRGB, (1.8,))), "p")
+        decode_pixels(encoded(image, "tiff", icc_profile=rgb_profile(SRGB, (1.8,))), "p")
 
 
 # 16 bits a channel
@@ -409,8 +409,8 @@ def deep_tiff(levels, **options) -> bytes:
 
 
 def test_pillow_alone_cuts_16_bit_colours_without_a_word():
-    with Image.open(io.BytesIO(deep_png(DEEP[:, :, :3], 2))) as picture:
-        assert picture.mode == "RGB" and (np.array(picture) != EIGHT).any()
+    with Image.open(io.BytesIO(deep_png(DEEP[:, :, :3], 2))) as image:
+        assert image.mode == "RGB" and (np.array(image) != EIGHT).any()
 
 
 @pytest.mark.filterwarnings("ignore:.*16 bits a channel are scaled")
@@ -440,7 +440,7 @@ def test_16_bits_are_scaled_to_8_and_rounded(write, channels):
     np.testing.assert_array_equal(decode_pixels(write(), "p"), EIGHT[:, :, :channels])
 
 
-def test_scaling_is_said_once_of_each_picture_and_not_of_thousands(monkeypatch):
+def test_scaling_is_said_once_of_each_image_and_not_of_thousands(monkeypatch):
     monkeypatch.setattr("adir.images._said", {})
     content = encoded(DEEP[:, :, 0])
     with pytest.warns(UserWarning) as said:

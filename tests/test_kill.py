@@ -1,4 +1,4 @@
-"""kill -9 at random moments: at most one picture is lost each time, and the end is that of an undisturbed run."""
+"""kill -9 at random moments: at most one image is lost each time, and the end is that of an undisturbed run."""
 
 import random
 import subprocess
@@ -14,11 +14,11 @@ from adir.files import read_json, sha256_of_file
 from adir.harness.running.stores import hash_of_tensors
 
 RECORDS = "cells/**/records/*.json"
-PICTURES = "cells/**/pictures/*.png"
+IMAGES = "cells/**/images/*.png"
 
 
 def ids(folder: Path, pattern: str) -> set[str]:
-    """Cell and picture of the records or restored pictures: none-adir-s0-1234/0.png."""
+    """Cell and image of the records or restored images: none-adir-s0-1234/0.png."""
     return {f"{path.parent.parent.name}/{path.stem}" for path in folder.glob(pattern)}
 
 
@@ -50,7 +50,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     killed.mkdir()
     # One task: what starts again composes each cell, and that is most of what it does.
     words = [*tiny, f"data.path={six_photographs}", "task=sr4", "adaptation=none,self,knn"]
-    grid = ["run", "-m", *words]  # 18 pictures
+    grid = ["run", "-m", *words]  # 18 images
     assert adir(*grid, f"results={undisturbed}").status == 0
     assert adir("leaderboard", undisturbed).status == 0
     command = [*grid, f"results={killed}"]
@@ -68,17 +68,15 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
         after = ids(killed, RECORDS)
         assert before <= after
         assert all(read_json(path)["status"] == "done" for path in killed.glob(RECORDS))  # each one whole
-        assert len(ids(killed, PICTURES) - after) <= 1  # restored, but its record was not yet written
+        assert len(ids(killed, IMAGES) - after) <= 1  # restored, but its record was not yet written
         if len(after) == 18:
             break
     assert landed >= 5, "too few of the kills met a running process"
 
     finished = adir(*command)
-    assert (
-        finished.status == 0 and f"{18 - len(after)} pictures done, {len(after)} were there, 0 failed" in finished.out
-    )
+    assert finished.status == 0 and f"{18 - len(after)} images done, {len(after)} were there, 0 failed" in finished.out
     assert adir("leaderboard", killed).status == 0
     assert (killed / "leaderboard.csv").read_bytes() == (undisturbed / "leaderboard.csv").read_bytes()
-    for pattern in (PICTURES, "measurements/*/*.png", "adapters/*.safetensors"):
+    for pattern in (IMAGES, "measurements/*/*.png", "adapters/*.safetensors"):
         assert hashes(killed, pattern) == hashes(undisturbed, pattern)
     assert ids(killed, RECORDS) == ids(undisturbed, RECORDS)  # no .part file counted

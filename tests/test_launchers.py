@@ -8,7 +8,7 @@ from adir.files import sha256_of_file
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_table_and_the_pictures_of_one(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_two_processes_give_the_table_and_the_images_of_one(adir, tiny: list[str], tmp_path: Path) -> None:
     found = {}
     for launcher in ("basic", "two_processes"):
         results = tmp_path / launcher

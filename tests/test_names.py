@@ -26,7 +26,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/
 
 
 def put(folder: Path, *names: str, side: int = 24) -> Path:
-    """A picture of noise under each name; no two are equal."""
+    """An image of noise under each name; no two are equal."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(names):
         noise = np.random.default_rng([seed, *name.encode()]).integers(0, 256, (side, side, 3), np.uint8)
@@ -50,14 +50,14 @@ def test_any_file_name_goes_through_run_leaderboard_submit_and_merge_and_comes_b
         assert adir("run", *DIRECT, f"data.path={data}", f"results={runs}").status == 0
         assert ids_of(runs) == names
         again = adir("run", *DIRECT, f"data.path={data}", f"results={runs}", "existing=skip")
-        assert f"0 pictures done, {len(names)} were there" in again.out
+        assert f"0 images done, {len(names)} were there" in again.out
         assert adir("leaderboard", runs).status == 0
         assert f",{len(names)}," in (runs / "leaderboard.csv").read_text()
-        assert adir("submit", runs, "--pictures", "--out", packed).status == 0
+        assert adir("submit", runs, "--images", "--out", packed).status == 0
         assert {record.image.id for record in open_archive(packed).records()} == names
         assert adir("merge", packed, "--out", merged).status == 0
         assert ids_of(merged) == names
-        assert len(list(merged.glob("cells/*/*/*/pictures/*.png"))) == len(names)
+        assert len(list(merged.glob("cells/*/*/*/images/*.png"))) == len(names)
 
 
 HOSTILE = [
@@ -123,7 +123,7 @@ def test_the_record_holds_the_whole_id_and_its_files_a_bounded_name(adir, tmp_pa
     for path in results.rglob("*"):
         assert len(path.name.encode()) <= LONGEST_NAME + len("-thumbnail.png")
     (manifest,) = Layout(results).manifests
-    assert list(json.loads(manifest.read_text())["pictures"]) == [LONG]
+    assert list(json.loads(manifest.read_text())["images"]) == [LONG]
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_a_task_of_any_name_has_folders_of_its_own(adir, name: str, tmp_path: Pa
     (record,) = all_records(results)
     assert record.axes.task == record.axes.backbone == name
     assert len(list((results / "tracking").glob("*.csv"))) == 1
-    assert adir("submit", results, "--pictures", "--out", tmp_path / "packed.zip").status == 0
+    assert adir("submit", results, "--images", "--out", tmp_path / "packed.zip").status == 0
 
 
-def test_pictures_of_one_name_are_restored_side_by_side(adir, tmp_path: Path) -> None:
+def test_images_of_one_name_are_restored_side_by_side(adir, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = put(tmp_path / "one", "x.png", "夏" * 80 + ".png") / "x.png"
     second = put(tmp_path / "two", "other.png", "x.png") / "x.png"

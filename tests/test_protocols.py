@@ -1,4 +1,4 @@
-"""Classes have all that the protocols of their packages ask for, and those that change a picture say who they are."""
+"""Classes have all that the protocols of their packages ask for, and those that change an image say who they are."""
 
 import inspect
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_backbones_have_what_their_protocols_ask_for(made_stable_diffusion: Modu
         assert lacking(latent, PixelBackbone) == ["prediction", "variance"]  # so the rule does find what lacks
 
 
-def test_what_changes_a_picture_has_a_name_of_its_own_and_a_version() -> None:
+def test_what_changes_an_image_has_a_name_of_its_own_and_a_version() -> None:
     for kind in (DEGRADATIONS, SAMPLERS, ADAPTERS, [FineTuning()], TASKS):
         names = [one.name for one in kind]
         assert len(set(names)) == len(names) and all(name == name.lower() != "" for name in names)

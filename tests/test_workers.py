@@ -1,4 +1,4 @@
-"""Several workers, several grids, interruptions: the end is that of one undisturbed run, and no picture is done twice."""
+"""Several workers, several grids, interruptions: the end is that of one undisturbed run, and no image is done twice."""
 
 import contextlib
 import json
@@ -24,10 +24,10 @@ from adir.harness.running import claims
 from adir.harness.running.interruption import new_stop_file
 
 RECORDS = "cells/**/records/*.json"
-PICTURES = "cells/**/pictures/*.png"
+IMAGES = "cells/**/images/*.png"
 GRID = ["task=sr4,deblur", "adaptation=none,self,random"]
-N_PICTURES = 2 * 3 * 3
-N_ADAPTERS = 2 * 3 + 3  # `self` adapts to the y of each task; `random` draws the same pictures for both
+N_IMAGES = 2 * 3 * 3
+N_ADAPTERS = 2 * 3 + 3  # `self` adapts to the y of each task; `random` draws the same images for both
 
 
 def from_a_shell(*words: object, log: Path) -> subprocess.Popen[bytes]:
@@ -45,37 +45,37 @@ def wait_for_records(results: Path, count: int, process: subprocess.Popen[bytes]
 
 
 def table(results: Path) -> dict[str, str]:
-    """{leaderboard.csv and every restored picture: SHA-256}."""
+    """{leaderboard.csv and every restored image: SHA-256}."""
     assert main(["leaderboard", str(results)]) == 0
-    files = [*results.glob(PICTURES), results / "leaderboard.csv"]
+    files = [*results.glob(IMAGES), results / "leaderboard.csv"]
     return {str(path.relative_to(results)): sha256_of_file(path) for path in files}
 
 
 def a_holder(results: Path) -> int:
-    """A process that holds a picture now: claims come and go, and are empty for a moment."""
+    """A process that holds an image now: claims come and go, and are empty for a moment."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for claim in results.glob("cells/**/claims/*.claim"):
             with contextlib.suppress(FileNotFoundError, ValueError):
                 return int(read_json(claim)["pid"])
-    raise AssertionError("no worker holds a picture")
+    raise AssertionError("no worker holds an image")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> dict[str, str]:
-    """The table and the pictures of the grid, by one worker."""
+    """The table and the images of the grid, by one worker."""
     results = tmp_path_factory.mktemp("undisturbed")
     assert main(["run", "-m", *tiny, *GRID, f"results={results}"]) == 0
     assert len(list(results.glob("adapters/*.safetensors"))) == N_ADAPTERS
     return table(results)
 
 
-def claim_from_elsewhere(results: Path, cell: str, picture: str, done: bool = False) -> Path:
+def claim_from_elsewhere(results: Path, cell: str, image: str, done: bool = False) -> Path:
     """A claim as another machine's worker leaves it, and no record unless `done`. cell: how its folder begins."""
-    (record,) = results.glob(f"cells/*/*/{cell}*/records/{picture}.json")
+    (record,) = results.glob(f"cells/*/*/{cell}*/records/{image}.json")
     if not done:
         record.unlink()
-    path = record.parent.parent / "claims" / f"{picture}.0.claim"
+    path = record.parent.parent / "claims" / f"{image}.0.claim"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": "elsewhere", "pid": 1, "start": "1"}))
     return path
@@ -86,7 +86,7 @@ def leftovers(results: Path) -> list[str]:
     return [str(path) for path in results.rglob("*") if path.suffix in (".claim", ".stop", ".part")]
 
 
-def test_the_silent_claim_of_another_machine_is_waited_out_and_its_picture_done(
+def test_the_silent_claim_of_another_machine_is_waited_out_and_its_image_done(
     adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*tiny, "adaptation=none", f"results={tmp_path}"]
@@ -95,7 +95,7 @@ def test_the_silent_claim_of_another_machine_is_waited_out_and_its_picture_done(
     for existing, done, there in (("skip", 1, 2), ("redo", 3, 0)):
         claim_from_elsewhere(tmp_path, "none", "1.png", done=existing == "redo")
         finished = adir("run", *words, f"existing={existing}")
-        assert finished.status == 0 and f"{done} pictures done, {there} were there, 0 failed" in finished.out
+        assert finished.status == 0 and f"{done} images done, {there} were there, 0 failed" in finished.out
         assert len(list(tmp_path.glob(RECORDS))) == 3 and leftovers(tmp_path) == []
 
 
@@ -109,13 +109,13 @@ def test_a_grid_does_its_other_cells_before_it_waits_for_another_worker(
     for path in tmp_path.glob("cells/*/*/self*/records/*.json"):
         path.unlink()
     finished = adir("run", *words)
-    assert finished.status == 0 and "4 pictures done, 2 were there" in finished.out and "no record" not in finished.out
+    assert finished.status == 0 and "4 images done, 2 were there" in finished.out and "no record" not in finished.out
     last = max(tmp_path.glob(RECORDS), key=lambda path: path.stat().st_mtime_ns)
     assert last.parent.parent.name.startswith("none") and last.stem == "1.png"
     assert leftovers(tmp_path) == []
 
 
-def test_a_living_worker_of_another_machine_is_waited_for_and_its_picture_left_to_it(
+def test_a_living_worker_of_another_machine_is_waited_for_and_its_image_left_to_it(
     adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*tiny, "adaptation=none", f"results={tmp_path}"]
@@ -136,7 +136,7 @@ def test_a_living_worker_of_another_machine_is_waited_for_and_its_picture_left_t
     worker.start()
     finished = adir("run", *words)
     worker.join()
-    assert finished.status == 0 and "0 pictures done, 2 were there, 0 failed" in finished.out
+    assert finished.status == 0 and "0 images done, 2 were there, 0 failed" in finished.out
     assert "no record" not in finished.out and record.read_bytes() == content
 
 
@@ -171,11 +171,11 @@ def test_a_signal_during_adaptation_ends_the_record_at_hand_and_counts_it(
         patch.setattr(DenoisingModule, "training_step", interrupted)
         finished = adir("run", *words)
     assert finished.status == 130, finished
-    assert "1 pictures done, 0 were there, 0 failed" in finished.out and "ended early" not in finished.out
-    assert "2 pictures are left; to go on:" in finished.out and f"adir run {shlex.join(words)}" in finished.out
+    assert "1 images done, 0 were there, 0 failed" in finished.out and "ended early" not in finished.out
+    assert "2 images are left; to go on:" in finished.out and f"adir run {shlex.join(words)}" in finished.out
     assert [read_json(path)["status"] for path in tmp_path.glob(RECORDS)] == ["done"]
     assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 1 and leftovers(tmp_path) == []
-    assert "2 pictures done, 1 were there" in adir("run", *words).out
+    assert "2 images done, 1 were there" in adir("run", *words).out
 
 
 def test_a_second_ctrl_c_stops_at_once_leaves_no_half_file_and_claims_no_counts(
@@ -192,7 +192,7 @@ def test_a_second_ctrl_c_stops_at_once_leaves_no_half_file_and_claims_no_counts(
         patch.setattr(DenoisingModule, "training_step", interrupted)
         finished = adir("run", *words)
     assert finished.status == 130 and "Traceback" not in finished.out + finished.err
-    assert "of 3 pictures 0 are done, 0 failed" in finished.out and "3 pictures are left" in finished.out
+    assert "of 3 images 0 are done, 0 failed" in finished.out and "3 images are left" in finished.out
     assert list(tmp_path.glob(RECORDS)) == list(tmp_path.glob("adapters/*")) == leftovers(tmp_path) == []
     assert adir("run", *words).status == 0  # the network is as it was before the fit
 
@@ -212,7 +212,7 @@ def test_who_waits_for_another_worker_can_be_interrupted(
 
     monkeypatch.setattr(time, "sleep", interrupted)
     finished = adir("run", *words)
-    assert finished.status == 130 and "1 pictures are left" in finished.out
+    assert finished.status == 130 and "1 images are left" in finished.out
     assert claim.exists()  # perhaps of a living one
 
 
@@ -228,20 +228,20 @@ def test_the_stop_file_of_one_run_does_not_stop_another_run_of_the_same_grid(
     of_another.touch()
     assert new_stop_file(plan) not in (of_another, new_stop_file(plan))
     finished = adir("run", *words)
-    assert finished.status == 0 and "3 pictures done" in finished.out
+    assert finished.status == 0 and "3 images done" in finished.out
     assert leftovers(tmp_path) == [str(of_another)]  # the other run's workers may still look for it
 
 
 @pytest.mark.slow
-def test_two_grids_in_one_folder_do_each_picture_once(
+def test_two_grids_in_one_folder_do_each_image_once(
     tiny: list[str], tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     results = tmp_path / "results"
     logs = [tmp_path / "first.log", tmp_path / "second.log"]
     processes = [start("run", "-m", *tiny, *GRID, f"results={results}", log=log) for log in logs]
     assert [process.wait(timeout=300) for process in processes] == [0, 0], [log.read_text() for log in logs]
-    done = [int(re.search(r"(\d+) pictures done", log.read_text())[1]) for log in logs]  # type: ignore[index]
-    assert sum(done) == N_PICTURES and min(done) > 0
+    done = [int(re.search(r"(\d+) images done", log.read_text())[1]) for log in logs]  # type: ignore[index]
+    assert sum(done) == N_IMAGES and min(done) > 0
     assert len(list(results.glob("adapters/*.safetensors"))) == N_ADAPTERS
     assert table(results) == undisturbed
     assert leftovers(results) == []
@@ -261,15 +261,15 @@ def test_a_signal_to_all_processes_ends_the_records_at_hand_and_says_how_to_go_o
     text = log.read_text()
     assert "Traceback" not in text and f"adir run -m {shlex.join(words)}" in text
     records = [read_json(path) for path in results.glob(RECORDS)]
-    assert 2 <= len(records) < N_PICTURES and all(record["status"] == "done" for record in records)
-    assert len(list(results.glob(PICTURES))) == len(records)  # none restored without its record
+    assert 2 <= len(records) < N_IMAGES and all(record["status"] == "done" for record in records)
+    assert len(list(results.glob(IMAGES))) == len(records)  # none restored without its record
     assert leftovers(results) == []
     assert adir("run", "-m", *words, "hydra/launcher=basic").status == 0  # starts none
     assert table(results) == undisturbed
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_loses_one_picture_and_the_grid_goes_on_when_started_again(
+def test_a_worker_that_is_killed_loses_one_image_and_the_grid_goes_on_when_started_again(
     adir, tiny: list[str], tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     results, log = tmp_path / "results", tmp_path / "log"

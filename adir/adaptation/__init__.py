@@ -1,1 +1,1 @@
-"""Few-shot fine-tuning of a backbone on the pictures that adaptation is given."""
+"""Few-shot fine-tuning of a backbone on the images that adaptation is given."""

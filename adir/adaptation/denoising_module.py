@@ -115,7 +115,7 @@ def quiet_trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
         # Not 1: Lightning would take the first GPU, whichever is this worker's.
         devices=1 if device.type == "cpu" else [torch.cuda.current_device() if device.index is None else device.index],
-        # One process adapts one picture, whatever launched it: Lightning would find SLURM, torchrun or MPI and join them.
+        # One process adapts one image, whatever launched it: Lightning would find SLURM, torchrun or MPI and join them.
         plugins=[LightningEnvironment()],
         logger=False,
         enable_checkpointing=False,

@@ -1,4 +1,4 @@
-"""Few-shot fine-tuning of a backbone on a handful of pictures: settings, training examples, and the fit."""
+"""Few-shot fine-tuning of a backbone on a handful of images: settings, training examples, and the fit."""
 
 import math
 import warnings
@@ -167,7 +167,7 @@ class FineTuning:
         are none or the adapter fits no layer.
         """
         if not images:
-            raise ValueError("adaptation needs at least one picture")
+            raise ValueError("adaptation needs at least one image")
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)

@@ -64,8 +64,8 @@ def split_image(image: Tensor, crop_size: int, stride: int, generator: torch.Gen
     width = min(crop_size, side // 2) // stride * stride
     if width == 0:
         raise InputError(
-            f"a picture of {image.shape[2]}x{image.shape[1]} pixels is too small to hold a part of it out, as "
-            f"fine_tuning=safe does with less than ten pictures: the network needs {2 * stride} pixels"
+            f"an image of {image.shape[2]}x{image.shape[1]} pixels is too small to hold a part of it out, as "
+            f"fine_tuning=safe does with less than ten images: the network needs {2 * stride} pixels"
         )
     first, second = image.split([side - width, width] if at_end else [width, side - width], dim)
     return (first, second) if at_end else (second, first)

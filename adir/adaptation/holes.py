@@ -11,7 +11,7 @@ from torch import Tensor
 
 STROKE_SHARE = 0.5  # of the holes; the others are boxes
 MAX_STROKES, MAX_VERTICES, MAX_BOXES = 4, 6, 3
-WIDTH = (1 / 16, 1 / 5)  # of strokes, in sides of the picture
+WIDTH = (1 / 16, 1 / 5)  # of strokes, in sides of the image
 LENGTH = (1 / 8, 1 / 2)  # of a stroke's legs
 SIDE = (1 / 6, 1 / 2)  # of boxes
 

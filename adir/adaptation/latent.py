@@ -1,4 +1,4 @@
-"""Training examples of Stable Diffusion's two families, cut from the pictures that adaptation is given.
+"""Training examples of Stable Diffusion's two families, cut from the images that adaptation is given.
 
 All that is random is drawn here, on the CPU, from one generator; the backbone turns an example into its loss
 (`StableDiffusion.denoising_loss`). Each example is a dictionary of one crop: `z` (3, c, c), its int64 timestep `t`, the
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
 
 def latent_crops(
     backbone: Any,
-    pictures: list[Tensor],
+    images: list[Tensor],
     crop_size: int,
     flip: bool,
     generator: torch.Generator,
     task: Task | None,
     names: Sequence[str] | None = None,
 ) -> "LatentCrops":
-    """The stream of examples for a backbone. task: bound to the test picture. Raises ValueError without one, and for an
+    """The stream of examples for a backbone. task: bound to the test image. Raises ValueError without one, and for an
     inpainting model where it has no prompt."""
     if task is None or (backbone.family == "inpainting" and task.prompt is None):
         raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
     if backbone.family == "upscaler":
-        return UpscalingCrops(backbone, pictures, crop_size, flip, generator, task, names)
+        return UpscalingCrops(backbone, images, crop_size, flip, generator, task, names)
     if backbone.family == "inpainting" and task.prompt is not None:
-        return InpaintingCrops(backbone, pictures, crop_size, flip, generator, task.prompt, names)
+        return InpaintingCrops(backbone, images, crop_size, flip, generator, task.prompt, names)
     raise ValueError(f"no training examples are known for backbone {backbone.name}")
 
 
 class LatentCrops(IterableDataset):
     """What the families share: an endless stream of crops with timesteps, noise and a prompt.
 
-    The crops' side, `size`, is that of `crop_side`, and `remark` is its reason. Each example draws a picture, a position in
-    steps of the stride, a mirror flip (when `flip`), a timestep, and noise, in that order.  names: of the pictures, for
+    The crops' side, `size`, is that of `crop_side`, and `remark` is its reason. Each example draws an image, a position in
+    steps of the stride, a mirror flip (when `flip`), a timestep, and noise, in that order.  names: of the images, for
     errors.
     """
 
     def __init__(
         self,
         backbone: "StableDiffusion",
-        pictures: list[Tensor],
+        images: list[Tensor],
         crop_size: int,
         flip: bool,
         generator: torch.Generator,
@@ -60,10 +60,10 @@ class LatentCrops(IterableDataset):
         names: Sequence[str] | None = None,
     ):
         self.stride = backbone.stride
-        self.size, self.remark = crop_side(pictures, crop_size, self.stride, names)
+        self.size, self.remark = crop_side(images, crop_size, self.stride, names)
         self.latent_shape = backbone.latent_shape((3, self.size, self.size))
         self.n_timesteps = len(backbone.schedule)
-        self.pictures, self.flip, self.generator, self.prompt = pictures, flip, generator, prompt
+        self.images, self.flip, self.generator, self.prompt = images, flip, generator, prompt
 
     def _below(self, bound: int) -> int:
         return int(torch.randint(bound, (1,), generator=self.generator))
@@ -73,12 +73,12 @@ class LatentCrops(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
-            k = self._below(len(self.pictures))
-            _, height, width = self.pictures[k].shape
+            k = self._below(len(self.images))
+            _, height, width = self.images[k].shape
             top = self.stride * self._below((height - self.size) // self.stride + 1)
             left = self.stride * self._below((width - self.size) // self.stride + 1)
             flipped = bool(self.flip and self._below(2))
-            z = self.pictures[k][:, top : top + self.size, left : left + self.size]
+            z = self.images[k][:, top : top + self.size, left : left + self.size]
             yield {
                 "z": z.flip(2) if flipped else z,
                 "t": torch.randint(self.n_timesteps, (), generator=self.generator),
@@ -89,7 +89,7 @@ class LatentCrops(IterableDataset):
             }
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
-        """What the family adds to the crop of picture k at (top, left)."""
+        """What the family adds to the crop of image k at (top, left)."""
         raise NotImplementedError
 
 
@@ -97,24 +97,24 @@ class UpscalingCrops(LatentCrops):
     """For the x4 upscaler: `low`, the crop's low-resolution twin, with `low_noise` at a `noise_level`, drawn uniformly below
     the highest as in its training; the prompt is empty.
 
-    The twin is cut from the whole picture's y (A and the task's noise), so that A's circular border stays outside of it.
+    The twin is cut from the whole image's y (A and the task's noise), so that A's circular border stays outside of it.
     """
 
     def __init__(
         self,
         backbone: "StableDiffusionX4",
-        pictures: list[Tensor],
+        images: list[Tensor],
         crop_size: int,
         flip: bool,
         generator: torch.Generator,
         task: Task,
         names: Sequence[str] | None = None,
     ):
-        super().__init__(backbone, pictures, crop_size, flip, generator, "", names)
+        super().__init__(backbone, images, crop_size, flip, generator, "", names)
         stride = backbone.stride
-        whole = [p[:, : p.shape[1] // stride * stride, : p.shape[2] // stride * stride] for p in pictures]
+        whole = [p[:, : p.shape[1] // stride * stride, : p.shape[2] // stride * stride] for p in images]
         self.max_noise_level = backbone.max_noise_level
-        # Mirrored before A, as A of a mirrored picture need not be the mirrored A.
+        # Mirrored before A, as A of a mirrored image need not be the mirrored A.
         self.low = [(task.degrade(p, generator), task.degrade(p.flip(2), generator).flip(2)) for p in whole]
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:

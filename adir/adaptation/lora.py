@@ -140,7 +140,7 @@ class Wrapped:
 
 _wrapped: "weakref.WeakKeyDictionary[nn.Module, tuple[Lora, list[Wrapped]]]" = weakref.WeakKeyDictionary()
 """The last wrappers of each network. peft takes 0.2 s to make those of a network of 500 M parameters, a loaded network is
-adapted once per picture, and a compiled one is compiled again for new modules but not for these."""
+adapted once per image, and a compiled one is compiled again for new modules but not for these."""
 
 
 def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:

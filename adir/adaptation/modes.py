@@ -1,4 +1,4 @@
-"""Adaptation modes: which pictures the denoiser is tuned on for a y (ADIR, arXiv 2212.03221, and its controls).
+"""Adaptation modes: which images the denoiser is tuned on for a y (ADIR, arXiv 2212.03221, and its controls).
 
 conf/adaptation/NAME.yaml names the class; a mode of your own is one more class with the same attributes.
 """
@@ -17,7 +17,7 @@ from adir.errors import InputError
 
 
 class Chosen(NamedTuple):
-    """A picture of the corpus that a mode chose."""
+    """An image of the corpus that a mode chose."""
 
     id: str
     distance: float | None
@@ -25,14 +25,14 @@ class Chosen(NamedTuple):
 
 
 class Surroundings(Protocol):
-    """The corpus as seen from one y; copies of the test picture are left out."""
+    """The corpus as seen from one y; copies of the test image are left out."""
 
     @property
     def ids(self) -> list[str]:
-        """Every picture that may be chosen, sorted."""
+        """Every image that may be chosen, sorted."""
 
     def nearest(self, k: int) -> list[Chosen]:
-        """Return the k pictures nearest to y, nearest first. Raises InputError where there are fewer."""
+        """Return the k images nearest to y, nearest first. Raises InputError where there are fewer."""
 
 
 def resized(image: Tensor, scale: float) -> Tensor:
@@ -45,14 +45,14 @@ def resized(image: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Mode:
-    """Base of the modes: what is trained (`adapter`) and how (`fine_tuning`); a subclass says on which pictures."""
+    """Base of the modes: what is trained (`adapter`) and how (`fine_tuning`); a subclass says on which images."""
 
     adapter: Adapter
     fine_tuning: FineTuning
     name: str
 
     version: ClassVar[int] = 1
-    """Raise it when a change of the class changes which pictures are chosen."""
+    """Raise it when a change of the class changes which images are chosen."""
     trains: ClassVar[bool] = True
     """Whether the denoiser is tuned at all."""
     encoder: ClassVar[str | None] = None
@@ -60,14 +60,14 @@ class Mode:
     on_y: ClassVar[bool] = False
     """Whether the denoiser is tuned on y itself."""
     follows_y: ClassVar[bool] = True
-    """Whether the pictures depend on y: if not, two tasks share them."""
+    """Whether the images depend on y: if not, two tasks share them."""
 
     def choose(self, surroundings: Surroundings, k: int, generator: torch.Generator) -> list[Chosen]:
-        """Return the k pictures of the corpus to adapt to, nearest first; of modes that use a corpus only."""
+        """Return the k images of the corpus to adapt to, nearest first; of modes that use a corpus only."""
         return surroundings.nearest(k)
 
-    def pictures(self, y_picture: Tensor, chosen: list[Tensor]) -> list[Tensor]:
-        """Return the pictures (3, H, W) to adapt to, from y as a picture and the pictures that `choose` chose."""
+    def images(self, y_image: Tensor, chosen: list[Tensor]) -> list[Tensor]:
+        """Return the images (3, H, W) to adapt to, from y as an image and the images that `choose` chose."""
         return chosen
 
     @property
@@ -106,9 +106,9 @@ class SelfAdaptation(Mode):
     version: ClassVar[int] = 2
     on_y: ClassVar[bool] = True
 
-    def pictures(self, y_picture: Tensor, chosen: list[Tensor]) -> list[Tensor]:
+    def images(self, y_image: Tensor, chosen: list[Tensor]) -> list[Tensor]:
         """Return y alone."""
-        return [y_picture]
+        return [y_image]
 
     @property
     def own_variants(self) -> list[Any] | None:
@@ -125,7 +125,7 @@ class SelfAdaptation(Mode):
 
 @dataclass(frozen=True)
 class NearestNeighbours(Mode):
-    """Tune on the K pictures nearest to y in the encoder's space: ADIR."""
+    """Tune on the K images nearest to y in the encoder's space: ADIR."""
 
     name: str = "knn"
     encoder: ClassVar[str | None] = "knn"
@@ -133,25 +133,23 @@ class NearestNeighbours(Mode):
 
 @dataclass(frozen=True)
 class NearestPixels(Mode):
-    """Control: tune on the K pictures nearest to y by pixel distance."""
+    """Control: tune on the K images nearest to y by pixel distance."""
 
     name: str = "pixel"
     encoder: ClassVar[str | None] = "pixel"
 
 
 @dataclass(frozen=True)
-class RandomPictures(Mode):
-    """Control: tune on K pictures drawn at random, the same for every task."""
+class RandomImages(Mode):
+    """Control: tune on K images drawn at random, the same for every task."""
 
     name: str = "random"
     encoder: ClassVar[str | None] = "knn"  # its distances are not used; a mode without an encoder has no corpus
     follows_y: ClassVar[bool] = False
 
     def choose(self, surroundings: Surroundings, k: int, generator: torch.Generator) -> list[Chosen]:
-        """Return k pictures drawn without replacement; for a smaller k, the first of them."""
+        """Return k images drawn without replacement; for a smaller k, the first of them."""
         ids = surroundings.ids
         if k > len(ids):
-            raise InputError(
-                f"K={k} pictures asked, {len(ids)} different ones are left without copies of the test picture"
-            )
+            raise InputError(f"K={k} images asked, {len(ids)} different ones are left without copies of the test image")
         return [Chosen(ids[row], None) for row in torch.randperm(len(ids), generator=generator)[:k].tolist()]

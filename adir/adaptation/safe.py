@@ -140,7 +140,7 @@ class SafeFineTuning(FineTuning):
         from adir.adaptation.denoising_module import AveragedWeights  # here: it brings Lightning
 
         if not images:
-            raise ValueError("adaptation needs at least one picture")
+            raise ValueError("adaptation needs at least one image")
         parts = split(images, self.crop_size, backbone.stride, generator)
         names = None if names is None else [names[place] for place in parts.places]
         training, names = varied(parts.training, variants, self.crop_size, backbone.stride, names)

@@ -41,7 +41,7 @@ class Backbone(Protocol):
 
     name: str
     kind: ClassVar[Kind]
-    """`pixel`: it denoises pictures, as a `Denoiser`. `latent`: it denoises its VAE's latents under conditions."""
+    """`pixel`: it denoises images, as a `Denoiser`. `latent`: it denoises its VAE's latents under conditions."""
     family: ClassVar[str]
     """`guided_diffusion`, `upscaler` or `inpainting`: what its network is given besides x_t and t. Latent samplers and
     training examples are made for one."""
@@ -51,7 +51,7 @@ class Backbone(Protocol):
     """Its training images, as their publisher names them; None where that is not known. For records: a prior that has seen the
     test set makes a score meaningless."""
     resolution: int
-    """Side in pixels of the pictures it was trained on; other sizes work."""
+    """Side in pixels of the images it was trained on; other sizes work."""
     schedule: Schedule
     network: Any
     """The nn.Module that is adapted: a UNet of diffusers. Where it is loaded when first asked for, InputError comes then."""
@@ -66,7 +66,7 @@ class Backbone(Protocol):
 
     @property
     def stride(self) -> int:
-        """Height and width of a picture must be multiples of this."""
+        """Height and width of an image must be multiples of this."""
 
     @property
     def learns_variance(self) -> bool:
@@ -77,7 +77,7 @@ class Backbone(Protocol):
 
 
 class PixelBackbone(Backbone, Denoiser, Protocol):
-    """A backbone of pictures."""
+    """A backbone of images."""
 
     variance: Variance
     """The Sigma that goes with the network, which conf/sampler/adir.yaml takes from here."""

@@ -25,7 +25,7 @@ from adir.files import read_json, sha256_of_bytes, sha256_of_file
 from adir.weights.cache import known_sha256
 
 # scheduling_utils lists the schedulers that Stable Diffusion's pipelines take. EDM's has noise levels, but no betas; that of
-# DPM-Solver SDE draws noise that a picture's generator does not determine.
+# DPM-Solver SDE draws noise that an image's generator does not determine.
 SCHEDULERS = sorted(
     {scheduler.name for scheduler in KarrasDiffusionSchedulers} - {"EDMEulerScheduler", "DPMSolverSDEScheduler"}
 )

@@ -39,7 +39,7 @@ class Execution:
     device: a torch device.  dtype: float32, bfloat16 or float16; the last two are autocast precisions.  channels_last:
     NHWC memory layout, which tensor cores want.  gradient_checkpointing: recompute each residual block in the backward
     pass instead of keeping its insides: about a third more time for a fraction of the memory.  compile: torch.compile, one
-    compilation (minutes for a big network) per picture size and batch.  attention: kernel of scaled dot product attention,
+    compilation (minutes for a big network) per image size and batch.  attention: kernel of scaled dot product attention,
     see ATTENTION.  offload: weights rest in CPU memory, and each layer's are on the device only while it runs; training
     keeps them there.
     """

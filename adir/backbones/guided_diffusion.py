@@ -125,21 +125,21 @@ class GuidedDiffusion:
 
     @property
     def stride(self) -> int:
-        """Height and width of a picture must be multiples of this: the network halves them once per level."""
+        """Height and width of an image must be multiples of this: the network halves them once per level."""
         return int(self._unshuffle * 2**self._halvings)
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         """Noise in x_t (B, 3, H, W) at the original timesteps t (B,), int64 from 0 to the schedule's last, 999 of most;
         differentiable in an x_t that requires a gradient.
 
-        On a CPU one picture at a time: no slower (7 to 9 pictures of 128x128 a second on one thread, at batch 1, 4 and
+        On a CPU one image at a time: no slower (7 to 9 images of 128x128 a second on one thread, at batch 1, 4 and
         8 alike), and bit-equal in any batch, where oneDNN's batched convolutions differ by 1e-6. Raises InputError for a
         size that the network cannot halve often enough.
         """
         height, width = x_t.shape[-2:]
         if height % self.stride or width % self.stride:
             raise InputError(
-                f"backbone {self.name} takes pictures whose sides are multiples of {self.stride}, got {width}x{height}: "
+                f"backbone {self.name} takes images whose sides are multiples of {self.stride}, got {width}x{height}: "
                 "crop them, or restore them in tiles (adir restore)"
             )
         if self.gate is not None:

@@ -39,12 +39,12 @@ PREDICTIONS = ("epsilon", "v_prediction")
 GRADIENT_TILE = 256
 """Side in pixels of the VAE's tiles while a gradient is taken through it. The gradient through the x4 upscaler's decoder
 takes 1.6 GB at 256 pixels and 25.9 GB at 1024, counted from its tensors."""
-FAMILIES = {7: "the x4 upscaler (backbone=sd_x4)", 9: "an inpainting model (backbone=sd_inpaint)", 4: "text to picture"}
+FAMILIES = {7: "the x4 upscaler (backbone=sd_x4)", 9: "an inpainting model (backbone=sd_inpaint)", 4: "text to image"}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet is told besides z_t and t, one row per picture."""
+    """What the UNet is told besides z_t and t, one row per image."""
 
     channels: Tensor
     """(B, C, h, w), concatenated to z_t."""
@@ -54,7 +54,7 @@ class Condition:
     """(B,) int64, added to the time embedding."""
 
     def with_text(self, text: Tensor) -> "Condition":
-        """The same picture under another prompt."""
+        """The same image under another prompt."""
         return Condition(self.channels, text, self.class_labels)
 
 
@@ -62,15 +62,15 @@ class StableDiffusion:
     """What the two families share.
 
     folder: in diffusers' layout; None is what `checkpoint`, an entry of conf/weights/, has.  resolution: side in pixels of
-    the pictures it was trained for; other sizes work.  device: where it runs, whatever `execution` says of that.
+    the images it was trained for; other sizes work.  device: where it runs, whatever `execution` says of that.
     trained_on: for the record.
-    vae_tile: the side in pixels up to which the VAE takes a picture whole; larger ones pass it in overlapping tiles of that
+    vae_tile: the side in pixels up to which the VAE takes an image whole; larger ones pass it in overlapping tiles of that
     side, which bounds memory; None: never in tiles. By count, decoding 1024x1024 whole takes 3.2 GB beside the 2.1 GB of the
     x4 upscaler's weights, and tiles of 512 take 0.8 GB (with torch's fused attention: as a matrix, that between 65,536
     places would take 17 GB). diffusers' own tiles begin above `sample_size` of the VAE's
     config.json, 256 pixels in the upscaler's, so they would cut the paper's 1024x1024 into 36. They are no small change:
     norms and attention see one tile only. Decoding 512x512 in tiles of 256 strays from the whole by 0.6 to 1 of the
-    picture's standard deviation with untrained weights (this architecture, an eighth of the channels); by how much with
+    image's standard deviation with untrained weights (this architecture, an eighth of the channels); by how much with
     the trained ones is not measured.
     Raises InputError for a folder that is not such a model, and for a tile that the VAE cannot take.
     """
@@ -109,7 +109,7 @@ class StableDiffusion:
         self._require_family()
         self.network: Any = self.execution.prepare(load_part(self.folder / "unet", UNet2DConditionModel))
         self.vae: Any = load_part(self.folder / "vae", AutoencoderKL).to(self.device)
-        self.vae.enable_slicing()  # one picture at a time: the same pixels
+        self.vae.enable_slicing()  # one image at a time: the same pixels
         self.vae_tile = vae_tile
         unit = 4 * self.stride  # tiles overlap by a quarter, in whole places
         if vae_tile is not None and (vae_tile < unit or vae_tile % unit):
@@ -145,7 +145,7 @@ class StableDiffusion:
 
     @property
     def stride(self) -> int:
-        """Height and width of a picture must be multiples of this: pixels a side of one latent place. (The UNet itself
+        """Height and width of an image must be multiples of this: pixels a side of one latent place. (The UNet itself
         takes latents of any size.)"""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -155,12 +155,12 @@ class StableDiffusion:
         return self.vae.config.latent_channels
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(C, H / stride, W / stride) of a picture (3, H, W)."""
+        """(C, H / stride, W / stride) of an image (3, H, W)."""
         return self.latent_channels, image_shape[-2] // self.stride, image_shape[-1] // self.stride
 
     @torch.no_grad()
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, H / stride, W / stride) of pictures (B, 3, H, W) in [-1, 1].
+        """Latents (B, C, H / stride, W / stride) of images (B, 3, H, W) in [-1, 1].
 
         noise: standard normal of the latents' shape, for a sample of the VAE's posterior; None takes its mean.
         """
@@ -171,7 +171,7 @@ class StableDiffusion:
         return latent * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), about [-1, 1], of latents; differentiable, then in tiles of GRADIENT_TILE."""
+        """Images (B, 3, H, W), about [-1, 1], of latents; differentiable, then in tiles of GRADIENT_TILE."""
         tile = self.vae_tile
         if tile is not None and torch.is_grad_enabled() and latent.requires_grad:
             tile = min(tile, GRADIENT_TILE)
@@ -180,7 +180,7 @@ class StableDiffusion:
             return self.vae.decode(latent.float() / self.vae.config.scaling_factor, return_dict=False)[0]
 
     def _set_tile(self, tile: int | None) -> None:
-        """Let the VAE's next call take tiles of so many pixels a side, or the picture whole."""
+        """Let the VAE's next call take tiles of so many pixels a side, or the image whole."""
         self.vae.use_tiling = tile is not None
         if tile is not None:
             self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = tile, tile // self.stride
@@ -233,7 +233,7 @@ class StableDiffusion:
 
 
 class StableDiffusionX4(StableDiffusion):
-    """The x4 upscaler: z_t and the low-resolution picture, noised to a level that the network is told, to v."""
+    """The x4 upscaler: z_t and the low-resolution image, noised to a level that the network is told, to v."""
 
     parts = (*StableDiffusion.parts, "low_res_scheduler")
     family, channels, usual = "upscaler", 7, "sd_x4"
@@ -247,7 +247,7 @@ class StableDiffusionX4(StableDiffusion):
         self.config_sha256 = sha256_of_bytes(f"{self.config_sha256} {self.max_noise_level}".encode())
 
     def condition(self, low: Tensor, noise: Tensor, noise_level: Tensor, prompts: list[str]) -> Condition:
-        """low, noise: (B, 3, h, w), the small picture in [-1, 1] and standard normal.  noise_level: (B,) int64."""
+        """low, noise: (B, 3, h, w), the small image in [-1, 1] and standard normal.  noise_level: (B,) int64."""
         noised = self.low_res_scheduler.add_noise(low, noise, noise_level)
         return Condition(noised, self.text(prompts), noise_level)
 
@@ -256,7 +256,7 @@ class StableDiffusionX4(StableDiffusion):
 
 
 class StableDiffusionInpaint(StableDiffusion):
-    """The inpainting model: z_t, the hole, and the latent of the picture with the hole at mid grey, to eps or v."""
+    """The inpainting model: z_t, the hole, and the latent of the image with the hole at mid grey, to eps or v."""
 
     family, channels, usual = "inpainting", 9, "sd_inpaint"
 
@@ -266,11 +266,11 @@ class StableDiffusionInpaint(StableDiffusion):
         current = {key: value for key, value in old.items() if self.scheduler.config.get(key, value) != value}
         self.scheduler = type(self.scheduler).from_config(self.scheduler.config, **current)
 
-    def condition(self, picture: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]) -> Condition:
-        """picture: (B, 3, H, W) in [-1, 1].  hole: (B, 1, H, W), 1 where it is to be repainted.  noise: of a latent's shape."""
+    def condition(self, image: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]) -> Condition:
+        """image: (B, 3, H, W) in [-1, 1].  hole: (B, 1, H, W), 1 where it is to be repainted.  noise: of a latent's shape."""
         _, _, h, w = noise.shape
         small = torch.nn.functional.interpolate(hole, size=(h, w))  # nearest, as the pipeline and the training do
-        masked = self.encode(picture * (hole < 0.5), noise)
+        masked = self.encode(image * (hole < 0.5), noise)
         return Condition(torch.cat([small, masked], dim=1), self.text(prompts))
 
     def condition_of(self, example: dict[str, Any]) -> Condition:

@@ -28,7 +28,7 @@ from adir.adaptation.modes import Chosen, Mode, NoAdaptation
 from adir.backbones.base import PixelBackbone
 from adir.data.base import Corpus
 from adir.errors import InputError, first_line
-from adir.images import generator, hash_of_picture
+from adir.images import generator, hash_of_image
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
 from adir.samplers.base import Sampler, SteerableSampler, Steering
@@ -234,7 +234,7 @@ class Reconstruction(Reconstructor):
 
     def restored(self, operator: Operator, y: Tensor) -> Tensor:
         """Return x_hat (1, 3, H, W) in [-1, 1] of one y (1, C, h, w) of such an image."""
-        name = hash_of_picture(y)
+        name = hash_of_image(y)
         y, noise = y.to(self.backbone.device), [generator(self.seed, name, "sampler")]
         with self.adapted_to(y[0].cpu(), name):
             if isinstance(self.mode, Steering):
@@ -259,7 +259,7 @@ class Reconstruction(Reconstructor):
         trained = mode.fine_tuning.fit(
             self.backbone,
             mode.adapter,
-            mode.pictures(image, found),
+            mode.images(image, found),
             generator(self.seed, name, "adaptation"),
             others=others,
             variants=mode.variants,

@@ -52,13 +52,13 @@ def main() -> int:
 
     cfg = compose(["scoring=default"])
     networks = {"prior": cfg.backbone, "encoder": cfg.retrieval.encoders.knn}
-    pictures = {"test pictures": cfg.data, "corpus": cfg.retrieval.corpus}
-    for what, node in (networks | pictures).items():
+    images = {"test images": cfg.data, "corpus": cfg.retrieval.corpus}
+    for what, node in (networks | images).items():
         try:
             found = build(node, what)
             if what == "prior":
                 found.network  # noqa: B018  loaded when it is first asked for
-            told = found.weights_sha256[:12] if what in networks else f"{len(found)} pictures"
+            told = found.weights_sha256[:12] if what in networks else f"{len(found)} images"
             print(f"  ok       embedded {what} ({told})")
         except InputError as error:
             missing += 1

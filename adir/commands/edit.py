@@ -21,7 +21,7 @@ from adir.harness.running.neighbours import find_neighbours
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_of, in_place
 from adir.harness.running.provenance import commit, versions
-from adir.images import from_uint8, generator, hash_of_picture, read_png, to_uint8, write_png
+from adir.images import from_uint8, generator, hash_of_image, read_png, to_uint8, write_png
 from adir.scoring.metrics import data_consistency_residual
 from adir.tasks.editing import EditTask, read_mask
 
@@ -37,17 +37,17 @@ SHORT = {"by": "task.by", "paste": "sampler.paste"}
 """Short names of keys that are often used here."""
 
 
-def main(picture: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
-    """Repaint one picture with the cell that the KEY=VALUE overrides describe. Returns the exit status.
+def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
+    """Repaint one image with the cell that the KEY=VALUE overrides describe. Returns the exit status.
 
     Reads and checks image, mask and prompt before it loads a network. The file names contain a hash of image, mask, prompt and
     cell; an edit that exists already is not made again. Raises InputError.
     """
     hole = read_mask(mask)
     try:
-        y = EditTask().with_mask(hole, prompt).read_y(picture)
+        y = EditTask().with_mask(hole, prompt).read_y(image)
     except InputError as error:
-        raise InputError(f"{picture} with mask {mask}: {error}") from error
+        raise InputError(f"{image} with mask {mask}: {error}") from error
     cfg = compose([*edit_overrides(overrides), f"results={quoted(str(out / 'stages'))}"])
     require_editing(cfg)
     cell, options = resolve_cell(cfg), options_of(cfg)
@@ -55,18 +55,18 @@ def main(picture: Path, mask: Path, prompt: str, overrides: list[str], out: Path
     _, height, width = y.shape
     if height % cell.backbone.stride or width % cell.backbone.stride:
         raise InputError(
-            f"{picture}: {width}x{height} pixels, but this backbone takes multiples of {cell.backbone.stride}: crop it"
+            f"{image}: {width}x{height} pixels, but this backbone takes multiples of {cell.backbone.stride}: crop it"
         )
     cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
-    edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_picture(y), "prompt": prompt})
-    target = out / f"{shortened(picture.stem)}-{file_name(cell.mode.name, most=40)}-{edit[:8]}.png"
+    edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_image(y), "prompt": prompt})
+    target = out / f"{shortened(image.stem)}-{file_name(cell.mode.name, most=40)}-{edit[:8]}.png"
     if is_done(target, edit):
-        say(f"{picture} -> {target}  (was there)")
+        say(f"{image} -> {target}  (was there)")
         return 0
-    say(f"{picture} -> {target}")
+    say(f"{image} -> {target}")
     Layout(out).mark()
     with out_of_memory_explained(cell, tuple(y.shape)):
-        edit_one(cell, picture, y, target, edit, options.progress)
+        edit_one(cell, image, y, target, edit, options.progress)
     return 0
 
 
@@ -93,16 +93,16 @@ def is_done(target: Path, edit: str) -> bool:
     """Return whether this edit exists with all its files. The note is written first: a kill may leave it without its image."""
     try:
         known = read_json(target.with_suffix(".json"))
-        return bool(known["edit"] == edit and known["picture_sha256"] == hash_of_picture(read_png(target)))
+        return bool(known["edit"] == edit and known["image_sha256"] == hash_of_image(read_png(target)))
     except (OSError, ValueError, KeyError, TypeError):
         return False  # missing or damaged: made again
 
 
-def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, progress: bool) -> None:
+def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progress: bool) -> None:
     """Retrieve, adapt, repaint and write one image."""
     started = time.perf_counter()
     # The hole is 0 in y, so the seed depends on the known pixels and the mask: the noise is the same for every mode and prompt.
-    image_id = hash_of_picture(y)
+    image_id = hash_of_image(y)
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)
     operator = cell.task.operator(tuple(y.shape))
@@ -110,7 +110,7 @@ def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, prog
         noise = generator(cell.seed, image_id, "sampler")
         restored = cell.sampler.restore(cell.backbone, operator, y[None].to(cell.backbone.device), [noise])
     if restored.errors[0] is not None:
-        raise InputError(f"{picture}: {restored.errors[0]}")
+        raise InputError(f"{image}: {restored.errors[0]}")
     scores = cell.scoring.score(restored.x_hat[0], prompt=cell.task.prompt)
     x_hat = from_uint8(to_uint8(restored.x_hat[0]))  # as the file will hold it
     residual = float(data_consistency_residual(operator, x_hat[None], y[None]))
@@ -119,11 +119,11 @@ def edit_one(cell: Cell, picture: Path, y: Tensor, target: Path, edit: str, prog
         "cell": cell.identity.sha256,
         "axes": cell.identity.axes.model_dump(),
         "configuration": cell.configuration,
-        "input": picture.name,
+        "input": image.name,
         "prompt": cell.task.prompt,
         "mask_share": round(float(cell.task.mask.float().mean()), 4),
         "y_sha256": image_id,
-        "picture_sha256": hash_of_picture(x_hat),
+        "image_sha256": hash_of_image(x_hat),
         "scores": scores,
         "residual": residual,
         "sampler": {"n_steps": cell.sampler.n_steps, "network_evaluations": restored.network_evaluations},

@@ -42,15 +42,15 @@ def main(overrides: list[str], multirun: bool) -> int:
     results: list[tuple[Path, list[Embedded]]] = launch(build_job, overrides, multirun, config_name="index")
     folder = results[0][0]
     shards = [one for _, done in results for one in done]
-    pictures, encoding, waiting = (
-        sum(getattr(one, what) for one in shards) for what in ("pictures", "encoding", "waiting")
+    images, encoding, waiting = (
+        sum(getattr(one, what) for one in shards) for what in ("images", "encoding", "waiting")
     )
     manifest = read_facts(folder / "manifest.json")
-    busy = f", the encoder at work {encoding / (encoding + waiting):.0%} of the time" if pictures else ""
-    say(f"{folder}: {pictures} pictures embedded now{busy}")
+    busy = f", the encoder at work {encoding / (encoding + waiting):.0%} of the time" if images else ""
+    say(f"{folder}: {images} images embedded now{busy}")
     say(described(manifest))
     if manifest["corpus"]["rejects"]:
-        say(f"  {manifest['corpus']['rejects']} pictures could not be used: {folder / 'rejects.json'} says why")
+        say(f"  {manifest['corpus']['rejects']} images could not be used: {folder / 'rejects.json'} says why")
     return 0
 
 
@@ -58,7 +58,7 @@ def described(manifest: Mapping[str, Any]) -> str:
     """Return a description of an index in two lines."""
     corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
     return (
-        f"  corpus {source['name']} ({source['kind']}): {corpus['pictures']} pictures, {corpus['sha256'][:10]}; "
+        f"  corpus {source['name']} ({source['kind']}): {corpus['images']} images, {corpus['sha256'][:10]}; "
         f"{len(manifest['shards'])} shards\n"
         f"  encoder {encoder['name']} {encoder['weights_sha256'][:10]}, {encoder['metric']}, "
         f"{manifest['dimensions']} dimensions, float16"
@@ -125,7 +125,7 @@ def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims
                         continue
 
                     def show(now: Embedded, number: int = number) -> None:
-                        bar.update(task, description=f"{now.pictures} pictures of shard {number}, shards")
+                        bar.update(task, description=f"{now.images} images of shard {number}, shards")
 
                     started = time.perf_counter()
                     one = build_shard(
@@ -136,10 +136,8 @@ def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims
                     left = len(missing_shards(folder))
                     bar.update(task, completed=n_missing - left)
                     rejects = f" ({one.rejects} rejects)" if one.rejects else ""
-                    rate = one.pictures / (time.perf_counter() - started)
-                    say(
-                        f"shard {number}: {one.pictures} pictures{rejects}, {rate:.1f} pictures/s; {left} shards missing"
-                    )
+                    rate = one.images / (time.perf_counter() - started)
+                    say(f"shard {number}: {one.images} images{rejects}, {rate:.1f} images/s; {left} shards missing")
             if not did_one:
                 time.sleep(POLL)
     return done

@@ -23,13 +23,13 @@ def main(folder: Path) -> int:
     say(f"{folder}")
     say(described(index.manifest))
     n_bytes = sum(shard.path.stat().st_size for shard in index.shards)
-    say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes a picture")
+    say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes an image")
     damage = index.damage()
     if damage:
         raise InputError(f"{damage[0]} ({len(damage)} damaged shards): remove them and run `adir index build` again")
     licences = sum((shard.licences() for shard in index.shards), Counter[str]())
     for licence, count in sorted(licences.items(), key=lambda pair: (-pair[1], pair[0]))[:5]:
-        say(f"  {count} pictures of licence {licence}")
+        say(f"  {count} images of licence {licence}")
     for path in sorted(folder.glob("approximate-*.json")):
         found = read_json(path)
         shares = ", ".join(f"{share:.3f} at K={k}" for k, share in found.get("recall", {}).items())

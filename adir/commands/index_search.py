@@ -1,4 +1,4 @@
-"""`adir index search`: the pictures of an index nearest to a picture or a text, printed and drawn."""
+"""`adir index search`: the images of an index nearest to an image or a text, printed and drawn."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,22 +24,22 @@ ENCODER_FILE = "encoder.json"
 UNITS = {"angular": "rad", "euclidean": "rms"}
 
 
-def main(folder: Path, picture: Path | None, text: str | None, k: int, out: Path | None) -> int:
+def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path | None) -> int:
     """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG). Returns 0, or 1
-    where the sheet lacks a picture.
+    where the sheet lacks an image.
 
-    folder: of a finished index.  Exactly one of picture (a file) and text is given.
+    folder: of a finished index.  Exactly one of image (a file) and text is given.
     Raises InputError for a query that is no image, a text if the encoder takes none, k larger than the index, and an index
     that is damaged or was made by another encoder than its folder describes.
     """
-    if (picture is None) == (text is None):
-        raise InputError("name a picture, or give --text WORDS; one of the two")
+    if (image is None) == (text is None):
+        raise InputError("name an image, or give --text WORDS; one of the two")
     if text is not None and not text.strip():
         raise InputError("--text: no words given")
     if out is not None and out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the contact sheet is a PNG; give a name that ends in .png")
     index = ShardedIndex(folder)
-    shown = None if picture is None else read_query(picture)
+    shown = None if image is None else read_query(image)
     encoder = encoder_of(index)
     if shown is not None:
         query = encoder.image(from_uint8(shown)[None])
@@ -54,13 +54,13 @@ def main(folder: Path, picture: Path | None, text: str | None, k: int, out: Path
     if out is not None:
         asked = Image.fromarray(shown) if shown is not None else text or ""
         source, made_by = index.manifest["source"]["name"], index.encoder["name"]
-        title = f"{k} nearest of {len(index)} pictures of {source}, encoder {made_by}"
-        found = list(with_pictures(folder, ids[0], distances[0].tolist()))
+        title = f"{k} nearest of {len(index)} images of {source}, encoder {made_by}"
+        found = list(with_images(folder, ids[0], distances[0].tolist()))
         write_bytes(out, png_bytes(np.array(contact_sheet(asked, found, title, unit))))
         print(f"contact sheet: {out}")
-        lost = [neighbour.id for neighbour in found if neighbour.picture is None]
+        lost = [neighbour.id for neighbour in found if neighbour.image is None]
         if lost:
-            print(f"{len(lost)} pictures are not to be had where the index found them, {lost[0]} for one")
+            print(f"{len(lost)} images are not to be had where the index found them, {lost[0]} for one")
             return 1
     return 0
 
@@ -70,7 +70,7 @@ def read_query(path: Path) -> np.ndarray:
     return in_colour(read_pixels(path))
 
 
-def with_pictures(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:
+def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:
     """Return the neighbours with their images, read from where the index found them; None for each that is unavailable."""
     try:
         corpus = IndexedCorpus(folder)

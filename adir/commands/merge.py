@@ -28,7 +28,7 @@ def main(folders: list[Path], out: Path) -> int:
             )
         if paths.setdefault(name.casefold(), record) is not record:
             raise InputError(
-                f"{name}: two sources have records of different cells or pictures here; make tables of them apart"
+                f"{name}: two sources have records of different cells or images here; make tables of them apart"
             )
     for source in folders:
         if not source.is_dir():

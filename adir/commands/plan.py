@@ -14,7 +14,7 @@ from adir.harness.records.record import Axes
 from adir.harness.running.grid import Grid, check_grid, empty_scores
 from adir.harness.tables.terminal import wide_console
 
-HEADINGS = ("cell", "pictures", "status", "s per\npicture", "minutes", "memory\nMB", "disk\nMB")
+HEADINGS = ("cell", "images", "status", "s per\nimage", "minutes", "memory\nMB", "disk\nMB")
 
 
 def main(overrides: list[str], multirun: bool) -> int:
@@ -63,9 +63,9 @@ def planned_row(plan: CellPlan) -> list[str]:
     """Return the table row of a cell that can run."""
     figures = ["–"] * 4
     if plan.cost is not None:
-        per_picture = sum(plan.cost.seconds_per_picture.values())
+        per_image = sum(plan.cost.seconds_per_image.values())
         figures = [
-            f"{per_picture:.1f}",
+            f"{per_image:.1f}",
             f"{plan.seconds / 60:.1f}",
             f"{plan.cost.memory_mb:.0f}",
             f"{plan.disk_mb:.1f}",
@@ -95,10 +95,10 @@ def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
     """Return the size of the grid and its run time, as text. loading: seconds."""
     equal = grid.combinations - len(grid.cells) - len(grid.problems)
     note = f", {equal} more combinations equal one of them" if equal else ""
-    pictures, adapters = sum(plan.to_do for plan in plans), sum(plan.adapters for plan in plans)
-    once = loading + sum(plan.seconds_once for plan in plans) if pictures else 0.0
+    images, adapters = sum(plan.to_do for plan in plans), sum(plan.adapters for plan in plans)
+    once = loading + sum(plan.seconds_once for plan in plans) if images else 0.0
     return (
-        f"{len(plans)} cells{note}: {pictures} pictures and {adapters} adapters to do, about "
+        f"{len(plans)} cells{note}: {images} images and {adapters} adapters to do, about "
         f"{duration(once + sum(plan.seconds for plan in plans))} of one worker ({duration(once)} of them once, for loading "
         "and the corpus)"
     )

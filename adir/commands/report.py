@@ -1,4 +1,4 @@
-"""`adir report`: write one HTML file to look at, of the table, pictures, curves and configuration of a results folder."""
+"""`adir report`: write one HTML file to look at, of the table, images, curves and configuration of a results folder."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import Busy, adapter_of, find_or_train_adapter, in_place
 from adir.harness.running.provenance import commit, versions
 from adir.harness.running.stores import StoredAdapter
-from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, from_uint8, hash_of_picture, read_png, to_uint8, write_png
+from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, from_uint8, hash_of_image, read_png, to_uint8, write_png
 from adir.samplers.base import Steering
 from adir.samplers.tiling import needed_tile, require_restorable, restore_any_size, sampled_shape
 from adir.scoring.metrics import data_consistency_residual
@@ -34,24 +34,24 @@ STD_FACTOR = 5
 
 
 def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int) -> int:
-    """Restore files and folders of pictures with the cell that the KEY=VALUE inputs describe. Returns the exit status.
+    """Restore files and folders of images with the cell that the KEY=VALUE inputs describe. Returns the exit status.
 
     Args:
         inputs: files, folders and overrides.
         out: folder of PNGs and JSON.
         overwrite: replace results that are already there.
-        tile: side in pixels of the tiles of larger pictures.
-        samples: restorations of each picture; of 2 or more the result is the mean, and a map shows their standard deviation.
+        tile: side in pixels of the tiles of larger images.
+        samples: restorations of each image; of 2 or more the result is the mean, and a map shows their standard deviation.
 
-    Everything is read and checked before the first picture is restored. Raises InputError.
+    Everything is read and checked before the first image is restored. Raises InputError.
     """
     if samples < 1:
         raise InputError(f"--samples {samples}: 1 or more are needed")
     overrides = [item for item in inputs if not Path(item).exists() and is_override(item)]
     named = [item for item in inputs if item not in overrides]
     if any(Path(item).is_dir() and Path(item).resolve() == out.resolve() for item in named):
-        raise InputError(f"--out {out}: is the folder of the pictures, which would be restored again; name another one")
-    paths = picture_files(named)
+        raise InputError(f"--out {out}: is the folder of the images, which would be restored again; name another one")
+    paths = image_files(named)
     cfg, cell = chosen_cell([*overrides, f"results={quoted(str(out / 'stages'))}"])
     options = options_of(cfg)
     if samples > 1 and cell.sampler.n_steps == 0:
@@ -72,7 +72,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
         say(f"{path} -> {targets[path]}" + ("" if targets[path] in todo else "  (was there)"))
     Layout(out).mark()
     for number, path in enumerate(todo.values()):
-        kept = f"{number} of {len(todo)} pictures are restored and kept, run the same command again"
+        kept = f"{number} of {len(todo)} images are restored and kept, run the same command again"
         shape = sampled_shape(cell.backbone, cell.task, measurements[path])
         lowered = tile if cell.backbone.kind == "pixel" else None
         with out_of_memory_explained(cell, shape, kept=kept, tile=lowered):
@@ -111,21 +111,21 @@ def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[
     targets = {}
     for path, y in measurements.items():
         stem = stems[path]
-        which = stem if times[stem.casefold()] == 1 else f"{stem}-{hash_of_picture(y)[:10]}"
+        which = stem if times[stem.casefold()] == 1 else f"{stem}-{hash_of_image(y)[:10]}"
         targets[path] = out / f"{which}-{made_by}.png"
     return targets
 
 
-def picture_files(inputs: list[str]) -> list[Path]:
+def image_files(inputs: list[str]) -> list[Path]:
     """Return the given files, and the image files directly in the given folders. Raises InputError if there are none."""
     if not inputs:
-        raise InputError("no pictures given: adir restore PICTURE... task=sr4")
+        raise InputError("no images given: adir restore IMAGE... task=sr4")
     paths: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
-            found = list(walk(item, PICTURE_SUFFIXES + NOT_TAKEN, below=False))
+            found = list(walk(item, IMAGE_SUFFIXES + NOT_TAKEN, below=False))
             if not found:
-                raise InputError(f"{item}: no pictures in this folder ({', '.join(PICTURE_SUFFIXES)})")
+                raise InputError(f"{item}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
             paths += found
         elif item.is_file():
             paths.append(item)
@@ -144,12 +144,12 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
         return False
     try:
         known = read_json(note)
-        made_of = (cell.identity.sha256, hash_of_picture(y), needed_tile(cell.backbone, cell.task, y, tile))
+        made_of = (cell.identity.sha256, hash_of_image(y), needed_tile(cell.backbone, cell.task, y, tile))
         if (known["cell"], known["y_sha256"], known["tile"]) == made_of and len(known.get("samples", [0])) == samples:
-            files = {target.name: known["picture_sha256"]} | known.get("files", {})
+            files = {target.name: known["image_sha256"]} | known.get("files", {})
             if not all((target.parent / name).exists() for name in files):
                 return False
-            if all(hash_of_picture(read_png(target.parent / name)) == sha256 for name, sha256 in files.items()):
+            if all(hash_of_image(read_png(target.parent / name)) == sha256 for name, sha256 in files.items()):
                 return True
     except (OSError, ValueError, KeyError, TypeError):
         pass  # of another program, or damaged: handled alike
@@ -160,7 +160,7 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
 def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samples: int, options: Any) -> None:
     """Retrieve, adapt, restore and write one image. All samples share the adapter; their noise has consecutive seeds."""
     started = time.perf_counter()
-    image_id = hash_of_picture(y)  # of the content, so that the same image under another name has the same result
+    image_id = hash_of_image(y)  # of the content, so that the same image under another name has the same result
     neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
     seeds = range(cell.seed, cell.seed + samples)
@@ -188,7 +188,7 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samp
         "configuration": cell.configuration,
         "input": path.name,
         "y_sha256": image_id,
-        "picture_sha256": hash_of_picture(from_uint8(to_uint8(x_hat))),
+        "image_sha256": hash_of_image(from_uint8(to_uint8(x_hat))),
         "residual": residual,
         "sigma_y": cell.task.sigma_y,
         "tile": needed_tile(cell.backbone, cell.task, y, tile),
@@ -204,13 +204,13 @@ def restore_one(cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samp
     if samples > 1:
         note |= {
             "samples": [{"sampler_seed": seed} for seed in seeds],
-            "files": {file.name: hash_of_picture(from_uint8(to_uint8(picture))) for file, picture in others.items()},
+            "files": {file.name: hash_of_image(from_uint8(to_uint8(image))) for file, image in others.items()},
             "std": {"mean": round(float(deviation.mean()), 3), "grey_levels_per_std": STD_FACTOR},
         }
         spread = f", mean of {samples} with standard deviation {note['std']['mean']:.1f}"
     write_json(target.with_suffix(".json"), note)
-    for file, picture in others.items():
-        write_png(file, picture)
+    for file, image in others.items():
+        write_png(file, image)
     write_png(target, x_hat)  # last: what is_done goes by
     say(
         f"{target}: {y.shape[2]}x{y.shape[1]} to {x_hat.shape[2]}x{x_hat.shape[1]}, residual {residual:.1f} grey "
@@ -227,7 +227,7 @@ def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the mean of samples and a map of their standard deviation (n - 1 in the denominator).
 
     Args:
-        samples: two or more (3, H, W) pictures in [-1, 1].
+        samples: two or more (3, H, W) images in [-1, 1].
 
     Returns:
         mean: (3, H, W) in [-1, 1].

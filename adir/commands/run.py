@@ -61,19 +61,19 @@ def main(overrides: list[str], multirun: bool) -> int:
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
     total.failed = sum(record is not None and record.status == "failed" for record in found)
     missing = sum(record is None for record in found)
-    done = f"{total.done} pictures done, {total.skipped} were there"
+    done = f"{total.done} images done, {total.skipped} were there"
     if not outcomes:
-        done = f"of {len(found)} pictures {len(found) - missing - total.failed} are done"
-    say(f"{done}, {total.failed} failed; records and pictures: {results}/cells")
+        done = f"of {len(found)} images {len(found) - missing - total.failed} are done"
+    say(f"{done}, {total.failed} failed; records and images: {results}/cells")
     if missing and not stopped:
         why = (
             "another worker is at them, or was; run the same command again" if plan else "existing=report runs nothing"
         )
-        say(f"{missing} pictures have no record yet: {why}")
+        say(f"{missing} images have no record yet: {why}")
     if total.failed:
         say("what failed says so in its record; retry=failed runs it again")
     if stopped:
-        say(f"interrupted, {missing} pictures are left; to go on:")
+        say(f"interrupted, {missing} images are left; to go on:")
         say(f"  adir run {'-m ' if multirun else ''}{shlex.join(overrides)}")
         return 130
     return 1 if total.failed or missing else 0

@@ -1,4 +1,4 @@
-"""`adir score`: score the pictures of a results folder again, from their files and with no model."""
+"""`adir score`: score the images of a results folder again, from their files and with no model."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,7 +12,7 @@ from adir.harness.cells.paths import from_plain
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record, scores_of
 from adir.harness.running.grid import say
-from adir.images import hash_of_picture, read_png
+from adir.images import hash_of_image, read_png
 from adir.scoring.metrics import Scoring
 
 
@@ -44,14 +44,12 @@ def main(folder: Path, overrides: list[str]) -> int:
         else:
             failed += 1
     if not n and not bad:
-        raise InputError(f"{folder}: no restored pictures below it")
+        raise InputError(f"{folder}: no restored images below it")
     for name, reasons in empty.items():
         for reason, times in Counter(reasons).most_common():
             say(f"{name} stays empty in {times} of {n} records: {reason}")
     if failed:
-        say(
-            f"{failed} records are of failed pictures, which have no scores; `adir run ... retry=failed` runs them again"
-        )
+        say(f"{failed} records are of failed images, which have no scores; `adir run ... retry=failed` runs them again")
     if bad:
         say(f"{bad} records keep their scores, for the reasons above")
     given = [name for name, reasons in empty.items() if len(reasons) < n]
@@ -66,9 +64,9 @@ def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
     if image_id not in data.ids:
         raise InputError(f"{image_id}: no longer in data set {data.name}, so its record keeps its scores")
     x = data.image(image_id)
-    if hash_of_picture(x) != record.image.sha256:
-        raise InputError(f"{image_id}: data set {data.name} now holds another picture, so its record keeps its scores")
-    if record.picture is None:
-        raise InputError(f"{image_id}: its record names no restored picture, so it keeps its scores")
-    scores = scores_of(scoring.score(read_png(results / record.picture), x, data.prompt(image_id)))
+    if hash_of_image(x) != record.image.sha256:
+        raise InputError(f"{image_id}: data set {data.name} now holds another image, so its record keeps its scores")
+    if record.restored is None:
+        raise InputError(f"{image_id}: its record names no restored image, so it keeps its scores")
+    scores = scores_of(scoring.score(read_png(results / record.restored), x, data.prompt(image_id)))
     return record.model_copy(update={"scores": record.scores | scores, "unavailable": scoring.unavailable})

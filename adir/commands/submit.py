@@ -15,14 +15,14 @@ from adir.harness.records.merge import (
     files_of,
     losses_names,
     manifests_of,
-    shown_pictures,
+    shown_images,
 )
 from adir.harness.records.record import Record
 from adir.harness.records.sources import plans_of, read_sources
 
 
-def main(folder: Path, pictures: bool, out: Path | None) -> int:
-    """Pack the records of a results folder and the manifests of its data into one file for another machine. With `pictures`,
+def main(folder: Path, images: bool, out: Path | None) -> int:
+    """Pack the records of a results folder and the manifests of its data into one file for another machine. With `images`,
     add what its report shows: restored images and y, ground truths, neighbours, losses of the adapters (not the adapters).
 
     out: the file; if None, FOLDER-submission.zip in the current folder. Returns 0, or 1 if a damaged record was skipped.
@@ -41,25 +41,25 @@ def main(folder: Path, pictures: bool, out: Path | None) -> int:
         except ValueError as error:
             raise InputError(f"{folder / record.path}: {error}; it would be refused elsewhere") from error
     names = [*manifests_of(folder), *plans_of(found, folder), *(record.path for record in records)]
-    if pictures:
+    if images:
         names += [name for record in records for name in files_of(record)]
-        names += [*shown_pictures(records), *losses_names(records)]
-    held = write_archive(out, about(records, pictures), names, functools.partial(content_in, folder))
+        names += [*shown_images(records), *losses_names(records)]
+    held = write_archive(out, about(records, images), names, functools.partial(content_in, folder))
     for note in found.notes:
         print(f"warning: left out: {note}")
-    n_pictures = sum(kind_of(name) == "picture" for name in held)
-    print(f"{len(records)} records, {n_pictures} pictures: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    n_images = sum(kind_of(name) == "restored" for name in held)
+    print(f"{len(records)} records, {n_images} images: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     print(f"SHA-256 {sha256_of_file(out)}; `adir leaderboard {out}` shows its table anywhere")
     return 1 if found.notes else 0
 
 
-def about(records: list[Record], pictures: bool) -> dict[str, Any]:
+def about(records: list[Record], images: bool) -> dict[str, Any]:
     """Return a manifest's other entries: versions, commits and weights that the records were made with."""
     versions = grouped(pair for record in records for pair in record.versions.items())
     return {
         "packed_by": f"adir {adir.__version__}",
         "records": len(records),
-        "pictures": pictures,
+        "images": images,
         "commits": sorted({record.commit for record in records if record.commit is not None}),
         "versions": {package: sorted(set(found)) for package, found in sorted(versions.items())},
         "weights": sorted({str(w) for r in records if (w := (r.identity.get("backbone") or {}).get("weights_sha256"))}),

@@ -1,1 +1,1 @@
-"""Pictures by id: test sets and corpora alike."""
+"""Images by id: test sets and corpora alike."""

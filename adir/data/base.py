@@ -1,4 +1,4 @@
-"""What every set of pictures is, test set or corpus (D_IA in the paper): pictures with stable ids."""
+"""What every set of images is, test set or corpus (D_IA in the paper): images with stable ids."""
 
 import functools
 import hashlib
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from adir.data.fingerprints import fingerprint
 from adir.errors import InputError
-from adir.images import hash_of_picture
+from adir.images import hash_of_image
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
-    """SHA-256 of sorted (SHA-256 of the picture, id) lines: what a corpus is, wherever it lies."""
+    """SHA-256 of sorted (SHA-256 of the image, id) lines: what a corpus is, wherever it lies."""
     digest = hashlib.sha256()
     for image_id in sorted(manifest):
         digest.update(f"{manifest[image_id]} {image_id}\n".encode())
@@ -45,10 +45,10 @@ class NeighbourIndex(Protocol):
 
 
 class Corpus:
-    """Pictures by id. A subclass fills `manifest` (id: SHA-256 of the picture) and `rejects`, and reads in `image`.
+    """Images by id. A subclass fills `manifest` (id: SHA-256 of the image) and `rejects`, and reads in `image`.
 
-    name: for people.  ids: sorted.  sha256: of the manifest, so it changes with any picture, and with nothing else.
-    rejects: id: reason, for the pictures that could not be read; they are no part of the corpus.
+    name: for people.  ids: sorted.  sha256: of the manifest, so it changes with any image, and with nothing else.
+    rejects: id: reason, for the images that could not be read; they are no part of the corpus.
     categories: id: category, where the source names one.
     """
 
@@ -58,10 +58,10 @@ class Corpus:
     def __init__(
         self, name: str, manifest: dict[str, str], rejects: dict[str, str], categories: dict[str, str] | None = None
     ) -> None:
-        """Raises InputError when no picture could be read."""
+        """Raises InputError when no image could be read."""
         if not manifest:
             first = f"; the first of {len(rejects)} rejects: {next(iter(rejects.values()))}" if rejects else ""
-            raise InputError(f"corpus {name}: no picture found{first}")
+            raise InputError(f"corpus {name}: no image found{first}")
         self.name, self.manifest, self.rejects = name, manifest, rejects
         self.categories = {} if categories is None else categories
         self.ids = sorted(manifest)
@@ -71,11 +71,11 @@ class Corpus:
         return len(self.ids)
 
     def image(self, image_id: str) -> Tensor:
-        """(3, H, W) in [-1, 1] of one picture, at its own size. Raises KeyError on an id that is not in `ids`."""
+        """(3, H, W) in [-1, 1] of one image, at its own size. Raises KeyError on an id that is not in `ids`."""
         raise NotImplementedError
 
     def attribution(self, image_id: str) -> dict[str, str]:
-        """Licence, author and source of a picture, as far as its source names them."""
+        """Licence, author and source of an image, as far as its source names them."""
         return {}
 
     def cluster(self, image_id: str) -> str:
@@ -86,7 +86,7 @@ class Corpus:
         return frozenset()
 
     def mask(self, image_id: str) -> Tensor | None:
-        """(H, W) bool, true where the picture is to be repainted; None in a set that is not one of edits."""
+        """(H, W) bool, true where the image is to be repainted; None in a set that is not one of edits."""
         return None
 
     def prompt(self, image_id: str) -> str | None:
@@ -95,7 +95,7 @@ class Corpus:
 
     @functools.cached_property
     def fingerprints(self) -> Sequence[np.ndarray]:
-        """(n, 16, 16) int8 fingerprints (adir.data.fingerprints) of all pictures, in arrays whose rows `ids_of` names."""
+        """(n, 16, 16) int8 fingerprints (adir.data.fingerprints) of all images, in arrays whose rows `ids_of` names."""
         return [np.stack([fingerprint(self.image(image_id)) for image_id in self.ids])]
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
@@ -104,9 +104,9 @@ class Corpus:
 
     @functools.cached_property
     def repeats(self) -> frozenset[str]:
-        """Ids of the pictures with the pixels of another that has a smaller id: among neighbours they do not count again.
+        """Ids of the images with the pixels of another that has a smaller id: among neighbours they do not count again.
 
-        Pictures with equal fingerprints are read and compared.
+        Images with equal fingerprints are read and compared.
         """
         hashes = np.array([hash(one.tobytes()) for part in self.fingerprints for one in part])
         _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
@@ -114,7 +114,7 @@ class Corpus:
         known: set[str] = set()
         repeats = []
         for image_id in sorted(self.ids_of(rows)):
-            pixels = hash_of_picture(self.image(image_id))
+            pixels = hash_of_image(self.image(image_id))
             if pixels in known:
                 repeats.append(image_id)
             known.add(pixels)

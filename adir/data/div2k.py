@@ -18,7 +18,7 @@ from adir.files import sha256_of_bytes, walk
 from adir.images import decode, from_uint8
 from adir.weights.registry import located
 
-LICENCE = "academic research only; the pictures belong to their owners"
+LICENCE = "academic research only; the images belong to their owners"
 NAME = re.compile(r"0[89]\d\d\.png", re.IGNORECASE)
 SOURCE = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 
@@ -46,11 +46,11 @@ class Div2kSquares(Corpus):
         self._size = size
         self._files: dict[str, Path | zipfile.Path] = {}
         manifest, too_small = {}, []
-        for file in pictures_of(self._place):
+        for file in images_of(self._place):
             try:
                 content = file.read_bytes()
-                with Image.open(io.BytesIO(content)) as picture:
-                    side = min(picture.size)
+                with Image.open(io.BytesIO(content)) as image:
+                    side = min(image.size)
             except (OSError, zipfile.BadZipFile, zlib.error) as error:
                 raise InputError(
                     f"data=div2k: {self._place}: {file.name} is damaged ({error}); fetch it again"
@@ -84,7 +84,7 @@ class Div2kSquares(Corpus):
         return from_uint8(np.array(square.resize((self._size, self._size), Image.Resampling.BICUBIC)))
 
 
-def pictures_of(place: Path) -> Sequence[Path | zipfile.Path]:
+def images_of(place: Path) -> Sequence[Path | zipfile.Path]:
     """Return DIV2K's validation images in a folder or zip file, in order. Raises InputError if it is missing or damaged."""
     files: Iterable[Path | zipfile.Path]
     if place.is_dir():

@@ -8,16 +8,16 @@ from torch import Tensor
 from adir.data.base import Corpus
 from adir.errors import InputError
 from adir.files import read_csv, read_json, sha256_of_file, walk
-from adir.images import PICTURE_SUFFIXES, read_image
+from adir.images import IMAGE_SUFFIXES, read_image
 from adir.tasks.editing import EditTask, edit_id, read_mask
 
-FORMAT = "images NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (picture,prompt) or prompts.json"
+FORMAT = "images NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (image,prompt) or prompts.json"
 
 
 class EditSet(Corpus):
     """A folder with images NAME.png, masks NAME_mask.png of the same size (white is repainted), and prompts.
 
-    Prompts are in prompts.csv with the columns picture and prompt, or in prompts.json: {NAME: prompt} or
+    Prompts are in prompts.csv with the columns image and prompt, or in prompts.json: {NAME: prompt} or
     {NAME: [prompt, ...]}. Each prompt makes one test image. Its id is NAME with a hash of mask and prompt, so results of
     different masks or prompts are never confused.
 
@@ -28,9 +28,9 @@ class EditSet(Corpus):
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
-        found = sorted(walk(folder, PICTURE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png")  # a PNG wins
+        found = sorted(walk(folder, IMAGE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png")  # a PNG wins
         files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in found}
-        self._pictures: dict[str, Path] = {}
+        self._images: dict[str, Path] = {}
         self._masks: dict[str, Tensor] = {}
         self._prompts: dict[str, str] = {}
         manifest = {}
@@ -38,19 +38,19 @@ class EditSet(Corpus):
             for needed in (name, f"{name}_mask"):
                 if needed not in files:
                     raise InputError(f"{folder}: no image {needed}.png; a set of edits has {FORMAT}")
-            picture, file = files[name], files[f"{name}_mask"]
-            mask, x = read_mask(file), read_image(picture)
+            image, file = files[name], files[f"{name}_mask"]
+            mask, x = read_mask(file), read_image(image)
             try:
                 EditTask().with_mask(mask, prompt).image_shape(tuple(x.shape))
             except InputError as error:
                 raise InputError(f"{file if prompt.strip() else folder}: {name}: {error}") from error
             image_id = edit_id(name, mask, prompt)
-            self._pictures[image_id], self._masks[image_id], self._prompts[image_id] = picture, mask, prompt
-            manifest[image_id] = sha256_of_file(picture)
+            self._images[image_id], self._masks[image_id], self._prompts[image_id] = image, mask, prompt
+            manifest[image_id] = sha256_of_file(image)
         super().__init__(folder.name, manifest, {})
 
     def image(self, image_id: str) -> Tensor:
-        return read_image(self._pictures[image_id])
+        return read_image(self._images[image_id])
 
     def mask(self, image_id: str) -> Tensor:
         return self._masks[image_id]
@@ -67,7 +67,7 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
         raise InputError(f"{folder}: no prompts; a set of edits has {FORMAT}")
     try:
         if table.is_file():
-            pairs = [(row["picture"], row["prompt"] or "") for row in read_csv(table)]
+            pairs = [(row["image"], row["prompt"] or "") for row in read_csv(table)]
         else:
             found: dict[str, Any] = read_json(mapping)
             for name, prompts in found.items():
@@ -83,4 +83,4 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
 
 def without_suffix(name: str) -> str:
     """Return NAME for NAME or NAME.png."""
-    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in PICTURE_SUFFIXES else name
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name

@@ -64,7 +64,7 @@ def corpus_fields() -> tuple[Field, ...]:
 
 
 def test_fields() -> list[tuple[str, Tensor]]:
-    """The test pictures: (id, (3, 128, 128) in [-1, 1]) pairs, sorted by id."""
+    """The test images: (id, (3, 128, 128) in [-1, 1]) pairs, sorted by id."""
     return sorted(((field.id, from_uint8(cut(field))) for field in TEST_FIELDS), key=lambda pair: pair[0])
 
 

@@ -101,7 +101,7 @@ def clear_of(fields: Iterable[Field], tests: Sequence[Field]) -> list[Field]:
 
 
 def manifest(fields: Sequence[Field]) -> dict[str, str]:
-    """SHA-256 of each field's 128x128x3 bytes, by id: what the pictures are, with this Pillow's resampling."""
+    """SHA-256 of each field's 128x128x3 bytes, by id: what the images are, with this Pillow's resampling."""
     return {field.id: sha256_of_bytes(cut(field).tobytes()) for field in fields}
 
 

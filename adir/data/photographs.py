@@ -84,9 +84,9 @@ def reduced(photograph: str, scale: int) -> np.ndarray:
         )
     # As stored: applying rocket.jpg's profile (Adobe RGB) would change all published results on its fields.
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     if scale > 1:
-        width, height = picture.width // scale, picture.height // scale
+        width, height = image.width // scale, image.height // scale
         box = (0, 0, width * scale, height * scale)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
-    return np.array(picture)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return np.array(image)

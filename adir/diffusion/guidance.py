@@ -15,7 +15,7 @@ STABLE_STEP = 0.9
 
 
 def noisy_measurement(y: Tensor, A_eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """y_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) A eps: the measurement that a picture at that noise level would give."""
+    """y_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) A eps: the measurement that an image at that noise level would give."""
     return alpha_bar.sqrt() * y + (1 - alpha_bar).sqrt() * A_eps
 
 
@@ -44,5 +44,5 @@ def guided_step_size(guidance_scale: float, variance: Tensor, operator_norm: flo
 
 
 def back_projected(x: Tensor, y: Tensor, A: LinearMap, A_dagger: LinearMap) -> Tensor:
-    """x + A_dagger (y - A x): of the pictures that explain y as well as any does, the nearest to x; what A cannot see stays."""
+    """x + A_dagger (y - A x): of the images that explain y as well as any does, the nearest to x; what A cannot see stays."""
     return x + A_dagger(y - A(x))

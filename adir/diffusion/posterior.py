@@ -1,4 +1,4 @@
-"""p_theta(x_{t-1} | x_t): one formula, one function. Shapes: pictures (B, 3, H, W); table values (B, 1, 1, 1) or scalar."""
+"""p_theta(x_{t-1} | x_t): one formula, one function. Shapes: images (B, 3, H, W); table values (B, 1, 1, 1) or scalar."""
 
 import torch
 from torch import Tensor
@@ -88,5 +88,5 @@ def learned_log_variance(variance_fraction: Tensor, log_beta_tilde: Tensor, log_
 
 
 def epsilon_loss(eps: Tensor, eps_hat: Tensor) -> Tensor:
-    """l_simple per picture: (B,) mean squared error of the predicted noise: DDPM, eq. 14. Lower is better."""
+    """l_simple per image: (B,) mean squared error of the predicted noise: DDPM, eq. 14. Lower is better."""
     return torch.mean((eps - eps_hat) ** 2, dim=(1, 2, 3))

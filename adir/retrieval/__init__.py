@@ -1,1 +1,1 @@
-"""The neighbours of y: how it is shown to an encoder, and which pictures are left out as copies."""
+"""The neighbours of y: how it is shown to an encoder, and which images are left out as copies."""

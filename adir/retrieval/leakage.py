@@ -1,20 +1,20 @@
-"""The rule that keeps copies of a test picture x out of its neighbours: adapted to x itself, a denoiser would look good for
+"""The rule that keeps copies of a test image x out of its neighbours: adapted to x itself, a denoiser would look good for
 the wrong reason.
 
-A corpus picture z is a copy of x if, after one of the 8 symmetries of the square (flips and quarter turns), one of the two
-lies in the other as a window of at least 80 % of its width and of its height. The whole picture is such a window. Both are
+A corpus image z is a copy of x if, after one of the 8 symmetries of the square (flips and quarter turns), one of the two
+lies in the other as a window of at least 80 % of its width and of its height. The whole image is such a window. Both are
 compared as luma with correlation coefficients, so colour, brightness and contrast do not matter.
 
-Every picture of the corpus is compared, in three steps, each on what the one before leaves:
+Every image of the corpus is compared, in three steps, each on what the one before leaves:
 
 1. Fingerprints at 8x8, windows at steps of 1/16 of the side. Left are those that correlate by COARSE, and the MOST_COARSE best.
 2. Fingerprints at 16x16, windows at steps of 1/32. Left are those that correlate by FINE, and the MOST_FINE best, each with
    its best window.
-3. The pictures themselves, the window at 32x32 with its edges moved to the best 1/128. Those whose detail (less its 5x5
+3. The images themselves, the window at 32x32 with its edges moved to the best 1/128. Those whose detail (less its 5x5
    surroundings) correlates by DETAIL are copies: two skies or two walls have the same shading, but not the same detail.
 
-No encoder has a say, so all modes of adaptation leave out the same pictures. results/quality/leakage.md has the
-measurements behind the thresholds. One core takes 60 ms for a test picture and a corpus of 1,000, and 5 s a million more.
+No encoder has a say, so all modes of adaptation leave out the same images. results/quality/leakage.md has the
+measurements behind the thresholds. One core takes 60 ms for a test image and a corpus of 1,000, and 5 s a million more.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ correlate less, as a window seldom meets their cells,"""
 FINE, MOST_FINE = 0.87, 16
 """the same at 16x16,"""
 DETAIL = 0.9
-"""and the correlation of detail at 32x32 from which on a picture is a copy."""
+"""and the correlation of detail at 32x32 from which on an image is a copy."""
 LEFT_OUT = {
     "version": 2,
     "window": WINDOW,
@@ -47,7 +47,7 @@ LEFT_OUT = {
     "detail": DETAIL,
 }
 """The rule, for the identity of what follows from it. Raise the version where the same thresholds leave out others."""
-WHOLE = 64  # pixels of the side of a picture that windows are cut from
+WHOLE = 64  # pixels of the side of an image that windows are cut from
 COMPARED = 32  # pixels of the side of a window when its detail is compared
 BLOCK = 512  # a product with 1,600 patterns then takes 3 MB
 VIEWS = 8
@@ -57,9 +57,9 @@ Place = tuple[bool, int, Interval, Interval]
 
 
 def copies(x: Tensor, corpus: Corpus) -> set[str]:
-    """Return the ids of the pictures of a corpus that are copies of (3, H, W) picture x in [-1, 1].
+    """Return the ids of the images of a corpus that are copies of (3, H, W) image x in [-1, 1].
 
-    Of a flat x, whose fingerprint is zero, only equal pictures are copies.
+    Of a flat x, whose fingerprint is zero, only equal images are copies.
     """
     if not fingerprint(x).any():
         flat = [~part.any((1, 2)) for part in corpus.fingerprints]
@@ -88,7 +88,7 @@ def as_floats(fingerprints: np.ndarray) -> Tensor:
 
 
 class Coarse:
-    """All windows and placements of one picture at 8x8, in all views: 1,600 patterns."""
+    """All windows and placements of one image at 8x8, in all views: 1,600 patterns."""
 
     def __init__(self, whole: Tensor) -> None:
         """whole: (64, 64) luma."""
@@ -106,7 +106,7 @@ class Coarse:
 
 
 class Fine:
-    """All windows and placements of one picture at 16x16, in one view: the others are turned instead."""
+    """All windows and placements of one image at 16x16, in one view: the others are turned instead."""
 
     def __init__(self, whole: Tensor) -> None:
         """whole: (64, 64) luma."""
@@ -135,9 +135,9 @@ def place_of(number: int) -> Place:
 
 
 def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
-    """Return whether the detail of two (64, 64) pictures correlates by DETAIL near a place, or as a whole in any view.
+    """Return whether the detail of two (64, 64) images correlates by DETAIL near a place, or as a whole in any view.
 
-    As a whole, because of a smooth picture many windows have the same shading.
+    As a whole, because of a smooth image many windows have the same shading.
     """
     mine, others = (standardized(detail_of(shown(batch))) for batch in (x[None], symmetries(other)))
     return (mine * others).sum((1, 2)).amax().item() >= DETAIL or detail_correlation(x, other, place) >= DETAIL
@@ -149,7 +149,7 @@ def shown(batch: Tensor) -> Tensor:
 
 
 def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
-    """Return the largest correlation of detail between two (64, 64) pictures near a place."""
+    """Return the largest correlation of detail between two (64, 64) images near a place."""
     other_is_whole, view, rows, columns = place
     other = symmetries(other)[view]
     whole, window = (other, x) if other_is_whole else (x, other)
@@ -167,7 +167,7 @@ def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
 
 
 def near(edges: Interval, step: float) -> list[Interval]:
-    """Return the interval with either edge moved by a step outwards, inwards or not at all, within the picture."""
+    """Return the interval with either edge moved by a step outwards, inwards or not at all, within the image."""
     moves = (-step, 0.0, step)
     return [(max(0.0, edges[0] + a), min(float(SIDE), edges[1] + b)) for a, b in product(moves, moves)]
 

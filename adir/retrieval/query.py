@@ -2,7 +2,7 @@
 
 The default is `as_is`: with the `imagenet` encoder it is the best on six tasks of seven (precision@20; on `deblur_gauss`,
 `regularised` gains 0.045 +- 0.026), and the pseudo-inverse of a noisy blur finds nothing (0.07 instead of 0.61, chance 0.08).
-benchmarks/quality/feeding.py measures it.
+benchmarks/quality/query_preparation.py measures it.
 """
 
 import torch
@@ -12,11 +12,11 @@ from adir.errors import InputError
 from adir.retrieval.encoders.base import resize
 from adir.tasks.base import LinearOperator, Task
 
-FEEDINGS = {
-    "as_is": "the picture of y, at y's own size; the encoder's preprocessing does the rest",
-    "resized": "the whole picture of y, squeezed here to the square that the encoder's network sees",
+QUERIES = {
+    "as_is": "the image of y, at y's own size; the encoder's preprocessing does the rest",
+    "resized": "the whole image of y, squeezed here to the square that the encoder's network sees",
     "pseudo_inverse": "the pseudo-inverse of y, cut off to [-1, 1], at the size of x",
-    "regularised": "the ridge-regression picture of y, cut off to [-1, 1], at the size of x",
+    "regularised": "the ridge-regression image of y, cut off to [-1, 1], at the size of x",
 }
 """Choice: what it shows."""
 
@@ -27,25 +27,25 @@ LEAST_RIDGE = 1e-4  # where y has no noise: its rounding to 8 bits is an error o
 ITERATIONS = 30
 
 
-def query_picture(task: Task, y: Tensor, how: str, input_size: int) -> Tensor:
+def query_image(task: Task, y: Tensor, how: str, input_size: int) -> Tensor:
     """(3, h, w) in [-1, 1]: y as `how` shows it to an encoder whose network sees input_size x input_size pixels.
 
-    y: (C, h, w), one measurement of the task.  how: a key of FEEDINGS, else InputError.
+    y: (C, h, w), one measurement of the task.  how: a key of QUERIES, else InputError.
     """
-    require_feeding(how)
+    require_query(how)
     if how == "as_is":
-        return task.picture_of(y)
+        return task.image_of(y)
     if how == "resized":
-        return resize(task.picture_of(y), input_size)
+        return resize(task.image_of(y), input_size)
     operator = task.operator(task.image_shape(tuple(y.shape)))
     x = operator.A_dagger(y) if how == "pseudo_inverse" else ridge(operator, y)
     return x.clamp(-1, 1)
 
 
-def require_feeding(how: str) -> None:
+def require_query(how: str) -> None:
     """Raise InputError unless there is such a choice."""
-    if how not in FEEDINGS:
-        raise InputError(f"unknown feeding {how!r}; choose one of {', '.join(FEEDINGS)}")
+    if how not in QUERIES:
+        raise InputError(f"unknown query preparation {how!r}; choose one of {', '.join(QUERIES)}")
 
 
 def ridge(operator: LinearOperator, y: Tensor) -> Tensor:

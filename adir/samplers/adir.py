@@ -96,7 +96,7 @@ class ADIR:
     def restore(
         self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture; no backpropagation through the network.
+        """x_hat from y (B, C, h, w), one CPU generator per image; no backpropagation through the network.
 
         Raises ValueError for back_projection of a noisy y, and for variance=learned of a network without it.
         """

@@ -14,16 +14,16 @@ from adir.tasks.base import LinearOperator, Task
 
 @dataclass(frozen=True)
 class Restoration:
-    """The sampler's result for one batch; every list has one entry per picture."""
+    """The sampler's result for one batch; every list has one entry per image."""
 
     x_hat: Tensor
-    """(B, 3, H, W), about [-1, 1]; NaN throughout for a picture that failed, so that it cannot pass for a result."""
+    """(B, 3, H, W), about [-1, 1]; NaN throughout for an image that failed, so that it cannot pass for a result."""
     capped_steps: list[int]
     """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
     errors: list[str | None]
-    """Why a picture failed: the step at which NaN or Inf appeared, and what to do."""
+    """Why an image failed: the step at which NaN or Inf appeared, and what to do."""
     network_evaluations: int
-    """Calls of the network for one picture, with and without a gradient."""
+    """Calls of the network for one image, with and without a gradient."""
     gradient_evaluations: int
     """Those of them that were differentiated, each of which costs a backward pass besides."""
 
@@ -42,7 +42,7 @@ class Adaptation(Protocol):
 
 
 class Sampler(Protocol):
-    """What turns y into a restored picture; ADIR is one."""
+    """What turns y into a restored image; ADIR is one."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Sampler(Protocol):
         """0 for methods without steps, which draw nothing."""
 
     def restore(self, backbone: Any, operator: Any, y: Tensor, generators: list[torch.Generator]) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture, on which alone the picture's randomness depends.
+        """x_hat from y (B, C, h, w), one CPU generator per image, on which alone the image's randomness depends.
 
         backbone: a `Denoiser`, or for a latent sampler its family's class.  operator: a `LinearOperator`, or one with more
         to it: deepinv's physics, an edit's mask and prompt.
@@ -110,10 +110,10 @@ class SteerableSampler(Protocol):
 
 
 class Watch:
-    """Counts, for each picture of a batch, the steps whose guidance was capped, and those before its first NaN or Inf.
+    """Counts, for each image of a batch, the steps whose guidance was capped, and those before its first NaN or Inf.
 
     The counts stay on y's device until `finish` reads them: an answer from a GPU would leave it idle until the next step
-    is queued. So a picture that fails is sampled to the end, and stays failed whatever it becomes on the way.
+    is queued. So an image that fails is sampled to the end, and stays failed whatever it becomes on the way.
     """
 
     def __init__(self, y: Tensor) -> None:
@@ -135,7 +135,7 @@ class Watch:
     def finish(
         self, x_hat: Tensor, remedy: str, network_evaluations: int, gradient_evaluations: int = 0
     ) -> Restoration:
-        """The batch's result, in the type of y.  remedy: what to do about a picture that failed, such as "lower alpha"."""
+        """The batch's result, in the type of y.  remedy: what to do about an image that failed, such as "lower alpha"."""
         sound = self._sound & finite(x_hat)
         errors: list[str | None] = [None] * len(x_hat)
         for b, (ok, before) in enumerate(zip(sound.tolist(), self._sound_steps.tolist(), strict=True)):
@@ -148,14 +148,14 @@ class Watch:
 
 
 def finite(x: Tensor) -> Tensor:
-    """(B,) bool: the pictures of a batch without NaN and Inf."""
+    """(B,) bool: the images of a batch without NaN and Inf."""
     return torch.isfinite(x).flatten(1).all(1)
 
 
 def one_by_one(
     restore_one: Callable[[Tensor, list[torch.Generator]], Restoration], y: Tensor, generators: list[torch.Generator]
 ) -> Restoration:
-    """Restore each picture of the batch y (B, C, h, w) apart: for methods whose rounding, or noise, is a whole batch's."""
+    """Restore each image of the batch y (B, C, h, w) apart: for methods whose rounding, or noise, is a whole batch's."""
     results = [restore_one(y[b : b + 1], [noise]) for b, noise in enumerate(generators)]
     return Restoration(
         torch.cat([one.x_hat for one in results]),
@@ -167,7 +167,7 @@ def one_by_one(
 
 
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
-    """(B, *shape) standard normal, picture b from generators[b] on the CPU, in the type and on the device of `like`."""
+    """(B, *shape) standard normal, image b from generators[b] on the CPU, in the type and on the device of `like`."""
     noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
     stacked = torch.stack(noise)
     if like.device.type == "cuda":  # from pageable memory the copy would wait for the step before it
@@ -176,11 +176,11 @@ def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: 
 
 
 ROUNDING = 1 / (255 * math.sqrt(12))
-"""Standard deviation that rounding to 8 bits leaves in a picture in [0, 1]: what is unknown of y where it has no noise."""
+"""Standard deviation that rounding to 8 bits leaves in an image in [0, 1]: what is unknown of y where it has no noise."""
 
 
 def in_unit_range(operator: LinearOperator, y: Tensor) -> Tensor:
-    """y of a picture in [-1, 1] as y of the same picture in [0, 1]: (y + A 1) / 2, as A((x + 1) / 2) is that.
+    """y of an image in [-1, 1] as y of the same image in [0, 1]: (y + A 1) / 2, as A((x + 1) / 2) is that.
 
     For inpainting 0 stays 0 in the hole, where A 1 is 0.
     """
@@ -189,7 +189,7 @@ def in_unit_range(operator: LinearOperator, y: Tensor) -> Tensor:
 
 
 def noise_level(operator: LinearOperator) -> float:
-    """Standard deviation of y's noise for a picture in [0, 1]: at least the rounding of its file, as y is never exact."""
+    """Standard deviation of y's noise for an image in [0, 1]: at least the rounding of its file, as y is never exact."""
     return max(operator.sigma_y / 2, ROUNDING)
 
 

@@ -63,7 +63,7 @@ class DDPG:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture."""
+        """x_hat from y (B, C, h, w), one CPU generator per image."""
         physics = full_svd(operator, y.dtype, y.device, operator.sigma_y)
         schedule = backbone.schedule.respaced(self.n_steps)
         noisy = operator.sigma_y > 0

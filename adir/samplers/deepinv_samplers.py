@@ -1,7 +1,7 @@
 """DPS and DDRM as deepinv has them, on our backbone and our y: only the denoiser and the noise are ours.
 
-deepinv works on pictures in [0, 1] with noise of standard deviation sigma in the same units, and draws noise for whole
-batches from a global generator. `BackboneDenoiser` and `PictureNoise` are the two adapters; everything between is a
+deepinv works on images in [0, 1] with noise of standard deviation sigma in the same units, and draws noise for whole
+batches from a global generator. `BackboneDenoiser` and `ImageNoise` are the two adapters; everything between is a
 call of the library, which tests compare with the same call made by hand.
 """
 
@@ -36,7 +36,7 @@ Guidance = Literal["norm", "annealed"]
 
 
 class BackboneDenoiser(deepinv.models.Denoiser):
-    """A backbone as a deepinv denoiser: E[x | x + sigma n] of pictures in [0, 1], itself clamped to [0, 1].
+    """A backbone as a deepinv denoiser: E[x | x + sigma n] of images in [0, 1], itself clamped to [0, 1].
 
     x + sigma n in [0, 1] is, in [-1, 1] and scaled to unit variance, x_t of alpha_bar = 1 / (1 + 4 sigma^2); the network
     is asked at the t whose noise is nearest, as deepinv's DiffUNet is. x0_hat is clipped to [-1, 1], as there.
@@ -65,10 +65,10 @@ class BackboneDenoiser(deepinv.models.Denoiser):
         return ((x0_hat + 1) / 2).to(x.dtype)
 
 
-class PictureNoise(TorchFunctionMode):
+class ImageNoise(TorchFunctionMode):
     """While active, what draws normal noise draws it from one CPU generator, and moves it to where it is wanted.
 
-    So a library's result depends on the picture's generator alone, the same on every device, and the global generator
+    So a library's result depends on the image's generator alone, the same on every device, and the global generator
     is left as it was.
     """
 
@@ -105,13 +105,13 @@ def restored_by(
 ) -> Restoration:
     """x_hat of y (B, C, h, w) by a sampler of deepinv.
 
-    make: the sampler for a denoiser: from y (1, C, h, w) of a picture in [0, 1] to that picture.
+    make: the sampler for a denoiser: from y (1, C, h, w) of an image in [0, 1] to that image.
     """
 
     def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
         denoiser = BackboneDenoiser(backbone)
         sampler = make(denoiser)
-        with PictureNoise(generators[0]):
+        with ImageNoise(generators[0]):
             x = sampler(in_unit_range(operator, y))
         return Watch(y).finish(2 * x - 1, remedy, denoiser.evaluations, denoiser.gradient_evaluations)
 
@@ -143,7 +143,7 @@ class DPS:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture."""
+        """x_hat from y (B, C, h, w), one CPU generator per image."""
         weight = self.weight if self.guidance == "norm" else self.weight / operator.norm**2
         physics = as_physics(operator.build(torch.float32).to(y.device))
         physics.set_noise_model(GaussianNoise(noise_level(operator)).to(y.device))
@@ -169,7 +169,7 @@ class DPS:
 class DDRM:
     """Denoising diffusion restoration models (Kawar et al., 2022), by deepinv.sampling.DDRM.
 
-    n_steps: noise levels, evenly from 1 to 0 of pictures in [0, 1]; each is one evaluation of the network.
+    n_steps: noise levels, evenly from 1 to 0 of images in [0, 1]; each is one evaluation of the network.
     eta, etab: the paper's eta and eta_b, deepinv's defaults.
     deepinv divides the noise it adds by sqrt(2), which is right where the coefficients are Fourier's, in two parts; for
     real ones (super-resolution, colorization, inpainting) it adds that much less than it tells the denoiser.
@@ -188,7 +188,7 @@ class DDRM:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture."""
+        """x_hat from y (B, C, h, w), one CPU generator per image."""
         physics = full_svd(operator, torch.float32, y.device, noise_level(operator))
 
         def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:

@@ -13,17 +13,17 @@ from adir.tasks.base import LinearOperator, Task
 
 
 def upsampled(operator: LinearOperator, y: Tensor) -> Tensor:
-    """y (B, C, h, w) as a picture (B, 3, H, W): grey in three channels, enlarged by bicubic interpolation (a = -0.5).
+    """y (B, C, h, w) as an image (B, 3, H, W): grey in three channels, enlarged by bicubic interpolation (a = -0.5).
 
     Pixel centres are those of MATLAB, Pillow and OpenCV, which are super-resolution's default ones; borders are
-    replicated, as such programs do, where A is circular. A y that is as large as the picture comes back as it is.
+    replicated, as such programs do, where A is circular. A y that is as large as the image comes back as it is.
     """
-    picture = y.expand(-1, 3, -1, -1)
-    if picture.shape[-2:] == operator.image_shape[-2:]:
-        return picture.clone()
+    image = y.expand(-1, 3, -1, -1)
+    if image.shape[-2:] == operator.image_shape[-2:]:
+        return image.clone()
     # antialias changes nothing when enlarging, but for the kernel: a = -0.5, where torch's other one has -0.75.
     return torch.nn.functional.interpolate(
-        picture, size=operator.image_shape[-2:], mode="bicubic", align_corners=False, antialias=True
+        image, size=operator.image_shape[-2:], mode="bicubic", align_corners=False, antialias=True
     )
 
 
@@ -37,7 +37,7 @@ def scaled_adjoint(operator: LinearOperator, y: Tensor) -> Tensor:
 
 
 def pseudo_inverse(operator: LinearOperator, y: Tensor) -> Tensor:
-    """A_dagger y: the picture of smallest norm that explains y best. Noise is amplified without bound."""
+    """A_dagger y: the image of smallest norm that explains y best. Noise is amplified without bound."""
     return operator.A_dagger(y)
 
 

@@ -61,7 +61,7 @@ class DMSP:
     n_steps: iterations, one evaluation of the network each.  sigma_net: noise of the denoiser, in grey levels of 255.
     alpha, mu: step length and momentum.  Where y has no noise its level is estimated at each iteration (noise-blind, as
     in the paper), because a known level of 0 would leave the prior no weight.
-    It starts from y where that is a picture, else from the scaled adjoint.
+    It starts from y where that is an image, else from the scaled adjoint.
     """
 
     version: ClassVar[int] = 1
@@ -79,7 +79,7 @@ class DMSP:
     def restore(
         self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per picture."""
+        """x_hat from y (B, C, h, w), one CPU generator per image."""
         sigma_net, sigma_y = self.sigma_net / 255, operator.sigma_y / 2
         known, trace = energy(operator)
 

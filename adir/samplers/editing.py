@@ -45,7 +45,7 @@ class InpaintingSampler:
     def restore(
         self, backbone: StableDiffusionInpaint, operator: EditOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat (B, 3, H, W), about [-1, 1], from y (B, 3, H, W), 0 in the hole; one picture at a time.
+        """x_hat (B, 3, H, W), about [-1, 1], from y (B, 3, H, W), 0 in the hole; one image at a time.
 
         Raises InputError for values outside [-1, 1].
         """

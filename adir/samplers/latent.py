@@ -85,7 +85,7 @@ def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
 
 
 def twice(condition: Condition, unconditional: Tensor) -> Condition:
-    """The condition of one picture for both texts."""
+    """The condition of one image for both texts."""
     labels = condition.class_labels
     return Condition(
         torch.cat([condition.channels] * 2),
@@ -122,7 +122,7 @@ def unconditional_text(
 
 @dataclass(frozen=True)
 class UpscalerSampler:
-    """Super-resolution x4 with `StableDiffusionX4`; y is the small picture, and no A is needed but for the last option.
+    """Super-resolution x4 with `StableDiffusionX4`; y is the small image, and no A is needed but for the last option.
 
     n_steps: paper: 50 for Stable Diffusion.  guidance_scale, prompt, negative_prompt: of classifier-free guidance (Ho and
         Salimans, 2022); which prompt the paper gave is unknown, the default is none, where guidance has no effect.
@@ -154,7 +154,7 @@ class UpscalerSampler:
     def restore(
         self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w), one picture at a time.
+        """x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w), one image at a time.
 
         Raises InputError for values outside [-1, 1] and for a noise level that the network does not know.
         """
@@ -201,7 +201,9 @@ class UpscalerSampler:
         except InputError:
             shape = None
         if shape != (3, 64 * backbone.stride, 64 * backbone.stride):
-            return f"backbone {backbone.name} enlarges pictures {backbone.stride} times, which task {task.name} does not ask"
+            return (
+                f"backbone {backbone.name} enlarges images {backbone.stride} times, which task {task.name} does not ask"
+            )
         return starts_too_high(backbone, self.n_steps)
 
 
@@ -213,8 +215,8 @@ def residual_gradient(backbone: StableDiffusion, operator: LinearOperator, z0: T
         return torch.autograd.grad(residual, z0)[0]
 
 
-def require_range(picture: Tensor, who: str) -> None:
+def require_range(image: Tensor, who: str) -> None:
     """Raise InputError unless all values lie in [-1, 1]."""
-    if not (picture.min() >= -1 and picture.max() <= 1):  # written so that NaN fails too
-        low, high = picture.min().item(), picture.max().item()
-        raise InputError(f"{who} takes pictures in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them")
+    if not (image.min() >= -1 and image.max() <= 1):  # written so that NaN fails too
+        low, high = image.min().item(), image.max().item()
+        raise InputError(f"{who} takes images in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them")

@@ -10,10 +10,10 @@ from adir.tasks.operators import CircularDownsampling, Operator, SeparableDownsa
 
 
 class KroneckerPhysics(DecomposablePhysics):
-    """A picture X_c (H, W) per channel to sum_c C[d, c] R X_c K^T: channels, rows and columns mixed by a matrix each.
+    """An image X_c (H, W) per channel to sum_c C[d, c] R X_c K^T: channels, rows and columns mixed by a matrix each.
 
     channels: (C, 3), rows: (h, H), columns: (w, W), float64, each with no more rows than columns. Their full SVDs make
-    that of A: V is orthogonal on the whole picture, the singular values (1, 3, H, W) are 0 where A is blind.
+    that of A: V is orthogonal on the whole image, the singular values (1, 3, H, W) are 0 where A is blind.
     """
 
     def __init__(self, channels: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype):
@@ -29,7 +29,7 @@ class KroneckerPhysics(DecomposablePhysics):
         return mixed(x, self.vh_channels, self.vh_rows, self.vh_columns)
 
     def V(self, x: Tensor) -> Tensor:
-        """Coefficients (B, 3, H, W) to a picture."""
+        """Coefficients (B, 3, H, W) to an image."""
         return mixed(x, self.vh_channels.T, self.vh_rows.T, self.vh_columns.T)
 
     def U(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def full_svd(operator: Operator, dtype: torch.dtype, device: torch.device, sigma
     """The operator as a physics with U, V and singular values `mask`, and Gaussian noise of standard deviation sigma.
 
     deepinv's own for blurs (Fourier) and inpainting. For super-resolution it has none; for colorization only an economic
-    one, whose V cannot carry a colour, so that its `prox_l2` would turn every picture grey.
+    one, whose V cannot carry a colour, so that its `prox_l2` would turn every image grey.
     Raises TypeError for any other physics: see `has_full_svd`.
     """
     physics = operator.build(torch.float64)

@@ -1,7 +1,7 @@
-"""Pictures of any size: padding to what the network takes, and overlapping tiles beyond what it should be given at once.
+"""Images of any size: padding to what the network takes, and overlapping tiles beyond what it should be given at once.
 
 Only the network is tiled. At each step its predictions for overlapping tiles of one x_t are blended into one (MultiDiffusion,
-Bar-Tal et al., 2023), and everything else (noise, guidance, operator) is the whole picture's: all tiles share one noise
+Bar-Tal et al., 2023), and everything else (noise, guidance, operator) is the whole image's: all tiles share one noise
 field and agree in their overlaps after every step, so that there is nothing to see where they meet.
 """
 
@@ -22,12 +22,12 @@ from adir.samplers.base import Sampler, SteerableSampler, Steering
 from adir.tasks.base import Task
 
 MARGIN = 16
-"""Pixels of x̂ restored around the picture and cut off: the operators are circular, a user's picture is not, and what wraps
+"""Pixels of x̂ restored around the image and cut off: the operators are circular, a user's image is not, and what wraps
 around the border reaches as far as the operator's support (16 for sr4)."""
 
 
 class TiledBackbone:
-    """A pixel backbone whose network sees no more than `tile` pixels a side of a picture at a time.
+    """A pixel backbone whose network sees no more than `tile` pixels a side of an image at a time.
 
     tile: a multiple of the stride, of four strides or more. Tiles overlap by a quarter or more, and are weighted by linear
     ramps over it. One tile is in the network at a time.
@@ -80,7 +80,7 @@ class TiledRestoration:
 
     x_hat: Tensor
     n_tiles: int
-    """Tiles of each step: the network is called so many times as often as for a picture that fits one."""
+    """Tiles of each step: the network is called so many times as often as for an image that fits one."""
     capped_steps: int
 
 
@@ -97,7 +97,7 @@ def restore_any_size(
     """Restore one y (C, h, w) of any size: mirrored at the border, and beyond `tile` pixels a side with a tiled network.
 
     Noise comes from (seed, image_id) and does not depend on the tiles. steering: tunes the network meanwhile, through all of
-    its tiles. Raises InputError for pictures that are too small,
+    its tiles. Raises InputError for images that are too small,
     FloatingPointError where the sampler diverges.
     """
     require_restorable(backbone, task, y, tile)
@@ -121,7 +121,7 @@ def restore_any_size(
 
 
 def with_margin(backbone: Backbone, task: Task, y: Tensor) -> tuple[Tensor, int]:
-    """(y (C, h, w) with a mirrored border and a size that the network takes, pixels of x above and left of the picture)."""
+    """(y (C, h, w) with a mirrored border and a size that the network takes, pixels of x above and left of the image)."""
     if not task.shift_invariant:  # what y knows of the border is not what it would know of a mirrored one
         return y, 0
     factor = task.image_shape(tuple(y.shape))[1] // y.shape[1]
@@ -132,14 +132,14 @@ def with_margin(backbone: Backbone, task: Task, y: Tensor) -> tuple[Tensor, int]
 
 
 def sampled_shape(backbone: Backbone, task: Task, y: Tensor) -> tuple[int, ...]:
-    """(3, H, W) of what is sampled for y: the picture with its margin."""
+    """(3, H, W) of what is sampled for y: the image with its margin."""
     return task.image_shape(tuple(with_margin(backbone, task, y)[0].shape))
 
 
 def needed_tile(backbone: Backbone, task: Task, y: Tensor, tile: int) -> int | None:
     """`tile` where y takes several, else None: what of it the restoration depends on.
 
-    A latent backbone's pictures are whole here: its VAE has tiles of its own.
+    A latent backbone's images are whole here: its VAE has tiles of its own.
     """
     return tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
 
@@ -169,7 +169,7 @@ def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:
 
 
 def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
-    """The only picture of a batch; FloatingPointError when the sampler gave it up."""
+    """The only image of a batch; FloatingPointError when the sampler gave it up."""
     if errors[0] is not None:
         raise FloatingPointError(errors[0])
     return x_hat[0]

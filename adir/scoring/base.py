@@ -11,7 +11,7 @@ Direction = Literal["higher", "lower"]
 
 
 class Metric(Protocol):
-    """One number per picture."""
+    """One number per image."""
 
     name: str
     direction: Direction
@@ -28,7 +28,7 @@ class Metric(Protocol):
         """Backend and weights; scores of two versions are not compared."""
 
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 scores of (B, 3, H, W) pictures in [0, 1]; x, the ground truth, likewise.
+        """(B,) float64 scores of (B, 3, H, W) images in [0, 1]; x, the ground truth, likewise.
 
         x, prompt: None for a metric that needs none.
         """
@@ -38,19 +38,19 @@ class Metric(Protocol):
 
 
 class TextEncoder(Protocol):
-    """An encoder of pictures and prompts into one space; adir.retrieval.encoders.clip.ClipEncoder."""
+    """An encoder of images and prompts into one space; adir.retrieval.encoders.clip.ClipEncoder."""
 
     name: str
     weights_sha256: str
 
     def image(self, batch: Tensor) -> Tensor:
-        """(B, D) unit vectors of (B, 3, H, W) pictures in [-1, 1]."""
+        """(B, D) unit vectors of (B, 3, H, W) images in [-1, 1]."""
 
     def text(self, prompts: list[str]) -> Tensor:
         """(B, D) unit vectors."""
 
 
-def require_pictures(metric: Metric, x_hat: Tensor, x: Tensor | None) -> None:
+def require_images(metric: Metric, x_hat: Tensor, x: Tensor | None) -> None:
     """Raise ValueError unless x_hat, and x where the metric needs it, are equal-shaped (B, 3, H, W) in [0, 1]."""
     require_unit(x_hat, metric.name)
     if metric.needs_reference:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adir.errors import InputError
-from adir.scoring.base import Direction, require_pictures
+from adir.scoring.base import Direction, require_images
 from adir.weights.efficientnet_lite0 import SHA256, load_network, verified_weights
 from adir.weights.registry import WeightsFile
 
@@ -67,8 +67,8 @@ class DeepLite0:
 
     @torch.inference_mode()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """Return (B,) float64 distances. Raises as `require_pictures` does, and InputError without the weights."""
-        require_pictures(self, x_hat, x)
+        """Return (B,) float64 distances. Raises as `require_images` does, and InputError without the weights."""
+        require_images(self, x_hat, x)
         assert x is not None
         if self._network is None:
             self._network = load_network().to(self.device)

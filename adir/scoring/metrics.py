@@ -1,6 +1,6 @@
 """Image quality: fidelity to the ground truth, perceptual quality without it, and agreement with the measurement.
 
-Metrics take float pictures (B, 3, H, W), RGB in [0, 1], and score them one by one, so that no score depends on the batch.
+Metrics take float images (B, 3, H, W), RGB in [0, 1], and score them one by one, so that no score depends on the batch.
 PSNR is a formula here; the others are pyiqa's. pyiqa is imported when the first of its metrics is used, because that
 takes 3 s (measured, 2 cores), and its weights are checked against the hash in their names and loaded with
 weights_only=True, which pyiqa itself does not do.
@@ -22,7 +22,7 @@ from torch import Tensor
 from adir.environment import uncollected
 from adir.errors import InputError
 from adir.images import read_image, to_uint8
-from adir.scoring.base import Direction, Metric, TextEncoder, require_pictures
+from adir.scoring.base import Direction, Metric, TextEncoder, require_images
 from adir.scoring.deep import DeepLite0
 from adir.scoring.prompt import PromptSimilarity
 from adir.tasks.base import LinearOperator
@@ -34,7 +34,7 @@ ALEXNET, VGG16 = weights_file("alexnet"), weights_file("vgg16")
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio over all pixels and channels, in dB: (B,) float64; inf where the pictures are equal.
+    """Peak signal-to-noise ratio over all pixels and channels, in dB: (B,) float64; inf where the images are equal.
 
     x_hat, x: (B, 3, H, W) in [0, 1]. RGB, not luma; no border is cut.
     """
@@ -65,8 +65,8 @@ class PSNR:
     weights_files: tuple[WeightsFile, ...] = ()
 
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) dB, inf for equal pictures. Raises as `require_pictures` does."""
-        require_pictures(self, x_hat, x)
+        """(B,) dB, inf for equal images. Raises as `require_images` does."""
+        require_images(self, x_hat, x)
         assert x is not None
         return psnr(x_hat, x)
 
@@ -79,7 +79,7 @@ class PyiqaMetric:
 
     name, direction, range, needs_reference, weights_files: see `Metric`.
     pyiqa_name: pyiqa's name for it. options: constructor arguments of pyiqa's network.
-    smallest_side: pictures with a shorter side raise InputError; below it pyiqa fails or has nothing to measure.
+    smallest_side: images with a shorter side raise InputError; below it pyiqa fails or has nothing to measure.
     """
 
     needs_prompt = False
@@ -121,12 +121,12 @@ class PyiqaMetric:
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 scores. Raises as `require_pictures` does, and InputError when too small or without weights."""
-        require_pictures(self, x_hat, x)
+        """(B,) float64 scores. Raises as `require_images` does, and InputError when too small or without weights."""
+        require_images(self, x_hat, x)
         height, width = x_hat.shape[-2:]
         if min(height, width) < self.smallest_side:
             raise InputError(
-                f"{self.name} needs sides of at least {self.smallest_side} pixels, the picture has {width}x{height}"
+                f"{self.name} needs sides of at least {self.smallest_side} pixels, the image has {width}x{height}"
             )
         model = self._loaded()
         pairs = ((one[None], None if x is None else x[i : i + 1]) for i, one in enumerate(x_hat.to(self.device)))
@@ -245,7 +245,7 @@ METRICS: dict[str, Callable[[str], Metric]] = {
 
 
 class Scoring:
-    """A list of metrics, by name (`METRICS`) or built elsewhere, applied to one picture at a time.
+    """A list of metrics, by name (`METRICS`) or built elsewhere, applied to one image at a time.
 
     strict: raise InputError now when a metric's weights are missing, instead of leaving its scores empty.
     device: where the networks run.  clip: builds the encoder of `clip-prompt`.
@@ -294,11 +294,11 @@ class Scoring:
     def score(
         self, x_hat: Tensor | str | Path, x: Tensor | str | Path | None = None, prompt: str | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Scores of one picture against its ground truth x (or none) and its prompt (or none), by metric name.
+        """Scores of one image against its ground truth x (or none) and its prompt (or none), by metric name.
 
-        x_hat, x: (3, H, W) in [-1, 1], or picture files. Tensors are rounded to 8 bits first, so a picture scores the same
+        x_hat, x: (3, H, W) in [-1, 1], or image files. Tensors are rounded to 8 bits first, so an image scores the same
         before and after it is saved. Each entry has value (None where there is none), direction and version, and reason
-        where value is None: no weights, no ground truth or prompt, too small, or not finite, such as PSNR of equal pictures,
+        where value is None: no weights, no ground truth or prompt, too small, or not finite, such as PSNR of equal images,
         which is infinite and has no place in a JSON record. Raises ValueError on NaN pixels and unequal shapes.
         """
         x_hat = as_saved(x_hat)
@@ -307,7 +307,7 @@ class Scoring:
 
 
 def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | None = None) -> dict[str, Any]:
-    """One entry of `Scoring.score`, for pictures (1, 3, H, W) in [0, 1]."""
+    """One entry of `Scoring.score`, for images (1, 3, H, W) in [0, 1]."""
     entry: dict[str, Any] = {"value": None, "direction": metric.direction, "version": metric.version}
     if metric.needs_reference and x is None:
         return entry | {"reason": "needs the ground truth, and there is none"}
@@ -325,15 +325,15 @@ def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | Non
     if not math.isfinite(value):
         equal = math.isinf(value) and x is not None and torch.equal(x_hat, x)
         return entry | {
-            "reason": f"it is {value}: " + ("the pictures are equal" if equal else "undefined for this picture")
+            "reason": f"it is {value}: " + ("the images are equal" if equal else "undefined for this image")
         }
     return entry | {"value": value}
 
 
 def as_saved(x: Tensor | str | Path) -> Tensor:
-    """A picture as its 8-bit file holds it: (1, 3, H, W) float32, k / 255. x: (3, H, W) in [-1, 1], or a picture file."""
+    """An image as its 8-bit file holds it: (1, 3, H, W) float32, k / 255. x: (3, H, W) in [-1, 1], or an image file."""
     if not isinstance(x, Tensor):
         x = read_image(x)
     if not torch.isfinite(x).all():
-        raise ValueError("a picture to be scored has NaN or Inf: it is a failed restoration, not a result")
+        raise ValueError("an image to be scored has NaN or Inf: it is a failed restoration, not a result")
     return torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None].float() / 255

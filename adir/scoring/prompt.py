@@ -1,4 +1,4 @@
-"""How well a picture shows what a prompt says: CLIP similarity."""
+"""How well an image shows what a prompt says: CLIP similarity."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,9 @@ from adir.weights.registry import WeightsFile
 
 
 class PromptSimilarity:
-    """Cosine of the angle between the vectors of picture and prompt (Radford et al., 2021), -1 to 1, higher is better.
+    """Cosine of the angle between the vectors of image and prompt (Radford et al., 2021), -1 to 1, higher is better.
 
-    In practice about 0.15 to 0.4, and comparable between pictures of one prompt and encoder only. CLIPScore (Hessel et al.,
+    In practice about 0.15 to 0.4, and comparable between images of one prompt and encoder only. CLIPScore (Hessel et al.,
     2021) is 2.5 times it.
 
     encoder: builds the encoder, when it is first asked for, so that missing weights leave the score empty and stop nothing.
@@ -52,7 +52,7 @@ class PromptSimilarity:
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 similarities of (B, 3, H, W) pictures in [0, 1] and one prompt. Raises InputError without either."""
+        """(B,) float64 similarities of (B, 3, H, W) images in [0, 1] and one prompt. Raises InputError without either."""
         require_unit(x_hat, self.name)
         reason = self.unavailable()
         if reason is not None or self._encoder is None:
@@ -60,6 +60,6 @@ class PromptSimilarity:
         if prompt is None:
             raise InputError(f"{self.name} compares with a prompt, and none was given")
         # The nearest 8-bit grey levels: 2 x - 1 of k / 255 may leave [-1, 1] by rounding.
-        pictures = (2 * x_hat - 1).clamp(-1, 1)
-        vectors = torch.cat([self._encoder.image(picture[None]) for picture in pictures]).double()
+        images = (2 * x_hat - 1).clamp(-1, 1)
+        vectors = torch.cat([self._encoder.image(image[None]) for image in images]).double()
         return vectors @ self._encoder.text([prompt])[0].double()

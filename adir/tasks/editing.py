@@ -1,4 +1,4 @@
-"""Text-guided editing: repaint the part of a picture that a mask marks, as a prompt says."""
+"""Text-guided editing: repaint the part of an image that a mask marks, as a prompt says."""
 
 import copy
 import functools
@@ -13,31 +13,31 @@ from torch import Tensor
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import from_uint8, read_pixels, to_uint8, write_png
-from adir.tasks.base import EditPictures, TextEncoder
+from adir.tasks.base import EditImages, TextEncoder
 from adir.tasks.operators import Operator, Shape, keeping
 
-By = Literal["prompt", "picture"]
+By = Literal["prompt", "image"]
 
 
 @dataclass(frozen=True, eq=False)
 class EditOperator(Operator):
-    """A of an edit: the picture outside the mask, 0 inside; and what a sampler needs besides y."""
+    """A of an edit: the image outside the mask, 0 inside; and what a sampler needs besides y."""
 
     name: ClassVar[str] = "hole"
     version: ClassVar[int] = 1
     """Raise it when a change of this class changes its result."""
     hole: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    """(H, W) bool, true where the picture is to be repainted."""
+    """(H, W) bool, true where the image is to be repainted."""
     prompt: str = ""
 
 
 class EditTask:
-    """y is the picture outside the mask, exactly, and 0 inside it; what is to be seen there is the prompt.
+    """y is the image outside the mask, exactly, and 0 inside it; what is to be seen there is the prompt.
 
-    by: how neighbours are looked for: by the `prompt` (the encoder's text side) or by the `picture`, y with its hole in mid
-    grey. (The control `pixel` compares pixels, so it always goes by the picture.)
+    by: how neighbours are looked for: by the `prompt` (the encoder's text side) or by the `image`, y with its hole in mid
+    grey. (The control `pixel` compares pixels, so it always goes by the image.)
 
-    A test set brings a mask and a prompt for each picture: `bound` gives the task of one, `with_mask` that of a user's own.
+    A test set brings a mask and a prompt for each image: `bound` gives the task of one, `with_mask` that of a user's own.
     Raises InputError on values that make no task.
     """
 
@@ -56,14 +56,14 @@ class EditTask:
         self._operator: Callable[[Shape], EditOperator] = functools.lru_cache(maxsize=1)(self._build)
 
     def with_mask(self, mask: Tensor, prompt: str) -> "EditTask":
-        """The task of one picture. mask: (H, W) bool, true where it is to be repainted. Raises InputError for a mask that
+        """The task of one image. mask: (H, W) bool, true where it is to be repainted. Raises InputError for a mask that
         leaves nothing to do or nothing to go by, and for an empty prompt."""
         if mask.ndim != 2 or mask.dtype != torch.bool:
             raise ValueError(f"a mask is (H, W) bool, got {tuple(mask.shape)} {mask.dtype}")
         if not mask.any():
             raise InputError("the mask is all black: nothing is to be repainted; paint that part white")
         if mask.all():
-            raise InputError("the mask is all white: nothing is left of the picture; leave the part to keep black")
+            raise InputError("the mask is all white: nothing is left of the image; leave the part to keep black")
         if not prompt.strip():
             raise InputError("the prompt is empty: say what is to be seen in the hole")
         bound = copy.copy(self)
@@ -71,8 +71,8 @@ class EditTask:
         bound._operator = functools.lru_cache(maxsize=1)(bound._build)
         return bound
 
-    def bound(self, data: EditPictures, image_id: str) -> "EditTask":
-        """The task with the mask and prompt of a test picture. Raises InputError where the test set has none."""
+    def bound(self, data: EditImages, image_id: str) -> "EditTask":
+        """The task with the mask and prompt of a test image. Raises InputError where the test set has none."""
         mask, prompt = data.mask(image_id), data.prompt(image_id)
         if mask is None or prompt is None:
             raise InputError(
@@ -81,11 +81,11 @@ class EditTask:
         try:
             return self.with_mask(mask, prompt)
         except InputError as error:
-            raise InputError(f"test picture {image_id}: {error}") from error
+            raise InputError(f"test image {image_id}: {error}") from error
 
     @property
     def mask(self) -> Tensor:
-        """(H, W) bool, true where the picture is to be repainted. Raises InputError for a task that is not bound."""
+        """(H, W) bool, true where the image is to be repainted. Raises InputError for a task that is not bound."""
         if self._mask is None:
             raise InputError(f"task {self.name} needs a mask and a prompt: `adir edit`, or data=edit for a test set")
         return self._mask
@@ -96,7 +96,7 @@ class EditTask:
         return self._prompt
 
     def operator(self, image_shape: Shape) -> EditOperator | Operator:
-        """A for the picture. Raises InputError for another size than the mask's.
+        """A for the image. Raises InputError for another size than the mask's.
 
         Of a task that is not bound, an operator that keeps all: a stand-in to ask for shapes.
         """
@@ -112,20 +112,20 @@ class EditTask:
         )
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the picture. Raises InputError for one that is not RGB or not as large as the mask."""
+        """y is as large as the image. Raises InputError for one that is not RGB or not as large as the mask."""
         if len(y_shape) != 3 or y_shape[0] != 3:
-            raise InputError(f"editing needs an RGB picture (3, H, W), got {tuple(y_shape)}: convert it to RGB")
+            raise InputError(f"editing needs an RGB image (3, H, W), got {tuple(y_shape)}: convert it to RGB")
         if self._mask is not None and tuple(self._mask.shape) != tuple(y_shape[1:]):
             height, width = self._mask.shape
-            raise InputError(f"the mask is {width}x{height}, the picture {y_shape[2]}x{y_shape[1]}: make them one size")
+            raise InputError(f"the mask is {width}x{height}, the image {y_shape[2]}x{y_shape[1]}: make them one size")
         return tuple(y_shape)
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The y of a picture x (3, H, W) in [-1, 1]: 8-bit values outside the mask, 0 inside. Nothing is drawn."""
+        """The y of an image x (3, H, W) in [-1, 1]: 8-bit values outside the mask, 0 inside. Nothing is drawn."""
         return self._as_file(x.detach().cpu().float())
 
     def read_y(self, path: str | Path) -> Tensor:
-        """The y in a picture file: 0 inside the mask, whatever the file shows there."""
+        """The y in an image file: 0 inside the mask, whatever the file shows there."""
         pixels = read_pixels(path)
         try:
             return self._as_file(from_uint8(pixels))
@@ -137,24 +137,24 @@ class EditTask:
         self.image_shape(tuple(y.shape))
         write_png(path, y)
 
-    def picture_of(self, y: Tensor) -> Tensor:
-        """y as a picture: mid grey in the hole."""
+    def image_of(self, y: Tensor) -> Tensor:
+        """y as an image: mid grey in the hole."""
         self.image_shape(tuple(y.shape))
         return y.clone()
 
-    def query(self, encoder: TextEncoder, picture: Tensor) -> Tensor:
-        """(1, D): what neighbours are looked for with, the prompt or y as a picture (3, H, W).
+    def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
+        """(1, D): what neighbours are looked for with, the prompt or y as an image (3, H, W).
 
         Raises InputError where the encoder has no text side.
         """
-        if self.by == "picture" or encoder.metric == "euclidean":  # the pixel control: its space has no prompts
-            return encoder.image(picture[None])
+        if self.by == "image" or encoder.metric == "euclidean":  # the pixel control: its space has no prompts
+            return encoder.image(image[None])
         if self._prompt is None:
             raise InputError(f"task {self.name} needs a prompt: `adir edit`, or data=edit for a test set")
         try:
             return encoder.text([self._prompt])
         except InputError as error:
-            raise InputError(f"{error}; or look for neighbours by the picture: task.by=picture") from error
+            raise InputError(f"{error}; or look for neighbours by the image: task.by=image") from error
 
     def _as_file(self, y: Tensor) -> Tensor:
         self.image_shape(tuple(y.shape))
@@ -171,7 +171,7 @@ def read_mask(path: str | Path) -> Tensor:
 
 
 def edit_id(name: str, mask: Tensor, prompt: str) -> str:
-    """An id of a test picture that changes with its mask and prompt: `0879-3f9a2c51`. What is made under it (records,
+    """An id of a test image that changes with its mask and prompt: `0879-3f9a2c51`. What is made under it (records,
     adapters, noise) belongs to this edit and no other."""
     height, width = mask.shape
     digest = sha256_of_bytes(f"{width}x{height} {prompt}\x00".encode() + mask.to(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""A restoration task: an operator, a noise level, and what a degraded picture looks like on disk."""
+"""A restoration task: an operator, a noise level, and what a degraded image looks like on disk."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from adir.tasks.operators import Operator, Shape
 
 
 class RestorationTask:
-    """y = A(x) + e, with e ~ N(0, sigma_y^2 I), then rounded to 8 bits and clipped, as a user's picture file is.
+    """y = A(x) + e, with e ~ N(0, sigma_y^2 I), then rounded to 8 bits and clipped, as a user's image file is.
 
     version: raise it when a change alters what the task measures; it is part of a cell's identity.
     operator: builds A for an image shape (a `Degradation`).
@@ -43,27 +43,27 @@ class RestorationTask:
 
     @property
     def shift_invariant(self) -> bool:
-        """Whether A is the same wherever a picture is cut, as `adir restore` needs to pad and tile."""
+        """Whether A is the same wherever an image is cut, as `adir restore` needs to pad and tile."""
         return self.degradation.shift_invariant
 
     def bound(self, data: object, image_id: str) -> "RestorationTask":
-        """The task as it is for one picture of a test set: itself. (Editing has a mask and a prompt for each.)"""
+        """The task as it is for one image of a test set: itself. (Editing has a mask and a prompt for each.)"""
         return self
 
     def operator(self, image_shape: Shape) -> Operator:
-        """A for pictures of this shape, cached. Raises InputError for shapes that it cannot take."""
+        """A for images of this shape, cached. Raises InputError for shapes that it cannot take."""
         return self._build(tuple(image_shape))
 
     def _operator(self, image_shape: Shape) -> Operator:
         return dataclasses.replace(self.degradation(image_shape), sigma_y=self.sigma_y / 127.5)
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Shape (3, H, W) of the pictures whose y is (C, h, w). Raises InputError for a y that the task cannot have."""
+        """Shape (3, H, W) of the images whose y is (C, h, w). Raises InputError for a y that the task cannot have."""
         image_shape = self.degradation.image_shape(tuple(y_shape))
         return self.operator(image_shape).image_shape  # so that a y that is too small is refused here
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The y of a picture x (3, H, W) in [-1, 1]: (C, h, w) float32 on the CPU, of 8-bit values k / 127.5 - 1.
+        """The y of an image x (3, H, W) in [-1, 1]: (C, h, w) float32 on the CPU, of 8-bit values k / 127.5 - 1.
 
         generator: a CPU generator; one draw of y's shape is taken, also where sigma_y is 0.
         """
@@ -73,9 +73,9 @@ class RestorationTask:
         return self._as_file(y)
 
     def read_y(self, path: str | Path) -> Tensor:
-        """The y in a picture file: (C, h, w). The unknown pixels of inpainting are 0, whatever the file shows.
+        """The y in an image file: (C, h, w). The unknown pixels of inpainting are 0, whatever the file shows.
 
-        Raises InputError when the file is no picture, or one that cannot be a y of this task.
+        Raises InputError when the file is no image, or one that cannot be a y of this task.
         """
         pixels = read_pixels(path)
         y = from_uint8(pixels)
@@ -90,17 +90,17 @@ class RestorationTask:
         self.image_shape(tuple(y.shape))
         write_png(path, y)
 
-    def picture_of(self, y: Tensor) -> Tensor:
-        """y as an RGB picture (3, h, w) in [-1, 1], for encoders, for adapting to y, and for the eye.
+    def image_of(self, y: Tensor) -> Tensor:
+        """y as an RGB image (3, h, w) in [-1, 1], for encoders, for adapting to y, and for the eye.
 
-        Super-resolution: the small picture. Colorization: grey in the three channels. Inpainting: mid grey in the hole.
+        Super-resolution: the small image. Colorization: grey in the three channels. Inpainting: mid grey in the hole.
         """
         self.image_shape(tuple(y.shape))
         return y.expand(3, -1, -1).clone() if y.shape[0] == 1 else y.clone()
 
-    def query(self, encoder: TextEncoder, picture: Tensor) -> Tensor:
-        """(1, D): what neighbours are looked for with, the encoder's vector of y as a picture (3, h, w)."""
-        return encoder.image(picture[None])
+    def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
+        """(1, D): what neighbours are looked for with, the encoder's vector of y as an image (3, h, w)."""
+        return encoder.image(image[None])
 
     def _as_file(self, y: Tensor) -> Tensor:
         """y rounded to 8 bits and clipped; 0, which no 8-bit value gives, where A lets nothing through."""

@@ -46,7 +46,7 @@ class IdealDenoiser:
 
 
 class Row:
-    """A (k, SIDE) as an operator on pictures of one row."""
+    """A (k, SIDE) as an operator on images of one row."""
 
     image_shape, sigma_y = (1, 1, SIDE), 0.0
 

@@ -5,7 +5,7 @@
     adir run -m experiment=baselines_direct
     python benchmarks/quality/baselines.py runs/baselines --out results/embedded
 
-It reads the records alone, and writes baselines.md (table), baselines.png (curves) and baselines_pictures.png (the images of
+It reads the records alone, and writes baselines.md (table), baselines.png (curves) and baselines_images.png (the images of
 one field). Seconds are those of the sampler, per image, on the machine that ran the grid. Where that one was busy, the same
 grids with `data.only=[ONE] results=TIMINGS hydra/launcher=basic` on an idle one, and then `--timings TIMINGS`.
 """
@@ -29,7 +29,7 @@ from adir.errors import InputError
 from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.record import Record
-from adir.harness.tables.statistics import Estimate, mean_over_pictures
+from adir.harness.tables.statistics import Estimate, mean_over_images
 
 METRICS = {"psnr": "PSNR / dB, higher is better", "deep-lite0": "deep-lite0, lower is better"}
 COLUMNS = ("psnr", "ssim", "fsim", "deep-lite0", "residual")
@@ -73,15 +73,15 @@ class Cell:
 
     @property
     def seconds(self) -> float:
-        """Median seconds of sampling per picture; NaN where none was timed."""
+        """Median seconds of sampling per image; NaN where none was timed."""
         return statistics.median([record.seconds["sample"] for record in self.timed] or [math.nan])
 
     def estimate(self, metric: str) -> Estimate:
-        """Mean over pictures with its standard error; without a value where any lacks it."""
-        return mean_over_pictures([record.value(metric) for record in self.records])
+        """Mean over images with its standard error; without a value where any lacks it."""
+        return mean_over_images([record.value(metric) for record in self.records])
 
     def score(self, metric: str) -> float | None:
-        """Mean over pictures; None where any lacks it."""
+        """Mean over images; None where any lacks it."""
         return self.estimate(metric).value
 
     def text(self, metric: str) -> str:
@@ -99,7 +99,7 @@ class Cell:
 
 
 def read_cells(results: Path, timings: Path | None) -> list[Cell]:
-    """The finished cells of a results folder. InputError where it has none, or cells of unlike sets of pictures."""
+    """The finished cells of a results folder. InputError where it has none, or cells of unlike sets of images."""
     timed: dict[str, list[Record]] = defaultdict(list)
     for record in all_records(timings) if timings is not None else ():
         if not isinstance(record, DamagedFile):
@@ -113,9 +113,9 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
         by_cell[record.cell].append(record)
     if not by_cell:
         raise InputError(f"{results}: no records; run experiment=baselines first")
-    pictures = {cell: {record.image.id for record in records} for cell, records in by_cell.items()}
-    if len({frozenset(ids) for ids in pictures.values()}) > 1:
-        raise InputError(f"{results}: its cells have unlike sets of pictures; run the grids again to finish them")
+    images = {cell: {record.image.id for record in records} for cell, records in by_cell.items()}
+    if len({frozenset(ids) for ids in images.values()}) > 1:
+        raise InputError(f"{results}: its cells have unlike sets of images; run the grids again to finish them")
     cells = []
     for records in by_cell.values():
         axes = records[0].axes
@@ -125,7 +125,7 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
             if r.sampler is not None
         }
         if len(counts) != 1:
-            raise InputError(f"{results}: pictures of {axes} took unlike numbers of steps and evaluations: {counts}")
+            raise InputError(f"{results}: images of {axes} took unlike numbers of steps and evaluations: {counts}")
         own = records if timings is None else timed[records[0].cell]
         cells.append(Cell(axes.task, axes.sampler, axes.adaptation, *counts.pop(), records, own))
     rows = Counter((cell.task, cell.label, cell.n_steps) for cell in cells)
@@ -140,12 +140,12 @@ def table(cells: list[Cell]) -> str:
     first = cells[0].records[0]
     n = len(cells[0].records)
     commits = sorted({str(record.commit)[:10] for cell in cells for record in cell.records})
-    pictures = {len(cell.timed) for cell in cells}
-    seconds = "median per picture" if pictures == {n} else f"of {max(pictures)} picture(s), timed apart from the study"
+    images = {len(cell.timed) for cell in cells}
+    seconds = "median per image" if images == {n} else f"of {max(images)} image(s), timed apart from the study"
     lines = [
         "# ADIR's sampler beside the baselines, embedded prior",
         "",
-        f"{n} pictures, one seed; mean ± standard error over pictures. Made by `benchmarks/quality/baselines.py` from grids of "
+        f"{n} images, one seed; mean ± standard error over images. Made by `benchmarks/quality/baselines.py` from grids of "
         f"commit {', '.join(commits)}, torch {first.versions['torch']}, deepinv {first.versions['deepinv']}, "
         f"{first.threads} thread(s) a process. Settings: tuned by one rule (tuning.md), those of `adir` the paper's. "
         f"Seconds: {seconds}, sampling alone. Evaluations of the network without + with a backpropagation through it, "
@@ -216,14 +216,14 @@ def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) 
     for rows, task in zip(grid.reshape(len(tasks), 2 * width), tasks, strict=True):
         records = chosen[task]
         first = next(iter(records.values()))
-        truth = Layout(results).picture(str(first.image.sha256))
+        truth = Layout(results).image(str(first.image.sha256))
         shown: dict[str, tuple[Path, float | None]] = {f"{task}: y": (results / str(first.y_file), None)}
         if truth.is_file():
             shown["ground truth"] = (truth, None)
-        shown |= {label: (results / str(one.picture), one.value("psnr")) for label, one in records.items()}
+        shown |= {label: (results / str(one.restored), one.value("psnr")) for label, one in records.items()}
         for axes, (label, (file, psnr)) in zip(rows, shown.items(), strict=False):
-            with Image.open(file) as picture:
-                axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+            with Image.open(file) as opened:
+                axes.imshow(np.asarray(opened.convert("RGB")), interpolation="nearest")
             axes.set_title(label if psnr is None or math.isnan(psnr) else f"{label}\n{psnr:.1f} dB", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -234,13 +234,13 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, default=Path("results/embedded"))
     parser.add_argument("--timings", type=Path, help="results folder whose records give the seconds")
-    parser.add_argument("--image", help="id of the picture in the strip; default: the first by name")
+    parser.add_argument("--image", help="id of the image in the strip; default: the first by name")
     arguments = parser.parse_args()
     cells = read_cells(arguments.results, arguments.timings)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "baselines.md").write_text(table(cells))
     draw_curves(cells, arguments.out / "baselines.png")
-    draw_strip(arguments.results, cells, arguments.out / "baselines_pictures.png", arguments.image)
+    draw_strip(arguments.results, cells, arguments.out / "baselines_images.png", arguments.image)
     print(table(cells))
 
 

@@ -50,7 +50,7 @@ CHECKS = """
     tasks/test_operators.py::test_downsampling_is_deepinvs
     tasks/test_operators.py::test_the_default_centre_is_pillows
     tasks/test_operators.py::test_the_field_s_operators_are_those_of_scipy_and_numpy
-    tasks/test_operators.py::test_sr4_of_the_authors_picture_is_their_y_up_to_rounding
+    tasks/test_operators.py::test_sr4_of_the_authors_image_is_their_y_up_to_rounding
     tasks/test_operators.py::test_box4_explains_the_authors_deblurring_y_up_to_noise_of_10
     diffusion/test_goldens.py::test_schedule_tables_equal_the_reference_to_1e_12
     diffusion/test_goldens.py::test_diffusion_step_equals_the_reference
@@ -61,7 +61,7 @@ CHECKS = """
     scoring/test_metrics.py::test_psnr_is_scikit_images
     scoring/test_metrics.py::test_ssim_is_scikit_images
     scoring/test_metrics.py::test_musiq_is_pyiqas_network_on_the_file_in_the_hub_folder
-    scoring/test_metrics.py::test_lpips_is_pyiqas_network_and_zero_for_equal_pictures
+    scoring/test_metrics.py::test_lpips_is_pyiqas_network_and_zero_for_equal_images
     scoring/test_deep.py::test_the_cats_eye_has_the_distances_of_another_implementation
     scoring/test_deep.py::test_the_features_are_the_last_of_each_resolution_of_timms_network
     bridges/test_deepinv.py::test_the_bridge_gives_what_our_own_task_gives

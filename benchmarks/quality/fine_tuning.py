@@ -37,7 +37,7 @@ from adir.images import generator
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import copies
-from adir.retrieval.query import query_picture
+from adir.retrieval.query import query_image
 from adir.tasks.operators import SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -141,7 +141,7 @@ def chosen_images(
     """Return the K images to tune on: the nearest, random ones, or each kind by turns."""
     task, k = RestorationTask("sr4", 1, SuperResolution(4), 0.0, 100.0), settings["k"]
     y = task.degrade(x, generator(0, image_id, "y"))
-    query = task.query(encoder, query_picture(task, y, "as_is", encoder.input_size))
+    query = task.query(encoder, query_image(task, y, "as_is", encoder.input_size))
     ids, _ = Index.build(corpus, encoder, out).search(query, k, exclude=[hidden])
     left = [name for name in corpus.ids if name not in hidden]
     drawn = [left[row] for row in torch.randperm(len(left), generator=generator(0, image_id, "random"))[:k].tolist()]

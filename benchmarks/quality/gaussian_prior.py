@@ -25,12 +25,12 @@ from adir.diffusion.schedule import Schedule, linear_schedule
 from adir.files import write_bytes
 from adir.tasks.operators import BoxBlur, SuperResolution
 
-SIDE = 32  # pixels in a row of the study's pictures; rows are enough, as A is a product of its two directions
+SIDE = 32  # pixels in a row of the study's images; rows are enough, as A is a product of its two directions
 DRAWS = 200  # x and y that a bias is averaged over
 
 
 def exact_eps(m: Tensor, S: Tensor, schedule: Schedule | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[eps | x_t] for x ~ N(m, S), on pictures (B, ...) of d values and timesteps (B,), all the same in a batch."""
+    """E[eps | x_t] for x ~ N(m, S), on images (B, ...) of d values and timesteps (B,), all the same in a batch."""
     alpha_bars = (schedule or linear_schedule()).alpha_bar
 
     def eps(x_t: Tensor, t: Tensor) -> Tensor:
@@ -100,9 +100,9 @@ def posterior(m: Tensor, S: Tensor, A: Tensor, y: Tensor, sigma_y: float) -> tup
 
 
 def row_operator(degradation: BoxBlur | SuperResolution) -> Tensor:
-    """The operator of a task in one direction, (k, SIDE): A of pictures that are constant down their columns.
+    """The operator of a task in one direction, (k, SIDE): A of images that are constant down their columns.
 
-    The kernels are products of one-dimensional ones that sum to 1, so such pictures see only the one along the row.
+    The kernels are products of one-dimensional ones that sum to 1, so such images see only the one along the row.
     """
     operator = degradation((3, SIDE, SIDE))
     columns = torch.eye(SIDE, dtype=torch.float64)[:, None, None, :].expand(-1, 3, SIDE, -1)

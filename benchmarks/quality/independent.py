@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from adir.errors import InputError
 from adir.files import walk, write_bytes
-from adir.images import PICTURE_SUFFIXES, from_uint8, generator, read_image, to_uint8
+from adir.images import IMAGE_SUFFIXES, from_uint8, generator, read_image, to_uint8
 from adir.scoring.metrics import psnr
 from adir.tasks.operators import BoxBlur
 from adir.tasks.restoration import RestorationTask
@@ -89,7 +89,7 @@ def score(network: FFDNet, x: Tensor, name: str, sigma: int, as_task: bool) -> f
 
 def measure(folder: Path) -> list[tuple[int, int, float, float]]:
     """(sigma, number of images, mean PSNR of y as published, of y as a task has it) for each sigma."""
-    paths = list(walk(folder, PICTURE_SUFFIXES))
+    paths = list(walk(folder, IMAGE_SUFFIXES))
     if not paths:
         raise InputError(f"{folder}: no images; see the top of this script for where they are from")
     network = load_network(folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""How many copies of a test picture the leakage rule finds, by kind, and how many innocent neighbours it leaves out.
+"""How many copies of a test image the leakage rule finds, by kind, and how many innocent neighbours it leaves out.
 
     python benchmarks/quality/leakage.py --parquet FILE
 
@@ -37,7 +37,7 @@ from adir.retrieval.leakage import LEFT_OUT, copies
 REPOSITORY = Path(__file__).resolve().parents[2]
 K = 20
 TEXTURES = ("brick", "grass", "gravel", "hubble_deep_field", "coins", "retina")
-# Pictures that Caltech-101 holds twice, judged by eye; the Leopards are 100 pictures and their mirror images.
+# Images that Caltech-101 holds twice, judged by eye; the Leopards are 100 images and their mirror images.
 DOUBLES = {"kangaroo/image_0035.jpg": "kangaroo/image_0050.jpg", "lotus/image_0033.jpg": "lotus/image_0023.jpg"}
 Pixels = np.ndarray
 
@@ -71,7 +71,7 @@ def levels(values: np.ndarray) -> Pixels:
 
 
 def crop(pixels: Pixels, height: float, width: float, rng: np.random.Generator) -> Pixels:
-    """Part of a picture, as large as these shares of its sides, at a random place."""
+    """Part of an image, as large as these shares of its sides, at a random place."""
     h, w = round(pixels.shape[0] * height), round(pixels.shape[1] * width)
     y, x = rng.integers(pixels.shape[0] - h + 1), rng.integers(pixels.shape[1] - w + 1)
     return pixels[y : y + h, x : x + w]
@@ -112,14 +112,14 @@ KINDS: dict[str, Copy] = {
     "crop of 80 % of each side, JPEG": lambda p, rng: jpeg(crop(p, 0.8, 0.8, rng)),
     "crop of 80 % of each side, half the size": lambda p, rng: half(crop(p, 0.8, 0.8, rng)),
 }
-REVERSED = "test picture a crop, 80 % of each side, of the corpus picture"
+REVERSED = "test image a crop, 80 % of each side, of the corpus image"
 HEAD = """# Leakage: copies found and innocent neighbours lost
 
-A corpus picture that is a copy of a test picture is left out of its neighbours by the rule in `adir/retrieval/leakage.py`.
-Test pictures: the 12 embedded test fields, each copied {draws} times (crops at other places), each copy alone in the embedded
-corpus ({fields_size} pictures); and {n} pictures of `{parquet}` ({n_test} of the split `test`,
-the rest of the split `corpus`, drawn with seed {seed}), copied once, all copies of a picture at once in the split `corpus`
-({caltech_size} pictures), which can only lower what is found. All pictures are of 128x128 pixels.
+A corpus image that is a copy of a test image is left out of its neighbours by the rule in `adir/retrieval/leakage.py`.
+Test images: the 12 embedded test fields, each copied {draws} times (crops at other places), each copy alone in the embedded
+corpus ({fields_size} images); and {n} images of `{parquet}` ({n_test} of the split `test`,
+the rest of the split `corpus`, drawn with seed {seed}), copied once, all copies of an image at once in the split `corpus`
+({caltech_size} images), which can only lower what is found. All images are of 128x128 pixels.
 
 {date}, commit {commit}, rule {rule}:
 
@@ -165,14 +165,14 @@ class Notes:
 
 
 def recall(
-    pictures: dict[str, Tensor], corpus: Corpus, draws: int, seed: int, notes: Notes, together: bool
+    images: dict[str, Tensor], corpus: Corpus, draws: int, seed: int, notes: Notes, together: bool
 ) -> dict[str, float]:
     """Return the share of copies found, by kind.
 
-    together: whether all copies of a picture are in the corpus at once, which is faster.
+    together: whether all copies of an image are in the corpus at once, which is faster.
     """
     found: dict[str, list[bool]] = {}
-    for name, x in pictures.items():
+    for name, x in images.items():
         for draw in range(draws):
             known = notes.get(
                 f"{name} {draw}", functools.partial(copies_found, name, x, corpus, [seed, draw], together)
@@ -183,7 +183,7 @@ def recall(
 
 
 def copies_found(name: str, x: Tensor, corpus: Corpus, seeds: list[int], together: bool) -> list[str]:
-    """Return the kinds of copies of one picture that are found."""
+    """Return the kinds of copies of one image that are found."""
     rng = np.random.default_rng([*seeds, int(sha256_of_bytes(name.encode())[:8], 16)])
     made = {kind: from_uint8(np.ascontiguousarray(copy(to_uint8(x), rng))) for kind, copy in KINDS.items()}
     sets = [made] if together else [{kind: copy} for kind, copy in made.items()]
@@ -194,7 +194,7 @@ def copies_found(name: str, x: Tensor, corpus: Corpus, seeds: list[int], togethe
 
 
 class Lost:
-    """Counts of innocent neighbours: the K nearest to the clean test picture by the imagenet encoder, known copies aside."""
+    """Counts of innocent neighbours: the K nearest to the clean test image by the imagenet encoder, known copies aside."""
 
     def __init__(self) -> None:
         self.chosen, self.lost, self.seconds, self.pairs = 0, 0, 0.0, list[str]()
@@ -218,7 +218,7 @@ class Lost:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
-    parser.add_argument("--n", type=int, default=200, help="pictures: first its split `test`, then `corpus`")
+    parser.add_argument("--n", type=int, default=200, help="images: first its split `test`, then `corpus`")
     parser.add_argument("--draws", type=int, default=3, help="copies of each test field and kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notes", type=Path, default=Path("leakage-notes.jsonl"))
@@ -246,7 +246,7 @@ def main() -> None:
     for name, x in photographs.items():
         category = name.split("/")[0]
         known = {other for other in caltech.ids if category == "Leopards" and other.startswith("Leopards/")}
-        twin = leopard_twin(name) if known else DOUBLES.get(name)
+        twin = mirrored_leopard(name) if known else DOUBLES.get(name)
         lost["Caltech-101"].add(x, name, caltech, index, {name, twin} - {None})
 
     seconds = lost["Caltech-101"].seconds / len(photographs)
@@ -265,23 +265,21 @@ def main() -> None:
     text += f"""
 ## Innocent neighbours left out
 
-Neighbours: the {K} nearest to the clean test picture by the imagenet encoder. No innocents: in Caltech-101 the mirror image of
-a Leopard, and the pictures that it holds twice ({doubles}); for a
-texture, each of whose corpus fields was taken as a test picture, the fields that share its ground.
+Neighbours: the {K} nearest to the clean test image by the imagenet encoder. No innocents: in Caltech-101 the mirror image of
+a Leopard, and the images that it holds twice ({doubles}); for a
+texture, each of whose corpus fields was taken as a test image, the fields that share its ground.
 
-| test pictures | neighbours | left out |
+| test images | neighbours | left out |
 |---|---|---|
 """
     text += "\n".join(some.row(what) for what, some in lost.items())
-    text += (
-        f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time a test picture with {len(caltech)} pictures.\n"
-    )
+    text += f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time a test image with {len(caltech)} images.\n"
     write_bytes(args.out, text.encode())
     print(text)
 
 
-def leopard_twin(name: str) -> str:
-    """Return the picture of which a Leopard of Caltech-101 is the mirror image: numbers 100 apart."""
+def mirrored_leopard(name: str) -> str:
+    """Return the image of which a Leopard of Caltech-101 is the mirror image: numbers 100 apart."""
     number = int(name.removesuffix(".jpg")[-4:])
     return f"Leopards/image_{number + 100 if number <= 100 else number - 100:04d}.jpg"
 

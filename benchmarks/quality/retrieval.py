@@ -1,4 +1,4 @@
-"""How well neighbours are found for degraded pictures: precision@K of category on the held-out splits of a parquet file.
+"""How well neighbours are found for degraded images: precision@K of category on the held-out splits of a parquet file.
 
     python benchmarks/quality/retrieval.py --parquet FILE
 
@@ -28,19 +28,19 @@ from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import copies
-from adir.retrieval.query import FEEDINGS, query_picture
+from adir.retrieval.query import QUERIES, query_image
 from adir.tasks.restoration import RestorationTask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = ("sr4", "sr8", "deblur", "deblur_box4", "deblur_gauss", "colorization", "inpaint_box")
 HEAD = """# Retrieval: precision@{k}
 
-Share of the {k} nearest corpus pictures that are of the query's category; mean over {n} queries and its standard error.
-Queries: the split `test` of `{parquet}`, degraded (clean: not), shown to the encoder `{how}` (`feeding.md`). Corpus: the split
-`corpus`, {size} pictures, {categories} categories, which the prior never saw, but ImageNet has some of. `copies left out`:
-near-duplicates of the clean query are not found ({copies} pictures, for {affected} queries; most are mirrored Leopards,
+Share of the {k} nearest corpus images that are of the query's category; mean over {n} queries and its standard error.
+Queries: the split `test` of `{parquet}`, degraded (clean: not), shown to the encoder `{how}` (`query_preparation.md`). Corpus: the split
+`corpus`, {size} images, {categories} categories, which the prior never saw, but ImageNet has some of. `copies left out`:
+near-duplicates of the clean query are not found ({copies} images, for {affected} queries; most are mirrored Leopards,
 which Caltech-101 holds); `copies kept`: they may be.
-`pixel`: distance between the pictures at 32x32. `clip-{architecture}-random`: the network at its first random weights (seed
+`pixel`: distance between the images at 32x32. `clip-{architecture}-random`: the network at its first random weights (seed
 {random_seed}), the floor that a trained one has to beat. Chance: the share of the query's category in the corpus.
 
 {date}, seed {seed}, imagenet encoder {weights}:
@@ -68,7 +68,7 @@ class Study:
 
     def shown(self, task: str, ys: list[Tensor], how: str, input_size: int) -> list[Tensor]:
         """What an encoder sees of them."""
-        return [query_picture(task_named(task), y, how, input_size) for y in ys]
+        return [query_image(task_named(task), y, how, input_size) for y in ys]
 
     def precisions(self, found: list[list[str]]) -> np.ndarray:
         """(Q,) share of each query's neighbours that have its category."""
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="files of conf/task")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--feeding", choices=list(FEEDINGS), default="as_is", help="how y is shown")
+    parser.add_argument("--query", choices=list(QUERIES), default="as_is", help="how y is shown")
     parser.add_argument("--random-seed", type=int, default=0, help="of the random CLIP")
     parser.add_argument("--no-floor", action="store_true", help="without the random CLIP, which takes four minutes")
     add_clip_options(parser)
@@ -140,8 +140,8 @@ def main() -> None:
         index = Index.build(study.corpus, encoder)
         for name, rows in lines.items():
             size = encoder.input_size
-            pictures = study.clean if name == "clean" else study.shown(name, ys[name], args.feeding, size)
-            vectors = torch.cat([encoder.image(picture[None]) for picture in pictures])
+            images = study.clean if name == "clean" else study.shown(name, ys[name], args.query, size)
+            vectors = torch.cat([encoder.image(image[None]) for image in images])
             without, kept = (index.search(vectors, args.k, exclude)[0] for exclude in (study.copies, None))
             cells = [mean_and_error(study.precisions(found)) for found in (without, kept)]
             rows.append(f"| {name} | {encoder.name} | {cells[0]} | {cells[1]} |")
@@ -149,7 +149,7 @@ def main() -> None:
     chance = f"| any | chance | {study.chance():.3f} | {study.chance():.3f} |"
 
     head = HEAD.format(
-        k=args.k, n=len(study.test), parquet=Path(args.parquet).name, size=len(study.corpus), how=args.feeding,
+        k=args.k, n=len(study.test), parquet=Path(args.parquet).name, size=len(study.corpus), how=args.query,
         categories=len(set(study.corpus.categories.values())), copies=sum(map(len, study.copies)),
         affected=sum(map(bool, study.copies)), architecture=args.architecture, random_seed=args.random_seed,
         date=datetime.date.today().isoformat(), seed=args.seed, weights=imagenet.weights_sha256[:12],

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/quality/tiling.py --out results/embedded
 
 Half an hour on one core. Beside them: tiles restored each on their own, with noise of their own, and blended at the
-end, which is what tiling the picture instead of the network would give; and another seed, the distance between two
+end, which is what tiling the image instead of the network would give; and another seed, the distance between two
 restorations that are equally good.
 """
 
@@ -38,8 +38,8 @@ TASKS = ("sr4", "deblur")
 TILES = (64, 96)
 HEAD = """# Tiles
 
-The embedded prior on windows of {side}x{side} pixels of {pictures} ({n_steps} steps), whole (with its mirrored border
-{padded}x{padded}) and with tiles of 64 or 96 pixels that overlap by a quarter or more. Means over the pictures.
+The embedded prior on windows of {side}x{side} pixels of {images} ({n_steps} steps), whole (with its mirrored border
+{padded}x{padded}) and with tiles of 64 or 96 pixels that overlap by a quarter or more. Means over the images.
 
 `to whole`: PSNR between a restoration and the one without tiles, both in [0, 1], dB; higher: more alike. `seam`: mean absolute
 difference of neighbouring pixels across the edges of tiles, divided by that of all other neighbours, over the same quotient
@@ -52,7 +52,7 @@ TAIL = """
 `tiled network`: `adir restore`, predictions of overlapping tiles blended at each step. `separate tiles`: each tile restored on
 its own, with its own noise, and blended at the end with the same ramps. `another seed`: whole, other noise: so far apart are
 two restorations of the same y that are equally good.
-Guidance scales are those of conf/task. Picture, the first task and window, tiles of 96: ground truth, whole, tiled network,
+Guidance scales are those of conf/task. Image, the first task and window, tiles of 96: ground truth, whole, tiled network,
 separate tiles; below, four times larger, the difference of each to the whole (grey: none).
 
 ![tiles](tiling.png)
@@ -91,7 +91,7 @@ def seam(x: Tensor, edges: tuple[set[int], set[int]]) -> float:
 
 
 def edges_of(backbone: GuidedDiffusion, tile: int, margin: int) -> tuple[set[int], set[int]]:
-    """Rows and columns of the picture at which a tile of the padded picture begins or ends."""
+    """Rows and columns of the image at which a tile of the padded image begins or ends."""
     padded = SIDE + 2 * margin
     places = TiledBackbone(backbone, tile).tiles(padded, padded)
     return tuple(  # type: ignore[return-value]
@@ -101,13 +101,13 @@ def edges_of(backbone: GuidedDiffusion, tile: int, margin: int) -> tuple[set[int
 
 
 def decibels(a: Tensor, b: Tensor) -> float:
-    """PSNR of two pictures in [-1, 1], as they are saved."""
+    """PSNR of two images in [-1, 1], as they are saved."""
     one, other = (from_uint8(to_uint8(x))[None] / 2 + 0.5 for x in (a, b))
     return float(psnr(one, other))
 
 
 def study(n_steps: int, names: Iterable[str], tasks: Iterable[str]) -> tuple[list[str], Tensor | None]:
-    """Rows of the table, and the comparison picture of the first task and window."""
+    """Rows of the table, and the comparison image of the first task and window."""
     backbone, rows, sheet = GuidedDiffusion(), [], None
     for task_name in tasks:
         task: RestorationTask = instantiate(OmegaConf.load(config_dir() / "task" / f"{task_name}.yaml"))
@@ -120,17 +120,17 @@ def study(n_steps: int, names: Iterable[str], tasks: Iterable[str]) -> tuple[lis
             y = task.degrade(x, generator(0, name, "noise"))
             whole = restore_any_size(sampler, backbone, task, y, 0, name, 512).x_hat
             other = restore_any_size(sampler, backbone, task, y, 1, name, 512).x_hat
-            pictures = {("whole", 1): whole, ("whole, another seed", 1): other}
+            images = {("whole", 1): whole, ("whole, another seed", 1): other}
             for tile in TILES:
                 tiled = restore_any_size(sampler, backbone, task, y, 0, name, tile)
-                pictures["tiled network", tile] = tiled.x_hat
-                pictures["separate tiles", tile] = separate_tiles(sampler, backbone, task, y, 0, name, tile)
-            for (how, tile), picture in pictures.items():
+                images["tiled network", tile] = tiled.x_hat
+                images["separate tiles", tile] = separate_tiles(sampler, backbone, task, y, 0, name, tile)
+            for (how, tile), image in images.items():
                 edges = edges_of(backbone, tile if tile > 1 else TILES[-1], 0 if how.startswith("separate") else MARGIN)
-                excess = seam(picture, edges) / seam(whole, edges)
-                found.setdefault((how, tile), []).append((decibels(picture, whole), excess, decibels(picture, x)))
+                excess = seam(image, edges) / seam(whole, edges)
+                found.setdefault((how, tile), []).append((decibels(image, whole), excess, decibels(image, x)))
             if sheet is None:
-                columns = [x, whole, pictures["tiled network", TILES[-1]], pictures["separate tiles", TILES[-1]]]
+                columns = [x, whole, images["tiled network", TILES[-1]], images["separate tiles", TILES[-1]]]
                 sheet = torch.cat([torch.cat(columns, 2), torch.cat([4 * (c - whole) for c in columns], 2)], 1)
             print(task_name, name, {key: [f"{v:.2f}" for v in values[-1]] for key, values in found.items()}, flush=True)
         for (how, tile), values in found.items():
@@ -144,19 +144,19 @@ def study(n_steps: int, names: Iterable[str], tasks: Iterable[str]) -> tuple[lis
 
 
 def main() -> None:
-    """Measure, print, and write the report and its picture when asked."""
+    """Measure, print, and write the report and its image when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-steps", type=int, default=50)
-    parser.add_argument("--pictures", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
+    parser.add_argument("--images", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--out", type=Path, help="folder for tiling.md and tiling.png")
     arguments = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(threads)
-    rows, sheet = study(arguments.n_steps, arguments.pictures, arguments.tasks)
+    rows, sheet = study(arguments.n_steps, arguments.images, arguments.tasks)
     words = ["python", "benchmarks/quality/tiling.py", *sys.argv[1:]]
     head = HEAD.format(
-        side=SIDE, pictures=", ".join(arguments.pictures), n_steps=arguments.n_steps, padded=SIDE + 2 * MARGIN
+        side=SIDE, images=", ".join(arguments.images), n_steps=arguments.n_steps, padded=SIDE + 2 * MARGIN
     )
     tail = TAIL.format(date=datetime.date.today().isoformat(), cores=threads, command=shlex.join(words))
     text = head + "\n".join(rows) + "\n" + tail

@@ -1,4 +1,4 @@
-"""Speed and memory of the paper's backbones with made weights: a sampling step, an adaptation iteration, a whole picture.
+"""Speed and memory of the paper's backbones with made weights: a sampling step, an adaptation iteration, a whole image.
 
 Beside each time stands what a bare call of the network takes, and the floor that its operations set at the rate of a large
 matrix product on the same device. Every figure is written when it is there, so a run that is killed goes on where it was.
@@ -39,7 +39,7 @@ from adir.tasks.operators import SuperResolution
 
 WHAT = ("step", "adapt", "switch", "total")
 SIDES = {"real": {"gd256": 256, "gd512": 512, "sd_x4": 256}, "small": {"gd256": 64, "gd512": 64, "sd_x4": 32}}
-"""Of what goes into the network when sampling: pixels, or latent places (256 are a picture of 1024)."""
+"""Of what goes into the network when sampling: pixels, or latent places (256 are an image of 1024)."""
 CROPS = {"real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)}, "small": dict.fromkeys(NETWORKS, (64,))}
 """Of adaptation, likewise."""
 PAPER, FAST = (400, 1000), (100, 100)
@@ -159,11 +159,11 @@ def adapt_row(network: str, size: str, weights: Path, batch: int, crop: int, exe
     device = execution.device
     if (network, size) in PIXEL:
         backbone: Any = pixel_backbone(network, size, weights, execution)
-        pictures = [torch.rand(3, crop, crop) * 2 - 1 for _ in range(2)]
+        images = [torch.rand(3, crop, crop) * 2 - 1 for _ in range(2)]
 
         def run(n_iterations: int) -> None:
             tuning = FineTuning(n_iterations, batch, 1e-4, crop)
-            tuning.fit(backbone, Lora(), pictures, torch.Generator().manual_seed(0))
+            tuning.fit(backbone, Lora(), images, torch.Generator().manual_seed(0))
     else:
         backbone = LatentParts(size, execution)
 
@@ -207,7 +207,7 @@ def latent_iterations(backbone: LatentParts, batch: int, side: int, n_iterations
         attached.remove()
 
 
-# --- switching, whole pictures
+# --- switching, whole images
 
 
 def switch_row(network: str, size: str, weights: Path, execution: Execution, rounds: int) -> Row:
@@ -239,21 +239,21 @@ def switch_row(network: str, size: str, weights: Path, execution: Execution, rou
 
 
 def total_row(network: str, size: str, weights: Path, execution: Execution, crop: int, rounds: int) -> Row:
-    """Seconds of adaptation (batch 6) and sampling of one picture with its adapter, after a warm-up that compiles both: FAST's
+    """Seconds of adaptation (batch 6) and sampling of one image with its adapter, after a warm-up that compiles both: FAST's
     measured, and PAPER's along the line through a fifth of FAST and FAST, with its standard error over rounds."""
     device, side = execution.device, SIDES[size][network]
     backbone = pixel_backbone(network, size, weights, execution)
     operator = SuperResolution(4)((3, side, side))
     y = operator.A(torch.rand(1, 3, side, side) * 2 - 1).to(device)
-    pictures = [torch.rand(3, side, side) * 2 - 1 for _ in range(4)]
+    images = [torch.rand(3, side, side) * 2 - 1 for _ in range(4)]
     share = 20 if size == "small" else 1
     (iterations, steps), (paper_iterations, paper_steps) = ((a // share, b // share) for a, b in (FAST, PAPER))
 
-    def one_picture(n_iterations: int, n_steps: int) -> tuple[float, float]:
+    def one_image(n_iterations: int, n_steps: int) -> tuple[float, float]:
         tuning = FineTuning(n_iterations, 6, 1e-4, crop)
 
         def adapt() -> None:
-            made.append(tuning.fit(backbone, Lora(), pictures, torch.Generator().manual_seed(0)))
+            made.append(tuning.fit(backbone, Lora(), images, torch.Generator().manual_seed(0)))
 
         made: list[Any] = []
         adapting = seconds_of(adapt, device)
@@ -265,11 +265,11 @@ def total_row(network: str, size: str, weights: Path, execution: Execution, crop
 
         return adapting, seconds_of(sample, device)
 
-    warm_up = seconds_of(lambda: one_picture(2, 2), device)
+    warm_up = seconds_of(lambda: one_image(2, 2), device)
     forget_peak_memory(torch.device(device))
     fast, paper = [], []
     for _ in range(rounds):
-        few, many = one_picture(max(1, iterations // 5), max(1, steps // 5)), one_picture(iterations, steps)
+        few, many = one_image(max(1, iterations // 5), max(1, steps // 5)), one_image(iterations, steps)
         fast.append(many)
         lines = zip(few, many, (iterations, steps), (paper_iterations, paper_steps), strict=True)
         paper.append(sum(b + (b - a) / (n - max(1, n // 5)) * (wanted - n) for a, b, n, wanted in lines))

@@ -1,6 +1,6 @@
 """The cost model of `adir plan` against what is then measured: seconds by stage and memory, on cells of the embedded prior.
 
-Each cell is estimated in a process of its own, then run in another, as a user would; the run does one picture first that
+Each cell is estimated in a process of its own, then run in another, as a user would; the run does one image first that
 is not counted, as the first one pays for loading. Busy processors spoil both: run it on a quiet machine.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/cost_model.py [--out results/speed/cost_model.md]
@@ -48,7 +48,7 @@ def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
 
         with tempfile.TemporaryDirectory() as folder:
             cost = estimate(cell, Path(folder))
-        return {"seconds": cost.seconds_per_picture, "memory_mb": cost.memory_mb}
+        return {"seconds": cost.seconds_per_image, "memory_mb": cost.memory_mb}
     from adir.harness.running.worker import Options, run_cell
 
     run_cell(cell, Options(existing="skip"), tell=lambda line: print(line, file=sys.stderr))
@@ -103,8 +103,8 @@ def main() -> None:
         worst = max(worst, error)
     text = f"""# The cost model against what is measured
 
-Embedded prior, the three demo pictures (128x128), {os.environ["OMP_NUM_THREADS"]} thread: estimated / measured. Seconds are a
-picture's, the mean of all but the first; memory is the process's peak, in MB. The largest error is {worst:.0%}, wanted is at most {WANTED:.0%}.
+Embedded prior, the three demo images (128x128), {os.environ["OMP_NUM_THREADS"]} thread: estimated / measured. Seconds are an
+image's, the mean of all but the first; memory is the process's peak, in MB. The largest error is {worst:.0%}, wanted is at most {WANTED:.0%}.
 
 | cell | retrieve, s | adapt, s | sample, s | score, s | together, s | error | memory, MB | error |
 |---|---|---|---|---|---|---|---|---|

@@ -57,7 +57,7 @@ TITLES = {
     "step": "One sampling step, and a bare call of the network",
     "adapt": "One adaptation iteration, LoRA of rank 16 on every convolution",
     "switch": "Putting a trained adapter in place and taking it away",
-    "total": "A whole picture: adaptation with batch 6, then sampling; after a warm-up, which compiles",
+    "total": "A whole image: adaptation with batch 6, then sampling; after a warm-up, which compiles",
 }
 HIDDEN = ("what", "command", "torch", "diffusers", "date", "took_s")
 

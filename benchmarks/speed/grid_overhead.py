@@ -2,7 +2,7 @@
 
     python benchmarks/speed/grid_overhead.py
 
-2 tasks x 4 modes x 3 K x 3 seeds on the demo's pictures: 72 combinations, 48 cells, 144 pictures. A distinct stage is a y, a
+2 tasks x 4 modes x 3 K x 3 seeds on the demo's images: 72 combinations, 48 cells, 144 images. A distinct stage is a y, a
 search for neighbours, a training of an adapter, a sampling or a scoring that no other cell could have shared. Prints a table
 and writes it to results/speed/grid_overhead.md. About 10 minutes on one core.
 """

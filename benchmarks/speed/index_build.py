@@ -1,11 +1,11 @@
 """Building an index: whether the encoder's own throughput is the limit, and whether memory grows with the corpus.
 
-Made JPEG pictures (512x384, smooth fields with noise, quality 90), and the code of `adir index build` in a fresh process for
-each size of the corpus. Before each build, in that process and on the same pictures: the encoder alone on prepared pictures,
+Made JPEG images (512x384, smooth fields with noise, quality 90), and the code of `adir index build` in a fresh process for
+each size of the corpus. Before each build, in that process and on the same images: the encoder alone on prepared images,
 and one thread alone that loads them (reading, hashing, decoding, fingerprints, preparation).
 
 "reached" is the throughput of the build, from the first listing to the manifest, over that of the encoder alone. Where loading
-a picture takes l seconds of a processor and encoding it e, c processors do at most c / (l + e) pictures a second, and n loader
+an image takes l seconds of a processor and encoding it e, c processors do at most c / (l + e) images a second, and n loader
 threads n / l; the encoder alone does 1 / e. So no build reaches more than min(1, c e / (l + e), n e / l): "possible".
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --sizes 2000 8000 --out results/speed/index_build.md
@@ -46,11 +46,11 @@ from adir.retrieval.index.builder import (
 
 SIZE = (512, 384)
 ALONE = 64
-"""Pictures on which the encoder and loading are measured alone."""
+"""Images on which the encoder and loading are measured alone."""
 
 
-def make_pictures(folder: Path, first: int, last: int) -> None:
-    """JPEG files first.jpg ... of made pictures."""
+def make_images(folder: Path, first: int, last: int) -> None:
+    """JPEG files first.jpg ... of made images."""
     folder.mkdir(exist_ok=True)
     for number in range(first, last):
         draw = np.random.default_rng(number)
@@ -62,7 +62,7 @@ def make_pictures(folder: Path, first: int, last: int) -> None:
 
 
 def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
-    """Seconds of processor time a picture of one thread that loads, and seconds a picture of the encoder, each with nothing
+    """Seconds of processor time an image of one thread that loads, and seconds an image of the encoder, each with nothing
     beside it in this process."""
     keys = [key for key, _ in source.listing()][:ALONE]
     for _ in range(2):  # the first warms up
@@ -76,10 +76,10 @@ def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
     return loading, (time.perf_counter() - started) / len(inputs)
 
 
-def build(pictures: Path, folder: Path, encoder: Encoder, shard_size: int, loaders: int) -> None:
-    """Build the index and print what it took: pictures, seconds, of them encoding and waiting, peak MB, MB at the start,
+def build(images: Path, folder: Path, encoder: Encoder, shard_size: int, loaders: int) -> None:
+    """Build the index and print what it took: images, seconds, of them encoding and waiting, peak MB, MB at the start,
     and what `alone` gives."""
-    source = FolderSource(pictures)
+    source = FolderSource(images)
     loading, encoding = alone(source, encoder)
     before = resident("VmRSS")
     started = time.perf_counter()
@@ -89,7 +89,7 @@ def build(pictures: Path, folder: Path, encoder: Encoder, shard_size: int, loade
     finish(folder)
     seconds = time.perf_counter() - started
     spent = sum(d.encoding for d in done), sum(d.waiting for d in done)
-    print(sum(d.pictures for d in done), seconds, *spent, resident("VmHWM"), before, loading, encoding)
+    print(sum(d.images for d in done), seconds, *spent, resident("VmHWM"), before, loading, encoding)
 
 
 def resident(name: str) -> float:
@@ -126,28 +126,28 @@ def main() -> None:
     which = ["--random-clip", args.random_clip] if args.random_clip else ["--encoder", *args.encoder]
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
-        pictures, made = Path(temporary) / "pictures", 0
+        images, made = Path(temporary) / "images", 0
         for size in sorted(args.sizes):
-            make_pictures(pictures, made, size)
+            make_images(images, made, size)
             made = size
             words = [*which, "--shard-size", str(args.shard_size), "--loaders", str(args.loaders)]
-            child = [sys.executable, __file__, *words, "--child", str(pictures), f"{temporary}/index-{size}"]
+            child = [sys.executable, __file__, *words, "--child", str(images), f"{temporary}/index-{size}"]
             out = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows.append(row_of(list(map(float, out.split())), processors, args.loaders))
     lines = [
         "# Building an index",
         "",
-        f"{SIZE[0]}x{SIZE[1]} JPEG pictures, {' '.join(which[1:])}, {args.loaders} loader threads, "
+        f"{SIZE[0]}x{SIZE[1]} JPEG images, {' '.join(which[1:])}, {args.loaders} loader threads, "
         f"{torch.get_num_threads()} thread for the encoder, {processors} processors, shards of {args.shard_size}.",
         "",
-        "| pictures | load one, ms | encode one, ms | encoder alone, /s | build, /s | reached | possible | encoding, s | "
+        "| images | load one, ms | encode one, ms | encoder alone, /s | build, /s | reached | possible | encoding, s | "
         "waiting, s | rest, s | peak MB | above the start, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        "Reached: the build's pictures/s over those of the encoder alone. Possible: by the seconds that loading and encoding",
+        "Reached: the build's images/s over those of the encoder alone. Possible: by the seconds that loading and encoding",
         "take on these processors. Rest: listing, writing shards, the manifest. The last column must not grow with the number",
-        "of pictures.",
+        "of images.",
         "",
         f"{datetime.date.today()}; {platform.processor() or platform.machine()}, load average at the start "
         f"{load_average:.1f}; torch {torch.__version__}. Command: `OMP_NUM_THREADS={torch.get_num_threads()} python "

@@ -1,7 +1,7 @@
 """Seconds of `adir leaderboard` over many records, from the command to the table, Python's start and imports included.
 
 The records are made up, of the size that real ones have (6 kB: identity, configuration, 20 neighbours), in a temporary
-folder: 50 pictures, 2 seeds, 4 tasks, and as many modes as the number of records asks for; half of the time is reading them.
+folder: 50 images, 2 seeds, 4 tasks, and as many modes as the number of records asks for; half of the time is reading them.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py [--repeats 5] [--out results/speed/leaderboard.md]
 """
@@ -27,7 +27,7 @@ from adir.harness.running.provenance import commit
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from made_records import made_record, put, sha256_of
 
-PICTURES, SEEDS, TASKS = 50, 2, 4
+IMAGES, SEEDS, TASKS = 50, 2, 4
 METRICS = ("psnr", "ssim", "lpips-alex", "piqe", "residual")
 WANTED = 3.0
 """Processor seconds, for 10,000 records."""
@@ -35,7 +35,7 @@ WANTED = 3.0
 
 def write_records(folder: Path, n_records: int) -> int:
     """Write about n_records records below `folder`; their number."""
-    n_modes = max(2, round(n_records / (PICTURES * SEEDS * TASKS)))
+    n_modes = max(2, round(n_records / (IMAGES * SEEDS * TASKS)))
     return len(put(folder, records(n_modes)))
 
 
@@ -43,12 +43,11 @@ def records(n_modes: int) -> Iterator[Record]:
     """Yield the records. Mode 0 is `none`, the others neighbours with K = mode."""
     draw = random.Random(0)
     neighbours = tuple(
-        Neighbour(id=f"corpus-picture-s1-y{i:03}-x000", distance=1 + i / 100, picture=sha256_of(str(i)))
-        for i in range(20)
+        Neighbour(id=f"corpus-image-s1-y{i:03}-x000", distance=1 + i / 100, image=sha256_of(str(i))) for i in range(20)
     )
-    for task, mode, seed, picture in itertools.product(range(TASKS), range(n_modes), range(SEEDS), range(PICTURES)):
+    for task, mode, seed, image in itertools.product(range(TASKS), range(n_modes), range(SEEDS), range(IMAGES)):
         record = made_record(
-            f"picture-{picture:03}",
+            f"image-{image:03}",
             task=f"task{task}",
             mode="knn" if mode else "none",
             k=mode or None,

@@ -140,7 +140,7 @@ class LatentParts:
         return StableDiffusion.output(self, z_t, t, condition)  # type: ignore[arg-type]
 
     def condition(self, batch: int, side: int) -> Condition:
-        """Noise in place of the small picture and the text."""
+        """Noise in place of the small image and the text."""
         text = torch.randn(batch, 77, self.network.config.cross_attention_dim, device=self.device)
         channels = torch.randn(batch, 3, side, side, device=self.device)
         return Condition(channels, text, torch.full((batch,), 20, device=self.device))

@@ -1,10 +1,10 @@
 """How far sampling in bfloat16 or float16 strays from float32, over ADIR's whole sampler on the embedded prior.
 
-The same y, the same noise: what differs is the precision of the network alone. In PSNR between the two restored pictures
+The same y, the same noise: what differs is the precision of the network alone. In PSNR between the two restored images
 (8 bits not applied), and between each and the ground truth. float16 is autocast too; on a CPU it is slow, so it is off
 unless asked for.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/speed/precision.py [--pictures 4] [--steps 50] [--side 128] [--out FILE]
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/precision.py [--images 4] [--steps 50] [--side 128] [--out FILE]
 """
 
 import argparse
@@ -34,28 +34,26 @@ ENOUGH = 40.0  # dB
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Between pictures in [-1, 1], clipped there."""
+    """Between images in [-1, 1], clipped there."""
     return float(-10 * ((a.clamp(-1, 1) - b.clamp(-1, 1)).double() / 2).square().mean().log10())
 
 
 def restored(
     task: RestorationTask, x: Tensor, name: str, backbone: GuidedDiffusion, steps: int
 ) -> tuple[Tensor, float]:
-    """(the restored picture on the CPU, seconds)."""
+    """(the restored image on the CPU, seconds)."""
     y = task.degrade(x, generator(0, name, "y"))
     sampler = ADIR(n_steps=steps, guidance_scale=task.guidance_scale, variance="small")
     noise = [generator(0, name, "sampler")]
     started = time.perf_counter()
-    picture = (
-        sampler.restore(backbone, task.operator(tuple(x.shape)), y[None].to(backbone.device), noise).x_hat[0].cpu()
-    )
-    return picture, time.perf_counter() - started
+    image = sampler.restore(backbone, task.operator(tuple(x.shape)), y[None].to(backbone.device), noise).x_hat[0].cpu()
+    return image, time.perf_counter() - started
 
 
 def main() -> None:
     """Measure, print, and write the table when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--side", type=int, default=128, help="centre crop; a multiple of 8")
     parser.add_argument("--dtypes", default="bfloat16", help="of bfloat16,float16")
@@ -70,9 +68,9 @@ def main() -> None:
         if dtype in ("float32", *dtypes)
     }
     rows, lowest = [], float("inf")
-    for name, picture in test_fields()[: arguments.pictures]:
-        corner = (picture.shape[-1] - arguments.side) // 2
-        x = picture[:, corner : corner + arguments.side, corner : corner + arguments.side]
+    for name, image in test_fields()[: arguments.images]:
+        corner = (image.shape[-1] - arguments.side) // 2
+        x = image[:, corner : corner + arguments.side, corner : corner + arguments.side]
         for task in TASKS:
             reference, seconds = restored(task, x, name, backbones["float32"], arguments.steps)
             for dtype in dtypes:
@@ -84,14 +82,14 @@ def main() -> None:
                     f"| {name} | {task.name} | {dtype} | {between:.1f} | {truth} | {seconds:.1f} | {took:.1f} |"
                 )
                 print(rows[-1], flush=True)
-    command = f"python benchmarks/speed/precision.py --pictures {arguments.pictures} --steps {arguments.steps}"
+    command = f"python benchmarks/speed/precision.py --images {arguments.images} --steps {arguments.steps}"
     command += f" --side {arguments.side} --dtypes {arguments.dtypes} --device {arguments.device}"
     text = f"""# Precision of sampling
 
 ADIR on the embedded prior, {arguments.steps} steps, {arguments.side}x{arguments.side}, no adaptation; y and noise are equal. Lowest PSNR between a
 precision and float32: {lowest:.1f} dB; wanted: {ENOUGH:.0f} dB.
 
-| picture | task | precision | PSNR to float32, dB | PSNR of float32, dB | PSNR of this precision, dB | s, float32 | s, this precision |
+| image | task | precision | PSNR to float32, dB | PSNR of float32, dB | PSNR of this precision, dB | s, float32 | s, this precision |
 |---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/speed/report.py [--records 10000] [--size 256] [--out results/speed/report.md]
 
 It makes rows as a study has them: two tasks, eight rows (none, self, knn and random with three K), five seeds, 20 neighbours
-at most, 400 losses an adapter. Pictures are 16 files, linked to under every name: what is read is as large as it would be,
+at most, 400 losses an adapter. Images are 16 files, linked to under every name: what is read is as large as it would be,
 and the disk does not fill.
 """
 
@@ -48,12 +48,12 @@ def link(source: Path, path: Path) -> None:
 
 
 def make_results(folder: Path, n_records: int, size: int) -> int:
-    """Fill a results folder with at least so many records of size x size pictures; returns how many."""
+    """Fill a results folder with at least so many records of size x size images; returns how many."""
     rng = np.random.default_rng(0)
     files = []
     for number in range(16):
         field = Image.fromarray(cut(TEST_FIELDS[number % len(TEST_FIELDS)])).resize((size, size))
-        noisy = np.asarray(field, np.float64) + rng.normal(0, 6, (size, size, 3))  # restored pictures compress as badly
+        noisy = np.asarray(field, np.float64) + rng.normal(0, 6, (size, size, 3))  # restored images compress as badly
         files.append(folder / "made" / f"{number}.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         files[-1].write_bytes(png_bytes(noisy.clip(0, 255).astype(np.uint8)))
@@ -62,21 +62,21 @@ def make_results(folder: Path, n_records: int, size: int) -> int:
     adapter.write_bytes(save({"w": np.zeros(1000, np.float32)}, {"facts": json.dumps(facts)}))
     corpus = [(f"corpus/{i:05d}.jpg", sha256_of(f"corpus {i}")) for i in range(5000)]
     for number, (_, digest) in enumerate(corpus):
-        link(files[number % 16], folder / "pictures" / f"{digest}-thumbnail.png")
+        link(files[number % 16], folder / "images" / f"{digest}-thumbnail.png")
     cells = list(itertools.product(TASKS, ROWS, SEEDS))
-    n_pictures = -(-n_records // len(cells))
-    for number in range(n_pictures):
-        records = [made_results_record(f"picture-{number:04d}.png", *cell, rng, corpus) for cell in cells]
-        link(files[number % 16], folder / "pictures" / f"{records[0].image.sha256}.png")
+    n_images = -(-n_records // len(cells))
+    for number in range(n_images):
+        records = [made_results_record(f"image-{number:04d}.png", *cell, rng, corpus) for cell in cells]
+        link(files[number % 16], folder / "images" / f"{records[0].image.sha256}.png")
         for record in records:
-            y, restored = folder / str(record.y_file), folder / str(record.picture)
+            y, restored = folder / str(record.y_file), folder / str(record.restored)
             if not y.exists():
                 link(files[(number + 1) % 16], y)
             link(files[(number + record.seed + 2) % 16], restored)
             if record.adapter is not None:
                 link(adapter, Layout(folder).adapter(record.adapter.key))
         put(folder, records)
-    return n_pictures * len(cells)
+    return n_images * len(cells)
 
 
 def made_results_record(
@@ -100,9 +100,9 @@ def made_results_record(
             "versions": {"adir": "0", "torch": "0"},
             "threads": 1,
             "y.file": f"measurements/{task}/{image}.png",
-            "picture": ledger_of(Path(), record).picture_path(image).as_posix(),
+            "restored": ledger_of(Path(), record).image_path(image).as_posix(),
             "neighbours": [
-                {"id": corpus[i][0], "distance": float(d), "picture": corpus[i][1]}
+                {"id": corpus[i][0], "distance": float(d), "image": corpus[i][1]}
                 for i, d in zip(near, distances, strict=True)
             ],
             "seconds": {"sample": 30.0, "retrieve": 0.1},
@@ -121,7 +121,7 @@ def main() -> None:
     """Make the folder, time the two commands on it, and print or write what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--size", type=int, default=256, help="pixels a side of every picture")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side of every image")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="make the results here and keep them (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="the Markdown to write")

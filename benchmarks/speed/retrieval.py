@@ -1,6 +1,6 @@
 """Exact search beside its peers: faiss-flat on the same vectors, and SciPy's K-D tree (the paper's choice) on fewer.
 
-Made vectors: unit, 512 dimensions, around 20,000 centres, as the embeddings of pictures are neither uniform nor few
+Made vectors: unit, 512 dimensions, around 20,000 centres, as the embeddings of images are neither uniform nor few
 clusters. Our index is the real one: fp16 shards on disk, mapped into memory. Everything is measured in one run, in turns;
 the time of a search is the median over rounds. The K-D tree takes so long that it answers `--tree-queries` queries only.
 
@@ -8,7 +8,7 @@ Memory is that of a fresh process that opens the index and searches once: its pe
 the mapped shards (that the system may take back), and what is its own alone (anonymous pages, at the end).
 
 Run: OMP_NUM_THREADS=2 python benchmarks/speed/retrieval.py --out results/speed/retrieval.md
-     OMP_NUM_THREADS=1 python benchmarks/speed/retrieval.py --pictures 100000 --tree 20000     (a look, without --out)
+     OMP_NUM_THREADS=1 python benchmarks/speed/retrieval.py --images 100000 --tree 20000     (a look, without --out)
 """
 
 import argparse
@@ -36,7 +36,7 @@ from adir.files import write_bytes, write_json
 from adir.retrieval.index.memory import Index
 from adir.retrieval.index.search import squared_distances
 from adir.retrieval.index.sharded import ShardedIndex
-from adir.retrieval.index.shards import SCHEMA, Picture, Shard, write_shard
+from adir.retrieval.index.shards import SCHEMA, IndexedImage, Shard, write_shard
 
 DIMENSIONS, CENTRES, SHARD = 512, 20_000, 100_000
 ENCODER = {"name": "made", "weights_sha256": "0" * 64, "metric": "angular"}
@@ -56,13 +56,13 @@ def make_index(folder: Path, count: int) -> None:
     shards = []
     for number, first in enumerate(range(0, count, SHARD)):
         rows = range(first, min(first + SHARD, count))
-        pictures = [Picture(f"{row:08d}", f"{row:064x}", 0, (1, 1), fingerprint, {}) for row in rows]
+        images = [IndexedImage(f"{row:08d}", f"{row:064x}", 0, (1, 1), fingerprint, {}) for row in rows]
         path = folder / "shards" / f"{number:06d}.safetensors"
-        write_shard(path, pictures, made_vectors(len(rows), 1 + number), {}, {"encoder": ENCODER, "plan_sha256": ""})
+        write_shard(path, images, made_vectors(len(rows), 1 + number), {}, {"encoder": ENCODER, "plan_sha256": ""})
         shards.append(path)
     opened = [Shard.open(path) for path in shards]
-    entries = [{"file": s.path.name, "pictures": len(s), "rejects": 0, "sha256": s.sha256} for s in opened]
-    corpus = {"sha256": "", "pictures": count, "rejects": 0}
+    entries = [{"file": s.path.name, "images": len(s), "rejects": 0, "sha256": s.sha256} for s in opened]
+    corpus = {"sha256": "", "images": count, "rejects": 0}
     manifest = {"schema": SCHEMA, "encoder": ENCODER, "source": {}, "corpus": corpus, "shards": entries}
     write_json(folder / "manifest.json", manifest | {"dimensions": DIMENSIONS})
 
@@ -96,11 +96,11 @@ def memory_of_a_search(folder: Path, queries: Tensor, k: int) -> tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--pictures", type=int, default=1_743_042, help="as the training pictures of Open Images with boxes"
+        "--images", type=int, default=1_743_042, help="as the training images of Open Images with boxes"
     )
     parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--k", type=int, default=50)
-    parser.add_argument("--tree", type=int, default=200_000, help="pictures in the K-D tree")
+    parser.add_argument("--tree", type=int, default=200_000, help="images in the K-D tree")
     parser.add_argument("--tree-queries", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the made index is kept (default: a temporary folder)")
@@ -112,7 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "index" if args.folder is None else args.folder
         if not (folder / "manifest.json").exists():
-            make_index(folder, args.pictures)
+            make_index(folder, args.images)
         queries = made_vectors(args.queries, 10_000)
         opening = time.perf_counter()
         ours = ShardedIndex(folder)
@@ -146,7 +146,7 @@ def main() -> None:
 
     ratio = statistics.median(m / t for m, t in zip(mine, theirs, strict=True))
     lines = [
-        "# Exact search among many pictures",
+        "# Exact search among many images",
         "",
         f"{len(ours):,} made unit vectors of {DIMENSIONS} dimensions, {args.queries} queries at once, K = {args.k}, {threads} "
         f"threads; median of {args.rounds} rounds in turns (least and most).",
@@ -161,7 +161,7 @@ def main() -> None:
         f"Memory of a fresh process: peak resident {peak:.2f} GB, mapped pages of the shards included (target 2.5); its own "
         f"{own:.2f} GB. faiss-flat holds {len(ours) * DIMENSIONS * 4 / 1e9:.2f} GB of vectors.",
         "",
-        f"Beside SciPy's K-D tree ({args.tree:,} pictures, built in {building:.1f} s): {tree_time:.2f} s a query, ours "
+        f"Beside SciPy's K-D tree ({args.tree:,} images, built in {building:.1f} s): {tree_time:.2f} s a query, ours "
         f"{sub_time * 1000:.2f} ms: {tree_time / sub_time:.0f} times faster (target 50). Both give the same neighbours.",
         "",
         f"The first query's neighbours equal a float64 sort of all vectors; faiss-flat (float32) shares {same:.2%} of ours.",

@@ -32,10 +32,10 @@ STAGES = {
     "rest of adaptation": ("adir.harness.running.pipeline:find_or_train_adapter",),
     "network while sampling": ("adir.backbones.guided_diffusion:GuidedDiffusion.predict",),
     "rest of sampling": ("adir.harness.running.worker:sample",),
-    "score": ("adir.harness.running.pipeline:score_picture",),
+    "score": ("adir.harness.running.pipeline:score_image",),
     "records and images": (
         "adir.harness.records.ledger:Ledger.write", "adir.harness.records.ledger:Ledger.read",
-        "adir.harness.running.pipeline:write_png", "adir.harness.running.pipeline:keep_picture",
+        "adir.harness.running.pipeline:write_png", "adir.harness.running.pipeline:keep_image",
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent.parent.parent
-RUN = "run task=sr4 sampler=bicubic data=folder data.path=pictures scoring.metrics=[ssim]"
+RUN = "run task=sr4 sampler=bicubic data=folder data.path=images scoring.metrics=[ssim]"
 COMMANDS = {  # what is typed after `adir`, and the most that it may take, in times `import torch` or in seconds
     "list": ("list", "1.5 s"),
     "errors": ("run bogus=1", "1.5 s"),
@@ -67,8 +67,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         draw = np.random.default_rng(0)
-        (folder / "pictures").mkdir()
-        for path in ("y.png", "pictures/a.png", "pictures/b.png"):
+        (folder / "images").mkdir()
+        for path in ("y.png", "images/a.png", "images/b.png"):
             Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / path)
         for _ in range(arguments.rounds):
             found.setdefault(("torch", ""), []).append(seconds(["-c", "import torch"], HERE, folder))
@@ -89,7 +89,7 @@ def main() -> None:
         lines.append(f"| {label}: `adir {words}` | {before:.2f} | {after:.2f} | {after / torch_seconds:.2f} | {most} |")
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "deepinv", "pyiqa"))
     lines += [
-        "\nOne picture of 32x32, or two; the prior sees 128x128.\n",
+        "\nOne image of 32x32, or two; the prior sees 128x128.\n",
         f"{datetime.date.today()}; load average {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}, {packages}.\n",
         f"    python benchmarks/speed/startup.py --before FOLDER --rounds {arguments.rounds} --out results/speed/startup.md",
     ]

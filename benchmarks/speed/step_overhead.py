@@ -46,7 +46,7 @@ class ForDeepinv(deepinv.models.Denoiser):
         self.sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        sigma = 2 * float(torch.as_tensor(sigma).flatten()[0])  # of pictures in [-1, 1]
+        sigma = 2 * float(torch.as_tensor(sigma).flatten()[0])  # of images in [-1, 1]
         t = int((self.sigmas - sigma).abs().argmin())
         z = (2 * x - 1).float()
         eps = self.backbone.network(z / (1 + sigma**2) ** 0.5, torch.tensor([t]), return_dict=False)[0]
@@ -198,7 +198,7 @@ Ratios are medians over rounds, quartiles in brackets. Lower is better. Target f
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-"Bare network" is one call on the whole batch. ADIR calls `GuidedDiffusion.predict`, which on a CPU takes one picture at
+"Bare network" is one call on the whole batch. ADIR calls `GuidedDiffusion.predict`, which on a CPU takes one image at
 a time so that results do not depend on the batch; its own cost is the last column. "ADIR / network inside" divides the
 time of a run by the time of the predictions in that very run, and is the steadiest of the ratios: the others compare runs
 that other processes disturb differently. The sampler's own part is measured apart, on a network that costs nothing.

@@ -27,8 +27,8 @@ def backbone() -> GuidedDiffusion:
 
 
 @pytest.fixture
-def pictures() -> list[Tensor]:
-    """Two smooth pictures with an edge, unlike photographs."""
+def images() -> list[Tensor]:
+    """Two smooth images with an edge, unlike photographs."""
     row = torch.linspace(-1, 1, 24)
     wave = torch.sin(6 * row)[:, None] * torch.cos(5 * row)[None]
     return [torch.stack([wave, -wave, wave.sign()]), torch.stack([wave.T.sign(), wave, 0 * wave])]
@@ -50,13 +50,13 @@ def assert_untouched(backbone: GuidedDiffusion, before: dict[str, Tensor]) -> No
     assert not backbone.network.training
 
 
-def test_the_loss_is_the_mean_squared_error_of_the_predicted_noise(backbone, pictures):
-    z = torch.stack([picture[:, :16, :16] for picture in pictures])
+def test_the_loss_is_the_mean_squared_error_of_the_predicted_noise(backbone, images):
+    z = torch.stack([image[:, :16, :16] for image in images])
     t, eps = torch.tensor([5, 800]), torch.randn(2, 3, 16, 16)
     module = DenoisingModule(backbone.network, backbone.denoising_loss, [], torch.optim.Adam)
     module.log = lambda *arguments, **options: None
     loss = module.training_step((z, t, eps), 0)
-    # DDPM, eq. 14, picture by picture: the noise of z_t = sqrt(ab) z + sqrt(1 - ab) eps.
+    # DDPM, eq. 14, image by image: the noise of z_t = sqrt(ab) z + sqrt(1 - ab) eps.
     expected = 0.0
     for k in range(2):
         ab = ALPHA_BAR[t[k]].item()
@@ -69,8 +69,8 @@ def test_the_loss_is_the_mean_squared_error_of_the_predicted_noise(backbone, pic
 
 
 @ADAPTERS
-def test_three_iterations_equal_a_loop_without_lightning(backbone, pictures, adapter):
-    trained = SMALL.fit(backbone, adapter, pictures, seeded())
+def test_three_iterations_equal_a_loop_without_lightning(backbone, images, adapter):
+    trained = SMALL.fit(backbone, adapter, images, seeded())
 
     network, generator = backbone.network, seeded()
     attached = adapter.attach(network)
@@ -78,7 +78,7 @@ def test_three_iterations_equal_a_loop_without_lightning(backbone, pictures, ada
         if isinstance(adapter, Lora):
             attached.initialise(generator)
         optimizer = torch.optim.Adam(attached.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
-        stream = iter(NoisyCrops(pictures, 16, 8, 1000, True, generator))
+        stream = iter(NoisyCrops(images, 16, 8, 1000, True, generator))
         losses = []
         for _ in range(3):
             z, t, eps = (torch.stack(part) for part in zip(*(next(stream) for _ in range(2)), strict=True))
@@ -101,9 +101,9 @@ def test_three_iterations_equal_a_loop_without_lightning(backbone, pictures, ada
 
 
 @ADAPTERS
-def test_the_backbone_is_bit_identical_afterwards(backbone, pictures, adapter):
+def test_the_backbone_is_bit_identical_afterwards(backbone, images, adapter):
     before = snapshot(backbone)
-    trained = SMALL.fit(backbone, adapter, pictures, seeded())
+    trained = SMALL.fit(backbone, adapter, images, seeded())
     assert_untouched(backbone, before)
     if adapter.name == "full":
         assert any(not torch.equal(trained.tensors[name], before[name]) for name in before)
@@ -115,47 +115,47 @@ def test_the_backbone_is_bit_identical_afterwards(backbone, pictures, adapter):
 
 
 @ADAPTERS
-def test_the_backbone_is_bit_identical_after_an_exception_during_training(backbone, pictures, adapter):
+def test_the_backbone_is_bit_identical_after_an_exception_during_training(backbone, images, adapter):
     before = snapshot(backbone)
-    pictures[0][:] = torch.nan
-    pictures[1][:] = torch.nan
+    images[0][:] = torch.nan
+    images[1][:] = torch.nan
     with pytest.raises(FloatingPointError, match="diverged at iteration 0: lower the learning rate"):
-        SMALL.fit(backbone, adapter, pictures, seeded())
+        SMALL.fit(backbone, adapter, images, seeded())
     assert_untouched(backbone, before)
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         SMALL.fit(backbone, adapter, [], seeded())
     with pytest.raises(ValueError, match="network needs 8"):
         SMALL.fit(backbone, adapter, [torch.zeros(3, 4, 4)], seeded())
-    with pytest.raises(InputError, match="picture dot has 1x1 pixels"):
-        SMALL.fit(backbone, adapter, [*pictures, torch.zeros(3, 1, 1)], seeded(), names=["a", "b", "dot"])
+    with pytest.raises(InputError, match="image dot has 1x1 pixels"):
+        SMALL.fit(backbone, adapter, [*images, torch.zeros(3, 1, 1)], seeded(), names=["a", "b", "dot"])
     assert_untouched(backbone, before)
 
 
 @ADAPTERS
-def test_a_generator_state_gives_one_adapter_whatever_the_global_one(backbone, pictures, adapter):
+def test_a_generator_state_gives_one_adapter_whatever_the_global_one(backbone, images, adapter):
     trained = []
     for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(global_seed)
-        trained.append(SMALL.fit(backbone, adapter, pictures, seeded(seed)).tensors)
+        trained.append(SMALL.fit(backbone, adapter, images, seeded(seed)).tensors)
     first, again, other = trained
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 @ADAPTERS
-def test_training_lowers_the_noise_error_on_the_training_pictures(backbone, pictures, adapter):
+def test_training_lowers_the_noise_error_on_the_training_images(backbone, images, adapter):
     def error() -> float:
         generator, total = seeded(9), 0.0
         for t in (50, 150, 300, 500):
-            for picture in pictures:
-                eps = torch.randn(picture.shape, generator=generator)
-                x_t = (ALPHA_BAR[t].sqrt() * picture + (1 - ALPHA_BAR[t]).sqrt() * eps).float()
+            for image in images:
+                eps = torch.randn(image.shape, generator=generator)
+                x_t = (ALPHA_BAR[t].sqrt() * image + (1 - ALPHA_BAR[t]).sqrt() * eps).float()
                 total += (backbone.predict(x_t[None], torch.tensor([t])).eps[0] - eps).square().mean().item() / 8
         return total
 
     bare = error()
     trained = FineTuning(n_iterations=15, batch_size=4, crop_size=24, learning_rate=1e-3).fit(
-        backbone, adapter, pictures, seeded()
+        backbone, adapter, images, seeded()
     )
     with adapted(backbone.network, adapter, trained.tensors):
         tuned = error()
@@ -164,18 +164,18 @@ def test_training_lowers_the_noise_error_on_the_training_pictures(backbone, pict
 
 
 @ADAPTERS
-def test_no_iterations_give_an_adapter_without_effect(backbone, pictures, adapter):
+def test_no_iterations_give_an_adapter_without_effect(backbone, images, adapter):
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([300])
     bare = backbone.predict(x, t).eps
-    trained = FineTuning(n_iterations=0, crop_size=16).fit(backbone, adapter, pictures, seeded())
+    trained = FineTuning(n_iterations=0, crop_size=16).fit(backbone, adapter, images, seeded())
     assert trained.losses == []
     with adapted(backbone.network, adapter, trained.tensors):
         assert torch.equal(backbone.predict(x, t).eps, bare)
 
 
-def test_training_writes_no_file_and_no_line(backbone, pictures, tmp_path, monkeypatch, capfd):
+def test_training_writes_no_file_and_no_line(backbone, images, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    SMALL.fit(backbone, Lora(rank=1), pictures, seeded())
+    SMALL.fit(backbone, Lora(rank=1), images, seeded())
     assert list(Path(tmp_path).rglob("*")) == []
     out, err = capfd.readouterr()
     assert out == "" and err == ""
@@ -211,11 +211,11 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_one_process_adapts_one_picture_whatever_launched_it(backbone, pictures, launcher, monkeypatch):
+def test_one_process_adapts_one_image_whatever_launched_it(backbone, images, launcher, monkeypatch):
     adapter = Full()
-    alone = SMALL.fit(backbone, adapter, pictures, seeded())
+    alone = SMALL.fit(backbone, adapter, images, seeded())
     for name, value in LAUNCHERS[launcher].items():
         monkeypatch.setenv(name, value)
-    launched = SMALL.fit(backbone, adapter, pictures, seeded())
+    launched = SMALL.fit(backbone, adapter, images, seeded())
     assert launched.losses == alone.losses and len(launched.losses) == 3
     assert all(torch.equal(launched.tensors[name], tensor) for name, tensor in alone.tensors.items())

@@ -50,7 +50,7 @@ def backbones(
 
 
 @pytest.fixture
-def pictures() -> list[Tensor]:
+def images() -> list[Tensor]:
     """Smooth, of two sizes, one of them no multiple of 4."""
     row = torch.linspace(-1, 1, 46)
     wave = torch.sin(6 * row)[:, None] * torch.cos(5 * row)[None]
@@ -65,12 +65,12 @@ def task_of(family: str) -> Any:
     return SR4 if "x4" in family else EDIT
 
 
-def examples(backbone: StableDiffusion, pictures: list[Tensor], size: int = 16, seed: int = 0) -> LatentCrops:
-    return latent_crops(backbone, pictures, size, True, seeded(seed), task_of(backbone.name))
+def examples(backbone: StableDiffusion, images: list[Tensor], size: int = 16, seed: int = 0) -> LatentCrops:
+    return latent_crops(backbone, images, size, True, seeded(seed), task_of(backbone.name))
 
 
-def batch_of(backbone: StableDiffusion, pictures: list[Tensor], n: int = 3) -> dict[str, Any]:
-    return default_collate(list(itertools.islice(examples(backbone, pictures), n)))
+def batch_of(backbone: StableDiffusion, images: list[Tensor], n: int = 3) -> dict[str, Any]:
+    return default_collate(list(itertools.islice(examples(backbone, images), n)))
 
 
 def expected_loss(backbone: StableDiffusion, example: dict[str, Any], channels: Tensor, labels: Tensor | None) -> float:
@@ -89,9 +89,9 @@ def expected_loss(backbone: StableDiffusion, example: dict[str, Any], channels: 
 
 
 @PREDICTIONS
-def test_the_upscaler_s_loss_is_that_of_its_training(backbones, pictures, prediction) -> None:
+def test_the_upscaler_s_loss_is_that_of_its_training(backbones, images, prediction) -> None:
     backbone = backbones[f"sd_x4 {prediction}"]
-    example = batch_of(backbone, pictures)
+    example = batch_of(backbone, images)
     levels = DDPMScheduler.from_config(backbone.low_res_scheduler.config)
     low = levels.add_noise(example["low"], example["low_noise"], example["noise_level"])
     assert example["prompt"] == [""] * 3
@@ -100,9 +100,9 @@ def test_the_upscaler_s_loss_is_that_of_its_training(backbones, pictures, predic
 
 
 @PREDICTIONS
-def test_the_inpainting_model_s_loss_is_that_of_its_training(backbones, pictures, prediction) -> None:
+def test_the_inpainting_model_s_loss_is_that_of_its_training(backbones, images, prediction) -> None:
     backbone = backbones[f"sd_inpaint {prediction}"]
-    example = batch_of(backbone, pictures)
+    example = batch_of(backbone, images)
     hole = example["hole"]
     with torch.no_grad():
         posterior = backbone.vae.encode(torch.where(hole > 0, 0.0, example["z"])).latent_dist
@@ -113,15 +113,15 @@ def test_the_inpainting_model_s_loss_is_that_of_its_training(backbones, pictures
     assert backbone.denoising_loss(example).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_low_resolution_twin_is_the_task_s_y_of_the_same_window_mirrored_or_not(backbones, pictures) -> None:
+def test_the_low_resolution_twin_is_the_task_s_y_of_the_same_window_mirrored_or_not(backbones, images) -> None:
     backbone, seen = backbones["sd_x4"], set()
-    for example in itertools.islice(examples(backbone, pictures), 60):
+    for example in itertools.islice(examples(backbone, images), 60):
         assert example["z"].shape == (3, 16, 16) and example["low"].shape == example["low_noise"].shape == (3, 4, 4)
         assert example["eps"].shape == example["posterior_noise"].shape == (4, 4, 4)
         assert 0 <= example["noise_level"] < 350
         found = False
-        for k, picture in enumerate(pictures):
-            whole = picture[:, : picture.shape[1] // 4 * 4, : picture.shape[2] // 4 * 4]
+        for k, image in enumerate(images):
+            whole = image[:, : image.shape[1] // 4 * 4, : image.shape[2] // 4 * 4]
             for flipped in (False, True):
                 x = whole.flip(2) if flipped else whole
                 y = SR4.degrade(x, seeded())
@@ -136,32 +136,32 @@ def test_the_low_resolution_twin_is_the_task_s_y_of_the_same_window_mirrored_or_
 
 
 @FAMILIES
-def test_crops_fit_the_smallest_picture_and_the_latents(backbones, pictures, family) -> None:
+def test_crops_fit_the_smallest_image_and_the_latents(backbones, images, family) -> None:
     for asked, size in ((16, 16), (18, 16), (100, 40)):
-        example = next(iter(examples(backbones[family], pictures, asked)))
+        example = next(iter(examples(backbones[family], images, asked)))
         assert example["z"].shape == (3, size, size) and example["eps"].shape == (4, size // 4, size // 4)
     with pytest.raises(ValueError, match="crop_size=3: the network needs 4 pixels or more"):
-        examples(backbones[family], pictures, 3)
+        examples(backbones[family], images, 3)
     with pytest.raises(ValueError, match="needs the task"):
-        latent_crops(backbones[family], pictures, 16, True, seeded(), None)
-    if family == "sd_inpaint":  # an edit that is not bound to a picture yet
+        latent_crops(backbones[family], images, 16, True, seeded(), None)
+    if family == "sd_inpaint":  # an edit that is not bound to an image yet
         with pytest.raises(ValueError, match="needs the task: its operator or its prompt"):
-            latent_crops(backbones[family], pictures, 16, True, seeded(), EditTask())
+            latent_crops(backbones[family], images, 16, True, seeded(), EditTask())
 
 
 @FAMILIES
-def test_a_picture_smaller_than_the_stride_is_named_and_smaller_crops_are_remarked(backbones, pictures, family) -> None:
+def test_an_image_smaller_than_the_stride_is_named_and_smaller_crops_are_remarked(backbones, images, family) -> None:
     backbone, small, names = backbones[family], torch.zeros(3, 50, 3), ["first", "second", "third"]
-    with pytest.raises(InputError, match="picture third has 3x50 pixels, and the network needs 4 or more"):
-        latent_crops(backbone, [*pictures, small], 16, True, seeded(), task_of(family), names)
-    crops = latent_crops(backbone, pictures, 100, True, seeded(), task_of(family), names[:2])
-    assert crops.size == 40 and "not crop_size=100: picture second has 40x40" in str(crops.remark)
+    with pytest.raises(InputError, match="image third has 3x50 pixels, and the network needs 4 or more"):
+        latent_crops(backbone, [*images, small], 16, True, seeded(), task_of(family), names)
+    crops = latent_crops(backbone, images, 100, True, seeded(), task_of(family), names[:2])
+    assert crops.size == 40 and "not crop_size=100: image second has 40x40" in str(crops.remark)
 
 
 @FAMILIES
-def test_one_seed_is_one_stream(backbones, pictures, family) -> None:
+def test_one_seed_is_one_stream(backbones, images, family) -> None:
     def stream(seed: int) -> list[Tensor]:
-        found = itertools.islice(examples(backbones[family], pictures, seed=seed), 3)
+        found = itertools.islice(examples(backbones[family], images, seed=seed), 3)
         return [tensor for example in found for tensor in example.values() if isinstance(tensor, Tensor)]
 
     assert all(torch.equal(a, b) for a, b in zip(stream(0), stream(0), strict=True))
@@ -170,13 +170,11 @@ def test_one_seed_is_one_stream(backbones, pictures, family) -> None:
 
 @FAMILIES
 @ADAPTERS
-def test_three_iterations_equal_a_loop_without_lightning_and_leave_nothing(
-    backbones, pictures, family, adapter
-) -> None:
+def test_three_iterations_equal_a_loop_without_lightning_and_leave_nothing(backbones, images, family, adapter) -> None:
     backbone = backbones[family]
     before = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
     small = FineTuning(n_iterations=3, batch_size=2, crop_size=16, learning_rate=1e-3)
-    trained = small.fit(backbone, adapter, pictures, seeded(), task=task_of(family))
+    trained = small.fit(backbone, adapter, images, seeded(), task=task_of(family))
     after = backbone.network.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     assert not any(p.requires_grad or p.grad is not None for p in backbone.network.parameters())
@@ -186,7 +184,7 @@ def test_three_iterations_equal_a_loop_without_lightning_and_leave_nothing(
     try:
         attached.initialise(generator)
         optimizer = torch.optim.Adam(attached.parameters(), lr=1e-3)
-        stream = iter(latent_crops(backbone, pictures, 16, True, generator, task_of(family)))
+        stream = iter(latent_crops(backbone, images, 16, True, generator, task_of(family)))
         losses = []
         for _ in range(3):
             loss = backbone.denoising_loss(default_collate([next(stream), next(stream)]))
@@ -202,19 +200,19 @@ def test_three_iterations_equal_a_loop_without_lightning_and_leave_nothing(
         assert (trained.tensors[name] - tensor).abs().mean() < 2e-6, name
 
 
-def test_recomputing_blocks_in_the_backward_pass_trains_the_same_adapter(backbones, pictures) -> None:
+def test_recomputing_blocks_in_the_backward_pass_trains_the_same_adapter(backbones, images) -> None:
     plain = backbones["sd_x4"]
     saving = StableDiffusionX4(folder=plain.folder, execution=Execution(gradient_checkpointing=True))
     options = FineTuning(n_iterations=2, batch_size=2, crop_size=16, learning_rate=1e-3)
-    one, other = (options.fit(b, Lora(rank=2), pictures, seeded(), task=SR4) for b in (plain, saving))
+    one, other = (options.fit(b, Lora(rank=2), images, seeded(), task=SR4) for b in (plain, saving))
     assert one.losses == pytest.approx(other.losses, rel=1e-6)
     assert all((one.tensors[name] - tensor).abs().max() < 1e-6 for name, tensor in other.tensors.items())
 
 
 @FAMILIES
-def test_training_lowers_the_loss_on_its_pictures(backbones, pictures, family) -> None:
+def test_training_lowers_the_loss_on_its_images(backbones, images, family) -> None:
     backbone, adapter = backbones[family], Full()
-    held_out = batch_of(backbone, pictures, 24)
+    held_out = batch_of(backbone, images, 24)
 
     def loss() -> float:
         with torch.no_grad():
@@ -222,18 +220,18 @@ def test_training_lowers_the_loss_on_its_pictures(backbones, pictures, family) -
 
     bare = loss()
     options = FineTuning(n_iterations=20, batch_size=4, crop_size=16, learning_rate=3e-3)
-    trained = options.fit(backbone, adapter, pictures, seeded(7), task=task_of(family))
+    trained = options.fit(backbone, adapter, images, seeded(7), task=task_of(family))
     with adapted(backbone.network, adapter, trained.tensors):
         assert loss() < 0.9 * bare
     assert loss() == bare
 
 
 @FAMILIES
-def test_a_loss_that_is_not_finite_stops_the_adaptation(backbones, pictures, family) -> None:
-    pictures[0][:], pictures[1][:] = torch.nan, torch.nan
+def test_a_loss_that_is_not_finite_stops_the_adaptation(backbones, images, family) -> None:
+    images[0][:], images[1][:] = torch.nan, torch.nan
     task = SimpleNamespace(prompt="", degrade=lambda p, generator: p[:, ::4, ::4])
     with pytest.raises(FloatingPointError, match="diverged at iteration 0"):
-        FineTuning(n_iterations=1, crop_size=16).fit(backbones[family], Lora(rank=1), pictures, seeded(), task=task)
+        FineTuning(n_iterations=1, crop_size=16).fit(backbones[family], Lora(rank=1), images, seeded(), task=task)
 
 
 def test_holes_are_never_empty_never_whole_and_reach_everywhere() -> None:

@@ -1,4 +1,4 @@
-"""Which pictures each mode of adaptation is given."""
+"""Which images each mode of adaptation is given."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from adir.harness.cells.compose import compose
 
 
 class Corpus:
-    """Ten pictures; the higher its number, the nearer it lies to y."""
+    """Ten images; the higher its number, the nearer it lies to y."""
 
     ids = tuple(f"{number}.png" for number in range(10))
 
@@ -51,15 +51,15 @@ def test_random_has_no_distances_and_asks_for_no_more_than_there_are() -> None:
     corpus: Any = Corpus()
     chosen = mode("random").choose(corpus, 2, torch.Generator())
     assert [one.distance for one in chosen] == [None, None]
-    with pytest.raises(InputError, match="K=11 pictures asked, 10 different ones are left"):
+    with pytest.raises(InputError, match="K=11 images asked, 10 different ones are left"):
         mode("random").choose(corpus, 11, torch.Generator())
 
 
 def test_self_is_given_y_and_the_others_what_was_chosen() -> None:
     y, chosen = torch.zeros(3, 8, 8), [torch.ones(3, 8, 8)]
-    assert [picture is y for picture in mode("self").pictures(y, [])] == [True]
+    assert [image is y for image in mode("self").images(y, [])] == [True]
     for name in ("knn", "pixel", "random"):
-        assert mode(name).pictures(y, chosen) == chosen
+        assert mode(name).images(y, chosen) == chosen
     assert not mode("none").trains
 
 

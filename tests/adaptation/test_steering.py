@@ -42,8 +42,8 @@ def backbone() -> GuidedDiffusion:
 @pytest.fixture(scope="module")
 def y(photographs) -> Tensor:
     """Two measurements of 16x16 images."""
-    with Image.open(photographs / "0.png") as picture:
-        x = from_uint8(np.array(picture.convert("RGB")))
+    with Image.open(photographs / "0.png") as image:
+        x = from_uint8(np.array(image.convert("RGB")))
     return torch.stack([DEBLUR.degrade(x[:, :16, :16], generator(0)), DEBLUR.degrade(x[:, 16:, 16:], generator(1))])
 
 

@@ -38,14 +38,14 @@ train_prior = load_script()
 def photographs() -> torch.Tensor:
     """(4, 3, 128, 128) in [-1, 1]: photographs that come with scikit-image, none of them in Caltech-101."""
     named = (skimage.data.astronaut, skimage.data.chelsea, skimage.data.coffee, skimage.data.rocket)
-    pictures = []
-    for picture in named:
-        image = Image.fromarray(picture())
+    images = []
+    for photograph in named:
+        image = Image.fromarray(photograph())
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side)).resize((128, 128), Image.Resampling.LANCZOS)
-        pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    return torch.stack(pictures).float() / 127.5 - 1
+        images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    return torch.stack(images).float() / 127.5 - 1
 
 
 # ---- the weights
@@ -70,7 +70,7 @@ def test_config_and_weights_name_the_same_tensors_and_no_path():
 
 
 def test_the_prior_predicts_the_noise_on_photographs_it_never_saw():
-    # Per pixel the best linear guess from a picture of variance v has error v_t / (v_t + 1 - alpha_bar) with
+    # Per pixel the best linear guess from an image of variance v has error v_t / (v_t + 1 - alpha_bar) with
     # v_t = alpha_bar v: what a network reaches that knows nothing about neighbouring pixels.
     x = photographs()
     alpha_bar = train_prior.ALPHA_BAR[200].item()
@@ -95,7 +95,7 @@ def card_errors() -> dict[tuple[str, int], float]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CALTECH.exists(), reason=f"needs {CALTECH.name}, the pictures the card's table is measured on")
+@pytest.mark.skipif(not CALTECH.exists(), reason=f"needs {CALTECH.name}, the images the card's table is measured on")
 def test_the_cards_table_is_that_of_the_weights():
     x = train_prior.resize(train_prior.read_parquet(CALTECH, "test", 144).float() / 127.5 - 1, 64)
     prior = UNet2DModel.from_pretrained(PRIOR, torch_dtype=torch.float32).eval()
@@ -120,11 +120,11 @@ def jpeg(seed: int) -> bytes:
 
 @pytest.fixture
 def parquet(tmp_path) -> Path:
-    """Three pictures to train on; those of the other splits are no pictures at all, so that reading one raises."""
+    """Three images to train on; those of the other splits are no images at all, so that reading one raises."""
     splits = ["test", "train", "corpus", "train", "val", "train"]
     image = [{"bytes": jpeg(i) if s == "train" else b"poison", "path": str(i)} for i, s in enumerate(splits)]
-    pq.write_table(pa.table({"image": image, "split": splits}), tmp_path / "pictures.parquet")
-    return tmp_path / "pictures.parquet"
+    pq.write_table(pa.table({"image": image, "split": splits}), tmp_path / "images.parquet")
+    return tmp_path / "images.parquet"
 
 
 def arguments(parquet: Path, out: Path, *more: str) -> list[str]:
@@ -192,7 +192,7 @@ def test_a_budget_of_seconds_ends_a_training_and_its_card_says_what_was_done(par
     ]
     train_prior.main(["train", "--blocks", "32,32,32", *more, "--warmup", "1"])
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "3 images of pictures.parquet, split train alone" in text and "pixel_unshuffle 2, fresh" in text
+    assert "3 images of images.parquet, split train alone" in text and "pixel_unshuffle 2, fresh" in text
     state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
     assert state["seconds"] >= 0.5 and state["step"] == len(state["losses"]) >= 1
     train_prior.main(["train", "--blocks", "32,32,32", *more, "--warmup", "1"])  # spent: not a step more

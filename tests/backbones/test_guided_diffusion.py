@@ -73,7 +73,7 @@ def test_the_embedded_prior_is_the_default_and_serves_the_stated_sizes():
     assert not backbone.network.training and not any(p.requires_grad for p in backbone.network.parameters())
 
 
-def test_a_picture_gets_the_same_bits_alone_and_in_any_batch():
+def test_an_image_gets_the_same_bits_alone_and_in_any_batch():
     backbone = GuidedDiffusion()
     x, t = torch.randn(4, 3, 32, 32), torch.tensor([0, 500, 999, 3])
     batch = backbone.predict(x, t).eps

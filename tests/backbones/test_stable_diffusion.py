@@ -70,7 +70,7 @@ def test_a_long_prompt_is_cut_as_the_pipeline_cuts_it_and_says_so(
 
 
 # z is the VAE's own latent times 0.08333 and back, a rounding of 6e-8, which encoder and decoder pass on: 0.6e-5 was seen of
-# pictures of about 1.
+# images of about 1.
 ROUNDING = {"rtol": 0, "atol": 1e-4}
 
 
@@ -89,7 +89,7 @@ def test_the_latent_is_the_vae_s_posterior_scaled_and_decoding_undoes_the_scale(
         torch.testing.assert_close(backbone.decode(z), vae.decode(posterior.mean).sample, **ROUNDING)
 
 
-def test_pictures_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers_tiles(
+def test_images_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers_tiles(
     made_stable_diffusion: ModuleType, folder: Path
 ) -> None:
     # The VAE's own sample_size is 32 pixels, where diffusers' tiles would begin.
@@ -97,10 +97,10 @@ def test_pictures_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers
     theirs = made_stable_diffusion.upscaler().vae
     theirs.enable_tiling()
     theirs.tile_sample_min_size, theirs.tile_latent_min_size = 64, 16
-    picture, larger = torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(1, 3, 64, 96) * 2 - 1
+    image, larger = torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(1, 3, 64, 96) * 2 - 1
     with torch.no_grad():
-        z = whole.encode(picture)
-        assert torch.equal(tiled.encode(picture), z) and torch.equal(tiled.decode(z), whole.decode(z))
+        z = whole.encode(image)
+        assert torch.equal(tiled.encode(image), z) and torch.equal(tiled.decode(z), whole.decode(z))
         z = whole.encode(larger)
         assert not torch.equal(tiled.encode(larger), z)
         torch.testing.assert_close(tiled.encode(larger), 0.08333 * theirs.encode(larger).latent_dist.mean, **ROUNDING)
@@ -114,7 +114,7 @@ def test_the_papers_1024_pixels_pass_the_vae_whole(folder: Path) -> None:
     with torch.no_grad():
         backbone.decode(torch.zeros(1, 4, 256, 256))
         assert sizes == [(256, 256)]
-        with contextlib.suppress(RuntimeError):  # no pictures to blend
+        with contextlib.suppress(RuntimeError):  # no images to blend
             backbone.decode(torch.zeros(1, 4, 256, 260))
     assert len(sizes) > 2 and max(map(max, sizes)) == 256
 
@@ -345,6 +345,6 @@ def test_1024_pixels_with_two_texts_fit_in_12_gb_by_the_tensors_of_the_real_arch
         place = GRADIENT_TILE // 4
         with guiding, torch.enable_grad():
             vae.decode(torch.empty(1, 4, place, place, requires_grad=True))[0].sum().backward()
-        whole_picture = 4 * 3 * 1024 * 1024
+        whole_image = 4 * 3 * 1024 * 1024
     assert 1.8e9 < 4 * 473e6 < weights < 2.2e9  # 473 M parameters of the UNet alone
-    assert weights + max(step.peak, decoding.peak, guiding.peak + 25 * whole_picture) < 12e9
+    assert weights + max(step.peak, decoding.peak, guiding.peak + 25 * whole_image) < 12e9

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adir.adaptation.adapters import Full
 from adir.adaptation.fine_tuning import FineTuning
-from adir.adaptation.modes import NearestNeighbours, RandomPictures, SelfAdaptation
+from adir.adaptation.modes import NearestNeighbours, RandomImages, SelfAdaptation
 from adir.adaptation.steering import SteerableConditional
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.bridges.deepinv import PhysicsOperator, Reconstruction
 from adir.data.corpus import folder_corpus
 from adir.errors import InputError
 from adir.files import read_json
-from adir.images import generator, hash_of_picture
+from adir.images import generator, hash_of_image
 from adir.retrieval.encoders.pixel import PixelEncoder
 from adir.samplers.adir import ADIR
 from adir.samplers.dds import DDS
@@ -92,7 +92,7 @@ def test_the_bridge_gives_what_our_own_task_gives(sampler, ours, name, images):
     y = physics(images[:1])
     scaled = 2 * y - physics.A(torch.ones(1, *SHAPE))
     torch.testing.assert_close(physics.A(images[:1]), operator.A(images[:1]), rtol=0, atol=1e-6)
-    expected = sampler.restore(BACKBONE, operator, scaled, [generator(0, hash_of_picture(scaled), "sampler")])
+    expected = sampler.restore(BACKBONE, operator, scaled, [generator(0, hash_of_image(scaled), "sampler")])
     found = Reconstruction(BACKBONE, sampler)(y, physics)
     # deepinv's filter is float32, ours float64, which DiffPIR's proximal step, its rho 3e-10 at first, magnifies.
     torch.testing.assert_close(2 * found - 1, expected.x_hat, rtol=0, atol=1e-2 if sampler.name == "diffpir" else 1e-3)
@@ -120,7 +120,7 @@ def test_every_mode_adapts_and_leaves_the_backbone_as_it_was(images, neighbourho
     for mode in (
         SelfAdaptation(Full(), FINE_TUNING),
         NearestNeighbours(Full(), FINE_TUNING),
-        RandomPictures(Full(), FINE_TUNING),
+        RandomImages(Full(), FINE_TUNING),
     ):
         with torch.no_grad():  # as deepinv.test does
             found = Reconstruction(BACKBONE, sampler, mode, 2, corpus, PixelEncoder())(y, physics)

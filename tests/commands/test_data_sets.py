@@ -13,11 +13,11 @@ from adir.images import read_image, write_png
 
 @pytest.fixture
 def sets(tmp_path: Path, photographs: Path) -> Path:
-    """Folders of test pictures in sets/: Set5/HR with 0 and 1, Set14/HR with 2, far/Set5/HR with a darker 0 called 3."""
-    for name, pictures in (("Set5/HR", "01"), ("Set14/HR", "2")):
-        for picture in pictures:
+    """Folders of test images in sets/: Set5/HR with 0 and 1, Set14/HR with 2, far/Set5/HR with a darker 0 called 3."""
+    for name, images in (("Set5/HR", "01"), ("Set14/HR", "2")):
+        for image in images:
             (tmp_path / "sets" / name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(photographs / f"{picture}.png", tmp_path / "sets" / name)
+            shutil.copy(photographs / f"{image}.png", tmp_path / "sets" / name)
     write_png(tmp_path / "sets" / "far" / "Set5" / "HR" / "3.png", read_image(photographs / "0.png") * 0.5)
     return tmp_path / "sets"
 
@@ -32,7 +32,7 @@ def run(adir: Callable, results: Path, *folders: Path) -> None:
 
 
 def rows(adir: Callable, *results: Path) -> dict[str, int]:
-    """{data set: pictures in its mean} of a table."""
+    """{data set: images in its mean} of a table."""
     assert adir("leaderboard", *results).status == 0
     table = pd.read_csv(results[0] / "leaderboard.csv")
     return dict(zip(table["data"], table["psnr_n"], strict=True))
@@ -53,7 +53,7 @@ def test_a_set_alone_keeps_its_short_name(adir: Callable, sets: Path, tmp_path: 
     assert rows(adir, tmp_path / "r") == {"HR": 2}
 
 
-def test_a_folder_whose_pictures_were_replaced_is_another_set(adir: Callable, sets: Path, tmp_path: Path) -> None:
+def test_a_folder_whose_images_were_replaced_is_another_set(adir: Callable, sets: Path, tmp_path: Path) -> None:
     folder = sets / "Set5" / "HR"
     run(adir, tmp_path / "r", folder)
     shutil.rmtree(folder)

@@ -47,7 +47,7 @@ def settings(folder: Path, neighbourhood: Path, made_clip: str, tmp_path_factory
 
 
 @pytest.fixture
-def picture(photographs: Path, tmp_path: Path) -> Path:
+def image(photographs: Path, tmp_path: Path) -> Path:
     """cat.png, with cat_mask.png beside it."""
     pixels = to_uint8(read_image(photographs / "0.png"))
     Image.fromarray(pixels).save(tmp_path / "cat.png")
@@ -58,19 +58,19 @@ def picture(photographs: Path, tmp_path: Path) -> Path:
 
 
 def edited(out: Path, mode: str) -> tuple[np.ndarray, dict]:
-    """The picture and the note of a mode's only edit."""
+    """The image and the note of a mode's only edit."""
     (file,) = out.glob(f"cat-{mode}-*.png")
     return np.array(Image.open(file)), json.loads(file.with_suffix(".json").read_text())
 
 
-def test_a_picture_is_edited_without_and_with_adaptation(
-    adir: Callable, settings: list[str], picture: Path, tmp_path: Path
+def test_an_image_is_edited_without_and_with_adaptation(
+    adir: Callable, settings: list[str], image: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", "a tiger", "--out", out]
     notes = {}
     for mode in ("none", "knn"):
-        done = adir("edit", picture, *mask, *settings, f"adaptation={mode}")
+        done = adir("edit", image, *mask, *settings, f"adaptation={mode}")
         assert done.status == 0, done.err
         pixels, note = edited(out, mode)
         assert pixels.shape == (32, 32, 3) and note["prompt"] == "a tiger"
@@ -82,42 +82,42 @@ def test_a_picture_is_edited_without_and_with_adaptation(
     assert not np.array_equal(notes["none"][1], notes["knn"][1])
     assert notes["none"][0]["y_sha256"] == notes["knn"][0]["y_sha256"]  # which the noise follows from
 
-    again = adir("edit", picture, *mask, *settings, "adaptation=none")
+    again = adir("edit", image, *mask, *settings, "adaptation=none")
     assert again.status == 0 and "was there" in again.out
-    other = adir("edit", picture, *mask[:3], "a wolf", *mask[4:], *settings, "adaptation=none", "paste=true")
+    other = adir("edit", image, *mask[:3], "a wolf", *mask[4:], *settings, "adaptation=none", "paste=true")
     assert other.status == 0 and len(list(out.glob("cat-none-*.png"))) == 2
 
 
 def test_pasting_and_the_way_of_looking_have_short_names(
-    adir: Callable, settings: list[str], picture: Path, tmp_path: Path
+    adir: Callable, settings: list[str], image: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     done = adir(
-        "edit", picture, "--mask", tmp_path / "cat_mask.png", "--prompt", "a tiger", "--out", out,
-        *settings, "adaptation=knn", "adaptation/adapter=lora", "by=picture", "paste=true",
+        "edit", image, "--mask", tmp_path / "cat_mask.png", "--prompt", "a tiger", "--out", out,
+        *settings, "adaptation=knn", "adaptation/adapter=lora", "by=image", "paste=true",
         "adaptation.fine_tuning.crop_size=400",
     )  # fmt: skip
     assert done.status == 0, done.err
-    assert done.out.count("adaptation: crops of 32 pixels, not crop_size=400: picture ") == 1
+    assert done.out.count("adaptation: crops of 32 pixels, not crop_size=400: image ") == 1
     (adapter,) = (out / "stages" / "adapters").glob("*.safetensors")
     assert json.loads(safetensors_metadata(adapter.read_bytes())["facts"])["crop_size"] == 32
     pixels, note = edited(out, "knn")
-    assert note["configuration"]["task"]["by"] == "picture" and note["residual"] == 0
+    assert note["configuration"]["task"]["by"] == "image" and note["residual"] == 0
     known = np.array(Image.open(tmp_path / "cat_mask.png")) == 0
-    assert np.array_equal(pixels[known], np.array(Image.open(picture))[known])
+    assert np.array_equal(pixels[known], np.array(Image.open(image))[known])
 
 
 def test_out_of_memory_is_one_line_that_keeps_what_is_done(
-    adir: Callable, settings: list[str], picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adir: Callable, settings: list[str], image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(InpaintingSampler, "restore", exhausted)
     mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", "a tiger", "--out", tmp_path / "out"]
-    done = adir("edit", picture, *mask, *settings)
+    done = adir("edit", image, *mask, *settings)
     assert done.status == 2 and done.err.count("\n") == 1, done.err
-    for words in ("while sampling 1 picture of 32x32", "or a smaller backbone.vae_tile; what is done is kept"):
+    for words in ("while sampling 1 image of 32x32", "or a smaller backbone.vae_tile; what is done is kept"):
         assert words in done.err
 
 
@@ -133,8 +133,8 @@ def smaller(folder: Path) -> None:
 
 def cropped(folder: Path) -> None:
     for name in ("cat.png", "cat_mask.png"):
-        picture = Image.open(folder / name).crop((0, 0, 30, 32))
-        picture.save(folder / name)
+        image = Image.open(folder / name).crop((0, 0, 30, 32))
+        image.save(folder / name)
 
 
 def float_levels(folder: Path) -> None:
@@ -146,7 +146,7 @@ def float_levels(folder: Path) -> None:
     [
         (lambda folder: None, " ", [], "the prompt is empty"),
         (black, "a tiger", [], "the mask is all black"),
-        (smaller, "a tiger", [], "the mask is 30x32, the picture 32x32"),
+        (smaller, "a tiger", [], "the mask is 30x32, the image 32x32"),
         (cropped, "a tiger", [], "30x32 pixels, but this backbone takes multiples of 4"),
         (float_levels, "a tiger", [], "more than 8 bits"),
         (lambda folder: (folder / "cat_mask.png").unlink(), "a tiger", [], "cat_mask.png: no such file"),
@@ -169,32 +169,32 @@ def float_levels(folder: Path) -> None:
             lambda folder: None,
             "a tiger",
             ["by=foo", "backbone.folder=null"],
-            "unknown by='foo'; choose one of prompt, picture",
+            "unknown by='foo'; choose one of prompt, image",
         ),
         (
             lambda folder: None,
             "a tiger",
             ["adaptation=knn", "encoder=imagenet"],
-            "no text side; an encoder such as CLIP has; or look for neighbours by the picture: task.by=picture",
+            "no text side; an encoder such as CLIP has; or look for neighbours by the image: task.by=image",
         ),
     ],
     ids=["prompt", "black", "size", "stride", "bits", "file", "self", "task", "family", "pixels", "by", "encoder"],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(
-    adir: Callable, settings: list[str], picture: Path, tmp_path: Path, spoil, prompt: str, more: list[str], words: str
+    adir: Callable, settings: list[str], image: Path, tmp_path: Path, spoil, prompt: str, more: list[str], words: str
 ) -> None:
     spoil(tmp_path)
     if "encoder=imagenet" in more:
         settings = [item for item in settings if not item.startswith("encoder")]
     mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", prompt, "--out", tmp_path / "out"]
-    done = adir("edit", picture, *mask, *settings, *more)
+    done = adir("edit", image, *mask, *settings, *more)
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1, done.err
     assert "which is not here" not in done.err  # weights are asked for last
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-def test_a_set_of_edits_runs_as_a_cell(adir: Callable, settings: list[str], picture: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.csv").write_text("picture,prompt\ncat,a tiger\ncat,a wolf\n")
+def test_a_set_of_edits_runs_as_a_cell(adir: Callable, settings: list[str], image: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text("image,prompt\ncat,a tiger\ncat,a wolf\n")
     run = [
         "run", "-m", "backbone=sd_inpaint", "task=edit", "sampler=sd_inpaint", "scoring=edit", "data=edit",
         f"data.path={tmp_path}", f"results={tmp_path / 'results'}", "adaptation=none,knn", *settings,

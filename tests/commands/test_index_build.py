@@ -25,15 +25,15 @@ ENCODER = '''
 import os, pathlib, time, torch
 
 class Slow:
-    """An encoder that notes which process embeds how many pictures; slow, and it begins when all workers are there."""
+    """An encoder that notes which process embeds how many images; slow, and it begins when all workers are there."""
     name, metric, weights_sha256, input_size = "slow", "angular", "slow" * 16, 8
 
     def __init__(self, log, seconds, workers=1, device="cpu"):
         self.log, self.seconds, self.workers = pathlib.Path(log), seconds, workers
         self.log.with_suffix(f".{os.getpid()}").touch()
 
-    def prepare(self, picture):
-        return torch.nn.functional.adaptive_avg_pool2d(picture, 2)
+    def prepare(self, image):
+        return torch.nn.functional.adaptive_avg_pool2d(image, 2)
 
     def vectors(self, inputs):
         until = time.monotonic() + 200
@@ -48,7 +48,7 @@ class Slow:
 
 @pytest.fixture
 def slow(tmp_path, neighbourhood, monkeypatch):
-    """Overrides of a build of six pictures in six shards; the log of its encoder."""
+    """Overrides of a build of six images in six shards; the log of its encoder."""
     (tmp_path / "slow_encoder.py").write_text(ENCODER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.syspath_prepend(tmp_path)
@@ -69,20 +69,20 @@ def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Pa
         "least_side=0",
     ]
     done = adir(*words)
-    assert done.status == 0 and "6 pictures embedded now, the encoder at work" in done.out, done.err
-    assert "shard 0: 4 pictures" in done.out and "; 0 shards missing" in done.out
-    assert "0 pictures embedded now" in adir(*words).out
+    assert done.status == 0 and "6 images embedded now, the encoder at work" in done.out, done.err
+    assert "shard 0: 4 images" in done.out and "; 0 shards missing" in done.out
+    assert "0 images embedded now" in adir(*words).out
     measured = {"arguments": {"n_probe": 8}, "n_queries": 50, "recall": {"20": 0.91}}
     write_json(tmp_path / "index/approximate-0.json", measured)
     told = adir("index", "info", tmp_path / "index")
-    assert told.status == 0 and "6 pictures" in told.out and "encoder imagenet" in told.out and "0 rejects" in told.out
-    assert "6 pictures of licence unknown" in told.out and "{'n_probe': 8}: recall 0.910 at K=20" in told.out
+    assert told.status == 0 and "6 images" in told.out and "encoder imagenet" in told.out and "0 rejects" in told.out
+    assert "6 images of licence unknown" in told.out and "{'n_probe': 8}: recall 0.910 at K=20" in told.out
 
 
-def test_pictures_below_64_pixels_are_rejects_unless_asked_for(adir, neighbourhood: Path, tmp_path: Path) -> None:
+def test_images_below_64_pixels_are_rejects_unless_asked_for(adir, neighbourhood: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 90), "red").save(neighbourhood_copy(neighbourhood, tmp_path) / "large.png")
-    words = ["index", "build", f"corpus.path={tmp_path / 'pictures'}", f"out={tmp_path / 'index'}"]
-    assert "1 pictures embedded now" in adir(*words).out
+    words = ["index", "build", f"corpus.path={tmp_path / 'images'}", f"out={tmp_path / 'index'}"]
+    assert "1 images embedded now" in adir(*words).out
     reasons = read_json(tmp_path / "index/rejects.json")
     assert len(reasons) == 6 and reasons["0.png"] == "0.png: 32x32, its shorter side is below least_side=64"
     done = adir(*words, "least_side=0")
@@ -90,8 +90,8 @@ def test_pictures_below_64_pixels_are_rejects_unless_asked_for(adir, neighbourho
 
 
 def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
-    """The six pictures of 32x32 where a test may add some."""
-    return Path(shutil.copytree(neighbourhood, tmp_path / "pictures"))
+    """The six images of 32x32 where a test may add some."""
+    return Path(shutil.copytree(neighbourhood, tmp_path / "images"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(adir, neigh
     assert done.status == 2 and f"{path}: " in done.err and "remove it and" in done.err
     path.unlink()
     done = adir(*words)
-    assert done.status == 0 and "2 pictures embedded now" in done.out
+    assert done.status == 0 and "2 images embedded now" in done.out
     assert path.read_bytes() == good
     (index / "manifest.json").unlink()
     path.unlink()
@@ -164,7 +164,7 @@ def test_what_a_killed_worker_leaves_is_cleared_away(adir, neighbourhood: Path, 
     holder = {"machine": machine(), "pid": 2**22 + 1, "start": "0"}
     (index / "claims/000001.0.claim").write_text(json.dumps(holder))
     done = adir(*words)
-    assert done.status == 0 and "2 pictures embedded now" in done.out
+    assert done.status == 0 and "2 images embedded now" in done.out
     assert not list(index.glob("**/.*.part")) and not list((index / "claims").glob("*"))
 
 
@@ -204,7 +204,7 @@ def test_two_workers_share_the_shards(slow, tmp_path: Path, launcher: str) -> No
     several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "+encoder.workers=2"]
     said = tmp_path / "said"
     assert start("index", "build", *several, *words, log=said).wait() == 0, said.read_text()
-    assert "6 pictures embedded now" in said.read_text()
+    assert "6 images embedded now" in said.read_text()
     embedded = [line.split() for line in log.read_text().splitlines()]
     assert sum(int(count) for _, count in embedded) == 6
     assert len({process for process, _ in embedded}) == 2
@@ -232,7 +232,7 @@ def test_a_worker_killed_half_way_costs_one_shard(adir, slow, tmp_path: Path, la
 
 
 def wait_for_worker(log: Path, running: Forked) -> int:
-    """The process that embeds, once it is at its second picture."""
+    """The process that embeds, once it is at its second image."""
     until = time.monotonic() + 240
     while time.monotonic() < until and running.poll() is None:
         lines = log.read_text().splitlines()

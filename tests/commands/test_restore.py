@@ -1,4 +1,4 @@
-"""`adir restore` of pictures as phones, cameras and editors save them, and of folders that hold its own."""
+"""`adir restore` of images as phones, cameras and editors save them, and of folders that hold its own."""
 
 import io
 from pathlib import Path
@@ -15,15 +15,15 @@ from adir.images import read_pixels
 PIXELS = np.array(Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)).resize((32, 24)))
 
 
-def restored(adir, out: Path, *pictures: Path) -> list[np.ndarray]:
+def restored(adir, out: Path, *images: Path) -> list[np.ndarray]:
     """What `adir restore` makes of them, by the sampler that needs no network."""
-    done = adir("restore", *pictures, "task=sr4", "sampler=bicubic", "--out", out)
+    done = adir("restore", *images, "task=sr4", "sampler=bicubic", "--out", out)
     assert done.status == 0, done.err
-    return [read_pixels(out / f"{picture.stem}-sr4-none.png") for picture in pictures]
+    return [read_pixels(out / f"{image.stem}-sr4-none.png") for image in images]
 
 
-def saved(path: Path, picture: Image.Image, **options) -> Path:
-    picture.save(path, **options)
+def saved(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **options)
     return path
 
 
@@ -31,10 +31,10 @@ def saved(path: Path, picture: Image.Image, **options) -> Path:
 def test_a_phone_s_photograph_comes_out_upright(adir, tmp_path: Path, orientation: int, turns: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = Image.fromarray(PIXELS)
-    phone = saved(tmp_path / "phone.jpg", picture, exif=exif, quality=95)
+    image = Image.fromarray(PIXELS)
+    phone = saved(tmp_path / "phone.jpg", image, exif=exif, quality=95)
     stream = io.BytesIO()
-    picture.save(stream, "jpeg", quality=95)
+    image.save(stream, "jpeg", quality=95)
     turned = saved(tmp_path / "turned.png", Image.fromarray(np.rot90(np.array(Image.open(stream)), turns).copy()))
     one, other = restored(adir, tmp_path / "out", phone, turned)
     np.testing.assert_array_equal(one, other)
@@ -42,11 +42,11 @@ def test_a_phone_s_photograph_comes_out_upright(adir, tmp_path: Path, orientatio
 
 
 @pytest.mark.parametrize("name, mode", [("x.png", "RGBA"), ("x.tif", "RGBA"), ("x.png", "P")])
-def test_opaque_pictures_are_restored_as_those_without_alpha(adir, tmp_path: Path, name: str, mode: str) -> None:
-    picture = Image.fromarray(PIXELS).quantize(8)
-    plain = saved(tmp_path / "plain.png", picture.convert("RGB"))
+def test_opaque_images_are_restored_as_those_without_alpha(adir, tmp_path: Path, name: str, mode: str) -> None:
+    image = Image.fromarray(PIXELS).quantize(8)
+    plain = saved(tmp_path / "plain.png", image.convert("RGB"))
     options = {"transparency": 100} if mode == "P" else {}  # a colour that is in no pixel
-    opaque = saved(tmp_path / name, picture if mode == "P" else picture.convert("RGB").convert(mode), **options)
+    opaque = saved(tmp_path / name, image if mode == "P" else image.convert("RGB").convert(mode), **options)
     one, other = restored(adir, tmp_path / "out", plain, opaque)
     np.testing.assert_array_equal(one, other)
 
@@ -58,13 +58,13 @@ def test_opaque_pictures_are_restored_as_those_without_alpha(adir, tmp_path: Pat
         ("deep.png", PIXELS[:, :, 0].astype(np.uint16) * 257, {}, "colorization", "16 bits a channel are scaled to 8"),
     ],
 )
-def test_what_was_done_to_a_picture_unasked_is_said(adir, tmp_path: Path, name, pixels, options, task, words) -> None:
+def test_what_was_done_to_an_image_unasked_is_said(adir, tmp_path: Path, name, pixels, options, task, words) -> None:
     path = saved(tmp_path / name, Image.fromarray(pixels), **options)
     with pytest.warns(UserWarning, match=f"{path}: {words}"):
         assert adir("restore", path, f"task={task}", "sampler=adjoint", "--out", tmp_path / "out").status == 0
 
 
-def test_restored_pictures_are_not_read_again(adir, tmp_path: Path) -> None:
+def test_restored_images_are_not_read_again(adir, tmp_path: Path) -> None:
     saved(tmp_path / "a.png", Image.fromarray(PIXELS))
     saved(tmp_path / "._a.png", Image.fromarray(PIXELS))
     out = tmp_path / "out"
@@ -78,7 +78,7 @@ def test_restored_pictures_are_not_read_again(adir, tmp_path: Path) -> None:
     ):
         assert again.status == 2 and f"{out}: holds results of adir" in again.err and again.err.count("\n") == 1
     refused = adir("restore", tmp_path, *words, tmp_path)
-    assert refused.status == 2 and "is the folder of the pictures" in refused.err
+    assert refused.status == 2 and "is the folder of the images" in refused.err
     assert not (tmp_path / RESULTS_MARKER).exists()
     assert adir("restore", tmp_path / "a.png", *words, out).status == 0  # the folder itself goes on
 
@@ -97,8 +97,8 @@ SMALL = Image.fromarray(PIXELS[:20, :20])
 
 
 def test_without_a_sampler_named_it_is_the_default(adir, tmp_path: Path) -> None:
-    picture = saved(tmp_path / "a.png", SMALL)
-    done = adir("restore", picture, "task=sr4", "sampler.n_steps=2", "--out", tmp_path / "out")
+    image = saved(tmp_path / "a.png", SMALL)
+    done = adir("restore", image, "task=sr4", "sampler.n_steps=2", "--out", tmp_path / "out")
     assert done.status == 0, done.err
     note = read_json(tmp_path / "out" / "a-sr4-none.json")
     assert note["axes"]["sampler"] == SAMPLERS[0] and "does not apply" not in done.out + done.err
@@ -114,8 +114,8 @@ def test_the_help_names_the_default_sampler_and_the_paper_s(capsys) -> None:
 
 
 def test_a_named_sampler_is_used(adir, tmp_path: Path) -> None:
-    picture = saved(tmp_path / "a.png", SMALL)
-    words = ["restore", picture, "task=sr4", "sampler=adir", "sampler.n_steps=2", "--out", tmp_path / "out"]
+    image = saved(tmp_path / "a.png", SMALL)
+    words = ["restore", image, "task=sr4", "sampler=adir", "sampler.n_steps=2", "--out", tmp_path / "out"]
     assert adir(*words).status == 0
     assert read_json(tmp_path / "out" / "a-sr4-none.json")["axes"]["sampler"] == "adir"
 
@@ -124,8 +124,8 @@ def test_where_the_default_sampler_does_not_apply_the_next_is_used_and_said(
     adir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adir.samplers.deepinv_samplers.has_full_svd", lambda physics: False)
-    picture = saved(tmp_path / "a.png", SMALL)
-    done = adir("restore", picture, "task=sr4", "--out", tmp_path / "out", "sampler.n_steps=2")
+    image = saved(tmp_path / "a.png", SMALL)
+    done = adir("restore", image, "task=sr4", "--out", tmp_path / "out", "sampler.n_steps=2")
     assert done.status == 0, done.err
     reason = "sampler ddrm needs the singular value decomposition of A, and task sr4 has none"
     assert f"sampler=adir_clean, as sampler=ddrm does not apply: {reason}\n" in done.out + done.err
@@ -133,8 +133,8 @@ def test_where_the_default_sampler_does_not_apply_the_next_is_used_and_said(
 
 
 def test_several_samples_give_their_mean_and_a_map_of_their_deviation(adir, tmp_path: Path) -> None:
-    picture = saved(tmp_path / "a.png", SMALL)
-    words = ["restore", picture, "task=sr4", "sampler.n_steps=2"]
+    image = saved(tmp_path / "a.png", SMALL)
+    words = ["restore", image, "task=sr4", "sampler.n_steps=2"]
     for seed in (3, 4, 5):
         assert adir(*words, f"seed={seed}", "--out", tmp_path / str(seed)).status == 0
     out = tmp_path / "out"
@@ -157,8 +157,8 @@ def test_several_samples_give_their_mean_and_a_map_of_their_deviation(adir, tmp_
 def test_samples_are_made_again_where_one_of_their_files_is_gone_or_their_number_is_another(
     adir, tmp_path: Path
 ) -> None:
-    picture, out = saved(tmp_path / "a.png", SMALL), tmp_path / "out"
-    words = ["restore", picture, "task=sr4", "sampler.n_steps=1", "--out", out, "--samples"]
+    image, out = saved(tmp_path / "a.png", SMALL), tmp_path / "out"
+    words = ["restore", image, "task=sr4", "sampler.n_steps=1", "--out", out, "--samples"]
     assert adir(*words, 2).status == 0
     assert "(was there)" in adir(*words, 2).out
     gone = out / "a-sr4-none-std.png"
@@ -171,7 +171,7 @@ def test_samples_are_made_again_where_one_of_their_files_is_gone_or_their_number
 
 @pytest.mark.parametrize("samples, sampler, words", [(0, "ddrm", "1 or more"), (2, "bicubic", "draws nothing")])
 def test_numbers_of_samples_that_make_no_sense_are_refused(adir, tmp_path: Path, samples, sampler, words) -> None:
-    picture = saved(tmp_path / "a.png", SMALL)
-    call = ["restore", picture, "task=sr4", f"sampler={sampler}", "--samples", samples, "--out", tmp_path / "out"]
+    image = saved(tmp_path / "a.png", SMALL)
+    call = ["restore", image, "task=sr4", f"sampler={sampler}", "--samples", samples, "--out", tmp_path / "out"]
     refused = adir(*call)
     assert refused.status == 2 and words in refused.err and refused.err.count("\n") == 1

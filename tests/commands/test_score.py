@@ -1,4 +1,4 @@
-"""`adir score`: other metrics for pictures that are already restored."""
+"""`adir score`: other metrics for images that are already restored."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from adir.harness.records.record import Record
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
-    """Three restored pictures, scored with nothing."""
+    """Three restored images, scored with nothing."""
     from adir.cli import main
 
     folder = tmp_path_factory.mktemp("rescored")
@@ -33,7 +33,7 @@ def test_scoring_again_adds_the_metrics_and_keeps_the_rest(adir, results: Path, 
     for record in records(results):
         image_id, value = record.image.id, record.value("psnr")
         # PSNR by hand, from the two files
-        pair = [results / str(record.picture), photographs / image_id]
+        pair = [results / str(record.restored), photographs / image_id]
         x_hat, x = (np.array(Image.open(path).convert("RGB"), dtype=np.float64) for path in pair)
         assert value == pytest.approx(10 * math.log10(255**2 / np.mean((x_hat - x) ** 2)), abs=1e-4)
         old = before[image_id]
@@ -47,7 +47,7 @@ def test_a_record_of_another_ground_truth_keeps_its_scores(adir, results: Path) 
     changed = record | {"image": record["image"] | {"sha256": "0" * 64}, "scores": {}}
     write_json(path, changed)
     finished = adir("score", results, "scoring.metrics=[psnr]")
-    assert finished.status == 1 and "another picture" in finished.out
+    assert finished.status == 1 and "another image" in finished.out
     assert read_json(path) == changed
     write_json(path, record)
 
@@ -65,7 +65,7 @@ def test_a_record_of_the_wrong_shape_is_named_and_left_as_it_is(adir, results: P
 
 def test_an_empty_folder_is_one_line_and_status_2(adir, tmp_path: Path) -> None:
     finished = adir("score", tmp_path)
-    assert finished.status == 2 and "no restored pictures" in finished.err
+    assert finished.status == 2 and "no restored images" in finished.err
 
 
 # --- a command that says "scored with" has scored
@@ -77,7 +77,7 @@ def test_an_empty_folder_is_one_line_and_status_2(adir, tmp_path: Path) -> None:
         ("[psnr, musiq-koniq]", {"musiq-koniq"}),
         ("[lpips-alex, psnr, lpips-vgg]", {"lpips-alex", "lpips-vgg"}),
         ("[musiq-ava]", {"musiq-ava"}),
-        ("[psnr, clip-prompt]", {"clip-prompt"}),  # these pictures have no prompt
+        ("[psnr, clip-prompt]", {"clip-prompt"}),  # these images have no prompt
     ],
 )
 def test_a_score_that_stays_empty_is_named_with_its_reason_and_is_status_1(
@@ -109,18 +109,18 @@ def test_the_default_scores_without_network_say_which_of_them_stay_empty(
         assert f"{name} stays empty in 3 of 3 records: " in finished.out
 
 
-def test_a_picture_that_is_gone_or_failed_is_counted(adir, results: Path) -> None:
+def test_an_image_that_is_gone_or_failed_is_counted(adir, results: Path) -> None:
     first, second, _ = records(results)
-    picture = results / str(first.picture)
-    content, path = picture.read_bytes(), results / str(second.path)
-    picture.unlink()
+    image = results / str(first.restored)
+    content, path = image.read_bytes(), results / str(second.path)
+    image.unlink()
     was = read_json(path)
-    write_json(path, was | {"status": "failed", "error": "no", "scores": {}, "picture": None, "sampler": None})
+    write_json(path, was | {"status": "failed", "error": "no", "scores": {}, "restored": None, "sampler": None})
     try:
         finished = adir("score", results, "scoring.metrics=[psnr]")
-        assert finished.status == 1 and f"{picture}: no such file" in finished.out
-        assert "1 records are of failed pictures" in finished.out and "1 records keep their scores" in finished.out
+        assert finished.status == 1 and f"{image}: no such file" in finished.out
+        assert "1 records are of failed images" in finished.out and "1 records keep their scores" in finished.out
         assert finished.out.splitlines()[-1] == "1 records scored with psnr"
     finally:
-        picture.write_bytes(content)
+        image.write_bytes(content)
         write_json(path, was)

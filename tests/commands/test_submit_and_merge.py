@@ -26,22 +26,22 @@ from adir.harness.records.archive import open_archive
 from adir.harness.records.layout import kind_of, losses_of
 from adir.harness.records.ledger import all_records
 from adir.harness.records.record import Record
-from adir.harness.running.stores import keep_picture
+from adir.harness.running.stores import keep_image
 from adir.harness.tables.formats import to_csv
 from adir.harness.tables.leaderboard import load_board
 from adir.images import from_uint8, to_uint8
 
 Json = dict[str, Any]
-PICTURES = tuple("abcdefgh")
+IMAGES = tuple("abcdefgh")
 
 
 def write_results(folder: Path, seeds: tuple[int, ...] = (0,), task: str = "sr4") -> Path:
-    """A results folder: two modes on eight pictures, with small files in place of pictures."""
+    """A results folder: two modes on eight images, with small files in place of images."""
     rng = np.random.default_rng([*seeds, len(task)])
-    for (mode, k), seed, image in itertools.product((("none", None), ("knn", 20)), seeds, PICTURES):
+    for (mode, k), seed, image in itertools.product((("none", None), ("knn", 20)), seeds, IMAGES):
         record = made_record(image, task=task, mode=mode, k=k, seed=seed, scores={"psnr": rng.normal(25, 1)})
-        y, restored = f"measurements/{task}-v1/{image}.png", ledger_of(folder, record).picture_path(image)
-        changes = {"y.file": y, "picture": restored.relative_to(folder).as_posix(), "seconds.sample": rng.random()}
+        y, restored = f"measurements/{task}-v1/{image}.png", ledger_of(folder, record).image_path(image)
+        changes = {"y.file": y, "restored": restored.relative_to(folder).as_posix(), "seconds.sample": rng.random()}
         put(folder, [changed(record, changes | {"versions.adir": "0", "commit": "c0ffee"})])
         write_bytes(restored, f"{mode} {seed} {image}".encode())
         write_bytes(folder / y, f"y of {image}".encode())
@@ -53,7 +53,7 @@ def write_results(folder: Path, seeds: tuple[int, ...] = (0,), task: str = "sr4"
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder and its submission, written once: each file waits for the disk."""
     folder = tmp_path_factory.mktemp("written")
-    assert submit(write_results(folder / "results"), pictures=False, out=folder / "mine.zip") == 0
+    assert submit(write_results(folder / "results"), images=False, out=folder / "mine.zip") == 0
     return folder
 
 
@@ -72,11 +72,11 @@ def test_a_submission_gives_the_table_of_its_folder(results: Path, submission: P
     assert leaderboard([submission]) == 0
 
 
-def test_a_submission_holds_no_pictures_unless_asked_and_its_manifest_tells_every_hash(
+def test_a_submission_holds_no_images_unless_asked_and_its_manifest_tells_every_hash(
     results: Path, submission: Path, tmp_path: Path
 ) -> None:
-    assert submit(results, pictures=True, out=tmp_path / "all.zip") == 0
-    for path, kinds in ((submission, {"record"}), (tmp_path / "all.zip", {"record", "picture", "y"})):
+    assert submit(results, images=True, out=tmp_path / "all.zip") == 0
+    for path, kinds in ((submission, {"record"}), (tmp_path / "all.zip", {"record", "restored", "y"})):
         with zipfile.ZipFile(path) as packed:
             names = set(packed.namelist()) - {"manifest.json"}
             manifest = json.loads(packed.read("manifest.json"))
@@ -107,7 +107,7 @@ def test_equal_folders_give_equal_bytes_and_another_file_is_not_replaced(
 def test_merging_gives_the_table_of_all_and_the_folder_of_all(tmp_path: Path) -> None:
     both = write_results(write_results(tmp_path / "both"), task="deblur")
     one, two = write_results(tmp_path / "one"), write_results(tmp_path / "two", task="deblur")
-    assert submit(two, pictures=True, out=tmp_path / "two.zip") == 0
+    assert submit(two, images=True, out=tmp_path / "two.zip") == 0
     out = tmp_path / "out"
     assert merge([one, tmp_path / "two.zip", one], out) == 0
     assert files_below(out) == files_below(both)
@@ -194,7 +194,7 @@ DISHONEST = {
     "the manifest's sizes are no numbers": lambda _, f: f["files"].update(
         {min(f["files"]): {"sha256": "", "bytes": "1"}}
     ),
-    "another format": lambda _, f: f.update(format="zip of pictures"),
+    "another format": lambda _, f: f.update(format="zip of images"),
 }
 
 
@@ -217,7 +217,7 @@ WRONG = {
     "a list": (lambda m: m.update({a_record(m): b"[]"}), "not a JSON object"),
     "another schema": (lambda m: edit(m, schema=99), "schema 99"),
     "a cell that is not its identity's": (lambda m: edit(m, identity={"guidance": 5}), "not the hash of its identity"),
-    "another picture's name": (lambda m: edit(m, image={"id": "zz"}), "named otherwise than its picture"),
+    "another image's name": (lambda m: edit(m, image={"id": "zz"}), "named otherwise than its image"),
     "a word for a score": (lambda m: edit(m, scores={"psnr": {"value": "1"}}), "scores.psnr.value: Input should be"),
     "a path upwards": (lambda m: m.update({"../../evil.json": b"{}"}), "holds '.*evil.json', which is no"),
     "a path upwards inside": (
@@ -226,7 +226,7 @@ WRONG = {
     ),
     "an absolute path": (lambda m: m.update({"/etc/evil.json": b"{}"}), "holds '.*evil.json', which is no"),
     "a drive": (lambda m: m.update({"cells/C:/x/y/records/a.json": b"{}"}), "C:"),
-    "a program": (lambda m: m.update({"cells/b/sr4/x/pictures/evil.sh": b"#!"}), "holds '.*evil.sh', which is no"),
+    "a program": (lambda m: m.update({"cells/b/sr4/x/images/evil.sh": b"#!"}), "holds '.*evil.sh', which is no"),
 }
 
 
@@ -315,11 +315,11 @@ def test_what_is_neither_folder_nor_submission_is_said_in_one_line(tmp_path: Pat
 def shown(results: Path) -> Path:
     """The results with what their report shows: a ground truth, a neighbour, a manifest and an adapter."""
     x = torch.linspace(-1, 1, 48).reshape(3, 4, 4).mul(127.5).round().div(127.5)
-    truth = keep_picture(results, from_uint8(to_uint8(x)))
+    truth = keep_image(results, from_uint8(to_uint8(x)))
     near = sha256_of("near")
     neighbours = [
-        {"id": "n", "distance": 0.5, "picture": near},
-        {"id": "m", "distance": 0.6, "picture": "../../secret"},
+        {"id": "n", "distance": 0.5, "image": near},
+        {"id": "m", "distance": 0.6, "image": "../../secret"},
     ]
     for record in [r for r in all_records(results) if isinstance(r, Record) and r.image.id == "a"]:
         more = {"neighbours": neighbours} if record.axes.adaptation == "knn" else {}
@@ -327,10 +327,10 @@ def shown(results: Path) -> Path:
         if record.adapter is not None:
             key = record.adapter.key
     for name in (f"{near}-thumbnail.png", f"{'0' * 64}.png"):
-        write_bytes(results / "pictures" / name, name.encode())
+        write_bytes(results / "images" / name, name.encode())
     listed = {"a": {"sha256": "a" * 64, "licence": "CC0"}}
     sha256 = manifest_sha256({"a": "a" * 64})
-    write_json(results / "manifests" / f"set-{sha256[:10]}.json", {"name": "set", "sha256": sha256, "pictures": listed})
+    write_json(results / "manifests" / f"set-{sha256[:10]}.json", {"name": "set", "sha256": sha256, "images": listed})
     facts = json.dumps({"losses": [3.0, 2.0]})
     write_bytes(results / "adapters" / f"{key}.safetensors", save({"w": np.zeros(2, np.float32)}, {"facts": facts}))
     return results
@@ -343,7 +343,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def test_a_merged_folder_has_what_its_report_shows(shown: Path, tmp_path: Path) -> None:
     assert merge([shown], tmp_path / "once") == 0 and merge([tmp_path / "once"], tmp_path / "twice") == 0
     expected = files_below(shown)
-    del expected[f"pictures/{'0' * 64}.png"]  # which no record shows
+    del expected[f"images/{'0' * 64}.png"]  # which no record shows
     (adapter,) = (name for name in expected if name.startswith("adapters/"))
     del expected[adapter]
     losses = f"losses/{Path(adapter).stem}.json"
@@ -351,7 +351,7 @@ def test_a_merged_folder_has_what_its_report_shows(shown: Path, tmp_path: Path) 
     assert files_below(tmp_path / "once") == files_below(tmp_path / "twice") == expected
     assert losses_of(tmp_path / "twice", Path(losses).stem) == [3.0, 2.0]
     assert merge([tmp_path / "once", shown], tmp_path / "twice") == 0  # what is there already is left as it is
-    # As a file too, if that has the pictures; the manifest is in it anyway.
+    # As a file too, if that has the images; the manifest is in it anyway.
     for source in (shown, tmp_path / "once"):
         packed = tmp_path / f"{source.name}.zip"
         assert submit(source, True, packed) == 0 and merge([packed], tmp_path / f"of {source.name}") == 0
@@ -365,7 +365,7 @@ def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(results: Path, tm
     (tmp_path / "secret.png").write_text("secret")
     path = min(results.glob("cells/**/records/*.json"))
     record = read_json(path)
-    write_json(path, record | {"y": record["y"] | {"file": "../secret.png"}, "picture": "../secret.png"})
+    write_json(path, record | {"y": record["y"] | {"file": "../secret.png"}, "restored": "../secret.png"})
     assert merge([results], tmp_path / "out") == 0
     assert submit(results, True, tmp_path / "all.zip") == 0
     assert not list((tmp_path / "out").rglob("secret*")) and not any(
@@ -378,7 +378,7 @@ def test_the_report_of_a_submission_s_folder_is_that_of_the_folder_it_was_made_o
 ) -> None:
     here, there, packed = tmp_path / "here" / "runs", tmp_path / "there" / "runs", tmp_path / "mine.zip"
     assert adir("run", *tiny, "adaptation=knn", f"results={here}").status == 0
-    assert adir("submit", here, "--pictures", "--out", packed).status == 0
+    assert adir("submit", here, "--images", "--out", packed).status == 0
     assert adir("merge", packed, "--out", there).status == 0
     pages = []
     for folder in (here, there):
@@ -386,5 +386,5 @@ def test_the_report_of_a_submission_s_folder_is_that_of_the_folder_it_was_made_o
         pages.append((folder / "report.html").read_text())
     data = [json.loads(page.split('type="application/json"')[1].partition(">")[2].partition("<")[0]) for page in pages]
     assert all(scene["truth"] is not None for scene in data[1]["scenes"])
-    assert data[1]["losses"] and all(picture is not None for _, picture in data[1]["neighbours"])
+    assert data[1]["losses"] and all(image is not None for _, image in data[1]["neighbours"])
     assert data[0] == data[1]

@@ -1,4 +1,4 @@
-"""Corpora made of files written here: ids, identity, and pictures that cannot be read."""
+"""Corpora made of files written here: ids, identity, and images that cannot be read."""
 
 import hashlib
 import io
@@ -29,21 +29,21 @@ def pixels(seed, height=9, width=12):
 
 def png(array, mode=None):
     buffer = io.BytesIO()
-    picture = Image.fromarray(array)
-    (picture if mode is None else picture.convert(mode)).save(buffer, format="tiff" if mode == "CMYK" else "png")
+    image = Image.fromarray(array)
+    (image if mode is None else image.convert(mode)).save(buffer, format="tiff" if mode == "CMYK" else "png")
     return buffer.getvalue()
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three good pictures, four that cannot be used, and files that are none."""
-    top = tmp_path / "pictures"
+    """Three good images, four that cannot be used, and files that are none."""
+    top = tmp_path / "images"
     (top / "b" / "deep").mkdir(parents=True)
     (top / ".thumbs").mkdir()
     (top / "z.png").write_bytes(png(pixels(1)))
     (top / "b" / "a.png").write_bytes(png(pixels(2)))
     (top / "b" / "deep" / "GREY.PNG").write_bytes(png(pixels(3), "L"))
-    (top / "text.jpg").write_text("not a picture")
+    (top / "text.jpg").write_text("not an image")
     (top / "b" / "cut.png").write_bytes(png(pixels(4))[:100])
     (top / "clear.png").write_bytes(png(np.dstack([pixels(5), pixels(5)[:, :, 0]])))
     (top / "print.tif").write_bytes(png(pixels(6), "CMYK"))
@@ -52,18 +52,18 @@ def folder(tmp_path):
     return top
 
 
-def test_a_folder_gives_its_readable_pictures_and_names_the_others(folder):
+def test_a_folder_gives_its_readable_images_and_names_the_others(folder):
     corpus = folder_corpus(folder)
-    assert corpus.ids == ["b/a.png", "b/deep/GREY.PNG", "z.png"] and len(corpus) == 3 and corpus.name == "pictures"
+    assert corpus.ids == ["b/a.png", "b/deep/GREY.PNG", "z.png"] and len(corpus) == 3 and corpus.name == "images"
     assert sorted(corpus.rejects) == ["b/cut.png", "clear.png", "print.tif", "text.jpg"]
     assert "alpha" in corpus.rejects["clear.png"] and "CMYK" in corpus.rejects["print.tif"]
     assert np.array_equal(to_uint8(corpus.image("b/a.png")), pixels(2))
     assert corpus.image("b/deep/GREY.PNG").shape == (3, 9, 12)
     with pytest.raises(KeyError):
-        corpus.image("../pictures/z.png")
+        corpus.image("../images/z.png")
 
 
-def test_the_identity_of_a_folder_is_its_pictures_and_their_ids_and_nothing_else(folder, tmp_path):
+def test_the_identity_of_a_folder_is_its_images_and_their_ids_and_nothing_else(folder, tmp_path):
     identity = folder_corpus(folder).sha256
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
     (moved / "text.jpg").unlink()
@@ -75,15 +75,15 @@ def test_the_identity_of_a_folder_is_its_pictures_and_their_ids_and_nothing_else
     assert folder_corpus(moved).sha256 != identity
 
 
-def test_a_folder_without_pictures_raises(folder, tmp_path):
+def test_a_folder_without_images_raises(folder, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         folder_corpus(tmp_path / "missing")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match="no image files"):
         folder_corpus(empty)
-    (empty / "text.jpg").write_text("not a picture")
-    with pytest.raises(InputError, match="not a picture"):
+    (empty / "text.jpg").write_text("not an image")
+    with pytest.raises(InputError, match="not an image"):
         folder_corpus(empty)
 
 
@@ -145,7 +145,7 @@ def test_a_parquet_file_that_does_not_fit_raises(tmp_path):
 
 
 def bmp(seed, height=6, width=8):
-    """A picture file written out by hand: no library's next version writes other bytes."""
+    """An image file written out by hand: no library's next version writes other bytes."""
     size = 3 * width * height
     head = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + size, 0, 0, 54, 40, width, height, 1, 24, 0, size, 0, 0, 0, 0)
     return head + bytes((37 * seed + 3 * place) % 256 for place in range(size))
@@ -171,7 +171,7 @@ def test_the_identity_of_a_folder_is_what_it_has_always_been(tmp_path):
     corpus = folder_corpus(tmp_path)
     # The number is of the class that read folders before there was one for all sources.
     assert corpus.sha256 == "040ec9f7cdcbfb6ba770aa742263ec8f78c23974a22ecd48c641d2aac0e76127" == identity(contents)
-    assert corpus.rejects.keys() == {"cut.bmp"} and corpus.rejects["cut.bmp"].startswith("cut.bmp: damaged picture")
+    assert corpus.rejects.keys() == {"cut.bmp"} and corpus.rejects["cut.bmp"].startswith("cut.bmp: damaged image")
     for seed, name in enumerate(contents):
         assert np.array_equal(to_uint8(corpus.image(name)), pixels_of_bmp(seed))
 
@@ -200,11 +200,11 @@ def test_the_identity_of_a_parquet_file_is_what_it_has_always_been(tmp_path, sou
         assert np.array_equal(to_uint8(corpus.image(name)), pixels_of_bmp(seed))
 
 
-def test_one_class_reads_the_pictures_of_every_source(tmp_path):
+def test_one_class_reads_the_images_of_every_source(tmp_path):
     datasets = pytest.importorskip("datasets")
-    contents = {f"row-{row:07d}": png(pixels(row)) for row in range(3)} | {"row-0000003": b"not a picture"}
+    contents = {f"row-{row:07d}": png(pixels(row)) for row in range(3)} | {"row-0000003": b"not an image"}
     (tmp_path / "folder").mkdir()
-    with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for name, content in contents.items():
             (tmp_path / f"folder/{name}.png").write_bytes(content)
             tar.add(tmp_path / f"folder/{name}.png", f"{name}.png")
@@ -213,19 +213,19 @@ def test_one_class_reads_the_pictures_of_every_source(tmp_path):
     parquet.write_table(pa.table({**rows, "split": ["x"] * 4, "source_file": list(contents)}), tmp_path / "x.parquet")
     corpora = {
         "{}.png": folder_corpus(tmp_path / "folder"),
-        "pictures.tar/{}": SourceCorpus(TarSource(tmp_path / "pictures.tar")),
+        "images.tar/{}": SourceCorpus(TarSource(tmp_path / "images.tar")),
         "{}": parquet_corpus(tmp_path / "x.parquet", "split", "x"),
         "{} ": SourceCorpus(DatasetSource(tmp_path / "dataset")),
     }
     for spelling, corpus in corpora.items():
         good = {spelling.strip().format(name): content for name, content in list(contents.items())[:3]}
         assert corpus.ids == sorted(good) and corpus.sha256 == identity(good)
-        assert len(corpus.rejects) == 1 and "not a picture" in next(iter(corpus.rejects.values()))
+        assert len(corpus.rejects) == 1 and "not an image" in next(iter(corpus.rejects.values()))
         for seed, name in enumerate(good):
             assert np.array_equal(to_uint8(corpus.image(name)), pixels(seed))
 
 
-def test_a_picture_that_has_changed_since_is_not_given_for_the_one_that_was_listed(folder):
+def test_an_image_that_has_changed_since_is_not_given_for_the_one_that_was_listed(folder):
     corpus = folder_corpus(folder)
     (folder / "z.png").write_bytes(png(pixels(8)))
     with pytest.raises(InputError, match=r"z\.png: has changed since"):
@@ -235,7 +235,7 @@ def test_a_picture_that_has_changed_since_is_not_given_for_the_one_that_was_list
         corpus.image("z.png")
 
 
-def test_of_pictures_with_one_id_the_later_are_rejects(tmp_path):
+def test_of_images_with_one_id_the_later_are_rejects(tmp_path):
     class Twice(TarSource):
         def items(self, keys):
             for item in super().items(keys):
@@ -249,7 +249,7 @@ def test_of_pictures_with_one_id_the_later_are_rejects(tmp_path):
     assert corpus.rejects == {"x.tar/a (2)": "an earlier image of the corpus has the same id"}
 
 
-def test_pictures_without_a_category_are_a_category_of_their_own(tmp_path):
+def test_images_without_a_category_are_a_category_of_their_own(tmp_path):
     path = write_parquet(
         tmp_path / "set.parquet", source_file=list("fedcba"), category=["x", "y", None, None, "z", "z"]
     )

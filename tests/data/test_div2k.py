@@ -1,4 +1,4 @@
-"""The DIV2K test set, on made pictures under its file names."""
+"""The DIV2K test set, on made images under its file names."""
 
 import zipfile
 from pathlib import Path
@@ -15,7 +15,7 @@ from adir.images import to_uint8
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Pictures of DIV2K's shapes at a tenth, in its folder; number 0802 is too small for 100 pixels."""
+    """Images of DIV2K's shapes at a tenth, in its folder; number 0802 is too small for 100 pixels."""
     rng = np.random.default_rng(0)
     (tmp_path / "DIV2K_valid_HR").mkdir()
     for number, (height, width) in {801: (136, 204), 802: (80, 204), 803: (204, 120), 900: (104, 104)}.items():
@@ -33,7 +33,7 @@ def zipped(folder: Path) -> Path:
     return path
 
 
-def test_the_first_pictures_that_are_large_enough_are_taken_by_number(folder: Path) -> None:
+def test_the_first_images_that_are_large_enough_are_taken_by_number(folder: Path) -> None:
     assert Div2kSquares(folder, size=100, count=2).ids == ["0801-100", "0803-100"]
     assert Div2kSquares(folder, size=80, count=2).ids == ["0801-80", "0802-80"]
 
@@ -80,5 +80,5 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, monkeypatch: pyte
         Div2kSquares()
 
 
-def test_each_picture_says_its_licence(folder: Path) -> None:
+def test_each_image_says_its_licence(folder: Path) -> None:
     assert "research" in Div2kSquares(folder, 64, 1).attribution("0801-64")["licence"]

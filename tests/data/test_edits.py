@@ -16,18 +16,18 @@ from adir.tasks.editing import EditTask
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures, three edits."""
+    """Two images, three edits."""
     for name, height in (("cat", 16), ("dog", 24)):
         pixels = np.random.randint(0, 256, (height, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         mask = np.zeros((height, 16), np.uint8)
         mask[4:9, 4:12] = 255
         Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
-    (tmp_path / "prompts.csv").write_text('picture,prompt\ncat,"a tiger, asleep"\ndog.png,a wolf\ncat,a lynx\n')
+    (tmp_path / "prompts.csv").write_text('image,prompt\ncat,"a tiger, asleep"\ndog.png,a wolf\ncat,a lynx\n')
     return tmp_path
 
 
-def test_each_prompt_is_a_test_picture_with_its_mask(folder: Path) -> None:
+def test_each_prompt_is_a_test_image_with_its_mask(folder: Path) -> None:
     edits = EditSet(folder)
     assert sorted((i.rsplit("-", 1)[0], edits.prompt(i)) for i in edits.ids) == [
         ("cat", "a lynx"), ("cat", "a tiger, asleep"), ("dog", "a wolf")
@@ -61,16 +61,16 @@ def test_prompts_are_read_as_other_programs_write_them(folder: Path, name: str, 
 @pytest.mark.parametrize(
     "suffix, mask_suffix", [(".PNG", ".png"), (".png", ".Png"), (".TIFF", ".BMP"), (".WebP", ".GIF")]
 )
-def test_pictures_and_masks_are_found_whatever_the_case_of_their_suffixes(
+def test_images_and_masks_are_found_whatever_the_case_of_their_suffixes(
     folder: Path, suffix: str, mask_suffix: str
 ) -> None:
     before = EditSet(folder)
     expected = {image_id: before.image(image_id) for image_id in before.ids}
     for name, ending in (("cat", suffix), ("cat_mask", mask_suffix)):
-        with Image.open(folder / f"{name}.png") as picture:
-            picture.load()
+        with Image.open(folder / f"{name}.png") as image:
+            image.load()
         (folder / f"{name}.png").unlink()
-        picture.save(folder / f"{name}{ending}", **({"lossless": True} if ending == ".WebP" else {}))
+        image.save(folder / f"{name}{ending}", **({"lossless": True} if ending == ".WebP" else {}))
     (folder / f"._cat{suffix}").write_bytes(b"")
     found = EditSet(folder)
     assert found.ids == before.ids
@@ -83,9 +83,9 @@ def test_of_two_images_of_one_name_the_png_is_taken(folder: Path) -> None:
     assert EditSet(folder).sha256 == before.sha256
 
 
-def test_another_prompt_mask_or_picture_is_another_set(folder: Path) -> None:
+def test_another_prompt_mask_or_image_is_another_set(folder: Path) -> None:
     before = EditSet(folder)
-    (folder / "prompts.csv").write_text("picture,prompt\ncat,a tiger\n")
+    (folder / "prompts.csv").write_text("image,prompt\ncat,a tiger\n")
     assert set(EditSet(folder).ids).isdisjoint(before.ids)
     after = EditSet(folder)
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "cat.png")
@@ -110,13 +110,13 @@ def text(name: str, content: str):
     [
         (grey_mask((16, 12), 255), "all white"),
         (grey_mask((16, 16), 0), "cat_mask.png: cat: the mask is all black"),
-        (text("prompts.csv", "picture,prompt\ncat,\n"), "cat: the prompt is empty"),
-        (text("prompts.csv", "picture,prompt\nbird,a tit\n"), "no image bird.png"),
-        (text("prompts.csv", "picture,prompt\n"), "no prompts in the file"),
+        (text("prompts.csv", "image,prompt\ncat,\n"), "cat: the prompt is empty"),
+        (text("prompts.csv", "image,prompt\nbird,a tit\n"), "no image bird.png"),
+        (text("prompts.csv", "image,prompt\n"), "no prompts in the file"),
         (text("prompts.csv", "name;text\ncat;a tiger\n"), "prompts.csv: not as expected"),
         (lambda folder: (folder / "dog_mask.png").unlink(), "no image dog_mask.png"),
         (lambda folder: (folder / "prompts.csv").unlink(), "no prompts; a set of edits has"),
-        (text("cat.png", "no picture"), "cat.png"),
+        (text("cat.png", "no image"), "cat.png"),
     ],
 )
 def test_a_folder_that_is_not_one_is_refused_in_one_line(folder: Path, spoil, words: str) -> None:
@@ -130,7 +130,7 @@ def test_a_mask_of_another_size_is_refused(folder: Path) -> None:
     mask = Image.new("L", (12, 16), 0)
     mask.paste(255, (2, 2, 6, 6))
     mask.save(folder / "cat_mask.png")
-    with pytest.raises(InputError, match="the mask is 12x16, the picture 16x16"):
+    with pytest.raises(InputError, match="the mask is 12x16, the image 16x16"):
         EditSet(folder)
 
 

@@ -1,4 +1,4 @@
-"""The embedded pictures: true to the photographs, and no corpus field on ground of a test field."""
+"""The embedded images: true to the photographs, and no corpus field on ground of a test field."""
 
 import re
 
@@ -67,7 +67,7 @@ def test_reduced_photographs_are_near_their_block_means():
     assert np.abs(photographs.reduced("coffee", 3) - means).mean() < 3
 
 
-def test_test_fields_are_ten_to_fourteen_pictures_with_content():
+def test_test_fields_are_ten_to_fourteen_images_with_content():
     tests = embedded.test_fields()
     assert 10 <= len(tests) <= 14
     assert [image_id for image_id, _ in tests] == sorted(IDS)

@@ -1,4 +1,4 @@
-"""Fingerprints: what they do not depend on; and which pictures of a corpus are equal."""
+"""Fingerprints: what they do not depend on; and which images of a corpus are equal."""
 
 from pathlib import Path
 
@@ -28,21 +28,21 @@ def test_brightness_and_contrast_do_not_change_a_fingerprint() -> None:
         assert np.abs(fingerprint(x).astype(int) - fingerprint(other)).max() <= 1
 
 
-def test_a_flat_picture_has_a_fingerprint_of_zeros() -> None:
+def test_a_flat_image_has_a_fingerprint_of_zeros() -> None:
     assert not fingerprint(torch.full((3, 40, 60), 0.3)).any()
 
 
-def test_equal_pictures_repeat_the_one_with_the_smallest_id_however_they_were_saved(tmp_path: Path) -> None:
+def test_equal_images_repeat_the_one_with_the_smallest_id_however_they_were_saved(tmp_path: Path) -> None:
     x, other = (Image.fromarray(np.random.default_rng(n).integers(0, 256, (20, 24, 3), np.uint8)) for n in (0, 1))
     for name in ("b.png", "c.bmp", "deep/a.tiff"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         x.save(tmp_path / name)
     other.save(tmp_path / "a.png")
-    x.rotate(90, expand=True).save(tmp_path / "turned.png")  # a copy, but another picture
-    Image.new("RGB", (9, 9), "red").save(tmp_path / "flat1.png")  # equal fingerprints of zeros, other pictures
+    x.rotate(90, expand=True).save(tmp_path / "turned.png")  # a copy, but another image
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "flat1.png")  # equal fingerprints of zeros, other images
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "flat2.png")
     assert folder_corpus(tmp_path).repeats == {"c.bmp", "deep/a.tiff"}
 
 
-def test_the_embedded_corpus_holds_no_picture_twice() -> None:
+def test_the_embedded_corpus_holds_no_image_twice() -> None:
     assert CORPUS.repeats == frozenset()

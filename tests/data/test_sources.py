@@ -34,9 +34,9 @@ def pixels(seed, height=6, width=8):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def encoded(picture, kind="png", **options):
+def encoded(image, kind="png", **options):
     buffer = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, format=kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -50,11 +50,11 @@ def everything(source):
     return {item.id: (item.read(), dict(item.attribution)) for item in source.items(keys)}
 
 
-# What a picture file may be
+# What an image file may be
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_upright_as_its_exif_says(orientation):
+def test_an_image_is_turned_upright_as_its_exif_says(orientation):
     # Exif 2.3: where the first row and the first column of what was stored belong.
     stored = {
         1: lambda p: p,
@@ -82,8 +82,8 @@ def test_grey_and_palette_become_rgb():
 FRAMES = [Image.fromarray(pixels(seed)) for seed in range(3)]
 BAD = {
     "truncated": (png(1)[:90], "damaged"),
-    "text": (b"no picture", "not a picture"),
-    "empty": (b"", "not a picture"),
+    "text": (b"no image", "not an image"),
+    "empty": (b"", "not an image"),
     "animated": (encoded(FRAMES[0], "webp", save_all=True, append_images=FRAMES[1:], lossless=True), "animated"),
     "pages": (encoded(FRAMES[0], "tiff", save_all=True, append_images=FRAMES[1:]), "pages"),
     "cmyk": (encoded(Image.fromarray(pixels(1)).convert("CMYK"), "jpeg"), "CMYK"),
@@ -105,7 +105,7 @@ def test_what_cannot_be_used_says_why(content, reason, recwarn):
     assert not recwarn.list
 
 
-def test_a_picture_a_hundred_times_as_long_as_wide_is_still_one():
+def test_an_image_a_hundred_times_as_long_as_wide_is_still_one():
     assert decode(encoded(Image.new("RGB", (1000, 10))), "p").shape == (10, 1000, 3)
 
 
@@ -125,11 +125,11 @@ def test_whatever_is_broken_in_a_file_is_an_error_that_names_it(kind):
 
 @pytest.mark.parametrize("error", [MemoryError(), IndexError("tile"), struct.error("unpack")])
 def test_what_a_decoder_raises_is_an_error_that_names_the_file(monkeypatch, error):
-    def fail(picture):
+    def fail(image):
         raise error
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
-    with pytest.raises(InputError, match=r"^p: (not enough memory|damaged picture \((IndexError: tile|error: unpack))"):
+    with pytest.raises(InputError, match=r"^p: (not enough memory|damaged image \((IndexError: tile|error: unpack))"):
         decode(png(1), "p")
 
 
@@ -180,7 +180,7 @@ def test_what_is_no_file_or_gone_is_not_read(tmp_path):
         with pytest.raises(InputError, match=reason) as caught:
             items[name].read()
         assert not isinstance(caught.value, SourceDown)
-    folder.rename(tmp_path / "away")  # a drive that is not mounted any more: not its pictures are at fault
+    folder.rename(tmp_path / "away")  # a drive that is not mounted any more: not its images are at fault
     for _ in range(2):
         with pytest.raises(SourceDown, match="mounted again"):
             items["a.png"].read()
@@ -287,9 +287,9 @@ def test_of_repeated_members_the_first_is_what_is_listed_and_found_again(tmp_pat
         assert str(caught.value) == reason
 
 
-def test_a_sample_whose_picture_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_path):
+def test_a_sample_whose_image_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_path):
     still = encoded(pixels(1), "gif")
-    write_tar(tmp_path / "0.tar", [("0.heic", png(0)), ("1.gif", still), ("2.txt", b"no picture")])
+    write_tar(tmp_path / "0.tar", [("0.heic", png(0)), ("1.gif", still), ("2.txt", b"no image")])
     source = TarSource(tmp_path)
     items = {item.id: item for item in source.items(["0.tar"])}
     assert items.keys() == {"0.tar/0", "0.tar/1"} and items["0.tar/1"].read() == still == source.read("0.tar/1")
@@ -300,7 +300,7 @@ def test_a_sample_whose_picture_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_p
 @pytest.mark.parametrize(
     "members, expected",
     [
-        # Frames of a sequence, and other files that are no samples: a picture each.
+        # Frames of a sequence, and other files that are no samples: an image each.
         (["s.0001.png", "s.0002.png", "s.0003.png"], {"s.0001": 0, "s.0002": 1, "s.0003": 2}),
         (["d/a.1.png", "d/b.1.png", "d/a.2.png", "d/b.2.png"], {"d/a.1": 0, "d/b.1": 1, "d/a.2": 2, "d/b.2": 3}),
         (["s.frame1.jpg", "s.frame2.PNG", "t.frame1.png"], {"s.frame1": 0, "s.frame2": 1, "t": 2}),
@@ -319,7 +319,7 @@ def test_a_sample_whose_picture_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_p
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_tar_gives_each_of_its_pictures_and_finds_it_again(tmp_path, members, expected):
+def test_a_tar_gives_each_of_its_images_and_finds_it_again(tmp_path, members, expected):
     write_tar(tmp_path / "0.TAR", [(name, png(number)) for number, name in enumerate(members)])
     source = TarSource(tmp_path)
     items = {item.id: item.read() for item in source.items(["0.TAR"]) if "unreadable" not in item.id}
@@ -347,7 +347,7 @@ def test_a_tar_that_is_cut_short_gives_what_it_holds_and_rejects(tmp_path):
     source = TarSource(path)
     items = list(source.items(["0.tar"]))
     assert [item.id for item in items[:2]] == ["0.tar/0", "0.tar/1"]
-    for item in items[2:]:  # the picture that is cut, and the tar
+    for item in items[2:]:  # the image that is cut, and the tar
         with pytest.raises(InputError, match="unexpected end"):
             item.read()
     assert source.read("0.tar/1") == png(1)
@@ -446,7 +446,7 @@ def test_numbers_as_names_and_categories_are_text(tmp_path):
     assert corpus.categories == {"30": "7", "4": "8"}
 
 
-def test_a_damaged_row_group_gives_one_reject_and_the_others_their_pictures(tmp_path):
+def test_a_damaged_row_group_gives_one_reject_and_the_others_their_images(tmp_path):
     path = tmp_path / "x.parquet"
     parquet.write_table(table(range(6)), path, row_group_size=2, compression="none", use_dictionary=False)
     start = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
@@ -516,10 +516,10 @@ def origin(number):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_list_of_open_images_is_read_as_a_spreadsheet_saves_it(tmp_path, encoding, end):
     path = write_list(tmp_path / "train.csv", range(3), encoding, end)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number in range(3):
-        (tmp_path / "pictures" / f"{image_id(number)}.jpg").write_bytes(png(number))
-    source = OpenImagesSource([path], tmp_path / "pictures")
+        (tmp_path / "images" / f"{image_id(number)}.jpg").write_bytes(png(number))
+    source = OpenImagesSource([path], tmp_path / "images")
     assert everything(source) == {f"train/{image_id(n)}": (png(n), origin(n)) for n in range(3)}
     write_tar(tmp_path / "0.tar", [(f"{image_id(n)}.jpg", png(n)) for n in range(3)])
     packed = OpenImagesTars(tmp_path / "0.tar", [path])
@@ -529,10 +529,10 @@ def test_a_list_of_open_images_is_read_as_a_spreadsheet_saves_it(tmp_path, encod
 def test_open_images_in_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(open_images, "PART", 500)  # a few rows a part
     path = write_list(tmp_path / "train-images.csv", range(20))
-    (tmp_path / "pictures/train").mkdir(parents=True)
+    (tmp_path / "images/train").mkdir(parents=True)
     for number in range(20):
-        (tmp_path / "pictures" / ("train" if number % 2 else ".") / f"{image_id(number)}.jpg").write_bytes(png(number))
-    source = OpenImagesSource([path], tmp_path / "pictures")
+        (tmp_path / "images" / ("train" if number % 2 else ".") / f"{image_id(number)}.jpg").write_bytes(png(number))
+    source = OpenImagesSource([path], tmp_path / "images")
     assert len(list(source.listing())) > 4 and sum(count for _, count in source.listing()) == 20
     assert everything(source) == {f"train/{image_id(n)}": (png(n), origin(n)) for n in range(20)}
     for bad in ("train/../../x", f"other/{image_id(1)}", f"train/{image_id(99)}"):
@@ -555,7 +555,7 @@ def test_a_file_that_is_no_list_of_open_images_is_refused(tmp_path):
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):
-    """What it answers to each attempt, by picture: a status, `cut` half way, `mute` (closed without a word), or good."""
+    """What it answers to each attempt, by image: a status, `cut` half way, `mute` (closed without a word), or good."""
 
     answers: ClassVar = {1: [404], 2: [503, 429, 500], 3: ["cut", "mute", "cut"], 4: ["cut"] * 9, 5: ["junk", 403]}
     asked: ClassVar = []

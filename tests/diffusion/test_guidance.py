@@ -18,7 +18,7 @@ def A_adjoint(y: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("alpha_bar", [1.0, 0.9999, 0.3, 4e-5])
-def test_the_noisy_measurement_is_A_of_the_noisy_picture(alpha_bar):
+def test_the_noisy_measurement_is_A_of_the_noisy_image(alpha_bar):
     alpha_bar = torch.tensor(alpha_bar, dtype=torch.float64)
     x, eps = torch.randn(2, 3, 12, dtype=torch.float64)
     torch.testing.assert_close(noisy_measurement(A(x), A(eps), alpha_bar), A(diffuse(x, eps, alpha_bar)))
@@ -60,7 +60,7 @@ def test_the_capped_step_shrinks_every_residual_and_turns_none_around():
     assert eigenvalues.min().item() == pytest.approx(1 - STABLE_STEP) and eigenvalues.max() < 1
 
 
-def test_back_projection_is_the_nearest_picture_that_explains_y():
+def test_back_projection_is_the_nearest_image_that_explains_y():
     # min |z - x| over A z = y, as the solution of its Lagrange conditions [[I, A^T], [A, 0]] [z; l] = [x; y].
     x, y = torch.randn(12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     zeros, eye = torch.zeros(5, 5, dtype=torch.float64), torch.eye(12, dtype=torch.float64)

@@ -81,7 +81,7 @@ def test_learned_log_variance_runs_between_its_bounds_and_beyond():
     torch.testing.assert_close(learned_log_variance(fraction, small, large), expected)
 
 
-def test_epsilon_loss_is_one_number_a_picture():
+def test_epsilon_loss_is_one_number_an_image():
     eps, eps_hat = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     eps_hat[1] *= 3
     eps_hat[1, 0] = 0

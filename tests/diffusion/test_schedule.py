@@ -11,7 +11,7 @@ from adir.diffusion.schedule import linear_schedule, schedule_from_betas
 FULL = linear_schedule()
 
 
-def test_betas_run_from_1e_4_to_0_02_and_leave_almost_no_picture():
+def test_betas_run_from_1e_4_to_0_02_and_leave_almost_no_image():
     assert len(FULL) == 1000 and FULL.betas[0].item() == 1e-4 and FULL.betas[-1].item() == 0.02
     # log alpha_bar_T = sum log(1 - beta): 4.04e-5, whose root amplifies errors of eps 157 times.
     log_alpha_bar = math.fsum(math.log1p(-(1e-4 + (0.02 - 1e-4) * k / 999)) for k in range(1000))

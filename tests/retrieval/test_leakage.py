@@ -1,4 +1,4 @@
-"""Copies of a test picture that the rule must find, and other pictures that it must not."""
+"""Copies of a test image that the rule must find, and other images that it must not."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -21,33 +21,33 @@ TEXTURES = ("brick", "grass", "gravel")
 FIELDS = dict(test_fields())
 
 
-class Pictures(Corpus):
-    """A corpus of given pictures."""
+class Images(Corpus):
+    """A corpus of given images."""
 
-    def __init__(self, pictures: dict[str, Tensor]) -> None:
-        self.pictures = pictures
-        super().__init__("pictures", {name: str(x.sum().item()) for name, x in pictures.items()}, {})
+    def __init__(self, images: dict[str, Tensor]) -> None:
+        self.images = images
+        super().__init__("images", {name: str(x.sum().item()) for name, x in images.items()}, {})
 
     def image(self, image_id: str) -> Tensor:
-        return self.pictures[image_id]
+        return self.images[image_id]
 
 
 def with_copy(copy: Tensor) -> Corpus:
     """Every ninth field of the embedded corpus, and a copy."""
-    return Pictures({name: EMBEDDED.image(name) for name in EMBEDDED.ids[::9]} | {"copy": copy})
+    return Images({name: EMBEDDED.image(name) for name in EMBEDDED.ids[::9]} | {"copy": copy})
 
 
 def changed(x: Tensor, *changes: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """A picture after changes by Pillow, one after the other."""
-    picture = Image.fromarray(to_uint8(x))
+    """An image after changes by Pillow, one after the other."""
+    image = Image.fromarray(to_uint8(x))
     for change in changes:
-        picture = change(picture)
-    return from_uint8(np.array(picture.convert("RGB")))
+        image = change(image)
+    return from_uint8(np.array(image.convert("RGB")))
 
 
-def jpeg(picture: Image.Image) -> Image.Image:
+def jpeg(image: Image.Image) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, format="jpeg", quality=50)
+    image.save(buffer, format="jpeg", quality=50)
     return Image.open(buffer)
 
 
@@ -60,8 +60,8 @@ def cut(left: float, top: float, width: float, height: float) -> Callable[[Image
     return lambda p: p.crop(tuple(round(128 * share) for share in (left, top, left + width, top + height)))
 
 
-def half(picture: Image.Image) -> Image.Image:
-    return picture.resize((picture.width // 2, picture.height // 2))
+def half(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2))
 
 
 def turned(by: Image.Transpose) -> Callable[[Image.Image], Image.Image]:
@@ -103,19 +103,19 @@ KINDS: dict[str, Sequence[Callable[[Image.Image], Image.Image]]] = {
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
-def test_a_copy_of_a_test_picture_is_found(changes: Sequence[Callable[[Image.Image], Image.Image]]) -> None:
+def test_a_copy_of_a_test_image_is_found(changes: Sequence[Callable[[Image.Image], Image.Image]]) -> None:
     for x in (FIELDS["chelsea-s1-y050-x105"], FIELDS["brick-s2-y000-x000"], FIELDS["coins-s1-y020-x250"]):
         assert copies(x, with_copy(changed(x, *changes))) == {"copy"}
 
 
-def test_a_test_picture_that_was_cut_from_a_corpus_picture_is_found() -> None:
+def test_a_test_image_that_was_cut_from_a_corpus_image_is_found() -> None:
     for name in EMBEDDED.ids[20::100]:
         x = EMBEDDED.image(name)
         for crop in (cut(0, 0, 0.8, 0.8), cut(0.1, 0.15, 0.85, 0.82)):
             assert "copy" in copies(changed(x, crop, jpeg), with_copy(x))
 
 
-def test_a_picture_that_is_not_square_is_found_turned() -> None:
+def test_an_image_that_is_not_square_is_found_turned() -> None:
     x = EMBEDDED.image("chelsea-s1-y160-x320")[:, :80]
     assert copies(x, with_copy(x.rot90(1, (1, 2)))) == {"copy", "chelsea-s1-y160-x320"} & {"copy", *EMBEDDED.ids[::9]}
 
@@ -129,21 +129,21 @@ def test_other_ground_of_a_texture_is_no_copy_though_it_looks_alike_flipped_or_t
     fields = [field for field in corpus_fields() if field.photograph == texture]
     for field in fields[::8]:
         others = [other.id for other in fields if not overlap(field, other)]
-        corpus = Pictures({name: EMBEDDED.image(name) for name in others})
+        corpus = Images({name: EMBEDDED.image(name) for name in others})
         assert copies(EMBEDDED.image(field.id), corpus) == set()
 
 
-def test_pictures_of_one_thing_are_no_copies() -> None:
+def test_images_of_one_thing_are_no_copies() -> None:
     # Two skies have the same shading, and other detail.
     shading = torch.linspace(-0.8, 0.8, 128).expand(3, 128, 128)
     skies = [(shading + 0.03 * torch.randn(3, 128, 128)).clamp(-1, 1) for _ in range(2)]
-    assert copies(skies[0], Pictures({"other": skies[1], "same": skies[0]})) == {"same"}
+    assert copies(skies[0], Images({"other": skies[1], "same": skies[0]})) == {"same"}
 
 
-def test_of_a_flat_picture_only_equal_ones_are_copies() -> None:
+def test_of_a_flat_image_only_equal_ones_are_copies() -> None:
     flat = torch.zeros(3, 40, 60)
     assert copies(flat, EMBEDDED) == set()
-    assert copies(flat, Pictures({"flat": flat.clone(), "grey": flat + 0.5, "a": EMBEDDED.image(EMBEDDED.ids[0])})) == {
+    assert copies(flat, Images({"flat": flat.clone(), "grey": flat + 0.5, "a": EMBEDDED.image(EMBEDDED.ids[0])})) == {
         "flat"
     }
     x = EMBEDDED.image(EMBEDDED.ids[0])
@@ -153,7 +153,7 @@ def test_of_a_flat_picture_only_equal_ones_are_copies() -> None:
 def test_more_copies_than_are_looked_at_in_any_case_are_all_found() -> None:
     x = FIELDS["chelsea-s1-y050-x105"]
     many = {f"{n:03d}": (x * (0.7 + n / 500)).clamp(-1, 1) for n in range(leakage.MOST_COARSE + 12)}
-    assert copies(x, Pictures(many)) == set(many)
+    assert copies(x, Images(many)) == set(many)
 
 
 def test_correlations_at_16x16_are_those_of_numpy() -> None:

@@ -10,7 +10,7 @@ from adir.data.embedded import test_fields
 from adir.errors import InputError
 from adir.images import generator
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
-from adir.retrieval.query import FEEDINGS, LEAST_RIDGE, SIGNAL, query_picture, ridge
+from adir.retrieval.query import LEAST_RIDGE, QUERIES, SIGNAL, query_image, ridge
 from adir.tasks.operators import BoxBlur, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -22,7 +22,7 @@ def task_named(name):
 
 
 def restorations():
-    """The tasks of conf/ that have a linear operator for any picture, each with a y and its x."""
+    """The tasks of conf/ that have a linear operator for any image, each with a y and its x."""
     (_, x), *_ = test_fields()
     for name in TASKS:
         task = task_named(name)
@@ -33,7 +33,7 @@ def restorations():
 @pytest.mark.parametrize(
     "degradation, sigma", [(SuperResolution(2), 0.0), (SuperResolution(2), 10.0), (BoxBlur(3), 10.0)]
 )
-def test_the_ridge_picture_solves_the_normal_equations(degradation, sigma):
+def test_the_ridge_image_solves_the_normal_equations(degradation, sigma):
     task = RestorationTask("made", 1, degradation, sigma, 1.0)
     operator = task.operator((3, 12, 16))
     x = torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -46,21 +46,21 @@ def test_the_ridge_picture_solves_the_normal_equations(degradation, sigma):
     torch.testing.assert_close(ridge(operator, y).flatten().double(), expected, rtol=0, atol=2e-3)
 
 
-def test_every_way_shows_a_picture_of_every_task():
+def test_every_way_shows_an_image_of_every_task():
     for name, task, x, y in restorations():
-        shapes = {how: query_picture(task, y, how, 64).shape for how in FEEDINGS}
-        assert shapes["as_is"] == task.picture_of(y).shape and shapes["resized"] == (3, 64, 64), name
+        shapes = {how: query_image(task, y, how, 64).shape for how in QUERIES}
+        assert shapes["as_is"] == task.image_of(y).shape and shapes["resized"] == (3, 64, 64), name
         assert shapes["pseudo_inverse"] == shapes["regularised"] == x.shape, name
-        for how in FEEDINGS:
-            shown = query_picture(task, y, how, 64)
+        for how in QUERIES:
+            shown = query_image(task, y, how, 64)
             assert shown.isfinite().all() and shown.abs().max() <= 1, (name, how)
 
 
-def test_as_is_is_the_picture_of_y_and_resized_is_what_the_imagenet_encoder_makes_of_it():
+def test_as_is_is_the_image_of_y_and_resized_is_what_the_imagenet_encoder_makes_of_it():
     encoder = ImagenetEncoder()
     for _, task, _, y in restorations():
-        assert torch.equal(query_picture(task, y, "as_is", 64), task.picture_of(y))
-        vectors = [encoder.image(query_picture(task, y, how, encoder.input_size)[None]) for how in ("as_is", "resized")]
+        assert torch.equal(query_image(task, y, "as_is", 64), task.image_of(y))
+        vectors = [encoder.image(query_image(task, y, how, encoder.input_size)[None]) for how in ("as_is", "resized")]
         assert torch.equal(*vectors)
 
 
@@ -68,21 +68,21 @@ def test_the_pseudo_inverse_of_super_resolution_gives_y_back_where_it_was_not_cu
     task = RestorationTask("made", 1, SuperResolution(4), 0.0, 1.0)
     x = 0.5 * torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.25
     operator = task.operator((3, 32, 32))
-    shown = query_picture(task, operator.A(x), "pseudo_inverse", 64)
+    shown = query_image(task, operator.A(x), "pseudo_inverse", 64)
     assert shown.abs().max() < 1
     torch.testing.assert_close(operator.A(shown), operator.A(x), rtol=0, atol=1e-5)
 
 
-def test_noise_ruins_the_pseudo_inverse_of_a_blur_and_hardly_the_ridge_picture():
+def test_noise_ruins_the_pseudo_inverse_of_a_blur_and_hardly_the_ridge_image():
     (_, x), *_ = test_fields()
     task = task_named("deblur")
     y = task.degrade(x, generator(0, "x", "y"))
-    error = {how: (query_picture(task, y, how, 64) - x).square().mean().sqrt() for how in FEEDINGS if how != "resized"}
+    error = {how: (query_image(task, y, how, 64) - x).square().mean().sqrt() for how in QUERIES if how != "resized"}
     assert error["regularised"] < 0.2 and error["pseudo_inverse"] > 0.5
 
 
 def test_an_unknown_way_is_answered_with_the_choices():
     with pytest.raises(
-        InputError, match="unknown feeding 'raw'; choose one of as_is, resized, pseudo_inverse, regularised"
+        InputError, match="unknown query preparation 'raw'; choose one of as_is, resized, pseudo_inverse, regularised"
     ):
-        query_picture(task_named("sr4"), torch.zeros(3, 8, 8), "raw", 64)
+        query_image(task_named("sr4"), torch.zeros(3, 8, 8), "raw", 64)

@@ -39,7 +39,7 @@ class Denoiser:
 
 
 class Matrix:
-    """A dense A on flattened pictures."""
+    """A dense A on flattened images."""
 
     def __init__(self, matrix: Tensor):
         self.matrix, self.image_shape = matrix, SHAPE
@@ -69,7 +69,7 @@ def study(repository) -> ModuleType:
 def literal_algorithm_1(
     eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level, eta=1.0, tau=1.0, fast=False
 ) -> np.ndarray:  # fmt: skip
-    """The paper's listing for one picture as a vector; A is a matrix, applied to mu and to eps apart. eta: DDIM's eq. 12.
+    """The paper's listing for one image as a vector; A is a matrix, applied to mu and to eps apart. eta: DDIM's eq. 12.
 
     fast: the second-order step in angles, alpha = cos(phi). Where x0 = a + b alpha, x = C sigma + a alpha + b has x's flow.
     """
@@ -143,14 +143,14 @@ def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, et
     cls = FastADIR if fast else ADIR
     sampler = cls("adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta, temperature=tau)
     result = sampler.restore(Denoiser(eps, fraction), Matrix(A), y, generators(3, 4))
-    for picture, seed in enumerate((3, 4)):
+    for image, seed in enumerate((3, 4)):
         (g,) = generators(seed)
         noise = [torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy() for _ in range(n)]
         twin = literal_algorithm_1(
-            flat(eps), flat(fraction), A.numpy(), y[picture].flatten().numpy(), noise[0], noise[1:], n, s,
+            flat(eps), flat(fraction), A.numpy(), y[image].flatten().numpy(), noise[0], noise[1:], n, s,
             variance, clip, level, eta, tau, fast,
         )  # fmt: skip
-        np.testing.assert_allclose(result.x_hat[picture].flatten().numpy(), twin, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(result.x_hat[image].flatten().numpy(), twin, rtol=1e-9, atol=1e-11)
 
 
 # ---- Gaussian priors -------------------------------------------------------------------------------------------------
@@ -162,10 +162,10 @@ def correlated_prior() -> tuple[Tensor, Tensor]:
     return torch.linspace(-0.5, 0.5, 12, dtype=torch.float64), half @ half.T + 0.05 * torch.eye(12, dtype=torch.float64)
 
 
-def sample_moments(study, prior, A, y, n_pictures, **settings) -> tuple[Tensor, Tensor]:
+def sample_moments(study, prior, A, y, n_images, **settings) -> tuple[Tensor, Tensor]:
     denoiser, operator = Denoiser(study.exact_eps(*prior)), Matrix(A)
-    batch = y.reshape(1, -1, 1, 1).expand(n_pictures, -1, -1, -1)
-    x = ADIR(clip_x0=False, **settings).restore(denoiser, operator, batch, generators(*range(n_pictures))).x_hat
+    batch = y.reshape(1, -1, 1, 1).expand(n_images, -1, -1, -1)
+    x = ADIR(clip_x0=False, **settings).restore(denoiser, operator, batch, generators(*range(n_images))).x_hat
     x = x.flatten(1)
     return x.mean(0), torch.cov(x.T)
 
@@ -292,7 +292,7 @@ def test_without_noise_the_map_tends_to_that_of_the_probability_flow(study):
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15) and errors[1] / errors[2] == pytest.approx(2, rel=0.15)
 
 
-def pictures_of(study, sampler: ADIR, prior, A: Tensor, y: Tensor) -> Tensor:
+def images_of(study, sampler: ADIR, prior, A: Tensor, y: Tensor) -> Tensor:
     """(8, 12) results of the ideal denoiser for x_T of eight seeds."""
     batch = y.reshape(1, -1, 1, 1).expand(8, -1, -1, -1)
     result = sampler.restore(Denoiser(study.exact_eps(*prior)), Matrix(A), batch, generators(*range(8)))
@@ -313,7 +313,7 @@ def test_without_noise_or_guidance_the_step_converges_to_the_probability_flow_at
     errors = []
     for n in (112, 334, 1000):
         made = sampler(n_steps=n, guidance_scale=0.0, variance="small", clip_x0=False, eta=0.0)
-        errors.append((pictures_of(study, made, (m, S), A, A[:, 0]) - expected).norm().item())
+        errors.append((images_of(study, made, (m, S), A, A[:, 0]) - expected).norm().item())
     assert errors[0] / errors[1] == pytest.approx(3**order, rel=0.15)
     assert errors[1] / errors[2] == pytest.approx(3**order, rel=0.15)
 
@@ -324,9 +324,9 @@ def test_guided_the_second_order_step_tends_to_the_limit_of_the_first_order_one(
     apart, moved = [], 0.0
     for n in (112, 334, 1000):
         settings = {"n_steps": n, "variance": "small", "clip_x0": False, "eta": 0.0}
-        first, second = (pictures_of(study, s(guidance_scale=3.0, **settings), (m, S), A, y) for s in (ADIR, FastADIR))
+        first, second = (images_of(study, s(guidance_scale=3.0, **settings), (m, S), A, y) for s in (ADIR, FastADIR))
         apart.append((first - second).norm().item())
-        moved = (second - pictures_of(study, FastADIR(guidance_scale=0.0, **settings), (m, S), A, y)).norm().item()
+        moved = (second - images_of(study, FastADIR(guidance_scale=0.0, **settings), (m, S), A, y)).norm().item()
     assert apart[0] / apart[1] > 2.5 and apart[1] / apart[2] > 2.5  # 3 for first order
     assert apart[2] < 0.01 * moved
 
@@ -345,7 +345,7 @@ def test_without_noise_guidance_sees_the_residual_of_x0_hat_alone():
     y = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64).reshape(1, -1, 1, 1)
     x0 = y.reshape(1, *SHAPE)
 
-    def eps(x: Tensor, t: Tensor) -> Tensor:  # the noise that leaves x0 as the clean picture
+    def eps(x: Tensor, t: Tensor) -> Tensor:  # the noise that leaves x0 as the clean image
         ab = linear_schedule().alpha_bar[t].reshape(-1, 1, 1, 1)
         return (x - ab.sqrt() * x0) / (1 - ab).sqrt()
 
@@ -510,7 +510,7 @@ def test_where_no_step_exceeds_the_bound_the_cap_changes_no_bit():
     assert torch.equal(on.x_hat, off.x_hat) and on.capped_steps == off.capped_steps == [0]
 
 
-def test_a_picture_that_fails_does_not_touch_the_others_of_its_batch():
+def test_an_image_that_fails_does_not_touch_the_others_of_its_batch():
     y = blurred(3)
     y[1, 0, 3, 3] = torch.nan
     sampler = ADIR(n_steps=5, variance="small")
@@ -523,7 +523,7 @@ def test_a_picture_that_fails_does_not_touch_the_others_of_its_batch():
         assert torch.equal(result.x_hat[b], alone.x_hat[0])
 
 
-def test_a_picture_that_fails_midway_stays_failed_and_the_first_bad_step_is_named():
+def test_an_image_that_fails_midway_stays_failed_and_the_first_bad_step_is_named():
     # Of 5 steps over 1000 the third is the first below t = 600; the network is sound again from the fourth on.
     def eps(x: Tensor, t: Tensor) -> Tensor:
         broken = (400 < t) & (t < 600)
@@ -574,7 +574,7 @@ def test_algorithm_1_needs_no_diffusers(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_when_all_pictures_fail_all_are_reported():
+def test_when_all_images_fail_all_are_reported():
     result = ADIR(n_steps=5, variance="small").restore(
         Denoiser(lambda x, t: x * torch.inf), BLUR, blurred(2), generators(1, 2)
     )
@@ -602,7 +602,7 @@ def test_more_steps_than_the_schedule_has_raise():
         ADIR(n_steps=1001, variance="small").restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
 
 
-def test_alone_in_a_batch_and_in_another_order_a_picture_is_bit_equal():
+def test_alone_in_a_batch_and_in_another_order_an_image_is_bit_equal():
     backbone, operator = GuidedDiffusion(), BoxBlur(5)((3, 32, 32))
     y = operator.A(torch.rand(3, 3, 32, 32) * 2 - 1)
     sampler = ADIR(n_steps=4, guidance_scale=2.0, variance="small")

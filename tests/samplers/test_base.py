@@ -8,13 +8,13 @@ NAN, INF = torch.nan, torch.inf
 
 
 def batch(*values: float) -> torch.Tensor:
-    """One picture of 3x2x2 for each value, which stands in one of its pixels; the others are 0.5."""
-    pictures = torch.full((len(values), 3, 2, 2), 0.5)
-    pictures[:, 1, 0, 1] = torch.tensor(values)
-    return pictures
+    """One image of 3x2x2 for each value, which stands in one of its pixels; the others are 0.5."""
+    images = torch.full((len(values), 3, 2, 2), 0.5)
+    images[:, 1, 0, 1] = torch.tensor(values)
+    return images
 
 
-def test_the_watch_names_the_first_bad_step_of_each_picture_also_where_a_later_one_is_good():
+def test_the_watch_names_the_first_bad_step_of_each_image_also_where_a_later_one_is_good():
     watch = Watch(batch(0, 0, 0, 0))
     for values in ((0, 0, 0, NAN), (0, INF, 0, 0), (0, 0, 0, NAN)):
         watch.step(batch(*values))
@@ -29,9 +29,9 @@ def test_the_watch_names_the_first_bad_step_of_each_picture_also_where_a_later_o
     assert (result.network_evaluations, result.gradient_evaluations) == (7, 2) and result.capped_steps == [0, 0, 0, 0]
 
 
-def test_the_watch_counts_capped_steps_of_a_picture_until_it_fails():
+def test_the_watch_counts_capped_steps_of_an_image_until_it_fails():
     watch = Watch(batch(0, 0))
-    somewhere = batch(1, 0) > 0.75  # in one pixel of the first picture
+    somewhere = batch(1, 0) > 0.75  # in one pixel of the first image
     watch.step(batch(0, 0), somewhere)
     watch.step(batch(0, 0), torch.tensor(True))  # one variance for all
     watch.step(batch(NAN, 0), torch.tensor(True))  # of the failing step, too
@@ -46,7 +46,7 @@ def test_a_result_has_the_type_of_the_measurement():
     assert Watch(y.double()).finish(y, "", 0).x_hat.dtype == torch.float64
 
 
-def test_pictures_restored_one_by_one_keep_their_places_and_generators():
+def test_images_restored_one_by_one_keep_their_places_and_generators():
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
     expected = [torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6, 7)]
 

@@ -81,8 +81,8 @@ def backbone() -> GuidedDiffusion:
 
 @pytest.fixture(scope="module")
 def x(photographs) -> Tensor:
-    with Image.open(photographs / "0.png") as picture:
-        return from_uint8(np.array(picture.convert("RGB")))
+    with Image.open(photographs / "0.png") as image:
+        return from_uint8(np.array(image.convert("RGB")))
 
 
 def generator(seed: int) -> torch.Generator:
@@ -265,7 +265,7 @@ def test_ddpg_is_the_listing_of_the_paper(sigma_y):
 
 
 def gaussian_eps(mean: Tensor, variance: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[eps | x_t] for pictures ~ N(mean, variance I)."""
+    """E[eps | x_t] for images ~ N(mean, variance I)."""
     alpha_bar = linear_schedule().alpha_bar
 
     def eps(x_t: Tensor, t: Tensor) -> Tensor:
@@ -353,7 +353,7 @@ def test_an_unknown_direct_method_is_refused():
 
 @pytest.mark.parametrize("task", TASKS, ids=by_name)
 @pytest.mark.parametrize("sampler", [*LEARNED, ADIR(n_steps=3, variance="small")], ids=by_name)
-def test_every_sampler_does_every_task_and_depends_on_the_pictures_generator_alone(backbone, x, sampler, task):
+def test_every_sampler_does_every_task_and_depends_on_the_images_generator_alone(backbone, x, sampler, task):
     assert sampler.not_applicable(backbone, task, KNN) is None
     operator = task.operator(SHAPE)
     y = torch.stack([task.degrade(x, generator(0)), task.degrade(x.flip(2), generator(1))])
@@ -375,7 +375,7 @@ def test_every_sampler_does_every_task_and_depends_on_the_pictures_generator_alo
 
 
 @pytest.mark.parametrize("sampler", [DiffPIR(n_steps=4), DDRM(n_steps=4)], ids=by_name)
-def test_colours_of_a_colorized_picture_are_the_priors_not_grey(backbone, x, sampler):
+def test_colours_of_a_colorized_image_are_the_priors_not_grey(backbone, x, sampler):
     # deepinv's economic decomposition of the grey image gives proximal steps without colour: see svd.full_svd.
     y = COLOR.degrade(x, generator(0))[None]
     x_hat = sampler.restore(backbone, COLOR.operator(SHAPE), y, [generator(3)]).x_hat
@@ -391,7 +391,7 @@ def test_a_number_of_steps_that_cannot_be_is_refused(sampler):
 
 @pytest.mark.parametrize("task", TASKS, ids=by_name)
 @pytest.mark.parametrize("sampler", LEARNED, ids=by_name)
-def test_the_fewest_steps_give_a_picture(backbone, x, sampler, task):
+def test_the_fewest_steps_give_an_image(backbone, x, sampler, task):
     # One of DiffPIR would be denoised noise, of which no y is seen.
     fewest = dataclasses.replace(sampler, n_steps=2 if sampler.name == "diffpir" else 1)
     y = task.degrade(x, generator(0))[None]
@@ -431,7 +431,7 @@ def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_th
         assert reason is None or "needs the singular value decomposition of A, and task mri has none" in reason
 
 
-def test_a_network_that_gives_nan_fails_its_picture_and_says_so(x):
+def test_a_network_that_gives_nan_fails_its_image_and_says_so(x):
     y = SR.degrade(x, generator(0))[None]
     bad = Denoiser(lambda x_t, t: x_t * torch.nan)
     result = DDPG(n_steps=2).restore(bad, SR.operator(SHAPE), y, [generator(0)])

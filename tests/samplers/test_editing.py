@@ -67,7 +67,7 @@ def test_it_equals_the_pipeline_of_diffusers(
     ours = sampler.restore(backbone, task.operator(SHAPE), y, [seeded()])
 
     def theirs(output: str) -> torch.Tensor:
-        # The pipeline is given the whole picture, and makes the hole itself.
+        # The pipeline is given the whole image, and makes the hole itself.
         settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "negative_prompt": "tat", "output_type": output}
         image, mask = ((x + 1) * 127.5).round()[None] / 255, task.mask.float()[None, None]
         size = {"height": SHAPE[1], "width": SHAPE[2]}
@@ -119,7 +119,7 @@ def test_cells_that_cannot_be_are_told_why(backbone, task) -> None:
     assert "needs a mask and a prompt" in sampler.not_applicable(backbone, sr4, NONE)
 
 
-def test_a_picture_out_of_range_is_refused(backbone, x, task) -> None:
-    with pytest.raises(InputError, match=r"takes pictures in \[-1, 1\], got values from .* to 255"):
+def test_an_image_out_of_range_is_refused(backbone, x, task) -> None:
+    with pytest.raises(InputError, match=r"takes images in \[-1, 1\], got values from .* to 255"):
         y = torch.where(task.mask, 0.0, torch.full(SHAPE, 255.0))[None]
         InpaintingSampler(n_steps=1).restore(backbone, task.operator(SHAPE), y, [seeded()])

@@ -70,7 +70,7 @@ def test_it_equals_the_pipeline_of_diffusers(
     theirs = pipeline(image=y, num_inference_steps=4, generator=seeded(), output_type="pt", **settings).images
     assert ours.x_hat.shape == (1, *SHAPE)
     assert (((ours.x_hat + 1) / 2).clamp(0, 1) - theirs).abs().max() < 1e-4 / 2
-    # The pictures' range hides nothing: unclipped latents are compared, too.
+    # The images' range hides nothing: unclipped latents are compared, too.
     theirs = pipeline(image=y, num_inference_steps=4, generator=seeded(), output_type="latent", **settings).images
     with torch.no_grad():
         assert (ours.x_hat - backbone.decode(theirs)).abs().max() < 1e-4
@@ -97,7 +97,7 @@ def test_without_a_prompt_guidance_has_no_effect_and_costs_no_call(
     assert ours.network_evaluations == 3 and ours.gradient_evaluations == 0
 
 
-def test_a_picture_is_the_same_in_any_batch(backbone: StableDiffusionX4, y: torch.Tensor) -> None:
+def test_an_image_is_the_same_in_any_batch(backbone: StableDiffusionX4, y: torch.Tensor) -> None:
     other = torch.rand(1, 3, 16, 12) * 2 - 1
     sampler, operator = UpscalerSampler(n_steps=2, prompt="a cat"), SR4.operator(SHAPE)
     both = sampler.restore(backbone, operator, torch.cat([y, other]), [seeded(0), seeded(1)]).x_hat
@@ -106,7 +106,7 @@ def test_a_picture_is_the_same_in_any_batch(backbone: StableDiffusionX4, y: torc
     assert not torch.equal(sampler.restore(backbone, operator, y, [seeded(1)]).x_hat, alone[0])
 
 
-def test_any_size_of_y_gives_a_picture_four_times_as_large(backbone: StableDiffusionX4) -> None:
+def test_any_size_of_y_gives_an_image_four_times_as_large(backbone: StableDiffusionX4) -> None:
     y = torch.rand(1, 3, 9, 17) * 2 - 1  # diffusers' pipeline would cut this y to multiples of 4
     assert UpscalerSampler(n_steps=1).restore(backbone, SR4.operator((3, 36, 68)), y, [seeded()]).x_hat.shape == (
         1, 3, 36, 68
@@ -138,7 +138,7 @@ def test_measurement_guidance_lowers_the_residual(
     assert residuals[2] < 0.9 * residuals[0]
 
 
-def test_a_picture_whose_latent_is_not_finite_fails_alone(backbone: StableDiffusionX4, y: torch.Tensor) -> None:
+def test_an_image_whose_latent_is_not_finite_fails_alone(backbone: StableDiffusionX4, y: torch.Tensor) -> None:
     bias = backbone.network.conv_out.bias
     before = bias.detach().clone()
     try:
@@ -150,7 +150,7 @@ def test_a_picture_whose_latent_is_not_finite_fails_alone(backbone: StableDiffus
 
 
 @pytest.mark.parametrize("setting", [{"dtype": "bfloat16"}, {"channels_last": True}, {"attention": "math"}], ids=str)
-def test_other_ways_to_run_the_network_give_nearly_the_same_picture(
+def test_other_ways_to_run_the_network_give_nearly_the_same_image(
     backbone: StableDiffusionX4, y: torch.Tensor, setting: dict
 ) -> None:
     other = StableDiffusionX4(folder=backbone.folder, execution=Execution(**setting))
@@ -165,7 +165,7 @@ def test_cells_that_cannot_be_are_told_why(backbone: StableDiffusionX4) -> None:
     assert sampler.not_applicable(backbone, SR4, NONE) is None
     for degradation in (SuperResolution(8), BoxBlur(5), Colorization()):
         task = RestorationTask("other", 1, degradation, 0, 1)
-        assert "enlarges pictures 4 times, which task other does not ask" in sampler.not_applicable(backbone, task, KNN)
+        assert "enlarges images 4 times, which task other does not ask" in sampler.not_applicable(backbone, task, KNN)
     assert "is for the x4 upscaler" in sampler.not_applicable(GuidedDiffusion(), SR4, NONE)
     assert "works on pixels" in ADIR().not_applicable(backbone, SR4, NONE)
 
@@ -180,7 +180,7 @@ def test_steps_of_which_the_first_is_beyond_the_network_are_refused(backbone: St
 @pytest.mark.parametrize("value", [2.0, -1.5, torch.nan])
 def test_a_y_out_of_range_is_refused(backbone: StableDiffusionX4, y: torch.Tensor, value: float) -> None:
     y[0, 0, 0, 0] = value
-    with pytest.raises(InputError, match=r"takes pictures in \[-1, 1\]"):
+    with pytest.raises(InputError, match=r"takes images in \[-1, 1\]"):
         UpscalerSampler(n_steps=1).restore(backbone, SR4.operator(SHAPE), y, [seeded()])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from adir.backbones.base import Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.base import ROUNDING, noise_level
-from adir.samplers.deepinv_samplers import DPS, BackboneDenoiser, PictureNoise
+from adir.samplers.deepinv_samplers import DPS, BackboneDenoiser, ImageNoise
 from adir.samplers.likelihoods import Annealed, NoisedMeasurement, PiGDM
 from adir.samplers.svd import full_svd
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
@@ -104,7 +104,7 @@ def test_a_step_of_pigdm_is_that_of_azula(task, eta):
             # Its eta scales DDPM's variance, DDIM's the standard deviation: the same at 0 and 1.
             eta=eta**2,
         )
-        with PictureNoise(noise):
+        with ImageNoise(noise):
             expected = theirs.step(states[k], t, s)
         torch.testing.assert_close(states[k + 1], expected, rtol=0, atol=1e-8)
 
@@ -135,7 +135,7 @@ def test_a_step_of_dps_is_that_of_azula():
         steps = []
         for size in (zeta, 0):
             noise.set_state(before)
-            with PictureNoise(noise):
+            with ImageNoise(noise):
                 sampler = azula.guidance.DPSSampler(denoiser, y.float().double(), operator.A, zeta=size)
                 steps.append(sampler.step(states[k].double(), t, s))
         moved = max(moved, (steps[0] - steps[1]).abs().max().item())

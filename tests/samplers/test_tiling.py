@@ -1,4 +1,4 @@
-"""Pictures of any size: the tiles cover them, the blend is a mean, and what comes out is where it belongs."""
+"""Images of any size: the tiles cover them, the blend is a mean, and what comes out is where it belongs."""
 
 import itertools
 import math
@@ -20,13 +20,13 @@ from adir.tasks.restoration import RestorationTask
 COPY = RestorationTask("copy", 1, BoxBlur(1), sigma_y=0, guidance_scale=1)
 SR4 = RestorationTask("sr4", 1, SuperResolution(4), sigma_y=0, guidance_scale=1)
 STRONG = ADIR(n_steps=8, guidance_scale=1e9, variance="small", clip_x0=False)
-# The last step keeps 0.1 of A x0_hat - y: a few hundredths. The pictures are white noise of std 0.58, so one pixel of
+# The last step keeps 0.1 of A x0_hat - y: a few hundredths. The images are white noise of std 0.58, so one pixel of
 # displacement is an error of 2.
 LEFT_OVER = 0.05
 
 
 class Backbone:
-    """The ideal denoiser of x ~ N(0, I), which must be given pictures of whole strides, no larger than a tile."""
+    """The ideal denoiser of x ~ N(0, I), which must be given images of whole strides, no larger than a tile."""
 
     kind, name, schedule, stride, device = "pixel", "ideal", linear_schedule(), 8, torch.device("cpu")
 
@@ -40,7 +40,7 @@ class Backbone:
         return Prediction(((1 - alpha_bar).sqrt() * x_t).float(), None)
 
 
-def picture(height: int, width: int) -> Tensor:
+def image(height: int, width: int) -> Tensor:
     return torch.rand(3, height, width) * 2 - 1
 
 
@@ -69,7 +69,7 @@ def test_blending_weights_are_positive_symmetric_and_flat_in_the_middle(side):
     assert (ramp(side, False) == 1).all()
 
 
-def test_padding_mirrors_the_picture_and_repeats_what_is_missing_to_a_whole_stride():
+def test_padding_mirrors_the_image_and_repeats_what_is_missing_to_a_whole_stride():
     y = torch.arange(20.0).reshape(1, 4, 5)
     padded = mirrored(y, 2, [1, 3])
     assert padded.shape == (1, 4 + 4 + 1, 5 + 4 + 3)
@@ -79,9 +79,9 @@ def test_padding_mirrors_the_picture_and_repeats_what_is_missing_to_a_whole_stri
 
 
 @pytest.mark.parametrize("height, width, tile, n_tiles", [(37, 53, 128, 1), (37, 53, 64, 4), (40, 150, 64, 8)])
-def test_a_picture_of_odd_size_comes_back_in_place_whole_or_tiled(height, width, tile, n_tiles):
+def test_an_image_of_odd_size_comes_back_in_place_whole_or_tiled(height, width, tile, n_tiles):
     # Padded: 37 + 32 -> 72 and 53 + 32 -> 88 (2 x 2 tiles of 64); 40 + 32 = 72 and 150 + 32 -> 184 (2 x 4).
-    y, backbone = picture(height, width), Backbone()
+    y, backbone = image(height, width), Backbone()
     result = restore_any_size(STRONG, backbone, COPY, y, seed=0, image_id="a", tile=tile)
     assert result.x_hat.shape == (3, height, width) and result.n_tiles == n_tiles
     assert (result.x_hat - y).abs().max() < LEFT_OVER
@@ -89,8 +89,8 @@ def test_a_picture_of_odd_size_comes_back_in_place_whole_or_tiled(height, width,
     assert result.capped_steps == STRONG.n_steps
 
 
-def test_super_resolution_of_an_odd_size_is_consistent_with_its_picture():
-    y = torch.nn.functional.interpolate(picture(10, 14)[None], (37, 53), mode="bicubic")[0]
+def test_super_resolution_of_an_odd_size_is_consistent_with_its_image():
+    y = torch.nn.functional.interpolate(image(10, 14)[None], (37, 53), mode="bicubic")[0]
     whole, tiled = (restore_any_size(STRONG, Backbone(), SR4, y, 0, "a", tile) for tile in (256, 96))
     assert whole.x_hat.shape == tiled.x_hat.shape == (3, 148, 212)
     assert whole.n_tiles == 1 and tiled.n_tiles == 3 * 4  # 184 and 248 pixels with the margin, 96 a tile
@@ -102,14 +102,14 @@ def test_super_resolution_of_an_odd_size_is_consistent_with_its_picture():
 
 @pytest.mark.parametrize("tile", [32, 64, 96])
 def test_with_a_network_that_looks_at_single_pixels_tiles_change_nothing(tile):
-    y = picture(70, 90)
+    y = image(70, 90)
     sampler = ADIR(n_steps=6, guidance_scale=1, variance="small", clip_x0=False)
     whole, tiled = (restore_any_size(sampler, Backbone(), COPY, y, 0, "a", side) for side in (256, tile))
     assert whole.n_tiles == 1 < tiled.n_tiles
     torch.testing.assert_close(tiled.x_hat, whole.x_hat, rtol=0, atol=1e-4)
 
 
-def test_all_tiles_share_one_field_of_noise_that_belongs_to_seed_and_picture():
+def test_all_tiles_share_one_field_of_noise_that_belongs_to_seed_and_image():
     y = torch.zeros(3, 32, 216)
     sampler = ADIR(n_steps=4, guidance_scale=0, variance="small")
     runs = ((0, "a", 64), (0, "a", 64), (0, "a", 128), (1, "a", 64), (0, "b", 64))
@@ -166,14 +166,14 @@ def test_the_gradient_of_a_tiled_prediction_is_that_of_the_whole_one():
     assert len(backbone.shapes) == 2 * 2 * 3  # 2 by 3 tiles, each computed again in the backward pass
 
 
-def test_dps_restores_a_picture_of_several_tiles_as_a_whole_one():
-    y, sampler = picture(40, 72), DPS(n_steps=4, guidance="annealed")
+def test_dps_restores_an_image_of_several_tiles_as_a_whole_one():
+    y, sampler = image(40, 72), DPS(n_steps=4, guidance="annealed")
     whole, tiled = (restore_any_size(sampler, Pointwise(), COPY, y, 0, "a", tile) for tile in (256, 64))
     assert whole.n_tiles == 1 < tiled.n_tiles
     torch.testing.assert_close(tiled.x_hat, whole.x_hat, rtol=0, atol=1e-3)
 
 
-def test_tiles_cover_the_picture_and_one_that_fits_is_not_cut():
+def test_tiles_cover_the_image_and_one_that_fits_is_not_cut():
     backbone = Backbone()
     tiled = TiledBackbone(backbone, 64)
     covered = torch.zeros(136, 72)
@@ -188,37 +188,37 @@ def test_tiles_cover_the_picture_and_one_that_fits_is_not_cut():
 def test_inpainting_is_tiled_too_and_restored_at_the_networks_sizes_only():
     task = RestorationTask("hole", 1, BoxInpainting(0.5), 0, 1)
     operator = task.operator((3, 40, 48))
-    y = operator.A(picture(40, 48))
+    y = operator.A(image(40, 48))
     result = restore_any_size(STRONG, Backbone(), task, y, 0, "a", 32)
     assert result.n_tiles == 2 * 2 and result.x_hat.shape == (3, 40, 48)
     known = operator.known()
     assert (result.x_hat - y)[known].abs().max() < LEFT_OVER
     with pytest.raises(InputError, match="37x53 pixels, but this backbone takes multiples of 8"):
-        restore_any_size(STRONG, Backbone(), task, picture(53, 37), 0, "a", 32)
+        restore_any_size(STRONG, Backbone(), task, image(53, 37), 0, "a", 32)
 
 
 @pytest.mark.parametrize("task, height, width", [(COPY, 16, 40), (COPY, 40, 1), (SR4, 4, 40)])
-def test_too_small_a_picture_is_refused_with_the_size_that_is_needed(task, height, width):
+def test_too_small_an_image_is_refused_with_the_size_that_is_needed(task, height, width):
     needed = 17 if task is COPY else 5
     with pytest.raises(InputError, match=rf"{width}x{height} pixels: too small .*, {needed} a side|reaches over"):
-        restore_any_size(STRONG, Backbone(), task, picture(height, width), 0, "a", 64)
+        restore_any_size(STRONG, Backbone(), task, image(height, width), 0, "a", 64)
 
 
-def test_the_smallest_picture_that_is_allowed_works():
-    y = picture(17, 17)
+def test_the_smallest_image_that_is_allowed_works():
+    y = image(17, 17)
     assert (restore_any_size(STRONG, Backbone(), COPY, y, 0, "a", 64).x_hat - y).abs().max() < LEFT_OVER
 
 
 @pytest.mark.parametrize("tile", [0, -64, 24, 60])
 def test_a_tile_that_is_no_multiple_of_the_stride_or_too_small_is_refused(tile):
     with pytest.raises(InputError, match=f"tile={tile}: a multiple of 8, 32 or more"):
-        restore_any_size(STRONG, Backbone(), COPY, picture(40, 40), 0, "a", tile)
+        restore_any_size(STRONG, Backbone(), COPY, image(40, 40), 0, "a", tile)
 
 
-def test_a_tile_that_diverges_raises_and_gives_no_picture():
+def test_a_tile_that_diverges_raises_and_gives_no_image():
     class Broken(Backbone):
         def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
             return Prediction(x_t * torch.nan, None)
 
     with pytest.raises(FloatingPointError, match="step 1 of 8"):
-        restore_any_size(STRONG, Broken(), COPY, picture(40, 40), 0, "a", 64)
+        restore_any_size(STRONG, Broken(), COPY, image(40, 40), 0, "a", 64)

@@ -37,7 +37,7 @@ TRAINED = [
 
 
 def pair(height: int = 48, width: int = 64, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit pictures in [0, 1], the second a noisy copy of the first, smooth enough for no window to be anticorrelated."""
+    """8-bit images in [0, 1], the second a noisy copy of the first, smooth enough for no window to be anticorrelated."""
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
     smooth = torch.stack([(0.5 + 0.4 * torch.sin(rows / (3 + i) + columns / 5)) for i in range(3)])
     x = torch.stack([(255 * (smooth * (1 - 0.1 * i))).round() / 255 for i in range(batch)])
@@ -90,7 +90,7 @@ def test_a_score_does_not_depend_on_the_batch(name):
 
 
 @pytest.mark.parametrize("name", ["psnr", "ssim", "fsim", "deep-lite0", "piqe"])
-def test_a_noisier_picture_scores_worse(name):
+def test_a_noisier_image_scores_worse(name):
     x_hat, x = pair()
     noisier = ((x + 0.2 * torch.randn(x.shape)).clamp(0, 1) * 255).round() / 255
     metric = METRICS[name]("cpu")
@@ -98,7 +98,7 @@ def test_a_noisier_picture_scores_worse(name):
     assert (gain if metric.direction == "higher" else -gain).item() > 0
 
 
-def test_fsim_is_1_for_equal_pictures_and_symmetric_and_sees_colour():
+def test_fsim_is_1_for_equal_images_and_symmetric_and_sees_colour():
     x_hat, x = pair()
     fsim = METRICS["fsim"]("cpu")
     assert fsim.score(x, x).item() == pytest.approx(1, abs=1e-6)
@@ -136,7 +136,7 @@ def test_musiq_is_pyiqas_network_on_the_file_in_the_hub_folder(name, n_outputs, 
     assert capfd.readouterr().out == ""  # pyiqa prints what it loads
 
 
-def test_lpips_is_pyiqas_network_and_zero_for_equal_pictures():
+def test_lpips_is_pyiqas_network_and_zero_for_equal_images():
     from torchvision.models import alexnet
 
     metric = METRICS["lpips-alex"]("cpu")
@@ -266,15 +266,15 @@ def test_every_scoring_file_builds_and_scores_what_it_can(file):
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
-def test_a_picture_scores_the_same_before_and_after_it_is_saved(tmp_path):
+def test_an_image_scores_the_same_before_and_after_it_is_saved(tmp_path):
     scoring = Scoring(["psnr", "ssim", "piqe"])
     x_hat, x = torch.rand(2, 3, 32, 32) * 2.4 - 1.2  # not 8-bit, and beyond [-1, 1]
-    for name, picture in (("x_hat.png", x_hat), ("x.png", x)):
-        write_png(tmp_path / name, picture)
+    for name, image in (("x_hat.png", x_hat), ("x.png", x)):
+        write_png(tmp_path / name, image)
     assert scoring.score(x_hat, x) == scoring.score(tmp_path / "x_hat.png", str(tmp_path / "x.png"))
 
 
-def test_equal_pictures_have_no_psnr_and_the_record_says_why():
+def test_equal_images_have_no_psnr_and_the_record_says_why():
     entry = Scoring(["psnr"]).score(torch.zeros(3, 8, 8), torch.zeros(3, 8, 8))["psnr"]
     assert entry["value"] is None
     assert "equal" in entry["reason"]
@@ -283,13 +283,13 @@ def test_equal_pictures_have_no_psnr_and_the_record_says_why():
 @pytest.mark.parametrize(
     "name, side, words", [("ssim", 10, "at least 11"), ("piqe", 15, "at least 16"), ("piqe", 16, "undefined")]
 )
-def test_a_picture_that_cannot_be_scored_has_a_reason(name, side, words):
+def test_an_image_that_cannot_be_scored_has_a_reason(name, side, words):
     black = torch.full((3, side, side), -1.0)  # PIQE divides by the brightest pixel
     assert words in Scoring([name]).score(black, black)[name]["reason"]
 
 
 def test_too_small_for_musiq_is_said_before_the_weights_are_needed():
-    with pytest.raises(InputError, match="at least 32 pixels, the picture has 64x31"):
+    with pytest.raises(InputError, match="at least 32 pixels, the image has 64x31"):
         METRICS["musiq-koniq"]("cpu").score(pair(31, 64)[0])
 
 
@@ -304,7 +304,7 @@ def test_a_failed_restoration_is_not_scored():
         Scoring(["psnr"]).score(torch.full((3, 8, 8), math.nan), torch.zeros(3, 8, 8))
 
 
-def test_pictures_of_unequal_shapes_or_beyond_0_1_are_refused():
+def test_images_of_unequal_shapes_or_beyond_0_1_are_refused():
     x_hat, x = pair()
     with pytest.raises(ValueError, match="differ"):
         PSNR().score(x_hat, x[..., :-1])

@@ -10,7 +10,7 @@ from adir.scoring.prompt import PromptSimilarity
 
 
 class Colours:
-    """Pictures are their mean colour, and prompts name one."""
+    """Images are their mean colour, and prompts name one."""
 
     name, weights_sha256 = "colours", "0123456789abcdef"
 
@@ -27,12 +27,12 @@ def missing() -> Colours:
     raise InputError("CLIP: the weights are not here")
 
 
-def test_it_is_the_cosine_of_picture_and_prompt() -> None:
-    pictures = torch.zeros(2, 3, 8, 8)
-    pictures[0, 0], pictures[1, 1] = 1, 1  # red and green
+def test_it_is_the_cosine_of_image_and_prompt() -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    images[0, 0], images[1, 1] = 1, 1  # red and green
     metric = PromptSimilarity(Colours)
-    assert metric.score(pictures, prompt="red").tolist() == pytest.approx([1, 0])
-    assert metric.score(pictures, prompt="yellow").tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
+    assert metric.score(images, prompt="red").tolist() == pytest.approx([1, 0])
+    assert metric.score(images, prompt="yellow").tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
     assert metric.version == "colours 01234567"
 
 

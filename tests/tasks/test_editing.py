@@ -46,13 +46,13 @@ class Compass:
         return torch.tensor([[float(len(prompt))] for prompt in prompts])
 
 
-def test_y_is_the_picture_outside_the_mask_and_zero_inside(task, mask, x) -> None:
+def test_y_is_the_image_outside_the_mask_and_zero_inside(task, mask, x) -> None:
     y = task.degrade(x, generator(0, "a", "y"))
     assert torch.equal(y[:, ~mask], x[:, ~mask])
     assert (y[:, mask] == 0).all()  # which no 8-bit value gives: 127 and 128 are -1/255 and 1/255
 
 
-def test_y_survives_a_picture_file_whatever_lies_in_the_hole(task, mask, x, tmp_path) -> None:
+def test_y_survives_an_image_file_whatever_lies_in_the_hole(task, mask, x, tmp_path) -> None:
     y = task.degrade(x, generator(0, "a", "y"))
     task.write_y(tmp_path / "y.png", y)
     assert torch.equal(task.read_y(tmp_path / "y.png"), y)
@@ -73,17 +73,17 @@ def test_the_operator_keeps_what_is_known_and_carries_mask_and_prompt(task, mask
 
 
 def test_a_bound_task_does_not_bind_the_one_it_came_from(mask) -> None:
-    task = EditTask(by="picture")
+    task = EditTask(by="image")
     one, other = task.with_mask(mask, "one"), task.with_mask(~mask, "other")
-    assert (one.prompt, other.prompt, task.prompt, one.by) == ("one", "other", None, "picture")
+    assert (one.prompt, other.prompt, task.prompt, one.by) == ("one", "other", None, "image")
     assert torch.equal(one.operator(SHAPE).hole, ~other.operator(SHAPE).hole)
     with pytest.raises(InputError, match="needs a mask and a prompt"):
         task.degrade(torch.zeros(SHAPE), generator(0, "a", "y"))
 
 
-def test_neighbours_are_looked_for_by_the_prompt_or_by_the_picture(mask, x) -> None:
+def test_neighbours_are_looked_for_by_the_prompt_or_by_the_image(mask, x) -> None:
     encoder = Compass()
-    for by, expected in (("prompt", lambda y: torch.tensor([[5.0]])), ("picture", lambda y: y.flatten()[None])):
+    for by, expected in (("prompt", lambda y: torch.tensor([[5.0]])), ("image", lambda y: y.flatten()[None])):
         task = EditTask(by=by).with_mask(mask, "a cat")
         y = task.degrade(x, generator(0, "a", "y"))
         assert torch.equal(task.query(encoder, y), expected(y))
@@ -93,7 +93,7 @@ def test_neighbours_are_looked_for_by_the_prompt_or_by_the_picture(mask, x) -> N
 
 
 def test_an_encoder_without_text_names_the_way_out(task, x) -> None:
-    with pytest.raises(InputError, match=r"no text side.*task.by=picture"):
+    with pytest.raises(InputError, match=r"no text side.*task.by=image"):
         task.query(ImagenetEncoder(), task.degrade(x, generator(0, "a", "y")))
 
 
@@ -113,14 +113,14 @@ def test_an_edit_that_is_none_is_refused(mask, change, prompt, words) -> None:
 
 def test_a_mask_of_another_size_is_refused(task) -> None:
     for call in (task.operator, task.image_shape):
-        with pytest.raises(InputError, match="the mask is 32x24, the picture 24x32: make them one size"):
+        with pytest.raises(InputError, match="the mask is 32x24, the image 24x32: make them one size"):
             call((3, 32, 24))
     with pytest.raises(InputError, match="RGB"):
         task.image_shape((1, 24, 32))
 
 
 def test_values_that_make_no_task_are_refused() -> None:
-    with pytest.raises(InputError, match="unknown by='mask'; choose one of prompt, picture"):
+    with pytest.raises(InputError, match="unknown by='mask'; choose one of prompt, image"):
         EditTask(by="mask")
     with pytest.raises(InputError, match="version"):
         EditTask(version=0)
@@ -151,5 +151,5 @@ def test_the_mask_of_the_authors_page_marks_what_their_y_lacks(authors_page: Pat
     mask = read_mask(folder / "0879_mask.png")
     task = EditTask().with_mask(mask, "Taj Mahal")
     y = task.read_y(folder / "0879_inpaint_y.png")
-    assert torch.equal(y, task.read_y(folder / "0879_GT.png"))  # theirs is black in the hole, and the picture elsewhere
+    assert torch.equal(y, task.read_y(folder / "0879_GT.png"))  # theirs is black in the hole, and the image elsewhere
     assert 0.42 < mask.float().mean() < 0.43

@@ -1,4 +1,4 @@
-"""Operators against dense float64 matrices that are built here from formulas, and against the authors' pictures."""
+"""Operators against dense float64 matrices that are built here from formulas, and against the authors' images."""
 
 import math
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_A_dagger_is_the_pseudo_inverse(case):
     np.testing.assert_allclose(operator.A_dagger(y).numpy().ravel(), expected, atol=1e-8)
 
 
-def test_a_picture_gives_the_same_alone_and_in_a_batch(case):
+def test_an_image_gives_the_same_alone_and_in_a_batch(case):
     _, operator = case
     x, y = torch.randn(3, *operator.image_shape), torch.randn(3, *operator.y_shape)
     for apply, batch in ((operator.A, x), (operator.A_adjoint, y), (operator.A_dagger, y)):
@@ -313,17 +313,17 @@ def best_match(gt: torch.Tensor, y: torch.Tensor, factor: int = 4, border: int =
     return best
 
 
-def test_sr4_of_the_authors_picture_is_their_y_up_to_rounding(authors_page):
+def test_sr4_of_the_authors_image_is_their_y_up_to_rounding(authors_page):
     gt, y = (grey_levels(authors_page / "sr4" / name) for name in ("00014_GT.png", "00014_SRx4_y.png"))
     # Rounding to 8 bits alone leaves sqrt(1 / 12) = 0.289 grey levels.
     assert best_match(gt, y) == pytest.approx(math.sqrt(1 / 12), abs=0.01)
 
 
-@pytest.mark.parametrize("picture", ["00003", "00015", "00033"])
-def test_box4_explains_the_authors_deblurring_y_up_to_noise_of_10(authors_page, picture):
-    gt, y = (grey_levels(authors_page / "deblur" / f"{picture}_{name}.png") for name in ("GT", "deblur_y"))
+@pytest.mark.parametrize("image", ["00003", "00015", "00033"])
+def test_box4_explains_the_authors_deblurring_y_up_to_noise_of_10(authors_page, image):
+    gt, y = (grey_levels(authors_page / "deblur" / f"{image}_{name}.png") for name in ("GT", "deblur_y"))
     shape = tuple(gt.shape)
-    visible = (slice(None), slice(4, -4), slice(4, -4))  # the windows' borders are cut out of larger pictures
+    visible = (slice(None), slice(4, -4), slice(4, -4))  # the windows' borders are cut out of larger images
 
     def residual(degradation, flip=False):
         a = degradation(shape).A(gt.flip(1, 2) if flip else gt)

@@ -24,7 +24,7 @@ HOLE = RestorationTask("hole", 1, BoxInpainting(0.5), sigma_y=5, guidance_scale=
 TASKS = [SR4, BLUR, GREY, HOLE]
 
 
-def picture(height: int = 48, width: int = 64) -> torch.Tensor:
+def image(height: int = 48, width: int = 64) -> torch.Tensor:
     return torch.rand(3, height, width) * 2 - 1
 
 
@@ -38,24 +38,24 @@ def test_every_task_file_builds_says_what_it_is_and_keeps_shapes(file):
     task = instantiate(OmegaConf.load(file))
     assert task.name == file.stem
     operator = task.operator((3, 64, 96))
-    y = task.degrade(picture(64, 96), generator(0, "a", "y"))
+    y = task.degrade(image(64, 96), generator(0, "a", "y"))
     assert tuple(y.shape) == operator.y_shape
     assert task.image_shape(tuple(y.shape)) == (3, 64, 96)
     assert operator.A_adjoint(y).shape == (3, 64, 96)
-    assert task.picture_of(y).shape == (3, *y.shape[1:])
+    assert task.image_of(y).shape == (3, *y.shape[1:])
     assert operator.sigma_y == task.sigma_y / 127.5
 
 
 @pytest.mark.parametrize("task", TASKS, ids=names)
-def test_y_survives_a_picture_file_exactly(task, tmp_path):
-    y = task.degrade(picture(), generator(0, "a", "y"))
+def test_y_survives_an_image_file_exactly(task, tmp_path):
+    y = task.degrade(image(), generator(0, "a", "y"))
     task.write_y(tmp_path / "y.png", y)
     assert torch.equal(task.read_y(tmp_path / "y.png"), y)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=names)
 def test_y_is_A_x_plus_noise_in_8_bits(task):
-    x = picture()
+    x = image()
     y = task.degrade(x, generator(0, "a", "y"))
     operator = task.operator(tuple(x.shape))
     noise = torch.randn(operator.y_shape, generator=generator(0, "a", "y")) * task.sigma_y
@@ -75,7 +75,7 @@ def test_the_noise_has_the_stated_grey_levels():
 
 
 def test_y_depends_on_the_generator_alone():
-    x = picture()
+    x = image()
     first, again, other = (BLUR.degrade(x, generator(seed, "a", "y")) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -88,9 +88,9 @@ def test_unknown_pixels_are_zero_whatever_the_file_shows(tmp_path):
     assert (y.sum() == 3 * (64 - 16)).all()
 
 
-def test_grey_y_becomes_a_grey_rgb_picture():
-    y = GREY.degrade(picture(), generator(0, "a", "y"))
-    seen = GREY.picture_of(y)
+def test_grey_y_becomes_a_grey_rgb_image():
+    y = GREY.degrade(image(), generator(0, "a", "y"))
+    seen = GREY.image_of(y)
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[:1], y)
 
@@ -114,9 +114,9 @@ def test_a_file_that_is_no_y_of_the_task_is_refused_by_name(task, shape, words, 
         task.read_y(save(tmp_path / "y.png", *shape))
 
 
-def test_a_picture_that_does_not_divide_is_refused():
+def test_an_image_that_does_not_divide_is_refused():
     with pytest.raises(InputError, match="multiples of 4"):
-        SR4.degrade(picture(30, 32), generator(0, "a", "y"))
+        SR4.degrade(image(30, 32), generator(0, "a", "y"))
 
 
 @pytest.mark.parametrize("sigma_y", [-1, math.nan, math.inf])

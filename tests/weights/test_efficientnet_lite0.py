@@ -14,9 +14,9 @@ from adir.weights import efficientnet_lite0
 from adir.weights.efficientnet_lite0 import INPUT_SIZE, load_network, verified_weights
 
 
-def shown(picture):
+def shown(image):
     """The (1, 3, 224, 224) centre of an (H, W, 3) photograph, in [-1, 1]."""
-    whole = from_uint8(picture)
+    whole = from_uint8(image)
     side = min(whole.shape[1:])
     top, left = ((n - side) // 2 for n in whole.shape[1:])
     square = whole[None, :, top : top + side, left : left + side]

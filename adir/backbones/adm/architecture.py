@@ -124,7 +124,7 @@ def flags_of_unet(
     if in_channels != 3 or out_channels not in (3, 6):
         raise InputError(f"{in_channels} channels in and {out_channels} out: 3 in, and 3 or 6 out, are supported")
     return Flags(
-        # Pixels of a picture that every factor divides, so that both ways of counting mean the same levels.
+        # Pixels of an image that every factor divides, so that both ways of counting mean the same levels.
         image_size=2 ** len(channel_mult),
         num_channels=model_channels,
         num_res_blocks=num_res_blocks,

@@ -1,1 +1,1 @@
-"""Where pictures are read from: folders, tables, tar files, Open Images."""
+"""Where images are read from: folders, tables, tar files, Open Images."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from adir.data.sources.base import Item, Source, SourceDown, storable
 from adir.errors import InputError
 from adir.files import require_no_results, walk
-from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, require_taken
+from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
 
 
 class FolderSource(Source):
@@ -25,12 +25,12 @@ class FolderSource(Source):
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         empty = True
-        for path in walk(self.folder, PICTURE_SUFFIXES + NOT_TAKEN):
+        for path in walk(self.folder, IMAGE_SUFFIXES + NOT_TAKEN):
             empty = False
             yield path.relative_to(self.folder).as_posix(), 1
         if empty:
             raise InputError(
-                f"corpus folder {self.folder}: no image files ({', '.join(PICTURE_SUFFIXES)}) in it or below"
+                f"corpus folder {self.folder}: no image files ({', '.join(IMAGE_SUFFIXES)}) in it or below"
             )
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:

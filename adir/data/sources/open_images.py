@@ -36,25 +36,25 @@ class OpenImagesSource(Source):
 
     Args:
         lists: CSV files as above.
-        pictures: a folder with ID.jpg or SUBSET/ID.jpg; None downloads each image from the bucket (about 0.3 MB each,
+        images: a folder with ID.jpg or SUBSET/ID.jpg; None downloads each image from the bucket (about 0.3 MB each,
             0.5 TB for the training images with boxes).
         bucket: its address, or a mirror's.
     """
 
     kind = "open_images"
 
-    def __init__(self, lists: Sequence[str | Path], pictures: str | Path | None = None, bucket: str = BUCKET) -> None:
+    def __init__(self, lists: Sequence[str | Path], images: str | Path | None = None, bucket: str = BUCKET) -> None:
         self.lists = checked_lists(lists)
-        self.folder = None if pictures is None else Path(pictures)
+        self.folder = None if images is None else Path(images)
         if self.folder is not None and not self.folder.is_dir():
             raise InputError(
-                f"Open Images: {pictures}: no such folder; without pictures=, images are downloaded from the bucket"
+                f"Open Images: {images}: no such folder; without images=, images are downloaded from the bucket"
             )
         self.bucket = bucket.rstrip("/")
         self.name = "open-images-" + "-".join(path.stem.partition("-")[0] for path in self.lists)
         self.arguments = {
             "lists": [str(path.resolve()) for path in self.lists],
-            "pictures": None if self.folder is None else str(self.folder.resolve()),
+            "images": None if self.folder is None else str(self.folder.resolve()),
             "bucket": self.bucket,
         }
 
@@ -107,7 +107,7 @@ class OpenImagesTars(TarSource):
         return found
 
     def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
-        return self._origins.get(packed.picture.key.rpartition("/")[2], {})
+        return self._origins.get(packed.image.key.rpartition("/")[2], {})
 
 
 def checked_lists(lists: Sequence[str | Path]) -> list[Path]:

@@ -13,7 +13,7 @@ from webdataset.tariterators import base_plus_ext
 from adir.data.sources.base import Item, Source, attribution_of, fail
 from adir.errors import InputError
 from adir.files import walk
-from adir.images import NOT_TAKEN, PICTURE_SUFFIXES, require_taken
+from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
 
 Place = tuple[int, int]
 """(offset, size) of a member in a tar, in bytes."""
@@ -31,12 +31,12 @@ class Member(NamedTuple):
 class Packed(NamedTuple):
     """An image in a tar, and the JSON file beside it."""
 
-    picture: Member
+    image: Member
     note: Place | None
 
 
 class TarSource(Source):
-    """Tar files of samples (00017.jpg, 00017.json): an id is TAR/KEY, as in `train-0003.tar/00017`; see `pictures_in`.
+    """Tar files of samples (00017.jpg, 00017.json): an id is TAR/KEY, as in `train-0003.tar/00017`; see `images_in`.
 
     Licence, author and source come from a sample's JSON. Nothing is unpacked to disk. A member whose path leads out of the
     tar makes the whole file unusable: InputError.
@@ -67,8 +67,8 @@ class TarSource(Source):
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
         for key in keys:
-            pictures, problems = self._contents(key)
-            for name, packed in pictures.items():
+            images, problems = self._contents(key)
+            for name, packed in images.items():
                 image_id = f"{key}/{name}"
                 yield Item(image_id, functools.partial(self.read, image_id), self._attribution(key, packed))
             for number, problem in enumerate(problems):
@@ -91,8 +91,8 @@ class TarSource(Source):
         packed = self._contents(key)[0].get(image_id[len(key) + 1 :])
         if packed is None:
             raise InputError(f"{self.tars[key]}: no longer holds {image_id!r}; restore it or build the index again")
-        require_taken(f"{image_id}.{packed.picture.suffix}")
-        return bytes_at(self.tars[key], packed.picture.place)
+        require_taken(f"{image_id}.{packed.image.suffix}")
+        return bytes_at(self.tars[key], packed.image.place)
 
 
 def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
@@ -120,10 +120,10 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
     for name, times in Counter(member[:3] for member in members).items():
         if times > 1:
             problems.append(f"{'.'.join(filter(None, name))} comes {times} times; the first is used")
-    return pictures_in(members), problems
+    return images_in(members), problems
 
 
-def pictures_in(members: Sequence[Member]) -> dict[str, Packed]:
+def images_in(members: Sequence[Member]) -> dict[str, Packed]:
     """Return the images among the members of a tar, by name.
 
     A key has one image, called KEY, if one of its files has no word (00017.jpg; 00017.seg.png is a field of it), or if it
@@ -138,10 +138,10 @@ def pictures_in(members: Sequence[Member]) -> dict[str, Packed]:
     for key, sample in samples.items():
         notes = {member.word: member.place for member in reversed(sample) if member.suffix == "json"}
         # A sample whose only image has an unsupported format is listed, and rejected when read.
-        pictures = of_kinds(sample, PICTURE_SUFFIXES) or of_kinds(sample, NOT_TAKEN)
-        whole = [member for member in pictures if not member.word][:1]
-        for member in whole + [member for member in pictures if not whole or member.word.isdigit()]:
-            name = key if member in whole or len(pictures) == 1 else f"{key}.{member.word}"
+        images = of_kinds(sample, IMAGE_SUFFIXES) or of_kinds(sample, NOT_TAKEN)
+        whole = [member for member in images if not member.word][:1]
+        for member in whole + [member for member in images if not whole or member.word.isdigit()]:
+            name = key if member in whole or len(images) == 1 else f"{key}.{member.word}"
             found.setdefault(name, Packed(member, notes.get(member.word, notes.get(""))))
     return found
 

@@ -1,4 +1,4 @@
-"""One cell of the grid: its configuration turned into objects, and the walk from picture to record.
+"""One cell of the grid: its configuration turned into objects, and the walk from image to record.
 
 This is the only place that calls Hydra's `instantiate`; below it nobody sees a configuration object.
 """
@@ -24,7 +24,7 @@ from adir.harness.cells.paths import from_plain, literal
 from adir.harness.records.ledger import Ledger
 from adir.harness.records.record import Axes
 from adir.retrieval.encoders.base import Encoder
-from adir.retrieval.query import require_feeding
+from adir.retrieval.query import require_query
 from adir.samplers.base import SteerableSampler, Steering
 from adir.scoring.metrics import Scoring
 
@@ -54,7 +54,7 @@ class Cell:
     task: Any
     """adir.tasks: a RestorationTask or an EditTask."""
     mode: Mode
-    """Which pictures the backbone is adapted to, and how."""
+    """Which images the backbone is adapted to, and how."""
     k: int
     sampler: Any
     """adir.samplers: ADIR or one of the baselines."""
@@ -64,7 +64,7 @@ class Cell:
     """D_IA; None in modes without neighbours."""
     encoder: Encoder | None
     """Where neighbours are looked for; None in modes without a corpus."""
-    feeding: str
+    query: str
     """How y is shown to it (adir.retrieval.query)."""
     seed: int
     noise_seed: int
@@ -230,10 +230,10 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     if looks_with is not None:
         corpus = parts.build("retrieval.corpus")
         encoder = parts.build(f"retrieval.encoders.{looks_with}")
-        parts.attempt(lambda: require_feeding(full["retrieval"]["feeding"]))
+        parts.attempt(lambda: require_query(full["retrieval"]["query"]))
         if corpus is not None and k > len(corpus):
             parts.reasons.append(
-                f"K={k} neighbours asked of a corpus of {len(corpus)} pictures: lower K or use a larger corpus"
+                f"K={k} neighbours asked of a corpus of {len(corpus)} images: lower K or use a larger corpus"
             )
         if corpus is not None and encoder is not None:
             parts.attempt(functools.partial(corpus.own_index, encoder))
@@ -261,7 +261,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         data=data,
         corpus=corpus,
         encoder=encoder,
-        feeding=full["retrieval"]["feeding"],
+        query=full["retrieval"]["query"],
         seed=seed,
         noise_seed=full["noise_seed"],
         results=Path(full["results"]),

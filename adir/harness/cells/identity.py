@@ -2,8 +2,8 @@
 
 A part of the configuration enters by its name, its version and its settings, and never by the Python path of its class: moving
 a class changes no result's folder, and a class whose results change raises its version. Paths, devices, thread counts, batch
-sizes, tracking and the choice of metrics change no pixel and are left out; so is the list of test pictures, as a record belongs
-to one picture. K is part of the identity only where the mode uses a corpus.
+sizes, tracking and the choice of metrics change no pixel and are left out; so is the list of test images, as a record belongs
+to one image. K is part of the identity only where the mode uses a corpus.
 """
 
 import functools
@@ -47,7 +47,7 @@ class CellIdentity:
 
     @property
     def folder(self) -> Path:
-        """Where the cell's records and pictures lie, relative to the results folder."""
+        """Where the cell's records and images lie, relative to the results folder."""
         axes = self.axes
         label = [axes.adaptation, f"k{axes.k}" if axes.k is not None else None, axes.adapter, axes.sampler]
         label_name = file_name("-".join(part for part in label if part is not None), most=80)
@@ -94,7 +94,7 @@ def cell_identity(
         if withholds is not None:  # a key of its own only here: other cells keep their folders
             configuration["retrieval"]["withholds"] = withholds
         if mode.follows_y:
-            configuration["retrieval"] |= {"embeddings": EMBEDDINGS, "feeding": full["retrieval"]["feeding"]}
+            configuration["retrieval"] |= {"embeddings": EMBEDDINGS, "query": full["retrieval"]["query"]}
     axes = Axes(
         backbone=configuration["backbone"]["name"],
         task=configuration["task"]["name"],

@@ -23,7 +23,7 @@ from adir.harness.records.record import Record
 from adir.harness.running.neighbours import corpus_index, is_embedded, left_out
 from adir.harness.running.pipeline import finish, prepare, sample
 from adir.harness.running.provenance import forget_peak_memory
-from adir.harness.running.worker import picture_shapes
+from adir.harness.running.worker import image_shapes
 
 FEW = 2
 """Steps and iterations of the shorter run. One is too few for some samplers."""
@@ -37,13 +37,13 @@ EMBEDDED = 32
 class Cost:
     """Of one image of a cell, the mean of its test set."""
 
-    seconds_per_picture: dict[str, float]
+    seconds_per_image: dict[str, float]
     """By stage of the pipeline."""
     seconds_once: float
     """What the first image waits for and the others find done: embeddings of the corpus, metrics loaded, a network compiled."""
     memory_mb: float
     """Peak of the process for the largest image: of the GPU where there is one, else resident."""
-    picture_disk_mb: float
+    image_disk_mb: float
     adapter_disk_mb: float
 
 
@@ -56,7 +56,7 @@ def estimate(cell: Cell, folder: Path) -> Cost:
         cell: nothing is written to its results or fetched for it. A metric whose weights are not here is not counted.
         folder: for the embeddings of a part of the corpus, once for all cells, and for what the short runs write meanwhile.
     """
-    shapes = picture_shapes(cell.data)
+    shapes = image_shapes(cell.data)
     pixels = {image_id: math.prod(shape) for image_id, shape in shapes.items()}
     image_id = max(pixels, key=pixels.__getitem__)
     scale = sum(pixels.values()) / len(pixels) / pixels[image_id]
@@ -82,12 +82,12 @@ def estimate(cell: Cell, folder: Path) -> Cost:
         work = [iterations_work(cell, n) for n in (few_iterations, more_iterations, n_iterations)]
         seconds["adapt"] = extrapolated(work, few["adapt"], more["adapt"])
     return Cost(
-        seconds_per_picture={
+        seconds_per_image={
             stage: value * (1 if stage in ("retrieve", "adapt") else scale) for stage, value in seconds.items()
         },
         seconds_once=embedding + sum(max(0.0, first[stage] - few[stage]) for stage in few),
         memory_mb=record.process_peak_memory_mb or 0.0,
-        picture_disk_mb=disk_mb * scale,
+        image_disk_mb=disk_mb * scale,
         adapter_disk_mb=adapter_mb,
     )
 

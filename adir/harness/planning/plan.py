@@ -16,8 +16,8 @@ from adir.harness.running.neighbours import tuned_on
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_made_of, neighbours_key
 from adir.harness.running.stores import AdapterStore, Measurement, MeasurementStore, read_note, stored_neighbours
-from adir.harness.running.worker import picture_hashes, picture_shapes
-from adir.images import hash_of_picture
+from adir.harness.running.worker import image_hashes, image_shapes
+from adir.images import hash_of_image
 
 
 @dataclass
@@ -69,16 +69,16 @@ def plan_cells(cells: list[Cell]) -> list[CellPlan]:
             alike = hash_of(cell.configuration | {"seed": None, "noise_seed": None})
             if alike not in costs:
                 torch.set_num_threads(cell.configuration["threads"])  # as a run does
-                largest = max(picture_shapes(cell.data).values(), key=math.prod)
+                largest = max(image_shapes(cell.data).values(), key=math.prod)
                 kept = f"this is for the plan of {cell.label}: nothing was run"
                 with out_of_memory_explained(cell, largest, kept=kept):
                     costs[alike] = estimate(cell, Path(folder))
                 plan.seconds_once = costs[alike].seconds_once
             plan.cost = cost = costs[alike]
-            training = cost.seconds_per_picture["adapt"]
-            others = sum(cost.seconds_per_picture.values()) - training
+            training = cost.seconds_per_image["adapt"]
+            others = sum(cost.seconds_per_image.values()) - training
             plan.seconds = plan.to_do * others + plan.adapters * training
-            plan.disk_mb = plan.to_do * cost.picture_disk_mb + plan.adapters * cost.adapter_disk_mb
+            plan.disk_mb = plan.to_do * cost.image_disk_mb + plan.adapters * cost.adapter_disk_mb
     return plans
 
 
@@ -116,18 +116,18 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     if cell.mode.follows_y and (known is None or not path.is_file()):
         return None
     if cell.mode.encoder is None:
-        pictures = [hash_of_picture(task.picture_of(task.read_y(path)))]
+        images = [hash_of_image(task.image_of(task.read_y(path)))]
     else:
         # The key needs the hash of y alone, and that of a random draw not even this.
         measurement = Measurement(torch.empty(0), known["sha256"] if known is not None else "", path)
         bound = dataclasses.replace(cell, task=task)
-        key = neighbours_key(bound, image_id, picture_hashes(cell.data)[image_id], measurement)
+        key = neighbours_key(bound, image_id, image_hashes(cell.data)[image_id], measurement)
         found = stored_neighbours(cell.results, key, cell.k)
         if found is None:
             return None
         used = set(tuned_on(cell, [near.id for near in found.neighbours], found.excluded))
-        pictures = [str(near.picture) for near in found.neighbours if near.id in used]
-    return hash_of(adapter_made_of(cell, image_id, task, pictures))
+        images = [str(near.image) for near in found.neighbours if near.id in used]
+    return hash_of(adapter_made_of(cell, image_id, task, images))
 
 
 def adapter_to_come(cell: Cell, image_id: str) -> str:
@@ -136,7 +136,7 @@ def adapter_to_come(cell: Cell, image_id: str) -> str:
     Equal for the cells that will share it, such as two samplers, or `random` of two tasks.
     """
     configuration = cell.identity.configuration
-    follows: dict[str, Any] = {"mode": cell.mode.name, "x": picture_hashes(cell.data)[image_id]}
+    follows: dict[str, Any] = {"mode": cell.mode.name, "x": image_hashes(cell.data)[image_id]}
     if cell.mode.encoder is not None:
         follows |= {"retrieval": configuration["retrieval"], "k": cell.k}
     if cell.mode.follows_y:

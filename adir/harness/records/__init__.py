@@ -1,1 +1,1 @@
-"""What a finished picture leaves on disk: its record, where everything lies, submissions and merging."""
+"""What a finished image leaves on disk: its record, where everything lies, submissions and merging."""

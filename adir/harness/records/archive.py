@@ -18,7 +18,7 @@ from adir.files import hash_of, json_bytes, replacing, sha256_of_bytes
 from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
-from adir.harness.records.record import SCHEMA, Record, fault_text, json_value, parse_record
+from adir.harness.records.record import SCHEMA, Record, first_error, json_value, parse_record
 
 MANIFEST = "manifest.json"
 FORMAT = "adir submission"
@@ -143,7 +143,7 @@ def open_archive(path: Path) -> Archive:
         raise InputError(f"{path}: cannot be read as a .zip ({error}); it was damaged on the way") from error
     except ValidationError as error:
         raise InputError(
-            f"{path}: its manifest is none of ours ({fault_text(error)}); use the adir that wrote it"
+            f"{path}: its manifest is none of ours ({first_error(error)}); use the adir that wrote it"
         ) from error
     files = manifest.files
     for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
@@ -158,7 +158,7 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         name, size = member.filename, member.file_size
         if name != MANIFEST and kind_of(name) is None:
-            raise InputError(f"{path}: holds {name!r}, which is no record, picture or plan; nothing was taken from it")
+            raise InputError(f"{path}: holds {name!r}, which is no record, image or plan; nothing was taken from it")
         if size > LARGEST_MEMBER:
             raise InputError(f"{path}: {name} would be {size} bytes, and {LARGEST_MEMBER} are the most that are taken")
     if len({member.filename for member in members}) < len(members):
@@ -171,6 +171,6 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 def require_placed(record: Record) -> None:
     """Raise ValueError if the record's path does not fit its image, or its cell is not the hash of its identity."""
     if PurePosixPath(record.path).stem != file_name(record.image.id):
-        raise ValueError(f"is named otherwise than its picture, {record.image.id!r}")
+        raise ValueError(f"is named otherwise than its image, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:
         raise ValueError("its cell is not the hash of its identity")

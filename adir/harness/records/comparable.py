@@ -13,11 +13,11 @@ from adir.harness.records.record import Record
 K = TypeVar("K")
 V = TypeVar("V")
 Name = tuple[str | None, str]
-"""(data set, id) of a picture. A data set is the hash of its manifest, or its name where a record has no manifest."""
+"""(data set, id) of an image. A data set is the hash of its manifest, or its name where a record has no manifest."""
 STATUSES = ("done", "failed", "missing")
 
 
-def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
+def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
     """Return (the records with one name per image and one record per image in a cell, notes on records that were dropped).
 
     Images are identified by SHA-256, data sets by their manifest; ids and names are labels. Data sets that share an image are
@@ -30,7 +30,7 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     places = {(record.cell, name_of(record)) for record in records}
     if all(len(several) == 1 for several in names.values()) and len(places) == len(records):
         return [labelled(record, labels[set_of(record)], record.image.id) for record in records], []
-    pictures = {name: sha256 for sha256, name in known}
+    images = {name: sha256 for sha256, name in known}
     sets = joined([{data for data, _ in several} for several in names.values()], labels)
     by_label = lambda name: (name[1], labels[name[0]] or "")  # noqa: E731 - an order by id
     first = {sha256: min(several, key=by_label) for sha256, several in names.items()}
@@ -39,7 +39,7 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
     dropped: list[str] = []
     for record in sorted(records, key=lambda r: (STATUSES.index(r.status), by_label(name_of(r)))):
         data, image = name_of(record)
-        sha256 = record.image.sha256 or pictures.get((data, image))
+        sha256 = record.image.sha256 or images.get((data, image))
         together = sets.get(data, labels[data])
         if sha256 is not None:
             data, image = first[sha256]
@@ -48,7 +48,9 @@ def by_picture(records: list[Record]) -> tuple[list[Record], list[str]]:
         kept = counted.setdefault((record.cell, together, image), named)
         if kept is not named and record.status == "done":
             dropped.append(f"{record.path} and {kept.path}")
-    note = f"records of one cell and one picture under several names count once, the first by name: {'; '.join(dropped[:3])}"
+    note = (
+        f"records of one cell and one image under several names count once, the first by name: {'; '.join(dropped[:3])}"
+    )
     more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
     return list(counted.values()), [note + more] if dropped else []
 
@@ -62,17 +64,17 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def set_of(record: Record) -> str | None:
-    """Return which data set its picture belongs to: the hash of its manifest, or else its name."""
+    """Return which data set its image belongs to: the hash of its manifest, or else its name."""
     return record.image.manifest or record.image.data
 
 
 def name_of(record: Record) -> Name:
-    """Return (data set, id) of its picture."""
+    """Return (data set, id) of its image."""
     return set_of(record), record.image.id
 
 
 def labelled(record: Record, data: str | None, image_id: str) -> Record:
-    """Return the record with its picture under these names."""
+    """Return the record with its image under these names."""
     if (record.image.data, record.image.id) == (data, image_id):
         return record
     return record.model_copy(update={"image": record.image.model_copy(update={"data": data, "id": image_id})})
@@ -111,7 +113,7 @@ def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None
 def require_same(records: Iterable[Record]) -> dict[str, str]:
     """Return {metric: its version}; raise InputError, naming two records, where one thing was not the same for all.
 
-    A task has one version; one picture of a task has one ground truth and one y, and one cluster where records tell it; a
+    A task has one version; one image of a task has one ground truth and one y, and one cluster where records tell it; a
     metric has one direction and one version, which names its back end and its weights. (A backbone's weights are part of a
     row's setting: other weights, another row.)
     """
@@ -132,13 +134,13 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
 
 def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
     """Yield (what, value) of all that a record which is done has in common with every other that is about the same."""
-    task, image, picture = record.axes.task, record.image, f"picture {record.image.id}"
+    task, image, named = record.axes.task, record.image, f"image {record.image.id}"
     assert record.y is not None  # of a record that is done
     yield f"task {task}: version", record.identity["task"]["version"]
-    yield f"{picture} of {image.data}: ground truth", image.sha256
-    yield f"task {task}, {picture} of {image.data}: y", record.y.sha256
+    yield f"{named} of {image.data}: ground truth", image.sha256
+    yield f"task {task}, {named} of {image.data}: y", record.y.sha256
     if image.cluster is not None:
-        yield f"{picture} of {image.data}: cluster", image.cluster
+        yield f"{named} of {image.data}: cluster", image.cluster
     for name, score in record.scores.items():
         yield f"metric {name}: direction", score.direction
         if score.value is not None:

@@ -16,11 +16,11 @@ MARK = {"format": "adir results", "schema": SCHEMA}
 
 KINDS = {
     "record": re.compile(r"cells/[^/]+/[^/]+/[^/]+/records/[^/]+\.json"),
-    "picture": re.compile(r"cells/[^/]+/[^/]+/[^/]+/pictures/[^/]+\.png"),
+    "restored": re.compile(r"cells/[^/]+/[^/]+/[^/]+/images/[^/]+\.png"),
     "y": re.compile(r"measurements/[^/]+/[^/]+\.(png|json)"),
     "plan": re.compile(r"grids/[0-9a-f]+\.json"),
     "data": re.compile(r"manifests/[^/]+\.json"),
-    "shown": re.compile(r"pictures/[0-9a-f]{64}(-thumbnail)?\.png"),
+    "shown": re.compile(r"images/[0-9a-f]{64}(-thumbnail)?\.png"),
     "losses": re.compile(r"losses/[0-9a-f]{64}\.json"),
 }
 """What a submission may hold, by name. Task and backbone are folders, so their names hold no slash. data: the manifest of a
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def marker(self) -> Path:
-        """The file that marks the folder as results, so that nobody takes its pictures for a data set."""
+        """The file that marks the folder as results, so that nobody takes its images for a data set."""
         return self.folder / RESULTS_MARKER
 
     def mark(self) -> None:
@@ -100,11 +100,11 @@ class Layout:
         return self._files("grids/*.json")
 
     def plan(self, grid_sha256: str) -> Path:
-        """Return where a grid's plan lies: every cell and picture that was asked for."""
+        """Return where a grid's plan lies: every cell and image that was asked for."""
         return self.folder / "grids" / f"{grid_sha256[:16]}.json"
 
     def manifest(self, name: str, sha256: str) -> Path:
-        """Return where the list of a data set's pictures lies."""
+        """Return where the list of a data set's images lies."""
         return self.folder / "manifests" / f"{file_name(name)}-{sha256[:10]}.json"
 
     @property
@@ -135,9 +135,9 @@ class Layout:
         """Embeddings of corpora that fit into memory."""
         return self.folder / "embeddings"
 
-    def picture(self, sha256: str, thumbnail: bool = False) -> Path:
+    def image(self, sha256: str, thumbnail: bool = False) -> Path:
         """Return where a ground truth, or a neighbour's thumbnail, is kept for the report."""
-        return self.folder / "pictures" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
+        return self.folder / "images" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
 
     def tracking(self, cell_name: str, what: str = "") -> Path:
         """Return the CSV file of tracking=csv for a cell."""
@@ -164,7 +164,7 @@ class Layout:
 
     @property
     def comparison(self) -> Path:
-        """The picture of `adir sheet`."""
+        """The image of `adir sheet`."""
         return self.folder / "comparison.png"
 
 
@@ -173,9 +173,9 @@ def is_hash(text: Any) -> TypeGuard[str]:
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
-def stored_pictures(sha256: str | None) -> list[str]:
-    """Where the results may keep the picture with this hash (`hash_of_picture`), the larger one first."""
-    return [f"pictures/{sha256}.png", f"pictures/{sha256}-thumbnail.png"] if is_hash(sha256) else []
+def stored_images(sha256: str | None) -> list[str]:
+    """Where the results may keep the image with this hash (`hash_of_image`), the larger one first."""
+    return [f"images/{sha256}.png", f"images/{sha256}-thumbnail.png"] if is_hash(sha256) else []
 
 
 MOST_HEADER_BYTES = 100_000_000  # what the safetensors library itself allows

@@ -1,4 +1,4 @@
-"""The records of a cell: one JSON file per picture, written once, when that picture is done."""
+"""The records of a cell: one JSON file per image, written once, when that image is done."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ class DamagedFile(ValueError):
 
 @dataclass(frozen=True)
 class Ledger:
-    """The records and pictures of one cell, in `folder`."""
+    """The records and images of one cell, in `folder`."""
 
     folder: Path
 
     def record_path(self, image_id: str) -> Path:
-        """Return where the record of a picture lies."""
+        """Return where the record of an image lies."""
         return self.folder / "records" / f"{file_name(image_id)}.json"
 
-    def picture_path(self, image_id: str) -> Path:
-        """Return where the restored picture lies, an 8-bit PNG."""
-        return self.folder / "pictures" / f"{file_name(image_id)}.png"
+    def image_path(self, image_id: str) -> Path:
+        """Return where the restored image lies, an 8-bit PNG."""
+        return self.folder / "images" / f"{file_name(image_id)}.png"
 
     @property
     def claims(self) -> Path:
-        """The folder of the workers' claims on pictures."""
+        """The folder of the workers' claims on images."""
         return self.folder / "claims"
 
     def read(self, image_id: str, cell_sha256: str | None = None) -> Record | None:
-        """Return the record of a picture, or None when there is none.
+        """Return the record of an image, or None when there is none.
 
         Raises:
-            DamagedFile: it is damaged, and was set aside, as its picture will be done anew.
+            DamagedFile: it is damaged, and was set aside, as its image will be done anew.
             InputError: it has another schema, or belongs to another cell than the identity's hash that is given.
         """
         path = self.record_path(image_id)
@@ -55,7 +55,7 @@ class Ledger:
         return record
 
     def stamp(self, image_id: str) -> tuple[int, int] | None:
-        """Return what tells one writing of a picture's record from the next; None where there is none."""
+        """Return what tells one writing of an image's record from the next; None where there is none."""
         try:
             found = self.record_path(image_id).stat()
         except FileNotFoundError:
@@ -63,13 +63,13 @@ class Ledger:
         return found.st_mtime_ns, found.st_ino
 
     def lacks_any(self, image_ids: list[str]) -> bool:
-        """Return whether a picture has no record file, by one look at the folder."""
+        """Return whether an image has no record file, by one look at the folder."""
         folder = self.folder / "records"
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         return any(self.record_path(image_id).name not in there for image_id in image_ids)
 
     def peek(self, image_id: str) -> Record | None:
-        """Return the record of a picture, or None where there is none that can be read; touch nothing."""
+        """Return the record of an image, or None where there is none that can be read; touch nothing."""
         try:
             return read_record(self.record_path(image_id))
         except (FileNotFoundError, DamagedFile, InputError):

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from adir.files import json_bytes, write_bytes
 from adir.harness.records.archive import open_archive
-from adir.harness.records.layout import Layout, is_hash, kind_of, losses_of, merged_losses, stored_pictures
+from adir.harness.records.layout import Layout, is_hash, kind_of, losses_of, merged_losses, stored_images
 from adir.harness.records.record import Record
 from adir.harness.records.sources import Sources, plans_of
 
@@ -17,9 +17,9 @@ def files_of(record: Record) -> list[str]:
     if record.status != "done":
         return []
     y = record.y_file or ""
-    picture = record.path.replace("/records/", "/pictures/").removesuffix(".json") + ".png"
-    names = (picture, y, y.removesuffix(".png") + ".json")
-    return [name for name in names if kind_of(name) in ("picture", "y")]  # a record from elsewhere may name any file
+    image = record.path.replace("/records/", "/images/").removesuffix(".json") + ".png"
+    names = (image, y, y.removesuffix(".png") + ".json")
+    return [name for name in names if kind_of(name) in ("restored", "y")]  # a record from elsewhere may name any file
 
 
 def copy_from(source: Path, out: Path, found: Sources) -> int:
@@ -32,7 +32,7 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
                 if not shared and (found_content := content(name)) is not None:
                     write_bytes(out / name, found_content)
         # Named by the hash of their content, so files of one name are equal.
-        for name in [*plans_of(found, source), *manifests_of(source), *shown_pictures(mine), *losses_names(mine)]:
+        for name in [*plans_of(found, source), *manifests_of(source), *shown_images(mine), *losses_names(mine)]:
             if not (out / name).exists() and (found_content := content(name)) is not None:
                 write_bytes(out / name, found_content)
     return len(mine)
@@ -60,10 +60,10 @@ def manifests_of(source: Path) -> list[str]:
     return [name for name in names if kind_of(name) == "data"]
 
 
-def shown_pictures(records: Iterable[Record]) -> list[str]:
+def shown_images(records: Iterable[Record]) -> list[str]:
     """Return the paths of ground truths and neighbours of these records, whether or not the files exist."""
-    hashes = dict.fromkeys(h for r in records for h in (r.image.sha256, *(near.picture for near in r.neighbours)))
-    return [name for sha256 in hashes for name in stored_pictures(sha256)]
+    hashes = dict.fromkeys(h for r in records for h in (r.image.sha256, *(near.image for near in r.neighbours)))
+    return [name for sha256 in hashes for name in stored_images(sha256)]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The record: what one picture of one cell leaves on disk, as one JSON file. All code reads and writes records as these types.
+"""The record: what one image of one cell leaves on disk, as one JSON file. All code reads and writes records as these types.
 
 A record holds what it takes to trust its numbers: scores with their direction and version, the whole configuration, hashes of
 what went in, and the program that ran. A field that is None was not measured or does not apply; it never stands for zero.
@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when a field changes its meaning or goes, and not for a new optional one. A folder of another schema is refused."""
 
 Status = Literal["done", "failed", "missing"]
@@ -60,22 +60,22 @@ class Axes(Part):
 
 
 class TestImage(Part):
-    """The test picture, x."""
+    """The test image, x."""
 
     __test__ = False  # its name would make pytest collect it
 
     id: StrictStr
-    """Its name in the data set, for people; `sha256` says which picture it is."""
+    """Its name in the data set, for people; `sha256` says which image it is."""
     data: StrictStr | None = None
     """Name of the data set, for people."""
     sha256: Sha256 | None = None
-    """`adir.images.hash_of_picture` of x; None in a record that failed."""
+    """`adir.images.hash_of_image` of x; None in a record that failed."""
     cluster: StrictStr | None = None
     """Images of one cluster, such as fields of one photograph, count as one in means and tests; None: a cluster of its own."""
     manifest: str | None = None
-    """SHA-256 of the data set's manifest, a list of its pictures in RESULTS/manifests."""
+    """SHA-256 of the data set's manifest, a list of its images in RESULTS/manifests."""
     licence: str | None = None
-    """The picture's licence as the data set tells it, for whoever shows the picture."""
+    """The image's licence as the data set tells it, for whoever shows the image."""
     author: str | None = None
     """Its author as the data set tells it, whom many licences ask to name."""
     source: str | None = None
@@ -86,13 +86,13 @@ class Measurement(Part):
     """y = A x + e, which every method of a task shares."""
 
     sha256: Sha256
-    """`hash_of_picture` of y: rows whose y differ are never compared."""
+    """`hash_of_image` of y: rows whose y differ are never compared."""
     file: str | None = None
     """Its PNG, relative to the results folder."""
 
 
 class Score(Part):
-    """One metric of one restored picture."""
+    """One metric of one restored image."""
 
     value: Finite | None
     """In the metric's own unit (psnr: dB; residual: grey levels of 255); None where it could not be computed."""
@@ -107,14 +107,14 @@ class Score(Part):
 
 
 class Neighbour(Part):
-    """One picture of the corpus that the denoiser was adapted to."""
+    """One image of the corpus that the denoiser was adapted to."""
 
     id: StrictStr
     """Its name in the corpus."""
     distance: float | None
     """To y in the encoder's measure (radians for unit vectors); smaller is nearer. None where none was taken (random)."""
-    picture: str | None = None
-    """`hash_of_picture` of what was trained on."""
+    image: str | None = None
+    """`hash_of_image` of what was trained on."""
 
 
 class Search(Part):
@@ -213,9 +213,9 @@ class Prior(Part):
 
 
 class Record(Part):
-    """One picture of one cell: done, failed, or (in tables only) missing."""
+    """One image of one cell: done, failed, or (in tables only) missing."""
 
-    schema_version: Literal[2] = Field(default=2, alias="schema")
+    schema_version: Literal[3] = Field(default=3, alias="schema")
     """`SCHEMA` of the version that wrote it; `schema` in the file."""
     status: Status
     """done, failed (see `error`), or missing: planned and without a file."""
@@ -228,10 +228,10 @@ class Record(Part):
     seed: StrictInt
     """That of `axes`."""
     image: TestImage
-    """Which picture was restored."""
+    """Which image was restored."""
     y: Measurement | None
     """None in a record that failed or is missing."""
-    picture: str | None = None
+    restored: str | None = None
     """The restored PNG, relative to the results folder."""
     scores: dict[str, Score]
     """{metric: score}; empty in a record that failed or is missing."""
@@ -242,7 +242,7 @@ class Record(Part):
     neighbours: tuple[Neighbour, ...] = ()
     """Nearest first."""
     excluded: tuple[str, ...] = ()
-    """Ids of the corpus that were left out as copies of the test picture."""
+    """Ids of the corpus that were left out as copies of the test image."""
     search: Search | None = None
     """None where the search was exact."""
     adapter: Adapter | None = None
@@ -254,7 +254,7 @@ class Record(Part):
     seconds: dict[str, float] = {}
     """{stage: wall-clock seconds}: measure, retrieve, adapt, sample, oracle, score. Near 0 where the product was stored."""
     process_peak_memory_mb: float | None = None
-    """Of the process so far, earlier pictures included."""
+    """Of the process so far, earlier images included."""
     error: str | None = None
     """Of a failed record: the exception, on one line."""
     traceback: str | None = None
@@ -325,7 +325,7 @@ def scores_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
         try:
             scores[name] = Score(**score)
         except ValidationError as error:
-            raise ValueError(f"score {name}: {fault_text(error)}") from error
+            raise ValueError(f"score {name}: {first_error(error)}") from error
     return scores
 
 
@@ -350,7 +350,7 @@ def parse_record(content: Any, path: str = "") -> Record:
     try:
         return Record.model_validate(content, extra="allow")
     except ValidationError as error:
-        raise ValueError(fault_text(error)) from error
+        raise ValueError(first_error(error)) from error
 
 
 def json_value(content: bytes) -> Any:
@@ -361,7 +361,7 @@ def json_value(content: bytes) -> Any:
         raise ValueError(f"no JSON: {error}") from error
 
 
-def fault_text(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """Return the first fault of a record in a few words: `axes.k: Input should be a valid integer`."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))

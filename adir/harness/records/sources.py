@@ -10,14 +10,14 @@ from adir.environment import uncollected
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.records.archive import open_archive
-from adir.harness.records.comparable import by_picture, name_of, set_of
+from adir.harness.records.comparable import by_image, name_of, set_of
 from adir.harness.records.layout import Layout, kind_of
 from adir.harness.records.ledger import DamagedFile, all_records
 from adir.harness.records.planned import PlannedCell, missing_records, plan_cells
 from adir.harness.records.record import Record
 
 Place = tuple[str, str | None, str]
-"""(cell, SHA-256 of the picture or else the name of its data set, its id): what there is one record of."""
+"""(cell, SHA-256 of the image or else the name of its data set, its id): what there is one record of."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Sources:
     """One note per file that could not be read."""
 
     def counted(self) -> tuple[list[Record], list[Record], list[str]]:
-        """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each picture
-        under one name and once in a cell: see `by_picture`."""
+        """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each image
+        under one name and once in a cell: see `by_image`."""
         records = list(self.records.values())
         planned = [cell for cells in self.plans.values() for cell in cells]
-        counted, notes = by_picture([*records, *missing_records(planned, records)])
+        counted, notes = by_image([*records, *missing_records(planned, records)])
         there = [record for record in counted if record.status != "missing"]
         return there, [record for record in counted if record.status == "missing"], self.notes + notes
 
@@ -103,7 +103,7 @@ def add(found: Sources, record: Record, source: Path) -> None:
     found.origins.setdefault(place, source)
     if first is not record and (field_name := disagreement(first, record)):
         raise InputError(
-            f"{found.origins[place] / str(first.path)} and {source / str(record.path)}: records of one cell and picture that "
+            f"{found.origins[place] / str(first.path)} and {source / str(record.path)}: records of one cell and image that "
             f"differ in {field_name}; remove the one that is wrong, or make tables of the two apart"
         )
 

@@ -1,1 +1,1 @@
-"""A results folder for people to look at: one HTML page, figures, the comparison picture."""
+"""A results folder for people to look at: one HTML page, figures, the comparison image."""

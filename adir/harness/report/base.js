@@ -30,7 +30,7 @@ function fillSelect(select, options, chosen) {
 const unique = (values) => [...new Set(values)];
 
 // How a row looks everywhere: its colour as a class, its mark as an outline around (0, 0).
-const colourOf = (number) => `c${data.rows[number].look.colour}`;
+const colourOf = (number) => `c${data.rows[number].style.colour}`;
 const OUTLINES = {
   circle: "M-1 0A1 1 0 1 1 1 0A1 1 0 1 1 -1 0Z",
   square: "M-.9 -.9H.9V.9H-.9Z",
@@ -42,7 +42,7 @@ const OUTLINES = {
   star: "M0 -1.35L.32 -.43L1.28 -.42L.51 .17L.79 1.09L0 .54L-.79 1.09L-.51 .17L-1.28 -.42L-.32 -.43Z",
 };
 function mark(number, x, y, size) {
-  const { shape, open } = data.rows[number].look;
+  const { shape, open } = data.rows[number].style;
   return svg("path", { d: OUTLINES[shape], transform: `translate(${x} ${y}) scale(${size})`, class: open ? "mark open" : "mark" });
 }
 const icon = (number) => svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true", class: `icon ${colourOf(number)}` }, mark(number, 0, 0, 5.5));

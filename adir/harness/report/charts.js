@@ -115,8 +115,8 @@ const metricTitle = (name) => {
   return name + ({ higher: " (higher is better)", lower: " (lower is better)" }[direction] ?? "");
 };
 
-// {picture: mean over its seeds} of a row
-function perPicture(number, metric) {
+// {image: mean over its seeds} of a row
+function perImage(number, metric) {
   const column = data.metrics.findIndex((each) => each.name === metric);
   const values = new Map();
   for (const each of data.scenes) {
@@ -130,13 +130,13 @@ function drawScatter() {
   const figure = document.getElementById("scatter");
   const [x, y] = [find(".x", figure).value, find(".y", figure).value];
   const series = inTask().map((row) => {
-    const [xs, ys] = [perPicture(row.number, x), perPicture(row.number, y)];
+    const [xs, ys] = [perImage(row.number, x), perImage(row.number, y)];
     const cloud = [...xs].filter(([id]) => ys.has(id)).map(([id, value]) => [value, ys.get(id), id]);
     const mean = row.means[x]?.[0] != null && row.means[y]?.[0] != null ? [[row.means[x][0], row.means[y][0], row.means[y][1], row.number]] : [];
     return { name: row.label, colour: colourOf(row.number), cloud, points: mean };
   }).filter((each) => each.cloud.length);
-  find("p.small", figure).textContent = "Small: one test picture, its seeds averaged. Large: the row's mean, with its standard error upwards and downwards.";
-  drawOrSay(figure, { series, x: metricTitle(x), y: metricTitle(y) }, "no picture has both scores.");
+  find("p.small", figure).textContent = "Small: one test image, its seeds averaged. Large: the row's mean, with its standard error upwards and downwards.";
+  drawOrSay(figure, { series, x: metricTitle(x), y: metricTitle(y) }, "no image has both scores.");
 }
 
 function drawSweep() {
@@ -157,7 +157,7 @@ function drawSweep() {
   const none = inTask().find((row) => row.axes.adaptation === "none" && row.means[y]?.[0] != null);
   if (series.length && none) series.push({ name: none.label, colour: colourOf(none.number), level: none.means[y][0] });
   const ks = unique(series.flatMap((each) => (each.points ?? []).map((point) => point[0])));
-  find("p.small", figure).textContent = series.length ? `Mean and standard error by K. ${none ? "Across, without marks: none. " : ""}${swept.some((rows) => rows[0].look.open) ? "Dotted, open marks: lora." : ""}` : "";
+  find("p.small", figure).textContent = series.length ? `Mean and standard error by K. ${none ? "Across, without marks: none. " : ""}${swept.some((rows) => rows[0].style.open) ? "Dotted, open marks: lora." : ""}` : "";
   drawOrSay(figure, { series, x: "K", y: metricTitle(y), xLog: true, xTicks: ks }, "no row of this task has a counterpart that differs in K alone.");
 }
 
@@ -200,9 +200,9 @@ function drawTuning() {
   });
 }
 
-const dashes = (row) => (row.look.open ? "2 3" : "none");
+const dashes = (row) => (row.style.open ? "2 3" : "none");
 
-const COSTS = { evaluations: "network evaluations a picture", seconds: "seconds a picture" };
+const COSTS = { evaluations: "network evaluations an image", seconds: "seconds an image" };
 function drawCost() {
   const figure = document.getElementById("cost");
   const [x, y] = [find(".x", figure).value, find(".y", figure).value];

@@ -1,4 +1,4 @@
-// One test picture at a time: two of its pictures with a border to drag between them, all of them side by side, the scores,
+// One test image at a time: two of its images with a border to drag between them, all of them side by side, the scores,
 // and the neighbours each row was adapted to.
 
 const viewer = document.getElementById("viewer");
@@ -8,7 +8,7 @@ const sceneTask = document.getElementById("scene-task");
 const sceneSelect = document.getElementById("scene");
 const seedSelect = document.getElementById("seed");
 const sides = { left: document.getElementById("left"), right: document.getElementById("right") };
-const COARSE = 320; // pixels: smaller pictures are shown as the squares they are
+const COARSE = 320; // pixels: smaller images are shown as the squares they are
 
 const state = { scene: 0, seed: data.firstSeed, left: null, right: null, at: 50 };
 const scene = () => data.scenes[state.scene];
@@ -17,7 +17,7 @@ const hasRecord = (scene) => Object.keys(scene.cells).length > 0;
 const rowsOf = (scene) => [...data.rows.keys()].filter((row) => data.rows[row].axes.task === scene.task && (data.rows[row].axes.data ?? "") === scene.data);
 const cellOf = (scene, row) => scene.cells[row]?.[state.seed];
 
-// What can stand on a side: {key, name, image, why it is missing, scores}. Keys outlive a change of picture.
+// What can stand on a side: {key, name, image, why it is missing, scores}. Keys outlive a change of image.
 function choices(scene) {
   const common = [
     { key: "truth", name: "ground truth", image: scene.truth, lack: "no ground truth among the results" },
@@ -25,7 +25,7 @@ function choices(scene) {
   ];
   const rows = rowsOf(scene).map((row) => ({ row, cell: cellOf(scene, row), name: data.rows[row].label }));
   const restored = rows.map(({ row, cell, name }) => ({
-    key: `row ${row}`, row, name, image: cell?.picture ?? null, heat: cell?.heat ?? null, scores: cell?.scores,
+    key: `row ${row}`, row, name, image: cell?.image ?? null, heat: cell?.heat ?? null, scores: cell?.scores,
     lack: !cell ? `missing: no record of seed ${state.seed}` : cell.error ? `failed: ${cell.error}` : "its file is missing",
   }));
   const errors = restored.filter((each) => each.heat !== null).map((each) => ({
@@ -34,7 +34,7 @@ function choices(scene) {
   return [...common, ...restored, ...errors];
 }
 
-function setPicture(image, lack, choice) {
+function setImage(image, lack, choice) {
   const there = choice.image !== null && choice.image !== undefined;
   image.hidden = !there;
   lack.hidden = there;
@@ -66,7 +66,7 @@ function showSides() {
   const all = choices(scene());
   for (const side of ["left", "right"]) {
     const choice = all.find((each) => each.key === state[side]) ?? all[0];
-    setPicture(document.getElementById(`${side}-picture`), document.getElementById(`${side}-lack`), choice);
+    setImage(document.getElementById(`${side}-image`), document.getElementById(`${side}-lack`), choice);
     fillSelect(sides[side], all.map((each) => [each.key, each.name]), state[side]);
   }
   for (const tile of document.querySelectorAll("#tiles button")) {
@@ -119,7 +119,7 @@ for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
 function showTiles() {
   const all = choices(scene());
   const first = data.metrics.findIndex((metric) => metric.direction !== "none");
-  const picture = (number, name) =>
+  const image = (number, name) =>
     element("img", {
       src: data.images[number], alt: name, decoding: "async",
       onload: (event) => event.target.classList.toggle("coarse", event.target.naturalWidth <= COARSE),
@@ -127,9 +127,9 @@ function showTiles() {
     });
   const tiles = all.filter((each) => !each.key.startsWith("heat")).map((each) => {
     const there = each.image !== null && each.image !== undefined;
-    const shown = there ? picture(each.image, each.name) : element("div", { className: "blank", textContent: each.lack });
+    const shown = there ? image(each.image, each.name) : element("div", { className: "blank", textContent: each.lack });
     const button = element("button", { type: "button", title: "Show on the right (with Shift: on the left)" }, shown);
-    if (each.heat !== null && each.heat !== undefined) button.append(picture(each.heat, `error of ${each.name}`));
+    if (each.heat !== null && each.heat !== undefined) button.append(image(each.heat, `error of ${each.name}`));
     button.append(element("b", { textContent: each.name }));
     if (each.scores && first >= 0 && each.scores[first] !== null) {
       button.append(element("span", { textContent: `${data.metrics[first].name} ${each.scores[first]}` }));
@@ -198,12 +198,12 @@ function showNeighbours() {
   const box = document.getElementById("neighbours");
   const more = document.getElementById("more-neighbours");
   box.replaceChildren(...first.map(neighbourStrip));
-  if (!rows.length) box.append(element("p", { className: "small", textContent: "No row of this picture was adapted to neighbours." }));
+  if (!rows.length) box.append(element("p", { className: "small", textContent: "No row of this image was adapted to neighbours." }));
   const others = rows.filter((row) => !first.includes(row));
   more.hidden = !others.length;
   find("div", more).replaceChildren(...others.map(neighbourStrip));
   const left = scene().excluded;
-  document.getElementById("excluded").textContent = left.length ? `Left out of the corpus as copies, or nearly, of the test picture: ${left.join(", ")}.` : "";
+  document.getElementById("excluded").textContent = left.length ? `Left out of the corpus as copies, or nearly, of the test image: ${left.join(", ")}.` : "";
 }
 
 function showScene(number) {
@@ -233,7 +233,7 @@ function showScene(number) {
 }
 
 function showTask(task) {
-  // The same picture under the other task, where it has it; else one of which there is a record.
+  // The same image under the other task, where it has it; else one of which there is a record.
   const places = [...data.scenes.keys()].filter((place) => data.scenes[place].task === task);
   const wanted = [(each) => each.id === scene().id && hasRecord(each), hasRecord, () => true];
   state.left = state.right = null;

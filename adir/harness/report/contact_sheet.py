@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 160  # pixels a side that a neighbour fits in
 QUERY = 256  # pixels a side that the query fits in
 GAP = 12
-CAPTION = 36  # two lines under a picture
+CAPTION = 36  # two lines under an image
 TITLE = 30
 FONT = 13
 COLUMNS = 6  # neighbours in a row
@@ -17,15 +17,15 @@ GROUND, FRAME, QUIET = "white", (238, 238, 238), (110, 110, 110)
 
 
 class Found(NamedTuple):
-    """One neighbour. picture: None where its source could not give it any more."""
+    """One neighbour. image: None where its source could not give it any more."""
 
     id: str
     distance: float
-    picture: Image.Image | None
+    image: Image.Image | None
 
 
 def contact_sheet(query: Image.Image | str, found: Sequence[Found], title: str, unit: str) -> Image.Image:
-    """The sheet, RGB. query: a picture or the words that were looked for.  unit: of the distances, for the captions."""
+    """The sheet, RGB. query: an image or the words that were looked for.  unit: of the distances, for the captions."""
     columns = min(COLUMNS, max(len(found), 1))
     rows = -(-len(found) // columns)
     left = QUERY + 2 * GAP
@@ -43,24 +43,24 @@ def contact_sheet(query: Image.Image | str, found: Sequence[Found], title: str, 
     for rank, neighbour in enumerate(found):
         x = left + GAP + rank % columns * (TILE + GAP)
         y = TITLE + rank // columns * (TILE + CAPTION + GAP)
-        picture = neighbour.picture if neighbour.picture is not None else written(["picture not found"], TILE)
-        paste(sheet, picture, x, y, TILE)
+        image = neighbour.image if neighbour.image is not None else written(["image not found"], TILE)
+        paste(sheet, image, x, y, TILE)
         draw.text((x, y + TILE + 3), f"{rank + 1}.  {neighbour.distance:.4f} {unit}", "black", font)
         draw.text((x, y + TILE + 19), shortened(neighbour.id, TILE, small), QUIET, small)
     return sheet
 
 
-def paste(sheet: Image.Image, picture: Image.Image, x: int, y: int, side: int) -> None:
-    """Put a picture into the square at (x, y), as large as fits, on a light ground; a small one is enlarged in blocks."""
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> None:
+    """Put an image into the square at (x, y), as large as fits, on a light ground; a small one is enlarged in blocks."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     sheet.paste(FRAME, (x, y, x + side, y + side))
-    sheet.paste(picture.convert("RGB").resize(size, way), (x + (side - size[0]) // 2, y + (side - size[1]) // 2))
+    sheet.paste(image.convert("RGB").resize(size, way), (x + (side - size[0]) // 2, y + (side - size[1]) // 2))
 
 
 def written(lines: list[str], side: int) -> Image.Image:
-    """A square of so many pixels a side with words in it, where there is no picture."""
+    """A square of so many pixels a side with words in it, where there is no image."""
     square = Image.new("RGB", (side, side), FRAME)
     shown = lines[:12] + ["..."] * (len(lines) > 12)
     ImageDraw.Draw(square).multiline_text((12, 12), "\n".join(shown), "black", ImageFont.load_default(FONT), spacing=4)

@@ -17,14 +17,14 @@ from PIL import Image
 from adir.files import write_bytes
 from adir.harness.records.comparable import grouped
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, Scene, pick_metric
-from adir.harness.report.looks import LIGHT, MODES, SHAPES
-from adir.harness.report.pictures import ground_truth, open_rgb
+from adir.harness.report.images import ground_truth, open_rgb
+from adir.harness.report.styles import LIGHT, MODES, SHAPES
 from adir.harness.tables.board import label, place_of
 
 WIDTH = 6.9  # inches: of a page of text in two columns
-SMALLEST = 0.85  # inches of a picture, where a column for each sampler makes a figure wider than the page
-PICTURES_PER_FIGURE = 6
-MOST_PICTURES = 24  # a task; a paper's appendix shows no more
+SMALLEST = 0.85  # inches of an image, where a column for each sampler makes a figure wider than the page
+IMAGES_PER_FIGURE = 6
+MOST_IMAGES = 24  # a task; a paper's appendix shows no more
 BESIDE = 0.02  # of the sweep's width, between rows of one K, whose error bars would hide each other
 STYLE = {
     "pdf.fonttype": 42,  # TrueType: the outlines of type 3 are refused by many publishers
@@ -36,7 +36,7 @@ STYLE = {
     "axes.grid": False,
     "legend.frameon": False,
     "savefig.dpi": 300,
-    "text.parse_math": False,  # a dollar sign in the name of a picture is a dollar sign
+    "text.parse_math": False,  # a dollar sign in the name of an image is a dollar sign
 }
 
 
@@ -62,10 +62,10 @@ def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
     shown = [axis for axis in gathered.board.shown if axis == "data"]
     where = {n: " ".join([row.axes["backbone"], place_of(row.axes, shown)]) for n, row in enumerate(rows)}
     for name, numbers in grouped((name, n) for n, name in where.items()).items():
-        scenes = [scene for scene in gathered.scenes_of(rows[numbers[0]]) if scene.done][:MOST_PICTURES]
-        for first in range(0, len(scenes), PICTURES_PER_FIGURE):
-            part = f" {first // PICTURES_PER_FIGURE + 1}" if len(scenes) > PICTURES_PER_FIGURE else ""
-            figure = comparison(gathered, numbers, scenes[first : first + PICTURES_PER_FIGURE])
+        scenes = [scene for scene in gathered.scenes_of(rows[numbers[0]]) if scene.done][:MOST_IMAGES]
+        for first in range(0, len(scenes), IMAGES_PER_FIGURE):
+            part = f" {first // IMAGES_PER_FIGURE + 1}" if len(scenes) > IMAGES_PER_FIGURE else ""
+            figure = comparison(gathered, numbers, scenes[first : first + IMAGES_PER_FIGURE])
             yield f"comparison {name}{part}", figure
         charts = {"scatter": scatter(gathered, numbers, metrics), "k-sweep": k_sweep(gathered, numbers, metrics)}
         yield from ((f"{kind} {name}", figure) for kind, figure in charts.items() if figure is not None)
@@ -88,7 +88,7 @@ def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
 
 
 def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> Figure:
-    """The paper's layout: a row per picture; ground truth, y, none, ADIR, and other samplers. What is missing says so."""
+    """The paper's layout: a row per image; ground truth, y, none, ADIR, and other samplers. What is missing says so."""
     restored = columns(gathered, numbers)
     titles = ["GT", "y", *(title for title, _ in restored)]
     metric = next((name for name, way in gathered.board.metrics.items() if way != "none"), "")
@@ -100,33 +100,33 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
     places = figure.subplots(len(scenes), len(titles), squeeze=False)
     figure.subplots_adjust(0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side)
     for scene, line in zip(scenes, places, strict=True):
-        # Names of pictures start at the left edge: as long as they are, they run on under y, which has no caption.
+        # Names of images start at the left edge: as long as they are, they run on under y, which has no caption.
         show(line[0], ground_truth(gathered.folder, scene.image_id, scene.sha256), scene.image_id, left=True)
         show(line[1], open_rgb(gathered.folder, scene.done[0].y_file), "")
         for axes, (_, number) in zip(line[2:], restored, strict=True):
             record = scene.cells.get(number, {}).get(gathered.first_seed)
             value = record.value(metric) if record is not None else None
             lack = "failed" if record is not None and record.status == "failed" else ""
-            picture = open_rgb(gathered.folder, record.picture if record is not None else None)
-            show(axes, picture, lack if value is None else f"{metric} {value:#.4g}")
+            image = open_rgb(gathered.folder, record.restored if record is not None else None)
+            show(axes, image, lack if value is None else f"{metric} {value:#.4g}")
     for axes, title in zip(places[0], titles, strict=True):
         axes.set_title(title, fontsize=8 if len(titles) < 7 else 6, pad=4)
     return figure
 
 
-def show(axes: Axes, picture: Image.Image | None, caption: str, left: bool = False) -> None:
-    """A picture with a caption, pixel by pixel: an interpolation would restore what the sampler did not."""
+def show(axes: Axes, image: Image.Image | None, caption: str, left: bool = False) -> None:
+    """An image with a caption, pixel by pixel: an interpolation would restore what the sampler did not."""
     axes.set(xticks=[], yticks=[], frame_on=False, aspect="equal")
-    if picture is None:
+    if image is None:
         axes.text(0.5, 0.5, "missing", ha="center", va="center", color="0.45", transform=axes.transAxes)
     else:
-        axes.imshow(np.asarray(picture), interpolation="nearest")
+        axes.imshow(np.asarray(image), interpolation="nearest")
     axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3", loc="left" if left else "center")
 
 
 def look(gathered: Gathered, number: int) -> dict[str, Any]:
     """What matplotlib's lines are given to look like the row does on the page."""
-    found = gathered.looks[number]
+    found = gathered.styles[number]
     colour = LIGHT[found.colour]
     return {"color": colour, "marker": SHAPES[found.shape], "markerfacecolor": "white" if found.open else colour}
 
@@ -191,7 +191,7 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
                 [estimate.value for _, estimate in points],
                 [estimate.standard_error or 0 for _, estimate in points],
                 label=label(rows[family[0]].axes | {"k": None, "variant": ""}),
-                linestyle=":" if gathered.looks[family[0]].open else "-",
+                linestyle=":" if gathered.styles[family[0]].open else "-",
                 color=look(gathered, family[0])["color"],
                 linewidth=1,
                 elinewidth=0.6,

@@ -1,4 +1,4 @@
-"""A board and its records, sorted into what the report shows: rows, and pictures with what each row made of them."""
+"""A board and its records, sorted into what the report shows: rows, and images with what each row made of them."""
 
 import json
 from collections import Counter
@@ -9,10 +9,10 @@ from typing import Any
 
 from adir.errors import InputError
 from adir.harness.records.record import Record
-from adir.harness.report.looks import Look, looks
+from adir.harness.report.styles import RowStyle, row_styles
 from adir.harness.tables.board import Board, Row, label
 from adir.harness.tables.leaderboard import load_board
-from adir.harness.tables.statistics import mean_over_pictures
+from adir.harness.tables.statistics import mean_over_images
 
 FIDELITY = ("psnr", "lpips", "ssim")
 PERCEIVED = ("musiq", "deep-lite0", "piqe")
@@ -21,7 +21,7 @@ PERCEIVED = ("musiq", "deep-lite0", "piqe")
 
 @dataclass
 class Scene:
-    """One test picture under one task: everything that was made of one y."""
+    """One test image under one task: everything that was made of one y."""
 
     task: str
     data: str
@@ -60,15 +60,15 @@ class Gathered:
     board: Board
     labels: list[str]
     """Of the board's rows, as short as tells them apart within a task."""
-    looks: list[Look]
+    styles: list[RowStyle]
     """Of the board's rows, in every drawing."""
     scenes: list[Scene]
     records: list[tuple[int, Record]]
-    """(row of the board, record) of all that are done or failed, in order of rows, pictures and seeds."""
+    """(row of the board, record) of all that are done or failed, in order of rows, images and seeds."""
 
     @cached_property
     def first_seed(self) -> int:
-        """The lowest seed that is in every row of every picture, or else the lowest of all: the one that is shown first."""
+        """The lowest seed that is in every row of every image, or else the lowest of all: the one that is shown first."""
         places = [set(seeds) for scene in self.scenes for seeds in scene.cells.values()]
         return min(set.intersection(*places) or set.union(*places))
 
@@ -80,7 +80,7 @@ class Gathered:
         return [json.loads(made) | {"count": count} for made, count in counts.items()]
 
     def scenes_of(self, row: Row) -> list[Scene]:
-        """The test pictures that a row of the board is about."""
+        """The test images that a row of the board is about."""
         place = (row.axes["task"], row.axes["data"] or "")
         return [scene for scene in self.scenes if (scene.task, scene.data) == place]
 
@@ -100,7 +100,7 @@ def gather(folder: Path) -> Gathered:
                 scene.cells.setdefault(number, {})[record.seed] = record
                 records.append((number, record))
     ordered = [scenes[place] for place in sorted(scenes)]
-    return Gathered(folder, board, row_labels(board), looks(board), ordered, records)
+    return Gathered(folder, board, row_labels(board), row_styles(board), ordered, records)
 
 
 def row_labels(board: Board) -> list[str]:
@@ -121,7 +121,7 @@ def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:
 
 
 def cost(records: list[Record]) -> tuple[float | None, float | None]:
-    """(mean network evaluations, mean seconds) of restoring a picture, over the records; None where any lacks it.
+    """(mean network evaluations, mean seconds) of restoring an image, over the records; None where any lacks it.
 
     Seconds are retrieval, training of the adapter (counted also where it was found in its store) and sampling; scoring and
     the making of y are not part of restoring.
@@ -130,11 +130,11 @@ def cost(records: list[Record]) -> tuple[float | None, float | None]:
         None if record.sampler is None else record.sampler.network_evaluations for record in records
     ]
     seconds = [restoring_seconds(record) for record in records]
-    return mean_over_pictures(evaluations).value, mean_over_pictures(seconds).value
+    return mean_over_images(evaluations).value, mean_over_images(seconds).value
 
 
 def restoring_seconds(record: Record) -> float | None:
-    """Retrieval, training of the adapter and sampling of one picture."""
+    """Retrieval, training of the adapter and sampling of one image."""
     training = 0.0 if record.adapter is None else record.adapter.training_seconds
     sampling = record.seconds.get("sample")
     return None if sampling is None else sampling + record.seconds.get("retrieve", 0.0) + training

@@ -15,17 +15,17 @@ from adir.files import write_bytes
 from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import Layout, is_hash, losses_of
 from adir.harness.records.record import Record
+from adir.harness.report.assets import PageAssets
 from adir.harness.report.curves import held_out_curve, mean_curve, oracle_curve
-from adir.harness.report.exhibits import Exhibits
 from adir.harness.report.gather import FIDELITY, PERCEIVED, Gathered, cost, gather, pick_metric
-from adir.harness.report.looks import colours_css
+from adir.harness.report.styles import colours_css
 from adir.harness.tables.board import Board, Row
 from adir.harness.tables.formats import COUNTS, explanation, headings, lead, score_text
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
 LARGEST_PAGE = 25_000_000  # bytes: what mail and issue trackers still take
-TEXT_BYTES = 300_000  # kept free for what is neither picture nor data
+TEXT_BYTES = 300_000  # kept free for what is neither image nor data
 MOST_ADAPTERS = 2000
 """Adapters whose loss is read, evenly over each row's: the mean of a row does not change by more, the time would."""
 
@@ -56,9 +56,9 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
 
 
 def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
-    """(the HTML file that is to lie in `page_folder`, one sentence on which pictures are in it).
+    """(the HTML file that is to lie in `page_folder`, one sentence on which images are in it).
 
-    Made once more, with fewer pictures, where the texts took more room than was kept for them.
+    Made once more, with fewer images, where the texts took more room than was kept for them.
     """
     board = gathered.board
     losses, adapter_files = loss_curves(gathered)
@@ -75,16 +75,16 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
     }
     kept = TEXT_BYTES + len(json.dumps(fixed))
     for _ in range(2):
-        exhibits = Exhibits(gathered, page_folder)
-        data = fixed | exhibits.fill(LARGEST_PAGE - kept)
-        content = html(gathered, exhibits, data)
+        assets = PageAssets(gathered, page_folder)
+        data = fixed | assets.fill(LARGEST_PAGE - kept)
+        content = html(gathered, assets, data)
         if len(content) <= LARGEST_PAGE:
             break
         kept += len(content) - LARGEST_PAGE + TEXT_BYTES
-    return content, exhibits.said()
+    return content, assets.said()
 
 
-def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
+def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
     """The page with its data block."""
     board = gathered.board
     style = colours_css() + (HERE / "style.css").read_text()
@@ -94,7 +94,7 @@ def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
     )
     text = environment.get_template("page.html").render(
         name=gathered.folder.resolve().name,
-        policy=content_policy(style, script, exhibits.album.linked > 0),
+        policy=content_policy(style, script, assets.page_images.linked > 0),
         style=style,
         script=script,
         data=json_block(data),
@@ -109,7 +109,7 @@ def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
         explanation=explanation(board),
         notes=[note for note in board.notes if not note.startswith("failed: ")],  # these have a table
         failed=failed_of(gathered),
-        pictures_said=exhibits.said(),
+        images_said=assets.said(),
         made_with=gathered.made_with,
         settings=settings(gathered),
     )
@@ -118,13 +118,13 @@ def html(gathered: Gathered, exhibits: Exhibits, data: dict[str, Any]) -> bytes:
 
 
 def content_policy(style: str, script: str, links: bool) -> str:
-    """Content-Security-Policy: this one style and this one script, no network; pictures from inside, or from beside the page.
+    """Content-Security-Policy: this one style and this one script, no network; images from inside, or from beside the page.
 
     Should a text of the data ever escape its escaping, it still could not run.
     """
-    pictures = "data: 'self' file:" if links else "data:"
+    images = "data: 'self' file:" if links else "data:"
     return (
-        f"default-src 'none'; img-src {pictures}; style-src {source_hash(style)}; script-src {source_hash(script)}; "
+        f"default-src 'none'; img-src {images}; style-src {source_hash(style)}; script-src {source_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -155,7 +155,7 @@ def facts(gathered: Gathered) -> list[tuple[str, str]]:
     commits = sorted({str(made["commit"])[:10] for made in gathered.made_with if made["commit"]})
     return [
         ("records", f"{len(gathered.records):,}" + (f", {n_failed:,} failed" if n_failed else "")),
-        ("pictures", f"{len({scene.image_id for scene in gathered.scenes}):,}"),
+        ("images", f"{len({scene.image_id for scene in gathered.scenes}):,}"),
         ("tasks", ", ".join(named["task"])),
         ("backbone", ", ".join(named["backbone"])),
         ("sampler", ", ".join(named["sampler"])),
@@ -193,7 +193,7 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
         title, *texts = lead(board, row)
         values = [
             dict(zip(("mean", "rest", "below"), score_text(row, name), strict=True))
-            | {"best": row.standing.get(name) == "best", "number": row.estimates[name].value, "empty": name in empty}
+            | {"best": row.ranking.get(name) == "best", "number": row.estimates[name].value, "empty": name in empty}
             for name in board.metrics
         ]
         group = groups.setdefault(row.axes["task"], {"title": title, "task": row.axes["task"], "rows": []})
@@ -208,7 +208,7 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
     means = {name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()}
     return {
         "label": gathered.labels[number],
-        "look": asdict(gathered.looks[number]),
+        "style": asdict(gathered.styles[number]),
         "axes": {key: value for key, value in row.axes.items() if key != "variant"},
         "variant": row.axes["variant"] or "",
         "means": means,

@@ -1,4 +1,4 @@
-"""One picture to look at: a row per test picture and task, columns ground truth, y, and each mode."""
+"""One image to look at: a row per test image and task, columns ground truth, y, and each mode."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from adir.files import write_bytes
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Record
 from adir.harness.report.gather import gather
-from adir.harness.report.pictures import ground_truth, open_rgb
+from adir.harness.report.images import ground_truth, open_rgb
 from adir.harness.tables.board import Board, label, row_order
 from adir.images import png_bytes
 
-TILE = 256  # pixels of a picture on the sheet
+TILE = 256  # pixels of an image on the sheet
 TOP = 26  # pixels of a caption
-FONT = 13  # at which the scores fit under a picture
+FONT = 13  # at which the scores fit under an image
 SHOWN = {"psnr": "PSNR {:.2f}", "deep-lite0": "deep {:.2f}", "residual": "residual {:.1f}"}
 
 
@@ -30,7 +30,7 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
     gathered = gather(results)
     scenes = [scene for scene in gathered.scenes if scene.done and task in (None, scene.task)]
     if not scenes:
-        raise InputError(f"{results}: no restored pictures" + (f" of task {task}" if task else ""))
+        raise InputError(f"{results}: no restored images" + (f" of task {task}" if task else ""))
     columns = columns_of(gathered.board, {row for scene in scenes for row in scene.restored})
     common = set.intersection(*(set(seeds) for scene in scenes for seeds in scene.restored.values()))
     titles = ["ground truth", "y", *dict.fromkeys(columns.values())]
@@ -48,11 +48,11 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
         for title in titles[2:]:
             found = place[title][min(common or place[title])] if title in place else None
             text = "missing" if found is None else caption(found, say_seed=not common)
-            shown.append((open_rgb(results, found.picture if found else None), text))
+            shown.append((open_rgb(results, found.restored if found else None), text))
         top = TOP + number * (TILE + TOP)
-        for column, (picture, text) in enumerate(shown):
-            if picture is not None:
-                sheet.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (column * TILE, top))
+        for column, (image, text) in enumerate(shown):
+            if image is not None:
+                sheet.paste(image.resize((TILE, TILE), Image.Resampling.NEAREST), (column * TILE, top))
             draw.text((column * TILE + 4, top + TILE + 4), text, "black", font)
     path = out or Layout(results).comparison
     write_bytes(path, png_bytes(np.array(sheet)))
@@ -74,7 +74,7 @@ def noise_text(record: Record) -> str:
 
 
 def caption(record: Record, say_seed: bool) -> str:
-    """PSNR, deep-lite0 and residual under a picture, as far as it has them; the seed where the sheet has several."""
+    """PSNR, deep-lite0 and residual under an image, as far as it has them; the seed where the sheet has several."""
     values = {name: record.value(name) for name in SHOWN}
     parts = [text.format(values[name]) for name, text in SHOWN.items() if values[name] is not None]
     return "  ".join([*parts, f"s{record.seed}"] if say_seed else parts)

@@ -30,7 +30,7 @@ from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import leave_to_the_launching_process
 from adir.harness.running.neighbours import require_enough
 from adir.harness.running.stores import MeasurementStore
-from adir.harness.running.worker import Options, Outcome, picture_hashes, require_test_pictures, run_cell
+from adir.harness.running.worker import Options, Outcome, image_hashes, require_test_images, run_cell
 
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
 """Launchers of this machine, and whether their jobs may outlive the process that launched them; others are a cluster's."""
@@ -60,7 +60,7 @@ class Grid:
         self.cells: dict[int, Cell] = {}
         first: dict[
             tuple[Path, str], int
-        ] = {}  # the test set is no part of a cell's identity, and all of its pictures are wanted
+        ] = {}  # the test set is no part of a cell's identity, and all of its images are wanted
         for number, found in enumerate(checked):
             if isinstance(found, Refused):
                 if (found.axes, found.reasons) not in [(other.axes, other.reasons) for other in self.problems.values()]:
@@ -115,9 +115,9 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
             raise InputError(
                 f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out"
             )
-        require_test_pictures(cell)
+        require_test_images(cell)
         measured = MeasurementStore(cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed)
-        for image_id, sha256 in picture_hashes(cell.data).items():
+        for image_id, sha256 in image_hashes(cell.data).items():
             measured.note(image_id, sha256)
         require_enough(cell)
     except InputError as error:
@@ -143,7 +143,7 @@ def write_plan(grid: Grid) -> Path:
             images=cell.data.ids,
             data=cell.data.name,
             manifest=cell.data.sha256,
-            pictures=picture_hashes(cell.data),
+            image_hashes=image_hashes(cell.data),
             configuration=cell.configuration,
         ).model_dump(mode="json")
         for cell in cells
@@ -155,12 +155,12 @@ def write_plan(grid: Grid) -> Path:
     for data in {id(cell.data): cell.data for cell in cells}.values():
         manifest = layout.manifest(data.name, data.sha256)
         if not manifest.is_file():
-            pictures = {
-                image_id: {"sha256": data.manifest[image_id], "pixels": picture_hashes(data)[image_id]}
+            images = {
+                image_id: {"sha256": data.manifest[image_id], "pixels": image_hashes(data)[image_id]}
                 | data.attribution(image_id)
                 for image_id in data.ids
             }
-            write_json(manifest, {"name": data.name, "sha256": data.sha256, "pictures": pictures})
+            write_json(manifest, {"name": data.name, "sha256": data.sha256, "images": images})
     return path
 
 
@@ -169,7 +169,7 @@ def tell_rejects(corpus: Corpus) -> None:
     """Print once how many images of a corpus could not be read. The corpus is used without them."""
     if corpus.rejects:
         image_id, reason = next(iter(corpus.rejects.items()))
-        count = f"{len(corpus.rejects)} unreadable pictures"
+        count = f"{len(corpus.rejects)} unreadable images"
         say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 

@@ -1,4 +1,4 @@
-"""The neighbours of one test picture: found with y in the corpus's index, copies of the test picture left out."""
+"""The neighbours of one test image: found with y in the corpus's index, copies of the test image left out."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from adir.data.base import Corpus, NeighbourIndex
 from adir.errors import InputError
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
-from adir.images import generator, hash_of_picture
+from adir.images import generator, hash_of_image
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.memory import Index
 from adir.retrieval.leakage import copies
-from adir.retrieval.query import query_picture
+from adir.retrieval.query import query_image
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class CorpusAround:
     corpus: Corpus
     y: torch.Tensor
     excluded: frozenset[str]
-    """Copies of the test picture, and what the corpus withholds from it."""
+    """Copies of the test image, and what the corpus withholds from it."""
 
     @property
     def ids(self) -> list[str]:
-        """Every picture that may be chosen, sorted. Of equal pictures, only the one with the smallest id may."""
+        """Every image that may be chosen, sorted. Of equal images, only the one with the smallest id may."""
         return [name for name in self.corpus.ids if name not in self.hidden]
 
     @property
@@ -39,11 +39,11 @@ class CorpusAround:
         return self.excluded | self.corpus.repeats
 
     def nearest(self, k: int) -> list[Chosen]:
-        """Return the k pictures nearest to y in the encoder's measure, nearest first."""
+        """Return the k images nearest to y in the encoder's measure, nearest first."""
         encoder, task = self.cell.encoder, self.cell.task
         assert encoder is not None
         index = corpus_index(self.corpus, encoder, Layout(self.cell.results).embeddings)
-        query = task.query(encoder, query_picture(task, self.y, self.cell.feeding, encoder.input_size))
+        query = task.query(encoder, query_image(task, self.y, self.cell.query, encoder.input_size))
         ids, distances = index.search(query, k, exclude=[self.hidden])
         return [Chosen(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)]
 
@@ -51,10 +51,10 @@ class CorpusAround:
 def find_neighbours(
     cell: Cell, image_id: str, x: torch.Tensor | None, y: torch.Tensor
 ) -> tuple[list[Chosen], list[str]]:
-    """Return (the K pictures that the mode adapts to, the corpus ids left out as copies of the test picture x).
+    """Return (the K images that the mode adapts to, the corpus ids left out as copies of the test image x).
 
     y alone is looked for, as x is unknown at test time. x serves only to keep itself out of a test's corpus, and is None
-    for a user's own picture.
+    for a user's own image.
     """
     assert cell.corpus is not None
     excluded = left_out(cell.corpus, x) if x is not None else []
@@ -93,20 +93,20 @@ _copies: dict[tuple[str, str], list[str]] = {}
 
 
 def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
-    """Return the ids of corpus pictures that are copies of x, sorted: the same for all modes."""
-    key = (corpus.sha256, hash_of_picture(x))
+    """Return the ids of corpus images that are copies of x, sorted: the same for all modes."""
+    key = (corpus.sha256, hash_of_image(x))
     if key not in _copies:
         _copies[key] = sorted(copies(x, corpus))
     return _copies[key]
 
 
 ROOM = 100
-"""A corpus this much larger than K is taken to be large enough without counting the copies of each test picture."""
+"""A corpus this much larger than K is taken to be large enough without counting the copies of each test image."""
 
 
 def require_enough(cell: Cell) -> None:
-    """Raise InputError where the corpus holds fewer than K pictures for a test picture: equal ones count once, copies of the
-    test picture not at all. Embeds nothing."""
+    """Raise InputError where the corpus holds fewer than K images for a test image: equal ones count once, copies of the
+    test image not at all. Embeds nothing."""
     if cell.corpus is None:
         return
     repeats, image_id = cell.corpus.repeats, None
@@ -114,16 +114,16 @@ def require_enough(cell: Cell) -> None:
     if cell.corpus.withholds is not None or cell.k <= left < cell.k + ROOM:
         left, image_id = min((left_for(cell, cell.corpus, image_id), image_id) for image_id in cell.data.ids)
     if cell.k > left:
-        kept_out = "copies" if cell.corpus.withholds is None else "copies and withheld pictures"
-        copies_too = "" if image_id is None else f"{kept_out} of test picture {image_id} and "
+        kept_out = "copies" if cell.corpus.withholds is None else "copies and withheld images"
+        copies_too = "" if image_id is None else f"{kept_out} of test image {image_id} and "
         raise InputError(
-            f"K={cell.k} neighbours asked, but without {copies_too}repeats {left} of {len(cell.corpus)} corpus pictures are "
+            f"K={cell.k} neighbours asked, but without {copies_too}repeats {left} of {len(cell.corpus)} corpus images are "
             "left: lower K or enlarge the corpus"
         )
 
 
 def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
-    """Return how many pictures of the corpus a test picture may have: no repeats, copies of it or withheld ones."""
+    """Return how many images of the corpus a test image may have: no repeats, copies of it or withheld ones."""
     withheld = corpus.withheld(cell.data.cluster(image_id))
     return len(corpus) - len(withheld.union(corpus.repeats, left_out(corpus, cell.data.image(image_id))))
 

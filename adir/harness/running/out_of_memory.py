@@ -53,9 +53,7 @@ def out_of_memory_explained(
                 "execution.gradient_checkpointing=true, then a smaller adaptation.fine_tuning.batch_size or .crop_size"
             )
         else:
-            doing = f"sampling {batch_size} picture{'s' * (batch_size > 1)} of {width}x{height}"
+            doing = f"sampling {batch_size} image{'s' * (batch_size > 1)} of {width}x{height}"
             doing += f" in tiles of {tile}" if tile is not None and tile < max(height, width) else ""
-            settings = (
-                "a smaller --tile" if tile is not None else "batch_size=1, execution=small_gpu or smaller pictures"
-            )
+            settings = "a smaller --tile" if tile is not None else "batch_size=1, execution=small_gpu or smaller images"
         raise OutOfMemory(f"out of memory on {cell.backbone.device} while {doing}: try {settings}; {kept}") from error

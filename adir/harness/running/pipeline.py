@@ -47,10 +47,10 @@ from adir.harness.running.stores import (
     Measurement,
     MeasurementStore,
     StoredAdapter,
-    keep_picture,
+    keep_image,
     stored_neighbours,
 )
-from adir.images import generator, hash_of_picture, read_png, write_png
+from adir.images import generator, hash_of_image, read_png, write_png
 from adir.retrieval.index.memory import Index
 from adir.samplers.base import Restoration, Steering
 from adir.scoring.metrics import data_consistency_residual
@@ -72,7 +72,7 @@ class Prepared:
     image_id: str
     x: Tensor
     task: Any
-    """The cell's task, bound to this picture where pictures bring masks or prompts of their own."""
+    """The cell's task, bound to this image where images bring masks or prompts of their own."""
     measurement: Measurement
     found: FoundNeighbours = NO_NEIGHBOURS
     recall: float | None = None
@@ -94,7 +94,7 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
     cell = dataclasses.replace(cell, task=task)
     store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
     measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
-    keep_picture(cell.results, x)
+    keep_image(cell.results, x)
     clock.lap("measure")
     prepared = Prepared(image_id, x, task, measurement, clock=clock)
     if cell.corpus is not None:
@@ -112,14 +112,14 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
 def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement) -> FoundNeighbours:
     """Return the K neighbours, from the store that all cells share or by a search, which is then stored."""
     assert cell.corpus is not None
-    key = neighbours_key(cell, image_id, hash_of_picture(x), measurement)
+    key = neighbours_key(cell, image_id, hash_of_image(x), measurement)
     found = stored_neighbours(cell.results, key, cell.k)
     if found is None:
         embed_once(cell)
         chosen, excluded = find_neighbours(cell, image_id, x, measurement.y)
-        hashes = [keep_picture(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True) for one in chosen]
+        hashes = [keep_image(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True) for one in chosen]
         neighbours = [
-            Neighbour(id=one.id, distance=one.distance, picture=sha256)
+            Neighbour(id=one.id, distance=one.distance, image=sha256)
             for one, sha256 in zip(chosen, hashes, strict=True)
         ]
         found = FoundNeighbours(neighbours=tuple(neighbours), excluded=tuple(excluded))
@@ -151,13 +151,13 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
     return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked, **cluster})
 
 
-def adaptation_pictures(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
-    """Return the pictures (3, H, W) that the mode tunes on. chosen: ids of the corpus, nearest first."""
+def adaptation_images(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
+    """Return the images (3, H, W) that the mode tunes on. chosen: ids of the corpus, nearest first."""
     corpus = [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
-    return cell.mode.pictures(task.picture_of(y), corpus)
+    return cell.mode.images(task.image_of(y), corpus)
 
 
-def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[str]) -> dict[str, Any]:
+def adapter_made_of(cell: Cell, image_id: str, task: Any, image_hashes: list[str]) -> dict[str, Any]:
     """Return everything that determines an adapter; its hash is the adapter's cache key.
 
     The sampler does not, so cells that differ only in it share adapters, as does `random` of two tasks. Training a latent
@@ -166,12 +166,12 @@ def adapter_made_of(cell: Cell, image_id: str, task: Any, picture_hashes: list[s
     """
     settings = {key: value for key, value in cell.identity.configuration["task"].items() if key != "version"}
     seen = {} if cell.backbone.kind == "pixel" else {"task": settings | {"prompt": task.prompt}}
-    judged = cell.corpus is not None and len(picture_hashes) == 1 and cell.fine_tuning.n_others > 0
+    judged = cell.corpus is not None and len(image_hashes) == 1 and cell.fine_tuning.n_others > 0
     variants = {} if cell.mode.own_variants is None else {"variants": cell.mode.own_variants}
     return {
         "backbone": cell.identity.configuration["backbone"],
         "adaptation": {key: cell.identity.configuration["adaptation"][key] for key in ("adapter", "fine_tuning")},
-        "pictures": picture_hashes,
+        "images": image_hashes,
         "seed": [cell.seed, image_id],
         **({"judged_beside": cell.identity.configuration["retrieval"]["corpus"]} if judged else {}),
         **variants,
@@ -189,16 +189,16 @@ def find_or_train_adapter(
     tell: Tell,
     excluded: Collection[str] = (),
 ) -> StoredAdapter | None:
-    """Return the adapter for one picture, trained unless its store has it; None in a mode that trains none.
+    """Return the adapter for one image, trained unless its store has it; None in a mode that trains none.
 
-    chosen: ids of the corpus pictures to adapt to, nearest first.  excluded: ids that could not be chosen, repeats aside.
+    chosen: ids of the corpus images to adapt to, nearest first.  excluded: ids that could not be chosen, repeats aside.
     Raises Busy where another worker is training it.
     """
     if not cell.mode.trains:
         return None
     used = tuned_on(cell, chosen, excluded)
-    pictures = adaptation_pictures(cell, task, y, used)
-    made_of = adapter_made_of(cell, image_id, task, [hash_of_picture(picture) for picture in pictures])
+    images = adaptation_images(cell, task, y, used)
+    made_of = adapter_made_of(cell, image_id, task, [hash_of_image(image) for image in images])
     key, store = hash_of(made_of), AdapterStore(cell.results)
     warn = lambda message: tell(f"warning: {message}")  # noqa: E731 - both calls below
     stored = store.find(key, warn)
@@ -217,7 +217,7 @@ def find_or_train_adapter(
         trained = cell.fine_tuning.fit(
             cell.backbone,
             cell.adapter,
-            pictures,
+            images,
             generator(cell.seed, image_id, "adaptation"),
             callbacks=[HandlersStay()],
             progress=progress,
@@ -260,7 +260,7 @@ def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManage
 
 
 def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
-    """The restorations of pictures of one shape and operator; of one picture where an adapter is in place."""
+    """The restorations of images of one shape and operator; of one image where an adapter is in place."""
     adapter = batch[0].adapter
     assert adapter is None or len(batch) == 1
     y = torch.stack([prepared.measurement.y for prepared in batch]).to(cell.backbone.device)
@@ -280,7 +280,7 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
 
 
 def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, oracle: bool) -> Record:
-    """Write the restored picture and return its record. Raises FloatingPointError where the sampler failed on it."""
+    """Write the restored image and return its record. Raises FloatingPointError where the sampler failed on it."""
     clock, x, y = prepared.clock, prepared.x, prepared.measurement.y
     clock.start()
     reason = restored.errors[place]
@@ -289,20 +289,20 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
     # A steered network is another one at each step: it has no error.
     errors = oracle_errors(cell, prepared) if oracle and not isinstance(cell.mode, Steering) else ()
     clock.lap("oracle")
-    picture = cell.ledger.picture_path(prepared.image_id)
-    write_png(picture, restored.x_hat[place])
-    scores = score_picture(cell, prepared.task, picture, x, y)
+    image = cell.ledger.image_path(prepared.image_id)
+    write_png(image, restored.x_hat[place])
+    scores = score_image(cell, prepared.task, image, x, y)
     if errors:
         change = {"value": oracle_eps_change(errors), "direction": "lower", "version": "1"}
         scores |= scores_of({"oracle-eps-change": change})
     clock.lap("score")
     return Record(
         status="done",
-        image=image_of(cell, prepared.image_id, hash_of_picture(x)),
+        image=image_of(cell, prepared.image_id, hash_of_image(x)),
         y=Measured(
             sha256=prepared.measurement.sha256, file=prepared.measurement.path.relative_to(cell.results).as_posix()
         ),
-        picture=picture.relative_to(cell.results).as_posix(),
+        restored=image.relative_to(cell.results).as_posix(),
         scores=scores,
         unavailable=dict(cell.scoring.unavailable),
         sampler=Sampling(
@@ -338,9 +338,9 @@ def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
     )
 
 
-def score_picture(cell: Cell, task: Any, picture: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
-    """Scores of a restored picture as its file holds it, so that scoring again gives the same; the residual beside them."""
-    x_hat = read_png(picture)
+def score_image(cell: Cell, task: Any, image: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
+    """Scores of a restored image as its file holds it, so that scoring again gives the same; the residual beside them."""
+    x_hat = read_png(image)
     scores = scores_of(cell.scoring.score(x_hat, x, task.prompt))
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
     told = {"value": float(residual), "direction": "none", "version": "1", "sigma_y": task.sigma_y}
@@ -400,7 +400,7 @@ def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
 
 
 def image_of(cell: Cell, image_id: str, sha256: str | None) -> TestImage:
-    """Return what a record says of its test picture; licence and source as far as the data set tells them."""
+    """Return what a record says of its test image; licence and source as far as the data set tells them."""
     cluster = cell.data.cluster(image_id)
     return TestImage(
         id=image_id,

@@ -35,7 +35,7 @@ def commit() -> str | None:
 
 
 def process_peak_memory_mb(device: torch.device) -> float:
-    """Peak of this process so far, in MB, earlier pictures included: of the GPU where there is one, else resident memory."""
+    """Peak of this process so far, in MB, earlier images included: of the GPU where there is one, else resident memory."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
@@ -61,11 +61,11 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, stage: str, share: int = 1) -> None:
-        """Ends a stage that `share` pictures went through together."""
+        """Ends a stage that `share` images went through together."""
         now = time.perf_counter()
         self.seconds[stage] = round((now - self._last) / share, 3)
         self._last = now
 
     def start(self) -> None:
-        """What went by since the last lap was spent on other pictures."""
+        """What went by since the last lap was spent on other images."""
         self._last = time.perf_counter()

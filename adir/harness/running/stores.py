@@ -25,19 +25,19 @@ from adir.files import (
 )
 from adir.harness.records.layout import Layout, file_name
 from adir.harness.records.record import Neighbour, Part
-from adir.images import generator, hash_of_picture, write_png
+from adir.images import generator, hash_of_image, write_png
 from adir.tasks.restoration import RestorationTask
 
 THUMBNAIL = 128  # pixels of the longer side
 
 
-def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
-    """Store a ground truth, or a neighbour's thumbnail, for the report as RESULTS/pictures/HASH.png.
+def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
+    """Store a ground truth, or a neighbour's thumbnail, for the report as RESULTS/images/HASH.png.
 
     Returns HASH, in both cases that of the whole image.
     """
-    sha256 = hash_of_picture(x)
-    path = Layout(results).picture(sha256, thumbnail)
+    sha256 = hash_of_image(x)
+    path = Layout(results).image(sha256, thumbnail)
     if not path.is_file():
         longer = max(x.shape[-2:])
         if thumbnail and longer > THUMBNAIL:
@@ -47,7 +47,7 @@ def keep_picture(results: Path, x: Tensor, thumbnail: bool = False) -> str:
     return sha256
 
 
-class OtherPicture(InputError):
+class OtherImage(InputError):
     """The results folder holds results of another image with this id, or of another y of it. Stops the run, so that they
     are not overwritten, and no two rows are compared that are not comparable.
     """
@@ -89,13 +89,11 @@ class MeasurementStore:
         return self.folder / f"{file_name(image_id)}.png"
 
     def note(self, image_id: str, image_sha256: str) -> dict[str, str] | None:
-        """Return what is known of an image's y (`read_note`). Raises OtherPicture if it was made of other pixels than these."""
+        """Return what is known of an image's y (`read_note`). Raises OtherImage if it was made of other pixels than these."""
         path = self.path(image_id)
         known = read_note(path.with_suffix(".json"))
         if known is not None and known["image_sha256"] != image_sha256:
-            raise OtherPicture(
-                f"{path}: was made of another picture with the id {image_id!r}; use another results folder"
-            )
+            raise OtherImage(f"{path}: was made of another image with the id {image_id!r}; use another results folder")
         return known
 
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
@@ -104,11 +102,11 @@ class MeasurementStore:
         A damaged y is renamed, reported through `warn(message)`, and made again. A y without its note (after a kill) gets
         one if x gives that y.
 
-        Raises OtherPicture, and changes no file, if y was made of other pixels than x, or if y made again differs from the
+        Raises OtherImage, and changes no file, if y was made of other pixels than x, or if y made again differs from the
         stored one or from its note (as after an update of a library).
         """
         path = self.path(image_id)
-        known = self.note(image_id, hash_of_picture(x))
+        known = self.note(image_id, hash_of_image(x))
         stored: Tensor | None = None
         problem = None
         if path.is_file():
@@ -117,15 +115,15 @@ class MeasurementStore:
             except ValueError as error:
                 problem = str(error)
         if stored is not None and known is not None:
-            if hash_of_picture(stored) == known["sha256"]:
+            if hash_of_image(stored) == known["sha256"]:
                 return Measurement(stored, known["sha256"], path)
             stored, problem = None, "its pixels are not those it was made with"
 
         y = self.task.degrade(x, generator(self.noise_seed, image_id, f"y {self.task.name} {self.task.version}"))
-        sha256 = hash_of_picture(y)
-        earlier = known["sha256"] if known is not None else hash_of_picture(stored) if stored is not None else sha256
+        sha256 = hash_of_image(y)
+        earlier = known["sha256"] if known is not None else hash_of_image(stored) if stored is not None else sha256
         if sha256 != earlier:
-            raise OtherPicture(f"{path}: made anew, y differs from the one made earlier; use another results folder")
+            raise OtherImage(f"{path}: made anew, y differs from the one made earlier; use another results folder")
         if stored is None:
             if problem is not None:
                 warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
@@ -133,7 +131,7 @@ class MeasurementStore:
         if known is None:
             write_json(
                 path.with_suffix(".json"),
-                {"sha256": sha256, "image_sha256": hash_of_picture(x), "task": self.configuration},
+                {"sha256": sha256, "image_sha256": hash_of_image(x), "task": self.configuration},
             )
         return Measurement(y, sha256, path)
 

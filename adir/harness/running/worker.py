@@ -17,8 +17,8 @@ from adir.harness.records.record import Record
 from adir.harness.running.claims import Claims
 from adir.harness.running.out_of_memory import OutOfMemory, out_of_memory_explained
 from adir.harness.running.pipeline import Busy, Prepared, failure_record, finish, prepare, sample
-from adir.harness.running.stores import OtherPicture
-from adir.images import hash_of_picture
+from adir.harness.running.stores import OtherImage
+from adir.images import hash_of_image
 
 Existing = Literal["skip", "redo", "report"]
 
@@ -29,7 +29,7 @@ LONGEST_PAUSE = 2.0
 class Tracker(Protocol):
     """A log of a cell's progress besides its records, such as adir.harness.tracking.csv."""
 
-    def record(self, record: Record, picture: Path) -> None: ...
+    def record(self, record: Record, image: Path) -> None: ...
 
 
 @dataclass
@@ -77,10 +77,10 @@ class Options:
 def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None) -> Outcome:
     """Restore and score every image of the cell that has no record yet. A kill loses at most the current images.
 
-    An image that fails gets a record with its error, and the others go on. OSError (full or read-only disk), OtherPicture and
+    An image that fails gets a record with its error, and the others go on. OSError (full or read-only disk), OtherImage and
     OutOfMemory stop the run. Raises InputError for an unsuitable test set.
     """
-    require_test_pictures(cell)
+    require_test_images(cell)
     outcome = Outcome()
     if options.existing != "report":
         Layout(cell.results).mark()
@@ -129,7 +129,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
         if waiting or elsewhere:
             if pause < LONGEST_PAUSE <= 2 * pause:
                 left = [*waiting, *elsewhere]
-                tell(f"{cell.label}: waiting for other workers to end {len(left)} pictures, such as {left[0]}")
+                tell(f"{cell.label}: waiting for other workers to end {len(left)} images, such as {left[0]}")
             time.sleep(pause)
             idle, pause = 0, min(LONGEST_PAUSE, max(0.1, 2 * pause))
     claims.clear_dead()
@@ -139,7 +139,7 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
 def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome) -> bool:
     """Return whether an image needs no run: it has its record, or nothing is to be run. Counts it in `outcome`.
 
-    Raises OtherPicture if the record is of another image with this id.
+    Raises OtherImage if the record is of another image with this id.
     """
     try:
         record = cell.ledger.read(image_id, cell.identity.sha256)
@@ -147,9 +147,9 @@ def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], N
         tell(f"warning: {error}")
         record = None
     if record is not None and record.status == "done":
-        if record.image.sha256 != picture_hashes(cell.data)[image_id]:
-            raise OtherPicture(
-                f"{cell.ledger.record_path(image_id)}: is of another picture with the id {image_id!r}; "
+        if record.image.sha256 != image_hashes(cell.data)[image_id]:
+            raise OtherImage(
+                f"{cell.ledger.record_path(image_id)}: is of another image with the id {image_id!r}; "
                 "use another results folder"
             )
     if record is not None and options.existing != "redo":
@@ -185,11 +185,11 @@ def run_batch(
             outcome.done += 1
             tell(f"{where}  {summary(record)}  {(time.perf_counter() - started) / len(image_ids):.1f} s")
         if tracker is not None:
-            tracker.record(record, cell.ledger.picture_path(image_id))
+            tracker.record(record, cell.ledger.image_path(image_id))
 
     for image_id in image_ids:
         try:
-            with out_of_memory_explained(cell, picture_shapes(cell.data)[image_id]):
+            with out_of_memory_explained(cell, image_shapes(cell.data)[image_id]):
                 ready.append(prepare(cell, image_id, tell, options.progress))
         except Busy:
             put_off.append(image_id)
@@ -199,7 +199,7 @@ def run_batch(
             settle(image_id, failure_record(cell, image_id, error))
     for batch in alike(ready):
         try:
-            with out_of_memory_explained(cell, picture_shapes(cell.data)[batch[0].image_id], len(batch)):
+            with out_of_memory_explained(cell, image_shapes(cell.data)[batch[0].image_id], len(batch)):
                 restored = sample(cell, batch)
         except STOPPING:
             raise
@@ -218,7 +218,7 @@ def run_batch(
     return put_off
 
 
-STOPPING = (OSError, OtherPicture, OutOfMemory)
+STOPPING = (OSError, OtherImage, OutOfMemory)
 """Errors that stop the run, and not only one image."""
 
 
@@ -233,37 +233,37 @@ def alike(ready: list[Prepared]) -> list[list[Prepared]]:
     return batches
 
 
-def require_test_pictures(cell: Cell) -> None:
-    """Raise InputError unless every picture of the test set can be read and has a size that task and backbone take.
+def require_test_images(cell: Cell) -> None:
+    """Raise InputError unless every image of the test set can be read and has a size that task and backbone take.
 
-    A test set that silently lost a picture would give another mean.
+    A test set that silently lost an image would give another mean.
     """
     for image_id, reason in cell.data.rejects.items():
-        raise InputError(f"test picture {image_id}: {reason}; mend it, or take it out of the test set")
+        raise InputError(f"test image {image_id}: {reason}; mend it, or take it out of the test set")
     stride = cell.backbone.stride
-    for image_id, shape in picture_shapes(cell.data).items():
+    for image_id, shape in image_shapes(cell.data).items():
         try:
             cell.task.bound(cell.data, image_id).operator(shape)
         except InputError as error:
-            raise InputError(f"test picture {image_id}: {error}") from error
+            raise InputError(f"test image {image_id}: {error}") from error
         _, height, width = shape
         if height % stride or width % stride:
             raise InputError(
-                f"test picture {image_id}: {width}x{height} pixels, but this backbone takes multiples of {stride}; crop it "
+                f"test image {image_id}: {width}x{height} pixels, but this backbone takes multiples of {stride}; crop it "
                 "(`adir restore` takes any size)"
             )
 
 
 @functools.cache
-def picture_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
+def image_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
     """Return {image: (3, H, W)}. Read once per process, as every cell of a grid asks."""
     return {image_id: tuple(data.image(image_id).shape) for image_id in data.ids}
 
 
 @functools.cache
-def picture_hashes(data: Corpus) -> dict[str, str]:
-    """Return {image: `hash_of_picture`}. Computed once per process, as every record is checked against it."""
-    return {image_id: hash_of_picture(data.image(image_id)) for image_id in data.ids}
+def image_hashes(data: Corpus) -> dict[str, str]:
+    """Return {image: `hash_of_image`}. Computed once per process, as every record is checked against it."""
+    return {image_id: hash_of_image(data.image(image_id)) for image_id in data.ids}
 
 
 def summary(record: Record) -> str:

@@ -33,7 +33,7 @@ from adir.harness.tables.statistics import (
     Estimate,
     PairedDifference,
     cluster_means,
-    mean_over_pictures,
+    mean_over_images,
     paired_difference,
 )
 from adir.harness.tables.verdicts import Finding, Verdict, margins, sentence, span, verdict_on
@@ -44,8 +44,8 @@ Note = tuple[str, str]
 ORDER = {"none": 0, "self": 1, "knn": 2, "pixel": 3, "random": 4}
 AXES = ("backbone", "sampler", "task", "adaptation", "adapter", "k")
 GROUP = ("task", "data", "backbone", "sampler")
-"""Rows that agree in these expect the same pictures and seeds."""
-Standing = Literal["best", "tied"]
+"""Rows that agree in these expect the same images and seeds."""
+Ranking = Literal["best", "tied"]
 
 
 @dataclass
@@ -63,24 +63,24 @@ class Row:
     base: str
     """Equal for rows that differ in adaptation alone."""
     expected: int = 0
-    """Records (picture, seed) that some row of the group or the plan has."""
+    """Records (image, seed) that some row of the group or the plan has."""
     sigma_y: float | None = None
     """Noise of y in grey levels, beside which the residual is read; None where no record tells."""
     evaluations: tuple[float | None, float | None] = (None, None)
     """Mean calls of the network per image by the sampler: without a gradient, and with one. None where a record lacks them."""
     trained_on: str | None = None
     """The training set of its prior, as the records have it; None where none tells, or no network was used."""
-    pictures: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """{metric: {picture: mean over its seeds, None where one is missing}}"""
+    images: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """{metric: {image: mean over its seeds, None where one is missing}}"""
     clusters: dict[str, str] = field(default_factory=dict)
-    """{picture: its cluster}"""
+    """{image: its cluster}"""
     estimates: dict[str, Estimate] = field(default_factory=dict)
     to_reference: dict[str, PairedDifference] = field(default_factory=dict)
     """{metric: paired difference to the reference}: the row of equal base whose mode is the board's `against`. No key without
-    such a row, or where they share no picture."""
+    such a row, or where they share no image."""
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """{metric: what the difference to the reference shows}, of metrics that have a margin."""
-    standing: dict[str, Standing] = field(default_factory=dict)
+    ranking: dict[str, Ranking] = field(default_factory=dict)
     """{metric: best, the only one; or tied with the best}; no key for what is worse, missing, or cannot be told."""
 
     @property
@@ -100,7 +100,7 @@ class Row:
 
     def means(self, metric: str) -> dict[str, float | None]:
         """{cluster: mean over its images} in one metric."""
-        return cluster_means(self.pictures[metric], self.clusters)
+        return cluster_means(self.images[metric], self.clusters)
 
 
 @dataclass
@@ -221,7 +221,7 @@ def setting_order(setting: dict[str, float | str]) -> list[tuple[bool, float, st
 
 
 def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], str]) -> list[Note]:
-    """Give the rows of a group, which expect the same pictures and seeds, their numbers; return the notes on them.
+    """Give the rows of a group, which expect the same images and seeds, their numbers; return the notes on them.
 
     known: {(data set, image): cluster} of images that are no cluster of their own.
     """
@@ -232,8 +232,8 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
     for row in rows:
         done = {(record.image.id, record.seed): record for record in row.done}
         row.expected, row.clusters = len(expected), clusters
-        row.pictures = {metric: picture_means(done, metric, expected) for metric in board.metrics}
-        row.estimates = {metric: mean_over_pictures(list(row.means(metric).values())) for metric in board.metrics}
+        row.images = {metric: image_means(done, metric, expected) for metric in board.metrics}
+        row.estimates = {metric: mean_over_images(list(row.means(metric).values())) for metric in board.metrics}
         planned = flatten(row.identity).get("task.sigma_y")  # also where nothing was done yet; an edit's has none
         noise = float(planned) if isinstance(planned, int | float) else told
         row.sigma_y = first_known(*(record.sigma_y for record in row.done), noise)
@@ -255,8 +255,8 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
                 (f"{len(references)} rows of the mode {board.against} go with it, so it is not compared", name)
             )
         elif references and references[0] is not row:
-            other = references[0].pictures
-            found = {metric: paired_difference(row.pictures[metric], other[metric], clusters) for metric in compared}
+            other = references[0].images
+            found = {metric: paired_difference(row.images[metric], other[metric], clusters) for metric in compared}
             row.to_reference = {metric: one for metric, one in found.items() if one is not None}
             notes += [(what, name) for what in dropped_notes(row, board.against)]
     sizes = Counter(clusters.values())
@@ -305,10 +305,10 @@ def first_known(*values: T | None) -> T | None:
     return next((value for value in values if value is not None), None)
 
 
-def picture_means(
+def image_means(
     done: dict[tuple[str, int], Record], metric: str, expected: list[tuple[str, int]]
 ) -> dict[str, float | None]:
-    """{picture: mean over its seeds}, None where any expected (picture, seed) has no value."""
+    """{image: mean over its seeds}, None where any expected (image, seed) has no value."""
     places = grouped(
         (image, done[image, seed].value(metric) if (image, seed) in done else None) for image, seed in expected
     )
@@ -320,15 +320,15 @@ def picture_means(
 
 
 def dropped_notes(row: Row, against: str) -> list[str]:
-    """Which pictures its differences leave out, as the row or its reference lacks them; metrics that agree in one note."""
+    """Which images its differences leave out, as the row or its reference lacks them; metrics that agree in one note."""
     notes = []
     lacking = grouped((one.dropped, metric) for metric, one in row.to_reference.items() if one.dropped)
     for dropped, metrics in lacking.items():
         shown = ", ".join(dropped[:5]) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
         which = "" if len(metrics) == len(row.to_reference) else f" in {', '.join(metrics)}"
-        both = len(row.pictures[metrics[0]]) - len(dropped)
+        both = len(row.images[metrics[0]]) - len(dropped)
         notes.append(
-            f"the difference to {against}{which} is over the {both} pictures that both have, so {shown} "
+            f"the difference to {against}{which} is over the {both} images that both have, so {shown} "
             f"{'count' if len(dropped) > 1 else 'counts'} in neither"
         )
     return notes
@@ -368,7 +368,7 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
     """Give the rows who is best and who is tied with it; return the notes on who cannot be compared, and why.
 
     Rows compete, whatever their backbone and sampler, where task and data set are the same, no value is missing, and the
-    pictures are all that any of them has: the best of those that did a part would pass for the best of the task.
+    images are all that any of them has: the best of those that did a part would pass for the best of the task.
     """
     contests: list[tuple[str, list[Row]]] = []
     notes: dict[Note, None] = {}
@@ -377,22 +377,22 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
         known = [row for row in rows if row.estimates[metric].value is not None]
         for field_of in grouped(((row.axes["task"], row.axes["data"]), row) for row in known).values():
             where = place_of(field_of[0].axes, [name for name in shown if name == "data"])
-            pictures = {image: row.clusters[image] for row in field_of for image in row.pictures[metric]}
-            n = len(set(pictures.values()))
-            whole = [row for row in field_of if len(row.pictures[metric]) == len(pictures)]
+            images = {image: row.clusters[image] for row in field_of for image in row.images[metric]}
+            n = len(set(images.values()))
+            whole = [row for row in field_of if len(row.images[metric]) == len(images)]
             if len(whole) < len(field_of):
-                partial = f"{len(field_of) - len(whole)} rows are not over all {len(pictures)} pictures, so not marked"
+                partial = f"{len(field_of) - len(whole)} rows are not over all {len(images)} images, so not marked"
                 notes[partial, where] = None
             if len(whole) > 1 and n >= FEWEST_TO_TELL_APART:
                 contests.append((metric, whole))
             elif len(whole) > 1:
-                clustered = "" if n == len(pictures) else f" in {n} clusters"
-                notes[f"{len(pictures)} pictures{clustered}, {few}", where] = None
+                clustered = "" if n == len(images) else f" in {n} clusters"
+                notes[f"{len(images)} images{clustered}, {few}", where] = None
     values = [[row.means(metric) for row in whole] for metric, whole in contests]
     outcomes = best_of(values, [metrics[metric] for metric, _ in contests])
     for (metric, whole), leaders in zip(contests, outcomes, strict=True):
         for place in leaders:
-            whole[place].standing[metric] = "best" if len(leaders) == 1 else "tied"
+            whole[place].ranking[metric] = "best" if len(leaders) == 1 else "tied"
     return list(notes)
 
 

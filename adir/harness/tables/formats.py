@@ -12,7 +12,7 @@ from rich.text import Text
 
 from adir.harness.tables.board import Board, Row
 from adir.harness.tables.priors import short_prior
-from adir.harness.tables.statistics import FEWEST_PICTURES, FEWEST_TO_TELL_APART, STUDENT_BELOW
+from adir.harness.tables.statistics import FEWEST_IMAGES, FEWEST_TO_TELL_APART, STUDENT_BELOW
 from adir.harness.tables.terminal import Column, stacked
 from adir.harness.tables.verdicts import margins
 
@@ -32,7 +32,7 @@ def explanation(board: Board) -> str:
         "such as a photograph). Bold: the best of its task, every other row being worse; "
         f"{TIED}: the best and those not shown to be worse than it (Wilcoxon signed rank against the best, Holm over the "
         f"table, p < 0.05). Under a mean: the paired difference to {board.against} on the same settings and its 90 % interval "
-        f"(bootstrap-t over images or clusters, Student's t below {STUDENT_BELOW}; none below {FEWEST_PICTURES}); "
+        f"(bootstrap-t over images or clusters, Student's t below {STUDENT_BELOW}; none below {FEWEST_IMAGES}); "
         f"{DIFFERS}: it differs from {board.against} (signed rank, Holm over all differences of the table, p < 0.05). "
     )
     judged = {metric: margins()[metric].text for row in board.rows for metric in row.verdicts}
@@ -63,7 +63,7 @@ def score_text(row: Row, metric: str) -> tuple[str, str, str]:
     else:
         mean = f"{estimate.value:#.4g}"  # 25.30, not 25.3
         rest = f" ± {estimate.standard_error:.2g}" if estimate.standard_error is not None else ""
-        rest += f" {TIED}" if row.standing.get(metric) == "tied" else ""
+        rest += f" {TIED}" if row.ranking.get(metric) == "tied" else ""
     if difference is not None:
         below = f"{difference.mean:+.2g}"
         if difference.low is not None:
@@ -120,7 +120,7 @@ def cells(
     texts = [safe(text) for text in lead(board, row)]
     for name in board.metrics:
         mean, rest, below = map(safe, score_text(row, name))
-        before, after = bold if row.standing.get(name) == "best" else ("", "")
+        before, after = bold if row.ranking.get(name) == "best" else ("", "")
         texts.append(before + mean + after + rest + (newline + below if below else ""))
     return texts
 
@@ -145,7 +145,7 @@ def to_terminal(board: Board, title: str, width: int) -> list[Table]:
 def score_of(row: Row, metric: str) -> Text:
     """A score as the terminal shows it."""
     mean, rest, below = score_text(row, metric)
-    style = "bold" if row.standing.get(metric) == "best" else ""
+    style = "bold" if row.ranking.get(metric) == "best" else ""
     return Text.assemble((mean, style), rest, f"\n{below}" if below else "")
 
 
@@ -177,7 +177,7 @@ def to_csv(board: Board) -> str:
         for name in board.metrics:
             mean, difference, verdict = row.estimates[name], row.to_reference.get(name), row.verdicts.get(name)
             line |= {name: mean.value, f"{name}_se": mean.standard_error, f"{name}_n": mean.n}
-            line |= {f"{name}_version": board.versions.get(name), f"{name}_standing": row.standing.get(name)}
+            line |= {f"{name}_version": board.versions.get(name), f"{name}_ranking": row.ranking.get(name)}
             minus = f"{name}_minus_{board.against}"
             line[minus] = getattr(difference, "mean", None)
             line |= {f"{minus}_{part}": getattr(difference, part, None) for part in ("low", "high", "n", "p", "p_holm")}

@@ -18,7 +18,7 @@ from adir.harness.tables.formats import to_csv
 
 
 def records_frame(*sources: str | Path) -> pd.DataFrame:
-    """One line per record of results folders and submissions: axes, picture, y, status, scores, seconds by stage.
+    """One line per record of results folders and submissions: axes, image, y, status, scores, seconds by stage.
 
     A score that is missing is NaN. Raises InputError where a source holds no records.
     """

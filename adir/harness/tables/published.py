@@ -77,7 +77,7 @@ def published(name: str) -> dict[str, Any]:
 
 
 def command_of(experiment: str) -> str:
-    """The command that stands at the top of an experiment's file, with what it needs besides: an index, pictures."""
+    """The command that stands at the top of an experiment's file, with what it needs besides: an index, images."""
     lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     line = next(line for line in lines if line.startswith("# adir run"))
     return line.removeprefix("# ").split("  (")[0]  # what follows in brackets is a remark
@@ -112,9 +112,9 @@ def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
     ]
     if row.have < row.expected:
         found.append(f"{row.have} of {row.expected} records")
-    n = len(next(iter(row.pictures.values()), {}))
-    if n < conditions["n_pictures"]:
-        found.append(f"too few pictures: {n}, not about {conditions['n_pictures']}")
+    n = len(next(iter(row.images.values()), {}))
+    if n < conditions["n_images"]:
+        found.append(f"too few images: {n}, not about {conditions['n_images']}")
     return found
 
 
@@ -133,7 +133,7 @@ def comparison(
     elif value is None:
         reasons.append(f"{ours} is missing in {label(row.axes)}")
     elif interval is None:
-        reasons.append(f"{len(values)} pictures give no interval")
+        reasons.append(f"{len(values)} images give no interval")
     reasons += departures
     if row is not None and "not_comparable" in metric:
         reasons.append(metric["not_comparable"])

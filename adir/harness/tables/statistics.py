@@ -21,7 +21,7 @@ ALPHA = 0.05
 TAIL = 0.05
 """Chance of the true difference on either side of its interval, which so is one of 90 %: verdicts look at one end each."""
 POWER = 0.8
-FEWEST_PICTURES = 3
+FEWEST_IMAGES = 3
 """Clusters below which a mean gets no interval: Student's t for two is 18 standard errors wide."""
 FEWEST_TO_TELL_APART = 6
 """Clusters below which no two-sided signed rank test can give p < 0.05: its lowest p is 2 / 2^n, 0.063 for n = 5."""
@@ -51,10 +51,10 @@ def cluster_means(values: Mapping[str, float | None], clusters: Mapping[str, str
     of_cluster: dict[str, list[float | None]] = {}
     for image in sorted(values):
         of_cluster.setdefault(clusters.get(image, image), []).append(values[image])
-    return {name: mean_over_pictures(found).value for name, found in of_cluster.items()}
+    return {name: mean_over_images(found).value for name, found in of_cluster.items()}
 
 
-def mean_over_pictures(values: list[float | None]) -> Estimate:
+def mean_over_images(values: list[float | None]) -> Estimate:
     """The mean of one value per cluster (or image, or seed); missing if any is."""
     present = [value for value in values if value is not None]
     n = len(present)
@@ -82,7 +82,7 @@ class PairedDifference:
     p_holm: float | None = None
     """The same after Holm's correction over all differences to none of the table; set by the table."""
     dropped: tuple[str, ...] = ()
-    """Pictures that one of the two lacks: they count in neither."""
+    """Images that one of the two lacks: they count in neither."""
 
     @property
     def significant(self) -> bool:
@@ -94,13 +94,13 @@ def paired_difference(
     a: Mapping[str, float | None], b: Mapping[str, float | None], clusters: Mapping[str, str]
 ) -> PairedDifference | None:
     """a - b over the images that have a value in both ({image: value}), averaged within clusters; None when there are none."""
-    shared = [picture for picture in sorted(a.keys() & b.keys()) if a[picture] is not None and b[picture] is not None]
+    shared = [image for image in sorted(a.keys() & b.keys()) if a[image] is not None and b[image] is not None]
     if not shared:
         return None
     dropped = tuple(sorted((a.keys() | b.keys()) - set(shared)))
-    by_image = {picture: a[picture] - b[picture] for picture in shared}  # type: ignore[operator]
+    by_image = {image: a[image] - b[image] for image in shared}  # type: ignore[operator]
     differences = np.array(list(cluster_means(by_image, clusters).values()), dtype=np.float64)
-    reference = mean_over_pictures(list(cluster_means({picture: b[picture] for picture in shared}, clusters).values()))
+    reference = mean_over_images(list(cluster_means({image: b[image] for image in shared}, clusters).values()))
     assert reference.value is not None  # of the shared ones
     n = len(differences)
     low, high = difference_interval(differences) or (None, None)
@@ -116,11 +116,11 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
     errs least on skewed populations, and the only one that holds where most differences are 0 (results/quality/coverage.md).
     An end is infinite where that many resamples have no spread; where all values are equal, both ends are that value.
 
-    None below FEWEST_PICTURES, where both ends are infinite, and where fewer than FEWEST_TO_TELL_APART are all equal.
+    None below FEWEST_IMAGES, where both ends are infinite, and where fewer than FEWEST_TO_TELL_APART are all equal.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
-    if n < FEWEST_PICTURES:
+    if n < FEWEST_IMAGES:
         return None
     mean, error = float(x.mean()), float(x.std(ddof=1) / math.sqrt(n))
     if np.ptp(x) == 0:
@@ -150,11 +150,11 @@ def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | Non
     is usual, covers 85, 82 and 83 % at 5 and 90, 89 and 87 % at 10 (results/quality/coverage.md). Fixed resamples, so the same
     values have the same interval everywhere.
 
-    None below FEWEST_PICTURES; None where all values are equal, or so many that a tail of the resamples has no spread.
+    None below FEWEST_IMAGES; None where all values are equal, or so many that a tail of the resamples has no spread.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
-    if n < FEWEST_PICTURES or np.ptp(x) == 0:
+    if n < FEWEST_IMAGES or np.ptp(x) == 0:
         return None
     mean, error = float(x.mean()), float(x.std(ddof=1) / math.sqrt(n))
     if n < STUDENT_BELOW:
@@ -191,7 +191,7 @@ def studentised(centred: Floats) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def resamples(n: int) -> Floats:
-    """(N_RESAMPLES, n): how often each of n pictures is drawn in a bootstrap resample, over n."""
+    """(N_RESAMPLES, n): how often each of n images is drawn in a bootstrap resample, over n."""
     return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES) / n
 
 

@@ -35,9 +35,9 @@ class Tracking:
         self.cell, self.grid = cell, grid
         self._guarded(lambda: self.opened(cell))
 
-    def record(self, record: Record, picture: Path) -> None:
-        """Take a record that was just written. picture: the restored image; there only where the record's status is done."""
-        self._guarded(lambda: self.told(record, picture))
+    def record(self, record: Record, image: Path) -> None:
+        """Take a record that was just written. image: the restored image; there only where the record's status is done."""
+        self._guarded(lambda: self.told(record, image))
 
     def finish(self) -> None:
         """End the cell, also when it stopped with an error."""
@@ -49,7 +49,7 @@ class Tracking:
     def opened(self, cell: Cell) -> None:
         """Begin a cell."""
 
-    def told(self, record: Record, picture: Path) -> None:
+    def told(self, record: Record, image: Path) -> None:
         """Log one image."""
 
     def closed(self, cell: Cell) -> None:
@@ -99,7 +99,7 @@ def table_of(records: list[Record]) -> list[dict[str, Any]]:
         {
             "image": record.image.id,
             "status": record.status,
-            "restored": record.picture,
+            "restored": record.restored,
             **{name: record.value(name) for name in metrics},
             "y": record.y_file,
             "seconds": sum(record.seconds.values()),
@@ -109,15 +109,15 @@ def table_of(records: list[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def summary_of(records: list[Record], n_pictures: int) -> dict[str, float | int]:
+def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
     """Return each metric's mean over clusters, `_se`, and `_low` and `_high` of the 95 % interval where there is one; counts.
 
-    n_pictures: of the cell, with those that have no record yet. As in the leaderboard: a mean that lacks an image, as one
+    n_images: of the cell, with those that have no record yet. As in the leaderboard: a mean that lacks an image, as one
     failed or the cell was interrupted, is missing, and so is no key here.
     """
     done = [record for record in records if record.status == "done"]
-    summary: dict[str, float | int] = {"pictures": len(done), "failed": len(records) - len(done)}
-    if not done or len(done) < n_pictures:
+    summary: dict[str, float | int] = {"images": len(done), "failed": len(records) - len(done)}
+    if not done or len(done) < n_images:
         return summary
     (row,) = make_board(done).rows
     found: dict[str, float | None] = {}

@@ -16,7 +16,7 @@ class CsvTracking(Tracking):
 
     called = "tracking=csv"
 
-    def told(self, record: Record, picture: Path) -> None:
+    def told(self, record: Record, image: Path) -> None:
         """Write both files anew."""
         assert self.cell is not None
         self.closed(self.cell)

@@ -10,7 +10,7 @@ from adir.images import read_png
 
 
 class TensorboardTracking(Tracking):
-    """RESULTS/tensorboard/CELL: scores and restored picture of each picture (its number is the step), the mean loss of
+    """RESULTS/tensorboard/CELL: scores and restored image of each image (its number is the step), the mean loss of
     adaptation per iteration, and the cell's axes with the mean of each score (the HPARAMS tab).
 
     Running a cell again adds another events file, whose values TensorBoard shows in place of the earlier ones.
@@ -28,15 +28,15 @@ class TensorboardTracking(Tracking):
 
         self._writer = SummaryWriter(str(Layout(cell.results).tensorboard / "-".join(cell.identity.folder.parts[1:])))
 
-    def told(self, record: Record, picture: Path) -> None:
-        """Scores and picture."""
+    def told(self, record: Record, image: Path) -> None:
+        """Scores and image."""
         assert self.cell is not None
         step = self.cell.data.ids.index(record.image.id)
         for name, score in record.scores.items():
             if score.value is not None:
                 self._writer.add_scalar(f"scores/{name}", score.value, step)
         if record.status == "done":
-            self._writer.add_image("restored", (read_png(picture) + 1) / 2, step)
+            self._writer.add_image("restored", (read_png(image) + 1) / 2, step)
 
     def closed(self, cell: Cell) -> None:
         """Losses and means, then the file is closed."""

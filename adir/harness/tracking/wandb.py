@@ -35,7 +35,7 @@ T = TypeVar("T")
 class WandbTracking(Tracking):
     """One run per cell: id = the cell's hash, so that running it again updates it; group = the grid's hash; job type = mode.
 
-    It has the configuration, scores per picture (as history, and as a table with pictures), the mean of each score with
+    It has the configuration, scores per image (as history, and as a table with images), the mean of each score with
     its interval (summary), the mean loss of adaptation per iteration, and, with the last cell of a grid, the leaderboard
     as an artifact.
 
@@ -63,7 +63,7 @@ class WandbTracking(Tracking):
             return
         mode: Mode = self.mode or ("online" if key_for(server_of()) else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)
-        # The pictures of a table would be put into the home folder, and not travel with RESULTS/wandb.
+        # The images of a table would be put into the home folder, and not travel with RESULTS/wandb.
         os.environ.setdefault("WANDB_DATA_DIR", str(Layout(cell.results.absolute()).wandb))
         try:
             self._run = self._ask(lambda: self._open(cell, mode))
@@ -99,8 +99,8 @@ class WandbTracking(Tracking):
             ),
         )
 
-    def told(self, record: Record, picture: Path) -> None:
-        """Scores of one picture."""
+    def told(self, record: Record, image: Path) -> None:
+        """Scores of one image."""
         scores = {name: score.value for name, score in record.scores.items()}
         self._ask(
             lambda: self._run.log({f"scores/{name}": value for name, value in scores.items() if value is not None})
@@ -130,7 +130,7 @@ class WandbTracking(Tracking):
         for row in rows:
             shown = {name: row[name] for name in ("restored", "y") if row[name] is not None}
             row |= {name: wandb.Image(str(cell.results / path)) for name, path in shown.items()}
-        run.log({"pictures": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
+        run.log({"images": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
         run.summary.update(summary_of(records, len(cell.data)))
         if grid_is_done(cell.results, self.grid):
             artifact = wandb.Artifact(f"leaderboard-{self.grid or cell.identity.sha256[:16]}", type="leaderboard")
@@ -149,7 +149,7 @@ class WandbTracking(Tracking):
 
 
 def grid_is_done(results: Path, grid: str | None) -> bool:
-    """Whether every picture of a grid has its record; a cell alone is done when it ends."""
+    """Whether every image of a grid has its record; a cell alone is done when it ends."""
     if grid is None:
         return True
     plans = plan_cells(read_json(Layout(results).plan(grid)))

@@ -1,1 +1,1 @@
-"""From pictures to vectors whose distances say how alike the pictures are."""
+"""From images to vectors whose distances say how alike the images are."""

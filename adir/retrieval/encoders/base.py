@@ -30,7 +30,7 @@ class Encoder(Protocol):
     weights_sha256: str
     input_size: int
 
-    def prepare(self, picture: Tensor) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """Return the network's input, of the same shape for all images, of one (3, H, W) image in [-1, 1]. Thread-safe."""
 
     def vectors(self, inputs: Tensor) -> Tensor:
@@ -42,35 +42,35 @@ class Encoder(Protocol):
 
     def image(self, batch: Tensor) -> Tensor:
         """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1] of any size: `prepare` and `vectors` in one."""
-        require_pictures(batch)
-        return self.vectors(torch.stack([self.prepare(picture) for picture in batch]))
+        require_images(batch)
+        return self.vectors(torch.stack([self.prepare(image) for image in batch]))
 
     def text(self, prompts: list[str]) -> Tensor:
         """Return (B, D) unit vectors of prompts, in the space of the images. Raises InputError without a text encoder."""
         raise InputError(f"the {self.name} encoder has no text side; an encoder such as CLIP has")
 
 
-def require_pictures(batch: Tensor) -> None:
+def require_images(batch: Tensor) -> None:
     """Raise ValueError unless batch is (B, 3, H, W), finite and in [-1, 1]."""
     require_unit(batch, "an encoder", least=-1)
 
 
-def resize(picture: Tensor, size: int) -> Tensor:
+def resize(image: Tensor, size: int) -> Tensor:
     """Return (3, size, size) of a (3, H, W) image: antialiased bicubic, clamped to [-1, 1].
 
     The whole image is resized and not cropped, which distorts it unless it is square: a crop could lose its subject.
     Raises ValueError unless it is finite and in [-1, 1].
     """
-    batch = picture[None].float().cpu()
-    require_pictures(batch)
+    batch = image[None].float().cpu()
+    require_images(batch)
     if batch.shape[2:] == (size, size):
         return batch[0]
     return functional.interpolate(batch, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)[0]
 
 
-def as_pil(picture: Tensor) -> Image.Image:
+def as_pil(image: Tensor) -> Image.Image:
     """Return (3, H, W) in [-1, 1] as the 8-bit PIL image that the libraries of pretrained encoders preprocess."""
-    return Image.fromarray(to_uint8(picture))
+    return Image.fromarray(to_uint8(image))
 
 
 def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Tensor:

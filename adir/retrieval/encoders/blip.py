@@ -17,7 +17,7 @@ from adir.retrieval.encoders.base import (
     encode,
     quiet,
     require_finite,
-    require_pictures,
+    require_images,
     tensors_sha256,
 )
 
@@ -67,10 +67,10 @@ class BlipEncoder(Encoder):
             ).encode()
         )
 
-    def prepare(self, picture: Tensor) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
-        require_pictures(picture[None])
-        inputs: Tensor = self.processor(as_pil(picture), return_tensors="pt")["pixel_values"]
+        require_images(image[None])
+        inputs: Tensor = self.processor(as_pil(image), return_tensors="pt")["pixel_values"]
         return inputs[0]
 
     @torch.inference_mode()

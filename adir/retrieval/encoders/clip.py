@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line
-from adir.retrieval.encoders.base import Encoder, as_pil, encode, quiet, require_pictures, tensors_sha256
+from adir.retrieval.encoders.base import Encoder, as_pil, encode, quiet, require_images, tensors_sha256
 from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, published_weights
 
 
@@ -50,10 +50,10 @@ class OpenClipEncoder(Encoder):
         self.network: Any = network.to(device)
         self.preprocess: Any = image_transform_v2(config, is_train=False)
 
-    def prepare(self, picture: Tensor) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
-        require_pictures(picture[None])
-        return self.preprocess(as_pil(picture))
+        require_images(image[None])
+        return self.preprocess(as_pil(image))
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:

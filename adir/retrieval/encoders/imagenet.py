@@ -30,9 +30,9 @@ class ImagenetEncoder(Encoder):
         self.weights_sha256 = sha256_of_bytes(f"{SHA256} pooled, each alone, {INPUT_SIZE} pixels".encode())
         self.network: Any = load_network().to(device)
 
-    def prepare(self, picture: Tensor) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """Return the (3, 224, 224) input, in [-1, 1], of one (3, H, W) image in [-1, 1]."""
-        return resize(picture, INPUT_SIZE)
+        return resize(image, INPUT_SIZE)
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ class PixelEncoder(Encoder):
         self.input_size = size
         self.weights_sha256 = sha256_of_bytes(f"pixel encoder, antialiased bicubic, size {size}".encode())
 
-    def prepare(self, picture: Tensor) -> Tensor:
-        return resize(picture, self.input_size)
+    def prepare(self, image: Tensor) -> Tensor:
+        return resize(image, self.input_size)
 
     def vectors(self, inputs: Tensor) -> Tensor:
         pixels = inputs.flatten(1)

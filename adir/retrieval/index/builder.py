@@ -29,7 +29,7 @@ from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, write_json
 from adir.images import from_uint8
 from adir.retrieval.encoders.base import Encoder
-from adir.retrieval.index.shards import SCHEMA, Picture, Shard, write_shard
+from adir.retrieval.index.shards import SCHEMA, IndexedImage, Shard, write_shard
 
 
 def facts_of(encoder: Encoder) -> dict[str, str]:
@@ -79,7 +79,7 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
 def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts in index.json that determine its content: all but the places of the images, which may change."""
     encoder, source = facts["encoder"], facts["source"]
-    places = ("path", "pictures", "bucket", "lists")
+    places = ("path", "images", "bucket", "lists")
     return {
         **{name: value for name, value in source["arguments"].items() if name not in places},
         "kind": source["kind"],
@@ -146,9 +146,9 @@ def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterat
     """Yield the keys in shards of at least `shard_size` images; a key with an unknown number of images fills a shard."""
     keys: list[str] = []
     count = 0
-    for key, pictures in listing:
+    for key, images in listing:
         keys.append(key)
-        count += shard_size if pictures is None else pictures
+        count += shard_size if images is None else images
         if count >= shard_size:
             yield keys
             keys, count = [], 0
@@ -160,7 +160,7 @@ def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterat
 class Embedded:
     """Counts of a shard, and its seconds: `encoding` in the encoder, `waiting` for images to be read and decoded."""
 
-    pictures: int = 0
+    images: int = 0
     rejects: int = 0
     encoding: float = 0.0
     waiting: float = 0.0
@@ -194,17 +194,17 @@ def build_shard(
     keys = planned_keys(plan_path(folder, number))
     done = Embedded()
     rejects: dict[str, str] = {}
-    pictures: list[Picture] = []
+    images: list[IndexedImage] = []
     vectors: list[Tensor] = []
-    batch: list[tuple[Picture, Tensor]] = []
+    batch: list[tuple[IndexedImage, Tensor]] = []
 
     def embed_batch() -> None:
         started = time.perf_counter()
         vectors.extend(encoder.vectors(torch.stack([prepared for _, prepared in batch])))
         done.encoding += time.perf_counter() - started
-        pictures.extend(picture for picture, _ in batch)
+        images.extend(image for image, _ in batch)
         batch.clear()
-        done.pictures, done.rejects = len(pictures), len(rejects)
+        done.images, done.rejects = len(images), len(rejects)
         tell(done)
 
     began = time.perf_counter()
@@ -222,13 +222,13 @@ def build_shard(
     embeddings = torch.stack(vectors) if vectors else torch.empty(0, 0)
     plan_sha256 = sha256_of_bytes(plan_path(folder, number).read_bytes())
     facts = {"encoder": facts_of(encoder), "plan_sha256": plan_sha256}
-    write_shard(shard_path(folder, number), pictures, embeddings, rejects, facts)
+    write_shard(shard_path(folder, number), images, embeddings, rejects, facts)
     return done
 
 
 def loaded_ahead(
     items: Iterator[Item], encoder: Encoder, loaders: int, ahead: int, least_side: int = 0
-) -> Iterator[tuple[str, tuple[Picture, Tensor] | str]]:
+) -> Iterator[tuple[str, tuple[IndexedImage, Tensor] | str]]:
     """Yield (id, the loaded image or why it is rejected) in the order of the items; threads load `ahead` items in advance."""
     with ThreadPoolExecutor(loaders, "adir loader") as pool:
         futures = ((item.id, pool.submit(load, item, encoder, least_side)) for item in items)
@@ -243,12 +243,12 @@ def loaded_ahead(
                 future.cancel()
 
 
-def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[Picture, Tensor] | str:
+def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImage, Tensor] | str:
     """Return (image with its fingerprint, prepared input), or the reason why it is rejected. Raises SourceDown."""
     try:
         content, pixels = item.decoded(least_side)
         x = from_uint8(pixels)
-        picture = Picture(
+        image = IndexedImage(
             item.id,
             sha256_of_bytes(content),
             len(content),
@@ -256,7 +256,7 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[Picture, Te
             fingerprint(x),
             item.attribution,
         )
-        return picture, encoder.prepare(x)
+        return image, encoder.prepare(x)
     except SourceDown:
         raise
     except InputError as error:
@@ -293,12 +293,12 @@ def finish(folder: Path) -> Mapping[str, Any]:
     manifest = known | {
         "corpus": {
             "sha256": corpus_sha256(shards),
-            "pictures": sum(map(len, shards)),
+            "images": sum(map(len, shards)),
             "rejects": sum(len(shard.rejects) for shard in shards),
         },
         "dimensions": next(shard.columns["embeddings"].shape[1] for shard in shards if len(shard)),
         "shards": [
-            {"file": shard.path.name, "pictures": len(shard), "rejects": len(shard.rejects), "sha256": shard.sha256}
+            {"file": shard.path.name, "images": len(shard), "rejects": len(shard.rejects), "sha256": shard.sha256}
             for shard in shards
         ],
     }
@@ -313,13 +313,13 @@ def corpus_sha256(shards: Sequence[Shard]) -> str:
     It keeps one id per shard in memory. Raises InputError for a repeated id.
     """
 
-    def pictures(shard: Shard) -> Iterator[tuple[str, str]]:
-        return ((shard.id(row), shard.picture_sha256(row)) for row in range(len(shard)))
+    def images(shard: Shard) -> Iterator[tuple[str, str]]:
+        return ((shard.id(row), shard.image_sha256(row)) for row in range(len(shard)))
 
     digest, before = sha256(), None
-    for image_id, picture in heapq.merge(*map(pictures, shards)):
+    for image_id, image in heapq.merge(*map(images, shards)):
         if image_id == before:
             raise InputError(f"two images of the corpus have the id {image_id!r}; ids must be unique")
-        digest.update(f"{picture} {image_id}\n".encode())
+        digest.update(f"{image} {image_id}\n".encode())
         before = image_id
     return digest.hexdigest()

@@ -58,7 +58,7 @@ class ShardedIndex(VectorIndex):
         self.rejecting: list[Shard] = []
         for entry in self.manifest["shards"]:
             shard = Shard.open(self.folder / "shards" / entry["file"])
-            if shard.sha256 != entry["sha256"] or len(shard) != entry["pictures"]:
+            if shard.sha256 != entry["sha256"] or len(shard) != entry["images"]:
                 raise InputError(f"{shard.path}: is not the shard in manifest.json (checksum or count); {BUILD}")
             if len(shard):
                 shards.append(shard)
@@ -107,7 +107,7 @@ class IndexedCorpus(Corpus):
 
     Args:
         folder: of the index.
-        pictures: arguments of the source that have changed since, such as {path: FOLDER} after a move.
+        images: arguments of the source that have changed since, such as {path: FOLDER} after a move.
         approximate: arguments of `ApproximateIndex`, for more than ten million images. It changes the neighbours, and so
             the corpus's sha256.
     """
@@ -115,14 +115,14 @@ class IndexedCorpus(Corpus):
     def __init__(
         self,
         folder: str | Path | None,
-        pictures: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
         approximate: Mapping[str, Any] | None = None,
     ) -> None:
         if folder is None:
             raise InputError("an index is needed: say index=FOLDER (adir index build makes one)")
         self.index = ShardedIndex(folder)
         description = self.index.manifest["source"]
-        self.source = open_source(description, {} if pictures is None else pictures)
+        self.source = open_source(description, {} if images is None else images)
         self.name, self.sha256 = description["name"], self.index.manifest["corpus"]["sha256"]
         self.categories = {}
         self.approximate = None if approximate is None else dict(approximate)
@@ -164,7 +164,7 @@ class IndexedCorpus(Corpus):
 
     @cached_property
     def manifest(self) -> dict[str, str]:  # type: ignore[override]
-        return {shard.id(row): shard.picture_sha256(row) for shard in self.index.shards for row in range(len(shard))}
+        return {shard.id(row): shard.image_sha256(row) for shard in self.index.shards for row in range(len(shard))}
 
     @cached_property
     def rejects(self) -> dict[str, str]:  # type: ignore[override]
@@ -184,4 +184,4 @@ class IndexedCorpus(Corpus):
     def image(self, image_id: str) -> Tensor:
         shard, row = self.index.find(image_id)
         remedy = f"build the index {self.index.folder} again"
-        return read_again(self.source, image_id, shard.picture_sha256(row), remedy)
+        return read_again(self.source, image_id, shard.image_sha256(row), remedy)

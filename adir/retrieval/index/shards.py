@@ -25,7 +25,7 @@ from adir.errors import InputError
 from adir.files import write_bytes
 from adir.retrieval.index.search import Part, part_of
 
-SCHEMA = 2
+SCHEMA = 3
 COLUMNS = (
     "embeddings",
     "half_squares",
@@ -40,7 +40,7 @@ COLUMNS = (
 )
 
 
-class Picture(NamedTuple):
+class IndexedImage(NamedTuple):
     """What a shard stores about one image."""
 
     id: str
@@ -63,13 +63,13 @@ def packed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_shard(
-    path: Path, pictures: Sequence[Picture], embeddings: Tensor, rejects: Mapping[str, str], facts: Mapping[str, Any]
+    path: Path, images: Sequence[IndexedImage], embeddings: Tensor, rejects: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
     """Write a shard atomically, rows in the order of their ids.
 
     Args:
         path: of the shard.
-        pictures: N images, in any order.
+        images: N images, in any order.
         embeddings: (N, D), rounded to float16.
         rejects: reason of each rejected id.
         facts: JSON values for the header, such as the encoder.
@@ -77,12 +77,12 @@ def write_shard(
     Raises:
         ValueError: a vector is not finite: the encoder gave NaN, or float16 cannot hold it.
     """
-    order = sorted(range(len(pictures)), key=lambda row: pictures[row].id)
-    rows = [pictures[row] for row in order]
+    order = sorted(range(len(images)), key=lambda row: images[row].id)
+    rows = [images[row] for row in order]
     half = embeddings[torch.tensor(order, dtype=torch.long)].half().contiguous()
     if not torch.isfinite(half).all():
         raise ValueError("the encoder gave vectors with NaN or Inf, or too large for float16")
-    ids, ids_end = packed([picture.id for picture in rows])
+    ids, ids_end = packed([image.id for image in rows])
     notes, notes_end = packed(
         [json.dumps(dict(p.attribution), sort_keys=True, ensure_ascii=False) if p.attribution else "" for p in rows]
     )
@@ -170,7 +170,7 @@ class Shard:
         """Return all ids, sorted."""
         return [self.id(row) for row in range(len(self))]
 
-    def picture_sha256(self, row: int) -> str:
+    def image_sha256(self, row: int) -> str:
         """Return SHA-256 of an image file's bytes."""
         return self.columns["sha256"][row].tobytes().hex()
 

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from adir.errors import InputError
 
-Shape = tuple[int, ...]  # (3, H, W) of a picture, (C, h, w) of a measurement
+Shape = tuple[int, ...]  # (3, H, W) of an image, (C, h, w) of a measurement
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A linear A from pictures (3, H, W) to measurements (C, h, w), single or batched, in float32 or float64.
+    """A linear A from images (3, H, W) to measurements (C, h, w), single or batched, in float32 or float64.
 
     build: A for a dtype, on the CPU: a linear physics of deepinv, or any module with its A, A_adjoint and A_dagger. It is
         built per dtype because casting a deepinv physics rounds its weights and drops the imaginary part of its Fourier
@@ -44,7 +44,7 @@ class Operator:
         return self._apply("A_adjoint", y, self.y_shape)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """Pseudo-inverse of A, applied to y: of the pictures with the smallest |A x - y|, the one of smallest norm.
+        """Pseudo-inverse of A, applied to y: of the images with the smallest |A x - y|, the one of smallest norm.
 
         Exact but for the blurs: there, frequencies that A damps below 1e-5 are set to zero, and the others are
         amplified, up to 1e5 times, noise included.
@@ -73,13 +73,13 @@ class Operator:
 
 def require_rgb(shape: Shape, what: str) -> None:
     if len(shape) != 3 or shape[0] != 3:
-        raise InputError(f"{what} needs an RGB picture (3, H, W), got {tuple(shape)}: convert it to RGB")
+        raise InputError(f"{what} needs an RGB image (3, H, W), got {tuple(shape)}: convert it to RGB")
 
 
 def require_room(image_shape: Shape, kernel: Tensor, what: str) -> None:
     smallest = len(kernel)
     if min(image_shape[1:]) < smallest:
         raise InputError(
-            f"{what} reaches over {smallest} pixels, the picture has {image_shape[2]}x{image_shape[1]}: "
+            f"{what} reaches over {smallest} pixels, the image has {image_shape[2]}x{image_shape[1]}: "
             f"take one of at least {smallest}x{smallest}"
         )

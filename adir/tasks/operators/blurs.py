@@ -50,7 +50,7 @@ class BoxBlur:
         return circular_blur(image_shape, kernel, f"the {self.size}x{self.size} box blur")
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the picture."""
+        """y is as large as the image."""
         require_rgb(y_shape, "y of the box blur")
         return y_shape
 
@@ -78,6 +78,6 @@ class GaussianBlur:
         )
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the picture."""
+        """y is as large as the image."""
         require_rgb(y_shape, "y of the Gaussian blur")
         return y_shape

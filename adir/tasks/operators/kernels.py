@@ -10,7 +10,7 @@ def bicubic_kernel(factor: int, centre: float) -> Tensor:
     """1-D bicubic weights (Keys, 1981, a = -0.5) stretched by `factor` for downsampling: (n,) float64, sum 1, n even.
 
     Entry j weighs the pixel at offset n/2 - j from the sample's own pixel, which is how deepinv reads an even filter.
-    The support is 4 * factor pixels around `centre`, an offset in pixels of the large picture.
+    The support is 4 * factor pixels around `centre`, an offset in pixels of the large image.
     """
     reach = max(math.ceil(2 * factor + centre) - 1, math.ceil(2 * factor - centre))
     offset = reach - torch.arange(2 * reach, dtype=torch.float64)

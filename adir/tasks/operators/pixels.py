@@ -12,7 +12,7 @@ from adir.tasks.operators.base import Operator, Shape, require_rgb
 
 @dataclass(frozen=True)
 class Colorization:
-    """y is the grey picture, luma by Rec. 601. deepinv's own rec601 weights sum to 1.00003; these sum to one."""
+    """y is the grey image, luma by Rec. 601. deepinv's own rec601 weights sum to 1.00003; these sum to one."""
 
     name: ClassVar[str] = "colorization"
     version: ClassVar[int] = 1
@@ -41,12 +41,12 @@ class Colorization:
     def image_shape(self, y_shape: Shape) -> Shape:
         """(1, H, W) to (3, H, W)."""
         if len(y_shape) != 3 or y_shape[0] != 1:
-            raise InputError(f"y of colorization is a grey picture (1, H, W), got {tuple(y_shape)}: convert it to grey")
+            raise InputError(f"y of colorization is a grey image (1, H, W), got {tuple(y_shape)}: convert it to grey")
         return (3, y_shape[1], y_shape[2])
 
 
 def keeping(mask: Tensor) -> nn.Module:
-    """deepinv's inpainting of pictures of the mask's shape (3, H, W): 1 where a pixel is kept, 0 where it is lost."""
+    """deepinv's inpainting of images of the mask's shape (3, H, W): 1 where a pixel is kept, 0 where it is lost."""
     from deepinv.physics import Inpainting
 
     physics: nn.Module = Inpainting(img_size=tuple(mask.shape), mask=mask)
@@ -76,7 +76,7 @@ class MaskedPixels:
 
 @dataclass(frozen=True)
 class BoxInpainting(MaskedPixels):
-    """A centred hole of `side` times each side of the picture; y is 0 inside it and the picture outside."""
+    """A centred hole of `side` times each side of the image; y is 0 inside it and the image outside."""
 
     name: ClassVar[str] = "box_inpainting"
     version: ClassVar[int] = 1
@@ -99,10 +99,10 @@ class BoxInpainting(MaskedPixels):
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskedPixels):
-    """Pixels lost at random, `lost` of all, in all channels alike; y is 0 there and the picture elsewhere.
+    """Pixels lost at random, `lost` of all, in all channels alike; y is 0 there and the image elsewhere.
 
-    The mask is drawn once for each size of picture, by `seed`, and is the same for every picture of it: it is part of the
-    task. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw another for every picture.
+    The mask is drawn once for each size of image, by `seed`, and is the same for every image of it: it is part of the
+    task. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw another for every image.
     """
 
     name: ClassVar[str] = "random_inpainting"

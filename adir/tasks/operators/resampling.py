@@ -19,7 +19,7 @@ class CircularDownsampling(nn.Module):
     and a closed form for A_dagger = A^T (A A^T)^-1.
 
     deepinv solves that by conjugate gradients, which stall where A A_dagger y is still 1e-4 to 8e-4 of y away from y
-    (measured in float64, factors 4 and 8) and take minutes for a 256 x 256 picture when the tolerance is lowered.
+    (measured in float64, factors 4 and 8) and take minutes for a 256 x 256 image when the tolerance is lowered.
 
     kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
     """
@@ -76,10 +76,10 @@ class CircularDownsampling(nn.Module):
 class SuperResolution:
     """Bicubic downsampling by `factor`, MATLAB imresize with antialiasing: a = -0.5, support 4 * factor.
 
-    centre: where sample 0 sits in the large picture, in its pixels; None is (factor - 1) / 2, the middle of the block
+    centre: where sample 0 sits in the large image, in its pixels; None is (factor - 1) / 2, the middle of the block
         that a low-resolution pixel covers, as in MATLAB, Pillow and OpenCV. deepinv's own "bicubic" has it at 0.5
-        whatever the factor, which moves the picture by 1 pixel at factor 4 and by 3 at factor 8. On the authors' cropped
-        pictures the two cannot be told apart.
+        whatever the factor, which moves the image by 1 pixel at factor 4 and by 3 at factor 8. On the authors' cropped
+        images the two cannot be told apart.
     """
 
     name: ClassVar[str] = "super_resolution"
@@ -100,7 +100,7 @@ class SuperResolution:
         if height % self.factor or width % self.factor:
             raise InputError(
                 f"super-resolution x{self.factor} needs sides that are multiples of {self.factor}, "
-                f"the picture has {width}x{height}: crop it"
+                f"the image has {width}x{height}: crop it"
             )
         kernel = bicubic_kernel(self.factor, (self.factor - 1) / 2 if self.centre is None else self.centre)
         require_room(image_shape, kernel, f"super-resolution x{self.factor}")
@@ -153,9 +153,7 @@ def separable(image_shape: Shape, factor: int, matrix: Callable[[int], Tensor], 
     require_rgb(image_shape, what)
     _, height, width = image_shape
     if height % factor or width % factor:
-        raise InputError(
-            f"{what} needs sides that are multiples of {factor}, the picture has {width}x{height}: crop it"
-        )
+        raise InputError(f"{what} needs sides that are multiples of {factor}, the image has {width}x{height}: crop it")
     rows, columns = matrix(height), matrix(width)
     return Operator(
         build=lambda dtype: SeparableDownsampling(rows, columns, dtype),

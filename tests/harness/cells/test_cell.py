@@ -15,8 +15,8 @@ from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.records.record import Search
 from adir.harness.running.neighbours import find_neighbours
-from adir.harness.running.pipeline import adaptation_pictures, failure_record, finish, prepare, sample
-from adir.images import generator, hash_of_picture, read_image, write_png
+from adir.harness.running.pipeline import adaptation_images, failure_record, finish, prepare, sample
+from adir.images import generator, hash_of_image, read_image, write_png
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def test_all_reasons_are_told_at_once_also_from_another_process(cell: Callable[.
 
 
 @pytest.mark.parametrize("mode", ["knn", "pixel", "random"])
-def test_a_test_picture_is_never_its_own_neighbour(
+def test_a_test_image_is_never_its_own_neighbour(
     cell: Callable[..., Cell], photographs: Path, neighbourhood: Path, tmp_path: Path, mode: str
 ) -> None:
-    # A corpus that holds the test picture, its mirror image and a brighter copy beside the six others.
+    # A corpus that holds the test image, its mirror image and a brighter copy beside the six others.
     x = read_image(photographs / "0.png")
     corpus = tmp_path / "leaking"
-    for name, picture in {"same": x, "mirrored": x.flip(-1), "brighter": (x + 0.02).clamp(-1, 1)}.items():
-        write_png(corpus / f"{name}.png", picture)
+    for name, image in {"same": x, "mirrored": x.flip(-1), "brighter": (x + 0.02).clamp(-1, 1)}.items():
+        write_png(corpus / f"{name}.png", image)
     for file in neighbourhood.iterdir():
         (corpus / file.name).write_bytes(file.read_bytes())
     built = cell(f"adaptation={mode}", "task=deblur", "k=6", f"retrieval.corpus.path={corpus}")
@@ -72,7 +72,7 @@ def test_a_test_picture_is_never_its_own_neighbour(
     neighbours, excluded = find_neighbours(built, "0.png", x, y)
     assert excluded == ["brighter.png", "mirrored.png", "same.png"]
     assert {n.id for n in neighbours} == {file.name for file in neighbourhood.iterdir()}
-    # A user's own picture has no ground truth to keep away: the copies are found.
+    # A user's own image has no ground truth to keep away: the copies are found.
     if mode != "random":
         everything = cell(f"adaptation={mode}", "task=deblur", "k=9", f"retrieval.corpus.path={corpus}")
         found, none = find_neighbours(everything, "0.png", None, y)
@@ -82,7 +82,7 @@ def test_a_test_picture_is_never_its_own_neighbour(
         find_neighbours(too_many, "0.png", x, y)
 
 
-def test_random_neighbours_depend_on_seed_and_picture_and_on_nothing_else(cell: Callable[..., Cell]) -> None:
+def test_random_neighbours_depend_on_seed_and_image_and_on_nothing_else(cell: Callable[..., Cell]) -> None:
     x, y = torch.zeros(3, 32, 32), torch.zeros(3, 8, 8)
 
     def drawn(image_id: str, *overrides: str) -> list[str]:
@@ -95,14 +95,14 @@ def test_random_neighbours_depend_on_seed_and_picture_and_on_nothing_else(cell: 
     assert drawn("a", "k=3") == drawn("a")[:3]
 
 
-def test_each_mode_is_given_its_own_pictures(cell: Callable[..., Cell], photographs: Path) -> None:
+def test_each_mode_is_given_its_own_images(cell: Callable[..., Cell], photographs: Path) -> None:
     y = torch.rand(3, 8, 8) * 2 - 1
-    assert adaptation_pictures(cell(), cell().task, y, []) == []
-    (itself,) = adaptation_pictures(cell("adaptation=self"), cell().task, y, [])
+    assert adaptation_images(cell(), cell().task, y, []) == []
+    (itself,) = adaptation_images(cell("adaptation=self"), cell().task, y, [])
     assert torch.equal(itself, y)
     knn = cell("adaptation=knn")
     neighbours, _ = find_neighbours(knn, "0.png", read_image(photographs / "0.png"), y)
-    found = adaptation_pictures(knn, knn.task, y, [n.id for n in neighbours])
+    found = adaptation_images(knn, knn.task, y, [n.id for n in neighbours])
     assert all(torch.equal(p, knn.corpus.image(n.id)) for p, n in zip(found, neighbours, strict=True))
 
 
@@ -125,14 +125,14 @@ def test_a_neighbour_that_is_too_large_is_made_smaller_before_it_is_tuned_on(
     built = cell("adaptation=knn", "k=1")
     prepared = prepare(built, "0.png", print, False)
     chosen = [near.id for near in prepared.found.neighbours]
-    (used,) = adaptation_pictures(built, built.task, prepared.measurement.y, chosen)
+    (used,) = adaptation_images(built, built.task, prepared.measurement.y, chosen)
     assert used.shape == (3, 16, 16)
-    assert [near.picture for near in prepared.found.neighbours] == [
-        hash_of_picture(used)
+    assert [near.image for near in prepared.found.neighbours] == [
+        hash_of_image(used)
     ]  # by which a plan knows the adapter
 
 
-def test_a_record_tells_licence_and_source_of_its_picture_as_far_as_they_are_known(cell: Callable[..., Cell]) -> None:
+def test_a_record_tells_licence_and_source_of_its_image_as_far_as_they_are_known(cell: Callable[..., Cell]) -> None:
     data = EmbeddedTestFields()
     built = dataclasses.replace(cell(), data=data)
     images = {name: failure_record(built, name, ValueError("no")).image for name in data.ids}

@@ -1,4 +1,4 @@
-"""Cells of the x4 upscaler, from pictures to records, with a tiny pipeline."""
+"""Cells of the x4 upscaler, from images to records, with a tiny pipeline."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_the_modes_run_and_share_their_noise(
     assert len({record["scores"]["psnr"]["value"] for record in found.values()}) == 3
     for record in found.values():
         assert record["status"] == "done" and record["sampler"]["network_evaluations"] == 2
-        assert read_image(tmp_path / record["picture"]).shape == (3, 128, 128)
+        assert read_image(tmp_path / record["restored"]).shape == (3, 128, 128)
 
 
 def test_an_adapter_of_another_operator_is_another(
@@ -65,7 +65,7 @@ def test_an_adapter_of_another_operator_is_another(
     assert len({record["adapter"]["key"] for record in records(tmp_path)}) == 2
 
 
-def test_a_user_s_own_picture_is_enlarged_four_times(adir: Callable, settings: list[str], tmp_path: Path) -> None:
+def test_a_user_s_own_image_is_enlarged_four_times(adir: Callable, settings: list[str], tmp_path: Path) -> None:
     write_png(tmp_path / "small.png", torch.rand(3, 30, 22) * 2 - 1)
     done = adir("restore", tmp_path / "small.png", *settings, "task=sr4", "--out", tmp_path / "out")
     assert done.status == 0, done.err

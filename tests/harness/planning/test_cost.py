@@ -54,7 +54,7 @@ def test_an_extrapolation_is_never_below_what_was_timed():
 
 @dataclasses.dataclass
 class Ticking:
-    """A network that takes half a second a call, and knows no picture."""
+    """A network that takes half a second a call, and knows no image."""
 
     clock: Clock
     called: int = 0
@@ -72,7 +72,7 @@ def test_a_sampler_is_charged_for_every_call_of_its_network_and_makes_few(tiny, 
     backbone = copy.copy(cell.backbone)
     backbone.network = network = Ticking(clock)
     cell = dataclasses.replace(cell, backbone=backbone)
-    estimated = estimate(cell, folder).seconds_per_picture["sample"]
+    estimated = estimate(cell, folder).seconds_per_image["sample"]
     assert network.called <= 20
     x = cell.data.image(cell.data.ids[0])
     y = cell.task.degrade(x, generator(0, "x", "y"))[None]
@@ -99,7 +99,7 @@ def test_tuning_while_sampling_is_charged_for_every_call_where_it_falls(tiny, tm
     backbone.network = network = TickingModule(clock)
     mode = dataclasses.replace(cell.mode, adapter=Full())
     cell = dataclasses.replace(cell, backbone=backbone, mode=mode)
-    estimated = estimate(cell, folder).seconds_per_picture
+    estimated = estimate(cell, folder).seconds_per_image
     assert estimated["adapt"] == 0
     x = cell.data.image(cell.data.ids[0])
     y = cell.task.degrade(x, generator(0, "x", "y"))[None]
@@ -130,7 +130,7 @@ def test_fine_tuning_is_charged_for_its_held_out_work(tiny, tmp_path, folder, mo
     backbone = copy.copy(cell.backbone)
     backbone.network = TickingByCrop(clock)
     cell = dataclasses.replace(cell, backbone=backbone)
-    estimated = estimate(cell, folder).seconds_per_picture["adapt"]
+    estimated = estimate(cell, folder).seconds_per_image["adapt"]
     before = clock.now
     cell.fine_tuning.fit(
         backbone, cell.adapter, [cell.corpus.image(name) for name in cell.corpus.ids[:2]], generator(0, "x", "fit")
@@ -151,7 +151,7 @@ def test_what_the_first_run_waits_for_is_paid_once(tiny, tmp_path, folder, monke
     backbone.network = Compiled(clock)
     found = estimate(dataclasses.replace(cell, backbone=backbone), folder)
     assert found.seconds_once == pytest.approx(90)
-    assert found.seconds_per_picture["sample"] == pytest.approx(0.5 * 37)
+    assert found.seconds_per_image["sample"] == pytest.approx(0.5 * 37)
 
 
 def test_a_cell_costs_its_stages_and_the_disk_that_a_run_takes(tiny, tmp_path, folder):
@@ -159,7 +159,7 @@ def test_a_cell_costs_its_stages_and_the_disk_that_a_run_takes(tiny, tmp_path, f
     cell = resolve_cell(compose([*tiny, f"results={results}", "adaptation=knn"]))
     found = estimate(cell, folder)
     assert not results.exists()  # nothing is written
-    assert all(found.seconds_per_picture[stage] > 0 for stage in ("measure", "retrieve", "adapt", "sample", "score"))
+    assert all(found.seconds_per_image[stage] > 0 for stage in ("measure", "retrieve", "adapt", "sample", "score"))
     run_cell(cell, Options(), tell=lambda _: None)
     adapters = [path.stat().st_size for path in results.glob("adapters/*.safetensors")]
     assert found.memory_mb > 0 and found.adapter_disk_mb == pytest.approx(sum(adapters) / len(adapters) / 1e6, rel=0.01)
@@ -168,7 +168,7 @@ def test_a_cell_costs_its_stages_and_the_disk_that_a_run_takes(tiny, tmp_path, f
     others = [
         path.stat().st_size for path in results.rglob("*.*") if path.parent.name not in ("adapters", "embeddings")
     ]
-    assert found.picture_disk_mb == pytest.approx(sum(others) / len(cell.data) / 1e6, rel=0.3)
+    assert found.image_disk_mb == pytest.approx(sum(others) / len(cell.data) / 1e6, rel=0.3)
 
 
 @pytest.mark.parametrize("prompt", ["", "a house"])
@@ -178,7 +178,7 @@ def test_a_latent_cell_is_timed_too(tmp_path, folder, made_stable_diffusion, pro
     words += ["adaptation=self", "adaptation/fine_tuning=sd_x4", "adaptation.fine_tuning.crop_size=16"]
     words += ["data.only=[chelsea-s1-y050-x105]", "scoring.metrics=[psnr]", f"results={tmp_path / 'results'}"]
     found = estimate(resolve_cell(compose(words)), folder)
-    assert found.seconds_per_picture["sample"] > 0 and found.seconds_per_picture["adapt"] > 0
+    assert found.seconds_per_image["sample"] > 0 and found.seconds_per_image["adapt"] > 0
 
 
 def test_the_corpus_is_embedded_once_and_not_where_it_is_already(tiny, adir, neighbourhood, tmp_path, folder):
@@ -238,8 +238,8 @@ def test_adaptation_out_of_memory_names_batch_crop_and_what_to_try(big_cell, mon
     )
 
 
-def test_sampling_out_of_memory_names_the_pictures_and_other_errors_stay(big_cell):
-    with pytest.raises(OutOfMemory, match=r"while sampling 4 pictures of 48x64: try batch_size=1, "):
+def test_sampling_out_of_memory_names_the_images_and_other_errors_stay(big_cell):
+    with pytest.raises(OutOfMemory, match=r"while sampling 4 images of 48x64: try batch_size=1, "):
         with out_of_memory_explained(big_cell, (3, 64, 48), 4):
             raise MemoryError
     with pytest.raises(ValueError, match="shapes differ"), out_of_memory_explained(big_cell, (3, 64, 48)):

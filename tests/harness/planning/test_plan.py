@@ -37,7 +37,7 @@ def priced(adir: Callable, tiny: list[str], tmp_path: Path, estimated: list[str]
 @pytest.mark.parametrize(
     "words, adapters",
     [
-        (["adaptation=random", "task=sr4,deblur"], 3),  # drawn without y, of one picture
+        (["adaptation=random", "task=sr4,deblur"], 3),  # drawn without y, of one image
         (["adaptation=random", "task=sr4,deblur", "seed=0,1"], 6),
         (["adaptation=knn", "task=sr4,deblur"], 6),
         (["adaptation=knn", "sampler.n_steps=1,2"], 3),  # the sampler comes after
@@ -49,11 +49,11 @@ def priced(adir: Callable, tiny: list[str], tmp_path: Path, estimated: list[str]
 def test_adapters_that_cells_will_share_are_counted_once_before_anything_is_there(
     priced: Callable[..., str], words: list[str], adapters: int
 ) -> None:
-    assert f" pictures and {adapters} adapters to do" in priced(*words)
+    assert f" images and {adapters} adapters to do" in priced(*words)
 
 
 def test_shared_adapters_and_what_is_done_once_count_once_in_time_and_disk(priced: Callable[..., str]) -> None:
-    # Six pictures of 10 s and 2 MB, three adapters of 100 s and 30 MB.
+    # Six images of 10 s and 2 MB, three adapters of 100 s and 30 MB.
     told = priced("adaptation=random", "task=sr4,deblur")
     assert re.search(r"about 6 minutes of one worker .* 102 MB in", told)
 

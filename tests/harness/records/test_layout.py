@@ -18,14 +18,14 @@ def test_a_mark_is_set_once_and_stays(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "runs")
     assert not layout.is_marked()
     layout.mark()
-    assert json.loads(layout.marker.read_text()) == {"format": "adir results", "schema": 2}
+    assert json.loads(layout.marker.read_text()) == {"format": "adir results", "schema": 3}
     before = layout.marker.stat()
     layout.mark()
     assert layout.is_marked() and layout.marker.stat() == before
     assert [path.name for path in layout.folder.iterdir()] == ["adir-results.json"]
 
 
-@pytest.mark.parametrize("schema", [1, 3, None, "2"])
+@pytest.mark.parametrize("schema", [1, 2, None, "2"])
 @pytest.mark.parametrize("where", ["marker", "record"])
 def test_a_folder_of_another_schema_is_refused_in_one_line_and_stays(
     tmp_path: Path, where: str, schema: object
@@ -68,7 +68,7 @@ def test_every_id_has_a_record_that_is_found_and_can_be_packed(tmp_path: Path, i
     (found,) = all_records(tmp_path)
     assert found == made_record(image).model_copy(update={"path": found.path})
     assert kind_of(found.path) == "record" and unquote(file_name(image).partition("@")[0]) == image
-    assert kind_of(ledger_of(Path(), made_record(image)).picture_path(image).as_posix()) == "picture"
+    assert kind_of(ledger_of(Path(), made_record(image)).image_path(image).as_posix()) == "restored"
 
 
 def test_links_to_folders_of_cells_are_followed(tmp_path: Path) -> None:
@@ -84,18 +84,18 @@ def test_links_to_folders_of_cells_are_followed(tmp_path: Path) -> None:
 
 KINDS = {
     "cells/b/sr4/none/records/a.json": "record",
-    "cells/b/sr4/none/pictures/a.png": "picture",
+    "cells/b/sr4/none/images/a.png": "restored",
     "measurements/sr4-v1/a.png": "y",
     "measurements/sr4-v1/a.json": "y",
     "grids/0123456789abcdef.json": "plan",
     "manifests/div2k-0123456789.json": "data",
-    f"pictures/{'a' * 64}.png": "shown",
-    f"pictures/{'a' * 64}-thumbnail.png": "shown",
+    f"images/{'a' * 64}.png": "shown",
+    f"images/{'a' * 64}-thumbnail.png": "shown",
     f"losses/{'a' * 64}.json": "losses",
     "adir-results.json": None,
     "leaderboard.csv": None,
     f"adapters/{'a' * 64}.safetensors": None,
-    f"pictures/{'a' * 63}.png": None,
+    f"images/{'a' * 63}.png": None,
     "cells/b/sr4/records/a.json": None,
     "cells/b/sr4/none/records/../a.json": None,
     "cells/b/../none/records/a.json": None,
@@ -117,10 +117,10 @@ def test_the_places_of_a_folder_are_of_the_kinds_that_a_submission_may_hold(tmp_
         "plan": layout.plan(sha256),
         "data": layout.manifest("div2k", sha256),
         "y": layout.measurements / "sr4-v1" / "a.png",
-        "shown": layout.picture(sha256),
+        "shown": layout.image(sha256),
     }
     assert {kind: kind_of(path.as_posix()) for kind, path in places.items()} == {kind: kind for kind in places}
-    assert kind_of(layout.picture(sha256, thumbnail=True).as_posix()) == "shown"
+    assert kind_of(layout.image(sha256, thumbnail=True).as_posix()) == "shown"
     assert kind_of(layout.adapter(sha256).as_posix()) is None  # too large to send
 
 

@@ -15,7 +15,7 @@ from adir.harness.records.layout import Layout
 
 
 @pytest.mark.parametrize("results", ["runs", "results/2024", "photos/deep/er"])
-def test_results_among_the_test_pictures_are_not_taken_as_test_pictures(
+def test_results_among_the_test_images_are_not_taken_as_test_images(
     adir, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: str
 ) -> None:
     shutil.copytree(photographs, tmp_path / "set")
@@ -30,7 +30,7 @@ def test_results_among_the_test_pictures_are_not_taken_as_test_pictures(
             f"task={task}",
             f"results={results}",
         )
-        assert done.status == 0 and "3 pictures done, 0 were there, 0 failed" in done.out + done.err
+        assert done.status == 0 and "3 images done, 0 were there, 0 failed" in done.out + done.err
     assert len(folder_corpus(".")) == 3
     refused = adir("run", "data=folder", f"data.path={results}", "sampler=bicubic")
     assert refused.status == 2 and f"{results}: holds results of adir" in refused.err and refused.err.count("\n") == 1

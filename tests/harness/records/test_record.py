@@ -45,7 +45,7 @@ def full_record() -> Record:
     return record.model_copy(
         update={
             "adapter": record.adapter.model_copy(update={"k_used": 1, "held_out": held_out}),
-            "neighbours": (Neighbour(id="n", distance=0.5, picture="p"), Neighbour(id="m", distance=None)),
+            "neighbours": (Neighbour(id="n", distance=0.5, image="p"), Neighbour(id="m", distance=None)),
             "excluded": ("copy",),
             "search": Search(approximate=True, recall=0.9),
             "prior": Prior(trained_on="ImageNet"),
@@ -55,7 +55,7 @@ def full_record() -> Record:
             "commit": "c0ffee",
             "threads": 1,
             "process_peak_memory_mb": 512.5,
-            "picture": "cells/x.png",
+            "restored": "cells/x.png",
         }
     )
 
@@ -78,7 +78,7 @@ def test_a_record_comes_back_from_its_file(name: str) -> None:
 
 def test_a_file_says_its_schema_and_never_its_own_place() -> None:
     content = made_record().model_copy(update={"path": "cells/a.json"}).as_json()
-    assert content["schema"] == module.SCHEMA == 2
+    assert content["schema"] == module.SCHEMA == 3
     assert "path" not in content and "schema_version" not in content
 
 
@@ -181,10 +181,10 @@ def test_a_file_with_a_number_that_json_has_no_word_for_is_refused(field: str, n
         parse_record(json_value(spoilt.encode()))
 
 
-@pytest.mark.parametrize("schema", [1, 3, "2", None, 2.5])
+@pytest.mark.parametrize("schema", [1, 2, "2", None, 2.5])
 def test_a_record_of_another_schema_is_none_of_ours(schema: object) -> None:
     content = made_record().as_json() | {"schema": schema}
-    with pytest.raises(OtherSchema, match=f"schema {schema!r}, this version of adir reads schema 2"):
+    with pytest.raises(OtherSchema, match=f"schema {schema!r}, this version of adir reads schema 3"):
         parse_record(content)
     del content["schema"]
     with pytest.raises(OtherSchema, match="schema None"):

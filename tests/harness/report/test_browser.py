@@ -16,7 +16,7 @@ import pytest
 from made_records import ledger_of, made_record
 from PIL import Image
 
-import adir.harness.report.exhibits as exhibits
+import adir.harness.report.assets as assets
 from adir.harness.report.page import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'adir[dev]'")
@@ -71,14 +71,14 @@ class Opened:
         return self.page.locator("#frame").bounding_box()
 
     def loaded(self) -> None:
-        """Wait until every picture that is shown is decoded."""
+        """Wait until every image that is shown is decoded."""
         self.page.evaluate(
             "() => Promise.all([...document.querySelectorAll('img[src]')].filter((i) => !i.hidden).map((i) => i.decode()))"
         )
 
-    def choose(self, picture: str, task: str = "sr4") -> None:
+    def choose(self, image: str, task: str = "sr4") -> None:
         self.page.select_option("#scene-task", task)
-        self.page.select_option("#scene", label=picture)
+        self.page.select_option("#scene", label=image)
 
 
 @pytest.fixture
@@ -92,11 +92,11 @@ def opened(browser: Any, report: Path) -> Iterator[Opened]:
 
 
 def pixels(screenshot: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(screenshot)) as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(io.BytesIO(screenshot)) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_the_border_follows_the_mouse_and_parts_the_two_pictures(opened: Opened) -> None:
+def test_the_border_follows_the_mouse_and_parts_the_two_images(opened: Opened) -> None:
     opened.choose("plain")
     opened.page.select_option("#left", label="ground truth")
     opened.page.select_option("#right", label="error of knn k=4 full")
@@ -120,7 +120,7 @@ def test_the_border_follows_the_mouse_and_parts_the_two_pictures(opened: Opened)
         for s in (left, right)
     ]
     for fraction, side in ((0.1, sides[0]), (0.22, sides[0]), (0.29, sides[1]), (0.95, sides[1])):
-        # A 32-pixel picture is shown as squares of a sixteenth of an inch and more: their middles have its very colours.
+        # A 32-pixel image is shown as squares of a sixteenth of an inch and more: their middles have its very colours.
         column = int(fraction * 32)
         x, y = round((column + 0.5) / 32 * shown.shape[1]), round(4.5 / 32 * shown.shape[0])
         np.testing.assert_allclose(shown[y, x], side[4, column], atol=2)
@@ -238,7 +238,7 @@ def test_charts_draw_what_is_there(opened: Opened) -> None:
     opened.page.select_option("#chart-task", "sr4")
     for name in ("scatter", "sweep", "loss", "held-out", "oracle", "cost"):
         assert opened.page.locator(f"#{name} .plot svg").is_visible(), name
-    # 3 rows x 3 pictures as small points, 3 means
+    # 3 rows x 3 images as small points, 3 means
     clouds = opened.page.locator("#scatter path.cloud").evaluate_all(
         "(paths) => paths.map((p) => p.getAttribute('d').split('M').length - 1)"
     )
@@ -286,7 +286,7 @@ def test_it_opens_on_what_there_is_and_not_on_a_task_that_never_ran(browser: Any
     one = Opened(browser, several)
     assert one.page.evaluate("[...sceneTask.options].map((o) => o.value)") == ["deblur", "sr4"]
     assert [one.page.input_value(f"#{name}") for name in ("scene-task", "chart-task")] == ["sr4", "sr4"]
-    assert one.page.locator("#right-picture").is_visible() and one.page.locator("#scatter svg").is_visible()
+    assert one.page.locator("#right-image").is_visible() and one.page.locator("#scatter svg").is_visible()
     one.page.select_option("#scene-task", "deblur")
     assert "missing" in one.page.locator("#scores").text_content()
     assert one.said == []
@@ -363,7 +363,7 @@ def test_texts_start_at_the_left_and_numbers_end_at_the_right(browser: Any, seve
     one.context.close()
 
 
-def test_it_prints_in_dark_ink_on_white_with_charts_and_pictures(browser: Any, report: Path) -> None:
+def test_it_prints_in_dark_ink_on_white_with_charts_and_images(browser: Any, report: Path) -> None:
     one = Opened(browser, report, color_scheme="dark")
     pdf = one.page.pdf(format="A4")
     assert pdf.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 6
@@ -375,19 +375,19 @@ def test_it_prints_in_dark_ink_on_white_with_charts_and_pictures(browser: Any, r
     one.context.close()
 
 
-def test_linked_pictures_show_and_a_lost_one_is_said(
+def test_linked_images_show_and_a_lost_one_is_said(
     browser: Any, make_results: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exhibits, "EXACT_BYTES", 100)
-    monkeypatch.setattr(exhibits, "PIXELS", 1)
+    monkeypatch.setattr(assets, "EXACT_BYTES", 100)
+    monkeypatch.setattr(assets, "PIXELS", 1)
     folder = make_results(tasks=("sr4",), seeds=(0,))
     write_report(folder, None, figures=False)
-    ledger_of(folder, made_record(mode="knn", k=4, backbone="tiny")).picture_path("plain").unlink()
+    ledger_of(folder, made_record(mode="knn", k=4, backbone="tiny")).image_path("plain").unlink()
     one = Opened(browser, folder / "report.html")
     one.choose("<script>alert(1)</script>")
     one.loaded()
-    assert one.page.evaluate("document.getElementById('right-picture').naturalWidth") == 32
-    assert one.page.evaluate("document.getElementById('right-picture').src").startswith("file:")
+    assert one.page.evaluate("document.getElementById('right-image').naturalWidth") == 32
+    assert one.page.evaluate("document.getElementById('right-image').src").startswith("file:")
     one.choose("plain")
     one.page.locator("#right-lack").wait_for()  # until it is visible
     assert "its file is not where it was" in one.page.locator("#right-lack").text_content()

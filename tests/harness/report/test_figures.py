@@ -77,7 +77,7 @@ def test_the_comparison_shows_the_pixels_of_the_files(gathered: Gathered) -> Non
     scene = [s.image_id for s in gathered.scenes if s.task == "sr4"].index("plain")
     shown = axes[4 * scene + 3].images[0].get_array()
     ledger = ledger_of(gathered.folder, made_record(mode="knn", k=4, backbone="tiny"))
-    np.testing.assert_array_equal(shown, read_pixels(ledger.picture_path("plain")))
+    np.testing.assert_array_equal(shown, read_pixels(ledger.image_path("plain")))
 
 
 def test_the_sweep_has_the_means_of_the_board(gathered: Gathered) -> None:
@@ -127,5 +127,5 @@ def test_files_have_their_fonts_inside_and_are_the_same_each_time(
             assert b"/FontFile2" in one.read_bytes() and b"/Type3" not in one.read_bytes()
             assert b"/CreationDate" not in one.read_bytes()
         else:
-            with Image.open(one) as picture:
-                assert picture.width >= 200
+            with Image.open(one) as image:
+                assert image.width >= 200

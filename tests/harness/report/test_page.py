@@ -14,13 +14,13 @@ import pytest
 from made_records import ledger_of, made_record
 from PIL import Image
 
-import adir.harness.report.exhibits as exhibits
+import adir.harness.report.assets as assets
 import adir.harness.report.page as page
 from adir.errors import InputError
 from adir.harness.records.ledger import all_records
 from adir.harness.records.record import Record
+from adir.harness.report.images import ERROR_SCALE, embedded_field, error_colours, error_map
 from adir.harness.report.page import json_block, write_report
-from adir.harness.report.pictures import ERROR_SCALE, embedded_field, error_colours, error_map
 from adir.harness.tables.formats import cells, headings
 from adir.harness.tables.leaderboard import load_board
 from adir.images import read_pixels
@@ -77,8 +77,8 @@ def data_of(reader: Reader) -> dict[str, Any]:
 
 def decoded(source: str) -> np.ndarray:
     assert source.startswith("data:image/webp;base64,")
-    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def row_number(data: dict[str, Any], axes: dict[str, Any]) -> str:
     return str(number)
 
 
-def test_pictures_are_exact_and_each_is_embedded_once(results: Path, reader: Reader) -> None:
+def test_images_are_exact_and_each_is_embedded_once(results: Path, reader: Reader) -> None:
     data = data_of(reader)
     assert len(set(data["images"])) == len(data["images"])
     row = row_number(data, {"task": "sr4", "adaptation": "knn", "k": 4})
@@ -137,12 +137,10 @@ def test_pictures_are_exact_and_each_is_embedded_once(results: Path, reader: Rea
         record = ledger.read("plain")
         assert record is not None
         cell = scene["cells"][row][seed]
-        np.testing.assert_array_equal(
-            decoded(data["images"][cell["picture"]]), read_pixels(ledger.picture_path("plain"))
-        )
+        np.testing.assert_array_equal(decoded(data["images"][cell["image"]]), read_pixels(ledger.image_path("plain")))
         assert record.y_file is not None
         np.testing.assert_array_equal(decoded(data["images"][scene["y"]]), read_pixels(results / record.y_file))
-        truth = results / "pictures" / f"{record.image.sha256}.png"
+        truth = results / "images" / f"{record.image.sha256}.png"
         np.testing.assert_array_equal(decoded(data["images"][scene["truth"]]), read_pixels(truth))
         assert cell["heat"] is not None
 
@@ -225,11 +223,11 @@ def test_without_ground_truth_there_are_no_error_maps(make_results: Any, tmp_pat
     )
 
 
-def test_pictures_beyond_the_budget_are_links_that_lead_to_their_files(
+def test_images_beyond_the_budget_are_links_that_lead_to_their_files(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exhibits, "EXACT_BYTES", 1000)
-    monkeypatch.setattr(exhibits, "PIXELS", 30_000)
+    monkeypatch.setattr(assets, "EXACT_BYTES", 1000)
+    monkeypatch.setattr(assets, "PIXELS", 30_000)
     out = tmp_path / "elsewhere" / "report.html"
     reader = report(results, out)
     data = data_of(reader)
@@ -256,10 +254,10 @@ def test_a_record_cannot_make_the_report_read_outside_its_folder(make_results: A
     Image.new("RGB", (8, 8)).save(secret)
     record = ledger_of(folder, made_record(backbone="tiny")).record_path("plain")
     for outside in (f"../{secret.name}", str(secret)):
-        record.write_text(json.dumps(json.loads(record.read_text()) | {"picture": outside}))
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"restored": outside}))
         data = data_of(report(folder, tmp_path / "report.html"))
         scene = next(s for s in data["scenes"] if s["id"] == "plain")
-        assert scene["cells"]["0"]["0"]["picture"] is None
+        assert scene["cells"]["0"]["0"]["image"] is None
         assert not any("secret" in source for source in data["images"])
 
 

@@ -23,7 +23,7 @@ def take_all(folder: Path, names: list[str], out: Path) -> None:
 
 
 def test_of_several_workers_each_piece_of_work_goes_to_exactly_one(tmp_path: Path) -> None:
-    names = [f"picture {n}/é.png" for n in range(50)]
+    names = [f"image {n}/é.png" for n in range(50)]
     outs = [tmp_path / f"{worker}.json" for worker in range(4)]
     workers = [multiprocessing.Process(target=take_all, args=(tmp_path / "claims", names, out)) for out in outs]
     for worker in workers:

@@ -16,12 +16,12 @@ from adir.harness.running import claims, grid
 from adir.harness.running.grid import check_grid, write_plan
 
 RECORDS = "cells/**/records/*.json"
-PICTURES = "cells/**/pictures/*.png"
+IMAGES = "cells/**/images/*.png"
 
 
-def pictures(folder: Path) -> dict[str, str]:
-    """{restored picture: SHA-256}."""
-    return {str(path.relative_to(folder)): sha256_of_file(path) for path in folder.glob(PICTURES)}
+def images(folder: Path) -> dict[str, str]:
+    """{restored image: SHA-256}."""
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in folder.glob(IMAGES)}
 
 
 def contents(folder: Path) -> set[str]:
@@ -32,31 +32,29 @@ def test_random_neighbours_of_two_tasks_share_their_adapters(adir, tiny: list[st
     grid = ["run", "-m", *tiny, "task=sr4,deblur", "adaptation=random", f"results={tmp_path}"]
     assert adir(*grid).status == 0
     assert len(list(tmp_path.glob(RECORDS))) == 2 * 3
-    assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 3  # a draw depends on seed and picture alone
+    assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 3  # a draw depends on seed and image alone
 
 
 def test_neighbours_for_a_smaller_k_are_those_of_a_larger_one(adir, tiny: list[str], tmp_path: Path) -> None:
     for results, ks in (("together", "3,1"), ("alone", "1")):
         grid = ["run", "-m", *tiny, "task=sr4", "adaptation=knn", f"k={ks}", f"results={tmp_path / results}"]
         assert adir(*grid).status == 0
-    assert len(list((tmp_path / "together/neighbours").iterdir())) == 3  # of three pictures, for both K
-    alone, together = pictures(tmp_path / "alone"), pictures(tmp_path / "together")
+    assert len(list((tmp_path / "together/neighbours").iterdir())) == 3  # of three images, for both K
+    alone, together = images(tmp_path / "alone"), images(tmp_path / "together")
     assert len(alone) == 3 and alone.items() <= together.items()
     for path in (tmp_path / "together").glob(RECORDS):
         record = read_json(path)
         assert len(record["neighbours"]) == record["axes"]["k"]
-        assert all(
-            (tmp_path / f"together/pictures/{n['picture']}-thumbnail.png").is_file() for n in record["neighbours"]
-        )
+        assert all((tmp_path / f"together/images/{n['image']}-thumbnail.png").is_file() for n in record["neighbours"])
 
 
-def test_a_batch_of_pictures_gives_those_of_one_after_another(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_batch_of_images_gives_those_of_one_after_another(adir, tiny: list[str], tmp_path: Path) -> None:
     for results, batch_size in (("one", 1), ("two", 2)):
         assert adir("run", *tiny, f"results={tmp_path / results}", f"batch_size={batch_size}").status == 0
-    assert len(pictures(tmp_path / "one")) == 3 and pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert len(images(tmp_path / "one")) == 3 and images(tmp_path / "two") == images(tmp_path / "one")
 
 
-def test_a_picture_that_was_replaced_stops_a_run_before_any_work(
+def test_an_image_that_was_replaced_stops_a_run_before_any_work(
     adir, tiny: list[str], photographs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(photographs, tmp_path / "data")
@@ -68,14 +66,14 @@ def test_a_picture_that_was_replaced_stops_a_run_before_any_work(
     _build_once.cache_clear()  # as in a new process
     for command in ("plan", "run"):
         finished = adir(command, *words, "seed=1")
-        assert finished.status == 2 and f"another picture with the id '{last.name}'" in " ".join(
+        assert finished.status == 2 and f"another image with the id '{last.name}'" in " ".join(
             (finished.out + finished.err).split()
         )
     assert contents(tmp_path / "runs") == before
 
 
-def test_a_picture_that_fails_in_a_batch_fails_alone(adir, tiny: list[str], tmp_path: Path) -> None:
-    # 1e30 without the cap overflows; the record of each picture says so by itself
+def test_an_image_that_fails_in_a_batch_fails_alone(adir, tiny: list[str], tmp_path: Path) -> None:
+    # 1e30 without the cap overflows; the record of each image says so by itself
     words = ["sampler.guidance_scale=1e30", "sampler.cap=false", "batch_size=3", f"results={tmp_path}"]
     assert adir("run", *tiny, *words).status == 1
     records = [read_json(path) for path in tmp_path.glob(RECORDS)]
@@ -85,9 +83,7 @@ def test_a_picture_that_fails_in_a_batch_fails_alone(adir, tiny: list[str], tmp_
 def test_combinations_that_do_not_go_together_are_left_out_and_named(
     adir, tiny: list[str], photographs: Path, tmp_path: Path
 ) -> None:
-    tiny = [
-        word for word in tiny if "n_steps" not in word
-    ]  # bicubic has none, so ADIR takes all of its own: one picture
+    tiny = [word for word in tiny if "n_steps" not in word]  # bicubic has none, so ADIR takes all of its own: one image
     (tmp_path / "one").mkdir()
     shutil.copy(photographs / "0.png", tmp_path / "one")
     grid = [*tiny, "task=sr4", "sampler=adir,bicubic", "adaptation=none,knn", f"data.path={tmp_path / 'one'}"]
@@ -181,7 +177,7 @@ def test_a_device_that_this_machine_lacks_is_refused_before_a_launcher_of_this_m
     assert contents(tmp_path) == set()  # nor Hydra's note of the grid
 
 
-def test_the_plan_of_a_grid_is_stored_with_all_its_pictures(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_the_plan_of_a_grid_is_stored_with_all_its_images(adir, tiny: list[str], tmp_path: Path) -> None:
     grid = ["run", "-m", *tiny, "adaptation=none,knn", f"results={tmp_path}"]
     assert adir(*grid).status == 0
     (path,) = tmp_path.glob("grids/*.json")
@@ -191,7 +187,7 @@ def test_the_plan_of_a_grid_is_stored_with_all_its_pictures(adir, tiny: list[str
         str(record.parent.parent.relative_to(tmp_path)) for record in tmp_path.glob(RECORDS)
     }
     (manifest,) = tmp_path.glob("manifests/*.json")
-    assert set(read_json(manifest)["pictures"]) == {"0.png", "1.png", "2.png"}
+    assert set(read_json(manifest)["images"]) == {"0.png", "1.png", "2.png"}
     for record in map(read_json, tmp_path.glob(RECORDS)):  # a folder tells neither licence nor source
         image = record["image"]
         assert (image["manifest"], image["licence"], image["source"]) == (read_json(manifest)["sha256"], None, None)
@@ -209,7 +205,7 @@ def test_a_plan_tells_what_is_to_do_and_does_nothing(adir, tiny: list[str], tmp_
     planned = adir("plan", *grid)
     assert planned.status == 0, planned.err
     assert contents(results) == set()
-    assert "3 cells, 1 more combinations equal one of them: 9 pictures and 6 adapters to do" in planned.out
+    assert "3 cells, 1 more combinations equal one of them: 9 images and 6 adapters to do" in planned.out
 
 
 def test_a_plan_counts_what_is_done_and_which_adapters_are_there(adir, tiny: list[str], tmp_path: Path) -> None:
@@ -221,13 +217,13 @@ def test_a_plan_counts_what_is_done_and_which_adapters_are_there(adir, tiny: lis
     assert planned.status == 0
     assert re.search(r"sr4 none seed=0 +│ +3 │ done", planned.out)
     assert re.search(r"sr4 knn k=2 full seed=0 +│ +3 │ 1 to do, 1 adapters cached, 2 done", planned.out)
-    assert "1 pictures and 0 adapters to do" in planned.out
+    assert "1 images and 0 adapters to do" in planned.out
 
 
 def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(adir, tiny: list[str], tmp_path: Path) -> None:
     finished = adir("plan", "-m", *tiny, "adaptation=none,knn", "k=2,99", f"results={tmp_path}")
     assert finished.status == 2
-    assert "(1) K=99 neighbours asked of a corpus of 6 pictures" in finished.out
+    assert "(1) K=99 neighbours asked of a corpus of 6 images" in finished.out
     assert re.search(r"embedded sr4 knn k=99 full seed=0 +│ +– │ CANNOT RUN \(1\)", finished.out)
     assert re.search(r"embedded sr4 knn k=2 full seed=0 +│ +3 │ 3 to do", finished.out)
 
@@ -309,7 +305,7 @@ def test_a_plan_counts_an_adapter_that_two_cells_share_once(adir, tiny: list[str
     assert adir("run", *grid).status == 0
     for path in [*tmp_path.glob("adapters/*.safetensors"), *tmp_path.glob(RECORDS)]:
         path.unlink()
-    assert "6 pictures and 3 adapters to do" in adir("plan", *grid).out
+    assert "6 images and 3 adapters to do" in adir("plan", *grid).out
 
 
 @pytest.mark.parametrize("batch_size", ["0", "x", "1.5"])

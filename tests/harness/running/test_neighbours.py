@@ -1,4 +1,4 @@
-"""Neighbours of a cell: from an index on disk as from memory; copies of the test picture never."""
+"""Neighbours of a cell: from an index on disk as from memory; copies of the test image never."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_a_cell_with_another_encoder_than_its_index_names_both(tiny: list[str], 
         resolve_cell(compose(words))
 
 
-def test_a_crop_of_the_test_picture_is_left_out_and_counted(
+def test_a_crop_of_the_test_image_is_left_out_and_counted(
     tiny: list[str], neighbourhood: Path, photographs: Path, tmp_path: Path
 ) -> None:
     corpus = tmp_path / "corpus"
@@ -99,7 +99,7 @@ def test_a_crop_of_the_test_picture_is_left_out_and_counted(
     y = built.task.degrade(x, generator(0, "0.png", "y"))
     neighbours, excluded = find_neighbours(built, "0.png", x, y)
     assert excluded == ["crop.png"] and "crop.png" not in {neighbour.id for neighbour in neighbours}
-    mine, none = find_neighbours(built, "0.png", None, y)  # a user's own picture has no x
+    mine, none = find_neighbours(built, "0.png", None, y)  # a user's own image has no x
     assert none == [] and len(mine) == 2
 
 
@@ -127,50 +127,50 @@ def words(tiny: list[str], tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides for a corpus of given files."""
 
     def make(files: dict[str, torch.Tensor], *overrides: str) -> list[str]:
-        for name, picture in files.items():
+        for name, image in files.items():
             path = tmp_path / "corpus" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(to_uint8(picture)).save(path)
+            Image.fromarray(to_uint8(image)).save(path)
         others = [word for word in tiny if not word.startswith(("retrieval.corpus", "k="))]
         return [*others, f"results={tmp_path / 'results'}", f"retrieval.corpus.path={tmp_path / 'corpus'}", *overrides]
 
     return make
 
 
-def pictures(folder: Path) -> list[torch.Tensor]:
+def images(folder: Path) -> list[torch.Tensor]:
     return [read_image(path) for path in sorted(folder.glob("*.png"))]
 
 
 @pytest.mark.parametrize("mode", ["knn", "pixel", "random"])
-def test_equal_pictures_of_a_corpus_count_once_and_the_smallest_id_stands_for_them(
+def test_equal_images_of_a_corpus_count_once_and_the_smallest_id_stands_for_them(
     words: Callable, neighbourhood: Path, photographs: Path, mode: str
 ) -> None:
-    a, b, c = pictures(neighbourhood)[:3]
+    a, b, c = images(neighbourhood)[:3]
     files = {"a.png": a, "b.png": b, "again/a.png": a, "z.bmp": a, "c.png": c, "d.png": b}
     built = resolve_cell(compose(words(files, "task=sr4", f"adaptation={mode}", "k=3")))
     for image_id in built.data.ids:
         x = built.data.image(image_id)
         y = built.task.degrade(x, generator(0, image_id, "y"))
-        for picture in (x, None):  # of a test, and of a user's own picture
-            neighbours, excluded = find_neighbours(built, image_id, picture, y)
+        for image in (x, None):  # of a test, and of a user's own image
+            neighbours, excluded = find_neighbours(built, image_id, image, y)
             assert excluded == [] and {neighbour.id for neighbour in neighbours} == {"a.png", "b.png", "c.png"}
 
 
 @pytest.mark.parametrize("mode", ["knn", "random"])
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_k_above_what_copies_and_equal_pictures_leave_is_refused_before_any_work(
+def test_k_above_what_copies_and_equal_images_leave_is_refused_before_any_work(
     adir: Callable, words: Callable, neighbourhood: Path, photographs: Path, tmp_path: Path, command: str, mode: str
 ) -> None:
-    a, b, c = pictures(neighbourhood)[:3]
+    a, b, c = images(neighbourhood)[:3]
     grey = read_image(photographs / "1.png").mean(0, keepdim=True).expand(3, -1, -1)
     files = {"a.png": a, "b.png": b, "c.png": c, "again.png": b, "grey.png": grey}
     overrides = words(files, "task=sr4", f"adaptation={mode}", "sampler.n_steps=1")
     assert adir(command, *overrides, "k=3").status == 0
-    for k, without in ((4, "copies of test picture 1.png and repeats 3"), (5, "repeats 4")):
+    for k, without in ((4, "copies of test image 1.png and repeats 3"), (5, "repeats 4")):
         refused = adir(command, *overrides, f"k={k}", f"results={tmp_path / 'other'}")
         said = " ".join((refused.out + refused.err).split())
         assert refused.status == 2
-        assert f"K={k} neighbours asked, but without {without} of 5 corpus pictures are left" in said
+        assert f"K={k} neighbours asked, but without {without} of 5 corpus images are left" in said
         assert not (tmp_path / "other" / "cells").exists()
 
 
@@ -198,7 +198,7 @@ def test_without_the_own_photograph_no_neighbour_is_of_it_and_of_others_all_are_
     if mode == "pixel":
         assert chosen == [near for near in everything if not near.id.startswith("grass")][:20]
     assert len(chosen) == 20 and not any(near.id.startswith("grass") for near in chosen)
-    mine, _ = find_neighbours(control, "grass", None, y)  # a user's own picture has no photograph here
+    mine, _ = find_neighbours(control, "grass", None, y)  # a user's own image has no photograph here
     assert len(mine) == 20
 
 
@@ -207,5 +207,5 @@ def test_k_above_what_the_corpus_does_not_withhold_is_refused(adir: Callable, tm
     left = len(DomainCorpus()) - max(len(DomainCorpus(own_photograph=False).withheld(name)) for name in DOMAINS)
     refused = adir("plan", *words, f"k={left + 1}", f"results={tmp_path}")
     said = " ".join((refused.out + refused.err).split())
-    assert refused.status == 2 and "without copies and withheld pictures of test picture hubble_deep_field-s1" in said
+    assert refused.status == 2 and "without copies and withheld images of test image hubble_deep_field-s1" in said
     assert f"repeats {left} of" in said

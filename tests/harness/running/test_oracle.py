@@ -65,7 +65,7 @@ def test_a_run_records_both_errors_by_t_and_none_changes_nothing(adir: Callable,
     backbone = GuidedDiffusion()
     tensors = load_file(tmp_path / "adapters" / f"{tuned['adapter']['key']}.safetensors")
     backbone.network.load_state_dict(tensors)
-    truth = Layout(tmp_path).picture(none["image"]["sha256"])
+    truth = Layout(tmp_path).image(none["image"]["sha256"])
     cell: Any = SimpleNamespace(backbone=backbone)
     errors = eps_errors(cell, read_image(truth))
     assert [e["adapted"] for e in tuned["oracle"]] == pytest.approx(list(errors.values()), rel=1e-4)

@@ -13,8 +13,8 @@ from safetensors.torch import save
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
-from adir.harness.running.stores import AdapterStore, MeasurementStore, OtherPicture
-from adir.images import generator, hash_of_picture
+from adir.harness.running.stores import AdapterStore, MeasurementStore, OtherImage
+from adir.images import generator, hash_of_image
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -43,7 +43,7 @@ def test_y_is_made_once_and_read_back_bit_for_bit(tmp_path: Path, x: torch.Tenso
     later = store(tmp_path, operator)
     monkeypatch.setattr(later.task, "degrade", lambda *_: pytest.fail("y was made a second time"))
     second = later.get("a", x, never)
-    assert torch.equal(first.y, second.y) and first.sha256 == second.sha256 == hash_of_picture(second.y)
+    assert torch.equal(first.y, second.y) and first.sha256 == second.sha256 == hash_of_image(second.y)
 
 
 def test_another_noise_seed_or_operator_is_another_y_and_another_guidance_scale_is_not(
@@ -86,9 +86,9 @@ def test_a_damaged_note_is_written_anew(tmp_path: Path, x: torch.Tensor) -> None
     assert store(tmp_path).get("a", x, never).sha256 == first.sha256 and note.read_bytes() == before
 
 
-def test_another_picture_with_the_same_id_is_refused_and_the_old_y_stays(tmp_path: Path, x: torch.Tensor) -> None:
+def test_another_image_with_the_same_id_is_refused_and_the_old_y_stays(tmp_path: Path, x: torch.Tensor) -> None:
     first = store(tmp_path).get("a", x, never)
-    with pytest.raises(InputError, match="another picture with the id 'a'; use another results folder"):
+    with pytest.raises(InputError, match="another image with the id 'a'; use another results folder"):
         store(tmp_path).get("a", -x, never)
     assert store(tmp_path).get("a", x, never).sha256 == first.sha256
 
@@ -109,7 +109,7 @@ def test_a_y_that_cannot_be_made_as_it_was_is_refused_and_nothing_is_touched(
     later = store(tmp_path)
     monkeypatch.setattr(later.task, "degrade", lambda *_: -first.y)
     for _ in range(2):  # it does not count as known the second time
-        with pytest.raises(OtherPicture, match="differs"):
+        with pytest.raises(OtherImage, match="differs"):
             later.get("a", x, never)
         assert contents(tmp_path) == before
 
@@ -124,11 +124,11 @@ def test_a_y_without_its_note_gets_one_again(tmp_path: Path, x: torch.Tensor, op
     assert contents(tmp_path) == before
 
 
-def test_a_y_without_its_note_is_not_that_of_another_picture(tmp_path: Path, x: torch.Tensor) -> None:
+def test_a_y_without_its_note_is_not_that_of_another_image(tmp_path: Path, x: torch.Tensor) -> None:
     first = store(tmp_path).get("a", x, never)
     first.path.with_suffix(".json").unlink()
     before = contents(tmp_path)
-    with pytest.raises(OtherPicture, match=r"another results folder"):
+    with pytest.raises(OtherImage, match=r"another results folder"):
         store(tmp_path).get("a", -x, never)
     assert contents(tmp_path) == before
 

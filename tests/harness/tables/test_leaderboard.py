@@ -59,7 +59,7 @@ def row(board: Board, mode: str, k: int | None = None) -> Row:
 
 
 RNG = np.random.default_rng(5)
-PSNR = {image: list(RNG.normal(25, 3, size=2)) for image in "abcdefghij"}  # picture: one value a seed
+PSNR = {image: list(RNG.normal(25, 3, size=2)) for image in "abcdefghij"}  # image: one value a seed
 KNN = {image: [value + gain for value, gain in zip(PSNR[image], RNG.gamma(1.0, size=2), strict=True)] for image in PSNR}
 
 
@@ -68,18 +68,18 @@ def two_rows() -> list[Record]:
     return records + [record(i, v, "knn", s, 20) for i, values in KNN.items() for s, v in enumerate(values)]
 
 
-def test_means_and_standard_errors_are_over_pictures_with_seeds_averaged_within() -> None:
+def test_means_and_standard_errors_are_over_images_with_seeds_averaged_within() -> None:
     board = make_board(two_rows())
     for mode, k, values in (("none", None, PSNR), ("knn", 20, KNN)):
-        per_picture = np.array(list(values.values())).mean(axis=1)
+        per_image = np.array(list(values.values())).mean(axis=1)
         found = row(board, mode, k).estimates["psnr"]
-        assert found.value == pytest.approx(per_picture.mean())
-        # n is 10 pictures, not 20 records: seeds of a picture are no new pictures.
-        assert found.n == 10 and found.standard_error == pytest.approx(per_picture.std(ddof=1) / math.sqrt(10))
+        assert found.value == pytest.approx(per_image.mean())
+        # n is 10 images, not 20 records: seeds of an image are no new images.
+        assert found.n == 10 and found.standard_error == pytest.approx(per_image.std(ddof=1) / math.sqrt(10))
         assert (row(board, mode, k).have, row(board, mode, k).expected) == (20, 20)
 
 
-def test_the_difference_to_reference_is_paired_by_picture() -> None:
+def test_the_difference_to_reference_is_paired_by_image() -> None:
     found = row(make_board(two_rows()), "knn", 20).to_reference["psnr"]
     paired = np.mean([np.mean(KNN[i]) - np.mean(PSNR[i]) for i in PSNR])
     assert found is not None and found.mean == pytest.approx(paired) and found.n == 10
@@ -116,11 +116,11 @@ def test_a_row_that_lacks_anything_shows_no_mean_and_says_how_much_it_has(missin
     others = [i for i in PSNR if i != "c"]
     paired = np.mean([np.mean(KNN[i]) - np.mean(PSNR[i]) for i in others])
     assert (line["psnr_minus_none"], line["psnr_minus_none_n"]) == (pytest.approx(paired), 9)
-    assert any("over the 9 pictures that both have, so c counts in neither" in note for note in board.notes)
+    assert any("over the 9 images that both have, so c counts in neither" in note for note in board.notes)
     assert "(n=9)" in to_markdown(board)
 
 
-def test_a_picture_that_none_lacks_is_dropped_from_the_difference_of_every_other_mode() -> None:
+def test_an_image_that_none_lacks_is_dropped_from_the_difference_of_every_other_mode() -> None:
     records = [r for r in two_rows() if not (r.path == "none-None-1" and r.image.id == "c")]
     board = make_board(records)
     found = row(board, "knn", 20)
@@ -178,9 +178,7 @@ def test_records_of_different_task_versions_are_refused_and_both_are_named() -> 
 def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1] = changed(records[-1], {"y.sha256": "0123456789abc"})
-    with pytest.raises(
-        InputError, match=r"task sr4, picture j of made: y \w+ in knn-20-\d, \w+ in knn-20-\d;"
-    ) as raised:
+    with pytest.raises(InputError, match=r"task sr4, image j of made: y \w+ in knn-20-\d, \w+ in knn-20-\d;") as raised:
         make_board([r for r in records if r.axes.adaptation == "knn"])
     assert "0123456789abc in knn-20-1" in str(raised.value)
 
@@ -327,7 +325,7 @@ def test_p_values_are_adjusted_over_every_difference_of_the_table() -> None:
 
 
 def standings(gains: dict[int, list[float]], direction: str = "higher") -> dict[int | None, str | None]:
-    """{K: best, tied or None} of rows that differ from `none` by these gains per picture."""
+    """{K: best, tied or None} of rows that differ from `none` by these gains per image."""
     records = []
     for number, image in enumerate("abcdefghijkl"):
         base = 20.0 + 3 * number
@@ -335,13 +333,13 @@ def standings(gains: dict[int, list[float]], direction: str = "higher") -> dict[
             record(image, base + gain[number], "knn", 0, k) for k, gain in gains.items()
         ]
     board = make_board(with_fields(records, {"scores.psnr.direction": direction}))
-    return {r.axes["k"]: r.standing.get("psnr") for r in board.rows}
+    return {r.axes["k"]: r.ranking.get("psnr") for r in board.rows}
 
 
 def test_the_best_is_bold_only_where_every_other_row_is_shown_to_be_worse() -> None:
     clear, noisy = [1.0 + 0.01 * n for n in range(12)], [3.0 if n % 2 else -1.0 for n in range(12)]
     assert standings({1: clear}) == {None: None, 1: "best"}
-    # 20 leads 1 by 1.2 in the mean and is behind it on half of the pictures.
+    # 20 leads 1 by 1.2 in the mean and is behind it on half of the images.
     assert standings({1: clear, 20: [g + 1.3 for g in noisy]}) == {None: None, 1: "tied", 20: "tied"}
     assert standings({1: [-g for g in clear]}, "lower") == {None: None, 1: "best"}
     assert standings({1: [-g for g in clear]}) == {None: "best", 1: None}
@@ -357,16 +355,16 @@ def test_bold_and_ties_are_seen_in_every_form() -> None:
         and "<b>24.54</b>" in to_html(board)
     )
     tied = make_board([*records, *[record(i, 21.0 + n, "self") for n, i in enumerate("abcdefgh")]])
-    assert [r.standing for r in tied.rows] == [{}, {}, {"psnr": "best"}]
+    assert [r.ranking for r in tied.rows] == [{}, {}, {"psnr": "best"}]
     same = make_board([*records, *[record(i, 21.0 + n + n / 100, "self") for n, i in enumerate("abcdefgh")]])
-    assert [r.standing for r in same.rows] == [{}, {"psnr": "tied"}, {"psnr": "tied"}]
+    assert [r.ranking for r in same.rows] == [{}, {"psnr": "tied"}, {"psnr": "tied"}]
     assert to_markdown(same).count("≈") == 3 and "**2" not in to_markdown(same)  # two rows and the explanation
 
 
-def test_with_fewer_than_six_pictures_nothing_is_marked_and_a_note_says_why() -> None:
+def test_with_fewer_than_six_images_nothing_is_marked_and_a_note_says_why() -> None:
     board = make_board([record(i, 20.0) for i in "abcde"] + [record(i, 25.0, "knn", 0, 20) for i in "abcde"])
-    assert [r.standing for r in board.rows] == [{}, {}]
-    assert any("5 pictures, fewer than 6" in n and n.endswith("marked: sr4") for n in board.notes)
+    assert [r.ranking for r in board.rows] == [{}, {}]
+    assert any("5 images, fewer than 6" in n and n.endswith("marked: sr4") for n in board.notes)
 
 
 def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> None:
@@ -374,24 +372,24 @@ def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> 
     other = [changed(r, {"image.data": "other", "scores.psnr.value": r.scores["psnr"].value + 100}) for r in records]
     board = make_board(records + other)
     assert len(board.rows) == 4 and {r.axes["data"] for r in board.rows} == {"made", "other"}
-    assert [r.standing for r in board.rows] == [{}, {"psnr": "best"}] * 2
+    assert [r.ranking for r in board.rows] == [{}, {"psnr": "best"}] * 2
     assert "| data |" in to_markdown(board)
     (place,) = [n for n, r in enumerate(records) if r.path == "knn-20-1" and r.image.id == "c"]
-    assert [r.standing for r in make_board(records[:place] + records[place + 1 :]).rows] == [{}, {}]
+    assert [r.ranking for r in make_board(records[:place] + records[place + 1 :]).rows] == [{}, {}]
 
 
 def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task() -> None:
     records = two_rows()
-    # A method that was tried on nine of the pictures, and is worse on each.
+    # A method that was tried on nine of the images, and is worse on each.
     part = [changed(r, DPS | {"scores.psnr.value": r.scores["psnr"].value - 5}) for r in records if r.image.id != "c"]
     board = make_board(records + part)
-    assert {(r.axes["sampler"], r.axes["adaptation"]): r.standing for r in board.rows} == {
+    assert {(r.axes["sampler"], r.axes["adaptation"]): r.ranking for r in board.rows} == {
         ("adir", "none"): {},
         ("adir", "knn"): {"psnr": "best"},
         ("dps", "none"): {},
         ("dps", "knn"): {},
     }
-    assert "2 rows are not over all 10 pictures, so not marked: sr4" in board.notes
+    assert "2 rows are not over all 10 images, so not marked: sr4" in board.notes
 
 
 def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
@@ -447,25 +445,25 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
 def test_other_ground_truths_of_one_name_are_refused() -> None:
     records = two_rows()
     records[0] = changed(records[0], {"image.sha256": "d" * 64})
-    with pytest.raises(InputError, match=r"picture a of made: ground truth \w+ in .*, \w+ in "):
+    with pytest.raises(InputError, match=r"image a of made: ground truth \w+ in .*, \w+ in "):
         make_board(records)
 
 
-# --- one picture under several names
+# --- one image under several names
 
 
 def named(records: list[Record], data: str, rename: Callable[[str], str] = lambda image: image) -> list[Record]:
-    """The same pictures under other names."""
+    """The same images under other names."""
     return [changed(item, {"image.id": rename(item.image.id), "image.data": data}) for item in records]
 
 
 def plan_all(folder: Path, records: list[Record]) -> None:
-    """A plan of all of the pictures for the cells of some records, under the records' names of pictures and data set."""
-    pictures = {r.image.id: r.image.sha256 for r in records if r.image.sha256 is not None}
-    put_plan(folder, records, list(pictures), pictures)
+    """A plan of all of the images for the cells of some records, under the records' names of images and data set."""
+    images = {r.image.id: r.image.sha256 for r in records if r.image.sha256 is not None}
+    put_plan(folder, records, list(images), images)
 
 
-def test_pictures_of_a_renamed_folder_complete_its_table_and_count_once(tmp_path: Path) -> None:
+def test_images_of_a_renamed_folder_complete_its_table_and_count_once(tmp_path: Path) -> None:
     whole = two_rows()
     before = [r for r in whole if r.axes.adaptation == "none"]
     after = named([r for r in whole if r.axes.adaptation == "knn"], "moved")
@@ -482,11 +480,11 @@ def test_pictures_of_a_renamed_folder_complete_its_table_and_count_once(tmp_path
     assert to_csv(load_board(tmp_path, tmp_path / "elsewhere")) == to_csv(board)
     (other,) = named(whole[:1], "moved")
     put(tmp_path / "elsewhere", [changed(other, {"scores.psnr.value": other.scores["psnr"].value + 1})])
-    with pytest.raises(InputError, match="records of one cell and picture that differ in score psnr"):
+    with pytest.raises(InputError, match="records of one cell and image that differ in score psnr"):
         load_board(tmp_path, tmp_path / "elsewhere")
 
 
-def test_a_picture_that_fails_under_one_name_is_not_missing_under_another(tmp_path: Path) -> None:
+def test_an_image_that_fails_under_one_name_is_not_missing_under_another(tmp_path: Path) -> None:
     records = two_rows()
     moved = named(records[:1], "moved", lambda image: f"z{image}")
     put(tmp_path / "one", records)
@@ -496,10 +494,10 @@ def test_a_picture_that_fails_under_one_name_is_not_missing_under_another(tmp_pa
     assert (row.have, row.expected) == (20, 20)
 
 
-def test_files_that_were_renamed_are_the_same_pictures_and_their_first_record_counts(tmp_path: Path) -> None:
+def test_files_that_were_renamed_are_the_same_images_and_their_first_record_counts(tmp_path: Path) -> None:
     records = two_rows()
     renamed = named(records, "made", lambda image: f"z{image}")
-    again = [  # other names are other seeds of a picture
+    again = [  # other names are other seeds of an image
         changed(r, {"scores.psnr.value": r.scores["psnr"].value + 1}) for r in renamed if r.path == "none-None-0"
     ]
     put(tmp_path, records + again)
@@ -509,13 +507,13 @@ def test_files_that_were_renamed_are_the_same_pictures_and_their_first_record_co
     assert any("under several names count once" in note and "za.json" in note for note in board.notes)
     put(tmp_path, with_fields(again[:1], {"y.sha256": "another"}))
     ledger_of(tmp_path, again[0]).record_path("a").unlink()
-    with pytest.raises(InputError, match=r"task sr4, picture a of made: y \w+ in .*, \w+ in "):
+    with pytest.raises(InputError, match=r"task sr4, image a of made: y \w+ in .*, \w+ in "):
         load_board(tmp_path)
 
 
-def test_pictures_of_one_id_in_sets_that_share_another_keep_apart(tmp_path: Path) -> None:
+def test_images_of_one_id_in_sets_that_share_another_keep_apart(tmp_path: Path) -> None:
     one, other = two_rows(), with_fields(named(two_rows(), "other"), {"identity.sampler.guidance_scale": 7})
-    other = [  # a is in both, b to j are other pictures
+    other = [  # a is in both, b to j are other images
         r
         if r.image.id == "a"
         else changed(r, {"image.sha256": f"x of other {r.image.id}", "y.sha256": f"y {r.image.id}"})
@@ -525,7 +523,7 @@ def test_pictures_of_one_id_in_sets_that_share_another_keep_apart(tmp_path: Path
     board = load_board(tmp_path)
     assert {row.axes["data"] for row in board.rows} == {"made = other"}
     assert {row.expected for row in board.rows} == {2 * 19} and {row.have for row in board.rows} == {20}
-    assert set(board.rows[0].pictures["psnr"]) == {"a"} | {f"{i} ({d})" for i in "bcdefghij" for d in ("made", "other")}
+    assert set(board.rows[0].images["psnr"]) == {"a"} | {f"{i} ({d})" for i in "bcdefghij" for d in ("made", "other")}
 
 
 # --- what was planned, and what is damaged
@@ -567,7 +565,7 @@ def test_notes_on_equal_rows_of_two_data_sets_and_backbones_name_these(tmp_path:
     records = [r for r in two_rows() if (r.axes.adaptation, r.image.id) != ("none", "c")]
     other = with_fields(records, {"image.data": "other", "axes.backbone": "b", "identity.backbone.name": "b"})
     notes = make_board(records + other).notes
-    both = "the difference to none is over the 9 pictures that both have, so c counts in neither"
+    both = "the difference to none is over the 9 images that both have, so c counts in neither"
     assert f"{both}: sr4 made made knn k=20 full, sr4 other b knn k=20 full" in notes
 
 
@@ -708,9 +706,9 @@ def test_the_latex_table_has_as_many_cells_in_every_line_as_columns() -> None:
 
 
 def captions(records: list[Record], folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """What the sheet of these records writes; no picture file is there, which leaves its place white."""
+    """What the sheet of these records writes; no image file is there, which leaves its place white."""
     written: set[str] = set()
-    put(folder, with_fields(records, {"picture": "none.png", "y.file": "y.png"}))
+    put(folder, with_fields(records, {"restored": "none.png", "y.file": "y.png"}))
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, *rest: written.add(text))
     write_sheet(folder, None, folder / "sheet.png")
     return written
@@ -743,7 +741,7 @@ def test_settings_of_one_mode_have_a_column_each_named_by_what_tells_them_apart(
     assert {"PSNR 20.00", "PSNR 21.00"} <= written and "missing" not in written
 
 
-def test_the_longest_caption_fits_under_its_picture() -> None:
+def test_the_longest_caption_fits_under_its_image() -> None:
     item = made_record(seed=7, scores={"psnr": 24.81, "deep-lite0": 18.88, "residual": 10.24})
     text = caption(item, say_seed=True)
     assert text == "PSNR 24.81  deep 18.88  residual 10.2  s7"

@@ -106,8 +106,8 @@ def test_a_number_outside_by_more_than_back_ends_differ_is_outside_and_by_less_i
         ({"n_steps": 50}, "other n_steps: 50, not 1000"),
         ({"k": 50}, "other k: 50, not 20"),
         ({"rank": 4}, "other rank: 4, not 16"),
-        ({"n": 12}, "too few pictures: 12, not about 50"),
-        ({"n": 2}, "2 pictures give no interval"),
+        ({"n": 12}, "too few images: 12, not about 50"),
+        ({"n": 2}, "2 images give no interval"),
     ],
 )
 def test_other_conditions_are_not_comparable_and_each_is_named(change: dict[str, Any], reason: str) -> None:

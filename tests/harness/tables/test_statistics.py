@@ -14,7 +14,7 @@ from adir.harness.tables.statistics import (
     N_RESAMPLES,
     holm,
     mean_interval,
-    mean_over_pictures,
+    mean_over_images,
     paired_difference,
     signed_rank_p,
 )
@@ -22,23 +22,23 @@ from adir.harness.tables.statistics import (
 
 def test_mean_and_standard_error_by_hand() -> None:
     # 1, 2, 6: mean 3, squared deviations 4 + 1 + 9 = 14, over n - 1 = 2, over n = 3.
-    found = mean_over_pictures([1.0, 2.0, 6.0])
+    found = mean_over_images([1.0, 2.0, 6.0])
     assert (found.value, found.n) == (3.0, 3)
     assert found.standard_error == pytest.approx(math.sqrt(14 / 2 / 3))
 
 
 def test_a_mean_of_which_anything_is_missing_is_missing() -> None:
-    assert mean_over_pictures([1.0, None, 3.0]) == mean_over_pictures([1.0, 3.0, None])
-    found = mean_over_pictures([1.0, None, 3.0])
+    assert mean_over_images([1.0, None, 3.0]) == mean_over_images([1.0, 3.0, None])
+    found = mean_over_images([1.0, None, 3.0])
     assert (found.value, found.standard_error, found.n) == (None, None, 2)
-    assert mean_over_pictures([]).value is None
+    assert mean_over_images([]).value is None
 
 
-def test_one_picture_has_a_mean_and_no_standard_error_and_zero_is_a_value() -> None:
-    assert (mean_over_pictures([0.0]).value, mean_over_pictures([0.0]).standard_error) == (0.0, None)
+def test_one_image_has_a_mean_and_no_standard_error_and_zero_is_a_value() -> None:
+    assert (mean_over_images([0.0]).value, mean_over_images([0.0]).standard_error) == (0.0, None)
 
 
-def test_the_paired_difference_is_over_the_shared_pictures_whatever_their_order_and_names_the_rest() -> None:
+def test_the_paired_difference_is_over_the_shared_images_whatever_their_order_and_names_the_rest() -> None:
     a: dict[str, float | None] = {"b": 3.0, "a": 1.0, "only a": 9.0, "none in b": 4.0}
     found = paired_difference(a, {"none in b": None, "a": 0.5, "b": 1.0, "only b": 9.0}, {})
     assert found is not None and (found.mean, found.n) == (pytest.approx((0.5 + 2.0) / 2), 2)
@@ -49,7 +49,7 @@ def test_the_paired_difference_is_over_the_shared_pictures_whatever_their_order_
     assert forwards == paired_difference({"c": 2.0, "b": 5.0, "a": 1.0}, dict.fromkeys("cab", 0.0), {})
 
 
-def test_equal_differences_and_two_pictures_have_no_interval() -> None:
+def test_equal_differences_and_two_images_have_no_interval() -> None:
     assert mean_interval([1.0] * 12) is None
     assert mean_interval([1.0, 2.0]) is None and mean_interval([1.0, 2.0, 4.0]) is not None
     # Of six, five equal: a third of the resamples have no spread at all, so no t bounds the mean on that side.
@@ -57,7 +57,7 @@ def test_equal_differences_and_two_pictures_have_no_interval() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 4])
-def test_few_pictures_have_students_interval(n: int) -> None:
+def test_few_images_have_students_interval(n: int) -> None:
     x = np.random.default_rng(n).normal(size=n)
     low, high = stats.ttest_1samp(x, 0.0).confidence_interval(0.95)
     assert mean_interval(x) == (pytest.approx(low), pytest.approx(high))
@@ -130,7 +130,7 @@ def test_with_ties_and_zeros_the_p_is_that_of_all_assignments_of_signs(d: list[f
     assert signed_rank_p(d) == pytest.approx(np.mean([abs(s - middle) >= far - 1e-9 for s in sums]))
 
 
-def test_many_pictures_have_scipys_normal_p_and_the_exact_one_runs_into_it() -> None:
+def test_many_images_have_scipys_normal_p_and_the_exact_one_runs_into_it() -> None:
     d = np.random.default_rng(1).normal(0.1, 1, size=EXACT_UP_TO + 20).round(1)  # ties
     d = d[d != 0]
     assert len(d) > EXACT_UP_TO
@@ -139,7 +139,7 @@ def test_many_pictures_have_scipys_normal_p_and_the_exact_one_runs_into_it() -> 
     assert signed_rank_p(d) == pytest.approx(stats.wilcoxon(d, method="asymptotic", correction=True).pvalue, abs=2e-3)
 
 
-def test_all_zero_differences_are_no_evidence_and_below_six_pictures_nothing_is() -> None:
+def test_all_zero_differences_are_no_evidence_and_below_six_images_nothing_is() -> None:
     assert signed_rank_p([0.0, 0.0]) == 1.0
     lowest = [signed_rank_p(list(range(1, n + 1))) for n in range(1, 8)]  # all positive: the most there can be
     assert lowest == [pytest.approx(2 / 2**n) for n in range(1, 8)]

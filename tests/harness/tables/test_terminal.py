@@ -18,7 +18,7 @@ METRICS = ("psnr", "ssim", "lpips-alex", "musiq-koniq", "piqe")
 
 
 def record(image: str, task: str, mode: str, k: int | None, sampler: str, number: int) -> Record:
-    """One of five scores, other in each picture, that are larger after adapting."""
+    """One of five scores, other in each image, that are larger after adapting."""
     scores = {name: 20 + 7 * place + number + (k or 0) / 9.1 * (1 + number / 7) for place, name in enumerate(METRICS)}
     return made_record(image, task=task, mode=mode, k=k, sampler=sampler, scores=scores)
 

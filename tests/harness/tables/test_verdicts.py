@@ -199,7 +199,7 @@ def test_a_table_of_clusters_is_the_table_of_their_means() -> None:
                 assert (one.value, one.standard_error, one.n) == (
                     pytest.approx(other.value), pytest.approx(other.standard_error), 8
                 )  # fmt: skip
-        assert ours.standing == theirs.standing and ours.verdicts.keys() == theirs.verdicts.keys()
+        assert ours.ranking == theirs.ranking and ours.verdicts.keys() == theirs.verdicts.keys()
     ours, theirs = (row_of(b, "knn").to_reference["psnr"] for b in (board, single))
     assert ours is not None and theirs is not None and ours.n == 8
     assert (ours.mean, ours.low, ours.high, ours.p) == tuple(
@@ -227,16 +227,16 @@ def test_an_image_in_two_clusters_is_refused_and_a_record_that_tells_none_follow
     assert to_csv(make_board(silent)) == to_csv(make_board(records))
     place = next(n for n, r in enumerate(records) if r.image.cluster)
     records[place] = changed(records[place], {"image.cluster": "another"})
-    with pytest.raises(InputError, match=r"picture photo0-0 of made: cluster \w+ in .*, \w+ in .*; put them"):
+    with pytest.raises(InputError, match=r"image photo0-0 of made: cluster \w+ in .*, \w+ in .*; put them"):
         make_board(records)
 
 
 def test_nine_images_of_three_photographs_are_too_few_to_mark_a_row() -> None:
     few = {image: photo for image, photo in FIELDS.items() if photo in ("photo2", "photo5", "photo7")}
     apart, together = (make_board(fields(clusters)) for clusters in ({image: image for image in few}, few))
-    assert [row.standing.get("psnr") for row in apart.rows] == [None, "best"]
-    assert [row.standing.get("psnr") for row in together.rows] == [None, None]
-    assert any(note.startswith("8 pictures in 3 clusters, fewer than 6") for note in together.notes)
+    assert [row.ranking.get("psnr") for row in apart.rows] == [None, "best"]
+    assert [row.ranking.get("psnr") for row in together.rows] == [None, None]
+    assert any(note.startswith("8 images in 3 clusters, fewer than 6") for note in together.notes)
     assert row_of(apart, "knn").verdicts["psnr"].word == "better"
     assert row_of(together, "knn").verdicts["psnr"].word == "undecided"
 
@@ -256,7 +256,7 @@ def test_ties_are_told_by_clusters() -> None:
             for image, gain in gains.items()
             for mode, k in (("none", None), ("knn", 20))
         ]
-        assert [row.standing for row in make_board(records).rows] == standing
+        assert [row.ranking for row in make_board(records).rows] == standing
 
 
 def test_a_published_number_is_held_against_the_interval_over_clusters() -> None:

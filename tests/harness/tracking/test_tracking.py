@@ -128,10 +128,10 @@ def test_the_summary_is_the_mean_with_its_interval(tracked: Path, runs: dict[str
         psnr = [record["scores"]["psnr"]["value"] for record in records(tracked, mode)]
         assert run.summary["psnr"] == pytest.approx(sum(psnr) / 3)
         assert (run.summary["psnr_low"], run.summary["psnr_high"]) == pytest.approx(mean_interval(psnr))
-        assert (run.summary["pictures"], run.summary["failed"], run.summary["network_evaluations"]) == (3, 0, 2)
+        assert (run.summary["images"], run.summary["failed"], run.summary["network_evaluations"]) == (3, 0, 2)
 
 
-def test_a_mean_over_a_part_of_the_pictures_is_no_mean_of_the_cell(tracked: Path) -> None:
+def test_a_mean_over_a_part_of_the_images_is_no_mean_of_the_cell(tracked: Path) -> None:
     found = [parse_record(record) for record in records(tracked, "none")]
     whole = summary_of(found, 3)
     assert {"psnr", "psnr_se", "psnr_low", "seconds"} <= set(whole)
@@ -139,10 +139,10 @@ def test_a_mean_over_a_part_of_the_pictures_is_no_mean_of_the_cell(tracked: Path
     for part, counts in ((found[:2], (2, 0)), ([*found[:2], failed], (2, 1)), ([], (0, 0))):
         summary = summary_of(part, 3)
         assert not any(name.startswith(("psnr", "residual", "seconds")) for name in summary)
-        assert (summary["pictures"], summary["failed"]) == counts
+        assert (summary["images"], summary["failed"]) == counts
 
 
-def test_the_table_has_every_picture_also_of_an_earlier_run(tracked: Path, runs: dict[str, Offline]) -> None:
+def test_the_table_has_every_image_also_of_an_earlier_run(tracked: Path, runs: dict[str, Offline]) -> None:
     for mode, run in runs.items():  # the second run found all records there, and restored nothing
         (path,) = run.folder.glob("files/media/table/*.json")
         table = json.loads(path.read_text())
@@ -151,9 +151,9 @@ def test_the_table_has_every_picture_also_of_an_earlier_run(tracked: Path, runs:
         assert [[row[0], row[1], row[3]] for row in table["data"]] == expected
         (artifact,) = [a for a in run.artifacts if a.type == "run_table"]
         sent = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
-        full = json.loads(sent["pictures.table.json"].read_text())
+        full = json.loads(sent["images.table.json"].read_text())
         for row, record in zip(full["data"], records(tracked, mode), strict=True):
-            for image, file in ((row[2], record["picture"]), (row[5], record["y"]["file"])):
+            for image, file in ((row[2], record["restored"]), (row[5], record["y"]["file"])):
                 assert sent[image["path"]].read_bytes() == (tracked / file).read_bytes()
 
 
@@ -242,7 +242,7 @@ def tell(tracker: Tracking, cell: Cell) -> None:
     """What running the cell tells a tracker."""
     tracker.start(cell)
     for record in records_of(cell):
-        tracker.record(record, cell.ledger.picture_path(record.image.id))
+        tracker.record(record, cell.ledger.image_path(record.image.id))
     tracker.finish()
 
 
@@ -288,7 +288,7 @@ def test_a_run_goes_on_when_wandb_hangs_at_its_end(
 ) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: FakeRun("finish", silence))
     finished = adir("run", *tiny, "tracking=wandb", "tracking.patience=1", f"results={tmp_path}")
-    assert finished.status == 0 and "3 pictures done" in finished.out and len(records(tmp_path)) == 3
+    assert finished.status == 0 and "3 images done" in finished.out and len(records(tmp_path)) == 3
     assert finished.out.count("warning: W&B failed (TimeoutError: no answer within 1 s)") == 1
 
 
@@ -317,7 +317,7 @@ def test_within_gives_back_what_the_call_returns_or_raises(silence: Silence) -> 
 # ---- CSV and TensorBoard ---------------------------------------------------------------------------------------------
 
 
-def test_csv_has_a_line_per_picture_and_the_losses(knn: Cell) -> None:
+def test_csv_has_a_line_per_image_and_the_losses(knn: Cell) -> None:
     tell(CsvTracking(), knn)
     path = knn.results / "tracking" / f"embedded-sr4-{knn.identity.folder.name}.csv"
     found = records_of(knn)
@@ -333,7 +333,7 @@ def test_csv_has_a_line_per_picture_and_the_losses(knn: Cell) -> None:
         assert (float(rows[0][record.image.id]), float(rows[-1][record.image.id])) == ends
 
 
-def test_tensorboard_shows_scores_pictures_losses_and_means(knn: Cell) -> None:
+def test_tensorboard_shows_scores_images_losses_and_means(knn: Cell) -> None:
     tell(TensorboardTracking(), knn)
     events = EventAccumulator(str(knn.results / "tensorboard" / f"embedded-sr4-{knn.identity.folder.name}"))
     events.Reload()
@@ -432,7 +432,7 @@ def test_a_server_gets_every_run_once(
     assert set(sent) == {record["cell"][:32] for record in records(tracked)}
     assert {(v["groupName"], v["jobType"]) for v in sent.values()} == {(plan.stem, "none"), (plan.stem, "knn")}
     artifacts = {v["input"]["artifactCollectionName"] for name, v in FakeServer.asked if name == "CreateArtifact"}
-    assert artifacts == {f"leaderboard-{plan.stem}", *(f"run-{name}-pictures" for name in sent)}
+    assert artifacts == {f"leaderboard-{plan.stem}", *(f"run-{name}-images" for name in sent)}
     assert "no W&B run waits to be sent" in adir("sync", results).out
 
 

@@ -44,7 +44,7 @@ def processor(tmp_path_factory):
 def network():
     torch.manual_seed(1)
     network = BlipForImageTextRetrieval(small_config()).eval()
-    with torch.no_grad():  # at its first weights (std 0.02) all pictures have nearly the same vector
+    with torch.no_grad():  # at its first weights (std 0.02) all images have nearly the same vector
         for tensor in network.parameters():
             tensor += 0.3 * torch.randn_like(tensor)
     return network
@@ -59,7 +59,7 @@ def folder(network, processor, tmp_path):
     return tmp_path
 
 
-def picture(seed, width, height):
+def image(seed, width, height):
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -72,7 +72,7 @@ def test_similarities_are_those_of_transformers_own_forward(folder, network, pro
     encoder = BlipEncoder(folder)
     assert (encoder.name, encoder.metric, encoder.input_size) == ("blip", "angular", 48)
     for seed, (width, height) in enumerate([(48, 48), (100, 70), (12, 30)]):
-        shown = picture(seed, width, height)
+        shown = image(seed, width, height)
         inputs = processor(images=shown, text=PROMPTS, return_tensors="pt", padding=True)
         with torch.inference_mode():
             expected = network(**inputs, use_itm_head=False).itm_score
@@ -83,7 +83,7 @@ def test_similarities_are_those_of_transformers_own_forward(folder, network, pro
 
 def test_vectors_have_unit_length_and_are_the_same_to_the_last_bit_in_any_batch(folder):
     encoder = BlipEncoder(folder)
-    batch = batch_of(*[picture(seed, 60, 60) for seed in range(5)])
+    batch = batch_of(*[image(seed, 60, 60) for seed in range(5)])
     together = encoder.image(batch)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(5), rtol=0, atol=1e-5)
     assert torch.equal(encoder.image(batch[[3]]), together[[3]])
@@ -160,11 +160,11 @@ def test_weights_with_inf_are_refused(folder, network):
         BlipEncoder(folder)
 
 
-def test_without_a_tokenizer_pictures_work_and_text_says_what_is_missing(folder):
+def test_without_a_tokenizer_images_work_and_text_says_what_is_missing(folder):
     for file in [*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("special*")]:
         file.unlink()
     encoder = BlipEncoder(folder)
-    assert encoder.image(batch_of(picture(0, 20, 20))).shape == (1, 24)
+    assert encoder.image(batch_of(image(0, 20, 20))).shape == (1, 24)
     with pytest.raises(InputError, match="no tokenizer"):
         encoder.text(["a dog"])
 

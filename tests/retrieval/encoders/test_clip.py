@@ -44,8 +44,8 @@ def checkpoint(tiny, tmp_path_factory):
     return path
 
 
-def pictures(*sizes):
-    """PIL pictures of (width, height) with edges and texture, the same in every run."""
+def images(*sizes):
+    """PIL images of (width, height) with edges and texture, the same in every run."""
     rng = np.random.default_rng(5)
     made = []
     for width, height in sizes:
@@ -56,24 +56,24 @@ def pictures(*sizes):
 
 
 def batch_of(*made):
-    return torch.stack([from_uint8(np.array(picture)) for picture in made])
+    return torch.stack([from_uint8(np.array(image)) for image in made])
 
 
 def compare_with_open_clip(encoder, architecture, network, preprocess, sizes):
-    for picture in pictures(*sizes):
+    for image in images(*sizes):
         with torch.inference_mode():
-            expected = network.encode_image(preprocess(picture)[None], normalize=True)
+            expected = network.encode_image(preprocess(image)[None], normalize=True)
         # The same pixels through the same network: what is left is the order of its sums, by the batch and by the instruction
         # set. Of a unit vector, float32 rounds each number at 6e-8; 2e-7 was seen.
-        torch.testing.assert_close(encoder.image(batch_of(picture)), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoder.image(batch_of(image)), expected, rtol=0, atol=1e-5)
     with torch.inference_mode():
         expected = network.encode_text(open_clip.get_tokenizer(architecture)(PROMPTS), normalize=True)
     torch.testing.assert_close(encoder.text(PROMPTS), expected, rtol=0, atol=1e-5)
-    lengths = torch.cat([encoder.image(batch_of(picture)), encoder.text(PROMPTS)]).norm(dim=1)
+    lengths = torch.cat([encoder.image(batch_of(image)), encoder.text(PROMPTS)]).norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-5)
 
 
-def test_vectors_are_those_of_open_clip_for_small_large_and_oblong_pictures(tiny, checkpoint):
+def test_vectors_are_those_of_open_clip_for_small_large_and_oblong_images(tiny, checkpoint):
     encoder = ClipEncoder(tiny, None, checkpoint)
     network, _, preprocess = open_clip.create_model_and_transforms(tiny, pretrained=str(checkpoint))
     compare_with_open_clip(encoder, tiny, network.eval(), preprocess, [(32, 32), (8, 8), (100, 60), (61, 149)])
@@ -96,7 +96,7 @@ def test_vit_b_32_at_its_real_size_is_read_from_a_training_checkpoint(tmp_path):
 
 def test_a_vector_is_the_same_to_the_last_bit_in_any_batch(tiny, checkpoint):
     encoder = ClipEncoder(tiny, None, checkpoint)
-    batch = batch_of(*pictures(*[(40, 40)] * 7))
+    batch = batch_of(*images(*[(40, 40)] * 7))
     together = encoder.image(batch)
     for rows in ([0], [6], [2, 5], [6, 3, 1]):
         assert torch.equal(encoder.image(batch[rows]), together[rows])
@@ -249,9 +249,9 @@ def test_a_tag_brings_its_own_preprocessing(tiny, checkpoint, monkeypatch):
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny, {"made": published})
     tagged, plain = ClipEncoder(tiny, "made", checkpoint), ClipEncoder(tiny, None, checkpoint)
     assert tagged.weights_sha256 != plain.weights_sha256
-    (picture,) = pictures((50, 50))
-    small = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)).astype(np.float32) / 127.5 - 1
-    torch.testing.assert_close(tagged.preprocess(picture), torch.from_numpy(small).permute(2, 0, 1), rtol=0, atol=1e-6)
+    (image,) = images((50, 50))
+    small = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(np.float32) / 127.5 - 1
+    torch.testing.assert_close(tagged.preprocess(image), torch.from_numpy(small).permute(2, 0, 1), rtol=0, atol=1e-6)
 
 
 def test_a_tokenizer_that_would_be_downloaded_is_refused(tiny, checkpoint, monkeypatch):
@@ -268,14 +268,14 @@ def test_a_prompt_beyond_the_context_is_cut_with_a_warning(tiny, checkpoint):
 
 
 @pytest.mark.parametrize("value", [1.5, float("nan")])
-def test_what_is_no_picture_raises(tiny, checkpoint, value):
+def test_what_is_no_image_raises(tiny, checkpoint, value):
     with pytest.raises(ValueError, match=r"\[-1, 1\]"):
         ClipEncoder(tiny, None, checkpoint).image(torch.full((1, 3, 8, 8), value))
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_vector_is_the_cpus_and_depends_on_no_batch(tiny, checkpoint):
-    batch = batch_of(*pictures(*[(40, 40)] * 7))
+    batch = batch_of(*images(*[(40, 40)] * 7))
     cpu, gpu = ClipEncoder(tiny, None, checkpoint), ClipEncoder(tiny, None, checkpoint, "cuda")
     torch.testing.assert_close(gpu.image(batch), cpu.image(batch), rtol=0, atol=1e-5)
     torch.testing.assert_close(gpu.image(batch[:1]), gpu.image(batch)[:1], rtol=0, atol=1e-5)

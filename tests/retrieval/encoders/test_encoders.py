@@ -21,7 +21,7 @@ ENCODERS = [ImagenetEncoder, PixelEncoder]
 
 
 def smooth(n, height, width, seed=0):
-    """(n, H, W, 3) uint8 pictures with structure at low frequencies."""
+    """(n, H, W, 3) uint8 images with structure at low frequencies."""
     small = np.random.default_rng(seed).integers(0, 256, (n, 4, 5, 3), dtype=np.uint8)
     return np.stack([np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BILINEAR)) for p in small])
 
@@ -38,7 +38,7 @@ def test_pixel_neighbours_are_those_of_smallest_rms_pixel_difference():
         np.testing.assert_allclose(distances[row], np.sort(rms), rtol=1e-5, atol=1e-7)
 
 
-def test_pixel_vectors_are_the_antialiased_small_picture():
+def test_pixel_vectors_are_the_antialiased_small_image():
     (pixels,) = smooth(1, 96, 120)
     small = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BICUBIC)).astype(float) / 127.5 - 1
     vector = PixelEncoder(8).image(from_uint8(pixels)[None])[0] * (3 * 8 * 8) ** 0.5
@@ -58,10 +58,10 @@ def test_any_size_gives_vectors_of_one_length(encoder):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("size", [(16, 16), (64, 64), (50, 70)])
-def test_preparing_pictures_one_by_one_gives_the_same_vectors(encoder, size):
+def test_preparing_images_one_by_one_gives_the_same_vectors(encoder, size):
     batch = torch.stack([from_uint8(p) for p in smooth(3, *size)])
     built = encoder()
-    inputs = torch.stack([built.prepare(picture) for picture in batch])
+    inputs = torch.stack([built.prepare(image) for image in batch])
     assert inputs.shape[-2:] == (built.input_size, built.input_size)
     assert torch.equal(built.vectors(inputs), built.image(batch))
 
@@ -77,7 +77,7 @@ def test_preparing_pictures_one_by_one_gives_the_same_vectors(encoder, size):
     ],
     ids=["too bright", "NaN", "no batch", "grey"],
 )
-def test_what_is_no_batch_of_pictures_raises(encoder, bad, message):
+def test_what_is_no_batch_of_images_raises(encoder, bad, message):
     with pytest.raises(ValueError, match=message):
         encoder().image(bad)
 

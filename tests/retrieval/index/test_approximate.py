@@ -40,9 +40,9 @@ def test_with_every_list_and_many_proposals_it_is_the_exact_search(exact):
 
 @pytest.mark.parametrize("k", [1, 10])
 def test_recall_is_the_share_that_is_found_of_the_others(exact, k):
-    # of which one is the picture itself
+    # of which one is the image itself
     rough = ApproximateIndex(exact, n_lists=16, n_bytes=8, n_probe=1, n_proposed=k + 1, least=0)
-    # By brute force: 8 pictures at equal steps through all, each left out of its own neighbours.
+    # By brute force: 8 images at equal steps through all, each left out of its own neighbours.
     vectors, shares = exact.embeddings.float(), []
     for row in [0, 571, 1142, 1713, 2285, 2856, 3427, 3999]:
         products = vectors @ vectors[row]
@@ -50,7 +50,7 @@ def test_recall_is_the_share_that_is_found_of_the_others(exact, k):
         found = rough.search(vectors[row : row + 1], k, [{exact.ids[row]}])[0][0]
         shares += [exact.ids[near] in found for near in products.topk(k).indices.tolist()]
     assert recall(exact, rough, k, 8) == pytest.approx(sum(shares) / len(shares))
-    assert 0 < recall(exact, rough, k, 50) < 1  # also for K = 1, where a picture that may find itself always does
+    assert 0 < recall(exact, rough, k, 50) < 1  # also for K = 1, where an image that may find itself always does
 
 
 def test_it_is_refused_where_the_exact_search_does(exact, monkeypatch):
@@ -64,13 +64,13 @@ def test_it_is_refused_where_the_exact_search_does(exact, monkeypatch):
 
 
 def test_a_corpus_may_ask_for_it_is_another_corpus_then_and_keeps_the_recall(tmp_path, monkeypatch):
-    pictures = tmp_path / "pictures"
+    images = tmp_path / "images"
     for number, x in enumerate(torch.rand(300, 3, 6, 6) * 2 - 1):
-        write_png(pictures / f"{number:03d}.png", x)
-    require_same_index(tmp_path / "index", FolderSource(pictures), PixelEncoder(4))
-    extend_plan(tmp_path / "index", FolderSource(pictures), 200)
+        write_png(images / f"{number:03d}.png", x)
+    require_same_index(tmp_path / "index", FolderSource(images), PixelEncoder(4))
+    extend_plan(tmp_path / "index", FolderSource(images), 200)
     for number in (0, 1):
-        build_shard(tmp_path / "index", number, FolderSource(pictures), PixelEncoder(4))
+        build_shard(tmp_path / "index", number, FolderSource(images), PixelEncoder(4))
     finish(tmp_path / "index")
     exact = IndexedCorpus(tmp_path / "index")
     assert exact.recall(9) is None

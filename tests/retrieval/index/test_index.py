@@ -40,7 +40,7 @@ def test_search_equals_a_full_sort():
 
 
 def test_equal_distances_are_ordered_by_id_whatever_the_order_of_the_corpus():
-    rows = unit(4).repeat_interleave(5, dim=0)  # four places, five pictures at each
+    rows = unit(4).repeat_interleave(5, dim=0)  # four places, five images at each
     for seed in range(3):
         ids = names(20, seed)
         found, distances = Index(ids, rows).search(rows[:1], 20)
@@ -118,27 +118,27 @@ def test_an_index_refuses_what_it_cannot_search():
 
 
 class Patches(Corpus):
-    """Seven random pictures, of three sizes."""
+    """Seven random images, of three sizes."""
 
     def __init__(self, seed=0):
         g = torch.Generator().manual_seed(seed)
-        self.pictures = {f"{n}.png": torch.rand(3, 8 + n % 3, 9, generator=g) * 2 - 1 for n in range(7)}
-        super().__init__("patches", {name: str(x.sum().item()) for name, x in self.pictures.items()}, {})
+        self.images = {f"{n}.png": torch.rand(3, 8 + n % 3, 9, generator=g) * 2 - 1 for n in range(7)}
+        super().__init__("patches", {name: str(x.sum().item()) for name, x in self.images.items()}, {})
 
     def image(self, image_id):
-        return self.pictures[image_id]
+        return self.images[image_id]
 
 
 class MeanColour:
-    """Unit vectors of mean colours; counts the pictures it sees."""
+    """Unit vectors of mean colours; counts the images it sees."""
 
     name, metric = "mean", "angular"
 
     def __init__(self, weights_sha256="w"):
         self.weights_sha256, self.seen = weights_sha256, 0
 
-    def prepare(self, picture):
-        return picture.mean((1, 2))
+    def prepare(self, image):
+        return image.mean((1, 2))
 
     def vectors(self, inputs):
         self.seen += len(inputs)
@@ -148,10 +148,10 @@ class MeanColour:
         return self.vectors(batch.mean((2, 3)))
 
 
-def test_build_embeds_each_picture_under_its_own_id():
+def test_build_embeds_each_image_under_its_own_id():
     corpus = Patches()
     index = Index.build(corpus, MeanColour())
-    for name, x in corpus.pictures.items():
+    for name, x in corpus.images.items():
         found, distances = index.search(MeanColour().image(x[None]), 1)
         assert found == [[name]] and distances.item() < 2**-11  # the rounding of float16
 

@@ -7,19 +7,19 @@ import safetensors.numpy
 import torch
 
 from adir.errors import InputError
-from adir.retrieval.index.shards import Picture, Shard, write_shard
+from adir.retrieval.index.shards import IndexedImage, Shard, write_shard
 
 
-def picture(name, number, **attribution):
+def image(name, number, **attribution):
     fingerprint = np.full((16, 16), -number, np.int8)
-    return Picture(name, f"{number:064x}", 10 * number, (number, 2 * number), fingerprint, attribution)
+    return IndexedImage(name, f"{number:064x}", 10 * number, (number, 2 * number), fingerprint, attribution)
 
 
 @pytest.fixture
 def path(tmp_path):
-    pictures = [picture("z/é.png", 1), picture("a.png", 2, licence="CC BY 2.0", author="Ümit"), picture("b", 3)]
+    images = [image("z/é.png", 1), image("a.png", 2, licence="CC BY 2.0", author="Ümit"), image("b", 3)]
     path = tmp_path / "0.safetensors"
-    write_shard(path, pictures, torch.eye(3), {"bad": "no picture"}, {"encoder": {"name": "e"}})
+    write_shard(path, images, torch.eye(3), {"bad": "no image"}, {"encoder": {"name": "e"}})
     return path
 
 
@@ -29,10 +29,10 @@ def test_a_shard_holds_what_was_written_in_the_order_of_ids(path):
     assert [shard.row(name) for name in ("a.png", "b", "z/é.png", "c", "", "zz")] == [0, 1, 2, None, None, None]
     assert torch.equal(shard.part.vectors, torch.eye(3)[[1, 2, 0]].half())
     assert shard.part.half_squares.tolist() == [0.5] * 3
-    assert shard.picture_sha256(2) == f"{1:064x}" and shard.columns["size"].tolist() == [[2, 4], [3, 6], [1, 2]]
+    assert shard.image_sha256(2) == f"{1:064x}" and shard.columns["size"].tolist() == [[2, 4], [3, 6], [1, 2]]
     assert shard.attribution(0) == {"licence": "CC BY 2.0", "author": "Ümit"} and shard.attribution(1) == {}
     assert shard.columns["fingerprint"][:, 0, 0].tolist() == [-2, -3, -1]
-    assert shard.rejects == {"bad": "no picture"} and shard.facts == {"encoder": {"name": "e"}}
+    assert shard.rejects == {"bad": "no image"} and shard.facts == {"encoder": {"name": "e"}}
     assert shard.damage() is None
 
 
@@ -45,8 +45,8 @@ def test_licences_are_counted_as_the_attributions_name_them(tmp_path):
         {"licence": "CC0", "source": "x"},
         {"licence": "CC0"},
     ]
-    pictures = [picture(str(number), number, **origin) for number, origin in enumerate(origins)]
-    write_shard(tmp_path / "0", pictures, torch.eye(5), {}, {})
+    images = [image(str(number), number, **origin) for number, origin in enumerate(origins)]
+    write_shard(tmp_path / "0", images, torch.eye(5), {}, {})
     assert Shard.open(tmp_path / "0").licences() == {tricky: 1, "CC0": 2, "unknown": 2}
 
 
@@ -54,8 +54,8 @@ def test_other_tools_can_open_it(path):
     assert safetensors.numpy.load_file(path)["embeddings"].dtype == np.float16
 
 
-def test_a_shard_without_pictures_can_be_opened(tmp_path):
-    write_shard(tmp_path / "0", [], torch.empty(0, 4), {"bad": "no picture"}, {})
+def test_a_shard_without_images_can_be_opened(tmp_path):
+    write_shard(tmp_path / "0", [], torch.empty(0, 4), {"bad": "no image"}, {})
     shard = Shard.open(tmp_path / "0")
     assert len(shard) == 0 and shard.ids() == [] and shard.row("a") is None and shard.damage() is None
 
@@ -108,12 +108,12 @@ def test_a_shard_whose_columns_differ_in_length_or_whose_ids_are_no_text_is_name
 
 def test_another_schema_is_refused(path, monkeypatch):
     monkeypatch.setattr("adir.retrieval.index.shards.SCHEMA", 9)
-    with pytest.raises(InputError, match="schema 2, this version reads 9"):
+    with pytest.raises(InputError, match="schema 3, this version reads 9"):
         Shard.open(path)
 
 
 def test_vectors_that_float16_cannot_hold_are_refused(tmp_path):
     for bad in (float("nan"), 1e6):
         with pytest.raises(ValueError, match="float16"):
-            write_shard(tmp_path / "0", [picture("a", 1)], torch.full((1, 3), bad), {}, {})
+            write_shard(tmp_path / "0", [image("a", 1)], torch.full((1, 3), bad), {}, {})
     assert list(tmp_path.iterdir()) == []

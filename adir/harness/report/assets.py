@@ -1,18 +1,18 @@
-"""The pictures of a report and what belongs to each: scores, neighbours, errors; as much as fits into the page."""
+"""The images of a report and what belongs to each: scores, neighbours, errors; as much as fits into the page."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from adir.harness.records.layout import stored_pictures
+from adir.harness.records.layout import stored_images
 from adir.harness.records.record import Neighbour, Record
 from adir.harness.report.gather import Gathered, Scene
-from adir.harness.report.pictures import (
+from adir.harness.report.images import (
     HEAT_QUALITY,
     LONGEST_SIDE,
     QUALITY,
     THUMBNAIL,
-    Album,
+    PageImages,
     embedded_field,
     error_colours,
     error_map,
@@ -21,15 +21,15 @@ from adir.harness.report.pictures import (
     open_rgb,
 )
 
-EXACT_BYTES = 12_000_000  # of picture files that are embedded without loss; above it they are made smaller
+EXACT_BYTES = 12_000_000  # of image files that are embedded without loss; above it they are made smaller
 NEIGHBOUR_BYTES = 4_000_000  # of the page, kept free for neighbours
 PIXELS = 40_000_000  # encoded at most of each kind: about five seconds
 
 
-class Exhibits:
-    """Test pictures for the page's data block.
+class PageAssets:
+    """Test images for the page's data block.
 
-    A picture is a number into `images`, whose entries are data URIs or links; null where there is none.
+    An image is a number into `images`, whose entries are data URIs or links; null where there is none.
     """
 
     def __init__(self, gathered: Gathered, page_folder: Path) -> None:
@@ -37,59 +37,57 @@ class Exhibits:
         self.metrics = list(gathered.board.metrics)
         self._names: dict[tuple[str, str | None], int] = {}
         self.neighbours: list[list[Any]] = []
-        """[id, picture] of each picture that is a neighbour of any"""
+        """[id, image] of each image that is a neighbour of any"""
         self.scenes = [self._texts(scene) for scene in gathered.scenes]
         first = [record for scene in gathered.scenes for _, record in self._of_seed(scene, first=True)]
-        files = {file_in(gathered.folder, name) for record in first for name in (record.picture, record.y_file)}
+        files = {file_in(gathered.folder, name) for record in first for name in (record.restored, record.y_file)}
         n_bytes = sum(file.stat().st_size for file in files if file is not None)
-        self.album = Album(gathered.folder, page_folder, exact=n_bytes <= EXACT_BYTES)
+        self.page_images = PageImages(gathered.folder, page_folder, exact=n_bytes <= EXACT_BYTES)
         self.n_embedded = 0
-        """Test pictures whose first seed is embedded."""
+        """Test images whose first seed is embedded."""
 
     def fill(self, room: int) -> dict[str, Any]:
-        """The data block's part in `room` bytes, as many of its pictures as fit: what is shown first goes first."""
+        """The data block's part in `room` bytes, as many of its images as fit: what is shown first goes first."""
         room -= len(json.dumps([self.scenes, self.neighbours]))
         for_neighbours = min(NEIGHBOUR_BYTES, room // 4)
-        self.album.allow(room - for_neighbours, PIXELS)
+        self.page_images.allow(room - for_neighbours, PIXELS)
         for scene, data in zip(self.gathered.scenes, self.scenes, strict=True):
-            self._common_pictures(scene, data)
+            self._common_images(scene, data)
             self._restored(scene, data, first=True)
-            self.n_embedded += not self.album.full
-        more = not self.album.full
-        self.album.allow(for_neighbours, PIXELS)
+            self.n_embedded += not self.page_images.full
+        more = not self.page_images.full
+        self.page_images.allow(for_neighbours, PIXELS)
         for scene in self.gathered.scenes:
-            self._neighbour_pictures(scene)
-        self.album.allow(0, PIXELS if more else 0)
+            self._neighbour_images(scene)
+        self.page_images.allow(0, PIXELS if more else 0)
         for scene, data in zip(self.gathered.scenes, self.scenes, strict=True):
             self._restored(scene, data, first=False)
         return {
             "scenes": self.scenes,
             "neighbours": self.neighbours,
-            "images": self.album.sources,
+            "images": self.page_images.sources,
             "errorColours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in error_colours()],
         }
 
     def said(self) -> str:
-        """Which pictures are in the page, which are not, and why."""
-        n, album = len(self.scenes), self.album
+        """Which images are in the page, which are not, and why."""
+        n, page_images = len(self.scenes), self.page_images
         how = (
             "exact in every pixel"
-            if album.exact
+            if page_images.exact
             else f"reduced (WebP of quality {QUALITY}, at most {LONGEST_SIDE} pixels a side)"
         )
-        if not album.linked:
-            return (
-                f"All {len(album.sources):,} pictures are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
-            )
+        if not page_images.linked:
+            return f"All {len(page_images.sources):,} images are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
         which = (
-            f"The first seed's pictures are in this file, {how}; {album.linked:,} of further seeds are links"
+            f"The first seed's images are in this file, {how}; {page_images.linked:,} of further seeds are links"
             if self.n_embedded == n
-            else f"The first {self.n_embedded:,} of {n:,} test pictures (counted once a task) are in this file, {how}; "
-            f"{album.linked:,} files are links"
+            else f"The first {self.n_embedded:,} of {n:,} test images (counted once a task) are in this file, {how}; "
+            f"{page_images.linked:,} files are links"
         )
         return (
             f"{which} into the results folder and show only while it lies where it was, because with all of them the page "
-            "would be larger than 25 MB or take too long to make. Linked pictures have no error map."
+            "would be larger than 25 MB or take too long to make. Linked images have no error map."
         )
 
     def _of_seed(self, scene: Scene, first: bool) -> list[tuple[int, Record]]:
@@ -102,7 +100,7 @@ class Exhibits:
         return chosen
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
-        """Everything but the pictures. Scores are texts, as people read them."""
+        """Everything but the images. Scores are texts, as people read them."""
         return {
             "task": scene.task,
             "data": scene.data,
@@ -130,44 +128,46 @@ class Exhibits:
         return text
 
     def _neighbour(self, near: Neighbour, corpus: str | None) -> int:
-        """Its number in `neighbours`: the same id in another corpus is another picture."""
-        number = self._names.setdefault((near.id, near.picture or corpus), len(self.neighbours))
+        """Its number in `neighbours`: the same id in another corpus is another image."""
+        number = self._names.setdefault((near.id, near.image or corpus), len(self.neighbours))
         if number == len(self.neighbours):
             self.neighbours.append([near.id, None])
         return number
 
-    def _common_pictures(self, scene: Scene, data: dict[str, Any]) -> None:
+    def _common_images(self, scene: Scene, data: dict[str, Any]) -> None:
         """Ground truth and y."""
-        data["truth"] = self.album.file(next(iter(stored_pictures(scene.sha256)), None))
+        data["truth"] = self.page_images.file(next(iter(stored_images(scene.sha256)), None))
         if data["truth"] is None:
             field = embedded_field(scene.image_id, scene.sha256)
-            data["truth"] = self.album.made(f"truth {scene.image_id}", field, *self.album.size)
-        data["y"] = self.album.file(scene.done[0].y_file) if scene.done else None
+            data["truth"] = self.page_images.made(f"truth {scene.image_id}", field, *self.page_images.size)
+        data["y"] = self.page_images.file(scene.done[0].y_file) if scene.done else None
 
     def _restored(self, scene: Scene, data: dict[str, Any], first: bool) -> None:
-        """Restored pictures and their error maps."""
-        folder, album = self.gathered.folder, self.album
-        truth = None if album.full else ground_truth(folder, scene.image_id, scene.sha256)
+        """Restored images and their error maps."""
+        folder, page_images = self.gathered.folder, self.page_images
+        truth = None if page_images.full else ground_truth(folder, scene.image_id, scene.sha256)
         for row, record in self._of_seed(scene, first):
-            shown, file = data["cells"][row][record.seed], record.picture
-            shown["picture"] = album.file(file)
-            if truth is not None and shown["picture"] is not None and not album.full:
+            shown, file = data["cells"][row][record.seed], record.restored
+            shown["image"] = page_images.file(file)
+            if truth is not None and shown["image"] is not None and not page_images.full:
                 heat = error_map(open_rgb(folder, file), truth)
-                shown["heat"] = album.made(f"heat {file}", heat, LONGEST_SIDE, HEAT_QUALITY)
+                shown["heat"] = page_images.made(f"heat {file}", heat, LONGEST_SIDE, HEAT_QUALITY)
 
-    def _neighbour_pictures(self, scene: Scene) -> None:
+    def _neighbour_images(self, scene: Scene) -> None:
         """Thumbnails of the neighbours that the first seed had."""
         for _, record in self._of_seed(scene, first=True):
             corpus = corpus_of(record)
             source = ((record.configuration.get("retrieval") or {}).get("corpus") or {}).get("_target_", "")
             for near in record.neighbours:
                 entry = self.neighbours[self._neighbour(near, corpus)]
-                if entry[1] is None and not self.album.full:
-                    files = (open_rgb(self.gathered.folder, name) for name in reversed(stored_pictures(near.picture)))
-                    picture = next((found for found in files if found is not None), None)
-                    if picture is None and str(source).endswith(".EmbeddedCorpus"):
-                        picture = embedded_field(near.id, None)
-                    entry[1] = self.album.made(f"near {near.id} {near.picture or corpus}", picture, THUMBNAIL, QUALITY)
+                if entry[1] is None and not self.page_images.full:
+                    files = (open_rgb(self.gathered.folder, name) for name in reversed(stored_images(near.image)))
+                    image = next((found for found in files if found is not None), None)
+                    if image is None and str(source).endswith(".EmbeddedCorpus"):
+                        image = embedded_field(near.id, None)
+                    entry[1] = self.page_images.made(
+                        f"near {near.id} {near.image or corpus}", image, THUMBNAIL, QUALITY
+                    )
 
 
 def corpus_of(record: Record) -> str | None:

@@ -23,7 +23,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Look:
+class RowStyle:
     """colour: its place in LIGHT and DARK.  shape: a key of SHAPES.  open: drawn as an outline."""
 
     colour: int
@@ -31,7 +31,7 @@ class Look:
     open: bool
 
 
-def looks(board: Board) -> list[Look]:
+def row_styles(board: Board) -> list[RowStyle]:
     """Of each row: the colour of its mode, or of its sampler where that is not the paper's; a shape for each K and whatever
     else rows of one colour differ in; open for lora. A row looks the same in every task.
 
@@ -48,7 +48,7 @@ def looks(board: Board) -> list[Look]:
         setting = tuple(row.axes[name] for name in ("data", "backbone", "sampler", "adaptation", "k", "variant"))
         place = alike.setdefault(colour, {}).setdefault(setting, len(alike[colour]))
         shape = list(SHAPES)[(colour + place) % len(SHAPES)]  # also colours apart differ in shape
-        found.append(Look(colour, shape, row.axes["adapter"] == "lora"))
+        found.append(RowStyle(colour, shape, row.axes["adapter"] == "lora"))
     return found
 
 

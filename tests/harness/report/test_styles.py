@@ -11,8 +11,8 @@ from made_records import made_record
 
 from adir.harness.report.figures import look
 from adir.harness.report.gather import gather
-from adir.harness.report.looks import DARK, LIGHT, SHAPES, Look, looks
 from adir.harness.report.page import HERE, row_data
+from adir.harness.report.styles import DARK, LIGHT, SHAPES, RowStyle, row_styles
 from adir.harness.tables.board import Board, make_board
 
 PAPER = {"light": "#fbfaf7", "dark": "#131416"}
@@ -58,7 +58,7 @@ def test_colours_are_seen_on_their_paper_and_apart_by_every_eye(theme: str, colo
 
 
 def board_of(rows: list[tuple[str, str, int | None, str | None]], tasks: tuple[str, ...] = ("sr4",)) -> Board:
-    """A board of (sampler, mode, K, adapter), one picture each."""
+    """A board of (sampler, mode, K, adapter), one image each."""
     return make_board(
         made_record(task=task, mode=mode, k=k, sampler=sampler, adapter=adapter or "full")
         for task, (sampler, mode, k, adapter) in itertools.product(tasks, rows)
@@ -79,7 +79,7 @@ ADAPTED = BASELINES + [(sampler, mode, 20, "lora") for sampler in SAMPLERS for m
 @pytest.mark.parametrize("rows", [UNSEEN, BASELINES, ADAPTED], ids=["21 rows", "11 samplers", "33 rows"])
 def test_no_two_rows_of_a_task_look_alike_and_a_row_looks_the_same_in_every_task(rows: list[Any]) -> None:
     board = board_of(rows, ("deblur", "sr4"))
-    found = looks(board)
+    found = row_styles(board)
     by_task = {
         task: {
             json.dumps([row.axes[name] for name in ("sampler", "adaptation", "k", "adapter")]): look
@@ -93,17 +93,17 @@ def test_no_two_rows_of_a_task_look_alike_and_a_row_looks_the_same_in_every_task
 
 
 def test_eight_samplers_have_eight_colours_and_eight_shapes() -> None:
-    found = looks(board_of(BASELINES[:8]))
+    found = row_styles(board_of(BASELINES[:8]))
     assert len({look.colour for look in found}) == len({look.shape for look in found}) == 8
 
 
 def test_full_and_lora_of_one_setting_differ_in_filling_alone() -> None:
     board = board_of(UNSEEN)
     (full,), (lora,) = (
-        [look for row, look in zip(board.rows, looks(board), strict=True) if row.axes["k"] == 5 and of(row.axes)]
+        [look for row, look in zip(board.rows, row_styles(board), strict=True) if row.axes["k"] == 5 and of(row.axes)]
         for of in (lambda a, w=w: (a["adaptation"], a["adapter"]) == ("knn", w) for w in ("full", "lora"))
     )
-    assert lora == Look(full.colour, full.shape, open=True) and not full.open
+    assert lora == RowStyle(full.colour, full.shape, open=True) and not full.open
 
 
 def test_the_page_and_the_figures_know_the_same_shapes(results: Any) -> None:
@@ -111,7 +111,7 @@ def test_the_page_and_the_figures_know_the_same_shapes(results: Any) -> None:
     assert all(f"\n  {shape}: " in script for shape in SHAPES)
     gathered = gather(results)
     for number in range(len(gathered.board.rows)):
-        shown, drawn = row_data(gathered, number)["look"], look(gathered, number)
+        shown, drawn = row_data(gathered, number)["style"], look(gathered, number)
         assert drawn == {
             "color": LIGHT[shown["colour"]],
             "marker": SHAPES[shown["shape"]],

@@ -1,4 +1,4 @@
-"""Whatever way a picture comes in, it is read alike: its pixels, or the reason why not."""
+"""Whatever way an image comes in, it is read alike: its pixels, or the reason why not."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from adir.commands.index_search import read_query
-from adir.commands.restore import picture_files
+from adir.commands.restore import image_files
 from adir.data.corpus import SourceCorpus, folder_corpus, parquet_corpus
 from adir.data.edits import EditSet
 from adir.data.sources.tars import TarSource
@@ -30,11 +30,9 @@ TURN = Image.Exif()
 TURN[0x0112] = 6
 
 
-def encoded(picture, kind="png", **options) -> bytes:
+def encoded(image, kind="png", **options) -> bytes:
     buffer = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.copy()).save(
-        buffer, format=kind, **options
-    )
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image.copy()).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -88,7 +86,7 @@ def by_tar(path: Path) -> np.ndarray:
 
 def by_restore(path: Path) -> np.ndarray:
     task = RestorationTask("x", 1, BoxBlur(3), 0, 1)
-    (found,) = picture_files([str(path.parent)])
+    (found,) = image_files([str(path.parent)])
     return to_uint8(task.read_y(found))
 
 
@@ -97,7 +95,7 @@ def by_search(path: Path) -> np.ndarray:
 
 
 def by_edit(path: Path) -> np.ndarray:
-    """Outside the mask it is the picture; what is inside is taken from a second edit."""
+    """Outside the mask it is the image; what is inside is taken from a second edit."""
     shape = decode(READ[path.name][0], "p").shape[:2] if path.name in READ else (24, 32)
     whole = np.zeros((*shape, 3), np.uint8)
     for part in (np.s_[:8], np.s_[8:]):
@@ -113,7 +111,7 @@ def by_edit_set(path: Path) -> np.ndarray:
     mask = np.zeros(shape, np.uint8)
     mask[:8] = 255
     Image.fromarray(mask).save(path.parent / f"{path.stem}_mask.png")
-    (path.parent / "prompts.csv").write_text(f"picture,prompt\n{path.stem},a cat\n")
+    (path.parent / "prompts.csv").write_text(f"image,prompt\n{path.stem},a cat\n")
     return from_corpus(EditSet(path.parent))
 
 
@@ -153,11 +151,11 @@ def test_every_door_refuses_the_same_files_for_the_same_reason(door, name: str, 
 @pytest.mark.parametrize(
     "kind, options", [("png", {"exif": TURN}), ("tiff", {"exif": TURN}), ("png", {"rgba": True, "exif": TURN})]
 )
-def test_a_mask_lies_as_the_picture_does(kind: str, options: dict, tmp_path: Path) -> None:
+def test_a_mask_lies_as_the_image_does(kind: str, options: dict, tmp_path: Path) -> None:
     stored = np.zeros((24, 32), np.uint8)
     stored[2:9, 3:12] = 255
-    picture = Image.fromarray(stored)
+    image = Image.fromarray(stored)
     if options.pop("rgba", False):  # an editor's, saved with an alpha channel that is opaque
-        picture = picture.convert("RGBA")
-    (tmp_path / "mask").write_bytes(encoded(picture, kind, **options))
+        image = image.convert("RGBA")
+    (tmp_path / "mask").write_bytes(encoded(image, kind, **options))
     np.testing.assert_array_equal(read_mask(tmp_path / "mask").numpy(), np.rot90(stored, -1) == 255)

@@ -1,6 +1,6 @@
 """How y should be shown to an encoder: precision@K of category for each choice of adir/retrieval/query.py, per task.
 
-    python benchmarks/quality/feeding.py --parquet FILE
+    python benchmarks/quality/query_preparation.py --parquet FILE
 
 A few minutes on one core. Another encoder wants its own run: --clip CHECKPOINT (with --architecture and --tag).
 """
@@ -17,16 +17,16 @@ from adir.files import write_bytes
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
-from adir.retrieval.query import FEEDINGS
+from adir.retrieval.query import QUERIES
 
 HEAD = """# How y is shown to the encoder: precision@{k}
 
-Share of the {k} nearest corpus pictures that are of the query's category; mean over {n} queries and its standard error.
+Share of the {k} nearest corpus images that are of the query's category; mean over {n} queries and its standard error.
 Data, categories and copies left out as in `retrieval.md`. Each row is a task whose y is shown to the encoder in each way:
 
 {choices}
 
-The pictures here are square, so `resized` and `as_is` differ in the order of rounding alone for an encoder that crops (CLIP),
+The images here are square, so `resized` and `as_is` differ in the order of rounding alone for an encoder that crops (CLIP),
 and not at all for `imagenet`. In each row the bold figure is the highest. The last column: the better of the two inverses
 less `as_is`, mean over the same queries.
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     add_clip_options(parser)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "embedded" / "feeding.md")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "embedded" / "query_preparation.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -53,23 +53,23 @@ def main() -> None:
     lines = []
     for encoder in encoders:
         index = Index.build(study.corpus, encoder)
-        lines += [f"| task ({encoder.name}) | {' | '.join(FEEDINGS)} | better inverse - as_is |", "|---" * 6 + "|"]
+        lines += [f"| task ({encoder.name}) | {' | '.join(QUERIES)} | better inverse - as_is |", "|---" * 6 + "|"]
         for name in args.tasks:
             ys = study.degraded(name, args.seed)
             found = {}
-            for how in FEEDINGS:
-                pictures = study.shown(name, ys, how, encoder.input_size)
-                vectors = torch.cat([encoder.image(picture[None]) for picture in pictures])
+            for how in QUERIES:
+                images = study.shown(name, ys, how, encoder.input_size)
+                vectors = torch.cat([encoder.image(image[None]) for image in images])
                 found[how] = study.precisions(index.search(vectors, args.k, study.copies)[0])
             best = max(found, key=lambda how: found[how].mean())
             cells = [f"**{mean_and_error(v)}**" if how == best else mean_and_error(v) for how, v in found.items()]
-            others = {how: found[how] - found["as_is"] for how in FEEDINGS if how not in ("as_is", "resized")}
+            others = {how: found[how] - found["as_is"] for how in QUERIES if how not in ("as_is", "resized")}
             other = max(others, key=lambda how: others[how].mean())
             lines.append(f"| {name} | {' | '.join(cells)} | {other}: {mean_and_error(others[other], sign=True)} |")
             print(lines[-1], file=sys.stderr, flush=True)
     head = HEAD.format(
-        k=args.k, n=len(study.test), date=datetime.date.today().isoformat(), seed=args.seed, command=said("feeding.py", args),
-        choices="\n".join(f"- `{how}`: {text};" for how, text in FEEDINGS.items()),
+        k=args.k, n=len(study.test), date=datetime.date.today().isoformat(), seed=args.seed, command=said("query_preparation.py", args),
+        choices="\n".join(f"- `{how}`: {text};" for how, text in QUERIES.items()),
     )  # fmt: skip
     text = head + "\n".join(lines) + "\n"
     write_bytes(args.out, text.encode())

@@ -1,4 +1,4 @@
-"""The pictures of a report: read, compared with the ground truth, made small, embedded within a budget, or linked."""
+"""The images of a report: read, compared with the ground truth, made small, embedded within a budget, or linked."""
 
 import base64
 import functools
@@ -11,29 +11,29 @@ import numpy as np
 from PIL import Image
 
 from adir.data.fields import cut, field_named
-from adir.harness.records.layout import stored_pictures
-from adir.images import from_uint8, hash_of_picture
+from adir.harness.records.layout import stored_images
+from adir.images import from_uint8, hash_of_image
 
-LONGEST_SIDE = 512  # pixels of a picture that was made smaller
+LONGEST_SIDE = 512  # pixels of an image that was made smaller
 THUMBNAIL = 80  # pixels of a neighbour
-QUALITY = 88  # of WebP, where pictures do not fit as they are
+QUALITY = 88  # of WebP, where images do not fit as they are
 HEAT_QUALITY = 70  # of an error map, whose numbers nobody reads off its pixels
-PER_PICTURE = 5000  # pixels that could be encoded in the time it takes to open a file
+PER_IMAGE = 5000  # pixels that could be encoded in the time it takes to open a file
 ERROR_SCALE = 64
 """Grey levels of |x̂ - x| at which the colours of an error map end."""
 
 
-class Album:
-    """Pictures by number, each once: as a data URI while there is room, and as a link to its file when there is none.
+class PageImages:
+    """Images by number, each once: as a data URI while there is room, and as a link to its file when there is none.
 
-    folder: the results.  page: the folder that links are relative to.  exact: pictures are embedded in full size and without
+    folder: the results.  page: the folder that links are relative to.  exact: images are embedded in full size and without
     loss.  There is no room before `allow` gives some.
     """
 
     def __init__(self, folder: Path, page: Path, exact: bool) -> None:
         self.folder, self.page, self.exact = folder, page, exact
         self.size = (None, None) if exact else (LONGEST_SIDE, QUALITY)
-        """Longest side in pixels and quality of pictures; None: as they are, without loss."""
+        """Longest side in pixels and quality of images; None: as they are, without loss."""
         self.budget = 0  # bytes of data URIs
         self.pixels = 0  # that may be encoded, as a megapixel takes about 0.1 s
         self.sources: list[str] = []
@@ -47,30 +47,30 @@ class Album:
         return self.budget <= 0 or self.pixels <= 0
 
     def allow(self, n_bytes: int, pixels: int) -> None:
-        """Room for the next kind of picture: so many bytes beside what is left, and so many pixels in place of it."""
+        """Room for the next kind of image: so many bytes beside what is left, and so many pixels in place of it."""
         self.budget += n_bytes
         self.pixels = pixels
 
     def file(self, name: str | None) -> int | None:
-        """A picture file of the results folder, by its path in it; None where there is none or it cannot be read."""
+        """An image file of the results folder, by its path in it; None where there is none or it cannot be read."""
         path = file_in(self.folder, name)
         if path is None or name is None:
             return None
         if self.full and name not in self._numbers:
             self._link(name, path)
-        picture = None if name in self._numbers else open_rgb(self.folder, name)
-        return self.made(name, picture, *self.size)
+        image = None if name in self._numbers else open_rgb(self.folder, name)
+        return self.made(name, image, *self.size)
 
-    def made(self, key: str, picture: Image.Image | None, longest_side: int | None, quality: int | None) -> int | None:
-        """A picture known under `key` from now on. None when there is none or no room for it."""
-        if key not in self._numbers and picture is not None and not self.full:
-            self._encode(key, picture, longest_side, quality)
+    def made(self, key: str, image: Image.Image | None, longest_side: int | None, quality: int | None) -> int | None:
+        """An image known under `key` from now on. None when there is none or no room for it."""
+        if key not in self._numbers and image is not None and not self.full:
+            self._encode(key, image, longest_side, quality)
         return self._numbers.get(key)
 
-    def _encode(self, key: str, picture: Image.Image, longest_side: int | None, quality: int | None) -> None:
+    def _encode(self, key: str, image: Image.Image, longest_side: int | None, quality: int | None) -> None:
         """quality None: without loss, which takes about four times as long."""
-        self.pixels -= picture.width * picture.height * (4 if quality is None else 1) + PER_PICTURE
-        shown = picture.convert("RGB")  # a copy, also of RGB
+        self.pixels -= image.width * image.height * (4 if quality is None else 1) + PER_IMAGE
+        shown = image.convert("RGB")  # a copy, also of RGB
         if longest_side is not None:
             shown.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
@@ -78,7 +78,7 @@ class Album:
             buffer, format="webp", lossless=quality is None, quality=60 if quality is None else quality, method=2
         )
         source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        if source not in self._by_source:  # two files can hold one picture
+        if source not in self._by_source:  # two files can hold one image
             self._by_source[source] = len(self.sources)
             self.sources.append(source)
             self.budget -= len(source)
@@ -100,37 +100,37 @@ def file_in(folder: Path, name: str | None) -> Path | None:
 
 @functools.lru_cache(maxsize=64)
 def open_rgb(folder: Path, name: str | None) -> Image.Image | None:
-    """A picture file of the results, or None when it is not there or is no picture. The last ones are kept: do not change
+    """An image file of the results, or None when it is not there or is no image. The last ones are kept: do not change
     what it gives."""
     path = file_in(folder, name)
     if path is None:
         return None
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except (OSError, ValueError, SyntaxError):  # Pillow's words for missing, foreign and damaged files
         return None
 
 
 @functools.cache
 def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
-    """An embedded field, built again; None for other ids, and where it is not the picture of this hash."""
+    """An embedded field, built again; None for other ids, and where it is not the image of this hash."""
     field = field_named(image_id)
-    if field is None or (sha256 is not None and hash_of_picture(from_uint8(cut(field))) != sha256):
+    if field is None or (sha256 is not None and hash_of_image(from_uint8(cut(field))) != sha256):
         return None
     return Image.fromarray(cut(field))
 
 
 def ground_truth(folder: Path, image_id: str, sha256: str | None) -> Image.Image | None:
     """x as the results keep it, or else an embedded field; None where there is neither. sha256: of x, None where not known."""
-    kept = next((open_rgb(folder, name) for name in stored_pictures(sha256)), None)  # the first is of full size
+    kept = next((open_rgb(folder, name) for name in stored_images(sha256)), None)  # the first is of full size
     return kept if kept is not None else embedded_field(image_id, sha256)
 
 
 def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.Image | None:
     """|x̂ - x|, mean over the channels, from 0 to ERROR_SCALE grey levels and above, in the colours of `error_colours`.
 
-    None where either is missing or their sizes differ. A palette picture: its numbers are the grey levels themselves.
+    None where either is missing or their sizes differ. A palette image: its numbers are the grey levels themselves.
     """
     if restored is None or truth is None or restored.size != truth.size:
         return None
