@@ -23,7 +23,8 @@ def setup(*overrides: str) -> Cell:
     """Return backbone, task, sampler, adapter and the rest as the command line would make them.
 
     Args:
-        overrides: settings as `adir run` takes them, such as "task=sr4" or "sampler.n_steps=20". `adir list` prints all.
+        overrides: settings as `adir run` takes them, such as "task=sr4" or "sampler.n_steps=20".
+            `adir list` prints all.
 
     Raises InputError for a value that does not exist, or parts that do not go together.
     """
@@ -31,7 +32,10 @@ def setup(*overrides: str) -> Cell:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Return an image file as (3, H, W) float32 in [-1, 1]. Raises InputError for what is no image."""
+    """Return an image file as (3, H, W) float32 in [-1, 1].
+
+    Raises InputError for what is no image.
+    """
     return from_uint8(in_colour(read_pixels(path)))
 
 
@@ -44,12 +48,14 @@ def adapt(cell: Cell, images: Sequence[Tensor], seed: int = 0, progress: bool = 
     """Return an adapter of the cell's backbone, fine-tuned on images as its `adaptation` says.
 
     Args:
-        cell: of `setup`; adaptation.adapter=lora and adaptation.fine_tuning.n_iterations=200 are examples of settings.
+        cell: of `setup`; adaptation.adapter=lora and adaptation.fine_tuning.n_iterations=200 are
+            examples of settings.
         images: (3, H, W) in [-1, 1], each at least as large as a crop, in any number from 1 on.
         seed: of crops, timesteps and noise.
         progress: show a bar.
 
-    Raises InputError for images that are too small, FloatingPointError where the loss is NaN or Inf.
+    Raises InputError for images that are too small, FloatingPointError where the loss is NaN or
+    Inf.
     """
     return cell.fine_tuning.fit(
         cell.backbone,
@@ -63,7 +69,9 @@ def adapt(cell: Cell, images: Sequence[Tensor], seed: int = 0, progress: bool = 
 
 
 def adapted(cell: Cell, trained: Adapted) -> AbstractContextManager[Any]:
-    """Return a context in which the cell's backbone is adapted; after it the backbone is as it was, to the bit."""
+    """Return a context in which the cell's backbone is adapted; after it the backbone is as it was,
+    to the bit.
+    """
     return in_place(cell.backbone, cell.adapter, trained.tensors, trained.gated_strata)
 
 
@@ -79,11 +87,14 @@ def restore(cell: Cell, y: Tensor, seed: int = 0, tile: int = 256) -> Tensor:
     Raises InputError for a y that is too small, FloatingPointError where the sampler diverges.
     """
     steering = cell.mode if isinstance(cell.mode, Steering) else None
-    return restore_any_size(cell.sampler, cell.backbone, cell.task, y, seed, hash_of_image(y), tile, steering).x_hat
+    return restore_any_size(
+        cell.sampler, cell.backbone, cell.task, y, seed, hash_of_image(y), tile, steering
+    ).x_hat
 
 
 def records(*folders: str | Path) -> "pd.DataFrame":
-    """Return a data frame with a row for each record of results folders: axes, image, status, scores, seconds by stage.
+    """Return a data frame with a row for each record of results folders: axes, image, status,
+    scores, seconds by stage.
 
     A missing score is NaN. Raises InputError where a folder holds no records.
     """

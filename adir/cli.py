@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser(
         prog="adir",
-        description="ADIR: adaptive diffusion image reconstruction, as a benchmark (arXiv 2212.03221).",
+        description="ADIR: adaptive diffusion image reconstruction, as a benchmark (arXiv "
+        "2212.03221).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,46 +72,76 @@ def add_making(commands: Commands) -> None:
         "plan": "what `adir run` would do with the same words: cells, seconds, disk; does nothing",
     }.items():
         grid = commands.add_parser(name, help=what)
-        grid.add_argument("overrides", **WORDS, help="axes and parameters; `adir list` shows the axes")
-        grid.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+        grid.add_argument(
+            "overrides", **WORDS, help="axes and parameters; `adir list` shows the axes"
+        )
+        grid.add_argument(
+            "-m",
+            "--multirun",
+            action="store_true",
+            help="every combination of comma-separated values",
+        )
 
     restore = commands.add_parser(
         "restore",
         help="restore degraded images of your own",
-        description="Restore degraded images of your own. Unless you name a sampler, it is ddrm, which comes nearer to the "
-        "truth than the paper's (sampler=adir) with the same network; where it does not apply, a line says what is used.",
+        description="Restore degraded images of your own. Unless you name a sampler, it is "
+        "ddrm, which comes nearer to the "
+        "truth than the paper's (sampler=adir) with the same network; where it does not apply, "
+        "a line says what is used.",
     )
-    restore.add_argument("inputs", nargs="+", metavar="IMAGE|KEY=VALUE", help="image files, folders, and overrides")
     restore.add_argument(
-        "--out", type=Path, default=Path("restored"), help="folder for PNGs and JSON (default: restored)"
+        "inputs", nargs="+", metavar="IMAGE|KEY=VALUE", help="image files, folders, and overrides"
     )
-    restore.add_argument("--overwrite", action="store_true", help="replace results that are already there")
     restore.add_argument(
-        "--tile", type=int, default=256, help="side in pixels of the tiles of larger images (default: 256)"
+        "--out",
+        type=Path,
+        default=Path("restored"),
+        help="folder for PNGs and JSON (default: restored)",
+    )
+    restore.add_argument(
+        "--overwrite", action="store_true", help="replace results that are already there"
+    )
+    restore.add_argument(
+        "--tile",
+        type=int,
+        default=256,
+        help="side in pixels of the tiles of larger images (default: 256)",
     )
     restore.add_argument(
         "--samples",
         type=int,
         default=1,
         metavar="N",
-        help="restore each image N times: NAME.png is the mean, NAME-std.png five times the standard deviation, and "
+        help="restore each image N times: NAME.png is the mean, NAME-std.png five times the "
+        "standard deviation, and "
         "NAME-sampleSEED.png are the samples (default: 1)",
     )
 
-    edit = commands.add_parser("edit", help="repaint the white part of a mask as a prompt says (Stable Diffusion)")
+    edit = commands.add_parser(
+        "edit", help="repaint the white part of a mask as a prompt says (Stable Diffusion)"
+    )
     edit.add_argument("image", type=Path)
     edit.add_argument("overrides", **WORDS, help="such as adaptation=knn retrieval=...")
-    edit.add_argument("--mask", type=Path, required=True, help="an image of the same size: white is repainted")
+    edit.add_argument(
+        "--mask", type=Path, required=True, help="an image of the same size: white is repainted"
+    )
     edit.add_argument("--prompt", required=True)
-    edit.add_argument("--out", type=Path, default=Path("edited"), help="folder for PNG and JSON (default: edited)")
+    edit.add_argument(
+        "--out", type=Path, default=Path("edited"), help="folder for PNG and JSON (default: edited)"
+    )
 
-    score = commands.add_parser("score", help="score the restored images of a results folder again, with other metrics")
+    score = commands.add_parser(
+        "score", help="score the restored images of a results folder again, with other metrics"
+    )
     score.add_argument("folder", type=Path)
     score.add_argument("overrides", **WORDS, help="such as scoring=default")
 
 
 def add_reading(commands: Commands) -> None:
-    """Add the commands that read finished results: leaderboard, merge, table, submit, report, sheet, sync."""
+    """Add the commands that read finished results: leaderboard, merge, table, submit, report,
+    sheet, sync.
+    """
     board = commands.add_parser(
         "leaderboard",
         help="the table of results folders and submissions (also as CSV, Markdown, LaTeX, HTML)",
@@ -124,11 +155,20 @@ def add_reading(commands: Commands) -> None:
         help="the mode that every other row is compared with, such as random (default: none)",
     )
 
-    merge = commands.add_parser("merge", help="put the records of several folders and submissions into one folder")
+    merge = commands.add_parser(
+        "merge", help="put the records of several folders and submissions into one folder"
+    )
     merge.add_argument("folders", type=Path, nargs="+", metavar="FOLDER|FILE")
-    merge.add_argument("--out", type=Path, required=True, help="the folder that takes them all; new, or one of ours")
+    merge.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the folder that takes them all; new, or one of ours",
+    )
 
-    table = commands.add_parser("table", help="a published table, and ours beside it; without a name, which there are")
+    table = commands.add_parser(
+        "table", help="a published table, and ours beside it; without a name, which there are"
+    )
     table.add_argument("name", nargs="?")
     table.add_argument("folder", type=Path, nargs="?", help="a results folder")
     table.add_argument("--latex", action="store_true", help="the paper's layout")
@@ -137,20 +177,30 @@ def add_reading(commands: Commands) -> None:
         "submit", help="pack the records of a results folder into one file that others can check"
     )
     submit.add_argument("folder", type=Path)
-    submit.add_argument("--images", action="store_true", help="with all that its report shows: images and losses")
+    submit.add_argument(
+        "--images", action="store_true", help="with all that its report shows: images and losses"
+    )
     submit.add_argument("--out", type=Path, help="the file to write")
 
-    report = commands.add_parser("report", help="one HTML file to look at: table, images, curves, configuration")
+    report = commands.add_parser(
+        "report", help="one HTML file to look at: table, images, curves, configuration"
+    )
     report.add_argument("folder", type=Path)
     report.add_argument("--out", type=Path, help="the HTML to write (default: FOLDER/report.html)")
-    report.add_argument("--figures", action="store_true", help="also the figures as PNG and PDF, for papers")
+    report.add_argument(
+        "--figures", action="store_true", help="also the figures as PNG and PDF, for papers"
+    )
 
-    sheet = commands.add_parser("sheet", help="one comparison image: ground truth, y and every mode side by side")
+    sheet = commands.add_parser(
+        "sheet", help="one comparison image: ground truth, y and every mode side by side"
+    )
     sheet.add_argument("folder", type=Path)
     sheet.add_argument("--task", help="only this task")
     sheet.add_argument("--out", type=Path, help="the PNG to write (default: FOLDER/comparison.png)")
 
-    sync = commands.add_parser("sync", help="send the W&B runs of a results folder that were tracked offline")
+    sync = commands.add_parser(
+        "sync", help="send the W&B runs of a results folder that were tracked offline"
+    )
     sync.add_argument("folder", type=Path)
 
 
@@ -158,14 +208,20 @@ def add_index(commands: Commands) -> None:
     """Add `index` with its actions: build, info, search."""
     index = commands.add_parser("index", help="build, describe or search the index of a corpus")
     actions = index.add_subparsers(metavar="ACTION", required=True)
-    build = actions.add_parser("build", help="embed a corpus in shards; run it again and only what is missing is done")
+    build = actions.add_parser(
+        "build", help="embed a corpus in shards; run it again and only what is missing is done"
+    )
     build.set_defaults(command="index_build")
-    build.add_argument("overrides", **WORDS, help="such as corpus=folder corpus.path=FOLDER encoder=clip")
+    build.add_argument(
+        "overrides", **WORDS, help="such as corpus=folder corpus.path=FOLDER encoder=clip"
+    )
     build.add_argument("-m", "--multirun", action="store_true", help="several workers: worker=0,1")
     info = actions.add_parser("info", help="what an index holds, and whether it is whole")
     info.set_defaults(command="index_info")
     info.add_argument("folder", type=Path)
-    search = actions.add_parser("search", help="the images of an index nearest to an image or a text")
+    search = actions.add_parser(
+        "search", help="the images of an index nearest to an image or a text"
+    )
     search.set_defaults(command="index_search")
     search.add_argument("folder", type=Path)
     search.add_argument("image", type=Path, nargs="?")
@@ -176,7 +232,9 @@ def add_index(commands: Commands) -> None:
 
 def add_machine(commands: Commands) -> None:
     """Add the commands about this machine: weights, list, doctor."""
-    weights = commands.add_parser("weights", help="the networks' weights: list them, get one, verify what is there")
+    weights = commands.add_parser(
+        "weights", help="the networks' weights: list them, get one, verify what is there"
+    )
     weights.add_argument("action", choices=("list", "get", "verify"))
     weights.add_argument("names", nargs="*", metavar="NAME")
 
@@ -185,7 +243,9 @@ def add_machine(commands: Commands) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 some images failed (see their records), 2 impossible request."""
+    """Run a command and return its exit status: 0 done, 1 some images failed (see their records), 2
+    impossible request.
+    """
     if arguments is None:
         settle()
     top = parser()
@@ -201,11 +261,17 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return complain(str(error))
     except OSError as error:
-        if error.filename is None and error.errno is None:  # not from the operating system, so a bug of ours
+        if (
+            error.filename is None and error.errno is None
+        ):  # not from the operating system, so a bug of ours
             raise
         place = f"{error.filename}: " if error.filename else ""
-        remedy = f"mend that, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "mend that"
-        return complain(f"{place}{error.strerror or error}; {remedy}; what was finished before is kept")
+        remedy = (
+            f"mend that, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "mend that"
+        )
+        return complain(
+            f"{place}{error.strerror or error}; {remedy}; what was finished before is kept"
+        )
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on where it stopped", status=130)
 
@@ -217,12 +283,17 @@ def complain(message: str, status: int = 2) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    """Call `main` of adir/commands/COMMAND.py. Its parameters are named as the command's arguments."""
+    """Call `main` of adir/commands/COMMAND.py.
+
+    Its parameters are named as the command's arguments.
+    """
     if args.command in ("run", "plan"):  # before torch is imported
         from adir.harness.cells.compose import require_composable
 
         require_composable(args.overrides, args.multirun)
     with uncollected():
         command = importlib.import_module(f"adir.commands.{args.command}")
-    status: int = command.main(**{word: value for word, value in vars(args).items() if word != "command"})
+    status: int = command.main(
+        **{word: value for word, value in vars(args).items() if word != "command"}
+    )
     return status

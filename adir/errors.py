@@ -2,9 +2,11 @@
 
 
 class InputError(ValueError):
-    """Something the user asked for or brought along cannot be used, and the message says what to change.
+    """Something the user asked for or brought along cannot be used, and the message says what to
+    change.
 
-    `adir` prints it as one line and exits with status 2. Any other exception is a defect of ours and keeps its traceback.
+    `adir` prints it as one line and exits with status 2. Any other exception is a defect of ours
+    and keeps its traceback.
     """
 
 

@@ -1,7 +1,7 @@
 """Read and write images; value ranges and layout.
 
-Inside the program an image is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], black at -1. Metrics take [0, 1], which
-`require_unit` checks. Files are 8-bit.
+Inside the program an image is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], black at -1.
+Metrics take [0, 1], which `require_unit` checks. Files are 8-bit.
 """
 
 import functools
@@ -21,13 +21,28 @@ from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line, write_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-NOT_TAKEN = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tga", ".psd", ".exr", ".hdr", ".dng")
+NOT_TAKEN = (
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jxl",
+    ".ppm",
+    ".tga",
+    ".psd",
+    ".exr",
+    ".hdr",
+    ".dng",
+)
 """Refused by name: Pillow reads these only on some machines, or reduces them to 8 bits silently."""
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused before decoding: 64 million pixels take 0.8 GB as float32."""
 MAX_ASPECT = 100
-"""Longer images are refused: CLIP resizes the short side to 224 pixels, so 1x60000 would become 224x13 million."""
+"""Longer images are refused:
+
+CLIP resizes the short side to 224 pixels, so 1x60000 would become 224x13 million.
+"""
 ORIENTATION = 0x0112  # of EXIF; the others are TIFF's
 BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 258, 262, 284
 TURNS = {
@@ -41,19 +56,24 @@ TURNS = {
 }
 """The transposition that turns an image of an EXIF orientation upright."""
 SAME_COLOUR = 2
-"""Grey levels. A profile that moves no colour further counts as sRGB: sRGB profiles in use differ by rounding."""
+"""Grey levels.
+
+A profile that moves no colour further counts as sRGB: sRGB profiles in use differ by rounding.
+"""
 MOST_REMARKS = 20
 _said: dict[str, set[str]] = {}
 
-# Pillow warns of odd EXIF and TIFF tags that change no pixel, and of images above our own limit. Filtered once, not around
-# each call: `warnings.catch_warnings` is not thread-safe.
+# Pillow warns of odd EXIF and TIFF tags that change no pixel, and of images above our own limit.
+# Filtered once, not around each call: `warnings.catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
-    """Return the CPU random generator of one image and one purpose (y, neighbours, adaptation, sampler).
+    """Return the CPU random generator of one image and one purpose (y, neighbours, adaptation,
+    sampler).
 
-    SHA-256 of the three arguments seeds it, so an image gets the same numbers in any batch, order, resume, worker or device.
+    SHA-256 of the three arguments seeds it, so an image gets the same numbers in any batch, order,
+    resume, worker or device.
     """
     digest = hashlib.sha256(f"{seed}\x00{image_id}\x00{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -68,7 +88,9 @@ def require_unit(x: Tensor, who: str, least: float = 0) -> None:
         raise ValueError(f"{who} takes (B, 3, H, W) images, got shape {tuple(x.shape)}")
     low, high = x.aminmax() if x.numel() else (0.0, 0.0)
     if not (low >= least and high <= 1):  # written so that NaN fails too
-        raise ValueError(f"{who} takes images in [{least:g}, 1], got values from {low:.3g} to {high:.3g}")
+        raise ValueError(
+            f"{who} takes images in [{least:g}, 1], got values from {low:.3g} to {high:.3g}"
+        )
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
@@ -78,8 +100,17 @@ def to_uint8(x: Tensor) -> np.ndarray:
 
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
-    """Return (3, H, W) float32 in [-1, 1] of (H, W, 3) grey levels; inverts `to_uint8` on 8-bit values."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+    """Return (3, H, W) float32 in [-1, 1] of (H, W, 3) grey levels; inverts `to_uint8` on 8-bit
+    values.
+    """
+    return (
+        torch.from_numpy(np.ascontiguousarray(pixels))
+        .permute(2, 0, 1)
+        .contiguous()
+        .float()
+        .div_(127.5)
+        .sub_(1)
+    )
 
 
 def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -97,21 +128,31 @@ def require_taken(name: str) -> None:
     """Raise InputError for the name of a file in a format that is not read (NOT_TAKEN)."""
     if name.lower().endswith(NOT_TAKEN):
         raise InputError(
-            f"{name}: a kind of file that is not taken ({', '.join(IMAGE_SUFFIXES)} are); convert it to one of them"
+            f"{name}: a kind of file that is not taken ({', '.join(IMAGE_SUFFIXES)} are); "
+            "convert it to one of them"
         )
 
 
-def decode(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB of an image file's bytes, grey ones repeated in three channels; see `decode_pixels`."""
+def decode(
+    content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0
+) -> np.ndarray:
+    """Return (H, W, 3) uint8 RGB of an image file's bytes, grey ones repeated in three channels;
+    see `decode_pixels`.
+    """
     return in_colour(decode_pixels(content, name, max_pixels, least_side))
 
 
-def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB, or (H, W, 1) grey, of an image file's bytes. All images are read by this function.
+def decode_pixels(
+    content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0
+) -> np.ndarray:
+    """Return (H, W, 3) uint8 RGB, or (H, W, 1) grey, of an image file's bytes.
 
-    It applies the EXIF orientation, converts colours to sRGB by the embedded profile, looks up palettes, drops an alpha
-    channel that is opaque everywhere, and scales 16 bits per channel to 8 with a warning. Of a phone's MPO file it takes the
-    first image. If a profile is unusable, it warns and takes the colours as sRGB.
+    All images are read by this function.
+
+    It applies the EXIF orientation, converts colours to sRGB by the embedded profile, looks up
+    palettes, drops an alpha channel that is opaque everywhere, and scales 16 bits per channel to 8
+    with a warning. Of a phone's MPO file it takes the first image. If a profile is unusable, it
+    warns and takes the colours as sRGB.
 
     Args:
         content: the file's bytes.
@@ -120,16 +161,19 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
         least_side: pixels; images with a shorter side are refused.
 
     Raises:
-        InputError: the file is truncated or no image; it is too large for `max_pixels` or the memory, too small, or longer
-            than MAX_ASPECT times its width; it is animated, multi-page or transparent, CMYK without a profile, or has more
-            than 16 bits per channel. Where the header tells, nothing is decoded.
+        InputError: the file is truncated or no image; it is too large for `max_pixels` or the
+            memory, too small, or longer than MAX_ASPECT times its width; it is animated, multi-page
+            or transparent, CMYK without a profile, or has more than 16 bits per channel. Where the
+            header tells, nothing is decoded.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
             require_fit(image, name, max_pixels, least_side)
             rawmodes = " ".join(str(tile.args) for tile in image.tile)
             image.load()
-            flat = flattened(scaled(image, rawmodes, content, name) if ";16" in rawmodes else image, name)
+            flat = flattened(
+                scaled(image, rawmodes, content, name) if ";16" in rawmodes else image, name
+            )
             pixels = np.array(upright(in_srgb(flat, image.info.get("icc_profile"), name), image))
             return pixels[:, :, None] if pixels.ndim == 2 else pixels
     except InputError:
@@ -139,29 +183,43 @@ def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS, least
     except Image.DecompressionBombError as error:
         raise InputError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not an image that Pillow {Image.__version__} can read") from error
+        raise InputError(
+            f"{name}: not an image that Pillow {Image.__version__} can read"
+        ) from error
     except Exception as error:  # on damaged data Pillow's decoders raise anything
         raise InputError(f"{name}: damaged image ({type(error).__name__}: {error})") from error
 
 
 def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int) -> None:
-    """Raise InputError if the header shows an image that is too large, too small or too long, or several images."""
+    """Raise InputError if the header shows an image that is too large, too small or too long, or
+    several images.
+    """
     width, height = image.size
     if width * height > max_pixels:
-        raise InputError(f"{name}: {width}x{height}, more than {max_pixels / 1e6:g} million pixels; reduce it")
+        raise InputError(
+            f"{name}: {width}x{height}, more than {max_pixels / 1e6:g} million pixels; reduce it"
+        )
     if min(width, height) < least_side:
-        raise InputError(f"{name}: {width}x{height}, its shorter side is below least_side={least_side}")
+        raise InputError(
+            f"{name}: {width}x{height}, its shorter side is below least_side={least_side}"
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"{name}: {width}x{height}, more than {MAX_ASPECT} times as long as wide; cut it")
+        raise InputError(
+            f"{name}: {width}x{height}, more than {MAX_ASPECT} times as long as wide; cut it"
+        )
     n_frames = getattr(image, "n_frames", 1)
-    if n_frames > 1 and image.format != "MPO":  # a phone's MPO holds previews and gain maps after the image
+    if (
+        n_frames > 1 and image.format != "MPO"
+    ):  # a phone's MPO holds previews and gain maps after the image
         raise InputError(f"{name}: is animated or has pages ({n_frames} images); take one of them")
 
 
 def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Image.Image:
-    """Return a loaded image of 16 bits per channel at 8 bits: 65535 becomes 255, rounded to nearest.
+    """Return a loaded image of 16 bits per channel at 8 bits: 65535 becomes 255, rounded to
+    nearest.
 
-    Pillow keeps only the upper byte of a 16-bit colour. Decoded with its bytes swapped, the file gives the lower byte.
+    Pillow keeps only the upper byte of a 16-bit colour. Decoded with its bytes swapped, the file
+    gives the lower byte.
 
     Args:
         image: grey, RGB or RGBA, loaded.
@@ -174,7 +232,12 @@ def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Imag
     """
     tags, is_grey = getattr(image, "tag_v2", {}), image.mode.startswith("I;16")
     # Pillow misreads white as 0, one plane per channel, a transparent colour, and grey with alpha.
-    misread = tags.get(PHOTOMETRIC) == 0 or tags.get(PLANES) == 2 or "transparency" in image.info or "LA;" in rawmodes
+    misread = (
+        tags.get(PHOTOMETRIC) == 0
+        or tags.get(PLANES) == 2
+        or "transparency" in image.info
+        or "LA;" in rawmodes
+    )
     if misread or not (is_grey or image.mode in ("RGB", "RGBA")):
         raise too_deep(name)
     levels = np.array(image).astype(np.uint32)
@@ -195,7 +258,8 @@ def swapped(args: Any) -> Any:
 
 
 def flattened(image: Image.Image, name: str) -> Image.Image:
-    """Return a loaded 8-bit image in mode L, RGB or CMYK, with palettes looked up and an opaque alpha channel dropped.
+    """Return a loaded 8-bit image in mode L, RGB or CMYK, with palettes looked up and an opaque
+    alpha channel dropped.
 
     Raises InputError for more than 8 bits per channel, and for transparent images.
     """
@@ -208,7 +272,9 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")  # the only mode that La and RGBa convert to
         if image.getchannel("A").getextrema()[0] != 255:
-            raise InputError(f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)")
+            raise InputError(
+                f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)"
+            )
     return image.convert(mode)
 
 
@@ -228,7 +294,8 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         reason = " ".join(str(error).split())
         if image.mode == "CMYK":
             raise InputError(
-                f"{name}: is CMYK, and its colour profile cannot be used ({reason}); convert it to RGB"
+                f"{name}: is CMYK, and its colour profile cannot be used ({reason}); convert "
+                "it to RGB"
             ) from error
         remark(name, f"its colour profile cannot be used ({reason}); its colours are taken as sRGB")
         return image
@@ -236,15 +303,20 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         converted = transformed(image, transform)
         return converted.getchannel(0) if image.mode == "L" else converted
     if image.mode == "CMYK":
-        raise InputError(f"{name}: is CMYK; convert it to RGB with the colour profile it was made for (it brings none)")
+        raise InputError(
+            f"{name}: is CMYK; convert it to RGB with the colour profile it was made for (it "
+            "brings none)"
+        )
     return image
 
 
 @functools.lru_cache(maxsize=16)
 def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from an ICC profile to sRGB; None if the profile is sRGB itself (by SAME_COLOUR).
+    """Return the transform from an ICC profile to sRGB; None if the profile is sRGB itself (by
+    SAME_COLOUR).
 
-    Raises OSError, ValueError or ImageCms.PyCMSError if the profile cannot be used with images of this mode.
+    Raises OSError, ValueError or ImageCms.PyCMSError if the profile cannot be used with images of
+    this mode.
     """
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = opened.profile.xcolor_space.strip()
@@ -261,9 +333,15 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     if mode == "CMYK":
         return transform
     greys = np.arange(256, dtype=np.uint8)[None]
-    colours = np.stack(np.meshgrid(greys[0, ::15], greys[0, ::15], greys[0, ::15]), -1).reshape(1, -1, 3)
-    sample = Image.fromarray(greys if mode == "L" else np.hstack([np.stack([greys] * 3, -1), colours]))
-    moved = np.asarray(ImageChops.difference(transformed(sample, transform), sample.convert("RGB"))).max()
+    colours = np.stack(np.meshgrid(greys[0, ::15], greys[0, ::15], greys[0, ::15]), -1).reshape(
+        1, -1, 3
+    )
+    sample = Image.fromarray(
+        greys if mode == "L" else np.hstack([np.stack([greys] * 3, -1), colours])
+    )
+    moved = np.asarray(
+        ImageChops.difference(transformed(sample, transform), sample.convert("RGB"))
+    ).max()
     return None if moved <= SAME_COLOUR else transform
 
 
@@ -273,7 +351,10 @@ def transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Im
 
 
 def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation of the loaded file `image` to its pixels. (Pillow applies it to TIFF files itself.)"""
+    """Apply the EXIF orientation of the loaded file `image` to its pixels.
+
+    (Pillow applies it to TIFF files itself.)
+    """
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow failed on broken EXIF data; the pixels are good
@@ -282,16 +363,24 @@ def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def remark(name: str, what: str) -> None:
-    """Warn about an image: once per image, and at most MOST_REMARKS times per kind of warning and process."""
+    """Warn about an image: once per image, and at most MOST_REMARKS times per kind of warning and
+    process.
+    """
     said = _said.setdefault(what, set())
     if name in said or len(said) >= MOST_REMARKS:
         return
     said.add(name)
-    warn_in_one_line(f"{name}: {what}" + ("; more such images are not named" if len(said) == MOST_REMARKS else ""))
+    warn_in_one_line(
+        f"{name}: {what}"
+        + ("; more such images are not named" if len(said) == MOST_REMARKS else "")
+    )
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return (3, H, W) in [-1, 1] of an image file, a grey one repeated in three channels. Errors: `read_pixels`."""
+    """Return (3, H, W) in [-1, 1] of an image file, a grey one repeated in three channels.
+
+    Errors: `read_pixels`.
+    """
     return from_uint8(in_colour(read_pixels(path, max_pixels)))
 
 
@@ -313,7 +402,10 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 
 def write_png(path: str | Path, x: Tensor) -> None:
-    """Write (3, H, W) or (1, H, W) in [-1, 1] as an 8-bit PNG, atomically. NaN or Inf raise ValueError."""
+    """Write (3, H, W) or (1, H, W) in [-1, 1] as an 8-bit PNG, atomically.
+
+    NaN or Inf raise ValueError.
+    """
     if not torch.isfinite(x).all():
         raise ValueError(f"{path}: refusing to write an image with NaN or Inf")
     write_bytes(path, png_bytes(to_uint8(x)))
@@ -321,4 +413,6 @@ def write_png(path: str | Path, x: Tensor) -> None:
 
 def hash_of_image(x: Tensor) -> str:
     """Return SHA-256 of a float32 tensor's shape and values."""
-    return sha256_of_bytes(repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes())
+    return sha256_of_bytes(
+        repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes()
+    )

@@ -1,4 +1,5 @@
-"""Train, continue, evaluate, count or ship the embedded prior: a small ADM-type denoiser, on a CPU or a GPU.
+"""Train, continue, evaluate, count or ship the embedded prior: a small ADM-type denoiser, on a CPU
+or a GPU.
 
     prior="python benchmarks/train_prior.py"
     $prior train --parquet caltech101_128.parquet --init adir/embedded/prior --out runs/prior --steps 4000
@@ -7,10 +8,13 @@
     $prior count --out results/speed/prior_training.md
     $prior ship runs/new adir/embedded/prior
 
-`train` repeated with the same arguments resumes from the last checkpoint in --out and, with --steps, ends as an unbroken run
-does: a step's images, noise and t come from a generator seeded by (seed, step). Images and crops live on the device. --out is
-a diffusers folder (the averaged weights, float32) with a card. Of a parquet only the split `train` is trained on. --blocks
-makes a fresh network that begins with a pixel_unshuffle by 2. `ship` rounds to float16, which halves the file.
+`train` repeated with the same arguments resumes from the last checkpoint in --out and, with
+--steps, ends as an unbroken run
+does: a step's images, noise and t come from a generator seeded by (seed, step). Images and crops
+    live on the device. --out is
+a diffusers folder (the averaged weights, float32) with a card. Of a parquet only the split `train`
+is trained on. --blocks makes a fresh network that begins with a pixel_unshuffle by 2. `ship` rounds
+to float16, which halves the file.
 """
 
 import argparse
@@ -43,8 +47,9 @@ from adir.errors import InputError
 from adir.files import read_json, sha256_of_file, walk, write_bytes, write_json
 
 SIDE = 128  # pixels of a training image, after reducing its short side and cropping the centre
-# (crop side, crops for one of --batch, scale), one step each in turn: 16,384 pixels for one of --batch. Whole images stand for
-# scale 1; most of the smaller crops are at scale 0.5, where images are sharpest and the error at low noise is largest.
+# (crop side, crops for one of --batch, scale), one step each in turn: 16,384 pixels for one of
+# --batch. Whole images stand for scale 1; most of the smaller crops are at scale 0.5, where images
+# are sharpest and the error at low noise is largest.
 CYCLE = ((64, 4, 0.5), (128, 1, 1.0), (64, 4, 0.75), (64, 4, 0.5))
 EVALUATION_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 ALPHA_BAR = linear_schedule(1000).alpha_bar
@@ -53,27 +58,44 @@ UNSHUFFLED = ((32, 64, 128), (64, 96, 128), (64, 128, 192))
 
 
 def decode_image(source) -> np.ndarray:
-    """(3, 128, 128) uint8 RGB of a file or a byte stream: short side reduced to 128 (Lanczos), centre crop."""
+    """(3, 128, 128) uint8 RGB of a file or a byte stream: short side reduced to 128 (Lanczos),
+    centre crop.
+    """
     image = Image.open(source).convert("RGB")
     if min(image.size) < SIDE:
-        raise InputError(f"{source}: {image.size[0]}x{image.size[1]} pixels; the short side needs {SIDE} or more")
+        raise InputError(
+            f"{source}: {image.size[0]}x{image.size[1]} pixels; the short side needs {SIDE} or more"
+        )
     scale = SIDE / min(image.size)
     if scale < 1:
-        image = image.resize([max(SIDE, round(n * scale)) for n in image.size], Image.Resampling.LANCZOS)
+        image = image.resize(
+            [max(SIDE, round(n * scale)) for n in image.size], Image.Resampling.LANCZOS
+        )
     left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 2
     return np.asarray(image.crop((left, top, left + SIDE, top + SIDE))).transpose(2, 0, 1)
 
 
 def read_parquet(path: Path, split: str, limit: int | None = None) -> torch.Tensor:
-    """(N, 3, 128, 128) uint8: one split's images, in the file's order. No other split's images are decoded."""
-    rows = pq.read_table(path, columns=["image"], filters=[("split", "=", split)]).column("image")[:limit]
+    """(N, 3, 128, 128) uint8: one split's images, in the file's order.
+
+    No other split's images are decoded.
+    """
+    rows = pq.read_table(path, columns=["image"], filters=[("split", "=", split)]).column("image")[
+        :limit
+    ]
     if len(rows) == 0:
-        raise InputError(f"{path} holds no image of the split {split!r}: it needs the columns image and split")
-    return torch.from_numpy(np.stack([decode_image(io.BytesIO(row["bytes"].as_py())) for row in rows]))
+        raise InputError(
+            f"{path} holds no image of the split {split!r}: it needs the columns image and split"
+        )
+    return torch.from_numpy(
+        np.stack([decode_image(io.BytesIO(row["bytes"].as_py())) for row in rows])
+    )
 
 
 def read_folder(path: Path) -> torch.Tensor:
-    """(N, 3, 128, 128) uint8: every JPEG, PNG and WebP image at or below `path`, in the order of their names."""
+    """(N, 3, 128, 128) uint8: every JPEG, PNG and WebP image at or below `path`, in the order of
+    their names.
+    """
     files = sorted(walk(path, (".jpg", ".jpeg", ".png", ".webp")))
     if not files:
         raise InputError(f"no .jpg, .jpeg, .png or .webp file at or below {path}")
@@ -85,8 +107,12 @@ def resize(x: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def draw_crops(images: torch.Tensor, side: int, count: int, scale: float, generator: torch.Generator) -> torch.Tensor:
-    """(count, 3, side, side) float32 in [-1, 1]: random images, reduced by `scale`, cropped, half flipped; where they lie."""
+def draw_crops(
+    images: torch.Tensor, side: int, count: int, scale: float, generator: torch.Generator
+) -> torch.Tensor:
+    """(count, 3, side, side) float32 in [-1, 1]: random images, reduced by `scale`, cropped, half
+    flipped; where they lie.
+    """
 
     def below(n: int) -> torch.Tensor:
         return torch.randint(n, (count,), generator=generator, device=images.device)
@@ -97,18 +123,28 @@ def draw_crops(images: torch.Tensor, side: int, count: int, scale: float, genera
     window = torch.arange(side, device=images.device)
     rows, columns = (below(reduced - side + 1)[:, None] + window for _ in range(2))
     each, channel = (torch.arange(n, device=images.device) for n in (count, 3))
-    x = x[each[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    x = x[
+        each[:, None, None, None],
+        channel[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
     return torch.where(below(2).bool()[:, None, None, None], x.flip(-1), x)
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
-    """(count,) int64, one t in each of `count` equal parts of [0, 1000): uniform each, with less variance together."""
+    """(count,) int64, one t in each of `count` equal parts of [0, 1000): uniform each, with less
+    variance together.
+    """
     u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
     return ((torch.arange(count, device=u.device) + u) / count * len(ALPHA_BAR)).long()
 
 
 def add_noise(x: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x_t of x_0 at original timesteps t (B,), int64; x, eps: (B, 3, H, W). The type of x is kept."""
+    """x_t of x_0 at original timesteps t (B,), int64; x, eps:
+
+    (B, 3, H, W). The type of x is kept.
+    """
     return diffuse(x, eps, ALPHA_BAR.to(x.device)[t].view(-1, 1, 1, 1)).to(x.dtype)
 
 
@@ -120,7 +156,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def unshuffled(blocks: tuple[int, ...]) -> dict[str, Any]:
-    """config.json of a network like the embedded prior, after a pixel_unshuffle by 2; attention on the two lowest levels."""
+    """config.json of a network like the embedded prior, after a pixel_unshuffle by 2; attention on
+    the two lowest levels.
+    """
     n = len(blocks) - 2
     return read_json(EMBEDDED_PRIOR / CONFIG) | {
         "block_out_channels": list(blocks),
@@ -140,28 +178,42 @@ def fresh_network(settings: dict[str, Any]) -> torch.nn.Module:
 
 
 def write_folder(folder: Path, network: torch.nn.Module, settings: dict[str, Any]) -> None:
-    """config.json without the path it came from, and float32 or float16 safetensors, as the network's are."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """config.json without the path it came from, and float32 or float16 safetensors, as the
+    network's are.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
     write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, {key: value for key, value in settings.items() if key != "_name_or_path"})
+    write_json(
+        folder / CONFIG, {key: value for key, value in settings.items() if key != "_name_or_path"}
+    )
 
 
 class Training:
-    """Minimises L_simple of DDPM (eq. 14) with AdamW and keeps an exponential average of the weights, `average`.
+    """Minimises L_simple of DDPM (eq. 14) with AdamW and keeps an exponential average of the
+    weights, `average`.
 
-    The learning rate warms up over `--warmup` steps and falls as a cosine to 0 at the end of --steps or --seconds.
+    The learning rate warms up over `--warmup` steps and falls as a cosine to 0 at the end of
+    --steps or --seconds.
     """
 
     def __init__(self, args: argparse.Namespace, images: torch.Tensor) -> None:
         self.args, self.device = args, torch.device(args.device)
         self.settings = settings_of(args)
         torch.manual_seed(args.seed)  # a fresh network's weights; all else has its own generators
-        network = load_network(args.init / CONFIG, args.init / WEIGHTS) if args.init else fresh_network(self.settings)
+        network = (
+            load_network(args.init / CONFIG, args.init / WEIGHTS)
+            if args.init
+            else fresh_network(self.settings)
+        )
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.network = network.train().requires_grad_(True).to(self.device, memory_format=layout)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         fused = self.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), args.lr, weight_decay=0.0, fused=fused)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), args.lr, weight_decay=0.0, fused=fused
+        )
         compiled = fused if args.compile is None else args.compile
         self.call = torch.compile(self.network, dynamic=False) if compiled else self.network
         self.images = images.to(self.device)
@@ -184,19 +236,27 @@ class Training:
         loss = F.mse_loss(output.float(), eps)
         warm = min(1.0, (self.step + 1) / self.args.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
+            group["lr"] = (
+                self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
+            )
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(0.999, (1 + self.step) / (10 + self.step))  # it grows, so that early weights are soon forgotten
+        decay = min(
+            0.999, (1 + self.step) / (10 + self.step)
+        )  # it grows, so that early weights are soon forgotten
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.network.parameters()), 1 - decay
+            )
         return loss.detach()
 
     def run(self) -> None:
-        """Train to the end from where the last checkpoint was; log every 50 steps, save every `--save-every` and at the end."""
+        """Train to the end from where the last checkpoint was; log every 50 steps, save every
+        `--save-every` and at the end.
+        """
         last = self.args.out / "last.ckpt"
         if last.exists():
             self.load(last)
@@ -206,11 +266,17 @@ class Training:
             pending.append(self.one_step())
             ends = self.args.steps is not None and self.step == self.args.steps
             if ends or self.step % min(50, self.args.save_every) == 0 or self.step <= len(CYCLE):
-                self.losses += torch.stack(pending).tolist()  # waits for the device: clocks and losses are true here
+                self.losses += torch.stack(
+                    pending
+                ).tolist()  # waits for the device: clocks and losses are true here
                 pending = []
             self.seconds = before + time.perf_counter() - started
             if self.step % 50 == 0:
-                print(f"step {self.step}, {self.seconds:.0f} s: loss {np.mean(self.losses[-200:]):.4f}", flush=True)
+                print(
+                    f"step {self.step}, {self.seconds:.0f} s: loss "
+                    f"{np.mean(self.losses[-200:]):.4f}",
+                    flush=True,
+                )
             if self.step % self.args.save_every == 0:
                 self.save(last)
         self.losses += torch.stack(pending).tolist() if pending else []
@@ -219,8 +285,12 @@ class Training:
     def save(self, path: Path) -> None:
         """Write the averaged network, its card, and what a resumed run needs."""
         buffer = io.BytesIO()
-        state = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
-        torch.save(state | {name: getattr(self, name) for name in ("step", "seconds", "losses")}, buffer)
+        state = {
+            name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")
+        }
+        torch.save(
+            state | {name: getattr(self, name) for name in ("step", "seconds", "losses")}, buffer
+        )
         write_folder(self.args.out, self.average, self.settings)
         write_bytes(self.args.out / "README.md", card(self).encode())
         write_bytes(path, buffer.getvalue())
@@ -236,10 +306,18 @@ class Training:
 def card(training: Training) -> str:
     """The folder's README.md: data, network, steps, losses, seconds."""
     args, losses = training.args, training.losses
-    source = f"{args.parquet.name}, split train alone" if args.parquet else f"the folder {args.folder.name}"
+    source = (
+        f"{args.parquet.name}, split train alone"
+        if args.parquet
+        else f"the folder {args.folder.name}"
+    )
     start = f"continued from {args.init}" if args.init else "fresh"
     million = sum(p.numel() for p in training.network.parameters()) / 1e6
-    device = torch.cuda.get_device_name() if training.device.type == "cuda" else f"{platform.machine()} processor"
+    device = (
+        torch.cuda.get_device_name()
+        if training.device.type == "cuda"
+        else f"{platform.machine()} processor"
+    )
     rate = training.step * args.batch / max(training.seconds, 1e-9)
     return f"""# A prior trained by benchmarks/train_prior.py
 
@@ -253,7 +331,7 @@ def card(training: Training) -> str:
 | seconds | {training.seconds:.0f} on {device}: {rate:.1f} images of 128x128 a second |
 
 {date.today().isoformat()}, torch {torch.__version__}. Attribution of the data's owners goes with the weights.
-"""  # noqa: E501 (a row of a Markdown table is one line)
+"""
 
 
 def train(args: argparse.Namespace) -> None:
@@ -264,7 +342,9 @@ def train(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def eps_error(network: Any, x: torch.Tensor, t: int) -> float:
-    """Mean squared error of the noise predicted on x (B, 3, H, W) at one t; the noise is that of seed t."""
+    """Mean squared error of the noise predicted on x (B, 3, H, W) at one t; the noise is that of
+    seed t.
+    """
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t)).to(x.device)
     errors = []
     for x_0, e in zip(x.split(8), eps.split(8), strict=True):
@@ -275,7 +355,9 @@ def eps_error(network: Any, x: torch.Tensor, t: int) -> float:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Prints a Markdown table: the noise error by split, side and t of each folder, and its ratio to the first folder's."""
+    """Prints a Markdown table: the noise error by split, side and t of each folder, and its ratio
+    to the first folder's.
+    """
     print(
         "| prior | split, side |"
         + "".join(f" t={t} |" for t in EVALUATION_TIMESTEPS)
@@ -293,7 +375,11 @@ def evaluate(args: argparse.Namespace) -> None:
                 first = first or errors
                 ratios = [e / f for e, f in zip(errors, first, strict=True)]
                 shown = "".join(f" {e:.5f} |" for e in errors)
-                print(f"| {folder} | {split} {side} |{shown} {np.mean(ratios[1:]):.4f} | {ratios[0]:.4f} |", flush=True)
+                print(
+                    f"| {folder} | {split} {side} |{shown} {np.mean(ratios[1:]):.4f} | "
+                    f"{ratios[0]:.4f} |",
+                    flush=True,
+                )
 
 
 class Traffic(TorchDispatchMode):
@@ -303,15 +389,21 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         if not function.is_view:
-            self.bytes += sum(x.nbytes for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+            self.bytes += sum(
+                x.nbytes for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)
+            )
         return result
 
 
 def work_of_an_image(settings: dict[str, Any], side: int) -> dict[str, float]:
-    """Operations and bytes of one image's forward and backward pass in bfloat16, as far as they grow with the batch."""
+    """Operations and bytes of one image's forward and backward pass in bfloat16, as far as they
+    grow with the batch.
+    """
     counts = []
     for batch in (4, 8):  # weights are read once for any batch: the difference leaves them out
         with FakeTensorMode():
@@ -320,26 +412,38 @@ def work_of_an_image(settings: dict[str, Any], side: int) -> dict[str, float]:
                 for name, weight in module.named_parameters(recurse=False):
                     setattr(module, name, torch.nn.Parameter(torch.empty(weight.shape)))
             x, t = torch.empty(batch, 3, side, side), torch.zeros(batch, dtype=torch.long)
-            with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False) as flops, Traffic() as traffic:
+            with (
+                torch.autocast("cpu", torch.bfloat16),
+                FlopCounterMode(display=False) as flops,
+                Traffic() as traffic,
+            ):
                 network(x, t, return_dict=False)[0].float().square().mean().backward()
         counts.append((flops.get_total_flops(), traffic.bytes))
     return {name: (b - a) / 4 for name, a, b in zip(("operations", "bytes"), *counts, strict=True)}
 
 
 def count(args: argparse.Namespace) -> None:
-    """Writes how many images a second a GPU should train on, by its rates of matrix products and of copies."""
+    """Writes how many images a second a GPU should train on, by its rates of matrix products and of
+    copies.
+    """
     rows = []
     networks = {"embedded prior": read_json(EMBEDDED_PRIOR / CONFIG)}
-    networks |= {f"unshuffle 2, {', '.join(map(str, blocks))}": unshuffled(blocks) for blocks in UNSHUFFLED}
+    networks |= {
+        f"unshuffle 2, {', '.join(map(str, blocks))}": unshuffled(blocks) for blocks in UNSHUFFLED
+    }
     for name, settings in networks.items():
         million = sum(p.numel() for p in build_network(settings).parameters()) / 1e6
-        # Three crops of 64x64 steps and one of whole images; four crops have the pixels of an image.
+        # Three crops of 64x64 steps and one of whole images; four crops have the pixels of an
+        # image.
         small, whole = work_of_an_image(settings, 64), work_of_an_image(settings, SIDE)
-        operations, moved = (0.75 * 4 * small[key] + 0.25 * whole[key] for key in ("operations", "bytes"))
+        operations, moved = (
+            0.75 * 4 * small[key] + 0.25 * whole[key] for key in ("operations", "bytes")
+        )
         by_arithmetic = args.utilisation * args.teraflops * 1e12 / operations
         by_memory, fused = (args.terabytes * 1e12 / (moved / n) for n in (1, args.fusion))
         rows.append(
-            f"| {name} | {million:.1f} | {operations / 1e9:.1f} | {moved / 1e9:.2f} | {by_arithmetic:,.0f} | {by_memory:,.0f} "
+            f"| {name} | {million:.1f} | {operations / 1e9:.1f} | {moved / 1e9:.2f} | "
+            f"{by_arithmetic:,.0f} | {by_memory:,.0f} "
             f"| {fused:,.0f} |"
         )
         print(rows[-1], flush=True)
@@ -366,7 +470,9 @@ Weights, gradients, optimiser and average are left out: about 50 bytes a paramet
 
 
 def ship(args: argparse.Namespace) -> None:
-    """Writes a network as float16 safetensors, its config without the path it came from; prints the SHA-256."""
+    """Writes a network as float16 safetensors, its config without the path it came from; prints the
+    SHA-256.
+    """
     network = load_network(args.network / CONFIG, args.network / WEIGHTS).half()
     write_folder(args.out, network, read_json(args.network / CONFIG))
     print(f"{sha256_of_file(args.out / WEIGHTS)}  {args.out / WEIGHTS}")
@@ -374,41 +480,92 @@ def ship(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Command line; see the head of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     commands = parser.add_subparsers(required=True)
     p = commands.add_parser("train", help="train a fresh network, or continue one")
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--parquet", type=Path, help="file with columns image and split; only the split train is used")
+    source.add_argument(
+        "--parquet",
+        type=Path,
+        help="file with columns image and split; only the split train is used",
+    )
     source.add_argument("--folder", type=Path, help="folder of images, all used")
     start = p.add_mutually_exclusive_group(required=True)
     start.add_argument("--init", type=Path, help="diffusers folder to continue from")
     start.add_argument("--config", type=Path, help="config.json of a fresh network")
     channels = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
-    start.add_argument("--blocks", type=channels, help="channels of a fresh network after a pixel_unshuffle: 64,96,128")
-    p.add_argument("--out", type=Path, required=True, help="diffusers folder to write, with last.ckpt in it")
+    start.add_argument(
+        "--blocks",
+        type=channels,
+        help="channels of a fresh network after a pixel_unshuffle: 64,96,128",
+    )
+    p.add_argument(
+        "--out", type=Path, required=True, help="diffusers folder to write, with last.ckpt in it"
+    )
     end = p.add_mutually_exclusive_group(required=True)
     end.add_argument("--steps", type=int)
     end.add_argument("--seconds", type=float, help="of training in all, interruptions not counted")
-    p.add_argument("--batch", type=int, default=2, help="pixels of a step, in images of 128x128 (default: %(default)s)")
+    p.add_argument(
+        "--batch",
+        type=int,
+        default=2,
+        help="pixels of a step, in images of 128x128 (default: %(default)s)",
+    )
     p.add_argument("--warmup", type=int, default=100, help="steps (default: %(default)s)")
-    p.add_argument("--lr", type=float, default=1e-4, help="peak learning rate (default: %(default)s)")
+    p.add_argument(
+        "--lr", type=float, default=1e-4, help="peak learning rate (default: %(default)s)"
+    )
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
-    p.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="(default: %(default)s)")
+    p.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="(default: %(default)s)",
+    )
+    p.add_argument(
+        "--precision",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="(default: %(default)s)",
+    )
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
-    p.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
+    p.add_argument(
+        "--save-every",
+        type=int,
+        default=500,
+        help="steps between checkpoints (default: %(default)s)",
+    )
     p.set_defaults(run=train)
-    p = commands.add_parser("evaluate", help="noise error on the first images of the splits val and test")
+    p = commands.add_parser(
+        "evaluate", help="noise error on the first images of the splits val and test"
+    )
     p.add_argument("--parquet", type=Path, required=True)
     p.add_argument("--device", default="cpu")
     p.add_argument("networks", nargs="+", type=Path, help="diffusers folders")
     p.set_defaults(run=evaluate)
-    p = commands.add_parser("count", help="images a second that a GPU should train on; runs nothing")
-    p.add_argument("--teraflops", type=float, default=788, help="of bfloat16 products (default: %(default)s, an H200)")
-    p.add_argument("--utilisation", type=float, default=0.4, help="share of it (default: %(default)s)")
-    p.add_argument("--terabytes", type=float, default=4.3, help="a second, of memory (default: %(default)s, an H200)")
-    p.add_argument("--fusion", type=float, default=2, help="times fewer bytes compiled (default: %(default)s)")
+    p = commands.add_parser(
+        "count", help="images a second that a GPU should train on; runs nothing"
+    )
+    p.add_argument(
+        "--teraflops",
+        type=float,
+        default=788,
+        help="of bfloat16 products (default: %(default)s, an H200)",
+    )
+    p.add_argument(
+        "--utilisation", type=float, default=0.4, help="share of it (default: %(default)s)"
+    )
+    p.add_argument(
+        "--terabytes",
+        type=float,
+        default=4.3,
+        help="a second, of memory (default: %(default)s, an H200)",
+    )
+    p.add_argument(
+        "--fusion", type=float, default=2, help="times fewer bytes compiled (default: %(default)s)"
+    )
     p.add_argument("--out", type=Path)
     p.set_defaults(run=count)
     p = commands.add_parser("ship", help="write a network as float16 safetensors")

@@ -2,8 +2,9 @@
 
     python benchmarks/unseen_images.py caltech101_128.parquet
 
-Takes every image of the split `corpus`, and of the split `test` the first three of each category by `source_file`. The encoded
-JPEG files are copied, not encoded again. Needs the columns image, category, split and source_file.
+Takes every image of the split `corpus`, and of the split `test` the first three of each category by
+`source_file`. The encoded JPEG files are copied, not encoded again. Needs the columns image,
+category, split and source_file.
 """
 
 import argparse
@@ -40,15 +41,21 @@ def chosen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, help="caltech101_128.parquet")
     parser.add_argument("--out", type=Path, default=UNSEEN)
     args = parser.parse_args()
     rows = chosen(parquet.read_table(args.source, columns=COLUMNS).to_pylist())
     buffer = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist([row | ATTRIBUTION for row in rows]), buffer, compression="zstd")
+    parquet.write_table(
+        pa.Table.from_pylist([row | ATTRIBUTION for row in rows]), buffer, compression="zstd"
+    )
     write_bytes(args.out, buffer.getvalue())
-    print(f"{args.out}: {dict(Counter(row['split'] for row in rows))}, {len(buffer.getvalue())} bytes")
+    print(
+        f"{args.out}: {dict(Counter(row['split'] for row in rows))}, {len(buffer.getvalue())} bytes"
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python examples/restore.py y.png FOLDER x_hat.png
 
-y.png is four times smaller than the result. FOLDER holds images of its kind, each with at least 64 pixels per side.
+y.png is four times smaller than the result. FOLDER holds images of its kind, each with at least 64
+pixels per side.
 """
 
 import sys

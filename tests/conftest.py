@@ -1,4 +1,6 @@
-"""What every test runs under: one thread, fixed seeds, no network, no account; and what only some machines have."""
+"""What every test runs under: one thread, fixed seeds, no network, no account; and what only some
+machines have.
+"""
 
 import importlib.util
 import json
@@ -12,7 +14,9 @@ from types import ModuleType
 
 # Before torch and the hubs are imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
+os.environ.update(
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true"
+)
 os.environ.pop("WANDB_API_KEY", None)
 
 import numpy as np
@@ -29,7 +33,8 @@ settings.load_profile("adir")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Bit-equal results hold for one thread count; and the networks of the tests are too small to gain from a second one.
+# Bit-equal results hold for one thread count; and the networks of the tests are too small to gain
+# from a second one.
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
@@ -42,10 +47,15 @@ def fixed_seeds() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def each_job_is_composed_once() -> Iterator[None]:
-    """Hydra composes all jobs of a grid before the first is launched, to see that they can be, and then again to launch
-    them: a tenth of a second each. `adir run` looks for itself; in the processes that tests start, Hydra does too."""
+    """Hydra composes all jobs of a grid before the first is launched, to see that they can be, and
+    then again to launch
+    them: a tenth of a second each. `adir run` looks for itself; in the processes that tests start,
+        Hydra does too.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hydra.plugins.sweeper.Sweeper.validate_batch_is_legal", lambda sweeper, jobs: None)
+        patch.setattr(
+            "hydra.plugins.sweeper.Sweeper.validate_batch_is_legal", lambda sweeper, jobs: None
+        )
         yield
 
 
@@ -98,10 +108,15 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def authors_page() -> Path:
-    """The images of the authors' project page (not ours to redistribute): sr4/, deblur/, sd_sr4/, editing/."""
+    """The images of the authors' project page (not ours to redistribute): sr4/, deblur/, sd_sr4/,
+    editing/.
+    """
     folder = REPOSITORY.parent / "shared" / "authors_page"
     if not folder.is_dir():
-        pytest.skip("needs the images of the authors' project page in ../shared/authors_page, beside the checkout")
+        pytest.skip(
+            "needs the images of the authors' project page in ../shared/authors_page, beside "
+            "the checkout"
+        )
     return folder
 
 
@@ -128,7 +143,9 @@ def adir(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
 
 def small_images(folder: Path, fields: list[Field]) -> Path:
-    """Embedded photographs of 128x128, averaged to 32x32, as PNG files 0.png, 1.png, ... in `folder`."""
+    """Embedded photographs of 128x128, averaged to 32x32, as PNG files 0.png, 1.png, ... in
+    `folder`.
+    """
     for number, field in enumerate(fields):
         x = from_uint8(cut(field))
         write_png(folder / f"{number}.png", torch.nn.functional.avg_pool2d(x, 4))
@@ -155,17 +172,26 @@ def neighbourhood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(photographs: Path, neighbourhood: Path) -> list[str]:
-    """Overrides under which `adir run` does an image in 0.1 s, or in 0.5 s with adaptation; results= is still to be said."""
+    """Overrides under which `adir run` does an image in 0.1 s, or in 0.5 s with adaptation;
+    results= is still to be said.
+    """
     data = ["data=folder", f"data.path={photographs}"]
     corpus = ["retrieval=folder", f"retrieval.corpus.path={neighbourhood}", "k=2"]
-    steps = ["sampler.n_steps=2", "adaptation.fine_tuning.n_iterations=1", "adaptation.fine_tuning.batch_size=1"]
+    steps = [
+        "sampler.n_steps=2",
+        "adaptation.fine_tuning.n_iterations=1",
+        "adaptation.fine_tuning.batch_size=1",
+    ]
     steps.append("adaptation/fine_tuning=fixed")  # y of 8x8 pixels is too small to hold a part out
     return [*data, *corpus, *steps, "scoring.metrics=[psnr]"]
 
 
 @pytest.fixture(scope="session")
 def made_stable_diffusion() -> ModuleType:
-    """tests/made_stable_diffusion.py. Loaded by its path: with import-mode=importlib no folder of tests can be imported."""
+    """tests/made_stable_diffusion.py.
+
+    Loaded by its path: with import-mode=importlib no folder of tests can be imported.
+    """
     spec = importlib.util.spec_from_file_location(
         "made_stable_diffusion", Path(__file__).with_name("made_stable_diffusion.py")
     )
@@ -183,14 +209,17 @@ def made_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder, name = tmp_path_factory.mktemp("architectures"), "made-clip"
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
     text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (folder / f"{name}.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    (folder / f"{name}.json").write_text(
+        json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text})
+    )
     open_clip.add_model_config(folder)
     return name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests begin, so that no worker ends with one while the others have nothing left; those marked `gpu` are
-    skipped where there is none."""
+    """Slow tests begin, so that no worker ends with one while the others have nothing left; those
+    marked `gpu` are skipped where there is none.
+    """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not torch.cuda.is_available():
         for item in items:

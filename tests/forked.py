@@ -1,6 +1,6 @@
-"""`adir`, and the workers that its launcher starts, forked from a server that has torch imported: a new Python takes nine
-seconds of processor time to get there. How a user's processes start is tested by fewer (test_launchers.py, and a test of each
-kind).
+"""`adir`, and the workers that its launcher starts, forked from a server that has torch imported: a
+new Python takes nine seconds of processor time to get there. How a user's processes start is tested
+by fewer (test_launchers.py, and a test of each kind).
 """
 
 import atexit
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["adir.commands.run", "adir.commands.index_build", "adir.harness.running.grid"])
+FORKS.set_forkserver_preload(
+    ["adir.commands.run", "adir.commands.index_build", "adir.harness.running.grid"]
+)
 
 
 class Forked:
@@ -40,8 +42,12 @@ class Forked:
 
 
 def start(*words: object, log: Path) -> Forked:
-    """`adir` with these words in a process group of its own, as a shell starts it; what it and its workers say is in `log`."""
-    process = FORKS.Process(target=_adir, args=([*map(str, words)], log, Path.cwd(), dict(os.environ)))
+    """`adir` with these words in a process group of its own, as a shell starts it; what it and its
+    workers say is in `log`.
+    """
+    process = FORKS.Process(
+        target=_adir, args=([*map(str, words)], log, Path.cwd(), dict(os.environ))
+    )
     process.start()
     return Forked(process)
 
@@ -58,7 +64,8 @@ def _adir(words: list[str], log: Path, folder: Path, environment: dict[str, str]
     try:
         sys.exit(main(words))
     finally:
-        # What ends a Python that was started: the workers are dismissed, and their folder is removed.
+        # What ends a Python that was started: the workers are dismissed, and their folder is
+        # removed.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 
@@ -73,12 +80,17 @@ class _Workers(ForkServerContext):
         self, target: Callable[..., Any], args: tuple[Any, ...], env: dict[str, str] | None = None
     ) -> ForkServerProcess:
         return ForkServerProcess(
-            target=_work, args=(os.getpgrp(), self.log, dict(os.environ) | (env or {}), target, args)
+            target=_work,
+            args=(os.getpgrp(), self.log, dict(os.environ) | (env or {}), target, args),
         )
 
 
 def _work(
-    group: int, log: Path, environment: dict[str, str], target: Callable[..., Any], args: tuple[Any, ...]
+    group: int,
+    log: Path,
+    environment: dict[str, str],
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     _become(group, log, environment)
     target(*args)

@@ -1,7 +1,8 @@
-"""Memory that a network needs, found without running it: its operations on fake tensors, which have shapes and no numbers.
+"""Memory that a network needs, found without running it: its operations on fake tensors, which have
+shapes and no numbers.
 
-Counted are tensors that live at one time. What a device takes beside them (its context, workspaces of its kernels, gaps
-between allocations) is not.
+Counted are tensors that live at one time. What a device takes beside them (its context, workspaces
+of its kernels, gaps between allocations) is not.
 """
 
 import copy
@@ -16,17 +17,24 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that operations have made and nothing has freed yet: `live` now, `peak` at most."""
+    """Bytes of the tensors that operations have made and nothing has freed yet:
+
+    `live` now, `peak` at most.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
-                self._seen.add(leaf.untyped_storage())  # what came from outside, such as a weight, is not counted
+                self._seen.add(
+                    leaf.untyped_storage()
+                )  # what came from outside, such as a weight, is not counted
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -46,12 +54,20 @@ class LiveBytes(TorchDispatchMode):
 
 
 def fake_copy(network: nn.Module, mode: FakeTensorMode, device: str) -> nn.Module:
-    """The network with fake tensors on `device`, without hooks; whatever it weighs, this takes no memory."""
+    """The network with fake tensors on `device`, without hooks; whatever it weighs, this takes no
+    memory.
+    """
     memo: dict[int, Any] = {}
     with mode:
         for tensor in [*network.parameters(), *network.buffers()]:
-            fake: Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-            memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+            fake: Tensor = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
+            )
+            memo[id(tensor)] = (
+                nn.Parameter(fake, tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else fake
+            )
     twin = copy.deepcopy(network, memo)
     for module in twin.modules():
         module._forward_pre_hooks.clear()
@@ -59,8 +75,11 @@ def fake_copy(network: nn.Module, mode: FakeTensorMode, device: str) -> nn.Modul
     return twin
 
 
-def example_inputs(network: Any, batch: int, height: int, width: int, device: str) -> dict[str, Tensor]:
-    """Arguments of one call of a diffusers UNet, zeros: a UNet2DModel's, or a UNet2DConditionModel's with its text.
+def example_inputs(
+    network: Any, batch: int, height: int, width: int, device: str
+) -> dict[str, Tensor]:
+    """Arguments of one call of a diffusers UNet, zeros: a UNet2DModel's, or a
+    UNet2DConditionModel's with its text.
 
     height, width: of what goes into the network, which for a latent model is not the image.
     """
@@ -70,19 +89,28 @@ def example_inputs(network: Any, batch: int, height: int, width: int, device: st
         "timestep": torch.zeros(batch, dtype=torch.long, device=device),
     }
     if "cross_attention_dim" in config:
-        inputs["encoder_hidden_states"] = torch.zeros(batch, 77, config.cross_attention_dim, device=device)
+        inputs["encoder_hidden_states"] = torch.zeros(
+            batch, 77, config.cross_attention_dim, device=device
+        )
         if config.num_class_embeds is not None:
             inputs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
     return inputs
 
 
 def call_bytes(
-    network: Any, batch: int, height: int, width: int, dtype: torch.dtype, train: bool, device: str = "cpu"
+    network: Any,
+    batch: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    train: bool,
+    device: str = "cpu",
 ) -> int:
-    """Bytes that one call of the network takes beside its weights, at the worst moment; with `train`, one iteration's:
-    forward, backward, and the gradients of what requires one.
+    """Bytes that one call of the network takes beside its weights, at the worst moment; with
+    `train`, one iteration's: forward, backward, and the gradients of what requires one.
 
-    dtype: of autocast.  device: whose operations and autocast rules to follow; a CUDA device must be there for `train`.
+    dtype: of autocast.  device: whose operations and autocast rules to follow; a CUDA device must
+        be there for `train`.
     """
     mode = FakeTensorMode()
     twin: Any = fake_copy(network, mode, device)

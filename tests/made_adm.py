@@ -1,4 +1,6 @@
-"""Checkpoints of guided-diffusion with made weights, for tests: the recipe of tests/fixtures/adm/README.md."""
+"""Checkpoints of guided-diffusion with made weights, for tests: the recipe of
+tests/fixtures/adm/README.md.
+"""
 
 import hashlib
 import zlib
@@ -51,7 +53,9 @@ def made_weights(seed: int, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> di
 
 def made_checkpoint(unet: dict | None = None, seed: int = 1) -> tuple[dict[str, Tensor], Flags]:
     """(state_dict of a network with these constructor arguments (`TINY` by default), its flags)."""
-    arguments = {name: value for name, value in (unet or TINY).items() if name not in NOT_OF_THE_NETWORK}
+    arguments = {
+        name: value for name, value in (unet or TINY).items() if name not in NOT_OF_THE_NETWORK
+    }
     flags = flags_of_unet(**arguments)
     shapes = [(name, shape) for name, shape, _ in tensors_of(flags.resolve(NO_ARCHITECTURE))]
     return made_weights(seed, shapes), flags

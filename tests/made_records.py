@@ -1,4 +1,6 @@
-"""Records as `adir run` leaves them, made by hand: for tests and benchmarks, without a network or an image."""
+"""Records as `adir run` leaves them, made by hand: for tests and benchmarks, without a network or
+an image.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +25,12 @@ from adir.harness.records.record import (
     parse_record,
 )
 
-DIRECTIONS: dict[str, Direction] = {"lpips": "lower", "lpips-alex": "lower", "piqe": "lower", "residual": "none"}
+DIRECTIONS: dict[str, Direction] = {
+    "lpips": "lower",
+    "lpips-alex": "lower",
+    "piqe": "lower",
+    "residual": "none",
+}
 """Of the metrics for which higher is not better."""
 SIGMA_Y = 10.0
 """Noise of y beside the residual, in grey levels."""
@@ -58,7 +65,11 @@ def made_record(
     done = status == "done"
     trains = mode != "none"
     identity: dict[str, Any] = {
-        "backbone": {"name": backbone, "version": 1, "weights_sha256": sha256_of(f"weights of {backbone}")},
+        "backbone": {
+            "name": backbone,
+            "version": 1,
+            "weights_sha256": sha256_of(f"weights of {backbone}"),
+        },
         "task": {"name": task, "version": 1},
         "sampler": {"name": sampler, "version": 1, "n_steps": 50},
         "adaptation": {"name": mode, "version": 1},
@@ -137,7 +148,10 @@ def made_held_out(losses: Mapping[int, float], alpha: float, fall: float) -> Hel
 
 
 def changed(record: Record, changes: Mapping[str, Any]) -> Record:
-    """Return a record with other fields: {"scores.psnr.value": 1.0}. It is checked again; its cell follows its identity."""
+    """Return a record with other fields:
+
+    {"scores.psnr.value": 1.0}. It is checked again; its cell follows its identity.
+    """
     content = record.as_json()
     put_inside(content, changes)
     if "cell" not in changes:
@@ -146,7 +160,9 @@ def changed(record: Record, changes: Mapping[str, Any]) -> Record:
 
 
 def put_inside(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Change leaves of nested dicts, {"scores.psnr.value": 1.0}; every part on the way to a leaf must be there."""
+    """Change leaves of nested dicts, {"scores.psnr.value": 1.0}; every part on the way to a leaf
+    must be there.
+    """
     for place, value in changes.items():
         *parts, last = place.split(".")
         inside = content
@@ -158,12 +174,17 @@ def put_inside(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
 def ledger_of(results: Path, record: Record) -> Ledger:
     """Return the ledger of a record's cell, in a folder named as a run names it."""
     axes = record.axes
-    label = f"{axes.adaptation}-k{axes.k}-{axes.adapter}-{axes.sampler}-s{axes.seed}-{record.cell[:10]}"
+    label = (
+        f"{axes.adaptation}-k{axes.k}-{axes.adapter}-{axes.sampler}-s{axes.seed}-{record.cell[:10]}"
+    )
     return Ledger(results / "cells" / axes.backbone / axes.task / label)
 
 
 def put(results: Path, records: Iterable[Record]) -> list[Path]:
-    """Write records into a results folder, which it marks; their files. Does not wait for the disk, unlike `Ledger.write`."""
+    """Write records into a results folder, which it marks; their files.
+
+    Does not wait for the disk, unlike `Ledger.write`.
+    """
     Layout(results).mark()
     files = []
     for record in records:
@@ -173,7 +194,9 @@ def put(results: Path, records: Iterable[Record]) -> list[Path]:
     return files
 
 
-def put_plan(results: Path, records: Iterable[Record], images: Iterable[str], image_hashes: Mapping[str, str]) -> Path:
+def put_plan(
+    results: Path, records: Iterable[Record], images: Iterable[str], image_hashes: Mapping[str, str]
+) -> Path:
     """Write the plan of a grid that asks for `images` in the cells of these records; its file.
 
     image_hashes: {id: SHA-256 of the image}, as far as the plan tells it.

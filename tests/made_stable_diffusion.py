@@ -1,4 +1,6 @@
-"""Tiny Stable Diffusion pipelines with made weights, as folders in diffusers' layout; the fixture of this name gives it."""
+"""Tiny Stable Diffusion pipelines with made weights, as folders in diffusers' layout; the fixture
+of this name gives it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,19 @@ SCHEDULERS = {
     "ddim": lambda prediction: DDIMScheduler(
         **BETAS, prediction_type=prediction, clip_sample=False, set_alpha_to_one=False
     ),
-    "pndm": lambda prediction: PNDMScheduler(**BETAS, prediction_type=prediction, skip_prk_steps=True),
-    "euler": lambda prediction: EulerDiscreteScheduler(**BETAS, prediction_type=prediction, timestep_spacing="leading"),
+    "pndm": lambda prediction: PNDMScheduler(
+        **BETAS, prediction_type=prediction, skip_prk_steps=True
+    ),
+    "euler": lambda prediction: EulerDiscreteScheduler(
+        **BETAS, prediction_type=prediction, timestep_spacing="leading"
+    ),
 }
 
 
 def tokenizer(length: int = 12) -> CLIPTokenizer:
-    """CLIP's byte-level tokenizer with a made vocabulary: every byte, alone and at a word's end, and three merges."""
+    """CLIP's byte-level tokenizer with a made vocabulary: every byte, alone and at a word's end,
+    and three merges.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
     merges = [("t", "a"), ("a", "t</w>"), ("c", "at</w>")]
@@ -43,7 +51,9 @@ def tokenizer(length: int = 12) -> CLIPTokenizer:
     return CLIPTokenizer(vocabulary, merges, model_max_length=length)
 
 
-def parts(channels: int, levels: int, prediction: str, scheduler: str, **unet: Any) -> dict[str, Any]:
+def parts(
+    channels: int, levels: int, prediction: str, scheduler: str, **unet: Any
+) -> dict[str, Any]:
     """UNet, VAE of 2^(levels - 1) pixels a place, text encoder, tokenizer and scheduler, all small."""
     words = tokenizer()
     text = CLIPTextConfig(
@@ -86,7 +96,9 @@ def parts(channels: int, levels: int, prediction: str, scheduler: str, **unet: A
     }
 
 
-def upscaler(scheduler: str = "ddim", prediction: str = "v_prediction") -> StableDiffusionUpscalePipeline:
+def upscaler(
+    scheduler: str = "ddim", prediction: str = "v_prediction"
+) -> StableDiffusionUpscalePipeline:
     """The x4 upscaler: 4 pixels a place, 7 channels, noise levels as class labels."""
     torch.manual_seed(0)
     made = parts(7, 3, prediction, scheduler, num_class_embeds=1000)
@@ -96,7 +108,9 @@ def upscaler(scheduler: str = "ddim", prediction: str = "v_prediction") -> Stabl
     return pipeline
 
 
-def inpainter(scheduler: str = "pndm", prediction: str = "epsilon") -> StableDiffusionInpaintPipeline:
+def inpainter(
+    scheduler: str = "pndm", prediction: str = "epsilon"
+) -> StableDiffusionInpaintPipeline:
     """The inpainting model: 9 channels; 4 pixels a place where the real one has 8."""
     torch.manual_seed(1)
     made = parts(9, 3, prediction, scheduler)

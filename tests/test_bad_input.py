@@ -1,4 +1,6 @@
-"""Whatever a user brings along or asks for that cannot work: one line that says what to do, status 2, nothing lost."""
+"""Whatever a user brings along or asks for that cannot work: one line that says what to do, status
+2, nothing lost.
+"""
 
 import contextlib
 import errno
@@ -123,16 +125,27 @@ def test_an_image_that_cannot_be_restored_is_named_before_any_other_is_restored(
     out.mkdir()
     (out / "earlier.txt").write_text("kept")
     before = contents(tmp_path)
-    assert_refused(adir("restore", good, bad, f"task={task}", "sampler.n_steps=2", "--out", out), str(bad), remedy)
+    assert_refused(
+        adir("restore", good, bad, f"task={task}", "sampler.n_steps=2", "--out", out),
+        str(bad),
+        remedy,
+    )
     assert contents(tmp_path) == before
 
 
 def test_an_empty_folder_and_a_missing_file_are_named(adir, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert_refused(adir("restore", empty, "task=sr4", "--out", tmp_path / "out"), str(empty), "no images", ".png")
+    assert_refused(
+        adir("restore", empty, "task=sr4", "--out", tmp_path / "out"),
+        str(empty),
+        "no images",
+        ".png",
+    )
     missing = tmp_path / "gone.png"
-    assert_refused(adir("restore", missing, "--out", tmp_path / "out"), str(missing), "no such file")
+    assert_refused(
+        adir("restore", missing, "--out", tmp_path / "out"), str(missing), "no such file"
+    )
     assert_refused(adir("restore", "task=sr4", "--out", tmp_path / "out"), "adir restore IMAGE")
     assert not (tmp_path / "out").exists()
 
@@ -205,7 +218,8 @@ def test_a_restoration_that_was_killed_while_writing_is_done_again(
 def test_a_restoration_with_other_tiles_is_another_one_and_an_image_of_one_tile_is_not(
     adir, good: Path, tmp_path: Path
 ) -> None:
-    # 16x16 enlarged 4 times with a margin of 16 a side: 96 pixels, so tiles of 96 and of 256 are one, and 64 are four.
+    # 16x16 enlarged 4 times with a margin of 16 a side: 96 pixels, so tiles of 96 and of 256 are
+    # one, and 64 are four.
     call = ["restore", good, "sampler.n_steps=1", "--out", tmp_path / "out", "--tile"]
     assert adir(*call, 96).status == 0
     before = contents(tmp_path)
@@ -231,7 +245,9 @@ def exhausted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def restore(self: ADIR, *arguments: object) -> object:
             calls.append(1)
             if len(calls) == n:
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
             return whole(self, *arguments)
 
         monkeypatch.setattr(ADIR, "restore", restore)
@@ -246,7 +262,10 @@ def test_restore_out_of_memory_names_the_tile_and_keeps_what_is_restored(
     Image.fromarray(noise(16, 24, 3)).save(other)
     exhausted(2)
     call = ["restore", good, other, "sampler=adir", "sampler.n_steps=1", "--out", tmp_path / "out"]
-    words = ["out of memory on cpu while sampling 1 image of 128x96", "1 of 2 images are restored and kept"]
+    words = [
+        "out of memory on cpu while sampling 1 image of 128x96",
+        "1 of 2 images are restored and kept",
+    ]
     assert_refused(adir(*call), *words, "try a smaller --tile;")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good-sr4-none.png"]
     exhausted(1)
@@ -260,7 +279,9 @@ def test_plan_out_of_memory_names_the_cell(
     exhausted(1)
     finished = adir("plan", *tiny, "sampler.n_steps=3", f"results={tmp_path / 'results'}")
     assert_refused(
-        finished, "while sampling 1 image of 32x32", "this is for the plan of sr4 none seed=0: nothing was run"
+        finished,
+        "while sampling 1 image of 32x32",
+        "this is for the plan of sr4 none seed=0: nothing was run",
     )
 
 
@@ -312,8 +333,14 @@ def test_an_image_that_is_not_of_its_note_is_not_replaced_unasked(
         (["adaptation=self", "adaptation.fine_tuning.batch_size=0"], ["batch_size", "0"]),
         (["adaptation=self", "adaptation.fine_tuning.crop_size=4"], ["crop_size", "4"]),
         (["adaptation=self", "adaptation.fine_tuning.learning_rate=0"], ["learning_rate", "0"]),
-        (["adaptation=self", "adaptation/adapter=lora", "adaptation.adapter.rank=0"], ["rank", "0"]),
-        (["adaptation=self", "adaptation/adapter=lora", "adaptation.adapter.layers=all_of_them"], ["all_of_them"]),
+        (
+            ["adaptation=self", "adaptation/adapter=lora", "adaptation.adapter.rank=0"],
+            ["rank", "0"],
+        ),
+        (
+            ["adaptation=self", "adaptation/adapter=lora", "adaptation.adapter.layers=all_of_them"],
+            ["all_of_them"],
+        ),
         (["scoring.metrics=[psnr,beauty]"], ["beauty", "psnr", "ssim"]),
         (["kk=3"], ["kk"]),
         (["task.sigma=3"], ["sigma"]),
@@ -324,7 +351,10 @@ def test_an_image_that_is_not_of_its_note_is_not_replaced_unasked(
         (["existing=keep"], ["existing=keep", "skip", "redo", "report"]),
         (["retry=all"], ["retry=all", "failed"]),
         (["seed=0,1"], ["seed=0,1", "--multirun"]),
-        (["backbone.device=cuda:99"], ["backbone", "cuda" if torch.cuda.is_available() else "CUDA"]),
+        (
+            ["backbone.device=cuda:99"],
+            ["backbone", "cuda" if torch.cuda.is_available() else "CUDA"],
+        ),
         (["task"], ["task"]),
         (["experiment=demo"], ["-m"]),
     ],
@@ -342,12 +372,22 @@ def test_one_bad_cell_of_a_grid_stops_it_before_the_first_one_runs(
     adir, tiny: list[str], finished_folder: Path
 ) -> None:
     before = contents(finished_folder)
-    grid = ["run", "-m", *tiny, "seed=5", "adaptation=none,knn", "k=99", f"results={finished_folder}"]
+    grid = [
+        "run",
+        "-m",
+        *tiny,
+        "seed=5",
+        "adaptation=none,knn",
+        "k=99",
+        f"results={finished_folder}",
+    ]
     assert_refused(adir(*grid), "K=99", "lower K")
     assert contents(finished_folder) == before
 
 
-@pytest.mark.parametrize("task, size, words", [("sr4", 36, "multiples of 8"), ("sr4", 34, "multiples of 4")])
+@pytest.mark.parametrize(
+    "task, size, words", [("sr4", 36, "multiples of 8"), ("sr4", 34, "multiples of 4")]
+)
 def test_a_test_set_with_an_image_that_the_task_or_the_backbone_cannot_take_is_refused_before_any_work(
     adir, task: str, size: int, words: str, tmp_path: Path
 ) -> None:
@@ -355,7 +395,13 @@ def test_a_test_set_with_an_image_that_the_task_or_the_backbone_cannot_take_is_r
     photographs.mkdir()
     Image.fromarray(noise(32, 32, 3)).save(photographs / "a.png")
     Image.fromarray(noise(size, 32, 3)).save(photographs / "b.png")
-    run = ["run", "data=folder", f"data.path={photographs}", f"task={task}", f"results={tmp_path / 'results'}"]
+    run = [
+        "run",
+        "data=folder",
+        f"data.path={photographs}",
+        f"task={task}",
+        f"results={tmp_path / 'results'}",
+    ]
     assert_refused(adir(*run), "b.png", f"32x{size}", words, "crop")
     assert not contents(tmp_path / "results")
 
@@ -377,7 +423,13 @@ def test_a_damaged_image_of_a_corpus_is_named_once_and_left_out(
     for file in neighbourhood.iterdir():
         (corpus / file.name).write_bytes(file.read_bytes())
     truncated(corpus / "x.png")
-    run = ["run", *tiny, "adaptation=random", f"retrieval.corpus.path={corpus}", f"results={tmp_path / 'results'}"]
+    run = [
+        "run",
+        *tiny,
+        "adaptation=random",
+        f"retrieval.corpus.path={corpus}",
+        f"results={tmp_path / 'results'}",
+    ]
     finished = adir(*run)
     assert finished.status == 0 and finished.out.count("unreadable") == 1
     assert "x.png" in finished.out and "damaged image" in finished.out
@@ -387,8 +439,17 @@ def test_an_empty_and_a_missing_test_set_are_refused(adir, tmp_path: Path) -> No
     empty = tmp_path / "empty"
     empty.mkdir()
     results = f"results={tmp_path / 'results'}"
-    assert_refused(adir("run", "data=folder", f"data.path={empty}", results), str(empty), "no image files", ".png")
-    assert_refused(adir("run", "data=folder", f"data.path={empty}/no", results), f"{empty}/no", "no such folder")
+    assert_refused(
+        adir("run", "data=folder", f"data.path={empty}", results),
+        str(empty),
+        "no image files",
+        ".png",
+    )
+    assert_refused(
+        adir("run", "data=folder", f"data.path={empty}/no", results),
+        f"{empty}/no",
+        "no such folder",
+    )
     assert_refused(adir("run", "data=folder", results), "data.path")
     assert_refused(adir("run", "data.only=[moon]", results), "moon", "astronaut")
 
@@ -409,9 +470,15 @@ def test_another_test_set_whose_images_have_the_same_names_is_refused(
 
 def mounted(*command: str) -> None:
     """Mount something, or skip: it takes root and a kernel that lets a container do it."""
-    done = subprocess.run(["mount", *command], capture_output=True, text=True) if os.geteuid() == 0 else None
+    done = (
+        subprocess.run(["mount", *command], capture_output=True, text=True)
+        if os.geteuid() == 0
+        else None
+    )
     if done is None or done.returncode:
-        pytest.skip("needs the right to mount: " + ("run as root" if done is None else done.stderr.strip()))
+        pytest.skip(
+            "needs the right to mount: " + ("run as root" if done is None else done.stderr.strip())
+        )
 
 
 @pytest.fixture
@@ -425,15 +492,24 @@ def read_only(finished_folder: Path, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_read_only_results_folder_is_refused_and_still_read(adir, tiny: list[str], read_only: Path) -> None:
+def test_a_read_only_results_folder_is_refused_and_still_read(
+    adir, tiny: list[str], read_only: Path
+) -> None:
     before = contents(read_only)
-    assert_refused(adir("run", *tiny, "seed=1", f"results={read_only}"), str(read_only), "Read-only", "results=")
+    assert_refused(
+        adir("run", *tiny, "seed=1", f"results={read_only}"),
+        str(read_only),
+        "Read-only",
+        "results=",
+    )
     assert adir("leaderboard", read_only, "--no-write").status == 0
     assert_refused(adir("leaderboard", read_only), "leaderboard.csv", "--no-write")
     assert contents(read_only) == before
 
 
-def test_a_file_where_the_results_folder_should_be_is_refused_and_kept(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_file_where_the_results_folder_should_be_is_refused_and_kept(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     place = tmp_path / "results"
     place.write_text("mine")
     assert_refused(adir("run", *tiny, f"results={place}"), str(place), "results=")
@@ -449,7 +525,10 @@ def test_a_folder_that_may_not_be_made_is_refused(adir, tiny: list[str]) -> None
 
 @contextlib.contextmanager
 def small_files(bytes_: int) -> Iterator[None]:
-    """No file can grow beyond this. As on a full disk, write() fails, and the file system stays out of it."""
+    """No file can grow beyond this.
+
+    As on a full disk, write() fails, and the file system stays out of it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, hard))
     try:
@@ -459,30 +538,44 @@ def small_files(bytes_: int) -> Iterator[None]:
 
 
 def assert_survives_a_full_disk(adir, tiny: list[str], folder: Path, full, code: int) -> None:
-    """The adapter of 18 MB does not fit: the run stops with one line, and what was there stays readable and true."""
+    """The adapter of 18 MB does not fit: the run stops with one line, and what was there stays
+    readable and true.
+    """
     assert adir("run", *tiny, f"results={folder}").status == 0
     assert adir("leaderboard", folder).status == 0
     before = contents(folder)
     with full:
-        assert_refused(adir("run", *tiny, "adaptation=self", f"results={folder}"), str(folder), os.strerror(code))
+        assert_refused(
+            adir("run", *tiny, "adaptation=self", f"results={folder}"),
+            str(folder),
+            os.strerror(code),
+        )
     after = contents(folder)
     assert {path: after.get(path) for path in before} == before
     assert not [path for path in after if path.endswith(".part")]
     assert adir("leaderboard", folder, "--no-write").status == 0
 
 
-def test_a_full_disk_stops_the_run_and_keeps_what_is_there(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted("-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk))
     try:
-        assert_survives_a_full_disk(adir, tiny, disk / "results", contextlib.nullcontext(), errno.ENOSPC)
+        assert_survives_a_full_disk(
+            adir, tiny, disk / "results", contextlib.nullcontext(), errno.ENOSPC
+        )
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_file_that_cannot_grow_stops_the_run_and_keeps_what_is_there(adir, tiny: list[str], tmp_path: Path) -> None:
-    assert_survives_a_full_disk(adir, tiny, tmp_path / "results", small_files(1_000_000), errno.EFBIG)
+def test_a_file_that_cannot_grow_stops_the_run_and_keeps_what_is_there(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    assert_survives_a_full_disk(
+        adir, tiny, tmp_path / "results", small_files(1_000_000), errno.EFBIG
+    )
     # With room again, the same command does what is missing.
     again = adir("run", *tiny, "adaptation=self", f"results={tmp_path / 'results'}")
     assert again.status == 0 and "3 images done" in again.out
@@ -502,7 +595,11 @@ def test_damaged_records_adapters_and_measurements_are_named_set_aside_and_made_
     adapter = tmp_path / "adapters" / f"{key_of(record)}.safetensors"
     measurement = next(tmp_path.glob(f"measurements/*/{record.stem}.png"))
     tensors = load_file(adapter)
-    damage = {record: b'{"schema": 3, "sta', adapter: adapter.read_bytes()[:-1000], measurement: b"\x89PNG nothing"}
+    damage = {
+        record: b'{"schema": 3, "sta',
+        adapter: adapter.read_bytes()[:-1000],
+        measurement: b"\x89PNG nothing",
+    }
     for path, content in damage.items():
         path.write_bytes(content)
 
@@ -510,11 +607,18 @@ def test_damaged_records_adapters_and_measurements_are_named_set_aside_and_made_
     assert finished.status == 0 and "1 images done, 2 were there, 0 failed" in finished.out
     for path, content in damage.items():
         assert f"{path}: damaged" in finished.out and "set aside" in finished.out
-        assert [aside.read_bytes() for aside in path.parent.glob(f"{path.name}.corrupt-*")] == [content]
+        assert [aside.read_bytes() for aside in path.parent.glob(f"{path.name}.corrupt-*")] == [
+            content
+        ]
     after = contents(tmp_path)
-    assert after[str(measurement.relative_to(tmp_path))] == before[str(measurement.relative_to(tmp_path))]
+    assert (
+        after[str(measurement.relative_to(tmp_path))]
+        == before[str(measurement.relative_to(tmp_path))]
+    )
     made_anew, numbers = load_file(adapter), {k: v.tobytes() for k, v in tensors.items()}
-    assert {k: v.tobytes() for k, v in made_anew.items()} == numbers  # its facts tell another training time
+    assert {
+        k: v.tobytes() for k, v in made_anew.items()
+    } == numbers  # its facts tell another training time
     assert adir("leaderboard", tmp_path).status == 0
     assert (tmp_path / "leaderboard.csv").read_bytes() == table
 

@@ -1,4 +1,6 @@
-"""The `adir` command: its examples, every file of conf/, the same result whatever the way, and tracking."""
+"""The `adir` command: its examples, every file of conf/, the same result whatever the way, and
+tracking.
+"""
 
 import argparse
 import importlib
@@ -53,17 +55,29 @@ MODES = ["adaptation=none,self,knn"]
 def test_order_of_images_and_cells_changes_no_pixel(
     adir, tiny: list[str], reference: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    # The last image alone, and the modes in another order: nothing carries over from one image to the next.
+    # The last image alone, and the modes in another order: nothing carries over from one image to
+    # the next.
     alone = tmp_path / "alone"
     alone.mkdir()
     last = sorted(photographs.iterdir())[-1]
     (alone / last.name).write_bytes(last.read_bytes())
     results = tmp_path / "results"
-    grid = ["run", "-m", *tiny, "adaptation=knn,self,none", f"data.path={alone}", f"results={results}"]
+    grid = [
+        "run",
+        "-m",
+        *tiny,
+        "adaptation=knn,self,none",
+        f"data.path={alone}",
+        f"results={results}",
+    ]
     assert adir(*grid).status == 0
     found = images(results)
     assert len(found) == 3
-    assert found == {path: sha256 for path, sha256 in images(reference).items() if path.endswith(f"{last.name}.png")}
+    assert found == {
+        path: sha256
+        for path, sha256 in images(reference).items()
+        if path.endswith(f"{last.name}.png")
+    }
 
 
 def test_embedded_fields_named_in_another_order_give_the_same_images(adir, tmp_path: Path) -> None:
@@ -74,7 +88,9 @@ def test_embedded_fields_named_in_another_order_give_the_same_images(adir, tmp_p
     assert images(tmp_path / "a") == images(tmp_path / "b") and len(images(tmp_path / "a")) == 2
 
 
-def test_another_seed_gives_other_images_of_the_same_y(adir, tiny: list[str], reference: Path, tmp_path) -> None:
+def test_another_seed_gives_other_images_of_the_same_y(
+    adir, tiny: list[str], reference: Path, tmp_path
+) -> None:
     assert adir("run", *tiny, "seed=1", f"results={tmp_path}").status == 0
     assert not set(images(tmp_path).values()) & set(images(reference).values())
 
@@ -84,9 +100,15 @@ def test_another_seed_gives_other_images_of_the_same_y(adir, tiny: list[str], re
     assert measurements(tmp_path) == measurements(reference)
 
 
-def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(adir, tiny: list[str], reference: Path) -> None:
+def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(
+    adir, tiny: list[str], reference: Path
+) -> None:
     run = ["run", "-m", *tiny, *MODES, f"results={reference}"]
-    before = {path: path.stat().st_mtime_ns for path in reference.rglob("*.*") if path.name != "multirun.yaml"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in reference.rglob("*.*")
+        if path.name != "multirun.yaml"
+    }
     assert "0 images done, 9 were there, 0 failed" in adir(*run).out
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -95,7 +117,10 @@ def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(adir, ti
         (record.parent.parent / "images" / f"{record.stem}.png").unlink()
         record.unlink()
     reported = adir(*run, "existing=report")
-    assert reported.status == 1 and "3 images have no record yet: existing=report runs nothing" in reported.out
+    assert (
+        reported.status == 1
+        and "3 images have no record yet: existing=report runs nothing" in reported.out
+    )
     assert "0 images done" in reported.out and len(images(reference)) == 6
     assert "3 images done, 6 were there, 0 failed" in adir(*run).out
     assert images(reference) == expected
@@ -109,25 +134,37 @@ def test_redo_does_all_again_to_the_same_pixels(adir, tiny: list[str], reference
 
 
 def test_report_runs_nothing_in_an_empty_folder(adir, tiny: list[str], tmp_path: Path) -> None:
-    assert "0 images done, 0 were there" in adir("run", *tiny, "existing=report", f"results={tmp_path}").out
+    assert (
+        "0 images done, 0 were there"
+        in adir("run", *tiny, "existing=report", f"results={tmp_path}").out
+    )
     assert not list(tmp_path.glob("cells/**/*.*"))
 
 
-def test_modes_without_neighbours_are_run_once_for_all_k(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_modes_without_neighbours_are_run_once_for_all_k(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     finished = adir("run", "-m", *tiny, "adaptation=none", "k=1,2", f"results={tmp_path}")
     assert finished.status == 0 and "1 cells (2 combinations, 1 equal to others)" in finished.out
     assert "3 images done, 0 were there, 0 failed" in finished.out
 
 
-def test_an_image_that_fails_leaves_its_error_and_the_rest_go_on(adir, tiny: list[str], tmp_path: Path) -> None:
-    # Without its cap and with a scale that overflows float32, the literal algorithm diverges on every image.
+def test_an_image_that_fails_leaves_its_error_and_the_rest_go_on(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    # Without its cap and with a scale that overflows float32, the literal algorithm diverges on
+    # every image.
     run = ["run", *tiny, "sampler.cap=false", "sampler.guidance_scale=1e38", f"results={tmp_path}"]
     finished = adir(*run)
     assert finished.status == 1 and "0 images done, 0 were there, 3 failed" in finished.out
     for path in tmp_path.glob("cells/**/records/*.json"):
         record = read_json(path)
         assert record["status"] == "failed" and record["scores"] == {}
-        assert "step" in record["error"] and "1e+38" in record["error"] and "cap=true" in record["error"]
+        assert (
+            "step" in record["error"]
+            and "1e+38" in record["error"]
+            and "cap=true" in record["error"]
+        )
     assert not images(tmp_path)
     assert "3 failed" in (again := adir(*run)).out and again.status == 1
     assert "FAILED" not in again.out and "FAILED" in adir(*run, "retry=failed").out
@@ -137,11 +174,27 @@ def test_a_record_holds_what_is_needed_to_trust_it(reference: Path) -> None:
     record = read_json(next(reference.glob("cells/**/knn-*/records/0.png.json")))
     assert record["scores"]["psnr"]["direction"] == "higher" and record["seed"] == 0
     assert {"measure", "retrieve", "adapt", "sample", "score"} <= record["seconds"].keys()
-    assert len(record["neighbours"]) == 2 and record["neighbours"][0]["distance"] <= record["neighbours"][1]["distance"]
-    assert record["process_peak_memory_mb"] > 0 and record["versions"]["torch"] and record["threads"] == 1
-    assert len(record["y"]["sha256"]) == len(record["adapter"]["sha256"]) == len(record["cell"]) == 64
-    assert record["identity"]["backbone"]["weights_sha256"] and record["configuration"]["adaptation"]["name"] == "knn"
-    for file in (record["restored"], record["y"]["file"], f"adapters/{record['adapter']['key']}.safetensors"):
+    assert (
+        len(record["neighbours"]) == 2
+        and record["neighbours"][0]["distance"] <= record["neighbours"][1]["distance"]
+    )
+    assert (
+        record["process_peak_memory_mb"] > 0
+        and record["versions"]["torch"]
+        and record["threads"] == 1
+    )
+    assert (
+        len(record["y"]["sha256"]) == len(record["adapter"]["sha256"]) == len(record["cell"]) == 64
+    )
+    assert (
+        record["identity"]["backbone"]["weights_sha256"]
+        and record["configuration"]["adaptation"]["name"] == "knn"
+    )
+    for file in (
+        record["restored"],
+        record["y"]["file"],
+        f"adapters/{record['adapter']['key']}.safetensors",
+    ):
         assert (reference / file).is_file()
 
 
@@ -162,7 +215,11 @@ def test_wandb_offline_writes_a_run_under_the_hash_of_the_cell(
     assert run.name.endswith(record["cell"][:32]) and list(run.glob("*.wandb"))
     (table,) = run.glob("files/media/table/*.json")
     assert json.loads(table.read_text())["columns"][:4] == ["image", "status", "restored", "psnr"]
-    staged = {sha256_of_file(path) for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()}
+    staged = {
+        sha256_of_file(path)
+        for path in (tmp_path / "wandb" / "artifacts").rglob("*")
+        if path.is_file()
+    }
     assert set(images(tmp_path).values()) <= staged  # what `wandb sync` sends lies with the results
     assert not (tmp_path / "home" / ".local").exists()
 
@@ -188,7 +245,9 @@ def test_a_failure_of_wandb_costs_no_record(
     monkeypatch.setattr(wandb, "init", init)
     finished = adir("run", *tiny, "tracking=wandb", f"results={tmp_path}")
     assert finished.status == 0 and "3 images done" in finished.out
-    assert finished.out.count("W&B failed (ConnectionError: out of reach); going on without it") == 1
+    assert (
+        finished.out.count("W&B failed (ConnectionError: out of reach); going on without it") == 1
+    )
     assert len(list(tmp_path.glob("cells/**/records/*.json"))) == 3
 
 
@@ -217,7 +276,9 @@ def test_a_key_without_a_network_gives_a_run_offline(
     assert "W&B is out of reach (out of reach); this cell is tracked offline" in finished.out
 
 
-def test_a_key_is_found_in_the_environment_or_after_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_is_found_in_the_environment_or_after_a_login(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from adir.harness.tracking.wandb import key_for
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -232,23 +293,32 @@ def test_a_key_is_found_in_the_environment_or_after_a_login(monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Parquet file as data=parquet and retrieval=parquet take it: 3 images to test on, 25 to retrieve."""
+    """A Parquet file as data=parquet and retrieval=parquet take it: 3 images to test on, 25 to
+    retrieve.
+    """
     rows = []
     for number, field in enumerate([*TEST_FIELDS[:3], *corpus_fields()[::12][:25]]):
         buffer = io.BytesIO()
         Image.fromarray(cut(field)).save(buffer, format="png")
         split = "test" if number < 3 else "corpus"
-        rows.append({"image": {"bytes": buffer.getvalue()}, "split": split, "category": field.photograph})
+        rows.append(
+            {"image": {"bytes": buffer.getvalue()}, "split": split, "category": field.photograph}
+        )
     path = tmp_path_factory.mktemp("parquet") / "images.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
 
 
-FILES = [path.relative_to(config_dir()).with_suffix("") for path in sorted(config_dir().rglob("*.yaml"))]
-# Not composed as axes: the entries of `adir weights`, the margins of verdicts (tests/harness/tables/test_verdicts.py), and
-# what experiments share, which is composed with each of them.
 FILES = [
-    file for file in FILES if file.parts[0] not in ("weights", "margins") and file.parts[:2] != ("experiment", "base")
+    path.relative_to(config_dir()).with_suffix("") for path in sorted(config_dir().rglob("*.yaml"))
+]
+# Not composed as axes: the entries of `adir weights`, the margins of verdicts
+# (tests/harness/tables/test_verdicts.py), and what experiments share, which is composed with each
+# of them.
+FILES = [
+    file
+    for file in FILES
+    if file.parts[0] not in ("weights", "margins") and file.parts[:2] != ("experiment", "base")
 ]
 
 # What files ask for that is not here, and how they say so.
@@ -293,14 +363,19 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
     if axis == "corpus":
         assert "_target_" in compose([f"corpus={value}"], config_name="index").corpus
         return
-    # The axis is asked for by its own name; neighbours need a corpus; one metric asks for weights that are not here.
+    # The axis is asked for by its own name; neighbours need a corpus; one metric asks for weights
+    # that are not here.
     overrides = ["adaptation=random"] if axis.startswith(("adaptation/", "retrieval")) else []
     overrides += ["adaptation=knn"] if axis == "encoder" else []
     overrides += ["sampler=dds"] if (axis, value) == ("adaptation", "scd") else []
     if value == "parquet":
         overrides.append(f"parquet={parquet}")
     if value == "folder":
-        key, folder = ("data.path", photographs) if axis == "data" else ("retrieval.corpus.path", neighbourhood)
+        key, folder = (
+            ("data.path", photographs)
+            if axis == "data"
+            else ("retrieval.corpus.path", neighbourhood)
+        )
         overrides += [f"{key}={folder}", "k=2"]
     if axis == "experiment":
         check_experiment(value, overrides, parquet)
@@ -311,12 +386,16 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
             resolve_cell(cfg)
         return
     if axis in ("sampler", "task") and value in ("sd_x4", "sd_inpaint", "edit"):
-        with pytest.raises(NotApplicable):  # they go with Stable Diffusion: tests/harness/test_latent_cells.py
+        with pytest.raises(
+            NotApplicable
+        ):  # they go with Stable Diffusion: tests/harness/test_latent_cells.py
             resolve_cell(cfg)
         return
     built = resolve_cell(cfg)
     if axis == "noise":
-        assert cfg.task.sigma_y == {"ddrm": 0.05 * 255, "dps": 0.05 * 127.5}[value]  # of [0, 1], of [-1, 1]
+        assert (
+            cfg.task.sigma_y == {"ddrm": 0.05 * 255, "dps": 0.05 * 127.5}[value]
+        )  # of [0, 1], of [-1, 1]
     if axis == "tracking":
         from hydra.utils import instantiate
 
@@ -324,14 +403,21 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
     if axis in ("task", "adaptation", "backbone", "sampler"):
         assert getattr(built.identity.axes, axis) == value
     if axis == "adaptation/adapter":
-        assert built.identity.axes.adapter == value.removesuffix("_scd")  # the same adapter, set otherwise
+        assert built.identity.axes.adapter == value.removesuffix(
+            "_scd"
+        )  # the same adapter, set otherwise
 
 
 def check_tuned(name: str) -> None:
-    """A tuned sampler is the one of its name but for a setting or two, and has values for the tasks it was tuned on alone."""
+    """A tuned sampler is the one of its name but for a setting or two, and has values for the tasks
+    it was tuned on alone.
+    """
     differing = set()
     for task in ("sr4", "deblur"):
-        plain, tuned = (compose([f"task={task}", f"sampler={choice}"]).sampler for choice in (name, f"tuned/{name}"))
+        plain, tuned = (
+            compose([f"task={task}", f"sampler={choice}"]).sampler
+            for choice in (name, f"tuned/{name}")
+        )
         assert plain.keys() == tuned.keys()
         differing |= {key for key in plain if plain[key] != tuned[key]}
     assert 1 <= len(differing) <= 3 and not differing & {"_target_", "name", "n_steps"}
@@ -344,7 +430,9 @@ def check_tuned(name: str) -> None:
 
 
 def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:
-    """An embedded experiment resolves; one of the paper says which weights are missing, and resolves with ours."""
+    """An embedded experiment resolves; one of the paper says which weights are missing, and
+    resolves with ours.
+    """
     text = (config_dir() / "experiment" / f"{name}.yaml").read_text()
     overrides = [*overrides, f"parquet={parquet}"] if "parquet" in text else overrides
     words = [f"experiment={name}", *overrides, "hydra/launcher=basic"]
@@ -357,9 +445,15 @@ def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:
         if name.endswith(("_sd", "_editing")):
             return  # tests/harness/test_latent_cells.py has small networks of that kind
         words += [*EMBEDDED, *(["~data.size"] if "\n  size:" in text else [])]
-        words += ["sampler.n_steps=50", "sampler.variance=small", "adaptation.fine_tuning.crop_size=48"]
+        words += [
+            "sampler.n_steps=50",
+            "sampler.variance=small",
+            "adaptation.fine_tuning.crop_size=48",
+        ]
     found = launch(check_job, words, multirun=True)
-    assert len(found) > 1 and not any(isinstance(one, Refused) and one.applicable for one in found), found
+    assert len(found) > 1 and not any(
+        isinstance(one, Refused) and one.applicable for one in found
+    ), found
 
 
 def documented() -> list[list[str]]:
@@ -369,20 +463,30 @@ def documented() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", documented(), ids=lambda words: words[0])
-def test_the_documented_cell_of_each_backbone_lacks_nothing_but_what_is_to_be_fetched(words: list[str]) -> None:
+def test_the_documented_cell_of_each_backbone_lacks_nothing_but_what_is_to_be_fetched(
+    words: list[str],
+) -> None:
     words = [word.replace("=cuda", "=cpu") for word in words]
     (found,) = launch(check_job, words, multirun=False)
     assert found.applicable
-    wanted = {re.match(r"(gd512|sd_x4|sd_inpaint|div2k|FOLDER|INDEX|CLIP)", reason)[0] for reason in found.reasons}
+    wanted = {
+        re.match(r"(gd512|sd_x4|sd_inpaint|div2k|FOLDER|INDEX|CLIP)", reason)[0]
+        for reason in found.reasons
+    }
     backbone = words[0].partition("=")[2]
     assert wanted == {backbone, "FOLDER" if backbone == "sd_inpaint" else "div2k", "INDEX", "CLIP"}
-    crop = {"gd512": 256, "sd_x4": 256, "sd_inpaint": 512}[backbone]  # its stride may be larger than an embedded crop
+    crop = {"gd512": 256, "sd_x4": 256, "sd_inpaint": 512}[
+        backbone
+    ]  # its stride may be larger than an embedded crop
     assert compose(words).adaptation.fine_tuning.crop_size == crop
 
 
 def test_the_list_of_axes_is_that_of_conf_and_each_choice_has_a_line(adir) -> None:
     folders = {str(file.parent) for file in FILES} - {"."}
-    assert set(AXES) == folders - {"hydra/launcher", "sampler/tuned"}  # a way to run, and choices of the axis sampler
+    assert set(AXES) == folders - {
+        "hydra/launcher",
+        "sampler/tuned",
+    }  # a way to run, and choices of the axis sampler
     out = adir("list").out
     for axis in AXES:
         for value, text in choices(axis).items():
@@ -404,7 +508,11 @@ def test_the_examples_of_the_help_do_what_they_say(
     adir, example: list[str], reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    small = ["sampler.n_steps=1", "adaptation.fine_tuning.n_iterations=1", "adaptation.fine_tuning.batch_size=1"]
+    small = [
+        "sampler.n_steps=1",
+        "adaptation.fine_tuning.n_iterations=1",
+        "adaptation.fine_tuning.batch_size=1",
+    ]
     if example[0] == "run":
         multirun = "-m" in example
         overrides = [word for word in example[1:] if word != "-m"] + [f"results={tmp_path}"]
@@ -423,13 +531,18 @@ def test_the_examples_of_the_help_do_what_they_say(
         finished = adir(*example)
         assert (
             finished.status == 0
-            and {"leaderboard": "psnr", "report": "report.html", "table": "paper_v2_table1"}[example[0]] in finished.out
+            and {"leaderboard": "psnr", "report": "report.html", "table": "paper_v2_table1"}[
+                example[0]
+            ]
+            in finished.out
         )
     else:
         assert adir(*example).status == 0
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["restore", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["restore", "--help"], ["--version"]]
+)
 def test_help_is_on_stdout(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -439,11 +552,15 @@ def test_help_is_on_stdout(words: list[str], capsys: pytest.CaptureFixture[str])
 
 def test_doctor_says_what_is_there(adir) -> None:
     finished = adir("doctor")
-    assert finished.status == 0 and "embedded corpus" in finished.out and "MISSING" not in finished.out
+    assert (
+        finished.status == 0 and "embedded corpus" in finished.out and "MISSING" not in finished.out
+    )
     assert "musiq" in finished.out
 
 
-def test_the_sheet_shows_a_row_per_image_and_a_column_per_mode(adir, reference: Path, tmp_path: Path) -> None:
+def test_the_sheet_shows_a_row_per_image_and_a_column_per_mode(
+    adir, reference: Path, tmp_path: Path
+) -> None:
     assert adir("sheet", reference, "--out", tmp_path / "sheet.png").status == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         # ground truth, y, none, self, knn; three images and a line of titles.

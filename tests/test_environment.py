@@ -1,4 +1,6 @@
-"""What the caller's shell hands over does not break a run: streams, encodings, home folders, launchers, notebooks."""
+"""What the caller's shell hands over does not break a run: streams, encodings, home folders,
+launchers, notebooks.
+"""
 
 import getpass
 import io
@@ -64,7 +66,9 @@ def test_a_program_in_a_locale_of_other_file_names_says_what_to_set(monkeypatch,
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A user without name and home, as `docker run --user 12345` makes one; the folder of temporary files."""
+    """A user without name and home, as `docker run --user 12345` makes one; the folder of temporary
+    files.
+    """
 
     def unknown(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
@@ -100,8 +104,13 @@ def test_caches_do_not_go_into_a_home_that_cannot_be_written_to(
     monkeypatch.setenv("HOME", "/proc/1/nowhere")
     monkeypatch.setenv("WANDB_CACHE_DIR", "/chosen")
     require_user()
-    assert os.environ["HOME"] == "/proc/1/nowhere" and capsys.readouterr().err == ""  # what it holds is still read
-    assert Path(os.environ["MPLCONFIGDIR"]).parent == nobody and os.environ["WANDB_CACHE_DIR"] == "/chosen"
+    assert (
+        os.environ["HOME"] == "/proc/1/nowhere" and capsys.readouterr().err == ""
+    )  # what it holds is still read
+    assert (
+        Path(os.environ["MPLCONFIGDIR"]).parent == nobody
+        and os.environ["WANDB_CACHE_DIR"] == "/chosen"
+    )
 
 
 # --- all of it at once, from outside
@@ -132,11 +141,21 @@ HOSTILE = {
 
 
 @pytest.mark.slow
-def test_a_run_in_a_hostile_shell_whose_reader_leaves_does_all_of_its_work(tiny: list[str], tmp_path: Path) -> None:
+def test_a_run_in_a_hostile_shell_whose_reader_leaves_does_all_of_its_work(
+    tiny: list[str], tmp_path: Path
+) -> None:
     results = tmp_path / "Läufe"
     results.symlink_to(tmp_path / "runs", target_is_directory=True)
     (tmp_path / "runs").mkdir()
-    command = [sys.executable, "-m", "adir", "run", *tiny, "adaptation=self", f"results={tmp_path / 'runs'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "adir",
+        "run",
+        *tiny,
+        "adaptation=self",
+        f"results={tmp_path / 'runs'}",
+    ]
     with subprocess.Popen(
         command, env=os.environ | HOSTILE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -146,20 +165,36 @@ def test_a_run_in_a_hostile_shell_whose_reader_leaves_does_all_of_its_work(tiny:
         err = process.stderr.read()
     assert process.returncode == 0 and first and err == "", err
     records = list((tmp_path / "runs").glob("cells/**/records/*.json"))
-    assert len(records) == 3 and all(b'"status": "done"' in record.read_bytes() for record in records)
+    assert len(records) == 3 and all(
+        b'"status": "done"' in record.read_bytes() for record in records
+    )
 
     table = [sys.executable, "-m", "adir", "leaderboard", str(results)]
-    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):  # the last is how a login node's shell starts a job that outlives it
+    for closed in (
+        ">&-",
+        "2>&-",
+        "<&- >&- 2>&-",
+    ):  # the last is how a login node's shell starts a job that outlives it
         command = ["sh", "-c", f'exec "$@" {closed}', "sh", *table]
-        assert subprocess.run(command, env=os.environ | HOSTILE, capture_output=True, check=False).returncode == 0, (
-            closed
-        )
+        assert (
+            subprocess.run(
+                command, env=os.environ | HOSTILE, capture_output=True, check=False
+            ).returncode
+            == 0
+        ), closed
     shown = subprocess.run(table, env=os.environ | HOSTILE, capture_output=True, check=True).stdout
     assert shown.isascii() and b"L?ufe" in shown
-    assert {path.suffix for path in (tmp_path / "runs").glob("leaderboard.*")} == {".csv", ".md", ".tex", ".html"}
+    assert {path.suffix for path in (tmp_path / "runs").glob("leaderboard.*")} == {
+        ".csv",
+        ".md",
+        ".tex",
+        ".html",
+    }
 
 
-def test_settling_changes_nothing_for_a_caller_that_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settling_changes_nothing_for_a_caller_that_is_fine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(environment, "steady_streams", lambda: None)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     home = os.environ["HOME"]

@@ -37,7 +37,11 @@ def commands(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     return [
-        shlex.split(line.removeprefix("PYTHONPATH=. adir ").removeprefix("adir ").replace("$PWD", str(tmp_path)))
+        shlex.split(
+            line.removeprefix("PYTHONPATH=. adir ")
+            .removeprefix("adir ")
+            .replace("$PWD", str(tmp_path))
+        )
         for line in lines
     ]
 
@@ -59,23 +63,38 @@ def test_the_page_on_extending_adds_a_task_a_sampler_a_backbone_an_encoder_and_a
         assert len(record["neighbours"]) == 2
 
 
-def test_a_sampler_of_the_page_runs_in_a_grid_beside_ours(adir, commands: list[list[str]], tiny: list[str]) -> None:
+def test_a_sampler_of_the_page_runs_in_a_grid_beside_ours(
+    adir, commands: list[list[str]], tiny: list[str]
+) -> None:
     _, grid, table = commands
-    small = [word for word in grid if word != "data=demo"] + [word for word in tiny if "n_steps" not in word]
+    small = [word for word in grid if word != "data=demo"] + [
+        word for word in tiny if "n_steps" not in word
+    ]
     finished = adir(*small)
     assert finished.status == 0, finished.err
     records = [read_json(path) for path in Path("runs/mine/cells").glob("**/records/*.json")]
-    counted = Counter((r["axes"]["task"], r["axes"]["sampler"], r["sampler"]["network_evaluations"]) for r in records)
+    counted = Counter(
+        (r["axes"]["task"], r["axes"]["sampler"], r["sampler"]["network_evaluations"])
+        for r in records
+    )
     assert counted == {
-        (task, name, 20): 3 for task in ("sr4", "deblur") for name in ("plug_and_play", "ddrm", "diffpir")
+        (task, name, 20): 3
+        for task in ("sr4", "deblur")
+        for name in ("plug_and_play", "ddrm", "diffpir")
     }
-    (own,) = {r["identity"]["sampler"]["version"] for r in records if r["axes"]["sampler"] == "plug_and_play"}
+    (own,) = {
+        r["identity"]["sampler"]["version"]
+        for r in records
+        if r["axes"]["sampler"] == "plug_and_play"
+    }
     assert own == 1
     printed = adir(*table)
     assert printed.status == 0 and "plug_and_play" in printed.out
 
 
-def test_the_sampler_of_the_page_ends_at_the_y_that_an_exact_network_leads_to(commands: list[list[str]]) -> None:
+def test_the_sampler_of_the_page_ends_at_the_y_that_an_exact_network_leads_to(
+    commands: list[list[str]],
+) -> None:
     # A network that knows x: denoising gives x, A x = y, and nothing is left to correct.
     import mine
     import torch
@@ -105,7 +124,9 @@ def test_the_operator_of_the_page_has_the_adjoint_and_the_norm_it_says(repositor
     scope: dict = {"__name__": "mine"}
     monkey = sys.modules.setdefault("mine", type(sys)("mine"))  # dataclasses look their module up
     try:
-        code = next(code for language, code in blocks(page) if language == "python" and "MotionBlur" in code)
+        code = next(
+            code for language, code in blocks(page) if language == "python" and "MotionBlur" in code
+        )
         exec(code, scope)
     finally:
         if sys.modules.get("mine") is monkey:

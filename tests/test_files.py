@@ -76,7 +76,8 @@ def test_an_interrupt_while_writing_leaves_no_part_either(tmp_path, monkeypatch)
 
 
 def test_killed_at_any_moment_the_file_is_whole(tmp_path):
-    # A process that writes 1 MB of one digit over and over, killed without warning: the file holds one digit throughout.
+    # A process that writes 1 MB of one digit over and over, killed without warning: the file holds
+    # one digit throughout.
     path = tmp_path / "file"
     program = (
         "import itertools, sys\n"
@@ -86,7 +87,9 @@ def test_killed_at_any_moment_the_file_is_whole(tmp_path):
         "    print(i, flush=True)\n"
     )
     for kill_after in (1, 4):
-        with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE
+        ) as process:
             for _ in range(kill_after):
                 process.stdout.readline()
             process.kill()
@@ -133,7 +136,11 @@ def test_a_damaged_json_file_raises_value_error(tmp_path, content):
 # Text that a user wrote, by whatever program
 
 LINES = ["name,words", 'Größe,"a, b"', "x,", ""]
-ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # Notepad and Excel write the second, PowerShell's > the third
+ENCODINGS = [
+    "utf-8",
+    "utf-8-sig",
+    "utf-16",
+]  # Notepad and Excel write the second, PowerShell's > the third
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -141,7 +148,10 @@ ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]  # Notepad and Excel write the seco
 def test_text_is_read_in_any_encoding_that_says_what_it_is(tmp_path, encoding, end):
     (tmp_path / "x.csv").write_bytes(end.join(LINES).encode(encoding))
     assert read_text(tmp_path / "x.csv") == end.join(LINES)
-    assert read_csv(tmp_path / "x.csv") == [{"name": "Größe", "words": "a, b"}, {"name": "x", "words": ""}]
+    assert read_csv(tmp_path / "x.csv") == [
+        {"name": "Größe", "words": "a, b"},
+        {"name": "x", "words": ""},
+    ]
     (tmp_path / "x.json").write_bytes(end.join(["{", '"Größe": [1]', "}"]).encode(encoding))
     assert read_json(tmp_path / "x.json") == {"Größe": [1]}
 
@@ -164,7 +174,9 @@ def made(folder: Path, *names: str) -> Path:
 
 
 def names(folder: Path, **options) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in walk(folder, (".png", ".tar"), **options)]
+    return [
+        path.relative_to(folder).as_posix() for path in walk(folder, (".png", ".tar"), **options)
+    ]
 
 
 def test_a_walk_takes_suffixes_in_any_case_and_no_hidden_files(tmp_path):
@@ -221,12 +233,20 @@ def test_a_walk_ends_however_links_go_round(tmp_path, links):
 
 def test_a_walk_leaves_results_below_out_and_refuses_those_that_are_named(tmp_path):
     made(
-        tmp_path, "a.png", f"runs/{RESULTS_MARKER}", "runs/cells/b.png", f"x/y/{RESULTS_MARKER}", "x/y/c.png", "x/d.png"
+        tmp_path,
+        "a.png",
+        f"runs/{RESULTS_MARKER}",
+        "runs/cells/b.png",
+        f"x/y/{RESULTS_MARKER}",
+        "x/y/c.png",
+        "x/d.png",
     )
     (tmp_path / "link").symlink_to(tmp_path / "runs")
     made(tmp_path / "set", "e.png")
     (tmp_path / "set/old").symlink_to(tmp_path / "runs")
-    assert names(tmp_path) == ["a.png", "set/e.png", "x/d.png"] and names(tmp_path / "set") == ["e.png"]
+    assert names(tmp_path) == ["a.png", "set/e.png", "x/d.png"] and names(tmp_path / "set") == [
+        "e.png"
+    ]
     for below in (True, False):
         for folder in (tmp_path / "runs", tmp_path / "link", tmp_path / "x/y"):
             with pytest.raises(InputError, match="holds results of adir") as caught:

@@ -1,4 +1,6 @@
-"""The same walk on a GPU: adapt, restore, and the image that a CPU gives up to rounding; precision, offload, compilation."""
+"""The same walk on a GPU: adapt, restore, and the image that a CPU gives up to rounding; precision,
+offload, compilation.
+"""
 
 import pytest
 import torch
@@ -28,7 +30,9 @@ def walk(backbone: GuidedDiffusion, adapter: Full | Lora, n_iterations: int = 2)
     x = image()
     task = build(compose(["task=sr4"]).task, "task")
     y = task.degrade(x, generator(0, "gpu", "y"))[None].to(backbone.device)
-    tuned = FineTuning(n_iterations, 2, 1e-4, 32).fit(backbone, adapter, [x], generator(0, "gpu", "adaptation"))
+    tuned = FineTuning(n_iterations, 2, 1e-4, 32).fit(
+        backbone, adapter, [x], generator(0, "gpu", "adaptation")
+    )
     with adapted(backbone.network, adapter, tuned.tensors):
         sampler = ADIR(n_steps=5, guidance_scale=100, variance="small")
         noise = generator(0, "gpu", "sampler")
@@ -40,17 +44,26 @@ def test_a_network_adapted_on_a_gpu_stays_there_and_restores(adapter) -> None:
     images = {}
     for device in ("cpu", "cuda"):
         backbone = GuidedDiffusion(device=device)
-        before = {name: tensor.cpu().clone() for name, tensor in backbone.network.state_dict().items()}
+        before = {
+            name: tensor.cpu().clone() for name, tensor in backbone.network.state_dict().items()
+        }
         images[device] = walk(backbone, adapter)
         assert next(backbone.network.parameters()).device.type == device
         after = backbone.network.state_dict()
-        assert list(after) == list(before) and all(torch.equal(after[name].cpu(), before[name]) for name in before)
+        assert list(after) == list(before) and all(
+            torch.equal(after[name].cpu(), before[name]) for name in before
+        )
     torch.testing.assert_close(images["cuda"], images["cpu"], rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"channels_last": True}, {"gradient_checkpointing": True}, {"offload": True}, {"attention": "efficient"}],
+    [
+        {"channels_last": True},
+        {"gradient_checkpointing": True},
+        {"offload": True},
+        {"attention": "efficient"},
+    ],
     ids=lambda settings: next(iter(settings)),
 )
 @pytest.mark.parametrize("adapter", [Full(), Lora()], ids=lambda adapter: adapter.name)
@@ -84,7 +97,10 @@ def test_offloaded_weights_leave_the_gpu_to_activations() -> None:
     before = torch.cuda.memory_allocated()
     backbone = GuidedDiffusion(device="cuda", execution=Execution("cuda", offload=True))
     with torch.no_grad():
-        backbone.predict(torch.zeros(1, 3, 64, 64, device="cuda"), torch.zeros(1, dtype=torch.long, device="cuda"))
+        backbone.predict(
+            torch.zeros(1, 3, 64, 64, device="cuda"),
+            torch.zeros(1, dtype=torch.long, device="cuda"),
+        )
     weights = sum(p.nbytes for p in backbone.network.parameters())
     assert torch.cuda.memory_allocated() - before < 0.1 * weights
 
@@ -93,5 +109,7 @@ def test_an_inpainted_image_of_a_user_comes_back_on_the_cpu() -> None:
     task = build(compose(["task=inpaint_box"]).task, "task")
     y = task.degrade(image(), generator(0, "gpu", "y"))
     sampler = ADIR(n_steps=2, guidance_scale=10, variance="small")
-    restored = restore_any_size(sampler, GuidedDiffusion(device="cuda"), task, y, 0, "gpu", tile=256)
+    restored = restore_any_size(
+        sampler, GuidedDiffusion(device="cuda"), task, y, 0, "gpu", tile=256
+    )
     assert restored.x_hat.device.type == "cpu" and torch.isfinite(restored.x_hat).all()

@@ -1,4 +1,6 @@
-"""Images in and out: exact 8-bit round trips, ranges, one generator per purpose, and one-line errors for bad files."""
+"""Images in and out: exact 8-bit round trips, ranges, one generator per purpose, and one-line
+errors for bad files.
+"""
 
 import io
 import struct
@@ -85,7 +87,12 @@ def test_generators_depend_on_seed_image_and_purpose_alone():
     first = draw(0, "cat", "sampler")
     torch.manual_seed(2)
     assert draw(0, "cat", "sampler") == first
-    others = [draw(1, "cat", "sampler"), draw(0, "dog", "sampler"), draw(0, "cat", "y"), draw(0, "catsampler", "")]
+    others = [
+        draw(1, "cat", "sampler"),
+        draw(0, "dog", "sampler"),
+        draw(0, "cat", "y"),
+        draw(0, "catsampler", ""),
+    ]
     assert all(other != first for other in others) and len({tuple(o) for o in others}) == 4
     # The parts are kept apart: (1, "1x") is not (11, "x").
     assert draw(1, "1x", "y") != draw(11, "x", "y")
@@ -131,7 +138,9 @@ def test_a_palette_is_read_as_the_colours_it_stands_for(tmp_path):
         ("x.jpg", "CMYK", {}, "CMYK; convert"),
     ],
 )
-def test_files_that_would_lose_something_are_refused_in_one_line(tmp_path, name, mode, options, words):
+def test_files_that_would_lose_something_are_refused_in_one_line(
+    tmp_path, name, mode, options, words
+):
     Image.new(mode, (8, 8)).save(tmp_path / name, **options)
     with pytest.raises(InputError, match=words) as caught:
         read_image(tmp_path / name)
@@ -171,7 +180,9 @@ SOME = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 
 def encoded(image, kind="png", **options) -> bytes:
     buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format=kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
+        buffer, format=kind, **options
+    )
     return buffer.getvalue()
 
 
@@ -191,7 +202,14 @@ def test_every_kind_of_file_is_turned_upright_once(kind, options):
 
 def test_a_phone_s_mpo_is_its_first_image_upright():
     smooth = Image.fromarray(SOME).resize((64, 48), Image.Resampling.BICUBIC)
-    mpo = encoded(smooth, "MPO", save_all=True, append_images=[smooth.resize((16, 12))], exif=turned(), quality=95)
+    mpo = encoded(
+        smooth,
+        "MPO",
+        save_all=True,
+        append_images=[smooth.resize((16, 12))],
+        exif=turned(),
+        quality=95,
+    )
     alone = np.array(Image.open(io.BytesIO(encoded(smooth, "jpeg", quality=95))))
     np.testing.assert_array_equal(decode_pixels(mpo, "p"), np.rot90(alone, -1))
 
@@ -207,18 +225,33 @@ PALETTE = Image.fromarray(SOME).quantize(16)
         (encoded(Image.fromarray(SOME).convert("RGBA"), "webp", lossless=True, exact=True), SOME),
         (encoded(Image.fromarray(SOME).convert("RGBA"), "tiff"), SOME),
         (encoded(GREY.convert("LA")), np.array(GREY)),
-        (encoded(PALETTE, transparency=200), np.array(PALETTE.convert("RGB"))),  # a colour that no pixel has
-        (encoded(GREY.point(lambda level: min(level, 250)), transparency=255), np.array(GREY).clip(0, 250)),
+        (
+            encoded(PALETTE, transparency=200),
+            np.array(PALETTE.convert("RGB")),
+        ),  # a colour that no pixel has
+        (
+            encoded(GREY.point(lambda level: min(level, 250)), transparency=255),
+            np.array(GREY).clip(0, 250),
+        ),
         (encoded(SOME, transparency=(1, 2, 3)), SOME),
     ],
-    ids=["png", "webp", "tiff", "grey", "palette", "grey with a clear level", "rgb with a clear colour"],
+    ids=[
+        "png",
+        "webp",
+        "tiff",
+        "grey",
+        "palette",
+        "grey with a clear level",
+        "rgb with a clear colour",
+    ],
 )
 def test_an_alpha_channel_that_is_opaque_everywhere_is_dropped(content, expected):
     np.testing.assert_array_equal(decode_pixels(content, "p").squeeze(), expected)
 
 
 @pytest.mark.parametrize(
-    "image, options", [(SOME, {"transparency": tuple(map(int, SOME[3, 4]))}), (GREY, {"transparency": 0})]
+    "image, options",
+    [(SOME, {"transparency": tuple(map(int, SOME[3, 4]))}), (GREY, {"transparency": 0})],
 )
 def test_a_colour_that_stands_for_transparency_is_refused_where_it_occurs(image, options):
     if image is GREY:
@@ -235,12 +268,22 @@ ADOBE = (
     (0.20528, 0.62567, 0.06087),
     (0.14919, 0.06322, 0.74457),
 )  # XYZ at D50, IEC 61966-2-5
-SRGB = (0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)  # IEC 61966-2-1
-P3 = (0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)  # SMPTE EG 432-1
+SRGB = (
+    (0.43607, 0.22249, 0.01392),
+    (0.38515, 0.71687, 0.09708),
+    (0.14307, 0.06061, 0.71410),
+)  # IEC 61966-2-1
+P3 = (
+    (0.51512, 0.24120, -0.00105),
+    (0.29198, 0.69225, 0.04189),
+    (0.15710, 0.06657, 0.78407),
+)  # SMPTE EG 432-1
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 
-def icc(space: bytes, tags: dict[bytes, bytes], connection: bytes = b"XYZ ", kind: bytes = b"mntr") -> bytes:
+def icc(
+    space: bytes, tags: dict[bytes, bytes], connection: bytes = b"XYZ ", kind: bytes = b"mntr"
+) -> bytes:
     """A profile of version 2.4, by the specification ICC.1:2001-04."""
     tags = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"made\0" + b"\0" * 78,
@@ -251,7 +294,9 @@ def icc(space: bytes, tags: dict[bytes, bytes], connection: bytes = b"XYZ ", kin
     for key, value in tags.items():
         table += key + struct.pack(">II", offset + len(body), len(value))
         body += value + b"\0" * (-len(value) % 4)
-    head = struct.pack(">I4sI4s4s4s", offset + len(body), b"none", 0x02400000, kind, space, connection)
+    head = struct.pack(
+        ">I4sI4s4s4s", offset + len(body), b"none", 0x02400000, kind, space, connection
+    )
     return (
         (head + struct.pack(">6H", 2024, 1, 1, 0, 0, 0) + b"acsp").ljust(68, b"\0")
         + fixed(0.9642, 1.0, 0.8249).ljust(60, b"\0")
@@ -273,7 +318,10 @@ def curve(*values: float) -> bytes:
 
 
 def rgb_profile(primaries, transfer) -> bytes:
-    tags = {key + b"XYZ": xyz(*values) for key, values in zip((b"r", b"g", b"b"), primaries, strict=True)}
+    tags = {
+        key + b"XYZ": xyz(*values)
+        for key, values in zip((b"r", b"g", b"b"), primaries, strict=True)
+    }
     return icc(b"RGB ", tags | {key + b"TRC": curve(*transfer) for key in (b"r", b"g", b"b")})
 
 
@@ -300,10 +348,14 @@ def decode_srgb(levels: np.ndarray) -> np.ndarray:
     ids=["Adobe RGB", "Display P3", "gamma 1.8"],
 )
 @pytest.mark.parametrize("kind, options", [("png", {}), ("tiff", {}), ("webp", {"lossless": True})])
-def test_colours_are_converted_to_srgb_as_the_profile_says(primaries, transfer, light, kind, options):
+def test_colours_are_converted_to_srgb_as_the_profile_says(
+    primaries, transfer, light, kind, options
+):
     # Levels to light, by the primaries to XYZ, by those of sRGB back to light, to levels.
     expected = encode_srgb(light(SOME) @ np.array(primaries) @ np.linalg.inv(np.array(SRGB)))
-    found = decode_pixels(encoded(SOME, kind, icc_profile=rgb_profile(primaries, transfer), **options), "p")
+    found = decode_pixels(
+        encoded(SOME, kind, icc_profile=rgb_profile(primaries, transfer), **options), "p"
+    )
     assert np.abs(found - expected).max() < 2 and np.abs(SOME - expected).max() > 8
 
 
@@ -316,11 +368,20 @@ def test_grey_levels_are_converted_and_stay_grey():
 
 
 @pytest.mark.parametrize(
-    "profile", [rgb_profile(SRGB, SRGB_CURVE), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), None]
+    "profile",
+    [
+        rgb_profile(SRGB, SRGB_CURVE),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        None,
+    ],
 )
-@pytest.mark.parametrize("pixels", [ALL_LEVELS, SOME, ALL_LEVELS[:, :, 0]], ids=["levels", "colours", "grey"])
+@pytest.mark.parametrize(
+    "pixels", [ALL_LEVELS, SOME, ALL_LEVELS[:, :, 0]], ids=["levels", "colours", "grey"]
+)
 def test_no_profile_and_any_of_srgb_leave_the_pixels_to_the_bit(profile, pixels):
-    np.testing.assert_array_equal(decode_pixels(encoded(pixels, icc_profile=profile), "p").squeeze(), pixels)
+    np.testing.assert_array_equal(
+        decode_pixels(encoded(pixels, icc_profile=profile), "p").squeeze(), pixels
+    )
 
 
 @pytest.mark.parametrize(
@@ -332,9 +393,13 @@ def test_no_profile_and_any_of_srgb_leave_the_pixels_to_the_bit(profile, pixels)
         (icc(b"RGB ", {}), "cannot build"),
     ],
 )
-def test_a_profile_that_cannot_be_used_is_said_once_and_the_colours_are_as_stored(profile, reason, request):
+def test_a_profile_that_cannot_be_used_is_said_once_and_the_colours_are_as_stored(
+    profile, reason, request
+):
     content, name = encoded(SOME, icc_profile=profile), request.node.name
-    with pytest.warns(UserWarning, match=f"colour profile cannot be used .*{reason}.*taken as sRGB") as said:
+    with pytest.warns(
+        UserWarning, match=f"colour profile cannot be used .*{reason}.*taken as sRGB"
+    ) as said:
         for _ in range(3):
             np.testing.assert_array_equal(decode_pixels(content, name), SOME)
     assert len(said) == 1 and "\n" not in str(said[0].message)
@@ -346,7 +411,9 @@ LAB[0], LAB[15] = (100, 0, 0), (0, 0, 0)  # paper, and all four inks
 
 
 def cmyk_profile() -> bytes:
-    """A printer whose mixes of four inks look like LAB, what is between them interpolated: an 8-bit table (lut8Type)."""
+    """A printer whose mixes of four inks look like LAB, what is between them interpolated: an 8-bit
+    table (lut8Type).
+    """
     table = np.rint(LAB * (255 / 100, 1, 1) + (0, 128, 128)).astype(np.uint8)
     lines = bytes(range(256))
     lut = (
@@ -364,7 +431,9 @@ def test_cmyk_is_converted_by_its_profile():
     mixes = np.array([[255 * (n >> bit & 1) for bit in (3, 2, 1, 0)] for n in range(16)], np.uint8)
     image = Image.frombytes("CMYK", (4, 4), mixes.tobytes())
     for kind, options in (("tiff", {}), ("tiff", {"compression": "tiff_lzw"})):
-        found = decode_pixels(encoded(image, kind, icc_profile=cmyk_profile(), **options), "p").reshape(16, 3)
+        found = decode_pixels(
+            encoded(image, kind, icc_profile=cmyk_profile(), **options), "p"
+        ).reshape(16, 3)
         # CIELAB at D50 to XYZ (CIE 15:2004) to sRGB; colours that sRGB has are met.
         fy = (LAB[:, 0] + 16) / 116
         f = np.stack([fy + LAB[:, 1] / 500, fy, fy - LAB[:, 2] / 200], -1)
@@ -389,16 +458,28 @@ EIGHT = np.rint(DEEP[:, :, :3] / 257)  # 65535 = 255 * 257
 
 
 def deep_png(levels: np.ndarray, colour_type: int) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow cannot write: the specification's chunks by hand, rows filtered by Sub."""
+    """A PNG of 16 bits a channel, which Pillow cannot write: the specification's chunks by hand,
+    rows filtered by Sub.
+    """
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 16, colour_type, 0, 0, 0)
     lines = np.ascontiguousarray(levels.astype(">u2")).view(np.uint8).reshape(*levels.shape[:2], -1)
     lines = np.concatenate([lines[:, :1], lines[:, 1:] - lines[:, :-1]], 1).reshape(len(levels), -1)
     rows = b"".join(b"\x01" + line.tobytes() for line in lines)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def deep_tiff(levels, **options) -> bytes:
@@ -460,7 +541,12 @@ def test_16_bits_that_cannot_be_scaled_safely_are_refused():
         deep_png(DEEP[:, :, 2:], 4),
         deep_tiff(DEEP[:, :, 0], photometric="miniswhite"),
         deep_tiff(np.moveaxis(DEEP[:, :, :3], 2, 0), photometric="rgb", planarconfig="separate"),
-        deep_tiff(np.moveaxis(DEEP[:, :, :3], 2, 0), photometric="rgb", planarconfig="separate", compression="zlib"),
+        deep_tiff(
+            np.moveaxis(DEEP[:, :, :3], 2, 0),
+            photometric="rgb",
+            planarconfig="separate",
+            compression="zlib",
+        ),
         deep_tiff(DEEP[:, :, 0].astype(np.int16), photometric="minisblack"),
         deep_tiff(DEEP[:, :, 0].astype(np.uint32), photometric="minisblack"),
     ):

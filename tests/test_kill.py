@@ -1,4 +1,6 @@
-"""kill -9 at random moments: at most one image is lost each time, and the end is that of an undisturbed run."""
+"""kill -9 at random moments: at most one image is lost each time, and the end is that of an
+undisturbed run.
+"""
 
 import random
 import subprocess
@@ -23,16 +25,25 @@ def ids(folder: Path, pattern: str) -> set[str]:
 
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
-    """{file: SHA-256}; of an adapter's tensors alone, as its file also tells how long the training took."""
+    """{file:
+
+    SHA-256}; of an adapter's tensors alone, as its file also tells how long the training took.
+    """
 
     def sha256(path: Path) -> str:
-        return hash_of_tensors(load_file(path)) if path.suffix == ".safetensors" else sha256_of_file(path)
+        return (
+            hash_of_tensors(load_file(path))
+            if path.suffix == ".safetensors"
+            else sha256_of_file(path)
+        )
 
     return {str(path.relative_to(folder)): sha256(path) for path in folder.glob(pattern)}
 
 
 def kill_after(folder: Path, wanted: int, delay: float, process: subprocess.Popen | Forked) -> bool:
-    """Kill when `wanted` records are there and `delay` seconds have passed; whether it still ran then."""
+    """Kill when `wanted` records are there and `delay` seconds have passed; whether it still ran
+    then.
+    """
     deadline = time.monotonic() + 120
     while len(ids(folder, RECORDS)) < wanted and process.poll() is None:
         assert time.monotonic() < deadline, "the run does nothing"
@@ -60,23 +71,34 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     for attempt in range(20):
         before = ids(killed, RECORDS)
         wanted, delay = len(before) + dice.randint(0, 1), dice.uniform(0, 0.3)
-        if attempt == 0:  # the others are forked from a server that has torch imported, which takes seconds
-            process = subprocess.Popen([sys.executable, "-m", "adir", *command], stdout=subprocess.DEVNULL)
+        if (
+            attempt == 0
+        ):  # the others are forked from a server that has torch imported, which takes seconds
+            process = subprocess.Popen(
+                [sys.executable, "-m", "adir", *command], stdout=subprocess.DEVNULL
+            )
             landed += kill_after(killed, 1, delay, process)
         else:
             landed += kill_after(killed, wanted, delay, start(*command, log=tmp_path / "log"))
         after = ids(killed, RECORDS)
         assert before <= after
-        assert all(read_json(path)["status"] == "done" for path in killed.glob(RECORDS))  # each one whole
+        assert all(
+            read_json(path)["status"] == "done" for path in killed.glob(RECORDS)
+        )  # each one whole
         assert len(ids(killed, IMAGES) - after) <= 1  # restored, but its record was not yet written
         if len(after) == 18:
             break
     assert landed >= 5, "too few of the kills met a running process"
 
     finished = adir(*command)
-    assert finished.status == 0 and f"{18 - len(after)} images done, {len(after)} were there, 0 failed" in finished.out
+    assert (
+        finished.status == 0
+        and f"{18 - len(after)} images done, {len(after)} were there, 0 failed" in finished.out
+    )
     assert adir("leaderboard", killed).status == 0
-    assert (killed / "leaderboard.csv").read_bytes() == (undisturbed / "leaderboard.csv").read_bytes()
+    assert (killed / "leaderboard.csv").read_bytes() == (
+        undisturbed / "leaderboard.csv"
+    ).read_bytes()
     for pattern in (IMAGES, "measurements/*/*.png", "adapters/*.safetensors"):
         assert hashes(killed, pattern) == hashes(undisturbed, pattern)
     assert ids(killed, RECORDS) == ids(undisturbed, RECORDS)  # no .part file counted

@@ -1,4 +1,6 @@
-"""Names that users give: any file name goes from a test set through records, tables and submissions and comes back whole."""
+"""Names that users give: any file name goes from a test set through records, tables and submissions
+and comes back whole.
+"""
 
 import json
 import os
@@ -8,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, example, given, settings, strategies as st
 from PIL import Image
 
 from adir.files import LONGEST_NAME, set_aside
@@ -20,16 +21,18 @@ from adir.harness.records.ledger import all_records
 DIRECT = ["sampler=bicubic", "scoring.metrics=[psnr]", "data=folder"]
 """A cell that needs no network."""
 LONG = "夏休みに家族みんなで行った北海道の美しい湖と山の写真コレクションその一.png"
-NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), max_size=60).map(
-    lambda t: f"{t}.png"
-)
+NAMES = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), max_size=60
+).map(lambda t: f"{t}.png")
 
 
 def put(folder: Path, *names: str, side: int = 24) -> Path:
     """An image of noise under each name; no two are equal."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(names):
-        noise = np.random.default_rng([seed, *name.encode()]).integers(0, 256, (side, side, 3), np.uint8)
+        noise = np.random.default_rng([seed, *name.encode()]).integers(
+            0, 256, (side, side, 3), np.uint8
+        )
         Image.fromarray(noise).save(folder / name)
     return folder
 
@@ -41,11 +44,15 @@ def ids_of(results: Path) -> set[str]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=6)
 @given(st.sets(NAMES, min_size=4, max_size=4))
 @example({LONG, "Photo (1), final.png", "photo (1), final.png", "con.png", "-m.png", "${a}\\.PNG"})
-def test_any_file_name_goes_through_run_leaderboard_submit_and_merge_and_comes_back(adir, names: set[str]) -> None:
+def test_any_file_name_goes_through_run_leaderboard_submit_and_merge_and_comes_back(
+    adir, names: set[str]
+) -> None:
     assume(not any(name.startswith(".") or len(name.encode()) > 255 for name in names))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        data, runs, packed, merged = (folder / name for name in ("data", "runs", "packed.zip", "merged"))
+        data, runs, packed, merged = (
+            folder / name for name in ("data", "runs", "packed.zip", "merged")
+        )
         put(data, *sorted(names))
         assert adir("run", *DIRECT, f"data.path={data}", f"results={runs}").status == 0
         assert ids_of(runs) == names
@@ -91,7 +98,14 @@ def test_names_made_of_ids_are_bounded_portable_and_never_shared() -> None:
     for name in names:
         assert 0 < len(name.encode()) <= LONGEST_NAME and name.isascii() and name.isprintable()
         assert not set(name) & set('<>:"/\\|?* ') and name[0] != "." and name[-1] != "."
-        assert name.partition(".")[0].lower() not in ("con", "prn", "aux", "nul", "lpt1", "com1")  # Windows' devices
+        assert name.partition(".")[0].lower() not in (
+            "con",
+            "prn",
+            "aux",
+            "nul",
+            "lpt1",
+            "com1",
+        )  # Windows' devices
     assert file_name("IMG_0001.JPG").startswith("IMG_0001.JPG@"), "readable"
 
 
@@ -103,7 +117,9 @@ def test_a_short_plain_id_is_its_own_name(image_id: str) -> None:
 @given(NAMES, NAMES)
 def test_two_ids_never_share_a_name(one: str, other: str) -> None:
     assert (file_name(one).casefold() == file_name(other).casefold()) == (one == other)
-    assert file_name(one.swapcase()).casefold() != file_name(one).casefold() or one.swapcase() == one
+    assert (
+        file_name(one.swapcase()).casefold() != file_name(one).casefold() or one.swapcase() == one
+    )
 
 
 def test_the_longest_name_leaves_room_for_what_is_put_after_it(tmp_path: Path) -> None:
@@ -117,7 +133,9 @@ def test_the_longest_name_leaves_room_for_what_is_put_after_it(tmp_path: Path) -
 def test_the_record_holds_the_whole_id_and_its_files_a_bounded_name(adir, tmp_path: Path) -> None:
     data = put(tmp_path / "data", LONG)
     results = tmp_path / "runs"
-    assert adir("run", *DIRECT, f"data.path={data}", f"results={results}", "tracking=csv").status == 0
+    assert (
+        adir("run", *DIRECT, f"data.path={data}", f"results={results}", "tracking=csv").status == 0
+    )
     (record,) = all_records(results)
     assert record.image.id == LONG and record.configuration["data"]["path"] == str(data)
     for path in results.rglob("*"):
@@ -127,7 +145,8 @@ def test_the_record_holds_the_whole_id_and_its_files_a_bounded_name(adir, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "folder", ["2024_11_24", "Größe", "photos (2019), final", "lr=0.1 [x]", "夏" * 80, ".hidden", "A"]
+    "folder",
+    ["2024_11_24", "Größe", "photos (2019), final", "lr=0.1 [x]", "夏" * 80, ".hidden", "A"],
 )
 def test_a_folder_of_any_name_is_a_test_set_and_its_results_can_be_packed(
     adir, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,25 +199,38 @@ def test_images_of_one_name_are_restored_side_by_side(adir, tmp_path: Path) -> N
     assert (tmp_path / "alone" / "x-sr4-none.png").is_file()
 
 
-def test_a_file_that_is_not_there_is_named_and_not_taken_for_an_override(adir, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_named_and_not_taken_for_an_override(
+    adir, tmp_path: Path
+) -> None:
     for word in ("photos/x.png", f"{tmp_path}/seed=1.png", "./k=20.png"):
         finished = adir("restore", word, "--out", tmp_path / "out")
         assert finished.status == 2 and f"{word.removeprefix('./')}: no such file" in finished.err
 
 
-def test_files_whose_names_begin_with_a_dash(adir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_whose_names_begin_with_a_dash(
+    adir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     put(Path(), "-a.png", "--out.png", "b.png")
     put(Path("-data"), "a.png")
-    assert adir("restore", "b.png", "./-a.png", "./--out.png", "sampler=bicubic", "--out", "out").status == 0
-    assert {path.name for path in Path("out").glob("*.png")} == {f"{n}-sr4-none.png" for n in ("-a", "--out", "b")}
+    assert (
+        adir(
+            "restore", "b.png", "./-a.png", "./--out.png", "sampler=bicubic", "--out", "out"
+        ).status
+        == 0
+    )
+    assert {path.name for path in Path("out").glob("*.png")} == {
+        f"{n}-sr4-none.png" for n in ("-a", "--out", "b")
+    }
     assert adir("run", *DIRECT, "data.path=-data", "results=-runs").status == 0
     assert adir("leaderboard", "--no-write", "./-runs").status == 0
     with pytest.raises(SystemExit):
         adir("restore", "b.png", "-a.png")
 
 
-def test_an_interrupted_run_prints_a_command_that_can_be_pasted(adir, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_run_prints_a_command_that_can_be_pasted(
+    adir, tmp_path: Path, monkeypatch
+) -> None:
     import shlex
 
     from adir.commands import run
@@ -216,7 +248,9 @@ def test_an_interrupted_run_prints_a_command_that_can_be_pasted(adir, tmp_path: 
 
     stops: list[Path] = []
     new_stop_file = run.new_stop_file
-    monkeypatch.setattr(run, "new_stop_file", lambda plan: stops.append(new_stop_file(plan)) or stops[-1])
+    monkeypatch.setattr(
+        run, "new_stop_file", lambda plan: stops.append(new_stop_file(plan)) or stops[-1]
+    )
     with monkeypatch.context() as patch:
         patch.setattr(run, "launch", interrupted)
         finished = adir("run", *words)

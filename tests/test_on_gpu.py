@@ -27,7 +27,9 @@ def script(repository) -> ModuleType:
         return module
 
 
-def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(script, tmp_path, monkeypatch, capsys):
+def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(
+    script, tmp_path, monkeypatch, capsys
+):
     measured: list[str] = []
 
     def measure(settings, figures, what):
@@ -41,11 +43,19 @@ def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(scrip
                 (tmp_path / "mended").touch()
                 raise RuntimeError("a bug")
             measured.append(name)
-            numbers = dict.fromkeys(("over_bare", "total_s", "paper_s"), 1.02) | {"peak_mb": 30_000.0}
+            numbers = dict.fromkeys(("over_bare", "total_s", "paper_s"), 1.02) | {
+                "peak_mb": 30_000.0
+            }
             return numbers | {"crop": 256}
 
         figures.add(
-            what, {"network": settings.networks[0], "batch": settings.batches[0], "mode": settings.modes[0]}, row
+            what,
+            {
+                "network": settings.networks[0],
+                "batch": settings.batches[0],
+                "mode": settings.modes[0],
+            },
+            row,
         )
 
     monkeypatch.setattr(script, "measure", measure)
@@ -53,19 +63,28 @@ def test_each_figure_is_written_when_it_is_there_and_a_stopped_run_goes_on(scrip
     with pytest.raises(KeyboardInterrupt):
         script.main(["--out", str(tmp_path), "--small"])
     assert len(json.loads((tmp_path / "on_gpu.json").read_text())) == 2
-    assert script.main(["--out", str(tmp_path), "--small"]) == 1 and "step sd_x4 eager" not in measured
+    assert (
+        script.main(["--out", str(tmp_path), "--small"]) == 1 and "step sd_x4 eager" not in measured
+    )
     assert "a bug" in capsys.readouterr().out
-    assert script.main(["--out", str(tmp_path), "--small"]) == 0 and measured[-1] == "step sd_x4 eager"
+    assert (
+        script.main(["--out", str(tmp_path), "--small"]) == 0 and measured[-1] == "step sd_x4 eager"
+    )
     assert len(measured) == len(set(measured)) and not any("compiled" in name for name in measured)
     text = (tmp_path / "on_gpu.md").read_text()
     assert "| step over a bare call, gd512 | 1.03 | 1.02 | yes |" in text
     assert "| LoRA, batch 6, crops of 256, GB | 24 | 30 | no |" in text
     assert "| LoRA, batch 6, crops of 512, GB | 40 | – | not measured |" in text
-    assert "Tests marked gpu: passed 3, failed 1." in text and f"torch {torch.__version__.split('+')[0]}" in text
+    assert (
+        "Tests marked gpu: passed 3, failed 1." in text
+        and f"torch {torch.__version__.split('+')[0]}" in text
+    )
 
 
 def test_the_smallest_rehearsal_measures_a_switch_with_real_networks(script, tmp_path):
-    script.main(["--out", str(tmp_path), "--small", "--only", "switch", "--weights", str(tmp_path / "made")])
+    script.main(
+        ["--out", str(tmp_path), "--small", "--only", "switch", "--weights", str(tmp_path / "made")]
+    )
     rows = json.loads((tmp_path / "on_gpu.json").read_text()).values()
     assert {row["network"] for row in rows} == {"gd512", "sd_x4"}
     assert all(row["lora_base_bit_equal"] and row["full_base_bit_equal"] for row in rows)
@@ -82,7 +101,8 @@ class Ideal:
 
 
 def test_the_bare_loop_is_unguided_sampling_with_learned_variance(script, monkeypatch):
-    # The same steps by the package's sampler, whose guidance is nothing at s = 0, given the same noise.
+    # The same steps by the package's sampler, whose guidance is nothing at s = 0, given the same
+    # noise.
     from adir.samplers.adir import ADIR
 
     class Denoiser(Ideal):
@@ -100,7 +120,11 @@ def test_the_bare_loop_is_unguided_sampling_with_learned_variance(script, monkey
     loop = sys.modules["backbones"].ancestral_loop(Ideal(), drawn[0], 5)
     again = iter(drawn)
     monkeypatch.setattr("adir.samplers.adir.draw_noise", lambda *_: next(again))
-    ours = ADIR(n_steps=5, guidance_scale=0.0).restore(Denoiser(), Nothing(), drawn[0], [torch.Generator()]).x_hat
+    ours = (
+        ADIR(n_steps=5, guidance_scale=0.0)
+        .restore(Denoiser(), Nothing(), drawn[0], [torch.Generator()])
+        .x_hat
+    )
     torch.testing.assert_close(loop, ours, rtol=1e-4, atol=1e-5)
 
 
@@ -108,7 +132,9 @@ def test_the_paper_is_extrapolated_along_the_line_through_two_runs(script, monke
     # 2 s before the first iteration and 3 ms each; 1 s before the first step and 5 ms each.
     backbones = sys.modules["backbones"]
     clock = {"now": 0.0}
-    monkeypatch.setattr(backbones, "seconds_of", lambda run, device: (run(), clock.pop("took", 0.0))[1])
+    monkeypatch.setattr(
+        backbones, "seconds_of", lambda run, device: (run(), clock.pop("took", 0.0))[1]
+    )
 
     class Tuning:
         def __init__(self, n, *_):
@@ -133,17 +159,22 @@ def test_the_paper_is_extrapolated_along_the_line_through_two_runs(script, monke
     row = backbones.total_row("gd256", "small", tmp_path, Execution(), 64, 2)
     # A twentieth of 100 + 100 and of 400 + 1000: 5 + 5 and 20 + 50.
     assert row["total_s"] == pytest.approx(3 + 5 * 0.003 + 5 * 0.005)
-    assert row["paper_s"] == pytest.approx(3 + 20 * 0.003 + 50 * 0.005) and row["paper_error_s"] == pytest.approx(
-        0, abs=1e-9
-    )
+    assert row["paper_s"] == pytest.approx(3 + 20 * 0.003 + 50 * 0.005) and row[
+        "paper_error_s"
+    ] == pytest.approx(0, abs=1e-9)
     assert row["paper_floor_s"] == pytest.approx(70e9 / 1e12)
 
 
 def test_the_shell_script_installs_wheels_and_passes_the_rest_on(repository, tmp_path):
     with zipfile.ZipFile(tmp_path / "carried-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried.py", "x = 1\n")
-        wheel.writestr("carried-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n")
-        wheel.writestr("carried-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "carried-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carried\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "carried-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         wheel.writestr("carried-1.0.dist-info/RECORD", "")
     fake = tmp_path / "bin" / "python3"
     fake.parent.mkdir()

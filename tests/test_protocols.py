@@ -1,4 +1,6 @@
-"""Classes have all that the protocols of their packages ask for, and those that change an image say who they are."""
+"""Classes have all that the protocols of their packages ask for, and those that change an image say
+who they are.
+"""
 
 import inspect
 from pathlib import Path
@@ -47,7 +49,13 @@ from adir.tasks.operators import (
 from adir.tasks.restoration import RestorationTask
 
 DEGRADATIONS = [
-    *(SuperResolution(2), MeanDownsampling(2), ReflectiveSuperResolution(2), BoxBlur(3), GaussianBlur(1.0, 5)),
+    *(
+        SuperResolution(2),
+        MeanDownsampling(2),
+        ReflectiveSuperResolution(2),
+        BoxBlur(3),
+        GaussianBlur(1.0, 5),
+    ),
     *(Colorization(), BoxInpainting(), RandomInpainting(0.5)),
 ]
 SAMPLERS = [
@@ -97,7 +105,9 @@ def test_a_class_has_what_its_protocol_asks_for(protocol: type, found: Any) -> N
     assert lacking(found, protocol) == []
 
 
-def test_backbones_have_what_their_protocols_ask_for(made_stable_diffusion: ModuleType, tmp_path: Path) -> None:
+def test_backbones_have_what_their_protocols_ask_for(
+    made_stable_diffusion: ModuleType, tmp_path: Path
+) -> None:
     pixel = GuidedDiffusion()
     assert lacking(pixel, PixelBackbone) == [] == lacking(TiledBackbone(pixel, 64), Denoiser)
     for cls, pipeline in (
@@ -106,7 +116,10 @@ def test_backbones_have_what_their_protocols_ask_for(made_stable_diffusion: Modu
     ):
         latent = cls(folder=made_stable_diffusion.saved(pipeline, tmp_path / cls.__name__))
         assert lacking(latent, Backbone) == []
-        assert lacking(latent, PixelBackbone) == ["prediction", "variance"]  # so the rule does find what lacks
+        assert lacking(latent, PixelBackbone) == [
+            "prediction",
+            "variance",
+        ]  # so the rule does find what lacks
 
 
 def test_what_changes_an_image_has_a_name_of_its_own_and_a_version() -> None:
@@ -115,5 +128,9 @@ def test_what_changes_an_image_has_a_name_of_its_own_and_a_version() -> None:
         assert len(set(names)) == len(names) and all(name == name.lower() != "" for name in names)
         assert all(type(one.version) is int and one.version >= 1 for one in kind)
     assert EditOperator.name not in [one.name for one in DEGRADATIONS] and EditOperator.version >= 1
-    every = {cls for _, cls in inspect.getmembers(operators, inspect.isclass) if hasattr(cls, "shift_invariant")}
+    every = {
+        cls
+        for _, cls in inspect.getmembers(operators, inspect.isclass)
+        if hasattr(cls, "shift_invariant")
+    }
     assert every == {type(one) for one in DEGRADATIONS}  # none is left out here

@@ -25,7 +25,16 @@ def y_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_restore_equals_the_command_line(y_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "adir", "restore", str(y_file), "--out", str(tmp_path / "out"), *SETTINGS]
+    command = [
+        sys.executable,
+        "-m",
+        "adir",
+        "restore",
+        str(y_file),
+        "--out",
+        str(tmp_path / "out"),
+        *SETTINGS,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     cell = adir.setup(*SETTINGS)
     adir.write_image(tmp_path / "x_hat.png", adir.restore(cell, cell.task.read_y(y_file)))
@@ -34,10 +43,15 @@ def test_restore_equals_the_command_line(y_file: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_acts_only_in_its_context() -> None:
-    cell = adir.setup(*SETTINGS, "adaptation/fine_tuning=fixed", "adaptation.fine_tuning.n_iterations=1")
+    cell = adir.setup(
+        *SETTINGS, "adaptation/fine_tuning=fixed", "adaptation.fine_tuning.n_iterations=1"
+    )
     images = [DomainCorpus().image(name) for name in DomainCorpus().ids[:2]]
     adapter = adir.adapt(cell, images)
-    x_t, t = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    x_t, t = (
+        torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([500]),
+    )
     before = cell.backbone.predict(x_t, t).eps
     with adir.adapted(cell, adapter):
         inside = cell.backbone.predict(x_t, t).eps
@@ -49,8 +63,15 @@ def test_the_example_restores_an_image(y_file: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for name in ("brick-s1-y064-x192", "brick-s1-y064-x384"):
         write_png(tmp_path / "images" / f"{name}.png", DomainCorpus().image(name))
-    command = [sys.executable, str(ROOT / "examples/restore.py"), str(y_file), str(tmp_path / "images")]
-    done = subprocess.run([*command, str(tmp_path / "x_hat.png")], check=True, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        str(ROOT / "examples/restore.py"),
+        str(y_file),
+        str(tmp_path / "images"),
+    ]
+    done = subprocess.run(
+        [*command, str(tmp_path / "x_hat.png")], check=True, capture_output=True, text=True
+    )
     assert "held-out loss" in done.stdout
     assert adir.read_image(tmp_path / "x_hat.png").shape == (3, 64, 64)
 

@@ -1,4 +1,7 @@
-"""Which packages each command imports. One more costs every user its seconds: results/speed/startup.md."""
+"""Which packages each command imports.
+
+One more costs every user its seconds: results/speed/startup.md.
+"""
 
 import ast
 import subprocess
@@ -31,7 +34,17 @@ LARGE = {
         "pyiqa",
         "timm",
     ),
-    *("open_clip", "pytorch_lightning", "torchmetrics", "scipy", "skimage", "cv2", "pandas", "matplotlib", "pyarrow"),
+    *(
+        "open_clip",
+        "pytorch_lightning",
+        "torchmetrics",
+        "scipy",
+        "skimage",
+        "cv2",
+        "pandas",
+        "matplotlib",
+        "pyarrow",
+    ),
     *(
         "datasets",
         "webdataset",
@@ -63,7 +76,10 @@ RUN = "run task=sr4 sampler=bicubic data=folder data.path=. results=runs scoring
         ("plan -m bogus=1 seed=0,1", {"hydra"}),
         ("restore y.png task=sr4 sampler=bicubic", CELL),
         (f"{RUN}=[psnr]", {*CELL, "pyarrow", "scipy"}),
-        (f"{RUN}=[ssim]", {*CELL, "pyarrow", "scipy", "pyiqa", "torchvision", "timm", "cv2", "pandas"}),
+        (
+            f"{RUN}=[ssim]",
+            {*CELL, "pyarrow", "scipy", "pyiqa", "torchvision", "timm", "cv2", "pandas"},
+        ),
         (
             "restore y.png task=sr4 sampler=adir sampler.n_steps=1",
             {*CELL, "diffusers", "transformers", "peft", "accelerate", "scipy", "torchvision"},
@@ -75,7 +91,11 @@ def test_a_command_imports_no_large_package_beyond_those_it_needs(tmp_path, word
     Image.fromarray(pixels).save(tmp_path / "y.png")
     (tmp_path / "runs").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, *words.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "Traceback" not in done.stderr
     imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))

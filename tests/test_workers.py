@@ -1,4 +1,6 @@
-"""Several workers, several grids, interruptions: the end is that of one undisturbed run, and no image is done twice."""
+"""Several workers, several grids, interruptions: the end is that of one undisturbed run, and no
+image is done twice.
+"""
 
 import contextlib
 import json
@@ -27,14 +29,20 @@ RECORDS = "cells/**/records/*.json"
 IMAGES = "cells/**/images/*.png"
 GRID = ["task=sr4,deblur", "adaptation=none,self,random"]
 N_IMAGES = 2 * 3 * 3
-N_ADAPTERS = 2 * 3 + 3  # `self` adapts to the y of each task; `random` draws the same images for both
+N_ADAPTERS = (
+    2 * 3 + 3
+)  # `self` adapts to the y of each task; `random` draws the same images for both
 
 
 def from_a_shell(*words: object, log: Path) -> subprocess.Popen[bytes]:
-    """`adir` in a process group of its own, as a shell starts it; its workers are new processes too."""
+    """`adir` in a process group of its own, as a shell starts it; its workers are new processes
+    too.
+    """
     with open(log, "wb") as out:
         command = [sys.executable, "-m", "adir", *map(str, words)]
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def wait_for_records(results: Path, count: int, process: subprocess.Popen[bytes] | Forked) -> None:
@@ -71,7 +79,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> di
 
 
 def claim_from_elsewhere(results: Path, cell: str, image: str, done: bool = False) -> Path:
-    """A claim as another machine's worker leaves it, and no record unless `done`. cell: how its folder begins."""
+    """A claim as another machine's worker leaves it, and no record unless `done`. cell: how its
+    folder begins.
+    """
     (record,) = results.glob(f"cells/*/*/{cell}*/records/{image}.json")
     if not done:
         record.unlink()
@@ -95,7 +105,10 @@ def test_the_silent_claim_of_another_machine_is_waited_out_and_its_image_done(
     for existing, done, there in (("skip", 1, 2), ("redo", 3, 0)):
         claim_from_elsewhere(tmp_path, "none", "1.png", done=existing == "redo")
         finished = adir("run", *words, f"existing={existing}")
-        assert finished.status == 0 and f"{done} images done, {there} were there, 0 failed" in finished.out
+        assert (
+            finished.status == 0
+            and f"{done} images done, {there} were there, 0 failed" in finished.out
+        )
         assert len(list(tmp_path.glob(RECORDS))) == 3 and leftovers(tmp_path) == []
 
 
@@ -109,7 +122,11 @@ def test_a_grid_does_its_other_cells_before_it_waits_for_another_worker(
     for path in tmp_path.glob("cells/*/*/self*/records/*.json"):
         path.unlink()
     finished = adir("run", *words)
-    assert finished.status == 0 and "4 images done, 2 were there" in finished.out and "no record" not in finished.out
+    assert (
+        finished.status == 0
+        and "4 images done, 2 were there" in finished.out
+        and "no record" not in finished.out
+    )
     last = max(tmp_path.glob(RECORDS), key=lambda path: path.stat().st_mtime_ns)
     assert last.parent.parent.name.startswith("none") and last.stem == "1.png"
     assert leftovers(tmp_path) == []
@@ -143,7 +160,9 @@ def test_a_living_worker_of_another_machine_is_waited_for_and_its_image_left_to_
 @pytest.fixture
 def no_signal_ends_the_tests() -> Iterator[None]:
     """Where the program under test does not handle them."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -159,7 +178,12 @@ def test_a_signal_during_adaptation_ends_the_record_at_hand_and_counts_it(
     no_signal_ends_the_tests: None,
 ) -> None:
     # Lightning takes SIGTERM for itself during a fit, and would end it midway
-    words = [*tiny, "adaptation=self", "adaptation.fine_tuning.n_iterations=5", f"results={tmp_path}"]
+    words = [
+        *tiny,
+        "adaptation=self",
+        "adaptation.fine_tuning.n_iterations=5",
+        f"results={tmp_path}",
+    ]
     step = DenoisingModule.training_step
 
     def interrupted(self: DenoisingModule, batch: object, batch_index: int) -> object:
@@ -171,17 +195,32 @@ def test_a_signal_during_adaptation_ends_the_record_at_hand_and_counts_it(
         patch.setattr(DenoisingModule, "training_step", interrupted)
         finished = adir("run", *words)
     assert finished.status == 130, finished
-    assert "1 images done, 0 were there, 0 failed" in finished.out and "ended early" not in finished.out
-    assert "2 images are left; to go on:" in finished.out and f"adir run {shlex.join(words)}" in finished.out
+    assert (
+        "1 images done, 0 were there, 0 failed" in finished.out
+        and "ended early" not in finished.out
+    )
+    assert (
+        "2 images are left; to go on:" in finished.out
+        and f"adir run {shlex.join(words)}" in finished.out
+    )
     assert [read_json(path)["status"] for path in tmp_path.glob(RECORDS)] == ["done"]
     assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 1 and leftovers(tmp_path) == []
     assert "2 images done, 1 were there" in adir("run", *words).out
 
 
 def test_a_second_ctrl_c_stops_at_once_leaves_no_half_file_and_claims_no_counts(
-    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_signal_ends_the_tests: None
+    adir,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_signal_ends_the_tests: None,
 ) -> None:
-    words = [*tiny, "adaptation=self", "adaptation.fine_tuning.n_iterations=5", f"results={tmp_path}"]
+    words = [
+        *tiny,
+        "adaptation=self",
+        "adaptation.fine_tuning.n_iterations=5",
+        f"results={tmp_path}",
+    ]
     step = DenoisingModule.training_step
 
     def interrupted(self: DenoisingModule, batch: object, batch_index: int) -> object:
@@ -192,13 +231,24 @@ def test_a_second_ctrl_c_stops_at_once_leaves_no_half_file_and_claims_no_counts(
         patch.setattr(DenoisingModule, "training_step", interrupted)
         finished = adir("run", *words)
     assert finished.status == 130 and "Traceback" not in finished.out + finished.err
-    assert "of 3 images 0 are done, 0 failed" in finished.out and "3 images are left" in finished.out
-    assert list(tmp_path.glob(RECORDS)) == list(tmp_path.glob("adapters/*")) == leftovers(tmp_path) == []
+    assert (
+        "of 3 images 0 are done, 0 failed" in finished.out and "3 images are left" in finished.out
+    )
+    assert (
+        list(tmp_path.glob(RECORDS))
+        == list(tmp_path.glob("adapters/*"))
+        == leftovers(tmp_path)
+        == []
+    )
     assert adir("run", *words).status == 0  # the network is as it was before the fit
 
 
 def test_who_waits_for_another_worker_can_be_interrupted(
-    adir, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_signal_ends_the_tests: None
+    adir,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_signal_ends_the_tests: None,
 ) -> None:
     words = [*tiny, "adaptation=none", f"results={tmp_path}"]
     assert adir("run", *words).status == 0
@@ -239,7 +289,9 @@ def test_two_grids_in_one_folder_do_each_image_once(
     results = tmp_path / "results"
     logs = [tmp_path / "first.log", tmp_path / "second.log"]
     processes = [start("run", "-m", *tiny, *GRID, f"results={results}", log=log) for log in logs]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0], [log.read_text() for log in logs]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], [
+        log.read_text() for log in logs
+    ]
     done = [int(re.search(r"(\d+) images done", log.read_text())[1]) for log in logs]  # type: ignore[index]
     assert sum(done) == N_IMAGES and min(done) > 0
     assert len(list(results.glob("adapters/*.safetensors"))) == N_ADAPTERS
@@ -248,9 +300,16 @@ def test_two_grids_in_one_folder_do_each_image_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, begin", [(signal.SIGINT, from_a_shell), (signal.SIGTERM, start)], ids=["INT", "TERM"])
+@pytest.mark.parametrize(
+    "number, begin", [(signal.SIGINT, from_a_shell), (signal.SIGTERM, start)], ids=["INT", "TERM"]
+)
 def test_a_signal_to_all_processes_ends_the_records_at_hand_and_says_how_to_go_on(
-    adir, tiny: list[str], tmp_path: Path, undisturbed: dict[str, str], number: int, begin: Callable[..., Any]
+    adir,
+    tiny: list[str],
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+    number: int,
+    begin: Callable[..., Any],
 ) -> None:
     results, log = tmp_path / "results", tmp_path / "log"
     words = [*tiny, *GRID, f"results={results}", "hydra/launcher=two_processes"]
@@ -287,10 +346,19 @@ def test_a_worker_that_is_killed_loses_one_image_and_the_grid_goes_on_when_start
 
 
 @pytest.mark.slow
-def test_the_cluster_launcher_gives_the_table_of_one_worker(adir, tiny: list[str], tmp_path: Path) -> None:
-    """submitit's local executor: the launcher of SLURM, with processes of this machine in place of jobs."""
+def test_the_cluster_launcher_gives_the_table_of_one_worker(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    """submitit's local executor: the launcher of SLURM, with processes of this machine in place of
+    jobs.
+    """
     words = [*tiny, "task=sr4", "adaptation=none,random"]
-    assert adir("run", "-m", *words, "hydra/launcher=submitit_local", f"results={tmp_path / 'jobs'}").status == 0
+    assert (
+        adir(
+            "run", "-m", *words, "hydra/launcher=submitit_local", f"results={tmp_path / 'jobs'}"
+        ).status
+        == 0
+    )
     assert adir("run", "-m", *words, f"results={tmp_path / 'one'}").status == 0
     assert table(tmp_path / "jobs") == table(tmp_path / "one")
 

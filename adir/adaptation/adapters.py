@@ -12,8 +12,11 @@ from adir.adaptation.exchange import copy_into, exchange, like, on_cpu, require_
 
 @dataclass(frozen=True)
 class Full:
-    """Train every weight, as v1 of the paper does. The stored tensors are the weights themselves, not differences:
-    adding a float32 difference to a float32 weight does not give the trained weight back to the bit."""
+    """Train every weight, as v1 of the paper does.
+
+    The stored tensors are the weights themselves, not differences: adding a float32 difference to a
+    float32 weight does not give the trained weight back to the bit.
+    """
 
     version: ClassVar[int] = 1
     """Raise it when a change of this class changes its result."""
@@ -27,8 +30,11 @@ class Full:
         return AttachedFull(network)
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Exchange the weights for the stored ones, which the network reads where they lie when device, type and layout
-        allow: on a CPU a big network is switched without a copy. Do not write to `tensors` meanwhile."""
+        """Exchange the weights for the stored ones, which the network reads where they lie when
+        device, type and layout
+        allow: on a CPU a big network is switched without a copy. Do not write to `tensors`
+            meanwhile.
+        """
         parameters = dict(network.named_parameters())
         require_fit({name: tuple(p.shape) for name, p in parameters.items()}, tensors)
         with torch.no_grad():
@@ -36,11 +42,15 @@ class Full:
 
 
 class AttachedFull:
-    """Full fine-tuning in place: the weights that train are copies, the base weights wait, and `remove` puts them back."""
+    """Full fine-tuning in place: the weights that train are copies, the base weights wait, and
+    `remove` puts them back.
+    """
 
     def __init__(self, network: nn.Module):
         self._network = network
-        self._required_grad = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+        self._required_grad = {
+            name: parameter.requires_grad for name, parameter in network.named_parameters()
+        }
         self._base = {name: parameter.data for name, parameter in network.named_parameters()}
         self._put_back = exchange([(p, p.data.clone()) for p in network.parameters()])
         self.layers = list(self._required_grad)
@@ -59,7 +69,9 @@ class AttachedFull:
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
         """Return the weights that far on the way from the base weights to these."""
-        return {name: on_cpu(self._base[name]).lerp(tensor, alpha) for name, tensor in tensors.items()}
+        return {
+            name: on_cpu(self._base[name]).lerp(tensor, alpha) for name, tensor in tensors.items()
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put stored weights into the network. Raises ValueError when names or shapes differ."""

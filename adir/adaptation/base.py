@@ -1,7 +1,9 @@
-"""What an adapter is: what is trained when a backbone is adapted, and how it is put in place to be used.
+"""What an adapter is: what is trained when a backbone is adapted, and how it is put in place to be
+used.
 
-An adapter is *attached* to be trained and *applied* to be used. Both are switched by exchanging pointers, never by adding
-and subtracting, so the base weights come back to the bit in any precision and memory layout, and at once.
+An adapter is *attached* to be trained and *applied* to be used. Both are switched by exchanging
+pointers, never by adding and subtracting, so the base weights come back to the bit in any precision
+and memory layout, and at once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,7 +32,9 @@ class Attached(Protocol):
         """What is stored of it, on the CPU."""
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """Return the tensors of alpha times the update of these, alpha in [0, 1]; 0 is without effect."""
+        """Return the tensors of alpha times the update of these, alpha in [0, 1]; 0 is without
+        effect.
+        """
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put stored tensors in place. Raises ValueError when names or shapes differ."""
@@ -47,13 +51,20 @@ class Adapter(Protocol):
         """In configurations, paths and tables."""
 
     version: ClassVar[int]
-    """Of the class, with `name` and the settings part of a cell's identity: raised when a change changes its result."""
+    """Of the class, with `name` and the settings part of a cell's identity: raised when a change
+    changes its result.
+    """
     trains_every_weight: ClassVar[bool]
-    """Whether it trains the network's own weights, all of them: then a trained one takes no time in the network, and its
-    tensors are as large. Others stand beside the weights, and take time there unless they are merged."""
+    """Whether it trains the network's own weights, all of them: then a trained one takes no time in
+    the network, and its tensors are as large. Others stand beside the weights, and take time there
+    unless they are merged.
+    """
 
     def attach(self, network: nn.Module) -> Attached:
-        """Put it in place to be trained, without effect on any output. Raises ValueError where it fits no layer."""
+        """Put it in place to be trained, without effect on any output.
+
+        Raises ValueError where it fits no layer.
+        """
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """Put a trained one in place to be used without gradients; returns what undoes it.
@@ -63,8 +74,12 @@ class Adapter(Protocol):
 
 
 @contextmanager
-def adapted(network: nn.Module, adapter: Adapter, tensors: dict[str, Tensor]) -> Iterator[nn.Module]:
-    """Put a trained adapter in place on a network; the bare network comes back afterwards, also after an exception."""
+def adapted(
+    network: nn.Module, adapter: Adapter, tensors: dict[str, Tensor]
+) -> Iterator[nn.Module]:
+    """Put a trained adapter in place on a network; the bare network comes back afterwards, also
+    after an exception.
+    """
     remove = adapter.apply(network, tensors)
     try:
         yield network
@@ -74,9 +89,13 @@ def adapted(network: nn.Module, adapter: Adapter, tensors: dict[str, Tensor]) ->
 
 @contextmanager
 def adapted_at(
-    backbone: Backbone, adapter: Adapter, tensors: dict[str, Tensor], ranges: Collection[tuple[int, int]]
+    backbone: Backbone,
+    adapter: Adapter,
+    tensors: dict[str, Tensor],
+    ranges: Collection[tuple[int, int]],
 ) -> Iterator[None]:
-    """Let a backbone predict with a trained adapter at some timesteps, and without it at all others.
+    """Let a backbone predict with a trained adapter at some timesteps, and without it at all
+    others.
 
     Args:
         backbone: whose `predict` obeys, whatever the sampler.
@@ -90,8 +109,11 @@ def adapted_at(
         nonlocal remove
         wanted = {any(first <= step <= last for first, last in ranges) for step in t.tolist()}
         if len(wanted) > 1:
-            raise ValueError(f"one batch asks for timesteps {t.tolist()}, some with the adapter and some without")
-        # It stays until a call wants the other state: a gradient of the last call still needs these weights.
+            raise ValueError(
+                f"one batch asks for timesteps {t.tolist()}, some with the adapter and some without"
+            )
+        # It stays until a call wants the other state: a gradient of the last call still needs these
+        # weights.
         if True in wanted and remove is None:
             remove = adapter.apply(backbone.network, tensors)
         elif False in wanted and remove is not None:
@@ -108,9 +130,13 @@ def adapted_at(
 
 
 def in_place(
-    backbone: Backbone, adapter: Adapter, tensors: dict[str, Tensor], strata: Sequence[dict[str, float]] | None = None
+    backbone: Backbone,
+    adapter: Adapter,
+    tensors: dict[str, Tensor],
+    strata: Sequence[dict[str, float]] | None = None,
 ) -> AbstractContextManager[Any]:
-    """Let a backbone predict with a trained adapter, everywhere or only where its held-out loss fell.
+    """Let a backbone predict with a trained adapter, everywhere or only where its held-out loss
+    fell.
 
     Args:
         backbone: to be adapted; as it was when the context ends.
@@ -120,5 +146,9 @@ def in_place(
     """
     if strata is None:
         return adapted(backbone.network, adapter, tensors)
-    helped = [(int(one["t_first"]), int(one["t_last"])) for one in strata if one["adapted"] < one["untuned"]]
+    helped = [
+        (int(one["t_first"]), int(one["t_last"]))
+        for one in strata
+        if one["adapted"] < one["untuned"]
+    ]
     return adapted_at(backbone, adapter, tensors, helped)

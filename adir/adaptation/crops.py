@@ -1,4 +1,6 @@
-"""Training examples cut from the images that adaptation is given: random crops, timesteps and noise."""
+"""Training examples cut from the images that adaptation is given: random crops, timesteps and
+noise.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,10 +14,11 @@ from adir.errors import InputError
 def crop_side(
     images: list[Tensor], crop_size: int, stride: int, names: Sequence[str] | None = None
 ) -> tuple[int, str | None]:
-    """(side of the crops, one line on why it is less than crop_size, or None): what the smallest of the images
-    (3, H, W) allows, rounded down to a multiple of the stride.
+    """(side of the crops, one line on why it is less than crop_size, or None): what the smallest of
+    the images (3, H, W) allows, rounded down to a multiple of the stride.
 
-    Raises InputError that names an image which no crop fits into, by its place where there are no names.
+    Raises InputError that names an image which no crop fits into, by its place where there are no
+    names.
     """
     k, smallest = min(enumerate(images), key=lambda item: min(item[1].shape[-2:]))
     height, width = smallest.shape[-2:]
@@ -25,8 +28,10 @@ def crop_side(
         return side, None
     if min(height, width) < stride:
         raise InputError(
-            f"image {name} has {width}x{height} pixels, and the network needs {stride} or more on each side to adapt to "
-            "it: take it out of what is adapted to (the corpus, or the test set where adaptation=self)"
+            f"image {name} has {width}x{height} pixels, and the network needs {stride} or more "
+            "on each side to adapt to "
+            "it: take it out of what is adapted to (the corpus, or the test set where "
+            "adaptation=self)"
         )
     if side == 0:
         raise InputError(f"crop_size={crop_size}: the network needs {stride} pixels or more")
@@ -37,11 +42,12 @@ def crop_side(
 
 
 class NoisyCrops(IterableDataset):
-    """An endless stream of (z, t, eps): a crop (3, c, c), its int64 timestep and its noise, all from one generator.
+    """An endless stream of (z, t, eps): a crop (3, c, c), its int64 timestep and its noise, all
+    from one generator.
 
-    Each example draws an image, a position, a mirror flip (when `flip`), a timestep uniform in [0, n_timesteps) and
-    noise, in that order; how the paper crops and augments is unknown.  c, `size`, is that of `crop_side`, and `remark`
-    is its reason.  names: of the images, for its errors.
+    Each example draws an image, a position, a mirror flip (when `flip`), a timestep uniform in [0,
+    n_timesteps) and noise, in that order; how the paper crops and augments is unknown.  c, `size`,
+    is that of `crop_side`, and `remark` is its reason.  names: of the images, for its errors.
     """
 
     def __init__(
@@ -55,7 +61,12 @@ class NoisyCrops(IterableDataset):
         names: Sequence[str] | None = None,
     ):
         self.size, self.remark = crop_side(images, crop_size, stride, names)
-        self.images, self.n_timesteps, self.flip, self.generator = images, n_timesteps, flip, generator
+        self.images, self.n_timesteps, self.flip, self.generator = (
+            images,
+            n_timesteps,
+            flip,
+            generator,
+        )
 
     def _below(self, bound: int) -> int:
         return int(torch.randint(bound, (1,), generator=self.generator))

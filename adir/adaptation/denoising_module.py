@@ -13,16 +13,21 @@ from torch import Tensor
 from adir.adaptation.exchange import exchange
 from adir.backbones.execution import Execution
 
-OptimizerFactory = Callable[[list[torch.nn.Parameter]], tuple[torch.optim.Optimizer, Callable[[int], float]]]
-"""From parameters, makes their optimiser and the function that gives its learning rate's factor at an iteration."""
+OptimizerFactory = Callable[
+    [list[torch.nn.Parameter]], tuple[torch.optim.Optimizer, Callable[[int], float]]
+]
+"""From parameters, makes their optimiser and the function that gives its learning rate's factor at
+an iteration.
+"""
 Loss = Callable[[Any], Tensor]
 
 
 class DenoisingModule(pl.LightningModule):
-    """Minimises sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps, t)||^2 over `parameters`.
+    """Minimises sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps,
+    t)||^2 over `parameters`.
 
-    ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself; `loss` is this sum on one batch, the backbone's
-    `denoising_loss`. Its value at each iteration is in `losses`.
+    ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself; `loss` is this sum on one
+    batch, the backbone's `denoising_loss`. Its value at each iteration is in `losses`.
     """
 
     def __init__(
@@ -41,7 +46,9 @@ class DenoisingModule(pl.LightningModule):
         """The loss of one batch. Raises FloatingPointError where it is NaN or Inf."""
         loss = self._loss(batch)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"adaptation diverged at iteration {len(self.losses)}: lower the learning rate")
+            raise FloatingPointError(
+                f"adaptation diverged at iteration {len(self.losses)}: lower the learning rate"
+            )
         self.losses.append(loss.item())
         return loss
 
@@ -49,14 +56,17 @@ class DenoisingModule(pl.LightningModule):
         """Return the optimiser that was handed in, on the adapter's parameters, with its schedule."""
         optimizer, factor = self._optimizer(self._trainable)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
 
 class AveragedWeights(pl.Callback):
     """Exponential average of the trained parameters, judged at some iterations.
 
-    The average starts from the first iterate: it is the plain mean of the iterates as long as that forgets faster, so that the
-    untuned weights have no part in it.
+    The average starts from the first iterate: it is the plain mean of the iterates as long as that
+    forgets faster, so that the untuned weights have no part in it.
     """
 
     def __init__(
@@ -74,11 +84,18 @@ class AveragedWeights(pl.Callback):
             judge_at: iterations after which `judge` is called, counted from 1.
             judge: called with the iteration while the averaged weights are in place.
         """
-        self._parameters, self._decay, self._judge_at, self._judge = parameters, decay, frozenset(judge_at), judge
+        self._parameters, self._decay, self._judge_at, self._judge = (
+            parameters,
+            decay,
+            frozenset(judge_at),
+            judge,
+        )
         self._average: list[torch.Tensor] = []
         self._iteration = 0
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Take the new weights into the average, and have it judged where it is time."""
         self._iteration += 1
         now = [parameter.detach() for parameter in self._parameters]
@@ -102,7 +119,9 @@ def quiet_trainer(
     progress: bool,
     clipping: float | None = None,
 ) -> pl.Trainer:
-    """Return a Lightning trainer that writes no file and, unless `progress`, no line. clipping: of the gradient's norm."""
+    """Return a Lightning trainer that writes no file and, unless `progress`, no line. clipping: of
+    the gradient's norm.
+    """
     device = torch.device(execution.device)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
@@ -114,8 +133,11 @@ def quiet_trainer(
         gradient_clip_val=clipping,
         accelerator="cpu" if device.type == "cpu" else "gpu",
         # Not 1: Lightning would take the first GPU, whichever is this worker's.
-        devices=1 if device.type == "cpu" else [torch.cuda.current_device() if device.index is None else device.index],
-        # One process adapts one image, whatever launched it: Lightning would find SLURM, torchrun or MPI and join them.
+        devices=1
+        if device.type == "cpu"
+        else [torch.cuda.current_device() if device.index is None else device.index],
+        # One process adapts one image, whatever launched it: Lightning would find SLURM, torchrun
+        # or MPI and join them.
         plugins=[LightningEnvironment()],
         logger=False,
         enable_checkpointing=False,

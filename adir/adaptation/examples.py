@@ -35,7 +35,11 @@ def training_examples(
         names: of the images, for errors.
     """
     if backbone.kind == "latent":
-        from adir.adaptation.latent import latent_crops  # here: it brings Stable Diffusion's networks, 4 s of imports
+        from adir.adaptation.latent import (
+            latent_crops,  # here: it brings Stable Diffusion's networks, 4 s of imports
+        )
 
         return latent_crops(backbone, images, crop_size, flip, generator, task, names)
-    return NoisyCrops(images, crop_size, backbone.stride, len(backbone.schedule), flip, generator, names)
+    return NoisyCrops(
+        images, crop_size, backbone.stride, len(backbone.schedule), flip, generator, names
+    )

@@ -1,4 +1,6 @@
-"""Few-shot fine-tuning of a backbone on a handful of images: settings, training examples, and the fit."""
+"""Few-shot fine-tuning of a backbone on a handful of images: settings, training examples, and the
+fit.
+"""
 
 import math
 import warnings
@@ -38,13 +40,18 @@ class Adapted:
 
     @property
     def gated_strata(self) -> list[dict[str, float]] | None:
-        """The held-out losses that say at which timesteps the adapter is used; None: at all of them."""
+        """The held-out losses that say at which timesteps the adapter is used; None: at all of
+        them.
+        """
         return self.held_out.strata if self.held_out is not None and self.held_out.gate else None
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How held-out images chose the update. Losses are relative to the untuned denoiser's: below 1 is better than untuned."""
+    """How held-out images chose the update.
+
+    Losses are relative to the untuned denoiser's: below 1 is better than untuned.
+    """
 
     losses: dict[int, float]
     """{iteration: relative held-out loss of the averaged weights}."""
@@ -61,8 +68,9 @@ class HeldOut:
     standard_error: float
     """Of `fall`. An update whose fall does not exceed it is rejected: alpha is 0."""
     strata: list[dict[str, float]]
-    """For each range of timesteps `t_first`, `t_last` (both inclusive), and the losses `untuned` and `adapted`, on all held-out
-    crops. A rejected update has its `adapted` too."""
+    """For each range of timesteps `t_first`, `t_last` (both inclusive), and the losses `untuned`
+    and `adapted`, on all held-out crops. A rejected update has its `adapted` too.
+    """
 
 
 def varied(
@@ -72,7 +80,8 @@ def varied(
     stride: int,
     names: Sequence[str] | None,
 ) -> tuple[list[Tensor], list[str] | None]:
-    """Return the variants of all images, and their names, without those that hold no crop of three quarters of the images' own.
+    """Return the variants of all images, and their names, without those that hold no crop of three
+    quarters of the images' own.
 
     Args:
         images: (3, H, W).
@@ -98,9 +107,11 @@ def itself(image: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The paper's few-shot fine-tuning; its defaults are those of v2 (Adam, 1e-4, 400 iterations of batch 6).
+    """The paper's few-shot fine-tuning; its defaults are those of v2 (Adam, 1e-4, 400 iterations of
+    batch 6).
 
-    crop_size: side of the training crops in pixels.  flip: mirror half of them.  What an example is besides depends on the
+    crop_size: side of the training crops in pixels.  flip: mirror half of them.  What an example is
+        besides depends on the
     backbone (adir.adaptation.crops, adir.adaptation.latent).
     """
 
@@ -124,7 +135,9 @@ class FineTuning:
 
     @property
     def n_others(self) -> int:
-        """Images of the corpus, drawn at random, that `fit` wants besides a single neighbour to judge the update by."""
+        """Images of the corpus, drawn at random, that `fit` wants besides a single neighbour to
+        judge the update by.
+        """
         return 0
 
     @property
@@ -158,13 +171,14 @@ class FineTuning:
             generator: draws all that is random.
             callbacks: of Lightning's trainer.
             progress: show a bar.
-            task: the test image's own; latent backbones need its operator or prompt, pixel ones ignore it.
+            task: the test image's own; latent backbones need its operator or prompt, pixel ones
+                ignore it.
             names: of the images, for errors.
             others: `n_others` images of the corpus.
             variants: what is trained on in place of an image, such as its turns.
 
-        Raises FloatingPointError when the loss is NaN or Inf, InputError for an image that is too small, ValueError when there
-        are none or the adapter fits no layer.
+        Raises FloatingPointError when the loss is NaN or Inf, InputError for an image that is too
+        small, ValueError when there are none or the adapter fits no layer.
         """
         if not images:
             raise ValueError("adaptation needs at least one image")
@@ -172,11 +186,15 @@ class FineTuning:
         try:
             attached.initialise(generator)
             training, names = varied(images, variants, self.crop_size, backbone.stride, names)
-            examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, names)
+            examples = training_examples(
+                backbone, training, self.crop_size, self.flip, generator, task, names
+            )
             losses = self.train(backbone, attached, examples, callbacks or [], progress)
             return adapted_of(attached, attached.tensors(), losses, examples)
         finally:
-            backbone.network.to(backbone.device)  # Lightning leaves a network it trained on a GPU on the CPU
+            backbone.network.to(
+                backbone.device
+            )  # Lightning leaves a network it trained on a GPU on the CPU
             attached.remove()
 
     def train(
@@ -201,24 +219,41 @@ class FineTuning:
         # Here: Lightning takes longer to import than torch, and most commands train nothing.
         from adir.adaptation.denoising_module import DenoisingModule, quiet_trainer
 
-        module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), self.optimizer)
+        module = DenoisingModule(
+            backbone.network, backbone.denoising_loss, attached.parameters(), self.optimizer
+        )
         if self.n_iterations:
             with warnings.catch_warnings():
-                # The network stays in eval mode (no dropout in adaptation), one process makes the crops (they cost
-                # nothing, and their order is their seed), and the deprecation is Lightning's own.
-                for message in (".*in eval mode.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+                # The network stays in eval mode (no dropout in adaptation), one process makes the
+                # crops (they cost nothing, and their order is their seed), and the deprecation is
+                # Lightning's own.
+                for message in (
+                    ".*in eval mode.*",
+                    ".*does not have many workers.*",
+                    ".*LeafSpec.*",
+                ):
                     warnings.filterwarnings("ignore", message=message)
-                trainer = quiet_trainer(self.n_iterations, backbone.execution, callbacks, progress, clipping)
+                trainer = quiet_trainer(
+                    self.n_iterations, backbone.execution, callbacks, progress, clipping
+                )
                 trainer.fit(module, DataLoader(examples, batch_size=self.batch_size))
         return module.losses
 
-    def optimizer(self, parameters: list[torch.nn.Parameter]) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return the optimiser of the parameters, and the factor of its learning rate at each iteration, from 0 on."""
+    def optimizer(
+        self, parameters: list[torch.nn.Parameter]
+    ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
+        """Return the optimiser of the parameters, and the factor of its learning rate at each
+        iteration, from 0 on.
+        """
         return torch.optim.Adam(parameters, lr=self.learning_rate), lambda iteration: 1.0
 
 
 def adapted_of(
-    attached: Attached, tensors: dict[str, Tensor], losses: list[float], examples: Any, held_out: HeldOut | None = None
+    attached: Attached,
+    tensors: dict[str, Tensor],
+    losses: list[float],
+    examples: Any,
+    held_out: HeldOut | None = None,
 ) -> Adapted:
     """Return a trained adapter with these tensors."""
     return Adapted(

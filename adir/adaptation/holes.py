@@ -1,7 +1,7 @@
 """Random holes for adapting an inpainting model.
 
-Strokes and boxes, in the manner of LaMa (Suvorov et al., 2022), whose holes Stable Diffusion's inpainting models were
-trained with. What holes the paper adapts with is unknown.
+Strokes and boxes, in the manner of LaMa (Suvorov et al., 2022), whose holes Stable Diffusion's
+inpainting models were trained with. What holes the paper adapts with is unknown.
 """
 
 import math
@@ -35,13 +35,17 @@ def random_boxes(size: int, generator: torch.Generator) -> Tensor:
     hole = torch.zeros(size, size, dtype=torch.bool)
     for _ in range(1 + int(torch.randint(MAX_BOXES, (), generator=generator))):
         height, width = (max(1, round(size * uniform(*SIDE, generator))) for _ in range(2))
-        top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for side in (height, width))
+        top, left = (
+            int(torch.randint(size - side + 1, (), generator=generator)) for side in (height, width)
+        )
         hole[top : top + height, left : left + width] = True
     return hole
 
 
 def random_strokes(size: int, generator: torch.Generator) -> Tensor:
-    """(size, size) bool: 1 to MAX_STROKES polygonal brush strokes with round ends, which may leave the square."""
+    """(size, size) bool: 1 to MAX_STROKES polygonal brush strokes with round ends, which may leave
+    the square.
+    """
     centres = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     hole = torch.zeros(size, size, dtype=torch.bool)

@@ -1,8 +1,10 @@
-"""Training examples of Stable Diffusion's two families, cut from the images that adaptation is given.
+"""Training examples of Stable Diffusion's two families, cut from the images that adaptation is
+given.
 
-All that is random is drawn here, on the CPU, from one generator; the backbone turns an example into its loss
-(`StableDiffusion.denoising_loss`). Each example is a dictionary of one crop: `z` (3, c, c), its int64 timestep `t`, the
-noise `eps` of its latent's shape, `posterior_noise` for the VAE's draw, `prompt`, and what its family adds.
+All that is random is drawn here, on the CPU, from one generator; the backbone turns an example into
+its loss (`StableDiffusion.denoising_loss`). Each example is a dictionary of one crop: `z` (3, c,
+c), its int64 timestep `t`, the noise `eps` of its latent's shape, `posterior_noise` for the VAE's
+draw, `prompt`, and what its family adds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,8 +32,10 @@ def latent_crops(
     task: Task | None,
     names: Sequence[str] | None = None,
 ) -> "LatentCrops":
-    """The stream of examples for a backbone. task: bound to the test image. Raises ValueError without one, and for an
-    inpainting model where it has no prompt."""
+    """The stream of examples for a backbone. task: bound to the test image.
+
+    Raises ValueError without one, and for an inpainting model where it has no prompt.
+    """
     if task is None or (backbone.family == "inpainting" and task.prompt is None):
         raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
     if backbone.family == "upscaler":
@@ -44,9 +48,9 @@ def latent_crops(
 class LatentCrops(IterableDataset):
     """What the families share: an endless stream of crops with timesteps, noise and a prompt.
 
-    The crops' side, `size`, is that of `crop_side`, and `remark` is its reason. Each example draws an image, a position in
-    steps of the stride, a mirror flip (when `flip`), a timestep, and noise, in that order.  names: of the images, for
-    errors.
+    The crops' side, `size`, is that of `crop_side`, and `remark` is its reason. Each example draws
+    an image, a position in steps of the stride, a mirror flip (when `flip`), a timestep, and noise,
+    in that order.  names: of the images, for errors.
     """
 
     def __init__(
@@ -94,10 +98,13 @@ class LatentCrops(IterableDataset):
 
 
 class UpscalingCrops(LatentCrops):
-    """For the x4 upscaler: `low`, the crop's low-resolution twin, with `low_noise` at a `noise_level`, drawn uniformly below
-    the highest as in its training; the prompt is empty.
+    """For the x4 upscaler:
 
-    The twin is cut from the whole image's y (A and the task's noise), so that A's circular border stays outside of it.
+    `low`, the crop's low-resolution twin, with `low_noise` at a `noise_level`, drawn uniformly
+    below the highest as in its training; the prompt is empty.
+
+    The twin is cut from the whole image's y (A and the task's noise), so that A's circular border
+    stays outside of it.
     """
 
     def __init__(
@@ -112,13 +119,19 @@ class UpscalingCrops(LatentCrops):
     ):
         super().__init__(backbone, images, crop_size, flip, generator, "", names)
         stride = backbone.stride
-        whole = [p[:, : p.shape[1] // stride * stride, : p.shape[2] // stride * stride] for p in images]
+        whole = [
+            p[:, : p.shape[1] // stride * stride, : p.shape[2] // stride * stride] for p in images
+        ]
         self.max_noise_level = backbone.max_noise_level
         # Mirrored before A, as A of a mirrored image need not be the mirrored A.
-        self.low = [(task.degrade(p, generator), task.degrade(p.flip(2), generator).flip(2)) for p in whole]
+        self.low = [
+            (task.degrade(p, generator), task.degrade(p.flip(2), generator).flip(2)) for p in whole
+        ]
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
-        rows, columns = (slice(start // self.stride, (start + self.size) // self.stride) for start in (top, left))
+        rows, columns = (
+            slice(start // self.stride, (start + self.size) // self.stride) for start in (top, left)
+        )
         low = self.low[k][flipped][:, rows, columns]
         return {
             "low": low.flip(2) if flipped else low,
@@ -128,7 +141,9 @@ class UpscalingCrops(LatentCrops):
 
 
 class InpaintingCrops(LatentCrops):
-    """For the inpainting model: a random `hole` (1, c, c) and `masked_noise` for the VAE's draw of what is left."""
+    """For the inpainting model: a random `hole` (1, c, c) and `masked_noise` for the VAE's draw of
+    what is left.
+    """
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
         return {

@@ -1,4 +1,6 @@
-"""LoRA (Hu et al., 2021) on a backbone's convolutions and attention: which layers take it, wrapping them, and merging it."""
+"""LoRA (Hu et al., 2021) on a backbone's convolutions and attention: which layers take it, wrapping
+them, and merging it.
+"""
 
 import logging
 import weakref
@@ -16,13 +18,14 @@ from adir.adaptation.exchange import copy_into, exchange, on_cpu, require_fit
 class Lora:
     """LoRA (Hu et al., 2021) through peft; v2 of the paper: every convolution, rank 16, alpha 8.
 
-    The update of a layer is (alpha / rank) B A with B = 0 at first.  layers: where it goes, one or several of
-    `convolutions`, `attention` (projections q, k, v and out, and those into and out of a transformer block),
-    `feed_forward` (linear layers of a transformer block), `all` of these, or ends of layer names such as `to_q` or
-    `mid_block.resnets.0.conv1`.
+    The update of a layer is (alpha / rank) B A with B = 0 at first.  layers: where it goes, one or
+    several of `convolutions`, `attention` (projections q, k, v and out, and those into and out of a
+    transformer block), `feed_forward` (linear layers of a transformer block), `all` of these, or
+    ends of layer names such as `to_q` or `mid_block.resnets.0.conv1`.
 
-    Applied on an accelerator, the update is added to a copy of the weights, so that sampling costs what the bare network
-    costs; on a CPU, where such a copy of a big network takes a second, the layers are wrapped.
+    Applied on an accelerator, the update is added to a copy of the weights, so that sampling costs
+    what the bare network costs; on a CPU, where such a copy of a big network takes a second, the
+    layers are wrapped.
     """
 
     version: ClassVar[int] = 1
@@ -35,30 +38,41 @@ class Lora:
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"adapter=lora: rank={self.rank!r}, but a rank is a whole number of at least 1")
+            raise ValueError(
+                f"adapter=lora: rank={self.rank!r}, but a rank is a whole number of at least 1"
+            )
         wanted = [self.layers] if isinstance(self.layers, str) else self.layers
         if not wanted:
-            raise ValueError("adapter=lora: layers=[] names no layer, and an adapter on nothing would score like none")
+            raise ValueError(
+                "adapter=lora: layers=[] names no layer, and an adapter on nothing would score "
+                "like none"
+            )
         if isinstance(self.layers, str) and self.layers not in LAYER_KINDS:
             raise ValueError(
-                f"adapter=lora: unknown layers={self.layers!r}; choose one of {', '.join(LAYER_KINDS)}, or a list of these "
+                f"adapter=lora: unknown layers={self.layers!r}; choose one of "
+                f"{', '.join(LAYER_KINDS)}, or a list of these "
                 "and of ends of layer names, such as [to_q,to_v]"
             )
 
     def targets(self, network: nn.Module) -> list[str]:
         """Names of the layers that take the adapter, in the network's order.
 
-        Raises ValueError when one of `layers` matches none: an adapter on nothing would score like none.
+        Raises ValueError when one of `layers` matches none: an adapter on nothing would score like
+        none.
         """
         linear_or_convolution = [
-            (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
+            (name, module)
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
         ]
         chosen: set[str] = set()
         for wanted in [self.layers] if isinstance(self.layers, str) else self.layers:
             matches = LAYER_KINDS.get(wanted) or ends_with(wanted)
             names = [name for name, module in linear_or_convolution if matches(name, module)]
             if not names:
-                raise ValueError(f"adapter=lora: layers={wanted!r} matches no layer of {type(network).__name__}")
+                raise ValueError(
+                    f"adapter=lora: layers={wanted!r} matches no layer of {type(network).__name__}"
+                )
             chosen.update(names)
         return [name for name, _ in linear_or_convolution if name in chosen]
 
@@ -87,11 +101,16 @@ class Lora:
         shapes: dict[str, tuple[int, ...]] = {}
         for name, weight in weights.items():
             shapes[f"{name}.lora_A.default.weight"] = (self.rank, *weight.shape[1:])
-            shapes[f"{name}.lora_B.default.weight"] = (weight.shape[0], self.rank) + (1,) * (weight.ndim - 2)
+            shapes[f"{name}.lora_B.default.weight"] = (weight.shape[0], self.rank) + (1,) * (
+                weight.ndim - 2
+            )
         require_fit(shapes, tensors)
         merged = []
         for name, weight in weights.items():
-            A, B = (tensors[f"{name}.lora_{which}.default.weight"].to(weight.device).float() for which in "AB")
+            A, B = (
+                tensors[f"{name}.lora_{which}.default.weight"].to(weight.device).float()
+                for which in "AB"
+            )
             update = (self.alpha / self.rank) * (B.flatten(1) @ A.flatten(1)).view(weight.shape)
             merged.append((weight, torch.empty_like(weight).copy_(weight.float() + update)))
         return exchange(merged)
@@ -112,7 +131,9 @@ def _is_convolution(name: str, module: nn.Module) -> bool:
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:
-    return ".attentions." in name and ends_with(*ATTENTION_PROJECTIONS)(name, module)  # diffusers' names
+    return ".attentions." in name and ends_with(*ATTENTION_PROJECTIONS)(
+        name, module
+    )  # diffusers' names
 
 
 def _is_feed_forward(name: str, module: nn.Module) -> bool:
@@ -138,9 +159,13 @@ class Wrapped:
     wrapper: nn.Module
 
 
-_wrapped: "weakref.WeakKeyDictionary[nn.Module, tuple[Lora, list[Wrapped]]]" = weakref.WeakKeyDictionary()
-"""The last wrappers of each network. peft takes 0.2 s to make those of a network of 500 M parameters, a loaded network is
-adapted once per image, and a compiled one is compiled again for new modules but not for these."""
+_wrapped: "weakref.WeakKeyDictionary[nn.Module, tuple[Lora, list[Wrapped]]]" = (
+    weakref.WeakKeyDictionary()
+)
+"""The last wrappers of each network. peft takes 0.2 s to make those of a network of 500 M
+parameters, a loaded network is adapted once per image, and a compiled one is compiled again for new
+modules but not for these.
+"""
 
 
 def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
@@ -158,15 +183,20 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
     base_parameters, configured = list(network.parameters()), hasattr(network, "peft_config")
     if configured:
         raise ValueError(
-            f"adapter=lora: this {type(network).__name__} carries an adapter of peft already: remove it first"
+            f"adapter=lora: this {type(network).__name__} carries an adapter of peft already: "
+            "remove it first"
         )
-    # Here: peft takes 3 s to import. It imports bitsandbytes where it is installed, which then warns of a kernel for 4-bit
-    # weights that nobody here uses.
+    # Here: peft takes 3 s to import. It imports bitsandbytes where it is installed, which then
+    # warns of a kernel for 4-bit weights that nobody here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng(devices=[]):  # peft draws A from the global generator; `initialise` sets it anew
-        get_peft_model(network, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)).eval()
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # peft draws A from the global generator; `initialise` sets it anew
+        get_peft_model(
+            network, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
+        ).eval()
     layers = [Wrapped(name, plain[name], network.get_submodule(name)) for name in names]
     for layer in layers:
         network.set_submodule(layer.name, layer.plain)
@@ -178,12 +208,16 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
 
 
 class AttachedLora:
-    """LoRA in place: the chosen layers of the network stand wrapped, and nothing but the wrappers' A and B trains."""
+    """LoRA in place: the chosen layers of the network stand wrapped, and nothing but the wrappers'
+    A and B trains.
+    """
 
     def __init__(self, network: nn.Module, layers: list[Wrapped]):
         self._network, self._layers = network, layers
         self.layers = [layer.name for layer in layers]
-        self._required_grad = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+        self._required_grad = [
+            (parameter, parameter.requires_grad) for parameter in network.parameters()
+        ]
         network.requires_grad_(False)
         self._named: dict[str, nn.Parameter] = {}
         for layer in layers:
@@ -198,7 +232,9 @@ class AttachedLora:
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw A from the given generator (uniform with bound 1/sqrt(fan_in), peft's default law); B is 0."""
+        """Draw A from the given generator (uniform with bound 1/sqrt(fan_in), peft's default law);
+        B is 0.
+        """
         for name, parameter in self._named.items():
             if ".lora_A." in name:
                 bound = parameter[0].numel() ** -0.5
@@ -217,7 +253,10 @@ class AttachedLora:
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
         """Return A and alpha B: the update is linear in B."""
-        return {name: tensor * alpha if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+        return {
+            name: tensor * alpha if ".lora_B." in name else tensor
+            for name, tensor in tensors.items()
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put stored A and B in place. Raises ValueError when names or shapes differ."""

@@ -1,6 +1,8 @@
-"""Adaptation modes: which images the denoiser is tuned on for a y (ADIR, arXiv 2212.03221, and its controls).
+"""Adaptation modes: which images the denoiser is tuned on for a y (ADIR, arXiv 2212.03221, and its
+controls).
 
-conf/adaptation/NAME.yaml names the class; a mode of your own is one more class with the same attributes.
+conf/adaptation/NAME.yaml names the class; a mode of your own is one more class with the same
+attributes.
 """
 
 from collections.abc import Sequence
@@ -32,20 +34,29 @@ class Surroundings(Protocol):
         """Every image that may be chosen, sorted."""
 
     def nearest(self, k: int) -> list[Chosen]:
-        """Return the k images nearest to y, nearest first. Raises InputError where there are fewer."""
+        """Return the k images nearest to y, nearest first.
+
+        Raises InputError where there are fewer.
+        """
 
 
 def resized(image: Tensor, scale: float) -> Tensor:
-    """Return an image (3, H, W) reduced by `scale`, bicubic and antialiased; the image itself at scale 1."""
+    """Return an image (3, H, W) reduced by `scale`, bicubic and antialiased; the image itself at
+    scale 1.
+    """
     if scale == 1:
         return image
     shape = tuple(round(scale * side) for side in image.shape[-2:])
-    return functional.interpolate(image[None], shape, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+    return functional.interpolate(image[None], shape, mode="bicubic", antialias=True)[0].clamp(
+        -1, 1
+    )
 
 
 @dataclass(frozen=True)
 class Mode:
-    """Base of the modes: what is trained (`adapter`) and how (`fine_tuning`); a subclass says on which images."""
+    """Base of the modes: what is trained (`adapter`) and how (`fine_tuning`); a subclass says on
+    which images.
+    """
 
     adapter: Adapter
     fine_tuning: FineTuning
@@ -56,23 +67,33 @@ class Mode:
     trains: ClassVar[bool] = True
     """Whether the denoiser is tuned at all."""
     encoder: ClassVar[str | None] = None
-    """Which of the retrieval's encoders it looks with; None: it uses no corpus, and K means nothing."""
+    """Which of the retrieval's encoders it looks with; None: it uses no corpus, and K means
+    nothing.
+    """
     on_y: ClassVar[bool] = False
     """Whether the denoiser is tuned on y itself."""
     follows_y: ClassVar[bool] = True
     """Whether the images depend on y: if not, two tasks share them."""
 
-    def choose(self, surroundings: Surroundings, k: int, generator: torch.Generator) -> list[Chosen]:
-        """Return the k images of the corpus to adapt to, nearest first; of modes that use a corpus only."""
+    def choose(
+        self, surroundings: Surroundings, k: int, generator: torch.Generator
+    ) -> list[Chosen]:
+        """Return the k images of the corpus to adapt to, nearest first; of modes that use a corpus
+        only.
+        """
         return surroundings.nearest(k)
 
     def images(self, y_image: Tensor, chosen: list[Tensor]) -> list[Tensor]:
-        """Return the images (3, H, W) to adapt to, from y as an image and the images that `choose` chose."""
+        """Return the images (3, H, W) to adapt to, from y as an image and the images that `choose`
+        chose.
+        """
         return chosen
 
     @property
     def own_variants(self) -> list[Any] | None:
-        """Settings of `variants`, for adapters to be known by; None where an image is its only variant."""
+        """Settings of `variants`, for adapters to be known by; None where an image is its only
+        variant.
+        """
         return None
 
     def variants(self, image: Tensor) -> list[Tensor]:
@@ -96,8 +117,10 @@ class SelfAdaptation(Mode):
         adapter: what is trained.
         fine_tuning: how.
         name: in paths and tables.
-        scales: to which y is resized, each at most 1; with several, the network sees details of several sizes.
-        turns: train on the four quarter turns too, which with `fine_tuning.flip` are all eight symmetries of the square.
+        scales: to which y is resized, each at most 1; with several, the network sees details of
+            several sizes.
+        turns: train on the four quarter turns too, which with `fine_tuning.flip` are all eight
+            symmetries of the square.
     """
 
     name: str = "self"
@@ -119,7 +142,9 @@ class SelfAdaptation(Mode):
         """Return an image (3, H, W) at all scales, and turned."""
         scaled = [resized(image, scale) for scale in self.scales]
         return [
-            turned for one in scaled for turned in ([one.rot90(n, (1, 2)) for n in range(4)] if self.turns else [one])
+            turned
+            for one in scaled
+            for turned in ([one.rot90(n, (1, 2)) for n in range(4)] if self.turns else [one])
         ]
 
 
@@ -144,12 +169,22 @@ class RandomImages(Mode):
     """Control: tune on K images drawn at random, the same for every task."""
 
     name: str = "random"
-    encoder: ClassVar[str | None] = "knn"  # its distances are not used; a mode without an encoder has no corpus
+    encoder: ClassVar[str | None] = (
+        "knn"  # its distances are not used; a mode without an encoder has no corpus
+    )
     follows_y: ClassVar[bool] = False
 
-    def choose(self, surroundings: Surroundings, k: int, generator: torch.Generator) -> list[Chosen]:
+    def choose(
+        self, surroundings: Surroundings, k: int, generator: torch.Generator
+    ) -> list[Chosen]:
         """Return k images drawn without replacement; for a smaller k, the first of them."""
         ids = surroundings.ids
         if k > len(ids):
-            raise InputError(f"K={k} images asked, {len(ids)} different ones are left without copies of the test image")
-        return [Chosen(ids[row], None) for row in torch.randperm(len(ids), generator=generator)[:k].tolist()]
+            raise InputError(
+                f"K={k} images asked, {len(ids)} different ones are left without copies of the "
+                "test image"
+            )
+        return [
+            Chosen(ids[row], None)
+            for row in torch.randperm(len(ids), generator=generator)[:k].tolist()
+        ]

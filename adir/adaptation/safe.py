@@ -20,23 +20,27 @@ if TYPE_CHECKING:
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 HELD_OUT_SHARE = 0.3  # most that held-out work may cost, as a share of the training
-CHOOSING_SHARE = 0.65  # of the held-out work, to choose iteration and alpha; the rest accepts or rejects
-TRAINING_COST = 2.2  # of a crop's training step, in evaluations of the network (measured, embedded prior on a CPU)
+CHOOSING_SHARE = (
+    0.65  # of the held-out work, to choose iteration and alpha; the rest accepts or rejects
+)
+# of a crop's training step, in evaluations of the network (measured, embedded prior on a CPU)
+TRAINING_COST = 2.2
 
 
 @dataclass(frozen=True)
 class SafeFineTuning(FineTuning):
     """Fine-tuning with a held-out rule. The ground truth has no part in it.
 
-    One image in five is held out; of fewer than ten images a part of each, which no training crop overlaps. Fixed crops of
-    them, with fixed noise and timesteps in 8 strata, give the loss of the averaged weights after 0, 5, 10, 20, 40, ...
-    iterations. The weights of lowest loss are kept. Their update is scaled by the alpha in {0, 1/4, 1/2, 3/4, 1} of lowest
-    loss. It is accepted where, on fresh crops, noise and timesteps, the mean fall of the loss exceeds one standard error over
-    the held-out images; otherwise alpha is 0, which is the untuned denoiser. A loss is the mean over the strata of the loss
-    relative to the untuned denoiser's.
+    One image in five is held out; of fewer than ten images a part of each, which no training crop
+    overlaps. Fixed crops of them, with fixed noise and timesteps in 8 strata, give the loss of the
+    averaged weights after 0, 5, 10, 20, 40, ... iterations. The weights of lowest loss are kept.
+    Their update is scaled by the alpha in {0, 1/4, 1/2, 3/4, 1} of lowest loss. It is accepted
+    where, on fresh crops, noise and timesteps, the mean fall of the loss exceeds one standard error
+    over the held-out images; otherwise alpha is 0, which is the untuned denoiser. A loss is the
+    mean over the strata of the loss relative to the untuned denoiser's.
 
-    The rule sees whether tuning on some images carries over to others of the same kind. It cannot see that the search
-    brought the wrong kind.
+    The rule sees whether tuning on some images carries over to others of the same kind. It cannot
+    see that the search brought the wrong kind.
 
     Args:
         n_iterations: of Adam.
@@ -46,7 +50,8 @@ class SafeFineTuning(FineTuning):
         flip: mirror half of the crops.
         warm_up: iterations in which the learning rate rises linearly.
         decay: factor of the learning rate at the end, which it reaches along a cosine; 1 keeps it.
-        average: decay of the exponential average of the weights at each iteration, in [0, 1); 0 takes the last iterate.
+        average: decay of the exponential average of the weights at each iteration, in [0, 1); 0
+            takes the last iterate.
         clipping: largest norm of the gradient; None leaves it as it is.
         gate: use the adapter only in the strata of the timestep where the held-out loss fell.
     """
@@ -69,21 +74,31 @@ class SafeFineTuning(FineTuning):
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay={self.decay!r}: a number above 0 and at most 1 is needed")
         if not 0 <= self.average < 1:
-            raise ValueError(f"average={self.average!r}: a number of at least 0 and below 1 is needed")
+            raise ValueError(
+                f"average={self.average!r}: a number of at least 0 and below 1 is needed"
+            )
         if self.clipping is not None and not 0 < self.clipping < math.inf:
             raise ValueError(f"clipping={self.clipping!r}: a positive number is needed, or null")
 
     @property
     def n_others(self) -> int:
-        """Four images of the corpus beside a single neighbour: its own parts say little about others of its kind."""
+        """Four images of the corpus beside a single neighbour: its own parts say little about
+        others of its kind.
+        """
         return 4
 
     def usable(self, k: int, n: int) -> int:
-        """Return how many of the k nearest of n images are not farther from y than the median of all n."""
+        """Return how many of the k nearest of n images are not farther from y than the median of
+        all n.
+        """
         return min(k, (n + 1) // 2)
 
-    def optimizer(self, parameters: list[torch.nn.Parameter]) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return Adam, and the learning rate's factor: a linear warm-up, then half a cosine down to `decay`."""
+    def optimizer(
+        self, parameters: list[torch.nn.Parameter]
+    ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
+        """Return Adam, and the learning rate's factor: a linear warm-up, then half a cosine down to
+        `decay`.
+        """
         falling = max(1, self.n_iterations - self.warm_up)
 
         def factor(iteration: int) -> float:
@@ -94,7 +109,9 @@ class SafeFineTuning(FineTuning):
         return torch.optim.Adam(parameters, lr=self.learning_rate), factor
 
     def judged_at(self) -> list[int]:
-        """Return the iterations after which the held-out loss is taken: 5, 10, 20, 40, ... and the last."""
+        """Return the iterations after which the held-out loss is taken: 5, 10, 20, 40, ... and the
+        last.
+        """
         doubling = [5 * 2**i for i in range(max(1, self.n_iterations).bit_length())]
         return sorted({i for i in doubling if i < self.n_iterations} | ({self.n_iterations} - {0}))
 
@@ -103,7 +120,8 @@ class SafeFineTuning(FineTuning):
         return TRAINING_COST * self.batch_size * self.n_iterations
 
     def crops_per_stratum(self) -> tuple[int, int]:
-        """Return (crops of a stratum that choose iteration and alpha, fresh ones that accept), paid by `HELD_OUT_SHARE`.
+        """Return (crops of a stratum that choose iteration and alpha, fresh ones that accept), paid
+        by `HELD_OUT_SHARE`.
 
         The choice looks many times; the rest makes the verdict, two looks, as sure as it can be.
         """
@@ -112,12 +130,16 @@ class SafeFineTuning(FineTuning):
         return choosing, min(16, max(1, int((paid - choosing * self.n_looks()) / 2)))
 
     def n_looks(self) -> int:
-        """Return how often the loss is taken to choose: of the untuned denoiser, along the curve, and of the other alphas."""
+        """Return how often the loss is taken to choose: of the untuned denoiser, along the curve,
+        and of the other alphas.
+        """
         return 1 + len(self.judged_at()) + len(ALPHAS) - 1
 
     @property
     def held_out_share(self) -> float:
-        """Cost of the held-out work over that of the training: at most `HELD_OUT_SHARE`, except in a few iterations."""
+        """Cost of the held-out work over that of the training: at most `HELD_OUT_SHARE`, except in
+        a few iterations.
+        """
         if self.n_iterations == 0:
             return 0.0
         choosing, accepting = self.crops_per_stratum()
@@ -136,7 +158,9 @@ class SafeFineTuning(FineTuning):
         others: Sequence[Tensor] = (),
         variants: Callable[[Tensor], list[Tensor]] = itself,
     ) -> Adapted:
-        """Return the adapter trained on images as the held-out rule leaves it; see `FineTuning.fit`."""
+        """Return the adapter trained on images as the held-out rule leaves it; see
+        `FineTuning.fit`.
+        """
         from adir.adaptation.denoising_module import AveragedWeights  # here: it brings Lightning
 
         if not images:
@@ -148,10 +172,13 @@ class SafeFineTuning(FineTuning):
         attached = adapter.attach(backbone.network)
         try:
             attached.initialise(generator)
-            examples = training_examples(backbone, training, self.crop_size, self.flip, generator, task, names)
+            examples = training_examples(
+                backbone, training, self.crop_size, self.flip, generator, task, names
+            )
 
             held_out, fresh = (
-                HeldOutCrops(backbone, judges, examples.size, n, generator, task) for n in self.crops_per_stratum()
+                HeldOutCrops(backbone, judges, examples.size, n, generator, task)
+                for n in self.crops_per_stratum()
             )
             untuned, untuned_fresh = held_out.losses(), fresh.losses()
             losses, best, best_losses = {0: 1.0}, attached.tensors(), untuned
@@ -165,9 +192,16 @@ class SafeFineTuning(FineTuning):
 
             averaged = AveragedWeights(attached.parameters(), self.average, self.judged_at(), judge)
             training_losses = self.train(
-                backbone, attached, examples, [*(callbacks or []), averaged], progress, self.clipping
+                backbone,
+                attached,
+                examples,
+                [*(callbacks or []), averaged],
+                progress,
+                self.clipping,
             )
-            backbone.network.to(backbone.device)  # Lightning leaves a network it trained on a GPU on the CPU
+            backbone.network.to(
+                backbone.device
+            )  # Lightning leaves a network it trained on a GPU on the CPU
 
             kept = min(losses, key=lambda iteration: losses[iteration])
             scaled = {0.0: untuned, 1.0: best_losses}
@@ -189,7 +223,12 @@ class SafeFineTuning(FineTuning):
                 fall=fall,
                 standard_error=error,
                 strata=[
-                    {"t_first": ts.start, "t_last": ts.stop - 1, "untuned": float(before), "adapted": float(after)}
+                    {
+                        "t_first": ts.start,
+                        "t_last": ts.stop - 1,
+                        "untuned": float(before),
+                        "adapted": float(after),
+                    }
                     for ts, before, after in zip(
                         held_out.strata,
                         torch.cat([untuned, untuned_fresh], 1).mean(1),
@@ -198,7 +237,9 @@ class SafeFineTuning(FineTuning):
                     )
                 ],
             )
-            return adapted_of(attached, attached.scaled(best, facts.alpha), training_losses, examples, facts)
+            return adapted_of(
+                attached, attached.scaled(best, facts.alpha), training_losses, examples, facts
+            )
         finally:
             backbone.network.to(backbone.device)
             attached.remove()

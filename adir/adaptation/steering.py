@@ -1,12 +1,14 @@
-"""Steerable conditional diffusion (SCD): the network is tuned on y while it samples (Barbano et al., IEEE TMI 2025).
+"""Steerable conditional diffusion (SCD): the network is tuned on y while it samples (Barbano et
+al., IEEE TMI 2025).
 
 At some of the sampler's steps a few iterations of Adam lower, over the weights of an adapter,
 
     mean (A x_hat - y)^2 + tv_weight TV(x_hat),
 
-where x_hat follows from the tuned network's eps by Tweedie and the sampler's conjugate gradients (arXiv 2308.14409). The image
-that is being restored is all that the network is tuned to, so the adapter belongs to it: it starts without effect, is kept with
-Adam's moments from one step to the next, and is dropped with the image.
+where x_hat follows from the tuned network's eps by Tweedie and the sampler's conjugate gradients
+(arXiv 2308.14409). The image that is being restored is all that the network is tuned to, so the
+adapter belongs to it: it starts without effect, is kept with Adam's moments from one step to the
+next, and is dropped with the image.
 """
 
 import math
@@ -22,17 +24,20 @@ from adir.adaptation.modes import Mode
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Return the sum of absolute differences between neighbours in rows and columns, over all of x (B, C, H, W)."""
+    """Return the sum of absolute differences between neighbours in rows and columns, over all of x
+    (B, C, H, W).
+    """
     return x.diff(dim=-1).abs().sum() + x.diff(dim=-2).abs().sum()
 
 
 @dataclass(frozen=True)
 class SteerableConditional(Mode):
-    """SCD with the defaults of the authors' program; its control is the same sampler with adaptation=none.
+    """SCD with the defaults of the authors' program; its control is the same sampler with
+    adaptation=none.
 
     fine_tuning: not used; here as of all modes, so that a grid may set it for those that do.
-    every, lowest: tune at each step whose number, counted from the cleanest, is a multiple of `every` or below `lowest`: of
-        100 steps 80, 60, 40, 20, 3, 2, 1, 0.
+    every, lowest: tune at each step whose number, counted from the cleanest, is a multiple of
+        `every` or below `lowest`: of 100 steps 80, 60, 40, 20, 3, 2, 1, 0.
     n_iterations: of Adam, at each of them.
     learning_rate: of Adam; no weight decay.
     tv_weight: weight of the summed total variation, for images in [-1, 1].
@@ -55,14 +60,18 @@ class SteerableConditional(Mode):
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate!r}: a positive number is needed")
         if not 0 <= self.tv_weight < math.inf:
-            raise ValueError(f"tv_weight={self.tv_weight!r}: a number that is not negative is needed")
+            raise ValueError(
+                f"tv_weight={self.tv_weight!r}: a number that is not negative is needed"
+            )
 
     def is_due(self, i: int) -> bool:
         """Whether the network is tuned at step i, counted from the cleanest."""
         return i % self.every == 0 or i < self.lowest
 
     def steered(self, network: nn.Module, generator: torch.Generator) -> "SteeredNetwork":
-        """Return the network with a fresh adapter for one image. generator: of the adapter's first weights."""
+        """Return the network with a fresh adapter for one image. generator: of the adapter's first
+        weights.
+        """
         attached = self.adapter.attach(network)
         try:
             attached.initialise(generator)
@@ -72,9 +81,13 @@ class SteerableConditional(Mode):
 
 
 class SteeredNetwork:
-    """The adapter of one image, which stands in the network only while that is tuned or asked (adir.samplers.base.Steered)."""
+    """The adapter of one image, which stands in the network only while that is tuned or asked
+    (adir.samplers.base.Steered).
+    """
 
-    def __init__(self, mode: SteerableConditional, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, mode: SteerableConditional, network: nn.Module, tensors: dict[str, Tensor]
+    ) -> None:
         self._mode, self._network = mode, network
         self.tensors = tensors
         """Of the adapter, as they are now."""
@@ -123,5 +136,8 @@ class SteeredNetwork:
 
 
 def objective(x_hat: Tensor, residual: Tensor, tv_weight: float) -> Tensor:
-    """Return mean (A x_hat - y)^2 + tv_weight TV(x_hat) of one image x_hat (1, 3, H, W). residual: A x_hat - y."""
+    """Return mean (A x_hat - y)^2 + tv_weight TV(x_hat) of one image x_hat (1, 3, H, W). residual:
+
+    A x_hat - y.
+    """
     return residual.square().mean() + tv_weight * total_variation(x_hat)

@@ -21,7 +21,10 @@ class Prediction:
     eps: Tensor
     """(B, 3, H, W) predicted noise."""
     variance_fraction: Tensor | None
-    """(B, 3, H, W): (v + 1) / 2 of a network that learns its variance, see posterior.learned_log_variance; else None.
+    """(B, 3, H, W):
+
+    (v + 1) / 2 of a network that learns its variance, see posterior.learned_log_variance; else
+    None.
 
     The variance itself depends on the sampler's respacing, which the network does not know.
     """
@@ -37,24 +40,36 @@ class Denoiser(Protocol):
 
 
 class Backbone(Protocol):
-    """A pretrained denoiser of either kind: what samplers ask before they start, and what adaptation and the harness ask."""
+    """A pretrained denoiser of either kind: what samplers ask before they start, and what
+    adaptation and the harness ask.
+    """
 
     name: str
     kind: ClassVar[Kind]
-    """`pixel`: it denoises images, as a `Denoiser`. `latent`: it denoises its VAE's latents under conditions."""
+    """`pixel`: it denoises images, as a `Denoiser`.
+
+    `latent`: it denoises its VAE's latents under conditions.
+    """
     family: ClassVar[str]
-    """`guided_diffusion`, `upscaler` or `inpainting`: what its network is given besides x_t and t. Latent samplers and
-    training examples are made for one."""
+    """`guided_diffusion`, `upscaler` or `inpainting`: what its network is given besides x_t and t.
+
+    Latent samplers and training examples are made for one.
+    """
     version: ClassVar[int]
     """Raise it when a change of the class changes its predictions; part of a cell's identity."""
     trained_on: str | None
-    """Its training images, as their publisher names them; None where that is not known. For records: a prior that has seen the
-    test set makes a score meaningless."""
+    """Its training images, as their publisher names them; None where that is not known.
+
+    For records: a prior that has seen the test set makes a score meaningless.
+    """
     resolution: int
     """Side in pixels of the images it was trained on; other sizes work."""
     schedule: Schedule
     network: Any
-    """The nn.Module that is adapted: a UNet of diffusers. Where it is loaded when first asked for, InputError comes then."""
+    """The nn.Module that is adapted: a UNet of diffusers.
+
+    Where it is loaded when first asked for, InputError comes then.
+    """
     device: torch.device
     execution: Execution
     weights_sha256: str
@@ -62,7 +77,9 @@ class Backbone(Protocol):
     """With the former, changes whenever an output does; both are part of a cell's identity."""
 
     gate: Callable[[Tensor], None] | None
-    """What `predict` calls with its timesteps (B,) before the network runs (adir.adaptation.base.adapted_at), if anything."""
+    """What `predict` calls with its timesteps (B,) before the network runs
+    (adir.adaptation.base.adapted_at), if anything.
+    """
 
     @property
     def stride(self) -> int:
@@ -73,7 +90,9 @@ class Backbone(Protocol):
         """Whether `predict` gives a variance_fraction."""
 
     def denoising_loss(self, batch: Any) -> Tensor:
-        """Return the training loss, a scalar, on a batch of the examples that adir.adaptation makes for this family."""
+        """Return the training loss, a scalar, on a batch of the examples that adir.adaptation makes
+        for this family.
+        """
 
 
 class PixelBackbone(Backbone, Denoiser, Protocol):

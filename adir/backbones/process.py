@@ -1,4 +1,6 @@
-"""The diffusion process that a UNet2DModel of diffusers was trained with, read from its scheduler's file."""
+"""The diffusion process that a UNet2DModel of diffusers was trained with, read from its scheduler's
+file.
+"""
 
 import json
 from dataclasses import dataclass
@@ -23,13 +25,17 @@ from adir.files import read_json, sha256_of_bytes
 
 SCHEDULER = "scheduler_config.json"
 TRAINED_AS_DDPM = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
-"""Schedulers of diffusers whose file says how a DDPM was trained, with the same defaults for what it leaves out."""
+"""Schedulers of diffusers whose file says how a DDPM was trained, with the same defaults for what
+it leaves out.
+"""
 Predicts = Literal["epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True)
 class Process:
-    """The schedule that a network was trained with, and what it predicts: the noise, the velocity, or the clean image."""
+    """The schedule that a network was trained with, and what it predicts: the noise, the velocity,
+    or the clean image.
+    """
 
     schedule: Schedule
     predicts: Predicts = "epsilon"
@@ -40,7 +46,9 @@ class Process:
         return sha256_of_bytes(json.dumps([self.predicts, self.schedule.betas.tolist()]).encode())
 
     def as_noise(self, x_t: Tensor, t: Tensor, found: Prediction) -> Prediction:
-        """Return the prediction with the noise in x_t (B, 3, H, W) at timesteps t (B,) for what the network predicts."""
+        """Return the prediction with the noise in x_t (B, 3, H, W) at timesteps t (B,) for what the
+        network predicts.
+        """
         if self.predicts == "epsilon":
             return found
         alpha_bar = self.schedule.alpha_bar.to(x_t.device)[t].reshape(-1, 1, 1, 1)
@@ -48,7 +56,9 @@ class Process:
             eps = eps_of_velocity(x_t, found.eps, alpha_bar)
         else:
             eps = (x_t - alpha_bar.sqrt() * found.eps) / (1 - alpha_bar).sqrt()
-        return Prediction(eps.to(x_t.dtype), found.variance_fraction)  # float64 tables, float32 network
+        return Prediction(
+            eps.to(x_t.dtype), found.variance_fraction
+        )  # float64 tables, float32 network
 
 
 GUIDED_DIFFUSION = Process(linear_schedule(1000))
@@ -56,32 +66,53 @@ GUIDED_DIFFUSION = Process(linear_schedule(1000))
 
 
 def read_process(folder: Path) -> Process:
-    """Return the process of a network's folder: from the scheduler's file in it, in scheduler/ inside it or beside it.
+    """Return the process of a network's folder: from the scheduler's file in it, in scheduler/
+    inside it or beside it.
 
-    Raises InputError, in one line, for a scheduler, schedule or prediction that is not DDPM's, and for a damaged file.
+    Raises InputError, in one line, for a scheduler, schedule or prediction that is not DDPM's, and
+    for a damaged file.
     """
-    places = (folder / SCHEDULER, folder / "scheduler" / SCHEDULER, folder.parent / "scheduler" / SCHEDULER)
+    places = (
+        folder / SCHEDULER,
+        folder / "scheduler" / SCHEDULER,
+        folder.parent / "scheduler" / SCHEDULER,
+    )
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return GUIDED_DIFFUSION
     try:
         settings = read_json(path)
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({' '.join(str(error).split())}); fetch it again") from error
+        raise InputError(
+            f"{path}: damaged ({' '.join(str(error).split())}); fetch it again"
+        ) from error
     if not isinstance(settings, dict):
         raise InputError(f"{path}: holds no JSON object; fetch it again")
     if (name := settings.get("_class_name")) not in TRAINED_AS_DDPM:
-        raise InputError(f"{path}: a {name}; a network trained as DDPM has one of {', '.join(TRAINED_AS_DDPM)}")
+        raise InputError(
+            f"{path}: a {name}; a network trained as DDPM has one of {', '.join(TRAINED_AS_DDPM)}"
+        )
     if settings.get("rescale_betas_zero_snr"):
-        raise InputError(f"{path}: rescale_betas_zero_snr leaves nothing of the image at the last step: not supported")
+        raise InputError(
+            f"{path}: rescale_betas_zero_snr leaves nothing of the image at the last step: not "
+            "supported"
+        )
     predicts = settings.get("prediction_type", "epsilon")
     if predicts not in get_args(Predicts):
-        raise InputError(f"{path}: prediction_type {predicts!r}; one of {', '.join(get_args(Predicts))} is needed")
-    return Process(schedule_from_betas(betas := read_betas(path, settings), torch.arange(len(betas))), predicts)
+        raise InputError(
+            f"{path}: prediction_type {predicts!r}; one of {', '.join(get_args(Predicts))} "
+            "is needed"
+        )
+    return Process(
+        schedule_from_betas(betas := read_betas(path, settings), torch.arange(len(betas))), predicts
+    )
 
 
 def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
-    """Return the betas (n,) float64, each in (0, 1), of a scheduler's settings. Raises InputError for others."""
+    """Return the betas (n,) float64, each in (0, 1), of a scheduler's settings.
+
+    Raises InputError for others.
+    """
     kind = settings.get("beta_schedule", "linear")
     try:
         n = settings.get("num_train_timesteps", 1000)
@@ -97,9 +128,13 @@ def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
         elif kind == "squaredcos_cap_v2":
             betas = cosine_betas(n)
         else:
-            raise ValueError(f"beta_schedule {kind!r}; linear, scaled_linear or squaredcos_cap_v2 is needed")
+            raise ValueError(
+                f"beta_schedule {kind!r}; linear, scaled_linear or squaredcos_cap_v2 is needed"
+            )
         if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError("betas that are not between 0 and 1")
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a process that is known here: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path}: not a process that is known here: {' '.join(str(error).split())}"
+        ) from error
     return betas

@@ -10,10 +10,11 @@ from adir.files import warn_in_one_line
 
 
 class PromptEncoder:
-    """CLIP's text model and its tokenizer, as diffusers' pipelines call them; each prompt is encoded once and kept.
+    """CLIP's text model and its tokenizer, as diffusers' pipelines call them; each prompt is
+    encoded once and kept.
 
-    It stays on the CPU in float32: one call a prompt is no time there, and up to 1.4 GB of a GPU (the 340 M parameters of
-    Stable Diffusion 2's) are left for the rest.
+    It stays on the CPU in float32: one call a prompt is no time there, and up to 1.4 GB of a GPU
+    (the 340 M parameters of Stable Diffusion 2's) are left for the rest.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, text_model: Any) -> None:
@@ -31,9 +32,15 @@ class PromptEncoder:
             whole = self.tokenizer(prompt)["input_ids"]
             if len(whole) > length:
                 lost = self.tokenizer.decode(whole[length - 1 : -1])
-                warn_in_one_line(f"prompt cut to its first {length - 2} tokens; without effect: {lost!r}")
+                warn_in_one_line(
+                    f"prompt cut to its first {length - 2} tokens; without effect: {lost!r}"
+                )
             words = self.tokenizer(
-                prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+                prompt,
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
             )
             masked = getattr(self.text_model.config, "use_attention_mask", False)
             mask = words.attention_mask if masked else None

@@ -1,7 +1,9 @@
-"""Stable Diffusion (Rombach et al., 2022) as parts: the x4 upscaler and the inpainting model, from a local diffusers folder.
+"""Stable Diffusion (Rombach et al., 2022) as parts: the x4 upscaler and the inpainting model, from
+a local diffusers folder.
 
-The UNet is `network`, what adaptation tunes; VAE and text encoder stay as they are. Latents carry the VAE's scaling factor,
-as the UNet sees them. Which data and losses the networks were trained with is theirs (Stability's and CompVis's configs).
+The UNet is `network`, what adaptation tunes; VAE and text encoder stay as they are. Latents carry
+the VAE's scaling factor, as the UNet sees them. Which data and losses the networks were trained
+with is theirs (Stability's and CompVis's configs).
 """
 
 import dataclasses
@@ -37,9 +39,16 @@ from adir.weights.registry import located
 
 PREDICTIONS = ("epsilon", "v_prediction")
 GRADIENT_TILE = 256
-"""Side in pixels of the VAE's tiles while a gradient is taken through it. The gradient through the x4 upscaler's decoder
-takes 1.6 GB at 256 pixels and 25.9 GB at 1024, counted from its tensors."""
-FAMILIES = {7: "the x4 upscaler (backbone=sd_x4)", 9: "an inpainting model (backbone=sd_inpaint)", 4: "text to image"}
+"""Side in pixels of the VAE's tiles while a gradient is taken through it.
+
+The gradient through the x4 upscaler's decoder takes 1.6 GB at 256 pixels and 25.9 GB at 1024,
+counted from its tensors.
+"""
+FAMILIES = {
+    7: "the x4 upscaler (backbone=sd_x4)",
+    9: "an inpainting model (backbone=sd_inpaint)",
+    4: "text to image",
+}
 
 
 @dataclass(frozen=True)
@@ -61,18 +70,22 @@ class Condition:
 class StableDiffusion:
     """What the two families share.
 
-    folder: in diffusers' layout; None is what `checkpoint`, an entry of conf/weights/, has.  resolution: side in pixels of
-    the images it was trained for; other sizes work.  device: where it runs, whatever `execution` says of that.
+    folder: in diffusers' layout; None is what `checkpoint`, an entry of conf/weights/, has.
+        resolution: side in pixels of
+    the images it was trained for; other sizes work.  device: where it runs, whatever `execution`
+    says of that.
     trained_on: for the record.
-    vae_tile: the side in pixels up to which the VAE takes an image whole; larger ones pass it in overlapping tiles of that
-    side, which bounds memory; None: never in tiles. By count, decoding 1024x1024 whole takes 3.2 GB beside the 2.1 GB of the
-    x4 upscaler's weights, and tiles of 512 take 0.8 GB (with torch's fused attention: as a matrix, that between 65,536
-    places would take 17 GB). diffusers' own tiles begin above `sample_size` of the VAE's
-    config.json, 256 pixels in the upscaler's, so they would cut the paper's 1024x1024 into 36. They are no small change:
-    norms and attention see one tile only. Decoding 512x512 in tiles of 256 strays from the whole by 0.6 to 1 of the
-    image's standard deviation with untrained weights (this architecture, an eighth of the channels); by how much with
-    the trained ones is not measured.
-    Raises InputError for a folder that is not such a model, and for a tile that the VAE cannot take.
+    vae_tile: the side in pixels up to which the VAE takes an image whole; larger ones pass it in
+        overlapping tiles of that
+    side, which bounds memory; None: never in tiles. By count, decoding 1024x1024 whole takes 3.2 GB
+    beside the 2.1 GB of the x4 upscaler's weights, and tiles of 512 take 0.8 GB (with torch's fused
+    attention: as a matrix, that between 65,536 places would take 17 GB). diffusers' own tiles begin
+    above `sample_size` of the VAE's config.json, 256 pixels in the upscaler's, so they would cut
+    the paper's 1024x1024 into 36. They are no small change: norms and attention see one tile only.
+    Decoding 512x512 in tiles of 256 strays from the whole by 0.6 to 1 of the image's standard
+    deviation with untrained weights (this architecture, an eighth of the channels); by how much
+    with the trained ones is not measured. Raises InputError for a folder that is not such a model,
+    and for a tile that the VAE cannot take.
     """
 
     kind: ClassVar[Kind] = "latent"
@@ -107,20 +120,26 @@ class StableDiffusion:
         self.device = torch.device(device)
         require_folder(self.folder, self.parts)
         self._require_family()
-        self.network: Any = self.execution.prepare(load_part(self.folder / "unet", UNet2DConditionModel))
+        self.network: Any = self.execution.prepare(
+            load_part(self.folder / "unet", UNet2DConditionModel)
+        )
         self.vae: Any = load_part(self.folder / "vae", AutoencoderKL).to(self.device)
         self.vae.enable_slicing()  # one image at a time: the same pixels
         self.vae_tile = vae_tile
         unit = 4 * self.stride  # tiles overlap by a quarter, in whole places
         if vae_tile is not None and (vae_tile < unit or vae_tile % unit):
-            raise InputError(f"backbone={self.name}: vae_tile={vae_tile}: a multiple of {unit} is needed, or null")
+            raise InputError(
+                f"backbone={self.name}: vae_tile={vae_tile}: a multiple of {unit} is needed, "
+                "or null"
+            )
         recompute_in_backward(self.vae.decoder)
         text_model = load_part(self.folder / "text_encoder", CLIPTextModel)
         self.embed = PromptEncoder(load_tokenizer(self.folder / "tokenizer"), text_model)
         self.scheduler: Any = load_scheduler(self.folder / "scheduler")
         if self.scheduler.config.prediction_type not in PREDICTIONS:
             raise InputError(
-                f"{self.folder / 'scheduler'}: prediction_type={self.scheduler.config.prediction_type!r}; "
+                f"{self.folder / 'scheduler'}: "
+                f"prediction_type={self.scheduler.config.prediction_type!r}; "
                 f"{' or '.join(PREDICTIONS)} is needed"
             )
         self.schedule = schedule_from_betas(
@@ -139,14 +158,17 @@ class StableDiffusion:
         found: Any = read_config(self.folder / "unet" / "config.json").get("in_channels")
         if found != self.channels:
             raise InputError(
-                f"backbone={self.name}: the UNet in {self.folder} takes {found} channels, {self.channels} are needed: "
-                f"it is {FAMILIES.get(found, 'of a family not known here')}, not {FAMILIES[self.channels]}"
+                f"backbone={self.name}: the UNet in {self.folder} takes {found} channels, "
+                f"{self.channels} are needed: "
+                f"it is {FAMILIES.get(found, 'of a family not known here')}, not "
+                f"{FAMILIES[self.channels]}"
             )
 
     @property
     def stride(self) -> int:
-        """Height and width of an image must be multiples of this: pixels a side of one latent place. (The UNet itself
-        takes latents of any size.)"""
+        """Height and width of an image must be multiples of this: pixels a side of one latent
+        place. (The UNet itself takes latents of any size.)
+        """
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -162,7 +184,8 @@ class StableDiffusion:
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents (B, C, H / stride, W / stride) of images (B, 3, H, W) in [-1, 1].
 
-        noise: standard normal of the latents' shape, for a sample of the VAE's posterior; None takes its mean.
+        noise: standard normal of the latents' shape, for a sample of the VAE's posterior; None
+            takes its mean.
         """
         self._set_tile(self.vae_tile)
         with torch.autocast(self.device.type, enabled=False):  # in float16 this VAE overflows
@@ -171,13 +194,17 @@ class StableDiffusion:
         return latent * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of latents; differentiable, then in tiles of GRADIENT_TILE."""
+        """Images (B, 3, H, W), about [-1, 1], of latents; differentiable, then in tiles of
+        GRADIENT_TILE.
+        """
         tile = self.vae_tile
         if tile is not None and torch.is_grad_enabled() and latent.requires_grad:
             tile = min(tile, GRADIENT_TILE)
         self._set_tile(tile)
         with torch.autocast(self.device.type, enabled=False):
-            return self.vae.decode(latent.float() / self.vae.config.scaling_factor, return_dict=False)[0]
+            return self.vae.decode(
+                latent.float() / self.vae.config.scaling_factor, return_dict=False
+            )[0]
 
     def _set_tile(self, tile: int | None) -> None:
         """Let the VAE's next call take tiles of so many pixels a side, or the image whole."""
@@ -190,7 +217,10 @@ class StableDiffusion:
         return torch.cat([self.embed(prompt) for prompt in prompts]).to(self.device)
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The UNet's raw output (B, C, h, w): eps or v. z_t: variance preserving, as in DDPM; t: (B,) or scalar."""
+        """The UNet's raw output (B, C, h, w): eps or v. z_t: variance preserving, as in DDPM; t:
+
+        (B,) or scalar.
+        """
         with self.execution.autocast():
             return self.network(
                 torch.cat([z_t, condition.channels], dim=1),
@@ -218,7 +248,9 @@ class StableDiffusion:
         return self.scheduler.config.prediction_type == "v_prediction"
 
     def denoising_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Mean squared error of the UNet's eps or v on a batch of this family's `LatentCrops` (adir.adaptation.latent)."""
+        """Mean squared error of the UNet's eps or v on a batch of this family's `LatentCrops`
+        (adir.adaptation.latent).
+        """
         z = self.encode(batch["z"], batch["posterior_noise"])
         alpha_bar = self.schedule.alpha_bar.to(z.device)[batch["t"]].reshape(-1, 1, 1, 1)
         eps = batch["eps"]
@@ -233,52 +265,82 @@ class StableDiffusion:
 
 
 class StableDiffusionX4(StableDiffusion):
-    """The x4 upscaler: z_t and the low-resolution image, noised to a level that the network is told, to v."""
+    """The x4 upscaler: z_t and the low-resolution image, noised to a level that the network is
+    told, to v.
+    """
 
     parts = (*StableDiffusion.parts, "low_res_scheduler")
     family, channels, usual = "upscaler", 7, "sd_x4"
 
     def _complete(self) -> None:
         self.low_res_scheduler: Any = load_scheduler(self.folder / "low_res_scheduler")
-        # Early copies of its VAE lack the factor; diffusers' pipeline sets it, whatever the file says, and so do we.
+        # Early copies of its VAE lack the factor; diffusers' pipeline sets it, whatever the file
+        # says, and so do we.
         self.vae.register_to_config(scaling_factor=0.08333)
         index = self.folder / "model_index.json"
-        self.max_noise_level: int = read_config(index).get("max_noise_level", 350) if index.is_file() else 350
-        self.config_sha256 = sha256_of_bytes(f"{self.config_sha256} {self.max_noise_level}".encode())
+        self.max_noise_level: int = (
+            read_config(index).get("max_noise_level", 350) if index.is_file() else 350
+        )
+        self.config_sha256 = sha256_of_bytes(
+            f"{self.config_sha256} {self.max_noise_level}".encode()
+        )
 
-    def condition(self, low: Tensor, noise: Tensor, noise_level: Tensor, prompts: list[str]) -> Condition:
-        """low, noise: (B, 3, h, w), the small image in [-1, 1] and standard normal.  noise_level: (B,) int64."""
+    def condition(
+        self, low: Tensor, noise: Tensor, noise_level: Tensor, prompts: list[str]
+    ) -> Condition:
+        """low, noise: (B, 3, h, w), the small image in [-1, 1] and standard normal.  noise_level:
+        (B,) int64.
+        """
         noised = self.low_res_scheduler.add_noise(low, noise, noise_level)
         return Condition(noised, self.text(prompts), noise_level)
 
     def condition_of(self, example: dict[str, Any]) -> Condition:
-        return self.condition(example["low"], example["low_noise"], example["noise_level"], example["prompt"])
+        return self.condition(
+            example["low"], example["low_noise"], example["noise_level"], example["prompt"]
+        )
 
 
 class StableDiffusionInpaint(StableDiffusion):
-    """The inpainting model: z_t, the hole, and the latent of the image with the hole at mid grey, to eps or v."""
+    """The inpainting model: z_t, the hole, and the latent of the image with the hole at mid grey,
+    to eps or v.
+    """
 
     family, channels, usual = "inpainting", 9, "sd_inpaint"
 
     def _complete(self) -> None:
-        # Early copies have older settings of the scheduler; diffusers' pipeline changes them on loading, and so do we.
+        # Early copies have older settings of the scheduler; diffusers' pipeline changes them on
+        # loading, and so do we.
         old = {"steps_offset": 1, "skip_prk_steps": True}
-        current = {key: value for key, value in old.items() if self.scheduler.config.get(key, value) != value}
+        current = {
+            key: value
+            for key, value in old.items()
+            if self.scheduler.config.get(key, value) != value
+        }
         self.scheduler = type(self.scheduler).from_config(self.scheduler.config, **current)
 
-    def condition(self, image: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]) -> Condition:
-        """image: (B, 3, H, W) in [-1, 1].  hole: (B, 1, H, W), 1 where it is to be repainted.  noise: of a latent's shape."""
+    def condition(
+        self, image: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]
+    ) -> Condition:
+        """image: (B, 3, H, W) in [-1, 1].  hole: (B, 1, H, W), 1 where it is to be repainted.
+        noise: of a latent's shape.
+        """
         _, _, h, w = noise.shape
-        small = torch.nn.functional.interpolate(hole, size=(h, w))  # nearest, as the pipeline and the training do
+        small = torch.nn.functional.interpolate(
+            hole, size=(h, w)
+        )  # nearest, as the pipeline and the training do
         masked = self.encode(image * (hole < 0.5), noise)
         return Condition(torch.cat([small, masked], dim=1), self.text(prompts))
 
     def condition_of(self, example: dict[str, Any]) -> Condition:
-        return self.condition(example["z"], example["hole"], example["masked_noise"], example["prompt"])
+        return self.condition(
+            example["z"], example["hole"], example["masked_noise"], example["prompt"]
+        )
 
 
 def recompute_in_backward(module: Any) -> None:
-    """Keep none of the insides of each call for a backward pass, but compute them again: of tiles, one tile's at a time."""
+    """Keep none of the insides of each call for a backward pass, but compute them again: of tiles,
+    one tile's at a time.
+    """
     forward = module.forward
 
     def called(*arguments: Any) -> Any:

@@ -1,1 +1,3 @@
-"""Other libraries' interfaces on both sides: their operators as our tasks, our methods as their models."""
+"""Other libraries' interfaces on both sides: their operators as our tasks, our methods as their
+models.
+"""

@@ -1,6 +1,8 @@
-"""deepinv's linear physics as our tasks, and our methods as its reconstructors; docs/deepinv.md has an example of each.
+"""deepinv's linear physics as our tasks, and our methods as its reconstructors; docs/deepinv.md has
+an example of each.
 
-deepinv's images are in [0, 1], ours in [-1, 1]: x there is (x + 1) / 2 here, y there (y + A 1) / 2, and noise is half as large.
+deepinv's images are in [0, 1], ours in [-1, 1]: x there is (x + 1) / 2 here, y there (y + A 1) / 2,
+and noise is half as large.
 """
 
 import copy
@@ -38,15 +40,18 @@ from adir.tasks.restoration import RestorationTask
 
 @dataclass(frozen=True, eq=False)
 class PhysicsOperator:
-    """A linear physics of deepinv on RGB images as the operator of a task. Its y must be an image too.
+    """A linear physics of deepinv on RGB images as the operator of a task.
 
-    Each value of y must weigh values of x by numbers that sum to one, or see none of them (the hole of inpainting): then
-    grey stays grey, and y fits into the 8 bits of an image file. What the physics draws, such as a mask, follows from
-    `seed` and is part of the task.
+    Its y must be an image too.
+
+    Each value of y must weigh values of x by numbers that sum to one, or see none of them (the hole
+    of inpainting): then grey stays grey, and y fits into the 8 bits of an image file. What the
+    physics draws, such as a mask, follows from `seed` and is part of the task.
 
     Args:
         physics: import path of a class of physics, such as deepinv.physics.Downsampling.
-        settings: its arguments, `img_size` aside, which is the image's shape; tensors by `_target_` of what makes them.
+        settings: its arguments, `img_size` aside, which is the image's shape; tensors by `_target_`
+            of what makes them.
         factor: sides of x over those of y.
         seed: of what it draws when it is made.
     """
@@ -62,20 +67,30 @@ class PhysicsOperator:
     seed: int = 0
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """A for images (3, H, W). Raises InputError for settings that the class refuses, and for a y as excluded above."""
-        operator = operator_of(functools.partial(self.made, image_shape), image_shape, f"{self.physics}")
+        """A for images (3, H, W).
+
+        Raises InputError for settings that the class refuses, and for a y as excluded above.
+        """
+        operator = operator_of(
+            functools.partial(self.made, image_shape), image_shape, f"{self.physics}"
+        )
         if tuple(self.factor * side for side in operator.y_shape[1:]) != tuple(image_shape[1:]):
             raise InputError(
-                f"{self.physics}: y of {tuple(image_shape)} is {operator.y_shape}, and factor={self.factor}: state the factor "
+                f"{self.physics}: y of {tuple(image_shape)} is {operator.y_shape}, and "
+                f"factor={self.factor}: state the factor "
                 "between their sides; a y of other sides is not supported"
             )
         if operator.y_shape[0] not in (1, 3):
-            raise InputError(f"{self.physics}: y has {operator.y_shape[0]} channels; 1 or 3 make an image")
+            raise InputError(
+                f"{self.physics}: y has {operator.y_shape[0]} channels; 1 or 3 make an image"
+            )
         weights = operator.A(torch.ones(image_shape))
         if not ((weights - 1).abs().minimum(weights.abs()) < 1e-3).all():
             raise InputError(
-                f"{self.physics}: its weights sum to {weights.min():.3g} to {weights.max():.3g}, and 1 (or 0, where y "
-                "sees nothing) is needed: normalise its filter, and take circular, reflect or replicate borders"
+                f"{self.physics}: its weights sum to {weights.min():.3g} to "
+                f"{weights.max():.3g}, and 1 (or 0, where y "
+                "sees nothing) is needed: normalise its filter, and take circular, reflect or "
+                "replicate borders"
             )
         return operator
 
@@ -84,7 +99,10 @@ class PhysicsOperator:
         module, _, name = self.physics.rpartition(".")
         try:
             cls = getattr(importlib.import_module(module), name)
-            settings = {key: value.to(dtype) if is_real(value) else value for key, value in self.settings.items()}
+            settings = {
+                key: value.to(dtype) if is_real(value) else value
+                for key, value in self.settings.items()
+            }
             takes = inspect.signature(cls).parameters
             if "img_size" in takes:
                 settings.setdefault("img_size", tuple(image_shape))
@@ -94,7 +112,15 @@ class PhysicsOperator:
                 warnings.filterwarnings("error", "Arguments .* ignored")  # a typo
                 torch.manual_seed(self.seed)
                 physics = cls(**settings)
-        except (UserWarning, ImportError, AttributeError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+        except (
+            UserWarning,
+            ImportError,
+            AttributeError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            AssertionError,
+        ) as error:
             raise InputError(f"{self.physics} cannot be made: {first_line(error)}") from error
         if not isinstance(physics, LinearPhysics):
             raise InputError(f"{self.physics} is no LinearPhysics of deepinv")
@@ -111,7 +137,9 @@ def is_real(value: Any) -> bool:
 
 
 def in_precision(physics: LinearPhysics, dtype: torch.dtype) -> LinearPhysics:
-    """Return a copy with its real tensors in float32 or float64; `.to` would drop the imaginary part of the others."""
+    """Return a copy with its real tensors in float32 or float64; `.to` would drop the imaginary
+    part of the others.
+    """
     result: LinearPhysics = copy.deepcopy(physics)._apply(
         lambda tensor: tensor.to(dtype) if is_real(tensor) else tensor
     )
@@ -131,13 +159,17 @@ def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0)
         raise InputError(f"{what}: images are RGB, (3, H, W), here, got {tuple(image_shape)}")
     try:
         physics = build(torch.float64)
-        x = torch.randn(1, *image_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(
+            1, *image_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
         y = physics.A(x)
         if not (isinstance(y, Tensor) and y.ndim == 4 and y.is_floating_point()):
             raise ValueError("y is no image (C, h, w)")
         norm = largest_singular_value(physics, x)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{what} does not take images {tuple(image_shape)}: {first_line(error)}") from error
+        raise InputError(
+            f"{what} does not take images {tuple(image_shape)}: {first_line(error)}"
+        ) from error
     return Operator(build, tuple(image_shape), tuple(y.shape[1:]), norm=norm, sigma_y=sigma_y)
 
 
@@ -170,15 +202,21 @@ class Around:
 
     def nearest(self, k: int) -> list[Chosen]:
         """Return the k images nearest to y, nearest first."""
-        ids, distances = self.index.search(self.encoder.image(self.image[None]), k, exclude=[self.corpus.repeats])
-        return [Chosen(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)]
+        ids, distances = self.index.search(
+            self.encoder.image(self.image[None]), k, exclude=[self.corpus.repeats]
+        )
+        return [
+            Chosen(name, float(d)) for name, d in zip(ids[0], distances[0].tolist(), strict=True)
+        ]
 
 
 class Reconstruction(Reconstructor):
-    """A backbone with a sampler, adapted or not, as a deepinv model: x_hat = model(y, physics), images in [0, 1].
+    """A backbone with a sampler, adapted or not, as a deepinv model: x_hat = model(y, physics),
+    images in [0, 1].
 
-    The physics is linear, on RGB images, with Gaussian noise or none; its noise level is taken from it. Each image is
-    restored alone, by noise that follows from `seed` and its y, so a batch changes nothing. Nothing is differentiable.
+    The physics is linear, on RGB images, with Gaussian noise or none; its noise level is taken from
+    it. Each image is restored alone, by noise that follows from `seed` and its y, so a batch
+    changes nothing. Nothing is differentiable.
 
     Args:
         backbone: of pixels.
@@ -207,7 +245,10 @@ class Reconstruction(Reconstructor):
         if mode.encoder is not None and (corpus is None or encoder is None):
             raise InputError(f"mode {mode.name} has neighbours: give a corpus and an encoder")
         if isinstance(mode, Steering) and not isinstance(sampler, SteerableSampler):
-            raise InputError(f"mode {mode.name} tunes the network while it samples, which {sampler.name} does not do")
+            raise InputError(
+                f"mode {mode.name} tunes the network while it samples, which {sampler.name} "
+                "does not do"
+            )
 
     @functools.cached_property
     def index(self) -> Index:
@@ -218,7 +259,8 @@ class Reconstruction(Reconstructor):
     def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
         """x_hat (B, 3, H, W) of measurements y (B, C, h, w) of images in [0, 1].
 
-        Raises InputError for a physics that the sampler cannot do, FloatingPointError where sampling failed.
+        Raises InputError for a physics that the sampler cannot do, FloatingPointError where
+        sampling failed.
         """
         operator = measured_by(physics, y)
         task = RestorationTask("physics", 1, Fixed(operator), 0, 0)
@@ -239,7 +281,9 @@ class Reconstruction(Reconstructor):
         with self.adapted_to(y[0].cpu(), name):
             if isinstance(self.mode, Steering):
                 assert isinstance(self.sampler, SteerableSampler)
-                steered = self.mode.steered(self.backbone.network, generator(self.seed, name, "adaptation"))
+                steered = self.mode.steered(
+                    self.backbone.network, generator(self.seed, name, "adaptation")
+                )
                 found = self.sampler.restore_steered(self.backbone, operator, y, noise, [steered])
             else:
                 found = self.sampler.restore(self.backbone, operator, y, noise)
@@ -253,7 +297,9 @@ class Reconstruction(Reconstructor):
         if not mode.trains:
             return nullcontext()
         if y.shape[0] not in (1, 3):
-            raise InputError(f"mode {mode.name}: y has {y.shape[0]} channels; 1 or 3 make an image to adapt to")
+            raise InputError(
+                f"mode {mode.name}: y has {y.shape[0]} channels; 1 or 3 make an image to adapt to"
+            )
         image = y.expand(3, -1, -1).clamp(-1, 1)
         found, others = self.neighbours_of(image, name) if mode.encoder is not None else ([], [])
         trained = mode.fine_tuning.fit(
@@ -267,16 +313,27 @@ class Reconstruction(Reconstructor):
         return in_place(self.backbone, mode.adapter, trained.tensors, trained.gated_strata)
 
     def neighbours_of(self, image: Tensor, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Return (the images to tune on, nearest first; those to judge the update by besides, if there is one to tune on)."""
+        """Return (the images to tune on, nearest first; those to judge the update by besides, if
+        there is one to tune on).
+        """
         assert self.corpus is not None and self.encoder is not None
         around = Around(self.corpus, self.encoder, self.index, image)
-        chosen = [one.id for one in self.mode.choose(around, self.k, generator(self.seed, name, "random neighbours"))]
+        chosen = [
+            one.id
+            for one in self.mode.choose(
+                around, self.k, generator(self.seed, name, "random neighbours")
+            )
+        ]
         if self.mode.follows_y:
             chosen = chosen[: self.mode.fine_tuning.usable(len(chosen), len(around.ids))]
         left = [one for one in around.ids if one not in chosen] if len(chosen) == 1 else []
-        drawn = torch.randperm(len(left), generator=generator(self.seed, name, "held-out images")).tolist()
+        drawn = torch.randperm(
+            len(left), generator=generator(self.seed, name, "held-out images")
+        ).tolist()
         others = [left[row] for row in drawn[: self.mode.fine_tuning.n_others]]
-        return [self.corpus.image(one) for one in chosen], [self.corpus.image(one) for one in others]
+        return [self.corpus.image(one) for one in chosen], [
+            self.corpus.image(one) for one in others
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +355,10 @@ class Fixed:
 
 
 def measured_by(physics: LinearPhysics, y: Tensor) -> Operator:
-    """Return our operator for the physics that gave y (B, C, h, w). Raises InputError for one that does not fit."""
+    """Return our operator for the physics that gave y (B, C, h, w).
+
+    Raises InputError for one that does not fit.
+    """
     what = type(physics).__name__
     if not isinstance(physics, LinearPhysics):
         raise InputError(f"{what} is no LinearPhysics of deepinv")
@@ -307,7 +367,11 @@ def measured_by(physics: LinearPhysics, y: Tensor) -> Operator:
         raise InputError(f"{what}: noise is Gaussian or none here, not {type(noise).__name__}")
     sigma = noise.sigma.flatten() if isinstance(noise, GaussianNoise) else torch.zeros(1)
     if not (sigma == sigma[0]).all():
-        raise InputError(f"{what}: images of several noise levels in one batch: call the model once for each")
+        raise InputError(
+            f"{what}: images of several noise levels in one batch: call the model once for each"
+        )
     image_shape = getattr(physics, "img_size", None) or physics.A_adjoint(y).shape[1:]
     at_home = copy.deepcopy(physics).cpu()
-    return operator_of(functools.partial(in_precision, at_home), tuple(image_shape), what, 2 * float(sigma[0]))
+    return operator_of(
+        functools.partial(in_precision, at_home), tuple(image_shape), what, 2 * float(sigma[0])
+    )

@@ -25,9 +25,15 @@ PACKAGES = (
 
 
 def main() -> int:
-    """Print what is installed and what is missing. Returns 0, or 1 if a dependency or an embedded file is missing."""
+    """Print what is installed and what is missing.
+
+    Returns 0, or 1 if a dependency or an embedded file is missing.
+    """
     missing = 0
-    print(f"adir {version('adir')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(
+        f"adir {version('adir')}, Python {platform.python_version()}, {platform.system()} "
+        f"{platform.machine()}"
+    )
     for name in PACKAGES:
         try:
             print(f"  ok       {name} {version(name)}")
@@ -40,7 +46,8 @@ def main() -> int:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             print(
-                f"  ok       GPU {index}: {torch.cuda.get_device_name(index)}; use it with backbone.device=cuda:{index}"
+                f"  ok       GPU {index}: {torch.cuda.get_device_name(index)}; use it with "
+                f"backbone.device=cuda:{index}"
             )
     else:
         print("  none     GPU: everything embedded runs on the CPU; the paper's backbones want one")
@@ -67,6 +74,10 @@ def main() -> int:
     scoring = build(cfg.scoring, "scoring")
     for metric in scoring.metrics:
         why = metric.unavailable()
-        print(f"  ok       metric {metric.name}" if why is None else f"  none     metric {metric.name}: {why}")
+        print(
+            f"  ok       metric {metric.name}"
+            if why is None
+            else f"  none     metric {metric.name}: {why}"
+        )
     sys.stdout.flush()
     return 1 if missing else 0

@@ -1,4 +1,6 @@
-"""`adir edit`: repaint the white part of a mask in your own image as a prompt says; write a PNG and a JSON of what was done."""
+"""`adir edit`: repaint the white part of a mask in your own image as a prompt says; write a PNG and
+a JSON of what was done.
+"""
 
 import dataclasses
 import time
@@ -31,17 +33,21 @@ DEFAULTS = (
     "sampler=sd_inpaint",
     "adaptation/fine_tuning=sd_inpaint",
     "scoring=edit",
-    "data=embedded",  # unused: the image comes from the command line; sd_inpaint would ask for a folder
+    # unused: the image comes from the command line; sd_inpaint would ask for a folder
+    "data=embedded",
 )
 SHORT = {"by": "task.by", "paste": "sampler.paste"}
 """Short names of keys that are often used here."""
 
 
 def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
-    """Repaint one image with the cell that the KEY=VALUE overrides describe. Returns the exit status.
+    """Repaint one image with the cell that the KEY=VALUE overrides describe.
 
-    Reads and checks image, mask and prompt before it loads a network. The file names contain a hash of image, mask, prompt and
-    cell; an edit that exists already is not made again. Raises InputError.
+    Returns the exit status.
+
+    Reads and checks image, mask and prompt before it loads a network. The file names contain a hash
+    of image, mask, prompt and cell; an edit that exists already is not made again. Raises
+    InputError.
     """
     hole = read_mask(mask)
     try:
@@ -55,7 +61,8 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
     _, height, width = y.shape
     if height % cell.backbone.stride or width % cell.backbone.stride:
         raise InputError(
-            f"{image}: {width}x{height} pixels, but this backbone takes multiples of {cell.backbone.stride}: crop it"
+            f"{image}: {width}x{height} pixels, but this backbone takes multiples of "
+            f"{cell.backbone.stride}: crop it"
         )
     cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
     edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_image(y), "prompt": prompt})
@@ -74,15 +81,20 @@ def require_editing(cfg: DictConfig) -> None:
     """Raise InputError unless task and backbone can edit. Looks for no network."""
     task = build(cfg.task, "task")
     if not task.edits:
-        raise InputError(f"adir edit is for task=edit, not for task={task.name}: see `adir restore`")
+        raise InputError(
+            f"adir edit is for task=edit, not for task={task.name}: see `adir restore`"
+        )
     if get_class(cfg.backbone._target_).family != "inpainting":
         raise InputError(
-            f"adir edit needs an inpainting model (backbone=sd_inpaint), which backbone {cfg.backbone.name} is not"
+            "adir edit needs an inpainting model (backbone=sd_inpaint), which backbone "
+            f"{cfg.backbone.name} is not"
         )
 
 
 def edit_overrides(overrides: list[str]) -> list[str]:
-    """Return the user's overrides with short names expanded, after the defaults of editing that they do not replace."""
+    """Return the user's overrides with short names expanded, after the defaults of editing that
+    they do not replace.
+    """
     given = [item.partition("=") for item in overrides]
     full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in given]
     said = {key for key, _, _ in given}
@@ -90,10 +102,15 @@ def edit_overrides(overrides: list[str]) -> list[str]:
 
 
 def is_done(target: Path, edit: str) -> bool:
-    """Return whether this edit exists with all its files. The note is written first: a kill may leave it without its image."""
+    """Return whether this edit exists with all its files.
+
+    The note is written first: a kill may leave it without its image.
+    """
     try:
         known = read_json(target.with_suffix(".json"))
-        return bool(known["edit"] == edit and known["image_sha256"] == hash_of_image(read_png(target)))
+        return bool(
+            known["edit"] == edit and known["image_sha256"] == hash_of_image(read_png(target))
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False  # missing or damaged: made again
 
@@ -101,14 +118,19 @@ def is_done(target: Path, edit: str) -> bool:
 def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progress: bool) -> None:
     """Retrieve, adapt, repaint and write one image."""
     started = time.perf_counter()
-    # The hole is 0 in y, so the seed depends on the known pixels and the mask: the noise is the same for every mode and prompt.
+    # The hole is 0 in y, so the seed depends on the known pixels and the mask: the noise is the
+    # same for every mode and prompt.
     image_id = hash_of_image(y)
-    neighbours, _ = find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
+    neighbours, _ = (
+        find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
+    )
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)
     operator = cell.task.operator(tuple(y.shape))
     with in_place(cell, adapter):
         noise = generator(cell.seed, image_id, "sampler")
-        restored = cell.sampler.restore(cell.backbone, operator, y[None].to(cell.backbone.device), [noise])
+        restored = cell.sampler.restore(
+            cell.backbone, operator, y[None].to(cell.backbone.device), [noise]
+        )
     if restored.errors[0] is not None:
         raise InputError(f"{image}: {restored.errors[0]}")
     scores = cell.scoring.score(restored.x_hat[0], prompt=cell.task.prompt)
@@ -126,7 +148,10 @@ def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progre
         "image_sha256": hash_of_image(x_hat),
         "scores": scores,
         "residual": residual,
-        "sampler": {"n_steps": cell.sampler.n_steps, "network_evaluations": restored.network_evaluations},
+        "sampler": {
+            "n_steps": cell.sampler.n_steps,
+            "network_evaluations": restored.network_evaluations,
+        },
         "neighbours": [{"id": n.id, "distance": n.distance} for n in neighbours],
         "adapter": None if adapter is None else adapter_of(adapter).model_dump(mode="json"),
         "seconds": round(time.perf_counter() - started, 1),
@@ -135,7 +160,11 @@ def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progre
     }
     write_json(target.with_suffix(".json"), note)
     write_png(target, x_hat)  # last: what is_done goes by
-    known = "".join(f", {name} {score['value']:.3g}" for name, score in scores.items() if score["value"] is not None)
+    known = "".join(
+        f", {name} {score['value']:.3g}"
+        for name, score in scores.items()
+        if score["value"] is not None
+    )
     say(
         f"{target}: {y.shape[2]}x{y.shape[1]}, {note['mask_share']:.0%} repainted, "
         f"residual outside the mask {residual:.1f} grey levels{known}, {note['seconds']} s"

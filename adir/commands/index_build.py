@@ -38,19 +38,28 @@ POLL = 0.5
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Build the missing shards of an index with one worker, or (-m worker=0,1) with several. Returns 0; raises InputError."""
-    results: list[tuple[Path, list[Embedded]]] = launch(build_job, overrides, multirun, config_name="index")
+    """Build the missing shards of an index with one worker, or (-m worker=0,1) with several.
+    Returns 0; raises InputError.
+    """
+    results: list[tuple[Path, list[Embedded]]] = launch(
+        build_job, overrides, multirun, config_name="index"
+    )
     folder = results[0][0]
     shards = [one for _, done in results for one in done]
     images, encoding, waiting = (
         sum(getattr(one, what) for one in shards) for what in ("images", "encoding", "waiting")
     )
     manifest = read_facts(folder / "manifest.json")
-    busy = f", the encoder at work {encoding / (encoding + waiting):.0%} of the time" if images else ""
+    busy = (
+        f", the encoder at work {encoding / (encoding + waiting):.0%} of the time" if images else ""
+    )
     say(f"{folder}: {images} images embedded now{busy}")
     say(described(manifest))
     if manifest["corpus"]["rejects"]:
-        say(f"  {manifest['corpus']['rejects']} images could not be used: {folder / 'rejects.json'} says why")
+        say(
+            f"  {manifest['corpus']['rejects']} images could not be used: "
+            f"{folder / 'rejects.json'} says why"
+        )
     return 0
 
 
@@ -58,7 +67,8 @@ def described(manifest: Mapping[str, Any]) -> str:
     """Return a description of an index in two lines."""
     corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
     return (
-        f"  corpus {source['name']} ({source['kind']}): {corpus['images']} images, {corpus['sha256'][:10]}; "
+        f"  corpus {source['name']} ({source['kind']}): {corpus['images']} images, "
+        f"{corpus['sha256'][:10]}; "
         f"{len(manifest['shards'])} shards\n"
         f"  encoder {encoder['name']} {encoder['weights_sha256'][:10]}, {encoder['metric']}, "
         f"{manifest['dimensions']} dimensions, float16"
@@ -76,8 +86,14 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     for key in ("shard_size", "batch_size", "loaders", "threads"):
         if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
             raise InputError(f"{key}={cfg[key]}: a whole number from 1 is needed")
-    if isinstance(cfg.least_side, bool) or not isinstance(cfg.least_side, int) or cfg.least_side < 0:
-        raise InputError(f"least_side={cfg.least_side}: a whole number of pixels is needed, 0 to take all")
+    if (
+        isinstance(cfg.least_side, bool)
+        or not isinstance(cfg.least_side, int)
+        or cfg.least_side < 0
+    ):
+        raise InputError(
+            f"least_side={cfg.least_side}: a whole number of pixels is needed, 0 to take all"
+        )
     torch.set_num_threads(cfg.threads)
     folder = Path(str(cfg.out))
     source: Source = build(cfg.corpus, "corpus")
@@ -106,13 +122,22 @@ def alone(claims: Claims, name: str) -> Iterator[None]:
         claims.release(name)
 
 
-def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig) -> list[Embedded]:
-    """Embed missing shards until no worker has one left to do. Returns the shards that this worker did.
+def embed_missing(
+    folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig
+) -> list[Embedded]:
+    """Embed missing shards until no worker has one left to do.
+
+    Returns the shards that this worker did.
 
     Prints a line per shard; on a terminal, also shows a progress bar.
     """
     done: list[Embedded] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, disable=not sys.stderr.isatty() or beside_others()) as bar:
         n_missing = len(missing_shards(folder))
         task = bar.add_task("shards", total=n_missing)
@@ -125,11 +150,20 @@ def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims
                         continue
 
                     def show(now: Embedded, number: int = number) -> None:
-                        bar.update(task, description=f"{now.images} images of shard {number}, shards")
+                        bar.update(
+                            task, description=f"{now.images} images of shard {number}, shards"
+                        )
 
                     started = time.perf_counter()
                     one = build_shard(
-                        folder, number, source, encoder, cfg.batch_size, cfg.loaders, show, cfg.least_side
+                        folder,
+                        number,
+                        source,
+                        encoder,
+                        cfg.batch_size,
+                        cfg.loaders,
+                        show,
+                        cfg.least_side,
                     )
                     done.append(one)
                     did_one = True
@@ -137,7 +171,10 @@ def embed_missing(folder: Path, source: Source, encoder: Encoder, claims: Claims
                     bar.update(task, completed=n_missing - left)
                     rejects = f" ({one.rejects} rejects)" if one.rejects else ""
                     rate = one.images / (time.perf_counter() - started)
-                    say(f"shard {number}: {one.images} images{rejects}, {rate:.1f} images/s; {left} shards missing")
+                    say(
+                        f"shard {number}: {one.images} images{rejects}, {rate:.1f} images/s; "
+                        f"{left} shards missing"
+                    )
             if not did_one:
                 time.sleep(POLL)
     return done

@@ -16,7 +16,8 @@ def main(folder: Path) -> int:
     if not (folder / "manifest.json").exists() and (folder / "index.json").exists():
         n_planned, n_missing = len(planned(folder)), len(missing_shards(folder))
         raise InputError(
-            f"{folder}: not finished, {n_planned - n_missing} of {n_planned} planned shards are there; "
+            f"{folder}: not finished, {n_planned - n_missing} of {n_planned} planned shards are "
+            "there; "
             "run `adir index build` again"
         )
     index = ShardedIndex(folder)
@@ -26,7 +27,10 @@ def main(folder: Path) -> int:
     say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes an image")
     damage = index.damage()
     if damage:
-        raise InputError(f"{damage[0]} ({len(damage)} damaged shards): remove them and run `adir index build` again")
+        raise InputError(
+            f"{damage[0]} ({len(damage)} damaged shards): remove them and run `adir index "
+            "build` again"
+        )
     licences = sum((shard.licences() for shard in index.shards), Counter[str]())
     for licence, count in sorted(licences.items(), key=lambda pair: (-pair[1], pair[0]))[:5]:
         say(f"  {count} images of licence {licence}")

@@ -20,17 +20,21 @@ from adir.retrieval.encoders.base import Encoder, as_pil
 from adir.retrieval.index.sharded import IndexedCorpus, ShardedIndex
 
 ENCODER_FILE = "encoder.json"
-"""The file in an index's folder with the configuration of its encoder, from which `adir index search` builds the encoder."""
+"""The file in an index's folder with the configuration of its encoder, from which `adir index
+search` builds the encoder.
+"""
 UNITS = {"angular": "rad", "euclidean": "rms"}
 
 
 def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path | None) -> int:
-    """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG). Returns 0, or 1
-    where the sheet lacks an image.
+    """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG).
+
+    Returns 0, or 1 where the sheet lacks an image.
 
     folder: of a finished index.  Exactly one of image (a file) and text is given.
-    Raises InputError for a query that is no image, a text if the encoder takes none, k larger than the index, and an index
-    that is damaged or was made by another encoder than its folder describes.
+    Raises InputError for a query that is no image, a text if the encoder takes none, k larger than
+    the index, and an index that is damaged or was made by another encoder than its folder
+    describes.
     """
     if (image is None) == (text is None):
         raise InputError("name an image, or give --text WORDS; one of the two")
@@ -60,22 +64,33 @@ def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path |
         print(f"contact sheet: {out}")
         lost = [neighbour.id for neighbour in found if neighbour.image is None]
         if lost:
-            print(f"{len(lost)} images are not to be had where the index found them, {lost[0]} for one")
+            print(
+                f"{len(lost)} images are not to be had where the index found them, {lost[0]} "
+                "for one"
+            )
             return 1
     return 0
 
 
 def read_query(path: Path) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8, read as images of a corpus are. Raises InputError if it is no image."""
+    """Return an image file as (H, W, 3) uint8, read as images of a corpus are.
+
+    Raises InputError if it is no image.
+    """
     return in_colour(read_pixels(path))
 
 
 def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:
-    """Return the neighbours with their images, read from where the index found them; None for each that is unavailable."""
+    """Return the neighbours with their images, read from where the index found them; None for each
+    that is unavailable.
+    """
     try:
         corpus = IndexedCorpus(folder)
     except (InputError, OSError):  # ids and distances are valid without it
-        yield from (Found(image_id, distance, None) for image_id, distance in zip(ids, distances, strict=True))
+        yield from (
+            Found(image_id, distance, None)
+            for image_id, distance in zip(ids, distances, strict=True)
+        )
         return
     for image_id, distance in zip(ids, distances, strict=True):
         try:
@@ -85,9 +100,12 @@ def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) ->
 
 
 def remember_encoder(folder: Path, configuration: DictConfig) -> None:
-    """Write the encoder's configuration into the folder of its index. Paths are stored as absolute paths.
+    """Write the encoder's configuration into the folder of its index.
 
-    The device is left out: it belongs to the machine that builds, and a CPU is enough for one query.
+    Paths are stored as absolute paths.
+
+    The device is left out: it belongs to the machine that builds, and a CPU is enough for one
+    query.
     """
     leaf: dict[str, Any] = OmegaConf.to_container(configuration, resolve=True)  # type: ignore[assignment]
     leaf.pop("device", None)
@@ -98,25 +116,37 @@ def remember_encoder(folder: Path, configuration: DictConfig) -> None:
 
 
 def encoder_of(index: ShardedIndex) -> Encoder:
-    """Return the encoder that made an index, built from its folder's configuration. Raises InputError if it differs now.
+    """Return the encoder that made an index, built from its folder's configuration.
 
-    The folder may come from someone else, so it may only name the encoders of conf/encoder/, with plain arguments.
+    Raises InputError if it differs now.
+
+    The folder may come from someone else, so it may only name the encoders of conf/encoder/, with
+    plain arguments.
     """
     path = index.folder / ENCODER_FILE
     try:
         leaf = read_json(path)
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: is missing, so the encoder {index.encoder['name']} cannot be built; run `adir index build` again with "
+            f"{path}: is missing, so the encoder {index.encoder['name']} cannot be built; run "
+            "`adir index build` again with "
             "what the index was built with, which writes it"
         ) from error
     except ValueError as error:
-        raise InputError(f"{path}: damaged; remove it and run `adir index build` again, which writes it") from error
-    known = {OmegaConf.select(OmegaConf.load(file), "_target_") for file in (config_dir() / "encoder").glob("*.yaml")}
-    plain = isinstance(leaf, dict) and not any(isinstance(value, dict | list) for value in leaf.values())
+        raise InputError(
+            f"{path}: damaged; remove it and run `adir index build` again, which writes it"
+        ) from error
+    known = {
+        OmegaConf.select(OmegaConf.load(file), "_target_")
+        for file in (config_dir() / "encoder").glob("*.yaml")
+    }
+    plain = isinstance(leaf, dict) and not any(
+        isinstance(value, dict | list) for value in leaf.values()
+    )
     if not plain or leaf.get("_target_") not in known:
         raise InputError(
-            f"{path}: names no encoder of conf/encoder/ with plain arguments: {json.dumps(leaf)[:200]}; it is not built"
+            f"{path}: names no encoder of conf/encoder/ with plain arguments: "
+            f"{json.dumps(leaf)[:200]}; it is not built"
         )
     try:
         encoder: Encoder = build(from_plain(leaf), "encoder")

@@ -1,4 +1,6 @@
-"""`adir leaderboard`: print the table of results folders and submissions; write it into the folder if there is only one."""
+"""`adir leaderboard`: print the table of results folders and submissions; write it into the folder
+if there is only one.
+"""
 
 from pathlib import Path
 
@@ -10,15 +12,23 @@ from adir.harness.tables.terminal import wide_console
 
 
 def main(folders: list[Path], no_write: bool = False, against: str = "none") -> int:
-    """Print the table. For one results folder, unless `no_write`, also write leaderboard.csv, .md, .tex and .html into it.
+    """Print the table.
 
-    against: the mode whose rows the others are compared with; file names contain it, unless it is none.
-    The table of several folders or of submission files is only printed. Returns 0, or 1 if a damaged file was skipped.
+    For one results folder, unless `no_write`, also write leaderboard.csv, .md, .tex and .html into
+    it.
+
+    against: the mode whose rows the others are compared with; file names contain it, unless it is
+        none.
+    The table of several folders or of submission files is only printed. Returns 0, or 1 if a
+    damaged file was skipped.
     """
     board = load_board(*folders, against=against)
     written: list[Path] = []
     if not no_write and len(folders) == 1 and folders[0].is_dir():
-        for ending, text_of in FORMATS.items():  # before anything is printed: a terminal may refuse it
+        for (
+            ending,
+            text_of,
+        ) in FORMATS.items():  # before anything is printed: a terminal may refuse it
             written.append(Layout(folders[0]).leaderboard(ending, against))
             write_bytes(written[-1], text_of(board).encode())
     console = wide_console()

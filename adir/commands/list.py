@@ -25,10 +25,15 @@ AXES = (
 
 
 def choices(axis: str) -> dict[str, str]:
-    """Return {value: one-line description} of an axis. The description is the first comment in the value's file."""
+    """Return {value: one-line description} of an axis.
+
+    The description is the first comment in the value's file.
+    """
     folder = config_dir() / axis
     paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("tuned/*.yaml"))]
-    return {path.relative_to(folder).with_suffix("").as_posix(): description(path) for path in paths}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): description(path) for path in paths
+    }
 
 
 def description(path: Path) -> str:

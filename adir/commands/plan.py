@@ -18,7 +18,10 @@ HEADINGS = ("cell", "images", "status", "s per\nimage", "minutes", "memory\nMB",
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Print the plan. Returns 0, or 2 if a cell cannot run or none is left. Skips inapplicable cells, as a run does."""
+    """Print the plan.
+
+    Returns 0, or 2 if a cell cannot run or none is left. Skips inapplicable cells, as a run does.
+    """
     console = wide_console()
     started = time.perf_counter()
     grid = check_grid(overrides, multirun, measuring=True)
@@ -29,7 +32,12 @@ def main(overrides: list[str], multirun: bool) -> int:
     for number, problem in sorted(grid.problems.items()):
         numbers = sorted(reasons.setdefault(reason, len(reasons) + 1) for reason in problem.reasons)
         status = "CANNOT RUN" if problem.applicable else "not applicable"
-        rows[number] = [cell_name(problem.axes), "–", f"{status} ({', '.join(map(str, numbers))})", *["–"] * 4]
+        rows[number] = [
+            cell_name(problem.axes),
+            "–",
+            f"{status} ({', '.join(map(str, numbers))})",
+            *["–"] * 4,
+        ]
 
     headings = HEADINGS if plans else HEADINGS[:3]
     table = Table(header_style="bold")
@@ -45,9 +53,15 @@ def main(overrides: list[str], multirun: bool) -> int:
         results = plans[0].cell.results
         disk_mb = sum(plan.disk_mb for plan in plans)
         free_mb = (
-            shutil.disk_usage(next(path for path in (results, *results.absolute().parents) if path.exists())).free / 1e6
+            shutil.disk_usage(
+                next(path for path in (results, *results.absolute().parents) if path.exists())
+            ).free
+            / 1e6
         )
-        notes.append(summary(grid, plans, loading) + f", {disk_mb:.0f} MB in {results} ({free_mb:.0f} MB free)")
+        notes.append(
+            summary(grid, plans, loading)
+            + f", {disk_mb:.0f} MB in {results} ({free_mb:.0f} MB free)"
+        )
         if disk_mb > free_mb:
             notes.append("CANNOT RUN: the disk is too small")
             cannot = True
@@ -79,13 +93,19 @@ def cell_name(axes: Axes) -> str:
 
 
 def score_notes(grid: Grid) -> list[str]:
-    """Return messages on scores that may stay empty because their weights are missing. Fetches nothing."""
+    """Return messages on scores that may stay empty because their weights are missing.
+
+    Fetches nothing.
+    """
     notes = empty_scores(list(grid.cells.values()), fetch=False)
-    wanted = {name: files for cell in grid.cells.values() for name, files in cell.scoring.to_fetch.items()}
+    wanted = {
+        name: files for cell in grid.cells.values() for name, files in cell.scoring.to_fetch.items()
+    }
     if wanted:
         entries = dict.fromkeys(file.entry for files in wanted.values() for file in files)
         notes.append(
-            f"weights of {', '.join(wanted)} are not here: adir run fetches them where it can, or `adir weights get "
+            f"weights of {', '.join(wanted)} are not here: adir run fetches them where it can, "
+            "or `adir weights get "
             f"{' '.join(entries)}`; else these scores stay empty"
         )
     return notes
@@ -99,7 +119,8 @@ def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
     once = loading + sum(plan.seconds_once for plan in plans) if images else 0.0
     return (
         f"{len(plans)} cells{note}: {images} images and {adapters} adapters to do, about "
-        f"{duration(once + sum(plan.seconds for plan in plans))} of one worker ({duration(once)} of them once, for loading "
+        f"{duration(once + sum(plan.seconds for plan in plans))} of one worker "
+        f"({duration(once)} of them once, for loading "
         "and the corpus)"
     )
 

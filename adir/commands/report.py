@@ -1,4 +1,6 @@
-"""`adir report`: write one HTML file to look at, of the table, images, curves and configuration of a results folder."""
+"""`adir report`: write one HTML file to look at, of the table, images, curves and configuration of
+a results folder.
+"""
 
 from pathlib import Path
 

@@ -9,13 +9,22 @@ from adir.harness.cells.cell import label_of
 from adir.harness.cells.compose import launch
 from adir.harness.records.layout import Layout
 from adir.harness.running.claims import Claims
-from adir.harness.running.grid import LOCAL_LAUNCHERS, check_grid, empty_scores, run_job, say, write_plan
+from adir.harness.running.grid import (
+    LOCAL_LAUNCHERS,
+    check_grid,
+    empty_scores,
+    run_job,
+    say,
+    write_plan,
+)
 from adir.harness.running.interruption import new_stop_file, stop_file_on_interrupt
 from adir.harness.running.worker import Outcome
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Run one cell or a grid. Returns the exit status: 0; 1 if images failed or are missing; 130 if interrupted.
+    """Run one cell or a grid.
+
+    Returns the exit status: 0; 1 if images failed or are missing; 130 if interrupted.
 
     Raises InputError before any work if a cell cannot run.
     """
@@ -23,20 +32,27 @@ def main(overrides: list[str], multirun: bool) -> int:
     for problem in grid.problems.values():
         if problem.applicable or not grid.cells:
             more = sum(other.applicable for other in grid.problems.values()) - 1
-            raise InputError(f"{problem}" + (f" ({more} more cells cannot run: adir plan tells)" if more > 0 else ""))
+            raise InputError(
+                f"{problem}"
+                + (f" ({more} more cells cannot run: adir plan tells)" if more > 0 else "")
+            )
         say(f"left out, not applicable: {label_of(problem.axes)}: {problem}")
     cells = list(grid.cells.values())
     results = cells[0].results
     if multirun:
         equal = grid.combinations - len(grid.problems) - len(cells)
-        duplicates = f" ({grid.combinations} combinations, {equal} equal to others)" if equal else ""
+        duplicates = (
+            f" ({grid.combinations} combinations, {equal} equal to others)" if equal else ""
+        )
         say(f"{len(cells)} cells{duplicates} in {results}")
     for note in empty_scores(cells):
         say(note)
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
     stop = new_stop_file(plan) if plan is not None else None
 
-    job = functools.partial(run_job, frozenset(grid.cells) if multirun else None, plan, stop, os.getpid())
+    job = functools.partial(
+        run_job, frozenset(grid.cells) if multirun else None, plan, stop, os.getpid()
+    )
     all_ended = not LOCAL_LAUNCHERS.get(grid.launcher, True)  # also where `launch` raises
     try:
         with stop_file_on_interrupt(stop) as interrupted:
@@ -48,8 +64,13 @@ def main(overrides: list[str], multirun: bool) -> int:
             except BaseException as error:
                 if not interrupted:
                     raise
-                outcomes = []  # by a second Ctrl-C, or because a worker that was just starting did not yet handle the first
-                say(f"the workers ended early ({type(error).__name__}: {first_line(error)}); their counts are lost")
+                # by a second Ctrl-C, or because a worker that was just starting did not yet handle
+                # the first
+                outcomes = []
+                say(
+                    f"the workers ended early ({type(error).__name__}: {first_line(error)}); "
+                    "their counts are lost"
+                )
                 for folder in {Layout(results).adapters, *(cell.ledger.claims for cell in cells)}:
                     Claims(folder).clear_dead()  # some workers were killed while they held claims
         stopped = bool(interrupted) or (stop is not None and stop.exists())
@@ -57,7 +78,8 @@ def main(overrides: list[str], multirun: bool) -> int:
         if stop is not None and all_ended:
             stop.unlink(missing_ok=True)
     total = sum(outcomes, Outcome())
-    # Count from the records: failures may come from a worker that helped with a cell, or from an earlier run.
+    # Count from the records: failures may come from a worker that helped with a cell, or from an
+    # earlier run.
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
     total.failed = sum(record is not None and record.status == "failed" for record in found)
     missing = sum(record is None for record in found)
@@ -67,7 +89,9 @@ def main(overrides: list[str], multirun: bool) -> int:
     say(f"{done}, {total.failed} failed; records and images: {results}/cells")
     if missing and not stopped:
         why = (
-            "another worker is at them, or was; run the same command again" if plan else "existing=report runs nothing"
+            "another worker is at them, or was; run the same command again"
+            if plan
+            else "existing=report runs nothing"
         )
         say(f"{missing} images have no record yet: {why}")
     if total.failed:

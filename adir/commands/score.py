@@ -17,11 +17,12 @@ from adir.scoring.metrics import Scoring
 
 
 def main(folder: Path, overrides: list[str]) -> int:
-    """Write the scores of `scoring=...` into every record whose restored image exists; other scores stay as they are.
+    """Write the scores of `scoring=...` into every record whose restored image exists; other scores
+    stay as they are.
 
-    Ground truths come from the record's data set, and must still have the recorded hash. Returns 0, or 1 if a score stays
-    empty, a record is damaged or of a failed image, or a restored image is missing. Raises InputError if there is no record
-    of a restored image.
+    Ground truths come from the record's data set, and must still have the recorded hash. Returns 0,
+    or 1 if a score stays empty, a record is damaged or of a failed image, or a restored image is
+    missing. Raises InputError if there is no record of a restored image.
     """
     scoring: Scoring = build(compose(overrides).scoring, "scoring")
     n, bad, failed = 0, 0, 0
@@ -49,7 +50,10 @@ def main(folder: Path, overrides: list[str]) -> int:
         for reason, times in Counter(reasons).most_common():
             say(f"{name} stays empty in {times} of {n} records: {reason}")
     if failed:
-        say(f"{failed} records are of failed images, which have no scores; `adir run ... retry=failed` runs them again")
+        say(
+            f"{failed} records are of failed images, which have no scores; `adir run ... "
+            "retry=failed` runs them again"
+        )
     if bad:
         say(f"{bad} records keep their scores, for the reasons above")
     given = [name for name, reasons in empty.items() if len(reasons) < n]
@@ -58,15 +62,25 @@ def main(folder: Path, overrides: list[str]) -> int:
 
 
 def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
-    """Return the record with new scores. Raises InputError if the data set no longer has the image."""
+    """Return the record with new scores.
+
+    Raises InputError if the data set no longer has the image.
+    """
     data: Corpus = build(from_plain(record.configuration["data"]), "data")
     image_id = record.image.id
     if image_id not in data.ids:
-        raise InputError(f"{image_id}: no longer in data set {data.name}, so its record keeps its scores")
+        raise InputError(
+            f"{image_id}: no longer in data set {data.name}, so its record keeps its scores"
+        )
     x = data.image(image_id)
     if hash_of_image(x) != record.image.sha256:
-        raise InputError(f"{image_id}: data set {data.name} now holds another image, so its record keeps its scores")
+        raise InputError(
+            f"{image_id}: data set {data.name} now holds another image, so its record keeps "
+            "its scores"
+        )
     if record.restored is None:
         raise InputError(f"{image_id}: its record names no restored image, so it keeps its scores")
     scores = scores_of(scoring.score(read_png(results / record.restored), x, data.prompt(image_id)))
-    return record.model_copy(update={"scores": record.scores | scores, "unavailable": scoring.unavailable})
+    return record.model_copy(
+        update={"scores": record.scores | scores, "unavailable": scoring.unavailable}
+    )

@@ -22,16 +22,21 @@ from adir.harness.records.sources import plans_of, read_sources
 
 
 def main(folder: Path, images: bool, out: Path | None) -> int:
-    """Pack the records of a results folder and the manifests of its data into one file for another machine. With `images`,
-    add what its report shows: restored images and y, ground truths, neighbours, losses of the adapters (not the adapters).
+    """Pack the records of a results folder and the manifests of its data into one file for another
+    machine. With `images`, add what its report shows: restored images and y, ground truths,
+    neighbours, losses of the adapters (not the adapters).
 
-    out: the file; if None, FOLDER-submission.zip in the current folder. Returns 0, or 1 if a damaged record was skipped.
-    Raises InputError if there is nothing to pack, a record would be refused elsewhere, or the file exists already.
+    out: the file; if None, FOLDER-submission.zip in the current folder. Returns 0, or 1 if a
+        damaged record was skipped.
+    Raises InputError if there is nothing to pack, a record would be refused elsewhere, or the file
+    exists already.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found = read_sources([folder])
-    out = out or Path(f"{shortened(folder.resolve().name.lstrip('.-') or 'results')}-submission.zip")
+    out = out or Path(
+        f"{shortened(folder.resolve().name.lstrip('.-') or 'results')}-submission.zip"
+    )
     if out.exists():
         raise InputError(f"{out}: is there already; remove it, or name another file with --out")
     records = list(found.records.values())
@@ -39,7 +44,9 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
         try:
             require_placed(record)
         except ValueError as error:
-            raise InputError(f"{folder / record.path}: {error}; it would be refused elsewhere") from error
+            raise InputError(
+                f"{folder / record.path}: {error}; it would be refused elsewhere"
+            ) from error
     names = [*manifests_of(folder), *plans_of(found, folder), *(record.path for record in records)]
     if images:
         names += [name for record in records for name in files_of(record)]
@@ -54,7 +61,9 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
 
 
 def about(records: list[Record], images: bool) -> dict[str, Any]:
-    """Return a manifest's other entries: versions, commits and weights that the records were made with."""
+    """Return a manifest's other entries: versions, commits and weights that the records were made
+    with.
+    """
     versions = grouped(pair for record in records for pair in record.versions.items())
     return {
         "packed_by": f"adir {adir.__version__}",
@@ -62,5 +71,11 @@ def about(records: list[Record], images: bool) -> dict[str, Any]:
         "images": images,
         "commits": sorted({record.commit for record in records if record.commit is not None}),
         "versions": {package: sorted(set(found)) for package, found in sorted(versions.items())},
-        "weights": sorted({str(w) for r in records if (w := (r.identity.get("backbone") or {}).get("weights_sha256"))}),
+        "weights": sorted(
+            {
+                str(w)
+                for r in records
+                if (w := (r.identity.get("backbone") or {}).get("weights_sha256"))
+            }
+        ),
     }

@@ -5,22 +5,37 @@ from pathlib import Path
 
 from adir.harness.tables.formats import tidy
 from adir.harness.tables.leaderboard import load_board
-from adir.harness.tables.published import INSIDE, columns_of, command_of, compare, published, published_names, to_latex
+from adir.harness.tables.published import (
+    INSIDE,
+    columns_of,
+    command_of,
+    compare,
+    published,
+    published_names,
+    to_latex,
+)
 from adir.harness.tables.terminal import stacked, wide_console
 
 
 def main(name: str | None, folder: Path | None, latex: bool) -> int:
-    """Print a published table, with ours of a results folder beside it; with `latex`, in the paper's layout. No name: a list.
+    """Print a published table, with ours of a results folder beside it; with `latex`, in the
+    paper's layout. No name: a list.
 
-    Returns 0, or 1 where a damaged file of ours was left out. Raises InputError for an unknown table, or a folder that has
-    no records.
+    Returns 0, or 1 where a damaged file of ours was left out. Raises InputError for an unknown
+    table, or a folder that has no records.
     """
     console = wide_console()
     if name is None:
         for each in published_names():
-            known = sum(cell["value"] is not None for row in published(each)["rows"] for cell in row["cells"].values())
+            known = sum(
+                cell["value"] is not None
+                for row in published(each)["rows"]
+                for cell in row["cells"].values()
+            )
             state = f"{known} numbers known" if known else "numbers unknown"
-            console.print(f"{each:<18} {published(each)['title']} ({state})", highlight=False, markup=False)
+            console.print(
+                f"{each:<18} {published(each)['title']} ({state})", highlight=False, markup=False
+            )
         return 0
     table = published(name)
     ours = load_board(folder) if folder is not None else None
@@ -29,7 +44,9 @@ def main(name: str | None, folder: Path | None, latex: bool) -> int:
     status = 1 if damaged else 0
     if damaged:
         print(
-            f"warning: {damaged} damaged files in {folder} are left out; `adir leaderboard` names them", file=sys.stderr
+            f"warning: {damaged} damaged files in {folder} are left out; `adir leaderboard` "
+            "names them",
+            file=sys.stderr,
         )
     if latex:
         print(to_latex(table, comparisons), end="")
@@ -37,10 +54,14 @@ def main(name: str | None, folder: Path | None, latex: bool) -> int:
     names, values, notes = columns_of(comparisons, table["source"])
     for stack in stacked(tidy(f"{name}: {table['title']}"), names, values, console.width):
         console.print(stack)
-    lines = [f"[{number}] {note}" for number, note in enumerate(notes, 1)] + [f"paper: {table['source']}"]
+    lines = [f"[{number}] {note}" for number, note in enumerate(notes, 1)] + [
+        f"paper: {table['source']}"
+    ]
     lines += [f"unknown: {unknown}" for unknown in table["unknown"]] + [INSIDE]
     for line in lines:
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     command = command_of(table["experiment"])
-    console.print(f"to run it: {command}", highlight=False, markup=False, soft_wrap=True)  # so that it can be copied
+    console.print(
+        f"to run it: {command}", highlight=False, markup=False, soft_wrap=True
+    )  # so that it can be copied
     return status

@@ -1,4 +1,6 @@
-"""`adir weights`: what pretrained weights there are, fetching them, and checking the ones that are here."""
+"""`adir weights`: what pretrained weights there are, fetching them, and checking the ones that are
+here.
+"""
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +19,9 @@ from adir.weights.registry import Entry, WeightsFile, entry, registry
 
 
 def main(action: str, names: list[str]) -> int:
-    """Run `adir weights ACTION NAME...`. Returns the exit status: 1 where something that was to be verified is wrong.
+    """Run `adir weights ACTION NAME...`.
+
+    Returns the exit status: 1 where something that was to be verified is wrong.
 
     Raises InputError for names that do not exist, and for what could not be fetched.
     """
@@ -46,8 +50,13 @@ def show(entries: list[Entry]) -> int:
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
-    print(f"ADIR_CACHE={cache_dir()}; `adir weights get NAME` fetches, `adir weights verify` checks hashes")
+        print(
+            "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+        )
+    print(
+        f"ADIR_CACHE={cache_dir()}; `adir weights get NAME` fetches, `adir weights verify` "
+        "checks hashes"
+    )
     return 0
 
 
@@ -59,9 +68,11 @@ def pinned(found: Entry) -> str:
 
 
 def get(entries: list[Entry]) -> int:
-    """Fetch each that is not here; a file that is here with a wrong hash is set aside and fetched again.
+    """Fetch each that is not here; a file that is here with a wrong hash is set aside and fetched
+    again.
 
-    Returns 0, or 1 where some could not be fetched and others could. Raises InputError where none could.
+    Returns 0, or 1 where some could not be fetched and others could. Raises InputError where none
+    could.
     """
     failures = []
     for found in entries:
@@ -71,12 +82,21 @@ def get(entries: list[Entry]) -> int:
                 print(f"{found.entry}: here, {found.path}")
                 continue
             print(f"{found.entry}: {wrong}")
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+        )
         # On stderr, so that what is printed can be read by another program.
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        with Progress(
+            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+        ) as bar:
             task = bar.add_task(found.entry, total=found.size)
 
-            def show_progress(done: int, total: int | None, task: TaskID = task, bar: Progress = bar) -> None:
+            def show_progress(
+                done: int, total: int | None, task: TaskID = task, bar: Progress = bar
+            ) -> None:
                 bar.update(task, completed=done, total=total)
 
             try:
@@ -102,7 +122,11 @@ def verify(entries: list[Entry], named: bool) -> int:
             status |= named
             continue
         wrong = found.verify()
-        unpinned = found.sha256 is None if isinstance(found, WeightsFile) else not any(found.weights.values())
+        unpinned = (
+            found.sha256 is None
+            if isinstance(found, WeightsFile)
+            else not any(found.weights.values())
+        )
         right = "complete (no hash known)" if unpinned else "right"
         print(f"{found.entry}: {right if wrong is None else f'WRONG: {wrong}'}, {found.path}")
         status |= wrong is not None

@@ -45,9 +45,12 @@ class NeighbourIndex(Protocol):
 
 
 class Corpus:
-    """Images by id. A subclass fills `manifest` (id: SHA-256 of the image) and `rejects`, and reads in `image`.
+    """Images by id.
 
-    name: for people.  ids: sorted.  sha256: of the manifest, so it changes with any image, and with nothing else.
+    A subclass fills `manifest` (id: SHA-256 of the image) and `rejects`, and reads in `image`.
+
+    name: for people.  ids: sorted.  sha256: of the manifest, so it changes with any image, and with
+        nothing else.
     rejects: id: reason, for the images that could not be read; they are no part of the corpus.
     categories: id: category, where the source names one.
     """
@@ -56,11 +59,19 @@ class Corpus:
     """Which images `withheld` keeps from a test image, for the identity of a cell; None: none."""
 
     def __init__(
-        self, name: str, manifest: dict[str, str], rejects: dict[str, str], categories: dict[str, str] | None = None
+        self,
+        name: str,
+        manifest: dict[str, str],
+        rejects: dict[str, str],
+        categories: dict[str, str] | None = None,
     ) -> None:
         """Raises InputError when no image could be read."""
         if not manifest:
-            first = f"; the first of {len(rejects)} rejects: {next(iter(rejects.values()))}" if rejects else ""
+            first = (
+                f"; the first of {len(rejects)} rejects: {next(iter(rejects.values()))}"
+                if rejects
+                else ""
+            )
             raise InputError(f"corpus {name}: no image found{first}")
         self.name, self.manifest, self.rejects = name, manifest, rejects
         self.categories = {} if categories is None else categories
@@ -71,7 +82,10 @@ class Corpus:
         return len(self.ids)
 
     def image(self, image_id: str) -> Tensor:
-        """(3, H, W) in [-1, 1] of one image, at its own size. Raises KeyError on an id that is not in `ids`."""
+        """(3, H, W) in [-1, 1] of one image, at its own size.
+
+        Raises KeyError on an id that is not in `ids`.
+        """
         raise NotImplementedError
 
     def attribution(self, image_id: str) -> dict[str, str]:
@@ -82,11 +96,15 @@ class Corpus:
         return image_id
 
     def withheld(self, cluster: str) -> frozenset[str]:
-        """Return the ids of the images that are never neighbours of a test image of this cluster, copies of it aside."""
+        """Return the ids of the images that are never neighbours of a test image of this cluster,
+        copies of it aside.
+        """
         return frozenset()
 
     def mask(self, image_id: str) -> Tensor | None:
-        """(H, W) bool, true where the image is to be repainted; None in a set that is not one of edits."""
+        """(H, W) bool, true where the image is to be repainted; None in a set that is not one of
+        edits.
+        """
         return None
 
     def prompt(self, image_id: str) -> str | None:
@@ -95,7 +113,9 @@ class Corpus:
 
     @functools.cached_property
     def fingerprints(self) -> Sequence[np.ndarray]:
-        """(n, 16, 16) int8 fingerprints (adir.data.fingerprints) of all images, in arrays whose rows `ids_of` names."""
+        """(n, 16, 16) int8 fingerprints (adir.data.fingerprints) of all images, in arrays whose
+        rows `ids_of` names.
+        """
         return [np.stack([fingerprint(self.image(image_id)) for image_id in self.ids])]
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
@@ -104,7 +124,8 @@ class Corpus:
 
     @functools.cached_property
     def repeats(self) -> frozenset[str]:
-        """Ids of the images with the pixels of another that has a smaller id: among neighbours they do not count again.
+        """Ids of the images with the pixels of another that has a smaller id: among neighbours they
+        do not count again.
 
         Images with equal fingerprints are read and compared.
         """
@@ -121,8 +142,10 @@ class Corpus:
         return frozenset(repeats)
 
     def own_index(self, encoder: EncoderIdentity) -> NeighbourIndex | None:
-        """The index that the corpus was opened with; None where it has none. Raises InputError where another encoder made
-        it."""
+        """The index that the corpus was opened with; None where it has none.
+
+        Raises InputError where another encoder made it.
+        """
         return None
 
     def recall(self, k: int) -> float | None:

@@ -1,4 +1,6 @@
-"""The images of a source (a folder, a Parquet file, or another of adir/data/sources/) as a test set or corpus."""
+"""The images of a source (a folder, a Parquet file, or another of adir/data/sources/) as a test set
+or corpus.
+"""
 
 from pathlib import Path
 
@@ -17,7 +19,9 @@ UNSEEN = Path(__file__).parents[1] / "embedded" / "unseen" / "unseen.parquet"
 
 
 class SourceCorpus(Corpus):
-    """The images of a source. Each is decoded once here, so that a damaged one is rejected now and does not stop a run.
+    """The images of a source.
+
+    Each is decoded once here, so that a damaged one is rejected now and does not stop a run.
 
     least_side: pixels; images with a shorter side are rejected.
     """
@@ -48,7 +52,10 @@ class SourceCorpus(Corpus):
 
 
 def read_again(source: Source, image_id: str, sha256: str, remedy: str) -> Tensor:
-    """Return (3, H, W) in [-1, 1] of an image. Raises InputError with the remedy if its file no longer has this SHA-256."""
+    """Return (3, H, W) in [-1, 1] of an image.
+
+    Raises InputError with the remedy if its file no longer has this SHA-256.
+    """
     content = source.read(image_id)
     if sha256_of_bytes(content) != sha256:
         raise InputError(f"{image_id}: has changed since {source.name} was listed; {remedy}")

@@ -1,8 +1,10 @@
-"""Test fields of photographs unlike the embedded prior's training images, and a corpus that holds their like.
+"""Test fields of photographs unlike the embedded prior's training images, and a corpus that holds
+their like.
 
-benchmarks/quality/domains.py holds the rule that chose the photographs, before any adaptation was run on them, and
-results/embedded/domains.md what it measured. No corpus field shares a pixel of its photograph with a test field here.
-The corpus does hold ground of the 12 fields of adir/data/embedded.py: do not restore those with it.
+benchmarks/quality/domains.py holds the rule that chose the photographs, before any adaptation was
+run on them, and results/embedded/domains.md what it measured. No corpus field shares a pixel of its
+photograph with a test field here. The corpus does hold ground of the 12 fields of
+adir/data/embedded.py: do not restore those with it.
 """
 
 from collections.abc import Collection
@@ -16,20 +18,26 @@ DOMAINS = ("brick", "grass", "gravel", "ihc", "retina", "hubble_deep_field")
 """Photographs that passed."""
 SHORTEST = 4 * SIZE  # pixels of the shorter side that a reduced photograph keeps, if it has as many
 STRIDE = SIZE // 2  # of fields, in reduced pixels at the scale of the test fields
-STRIDES_OF = {"hubble_deep_field": SIZE, "retina": SIZE // 4}  # of corpus fields: much room there, little room here
+STRIDES_OF = {
+    "hubble_deep_field": SIZE,
+    "retina": SIZE // 4,
+}  # of corpus fields: much room there, little room here
 CROP = 64  # pixels a side of a crop of fine-tuning
 
 
 def scale_of(photograph: str) -> int:
-    """Return the largest whole factor that leaves SHORTEST pixels of the shorter side; 1 where none does."""
+    """Return the largest whole factor that leaves SHORTEST pixels of the shorter side; 1 where none
+    does.
+    """
     return max(1, min(reduced(photograph, 1).shape[:2]) // SHORTEST)
 
 
 def three_of_a_column(photograph: str) -> tuple[Field, ...]:
-    """Return three test fields: the top, the middle and the bottom one of a column of fields; none where no column has room.
+    """Return three test fields: the top, the middle and the bottom one of a column of fields; none
+    where no column has room.
 
-    It is the leftmost column, of a lattice of STRIDE, whose three do not overlap; flat fields do not count. The ground of the
-    corpus then is in one piece.
+    It is the leftmost column, of a lattice of STRIDE, whose three do not overlap; flat fields do
+    not count. The ground of the corpus then is in one piece.
     """
     columns: dict[int, list[Field]] = {}
     for field in lattice(photograph, {scale_of(photograph): STRIDE}):
@@ -52,28 +60,44 @@ test_fields.__test__ = False  # type: ignore[attr-defined]  # its name would mak
 
 
 def corpus_fields_of(photograph: str) -> list[Field]:
-    """Return the corpus fields of a photograph of DOMAINS, sorted by id: at the scale of its test fields and at twice that."""
+    """Return the corpus fields of a photograph of DOMAINS, sorted by id: at the scale of its test
+    fields and at twice that.
+    """
     scale, stride = scale_of(photograph), STRIDES_OF.get(photograph, STRIDE)
-    return clear_of(lattice(photograph, {scale: stride, 2 * scale: stride // 2}), three_of_a_column(photograph))
+    return clear_of(
+        lattice(photograph, {scale: stride, 2 * scale: stride // 2}), three_of_a_column(photograph)
+    )
 
 
 @cache
 def corpus_fields() -> tuple[Field, ...]:
-    """Return all corpus fields, sorted by id: those of DOMAINS, and the embedded corpus's of other photographs."""
+    """Return all corpus fields, sorted by id: those of DOMAINS, and the embedded corpus's of other
+    photographs.
+    """
     others = [field for field in embedded.corpus_fields() if field.photograph not in DOMAINS]
-    return tuple(clear_of([*others, *(field for name in DOMAINS for field in corpus_fields_of(name))], test_fields()))
+    return tuple(
+        clear_of(
+            [*others, *(field for name in DOMAINS for field in corpus_fields_of(name))],
+            test_fields(),
+        )
+    )
 
 
 def crops_left(photograph: str) -> int:
-    """Return how many cells of a lattice of CROP pixels share no pixel with what a test field depends on, and are not flat."""
+    """Return how many cells of a lattice of CROP pixels share no pixel with what a test field
+    depends on, and are not flat.
+    """
     scale = scale_of(photograph)
     pixels = reduced(photograph, scale)
-    taken = [[edge / scale for edge in field.footprint()] for field in three_of_a_column(photograph)]
+    taken = [
+        [edge / scale for edge in field.footprint()] for field in three_of_a_column(photograph)
+    ]
     count = 0
     for y in range(0, pixels.shape[0] - CROP + 1, CROP):
         for x in range(0, pixels.shape[1] - CROP + 1, CROP):
             free = all(
-                y >= bottom or y + CROP <= top or x >= right or x + CROP <= left for top, left, bottom, right in taken
+                y >= bottom or y + CROP <= top or x >= right or x + CROP <= left
+                for top, left, bottom, right in taken
             )
             count += free and pixels[y : y + CROP, x : x + CROP].mean(2).std() >= FLAT
     return count
@@ -90,9 +114,11 @@ class DomainTestFields(Fields):
 
 
 class DomainCorpus(Fields):
-    """Fields of the photographs of DOMAINS and of the embedded corpus's, none on ground of a test field of DOMAINS.
+    """Fields of the photographs of DOMAINS and of the embedded corpus's, none on ground of a test
+    field of DOMAINS.
 
-    own_photograph: whether a test image may have neighbours from its own photograph; without them: a control, in which the
+    own_photograph: whether a test image may have neighbours from its own photograph; without them:
+        a control, in which the
     corpus holds other textures only.
     """
 

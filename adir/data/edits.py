@@ -11,24 +11,31 @@ from adir.files import read_csv, read_json, sha256_of_file, walk
 from adir.images import IMAGE_SUFFIXES, read_image
 from adir.tasks.editing import EditTask, edit_id, read_mask
 
-FORMAT = "images NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv (image,prompt) or prompts.json"
+FORMAT = (
+    "images NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv "
+    "(image,prompt) or prompts.json"
+)
 
 
 class EditSet(Corpus):
-    """A folder with images NAME.png, masks NAME_mask.png of the same size (white is repainted), and prompts.
+    """A folder with images NAME.png, masks NAME_mask.png of the same size (white is repainted), and
+    prompts.
 
-    Prompts are in prompts.csv with the columns image and prompt, or in prompts.json: {NAME: prompt} or
-    {NAME: [prompt, ...]}. Each prompt makes one test image. Its id is NAME with a hash of mask and prompt, so results of
-    different masks or prompts are never confused.
+    Prompts are in prompts.csv with the columns image and prompt, or in prompts.json: {NAME: prompt}
+    or {NAME: [prompt, ...]}. Each prompt makes one test image. Its id is NAME with a hash of mask
+    and prompt, so results of different masks or prompts are never confused.
 
-    Raises InputError for a missing or unsuitable mask, an empty prompt, or an unreadable image: all files are read here.
+    Raises InputError for a missing or unsuitable mask, an empty prompt, or an unreadable image: all
+    files are read here.
     """
 
     def __init__(self, path: str | Path) -> None:
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
-        found = sorted(walk(folder, IMAGE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png")  # a PNG wins
+        found = sorted(
+            walk(folder, IMAGE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png"
+        )  # a PNG wins
         files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in found}
         self._images: dict[str, Path] = {}
         self._masks: dict[str, Tensor] = {}
@@ -37,15 +44,23 @@ class EditSet(Corpus):
         for name, prompt in read_prompts(folder):
             for needed in (name, f"{name}_mask"):
                 if needed not in files:
-                    raise InputError(f"{folder}: no image {needed}.png; a set of edits has {FORMAT}")
+                    raise InputError(
+                        f"{folder}: no image {needed}.png; a set of edits has {FORMAT}"
+                    )
             image, file = files[name], files[f"{name}_mask"]
             mask, x = read_mask(file), read_image(image)
             try:
                 EditTask().with_mask(mask, prompt).image_shape(tuple(x.shape))
             except InputError as error:
-                raise InputError(f"{file if prompt.strip() else folder}: {name}: {error}") from error
+                raise InputError(
+                    f"{file if prompt.strip() else folder}: {name}: {error}"
+                ) from error
             image_id = edit_id(name, mask, prompt)
-            self._images[image_id], self._masks[image_id], self._prompts[image_id] = image, mask, prompt
+            self._images[image_id], self._masks[image_id], self._prompts[image_id] = (
+                image,
+                mask,
+                prompt,
+            )
             manifest[image_id] = sha256_of_file(image)
         super().__init__(folder.name, manifest, {})
 
@@ -71,7 +86,10 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
         else:
             found: dict[str, Any] = read_json(mapping)
             for name, prompts in found.items():
-                pairs += [(name, prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
+                pairs += [
+                    (name, prompt)
+                    for prompt in ([prompts] if isinstance(prompts, str) else prompts)
+                ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{table if table.is_file() else mapping}: not as expected; a set of edits has {FORMAT}"

@@ -1,7 +1,9 @@
-"""The demo's test set, the other embedded test fields and the embedded corpus: images that need no download.
+"""The demo's test set, the other embedded test fields and the embedded corpus: images that need no
+download.
 
-All are fields (adir/data/fields.py) of 13 photographs. No corpus field shares a pixel of its photograph with a test field, at
-any scale. The right motorcycle of the stereo pair, a near-copy of the left, is left out, and so are drawings.
+All are fields (adir/data/fields.py) of 13 photographs. No corpus field shares a pixel of its
+photograph with a test field, at any scale. The right motorcycle of the stereo pair, a near-copy of
+the left, is left out, and so are drawings.
 """
 
 from functools import cache
@@ -28,7 +30,8 @@ PHOTOGRAPHS = (
 )
 """What the embedded corpus is cut from."""
 
-# Strides of corpus fields, in reduced pixels, by scale. Textures, the retina and the stars repeat themselves: fewer.
+# Strides of corpus fields, in reduced pixels, by scale. Textures, the retina and the stars repeat
+# themselves: fewer.
 STRIDES = {1: 40, 2: 24, 3: 24}
 STRIDES_OF = {
     "brick": {1: 64, 2: 64},
@@ -52,34 +55,44 @@ TEST_FIELDS = (
     Field("retina", 3, 147, 17),
     Field("rocket", 2, 80, 98),
 )
-# Chosen to differ: bricks whose like the corpus holds, an eye whose like it does not, an object in between.
+# Chosen to differ: bricks whose like the corpus holds, an eye whose like it does not, an object in
+# between.
 DEMO = ("brick-s2-y000-x000", "chelsea-s1-y050-x105", "motorcycle_left-s2-y120-x230")
 
 
 @cache
 def corpus_fields() -> tuple[Field, ...]:
-    """All corpus fields, sorted by id: a regular lattice at each scale, without test ground and without flat fields."""
-    fields = [field for name in PHOTOGRAPHS for field in lattice(name, STRIDES_OF.get(name, STRIDES))]
+    """All corpus fields, sorted by id: a regular lattice at each scale, without test ground and
+    without flat fields.
+    """
+    fields = [
+        field for name in PHOTOGRAPHS for field in lattice(name, STRIDES_OF.get(name, STRIDES))
+    ]
     return tuple(clear_of(fields, TEST_FIELDS))
 
 
 def test_fields() -> list[tuple[str, Tensor]]:
     """The test images: (id, (3, 128, 128) in [-1, 1]) pairs, sorted by id."""
-    return sorted(((field.id, from_uint8(cut(field))) for field in TEST_FIELDS), key=lambda pair: pair[0])
+    return sorted(
+        ((field.id, from_uint8(cut(field))) for field in TEST_FIELDS), key=lambda pair: pair[0]
+    )
 
 
 test_fields.__test__ = False  # type: ignore[attr-defined]  # its name would make pytest run it wherever it is imported
 
 
 class EmbeddedCorpus(Fields):
-    """The corpus that works with no download: fields of scikit-image's photographs, none on ground of a test field."""
+    """The corpus that works with no download: fields of scikit-image's photographs, none on ground
+    of a test field.
+    """
 
     def __init__(self) -> None:
         super().__init__("embedded", corpus_fields())
 
 
 class EmbeddedTestFields(Fields):
-    """The 128x128 test fields of the embedded photographs, none of whose ground is in the embedded corpus.
+    """The 128x128 test fields of the embedded photographs, none of whose ground is in the embedded
+    corpus.
 
     only: ids to keep, in any order; None keeps all. Raises InputError for an id that is not there.
     """

@@ -1,7 +1,7 @@
 """Fields: 128x128 windows of the photographs of adir/data/photographs.py, and sets of them.
 
-A field is cut from a photograph reduced by a whole factor s; its id says where: `chelsea-s1-y040-x275` is the window with that
-top-left corner, in pixels of the reduced photograph.
+A field is cut from a photograph reduced by a whole factor s; its id says where:
+`chelsea-s1-y040-x275` is the window with that top-left corner, in pixels of the reduced photograph.
 """
 
 import re
@@ -22,7 +22,9 @@ FLAT = 4.0  # grey levels; see `is_flat`
 
 
 class Field(NamedTuple):
-    """A 128x128 window of a photograph reduced by `scale`, its top-left corner (y, x) in reduced pixels."""
+    """A 128x128 window of a photograph reduced by `scale`, its top-left corner (y, x) in reduced
+    pixels.
+    """
 
     photograph: str
     scale: int
@@ -34,14 +36,20 @@ class Field(NamedTuple):
         return f"{self.photograph}-s{self.scale}-y{self.y:03d}-x{self.x:03d}"
 
     def footprint(self) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right) of the photograph's own pixels that the field depends on, ends exclusive.
+        """(top, left, bottom, right) of the photograph's own pixels that the field depends on, ends
+        exclusive.
 
-        A reduced pixel draws on the bicubic kernel's support, 2 scale to either side of its centre; 3 scale around the
-        window leave room to spare.
+        A reduced pixel draws on the bicubic kernel's support, 2 scale to either side of its centre;
+        3 scale around the window leave room to spare.
         """
         margin = 3 * self.scale
         top, left = self.scale * self.y - margin, self.scale * self.x - margin
-        return top, left, top + self.scale * SIZE + 2 * margin, left + self.scale * SIZE + 2 * margin
+        return (
+            top,
+            left,
+            top + self.scale * SIZE + 2 * margin,
+            left + self.scale * SIZE + 2 * margin,
+        )
 
 
 FIELD_ID = re.compile(r"(\w+)-s([1-9])-y(\d+)-x(\d+)")
@@ -59,14 +67,18 @@ def field_named(image_id: str) -> Field | None:
 
 
 def is_flat(pixels: np.ndarray) -> bool:
-    """Whether there is little to restore: over half of the 16x16 tiles have a standard deviation below FLAT."""
+    """Whether there is little to restore: over half of the 16x16 tiles have a standard deviation
+    below FLAT.
+    """
     grey = pixels.astype(np.float64).mean(2).reshape(SIZE // 16, 16, SIZE // 16, 16)
     return bool((grey.std(axis=(1, 3)) < FLAT).mean() > 0.5)
 
 
 def cut(field: Field) -> np.ndarray:
     """(128, 128, 3) uint8 pixels of a field."""
-    pixels = reduced(field.photograph, field.scale)[field.y : field.y + SIZE, field.x : field.x + SIZE]
+    pixels = reduced(field.photograph, field.scale)[
+        field.y : field.y + SIZE, field.x : field.x + SIZE
+    ]
     if pixels.shape != (SIZE, SIZE, 3):
         raise ValueError(f"{field.id} reaches beyond its photograph")
     return pixels
@@ -89,8 +101,14 @@ def lattice(photograph: str, strides: Mapping[int, int]) -> list[Field]:
     fields = []
     for scale, stride in strides.items():
         height, width = reduced(photograph, scale).shape[:2]
-        corners = ((y, x) for y in range(0, height - SIZE + 1, stride) for x in range(0, width - SIZE + 1, stride))
-        fields += [field for y, x in corners if not is_flat(cut(field := Field(photograph, scale, y, x)))]
+        corners = (
+            (y, x)
+            for y in range(0, height - SIZE + 1, stride)
+            for x in range(0, width - SIZE + 1, stride)
+        )
+        fields += [
+            field for y, x in corners if not is_flat(cut(field := Field(photograph, scale, y, x)))
+        ]
     return fields
 
 
@@ -101,7 +119,9 @@ def clear_of(fields: Iterable[Field], tests: Sequence[Field]) -> list[Field]:
 
 
 def manifest(fields: Sequence[Field]) -> dict[str, str]:
-    """SHA-256 of each field's 128x128x3 bytes, by id: what the images are, with this Pillow's resampling."""
+    """SHA-256 of each field's 128x128x3 bytes, by id: what the images are, with this Pillow's
+    resampling.
+    """
     return {field.id: sha256_of_bytes(cut(field).tobytes()) for field in fields}
 
 
@@ -117,12 +137,16 @@ class Fields(Corpus):
         InputError: an id in `only` is unknown.
     """
 
-    def __init__(self, name: str, fields: Sequence[Field], only: Collection[str] | None = None) -> None:
+    def __init__(
+        self, name: str, fields: Sequence[Field], only: Collection[str] | None = None
+    ) -> None:
         known = {field.id: field for field in fields}
         for image_id in only or []:
             if image_id not in known:
                 raise InputError(f"unknown test field {image_id!r}; choose from {', '.join(known)}")
-        self._fields = {image_id: field for image_id, field in known.items() if only is None or image_id in only}
+        self._fields = {
+            image_id: field for image_id, field in known.items() if only is None or image_id in only
+        }
         categories = {image_id: field.photograph for image_id, field in self._fields.items()}
         super().__init__(name, manifest(list(self._fields.values())), {}, categories)
 

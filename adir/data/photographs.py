@@ -1,4 +1,6 @@
-"""The photographs inside scikit-image's wheel: which files they are, where they come from, and their pixels."""
+"""The photographs inside scikit-image's wheel: which files they are, where they come from, and
+their pixels.
+"""
 
 import importlib.util
 from functools import cache
@@ -10,7 +12,8 @@ from PIL import Image
 from adir.errors import InputError
 from adir.files import sha256_of_file
 
-# file: SHA-256. The pixels are part of every result, so another edition of a photograph must not slip in.
+# file: SHA-256. The pixels are part of every result, so another edition of a photograph must not
+# slip in.
 PHOTOGRAPHS = {
     "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
     "brick.png": "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf",
@@ -31,18 +34,29 @@ PHOTOGRAPHS = {
     "text.png": "bd84aa3a6e3c9887850d45d606c96b2e59433fbef50338570b63c319e668e6d1",
 }
 
-# What scikit-image 0.26 says of each (skimage.data's docstrings); what it does not say is not known.
+# What scikit-image 0.26 says of each (skimage.data's docstrings); what it does not say is not
+# known.
 CC0 = "CC0 1.0"
 FREE = "no known copyright restrictions"
 ORIGINS = {
-    "astronaut": {"licence": "public domain", "author": "NASA", "source": "https://flic.kr/p/r9qvLn"},
+    "astronaut": {
+        "licence": "public domain",
+        "author": "NASA",
+        "source": "https://flic.kr/p/r9qvLn",
+    },
     "brick": {"licence": CC0, "source": "https://cc0textures.com/view.php?tex=Bricks25"},
     "camera": {"licence": CC0, "author": "Lav Varshney"},
     "cell": {"licence": CC0, "source": "https://doi.org/10.1364/OE.26.010729"},
     "chelsea": {"licence": CC0, "author": "Stefan van der Walt"},
     "coffee": {"licence": CC0, "author": "Rachel Michetti"},
-    "coins": {"licence": FREE, "source": "https://www.brooklynmuseum.org/opencollection/archives/image/51611"},
-    "grass": {"licence": CC0, "source": "https://www.deviantart.com/linolafett/art/Grass-01-434853879"},
+    "coins": {
+        "licence": FREE,
+        "source": "https://www.brooklynmuseum.org/opencollection/archives/image/51611",
+    },
+    "grass": {
+        "licence": CC0,
+        "source": "https://www.deviantart.com/linolafett/art/Grass-01-434853879",
+    },
     "gravel": {"licence": CC0, "source": "https://cc0textures.com/view.php?tex=Gravel04"},
     "hubble_deep_field": {
         "licence": "public domain",
@@ -72,17 +86,25 @@ ORIGINS = {
 
 @cache
 def reduced(photograph: str, scale: int) -> np.ndarray:
-    """(H // scale, W // scale, 3) uint8: the photograph reduced by `scale`, antialiased bicubic; grey ones repeated."""
+    """(H // scale, W // scale, 3) uint8: the photograph reduced by `scale`, antialiased bicubic;
+    grey ones repeated.
+    """
     file = next(name for name in PHOTOGRAPHS if Path(name).stem == photograph)
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise InputError("the embedded images come with scikit-image, which is missing: pip install scikit-image")
-    path = Path(spec.origin).parent / "data" / file  # read from disk: skimage.data's functions may download
+        raise InputError(
+            "the embedded images come with scikit-image, which is missing: pip install scikit-image"
+        )
+    path = (
+        Path(spec.origin).parent / "data" / file
+    )  # read from disk: skimage.data's functions may download
     if not path.is_file() or sha256_of_file(path) != PHOTOGRAPHS[file]:
         raise InputError(
-            f"{path}: missing, or not the photograph the embedded images are cut from; install scikit-image 0.26"
+            f"{path}: missing, or not the photograph the embedded images are cut from; install "
+            "scikit-image 0.26"
         )
-    # As stored: applying rocket.jpg's profile (Adobe RGB) would change all published results on its fields.
+    # As stored: applying rocket.jpg's profile (Adobe RGB) would change all published results on its
+    # fields.
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if scale > 1:

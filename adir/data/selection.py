@@ -11,24 +11,44 @@ from adir.errors import InputError
 class Selection(Corpus):
     """Part of a corpus, or all of it at another size.
 
-    size: side in pixels to which square images are reduced (bicubic, antialiased); None keeps their own.
+    size: side in pixels to which square images are reduced (bicubic, antialiased); None keeps their
+        own.
     per_category: the first so many of each category by id; None keeps all.
     skip: how many of each category, the first by id, to leave out before that.
     """
 
-    def __init__(self, corpus: Corpus, size: int | None = None, per_category: int | None = None, skip: int = 0) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        size: int | None = None,
+        per_category: int | None = None,
+        skip: int = 0,
+    ) -> None:
         self._corpus, self._size = corpus, size
         kept = corpus.ids
         if per_category is not None or skip:
             if not corpus.categories:
-                raise InputError(f"per_category={per_category}, skip={skip}: corpus {corpus.name} names no categories")
+                raise InputError(
+                    f"per_category={per_category}, skip={skip}: corpus {corpus.name} names no "
+                    "categories"
+                )
             by_category: dict[str | None, list[str]] = {}
             for image_id in corpus.ids:
                 by_category.setdefault(corpus.categories.get(image_id), []).append(image_id)
-            kept = [image_id for ids in by_category.values() for image_id in ids[skip:][:per_category]]
+            kept = [
+                image_id for ids in by_category.values() for image_id in ids[skip:][:per_category]
+            ]
         name = corpus.name if size is None else f"{corpus.name}-{size}px"
-        manifest = {i: corpus.manifest[i] if size is None else f"{corpus.manifest[i]} at {size}" for i in kept}
-        super().__init__(name, manifest, corpus.rejects, {i: c for i, c in corpus.categories.items() if i in manifest})
+        manifest = {
+            i: corpus.manifest[i] if size is None else f"{corpus.manifest[i]} at {size}"
+            for i in kept
+        }
+        super().__init__(
+            name,
+            manifest,
+            corpus.rejects,
+            {i: c for i, c in corpus.categories.items() if i in manifest},
+        )
         self.withholds = corpus.withholds
 
     def attribution(self, image_id: str) -> dict[str, str]:
@@ -47,9 +67,15 @@ class Selection(Corpus):
         if self._size is None or x.shape[-1] == self._size:
             return x
         if x.shape[-1] != x.shape[-2] or x.shape[-1] < self._size:
-            raise InputError(f"{image_id}: {x.shape[-1]}x{x.shape[-2]}; size={self._size} needs a larger square image")
-        small = interpolate(x[None], size=(self._size, self._size), mode="bicubic", antialias=True)[0]
-        # 8-bit, as in a file. Not `reduced`, which rounds in float64: a few pixels of published test sets would change.
+            raise InputError(
+                f"{image_id}: {x.shape[-1]}x{x.shape[-2]}; size={self._size} needs a larger "
+                "square image"
+            )
+        small = interpolate(x[None], size=(self._size, self._size), mode="bicubic", antialias=True)[
+            0
+        ]
+        # 8-bit, as in a file. Not `reduced`, which rounds in float64: a few pixels of published
+        # test sets would change.
         return torch.round((small.clamp(-1, 1) + 1) * 127.5) / 127.5 - 1
 
 

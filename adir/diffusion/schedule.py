@@ -1,4 +1,6 @@
-"""Noise schedules: the float64 tables of DDPM (Ho et al., 2020) and their respacing (Nichol and Dhariwal, 2021)."""
+"""Noise schedules: the float64 tables of DDPM (Ho et al., 2020) and their respacing (Nichol and
+Dhariwal, 2021).
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +12,8 @@ from torch import Tensor
 class Schedule:
     """Tables of one diffusion process, all of shape (n_steps,), index 0 the cleanest step.
 
-    float64 throughout: in float32, 1 - alpha_bar keeps only 4 digits near t = 0, and the posterior mean is off by 5e-5.
+    float64 throughout: in float32, 1 - alpha_bar keeps only 4 digits near t = 0, and the posterior
+    mean is off by 5e-5.
     """
 
     timesteps: Tensor
@@ -22,7 +25,9 @@ class Schedule:
     posterior_variance: Tensor
     """beta tilde, 0 at index 0."""
     posterior_log_variance: Tensor
-    """log beta tilde; at index 0, where that is -inf, the value of index 1 (guided-diffusion's convention)."""
+    """log beta tilde; at index 0, where that is -inf, the value of index 1 (guided-diffusion's
+    convention).
+    """
     posterior_mean_coef1: Tensor
     """Factor of x0 in the mean of q(x_{t-1} | x_t, x0)."""
     posterior_mean_coef2: Tensor
@@ -32,12 +37,16 @@ class Schedule:
         return len(self.betas)
 
     def respaced(self, n_steps: int) -> "Schedule":
-        """The process on `n_steps` of this one's steps, spread evenly from the first to the last inclusive.
+        """The process on `n_steps` of this one's steps, spread evenly from the first to the last
+        inclusive.
 
         Raises ValueError unless 1 <= n_steps <= len(self).
         """
         if not 1 <= n_steps <= len(self):
-            raise ValueError(f"n_steps={n_steps}: choose from 1 to {len(self)}, the number of steps of the schedule")
+            raise ValueError(
+                f"n_steps={n_steps}: choose from 1 to {len(self)}, the number of steps of the "
+                "schedule"
+            )
         # One step keeps the noisiest, as the sampler starts from pure noise.
         kept = torch.linspace(0, len(self) - 1, n_steps, dtype=torch.float64).round().long()
         kept[-1] = len(self) - 1
@@ -51,7 +60,8 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     posterior_variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    # A process of a single step has no index 1 to borrow from; beta itself is then the only scale there is.
+    # A process of a single step has no index 1 to borrow from; beta itself is then the only scale
+    # there is.
     first = posterior_variance[1:2] if len(betas) > 1 else betas[:1]
     return Schedule(
         timesteps=timesteps,
@@ -66,23 +76,35 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
 
 
 def linear_betas(n_steps: int, first: float, last: float) -> Tensor:
-    """Return betas (n_steps,) float64 spread evenly from first to last: DDPM (Ho et al., 2020), section 4."""
+    """Return betas (n_steps,) float64 spread evenly from first to last:
+
+    DDPM (Ho et al., 2020), section 4.
+    """
     return torch.linspace(first, last, n_steps, dtype=torch.float64)
 
 
 def scaled_linear_betas(n_steps: int, first: float, last: float) -> Tensor:
-    """Return betas (n_steps,) float64 whose roots are spread evenly: latent diffusion (Rombach et al., 2022)."""
+    """Return betas (n_steps,) float64 whose roots are spread evenly: latent diffusion (Rombach et
+    al., 2022).
+    """
     return torch.linspace(first**0.5, last**0.5, n_steps, dtype=torch.float64) ** 2
 
 
 def cosine_betas(n_steps: int) -> Tensor:
-    """Return betas (n_steps,) float64, at most 0.999, of the cosine schedule: Nichol and Dhariwal (2021), eq. 17."""
+    """Return betas (n_steps,) float64, at most 0.999, of the cosine schedule:
+
+    Nichol and Dhariwal (2021), eq. 17.
+    """
     t = torch.arange(n_steps + 1, dtype=torch.float64) / n_steps
     f = torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
 
 def linear_schedule(n_steps: int = 1000) -> Schedule:
-    """DDPM's linear schedule, beta from 1e-4 to 0.02 at 1000 steps and scaled to the same total noise at others."""
+    """DDPM's linear schedule, beta from 1e-4 to 0.02 at 1000 steps and scaled to the same total
+    noise at others.
+    """
     scale = 1000 / n_steps
-    return schedule_from_betas(linear_betas(n_steps, scale * 1e-4, scale * 0.02), torch.arange(n_steps))
+    return schedule_from_betas(
+        linear_betas(n_steps, scale * 1e-4, scale * 0.02), torch.arange(n_steps)
+    )

@@ -1,20 +1,24 @@
-"""The rule that keeps copies of a test image x out of its neighbours: adapted to x itself, a denoiser would look good for
-the wrong reason.
+"""The rule that keeps copies of a test image x out of its neighbours: adapted to x itself, a
+denoiser would look good for the wrong reason.
 
-A corpus image z is a copy of x if, after one of the 8 symmetries of the square (flips and quarter turns), one of the two
-lies in the other as a window of at least 80 % of its width and of its height. The whole image is such a window. Both are
-compared as luma with correlation coefficients, so colour, brightness and contrast do not matter.
+A corpus image z is a copy of x if, after one of the 8 symmetries of the square (flips and quarter
+turns), one of the two lies in the other as a window of at least 80 % of its width and of its
+height. The whole image is such a window. Both are compared as luma with correlation coefficients,
+so colour, brightness and contrast do not matter.
 
 Every image of the corpus is compared, in three steps, each on what the one before leaves:
 
-1. Fingerprints at 8x8, windows at steps of 1/16 of the side. Left are those that correlate by COARSE, and the MOST_COARSE best.
-2. Fingerprints at 16x16, windows at steps of 1/32. Left are those that correlate by FINE, and the MOST_FINE best, each with
-   its best window.
-3. The images themselves, the window at 32x32 with its edges moved to the best 1/128. Those whose detail (less its 5x5
-   surroundings) correlates by DETAIL are copies: two skies or two walls have the same shading, but not the same detail.
+1. Fingerprints at 8x8, windows at steps of 1/16 of the side. Left are those that correlate by
+    COARSE, and the MOST_COARSE best.
+2. Fingerprints at 16x16, windows at steps of 1/32. Left are those that correlate by FINE, and the
+   MOST_FINE best, each with its best window.
+3. The images themselves, the window at 32x32 with its edges moved to the best 1/128. Those whose
+   detail (less its 5x5 surroundings) correlates by DETAIL are copies: two skies or two walls have
+   the same shading, but not the same detail.
 
-No encoder has a say, so all modes of adaptation leave out the same images. results/quality/leakage.md has the
-measurements behind the thresholds. One core takes 60 ms for a test image and a corpus of 1,000, and 5 s a million more.
+No encoder has a say, so all modes of adaptation leave out the same images.
+results/quality/leakage.md has the measurements behind the thresholds. One core takes 60 ms for a
+test image and a corpus of 1,000, and 5 s a million more.
 """
 
 from collections.abc import Sequence
@@ -33,8 +37,9 @@ from adir.retrieval.index.search import rows_of
 WINDOW = 0.8
 """Least width and height of a window, relative to the whole."""
 COARSE, MOST_COARSE = 0.85, 128
-"""Correlation of fingerprints at 8x8 from which on all are looked at again, and how many are in any case: fine textures
-correlate less, as a window seldom meets their cells,"""
+"""Correlation of fingerprints at 8x8 from which on all are looked at again, and how many are in any
+case: fine textures correlate less, as a window seldom meets their cells,
+"""
 FINE, MOST_FINE = 0.87, 16
 """the same at 16x16,"""
 DETAIL = 0.9
@@ -46,12 +51,17 @@ LEFT_OUT = {
     "fine": [FINE, MOST_FINE],
     "detail": DETAIL,
 }
-"""The rule, for the identity of what follows from it. Raise the version where the same thresholds leave out others."""
+"""The rule, for the identity of what follows from it.
+
+Raise the version where the same thresholds leave out others.
+"""
 WHOLE = 64  # pixels of the side of an image that windows are cut from
 COMPARED = 32  # pixels of the side of a window when its detail is compared
 BLOCK = 512  # a product with 1,600 patterns then takes 3 MB
 VIEWS = 8
-Interval = tuple[float, float]  # first and last edge of a window in one direction, in cells of a fingerprint
+Interval = tuple[
+    float, float
+]  # first and last edge of a window in one direction, in cells of a fingerprint
 Place = tuple[bool, int, Interval, Interval]
 """(whether the other image is the whole, its view, rows and columns of the window)."""
 
@@ -67,12 +77,22 @@ def copies(x: Tensor, corpus: Corpus) -> set[str]:
         return {name for name in names if torch.equal(corpus.image(name), x)}
     whole = grey(x, WHOLE)
     coarse = Coarse(whole)
-    blocks = (part[start : start + BLOCK] for part in corpus.fingerprints for start in range(0, len(part), BLOCK))
-    rows = promising(torch.cat([coarse.correlations(as_floats(block)) for block in blocks]), COARSE, MOST_COARSE)
+    blocks = (
+        part[start : start + BLOCK]
+        for part in corpus.fingerprints
+        for start in range(0, len(part), BLOCK)
+    )
+    rows = promising(
+        torch.cat([coarse.correlations(as_floats(block)) for block in blocks]), COARSE, MOST_COARSE
+    )
     correlations, places = Fine(whole).places(as_floats(rows_of(corpus.fingerprints, rows)))
     left = promising(correlations, FINE, MOST_FINE)
     others = zip(corpus.ids_of(rows[left]), left.tolist(), strict=True)
-    return {name for name, number in others if is_copy(whole, grey(corpus.image(name), WHOLE), places[number])}
+    return {
+        name
+        for name, number in others
+        if is_copy(whole, grey(corpus.image(name), WHOLE), places[number])
+    }
 
 
 def promising(correlations: Tensor, least: float, most: int) -> np.ndarray:
@@ -95,13 +115,17 @@ class Coarse:
         windows = standardized(halved(separable(cuts(1.0), whole)))
         masks, self.masks, self.which = coarse_masks()
         placed = standardized_within(halved(separable(placements(1.0)[0], whole)), masks)
-        self.windows, self.placed = (symmetries(patterns).flatten(0, 1).flatten(1) for patterns in (windows, placed))
+        self.windows, self.placed = (
+            symmetries(patterns).flatten(0, 1).flatten(1) for patterns in (windows, placed)
+        )
 
     def correlations(self, fingerprints: Tensor) -> Tensor:
         """Return the (n,) largest correlation of each of (n, 16, 16) fingerprints with any pattern."""
         others = standardized(halved(fingerprints)).flatten(1).T
         as_windows = (self.windows @ others).amax(0)
-        as_wholes = ((self.placed @ others) * inverse_lengths(others, self.masks)[self.which]).amax(0)
+        as_wholes = ((self.placed @ others) * inverse_lengths(others, self.masks)[self.which]).amax(
+            0
+        )
         return torch.maximum(as_windows, as_wholes)
 
 
@@ -116,7 +140,9 @@ class Fine:
         self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
 
     def places(self, fingerprints: Tensor) -> tuple[Tensor, list[Place]]:
-        """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and where each is found."""
+        """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and where each is
+        found.
+        """
         others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
         as_windows = self.windows @ others
         as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks)[self.which]
@@ -135,17 +161,22 @@ def place_of(number: int) -> Place:
 
 
 def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
-    """Return whether the detail of two (64, 64) images correlates by DETAIL near a place, or as a whole in any view.
+    """Return whether the detail of two (64, 64) images correlates by DETAIL near a place, or as a
+    whole in any view.
 
     As a whole, because of a smooth image many windows have the same shading.
     """
     mine, others = (standardized(detail_of(shown(batch))) for batch in (x[None], symmetries(other)))
-    return (mine * others).sum((1, 2)).amax().item() >= DETAIL or detail_correlation(x, other, place) >= DETAIL
+    return (mine * others).sum((1, 2)).amax().item() >= DETAIL or detail_correlation(
+        x, other, place
+    ) >= DETAIL
 
 
 def shown(batch: Tensor) -> Tensor:
     """Return (B, 32, 32) of (B, 64, 64), antialiased."""
-    return functional.interpolate(batch[:, None], (COMPARED, COMPARED), mode="bilinear", antialias=True)[:, 0]
+    return functional.interpolate(
+        batch[:, None], (COMPARED, COMPARED), mode="bilinear", antialias=True
+    )[:, 0]
 
 
 def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
@@ -167,16 +198,30 @@ def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
 
 
 def near(edges: Interval, step: float) -> list[Interval]:
-    """Return the interval with either edge moved by a step outwards, inwards or not at all, within the image."""
+    """Return the interval with either edge moved by a step outwards, inwards or not at all, within
+    the image.
+    """
     moves = (-step, 0.0, step)
-    return [(max(0.0, edges[0] + a), min(float(SIDE), edges[1] + b)) for a, b in product(moves, moves)]
+    return [
+        (max(0.0, edges[0] + a), min(float(SIDE), edges[1] + b)) for a, b in product(moves, moves)
+    ]
 
 
 @cache
 def intervals(step: float) -> list[Interval]:
-    """Return the windows of one direction: all of at least WINDOW of the side, at steps in cells; the whole is first."""
-    sizes = [SIDE - number * step for number in range(SIDE) if SIDE - number * step >= WINDOW * SIDE - step / 2]
-    return [(k * step, k * step + size) for size in sizes for k in range(round((SIDE - size) / step) + 1)]
+    """Return the windows of one direction: all of at least WINDOW of the side, at steps in cells;
+    the whole is first.
+    """
+    sizes = [
+        SIDE - number * step
+        for number in range(SIDE)
+        if SIDE - number * step >= WINDOW * SIDE - step / 2
+    ]
+    return [
+        (k * step, k * step + size)
+        for size in sizes
+        for k in range(round((SIDE - size) / step) + 1)
+    ]
 
 
 @cache
@@ -187,8 +232,10 @@ def cuts(step: float) -> Tensor:
 
 @cache
 def placements(step: float) -> tuple[Tensor, Tensor]:
-    """Return (W, 16, 64) matrices that show 64 pixels in each interval of 16 cells, zero in cells that are not all inside;
-    and (W * W, 16, 16) masks of the cells that are, for each interval of rows with each of columns."""
+    """Return (W, 16, 64) matrices that show 64 pixels in each interval of 16 cells, zero in cells
+    that are not all inside; and (W * W, 16, 16) masks of the cells that are, for each interval of
+    rows with each of columns.
+    """
     cells = torch.arange(SIDE)
     matrices, inside = [], []
     for a, b in intervals(step):
@@ -202,7 +249,9 @@ def placements(step: float) -> tuple[Tensor, Tensor]:
 
 @cache
 def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
-    """Return the masks of placements at 8x8; the different ones of their 8 views, (M, 64); which of these each view has."""
+    """Return the masks of placements at 8x8; the different ones of their 8 views, (M, 64); which of
+    these each view has.
+    """
     masks = (halved(placements(1.0)[1]) == 1).float()
     return masks, *symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
 
@@ -215,24 +264,37 @@ def fine_masks() -> tuple[Tensor, Tensor]:
 
 
 def cutting(edges: Sequence[Interval], n: int) -> Tensor:
-    """Return (W, n, 64) matrices that cut intervals, in cells of a fingerprint, out of 64 pixels and show them at n."""
+    """Return (W, n, 64) matrices that cut intervals, in cells of a fingerprint, out of 64 pixels
+    and show them at n.
+    """
     low, high = (torch.tensor(edges, dtype=torch.float64) * WHOLE / SIDE).T[..., None]
     width = (high - low) / n
     return triangles(
-        low + (torch.arange(n) + 0.5) * width, width.clamp_min(1.0)[..., None], low[..., None], high[..., None]
+        low + (torch.arange(n) + 0.5) * width,
+        width.clamp_min(1.0)[..., None],
+        low[..., None],
+        high[..., None],
     )
 
 
-def triangles(centres: Tensor, half: Tensor | float, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """Return (..., n, 64) weights of pixels around (..., n) centres, falling linearly to 0 at distance `half`; none beyond low
-    and high."""
+def triangles(
+    centres: Tensor, half: Tensor | float, low: Tensor | float, high: Tensor | float
+) -> Tensor:
+    """Return (..., n, 64) weights of pixels around (..., n) centres, falling linearly to 0 at
+    distance `half`; none beyond low and high.
+    """
     at = torch.arange(WHOLE, dtype=torch.float64) + 0.5
-    weights = (1 - (at - centres[..., None]).abs() / half).clamp_min(0) * ((at >= low) & (at <= high))
+    weights = (1 - (at - centres[..., None]).abs() / half).clamp_min(0) * (
+        (at >= low) & (at <= high)
+    )
     return (weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)).float()
 
 
 def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Return (V * W, n, n): (S, S) x, its rows resampled by each of (V, n, S), its columns by each of (W, n, S) matrices."""
+    """Return (V * W, n, n):
+
+    (S, S) x, its rows resampled by each of (V, n, S), its columns by each of (W, n, S) matrices.
+    """
     columns = rows if columns is None else columns
     both = (rows.flatten(0, 1) @ x) @ columns.flatten(0, 1).T
     n = rows.shape[1]
@@ -241,7 +303,13 @@ def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
 
 def symmetries(batch: Tensor) -> Tensor:
     """Return (8, ..., n, n): the four quarter turns of (..., n, n), and those of its mirror image."""
-    return torch.stack([torch.rot90(view, turns, (-2, -1)) for view in (batch, batch.flip(-1)) for turns in range(4)])
+    return torch.stack(
+        [
+            torch.rot90(view, turns, (-2, -1))
+            for view in (batch, batch.flip(-1))
+            for turns in range(4)
+        ]
+    )
 
 
 def halved(batch: Tensor) -> Tensor:
@@ -263,7 +331,9 @@ def detail_of(batch: Tensor) -> Tensor:
 
 
 def standardized(batch: Tensor) -> Tensor:
-    """Return (B, n, n) less their means, of length 1: then sums of products are correlation coefficients. Flat ones are 0."""
+    """Return (B, n, n) less their means, of length 1: then sums of products are correlation
+    coefficients. Flat ones are 0.
+    """
     batch = batch - batch.mean((-2, -1), keepdim=True)
     length = batch.flatten(-2).norm(dim=-1)[..., None, None]
     return batch / length.clamp_min(1e-6)
@@ -277,9 +347,11 @@ def standardized_within(batch: Tensor, masks: Tensor) -> Tensor:
 
 
 def inverse_lengths(vectors: Tensor, masks: Tensor) -> Tensor:
-    """Return (M, N): 1 / length of each of (D, N) vectors within each of (M, D) masks, less its mean there.
+    """Return (M, N): 1 / length of each of (D, N) vectors within each of (M, D) masks, less its
+    mean there.
 
-    1e-4 is the least squared length, of vectors whose own is 1: what is flat within a mask correlates with nothing.
+    1e-4 is the least squared length, of vectors whose own is 1: what is flat within a mask
+    correlates with nothing.
     """
     squares = masks @ vectors**2 - (masks @ vectors) ** 2 / masks.sum(1, keepdim=True)
     return squares.clamp_min(1e-4).rsqrt()

@@ -1,7 +1,8 @@
 """How y is shown to an encoder that looks for its neighbours. The paper does not say.
 
-The default is `as_is`: with the `imagenet` encoder it is the best on six tasks of seven (precision@20; on `deblur_gauss`,
-`regularised` gains 0.045 +- 0.026), and the pseudo-inverse of a noisy blur finds nothing (0.07 instead of 0.61, chance 0.08).
+The default is `as_is`: with the `imagenet` encoder it is the best on six tasks of seven
+(precision@20; on `deblur_gauss`, `regularised` gains 0.045 +- 0.026), and the pseudo-inverse of a
+noisy blur finds nothing (0.07 instead of 0.61, chance 0.08).
 benchmarks/quality/query_preparation.py measures it.
 """
 
@@ -20,15 +21,16 @@ QUERIES = {
 }
 """Choice: what it shows."""
 
-SIGNAL = (
-    0.5  # size of a pixel in [-1, 1], for the ridge; root mean square of the embedded corpus 0.53, Caltech-101 0.60
-)
+# size of a pixel in [-1, 1], for the ridge; root mean square of the embedded corpus 0.53,
+# Caltech-101 0.60
+SIGNAL = 0.5
 LEAST_RIDGE = 1e-4  # where y has no noise: its rounding to 8 bits is an error of 0.0023
 ITERATIONS = 30
 
 
 def query_image(task: Task, y: Tensor, how: str, input_size: int) -> Tensor:
-    """(3, h, w) in [-1, 1]: y as `how` shows it to an encoder whose network sees input_size x input_size pixels.
+    """(3, h, w) in [-1, 1]: y as `how` shows it to an encoder whose network sees input_size x
+    input_size pixels.
 
     y: (C, h, w), one measurement of the task.  how: a key of QUERIES, else InputError.
     """
@@ -49,10 +51,11 @@ def require_query(how: str) -> None:
 
 
 def ridge(operator: LinearOperator, y: Tensor) -> Tensor:
-    """(3, H, W) minimiser of |A x - y|^2 + r |x|^2 with r = (sigma_y / SIGNAL)^2, or LEAST_RIDGE where that is larger.
+    """(3, H, W) minimiser of |A x - y|^2 + r |x|^2 with r = (sigma_y / SIGNAL)^2, or LEAST_RIDGE
+    where that is larger.
 
-    The posterior mean of independent pixels of standard deviation SIGNAL. By conjugate gradients (Hestenes and Stiefel,
-    1952) on (A^T A + r) x = A^T y, at most ITERATIONS steps, from zero.
+    The posterior mean of independent pixels of standard deviation SIGNAL. By conjugate gradients
+    (Hestenes and Stiefel, 1952) on (A^T A + r) x = A^T y, at most ITERATIONS steps, from zero.
     """
     r = max((operator.sigma_y / SIGNAL) ** 2, LEAST_RIDGE)
     x = torch.zeros(operator.image_shape, dtype=y.dtype)

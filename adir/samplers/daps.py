@@ -9,7 +9,15 @@ from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
 from adir.diffusion.posterior import predict_x0
-from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_share, require_steps
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    Watch,
+    draw_noise,
+    needs_pixels,
+    require_share,
+    require_steps,
+)
 from adir.tasks.base import LinearOperator, Task
 
 LOWEST = 0.01
@@ -17,7 +25,10 @@ LOWEST = 0.01
 
 
 def polynomial_levels(high: float, low: float, n: int) -> Tensor:
-    """(n,) float64 noise levels from high to low, even in their 7th root: EDM (Karras et al., 2022), eq. 5 with rho = 7."""
+    """(n,) float64 noise levels from high to low, even in their 7th root:
+
+    EDM (Karras et al., 2022), eq. 5 with rho = 7.
+    """
     return torch.linspace(high ** (1 / 7), low ** (1 / 7), n, dtype=torch.float64) ** 7
 
 
@@ -47,18 +58,20 @@ class DAPS:
         x0     ~ p(x0 | x, y) by n_langevin steps from x0_hat, where p(x0 | x) is N(x0_hat, sigma^2 I)
         x      = x0 + sigma_next z
 
-    and the result is the last x0. Consecutive levels are decoupled: x0 is diffused anew, not corrected. The levels are
-    the network's own, those nearest to the paper's; a flow's go from sigma towards `LOWEST`, even in their 7th root, the last
-    step to 0.
+    and the result is the last x0. Consecutive levels are decoupled: x0 is diffused anew, not
+    corrected. The levels are the network's own, those nearest to the paper's; a flow's go from
+    sigma towards `LOWEST`, even in their 7th root, the last step to 0.
 
     The defaults are the authors' settings for pixels, clip_x0 apart.
 
-    n_steps: evaluations of the network in all: 1000 are 200 noise levels with 5 each. What is left over goes to the first.
+    n_steps: evaluations of the network in all: 1000 are 200 noise levels with 5 each. What is left
+        over goes to the first.
     n_ode_steps: of each flow; the first has fewer where n_steps is less.
     n_langevin: applications of A and A^T at each level.
     eta_0: Langevin step size at the first level. eta_0 |A|^2 / tau^2 above 2 diverges.
     delta: share of it that would be left after the last level; linear in the levels' number.
-    tau: standard deviation of y around A x0 that is assumed, of images in [-1, 1]; the authors', whose y has noise of 0.05.
+    tau: standard deviation of y around A x0 that is assumed, of images in [-1, 1]; the authors',
+        whose y has noise of 0.05.
     sigma_max, sigma_min: the first and the last noise level.
     clip_x0: clip the network's clean estimates to [-1, 1].
     """
@@ -79,20 +92,31 @@ class DAPS:
     def __post_init__(self) -> None:
         require_steps(self.n_ode_steps)
         require_steps(self.n_steps)
-        if isinstance(self.n_langevin, bool) or not isinstance(self.n_langevin, int) or self.n_langevin < 0:
-            raise ValueError(f"n_langevin={self.n_langevin!r}: a whole number of at least 0 is needed")
+        if (
+            isinstance(self.n_langevin, bool)
+            or not isinstance(self.n_langevin, int)
+            or self.n_langevin < 0
+        ):
+            raise ValueError(
+                f"n_langevin={self.n_langevin!r}: a whole number of at least 0 is needed"
+            )
         for what in ("eta_0", "tau", "sigma_min"):
             if not 0 < getattr(self, what) < math.inf:
                 raise ValueError(f"{what}={getattr(self, what)!r}: a positive number is needed")
         require_share(delta=self.delta)
         if not self.sigma_min <= self.sigma_max < math.inf:
             raise ValueError(
-                f"sigma_max={self.sigma_max!r}: a number of at least sigma_min={self.sigma_min:g} is needed"
+                f"sigma_max={self.sigma_max!r}: a number of at least "
+                f"sigma_min={self.sigma_min:g} is needed"
             )
 
     @torch.no_grad()
     def restore(
-        self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
+        self,
+        backbone: Denoiser,
+        operator: LinearOperator,
+        y: Tensor,
+        generators: list[torch.Generator],
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
         alpha_bar, timesteps = backbone.schedule.alpha_bar, backbone.schedule.timesteps
@@ -102,7 +126,9 @@ class DAPS:
             return int((table - sigma).abs().argmin())
 
         def flow(x: Tensor, start: int, n_steps: int) -> Tensor:
-            levels = polynomial_levels(float(table[start]), min(LOWEST, float(table[start])), n_steps + 1)
+            levels = polynomial_levels(
+                float(table[start]), min(LOWEST, float(table[start])), n_steps + 1
+            )
             steps = [nearest(sigma) for sigma in levels[:-1]]
             for i, i_next in zip(steps, [*steps[1:], None], strict=True):
                 t = timesteps[i].expand(len(x)).to(x.device)

@@ -1,4 +1,6 @@
-"""DDNM+: the denoising diffusion null-space model, for noisy y too (Wang, Yu and Zhang, ICLR 2023, arXiv 2212.00490)."""
+"""DDNM+: the denoising diffusion null-space model, for noisy y too (Wang, Yu and Zhang, ICLR 2023,
+arXiv 2212.00490).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,11 +30,12 @@ from adir.tasks.operators import Operator
 def range_space_factors(
     s: Tensor, a: float, sigma_t: float, sigma_y: float, eta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how DDNM+ treats each singular direction of A: its appendix, in the DDIM form of the authors' code.
+    """Return how DDNM+ treats each singular direction of A: its appendix, in the DDIM form of the
+    authors' code.
 
-    Data that replace x0 bring noise of a sigma_y / s into x_{t-1}. Where that is less than sigma_t, they do, and fresh noise
-    fills up what is missing; where it is more, they are mixed in as far as it allows. Both ways the noise of x_{t-1} is
-    sigma_t, and so it is where A is blind.
+    Data that replace x0 bring noise of a sigma_y / s into x_{t-1}. Where that is less than sigma_t,
+    they do, and fresh noise fills up what is missing; where it is more, they are mixed in as far as
+    it allows. Both ways the noise of x_{t-1} is sigma_t, and so it is where A is blind.
 
     Args:
         s: singular values, of at least 0, 0 where A is blind.
@@ -41,9 +44,8 @@ def range_space_factors(
         sigma_y: standard deviation of the noise of y, above 0.
         eta: share of fresh noise where the data do not give it, from 0 to 1.
 
-    Returns:
-        (gain, fresh, kept), shaped as s: the factors of U^T (y - A x0), which is Sigma_t A_dagger there, of standard normal
-        noise, and of the network's eps.
+    Returns: (gain, fresh, kept), shaped as s: the factors of U^T (y - A x0), which is Sigma_t
+        A_dagger there, of standard normal noise, and of the network's eps.
     """
     seen = s > 1e-10 * s.max()
     at_most = sigma_t / (a * sigma_y)  # of s^-1 lambda, without eta
@@ -51,7 +53,9 @@ def range_space_factors(
     inverse = torch.where(clean, 1 / torch.where(clean, s, 1), 0)
     keeps = (1 - eta**2) ** 0.5
     gain = torch.where(clean, inverse, torch.where(seen, at_most * keeps, 0))
-    fresh = torch.where(clean, (sigma_t**2 - (a * sigma_y * inverse) ** 2).clamp(min=0).sqrt(), sigma_t * eta)
+    fresh = torch.where(
+        clean, (sigma_t**2 - (a * sigma_y * inverse) ** 2).clamp(min=0).sqrt(), sigma_t * eta
+    )
     kept = torch.where(seen, 0, torch.full_like(s, sigma_t * keeps))
     return gain, fresh, kept
 
@@ -64,8 +68,8 @@ class DDNM:
         x0'     = x0 + V gain U^T (y - A x0)
         x_{t-1} = sqrt(ab_prev) x0' + V fresh V^T z + V kept V^T eps
 
-    with A = U diag(s) V^T and the factors of `range_space_factors`. y has at least the noise of 8 bits; the paper's DDNM, for y
-    without noise, is the limit.
+    with A = U diag(s) V^T and the factors of `range_space_factors`. y has at least the noise of 8
+    bits; the paper's DDNM, for y without noise, is the limit.
 
     n_steps: evaluations of the network; the authors' code has 100.
     eta: share of fresh noise, from 0 to 1; the authors' code has 0.85.
@@ -98,12 +102,20 @@ class DDNM:
                 eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
                 x0 = predict_x0(x_t, eps, ab)
                 gain, fresh, kept = range_space_factors(
-                    physics.mask, float(ab_prev.sqrt()), float((1 - ab_prev).sqrt()), sigma_y, self.eta
+                    physics.mask,
+                    float(ab_prev.sqrt()),
+                    float((1 - ab_prev).sqrt()),
+                    sigma_y,
+                    self.eta,
                 )
-                x_t = ab_prev.sqrt() * (x0 + physics.V(gain * physics.U_adjoint(y - operator.A(x0))))
+                x_t = ab_prev.sqrt() * (
+                    x0 + physics.V(gain * physics.U_adjoint(y - operator.A(x0)))
+                )
                 if i > 0:
                     z = draw_noise(operator.image_shape, generators, y)
-                    x_t = x_t + physics.V(fresh * physics.V_adjoint(z) + kept * physics.V_adjoint(eps))
+                    x_t = x_t + physics.V(
+                        fresh * physics.V_adjoint(z) + kept * physics.V_adjoint(eps)
+                    )
                 watch.step(x_t)
             return watch.finish(x_t, "raise n_steps", len(schedule))
 

@@ -1,4 +1,6 @@
-"""DDPG: guidance from back-projection to least squares (Garber and Tirer, CVPR 2024, arXiv 2312.16519)."""
+"""DDPG: guidance from back-projection to least squares (Garber and Tirer, CVPR 2024, arXiv
+2312.16519).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +11,15 @@ from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
 from adir.diffusion.posterior import predict_x0
-from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, one_by_one, require_steps
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    Watch,
+    draw_noise,
+    needs_pixels,
+    one_by_one,
+    require_steps,
+)
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.base import Task
@@ -22,16 +32,21 @@ LEAST_ETA = 1e-4
 def preconditioned_guidance(
     physics: DecomposablePhysics, residual: Tensor, delta: float, eta: float, step_scale: float
 ) -> Tensor:
-    """A^T W residual with W = (1 - delta) (A A^T + eta I)^-1 + delta c I: the paper's preconditioner, c = step_scale.
+    """A^T W residual with W = (1 - delta) (A A^T + eta I)^-1 + delta c I: the paper's
+    preconditioner, c = step_scale.
 
-    delta = 0 is back-projection, 1 is the least-squares gradient.  residual: A x0_hat - y, (B, C, h, w).
+    delta = 0 is back-projection, 1 is the least-squares gradient.  residual: A x0_hat - y, (B, C,
+    h, w).
     """
-    return (1 - delta) * back_projection(physics, residual, eta) + delta * step_scale * physics.A_adjoint(residual)
+    return (1 - delta) * back_projection(
+        physics, residual, eta
+    ) + delta * step_scale * physics.A_adjoint(residual)
 
 
 @dataclass(frozen=True)
 class DDPG:
-    """The sampling scheme of the paper, with the steps and names of the authors' code (functions/ddpg_scheme.py):
+    """The sampling scheme of the paper, with the steps and names of the authors' code
+    (functions/ddpg_scheme.py):
 
         x0    = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
         delta = ab_prev^gamma, and 0 without noise
@@ -39,11 +54,14 @@ class DDPG:
         eps~  = (x_t - sqrt(ab) x~) / sqrt(1 - ab)                                    the effective noise
         x_t-1 = sqrt(ab_prev) x~ + sqrt(1 - ab_prev) (sqrt(zeta) z + w sqrt(1 - zeta) eps~)
 
-    With noise mu = (1 - ab_prev) / (1 - ab), eta = eta_tilde sigma_y^2, w = delta, and the result is the last x0; without,
-    mu = w = 1, eta = 1e-4, and the result is the last x~. sigma_y in the units of [-1, 1].
+    With noise mu = (1 - ab_prev) / (1 - ab), eta = eta_tilde sigma_y^2, w = delta, and the result
+    is the last x0; without, mu = w = 1, eta = 1e-4, and the result is the last x~. sigma_y in the
+    units of [-1, 1].
 
-    n_steps: evaluations of the network.  zeta, zeta_noisy: share of fresh noise without and with noise in y.
-    gamma: how early guidance turns to least squares (larger: later).  step_scale: c, at most 1 / |A|^2.
+    n_steps: evaluations of the network.  zeta, zeta_noisy: share of fresh noise without and with
+        noise in y.
+    gamma: how early guidance turns to least squares (larger: later).  step_scale: c, at most 1 /
+        |A|^2.
     """
 
     version: ClassVar[int] = 1
@@ -78,12 +96,17 @@ class DDPG:
                 eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
                 x0_hat = predict_x0(x_t, eps, ab)
                 delta = float(ab_prev**self.gamma) if noisy else 0.0
-                guidance = preconditioned_guidance(physics, operator.A(x0_hat) - y, delta, eta, self.step_scale)
+                guidance = preconditioned_guidance(
+                    physics, operator.A(x0_hat) - y, delta, eta, self.step_scale
+                )
                 x0_guided = x0_hat - (float((1 - ab_prev) / (1 - ab)) if noisy else 1.0) * guidance
                 if i > 0:
                     eps_guided = (x_t - ab.sqrt() * x0_guided) / (1 - ab).sqrt()
                     fresh = draw_noise(operator.image_shape, generators, y)
-                    mixed = zeta**0.5 * fresh + (delta if noisy else 1.0) * (1 - zeta) ** 0.5 * eps_guided
+                    mixed = (
+                        zeta**0.5 * fresh
+                        + (delta if noisy else 1.0) * (1 - zeta) ** 0.5 * eps_guided
+                    )
                     x_t = ab_prev.sqrt() * x0_guided + (1 - ab_prev).sqrt() * mixed
                 watch.step(x0_guided)
             x_hat = x0_hat if noisy else x0_guided

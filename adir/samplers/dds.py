@@ -1,4 +1,6 @@
-"""DDS: decomposed diffusion sampling (Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754), whose network may be tuned meanwhile."""
+"""DDS: decomposed diffusion sampling (Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754), whose
+network may be tuned meanwhile.
+"""
 
 import math
 from collections.abc import Callable
@@ -25,11 +27,15 @@ from adir.samplers.base import (
 from adir.tasks.base import LinearOperator, Task
 
 
-def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, n_steps: int) -> Tensor:
-    """Return x after some steps of conjugate gradients on M x = b (Hestenes and Stiefel, 1952), differentiable in b and x.
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, n_steps: int
+) -> Tensor:
+    """Return x after some steps of conjugate gradients on M x = b (Hestenes and Stiefel, 1952),
+    differentiable in b and x.
 
     Args:
-        apply: M, linear, symmetric and positive definite, on batches; no image of a batch affects another.
+        apply: M, linear, symmetric and positive definite, on batches; no image of a batch affects
+            another.
         b: (B, C, H, W).
         x: where to start, shaped as b.
         n_steps: as many as M has distinct eigenvalues solve the system, up to rounding.
@@ -54,14 +60,18 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nonzero(value: Tensor) -> Tensor:
-    """The value, or 1 where it is 0: 0 / 0 of a residual that is gone shall be 0, and its gradient too."""
+    """The value, or 1 where it is 0: 0 / 0 of a residual that is gone shall be 0, and its gradient
+    too.
+    """
     return torch.where(value == 0, 1, value)
 
 
 def ddim_step(
     x0: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float, z: Tensor | None
 ) -> Tensor:
-    """Return x_{t-1}: DDIM (Song, Meng and Ermon, 2021), eq. 12, with sigma = eta sqrt(beta tilde), its eq. 16.
+    """Return x_{t-1}:
+
+    DDIM (Song, Meng and Ermon, 2021), eq. 12, with sigma = eta sqrt(beta tilde), its eq. 16.
 
     Args:
         x0: (B, 3, H, W), the clean estimate to step towards.
@@ -77,7 +87,9 @@ def ddim_step(
 
 
 def differentiable_eps(backbone: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
-    """Return eps at x_t, where gradients are enabled with those of the network's weights that ask for them."""
+    """Return eps at x_t, where gradients are enabled with those of the network's weights that ask
+    for them.
+    """
     return backbone.predict(
         x_t.detach().requires_grad_(), t
     ).eps  # a backbone differentiates for an x_t that asks for it
@@ -85,20 +97,23 @@ def differentiable_eps(backbone: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DDS:
-    """Tweedie's estimate, made consistent with y by conjugate gradients, and a DDIM step, again and again:
+    """Tweedie's estimate, made consistent with y by conjugate gradients, and a DDIM step, again and
+    again:
 
         x0_hat  = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
         x_hat   = n_cg_steps of conjugate gradients, from x0_hat, on (I + gamma A^T A) x = x0_hat + gamma A^T y
         x_{t-1} = sqrt(ab_prev) x_hat + sqrt(1 - ab_prev - sigma^2) eps + sigma z,    sigma = eta sqrt(beta tilde)
 
-    The result is the last x0_hat: conjugate gradients after it would put y's noise back. The defaults are those of
-    steerable conditional diffusion (Barbano et al., 2025), whose control this is. Its steps are every 10th of 1000 t from 0
-    to 990, ours as of all samplers here evenly from 0 to 999.
+    The result is the last x0_hat: conjugate gradients after it would put y's noise back. The
+    defaults are those of steerable conditional diffusion (Barbano et al., 2025), whose control this
+    is. Its steps are every 10th of 1000 t from 0 to 990, ours as of all samplers here evenly from 0
+    to 999.
 
     n_steps: evaluations of the network.
     eta: share of DDPM's noise in a step, from 0 to 1.
-    gamma: weight of y against x0_hat, in units of the images in [-1, 1]. It acts as gamma times a squared singular value of A,
-        the largest of which is 1 for our blurs and about 1/16 for sr4; 0 ignores y.
+    gamma: weight of y against x0_hat, in units of the images in [-1, 1]. It acts as gamma times a
+        squared singular value of A, the largest of which is 1 for our blurs and about 1/16 for sr4;
+        0 ignores y.
     n_cg_steps: the paper's M.
     clip_x0: clip x0_hat to [-1, 1], the result too.
     """
@@ -117,11 +132,21 @@ class DDS:
         require_share(eta=self.eta)
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"gamma={self.gamma!r}: a number that is not negative is needed")
-        if isinstance(self.n_cg_steps, bool) or not isinstance(self.n_cg_steps, int) or self.n_cg_steps < 0:
-            raise ValueError(f"n_cg_steps={self.n_cg_steps!r}: a whole number of at least 0 is needed")
+        if (
+            isinstance(self.n_cg_steps, bool)
+            or not isinstance(self.n_cg_steps, int)
+            or self.n_cg_steps < 0
+        ):
+            raise ValueError(
+                f"n_cg_steps={self.n_cg_steps!r}: a whole number of at least 0 is needed"
+            )
 
     def restore(
-        self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
+        self,
+        backbone: Denoiser,
+        operator: LinearOperator,
+        y: Tensor,
+        generators: list[torch.Generator],
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
         return self._sample(backbone, operator, y, generators, None)
@@ -134,10 +159,11 @@ class DDS:
         generators: list[torch.Generator],
         steering: list[Steered],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one image after the other, each with a network that is tuned to it meanwhile.
+        """x_hat from y (B, C, h, w), one image after the other, each with a network that is tuned
+        to it meanwhile.
 
-        x0_hat has the tuned network's eps. The direction of the DDIM step keeps the untuned one's, and the noise is that of
-        `restore`. steering: one per image.
+        x0_hat has the tuned network's eps. The direction of the DDIM step keeps the untuned one's,
+        and the noise is that of `restore`. steering: one per image.
         """
         order = iter(steering)
         return one_by_one(
@@ -163,7 +189,9 @@ class DDS:
             return x + self.gamma * operator.A_adjoint(operator.A(x))
 
         def consistent(x0_hat: Tensor) -> Tensor:
-            return conjugate_gradients(normal_equations, x0_hat + gamma_At_y, x0_hat, self.n_cg_steps)
+            return conjugate_gradients(
+                normal_equations, x0_hat + gamma_At_y, x0_hat, self.n_cg_steps
+            )
 
         def clean(x_t: Tensor, ab: Tensor, eps: Tensor) -> Tensor:
             x0_hat = predict_x0(x_t, eps, ab)
@@ -192,7 +220,10 @@ class DDS:
         evaluations, gradients = len(schedule), 0
         remedy = "lower gamma"
         if steered is not None:
-            evaluations, gradients = evaluations + steered.network_evaluations, steered.gradient_evaluations
+            evaluations, gradients = (
+                evaluations + steered.network_evaluations,
+                steered.gradient_evaluations,
+            )
             remedy += ", or the learning rate of the adaptation"
         return watch.finish(x0_hat, remedy, evaluations, gradients)
 

@@ -1,8 +1,10 @@
-"""DPS and DDRM as deepinv has them, on our backbone and our y: only the denoiser and the noise are ours.
+"""DPS and DDRM as deepinv has them, on our backbone and our y: only the denoiser and the noise are
+ours.
 
-deepinv works on images in [0, 1] with noise of standard deviation sigma in the same units, and draws noise for whole
-batches from a global generator. `BackboneDenoiser` and `ImageNoise` are the two adapters; everything between is a
-call of the library, which tests compare with the same call made by hand.
+deepinv works on images in [0, 1] with noise of standard deviation sigma in the same units, and
+draws noise for whole batches from a global generator. `BackboneDenoiser` and `ImageNoise` are the
+two adapters; everything between is a call of the library, which tests compare with the same call
+made by hand.
 """
 
 from collections.abc import Callable
@@ -36,12 +38,15 @@ Guidance = Literal["norm", "annealed"]
 
 
 class BackboneDenoiser(deepinv.models.Denoiser):
-    """A backbone as a deepinv denoiser: E[x | x + sigma n] of images in [0, 1], itself clamped to [0, 1].
+    """A backbone as a deepinv denoiser:
 
-    x + sigma n in [0, 1] is, in [-1, 1] and scaled to unit variance, x_t of alpha_bar = 1 / (1 + 4 sigma^2); the network
-    is asked at the t whose noise is nearest, as deepinv's DiffUNet is. x0_hat is clipped to [-1, 1], as there.
-    The result has the type of x; the network sees float32. Gradients flow to x.  evaluations: calls so far, and of those
-    gradient_evaluations through which a gradient flows.
+    E[x | x + sigma n] of images in [0, 1], itself clamped to [0, 1].
+
+    x + sigma n in [0, 1] is, in [-1, 1] and scaled to unit variance, x_t of alpha_bar = 1 / (1 + 4
+    sigma^2); the network is asked at the t whose noise is nearest, as deepinv's DiffUNet is. x0_hat
+    is clipped to [-1, 1], as there. The result has the type of x; the network sees float32.
+    Gradients flow to x.  evaluations: calls so far, and of those gradient_evaluations through which
+    a gradient flows.
     """
 
     def __init__(self, backbone: Denoiser) -> None:
@@ -54,22 +59,26 @@ class BackboneDenoiser(deepinv.models.Denoiser):
         self.evaluations += 1
         self.gradient_evaluations += torch.is_grad_enabled() and x.requires_grad
         alpha_bar = self.backbone.schedule.alpha_bar.to(x.device)
-        # deepinv hands numbers, arrays' entries and tensors of one element over; float64, as 1 - alpha_bar cancels.
+        # deepinv hands numbers, arrays' entries and tensors of one element over; float64, as 1 -
+        # alpha_bar cancels.
         std = 2 * torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1, 1, 1)
         noise = (std / (1 + std**2).sqrt()).reshape(-1, 1)
         t = ((1 - alpha_bar).sqrt() - noise).abs().argmin(1)
         noisy = 2 * x - 1
         x_t = (noisy / (1 + std**2).sqrt()).float()
-        eps = self.backbone.predict(x_t, self.backbone.schedule.timesteps.to(x.device)[t].expand(len(x))).eps
+        eps = self.backbone.predict(
+            x_t, self.backbone.schedule.timesteps.to(x.device)[t].expand(len(x))
+        ).eps
         x0_hat = (noisy - std * eps).clamp(-1, 1)
         return ((x0_hat + 1) / 2).to(x.dtype)
 
 
 class ImageNoise(TorchFunctionMode):
-    """While active, what draws normal noise draws it from one CPU generator, and moves it to where it is wanted.
+    """While active, what draws normal noise draws it from one CPU generator, and moves it to where
+    it is wanted.
 
-    So a library's result depends on the image's generator alone, the same on every device, and the global generator
-    is left as it was.
+    So a library's result depends on the image's generator alone, the same on every device, and the
+    global generator is left as it was.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -77,7 +86,11 @@ class ImageNoise(TorchFunctionMode):
         self.generator = generator
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Stands in for torch.randn_like, Tensor.normal_ and torch.randn; everything else passes."""
         kwargs = kwargs or {}
@@ -113,19 +126,23 @@ def restored_by(
         sampler = make(denoiser)
         with ImageNoise(generators[0]):
             x = sampler(in_unit_range(operator, y))
-        return Watch(y).finish(2 * x - 1, remedy, denoiser.evaluations, denoiser.gradient_evaluations)
+        return Watch(y).finish(
+            2 * x - 1, remedy, denoiser.evaluations, denoiser.gradient_evaluations
+        )
 
     return one_by_one(restore_one, y, generators)
 
 
 @dataclass(frozen=True)
 class DPS:
-    """Diffusion posterior sampling (Chung et al., 2023), by deepinv.sampling.DPS with its DDPM solver.
+    """Diffusion posterior sampling (Chung et al., 2023), by deepinv.sampling.DPS with its DDPM
+    solver.
 
     n_steps: solver steps; each is one evaluation of the network and one backpropagation through it.
-    guidance: `norm` differentiates |y - A x0_hat| as the paper does, and weight is its step size, of no common scale;
-        `annealed` differentiates |y - A x0_hat|^2 / (2 (sigma_y^2 + sigma_t^2)), where the uncertainty of A x0_hat is
-        rather |A|^2 sigma_t^2: its weight is in units of 1 / |A|^2 (16 for super-resolution x4), and 1 fits any task.
+    guidance: `norm` differentiates |y - A x0_hat| as the paper does, and weight is its step size,
+        of no common scale; `annealed` differentiates |y - A x0_hat|^2 / (2 (sigma_y^2 +
+        sigma_t^2)), where the uncertainty of A x0_hat is rather |A|^2 sigma_t^2: its weight is in
+        units of 1 / |A|^2 (16 for super-resolution x4), and 1 fits any task.
     """
 
     version: ClassVar[int] = 1
@@ -138,7 +155,9 @@ class DPS:
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
         if self.guidance not in get_args(Guidance):
-            raise ValueError(f"unknown guidance {self.guidance!r}; choose one of {', '.join(get_args(Guidance))}")
+            raise ValueError(
+                f"unknown guidance {self.guidance!r}; choose one of {', '.join(get_args(Guidance))}"
+            )
 
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
@@ -169,10 +188,12 @@ class DPS:
 class DDRM:
     """Denoising diffusion restoration models (Kawar et al., 2022), by deepinv.sampling.DDRM.
 
-    n_steps: noise levels, evenly from 1 to 0 of images in [0, 1]; each is one evaluation of the network.
+    n_steps: noise levels, evenly from 1 to 0 of images in [0, 1]; each is one evaluation of the
+        network.
     eta, etab: the paper's eta and eta_b, deepinv's defaults.
-    deepinv divides the noise it adds by sqrt(2), which is right where the coefficients are Fourier's, in two parts; for
-    real ones (super-resolution, colorization, inpainting) it adds that much less than it tells the denoiser.
+    deepinv divides the noise it adds by sqrt(2), which is right where the coefficients are
+    Fourier's, in two parts; for real ones (super-resolution, colorization, inpainting) it adds that
+    much less than it tells the denoiser.
     """
 
     version: ClassVar[int] = 1
@@ -193,7 +214,9 @@ class DDRM:
 
         def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
             sigmas = np.linspace(1, 0, self.n_steps)
-            return partial(deepinv.sampling.DDRM(denoiser, sigmas, self.eta, self.etab), physics=physics)
+            return partial(
+                deepinv.sampling.DDRM(denoiser, sigmas, self.eta, self.etab), physics=physics
+            )
 
         return restored_by(make, backbone, operator, y, generators, "change n_steps or eta")
 
@@ -206,4 +229,6 @@ def needs_svd(name: str, backbone: Backbone, task: Task) -> str | None:
     """The reason for which a sampler that works on singular values leaves out a task."""
     if has_full_svd(task.operator((3, backbone.resolution, backbone.resolution)).physics):
         return None
-    return f"sampler {name} needs the singular value decomposition of A, and task {task.name} has none"
+    return (
+        f"sampler {name} needs the singular value decomposition of A, and task {task.name} has none"
+    )

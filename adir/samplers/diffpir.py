@@ -1,4 +1,6 @@
-"""DiffPIR: diffusion models for plug-and-play restoration (Zhu et al., CVPR workshops 2023, arXiv 2305.08995)."""
+"""DiffPIR: diffusion models for plug-and-play restoration (Zhu et al., CVPR workshops 2023, arXiv
+2305.08995).
+"""
 
 import math
 from dataclasses import dataclass
@@ -27,26 +29,31 @@ from adir.tasks.operators import Operator
 
 
 def quadratic_steps(n_steps: int, length: int) -> Tensor:
-    """(n_steps,) int64, descending: the authors' `quad` choice of a schedule's indices, from length - 1 to 0, denser near 0."""
+    """(n_steps,) int64, descending: the authors' `quad` choice of a schedule's indices, from length
+    - 1 to 0, denser near 0.
+    """
     away = torch.linspace(0, length**2, n_steps, dtype=torch.float64).sqrt().long()
     return (length - 1 - away).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class DiffPIR:
-    """Algorithm 1 of the paper, with the steps and the units of the authors' code (main_ddpir_deblur.py):
+    """Algorithm 1 of the paper, with the steps and the units of the authors' code
+    (main_ddpir_deblur.py):
 
         x0      = clip((x_t - sqrt(1 - ab) eps) / sqrt(ab))
         x0'     = argmin_x |A x - y|^2 + rho |x - x0|^2 = x0 + A^T (A A^T + rho I)^-1 (y - A x0)
         eps'    = (x_t - sqrt(ab) x0') / sqrt(1 - ab)                                    the effective noise
         x_{t-1} = sqrt(ab_prev) x0' + sqrt(1 - ab_prev) (sqrt(1 - zeta) eps' + sqrt(zeta) z)
 
-    with rho = lambda_ sigma_y^2 / sigma_t^2, sigma_t^2 = (1 - ab) / ab. As in the authors' code, sigma_y is that of images in
-    [0, 1] and sigma_t that of images in [-1, 1]: a quarter of the paper's rho. deepinv.sampling.DiffPIR has twice this rho. The
-    result is the last x0. The authors' code and deepinv's compute it, and return the x_t that it was made of.
+    with rho = lambda_ sigma_y^2 / sigma_t^2, sigma_t^2 = (1 - ab) / ab. As in the authors' code,
+    sigma_y is that of images in [0, 1] and sigma_t that of images in [-1, 1]: a quarter of the
+    paper's rho. deepinv.sampling.DiffPIR has twice this rho. The result is the last x0. The
+    authors' code and deepinv's compute it, and return the x_t that it was made of.
 
-    eps' is not of unit variance: where A damps, x0' holds noise of y, up to sigma_t / sqrt(lambda_), and a small zeta carries
-    that on as noise of which the network is not told. So few steps need a zeta near 1 on deblurring: conf/sampler/diffpir.yaml.
+    eps' is not of unit variance: where A damps, x0' holds noise of y, up to sigma_t /
+    sqrt(lambda_), and a small zeta carries that on as noise of which the network is not told. So
+    few steps need a zeta near 1 on deblurring: conf/sampler/diffpir.yaml.
 
     n_steps: evaluations of the network.
     lambda_: weight of the prior; the paper finds 3 to 25 good.
@@ -72,7 +79,8 @@ class DiffPIR:
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per image."""
         sigma_y = noise_level(operator)
-        # float64: A A^T + rho is inverted at rho down to 4e-10, at the first steps and where y is exact but for rounding.
+        # float64: A A^T + rho is inverted at rho down to 4e-10, at the first steps and where y is
+        # exact but for rounding.
         physics = full_svd(operator, torch.float64, y.device, sigma_y)
         schedule = backbone.schedule
         steps = quadratic_steps(self.n_steps, len(schedule))
@@ -88,7 +96,9 @@ class DiffPIR:
                 if k + 1 == len(steps):
                     break
                 rho = float(self.lambda_ * sigma_y**2 * ab / (1 - ab))
-                x0 = (x0 + back_projection(physics, y.double() - physics.A(x0.double()), rho)).to(y.dtype)
+                x0 = (x0 + back_projection(physics, y.double() - physics.A(x0.double()), rho)).to(
+                    y.dtype
+                )
                 eps = (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
                 ab_prev = schedule.alpha_bar[steps[k + 1]]
                 z = draw_noise(operator.image_shape, generators, y)
@@ -99,5 +109,7 @@ class DiffPIR:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, and an operator whose singular value decomposition is known, by which the proximal step is exact."""
+        """Pixels, and an operator whose singular value decomposition is known, by which the
+        proximal step is exact.
+        """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

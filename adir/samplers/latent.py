@@ -1,7 +1,8 @@
-"""Sampling with Stable Diffusion's parts: the loop that both families share, and super-resolution x4 with the upscaler.
+"""Sampling with Stable Diffusion's parts: the loop that both families share, and super-resolution
+x4 with the upscaler.
 
-The same numbers, in the same order, as diffusers' pipelines take them from a generator: with the same weights, steps and
-seed the result is theirs.
+The same numbers, in the same order, as diffusers' pipelines take them from a generator: with the
+same weights, steps and seed the result is theirs.
 """
 
 import inspect
@@ -41,14 +42,18 @@ def sample_latent(
     watch: Watch,
     correct: Correction | None = None,
 ) -> tuple[Tensor, int]:
-    """(latent, calls of the network for it), from noise (1, C, h, w), with the backbone's own scheduler.
+    """(latent, calls of the network for it), from noise (1, C, h, w), with the backbone's own
+    scheduler.
 
-    unconditional: (1, L, D), the text that classifier-free guidance leads away from; None takes one call a step instead of
+    unconditional: (1, L, D), the text that classifier-free guidance leads away from; None takes one
+        call a step instead of
     two.  eta: of DDIM, ignored by schedulers without it.  watch: sees each step.
     """
     scheduler = scheduler_of(backbone, n_steps)
     taken = inspect.signature(scheduler.step).parameters
-    options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in taken}
+    options = {
+        name: value for name, value in (("eta", eta), ("generator", generator)) if name in taken
+    }
     latent = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         z_t = scheduler.scale_model_input(latent, t)
@@ -56,8 +61,11 @@ def sample_latent(
         if unconditional is None:
             output = backbone.output(z_t, t_network, condition)
         else:
-            # Both texts in one batch, unconditional first, as the pipelines do: one call, and their rounding.
-            away, towards = backbone.output(torch.cat([z_t, z_t]), t_network, twice(condition, unconditional)).chunk(2)
+            # Both texts in one batch, unconditional first, as the pipelines do: one call, and their
+            # rounding.
+            away, towards = backbone.output(
+                torch.cat([z_t, z_t]), t_network, twice(condition, unconditional)
+            ).chunk(2)
             output = away + guidance_scale * (towards - away)
         if correct is not None:
             output = correct(output, z_t, alpha_bar_at(backbone, t), t)
@@ -75,13 +83,18 @@ def scheduler_of(backbone: StableDiffusion, n_steps: int) -> Any:
 
 
 def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
-    """The reason why a scheduler cannot take this many steps: with its offset the first is beyond what the network knows."""
+    """The reason why a scheduler cannot take this many steps: with its offset the first is beyond
+    what the network knows.
+    """
     known = len(backbone.schedule)
     if (
         n_steps > known or scheduler_of(backbone, n_steps).timesteps.max() < known
     ):  # the harness refuses more than known
         return None
-    return f"n_steps={n_steps}: the {type(backbone.scheduler).__name__} of backbone {backbone.name} takes fewer than {known}"
+    return (
+        f"n_steps={n_steps}: the {type(backbone.scheduler).__name__} of backbone "
+        f"{backbone.name} takes fewer than {known}"
+    )
 
 
 def twice(condition: Condition, unconditional: Tensor) -> Condition:
@@ -95,7 +108,9 @@ def twice(condition: Condition, unconditional: Tensor) -> Condition:
 
 
 def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
-    """alpha_bar at a scheduler's timestep, which some place between two whole ones: then of the nearest."""
+    """alpha_bar at a scheduler's timestep, which some place between two whole ones: then of the
+    nearest.
+    """
     return backbone.schedule.alpha_bar[int(t.round())]
 
 
@@ -103,7 +118,9 @@ def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
     """Raise ValueError for sampling options out of range."""
     require_steps(n_steps)
     if not 1 <= guidance_scale < math.inf:
-        raise ValueError(f"guidance_scale={guidance_scale!r}: 1 (no classifier-free guidance) or more is needed")
+        raise ValueError(
+            f"guidance_scale={guidance_scale!r}: 1 (no classifier-free guidance) or more is needed"
+        )
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta!r}: from 0 (deterministic) to 1 is needed")
 
@@ -117,20 +134,27 @@ def unconditional_text(
     backbone: StableDiffusion, prompt: str, negative_prompt: str, guidance_scale: float
 ) -> Tensor | None:
     """(1, L, D): what classifier-free guidance leads away from; None where it changes nothing."""
-    return None if without_effect(prompt, negative_prompt, guidance_scale) else backbone.text([negative_prompt])
+    return (
+        None
+        if without_effect(prompt, negative_prompt, guidance_scale)
+        else backbone.text([negative_prompt])
+    )
 
 
 @dataclass(frozen=True)
 class UpscalerSampler:
-    """Super-resolution x4 with `StableDiffusionX4`; y is the small image, and no A is needed but for the last option.
+    """Super-resolution x4 with `StableDiffusionX4`; y is the small image, and no A is needed but
+    for the last option.
 
-    n_steps: paper: 50 for Stable Diffusion.  guidance_scale, prompt, negative_prompt: of classifier-free guidance (Ho and
-        Salimans, 2022); which prompt the paper gave is unknown, the default is none, where guidance has no effect.
-    noise_level: of the noise added to y before the network sees it, a step of its low-resolution schedule; the network is
-        told.  20 is the default of diffusers' pipeline.
+    n_steps: paper: 50 for Stable Diffusion.  guidance_scale, prompt, negative_prompt: of
+        classifier-free guidance (Ho and Salimans, 2022); which prompt the paper gave is unknown,
+        the default is none, where guidance has no effect.
+    noise_level: of the noise added to y before the network sees it, a step of its low-resolution
+        schedule; the network is told.  20 is the default of diffusers' pipeline.
     eta: of DDIM; 0 is deterministic.
-    measurement_scale: length s of a step down ||A D(z0_hat) - y|| in latent space, through the decoder D but not through
-        the UNet, at each step (DPS, Chung et al., 2023, in latents); 0 is off. Whether the paper used any is unknown.
+    measurement_scale: length s of a step down ||A D(z0_hat) - y|| in latent space, through the
+        decoder D but not through the UNet, at each step (DPS, Chung et al., 2023, in latents); 0 is
+        off. Whether the paper used any is unknown.
     """
 
     version: ClassVar[int] = 1
@@ -146,29 +170,48 @@ class UpscalerSampler:
 
     def __post_init__(self) -> None:
         require_options(self.n_steps, self.guidance_scale, self.eta)
-        if isinstance(self.noise_level, bool) or not isinstance(self.noise_level, int) or self.noise_level < 0:
-            raise ValueError(f"noise_level={self.noise_level!r}: a whole number that is not negative is needed")
+        if (
+            isinstance(self.noise_level, bool)
+            or not isinstance(self.noise_level, int)
+            or self.noise_level < 0
+        ):
+            raise ValueError(
+                f"noise_level={self.noise_level!r}: a whole number that is not negative is needed"
+            )
         if not 0 <= self.measurement_scale < math.inf:
-            raise ValueError(f"measurement_scale={self.measurement_scale!r}: a number that is not negative is needed")
+            raise ValueError(
+                f"measurement_scale={self.measurement_scale!r}: a number that is not negative "
+                "is needed"
+            )
 
     def restore(
-        self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
+        self,
+        backbone: StableDiffusionX4,
+        operator: LinearOperator,
+        y: Tensor,
+        generators: list[torch.Generator],
     ) -> Restoration:
         """x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w), one image at a time.
 
-        Raises InputError for values outside [-1, 1] and for a noise level that the network does not know.
+        Raises InputError for values outside [-1, 1] and for a noise level that the network does not
+        know.
         """
         require_range(y, self.name)
         if self.noise_level > backbone.max_noise_level:
             raise InputError(
-                f"noise_level={self.noise_level}: backbone {backbone.name} knows levels from 0 to {backbone.max_noise_level}"
+                f"noise_level={self.noise_level}: backbone {backbone.name} knows levels from 0 "
+                f"to {backbone.max_noise_level}"
             )
         restore_one = partial(self._restore_one, backbone, operator)
         return one_by_one(restore_one, y, generators)
 
     @torch.no_grad()
     def _restore_one(
-        self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
+        self,
+        backbone: StableDiffusionX4,
+        operator: LinearOperator,
+        y: Tensor,
+        generators: list[torch.Generator],
     ) -> Restoration:
         watch = Watch(y)
         low_noise = draw_noise(tuple(y.shape[1:]), generators, y)
@@ -178,15 +221,21 @@ class UpscalerSampler:
         correct = self._towards(backbone, operator, y) if self.measurement_scale else None
         away = unconditional_text(backbone, self.prompt, self.negative_prompt, self.guidance_scale)
         options = self.guidance_scale, self.n_steps, self.eta
-        latent, evaluations = sample_latent(backbone, noise, condition, away, *options, generators[0], watch, correct)
+        latent, evaluations = sample_latent(
+            backbone, noise, condition, away, *options, generators[0], watch, correct
+        )
         return watch.finish(backbone.decode(latent), REMEDY, evaluations)
 
-    def _towards(self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor) -> Correction:
+    def _towards(
+        self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor
+    ) -> Correction:
         """The network's output for a z0_hat that was moved a step towards y, z_t being what it is."""
 
         def correct(output: Tensor, z_t: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:
             z0_hat = predict_x0(z_t, backbone.eps_of(output, z_t, alpha_bar), alpha_bar)
-            moved = z0_hat - self.measurement_scale * residual_gradient(backbone, operator, z0_hat, y)
+            moved = z0_hat - self.measurement_scale * residual_gradient(
+                backbone, operator, z0_hat, y
+            )
             eps = (z_t - alpha_bar.sqrt() * moved) / (1 - alpha_bar).sqrt()
             return velocity(moved, eps, alpha_bar) if backbone.predicts_velocity else eps
 
@@ -195,20 +244,29 @@ class UpscalerSampler:
     def not_applicable(self, backbone: Any, task: Task, mode: Adaptation) -> str | None:
         """A one-line reason why this sampler cannot do a cell; None where it can."""
         if backbone.family != "upscaler":
-            return f"sampler {self.name} is for the x4 upscaler (backbone=sd_x4), not for backbone {backbone.name}"
+            return (
+                f"sampler {self.name} is for the x4 upscaler (backbone=sd_x4), not for "
+                f"backbone {backbone.name}"
+            )
         try:
             shape = task.image_shape((3, 64, 64))
         except InputError:
             shape = None
         if shape != (3, 64 * backbone.stride, 64 * backbone.stride):
             return (
-                f"backbone {backbone.name} enlarges images {backbone.stride} times, which task {task.name} does not ask"
+                f"backbone {backbone.name} enlarges images {backbone.stride} times, which "
+                f"task {task.name} does not ask"
             )
         return starts_too_high(backbone, self.n_steps)
 
 
-def residual_gradient(backbone: StableDiffusion, operator: LinearOperator, z0: Tensor, y: Tensor) -> Tensor:
-    """Gradient of ||A D(z0) - y|| with respect to z0, through the decoder D: shaped as z0. y: (B, C, h, w)."""
+def residual_gradient(
+    backbone: StableDiffusion, operator: LinearOperator, z0: Tensor, y: Tensor
+) -> Tensor:
+    """Gradient of ||A D(z0) - y|| with respect to z0, through the decoder D: shaped as z0. y:
+
+    (B, C, h, w).
+    """
     with torch.enable_grad():
         z0 = z0.detach().requires_grad_(True)
         residual = (operator.A(backbone.decode(z0)) - y).flatten(1).norm(dim=1).sum()
@@ -219,4 +277,6 @@ def require_range(image: Tensor, who: str) -> None:
     """Raise InputError unless all values lie in [-1, 1]."""
     if not (image.min() >= -1 and image.max() <= 1):  # written so that NaN fails too
         low, high = image.min().item(), image.max().item()
-        raise InputError(f"{who} takes images in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them")
+        raise InputError(
+            f"{who} takes images in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them"
+        )

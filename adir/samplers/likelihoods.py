@@ -1,7 +1,10 @@
-"""Samplers by an approximation of p(y | x_t), whose score is added to the prior's: PiGDM, ALD, score SDE, ILVR.
+"""Samplers by an approximation of p(y | x_t), whose score is added to the prior's:
 
-The last three run in deepinv.sampling.PosteriorDiffusion. PiGDM is our own: deepinv's has the prior variance of 1 for images in
-[0, 1] where the paper has it for those in [-1, 1], and adds the score where the paper adds r_t^2 times it to a DDIM step.
+PiGDM, ALD, score SDE, ILVR.
+
+The last three run in deepinv.sampling.PosteriorDiffusion. PiGDM is our own: deepinv's has the prior
+variance of 1 for images in [0, 1] where the paper has it for those in [-1, 1], and adds the score
+where the paper adds r_t^2 times it to a DDIM step.
 """
 
 from collections.abc import Callable
@@ -41,18 +44,21 @@ from adir.tasks.operators import Operator
 Likelihood = Literal["ald", "score_sde", "ilvr"]
 
 WORST_CONDITION = 100
-"""Largest singular value of A over the smallest that is not 0, up to which ILVR is tried; super-resolution's is 2."""
+"""Largest singular value of A over the smallest that is not 0, up to which ILVR is tried;
+super-resolution's is 2.
+"""
 
 
 @dataclass(frozen=True)
 class PiGDM:
-    """Pseudo-inverse guided diffusion (Song et al., ICLR 2023), its Algorithm 1: x0 | x_t ~ N(x0_hat, r_t^2 I), r_t^2 = 1 - ab.
+    """Pseudo-inverse guided diffusion (Song et al., ICLR 2023), its Algorithm 1: x0 | x_t ~
+    N(x0_hat, r_t^2 I), r_t^2 = 1 - ab.
 
         g       = (d x0_hat / d x_t)^T A^T (A A^T + sigma_y^2 / r_t^2 I)^-1 (y - A x0_hat)
         x_{t-1} = DDIM step from x0_hat and eps, with eta  +  sqrt(ab_prev ab) g
 
-    Where sigma_y is 0, A^T (A A^T)^-1 is A_dagger; here y has at least the noise of 8 bits. Each step is one evaluation of the
-    network and one backpropagation through it.
+    Where sigma_y is 0, A^T (A A^T)^-1 is A_dagger; here y has at least the noise of 8 bits. Each
+    step is one evaluation of the network and one backpropagation through it.
 
     n_steps: evaluations of the network; the paper has 100.
     eta: share of DDPM's noise in a step, from 0 to 1; the paper has 1.
@@ -86,10 +92,19 @@ class PiGDM:
                     x_t.requires_grad_()
                     eps = backbone.predict(x_t, schedule.timesteps[i].expand(1).to(y.device)).eps
                     x0 = predict_x0(x_t, eps, ab)
-                towards = back_projection(physics, y - operator.A(x0.detach()), sigma_y**2 / float(1 - ab))
+                towards = back_projection(
+                    physics, y - operator.A(x0.detach()), sigma_y**2 / float(1 - ab)
+                )
                 (g,) = torch.autograd.grad(x0, x_t, towards)
-                z = draw_noise(operator.image_shape, generators, y) if i > 0 and self.eta > 0 else None
-                x_t = ddim_step(x0.detach(), eps.detach(), ab, ab_prev, self.eta, z) + (ab_prev * ab).sqrt() * g
+                z = (
+                    draw_noise(operator.image_shape, generators, y)
+                    if i > 0 and self.eta > 0
+                    else None
+                )
+                x_t = (
+                    ddim_step(x0.detach(), eps.detach(), ab, ab_prev, self.eta, z)
+                    + (ab_prev * ab).sqrt() * g
+                )
                 watch.step(x_t)
             return watch.finish(x_t, "raise n_steps", len(schedule), len(schedule))
 
@@ -101,9 +116,11 @@ class PiGDM:
 
 
 class NoisedMeasurement(ALDDataFidelity):
-    """deepinv's terms of the score SDE (A_adjoint) and of ILVR (A_dagger), with the noise of A x_t in y_t: sigma_t A z.
+    """deepinv's terms of the score SDE (A_adjoint) and of ILVR (A_dagger), with the noise of A x_t
+    in y_t: sigma_t A z.
 
-    deepinv adds sigma_t z whatever A is: on super-resolution x4 that is four times what A x_t has. They agree where A A^T = I.
+    deepinv adds sigma_t z whatever A is: on super-resolution x4 that is four times what A x_t has.
+    They agree where A A^T = I.
     """
 
     def __init__(self, lift: Literal["A_adjoint", "A_dagger"], weight: float) -> None:
@@ -119,14 +136,19 @@ class NoisedMeasurement(ALDDataFidelity):
 
 @dataclass(frozen=True)
 class Annealed:
-    """DDPM's sampler whose score has a term of y at x_t itself, without the network in it: no backpropagation.
+    """DDPM's sampler whose score has a term of y at x_t itself, without the network in it: no
+    backpropagation.
 
-        ald:        A^T (y - A x_t) / (sigma_y^2 + sigma_t^2)                      Jalal et al., 2021
-        score_sde:  A^T (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)        Song et al., ICLR 2021
-        ilvr:       A_dagger (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)   Choi et al., ICCV 2021
+        ald:        A^T (y - A x_t) / (sigma_y^2 + sigma_t^2)                      Jalal et al.,
+            2021
+        score_sde:  A^T (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)        Song et al., ICLR
+            2021
+        ilvr:       A_dagger (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)   Choi et al., ICCV
+            2021
 
-    x_t being x0 + sigma_t noise, the annealed weight deepinv's. A_dagger amplifies the noise of y, so ILVR leaves out operators
-    that damp some of what they see more than `WORST_CONDITION` times as much as the rest.
+    x_t being x0 + sigma_t noise, the annealed weight deepinv's. A_dagger amplifies the noise of y,
+    so ILVR leaves out operators that damp some of what they see more than `WORST_CONDITION` times
+    as much as the rest.
 
     name: which of the three.
     n_steps: evaluations of the network, evenly over the schedule.
@@ -141,7 +163,9 @@ class Annealed:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(Likelihood):
-            raise ValueError(f"unknown likelihood {self.name!r}; choose one of {', '.join(get_args(Likelihood))}")
+            raise ValueError(
+                f"unknown likelihood {self.name!r}; choose one of {', '.join(get_args(Likelihood))}"
+            )
         require_steps(self.n_steps)
 
     def restore(
@@ -158,7 +182,8 @@ class Annealed:
 
         @torch.no_grad()
         def sample(denoiser: BackboneDenoiser, y: Tensor) -> Tensor:
-            # deepinv counts times, of which the last is 0; there DDPM's last step ends at the denoised image.
+            # deepinv counts times, of which the last is 0; there DDPM's last step ends at the
+            # denoised image.
             times = torch.linspace(1, 0, self.n_steps + 1, dtype=torch.float64, device=y.device)
             sampler = PosteriorDiffusion(
                 fidelity,
@@ -175,7 +200,9 @@ class Annealed:
         return restored_by(make, backbone, operator, y, generators, "lower weight")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, a known singular value decomposition, and for ILVR one whose A_dagger does not amplify noise."""
+        """Pixels, a known singular value decomposition, and for ILVR one whose A_dagger does not
+        amplify noise.
+        """
         reason = needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
         if reason is None and self.name == "ilvr":
             operator = task.operator((3, backbone.resolution, backbone.resolution))
@@ -183,6 +210,7 @@ class Annealed:
             worst = float(s.max() / s[s > 1e-10 * s.max()].min())
             if worst > WORST_CONDITION:
                 return (
-                    f"sampler ilvr takes A_dagger of y, which amplifies the noise of task {task.name} {worst:.0f} times"
+                    "sampler ilvr takes A_dagger of y, which amplifies the noise of task "
+                    f"{task.name} {worst:.0f} times"
                 )
         return reason

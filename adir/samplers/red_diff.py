@@ -9,21 +9,29 @@ from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
 from adir.diffusion.posterior import diffuse
-from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, needs_pixels, require_steps
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    Watch,
+    draw_noise,
+    needs_pixels,
+    require_steps,
+)
 from adir.samplers.direct import scaled_adjoint
 from adir.tasks.base import LinearOperator, Task
 
 
 @dataclass(frozen=True)
 class REDDiff:
-    """Algorithm 1 of the paper: stochastic optimisation of one image mu, t going down from the noisiest:
+    """Algorithm 1 of the paper: stochastic optimisation of one image mu, t going down from the
+    noisiest:
 
         x_t  = sqrt(ab) mu + sqrt(1 - ab) z
         loss = |A mu - y|^2 + lambda_ sqrt((1 - ab) / ab) <eps(x_t, t) - z, mu>          eps held fixed
         mu   = step of Adam on the loss
 
-    Nothing is drawn from the posterior: mu tends to a mode of it. It starts from the scaled adjoint. Adam has the authors'
-    decays, 0.9 and 0.99, so the scale of the loss is of no account.
+    Nothing is drawn from the posterior: mu tends to a mode of it. It starts from the scaled
+    adjoint. Adam has the authors' decays, 0.9 and 0.99, so the scale of the loss is of no account.
 
     n_steps: evaluations of the network; the paper has 1000, and 100.
     lambda_: weight of the prior; the paper's 0.25.
@@ -46,7 +54,11 @@ class REDDiff:
 
     @torch.no_grad()
     def restore(
-        self, backbone: Denoiser, operator: LinearOperator, y: Tensor, generators: list[torch.Generator]
+        self,
+        backbone: Denoiser,
+        operator: LinearOperator,
+        y: Tensor,
+        generators: list[torch.Generator],
     ) -> Restoration:
         """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
         schedule = backbone.schedule.respaced(self.n_steps)

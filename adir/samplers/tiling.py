@@ -1,8 +1,10 @@
-"""Images of any size: padding to what the network takes, and overlapping tiles beyond what it should be given at once.
+"""Images of any size: padding to what the network takes, and overlapping tiles beyond what it
+should be given at once.
 
-Only the network is tiled. At each step its predictions for overlapping tiles of one x_t are blended into one (MultiDiffusion,
-Bar-Tal et al., 2023), and everything else (noise, guidance, operator) is the whole image's: all tiles share one noise
-field and agree in their overlaps after every step, so that there is nothing to see where they meet.
+Only the network is tiled. At each step its predictions for overlapping tiles of one x_t are blended
+into one (MultiDiffusion, Bar-Tal et al., 2023), and everything else (noise, guidance, operator) is
+the whole image's: all tiles share one noise field and agree in their overlaps after every step, so
+that there is nothing to see where they meet.
 """
 
 import math
@@ -22,14 +24,16 @@ from adir.samplers.base import Sampler, SteerableSampler, Steering
 from adir.tasks.base import Task
 
 MARGIN = 16
-"""Pixels of x̂ restored around the image and cut off: the operators are circular, a user's image is not, and what wraps
-around the border reaches as far as the operator's support (16 for sr4)."""
+"""Pixels of x̂ restored around the image and cut off: the operators are circular, a user's image is
+not, and what wraps around the border reaches as far as the operator's support (16 for sr4).
+"""
 
 
 class TiledBackbone:
     """A pixel backbone whose network sees no more than `tile` pixels a side of an image at a time.
 
-    tile: a multiple of the stride, of four strides or more. Tiles overlap by a quarter or more, and are weighted by linear
+    tile: a multiple of the stride, of four strides or more. Tiles overlap by a quarter or more, and
+        are weighted by linear
     ramps over it. One tile is in the network at a time.
     """
 
@@ -41,12 +45,18 @@ class TiledBackbone:
         """Rows and columns of each."""
         size = min(height, self.tile), min(width, self.tile)
         tops, lefts = (starts(side, self.tile, self.backbone.stride) for side in (height, width))
-        return [(slice(top, top + size[0]), slice(left, left + size[1])) for top in tops for left in lefts]
+        return [
+            (slice(top, top + size[0]), slice(left, left + size[1]))
+            for top in tops
+            for left in lefts
+        ]
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """The weighted mean of the tiles' predictions: eps and variance_fraction of x_t (B, 3, H, W) at timesteps t (B,).
+        """The weighted mean of the tiles' predictions: eps and variance_fraction of x_t (B, 3, H,
+        W) at timesteps t (B,).
 
-        Differentiable as the backbone's is; a backward pass computes each tile again, one at a time.
+        Differentiable as the backbone's is; a backward pass computes each tile again, one at a
+        time.
         """
         predict = self.backbone.predict
         if torch.is_grad_enabled() and x_t.requires_grad:
@@ -56,13 +66,16 @@ class TiledBackbone:
         if len(places) == 1:
             return predict(x_t, t)
         rows, columns = places[0]
-        down, across = (ramp(s.stop, side > s.stop) for s, side in ((rows, height), (columns, width)))
+        down, across = (
+            ramp(s.stop, side > s.stop) for s, side in ((rows, height), (columns, width))
+        )
         window = (down[:, None] * across[None, :]).to(x_t.device)
         weight = torch.zeros(height, width, device=x_t.device)
         eps: Tensor | None = None
         fraction: Tensor | None = None
         for place in places:
-            # Contiguous: a view would send the network's convolutions another way, with other rounding.
+            # Contiguous: a view would send the network's convolutions another way, with other
+            # rounding.
             one = predict(x_t[:, :, *place].contiguous(), t)
             eps = torch.zeros_like(x_t) if eps is None else eps
             eps[:, :, *place] += window * one.eps
@@ -80,7 +93,9 @@ class TiledRestoration:
 
     x_hat: Tensor
     n_tiles: int
-    """Tiles of each step: the network is called so many times as often as for an image that fits one."""
+    """Tiles of each step: the network is called so many times as often as for an image that fits
+    one.
+    """
     capped_steps: int
 
 
@@ -94,10 +109,11 @@ def restore_any_size(
     tile: int,
     steering: Steering | None = None,
 ) -> TiledRestoration:
-    """Restore one y (C, h, w) of any size: mirrored at the border, and beyond `tile` pixels a side with a tiled network.
+    """Restore one y (C, h, w) of any size: mirrored at the border, and beyond `tile` pixels a side
+    with a tiled network.
 
-    Noise comes from (seed, image_id) and does not depend on the tiles. steering: tunes the network meanwhile, through all of
-    its tiles. Raises InputError for images that are too small,
+    Noise comes from (seed, image_id) and does not depend on the tiles. steering: tunes the network
+    meanwhile, through all of its tiles. Raises InputError for images that are too small,
     FloatingPointError where the sampler diverges.
     """
     require_restorable(backbone, task, y, tile)
@@ -121,12 +137,18 @@ def restore_any_size(
 
 
 def with_margin(backbone: Backbone, task: Task, y: Tensor) -> tuple[Tensor, int]:
-    """(y (C, h, w) with a mirrored border and a size that the network takes, pixels of x above and left of the image)."""
-    if not task.shift_invariant:  # what y knows of the border is not what it would know of a mirrored one
+    """(y (C, h, w) with a mirrored border and a size that the network takes, pixels of x above and
+    left of the image).
+    """
+    if (
+        not task.shift_invariant
+    ):  # what y knows of the border is not what it would know of a mirrored one
         return y, 0
     factor = task.image_shape(tuple(y.shape))[1] // y.shape[1]
     margin = math.ceil(MARGIN / factor)
-    unit = math.lcm(backbone.stride, factor)  # a side of x that both the network and the operator take
+    unit = math.lcm(
+        backbone.stride, factor
+    )  # a side of x that both the network and the operator take
     extra = [(-(side + 2 * margin) * factor % unit) // factor for side in y.shape[1:]]
     return mirrored(y, margin, extra), margin * factor
 
@@ -141,31 +163,44 @@ def needed_tile(backbone: Backbone, task: Task, y: Tensor, tile: int) -> int | N
 
     A latent backbone's images are whole here: its VAE has tiles of its own.
     """
-    return tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
+    return (
+        tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
+    )
 
 
 def require_restorable(backbone: Backbone, task: Task, y: Tensor, tile: int) -> None:
-    """Raise InputError unless `restore_any_size` can restore this y (C, h, w): asked before any work, and once more there."""
+    """Raise InputError unless `restore_any_size` can restore this y (C, h, w): asked before any
+    work, and once more there.
+    """
     _, height, width = task.image_shape(tuple(y.shape))
     stride = backbone.stride
     if tile < 4 * stride or tile % stride:
-        raise InputError(f"tile={tile}: a multiple of {stride}, {4 * stride} or more, is needed for this backbone")
+        raise InputError(
+            f"tile={tile}: a multiple of {stride}, {4 * stride} or more, is needed for this "
+            "backbone"
+        )
     if not task.shift_invariant:
         if height % stride or width % stride:
             raise InputError(
-                f"task {task.name}: {width}x{height} pixels, but this backbone takes multiples of {stride}: crop it"
+                f"task {task.name}: {width}x{height} pixels, but this backbone takes multiples "
+                f"of {stride}: crop it"
             )
         return
     margin = math.ceil(MARGIN / (height // y.shape[1]))
     if min(y.shape[1:]) <= margin:
         raise InputError(
-            f"{y.shape[2]}x{y.shape[1]} pixels: too small for task {task.name}, {margin + 1} a side are needed"
+            f"{y.shape[2]}x{y.shape[1]} pixels: too small for task {task.name}, {margin + 1} a "
+            "side are needed"
         )
 
 
 def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:
-    """y (C, h, w) reflected by `margin` on each side, then its bottom and right edge repeated by extra = [rows, columns]."""
-    return pad(pad(y[None], (margin,) * 4, mode="reflect"), (0, extra[1], 0, extra[0]), mode="replicate")[0]
+    """y (C, h, w) reflected by `margin` on each side, then its bottom and right edge repeated by
+    extra = [rows, columns].
+    """
+    return pad(
+        pad(y[None], (margin,) * 4, mode="reflect"), (0, extra[1], 0, extra[0]), mode="replicate"
+    )[0]
 
 
 def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
@@ -176,7 +211,9 @@ def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
 
 
 def starts(side: int, tile: int, unit: int) -> list[int]:
-    """First pixels of tiles that cover `side`, multiples of `unit`, overlapping by a quarter or more; [0] if one is enough."""
+    """First pixels of tiles that cover `side`, multiples of `unit`, overlapping by a quarter or
+    more; [0] if one is enough.
+    """
     if side <= tile:
         return [0]
     n = math.ceil((side - tile) / (tile * 3 // 4)) + 1
@@ -184,7 +221,9 @@ def starts(side: int, tile: int, unit: int) -> list[int]:
 
 
 def ramp(side: int, several: bool) -> Tensor:
-    """(side,) blending weights: rising over a quarter at either end, never 0; all 1 for a tile that is alone."""
+    """(side,) blending weights: rising over a quarter at either end, never 0; all 1 for a tile that
+    is alone.
+    """
     if not several:
         return torch.ones(side)
     distance = torch.minimum(torch.arange(side) + 1, side - torch.arange(side)).float()

@@ -34,7 +34,9 @@ class Metric(Protocol):
         """
 
     def unavailable(self) -> str | None:
-        """None, or one line: which file is missing, how large it is, where it goes and where it comes from."""
+        """None, or one line: which file is missing, how large it is, where it goes and where it
+        comes from.
+        """
 
 
 class TextEncoder(Protocol):
@@ -51,11 +53,15 @@ class TextEncoder(Protocol):
 
 
 def require_images(metric: Metric, x_hat: Tensor, x: Tensor | None) -> None:
-    """Raise ValueError unless x_hat, and x where the metric needs it, are equal-shaped (B, 3, H, W) in [0, 1]."""
+    """Raise ValueError unless x_hat, and x where the metric needs it, are equal-shaped (B, 3, H, W)
+    in [0, 1].
+    """
     require_unit(x_hat, metric.name)
     if metric.needs_reference:
         if x is None:
             raise ValueError(f"{metric.name} compares with the ground truth, and none was given")
         require_unit(x, metric.name)
         if x.shape != x_hat.shape:
-            raise ValueError(f"{metric.name}: shapes {tuple(x_hat.shape)} and {tuple(x.shape)} differ")
+            raise ValueError(
+                f"{metric.name}: shapes {tuple(x_hat.shape)} and {tuple(x.shape)} differ"
+            )

@@ -1,4 +1,7 @@
-"""A perceptual distance of deep features: Zhang et al. (CVPR 2018), from a small network and without learned weights."""
+"""A perceptual distance of deep features:
+
+Zhang et al. (CVPR 2018), from a small network and without learned weights.
+"""
 
 from typing import Any
 
@@ -12,14 +15,18 @@ from adir.weights.efficientnet_lite0 import SHA256, load_network, verified_weigh
 from adir.weights.registry import WeightsFile
 
 BLOCKS = (0, 1, 2, 4, 6)
-"""Indices into timm's `blocks`: the last output at each resolution, 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's."""
+"""Indices into timm's `blocks`: the last output at each resolution, 1/2, 1/4, 1/8, 1/16 and 1/32 of
+the image's.
+"""
 
 
 def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Return the distance of two lists of feature maps: Zhang et al. (2018), eq. 1, with all w_l = 1.
+    """Return the distance of two lists of feature maps:
 
-    At each position the features are divided by their norm over the channels. The squared difference is summed over
-    the channels, averaged over the positions and summed over the list.
+    Zhang et al. (2018), eq. 1, with all w_l = 1.
+
+    At each position the features are divided by their norm over the channels. The squared
+    difference is summed over the channels, averaged over the positions and summed over the list.
 
     Args:
         features: L maps, each (B, C_l, H_l, W_l).
@@ -29,17 +36,22 @@ def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
         (B,) float64, from 0 to 4 L: two unit vectors are at most 2 apart.
     """
     pairs = zip(features, others, strict=True)
-    units = ((functional.normalize(one.double()), functional.normalize(other.double())) for one, other in pairs)
+    units = (
+        (functional.normalize(one.double()), functional.normalize(other.double()))
+        for one, other in pairs
+    )
     return torch.stack([(one - other).square().sum(1).mean((1, 2)) for one, other in units]).sum(0)
 
 
 class DeepLite0:
-    """`deep-lite0`: the distance of EfficientNet-Lite0's features, 0 to 20; lower is better, and 0 is an equal image.
+    """`deep-lite0`: the distance of EfficientNet-Lite0's features, 0 to 20; lower is better, and 0
+    is an equal image.
 
-    It is not LPIPS, which learns weights for the channels from people's judgements. Kumar et al. (TMLR 2022) find that
-    such distances agree with people better than low-level ones, and that a better classifier agrees less. Images are
-    compared at their own size. The `imagenet` encoder is the same network, so what it chooses may suit this distance:
-    a claim also needs a metric that knows no network, such as `fsim`.
+    It is not LPIPS, which learns weights for the channels from people's judgements. Kumar et al.
+    (TMLR 2022) find that such distances agree with people better than low-level ones, and that a
+    better classifier agrees less. Images are compared at their own size. The `imagenet` encoder is
+    the same network, so what it chooses may suit this distance: a claim also needs a metric that
+    knows no network, such as `fsim`.
 
     Args:
         device: of the network.
@@ -58,7 +70,10 @@ class DeepLite0:
         self._network: Any = None
 
     def unavailable(self) -> str | None:
-        """Return None, or why the weights cannot be used. The network itself is built for the first score."""
+        """Return None, or why the weights cannot be used.
+
+        The network itself is built for the first score.
+        """
         try:
             verified_weights()
         except InputError as error:
@@ -67,14 +82,19 @@ class DeepLite0:
 
     @torch.inference_mode()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """Return (B,) float64 distances. Raises as `require_images` does, and InputError without the weights."""
+        """Return (B,) float64 distances.
+
+        Raises as `require_images` does, and InputError without the weights.
+        """
         require_images(self, x_hat, x)
         assert x is not None
         if self._network is None:
             self._network = load_network().to(self.device)
         # each alone: a convolution chooses its order of summation by the size of the batch
         alone = zip(x_hat.split(1), x.split(1), strict=True)
-        return torch.cat([feature_distance(self._features(a), self._features(b)).cpu() for a, b in alone])
+        return torch.cat(
+            [feature_distance(self._features(a), self._features(b)).cpu() for a, b in alone]
+        )
 
     def _features(self, image: Tensor) -> list[Tensor]:
         """Return five maps of a (1, 3, H, W) image in [0, 1]; the network takes [-1, 1]."""

@@ -1,9 +1,11 @@
-"""Image quality: fidelity to the ground truth, perceptual quality without it, and agreement with the measurement.
+"""Image quality: fidelity to the ground truth, perceptual quality without it, and agreement with
+the measurement.
 
-Metrics take float images (B, 3, H, W), RGB in [0, 1], and score them one by one, so that no score depends on the batch.
-PSNR is a formula here; the others are pyiqa's. pyiqa is imported when the first of its metrics is used, because that
-takes 3 s (measured, 2 cores), and its weights are checked against the hash in their names and loaded with
-weights_only=True, which pyiqa itself does not do.
+Metrics take float images (B, 3, H, W), RGB in [0, 1], and score them one by one, so that no score
+depends on the batch. PSNR is a formula here; the others are pyiqa's. pyiqa is imported when the
+first of its metrics is used, because that takes 3 s (measured, 2 cores), and its weights are
+checked against the hash in their names and loaded with weights_only=True, which pyiqa itself does
+not do.
 """
 
 import contextlib
@@ -34,7 +36,9 @@ ALEXNET, VGG16 = weights_file("alexnet"), weights_file("vgg16")
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio over all pixels and channels, in dB: (B,) float64; inf where the images are equal.
+    """Peak signal-to-noise ratio over all pixels and channels, in dB:
+
+    (B,) float64; inf where the images are equal.
 
     x_hat, x: (B, 3, H, W) in [0, 1]. RGB, not luma; no border is cut.
     """
@@ -45,8 +49,9 @@ def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
 def data_consistency_residual(operator: LinearOperator, x_hat: Tensor, y: Tensor) -> Tensor:
     """rms(A x_hat - y) over the known entries of y, in grey levels of 255: (B,).
 
-    x_hat (B, 3, H, W) and y (B, C, h, w) in [-1, 1]. Neither high nor low is good: without noise about 0, with noise
-    about sigma_y, below which x_hat reproduces the noise. Rounding to 8 bits alone gives 0.29.
+    x_hat (B, 3, H, W) and y (B, C, h, w) in [-1, 1]. Neither high nor low is good: without noise
+    about 0, with noise about sigma_y, below which x_hat reproduces the noise. Rounding to 8 bits
+    alone gives 0.29.
     """
     known = operator.known().to(x_hat.device)
     difference = (operator.A(x_hat) - y)[:, known]
@@ -79,7 +84,8 @@ class PyiqaMetric:
 
     name, direction, range, needs_reference, weights_files: see `Metric`.
     pyiqa_name: pyiqa's name for it. options: constructor arguments of pyiqa's network.
-    smallest_side: images with a shorter side raise InputError; below it pyiqa fails or has nothing to measure.
+    smallest_side: images with a shorter side raise InputError; below it pyiqa fails or has nothing
+        to measure.
     """
 
     needs_prompt = False
@@ -110,7 +116,9 @@ class PyiqaMetric:
         self._pyiqa_name = pyiqa_name
         self._options = options or {}
         self._model: torch.nn.Module | None = None
-        self._checked: list[str | None] = []  # the answer of `unavailable`, once known: hashing takes 0.1 to 0.5 s
+        self._checked: list[
+            str | None
+        ] = []  # the answer of `unavailable`, once known: hashing takes 0.1 to 0.5 s
 
     def unavailable(self) -> str | None:
         """None, or why the weights cannot be used (`WeightsFile.unavailable`), asked once."""
@@ -121,15 +129,22 @@ class PyiqaMetric:
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 scores. Raises as `require_images` does, and InputError when too small or without weights."""
+        """(B,) float64 scores.
+
+        Raises as `require_images` does, and InputError when too small or without weights.
+        """
         require_images(self, x_hat, x)
         height, width = x_hat.shape[-2:]
         if min(height, width) < self.smallest_side:
             raise InputError(
-                f"{self.name} needs sides of at least {self.smallest_side} pixels, the image has {width}x{height}"
+                f"{self.name} needs sides of at least {self.smallest_side} pixels, the image "
+                f"has {width}x{height}"
             )
         model = self._loaded()
-        pairs = ((one[None], None if x is None else x[i : i + 1]) for i, one in enumerate(x_hat.to(self.device)))
+        pairs = (
+            (one[None], None if x is None else x[i : i + 1])
+            for i, one in enumerate(x_hat.to(self.device))
+        )
         scores = [model(one, ref) if self.needs_reference else model(one) for one, ref in pairs]
         return torch.cat([score.reshape(1).double().cpu() for score in scores])
 
@@ -142,7 +157,8 @@ class PyiqaMetric:
             options = self._options | ({"pretrained_model_path": str(own[0].path)} if own else {})
             try:
                 self._model = _create(self._pyiqa_name, self.device, options)
-            except Exception as error:  # torch.load raises half a dozen kinds for a file that is not what it should be
+            # torch.load raises half a dozen kinds for a file that is not what it should be
+            except Exception as error:
                 if not self.weights_files:
                     raise
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -153,7 +169,9 @@ class PyiqaMetric:
 
 @contextlib.contextmanager
 def _quiet_and_safe() -> Iterator[None]:
-    """While pyiqa builds a network: nothing on stdout, and torch.load takes tensors only, though pyiqa asks for more."""
+    """While pyiqa builds a network: nothing on stdout, and torch.load takes tensors only, though
+    pyiqa asks for more.
+    """
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ[names[0]] = "1"
@@ -176,37 +194,47 @@ def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.M
 
 
 def ssim(device: str = "cpu") -> PyiqaMetric:
-    """SSIM (Wang et al., 2004): mean over RGB of 11x11 Gaussian windows (std 1.5), no padding, no downsampling, 0 to 1.
+    """SSIM (Wang et al., 2004): mean over RGB of 11x11 Gaussian windows (std 1.5), no padding, no
+    downsampling, 0 to 1.
 
-    pyiqa's `ssimc`; it sets negative contrast-structure terms to 0, so anticorrelated windows count as 0.
+    pyiqa's `ssimc`; it sets negative contrast-structure terms to 0, so anticorrelated windows count
+    as 0.
     """
     return PyiqaMetric("ssim", "ssimc", "higher", (0, 1), True, 11, device=device)
 
 
 def fsim(device: str = "cpu") -> PyiqaMetric:
-    """FSIM (Zhang et al., 2011): similarity of phase congruency, gradient and colour, 0 to 1, higher is better.
+    """FSIM (Zhang et al., 2011): similarity of phase congruency, gradient and colour, 0 to 1,
+    higher is better.
 
-    It knows no trained network, and stands beside `deep-lite0`. GMSD and VIF, pyiqa's other metrics without weights, are
-    as monotonic in noise and blur; but GMSD counts a shift by one pixel, which nobody sees, as worse than a 5x5 blur on
-    11 of the 12 test fields (FSIM on 1), and VIF takes no image under 33 pixels and exceeds 1 where contrast is raised.
+    It knows no trained network, and stands beside `deep-lite0`. GMSD and VIF, pyiqa's other metrics
+    without weights, are as monotonic in noise and blur; but GMSD counts a shift by one pixel, which
+    nobody sees, as worse than a 5x5 blur on 11 of the 12 test fields (FSIM on 1), and VIF takes no
+    image under 33 pixels and exceeds 1 where contrast is raised.
     """
     return PyiqaMetric("fsim", "fsim", "higher", (0, 1), True, 16, device=device)
 
 
 def lpips_alex(device: str = "cpu") -> PyiqaMetric:
     """LPIPS v0.1 (Zhang et al., 2018) on AlexNet features, about 0 to 1, lower is better."""
-    return PyiqaMetric("lpips-alex", "lpips", "lower", (0, None), True, 32, (LPIPS_ALEX, ALEXNET), device=device)
+    return PyiqaMetric(
+        "lpips-alex", "lpips", "lower", (0, None), True, 32, (LPIPS_ALEX, ALEXNET), device=device
+    )
 
 
 def lpips_vgg(device: str = "cpu") -> PyiqaMetric:
     """LPIPS v0.1 (Zhang et al., 2018) on VGG16 features, about 0 to 1, lower is better."""
-    return PyiqaMetric("lpips-vgg", "lpips-vgg", "lower", (0, None), True, 32, (LPIPS_VGG, VGG16), device=device)
+    return PyiqaMetric(
+        "lpips-vgg", "lpips-vgg", "lower", (0, None), True, 32, (LPIPS_VGG, VGG16), device=device
+    )
 
 
 def piqe(device: str = "cpu") -> PyiqaMetric:
-    """PIQE (Venkatanath et al., 2015): 0 to 100, lower is better. 16 x 16 blocks of luma, no training.
+    """PIQE (Venkatanath et al., 2015): 0 to 100, lower is better. 16 x 16 blocks of luma, no
+    training.
 
-    Where a side is no multiple of 16, pyiqa pads it by side mod 16, so that up to 7 pixels may go unseen.
+    Where a side is no multiple of 16, pyiqa pads it by side mod 16, so that up to 7 pixels may go
+    unseen.
     """
     return PyiqaMetric("piqe", "piqe", "lower", (0, 100), False, 16, device=device)
 
@@ -214,16 +242,23 @@ def piqe(device: str = "cpu") -> PyiqaMetric:
 def musiq_koniq(device: str = "cpu") -> PyiqaMetric:
     """MUSIQ (Ke et al., 2021), KonIQ-10k weights: about 0 to 100, higher is better.
 
-    pyiqa resizes otherwise than the original: +0.42 on average, up to +1.09, the size of published gains.
+    pyiqa resizes otherwise than the original: +0.42 on average, up to +1.09, the size of published
+    gains.
     """
-    return PyiqaMetric("musiq-koniq", "musiq", "higher", (0, 100), False, 32, (MUSIQ_KONIQ,), device=device)
+    return PyiqaMetric(
+        "musiq-koniq", "musiq", "higher", (0, 100), False, 32, (MUSIQ_KONIQ,), device=device
+    )
 
 
 def musiq_ava(device: str = "cpu") -> PyiqaMetric:
-    """MUSIQ (Ke et al., 2021), AVA weights: mean of a 10-bin distribution, 1 to 10, higher is better."""
+    """MUSIQ (Ke et al., 2021), AVA weights: mean of a 10-bin distribution, 1 to 10, higher is
+    better.
+    """
     # pyiqa sets the 10 outputs only where it fetches the weights itself
     options = {"num_class": 10}
-    return PyiqaMetric("musiq-ava", "musiq-ava", "higher", (1, 10), False, 32, (MUSIQ_AVA,), options, device)
+    return PyiqaMetric(
+        "musiq-ava", "musiq-ava", "higher", (1, 10), False, 32, (MUSIQ_AVA,), options, device
+    )
 
 
 def _psnr(device: str = "cpu") -> PSNR:
@@ -247,7 +282,8 @@ METRICS: dict[str, Callable[[str], Metric]] = {
 class Scoring:
     """A list of metrics, by name (`METRICS`) or built elsewhere, applied to one image at a time.
 
-    strict: raise InputError now when a metric's weights are missing, instead of leaving its scores empty.
+    strict: raise InputError now when a metric's weights are missing, instead of leaving its scores
+        empty.
     device: where the networks run.  clip: builds the encoder of `clip-prompt`.
     """
 
@@ -259,21 +295,31 @@ class Scoring:
         clip: Callable[[], TextEncoder] | None = None,
     ) -> None:
         names = [metric if isinstance(metric, str) else metric.name for metric in metrics]
-        unknown = [metric for metric in metrics if isinstance(metric, str) and metric not in METRICS]
+        unknown = [
+            metric for metric in metrics if isinstance(metric, str) and metric not in METRICS
+        ]
         if unknown:
-            raise InputError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
+            raise InputError(
+                f"unknown metric {', '.join(unknown)}; choose from {', '.join(METRICS)}"
+            )
         if len(set(names)) != len(names):
             raise InputError(f"a metric is named twice in {', '.join(names)}: name each once")
 
         def built(metric: str | Metric) -> Metric:
             if not isinstance(metric, str):
                 return metric
-            return PromptSimilarity(clip) if metric == PromptSimilarity.name else METRICS[metric](device)
+            return (
+                PromptSimilarity(clip)
+                if metric == PromptSimilarity.name
+                else METRICS[metric](device)
+            )
 
         self.metrics: list[Metric] = [built(metric) for metric in metrics]
         if strict and self.unavailable:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unavailable.items())
-            raise InputError(f"metrics without their weights (scoring.strict=false leaves them empty): {reasons}")
+            raise InputError(
+                f"metrics without their weights (scoring.strict=false leaves them empty): {reasons}"
+            )
 
     @property
     def unavailable(self) -> dict[str, str]:
@@ -282,8 +328,13 @@ class Scoring:
 
     @property
     def to_fetch(self) -> dict[str, list[WeightsFile]]:
-        """The weights' files that are not here, by the name of the metric that wants them; nothing is fetched."""
-        wanted = {m.name: [file for file in m.weights_files if not file.path.is_file()] for m in self.metrics}
+        """The weights' files that are not here, by the name of the metric that wants them; nothing
+        is fetched.
+        """
+        wanted = {
+            m.name: [file for file in m.weights_files if not file.path.is_file()]
+            for m in self.metrics
+        }
         return {name: files for name, files in wanted.items() if files}
 
     def of_what_is_here(self) -> "Scoring":
@@ -292,23 +343,35 @@ class Scoring:
         return Scoring([metric for metric in self.metrics if metric.name not in to_fetch])
 
     def score(
-        self, x_hat: Tensor | str | Path, x: Tensor | str | Path | None = None, prompt: str | None = None
+        self,
+        x_hat: Tensor | str | Path,
+        x: Tensor | str | Path | None = None,
+        prompt: str | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Scores of one image against its ground truth x (or none) and its prompt (or none), by metric name.
+        """Scores of one image against its ground truth x (or none) and its prompt (or none), by
+        metric name.
 
-        x_hat, x: (3, H, W) in [-1, 1], or image files. Tensors are rounded to 8 bits first, so an image scores the same
-        before and after it is saved. Each entry has value (None where there is none), direction and version, and reason
-        where value is None: no weights, no ground truth or prompt, too small, or not finite, such as PSNR of equal images,
-        which is infinite and has no place in a JSON record. Raises ValueError on NaN pixels and unequal shapes.
+        x_hat, x: (3, H, W) in [-1, 1], or image files. Tensors are rounded to 8 bits first, so an
+            image scores the same
+        before and after it is saved. Each entry has value (None where there is none), direction and
+        version, and reason where value is None: no weights, no ground truth or prompt, too small,
+        or not finite, such as PSNR of equal images, which is infinite and has no place in a JSON
+        record. Raises ValueError on NaN pixels and unequal shapes.
         """
         x_hat = as_saved(x_hat)
         x = None if x is None else as_saved(x)
         return {metric.name: score_one(metric, x_hat, x, prompt) for metric in self.metrics}
 
 
-def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | None = None) -> dict[str, Any]:
+def score_one(
+    metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | None = None
+) -> dict[str, Any]:
     """One entry of `Scoring.score`, for images (1, 3, H, W) in [0, 1]."""
-    entry: dict[str, Any] = {"value": None, "direction": metric.direction, "version": metric.version}
+    entry: dict[str, Any] = {
+        "value": None,
+        "direction": metric.direction,
+        "version": metric.version,
+    }
     if metric.needs_reference and x is None:
         return entry | {"reason": "needs the ground truth, and there is none"}
     if metric.needs_prompt and prompt is None:
@@ -325,15 +388,21 @@ def score_one(metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | Non
     if not math.isfinite(value):
         equal = math.isinf(value) and x is not None and torch.equal(x_hat, x)
         return entry | {
-            "reason": f"it is {value}: " + ("the images are equal" if equal else "undefined for this image")
+            "reason": f"it is {value}: "
+            + ("the images are equal" if equal else "undefined for this image")
         }
     return entry | {"value": value}
 
 
 def as_saved(x: Tensor | str | Path) -> Tensor:
-    """An image as its 8-bit file holds it: (1, 3, H, W) float32, k / 255. x: (3, H, W) in [-1, 1], or an image file."""
+    """An image as its 8-bit file holds it:
+
+    (1, 3, H, W) float32, k / 255. x: (3, H, W) in [-1, 1], or an image file.
+    """
     if not isinstance(x, Tensor):
         x = read_image(x)
     if not torch.isfinite(x).all():
-        raise ValueError("an image to be scored has NaN or Inf: it is a failed restoration, not a result")
+        raise ValueError(
+            "an image to be scored has NaN or Inf: it is a failed restoration, not a result"
+        )
     return torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None].float() / 255

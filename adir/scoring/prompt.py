@@ -12,12 +12,14 @@ from adir.weights.registry import WeightsFile
 
 
 class PromptSimilarity:
-    """Cosine of the angle between the vectors of image and prompt (Radford et al., 2021), -1 to 1, higher is better.
+    """Cosine of the angle between the vectors of image and prompt (Radford et al., 2021), -1 to 1,
+    higher is better.
 
-    In practice about 0.15 to 0.4, and comparable between images of one prompt and encoder only. CLIPScore (Hessel et al.,
-    2021) is 2.5 times it.
+    In practice about 0.15 to 0.4, and comparable between images of one prompt and encoder only.
+    CLIPScore (Hessel et al., 2021) is 2.5 times it.
 
-    encoder: builds the encoder, when it is first asked for, so that missing weights leave the score empty and stop nothing.
+    encoder: builds the encoder, when it is first asked for, so that missing weights leave the score
+        empty and stop nothing.
     """
 
     name = "clip-prompt"
@@ -52,7 +54,10 @@ class PromptSimilarity:
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 similarities of (B, 3, H, W) images in [0, 1] and one prompt. Raises InputError without either."""
+        """(B,) float64 similarities of (B, 3, H, W) images in [0, 1] and one prompt.
+
+        Raises InputError without either.
+        """
         require_unit(x_hat, self.name)
         reason = self.unavailable()
         if reason is not None or self._encoder is None:

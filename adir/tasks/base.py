@@ -12,8 +12,8 @@ from adir.tasks.operators import Operator, Shape
 class LinearOperator(Protocol):
     """A of y = A x + e for one image shape, as samplers and scores ask for it.
 
-    Algorithm 1 needs image_shape, norm, A and A_adjoint alone. `Operator` is one around a physics of deepinv or a module
-    like it, which the samplers of that library ask for besides.
+    Algorithm 1 needs image_shape, norm, A and A_adjoint alone. `Operator` is one around a physics
+    of deepinv or a module like it, which the samplers of that library ask for besides.
     """
 
     @property
@@ -46,19 +46,27 @@ class LinearOperator(Protocol):
 
 
 class Degradation(Protocol):
-    """What a task file names under `operator`: builds A for one image shape, and inverts the shapes."""
+    """What a task file names under `operator`: builds A for one image shape, and inverts the
+    shapes.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Of the class, with `name` and the parameters part of a cell's identity: raised when a change changes its result."""
+    """Of the class, with `name` and the parameters part of a cell's identity: raised when a change
+    changes its result.
+    """
     shift_invariant: ClassVar[bool]
-    """Whether A is the same wherever an image is cut: then large images can be restored in tiles."""
+    """Whether A is the same wherever an image is cut: then large images can be restored in tiles.
+    """
 
     def __call__(self, image_shape: Shape) -> Operator:
         """A for images (3, H, W). Raises InputError for shapes that it cannot take."""
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Shape (3, H, W) of the images whose y is (C, h, w). Raises InputError for a y that cannot be."""
+        """Shape (3, H, W) of the images whose y is (C, h, w).
+
+        Raises InputError for a y that cannot be.
+        """
 
 
 class TextEncoder(Protocol):
@@ -86,7 +94,10 @@ class Task(Protocol):
 
     @property
     def prompt(self) -> str | None:
-        """What is to be seen in the result. None for a task of restoration, and for an edit without its image."""
+        """What is to be seen in the result.
+
+        None for a task of restoration, and for an edit without its image.
+        """
 
     @property
     def shift_invariant(self) -> bool:
@@ -99,10 +110,16 @@ class Task(Protocol):
         """A for images of this shape. Raises InputError for shapes that it cannot take."""
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Shape (3, H, W) of the images whose y is (C, h, w). Raises InputError for a y that the task cannot have."""
+        """Shape (3, H, W) of the images whose y is (C, h, w).
+
+        Raises InputError for a y that the task cannot have.
+        """
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The y of an image x (3, H, W) in [-1, 1]: (C, h, w) float32 on the CPU, of 8-bit values."""
+        """The y of an image x (3, H, W) in [-1, 1]:
+
+        (C, h, w) float32 on the CPU, of 8-bit values.
+        """
 
     def read_y(self, path: str | Path) -> Tensor:
         """The y in an image file. Raises InputError for a file that cannot be a y of this task."""
@@ -114,11 +131,15 @@ class Task(Protocol):
         """y as an RGB image (3, h, w) in [-1, 1], for encoders, for adapting to y, and for the eye."""
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
-        """(1, D): the encoder's vector of what neighbours are looked for with, the image of y or a prompt."""
+        """(1, D): the encoder's vector of what neighbours are looked for with, the image of y or a
+        prompt.
+        """
 
 
 class EditImages(Protocol):
-    """What a task of edits asks of a test set (adir.data.base.Corpus); both are None in a set that is not one of edits."""
+    """What a task of edits asks of a test set (adir.data.base.Corpus); both are None in a set that
+    is not one of edits.
+    """
 
     name: str
 

@@ -1,4 +1,6 @@
-"""The folder where weights and converted networks are kept, and the hashes of large files, remembered there."""
+"""The folder where weights and converted networks are kept, and the hashes of large files,
+remembered there.
+"""
 
 import os
 import time
@@ -8,17 +10,24 @@ from adir.files import read_json, sha256_of_bytes, sha256_of_file, write_json
 
 
 def cache_dir() -> Path:
-    """Where weights and converted networks are kept: ADIR_CACHE, else adir in XDG_CACHE_HOME or ~/.cache."""
+    """Where weights and converted networks are kept:
+
+    ADIR_CACHE, else adir in XDG_CACHE_HOME or ~/.cache.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adir"
     return Path(os.environ.get("ADIR_CACHE") or default).expanduser().absolute()
 
 
 SMALL = 64 << 20  # bytes; below, hashing takes less than remembering is worth
-SETTLED_SECONDS = 2.0  # file systems' clocks are that coarse: a file changed since could look unchanged
+SETTLED_SECONDS = (
+    2.0  # file systems' clocks are that coarse: a file changed since could look unchanged
+)
 
 
 def known_sha256(path: Path) -> str:
-    """SHA-256 of a file, from the cache where the file is the one that was hashed: same path, inode, size and times."""
+    """SHA-256 of a file, from the cache where the file is the one that was hashed: same path,
+    inode, size and times.
+    """
     if path.stat().st_size < SMALL:
         return sha256_of_file(path)
     note, stamp = note_of(path), stamp_of(path)
@@ -35,7 +44,9 @@ def known_sha256(path: Path) -> str:
 
 
 def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
-    """Note the hash of a large file that has not changed for a while; or of our own, which nobody else knows yet."""
+    """Note the hash of a large file that has not changed for a while; or of our own, which nobody
+    else knows yet.
+    """
     stamp = stamp_of(path)
     settled = own or time.time() - stamp["changed_ns"] / 1e9 >= SETTLED_SECONDS
     if path.stat().st_size < SMALL or not settled:
@@ -47,7 +58,10 @@ def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
 
 
 def stamp_of(path: Path) -> dict[str, int]:
-    """What changes when a file does. The time of the last change of any kind cannot be set back as mtime can."""
+    """What changes when a file does.
+
+    The time of the last change of any kind cannot be set back as mtime can.
+    """
     stat = path.stat()
     return {
         "size": stat.st_size,

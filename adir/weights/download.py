@@ -36,20 +36,26 @@ def fetch(
     size: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Download the file with this SHA-256 (or prefix of one) to `target`, from the first mirror that has it.
+    """Download the file with this SHA-256 (or prefix of one) to `target`, from the first mirror
+    that has it.
 
-    An interrupted download stays in `target`.part, and a later call resumes it from any mirror. A file with a wrong hash is
-    renamed to *.corrupt-*, and the next mirror is tried.
+    An interrupted download stays in `target`.part, and a later call resumes it from any mirror. A
+    file with a wrong hash is renamed to *.corrupt-*, and the next mirror is tried.
 
     Raises:
-        InputError: all mirrors fail, another process is downloading the same file, or the disk is too small.
+        InputError: all mirrors fail, another process is downloading the same file, or the disk is
+            too small.
         OSError: of the file system.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     reasons = []
     for url in map(address_of, mirrors):
-        print(f"fetching {target.name} from {urllib.parse.urlsplit(url).netloc}", file=sys.stderr, flush=True)
+        print(
+            f"fetching {target.name} from {urllib.parse.urlsplit(url).netloc}",
+            file=sys.stderr,
+            flush=True,
+        )
         with opened_alone(part) as file:
             reason = fetch_from(url, file, part, sha256, size, progress)
             if reason is None:
@@ -59,9 +65,14 @@ def fetch(
     kept = part.stat().st_size if part.exists() else 0
     if not kept:
         part.unlink(missing_ok=True)
-    going_on = f"; the {megabytes(kept)} that came are kept, and the same command resumes there" if kept else ""
+    going_on = (
+        f"; the {megabytes(kept)} that came are kept, and the same command resumes there"
+        if kept
+        else ""
+    )
     raise InputError(
-        f"{target.name} could not be fetched: {'; '.join(reasons) or 'it has no mirror'}{going_on}; or put the file into "
+        f"{target.name} could not be fetched: "
+        f"{'; '.join(reasons) or 'it has no mirror'}{going_on}; or put the file into "
         f"{target.parent} by hand"
     )
 
@@ -93,8 +104,13 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     return answer
 
 
-def fetch_from(url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress) -> str | None:
-    """Complete the open .part file from one mirror. Returns None if its hash is right, else the reason."""
+def fetch_from(
+    url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress
+) -> str | None:
+    """Complete the open .part file from one mirror.
+
+    Returns None if its hash is right, else the reason.
+    """
     reason = ""
     for attempt in range(ATTEMPTS):
         have = file.seek(0, os.SEEK_END)
@@ -102,7 +118,9 @@ def fetch_from(url: str, file: BinaryIO, part: Path, sha256: str, size: int | No
             stream(url, file, size, progress)
         except (OSError, http.client.HTTPException) as error:
             reason = reason_of(error)
-            if have and getattr(error, "code", None) == 416:  # no such range: another file, or a complete one
+            if (
+                have and getattr(error, "code", None) == 416
+            ):  # no such range: another file, or a complete one
                 file.truncate(0)
                 continue
             if file.seek(0, os.SEEK_END) <= have:
@@ -124,7 +142,10 @@ def fetch_from(url: str, file: BinaryIO, part: Path, sha256: str, size: int | No
 
 
 def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> None:
-    """Download the rest of `file`. Raises OSError or HTTPException if the connection fails or breaks."""
+    """Download the rest of `file`.
+
+    Raises OSError or HTTPException if the connection fails or breaks.
+    """
     have = file.seek(0, os.SEEK_END)
     if size is not None and have > size:
         have = file.truncate(0)
@@ -155,7 +176,9 @@ def opened_alone(part: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{part}: another process is fetching this file: wait for it") from error
+            raise InputError(
+                f"{part}: another process is fetching this file: wait for it"
+            ) from error
         yield file
 
 
@@ -169,7 +192,10 @@ def require_room(folder: Path, size: int) -> None:
     """Raise InputError if the disk of `folder` has less than `size` bytes left."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise InputError(f"{folder}: {megabytes(size)} more are needed and {megabytes(free)} are free: make room there")
+        raise InputError(
+            f"{folder}: {megabytes(size)} more are needed and {megabytes(free)} are free: make "
+            "room there"
+        )
 
 
 def reason_of(error: Exception) -> str:

@@ -1,10 +1,12 @@
-"""ADIR's deterministic step of second order beside the one of first order: on a Gaussian prior, and on the 12 fields.
+"""ADIR's deterministic step of second order beside the one of first order: on a Gaussian prior, and
+on the 12 fields.
 
     adir run -m experiment=fast
     python benchmarks/quality/adir_fast.py runs/fast --out results/speed/adir_fast.md
 
-The first table runs both samplers on the ideal denoiser of the prior in gaussian_prior.py, where the exact result of the
-unguided step is known; guided, they are compared with 1000 steps of first order. The second table is of the records alone.
+The first table runs both samplers on the ideal denoiser of the prior in gaussian_prior.py, where
+the exact result of the unguided step is known; guided, they are compared with 1000 steps of first
+order. The second table is of the records alone.
 """
 
 import argparse
@@ -65,14 +67,21 @@ def rms(x: Tensor) -> float:
 
 
 def gaussian_rows() -> list[str]:
-    """Root mean square distances, in units of [-1, 1]: unguided from the probability flow, guided from 1000 steps."""
+    """Root mean square distances, in units of [-1, 1]: unguided from the probability flow, guided
+    from 1000 steps.
+    """
     S = smooth_prior()
     backbone = IdealDenoiser(S)
     seeds = range(N_DRAWS)
-    draws = (torch.randn(1, 1, SIDE, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in seeds)
+    draws = (
+        torch.randn(1, 1, SIDE, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+        for i in seeds
+    )
     x_T = torch.stack(list(draws))
     sr4, deblur = Row(row_operator(SuperResolution(4))), Row(row_operator(BoxBlur(5)))
-    x = torch.randn(N_DRAWS, SIDE, generator=torch.Generator().manual_seed(N_DRAWS), dtype=torch.float64)
+    x = torch.randn(
+        N_DRAWS, SIDE, generator=torch.Generator().manual_seed(N_DRAWS), dtype=torch.float64
+    )
     x = (x @ torch.linalg.cholesky(S).T)[:, None, None]
 
     def run(cls: type[ADIR], operator: Row, s: float, n: int) -> Tensor:
@@ -93,7 +102,10 @@ def gaussian_rows() -> list[str]:
     for name, made, right in problems:
         for order, cls in ((1, ADIR), (2, FastADIR)):
             errors = [rms(made(cls, n) - right) for n in (*COUNTS, 112, 334, 1000)]
-            rows.append(f"| {name} | {order} | {' | '.join('–' if e == 0 else f'{e:.5f}' for e in errors)} |")
+            rows.append(
+                f"| {name} | {order} | "
+                f"{' | '.join('–' if e == 0 else f'{e:.5f}' for e in errors)} |"
+            )
     return rows
 
 
@@ -101,25 +113,36 @@ Scores = dict[tuple[str, str, int], dict[str, Record]]
 
 
 def read(results: Path) -> Scores:
-    """{(task, sampler, evaluations): {image: record}} of the cells that are whole. InputError for a failed or damaged record,
-    and where no cell is whole."""
+    """{(task, sampler, evaluations):
+
+    {image: record}} of the cells that are whole. InputError for a failed or damaged record, and
+    where no cell is whole.
+    """
     found: Scores = defaultdict(dict)
     for record in all_records(results):
         if isinstance(record, DamagedFile):
             raise InputError(str(record))
         if record.status != "done" or record.sampler is None:
-            raise InputError(f"{results}: {record.axes} is not done on {record.image.id}: {record.error}")
-        found[record.axes.task, record.axes.sampler, record.sampler.network_evaluations][record.image.id] = record
+            raise InputError(
+                f"{results}: {record.axes} is not done on {record.image.id}: {record.error}"
+            )
+        found[record.axes.task, record.axes.sampler, record.sampler.network_evaluations][
+            record.image.id
+        ] = record
     whole = {cell: images for cell, images in found.items() if len(images) == N_FIELDS}
     if not whole:
         raise InputError(f"{results} has no whole cell: run experiment=fast again")
     return whole
 
 
-def difference(scores: Scores, a: tuple[str, str, int], b: tuple[str, str, int], metric: str) -> PairedDifference:
+def difference(
+    scores: Scores, a: tuple[str, str, int], b: tuple[str, str, int], metric: str
+) -> PairedDifference:
     """a - b over the images, fields of one photograph averaged."""
     clusters = {image: record.image.cluster or image for image, record in scores[a].items()}
-    values = [{image: record.value(metric) for image, record in scores[cell].items()} for cell in (a, b)]
+    values = [
+        {image: record.value(metric) for image, record in scores[cell].items()} for cell in (a, b)
+    ]
     found = paired_difference(values[0], values[1], clusters)
     if found is None:
         raise InputError(f"no image has {metric} in both {a} and {b}")
@@ -136,10 +159,17 @@ def field_rows(scores: Scores) -> list[str]:
                 rows.append(f"| {task} | {n_first} | {n} | not run yet | | | | |")
                 continue
             psnr, deep = difference(scores, a, b, "psnr"), difference(scores, a, b, "deep-lite0")
-            inside = psnr.low is not None and psnr.high is not None and -MARGIN <= psnr.low <= psnr.high <= MARGIN
+            inside = (
+                psnr.low is not None
+                and psnr.high is not None
+                and -MARGIN <= psnr.low <= psnr.high <= MARGIN
+            )
             means = f"{psnr.reference:.2f} | {psnr.reference + psnr.mean:.2f}"
             verdict = "yes" if inside else "no"
-            rows.append(f"| {task} | {n_first} | {n} | {means} | {shown(psnr, 2)} | {verdict} | {shown(deep, 3)} |")
+            rows.append(
+                f"| {task} | {n_first} | {n} | {means} | {shown(psnr, 2)} | {verdict} | "
+                f"{shown(deep, 3)} |"
+            )
     return rows
 
 
@@ -147,7 +177,10 @@ def shown(difference: PairedDifference, digits: int) -> str:
     """`+0.12 [+0.03, +0.20]`."""
     if difference.low is None or difference.high is None:
         return f"{difference.mean:+.{digits}f}"
-    return f"{difference.mean:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    return (
+        f"{difference.mean:+.{digits}f} [{difference.low:+.{digits}f}, "
+        f"{difference.high:+.{digits}f}]"
+    )
 
 
 def fields(results: Path | None) -> str:
@@ -192,14 +225,19 @@ first order falls by 3, one of second order by 9. Guidance itself is of first or
 {fields(results)}
 
 {date.today().isoformat()}; torch {torch.__version__}. Command: `{command}`
-"""  # noqa: E501 (a row of a Markdown table is one line)
+"""
 
 
 def main() -> None:
     """Compute, print, and write the report when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "results", type=Path, nargs="?", help="folder of experiment=fast; the Gaussian prior alone without"
+        "results",
+        type=Path,
+        nargs="?",
+        help="folder of experiment=fast; the Gaussian prior alone without",
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

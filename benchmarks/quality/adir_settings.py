@@ -1,15 +1,18 @@
-"""ADIR's settings on the embedded prior: how much noise (eta), guidance (s) and how many steps serve, on images for tuning.
+"""ADIR's settings on the embedded prior: how much noise (eta), guidance (s) and how many steps
+serve, on images for tuning.
 
     python benchmarks/quality/adir_settings.py run FOLDER task=sr4 sampler.eta=0,0.5,1 sampler.guidance_scale=100,1000
     python benchmarks/quality/adir_settings.py run FOLDER task=sr4 sampler=ddrm,bicubic sampler.n_steps=20
     python benchmarks/quality/adir_settings.py table FOLDER --shown ddrm@20 "adir s=100@50" --png rows.png
 
-`run` restores the tuning images with every combination of the comma-separated values, any mode of adaptation included
-(adaptation=knn k=20), and appends a line to FOLDER/scores.jsonl for each image; lines that are there are not made again.
-`table` prints the table and draws the rows named. results/embedded/adir_settings.md was made with it.
+`run` restores the tuning images with every combination of the comma-separated values, any mode of
+adaptation included (adaptation=knn k=20), and appends a line to FOLDER/scores.jsonl for each image;
+lines that are there are not made again. `table` prints the table and draws the rows named.
+results/embedded/adir_settings.md was made with it.
 
-The tuning images are fields of the embedded corpus, one of each of six photographs, drawn by a seed: no table uses them.
-Modes that look for neighbours see the corpus without the fields that share a pixel with a tuning image.
+The tuning images are fields of the embedded corpus, one of each of six photographs, drawn by a
+seed: no table uses them. Modes that look for neighbours see the corpus without the fields that
+share a pixel with a tuning image.
 """
 
 import argparse
@@ -51,24 +54,33 @@ SHOWN = ("psnr", "deep_lite0", "residual")
 
 @cache
 def tuning_fields() -> tuple[Field, ...]:
-    """One corpus field of each of N_IMAGES photographs, both drawn by SEED, in the order of the draw.
+    """One corpus field of each of N_IMAGES photographs, both drawn by SEED, in the order of the
+    draw.
 
     None on ground of a test field of data=domains.
     """
     draw = random.Random(SEED)
     photographs = draw.sample(sorted({field.photograph for field in corpus_fields()}), N_IMAGES)
-    drawn = [draw.choice([f for f in corpus_fields() if f.photograph == name]) for name in photographs]
-    return tuple(field for field in drawn if not any(overlap(field, test) for test in domains.test_fields()))
+    drawn = [
+        draw.choice([f for f in corpus_fields() if f.photograph == name]) for name in photographs
+    ]
+    return tuple(
+        field for field in drawn if not any(overlap(field, test) for test in domains.test_fields())
+    )
 
 
 def tuning_corpus() -> Part:
     """The embedded corpus without the fields that share a pixel with a tuning image."""
-    kept = [f.id for f in corpus_fields() if not any(overlap(f, tuning) for tuning in tuning_fields())]
+    kept = [
+        f.id for f in corpus_fields() if not any(overlap(f, tuning) for tuning in tuning_fields())
+    ]
     return Part(EmbeddedCorpus(), kept)
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
-    """Every combination of the comma-separated values of KEY=VALUE,VALUE words, the last key changing fastest."""
+    """Every combination of the comma-separated values of KEY=VALUE,VALUE words, the last key
+    changing fastest.
+    """
     keys, values = zip(*(word.split("=", 1) for word in overrides), strict=True)
     return [
         [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
@@ -77,7 +89,9 @@ def combinations(overrides: list[str]) -> list[list[str]]:
 
 
 def run(folder: Path, overrides: list[str], images: list[int]) -> None:
-    """Restore and score the tuning images of these numbers with each combination, image after image."""
+    """Restore and score the tuning images of these numbers with each combination, image after
+    image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     scores = folder / "scores.jsonl"
     done = {(line["cell"], line["image"]) for line in read_scores(folder)}
@@ -97,7 +111,8 @@ def run(folder: Path, overrides: list[str], images: list[int]) -> None:
         with scores.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(
-            f"{' '.join(words)} {field.id}: {line['psnr']:.2f} dB, deep-lite0 {line['deep_lite0']:.2f}, "
+            f"{' '.join(words)} {field.id}: {line['psnr']:.2f} dB, deep-lite0 "
+            f"{line['deep_lite0']:.2f}, "
             f"residual {line['residual']:.2f}, {line['seconds']:.0f} s",
             flush=True,
         )
@@ -111,7 +126,9 @@ def restore(cell: Cell, image_id: str, x: Tensor, folder: Path) -> dict[str, Any
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress=False)
     started = time.perf_counter()
     with in_place(cell, adapter):
-        result = cell.sampler.restore(cell.backbone, operator, y[None], [generator(cell.seed, image_id, "sampler")])
+        result = cell.sampler.restore(
+            cell.backbone, operator, y[None], [generator(cell.seed, image_id, "sampler")]
+        )
     seconds = time.perf_counter() - started
     file = Path("images") / f"{image_id}-{cell.identity.sha256[:16]}.png".replace("/", "_")
     line: dict[str, Any] = {"cell": cell.identity.sha256, "image": image_id, "task": cell.task.name}
@@ -120,7 +137,11 @@ def restore(cell: Cell, image_id: str, x: Tensor, folder: Path) -> dict[str, Any
         "k": cell.k,
         "sampler": cell.identity.configuration["sampler"],
     }
-    line |= {"evaluations": result.network_evaluations, "seconds": round(seconds, 1), "error": result.errors[0]}
+    line |= {
+        "evaluations": result.network_evaluations,
+        "seconds": round(seconds, 1),
+        "error": result.errors[0],
+    }
     if result.errors[0] is not None:
         return line | dict.fromkeys(SHOWN, float("nan"))
     (folder / "images").mkdir(exist_ok=True)
@@ -156,18 +177,26 @@ def label(line: dict[str, Any]) -> str:
     words = [sampler["name"]]
     if "guidance_scale" in sampler:
         words.append(f"s={sampler['guidance_scale']:g}")
-    if sampler["name"].startswith("adir"):  # those of other samplers, such as DDRM's eta, mean something else
+    if sampler["name"].startswith(
+        "adir"
+    ):  # those of other samplers, such as DDRM's eta, mean something else
         changed = [key for key, usual in SETTINGS.items() if sampler.get(key, usual) != usual]
         words += [f"{key}={str(sampler[key]).lower()}" for key in changed]
-    return " ".join(words + ([f"{line['adaptation']} k={line['k']}"] if line["adaptation"] != "none" else []))
+    return " ".join(
+        words + ([f"{line['adaptation']} k={line['k']}"] if line["adaptation"] != "none" else [])
+    )
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each setting, a column for each tuning image, in each PSNR, deep-lite0 and residual."""
+    """Markdown: a row for each setting, a column for each tuning image, in each PSNR, deep-lite0
+    and residual.
+    """
     order = [field.id for field in tuning_fields()]
     images = sorted({line["image"] for line in lines}, key=order.index)
     rows: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
-    for line in sorted(lines, key=lambda one: (one["task"], label(one).split()[0], one["evaluations"], label(one))):
+    for line in sorted(
+        lines, key=lambda one: (one["task"], label(one).split()[0], one["evaluations"], label(one))
+    ):
         rows.setdefault((line["task"], line["evaluations"], label(line)), {})[line["image"]] = line
     text = [
         f"| task | sampler | evaluations | {' | '.join(images)} | mean |",
@@ -187,11 +216,16 @@ def scores(line: dict[str, Any]) -> str:
 
 
 def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path) -> None:
-    """A row per task and tuning image that three or more have: the ground truth, then the restoration by each of the `shown`.
+    """A row per task and tuning image that three or more have: the ground truth, then the
+    restoration by each of the `shown`.
 
     shown: labels followed by @ and the number of evaluations, as in `ddrm@20`.
     """
-    found = Counter((line["task"], line["image"]) for line in lines if f"{label(line)}@{line['evaluations']}" in shown)
+    found = Counter(
+        (line["task"], line["image"])
+        for line in lines
+        if f"{label(line)}@{line['evaluations']}" in shown
+    )
     pairs = sorted(pair for pair, count in found.items() if count > 2)
     figure, grid = plt.subplots(
         len(pairs),
@@ -217,7 +251,9 @@ def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path
 
 
 class Listening:
-    """A backbone that notes, at each call, how much noise x_t has where A is blind, in units of what it is told."""
+    """A backbone that notes, at each call, how much noise x_t has where A is blind, in units of
+    what it is told.
+    """
 
     def __init__(self, backbone: Any, operator: Any, x: Tensor):
         self.backbone, self.operator, self.x = backbone, operator, x
@@ -235,9 +271,11 @@ class Listening:
 
 
 def noise(overrides: list[str], number: int) -> list[tuple[int, float]]:
-    """Return (t, noise of x_t over what the network is told) at each step of one tuning image's restoration.
+    """Return (t, noise of x_t over what the network is told) at each step of one tuning image's
+    restoration.
 
-    Where A is blind (15 of 16 dimensions for sr4). 1 is right; the last steps also hold what the restoration gets wrong.
+    Where A is blind (15 of 16 dimensions for sr4). 1 is right; the last steps also hold what the
+    restoration gets wrong.
     """
     cell = resolve_cell(compose(overrides))
     field = tuning_fields()[number]
@@ -250,23 +288,33 @@ def noise(overrides: list[str], number: int) -> list[tuple[int, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     runs = actions.add_parser("run")
     runs.add_argument("folder", type=Path)
     runs.add_argument("overrides", nargs="+", metavar="KEY=VALUE,VALUE")
     every = list(range(len(tuning_fields())))
-    runs.add_argument("--images", type=int, nargs="+", default=every, help="numbers of tuning images")
+    runs.add_argument(
+        "--images", type=int, nargs="+", default=every, help="numbers of tuning images"
+    )
     tables = actions.add_parser("table", help="print the table, and draw the rows named")
     tables.add_argument("folder", type=Path)
-    tables.add_argument("--shown", nargs="+", default=[], metavar="ROW@EVALUATIONS", help="such as ddrm@20")
+    tables.add_argument(
+        "--shown", nargs="+", default=[], metavar="ROW@EVALUATIONS", help="such as ddrm@20"
+    )
     tables.add_argument("--png", type=Path, help="where to draw them")
-    noises = actions.add_parser("noise", help="how much noise x_t has at each step, over what the network is told")
+    noises = actions.add_parser(
+        "noise", help="how much noise x_t has at each step, over what the network is told"
+    )
     noises.add_argument("overrides", nargs="+", metavar="KEY=VALUE")
     noises.add_argument("--image", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.action == "noise":
-        print(" ".join(f"{t}:{level:.2f}" for t, level in noise(arguments.overrides, arguments.image)))
+        print(
+            " ".join(f"{t}:{level:.2f}" for t, level in noise(arguments.overrides, arguments.image))
+        )
         return
     if arguments.action == "run":
         run(arguments.folder, arguments.overrides, arguments.images)

@@ -1,4 +1,5 @@
-"""What a smaller share of the update would have done: the denoiser's error on the ground truth with alpha capped.
+"""What a smaller share of the update would have done: the denoiser's error on the ground truth with
+alpha capped.
 
     python benchmarks/quality/alpha_cap.py FOLDER --data domains
 
@@ -26,14 +27,18 @@ CAPS = (0.25, 0.5, 0.75)
 
 
 def main() -> None:
-    """Print a row for each task and mode: mean changes of the error in percent, without a cap and with each."""
+    """Print a row for each task and mode: mean changes of the error in percent, without a cap and
+    with each.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", required=True, help="the data set of the grid")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cell = resolve_cell(compose([f"data={options.data}"]))
-    changes: dict[tuple[str, str], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    changes: dict[tuple[str, str], dict[str, list[list[float]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for path in sorted(options.folder.glob("cells/*/*/*/records/*.json")):
         record = json.loads(path.read_text())
         if record["adapter"] is None or not record["oracle"] or record["axes"]["adapter"] != "full":
@@ -41,17 +46,28 @@ def main() -> None:
         cluster = record["image"].get("cluster") or record["image"]["id"]
         key = record["axes"]["task"], record["axes"]["adaptation"]
         changes[key][cluster].append(changes_of(cell, record, options.folder))
-    print(f"| task | mode | images | accepted | as it is | {' | '.join(f'at most {cap:g}' for cap in CAPS)} |")
+    print(
+        "| task | mode | images | accepted | as it is | "
+        f"{' | '.join(f'at most {cap:g}' for cap in CAPS)} |"
+    )
     print("|---|---|---|---|---|" + "---|" * len(CAPS))
     for (task, mode), clusters in sorted(changes.items()):
         rows = [row for cluster in clusters.values() for row in cluster]
-        means = [mean(mean(row[i] for row in cluster) for cluster in clusters.values()) for i in range(1 + len(CAPS))]
+        means = [
+            mean(mean(row[i] for row in cluster) for cluster in clusters.values())
+            for i in range(1 + len(CAPS))
+        ]
         accepted = sum(row[0] != 0 for row in rows)
-        print(f"| {task} | {mode} | {len(rows)} | {accepted} | {' | '.join(f'{value:+.2f}' for value in means)} |")
+        print(
+            f"| {task} | {mode} | {len(rows)} | {accepted} | "
+            f"{' | '.join(f'{value:+.2f}' for value in means)} |"
+        )
 
 
 def changes_of(cell: Cell, record: dict, folder: Path) -> list[float]:
-    """Return the change in percent with the alpha of the record, and with that capped at each of CAPS."""
+    """Return the change in percent with the alpha of the record, and with that capped at each of
+    CAPS.
+    """
     errors = tuple(OracleError(**error) for error in record["oracle"])
     found = [oracle_eps_change(errors)]
     alpha = record["adapter"]["held_out"]["alpha"]
@@ -68,7 +84,9 @@ def changes_of(cell: Cell, record: dict, folder: Path) -> list[float]:
         with adapted(cell.backbone.network, Full(), scaled[cap]):
             tuned = eps_errors(cell, cell.data.image(record["image"]["id"]))
         found.append(
-            oracle_eps_change(tuple(OracleError(t=e.t, untuned=e.untuned, adapted=tuned[e.t]) for e in errors))
+            oracle_eps_change(
+                tuple(OracleError(t=e.t, untuned=e.untuned, adapted=tuned[e.t]) for e in errors)
+            )
         )
     return found
 

@@ -5,9 +5,10 @@
     adir run -m experiment=baselines_direct
     python benchmarks/quality/baselines.py runs/baselines --out results/embedded
 
-It reads the records alone, and writes baselines.md (table), baselines.png (curves) and baselines_images.png (the images of
-one field). Seconds are those of the sampler, per image, on the machine that ran the grid. Where that one was busy, the same
-grids with `data.only=[ONE] results=TIMINGS hydra/launcher=basic` on an idle one, and then `--timings TIMINGS`.
+It reads the records alone, and writes baselines.md (table), baselines.png (curves) and
+baselines_images.png (the images of one field). Seconds are those of the sampler, per image, on the
+machine that ran the grid. Where that one was busy, the same grids with `data.only=[ONE]
+results=TIMINGS hydra/launcher=basic` on an idle one, and then `--timings TIMINGS`.
 """
 
 import argparse
@@ -99,7 +100,10 @@ class Cell:
 
 
 def read_cells(results: Path, timings: Path | None) -> list[Cell]:
-    """The finished cells of a results folder. InputError where it has none, or cells of unlike sets of images."""
+    """The finished cells of a results folder.
+
+    InputError where it has none, or cells of unlike sets of images.
+    """
     timed: dict[str, list[Record]] = defaultdict(list)
     for record in all_records(timings) if timings is not None else ():
         if not isinstance(record, DamagedFile):
@@ -109,13 +113,17 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
         if isinstance(record, DamagedFile):
             raise InputError(str(record))
         if record.status != "done":
-            raise InputError(f"{results}: {record.axes} failed on {record.image.id}: {record.error}")
+            raise InputError(
+                f"{results}: {record.axes} failed on {record.image.id}: {record.error}"
+            )
         by_cell[record.cell].append(record)
     if not by_cell:
         raise InputError(f"{results}: no records; run experiment=baselines first")
     images = {cell: {record.image.id for record in records} for cell, records in by_cell.items()}
     if len({frozenset(ids) for ids in images.values()}) > 1:
-        raise InputError(f"{results}: its cells have unlike sets of images; run the grids again to finish them")
+        raise InputError(
+            f"{results}: its cells have unlike sets of images; run the grids again to finish them"
+        )
     cells = []
     for records in by_cell.values():
         axes = records[0].axes
@@ -125,13 +133,18 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
             if r.sampler is not None
         }
         if len(counts) != 1:
-            raise InputError(f"{results}: images of {axes} took unlike numbers of steps and evaluations: {counts}")
+            raise InputError(
+                f"{results}: images of {axes} took unlike numbers of steps and evaluations: "
+                f"{counts}"
+            )
         own = records if timings is None else timed[records[0].cell]
         cells.append(Cell(axes.task, axes.sampler, axes.adaptation, *counts.pop(), records, own))
     rows = Counter((cell.task, cell.label, cell.n_steps) for cell in cells)
     twice = [row for row, count in rows.items() if count > 1]
     if twice:
-        raise InputError(f"{results}: holds cells of unlike settings for {twice[0]}; use a folder for each")
+        raise InputError(
+            f"{results}: holds cells of unlike settings for {twice[0]}; use a folder for each"
+        )
     return sorted(cells, key=lambda c: (c.task, ORDER.index(c.sampler), c.mode, c.evaluations))
 
 
@@ -141,17 +154,27 @@ def table(cells: list[Cell]) -> str:
     n = len(cells[0].records)
     commits = sorted({str(record.commit)[:10] for cell in cells for record in cell.records})
     images = {len(cell.timed) for cell in cells}
-    seconds = "median per image" if images == {n} else f"of {max(images)} image(s), timed apart from the study"
+    seconds = (
+        "median per image"
+        if images == {n}
+        else f"of {max(images)} image(s), timed apart from the study"
+    )
     lines = [
         "# ADIR's sampler beside the baselines, embedded prior",
         "",
-        f"{n} images, one seed; mean ± standard error over images. Made by `benchmarks/quality/baselines.py` from grids of "
-        f"commit {', '.join(commits)}, torch {first.versions['torch']}, deepinv {first.versions['deepinv']}, "
-        f"{first.threads} thread(s) a process. Settings: tuned by one rule (tuning.md), those of `adir` the paper's. "
-        f"Seconds: {seconds}, sampling alone. Evaluations of the network without + with a backpropagation through it, "
-        "which costs about two more. residual: rms(A x̂ − y) in grey levels; the noise of deblur is 10.",
+        f"{n} images, one seed; mean ± standard error over images. Made by "
+        "`benchmarks/quality/baselines.py` from grids of "
+        f"commit {', '.join(commits)}, torch {first.versions['torch']}, deepinv "
+        f"{first.versions['deepinv']}, "
+        f"{first.threads} thread(s) a process. Settings: tuned by one rule (tuning.md), those "
+        "of `adir` the paper's. "
+        f"Seconds: {seconds}, sampling alone. Evaluations of the network without + with a "
+        "backpropagation through it, "
+        "which costs about two more. residual: rms(A x̂ − y) in grey levels; the noise of "
+        "deblur is 10.",
         "",
-        "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | FSIM ↑ | deep-lite0 ↓ | residual |",
+        "| task | sampler | evaluations | seconds | PSNR ↑ | SSIM ↑ | FSIM ↑ | deep-lite0 ↓ | "
+        "residual |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
@@ -164,9 +187,13 @@ def table(cells: list[Cell]) -> str:
 
 
 def draw_curves(cells: list[Cell], path: Path) -> None:
-    """A row per task: each metric against evaluations and against seconds; methods without a network are dotted lines."""
+    """A row per task: each metric against evaluations and against seconds; methods without a
+    network are dotted lines.
+    """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    figure, grid = plt.subplots(len(tasks), 4, figsize=(18, 4.2 * len(tasks)), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        len(tasks), 4, figsize=(18, 4.2 * len(tasks)), squeeze=False, layout="constrained"
+    )
     labels = list(dict.fromkeys(cell.label for cell in cells))
     colours = {label: plt.colormaps["tab20"](number % 20) for number, label in enumerate(labels)}
     for row, task in zip(grid, tasks, strict=True):
@@ -178,30 +205,52 @@ def draw_curves(cells: list[Cell], path: Path) -> None:
                 if cell.task == task and value is not None:
                     curves[cell.label].append((getattr(cell, cost), value))
             for label, points in curves.items():
-                if max(x for x, _ in points) < 1e-9 or label in ("bicubic", "adjoint", "pseudo_inverse"):
+                if max(x for x, _ in points) < 1e-9 or label in (
+                    "bicubic",
+                    "adjoint",
+                    "pseudo_inverse",
+                ):
                     axes.axhline(points[0][1], color=colours[label], linestyle=":", label=label)
                 else:
-                    axes.plot(*zip(*sorted(points), strict=True), "o-", color=colours[label], label=label, markersize=4)
+                    axes.plot(
+                        *zip(*sorted(points), strict=True),
+                        "o-",
+                        color=colours[label],
+                        label=label,
+                        markersize=4,
+                    )
             axes.set_xscale("log")
             measured = {cell.evaluations for cell in cells if cell.evaluations}
             axes.set_xticks(sorted(measured) if cost == "evaluations" else [2, 5, 10, 20, 50])
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_xlabel("network evaluations per image" if cost == "evaluations" else "seconds per image")
+            axes.set_xlabel(
+                "network evaluations per image" if cost == "evaluations" else "seconds per image"
+            )
             axes.set_ylabel(METRICS[metric])
             axes.set_title(task)
             axes.grid(alpha=0.3)
-    handles = {name: line for axes in grid[:, -1] for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        name: line
+        for axes in grid[:, -1]
+        for line, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     shown = [label for label in labels if label in handles]
     grid[0][-1].legend(
-        [handles[label] for label in shown], shown, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5)
+        [handles[label] for label in shown],
+        shown,
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) -> None:
-    """Two rows per task: y, the ground truth, and the restored image of each label at its most evaluations, with its PSNR."""
+    """Two rows per task: y, the ground truth, and the restored image of each label at its most
+    evaluations, with its PSNR.
+    """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     chosen: dict[str, dict[str, Record]] = {task: {} for task in tasks}
     for cell in cells:  # sorted by evaluations: the last one stays
@@ -209,7 +258,11 @@ def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) 
         chosen[cell.task][cell.label] = by_id[image if image is not None else min(by_id)]
     width = math.ceil((2 + max(map(len, chosen.values()))) / 2)
     figure, grid = plt.subplots(
-        2 * len(tasks), width, figsize=(1.9 * width, 4.6 * len(tasks)), squeeze=False, layout="constrained"
+        2 * len(tasks),
+        width,
+        figsize=(1.9 * width, 4.6 * len(tasks)),
+        squeeze=False,
+        layout="constrained",
     )
     for axes in grid.flat:
         axes.axis("off")
@@ -217,23 +270,34 @@ def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) 
         records = chosen[task]
         first = next(iter(records.values()))
         truth = Layout(results).image(str(first.image.sha256))
-        shown: dict[str, tuple[Path, float | None]] = {f"{task}: y": (results / str(first.y_file), None)}
+        shown: dict[str, tuple[Path, float | None]] = {
+            f"{task}: y": (results / str(first.y_file), None)
+        }
         if truth.is_file():
             shown["ground truth"] = (truth, None)
-        shown |= {label: (results / str(one.restored), one.value("psnr")) for label, one in records.items()}
+        shown |= {
+            label: (results / str(one.restored), one.value("psnr"))
+            for label, one in records.items()
+        }
         for axes, (label, (file, psnr)) in zip(rows, shown.items(), strict=False):
             with Image.open(file) as opened:
                 axes.imshow(np.asarray(opened.convert("RGB")), interpolation="nearest")
-            axes.set_title(label if psnr is None or math.isnan(psnr) else f"{label}\n{psnr:.1f} dB", fontsize=8)
+            axes.set_title(
+                label if psnr is None or math.isnan(psnr) else f"{label}\n{psnr:.1f} dB", fontsize=8
+            )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, default=Path("results/embedded"))
-    parser.add_argument("--timings", type=Path, help="results folder whose records give the seconds")
+    parser.add_argument(
+        "--timings", type=Path, help="results folder whose records give the seconds"
+    )
     parser.add_argument("--image", help="id of the image in the strip; default: the first by name")
     arguments = parser.parse_args()
     cells = read_cells(arguments.results, arguments.timings)

@@ -1,10 +1,11 @@
-"""Run the tests that docs/checks.md names, and print how far from what they compare with the results are.
+"""Run the tests that docs/checks.md names, and print how far from what they compare with the
+results are.
 
     python benchmarks/quality/checks.py
     python benchmarks/quality/checks.py tests/samplers/test_diffpir.py::test_a_step_is_that_of_azula
 
-A line per test: the largest absolute difference of two tensors that it compares, the largest value among them, and the numbers
-of its other comparisons as pytest shows them. Exit status: pytest's.
+A line per test: the largest absolute difference of two tensors that it compares, the largest value
+among them, and the numbers of its other comparisons as pytest shows them. Exit status: pytest's.
 """
 
 import re
@@ -85,7 +86,11 @@ class Differences:
     def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
         """An assert of two numbers, as `0.0012 < 0.02`."""
         shown = expl.splitlines()[0].strip()
-        if len(shown) < 200 and re.search(r" (<=?|>=?|==) ", shown) and re.search(r"\d\.\d|\de-", shown):
+        if (
+            len(shown) < 200
+            and re.search(r" (<=?|>=?|==) ", shown)
+            and re.search(r"\d\.\d|\de-", shown)
+        ):
             self.numbers[self.test].add(shown)
 
     def noting(self, compare: Callable[..., None]) -> Callable[..., None]:
@@ -94,7 +99,8 @@ class Differences:
         def noted(actual: Any, expected: Any, *arguments: Any, **options: Any) -> None:
             compare(actual, expected, *arguments, **options)
             a, b = (
-                np.asarray(value.detach() if isinstance(value, torch.Tensor) else value) for value in (actual, expected)
+                np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+                for value in (actual, expected)
             )
             before = self.tensors.get(self.test, (0.0, 0.0))
             found = (float(np.abs(a.astype(float) - b).max()), float(np.abs(b).max()))
@@ -108,12 +114,22 @@ def main() -> int:
     torch.testing.assert_close = noted.noting(torch.testing.assert_close)
     np.testing.assert_allclose = noted.noting(np.testing.assert_allclose)
     tests = sys.argv[1:] or [str(REPOSITORY / "tests" / name) for name in CHECKS]
-    words = ["-q", "-p", "no:cacheprovider", "-o", "enable_assertion_pass_hook=true", "--rootdir", str(REPOSITORY)]
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "enable_assertion_pass_hook=true",
+        "--rootdir",
+        str(REPOSITORY),
+    ]
     status = pytest.main([*words, *tests], plugins=[noted])
     for test in dict.fromkeys([*noted.tensors, *noted.numbers]):
         print(test)
         if test in noted.tensors:
-            print("    largest difference {:.2g}, largest value {:.3g}".format(*noted.tensors[test]))
+            print(
+                "    largest difference {:.2g}, largest value {:.3g}".format(*noted.tensors[test])
+            )
         for shown in sorted(noted.numbers[test]):
             print(f"    {shown}")
     return int(status)

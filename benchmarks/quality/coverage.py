@@ -1,10 +1,13 @@
-"""How often the leaderboard's intervals hold the true mean, how often its verdicts are false, and what they can show.
+"""How often the leaderboard's intervals hold the true mean, how often its verdicts are false, and
+what they can show.
 
 Values of images are few (3 to 50) and neither normal nor symmetric, so the 95 % interval of a mean
-(adir.harness.tables.statistics.mean_interval) and the 90 % interval of a difference, whose ends are the verdicts', were chosen
-by this. The rivals are vectorised over the samples; BCa is compared with scipy's on one sample before it is used.
+(adir.harness.tables.statistics.mean_interval) and the 90 % interval of a difference, whose ends are
+the verdicts', were chosen by this. The rivals are vectorised over the samples; BCa is compared with
+scipy's on one sample before it is used.
 
-Run: python benchmarks/quality/coverage.py [--samples 2000] [--out results/quality/coverage.md]; some five minutes on one core.
+Run: python benchmarks/quality/coverage.py [--samples 2000] [--out results/quality/coverage.md];
+    some five minutes on one core.
 """
 
 import argparse
@@ -40,7 +43,10 @@ POPULATIONS: dict[str, tuple[float, Callable[[np.random.Generator, tuple[int, in
     "normal": (0.0, lambda rng, shape: rng.normal(size=shape)),
     "gamma, shape 2": (2.0, lambda rng, shape: rng.gamma(2.0, size=shape)),
     "t, 3 degrees": (0.0, lambda rng, shape: rng.standard_t(3, size=shape)),
-    "difference of two gammas": (0.0, lambda rng, shape: rng.gamma(2.0, size=shape) - rng.gamma(2.0, size=shape)),
+    "difference of two gammas": (
+        0.0,
+        lambda rng, shape: rng.gamma(2.0, size=shape) - rng.gamma(2.0, size=shape),
+    ),
 }
 """name: (true mean, samples of a shape (n_samples, n))."""
 
@@ -59,13 +65,18 @@ GAINS: dict[str, tuple[float, Callable[[np.random.Generator, tuple[int, ...]], F
         lambda rng, shape: -1.0 * (rng.random(shape) < 0.4) * rng.exponential(size=shape),
     ),
 }
-"""name: (true mean, samples of a shape): gains of clusters. Zeros: images whose adaptation was not accepted."""
+"""name:
+
+(true mean, samples of a shape): gains of clusters. Zeros: images whose adaptation was not accepted.
+"""
 GAIN_SIZES = (6, 8, 12, 16, 46)
 ROWS = (1, 4, 10)
 
 
 def differences_90(x: Floats) -> Floats:
-    """(2, n_samples): the leaderboard's intervals of differences (n_samples, n); infinite where it gives none."""
+    """(2, n_samples): the leaderboard's intervals of differences (n_samples, n); infinite where it
+    gives none.
+    """
     return np.array([difference_interval(row) or (-math.inf, math.inf) for row in x]).T
 
 
@@ -94,7 +105,9 @@ METHODS_90: dict[str, Callable[[Floats], Floats]] = {
 
 
 def ours(x: Floats) -> Floats:
-    """(2, n_samples): the leaderboard's intervals of samples (n_samples, n); infinite where it gives none."""
+    """(2, n_samples): the leaderboard's intervals of samples (n_samples, n); infinite where it
+    gives none.
+    """
     return np.array([mean_interval(row) or (-math.inf, math.inf) for row in x]).T
 
 
@@ -106,7 +119,9 @@ def student(x: Floats) -> Floats:
 
 
 def bca(x: Floats) -> Floats:
-    """(2, n_samples): bias-corrected accelerated bootstrap (Efron, 1987), the same resamples for every sample."""
+    """(2, n_samples): bias-corrected accelerated bootstrap (Efron, 1987), the same resamples for
+    every sample.
+    """
     n = x.shape[1]
     means = np.sort(x @ resamples(n).T, axis=1)
     observed = x.mean(1, keepdims=True)
@@ -143,15 +158,23 @@ METHODS: dict[str, Callable[[Floats], Floats]] = {
 def require_scipys_bca() -> None:
     """Raise AssertionError unless `bca` is scipy's BCa, up to the resampling error."""
     x = np.random.default_rng(0).gamma(2.0, size=16)
-    peer = stats.bootstrap((x,), np.mean, n_resamples=50_000, method="BCa", rng=np.random.default_rng(1))
+    peer = stats.bootstrap(
+        (x,), np.mean, n_resamples=50_000, method="BCa", rng=np.random.default_rng(1)
+    )
     low, high = bca(x[None])[:, 0]
     width = peer.confidence_interval.high - peer.confidence_interval.low
     assert abs(low - peer.confidence_interval.low) < 0.03 * width, (low, peer.confidence_interval)
-    assert abs(high - peer.confidence_interval.high) < 0.03 * width, (high, peer.confidence_interval)
+    assert abs(high - peer.confidence_interval.high) < 0.03 * width, (
+        high,
+        peer.confidence_interval,
+    )
 
 
 def measure(n_samples: int) -> dict[tuple[str, int, str], tuple[float, float]]:
-    """(population, n, method): (share of the intervals that hold the true mean, their median width over Student's)."""
+    """(population, n, method):
+
+    (share of the intervals that hold the true mean, their median width over Student's).
+    """
     found = {}
     for number, (name, (truth, draw)) in enumerate(POPULATIONS.items()):
         for n in SIZES:
@@ -162,7 +185,10 @@ def measure(n_samples: int) -> dict[tuple[str, int, str], tuple[float, float]]:
                     continue  # 1 of 9 resamples of three has no spread: there is no 2.5 % point
                 low, high = interval(x)
                 widths[method] = float(np.median(high - low))
-                found[name, n, method] = (float(np.mean((low <= truth) & (truth <= high))), widths[method])
+                found[name, n, method] = (
+                    float(np.mean((low <= truth) & (truth <= high))),
+                    widths[method],
+                )
             for method, width in widths.items():
                 found[name, n, method] = (found[name, n, method][0], width / widths["Student"])
     return found
@@ -184,7 +210,8 @@ def one_sided(n_samples: int) -> list[str]:
     """How often each end of the 90 % intervals lies on the wrong side of the true mean."""
     lines = ["", "# The ends of the 90 % interval, by which verdicts are given", ""]
     lines += [
-        "Share (%) of samples whose lower end L lies above the true mean, and whose upper end U lies below it: 5 each is"
+        "Share (%) of samples whose lower end L lies above the true mean, and whose upper end U "
+        "lies below it: 5 each is"
     ]
     lines += [f"nominal, with a standard error of {100 * math.sqrt(0.05 * 0.95 / n_samples):.1f}."]
     for number, (name, (truth, draw)) in enumerate(GAINS.items()):
@@ -193,7 +220,13 @@ def one_sided(n_samples: int) -> list[str]:
             x = draw(np.random.default_rng([1, number, n]), (n_samples, n))
             ends = [interval(x) for interval in METHODS_90.values()]
             rows.append(
-                [str(n), *(f"{percent(np.mean(low > truth))}, {percent(np.mean(high < truth))}" for low, high in ends)]
+                [
+                    str(n),
+                    *(
+                        f"{percent(np.mean(low > truth))}, {percent(np.mean(high < truth))}"
+                        for low, high in ends
+                    ),
+                ]
             )
         lines += ["", f"## {name}", *table(["n", *METHODS_90], rows)]
     return lines
@@ -203,9 +236,13 @@ def clustered(n_samples: int) -> list[str]:
     """What becomes of the interval where images of one cluster are taken for independent ones."""
     lines = ["", "# Clusters", ""]
     lines += [
-        "Share (%) of samples whose 90 % interval holds the true mean. n clusters of 1 to 4 images (3 in the mean): effects"
+        "Share (%) of samples whose 90 % interval holds the true mean. n clusters of 1 to 4 "
+        "images (3 in the mean): effects"
     ]
-    lines += ["of clusters from the population, and within them normal ones of half its standard deviation."]
+    lines += [
+        "of clusters from the population, and within them normal ones of half its standard "
+        "deviation."
+    ]
     rows = []
     for number, name in enumerate(("normal", "t, 3 degrees", "minus gamma: a few large losses")):
         truth, draw = GAINS[name]
@@ -214,26 +251,38 @@ def clustered(n_samples: int) -> list[str]:
             sizes = rng.choice([1, 3, 4], p=[1 / 6, 1 / 2, 1 / 3], size=n)
             of_clusters = draw(rng, (n_samples, n))
             spread = float(np.std(draw(rng, (100_000,)))) / 2
-            images = np.repeat(of_clusters, sizes, axis=1) + rng.normal(0, spread, (n_samples, int(sizes.sum())))
+            images = np.repeat(of_clusters, sizes, axis=1) + rng.normal(
+                0, spread, (n_samples, int(sizes.sum()))
+            )
             starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
             means = np.add.reduceat(images, starts, axis=1) / sizes
             shares = [np.mean((low <= truth) & (truth <= high)) for low, high in (
                 student_90(images), student_90(means), differences_90(means)
             )]  # fmt: skip
             rows.append([name, str(n), *map(percent, shares)])
-    return lines + table(["clusters", "n", "Student over images", "Student over clusters", "ours over clusters"], rows)
+    return lines + table(
+        ["clusters", "n", "Student over images", "Student over clusters", "ours over clusters"],
+        rows,
+    )
 
 
 def verdict_errors(n_samples: int) -> list[str]:
-    """False verdicts where nothing differs, and the power at the least gain that the notes of a table give."""
+    """False verdicts where nothing differs, and the power at the least gain that the notes of a
+    table give.
+    """
     lines = ["", "# Verdicts", ""]
     lines += [
-        "Share (%) of samples whose true gain is 0, with a margin of half a standard deviation, by verdict: `better` and"
+        "Share (%) of samples whose true gain is 0, with a margin of half a standard deviation, "
+        "by verdict: `better` and"
     ]
     lines += [
-        "`worse` are false, and a loss of exactly the margin is as often not seen (`better`, by translation). Power: share"
+        "`worse` are false, and a loss of exactly the margin is as often not seen (`better`, by "
+        "translation). Power: share"
     ]
-    lines += ["called better whose true gain is the median of the least gains that a table tells (80 wanted)."]
+    lines += [
+        "called better whose true gain is the median of the least gains that a table tells (80 "
+        "wanted)."
+    ]
     rows = []
     for number, (name, (truth, draw)) in enumerate(list(GAINS.items())[:4]):
         for n in GAIN_SIZES:
@@ -241,10 +290,20 @@ def verdict_errors(n_samples: int) -> list[str]:
             margin = float(np.std(draw(np.random.default_rng(0), (100_000,)))) / 2
             low, high = differences_90(x)
             errors = x.std(1, ddof=1) / math.sqrt(n)
-            least = [least_difference(m - a, e, n) for m, a, e in zip(x.mean(1), low, errors, strict=True)]
+            least = [
+                least_difference(m - a, e, n)
+                for m, a, e in zip(x.mean(1), low, errors, strict=True)
+            ]
             words = np.array([word_of(a, b, margin) for a, b in zip(low, high, strict=True)])
             shares = [float(np.mean(words == word)) for word in WORDS]
-            rows.append([name, str(n), *map(percent, shares), percent(float(np.mean(low + np.median(least) > 0)))])
+            rows.append(
+                [
+                    name,
+                    str(n),
+                    *map(percent, shares),
+                    percent(float(np.mean(low + np.median(least) > 0))),
+                ]
+            )
     return lines + table(["population", "n", *WORDS, "power"], rows)
 
 
@@ -252,10 +311,12 @@ def families(n_samples: int) -> list[str]:
     """False verdicts of tables of several rows, with and without a correction for their number."""
     lines = ["", "# Several rows", ""]
     lines += [
-        "Share (%) of tables of so many rows without effect, all compared with one `none` (so that their gains correlate by"
+        "Share (%) of tables of so many rows without effect, all compared with one `none` (so "
+        "that their gains correlate by"
     ]
     lines += [
-        "0.5), in which any is called better; with † (signed rank, Holm) pointing upwards; and the share of single rows with a"
+        "0.5), in which any is called better; with † (signed rank, Holm) pointing upwards; and "
+        "the share of single rows with a"
     ]
     lines += ["true gain of one standard deviation that each finds, in a table of that many."]
     rows = []
@@ -269,12 +330,20 @@ def families(n_samples: int) -> list[str]:
                 moved = x.copy()
                 moved[:, 0] += gain  # one row of them
                 wanted = slice(0, 1) if gain else slice(None)
-                better = [np.array([difference_interval(row)[0] > 0 for row in one[wanted]]) for one in moved]
+                better = [
+                    np.array([difference_interval(row)[0] > 0 for row in one[wanted]])
+                    for one in moved
+                ]
                 p = [np.array(holm([signed_rank_p(row) for row in one])) for one in moved]
-                daggers = [(a[wanted] < ALPHA) & (one[wanted].mean(1) > 0) for a, one in zip(p, moved, strict=True)]
+                daggers = [
+                    (a[wanted] < ALPHA) & (one[wanted].mean(1) > 0)
+                    for a, one in zip(p, moved, strict=True)
+                ]
                 found += [np.mean([b.any() for b in better]), np.mean([d.any() for d in daggers])]
             rows.append([str(n), str(n_rows), *map(percent, found)])
-    return lines + table(["n", "rows", "any better", "any †", "true gain: better", "true gain: †"], rows)
+    return lines + table(
+        ["n", "rows", "any better", "any †", "true gain: better", "true gain: †"], rows
+    )
 
 
 def report(n_samples: int) -> str:
@@ -284,11 +353,19 @@ def report(n_samples: int) -> str:
     lines = [
         "# What the intervals cover",
         "",
-        f"Share (%) of {n_samples} samples of n values whose nominal 95 % interval holds the true mean, and in brackets the",
-        f"median width over that of Student's t. A true 95 % reads with a standard error of {error:.1f}. Wanted: 93 to 97.",
+        f"Share (%) of {n_samples} samples of n values whose nominal 95 % interval holds the "
+        "true mean, and in brackets the",
+        "median width over that of Student's t. A true 95 % reads with a standard error of "
+        f"{error:.1f}. Wanted: 93 to 97.",
     ]
     for name in POPULATIONS:
-        lines += ["", f"## {name}", "", "| n | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| n | " + " | ".join(METHODS) + " |",
+            "|---|" + "---|" * len(METHODS),
+        ]
         for n in SIZES:
             texts = []
             for method in METHODS:
@@ -299,15 +376,19 @@ def report(n_samples: int) -> str:
         lines += part(n_samples)
     lines += [
         "",
-        f"`python benchmarks/quality/coverage.py --samples {n_samples}`, {date.today().isoformat()}, numpy {np.__version__}, "
-        f"scipy {scipy.__version__}, Python {platform.python_version()}. docs/statistics.md says what follows from it.",
+        f"`python benchmarks/quality/coverage.py --samples {n_samples}`, "
+        f"{date.today().isoformat()}, numpy {np.__version__}, "
+        f"scipy {scipy.__version__}, Python {platform.python_version()}. docs/statistics.md "
+        "says what follows from it.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Print the study, or write it to a file."""
-    arguments = argparse.ArgumentParser(description="Coverage of the leaderboard's intervals and of others.")
+    arguments = argparse.ArgumentParser(
+        description="Coverage of the leaderboard's intervals and of others."
+    )
     arguments.add_argument("--samples", type=int, default=2000)
     arguments.add_argument("--out", type=Path)
     given = arguments.parse_args()

@@ -1,9 +1,10 @@
-"""The rule that chose the photographs of `data=domains`: on which of scikit-image's does the embedded prior err enough?
+"""The rule that chose the photographs of `data=domains`: on which of scikit-image's does the
+embedded prior err enough?
 
     python benchmarks/quality/domains.py --parquet caltech101_128.parquet
 
-About ten minutes on one busy core; a stopped measurement goes on from --notes. No adaptation and no sampling: the error of the
-untuned denoiser on clean images.
+About ten minutes on one busy core; a stopped measurement goes on from --notes. No adaptation and no
+sampling: the error of the untuned denoiser on clean images.
 """
 
 import argparse
@@ -20,7 +21,16 @@ from torch import Tensor
 
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.data.corpus import parquet_corpus
-from adir.data.domains import CROP, DOMAINS, SHORTEST, STRIDE, corpus_fields_of, crops_left, scale_of, three_of_a_column
+from adir.data.domains import (
+    CROP,
+    DOMAINS,
+    SHORTEST,
+    STRIDE,
+    corpus_fields_of,
+    crops_left,
+    scale_of,
+    three_of_a_column,
+)
 from adir.data.fields import SIZE, cut, lattice
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.files import write_bytes
@@ -73,7 +83,9 @@ def errors(backbone: GuidedDiffusion, x: Tensor) -> list[float]:
     for t in TIMESTEPS:
         eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))[None]
         with torch.no_grad():
-            eps_hat = backbone.predict(diffuse(x[None], eps, backbone.schedule.alpha_bar[t]), torch.tensor([t])).eps
+            eps_hat = backbone.predict(
+                diffuse(x[None], eps, backbone.schedule.alpha_bar[t]), torch.tensor([t])
+            ).eps
         found.append(epsilon_loss(eps, eps_hat).item())
     return found
 
@@ -84,18 +96,30 @@ def drawn(some: Sequence[T], n: int, seed: int) -> list[T]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parquet",
+        required=True,
+        help="caltech101_128.parquet: image, category, split, source_file",
+    )
     parser.add_argument("--n", type=int, default=48, help="images of the split `val`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notes", type=Path, default=Path("domains-notes.json"))
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "embedded" / "domains.md")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "results" / "embedded" / "domains.md"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
+    )
 
     backbone = GuidedDiffusion()
-    notes: dict[str, list[float]] = json.loads(args.notes.read_text()) if args.notes.exists() else {}
+    notes: dict[str, list[float]] = (
+        json.loads(args.notes.read_text()) if args.notes.exists() else {}
+    )
 
     def measured(name: str, x: Tensor) -> list[float]:
         if name not in notes:
@@ -103,10 +127,18 @@ def main() -> None:
             write_bytes(args.notes, json.dumps(notes).encode())
         return notes[name]
 
-    windows = {name: drawn(lattice(name, {scale_of(name): SIZE}), WINDOWS, args.seed) for name in CANDIDATES}
-    of = {name: [measured(field.id, from_uint8(cut(field))) for field in windows[name]] for name in CANDIDATES}
+    windows = {
+        name: drawn(lattice(name, {scale_of(name): SIZE}), WINDOWS, args.seed)
+        for name in CANDIDATES
+    }
+    of = {
+        name: [measured(field.id, from_uint8(cut(field))) for field in windows[name]]
+        for name in CANDIDATES
+    }
     val = parquet_corpus(args.parquet, "split", "val")
-    known = np.mean([measured(name, val.image(name)) for name in drawn(val.ids, args.n, args.seed)], axis=0)
+    known = np.mean(
+        [measured(name, val.image(name)) for name in drawn(val.ids, args.n, args.seed)], axis=0
+    )
 
     rows, passed = [], []
     for name in CANDIDATES:

@@ -1,11 +1,14 @@
-"""Settings of `fine_tuning=safe`: held-out and oracle loss on tuning images that no table uses, without sampling.
+"""Settings of `fine_tuning=safe`: held-out and oracle loss on tuning images that no table uses,
+without sampling.
 
     python benchmarks/quality/fine_tuning.py --parquet caltech101_128.parquet --out runs/fine_tuning
-    python benchmarks/quality/fine_tuning.py --out runs/fine_tuning --table results/embedded/fine_tuning.md
+    python benchmarks/quality/fine_tuning.py --out runs/fine_tuning --table
+    results/embedded/fine_tuning.md
 
-Tuning images: one field each of some photographs of the corpus of data=domains, 128x128; and test images of unseen
-categories that data=unseen leaves out, 64x64. y is theirs under sr4; the neighbours are those of encoder=imagenet, without
-the fields that share ground with the image. A stopped run goes on where it was.
+Tuning images: one field each of some photographs of the corpus of data=domains, 128x128; and test
+images of unseen categories that data=unseen leaves out, 64x64. y is theirs under sr4; the
+neighbours are those of encoder=imagenet, without the fields that share ground with the image. A
+stopped run goes on where it was.
 """
 
 import argparse
@@ -48,7 +51,9 @@ N_IMAGES = {"domains": 3, "unseen": 4}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--parquet", type=Path, help="Caltech-101, for the images of unseen categories")
+    parser.add_argument(
+        "--parquet", type=Path, help="Caltech-101, for the images of unseen categories"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--suites", nargs="+", default=["domains", "unseen"])
@@ -63,11 +68,19 @@ def main() -> None:
     for settings in configurations():
         for suite in options.suites:
             for image_id, x, corpus, hidden in images_of[suite]:
-                path = options.out / f"{suite}-{image_id}-{name_of(settings)}.json".replace("/", "_")
+                path = options.out / f"{suite}-{image_id}-{name_of(settings)}.json".replace(
+                    "/", "_"
+                )
                 if not path.exists():
                     started = time.process_time()
-                    images = chosen_images(settings, image_id, x, corpus, hidden, encoder, options.out)
-                    own = own_images(options.parquet, x.shape[-1]) if settings["mode"] == "distilled" else []
+                    images = chosen_images(
+                        settings, image_id, x, corpus, hidden, encoder, options.out
+                    )
+                    own = (
+                        own_images(options.parquet, x.shape[-1])
+                        if settings["mode"] == "distilled"
+                        else []
+                    )
                     rows = study(backbone, x, images, own, settings, image_id)
                     facts = {
                         "suite": suite,
@@ -83,7 +96,8 @@ def configurations() -> list[dict]:
     """Return the settings by priority.
 
     crop: of 128-pixel images, halved for those of 64 pixels.
-    mode `distilled`: knn, and as many examples that keep the predictions on images it was trained on.
+    mode `distilled`: knn, and as many examples that keep the predictions on images it was trained
+    on.
     """
     base = {"mode": "knn", "k": 20, "learning_rate": 5e-5, "crop": 64, "n_iterations": 80}
     changes = [
@@ -116,10 +130,18 @@ def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, C
         for name in corpus.ids:
             by_photograph.setdefault(name.split("-s")[0], []).append(name)
         photographs = random.Random(0).sample(sorted(by_photograph), N_IMAGES[suite])
-        chosen = [random.Random(photograph).choice(by_photograph[photograph]) for photograph in photographs]
+        chosen = [
+            random.Random(photograph).choice(by_photograph[photograph])
+            for photograph in photographs
+        ]
         fields = {name: field_named(name) for name in corpus.ids}
         return [
-            (name, corpus.image(name), corpus, {other for other in corpus.ids if overlap(fields[name], fields[other])})
+            (
+                name,
+                corpus.image(name),
+                corpus,
+                {other for other in corpus.ids if overlap(fields[name], fields[other])},
+            )
             for name in chosen
         ]
     corpus = Selection(unseen_corpus("corpus"), size=64)
@@ -131,12 +153,20 @@ def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, C
 
 
 def left_out(parquet: Path | None, size: int | None) -> Selection:
-    """Return the test images of caltech101_128.parquet that data=unseen leaves out. size: pixels; None keeps their own 128."""
+    """Return the test images of caltech101_128.parquet that data=unseen leaves out. size: pixels;
+    None keeps their own 128.
+    """
     return Selection(parquet_corpus(parquet, column="split", value="test"), size=size, skip=3)
 
 
 def chosen_images(
-    settings: dict, image_id: str, x: Tensor, corpus: Corpus, hidden: set[str], encoder: ImagenetEncoder, out: Path
+    settings: dict,
+    image_id: str,
+    x: Tensor,
+    corpus: Corpus,
+    hidden: set[str],
+    encoder: ImagenetEncoder,
+    out: Path,
 ) -> list[Tensor]:
     """Return the K images to tune on: the nearest, random ones, or each kind by turns."""
     task, k = RestorationTask("sr4", 1, SuperResolution(4), 0.0, 100.0), settings["k"]
@@ -144,9 +174,17 @@ def chosen_images(
     query = task.query(encoder, query_image(task, y, "as_is", encoder.input_size))
     ids, _ = Index.build(corpus, encoder, out).search(query, k, exclude=[hidden])
     left = [name for name in corpus.ids if name not in hidden]
-    drawn = [left[row] for row in torch.randperm(len(left), generator=generator(0, image_id, "random"))[:k].tolist()]
+    drawn = [
+        left[row]
+        for row in torch.randperm(len(left), generator=generator(0, image_id, "random"))[
+            :k
+        ].tolist()
+    ]
     mixed = [name for pair in zip(ids[0], drawn, strict=True) for name in pair][:k]
-    return [corpus.image(name) for name in {"random": drawn, "mixed": mixed}.get(settings["mode"], ids[0])]
+    return [
+        corpus.image(name)
+        for name in {"random": drawn, "mixed": mixed}.get(settings["mode"], ids[0])
+    ]
 
 
 def own_images(parquet: Path, size: int) -> list[Tensor]:
@@ -156,7 +194,9 @@ def own_images(parquet: Path, size: int) -> list[Tensor]:
 
 
 class Distilled(IterableDataset):
-    """The examples of a stream, and by turns examples whose target is the untuned prediction: (x0_hat, t, eps_hat) of x_t.
+    """The examples of a stream, and by turns examples whose target is the untuned prediction:
+
+    (x0_hat, t, eps_hat) of x_t.
 
     Diffusing x0_hat with eps_hat gives x_t again, so the usual loss distils.
     """
@@ -178,9 +218,15 @@ class Distilled(IterableDataset):
 
 
 def study(
-    backbone: GuidedDiffusion, x: Tensor, images: list[Tensor], own: list[Tensor], settings: dict, image_id: str
+    backbone: GuidedDiffusion,
+    x: Tensor,
+    images: list[Tensor],
+    own: list[Tensor],
+    settings: dict,
+    image_id: str,
 ) -> list[dict]:
-    """Tune once, and judge the averages and the scaled updates at every iteration that the rule looks at.
+    """Tune once, and judge the averages and the scaled updates at every iteration that the rule
+    looks at.
 
     Args:
         backbone: to be tuned.
@@ -196,7 +242,9 @@ def study(
     examples = NoisyCrops(parts.training, crop, backbone.stride, 1000, True, noise)
     stream, n_batch = examples, tuning.batch_size
     if own:
-        stream = Distilled(examples, NoisyCrops(own, crop, backbone.stride, 1000, True, noise), backbone, 240)
+        stream = Distilled(
+            examples, NoisyCrops(own, crop, backbone.stride, 1000, True, noise), backbone, 240
+        )
         n_batch = 2 * tuning.batch_size
     held_out = HeldOutCrops(backbone, parts.held_out, examples.size, 2, noise, None)
     untuned, oracle = held_out.losses(), oracle_errors(backbone, x)
@@ -222,11 +270,17 @@ def study(
             attached.load(trained)
 
         watches = [
-            AveragedWeights(attached.parameters(), average, (20, 40, 80, 160), lambda i, a=average: judge(a, i))
+            AveragedWeights(
+                attached.parameters(), average, (20, 40, 80, 160), lambda i, a=average: judge(a, i)
+            )
             for average in AVERAGES
         ]
-        module = DenoisingModule(backbone.network, backbone.denoising_loss, attached.parameters(), tuning.optimizer)
-        trainer = quiet_trainer(tuning.n_iterations, backbone.execution, watches, False, tuning.clipping)
+        module = DenoisingModule(
+            backbone.network, backbone.denoising_loss, attached.parameters(), tuning.optimizer
+        )
+        trainer = quiet_trainer(
+            tuning.n_iterations, backbone.execution, watches, False, tuning.clipping
+        )
         trainer.fit(module, DataLoader(stream, batch_size=n_batch))
     finally:
         attached.remove()
@@ -245,18 +299,27 @@ def oracle_errors(backbone: GuidedDiffusion, x: Tensor) -> dict[int, float]:
 
 
 def table(out: Path) -> str:
-    """Return a Markdown table: a row for each setting and iteration, a column for each kind of weights; means over images.
+    """Return a Markdown table: a row for each setting and iteration, a column for each kind of
+    weights; means over images.
 
-    In each column the relative change of the held-out loss and of the error on the ground truth, in percent; with a gate:
-    that error where the adapter is used only at timesteps whose stratum's held-out loss fell.
+    In each column the relative change of the held-out loss and of the error on the ground truth, in
+    percent; with a gate: that error where the adapter is used only at timesteps whose stratum's
+    held-out loss fell.
     """
-    rows = pd.DataFrame([row for path in sorted(out.glob("*.json")) for row in json.loads(path.read_text())])
-    rows = rows[(rows.iteration >= 20) & rows.average.isin((0.0, 0.9)) & rows.alpha.isin((0.5, 1.0))]
+    rows = pd.DataFrame(
+        [row for path in sorted(out.glob("*.json")) for row in json.loads(path.read_text())]
+    )
+    rows = rows[
+        (rows.iteration >= 20) & rows.average.isin((0.0, 0.9)) & rows.alpha.isin((0.5, 1.0))
+    ]
     rows["gated"] = rows.apply(gated, axis=1)
     rows["weights"] = rows.apply(lambda row: weights_name(row.average, row.alpha), axis=1)
     settings = ["suite", "mode", "k", "learning_rate", "crop", "n_iterations", "iteration"]
     kinds = [weights_name(0.0, 1.0), weights_name(0.9, 1.0), weights_name(0.9, 0.5)]
-    lines = [f"| {' | '.join([*settings, 'images', *kinds])} |", "|---" * (len(settings) + 1 + len(kinds)) + "|"]
+    lines = [
+        f"| {' | '.join([*settings, 'images', *kinds])} |",
+        "|---" * (len(settings) + 1 + len(kinds)) + "|",
+    ]
     for key, group in rows.groupby(settings):
         cells = []
         for kind in kinds:
@@ -270,12 +333,19 @@ def table(out: Path) -> str:
 
 def weights_name(average: float, alpha: float) -> str:
     """Title of a column."""
-    return ("averaged" if average else "last iterate") + ("" if alpha == 1 else f", alpha {alpha:g}")
+    return ("averaged" if average else "last iterate") + (
+        "" if alpha == 1 else f", alpha {alpha:g}"
+    )
 
 
 def gated(row: pd.Series) -> float:
-    """Return the change of the error on the ground truth, in percent, with the adapter only where the held-out loss fell."""
-    used = [row[f"t{t}"] if row.strata[t * len(row.strata) // 1000] < 0 else 0.0 for t in ORACLE_TIMESTEPS]
+    """Return the change of the error on the ground truth, in percent, with the adapter only where
+    the held-out loss fell.
+    """
+    used = [
+        row[f"t{t}"] if row.strata[t * len(row.strata) // 1000] < 0 else 0.0
+        for t in ORACLE_TIMESTEPS
+    ]
     return sum(used) / len(used)
 
 

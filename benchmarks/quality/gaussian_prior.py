@@ -1,11 +1,13 @@
-"""How far Algorithm 1 of ADIR is from the posterior, on Gaussian priors, where both are known in closed form.
+"""How far Algorithm 1 of ADIR is from the posterior, on Gaussian priors, where both are known in
+closed form.
 
-For x ~ N(m, S) the ideal denoiser E[eps | x_t] is affine, so each step of Algorithm 1 is affine too, and the mean and
-covariance of its samples follow from those of x_T ~ N(0, I) with no sampling error. tests/samplers/test_adir.py checks
-this recursion against the sampler itself. Pixels are vectors here: m (d,), S (d, d), A (k, d), y (k,) or several as (k, n),
-all float64.
+For x ~ N(m, S) the ideal denoiser E[eps | x_t] is affine, so each step of Algorithm 1 is affine
+too, and the mean and covariance of its samples follow from those of x_T ~ N(0, I) with no sampling
+error. tests/samplers/test_adir.py checks this recursion against the sampler itself. Pixels are
+vectors here: m (d,), S (d, d), A (k, d), y (k,) or several as (k, n), all float64.
 
-Run: python benchmarks/quality/gaussian_prior.py [--out results/embedded/gaussian_prior.md]; seconds on one core.
+Run: python benchmarks/quality/gaussian_prior.py [--out results/embedded/gaussian_prior.md]; seconds
+    on one core.
 """
 
 import argparse
@@ -25,12 +27,17 @@ from adir.diffusion.schedule import Schedule, linear_schedule
 from adir.files import write_bytes
 from adir.tasks.operators import BoxBlur, SuperResolution
 
-SIDE = 32  # pixels in a row of the study's images; rows are enough, as A is a product of its two directions
+# pixels in a row of the study's images; rows are enough, as A is a product of its two directions
+SIDE = 32
 DRAWS = 200  # x and y that a bias is averaged over
 
 
-def exact_eps(m: Tensor, S: Tensor, schedule: Schedule | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[eps | x_t] for x ~ N(m, S), on images (B, ...) of d values and timesteps (B,), all the same in a batch."""
+def exact_eps(
+    m: Tensor, S: Tensor, schedule: Schedule | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """E[eps | x_t] for x ~ N(m, S), on images (B, ...) of d values and timesteps (B,), all the same
+    in a batch.
+    """
     alpha_bars = (schedule or linear_schedule()).alpha_bar
 
     def eps(x_t: Tensor, t: Tensor) -> Tensor:
@@ -41,7 +48,9 @@ def exact_eps(m: Tensor, S: Tensor, schedule: Schedule | None = None) -> Callabl
 
 
 def eps_map(m: Tensor, S: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """K and k with E[eps | x_t] = K x_t + k: sqrt(1 - ab) (ab S + (1 - ab) I)^-1 (x_t - sqrt(ab) m)."""
+    """K and k with E[eps | x_t] = K x_t + k: sqrt(1 - ab) (ab S + (1 - ab) I)^-1 (x_t - sqrt(ab)
+    m).
+    """
     eye = torch.eye(len(m), dtype=torch.float64)
     K = (1 - alpha_bar).sqrt() * torch.linalg.inv(alpha_bar * S + (1 - alpha_bar) * eye)
     return K, -alpha_bar.sqrt() * K @ m
@@ -61,9 +70,11 @@ def propagate(
     eta: float = 1.0,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d) of the samples of Algorithm 1 without clipping, for the ideal denoiser of N(m, S).
+    """Mean (d,) and covariance (d, d) of the samples of Algorithm 1 without clipping, for the ideal
+    denoiser of N(m, S).
 
-    eta: of the DDIM step, whose direction is written here with the denoiser's eps, as DDIM's eq. 12 has it.
+    eta: of the DDIM step, whose direction is written here with the denoiser's eps, as DDIM's eq. 12
+        has it.
     The covariance does not depend on y; for y (k, n) the mean is (d, n).
     """
     tables = schedule.respaced(n_steps)
@@ -74,10 +85,15 @@ def propagate(
         alpha_bar, alpha_bar_prev = tables.alpha_bar[i], tables.alpha_bar_prev[i]
         K, k = eps_map(m, S, alpha_bar)
         # x0 = X x_t + h and mu = sqrt(ab_prev) x0 + direction eps = M x_t + c
-        X, h = (eye - (1 - alpha_bar).sqrt() * K) / alpha_bar.sqrt(), -((1 - alpha_bar) / alpha_bar).sqrt() * k
+        X, h = (
+            (eye - (1 - alpha_bar).sqrt() * K) / alpha_bar.sqrt(),
+            -((1 - alpha_bar) / alpha_bar).sqrt() * k,
+        )
         direction = (1 - alpha_bar_prev - eta**2 * tables.posterior_variance[i]).sqrt()
         M, c = alpha_bar_prev.sqrt() * X + direction * K, alpha_bar_prev.sqrt() * h + direction * k
-        sigma_sq = {"small": tables.posterior_log_variance[i].exp(), "large": tables.betas[i]}[variance]
+        sigma_sq = {"small": tables.posterior_log_variance[i].exp(), "large": tables.betas[i]}[
+            variance
+        ]
         step = guidance_scale * sigma_sq
         if cap and norm > 0:
             step = step.clamp(max=STABLE_STEP / (2 * norm**2))
@@ -93,16 +109,25 @@ def propagate(
 
 
 def posterior(m: Tensor, S: Tensor, A: Tensor, y: Tensor, sigma_y: float) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of x given y = A x + e, e ~ N(0, sigma_y^2 I), shaped as those of `propagate`."""
+    """Mean and covariance of x given y = A x + e, e ~ N(0, sigma_y^2 I), shaped as those of
+    `propagate`.
+    """
     m = m.reshape(-1, *[1] * (y.ndim - 1))
-    gain = S @ A.T @ torch.linalg.inv(A @ S @ A.T + sigma_y**2 * torch.eye(len(y), dtype=torch.float64))
+    gain = (
+        S
+        @ A.T
+        @ torch.linalg.inv(A @ S @ A.T + sigma_y**2 * torch.eye(len(y), dtype=torch.float64))
+    )
     return m + gain @ (y - A @ m), S - gain @ A @ S
 
 
 def row_operator(degradation: BoxBlur | SuperResolution) -> Tensor:
-    """The operator of a task in one direction, (k, SIDE): A of images that are constant down their columns.
+    """The operator of a task in one direction, (k, SIDE):
 
-    The kernels are products of one-dimensional ones that sum to 1, so such images see only the one along the row.
+    A of images that are constant down their columns.
+
+    The kernels are products of one-dimensional ones that sum to 1, so such images see only the one
+    along the row.
     """
     operator = degradation((3, SIDE, SIDE))
     columns = torch.eye(SIDE, dtype=torch.float64)[:, None, None, :].expand(-1, 3, SIDE, -1)
@@ -110,7 +135,9 @@ def row_operator(degradation: BoxBlur | SuperResolution) -> Tensor:
 
 
 def smooth_prior() -> Tensor:
-    """S (SIDE, SIDE) like a row of a photograph: power 1 / (k^2 + 1/4) at frequency k, variance 0.25, circular."""
+    """S (SIDE, SIDE) like a row of a photograph: power 1 / (k^2 + 1/4) at frequency k, variance
+    0.25, circular.
+    """
     k = torch.fft.fftfreq(SIDE, 1 / SIDE).double()
     covariance = torch.fft.ifft(1 / (k**2 + 0.25)).real
     lag = (torch.arange(SIDE)[:, None] - torch.arange(SIDE)[None, :]) % SIDE
@@ -120,7 +147,9 @@ def smooth_prior() -> Tensor:
 def measurements(S: Tensor, A: Tensor, sigma_y: float) -> Tensor:
     """(k, DRAWS): y = A x + e for x ~ N(0, S), the same numbers on each call."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.linalg.cholesky(S) @ torch.randn(SIDE, DRAWS, generator=generator, dtype=torch.float64)
+    x = torch.linalg.cholesky(S) @ torch.randn(
+        SIDE, DRAWS, generator=generator, dtype=torch.float64
+    )
     return A @ x + sigma_y * torch.randn(len(A), DRAWS, generator=generator, dtype=torch.float64)
 
 
@@ -146,17 +175,28 @@ class Problem:
         """rms(A x - y) of posterior samples over sigma_y."""
         y = measurements(self.S, self.A, self.sigma_y)
         return (
-            residual(self.A, y, *posterior(torch.zeros(SIDE).double(), self.S, self.A, y, self.sigma_y)) / self.sigma_y
+            residual(
+                self.A, y, *posterior(torch.zeros(SIDE).double(), self.S, self.A, y, self.sigma_y)
+            )
+            / self.sigma_y
         )
 
     def compare(
-        self, n_steps: int, s: float, variance: str, level: str = "mean", eta: float = 1.0, temperature: float = 1.0
+        self,
+        n_steps: int,
+        s: float,
+        variance: str,
+        level: str = "mean",
+        eta: float = 1.0,
+        temperature: float = 1.0,
     ) -> tuple[float, float, float]:
         """(bias, ratio, residual) of Algorithm 1 with the cap on.
 
-        bias: rms over pixels and y of its mean minus the posterior's, in posterior standard deviations; 0 is right.
+        bias: rms over pixels and y of its mean minus the posterior's, in posterior standard
+            deviations; 0 is right.
         ratio: trace of its covariance over the posterior's; 1 is right, below 1 too sure of itself.
-        residual: rms(A x - y) of its samples over sigma_y; right where it equals `posterior_residual`.
+        residual: rms(A x - y) of its samples over sigma_y; right where it equals
+            `posterior_residual`.
         """
         m, y = torch.zeros(SIDE, dtype=torch.float64), measurements(self.S, self.A, self.sigma_y)
         mean, covariance = propagate(
@@ -171,26 +211,38 @@ class Problem:
 
 
 def unit_prior_rows() -> list[str]:
-    """One pixel, N(0, 1), y = 1: the posterior, the closed form of the continuous limit, and 1000 steps."""
+    """One pixel, N(0, 1), y = 1: the posterior, the closed form of the continuous limit, and 1000
+    steps.
+    """
     rows = []
     one = torch.ones(1, 1, dtype=torch.float64)
     for r in (0.01, 0.1, 0.5, 1.0, 3.0, 10.0, 100.0):
-        mean, covariance = propagate(linear_schedule(), 0 * one[0], one, one, one[0], 1000, r / 2, "large", cap=False)
+        mean, covariance = propagate(
+            linear_schedule(), 0 * one[0], one, one, one[0], 1000, r / 2, "large", cap=False
+        )
         rows.append(
             f"| {r:g} | {r / (1 + r):.3f} | {1 - math.exp(-r):.3f} | {mean.item():.3f} "
-            f"| {1 / (1 + r):.3f} | {(1 - math.exp(-2 * r)) / (2 * r):.3f} | {covariance.item():.3f} |"
+            f"| {1 / (1 + r):.3f} | {(1 - math.exp(-2 * r)) / (2 * r):.3f} | "
+            f"{covariance.item():.3f} |"
         )
     return rows
 
 
 def exact_limit_rows() -> list[str]:
-    """A posterior of unit covariance, where only the step size is between Algorithm 1 and the posterior."""
+    """A posterior of unit covariance, where only the step size is between Algorithm 1 and the
+    posterior.
+    """
     A, sigma_y = row_operator(BoxBlur(5)), 1.3
     problem = Problem(torch.linalg.inv(torch.eye(SIDE).double() - A.T @ A / sigma_y**2), A, sigma_y)
     rows = []
     for n in (25, 50, 100, 250, 1000):
-        results = (problem.compare(n, problem.likelihood_scale, variance) for variance in ("small", "large"))
-        rows.append(f"| {n} | {' | '.join(f'{bias:.3f} | {ratio:.3f}' for bias, ratio, _ in results)} |")
+        results = (
+            problem.compare(n, problem.likelihood_scale, variance)
+            for variance in ("small", "large")
+        )
+        rows.append(
+            f"| {n} | {' | '.join(f'{bias:.3f} | {ratio:.3f}' for bias, ratio, _ in results)} |"
+        )
     return rows
 
 
@@ -207,7 +259,8 @@ def photograph_tables() -> list[str]:
         lines += [
             "",
             f"**{name}**, noise of {levels} grey levels, norm of A {norm:.2f}, 1/(2 sigma_y^2) = "
-            f"{problem.likelihood_scale:.3g}; posterior samples have a residual of {problem.posterior_residual():.2f}.",
+            f"{problem.likelihood_scale:.3g}; posterior samples have a residual of "
+            f"{problem.posterior_residual():.2f}.",
             "",
             "| s, in 1/(2 sigma_y^2) | n_steps | variance | bias | covariance ratio | residual |",
             "|---|---|---|---|---|---|",
@@ -215,7 +268,9 @@ def photograph_tables() -> list[str]:
         for factor in (0.0, 0.01, 0.03, 0.1, 0.3, 1.0):
             for n, variance in ((50, "small"), (50, "large"), (1000, "small"), (1000, "large")):
                 bias, ratio, rest = problem.compare(n, factor * problem.likelihood_scale, variance)
-                lines.append(f"| {factor:g} | {n} | {variance} | {bias:.2f} | {ratio:.2f} | {rest:.2f} |")
+                lines.append(
+                    f"| {factor:g} | {n} | {variance} | {bias:.2f} | {ratio:.2f} | {rest:.2f} |"
+                )
     return lines
 
 
@@ -225,8 +280,14 @@ def level_rows() -> list[str]:
     rows = []
     for n in (50, 250, 1000):
         for factor in (0.1, 1.0):
-            results = (problem.compare(n, factor * problem.likelihood_scale, "small", level) for level in LEVELS)
-            rows.append(f"| {n} | {factor:g} | {' | '.join(f'{b:.2f} | {c:.2f} | {d:.2f}' for b, c, d in results)} |")
+            results = (
+                problem.compare(n, factor * problem.likelihood_scale, "small", level)
+                for level in LEVELS
+            )
+            rows.append(
+                f"| {n} | {factor:g} | "
+                f"{' | '.join(f'{b:.2f} | {c:.2f} | {d:.2f}' for b, c, d in results)} |"
+            )
     return rows
 
 
@@ -239,7 +300,10 @@ def noise_rows() -> list[str]:
             for eta, temperature in ((1, 1), (0.5, 1), (0, 1), (1, 0.5), (1, 0)):
                 s = 0.3 * problem.likelihood_scale
                 bias, ratio, rest = problem.compare(n, s, "small", eta=eta, temperature=temperature)
-                rows.append(f"| {name} | {n} | {eta:g} | {temperature:g} | {bias:.2f} | {ratio:.2f} | {rest:.2f} |")
+                rows.append(
+                    f"| {name} | {n} | {eta:g} | {temperature:g} | {bias:.2f} | {ratio:.2f} | "
+                    f"{rest:.2f} |"
+                )
     return rows
 
 
@@ -309,7 +373,7 @@ the same s then fits the noise of deblurring, and leaves the spread to the prior
 {conclusion}
 
 {today}; {processor}; Python {python}, torch {torch}; {seconds:.0f} s. Command: `OMP_NUM_THREADS=1 python benchmarks/quality/gaussian_prior.py`
-"""  # noqa: E501 (a row of a Markdown table is one line)
+"""
 CONCLUSION = """The likelihood's own scale, s = 1/(2 sigma_y^2), is an upper end, not a default: with many steps the
 samples then lie closer to y than the truth does (residual below 1), that is, they fit its noise, and the mean of
 deblurring is off by half a posterior standard deviation. About a third of it is best for both blurs, with a mean
@@ -326,7 +390,9 @@ network's errors."""
 
 def main() -> None:
     """Compute, print, and write the report when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     start = time.perf_counter()

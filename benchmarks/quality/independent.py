@@ -1,16 +1,19 @@
-"""Our noise, ranges and PSNR against figures published elsewhere: FFDNet for colour images on CBSD68.
+"""Our noise, ranges and PSNR against figures published elsewhere:
+
+FFDNet for colour images on CBSD68.
 
     python benchmarks/quality/independent.py FOLDER --out results/quality/independent.md
 
-FOLDER holds `ffdnet_color.pth` and the 68 images of CBSD68, in it or below it. They do not come with this repository, as no
-licence is stated for them; put them there by hand:
+FOLDER holds `ffdnet_color.pth` and the 68 images of CBSD68, in it or below it. They do not come
+with this repository, as no licence is stated for them; put them there by hand:
 
     https://github.com/cszn/KAIR/releases/tag/v1.0                ffdnet_color.pth
     https://github.com/cszn/FFDNet/tree/master/testsets/CBSD68    0000.png to 0067.png
 
-An image goes the way of a test image: read in [-1, 1], y by the operator of a task (a box blur of one pixel, which changes
-nothing) and its sigma_y, x_hat as an 8-bit file, scored by the metric `psnr` on RGB. The published protocol leaves y as it is;
-the column "as a task" has it clipped and rounded to 8 bits, as every task of `adir run` has, which costs what it says.
+An image goes the way of a test image: read in [-1, 1], y by the operator of a task (a box blur of
+one pixel, which changes nothing) and its sigma_y, x_hat as an 8-bit file, scored by the metric
+`psnr` on RGB. The published protocol leaves y as it is; the column "as a task" has it clipped and
+rounded to 8 bits, as every task of `adir run` has, which costs what it says.
 
 Returns 1 where a mean is more than 0.1 dB away from what is published.
 """
@@ -43,7 +46,9 @@ WEIGHTS = "ffdnet_color.pth"
 
 
 class FFDNet(nn.Module):
-    """FFDNet (Zhang, Zuo and Zhang, 2018) for colour images: 12 convolutions of 96 channels on the four half-size images."""
+    """FFDNet (Zhang, Zuo and Zhang, 2018) for colour images: 12 convolutions of 96 channels on the
+    four half-size images.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +58,9 @@ class FFDNet(nn.Module):
         self.model = nn.Sequential(*layers, nn.Conv2d(96, 12, 3, padding=1))
 
     def forward(self, y: Tensor, sigma: float) -> Tensor:
-        """The clean images (B, 3, H, W) of y in [0, 1] with noise of standard deviation sigma, in the same units."""
+        """The clean images (B, 3, H, W) of y in [0, 1] with noise of standard deviation sigma, in
+        the same units.
+        """
         height, width = y.shape[-2:]
         even = functional.pad(y, (0, width % 2, 0, height % 2), mode="replicate")
         halves = functional.pixel_unshuffle(even, 2)
@@ -63,7 +70,10 @@ class FFDNet(nn.Module):
 
 
 def load_network(path: Path) -> FFDNet:
-    """FFDNet with the weights of a file. Raises InputError where they are not those of FFDNet for colour images."""
+    """FFDNet with the weights of a file.
+
+    Raises InputError where they are not those of FFDNet for colour images.
+    """
     network = FFDNet()
     try:
         network.load_state_dict(read_checkpoint(path))
@@ -74,7 +84,9 @@ def load_network(path: Path) -> FFDNet:
 
 @torch.no_grad()
 def score(network: FFDNet, x: Tensor, name: str, sigma: int, as_task: bool) -> float:
-    """PSNR in dB of a denoised image x (3, H, W) in [-1, 1]. as_task: y is clipped and rounded to 8 bits."""
+    """PSNR in dB of a denoised image x (3, H, W) in [-1, 1]. as_task: y is clipped and rounded to 8
+    bits.
+    """
     task = RestorationTask("denoising", 1, BoxBlur(1), sigma, 0)
     noise = generator(0, name, "y")
     operator = task.operator(tuple(x.shape))
@@ -96,7 +108,9 @@ def measure(folder: Path) -> list[tuple[int, int, float, float]]:
     rows = []
     for sigma in PUBLISHED:
         means = [
-            statistics.fmean(score(network, read_image(path), path.name, sigma, as_task) for path in paths)
+            statistics.fmean(
+                score(network, read_image(path), path.name, sigma, as_task) for path in paths
+            )
             for as_task in (False, True)
         ]
         rows.append((sigma, len(paths), *means))
@@ -108,22 +122,34 @@ def report(rows: list[tuple[int, int, float, float]], weights: Path) -> str:
     lines = [
         "# FFDNet through our noise, ranges and metric",
         "",
-        "Mean PSNR on RGB in dB; seed 0. y as published has real values; as a task of `adir run` it is clipped and 8-bit.",
+        "Mean PSNR on RGB in dB; seed 0. y as published has real values; as a task of `adir "
+        "run` it is clipped and 8-bit.",
         "",
         "| sigma | images | published | here | difference | y as a task |",
         "|---|---|---|---|---|---|",
     ]
     for sigma, n, here, as_task in rows:
         published = PUBLISHED[sigma]
-        lines.append(f"| {sigma} | {n} | {published:.2f} | {here:.2f} | {here - published:+.2f} | {as_task:.2f} |")
+        lines.append(
+            f"| {sigma} | {n} | {published:.2f} | {here:.2f} | {here - published:+.2f} | "
+            f"{as_task:.2f} |"
+        )
     command = shlex.join(["python", "benchmarks/quality/independent.py", *sys.argv[1:]])
-    made = f"{datetime.date.today().isoformat()}, {weights.name} with SHA-256 {known_sha256(weights)[:16]}..."
+    made = (
+        f"{datetime.date.today().isoformat()}, {weights.name} with SHA-256 "
+        f"{known_sha256(weights)[:16]}..."
+    )
     return "\n".join([*lines, "", f"{made}:", "", f"    {command}", ""])
 
 
 def main() -> int:
-    """Measure, print, and write the report when asked. Returns 1 where it does not agree, 2 where files are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, print, and write the report when asked.
+
+    Returns 1 where it does not agree, 2 where files are missing.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help=f"with {WEIGHTS} and the images of CBSD68")
     parser.add_argument("--out", type=Path, help="the report, in Markdown")
     given = parser.parse_args()

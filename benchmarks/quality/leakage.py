@@ -1,4 +1,5 @@
-"""How many copies of a test image the leakage rule finds, by kind, and how many innocent neighbours it leaves out.
+"""How many copies of a test image the leakage rule finds, by kind, and how many innocent neighbours
+it leaves out.
 
     python benchmarks/quality/leakage.py --parquet FILE
 
@@ -37,8 +38,12 @@ from adir.retrieval.leakage import LEFT_OUT, copies
 REPOSITORY = Path(__file__).resolve().parents[2]
 K = 20
 TEXTURES = ("brick", "grass", "gravel", "hubble_deep_field", "coins", "retina")
-# Images that Caltech-101 holds twice, judged by eye; the Leopards are 100 images and their mirror images.
-DOUBLES = {"kangaroo/image_0035.jpg": "kangaroo/image_0050.jpg", "lotus/image_0033.jpg": "lotus/image_0023.jpg"}
+# Images that Caltech-101 holds twice, judged by eye; the Leopards are 100 images and their mirror
+# images.
+DOUBLES = {
+    "kangaroo/image_0035.jpg": "kangaroo/image_0050.jpg",
+    "lotus/image_0033.jpg": "lotus/image_0023.jpg",
+}
 Pixels = np.ndarray
 
 
@@ -175,17 +180,23 @@ def recall(
     for name, x in images.items():
         for draw in range(draws):
             known = notes.get(
-                f"{name} {draw}", functools.partial(copies_found, name, x, corpus, [seed, draw], together)
+                f"{name} {draw}",
+                functools.partial(copies_found, name, x, corpus, [seed, draw], together),
             )
             for kind in [*KINDS, REVERSED]:
                 found.setdefault(kind, []).append(kind in known)
     return {kind: float(np.mean(values)) for kind, values in found.items()}
 
 
-def copies_found(name: str, x: Tensor, corpus: Corpus, seeds: list[int], together: bool) -> list[str]:
+def copies_found(
+    name: str, x: Tensor, corpus: Corpus, seeds: list[int], together: bool
+) -> list[str]:
     """Return the kinds of copies of one image that are found."""
     rng = np.random.default_rng([*seeds, int(sha256_of_bytes(name.encode())[:8], 16)])
-    made = {kind: from_uint8(np.ascontiguousarray(copy(to_uint8(x), rng))) for kind, copy in KINDS.items()}
+    made = {
+        kind: from_uint8(np.ascontiguousarray(copy(to_uint8(x), rng)))
+        for kind, copy in KINDS.items()
+    }
     sets = [made] if together else [{kind: copy} for kind, copy in made.items()]
     found = {kind for held in sets for kind in copies(x, With(corpus, held)) if kind in KINDS}
     if "x" in copies(made["crop, 80 % of each side"], With(corpus, {"x": x})):
@@ -194,7 +205,9 @@ def copies_found(name: str, x: Tensor, corpus: Corpus, seeds: list[int], togethe
 
 
 class Lost:
-    """Counts of innocent neighbours: the K nearest to the clean test image by the imagenet encoder, known copies aside."""
+    """Counts of innocent neighbours: the K nearest to the clean test image by the imagenet encoder,
+    known copies aside.
+    """
 
     def __init__(self) -> None:
         self.chosen, self.lost, self.seconds, self.pairs = 0, 0, 0.0, list[str]()
@@ -212,55 +225,85 @@ class Lost:
 
     def row(self, what: str) -> str:
         more = f"; all pairs left out: {', '.join(self.pairs)}" if self.pairs else ""
-        return f"| {what} | {self.chosen} | {self.lost} ({100 * self.lost / self.chosen:.2f} %){more} |"
+        return (
+            f"| {what} | {self.chosen} | {self.lost} ({100 * self.lost / self.chosen:.2f} "
+            f"%){more} |"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
-    parser.add_argument("--n", type=int, default=200, help="images: first its split `test`, then `corpus`")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parquet",
+        required=True,
+        help="caltech101_128.parquet: image, category, split, source_file",
+    )
+    parser.add_argument(
+        "--n", type=int, default=200, help="images: first its split `test`, then `corpus`"
+    )
     parser.add_argument("--draws", type=int, default=3, help="copies of each test field and kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notes", type=Path, default=Path("leakage-notes.jsonl"))
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "quality" / "leakage.md")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "results" / "quality" / "leakage.md"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
+    )
 
     notes = Notes(args.notes.with_stem(f"{args.notes.stem}-{hash_of([LEFT_OUT, args.seed])[:10]}"))
     embedded = EmbeddedCorpus()
     test, caltech = (parquet_corpus(args.parquet, "split", part) for part in ("test", "corpus"))
     rng = np.random.default_rng(args.seed)
-    drawn = [(part, name) for part in (test, caltech) for name in rng.permutation(part.ids).tolist()][: args.n]
+    drawn = [
+        (part, name) for part in (test, caltech) for name in rng.permutation(part.ids).tolist()
+    ][: args.n]
     fields, photographs = dict(test_fields()), {name: part.image(name) for part, name in drawn}
 
     lost = {name: Lost() for name in ("12 test fields", *TEXTURES, "Caltech-101")}
     index = Index.build(embedded, ImagenetEncoder())
     for name, x in fields.items():
         lost["12 test fields"].add(x, name, embedded, index, set())
-    for field in corpus_fields():  # as if it were a test field: what shares its ground is no innocent
+    for (
+        field
+    ) in corpus_fields():  # as if it were a test field: what shares its ground is no innocent
         if field.photograph in TEXTURES:
             ground = {other.id for other in corpus_fields() if overlap(field, other)}
             lost[field.photograph].add(embedded.image(field.id), field.id, embedded, index, ground)
     index = Index.build(caltech, ImagenetEncoder())
     for name, x in photographs.items():
         category = name.split("/")[0]
-        known = {other for other in caltech.ids if category == "Leopards" and other.startswith("Leopards/")}
+        known = {
+            other
+            for other in caltech.ids
+            if category == "Leopards" and other.startswith("Leopards/")
+        }
         twin = mirrored_leopard(name) if known else DOUBLES.get(name)
         lost["Caltech-101"].add(x, name, caltech, index, {name, twin} - {None})
 
     seconds = lost["Caltech-101"].seconds / len(photographs)
     of_fields = recall(fields, embedded, args.draws, args.seed, notes, together=False)
     of_photographs = recall(photographs, caltech, 1, args.seed, notes, together=True)
-    own = (args.parquet, str(args.notes), str(args.out))  # committed text says nothing of one machine's folders
+    own = (
+        args.parquet,
+        str(args.notes),
+        str(args.out),
+    )  # committed text says nothing of one machine's folders
     words = [Path(word).name if word in own else word for word in sys.argv[1:]]
     text = HEAD.format(
         draws=args.draws, fields_size=len(embedded), n=len(photographs), n_test=min(len(test), len(photographs)),
         parquet=Path(args.parquet).name, seed=args.seed,
         caltech_size=len(caltech), date=datetime.date.today().isoformat(), commit=commit.stdout.strip(),
-        rule=json.dumps(LEFT_OUT), command=f"python benchmarks/quality/leakage.py {shlex.join(words)}",
+        rule=json.dumps(LEFT_OUT), command="python benchmarks/quality/leakage.py "
+                                           f"{shlex.join(words)}",
     )  # fmt: skip
-    text += "".join(f"| {kind} | {of_fields[kind]:.3f} | {of_photographs[kind]:.3f} |\n" for kind in of_fields)
+    text += "".join(
+        f"| {kind} | {of_fields[kind]:.3f} | {of_photographs[kind]:.3f} |\n" for kind in of_fields
+    )
     doubles = ", ".join(f"{a} – {b}" for a, b in DOUBLES.items())
     text += f"""
 ## Innocent neighbours left out
@@ -273,7 +316,10 @@ texture, each of whose corpus fields was taken as a test image, the fields that 
 |---|---|---|
 """
     text += "\n".join(some.row(what) for what, some in lost.items())
-    text += f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time a test image with {len(caltech)} images.\n"
+    text += (
+        f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time a test image with "
+        f"{len(caltech)} images.\n"
+    )
     write_bytes(args.out, text.encode())
     print(text)
 

@@ -1,8 +1,10 @@
-"""How y should be shown to an encoder: precision@K of category for each choice of adir/retrieval/query.py, per task.
+"""How y should be shown to an encoder: precision@K of category for each choice of
+adir/retrieval/query.py, per task.
 
     python benchmarks/quality/query_preparation.py --parquet FILE
 
-A few minutes on one core. Another encoder wants its own run: --clip CHECKPOINT (with --architecture and --tag).
+A few minutes on one core. Another encoder wants its own run: --clip CHECKPOINT (with --architecture
+and --tag).
 """
 
 import argparse
@@ -38,13 +40,21 @@ less `as_is`, mean over the same queries.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parquet",
+        required=True,
+        help="caltech101_128.parquet: image, category, split, source_file",
+    )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="files of conf/task")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     add_clip_options(parser)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "embedded" / "query_preparation.md")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "results" / "embedded" / "query_preparation.md"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -53,7 +63,10 @@ def main() -> None:
     lines = []
     for encoder in encoders:
         index = Index.build(study.corpus, encoder)
-        lines += [f"| task ({encoder.name}) | {' | '.join(QUERIES)} | better inverse - as_is |", "|---" * 6 + "|"]
+        lines += [
+            f"| task ({encoder.name}) | {' | '.join(QUERIES)} | better inverse - as_is |",
+            "|---" * 6 + "|",
+        ]
         for name in args.tasks:
             ys = study.degraded(name, args.seed)
             found = {}
@@ -62,10 +75,20 @@ def main() -> None:
                 vectors = torch.cat([encoder.image(image[None]) for image in images])
                 found[how] = study.precisions(index.search(vectors, args.k, study.copies)[0])
             best = max(found, key=lambda how: found[how].mean())
-            cells = [f"**{mean_and_error(v)}**" if how == best else mean_and_error(v) for how, v in found.items()]
-            others = {how: found[how] - found["as_is"] for how in QUERIES if how not in ("as_is", "resized")}
+            cells = [
+                f"**{mean_and_error(v)}**" if how == best else mean_and_error(v)
+                for how, v in found.items()
+            ]
+            others = {
+                how: found[how] - found["as_is"]
+                for how in QUERIES
+                if how not in ("as_is", "resized")
+            }
             other = max(others, key=lambda how: others[how].mean())
-            lines.append(f"| {name} | {' | '.join(cells)} | {other}: {mean_and_error(others[other], sign=True)} |")
+            lines.append(
+                f"| {name} | {' | '.join(cells)} | {other}: "
+                f"{mean_and_error(others[other], sign=True)} |"
+            )
             print(lines[-1], file=sys.stderr, flush=True)
     head = HEAD.format(
         k=args.k, n=len(study.test), date=datetime.date.today().isoformat(), seed=args.seed, command=said("query_preparation.py", args),

@@ -1,9 +1,11 @@
-"""How well neighbours are found for degraded images: precision@K of category on the held-out splits of a parquet file.
+"""How well neighbours are found for degraded images: precision@K of category on the held-out splits
+of a parquet file.
 
     python benchmarks/quality/retrieval.py --parquet FILE
 
-Five minutes on one core, four of them CLIP with random weights (the floor). With CLIP weights at hand, the same command adds
-their row: --clip CHECKPOINT, with --architecture and --tag as in conf/encoder/clip.yaml.
+Five minutes on one core, four of them CLIP with random weights (the floor). With CLIP weights at
+hand, the same command adds their row: --clip CHECKPOINT, with --architecture and --tag as in
+conf/encoder/clip.yaml.
 """
 
 import argparse
@@ -56,7 +58,10 @@ class Study:
     """Queries and corpus of a parquet file, and who is a copy of whom."""
 
     def __init__(self, parquet: str, k: int) -> None:
-        self.corpus, self.test = parquet_corpus(parquet, "split", "corpus"), parquet_corpus(parquet, "split", "test")
+        self.corpus, self.test = (
+            parquet_corpus(parquet, "split", "corpus"),
+            parquet_corpus(parquet, "split", "test"),
+        )
         self.clean = [self.test.image(image_id) for image_id in self.test.ids]
         self.copies = [copies(x, self.corpus) for x in self.clean]
         self.k = k
@@ -72,13 +77,20 @@ class Study:
 
     def precisions(self, found: list[list[str]]) -> np.ndarray:
         """(Q,) share of each query's neighbours that have its category."""
-        kinds, wanted = self.corpus.categories, [self.test.categories[image_id] for image_id in self.test.ids]
-        return np.array([np.mean([kinds[i] == w for i in row]) for w, row in zip(wanted, found, strict=True)])
+        kinds, wanted = (
+            self.corpus.categories,
+            [self.test.categories[image_id] for image_id in self.test.ids],
+        )
+        return np.array(
+            [np.mean([kinds[i] == w for i in row]) for w, row in zip(wanted, found, strict=True)]
+        )
 
     def chance(self) -> float:
         """Share of a query's category in the corpus, mean over queries."""
         share = Counter(self.corpus.categories.values())
-        return float(np.mean([share[self.test.categories[i]] / len(self.corpus) for i in self.test.ids]))
+        return float(
+            np.mean([share[self.test.categories[i]] / len(self.corpus) for i in self.test.ids])
+        )
 
 
 _tasks: dict[str, RestorationTask] = {}
@@ -93,13 +105,17 @@ def task_named(name: str) -> RestorationTask:
 
 def mean_and_error(values: np.ndarray, sign: bool = False) -> str:
     """`0.393 ± 0.024`: mean and its standard error."""
-    return f"{values.mean():{'+' if sign else ''}.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+    return (
+        f"{values.mean():{'+' if sign else ''}.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+    )
 
 
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
     """Options for CLIP weights at hand."""
     parser.add_argument("--clip", type=Path, default=None, help="file of CLIP weights")
-    parser.add_argument("--architecture", default="ViT-B-32", help="of --clip and of the random floor")
+    parser.add_argument(
+        "--architecture", default="ViT-B-32", help="of --clip and of the random floor"
+    )
     parser.add_argument("--tag", default=None, help="of --clip: brings its preprocessing")
 
 
@@ -108,22 +124,36 @@ def clip_of(args: argparse.Namespace) -> ClipEncoder:
 
 
 def said(script: str, args: argparse.Namespace) -> str:
-    """The command line, with paths cut to their names: it is committed, and says nothing of one machine's folders."""
-    words = [Path(word).name if word in (args.parquet, str(args.clip)) else word for word in sys.argv[1:]]
+    """The command line, with paths cut to their names: it is committed, and says nothing of one
+    machine's folders.
+    """
+    words = [
+        Path(word).name if word in (args.parquet, str(args.clip)) else word for word in sys.argv[1:]
+    ]
     return f"python benchmarks/quality/{script} {shlex.join(words)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parquet", required=True, help="caltech101_128.parquet: image, category, split, source_file")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parquet",
+        required=True,
+        help="caltech101_128.parquet: image, category, split, source_file",
+    )
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="files of conf/task")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--query", choices=list(QUERIES), default="as_is", help="how y is shown")
     parser.add_argument("--random-seed", type=int, default=0, help="of the random CLIP")
-    parser.add_argument("--no-floor", action="store_true", help="without the random CLIP, which takes four minutes")
+    parser.add_argument(
+        "--no-floor", action="store_true", help="without the random CLIP, which takes four minutes"
+    )
     add_clip_options(parser)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "embedded" / "retrieval.md")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "results" / "embedded" / "retrieval.md"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -140,9 +170,13 @@ def main() -> None:
         index = Index.build(study.corpus, encoder)
         for name, rows in lines.items():
             size = encoder.input_size
-            images = study.clean if name == "clean" else study.shown(name, ys[name], args.query, size)
+            images = (
+                study.clean if name == "clean" else study.shown(name, ys[name], args.query, size)
+            )
             vectors = torch.cat([encoder.image(image[None]) for image in images])
-            without, kept = (index.search(vectors, args.k, exclude)[0] for exclude in (study.copies, None))
+            without, kept = (
+                index.search(vectors, args.k, exclude)[0] for exclude in (study.copies, None)
+            )
             cells = [mean_and_error(study.precisions(found)) for found in (without, kept)]
             rows.append(f"| {name} | {encoder.name} | {cells[0]} | {cells[1]} |")
             print(rows[-1], file=sys.stderr, flush=True)

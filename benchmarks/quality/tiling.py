@@ -1,10 +1,12 @@
-"""Do tiles show? Restorations with a tiled network beside the same without tiles, same noise: PSNR between the two, and seams.
+"""Do tiles show? Restorations with a tiled network beside the same without tiles, same noise:
+
+PSNR between the two, and seams.
 
     OMP_NUM_THREADS=1 python benchmarks/quality/tiling.py --out results/embedded
 
-Half an hour on one core. Beside them: tiles restored each on their own, with noise of their own, and blended at the
-end, which is what tiling the image instead of the network would give; and another seed, the distance between two
-restorations that are equally good.
+Half an hour on one core. Beside them: tiles restored each on their own, with noise of their own,
+and blended at the end, which is what tiling the image instead of the network would give; and
+another seed, the distance between two restorations that are equally good.
 """
 
 import argparse
@@ -64,24 +66,40 @@ separate tiles; below, four times larger, the difference of each to the whole (g
 
 
 def separate_tiles(
-    sampler: ADIR, backbone: GuidedDiffusion, task: RestorationTask, y: Tensor, seed: int, name: str, tile: int
+    sampler: ADIR,
+    backbone: GuidedDiffusion,
+    task: RestorationTask,
+    y: Tensor,
+    seed: int,
+    name: str,
+    tile: int,
 ) -> Tensor:
-    """Each tile of y (C, h, w) restored alone by the same code (border mirrored, noise of its own), and blended: (3, H, W)."""
+    """Each tile of y (C, h, w) restored alone by the same code (border mirrored, noise of its own),
+    and blended: (3, H, W).
+    """
     shape = task.image_shape(tuple(y.shape))
     factor = shape[1] // y.shape[1]
     total, weight = torch.zeros(shape), torch.zeros(shape[1:])
     window = ramp(tile, True)[:, None] * ramp(tile, True)[None, :]
     for rows, columns in TiledBackbone(backbone, tile).tiles(*shape[1:]):
-        part = y[:, rows.start // factor : rows.stop // factor, columns.start // factor : columns.stop // factor]
+        part = y[
+            :,
+            rows.start // factor : rows.stop // factor,
+            columns.start // factor : columns.stop // factor,
+        ]
         # Room for the margin: one call of the network sees the tile and its border.
-        one = restore_any_size(sampler, backbone, task, part, seed, f"{name} {rows.start} {columns.start}", 2 * tile)
+        one = restore_any_size(
+            sampler, backbone, task, part, seed, f"{name} {rows.start} {columns.start}", 2 * tile
+        )
         total[:, rows, columns] += window * one.x_hat
         weight[rows, columns] += window
     return total / weight
 
 
 def seam(x: Tensor, edges: tuple[set[int], set[int]]) -> float:
-    """Mean |difference| across the given rows' and columns' upper and left edges, over that across all others. x: (3, H, W)."""
+    """Mean |difference| across the given rows' and columns' upper and left edges, over that across
+    all others. x: (3, H, W).
+    """
     across, elsewhere = [], []
     for dimension, places in ((1, edges[0]), (2, edges[1])):
         steps = x.diff(dim=dimension).abs().transpose(1, dimension).mean((0, 2))
@@ -95,7 +113,12 @@ def edges_of(backbone: GuidedDiffusion, tile: int, margin: int) -> tuple[set[int
     padded = SIDE + 2 * margin
     places = TiledBackbone(backbone, tile).tiles(padded, padded)
     return tuple(  # type: ignore[return-value]
-        {p - margin for place in places for p in (place[axis].start, place[axis].stop) if 0 < p - margin < SIDE}
+        {
+            p - margin
+            for place in places
+            for p in (place[axis].start, place[axis].stop)
+            if 0 < p - margin < SIDE
+        }
         for axis in (0, 1)
     )
 
@@ -106,11 +129,15 @@ def decibels(a: Tensor, b: Tensor) -> float:
     return float(psnr(one, other))
 
 
-def study(n_steps: int, names: Iterable[str], tasks: Iterable[str]) -> tuple[list[str], Tensor | None]:
+def study(
+    n_steps: int, names: Iterable[str], tasks: Iterable[str]
+) -> tuple[list[str], Tensor | None]:
     """Rows of the table, and the comparison image of the first task and window."""
     backbone, rows, sheet = GuidedDiffusion(), [], None
     for task_name in tasks:
-        task: RestorationTask = instantiate(OmegaConf.load(config_dir() / "task" / f"{task_name}.yaml"))
+        task: RestorationTask = instantiate(
+            OmegaConf.load(config_dir() / "task" / f"{task_name}.yaml")
+        )
         sampler = ADIR(n_steps=n_steps, guidance_scale=task.guidance_scale, variance="small")
         found: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
         for name in names:
@@ -124,20 +151,41 @@ def study(n_steps: int, names: Iterable[str], tasks: Iterable[str]) -> tuple[lis
             for tile in TILES:
                 tiled = restore_any_size(sampler, backbone, task, y, 0, name, tile)
                 images["tiled network", tile] = tiled.x_hat
-                images["separate tiles", tile] = separate_tiles(sampler, backbone, task, y, 0, name, tile)
+                images["separate tiles", tile] = separate_tiles(
+                    sampler, backbone, task, y, 0, name, tile
+                )
             for (how, tile), image in images.items():
-                edges = edges_of(backbone, tile if tile > 1 else TILES[-1], 0 if how.startswith("separate") else MARGIN)
+                edges = edges_of(
+                    backbone,
+                    tile if tile > 1 else TILES[-1],
+                    0 if how.startswith("separate") else MARGIN,
+                )
                 excess = seam(image, edges) / seam(whole, edges)
-                found.setdefault((how, tile), []).append((decibels(image, whole), excess, decibels(image, x)))
+                found.setdefault((how, tile), []).append(
+                    (decibels(image, whole), excess, decibels(image, x))
+                )
             if sheet is None:
-                columns = [x, whole, images["tiled network", TILES[-1]], images["separate tiles", TILES[-1]]]
-                sheet = torch.cat([torch.cat(columns, 2), torch.cat([4 * (c - whole) for c in columns], 2)], 1)
-            print(task_name, name, {key: [f"{v:.2f}" for v in values[-1]] for key, values in found.items()}, flush=True)
+                columns = [
+                    x,
+                    whole,
+                    images["tiled network", TILES[-1]],
+                    images["separate tiles", TILES[-1]],
+                ]
+                sheet = torch.cat(
+                    [torch.cat(columns, 2), torch.cat([4 * (c - whole) for c in columns], 2)], 1
+                )
+            print(
+                task_name,
+                name,
+                {key: [f"{v:.2f}" for v in values[-1]] for key, values in found.items()},
+                flush=True,
+            )
         for (how, tile), values in found.items():
             close, excess, truth = (statistics.mean(column) for column in zip(*values, strict=True))
             same = how == "whole"
             rows.append(
-                f"| {task_name} | {how} | {tile if tile > 1 else ''} | {'' if same else f'{close:.1f}'} "
+                f"| {task_name} | {how} | {tile if tile > 1 else ''} | "
+                f"{'' if same else f'{close:.1f}'} "
                 f"| {'' if same else f'{excess:.3f}'} | {truth:.2f} |"
             )
     return rows, sheet
@@ -145,7 +193,9 @@ def study(n_steps: int, names: Iterable[str], tasks: Iterable[str]) -> tuple[lis
 
 def main() -> None:
     """Measure, print, and write the report and its image when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n-steps", type=int, default=50)
     parser.add_argument("--images", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
@@ -156,9 +206,14 @@ def main() -> None:
     rows, sheet = study(arguments.n_steps, arguments.images, arguments.tasks)
     words = ["python", "benchmarks/quality/tiling.py", *sys.argv[1:]]
     head = HEAD.format(
-        side=SIDE, images=", ".join(arguments.images), n_steps=arguments.n_steps, padded=SIDE + 2 * MARGIN
+        side=SIDE,
+        images=", ".join(arguments.images),
+        n_steps=arguments.n_steps,
+        padded=SIDE + 2 * MARGIN,
     )
-    tail = TAIL.format(date=datetime.date.today().isoformat(), cores=threads, command=shlex.join(words))
+    tail = TAIL.format(
+        date=datetime.date.today().isoformat(), cores=threads, command=shlex.join(words)
+    )
     text = head + "\n".join(rows) + "\n" + tail
     print(text)
     if arguments.out is not None and sheet is not None:

@@ -3,9 +3,9 @@
     python benchmarks/quality/tune_samplers.py run FOLDER --parquet caltech101_128.parquet
     python benchmarks/quality/tune_samplers.py table FOLDER --out results/embedded/tuning.md
 
-`run` appends a line to FOLDER/scores.jsonl for each image restored, and makes none again that is there.
-results/embedded/tuning.md has the rule and what it chose, which conf/sampler/tuned/ holds. Cost of all, at 128x128: about 8,000
-evaluations, a sixth of them with a gradient.
+`run` appends a line to FOLDER/scores.jsonl for each image restored, and makes none again that is
+there. results/embedded/tuning.md has the rule and what it chose, which conf/sampler/tuned/ holds.
+Cost of all, at 128x128: about 8,000 evaluations, a sixth of them with a gradient.
 """
 
 import argparse
@@ -50,7 +50,8 @@ class Setting:
 
     sampler, key: names in conf/sampler/.
     values: what may be tried, ascending; None: the default times powers of sqrt(10).
-    per_task: one value per task, where the sampler's authors have that too, or where it stands for the noise of y.
+    per_task: one value per task, where the sampler's authors have that too, or where it stands for
+        the noise of y.
     tasks: those on which it has an effect.
     n_steps: evaluations of each run.
     """
@@ -66,7 +67,9 @@ class Setting:
         """Return the values with the default among them."""
         if self.values is not None:
             return sorted({*self.values, default})
-        return [default if k == 0 else float(f"{default * 10 ** (k / 2):.3g}") for k in range(-6, 7)]
+        return [
+            default if k == 0 else float(f"{default * 10 ** (k / 2):.3g}") for k in range(-6, 7)
+        ]
 
 
 SETTINGS = (
@@ -92,7 +95,9 @@ SETTINGS = (
     Setting("red_diff", "lambda_"),
     Setting("dmsp", "sigma_net", n_steps=100),
 )
-"""In the order of tuning; the second setting of a sampler is tuned with the value found for the first."""
+"""In the order of tuning; the second setting of a sampler is tuned with the value found for the
+first.
+"""
 SAMPLERS = tuple(dict.fromkeys(setting.sampler for setting in SETTINGS))
 
 
@@ -147,7 +152,9 @@ def scores_of(lines: list[dict[str, Any]]) -> Scores:
     """Return the means of at least one line."""
     if any(line["error"] is not None for line in lines):
         return Scores(-math.inf, math.nan, math.nan)
-    psnr, deep_lite0 = (sum(line[key] for line in lines) / len(lines) for key in ("psnr", "deep_lite0"))
+    psnr, deep_lite0 = (
+        sum(line[key] for line in lines) / len(lines) for key in ("psnr", "deep_lite0")
+    )
     return Scores(psnr - deep_lite0, psnr, deep_lite0)
 
 
@@ -169,10 +176,14 @@ class Runs:
         self.n_images = len(self.ids)
 
     def scores(self, setting: Setting, before: dict[str, dict[str, Value]], value: Value) -> Scores:
-        """Return the scores of one value, with {task: {key: value}} of the sampler's other settings found before."""
+        """Return the scores of one value, with {task:
+
+        {key: value}} of the sampler's other settings found before.
+        """
         settings = {task: found | {setting.key: value} for task, found in before.items()}
         lines = [
-            self.lines_of(setting.sampler, task, setting.n_steps, own, self.n_images) for task, own in settings.items()
+            self.lines_of(setting.sampler, task, setting.n_steps, own, self.n_images)
+            for task, own in settings.items()
         ]
         return scores_of([line for one in lines for line in one])
 
@@ -200,11 +211,14 @@ class Runs:
         return found
 
 
-def climb(values: list[Value], default: Value, score: Callable[[Value], Scores]) -> tuple[Value, dict[Value, Scores]]:
+def climb(
+    values: list[Value], default: Value, score: Callable[[Value], Scores]
+) -> tuple[Value, dict[Value, Scores]]:
     """Return the value chosen, and the scores of all that were tried.
 
-    The default and the values beside it are tried, and then the next one for as long as the best is at an end and gains
-    more than MARGIN on the one beside it. The default stays unless the best gains more than MARGIN on it.
+    The default and the values beside it are tried, and then the next one for as long as the best is
+    at an end and gains more than MARGIN on the one beside it. The default stays unless the best
+    gains more than MARGIN on it.
     """
     start = values.index(default)
     tried = {i: score(values[i]) for i in (start - 1, start, start + 1) if 0 <= i < len(values)}
@@ -212,7 +226,11 @@ def climb(values: list[Value], default: Value, score: Callable[[Value], Scores])
         best = max(tried, key=lambda i: tried[i].gain)
         step = -1 if best == min(tried) else 1
         further = best + step
-        if further in tried or not 0 <= further < len(values) or tried[best].gain <= tried[best - step].gain + MARGIN:
+        if (
+            further in tried
+            or not 0 <= further < len(values)
+            or tried[best].gain <= tried[best - step].gain + MARGIN
+        ):
             break
         tried[further] = score(values[further])
     chosen = best if tried[best].gain > tried[start].gain + MARGIN else start
@@ -237,7 +255,9 @@ def tune(runs: Runs) -> Iterator[Tuned]:
         for tasks in [(task,) for task in setting.tasks] if setting.per_task else [setting.tasks]:
             default = composed(setting.sampler, tasks[0]).sampler[setting.key]
             before = {task: dict(found[setting.sampler, task]) for task in tasks}
-            chosen, tried = climb(setting.ladder(default), default, partial(runs.scores, setting, before))
+            chosen, tried = climb(
+                setting.ladder(default), default, partial(runs.scores, setting, before)
+            )
             for task in tasks:
                 found[setting.sampler, task][setting.key] = chosen
             yield Tuned(setting, tasks, default, chosen, tried)
@@ -250,14 +270,18 @@ def composed(sampler: str, task: str) -> DictConfig:
 
 
 def check(runs: Runs, rows: list[Tuned]) -> list[tuple[str, str, Scores, Scores]]:
-    """Return (sampler, task, scores of the defaults, of the tuned) where they differ: 100 evaluations of the first image."""
+    """Return (sampler, task, scores of the defaults, of the tuned) where they differ: 100
+    evaluations of the first image.
+    """
     found = []
     for sampler, task in itertools.product(SAMPLERS, TASKS):
         own = [row for row in rows if row.setting.sampler == sampler and task in row.tasks]
         if any(row.chosen != row.default for row in own):
             chosen = {row.setting.key: row.chosen for row in own}
             with contextlib.suppress(Missing):
-                default, tuned = (scores_of(runs.lines_of(sampler, task, 100, one, 1)) for one in ({}, chosen))
+                default, tuned = (
+                    scores_of(runs.lines_of(sampler, task, 100, one, 1)) for one in ({}, chosen)
+                )
                 found.append((sampler, task, default, tuned))
     return found
 
@@ -291,7 +315,11 @@ def page(runs: Runs) -> str:
         gain = row.tried[row.chosen].gain - row.tried[row.default].gain
         what = f"{row.setting.sampler} | {row.setting.key} | {task}"
         text += f"| {what} | {'; '.join(values)} | {row.default:g} | {gain:+.2f} |\n"
-    left = [f"{one.key} of `{one.sampler}`" for one in SETTINGS if one not in [row.setting for row in rows]]
+    left = [
+        f"{one.key} of `{one.sampler}`"
+        for one in SETTINGS
+        if one not in [row.setting for row in rows]
+    ]
     if left:
         text += f"\nNot tuned yet: {', '.join(left)}.\n"
     text += CHECK
@@ -301,13 +329,17 @@ def page(runs: Runs) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     running = actions.add_parser("run")
     running.add_argument("folder", type=Path)
     running.add_argument("--parquet", type=Path, required=True)
     running.add_argument("--size", type=int, default=128, help="pixels: the middle of each image")
-    for_images = "how many images; several numbers: first with the fewer, as an answer is there sooner"
+    for_images = (
+        "how many images; several numbers: first with the fewer, as an answer is there sooner"
+    )
     running.add_argument("--images", type=int, nargs="+", default=[N_IMAGES], help=for_images)
     tables = actions.add_parser("table")
     tables.add_argument("folder", type=Path)

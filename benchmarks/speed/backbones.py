@@ -1,7 +1,9 @@
-"""Speed and memory of the paper's backbones with made weights: a sampling step, an adaptation iteration, a whole image.
+"""Speed and memory of the paper's backbones with made weights: a sampling step, an adaptation
+iteration, a whole image.
 
-Beside each time stands what a bare call of the network takes, and the floor that its operations set at the rate of a large
-matrix product on the same device. Every figure is written when it is there, so a run that is killed goes on where it was.
+Beside each time stands what a bare call of the network takes, and the floor that its operations set
+at the rate of a large matrix product on the same device. Every figure is written when it is there,
+so a run that is killed goes on where it was.
 
     python benchmarks/speed/backbones.py --what step --networks gd512     one of step, adapt, switch, total
     python benchmarks/speed/backbones.py --what report                    all figures of this device as Markdown
@@ -22,7 +24,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if (os.cpu_count() or 1) <= 4 else 
 
 import torch
 from figures import Figures, Row, device_name, report
-from made_networks import NETWORKS, PIXEL, LatentParts, empty_network, example_inputs, pixel_backbone
+from made_networks import (
+    NETWORKS,
+    PIXEL,
+    LatentParts,
+    empty_network,
+    example_inputs,
+    pixel_backbone,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from adir.adaptation.adapters import Full
@@ -38,12 +47,22 @@ from adir.samplers.latent import sample_latent
 from adir.tasks.operators import SuperResolution
 
 WHAT = ("step", "adapt", "switch", "total")
-SIDES = {"real": {"gd256": 256, "gd512": 512, "sd_x4": 256}, "small": {"gd256": 64, "gd512": 64, "sd_x4": 32}}
-"""Of what goes into the network when sampling: pixels, or latent places (256 are an image of 1024)."""
-CROPS = {"real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)}, "small": dict.fromkeys(NETWORKS, (64,))}
+SIDES = {
+    "real": {"gd256": 256, "gd512": 512, "sd_x4": 256},
+    "small": {"gd256": 64, "gd512": 64, "sd_x4": 32},
+}
+"""Of what goes into the network when sampling: pixels, or latent places (256 are an image of 1024).
+"""
+CROPS = {
+    "real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)},
+    "small": dict.fromkeys(NETWORKS, (64,)),
+}
 """Of adaptation, likewise."""
 PAPER, FAST = (400, 1000), (100, 100)
-"""(iterations, steps): the paper's, and a documented fast setting. On small networks a twentieth of them."""
+"""(iterations, steps): the paper's, and a documented fast setting.
+
+On small networks a twentieth of them.
+"""
 
 
 def wait(device: str) -> None:
@@ -62,7 +81,10 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
 
 
 def matmul_rate(device: str, dtype: str) -> float:
-    """Operations a second of a large matrix product here: what `floor` divides by. TF32 off, as in float32 networks."""
+    """Operations a second of a large matrix product here: what `floor` divides by.
+
+    TF32 off, as in float32 networks.
+    """
     n = 8192 if device != "cpu" else 1024
     a, b = (torch.randn(n, n, device=device).to(DTYPES[dtype]) for _ in "ab")
     a @ b
@@ -70,7 +92,9 @@ def matmul_rate(device: str, dtype: str) -> float:
 
 
 def operations(network: str, size: str, batch: int, side: int, train: bool) -> int:
-    """Multiplications and additions of one call, or of forward and backward with LoRA; counted on tensors without numbers."""
+    """Multiplications and additions of one call, or of forward and backward with LoRA; counted on
+    tensors without numbers.
+    """
     net = empty_network(network, size)
     if train:
         Lora().attach(net)
@@ -86,11 +110,22 @@ def operations(network: str, size: str, batch: int, side: int, train: bool) -> i
 
 @torch.no_grad()
 def ancestral_loop(backbone: Any, x_t: torch.Tensor, n_steps: int) -> torch.Tensor:
-    """Return x_0 of guided-diffusion's unguided sampling, as a bare loop: DDPM (Ho et al., 2020), eq. 7, with x_0 clipped to
-    [-1, 1], and the learned variance of Nichol and Dhariwal (2021), eq. 15. Tables and noise are on the device."""
+    """Return x_0 of guided-diffusion's unguided sampling, as a bare loop:
+
+    DDPM (Ho et al., 2020), eq. 7, with x_0 clipped to [-1, 1], and the learned variance of Nichol
+    and Dhariwal (2021), eq. 15. Tables and noise are on the device.
+    """
     p = backbone.schedule.respaced(n_steps)
-    tables = (p.alpha_bar, p.posterior_mean_coef1, p.posterior_mean_coef2, p.posterior_log_variance, p.betas.log())
-    alpha_bar, coef1, coef2, log_small, log_large = (table.float().to(x_t.device) for table in tables)
+    tables = (
+        p.alpha_bar,
+        p.posterior_mean_coef1,
+        p.posterior_mean_coef2,
+        p.posterior_log_variance,
+        p.betas.log(),
+    )
+    alpha_bar, coef1, coef2, log_small, log_large = (
+        table.float().to(x_t.device) for table in tables
+    )
     timesteps = p.timesteps.to(x_t.device)
     for i in reversed(range(n_steps)):
         with backbone.execution.autocast():
@@ -100,14 +135,24 @@ def ancestral_loop(backbone: Any, x_t: torch.Tensor, n_steps: int) -> torch.Tens
         share = (v + 1) / 2
         x_t = coef1[i] * x_0 + coef2[i] * x_t
         if i > 0:
-            x_t = x_t + ((share * log_large[i] + (1 - share) * log_small[i]) / 2).exp() * torch.randn_like(x_t)
+            x_t = x_t + (
+                (share * log_large[i] + (1 - share) * log_small[i]) / 2
+            ).exp() * torch.randn_like(x_t)
     return x_t
 
 
 def step_row(
-    network: str, size: str, weights: Path, batch: int, execution: Execution, n_steps: int, rounds: int
+    network: str,
+    size: str,
+    weights: Path,
+    batch: int,
+    execution: Execution,
+    n_steps: int,
+    rounds: int,
 ) -> Row:
-    """Seconds of a step of ADIR (of the latent sampler for sd_x4) and of a bare call, interleaved; peak memory."""
+    """Seconds of a step of ADIR (of the latent sampler for sd_x4) and of a bare call, interleaved;
+    peak memory.
+    """
     device, side = execution.device, SIDES[size][network]
     generators = [torch.Generator().manual_seed(b) for b in range(batch)]
     if (network, size) in PIXEL:
@@ -118,7 +163,10 @@ def step_row(
         run = lambda: sampler.restore(backbone, operator, y, generators)  # noqa: E731
     else:
         backbone = LatentParts(size, execution)
-        noise, condition = torch.randn(batch, 4, side, side, device=device), backbone.condition(batch, side)
+        noise, condition = (
+            torch.randn(batch, 4, side, side, device=device),
+            backbone.condition(batch, side),
+        )
         run = lambda: sample_latent(  # noqa: E731
             backbone, noise, condition, None, 1.0, n_steps, 0.0, generators[0], Watch(noise)
         )
@@ -137,12 +185,21 @@ def step_row(
     if (network, size) in PIXEL:
         contestants["loop"] = lambda: ancestral_loop(backbone, inputs["sample"], n_steps)
         contestants["loop"]()
-    times = [{name: seconds_of(call, device) / n_steps for name, call in contestants.items()} for _ in range(rounds)]
+    times = [
+        {name: seconds_of(call, device) / n_steps for name, call in contestants.items()}
+        for _ in range(rounds)
+    ]
     n_operations = operations(network, size, batch, side, train=False)
     floor = n_operations / matmul_rate(device, execution.dtype)
     return {
-        **{f"{name}_ms": 1e3 * statistics.median(one[name] for one in times) for name in contestants},
-        **{f"over_{name}": statistics.median(one["step"] / one[name] for one in times) for name in [*contestants][1:]},
+        **{
+            f"{name}_ms": 1e3 * statistics.median(one[name] for one in times)
+            for name in contestants
+        },
+        **{
+            f"over_{name}": statistics.median(one["step"] / one[name] for one in times)
+            for name in [*contestants][1:]
+        },
         "over_floor": statistics.median(one["step"] for one in times) / floor,
         "floor_ms": 1e3 * floor,
         "tera_operations": n_operations / 1e12,
@@ -154,8 +211,12 @@ def step_row(
 # --- an adaptation iteration
 
 
-def adapt_row(network: str, size: str, weights: Path, batch: int, crop: int, execution: Execution, n: int) -> Row:
-    """Seconds of an iteration of LoRA (rank 16, every convolution), from runs of 2 and 2 + n; peak memory."""
+def adapt_row(
+    network: str, size: str, weights: Path, batch: int, crop: int, execution: Execution, n: int
+) -> Row:
+    """Seconds of an iteration of LoRA (rank 16, every convolution), from runs of 2 and 2 + n; peak
+    memory.
+    """
     device = execution.device
     if (network, size) in PIXEL:
         backbone: Any = pixel_backbone(network, size, weights, execution)
@@ -191,11 +252,16 @@ def adapt_row(network: str, size: str, weights: Path, batch: int, crop: int, exe
 
 
 def latent_iterations(backbone: LatentParts, batch: int, side: int, n_iterations: int) -> None:
-    """Iterations of the upscaler's loss on latents that are given: what fine-tuning does after the VAE."""
+    """Iterations of the upscaler's loss on latents that are given: what fine-tuning does after the
+    VAE.
+    """
     attached = Lora().attach(backbone.network)
     try:
         optimizer = torch.optim.Adam(attached.parameters(), 1e-4)
-        z, condition = torch.randn(batch, 4, side, side, device=backbone.device), backbone.condition(batch, side)
+        z, condition = (
+            torch.randn(batch, 4, side, side, device=backbone.device),
+            backbone.condition(batch, side),
+        )
         t = torch.full((batch,), 500, device=backbone.device)
         for _ in range(n_iterations):
             loss = (backbone.output(z, t, condition) - z).square().mean()
@@ -211,7 +277,9 @@ def latent_iterations(backbone: LatentParts, batch: int, side: int, n_iterations
 
 
 def switch_row(network: str, size: str, weights: Path, execution: Execution, rounds: int) -> Row:
-    """Seconds to put a trained adapter in place and to take it away, and whether the base is equal to the bit after it."""
+    """Seconds to put a trained adapter in place and to take it away, and whether the base is equal
+    to the bit after it.
+    """
     device = execution.device
     if (network, size) in PIXEL:
         backbone: Any = pixel_backbone(network, size, weights, execution)
@@ -233,21 +301,29 @@ def switch_row(network: str, size: str, weights: Path, execution: Execution, rou
         times = [seconds_of(enter_and_leave, device) for _ in range(rounds + 1)][1:]
         row[f"{adapter.name}_s"] = statistics.median(times)
         row[f"{adapter.name}_slowest_s"] = max(times)
-        same = all(torch.equal(tensor.cpu(), base[name]) for name, tensor in net.state_dict().items())
+        same = all(
+            torch.equal(tensor.cpu(), base[name]) for name, tensor in net.state_dict().items()
+        )
         row[f"{adapter.name}_base_bit_equal"] = same and list(net.state_dict()) == list(base)
     return row | {"million_parameters": sum(p.numel() for p in net.parameters()) / 1e6}
 
 
-def total_row(network: str, size: str, weights: Path, execution: Execution, crop: int, rounds: int) -> Row:
-    """Seconds of adaptation (batch 6) and sampling of one image with its adapter, after a warm-up that compiles both: FAST's
-    measured, and PAPER's along the line through a fifth of FAST and FAST, with its standard error over rounds."""
+def total_row(
+    network: str, size: str, weights: Path, execution: Execution, crop: int, rounds: int
+) -> Row:
+    """Seconds of adaptation (batch 6) and sampling of one image with its adapter, after a warm-up
+    that compiles both: FAST's measured, and PAPER's along the line through a fifth of FAST and
+    FAST, with its standard error over rounds.
+    """
     device, side = execution.device, SIDES[size][network]
     backbone = pixel_backbone(network, size, weights, execution)
     operator = SuperResolution(4)((3, side, side))
     y = operator.A(torch.rand(1, 3, side, side) * 2 - 1).to(device)
     images = [torch.rand(3, side, side) * 2 - 1 for _ in range(4)]
     share = 20 if size == "small" else 1
-    (iterations, steps), (paper_iterations, paper_steps) = ((a // share, b // share) for a, b in (FAST, PAPER))
+    (iterations, steps), (paper_iterations, paper_steps) = (
+        (a // share, b // share) for a, b in (FAST, PAPER)
+    )
 
     def one_image(n_iterations: int, n_steps: int) -> tuple[float, float]:
         tuning = FineTuning(n_iterations, 6, 1e-4, crop)
@@ -269,10 +345,15 @@ def total_row(network: str, size: str, weights: Path, execution: Execution, crop
     forget_peak_memory(torch.device(device))
     fast, paper = [], []
     for _ in range(rounds):
-        few, many = one_image(max(1, iterations // 5), max(1, steps // 5)), one_image(iterations, steps)
+        few, many = (
+            one_image(max(1, iterations // 5), max(1, steps // 5)),
+            one_image(iterations, steps),
+        )
         fast.append(many)
         lines = zip(few, many, (iterations, steps), (paper_iterations, paper_steps), strict=True)
-        paper.append(sum(b + (b - a) / (n - max(1, n // 5)) * (wanted - n) for a, b, n, wanted in lines))
+        paper.append(
+            sum(b + (b - a) / (n - max(1, n // 5)) * (wanted - n) for a, b, n, wanted in lines)
+        )
     iteration = operations(network, size, 6, crop, train=True)
     step = operations(network, size, 1, side, train=False)
     rate = matmul_rate(device, execution.dtype)
@@ -280,7 +361,8 @@ def total_row(network: str, size: str, weights: Path, execution: Execution, crop
         "adapt_s": statistics.median(adapting for adapting, _ in fast),
         "sample_s": statistics.median(sampling for _, sampling in fast),
         "total_s": statistics.median(map(sum, fast)),
-        "over_floor": statistics.median(map(sum, fast)) / ((iterations * iteration + steps * step) / rate),
+        "over_floor": statistics.median(map(sum, fast))
+        / ((iterations * iteration + steps * step) / rate),
         "paper_s": statistics.mean(paper),
         "paper_error_s": statistics.stdev(paper) / len(paper) ** 0.5,
         "paper_floor_s": (paper_iterations * iteration + paper_steps * step) / rate,
@@ -300,14 +382,18 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
     variants = list(itertools.product(arguments.dtypes, arguments.modes))
     for network in arguments.networks:
         for dtype, mode in variants if what in ("step", "adapt") else []:
-            fast = Execution(device, dtype, channels_last=arguments.channels_last, compile=mode == "compiled")
+            fast = Execution(
+                device, dtype, channels_last=arguments.channels_last, compile=mode == "compiled"
+            )
             for batch in arguments.batches:
                 key = {"network": network, "batch": batch, "dtype": dtype, "mode": mode}
                 if what == "step":
                     args = (network, size, weights, batch, fast, n_steps, rounds)
                     figures.add(what, key, lambda a=args: step_row(*a))
                 for crop in CROPS[size][network] if what == "adapt" else ():
-                    execution = Execution(**{**vars(fast), "gradient_checkpointing": arguments.checkpointing})
+                    execution = Execution(
+                        **{**vars(fast), "gradient_checkpointing": arguments.checkpointing}
+                    )
                     row = key | {"crop": crop, "checkpointing": arguments.checkpointing}
                     args = (network, size, weights, batch, crop, execution, n_iterations)
                     figures.add(what, row, lambda a=args: adapt_row(*a))
@@ -315,43 +401,74 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
         if what == "switch":
             for dtype in arguments.dtypes:
                 # A CPU reads the weights of `full` where they lie, unless their layout is another.
-                execution = Execution(device, dtype, channels_last=arguments.channels_last and device != "cpu")
+                execution = Execution(
+                    device, dtype, channels_last=arguments.channels_last and device != "cpu"
+                )
                 args = (network, size, weights, execution, rounds)
-                figures.add(what, {"network": network, "dtype": dtype}, lambda a=args: switch_row(*a))
+                figures.add(
+                    what, {"network": network, "dtype": dtype}, lambda a=args: switch_row(*a)
+                )
         if what == "total" and (network, size) in PIXEL:
             for dtype, mode in variants:
                 execution = Execution(
-                    device, dtype, arguments.channels_last, arguments.checkpointing, compile=mode == "compiled"
+                    device,
+                    dtype,
+                    arguments.channels_last,
+                    arguments.checkpointing,
+                    compile=mode == "compiled",
                 )
-                key = {"network": network, "fast": "+".join(map(str, FAST)), "dtype": dtype, "mode": mode}
-                args = (network, size, weights, execution, CROPS[size][network][0], max(2, min(rounds, 3)))
+                key = {
+                    "network": network,
+                    "fast": "+".join(map(str, FAST)),
+                    "dtype": dtype,
+                    "mode": mode,
+                }
+                args = (
+                    network,
+                    size,
+                    weights,
+                    execution,
+                    CROPS[size][network][0],
+                    max(2, min(rounds, 3)),
+                )
                 figures.add(what, key, lambda a=args: total_row(*a))
                 torch._dynamo.reset()
 
 
 def main() -> None:
     """Measure what is asked and not there yet, then write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--what", choices=(*WHAT, "report", "all"), default="all")
     parser.add_argument("--networks", type=words, default=list(NETWORKS))
     parser.add_argument("--size", choices=("real", "small"), default="real")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batches", type=lambda text: [int(b) for b in text.split(",")], default=[1, 4, 6])
+    parser.add_argument(
+        "--batches", type=lambda text: [int(b) for b in text.split(",")], default=[1, 4, 6]
+    )
     parser.add_argument("--dtypes", type=words, default=["float32", "bfloat16"])
     parser.add_argument("--modes", type=words, default=["eager", "compiled"])
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--weights", type=Path, default=Path(tempfile.gettempdir()) / "adir-made-weights")
+    parser.add_argument(
+        "--weights", type=Path, default=Path(tempfile.gettempdir()) / "adir-made-weights"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/speed"))
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     name = device_name(arguments.device)
     slug = "-".join("".join(c if c.isalnum() else " " for c in name.split(",")[0].lower()).split())
     slug += "-small" if arguments.size == "small" else ""
-    said = [f"--what {arguments.what}", f"--size {arguments.size}", f"--networks {','.join(arguments.networks)}"]
+    said = [
+        f"--what {arguments.what}",
+        f"--size {arguments.size}",
+        f"--networks {','.join(arguments.networks)}",
+    ]
     figures = Figures(
-        arguments.out / f"backbones-{slug}.json", f"python benchmarks/speed/backbones.py {' '.join(said)}"
+        arguments.out / f"backbones-{slug}.json",
+        f"python benchmarks/speed/backbones.py {' '.join(said)}",
     )
     for what in WHAT if arguments.what == "all" else [w for w in WHAT if w == arguments.what]:
         measure(arguments, figures, what)

@@ -1,7 +1,9 @@
-"""The cost model of `adir plan` against what is then measured: seconds by stage and memory, on cells of the embedded prior.
+"""The cost model of `adir plan` against what is then measured: seconds by stage and memory, on
+cells of the embedded prior.
 
-Each cell is estimated in a process of its own, then run in another, as a user would; the run does one image first that
-is not counted, as the first one pays for loading. Busy processors spoil both: run it on a quiet machine.
+Each cell is estimated in a process of its own, then run in another, as a user would; the run does
+one image first that is not counted, as the first one pays for loading. Busy processors spoil both:
+run it on a quiet machine.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/cost_model.py [--out results/speed/cost_model.md]
 """
@@ -28,7 +30,11 @@ CELLS = (
     ["task=deblur", "adaptation=knn", "adaptation.fine_tuning.n_iterations=80"],
     ["task=sr4", "adaptation=knn", "adaptation/adapter=lora", "sampler.n_steps=100"],
     ["task=inpaint_box", "adaptation=random", "adaptation.fine_tuning.batch_size=2"],
-    ["task=deblur", "sampler=dps", "sampler.n_steps=100"],  # whose steps go back through the network
+    [
+        "task=deblur",
+        "sampler=dps",
+        "sampler.n_steps=100",
+    ],  # whose steps go back through the network
 )
 WANTED = 0.3
 STAGES = ("retrieve", "adapt", "sample", "score")
@@ -54,8 +60,13 @@ def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
     run_cell(cell, Options(existing="skip"), tell=lambda line: print(line, file=sys.stderr))
     records = [cell.ledger.read(image_id, cell.identity.sha256) for image_id in cell.data.ids]
     later = [record for record in records if record is not None and record.status == "done"][1:]
-    seconds = {stage: sum(r.seconds.get(stage, 0.0) for r in later) / len(later) for stage in STAGES}
-    return {"seconds": seconds, "memory_mb": max(record.process_peak_memory_mb or 0.0 for record in later)}
+    seconds = {
+        stage: sum(r.seconds.get(stage, 0.0) for r in later) / len(later) for stage in STAGES
+    }
+    return {
+        "seconds": seconds,
+        "memory_mb": max(record.process_peak_memory_mb or 0.0 for record in later),
+    }
 
 
 def in_a_process(overrides: list[str], what: str) -> dict[str, Any]:
@@ -72,10 +83,13 @@ def row(overrides: list[str], results: str) -> tuple[str, float]:
     """(a row of the table, the larger of the relative errors of seconds and memory)."""
     full = ["data=demo", f"results={results}", *overrides]
     estimated, measured = in_a_process(full, "estimate"), in_a_process(full, "run")
-    totals = [sum(one["seconds"].get(stage, 0.0) for stage in STAGES) for one in (estimated, measured)]
+    totals = [
+        sum(one["seconds"].get(stage, 0.0) for stage in STAGES) for one in (estimated, measured)
+    ]
     errors = [totals[0] / totals[1] - 1, estimated["memory_mb"] / measured["memory_mb"] - 1]
     stages = " | ".join(
-        f"{estimated['seconds'].get(stage, 0.0):.1f} / {measured['seconds'].get(stage, 0.0):.1f}" for stage in STAGES
+        f"{estimated['seconds'].get(stage, 0.0):.1f} / {measured['seconds'].get(stage, 0.0):.1f}"
+        for stage in STAGES
     )
     memory = f"{estimated['memory_mb']:.0f} / {measured['memory_mb']:.0f}"
     together = f"{totals[0]:.1f} / {totals[1]:.1f} | {errors[0]:+.0%}"
@@ -85,7 +99,9 @@ def row(overrides: list[str], results: str) -> tuple[str, float]:
 
 def main() -> None:
     """Compare all cells, print, and write the table when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", type=int, default=len(CELLS), help="only the first so many")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # of a process of its own
@@ -112,7 +128,7 @@ image's, the mean of all but the first; memory is the process's peak, in MB. The
 
 {date.today().isoformat()}; load average {os.getloadavg()[1]:.1f}; Python {platform.python_version()}.
 Command: `OMP_NUM_THREADS={os.environ["OMP_NUM_THREADS"]} python benchmarks/speed/cost_model.py --cells {arguments.cells}`
-"""  # noqa: E501 (a row of a Markdown table is one line)
+"""
     if arguments.out is not None:
         write_bytes(arguments.out, text.encode())
     print(f"largest error: {worst:.0%}")

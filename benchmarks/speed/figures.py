@@ -16,7 +16,9 @@ Row = dict[str, Any]
 
 
 class Figures:
-    """Rows by what they measure, in one JSON file per device and size; a row is written as soon as it is measured."""
+    """Rows by what they measure, in one JSON file per device and size; a row is written as soon as
+    it is measured.
+    """
 
     def __init__(self, path: Path, command: str) -> None:
         self.path, self.command = path, command
@@ -33,7 +35,14 @@ class Figures:
         except torch.OutOfMemoryError as error:
             row = {"error": f"out of memory: {str(error).splitlines()[0]}"}
         took = round(time.perf_counter() - started, 1)
-        self.rows[name] = {"what": what, **key, **row, "took_s": took, "command": self.command, **versions()}
+        self.rows[name] = {
+            "what": what,
+            **key,
+            **row,
+            "took_s": took,
+            "command": self.command,
+            **versions(),
+        }
         write_json(self.path, self.rows)
         shown = {k: v for k, v in row.items() if not isinstance(v, dict)}
         print(f"{name}: {shown} ({took:.0f} s)", flush=True)
@@ -41,7 +50,11 @@ class Figures:
 
 def versions() -> Row:
     """What the figures depend on besides the device."""
-    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "date": date.today().isoformat()}
+    return {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "date": date.today().isoformat(),
+    }
 
 
 def device_name(device: str) -> str:
@@ -57,7 +70,8 @@ TITLES = {
     "step": "One sampling step, and a bare call of the network",
     "adapt": "One adaptation iteration, LoRA of rank 16 on every convolution",
     "switch": "Putting a trained adapter in place and taking it away",
-    "total": "A whole image: adaptation with batch 6, then sampling; after a warm-up, which compiles",
+    "total": "A whole image: adaptation with batch 6, then sampling; after a warm-up, which "
+    "compiles",
 }
 HIDDEN = ("what", "command", "torch", "diffusers", "date", "took_s")
 
@@ -67,16 +81,20 @@ def report(figures: Figures, device: str, size: str) -> str:
     lines = [f"# Speed of the big backbones: {device}", ""]
     if size == "small":
         lines += [
-            "Channels are cut to an eighth or a quarter: this shows that the script runs, not how fast the networks are.",
+            "Channels are cut to an eighth or a quarter: this shows that the script runs, not "
+            "how fast the networks are.",
             "",
         ]
     lines += [
-        "Weights are made (random); a floor is the operations at the rate of a large matrix product on this device.",
+        "Weights are made (random); a floor is the operations at the rate of a large matrix "
+        "product on this device.",
         "",
     ]
     for what, title in TITLES.items():
         rows = [
-            {k: v for k, v in row.items() if k not in HIDDEN} for row in figures.rows.values() if row["what"] == what
+            {k: v for k, v in row.items() if k not in HIDDEN}
+            for row in figures.rows.values()
+            if row["what"] == what
         ]
         if not rows:
             continue
@@ -87,8 +105,15 @@ def report(figures: Figures, device: str, size: str) -> str:
             f"| {' | '.join(c.replace('_', ' ') for c in columns)} |",
             "|---" * len(columns) + "|",
         ]
-        lines += [f"| {' | '.join(shown(row.get(column, '')) for column in columns)} |" for row in rows] + [""]
-    stamps = sorted({f"{r['date']}, torch {r['torch']}, diffusers {r['diffusers']}" for r in figures.rows.values()})
+        lines += [
+            f"| {' | '.join(shown(row.get(column, '')) for column in columns)} |" for row in rows
+        ] + [""]
+    stamps = sorted(
+        {
+            f"{r['date']}, torch {r['torch']}, diffusers {r['diffusers']}"
+            for r in figures.rows.values()
+        }
+    )
     commands = sorted({row["command"] for row in figures.rows.values()})
     lines += [f"{'; '.join(stamps)}; Python {platform.python_version()}. Commands:", ""]
     return "\n".join([*lines, *(f"    {command}" for command in commands)]) + "\n"

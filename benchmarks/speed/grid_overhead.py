@@ -1,10 +1,12 @@
-"""What the harness costs: wall seconds of a grid beside the seconds of its distinct stages, in one run.
+"""What the harness costs: wall seconds of a grid beside the seconds of its distinct stages, in one
+run.
 
     python benchmarks/speed/grid_overhead.py
 
-2 tasks x 4 modes x 3 K x 3 seeds on the demo's images: 72 combinations, 48 cells, 144 images. A distinct stage is a y, a
-search for neighbours, a training of an adapter, a sampling or a scoring that no other cell could have shared. Prints a table
-and writes it to results/speed/grid_overhead.md. About 10 minutes on one core.
+2 tasks x 4 modes x 3 K x 3 seeds on the demo's images: 72 combinations, 48 cells, 144 images. A
+distinct stage is a y, a search for neighbours, a training of an adapter, a sampling or a scoring
+that no other cell could have shared. Prints a table and writes it to
+results/speed/grid_overhead.md. About 10 minutes on one core.
 """
 
 import argparse
@@ -32,7 +34,9 @@ GRID = [
 
 
 def distinct_seconds(results: Path) -> dict[str, float]:
-    """Seconds by stage, each distinct product counted once: trainings from the adapters, the rest from the records."""
+    """Seconds by stage, each distinct product counted once: trainings from the adapters, the rest
+    from the records.
+    """
     seconds = dict.fromkeys(("measure", "retrieve", "train", "sample", "score"), 0.0)
     seen: set[tuple[str, str]] = set()
     for record in all_records(results):
@@ -55,9 +59,13 @@ def distinct_seconds(results: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a quick look")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed" / "grid_overhead.md")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "results" / "speed" / "grid_overhead.md"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "grid"
@@ -75,8 +83,10 @@ def main() -> None:
     lines = [
         "# What the harness costs",
         "",
-        f"{n_records} records, {n_adapters} adapters; one worker, one thread; start of Python and check of the grid included.",
-        f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python {platform.python_version()}:",
+        f"{n_records} records, {n_adapters} adapters; one worker, one thread; start of Python "
+        "and check of the grid included.",
+        f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python "
+        f"{platform.python_version()}:",
         "",
         "    python benchmarks/speed/grid_overhead.py " + " ".join(args.overrides),
         "",

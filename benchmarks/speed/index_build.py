@@ -1,15 +1,19 @@
-"""Building an index: whether the encoder's own throughput is the limit, and whether memory grows with the corpus.
+"""Building an index: whether the encoder's own throughput is the limit, and whether memory grows
+with the corpus.
 
-Made JPEG images (512x384, smooth fields with noise, quality 90), and the code of `adir index build` in a fresh process for
-each size of the corpus. Before each build, in that process and on the same images: the encoder alone on prepared images,
-and one thread alone that loads them (reading, hashing, decoding, fingerprints, preparation).
+Made JPEG images (512x384, smooth fields with noise, quality 90), and the code of `adir index build`
+in a fresh process for each size of the corpus. Before each build, in that process and on the same
+images: the encoder alone on prepared images, and one thread alone that loads them (reading,
+hashing, decoding, fingerprints, preparation).
 
-"reached" is the throughput of the build, from the first listing to the manifest, over that of the encoder alone. Where loading
-an image takes l seconds of a processor and encoding it e, c processors do at most c / (l + e) images a second, and n loader
-threads n / l; the encoder alone does 1 / e. So no build reaches more than min(1, c e / (l + e), n e / l): "possible".
+"reached" is the throughput of the build, from the first listing to the manifest, over that of the
+encoder alone. Where loading an image takes l seconds of a processor and encoding it e, c processors
+do at most c / (l + e) images a second, and n loader threads n / l; the encoder alone does 1 / e. So
+no build reaches more than min(1, c e / (l + e), n e / l): "possible".
 
-Run: OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --sizes 2000 8000 --out results/speed/index_build.md
-     OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --random-clip ViT-B-32 --sizes 300 900 \\
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --sizes 2000 8000 --out
+     results/speed/index_build.md OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py
+     --random-clip ViT-B-32 --sizes 300 900 \\
          --out results/speed/index_build_clip.md
      (5 and 5 minutes on two processors that do nothing else; a look: --sizes 100 400)
 """
@@ -57,13 +61,18 @@ def make_images(folder: Path, first: int, last: int) -> None:
         small = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
             SIZE, Image.Resampling.BICUBIC
         )
-        noisy = np.asarray(small, np.int16) + draw.integers(-12, 13, (SIZE[1], SIZE[0], 3), dtype=np.int16)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:06d}.jpg", quality=90)
+        noisy = np.asarray(small, np.int16) + draw.integers(
+            -12, 13, (SIZE[1], SIZE[0], 3), dtype=np.int16
+        )
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number:06d}.jpg", quality=90
+        )
 
 
 def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
-    """Seconds of processor time an image of one thread that loads, and seconds an image of the encoder, each with nothing
-    beside it in this process."""
+    """Seconds of processor time an image of one thread that loads, and seconds an image of the
+    encoder, each with nothing beside it in this process.
+    """
     keys = [key for key, _ in source.listing()][:ALONE]
     for _ in range(2):  # the first warms up
         started = time.thread_time()
@@ -77,19 +86,25 @@ def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
 
 
 def build(images: Path, folder: Path, encoder: Encoder, shard_size: int, loaders: int) -> None:
-    """Build the index and print what it took: images, seconds, of them encoding and waiting, peak MB, MB at the start,
-    and what `alone` gives."""
+    """Build the index and print what it took: images, seconds, of them encoding and waiting, peak
+    MB, MB at the start, and what `alone` gives.
+    """
     source = FolderSource(images)
     loading, encoding = alone(source, encoder)
     before = resident("VmRSS")
     started = time.perf_counter()
     require_same_index(folder, source, encoder)
     extend_plan(folder, source, shard_size)
-    done = [build_shard(folder, number, source, encoder, 64, loaders) for number in missing_shards(folder)]
+    done = [
+        build_shard(folder, number, source, encoder, 64, loaders)
+        for number in missing_shards(folder)
+    ]
     finish(folder)
     seconds = time.perf_counter() - started
     spent = sum(d.encoding for d in done), sum(d.waiting for d in done)
-    print(sum(d.images for d in done), seconds, *spent, resident("VmHWM"), before, loading, encoding)
+    print(
+        sum(d.images for d in done), seconds, *spent, resident("VmHWM"), before, loading, encoding
+    )
 
 
 def resident(name: str) -> float:
@@ -101,17 +116,31 @@ def row_of(numbers: list[float], processors: int, loaders: int) -> str:
     """A line of the table, of what `build` printed."""
     n, seconds, encoding, waiting, peak, before, load_s, encode_s = numbers
     possible = min(1, processors * encode_s / (load_s + encode_s), loaders * encode_s / load_s)
-    cells = [f"{n:.0f}", f"{load_s * 1e3:.2f}", f"{encode_s * 1e3:.2f}", f"{1 / encode_s:.1f}", f"{n / seconds:.1f}"]
+    cells = [
+        f"{n:.0f}",
+        f"{load_s * 1e3:.2f}",
+        f"{encode_s * 1e3:.2f}",
+        f"{1 / encode_s:.1f}",
+        f"{n / seconds:.1f}",
+    ]
     cells += [f"**{n / seconds * encode_s:.0%}**", f"{possible:.0%}"]
     cells += [f"{encoding:.1f}", f"{waiting:.1f}", f"{seconds - encoding - waiting:.1f}"]
     return f"| {' | '.join([*cells, f'{peak:.0f}', f'{peak - before:.0f}'])} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 8000])
-    parser.add_argument("--encoder", nargs="+", default=["encoder=imagenet"], help="as to adir index build")
-    parser.add_argument("--random-clip", metavar="ARCHITECTURE", help="instead of --encoder: CLIP with random weights")
+    parser.add_argument(
+        "--encoder", nargs="+", default=["encoder=imagenet"], help="as to adir index build"
+    )
+    parser.add_argument(
+        "--random-clip",
+        metavar="ARCHITECTURE",
+        help="instead of --encoder: CLIP with random weights",
+    )
     parser.add_argument("--shard-size", type=int, default=1000)
     parser.add_argument("--loaders", type=int, default=2)
     parser.add_argument("--out", type=Path, help="the table to write")
@@ -119,11 +148,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         clip = args.random_clip
-        encoder = random_clip(clip, 0) if clip else instantiate(compose(args.encoder, "index").encoder)
+        encoder = (
+            random_clip(clip, 0) if clip else instantiate(compose(args.encoder, "index").encoder)
+        )
         build(*args.child, encoder, args.shard_size, args.loaders)
         return
     rows, processors = [], len(os.sched_getaffinity(0))
-    which = ["--random-clip", args.random_clip] if args.random_clip else ["--encoder", *args.encoder]
+    which = (
+        ["--random-clip", args.random_clip] if args.random_clip else ["--encoder", *args.encoder]
+    )
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         images, made = Path(temporary) / "images", 0
@@ -131,26 +164,39 @@ def main() -> None:
             make_images(images, made, size)
             made = size
             words = [*which, "--shard-size", str(args.shard_size), "--loaders", str(args.loaders)]
-            child = [sys.executable, __file__, *words, "--child", str(images), f"{temporary}/index-{size}"]
+            child = [
+                sys.executable,
+                __file__,
+                *words,
+                "--child",
+                str(images),
+                f"{temporary}/index-{size}",
+            ]
             out = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows.append(row_of(list(map(float, out.split())), processors, args.loaders))
     lines = [
         "# Building an index",
         "",
         f"{SIZE[0]}x{SIZE[1]} JPEG images, {' '.join(which[1:])}, {args.loaders} loader threads, "
-        f"{torch.get_num_threads()} thread for the encoder, {processors} processors, shards of {args.shard_size}.",
+        f"{torch.get_num_threads()} thread for the encoder, {processors} processors, shards of "
+        f"{args.shard_size}.",
         "",
-        "| images | load one, ms | encode one, ms | encoder alone, /s | build, /s | reached | possible | encoding, s | "
+        "| images | load one, ms | encode one, ms | encoder alone, /s | build, /s | reached | "
+        "possible | encoding, s | "
         "waiting, s | rest, s | peak MB | above the start, MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        "Reached: the build's images/s over those of the encoder alone. Possible: by the seconds that loading and encoding",
-        "take on these processors. Rest: listing, writing shards, the manifest. The last column must not grow with the number",
+        "Reached: the build's images/s over those of the encoder alone. Possible: by the "
+        "seconds that loading and encoding",
+        "take on these processors. Rest: listing, writing shards, the manifest. The last column "
+        "must not grow with the number",
         "of images.",
         "",
-        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, load average at the start "
-        f"{load_average:.1f}; torch {torch.__version__}. Command: `OMP_NUM_THREADS={torch.get_num_threads()} python "
+        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, load average "
+        "at the start "
+        f"{load_average:.1f}; torch {torch.__version__}. Command: "
+        f"`OMP_NUM_THREADS={torch.get_num_threads()} python "
         f"benchmarks/speed/index_build.py {' '.join(sys.argv[1:])}`",
     ]
     text = "\n".join(lines) + "\n"

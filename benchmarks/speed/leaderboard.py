@@ -1,9 +1,13 @@
-"""Seconds of `adir leaderboard` over many records, from the command to the table, Python's start and imports included.
+"""Seconds of `adir leaderboard` over many records, from the command to the table, Python's start
+and imports included.
 
-The records are made up, of the size that real ones have (6 kB: identity, configuration, 20 neighbours), in a temporary
-folder: 50 images, 2 seeds, 4 tasks, and as many modes as the number of records asks for; half of the time is reading them.
+The records are made up, of the size that real ones have (6 kB: identity, configuration, 20
+neighbours), in a temporary
+folder: 50 images, 2 seeds, 4 tasks, and as many modes as the number of records asks for; half of
+    the time is reading them.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py [--repeats 5] [--out results/speed/leaderboard.md]
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py [--repeats 5] [--out
+    results/speed/leaderboard.md]
 """
 
 import argparse
@@ -43,9 +47,12 @@ def records(n_modes: int) -> Iterator[Record]:
     """Yield the records. Mode 0 is `none`, the others neighbours with K = mode."""
     draw = random.Random(0)
     neighbours = tuple(
-        Neighbour(id=f"corpus-image-s1-y{i:03}-x000", distance=1 + i / 100, image=sha256_of(str(i))) for i in range(20)
+        Neighbour(id=f"corpus-image-s1-y{i:03}-x000", distance=1 + i / 100, image=sha256_of(str(i)))
+        for i in range(20)
     )
-    for task, mode, seed, image in itertools.product(range(TASKS), range(n_modes), range(SEEDS), range(IMAGES)):
+    for task, mode, seed, image in itertools.product(
+        range(TASKS), range(n_modes), range(SEEDS), range(IMAGES)
+    ):
         record = made_record(
             f"image-{image:03}",
             task=f"task{task}",
@@ -54,7 +61,10 @@ def records(n_modes: int) -> Iterator[Record]:
             seed=seed,
             adapter="lora",
             scores={metric: draw.gauss(25, 1) for metric in METRICS},
-            settings={"task.operator": {"name": "made", "factor": 4}, "sampler.guidance_scale": 100},
+            settings={
+                "task.operator": {"name": "made", "factor": 4},
+                "sampler.guidance_scale": 100,
+            },
         )
         configuration = {str(n): record.identity for n in range(2)}
         more = {"configuration": configuration, "neighbours": neighbours if mode else ()}
@@ -65,15 +75,24 @@ def time_command(folder: Path) -> tuple[float, float]:
     """(wall clock, processor) seconds of one `adir leaderboard`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "adir", "leaderboard", str(folder)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "adir", "leaderboard", str(folder)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     wall = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def main() -> int:
-    """Make the records, time the command, and print or write what came out. Returns 1 where it took longer than wanted."""
-    arguments = argparse.ArgumentParser(description="Seconds of `adir leaderboard` over many records.")
+    """Make the records, time the command, and print or write what came out.
+
+    Returns 1 where it took longer than wanted.
+    """
+    arguments = argparse.ArgumentParser(
+        description="Seconds of `adir leaderboard` over many records."
+    )
     arguments.add_argument("--records", type=int, default=10_000)
     arguments.add_argument("--repeats", type=int, default=5)
     arguments.add_argument("--out", type=Path)
@@ -88,8 +107,10 @@ def main() -> int:
         f"    OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py {' '.join(sys.argv[1:])}\n\n"
         "| | fastest | median | slowest |\n|---|---|---|---|\n"
         f"| seconds, wall clock | {wall[0]:.2f} | {wall[len(wall) // 2]:.2f} | {wall[-1]:.2f} |\n"
-        f"| seconds, processor | {processor[0]:.2f} | {processor[len(processor) // 2]:.2f} | {processor[-1]:.2f} |\n\n"
-        f"Wanted: under {WANTED:g} of the processor for 10,000. {given.repeats} runs, one thread, files in the page cache, "
+        f"| seconds, processor | {processor[0]:.2f} | {processor[len(processor) // 2]:.2f} | "
+        f"{processor[-1]:.2f} |\n\n"
+        f"Wanted: under {WANTED:g} of the processor for 10,000. {given.repeats} runs, one "
+        "thread, files in the page cache, "
         "the four files written; "
         f"{date.today().isoformat()}, commit {commit()}, "
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}.\n"

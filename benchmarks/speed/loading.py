@@ -1,10 +1,12 @@
-"""Seconds and memory of loading gd256: converting its checkpoint once, loading it again, and diffusers' own loader beside it.
+"""Seconds and memory of loading gd256: converting its checkpoint once, loading it again, and
+diffusers' own loader beside it.
 
     python benchmarks/speed/loading.py --out results/speed/loading.md
 
-Made weights of the real architecture (552 814 086 parameters, 2.2 GB) are written to a scratch folder (--folder; 4.5 GB) and
-removed again. About a minute. --small takes a network of 2 M parameters, to try the script. Each step is a process of its
-own; the time to import torch and diffusers is not part of any.
+Made weights of the real architecture (552 814 086 parameters, 2.2 GB) are written to a scratch
+folder (--folder; 4.5 GB) and removed again. About a minute. --small takes a network of 2 M
+parameters, to try the script. Each step is a process of its own; the time to import torch and
+diffusers is not part of any.
 """
 
 import argparse
@@ -41,7 +43,12 @@ GD256 = {
     "use_scale_shift_norm": True,
     "resblock_updown": True,
 }
-SMALL = GD256 | {"num_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1, 2), "num_head_channels": 32}
+SMALL = GD256 | {
+    "num_channels": 32,
+    "num_res_blocks": 1,
+    "channel_mult": (1, 1, 2),
+    "num_head_channels": 32,
+}
 ANY = Architecture(
     32, (32,), 1, (False,), 6, True, True, -1, -1, -1, False
 )  # overruled by the flags, which are complete
@@ -78,13 +85,17 @@ def make(path: Path, flags: Flags) -> int:
     """Write the checkpoint; returns the number of parameters."""
     torch.manual_seed(0)
     shapes = {name: shape for name, shape, _ in tensors_of(flags.resolve(ANY))}
-    torch.save({name: torch.empty(shape).uniform_(-0.01, 0.01) for name, shape in shapes.items()}, path)
+    torch.save(
+        {name: torch.empty(shape).uniform_(-0.01, 0.01) for name, shape in shapes.items()}, path
+    )
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 
 def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
     """Do one step in this process: seconds, and bytes of memory."""
-    converted = next((path for path in (folder / "cache" / "converted").glob("*/") if path.is_dir()), None)
+    converted = next(
+        (path for path in (folder / "cache" / "converted").glob("*/") if path.is_dir()), None
+    )
     actions: dict[str, Callable[[], object]] = {
         "import": lambda: None,
         "convert": lambda: GuidedDiffusion(folder=folder / "made.pt", architecture=flags).network,
@@ -103,14 +114,25 @@ def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
 
 
 def resident(field: str) -> float:
-    """Bytes that Linux counts for this process: VmHWM, the largest resident set, or RssAnon, its own pages now."""
+    """Bytes that Linux counts for this process:
+
+    VmHWM, the largest resident set, or RssAnon, its own pages now.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
     """`step` in a new process."""
-    command = [sys.executable, __file__, "--step", name, "--folder", str(folder), *(["--small"] if small else [])]
+    command = [
+        sys.executable,
+        __file__,
+        "--step",
+        name,
+        "--folder",
+        str(folder),
+        *(["--small"] if small else []),
+    ]
     environment = os.environ | {"ADIR_CACHE": str(folder / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -125,15 +147,19 @@ def report(folder: Path, small: bool, repeats: int, command: str) -> str:
     time.sleep(3)  # a file that has just changed is hashed again, see adir.weights.cache
     runs: dict[str, list[dict[str, float]]] = {}
     for name in STEPS:
-        runs[name] = [in_a_process(name, folder, small) for _ in range(1 if name == "convert" else repeats)]
+        runs[name] = [
+            in_a_process(name, folder, small) for _ in range(1 if name == "convert" else repeats)
+        ]
         print(name, runs[name], flush=True)
     median = {
-        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+        name: {key: statistics.median(run[key] for run in found) for key in found[0]}
+        for name, found in runs.items()
     }
     baseline = median["import"]["peak"]
     rows = [
         f"| {text} | {median[name]['seconds']:.2f} | {megabytes(int(median[name]['peak']))} "
-        f"| {megabytes(max(0, int(median[name]['peak'] - baseline)))} | {megabytes(int(median[name]['own']))} |"
+        f"| {megabytes(max(0, int(median[name]['peak'] - baseline)))} | "
+        f"{megabytes(int(median[name]['own']))} |"
         for name, text in STEPS.items()
     ]
     head = HEAD.format(
@@ -146,7 +172,8 @@ def report(folder: Path, small: bool, repeats: int, command: str) -> str:
     tail = TAIL.format(
         date=datetime.date.today().isoformat(),
         cpu=next(
-            (line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), platform.processor()
+            (line.split(":", 1)[1].strip() for line in info if line.startswith("model name")),
+            platform.processor(),
         ),
         load=os.getloadavg()[1],
         python=platform.python_version(),
@@ -160,7 +187,9 @@ def report(folder: Path, small: bool, repeats: int, command: str) -> str:
 
 def main() -> None:
     """Measure, print, and write the report when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--small", action="store_true", help="a tiny network, to try the script")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="scratch folder (default: a temporary one)")

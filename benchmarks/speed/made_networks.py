@@ -1,7 +1,8 @@
-"""Networks of the paper's backbones with made weights, so that speed can be measured where the real weights are not.
+"""Networks of the paper's backbones with made weights, so that speed can be measured where the real
+weights are not.
 
-Weights are random with the variance that keeps activations near 1; what is timed does not depend on them. A pixel network
-is written as a diffusers folder and read back by the package's own loader.
+Weights are random with the variance that keeps activations near 1; what is timed does not depend on
+them. A pixel network is written as a diffusers folder and read back by the package's own loader.
 """
 
 from pathlib import Path
@@ -21,8 +22,12 @@ from adir.diffusion.schedule import linear_schedule
 from adir.files import write_json
 
 
-def architecture(model_channels: int, multiples: tuple[float, ...], attention: int, head: int) -> Architecture:
-    """ADM with learned variance; the `attention` deepest levels have attention, with `head` channels a head."""
+def architecture(
+    model_channels: int, multiples: tuple[float, ...], attention: int, head: int
+) -> Architecture:
+    """ADM with learned variance; the `attention` deepest levels have attention, with `head`
+    channels a head.
+    """
     return Architecture(
         model_channels=model_channels,
         channels=tuple(int(multiple * model_channels) for multiple in multiples),
@@ -49,7 +54,9 @@ PIXEL = {  # (network, size) -> architecture; `small` runs on two CPU cores
 
 
 def upscaler_settings(widths: tuple[int, ...], text: int, heads: int) -> dict[str, Any]:
-    """UNet2DConditionModel of Stable Diffusion's x4 upscaler: self-attention on its deepest level only."""
+    """UNet2DConditionModel of Stable Diffusion's x4 upscaler: self-attention on its deepest level
+    only.
+    """
     return {
         "in_channels": 7,
         "out_channels": 4,
@@ -82,7 +89,9 @@ def empty_network(network: str, size: str) -> Any:
     return made.eval().requires_grad_(False)
 
 
-def example_inputs(network: Any, batch: int, height: int, width: int, device: str) -> dict[str, torch.Tensor]:
+def example_inputs(
+    network: Any, batch: int, height: int, width: int, device: str
+) -> dict[str, torch.Tensor]:
     """Arguments of one call, zeros. height, width: of what goes into the network."""
     config = network.config
     inputs = {
@@ -90,13 +99,17 @@ def example_inputs(network: Any, batch: int, height: int, width: int, device: st
         "timestep": torch.zeros(batch, dtype=torch.long, device=device),
     }
     if "cross_attention_dim" in config:
-        inputs["encoder_hidden_states"] = torch.zeros(batch, 77, config.cross_attention_dim, device=device)
+        inputs["encoder_hidden_states"] = torch.zeros(
+            batch, 77, config.cross_attention_dim, device=device
+        )
         inputs["class_labels"] = torch.zeros(batch, dtype=torch.long, device=device)
     return inputs
 
 
 def fill(network: nn.Module) -> nn.Module:
-    """Give a network on "meta" weights in memory: norms 1 and 0, biases 0, the rest normal with variance 1/fan_in."""
+    """Give a network on "meta" weights in memory: norms 1 and 0, biases 0, the rest normal with
+    variance 1/fan_in.
+    """
     network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
@@ -118,12 +131,19 @@ def pixel_backbone(network: str, size: str, folder: Path, execution: Execution) 
         save_file(made.state_dict(), weights.with_suffix(".part"))
         weights.with_suffix(".part").rename(weights)
     return GuidedDiffusion(
-        network, folder, resolution=512, variance="learned", device=execution.device, execution=execution
+        network,
+        folder,
+        resolution=512,
+        variance="learned",
+        device=execution.device,
+        execution=execution,
     )
 
 
 class LatentParts:
-    """What sampling and adaptation use of StableDiffusionX4, without VAE and text encoder, which they do not call."""
+    """What sampling and adaptation use of StableDiffusionX4, without VAE and text encoder, which
+    they do not call.
+    """
 
     kind = "latent"
 
@@ -131,7 +151,11 @@ class LatentParts:
         self.execution, self.device = execution, torch.device(execution.device)
         self.network: Any = execution.prepare(fill(empty_network("sd_x4", size)))
         self.scheduler = DDIMScheduler(
-            beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+            beta_start=1e-4,
+            beta_end=0.02,
+            prediction_type="v_prediction",
+            clip_sample=False,
+            set_alpha_to_one=False,
         )
         self.schedule = linear_schedule(1000)
 
@@ -146,4 +170,12 @@ class LatentParts:
         return Condition(channels, text, torch.full((batch,), 20, device=self.device))
 
 
-__all__ = ["NETWORKS", "PIXEL", "LatentParts", "empty_network", "example_inputs", "fill", "pixel_backbone"]
+__all__ = [
+    "NETWORKS",
+    "PIXEL",
+    "LatentParts",
+    "empty_network",
+    "example_inputs",
+    "fill",
+    "pixel_backbone",
+]

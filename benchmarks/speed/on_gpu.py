@@ -1,5 +1,6 @@
-"""What is to be known of a GPU that is lent for minutes: the figures of backbones.py that matter, most wanted first, and the
-tests marked gpu. Each figure is written when it is there, so a run that is stopped goes on where it was, with the same --out.
+"""What is to be known of a GPU that is lent for minutes: the figures of backbones.py that matter,
+most wanted first, and the tests marked gpu. Each figure is written when it is there, so a run that
+is stopped goes on where it was, with the same --out.
 
     bash benchmarks/speed/on_gpu.sh --out FOLDER            which installs what the machine lacks, and calls this
     python benchmarks/speed/on_gpu.py --out FOLDER --small  a rehearsal on a CPU: an eighth of the channels, nothing compiled
@@ -27,7 +28,16 @@ from figures import Figures, Row, device_name, report, shown
 from adir.files import write_bytes
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "triton", "diffusers", "deepinv", "hydra-core", "numpy", "safetensors", "pytorch-lightning")
+PACKAGES = (
+    "torch",
+    "triton",
+    "diffusers",
+    "deepinv",
+    "hydra-core",
+    "numpy",
+    "safetensors",
+    "pytorch-lightning",
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,22 @@ PLAN = (
 
 def run_tests() -> Row:
     """Counts of the tests marked gpu, and the last lines of what they said."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "gpu",
+        "tests/test_gpu.py",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)}
+    counts = {
+        word: int(n)
+        for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)
+    }
     return {"status": done.returncode, **counts, "said": done.stdout[-2000:] + done.stderr[-1000:]}
 
 
@@ -81,7 +104,9 @@ def versions(device: str) -> Row:
     if device != "cpu":
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         found["driver"] = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
         ).stdout.strip()
     return found
 
@@ -101,7 +126,11 @@ def against_targets(rows: dict[str, Row]) -> list[str]:
         ("gd512, 100 + 100, s", [r["total_s"] for r in of("total", "gd512")], 12),
         ("gd512, 400 + 1000, s, extrapolated", [r["paper_s"] for r in of("total", "gd512")], 60),
         *(
-            (f"LoRA, batch 6, crops of {c}, GB", [r["peak_mb"] / 1e3 for r in of("adapt", "gd512", batch=6, crop=c)], m)
+            (
+                f"LoRA, batch 6, crops of {c}, GB",
+                [r["peak_mb"] / 1e3 for r in of("adapt", "gd512", batch=6, crop=c)],
+                m,
+            )
             for c, m in ((256, 24), (512, 40))
         ),
     ]
@@ -109,24 +138,39 @@ def against_targets(rows: dict[str, Row]) -> list[str]:
     for name, values, most in targets:
         best = min(values, default=None)
         met = "not measured" if best is None else "yes" if best <= most else "no"
-        lines.append(f"| {name} | {most:g} | {'–' if best is None else shown(float(best))} | {met} |")
+        lines.append(
+            f"| {name} | {most:g} | {'–' if best is None else shown(float(best))} | {met} |"
+        )
     return lines
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure what is not there yet, in the order of PLAN, and write the report after each figure. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of figures; one that has some goes on")
+    """Measure what is not there yet, in the order of PLAN, and write the report after each figure.
+
+    Returns the exit status.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of figures; one that has some goes on"
+    )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--report", action="store_true")
-    parser.add_argument("--only", type=lambda text: text.split(","), help="step,total,adapt,switch,tests")
-    parser.add_argument("--weights", type=Path, default=Path(tempfile.gettempdir()) / "adir-made-weights")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help="step,total,adapt,switch,tests"
+    )
+    parser.add_argument(
+        "--weights", type=Path, default=Path(tempfile.gettempdir()) / "adir-made-weights"
+    )
     arguments = parser.parse_args(argv)
     device, size = ("cpu", "small") if arguments.small else ("cuda", "real")
     if not (arguments.small or arguments.report or torch.cuda.is_available()):
         parser.error("torch sees no GPU here; --small rehearses on a CPU")
     flags = " --small" if arguments.small else ""
-    figures = Figures(arguments.out / "on_gpu.json", f"bash benchmarks/speed/on_gpu.sh --out FOLDER{flags}")
+    figures = Figures(
+        arguments.out / "on_gpu.json", f"bash benchmarks/speed/on_gpu.sh --out FOLDER{flags}"
+    )
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     failures = []
     for entry in () if arguments.report else PLAN:
@@ -143,7 +187,9 @@ def main(argv: list[str] | None = None) -> int:
                 figures.add("tests", {"marked": "gpu"}, run_tests)
             else:
                 measure(settings, figures, entry.what)
-        except Exception:  # the others are wanted all the same; this one is tried again by the next call
+        except (
+            Exception
+        ):  # the others are wanted all the same; this one is tried again by the next call
             failures.append(f"{entry}\n{traceback.format_exc()}")
             print(failures[-1], flush=True)
         write_report(arguments.out, figures, device, size)
@@ -155,12 +201,21 @@ def write_report(out: Path, figures: Figures, device: str, size: str) -> None:
     """on_gpu.md: the targets, every figure, and the versions of the last machine that measured any."""
     lines = ["", "## Against the targets", "", *against_targets(figures.rows)]
     tests = [
-        f"{key} {row[key]}" for row in figures.rows.values() for key in ("passed", "failed", "skipped") if key in row
+        f"{key} {row[key]}"
+        for row in figures.rows.values()
+        for key in ("passed", "failed", "skipped")
+        if key in row
     ]
     lines += ["", f"Tests marked gpu: {', '.join(tests) or 'not run'}."]
     found = versions(device if torch.cuda.is_available() else "cpu")
-    lines += ["", f"Written with {', '.join(f'{name} {version}' for name, version in found.items())}."]
-    write_bytes(out / "on_gpu.md", (report(figures, found["device"], size) + "\n".join(lines) + "\n").encode())
+    lines += [
+        "",
+        f"Written with {', '.join(f'{name} {version}' for name, version in found.items())}.",
+    ]
+    write_bytes(
+        out / "on_gpu.md",
+        (report(figures, found["device"], size) + "\n".join(lines) + "\n").encode(),
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How far sampling in bfloat16 or float16 strays from float32, over ADIR's whole sampler on the embedded prior.
+"""How far sampling in bfloat16 or float16 strays from float32, over ADIR's whole sampler on the
+embedded prior.
 
-The same y, the same noise: what differs is the precision of the network alone. In PSNR between the two restored images
-(8 bits not applied), and between each and the ground truth. float16 is autocast too; on a CPU it is slow, so it is off
-unless asked for.
+The same y, the same noise: what differs is the precision of the network alone. In PSNR between the
+two restored images (8 bits not applied), and between each and the ground truth. float16 is autocast
+too; on a CPU it is slow, so it is off unless asked for.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/speed/precision.py [--images 4] [--steps 50] [--side 128] [--out FILE]
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/precision.py [--images 4] [--steps 50] [--side 128]
+    [--out FILE]
 """
 
 import argparse
@@ -28,7 +30,10 @@ from adir.samplers.adir import ADIR
 from adir.tasks.operators import BoxBlur, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
-TASKS = (RestorationTask("sr4", 1, SuperResolution(4), 0, 100), RestorationTask("deblur", 1, BoxBlur(5), 10, 30))
+TASKS = (
+    RestorationTask("sr4", 1, SuperResolution(4), 0, 100),
+    RestorationTask("deblur", 1, BoxBlur(5), 10, 30),
+)
 """As in conf/task."""
 ENOUGH = 40.0  # dB
 
@@ -46,13 +51,19 @@ def restored(
     sampler = ADIR(n_steps=steps, guidance_scale=task.guidance_scale, variance="small")
     noise = [generator(0, name, "sampler")]
     started = time.perf_counter()
-    image = sampler.restore(backbone, task.operator(tuple(x.shape)), y[None].to(backbone.device), noise).x_hat[0].cpu()
+    image = (
+        sampler.restore(backbone, task.operator(tuple(x.shape)), y[None].to(backbone.device), noise)
+        .x_hat[0]
+        .cpu()
+    )
     return image, time.perf_counter() - started
 
 
 def main() -> None:
     """Measure, print, and write the table when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--side", type=int, default=128, help="centre crop; a multiple of 8")
@@ -63,7 +74,9 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     dtypes = arguments.dtypes.split(",")
     backbones = {
-        dtype: GuidedDiffusion(device=arguments.device, execution=Execution(arguments.device, dtype))
+        dtype: GuidedDiffusion(
+            device=arguments.device, execution=Execution(arguments.device, dtype)
+        )
         for dtype in DTYPES
         if dtype in ("float32", *dtypes)
     }
@@ -79,10 +92,14 @@ def main() -> None:
                 lowest = min(lowest, between)
                 truth = f"{psnr(reference, x):.3f} | {psnr(other, x):.3f}"
                 rows.append(
-                    f"| {name} | {task.name} | {dtype} | {between:.1f} | {truth} | {seconds:.1f} | {took:.1f} |"
+                    f"| {name} | {task.name} | {dtype} | {between:.1f} | {truth} | "
+                    f"{seconds:.1f} | {took:.1f} |"
                 )
                 print(rows[-1], flush=True)
-    command = f"python benchmarks/speed/precision.py --images {arguments.images} --steps {arguments.steps}"
+    command = (
+        f"python benchmarks/speed/precision.py --images {arguments.images} --steps "
+        f"{arguments.steps}"
+    )
     command += f" --side {arguments.side} --dtypes {arguments.dtypes} --device {arguments.device}"
     text = f"""# Precision of sampling
 
@@ -95,7 +112,7 @@ precision and float32: {lowest:.1f} dB; wanted: {ENOUGH:.0f} dB.
 
 {date.today().isoformat()}; device {arguments.device}; Python {platform.python_version()}, torch {torch.__version__}. Command:
 `OMP_NUM_THREADS={os.environ["OMP_NUM_THREADS"]} {command}`
-"""  # noqa: E501 (a row of a Markdown table is one line)
+"""
     if arguments.out is not None:
         write_bytes(arguments.out, text.encode())
     print(f"lowest: {lowest:.1f} dB")

@@ -1,10 +1,11 @@
-"""Seconds of `adir report` and `adir leaderboard` on a folder of many records, made here: no number in it means anything.
+"""Seconds of `adir report` and `adir leaderboard` on a folder of many records, made here: no number
+in it means anything.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/report.py [--records 10000] [--size 256] [--out results/speed/report.md]
 
-It makes rows as a study has them: two tasks, eight rows (none, self, knn and random with three K), five seeds, 20 neighbours
-at most, 400 losses an adapter. Images are 16 files, linked to under every name: what is read is as large as it would be,
-and the disk does not fill.
+It makes rows as a study has them: two tasks, eight rows (none, self, knn and random with three K),
+five seeds, 20 neighbours at most, 400 losses an adapter. Images are 16 files, linked to under every
+name: what is read is as large as it would be, and the disk does not fill.
 """
 
 import argparse
@@ -33,7 +34,11 @@ from adir.images import png_bytes
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 from made_records import changed, ledger_of, made_record, put, sha256_of
 
-ROWS = [("none", None), ("self", None), *((mode, k) for mode in ("knn", "random") for k in (1, 5, 20))]
+ROWS = [
+    ("none", None),
+    ("self", None),
+    *((mode, k) for mode in ("knn", "random") for k in (1, 5, 20)),
+]
 SEEDS = range(5)
 TASKS = ("sr4", "deblur")
 MEANS = {"psnr": 24.0, "ssim": 0.7, "lpips-alex": 0.3, "musiq-koniq": 55.0, "piqe": 30.0}
@@ -53,11 +58,16 @@ def make_results(folder: Path, n_records: int, size: int) -> int:
     files = []
     for number in range(16):
         field = Image.fromarray(cut(TEST_FIELDS[number % len(TEST_FIELDS)])).resize((size, size))
-        noisy = np.asarray(field, np.float64) + rng.normal(0, 6, (size, size, 3))  # restored images compress as badly
+        noisy = np.asarray(field, np.float64) + rng.normal(
+            0, 6, (size, size, 3)
+        )  # restored images compress as badly
         files.append(folder / "made" / f"{number}.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         files[-1].write_bytes(png_bytes(noisy.clip(0, 255).astype(np.uint8)))
-    facts = {"losses": rng.gamma(2.0, 0.01, 400).tolist(), "layers": [f"block.{i}.weight" for i in range(200)]}
+    facts = {
+        "losses": rng.gamma(2.0, 0.01, 400).tolist(),
+        "layers": [f"block.{i}.weight" for i in range(200)],
+    }
     adapter = folder / "made" / "adapter"
     adapter.write_bytes(save({"w": np.zeros(1000, np.float32)}, {"facts": json.dumps(facts)}))
     corpus = [(f"corpus/{i:05d}.jpg", sha256_of(f"corpus {i}")) for i in range(5000)]
@@ -66,7 +76,9 @@ def make_results(folder: Path, n_records: int, size: int) -> int:
     cells = list(itertools.product(TASKS, ROWS, SEEDS))
     n_images = -(-n_records // len(cells))
     for number in range(n_images):
-        records = [made_results_record(f"image-{number:04d}.png", *cell, rng, corpus) for cell in cells]
+        records = [
+            made_results_record(f"image-{number:04d}.png", *cell, rng, corpus) for cell in cells
+        ]
         link(files[number % 16], folder / "images" / f"{records[0].image.sha256}.png")
         for record in records:
             y, restored = folder / str(record.y_file), folder / str(record.restored)
@@ -111,19 +123,30 @@ def made_results_record(
 
 
 def seconds_of(command: str, folder: Path) -> float:
-    """Wall clock of `adir COMMAND FOLDER`, from the start of Python to its end. Raises CalledProcessError where it fails."""
+    """Wall clock of `adir COMMAND FOLDER`, from the start of Python to its end.
+
+    Raises CalledProcessError where it fails.
+    """
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "adir", command, str(folder)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "adir", command, str(folder)], check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - started
 
 
 def main() -> None:
     """Make the folder, time the two commands on it, and print or write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=256, help="pixels a side of every image")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="make the results here and keep them (default: a temporary folder)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="make the results here and keep them (default: a temporary folder)",
+    )
     parser.add_argument("--out", type=Path, help="the Markdown to write")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -139,16 +162,20 @@ def main() -> None:
         }
         megabytes = (folder / "report.html").stat().st_size / 1e6
     rows = [
-        f"| `adir {command}` | {found[0]:.1f} | {found[len(found) // 2]:.1f} | {found[-1]:.1f} | {WANTED[command]} |\n"
+        f"| `adir {command}` | {found[0]:.1f} | {found[len(found) // 2]:.1f} | {found[-1]:.1f} "
+        f"| {WANTED[command]} |\n"
         for command, found in times.items()
     ]
     text = (
         f"# `adir report` over {n_records:,} records of {options.size} pixels\n\n"
         f"    OMP_NUM_THREADS=1 python benchmarks/speed/report.py {' '.join(sys.argv[1:])}\n\n"
-        "| seconds, wall clock | fastest | median | slowest | wanted, at most |\n|---|---|---|---|---|\n"
+        "| seconds, wall clock | fastest | median | slowest | wanted, at most "
+        "|\n|---|---|---|---|---|\n"
         f"{''.join(rows)}\n"
-        f"{options.repeats} runs of each, from the start of Python; files in the page cache; the page has {megabytes:.1f} MB. "
-        f"{date.today().isoformat()}, commit {commit()}, {os.cpu_count()} cores ({platform.machine()}), "
+        f"{options.repeats} runs of each, from the start of Python; files in the page cache; "
+        f"the page has {megabytes:.1f} MB. "
+        f"{date.today().isoformat()}, commit {commit()}, {os.cpu_count()} cores "
+        f"({platform.machine()}), "
         f"Python {platform.python_version()}.\n"
     )
     if options.out is not None:

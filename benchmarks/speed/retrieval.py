@@ -1,14 +1,18 @@
-"""Exact search beside its peers: faiss-flat on the same vectors, and SciPy's K-D tree (the paper's choice) on fewer.
+"""Exact search beside its peers: faiss-flat on the same vectors, and SciPy's K-D tree (the paper's
+choice) on fewer.
 
-Made vectors: unit, 512 dimensions, around 20,000 centres, as the embeddings of images are neither uniform nor few
-clusters. Our index is the real one: fp16 shards on disk, mapped into memory. Everything is measured in one run, in turns;
-the time of a search is the median over rounds. The K-D tree takes so long that it answers `--tree-queries` queries only.
+Made vectors: unit, 512 dimensions, around 20,000 centres, as the embeddings of images are neither
+uniform nor few clusters. Our index is the real one: fp16 shards on disk, mapped into memory.
+Everything is measured in one run, in turns; the time of a search is the median over rounds. The K-D
+tree takes so long that it answers `--tree-queries` queries only.
 
-Memory is that of a fresh process that opens the index and searches once: its peak resident set, which includes the pages of
-the mapped shards (that the system may take back), and what is its own alone (anonymous pages, at the end).
+Memory is that of a fresh process that opens the index and searches once: its peak resident set,
+which includes the pages of the mapped shards (that the system may take back), and what is its own
+alone (anonymous pages, at the end).
 
 Run: OMP_NUM_THREADS=2 python benchmarks/speed/retrieval.py --out results/speed/retrieval.md
-     OMP_NUM_THREADS=1 python benchmarks/speed/retrieval.py --images 100000 --tree 20000     (a look, without --out)
+     OMP_NUM_THREADS=1 python benchmarks/speed/retrieval.py --images 100000 --tree 20000     (a
+     look, without --out)
 """
 
 import argparse
@@ -56,14 +60,30 @@ def make_index(folder: Path, count: int) -> None:
     shards = []
     for number, first in enumerate(range(0, count, SHARD)):
         rows = range(first, min(first + SHARD, count))
-        images = [IndexedImage(f"{row:08d}", f"{row:064x}", 0, (1, 1), fingerprint, {}) for row in rows]
+        images = [
+            IndexedImage(f"{row:08d}", f"{row:064x}", 0, (1, 1), fingerprint, {}) for row in rows
+        ]
         path = folder / "shards" / f"{number:06d}.safetensors"
-        write_shard(path, images, made_vectors(len(rows), 1 + number), {}, {"encoder": ENCODER, "plan_sha256": ""})
+        write_shard(
+            path,
+            images,
+            made_vectors(len(rows), 1 + number),
+            {},
+            {"encoder": ENCODER, "plan_sha256": ""},
+        )
         shards.append(path)
     opened = [Shard.open(path) for path in shards]
-    entries = [{"file": s.path.name, "images": len(s), "rejects": 0, "sha256": s.sha256} for s in opened]
+    entries = [
+        {"file": s.path.name, "images": len(s), "rejects": 0, "sha256": s.sha256} for s in opened
+    ]
     corpus = {"sha256": "", "images": count, "rejects": 0}
-    manifest = {"schema": SCHEMA, "encoder": ENCODER, "source": {}, "corpus": corpus, "shards": entries}
+    manifest = {
+        "schema": SCHEMA,
+        "encoder": ENCODER,
+        "source": {},
+        "corpus": corpus,
+        "shards": entries,
+    }
     write_json(folder / "manifest.json", manifest | {"dimensions": DIMENSIONS})
 
 
@@ -82,28 +102,38 @@ def memory_of_a_search(folder: Path, queries: Tensor, k: int) -> tuple[float, fl
     code = (
         "import sys, torch\n"
         "from adir.retrieval.index.sharded import ShardedIndex\n"
-        "ShardedIndex(sys.argv[1]).search(torch.load(sys.argv[2], weights_only=True), int(sys.argv[3]))\n"
+        "ShardedIndex(sys.argv[1]).search(torch.load(sys.argv[2], weights_only=True), "
+        "int(sys.argv[3]))\n"
         "print(open('/proc/self/status').read())\n"
     )
     with tempfile.TemporaryDirectory() as temporary:
         torch.save(queries, f"{temporary}/queries")
         words = [sys.executable, "-c", code, str(folder), f"{temporary}/queries", str(k)]
         status = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    peak, own = (int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1e6 for name in ("VmHWM", "RssAnon"))
+    peak, own = (
+        int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1e6 for name in ("VmHWM", "RssAnon")
+    )
     return peak, own
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--images", type=int, default=1_743_042, help="as the training images of Open Images with boxes"
+        "--images",
+        type=int,
+        default=1_743_042,
+        help="as the training images of Open Images with boxes",
     )
     parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--tree", type=int, default=200_000, help="images in the K-D tree")
     parser.add_argument("--tree-queries", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the made index is kept (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the made index is kept (default: a temporary folder)"
+    )
     parser.add_argument("--out", type=Path, help="the table to write")
     args = parser.parse_args()
     threads = torch.get_num_threads()
@@ -126,8 +156,14 @@ def main() -> None:
         tree = KDTree(few)
         building = time.perf_counter() - building
         sub = few_index(few)
-        tree_time = seconds(lambda: tree.query(queries[: args.tree_queries].numpy(), args.k), 1)[0] / args.tree_queries
-        sub_time = statistics.median(seconds(lambda: sub.search(queries, args.k), args.rounds)) / args.queries
+        tree_time = (
+            seconds(lambda: tree.query(queries[: args.tree_queries].numpy(), args.k), 1)[0]
+            / args.tree_queries
+        )
+        sub_time = (
+            statistics.median(seconds(lambda: sub.search(queries, args.k), args.rounds))
+            / args.queries
+        )
         tree_rows = tree.query(queries[:1].numpy(), args.k)[1][0]
         assert {f"{row:08d}" for row in tree_rows} == set(sub.search(queries[:1], args.k)[0][0])
         del few
@@ -141,14 +177,17 @@ def main() -> None:
             theirs += seconds(lambda: flat.search(queries.numpy(), args.k), 1)
         ids, _ = ours.search(queries, args.k)
         rows = flat.search(queries.numpy(), args.k)[1]
-        same = np.mean([len(set(a) & {f"{r:08d}" for r in b}) / args.k for a, b in zip(ids, rows, strict=True)])
+        same = np.mean(
+            [len(set(a) & {f"{r:08d}" for r in b}) / args.k for a, b in zip(ids, rows, strict=True)]
+        )
         check_against_brute_force(ours, queries[:1], ids[0])
 
     ratio = statistics.median(m / t for m, t in zip(mine, theirs, strict=True))
     lines = [
         "# Exact search among many images",
         "",
-        f"{len(ours):,} made unit vectors of {DIMENSIONS} dimensions, {args.queries} queries at once, K = {args.k}, {threads} "
+        f"{len(ours):,} made unit vectors of {DIMENSIONS} dimensions, {args.queries} queries at "
+        f"once, K = {args.k}, {threads} "
         f"threads; median of {args.rounds} rounds in turns (least and most).",
         "",
         "| what | seconds | target |",
@@ -158,17 +197,23 @@ def main() -> None:
         f"| ours / faiss-flat, median of the rounds' ratios | {ratio:.2f} | at most 1.5 |",
         f"| ours, first search after opening ({opening:.2f} s) | {first:.2f} | |",
         "",
-        f"Memory of a fresh process: peak resident {peak:.2f} GB, mapped pages of the shards included (target 2.5); its own "
+        f"Memory of a fresh process: peak resident {peak:.2f} GB, mapped pages of the shards "
+        "included (target 2.5); its own "
         f"{own:.2f} GB. faiss-flat holds {len(ours) * DIMENSIONS * 4 / 1e9:.2f} GB of vectors.",
         "",
-        f"Beside SciPy's K-D tree ({args.tree:,} images, built in {building:.1f} s): {tree_time:.2f} s a query, ours "
-        f"{sub_time * 1000:.2f} ms: {tree_time / sub_time:.0f} times faster (target 50). Both give the same neighbours.",
+        f"Beside SciPy's K-D tree ({args.tree:,} images, built in {building:.1f} s): "
+        f"{tree_time:.2f} s a query, ours "
+        f"{sub_time * 1000:.2f} ms: {tree_time / sub_time:.0f} times faster (target 50). Both "
+        "give the same neighbours.",
         "",
-        f"The first query's neighbours equal a float64 sort of all vectors; faiss-flat (float32) shares {same:.2%} of ours.",
+        "The first query's neighbours equal a float64 sort of all vectors; faiss-flat "
+        f"(float32) shares {same:.2%} of ours.",
         "",
-        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, {os.cpu_count()} processors, load average "
+        f"{datetime.date.today()}; {platform.processor() or platform.machine()}, "
+        f"{os.cpu_count()} processors, load average "
         f"{os.getloadavg()[0]:.1f}; torch {torch.__version__}, scipy {scipy.__version__}. Command: "
-        f"`OMP_NUM_THREADS={threads} python benchmarks/speed/retrieval.py {' '.join(sys.argv[1:])}`".rstrip(),
+        f"`OMP_NUM_THREADS={threads} python benchmarks/speed/retrieval.py "
+        f"{' '.join(sys.argv[1:])}`".rstrip(),
     ]
     text = "\n".join(lines) + "\n"
     print(text)
@@ -183,7 +228,9 @@ def few_index(vectors: np.ndarray) -> Index:
 
 def check_against_brute_force(index: ShardedIndex, query: Tensor, ids: list[str]) -> None:
     """Raise AssertionError unless the ids are those of a float64 sort of everything."""
-    squares = np.concatenate([squared_distances(part.vectors.numpy(), query[0].numpy()) for part in index.parts])
+    squares = np.concatenate(
+        [squared_distances(part.vectors.numpy(), query[0].numpy()) for part in index.parts]
+    )
     order = np.argsort(squares, kind="stable")[: len(ids)]
     assert ids == [f"{row:08d}" for row in order]
 

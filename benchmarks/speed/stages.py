@@ -1,10 +1,12 @@
-"""Processor seconds of an `adir` command by stage, each without those that it calls: what a run really spends its time on.
+"""Processor seconds of an `adir` command by stage, each without those that it calls: what a run
+really spends its time on.
 
     python benchmarks/speed/stages.py run -m experiment=demo results=FOLDER hydra/launcher=basic
     python benchmarks/speed/stages.py run -m experiment=demo results=FOLDER existing=report
 
-Everything is in one process, of one thread unless OMP_NUM_THREADS says otherwise. The functions in STAGES are wrapped; what is
-in none of them is `rest`. Modules that a stage imports count as `imports`.
+Everything is in one process, of one thread unless OMP_NUM_THREADS says otherwise. The functions in
+STAGES are wrapped; what is in none of them is `rest`. Modules that a stage imports count as
+`imports`.
 """
 
 import builtins

@@ -1,9 +1,11 @@
-"""Processor seconds of short commands, beside `import torch`: what a user waits for before any work is done.
+"""Processor seconds of short commands, beside `import torch`: what a user waits for before any work
+is done.
 
     python benchmarks/speed/startup.py --before FOLDER --out results/speed/startup.md
 
-FOLDER is another checkout, which takes turns with this one: `git worktree add FOLDER COMMIT`. Each command is a process of its
-own with one thread; the figure is the median of --rounds of its user and system time, and that of its children.
+FOLDER is another checkout, which takes turns with this one: `git worktree add FOLDER COMMIT`. Each
+command is a process of its own with one thread; the figure is the median of --rounds of its user
+and system time, and that of its children.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent.parent.parent
 RUN = "run task=sr4 sampler=bicubic data=folder data.path=images scoring.metrics=[ssim]"
-COMMANDS = {  # what is typed after `adir`, and the most that it may take, in times `import torch` or in seconds
+# what is typed after `adir`, and the most that it may take, in times `import torch` or in seconds
+COMMANDS = {
     "list": ("list", "1.5 s"),
     "errors": ("run bogus=1", "1.5 s"),
     "unknown choice": ("run task=nosuch", "1.5 s"),
@@ -42,7 +45,9 @@ def seconds(arguments: list[str], checkout: Path, folder: Path) -> float:
     """Processor time of one process, which may fail as a wrong command line does."""
     env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode not in (0, 2) or "Traceback" in done.stderr:
         raise SystemExit(f"{shlex.join(arguments)}: {done.stderr}")
@@ -57,7 +62,9 @@ def commit(checkout: Path) -> str:
 
 def main() -> None:
     """Measure, and print or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -71,7 +78,9 @@ def main() -> None:
         for path in ("y.png", "images/a.png", "images/b.png"):
             Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / path)
         for _ in range(arguments.rounds):
-            found.setdefault(("torch", ""), []).append(seconds(["-c", "import torch"], HERE, folder))
+            found.setdefault(("torch", ""), []).append(
+                seconds(["-c", "import torch"], HERE, folder)
+            )
             for which, checkout in checkouts.items():
                 for label, (words, _) in COMMANDS.items():
                     taken = seconds(["-m", "adir", *shlex.split(words)], checkout, folder)
@@ -80,18 +89,27 @@ def main() -> None:
     torch_seconds = median["torch", ""]
     lines = [
         "# Start-up\n",
-        f"Processor seconds, medians of {arguments.rounds} processes of one thread; `import torch` {torch_seconds:.2f}.\n",
-        f"| command | before ({commit(checkouts['before'])}) | after ({commit(HERE)}) | after / `import torch` | at most |",
+        f"Processor seconds, medians of {arguments.rounds} processes of one thread; `import "
+        f"torch` {torch_seconds:.2f}.\n",
+        f"| command | before ({commit(checkouts['before'])}) | after ({commit(HERE)}) | after / "
+        "`import torch` | at most |",
         "|---|---|---|---|---|",
     ]
     for label, (words, most) in COMMANDS.items():
         before, after = median[label, "before"], median[label, "after"]
-        lines.append(f"| {label}: `adir {words}` | {before:.2f} | {after:.2f} | {after / torch_seconds:.2f} | {most} |")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "deepinv", "pyiqa"))
+        lines.append(
+            f"| {label}: `adir {words}` | {before:.2f} | {after:.2f} | "
+            f"{after / torch_seconds:.2f} | {most} |"
+        )
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "diffusers", "deepinv", "pyiqa")
+    )
     lines += [
         "\nOne image of 32x32, or two; the prior sees 128x128.\n",
-        f"{datetime.date.today()}; load average {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}, {packages}.\n",
-        f"    python benchmarks/speed/startup.py --before FOLDER --rounds {arguments.rounds} --out results/speed/startup.md",
+        f"{datetime.date.today()}; load average {os.getloadavg()[0]:.1f}; Python "
+        f"{sys.version.split()[0]}, {packages}.\n",
+        f"    python benchmarks/speed/startup.py --before FOLDER --rounds {arguments.rounds} "
+        "--out results/speed/startup.md",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

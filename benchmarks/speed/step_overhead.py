@@ -1,12 +1,16 @@
-"""What a step of ADIR costs beside the bare network, and beside a step of deepinv's DPS on the same network.
+"""What a step of ADIR costs beside the bare network, and beside a step of deepinv's DPS on the same
+network.
 
-ADIR's guidance needs one application of A and one of its transpose, and no backpropagation, so a step should cost what the
-network costs: the target is 1.05 times at most. Everything that is compared is interleaved in one run, and a ratio is the
-median over rounds of the two times of that round, so that a busy machine slows both. Processor seconds of the (single)
-thread are shown beside wall-clock seconds: other processes cannot stretch them, except through the shared caches. Steadier
-still is the ratio of an ADIR run to the network calls inside that same run, which share their disturbances.
+ADIR's guidance needs one application of A and one of its transpose, and no backpropagation, so a
+step should cost what the network costs: the target is 1.05 times at most. Everything that is
+compared is interleaved in one run, and a ratio is the median over rounds of the two times of that
+round, so that a busy machine slows both. Processor seconds of the (single) thread are shown beside
+wall-clock seconds: other processes cannot stretch them, except through the shared caches. Steadier
+still is the ratio of an ADIR run to the network calls inside that same run, which share their
+disturbances.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/speed/step_overhead.py [--repeats 9] [--out results/speed/step_overhead.md]
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/step_overhead.py [--repeats 9] [--out
+    results/speed/step_overhead.md]
 """
 
 import argparse
@@ -49,12 +53,16 @@ class ForDeepinv(deepinv.models.Denoiser):
         sigma = 2 * float(torch.as_tensor(sigma).flatten()[0])  # of images in [-1, 1]
         t = int((self.sigmas - sigma).abs().argmin())
         z = (2 * x - 1).float()
-        eps = self.backbone.network(z / (1 + sigma**2) ** 0.5, torch.tensor([t]), return_dict=False)[0]
+        eps = self.backbone.network(
+            z / (1 + sigma**2) ** 0.5, torch.tensor([t]), return_dict=False
+        )[0]
         return (z - sigma * eps + 1) / 2
 
 
 class Stopwatch:
-    """The backbone, with the seconds (wall clock, processor) that its predictions take since `reset`."""
+    """The backbone, with the seconds (wall clock, processor) that its predictions take since
+    `reset`.
+    """
 
     def __init__(self, backbone: GuidedDiffusion) -> None:
         self.backbone, self.schedule = backbone, backbone.schedule
@@ -78,8 +86,12 @@ def timed(run: Callable[[], object]) -> Seconds:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def contestants(stopwatch: Stopwatch, operator: Operator, batch: int) -> dict[str, Callable[[], object]]:
-    """STEPS network calls, STEPS calls of `predict`, STEPS steps of ADIR, STEPS steps of DPS (the last only for batch 1)."""
+def contestants(
+    stopwatch: Stopwatch, operator: Operator, batch: int
+) -> dict[str, Callable[[], object]]:
+    """STEPS network calls, STEPS calls of `predict`, STEPS steps of ADIR, STEPS steps of DPS (the
+    last only for batch 1).
+    """
     backbone = stopwatch.backbone
     x_t = torch.randn(batch, 3, SIDE, SIDE)
     y = operator.A(torch.rand(batch, 3, SIDE, SIDE) * 2 - 1)
@@ -97,20 +109,29 @@ def contestants(stopwatch: Stopwatch, operator: Operator, batch: int) -> dict[st
 
     def adir() -> None:
         stopwatch.reset()
-        sampler.restore(stopwatch, operator, y, [torch.Generator().manual_seed(b) for b in range(batch)])
+        sampler.restore(
+            stopwatch, operator, y, [torch.Generator().manual_seed(b) for b in range(batch)]
+        )
 
     runs: dict[str, Callable[[], object]] = {"bare": bare, "predict": predict, "adir": adir}
     if batch == 1:
         dps = deepinv.sampling.DPS(ForDeepinv(backbone), num_steps=STEPS + 1)
 
         def one_dps() -> None:
-            dps((y + 1) / 2, as_physics(operator.physics), x_init=(1, 3, SIDE, SIDE), denoise_output=False)
+            dps(
+                (y + 1) / 2,
+                as_physics(operator.physics),
+                x_init=(1, 3, SIDE, SIDE),
+                denoise_output=False,
+            )
 
         runs["dps"] = one_dps
     return runs
 
 
-def measure(runs: dict[str, Callable[[], object]], stopwatch: Stopwatch, repeats: int) -> dict[str, list[Seconds]]:
+def measure(
+    runs: dict[str, Callable[[], object]], stopwatch: Stopwatch, repeats: int
+) -> dict[str, list[Seconds]]:
     """Seconds per step of each contestant, and `inside` ADIR's predictions, in each round.
 
     The order of the contestants turns, and one round goes unmeasured.
@@ -144,8 +165,12 @@ class Free:
         return Prediction(x_t, None)
 
 
-def own_milliseconds(backbone: GuidedDiffusion, operator: Operator, batch: int, repeats: int) -> float:
-    """Processor milliseconds of a step of ADIR without its network: median of `repeats` runs of 50 steps."""
+def own_milliseconds(
+    backbone: GuidedDiffusion, operator: Operator, batch: int, repeats: int
+) -> float:
+    """Processor milliseconds of a step of ADIR without its network: median of `repeats` runs of 50
+    steps.
+    """
     y = operator.A(torch.rand(batch, 3, SIDE, SIDE) * 2 - 1)
     sampler = ADIR(n_steps=50, guidance_scale=1.0, variance="small")
     generators = [torch.Generator().manual_seed(b) for b in range(batch)]
@@ -174,10 +199,14 @@ def report(repeats: int, command: str) -> str:
         operator = degradation((3, SIDE, SIDE))
         for batch in (1, 4):
             times = measure(contestants(stopwatch, operator, batch), stopwatch, repeats)
-            bare, adir = (1000 * statistics.median(wall for wall, _ in times[name]) for name in ("bare", "adir"))
+            bare, adir = (
+                1000 * statistics.median(wall for wall, _ in times[name])
+                for name in ("bare", "adir")
+            )
             own = own_milliseconds(backbone, operator, batch, repeats)
             rows.append(
-                f"| {task} | {batch} | {bare:.0f} | {adir:.0f} | {own:.1f} | {ratio(times, 'adir', 'inside', 0)} "
+                f"| {task} | {batch} | {bare:.0f} | {adir:.0f} | {own:.1f} | "
+                f"{ratio(times, 'adir', 'inside', 0)} "
                 f"| {ratio(times, 'adir', 'bare', 0)} | {ratio(times, 'adir', 'bare', 1)} "
                 f"| {ratio(times, 'predict', 'bare', 1)} |"
             )
@@ -212,16 +241,20 @@ deepinv's DPS calls the network once a step too, and differentiates through it w
 
 {date.today().isoformat()}; {cpu_name()}, load average {os.getloadavg()[1]:.1f}; Python {platform.python_version()}, torch {torch.__version__},
 diffusers {diffusers.__version__}, deepinv {deepinv.__version__}. Command: `{command}`
-"""  # noqa: E501 (a row of a Markdown table is one line)
+"""
 
 
 def main() -> None:
     """Measure, print, and write the report when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    command = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python benchmarks/speed/step_overhead.py"
+    command = (
+        f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} python benchmarks/speed/step_overhead.py"
+    )
     text = report(arguments.repeats, f"{command} --repeats {arguments.repeats}")
     if arguments.out is not None:
         write_bytes(arguments.out, text.encode())

@@ -1,9 +1,11 @@
-"""Two workers beside one: seconds, and whether the table is the same to the byte, also when one of the two is killed.
+"""Two workers beside one: seconds, and whether the table is the same to the byte, also when one of
+the two is killed.
 
     python benchmarks/speed/workers.py
 
-The same grid three times: one worker; two (joblib, one thread each); two of which one is killed half way, after which the
-grid is started again. Prints a table and writes it to results/speed/workers.md. About 15 minutes on two free cores.
+The same grid three times: one worker; two (joblib, one thread each); two of which one is killed
+half way, after which the grid is started again. Prints a table and writes it to
+results/speed/workers.md. About 15 minutes on two free cores.
 """
 
 import argparse
@@ -41,7 +43,11 @@ def command(results: Path, launcher: str, overrides: list[str]) -> list[str]:
 
 def table_sha256(results: Path) -> str:
     """Of leaderboard.csv."""
-    subprocess.run([sys.executable, "-m", "adir", "leaderboard", str(results)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "adir", "leaderboard", str(results)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return sha256_of_file(results / "leaderboard.csv")
 
 
@@ -51,8 +57,12 @@ def count(results: Path) -> int:
 
 
 def worker_of(pid: int) -> int:
-    """A process below `pid` that has used the most processor time: a worker, not a resource tracker."""
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,cputimes="], capture_output=True, text=True, check=True).stdout
+    """A process below `pid` that has used the most processor time: a worker, not a resource
+    tracker.
+    """
+    listing = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,cputimes="], capture_output=True, text=True, check=True
+    ).stdout
     rows = [tuple(map(int, line.split())) for line in listing.splitlines()]
     below, found = {pid}, []
     for _ in range(4):
@@ -63,7 +73,9 @@ def worker_of(pid: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a quick look")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed" / "workers.md")
     args = parser.parse_args()
@@ -73,7 +85,9 @@ def main() -> None:
         for name, launcher in (("one worker", "basic"), ("two workers", "two_processes")):
             results = Path(folder) / launcher
             started = time.perf_counter()
-            subprocess.run(command(results, launcher, args.overrides), check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                command(results, launcher, args.overrides), check=True, stdout=subprocess.DEVNULL
+            )
             seconds[name], tables[name] = time.perf_counter() - started, table_sha256(results)
             n_records = count(results)
 
@@ -81,13 +95,17 @@ def main() -> None:
         name = "two workers, one killed half way, started again"
         started = time.perf_counter()
         run = subprocess.Popen(
-            command(results, "two_processes", args.overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(results, "two_processes", args.overrides),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while count(results) < n_records // 2 and run.poll() is None:
             time.sleep(0.2)
         os.kill(worker_of(run.pid), signal.SIGKILL)
         status, at_kill = run.wait(), count(results)
-        subprocess.run(command(results, "two_processes", args.overrides), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command(results, "two_processes", args.overrides), check=True, stdout=subprocess.DEVNULL
+        )
         seconds[name], tables[name] = time.perf_counter() - started, table_sha256(results)
     rows = [
         f"| {name} | {seconds[name]:.0f} | {seconds['one worker'] / seconds[name]:.2f} | "
@@ -97,9 +115,11 @@ def main() -> None:
     lines = [
         "# One worker and two",
         "",
-        f"{n_records} records, one thread a worker, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end. The "
+        f"{n_records} records, one thread a worker, {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f} at the end. The "
         f"killed grid ended with status {status} and {at_kill} records.",
-        f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python {platform.python_version()}:",
+        f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python "
+        f"{platform.python_version()}:",
         "",
         "    python benchmarks/speed/workers.py " + " ".join(args.overrides),
         "",

@@ -1,4 +1,6 @@
-"""Adapters: no effect when fresh, no trace when removed, and as many numbers to train as LoRA's formula says."""
+"""Adapters: no effect when fresh, no trace when removed, and as many numbers to train as LoRA's
+formula says.
+"""
 
 import copy
 import gc
@@ -20,7 +22,9 @@ IDS = ["full", "lora", "attention", "all"]
 
 @pytest.fixture
 def network() -> UNet2DModel:
-    """An ADM-like network of two levels, as a backbone hands it over: eval mode, no gradients, no zero-initialised layer."""
+    """An ADM-like network of two levels, as a backbone hands it over: eval mode, no gradients, no
+    zero-initialised layer.
+    """
     torch.manual_seed(1)
     network = UNet2DModel(
         in_channels=3, out_channels=3, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8,
@@ -113,7 +117,9 @@ def test_stored_tensors_put_the_adapted_network_back_to_the_bit(network, adapter
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=IDS)
-def test_the_network_is_bare_again_after_an_exception_and_after_tensors_that_do_not_fit(network, adapter):
+def test_the_network_is_bare_again_after_an_exception_and_after_tensors_that_do_not_fit(
+    network, adapter
+):
     before = state(network)
     attached = adapter.attach(network)
     tensors = attached.tensors()
@@ -128,7 +134,10 @@ def test_the_network_is_bare_again_after_an_exception_and_after_tensors_that_do_
         {**tensors, "0": torch.zeros(1)},
     ):
         with (
-            pytest.raises(ValueError, match="does not fit the network: (0|" + name.replace(".", r"\.") + ") is"),
+            pytest.raises(
+                ValueError,
+                match="does not fit the network: (0|" + name.replace(".", r"\.") + ") is",
+            ),
             adapted(network, adapter, wrong),
         ):
             pass
@@ -139,8 +148,12 @@ def test_the_network_is_bare_again_after_an_exception_and_after_tensors_that_do_
 def test_lora_trains_rank_times_inputs_and_outputs_of_every_convolution(network, rank):
     attached = Lora(rank=rank).attach(network)
     # A: rank filters of the layer's own size on c_in channels; B: 1x1 from rank to c_out.
-    shapes = {name: m for name, m in network.state_dict().items() if name.endswith(".base_layer.weight")}
-    expected = sum(rank * (w.shape[1] * w.shape[2] * w.shape[3] + w.shape[0]) for w in shapes.values())
+    shapes = {
+        name: m for name, m in network.state_dict().items() if name.endswith(".base_layer.weight")
+    }
+    expected = sum(
+        rank * (w.shape[1] * w.shape[2] * w.shape[3] + w.shape[0]) for w in shapes.values()
+    )
     assert sum(p.numel() for p in attached.parameters()) == expected
     assert all(p.requires_grad for p in attached.parameters())
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
@@ -149,14 +162,20 @@ def test_lora_trains_rank_times_inputs_and_outputs_of_every_convolution(network,
 
 def test_lora_attaches_to_every_convolution_and_to_nothing_else(network):
     convolutions = [name for name, module in network.named_modules() if type(module) is nn.Conv2d]
-    attention = [name for name, m in network.named_modules() if type(m) is nn.Linear and ".attentions." in name]
+    attention = [
+        name
+        for name, m in network.named_modules()
+        if type(m) is nn.Linear and ".attentions." in name
+    ]
     for layers, expected in (
         ("convolutions", convolutions), ("attention", attention), ("all", [*convolutions, *attention]),
     ):  # fmt: skip
         attached = Lora(layers=layers, rank=1).attach(network)
         assert sorted(attached.layers) == sorted(expected)
         attached.remove()
-    assert len(convolutions) > 10 and len(attention) == 4 * 4  # q, k, v, out of 1 + 1 + 2 attention blocks
+    assert (
+        len(convolutions) > 10 and len(attention) == 4 * 4
+    )  # q, k, v, out of 1 + 1 + 2 attention blocks
 
 
 def test_the_update_of_a_layer_is_alpha_over_rank_B_A():
@@ -169,7 +188,9 @@ def test_the_update_of_a_layer_is_alpha_over_rank_B_A():
     (B,) = (tensor for name, tensor in tensors.items() if ".lora_B." in name)
     adapted_output = layer(x)
     merged = weight + 6 / 4 * torch.einsum("or,rikl->oikl", B[:, :, 0, 0], A)
-    torch.testing.assert_close(adapted_output, nn.functional.conv2d(x, merged, layer[0].bias, padding=1))
+    torch.testing.assert_close(
+        adapted_output, nn.functional.conv2d(x, merged, layer[0].bias, padding=1)
+    )
 
 
 def test_initialisation_draws_A_uniformly_from_the_generator_alone(network):
@@ -214,7 +235,8 @@ def test_an_adapter_that_matches_no_layer_raises():
 
 
 @pytest.mark.parametrize(
-    "arguments, message", [({"rank": 0}, "rank=0"), ({"layers": "conv"}, "convolutions, attention, feed_forward, all")]
+    "arguments, message",
+    [({"rank": 0}, "rank=0"), ({"layers": "conv"}, "convolutions, attention, feed_forward, all")],
 )
 def test_settings_that_make_no_adapter_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -235,19 +257,30 @@ def latent_network() -> UNet2DConditionModel:
 
 def test_kinds_of_layers_are_those_that_a_transformer_block_has(latent_network):
     def ends(layers) -> set[str]:
-        return {re.sub(r".*attentions\.\d\.", "", name) for name in Lora(layers=layers).targets(latent_network)}
+        return {
+            re.sub(r".*attentions\.\d\.", "", name)
+            for name in Lora(layers=layers).targets(latent_network)
+        }
 
     block = "transformer_blocks.0"
-    projections = {f"{block}.attn{n}.to_{which}" for n in (1, 2) for which in ("q", "k", "v", "out.0")}
+    projections = {
+        f"{block}.attn{n}.to_{which}" for n in (1, 2) for which in ("q", "k", "v", "out.0")
+    }
     assert ends("attention") == projections | {"proj_in", "proj_out"}
     assert ends("feed_forward") == {f"{block}.ff.net.0.proj", f"{block}.ff.net.2"}
     convolutions = set(Lora().targets(latent_network))
-    assert convolutions == {n for n, m in latent_network.named_modules() if isinstance(m, nn.Conv2d)}
+    assert convolutions == {
+        n for n, m in latent_network.named_modules() if isinstance(m, nn.Conv2d)
+    }
     everything = set(Lora(layers="all").targets(latent_network))
     both = set(Lora(layers=["attention", "feed_forward"]).targets(latent_network))
     assert everything == convolutions | both and len(everything) == len(convolutions) + len(both)
-    assert ends(["attn2.to_k", "to_v"]) == {f"{block}.attn{n}.to_v" for n in (1, 2)} | {f"{block}.attn2.to_k"}
-    assert Lora(layers=["mid_block.resnets.0.conv1"]).targets(latent_network) == ["mid_block.resnets.0.conv1"]
+    assert ends(["attn2.to_k", "to_v"]) == {f"{block}.attn{n}.to_v" for n in (1, 2)} | {
+        f"{block}.attn2.to_k"
+    }
+    assert Lora(layers=["mid_block.resnets.0.conv1"]).targets(latent_network) == [
+        "mid_block.resnets.0.conv1"
+    ]
     with pytest.raises(ValueError, match="layers='to_w' matches no layer of UNet2DConditionModel"):
         Lora(layers=["convolutions", "to_w"]).attach(latent_network)
     with pytest.raises(ValueError, match=r"layers=\[\] names no layer"):
@@ -271,11 +304,16 @@ def test_a_merged_update_is_the_wrapped_one_up_to_rounding(network, layers):
     assert_same_state(network, before)
 
 
-@pytest.mark.parametrize("change", [lambda n: n.bfloat16(), lambda n: n.to(memory_format=torch.channels_last)])
+@pytest.mark.parametrize(
+    "change", [lambda n: n.bfloat16(), lambda n: n.to(memory_format=torch.channels_last)]
+)
 @pytest.mark.parametrize("adapter", [Full(), Lora()], ids=["full", "lora"])
 def test_no_trace_is_left_in_half_precision_or_another_memory_layout(network, adapter, change):
     change(network)
-    before = {name: (p.clone(), p.dtype, p.stride(), p.data_ptr()) for name, p in network.named_parameters()}
+    before = {
+        name: (p.clone(), p.dtype, p.stride(), p.data_ptr())
+        for name, p in network.named_parameters()
+    }
     attached = adapter.attach(network)
     disturb(attached)
     tensors = attached.tensors()
@@ -287,7 +325,11 @@ def test_no_trace_is_left_in_half_precision_or_another_memory_layout(network, ad
     assert list(after) == list(before)
     for name, (tensor, dtype, stride, pointer) in before.items():
         p = after[name]
-        assert torch.equal(p, tensor) and (p.dtype, p.stride(), p.data_ptr()) == (dtype, stride, pointer), name
+        assert torch.equal(p, tensor) and (p.dtype, p.stride(), p.data_ptr()) == (
+            dtype,
+            stride,
+            pointer,
+        ), name
 
 
 def test_adapters_of_different_settings_take_turns_on_one_network(network):

@@ -1,4 +1,6 @@
-"""The stream of training examples: sizes, places, flips, timesteps, and that one seed is one stream."""
+"""The stream of training examples: sizes, places, flips, timesteps, and that one seed is one
+stream.
+"""
 
 import itertools
 
@@ -16,13 +18,25 @@ def coordinates(height: int, width: int, number: int = 0) -> Tensor:
     return torch.stack([torch.full_like(rows, number), rows, columns]).float()
 
 
-def crops(images: list[Tensor], size: int, flip: bool = True, seed: int = 0, stride: int = 8, n: int = 1000):
+def crops(
+    images: list[Tensor],
+    size: int,
+    flip: bool = True,
+    seed: int = 0,
+    stride: int = 8,
+    n: int = 1000,
+):
     return NoisyCrops(images, size, stride, n, flip, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(
     "sizes, crop_size, expected",
-    [([(40, 50)], 24, 24), ([(40, 50)], 30, 24), ([(40, 50)], 256, 40), ([(40, 50), (64, 19)], 64, 16)],
+    [
+        ([(40, 50)], 24, 24),
+        ([(40, 50)], 30, 24),
+        ([(40, 50)], 256, 40),
+        ([(40, 50), (64, 19)], 64, 16),
+    ],
     ids=["as asked", "down to the stride", "down to the image", "down to the smallest image"],
 )
 def test_crops_have_the_asked_size_where_network_and_images_allow_it(sizes, crop_size, expected):
@@ -46,7 +60,10 @@ def test_crops_are_contiguous_windows_of_every_image_reach_every_place_and_flip_
 
 
 def test_without_flip_no_crop_is_mirrored():
-    assert all(z[2, 0, 0] < z[2, 0, -1] for z, _, _ in itertools.islice(crops([coordinates(19, 21)], 16, False), 200))
+    assert all(
+        z[2, 0, 0] < z[2, 0, -1]
+        for z, _, _ in itertools.islice(crops([coordinates(19, 21)], 16, False), 200)
+    )
 
 
 def test_timesteps_are_uniform_over_the_schedule_and_the_noise_is_standard_normal():
@@ -54,7 +71,9 @@ def test_timesteps_are_uniform_over_the_schedule_and_the_noise_is_standard_norma
     t = torch.stack([t for _, t, _ in examples])
     assert t.dtype == torch.int64 and t.shape == (5000,)
     counts = t.bincount(minlength=10)
-    assert len(counts) == 10 and ((counts - 500).square() / 500).sum() < 27.9  # chi^2 with 9 degrees: 0.1 %
+    assert (
+        len(counts) == 10 and ((counts - 500).square() / 500).sum() < 27.9
+    )  # chi^2 with 9 degrees: 0.1 %
     eps = torch.stack([eps for _, _, eps in examples])
     n = eps.numel()
     assert abs(eps.mean()) < 4 / n**0.5 and abs(eps.var() - 1) < 4 * (2 / n) ** 0.5
@@ -77,11 +96,18 @@ def test_crops_smaller_than_asked_are_remarked_with_the_image_that_makes_them_so
     )
     assert "not crop_size=24: image 2 of 2 has 19x64" in str(crops([large, small], 24).remark)
     side, remark = crop_side([large], 30, 8)
-    assert side == 24 and remark == "crops of 24 pixels, not crop_size=30: 30 is no multiple of the network's stride, 8"
+    assert (
+        side == 24
+        and remark
+        == "crops of 24 pixels, not crop_size=30: 30 is no multiple of the network's stride, 8"
+    )
 
 
 def test_an_image_smaller_than_the_stride_is_named():
-    with pytest.raises(InputError, match="image 2 of 2 has 30x7 pixels, and the network needs 8 or more on each side"):
+    with pytest.raises(
+        InputError,
+        match="image 2 of 2 has 30x7 pixels, and the network needs 8 or more on each side",
+    ):
         crops([coordinates(40, 40), coordinates(7, 30)], 64)
     with pytest.raises(InputError, match="image dot has 1x1 pixels"):
         crop_side([coordinates(1, 1), coordinates(40, 40)], 64, 8, ["dot", "photograph"])

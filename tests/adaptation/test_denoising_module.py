@@ -1,4 +1,6 @@
-"""Fine-tuning against a training loop written without Lightning, and what it leaves behind: nothing."""
+"""Fine-tuning against a training loop written without Lightning, and what it leaves behind:
+nothing.
+"""
 
 from pathlib import Path
 
@@ -81,7 +83,9 @@ def test_three_iterations_equal_a_loop_without_lightning(backbone, images, adapt
         stream = iter(NoisyCrops(images, 16, 8, 1000, True, generator))
         losses = []
         for _ in range(3):
-            z, t, eps = (torch.stack(part) for part in zip(*(next(stream) for _ in range(2)), strict=True))
+            z, t, eps = (
+                torch.stack(part) for part in zip(*(next(stream) for _ in range(2)), strict=True)
+            )
             ab = ALPHA_BAR[t].reshape(-1, 1, 1, 1)
             z_t = (ab.sqrt() * z + (1 - ab).sqrt() * eps).float()
             loss = torch.nn.functional.mse_loss(network(z_t, t).sample, eps)
@@ -95,7 +99,8 @@ def test_three_iterations_equal_a_loop_without_lightning(backbone, images, adapt
 
     assert trained.losses == pytest.approx(losses, rel=1e-5)
     assert trained.tensors.keys() == twin.keys()
-    # Adam moves a weight by up to lr = 1e-3 an iteration whatever its gradient; rounding turns tiny gradients around.
+    # Adam moves a weight by up to lr = 1e-3 an iteration whatever its gradient; rounding turns tiny
+    # gradients around.
     for name, tensor in twin.items():
         assert (trained.tensors[name] - tensor).abs().mean() < 2e-6, name
 
@@ -115,11 +120,15 @@ def test_the_backbone_is_bit_identical_afterwards(backbone, images, adapter):
 
 
 @ADAPTERS
-def test_the_backbone_is_bit_identical_after_an_exception_during_training(backbone, images, adapter):
+def test_the_backbone_is_bit_identical_after_an_exception_during_training(
+    backbone, images, adapter
+):
     before = snapshot(backbone)
     images[0][:] = torch.nan
     images[1][:] = torch.nan
-    with pytest.raises(FloatingPointError, match="diverged at iteration 0: lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match="diverged at iteration 0: lower the learning rate"
+    ):
         SMALL.fit(backbone, adapter, images, seeded())
     assert_untouched(backbone, before)
     with pytest.raises(ValueError, match="at least one image"):
@@ -127,7 +136,9 @@ def test_the_backbone_is_bit_identical_after_an_exception_during_training(backbo
     with pytest.raises(ValueError, match="network needs 8"):
         SMALL.fit(backbone, adapter, [torch.zeros(3, 4, 4)], seeded())
     with pytest.raises(InputError, match="image dot has 1x1 pixels"):
-        SMALL.fit(backbone, adapter, [*images, torch.zeros(3, 1, 1)], seeded(), names=["a", "b", "dot"])
+        SMALL.fit(
+            backbone, adapter, [*images, torch.zeros(3, 1, 1)], seeded(), names=["a", "b", "dot"]
+        )
     assert_untouched(backbone, before)
 
 
@@ -150,7 +161,9 @@ def test_training_lowers_the_noise_error_on_the_training_images(backbone, images
             for image in images:
                 eps = torch.randn(image.shape, generator=generator)
                 x_t = (ALPHA_BAR[t].sqrt() * image + (1 - ALPHA_BAR[t]).sqrt() * eps).float()
-                total += (backbone.predict(x_t[None], torch.tensor([t])).eps[0] - eps).square().mean().item() / 8
+                total += (
+                    backbone.predict(x_t[None], torch.tensor([t])).eps[0] - eps
+                ).square().mean().item() / 8
         return total
 
     bare = error()
@@ -183,12 +196,30 @@ def test_training_writes_no_file_and_no_line(backbone, images, tmp_path, monkeyp
 
 SLURM = {f"SLURM_{name}": "0" for name in ("NODEID", "PROCID", "LOCALID")}
 LAUNCHERS = {
-    "slurm": SLURM | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "n"},
+    "slurm": SLURM
+    | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "n"},
     "slurm of one task, by another name": SLURM
     | {"SLURM_JOBID": "7", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "4"},
-    "torchrun": {"TORCHELASTIC_RUN_ID": "a", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"},
-    "by hand": {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "x", "NODE_RANK": "2", "WORLD_SIZE": "8", "RANK": "7"},
-    "mpi": {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMI_RANK": "1", "PMI_SIZE": "2"},
+    "torchrun": {
+        "TORCHELASTIC_RUN_ID": "a",
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "GROUP_RANK": "1",
+    },
+    "by hand": {
+        "MASTER_ADDR": "nowhere.invalid",
+        "MASTER_PORT": "x",
+        "NODE_RANK": "2",
+        "WORLD_SIZE": "8",
+        "RANK": "7",
+    },
+    "mpi": {
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "PMI_RANK": "1",
+        "PMI_SIZE": "2",
+    },
     "lsf": {
         "LSB_JOBID": "1",
         "LSB_DJOB_RANKFILE": "nowhere",
@@ -218,4 +249,6 @@ def test_one_process_adapts_one_image_whatever_launched_it(backbone, images, lau
         monkeypatch.setenv(name, value)
     launched = SMALL.fit(backbone, adapter, images, seeded())
     assert launched.losses == alone.losses and len(launched.losses) == 3
-    assert all(torch.equal(launched.tensors[name], tensor) for name, tensor in alone.tensors.items())
+    assert all(
+        torch.equal(launched.tensors[name], tensor) for name, tensor in alone.tensors.items()
+    )

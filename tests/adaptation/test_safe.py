@@ -1,4 +1,6 @@
-"""The held-out rule: what is held out, what is kept, how it is scaled, when it is rejected; and the gate by timestep."""
+"""The held-out rule: what is held out, what is kept, how it is scaled, when it is rejected; and the
+gate by timestep.
+"""
 
 import dataclasses
 
@@ -10,7 +12,14 @@ from adir.adaptation.adapters import Full
 from adir.adaptation.base import adapted, adapted_at
 from adir.adaptation.denoising_module import AveragedWeights
 from adir.adaptation.fine_tuning import FineTuning, varied
-from adir.adaptation.held_out import N_STRATA, HeldOutCrops, fall_and_error, relative_loss, split, strata
+from adir.adaptation.held_out import (
+    N_STRATA,
+    HeldOutCrops,
+    fall_and_error,
+    relative_loss,
+    split,
+    strata,
+)
 from adir.adaptation.lora import Lora
 from adir.adaptation.modes import SelfAdaptation
 from adir.adaptation.safe import SafeFineTuning
@@ -18,7 +27,9 @@ from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.errors import InputError
 
 ADAPTERS = pytest.mark.parametrize("adapter", [Full(), Lora(rank=2)], ids=["full", "lora"])
-SMALL = SafeFineTuning(n_iterations=6, batch_size=2, crop_size=16, learning_rate=1e-3, warm_up=1, average=0.5)
+SMALL = SafeFineTuning(
+    n_iterations=6, batch_size=2, crop_size=16, learning_rate=1e-3, warm_up=1, average=0.5
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +44,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 def stripes(n: int, size: int = 32) -> list[Tensor]:
     """Images of one kind: stripes of one period, at other phases."""
     row = torch.arange(size)
-    return [torch.sin(1.3 * row + phase).sign()[None, None].expand(3, size, size).clone() for phase in range(n)]
+    return [
+        torch.sin(1.3 * row + phase).sign()[None, None].expand(3, size, size).clone()
+        for phase in range(n)
+    ]
 
 
 def test_one_image_in_five_is_held_out():
@@ -45,7 +59,9 @@ def test_one_image_in_five_is_held_out():
 
 @pytest.mark.parametrize("shape", [(32, 48), (48, 32), (64, 64), (16, 16)])
 def test_of_fewer_images_a_part_of_each_is_held_out_that_no_training_crop_overlaps(shape):
-    image = torch.arange(3 * shape[0] * shape[1], dtype=torch.float32).reshape(3, *shape)  # every pixel once
+    image = torch.arange(3 * shape[0] * shape[1], dtype=torch.float32).reshape(
+        3, *shape
+    )  # every pixel once
     parts = split([image] * 9, 32, 8, seeded())
     sides = set()
     for training, held_out in zip(parts.training, parts.held_out, strict=True):
@@ -75,7 +91,9 @@ def test_held_out_losses_are_those_of_the_loss_of_training_at_their_timesteps(ba
         for j, loss in enumerate(row):
             z, t, eps = crops._examples[2 * s + j]
             assert t.item() in crops.strata[s]
-            alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[t]
+            alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[
+                t
+            ]
             z_t = (alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps).float()
             with torch.no_grad():
                 eps_hat = backbone.predict(z_t, t).eps
@@ -86,12 +104,16 @@ def test_held_out_losses_are_those_of_the_loss_of_training_at_their_timesteps(ba
 def test_the_relative_loss_weighs_the_strata_alike():
     untuned = torch.tensor([[10.0, 30.0], [0.1, 0.3]])
     assert relative_loss(untuned, untuned) == 1
-    assert relative_loss(torch.tensor([[20.0, 20.0], [0.1, 0.1]]), untuned) == pytest.approx((1 + 0.5) / 2)
+    assert relative_loss(torch.tensor([[20.0, 20.0], [0.1, 0.1]]), untuned) == pytest.approx(
+        (1 + 0.5) / 2
+    )
 
 
 def test_fall_and_error_are_over_the_images():
     untuned = torch.full((2, 4), 2.0)
-    losses = torch.tensor([[1.0, 2.0, 1.0, 2.0], [1.0, 2.0, 1.0, 2.0]])  # image 0 halves, image 1 stays
+    losses = torch.tensor(
+        [[1.0, 2.0, 1.0, 2.0], [1.0, 2.0, 1.0, 2.0]]
+    )  # image 0 halves, image 1 stays
     images = torch.tensor([[0, 1, 0, 1]] * 2)
     fall, error = fall_and_error(losses, untuned, images)
     values = torch.tensor([0.5, 0.0])
@@ -103,11 +125,17 @@ def test_fall_and_error_are_over_the_images():
 @ADAPTERS
 def test_images_of_one_kind_are_learned_and_the_backbone_stays(backbone, adapter):
     before = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
-    tuning = dataclasses.replace(SMALL, n_iterations=12, learning_rate=2e-4 if adapter.name == "full" else 1e-2)
+    tuning = dataclasses.replace(
+        SMALL, n_iterations=12, learning_rate=2e-4 if adapter.name == "full" else 1e-2
+    )
     trained = tuning.fit(backbone, adapter, stripes(20), seeded())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.network.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in backbone.network.state_dict().items()
+    )
     held_out = trained.held_out
-    assert held_out is not None and list(held_out.losses) == [0, 5, 10, 12] and held_out.losses[0] == 1
+    assert (
+        held_out is not None and list(held_out.losses) == [0, 5, 10, 12] and held_out.losses[0] == 1
+    )
     assert held_out.losses[held_out.kept_iteration] == min(held_out.losses.values())
     assert held_out.alphas[1.0] == held_out.losses[held_out.kept_iteration]
     assert held_out.alphas[held_out.alpha] == min(held_out.alphas.values())
@@ -120,7 +148,9 @@ def test_images_of_one_kind_are_learned_and_the_backbone_stays(backbone, adapter
 
 
 @ADAPTERS
-def test_what_does_not_carry_over_is_rejected_and_predicts_as_the_untuned_network(backbone, adapter):
+def test_what_does_not_carry_over_is_rejected_and_predicts_as_the_untuned_network(
+    backbone, adapter
+):
     noise = [torch.randn(3, 32, 32, generator=seeded(k)).clamp(-1, 1) for k in range(16)]
     training, judges = iter(noise), iter(stripes(4))
     images = [next(judges) if k % 5 == 2 else next(training) for k in range(20)]
@@ -138,7 +168,10 @@ def test_no_iteration_is_the_untuned_denoiser_and_is_not_evaluated_again(backbon
     losses = HeldOutCrops.losses
     monkeypatch.setattr(HeldOutCrops, "losses", lambda self: (looks.append(1), losses(self))[1])
     trained = dataclasses.replace(SMALL, n_iterations=0).fit(backbone, Full(), stripes(2), seeded())
-    assert trained.held_out is not None and (trained.held_out.kept_iteration, trained.held_out.alpha) == (0, 0.0)
+    assert trained.held_out is not None and (
+        trained.held_out.kept_iteration,
+        trained.held_out.alpha,
+    ) == (0, 0.0)
     assert len(looks) == 2 and trained.held_out.fall == 0
 
 
@@ -149,7 +182,9 @@ def test_held_out_work_costs_at_most_a_third_of_the_training(n_iterations):
     looks = 1 + len(tuning.judged_at()) + 3  # untuned, the curve, three alphas more
     evaluations = N_STRATA * (choosing * looks + accepting * 2)
     assert evaluations <= 0.3 * 2.2 * tuning.batch_size * n_iterations
-    assert evaluations == pytest.approx(tuning.held_out_share * 2.2 * tuning.batch_size * n_iterations)
+    assert evaluations == pytest.approx(
+        tuning.held_out_share * 2.2 * tuning.batch_size * n_iterations
+    )
     assert accepting >= choosing
     assert tuning.judged_at()[-1] == n_iterations
 
@@ -167,7 +202,9 @@ def test_the_rate_rises_linearly_and_falls_along_a_cosine():
 )
 def test_averaged_weights_forget_as_the_decay_says_and_start_as_a_plain_mean(decay, expected):
     parameter, seen = torch.nn.Parameter(torch.zeros(2)), {}
-    watch = AveragedWeights([parameter], decay, (1, 2, 3), lambda i: seen.update({i: float(parameter[0])}))
+    watch = AveragedWeights(
+        [parameter], decay, (1, 2, 3), lambda i: seen.update({i: float(parameter[0])})
+    )
     for iterate in (1.0, 2.0, 3.0):
         with torch.no_grad():
             parameter.fill_(iterate)
@@ -181,12 +218,17 @@ def test_half_the_update_lies_half_way(backbone, adapter):
     attached = adapter.attach(backbone.network)
     try:
         base = attached.tensors()
-        trained = {name: tensor + 0.01 * torch.randn(tensor.shape, generator=seeded()) for name, tensor in base.items()}
+        trained = {
+            name: tensor + 0.01 * torch.randn(tensor.shape, generator=seeded())
+            for name, tensor in base.items()
+        }
         half, none = attached.scaled(trained, 0.5), attached.scaled(trained, 0.0)
     finally:
         attached.remove()
     x_t, t = torch.randn(1, 3, 16, 16, generator=seeded()), torch.tensor([300])
-    weight = next(name for name in dict(backbone.network.named_parameters()) if name.endswith("conv1.weight"))
+    weight = next(
+        name for name in dict(backbone.network.named_parameters()) if name.endswith("conv1.weight")
+    )
     plain = dict(backbone.network.named_parameters())[weight].data
 
     def merged(tensors: dict[str, Tensor]) -> Tensor:
@@ -194,7 +236,9 @@ def test_half_the_update_lies_half_way(backbone, adapter):
             return tensors[weight]
         layer = weight.removesuffix(".weight")
         A, B = (tensors[f"{layer}.lora_{which}.default.weight"] for which in "AB")
-        return plain + adapter.alpha / adapter.rank * (B.flatten(1) @ A.flatten(1)).reshape(plain.shape)
+        return plain + adapter.alpha / adapter.rank * (B.flatten(1) @ A.flatten(1)).reshape(
+            plain.shape
+        )
 
     torch.testing.assert_close(merged(half), (plain + merged(trained)) / 2, rtol=0, atol=1e-6)
     with torch.no_grad():
@@ -218,7 +262,9 @@ def test_the_gate_uses_the_adapter_at_its_timesteps_alone(backbone, adapter):
             with pytest.raises(ValueError, match=r"timesteps \[10, 130\]"):
                 backbone.predict(x_t.expand(2, -1, -1, -1), torch.tensor([10, 130]))
         after = [backbone.predict(x_t, t).eps for t in steps]
-    for one, expected in zip(gated, (untuned[0], tuned[1], tuned[2], untuned[3], tuned[4]), strict=True):
+    for one, expected in zip(
+        gated, (untuned[0], tuned[1], tuned[2], untuned[3], tuned[4]), strict=True
+    ):
         assert torch.equal(one, expected)
     assert all(map(torch.equal, after, untuned))
     assert not any(map(torch.equal, tuned, untuned))
@@ -228,7 +274,10 @@ def test_self_adaptation_trains_on_all_symmetries_at_all_scales():
     image = torch.rand(3, 20, 40, generator=seeded()) * 2 - 1
     mode = SelfAdaptation(Full(), SMALL, scales=(1, 0.5), turns=True)
     variants = mode.variants(image)
-    assert [tuple(v.shape[1:]) for v in variants] == [(20, 40), (40, 20)] * 2 + [(10, 20), (20, 10)] * 2
+    assert [tuple(v.shape[1:]) for v in variants] == [(20, 40), (40, 20)] * 2 + [
+        (10, 20),
+        (20, 10),
+    ] * 2
     assert torch.equal(variants[0], image) and torch.equal(variants[2], image.flip(1, 2))
     torch.testing.assert_close(variants[4].mean(), image.mean(), rtol=0, atol=0.01)
     assert SelfAdaptation(Full(), SMALL).variants(image) == [image]
@@ -236,16 +285,25 @@ def test_self_adaptation_trains_on_all_symmetries_at_all_scales():
 
 @pytest.mark.parametrize(
     ("sides", "crop", "scales"),
-    [((64, 128), 64, (1, 0.9, 0.75)), ((16, 32), 64, (1,)), ((8, 8), 64, (1,)), ((64, 64), 32, (1, 0.9, 0.75, 0.5))],
+    [
+        ((64, 128), 64, (1, 0.9, 0.75)),
+        ((16, 32), 64, (1,)),
+        ((8, 8), 64, (1,)),
+        ((64, 64), 32, (1, 0.9, 0.75, 0.5)),
+    ],
 )
 def test_variants_that_would_shrink_all_crops_are_left_out(sides, crop, scales):
     mode = SelfAdaptation(Full(), SMALL, scales=(1, 0.9, 0.75, 0.5))
     kept, names = varied([torch.zeros(3, *sides)], mode.variants, crop, 8, ["a"])
     assert names == ["a"] * len(scales)
-    assert [tuple(z.shape[1:]) for z in kept] == [tuple(round(scale * side) for side in sides) for scale in scales]
+    assert [tuple(z.shape[1:]) for z in kept] == [
+        tuple(round(scale * side) for side in sides) for scale in scales
+    ]
 
 
-@pytest.mark.parametrize(("k", "n", "used"), [(20, 1000, 20), (20, 40, 20), (20, 30, 15), (1, 1, 1), (3, 4, 2)])
+@pytest.mark.parametrize(
+    ("k", "n", "used"), [(20, 1000, 20), (20, 40, 20), (20, 30, 15), (1, 1, 1), (3, 4, 2)]
+)
 def test_no_neighbour_is_farther_than_the_median_distance(k, n, used):
     distances = torch.rand(n, generator=seeded()).double().sort().values
     assert SMALL.usable(k, n) == used
@@ -253,7 +311,9 @@ def test_no_neighbour_is_farther_than_the_median_distance(k, n, used):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"warm_up": -1}, {"decay": 0.0}, {"average": 1.0}, {"clipping": 0.0}, {"learning_rate": 0.0}], ids=str
+    "wrong",
+    [{"warm_up": -1}, {"decay": 0.0}, {"average": 1.0}, {"clipping": 0.0}, {"learning_rate": 0.0}],
+    ids=str,
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -1,4 +1,6 @@
-"""SCD: when it tunes, what it lowers, that it keeps Adam's moments, and that each image has a network of its own."""
+"""SCD: when it tunes, what it lowers, that it keeps Adam's moments, and that each image has a
+network of its own.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +30,9 @@ from adir.tasks.restoration import RestorationTask
 SR = RestorationTask("sr4", 1, SuperResolution(4), 0, 100)
 DEBLUR = RestorationTask("deblur", 1, BoxBlur(5), 10, 30)
 SHAPE = (3, 16, 16)
-SCD: SteerableConditional = instantiate(compose(["adaptation=scd", "sampler=dds"]).adaptation, _convert_="all")
+SCD: SteerableConditional = instantiate(
+    compose(["adaptation=scd", "sampler=dds"]).adaptation, _convert_="all"
+)
 LORA = SCD.adapter
 SHORT = dataclasses.replace(SCD, every=3, lowest=1, n_iterations=2, learning_rate=1e-3)
 SAMPLER = DDS(n_steps=6)
@@ -44,14 +48,18 @@ def y(photographs) -> Tensor:
     """Two measurements of 16x16 images."""
     with Image.open(photographs / "0.png") as image:
         x = from_uint8(np.array(image.convert("RGB")))
-    return torch.stack([DEBLUR.degrade(x[:, :16, :16], generator(0)), DEBLUR.degrade(x[:, 16:, 16:], generator(1))])
+    return torch.stack(
+        [DEBLUR.degrade(x[:, :16, :16], generator(0)), DEBLUR.degrade(x[:, 16:, 16:], generator(1))]
+    )
 
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def steered(backbone, y: Tensor, *seeds: int, mode: SteerableConditional = SHORT, sampler: DDS = SAMPLER):
+def steered(
+    backbone, y: Tensor, *seeds: int, mode: SteerableConditional = SHORT, sampler: DDS = SAMPLER
+):
     """(Restoration, its SteeredNetworks), image k with the seed seeds[k]."""
     steering = [mode.steered(backbone.network, generator(100 + seed)) for seed in seeds]
     noise = [generator(seed) for seed in seeds]
@@ -70,14 +78,20 @@ def test_the_papers_steps_are_every_20th_and_the_four_lowest_of_100() -> None:
     assert [i for i in range(100) if SCD.is_due(i)] == [0, 1, 2, 3, 20, 40, 60, 80]
 
 
-def test_the_papers_adapter_is_on_all_of_the_blocks_and_on_neither_end_of_the_network(backbone) -> None:
+def test_the_papers_adapter_is_on_all_of_the_blocks_and_on_neither_end_of_the_network(
+    backbone,
+) -> None:
     every = Lora(layers="all").targets(backbone.network)
-    assert LORA.targets(backbone.network) == [name for name in every if name not in ("conv_in", "conv_out")]
+    assert LORA.targets(backbone.network) == [
+        name for name in every if name not in ("conv_in", "conv_out")
+    ]
     assert every[0] == "conv_in" and every[-1] == "conv_out" and (LORA.rank, LORA.alpha) == (8, 8)
 
 
 @pytest.mark.parametrize("name, adapter", [("full", Full()), ("lora", Lora())])
-def test_another_adapter_takes_the_place_of_scds_with_settings_of_its_own(name: str, adapter: Full | Lora) -> None:
+def test_another_adapter_takes_the_place_of_scds_with_settings_of_its_own(
+    name: str, adapter: Full | Lora
+) -> None:
     cfg = compose(["adaptation=scd", f"adaptation/adapter={name}", "sampler=dds"])
     assert instantiate(cfg.adaptation, _convert_="all").adapter == adapter
 
@@ -92,14 +106,22 @@ def test_the_mode_steers_and_dds_takes_it() -> None:
     assert not SCD.trains and SCD.encoder is None
 
 
-def test_each_tuning_lowers_the_objective_and_evaluations_are_those_of_the_network(backbone, y) -> None:
+def test_each_tuning_lowers_the_objective_and_evaluations_are_those_of_the_network(
+    backbone, y
+) -> None:
     mode = dataclasses.replace(SHORT, n_iterations=4)
     calls: list[bool] = []
-    hook = backbone.network.register_forward_hook(lambda module, given, out: calls.append(out[0].requires_grad))
+    hook = backbone.network.register_forward_hook(
+        lambda module, given, out: calls.append(out[0].requires_grad)
+    )
     result, (one,) = steered(backbone, y[:1], 3, mode=mode)
     hook.remove()
     # Steps 3 and 0 are due. Step 0 is nearly noise-free, where no eps changes much.
-    assert len(one.losses) == 8 and one.losses[3] < 0.97 * one.losses[0] and one.losses[7] < one.losses[4]
+    assert (
+        len(one.losses) == 8
+        and one.losses[3] < 0.97 * one.losses[0]
+        and one.losses[7] < one.losses[4]
+    )
     # 6 untuned, 8 iterations, and the tuned network at steps 3, 2, 1, 0.
     assert (result.network_evaluations, result.gradient_evaluations) == (6 + 8 + 4, 8)
     assert (len(calls), sum(calls)) == (result.network_evaluations, result.gradient_evaluations)
@@ -111,7 +133,10 @@ def test_each_tuning_lowers_the_objective_and_evaluations_are_those_of_the_netwo
 def test_without_iterations_it_is_dds_to_the_bit(backbone, y) -> None:
     result, _ = steered(backbone, y, 3, 4, mode=dataclasses.replace(SHORT, n_iterations=0))
     plain = SAMPLER.restore(backbone, DEBLUR.operator(SHAPE), y, [generator(3), generator(4)])
-    assert torch.equal(result.x_hat, plain.x_hat) and result.network_evaluations == plain.network_evaluations
+    assert (
+        torch.equal(result.x_hat, plain.x_hat)
+        and result.network_evaluations == plain.network_evaluations
+    )
 
 
 def test_an_image_is_tuned_for_by_itself(backbone, y) -> None:
@@ -119,7 +144,9 @@ def test_an_image_is_tuned_for_by_itself(backbone, y) -> None:
     alone, (again,) = steered(backbone, y[1:], 4)
     assert torch.equal(both.x_hat[1:], alone.x_hat)
     assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in again.tensors.items())
-    assert any(not torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+    assert any(
+        not torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items()
+    )
 
 
 def everything(network: nn.Module) -> tuple[list, dict[str, Tensor], list[bool]]:
@@ -129,7 +156,9 @@ def everything(network: nn.Module) -> tuple[list, dict[str, Tensor], list[bool]]
 
 
 @pytest.mark.parametrize("adapter", [LORA, Full()], ids=lambda adapter: adapter.name)
-@pytest.mark.parametrize("fails_at", [None, 5, 6], ids=["no error", "while it is tuned", "while it is asked"])
+@pytest.mark.parametrize(
+    "fails_at", [None, 5, 6], ids=["no error", "while it is tuned", "while it is asked"]
+)
 def test_the_network_is_as_it_was_also_after_an_error(backbone, y, adapter, fails_at) -> None:
     modules, weights, trains = everything(backbone.network)
     calls = 0
@@ -155,7 +184,9 @@ def test_the_network_is_as_it_was_also_after_an_error(backbone, y, adapter, fail
         assert len(one.losses) == (1 if fails_at == 5 else 2)
     modules_after, weights_after, trains_after = everything(backbone.network)
     assert modules_after == modules and trains_after == trains
-    assert weights_after.keys() == weights.keys() and all(torch.equal(weights_after[n], weights[n]) for n in weights)
+    assert weights_after.keys() == weights.keys() and all(
+        torch.equal(weights_after[n], weights[n]) for n in weights
+    )
     assert all(parameter.grad is None for parameter in backbone.network.parameters())
 
 
@@ -210,7 +241,14 @@ def test_large_images_are_steered_through_all_of_their_tiles(backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"every": 0}, {"lowest": -1}, {"n_iterations": 1.5}, {"learning_rate": 0.0}, {"tv_weight": -1.0}]
+    "wrong",
+    [
+        {"every": 0},
+        {"lowest": -1},
+        {"n_iterations": 1.5},
+        {"learning_rate": 0.0},
+        {"tv_weight": -1.0},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(wrong) -> None:
     ((name, value),) = wrong.items()

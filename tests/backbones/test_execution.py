@@ -1,4 +1,6 @@
-"""Execution: what changes no number changes none, what saves memory saves it, and impossible settings raise at once."""
+"""Execution: what changes no number changes none, what saves memory saves it, and impossible
+settings raise at once.
+"""
 
 import copy
 import getpass
@@ -45,7 +47,9 @@ NETWORKS = pytest.mark.parametrize("make", [adm, latent_unet], ids=["adm", "late
 def inputs(network: nn.Module, batch: int = 2) -> dict[str, Tensor]:
     torch.manual_seed(2)
     zeros = example_inputs(network, batch, 16, 16, "cpu")
-    return {name: torch.randn_like(x) if x.is_floating_point() else x + 20 for name, x in zeros.items()}
+    return {
+        name: torch.randn_like(x) if x.is_floating_point() else x + 20 for name, x in zeros.items()
+    }
 
 
 def gradients(network: nn.Module, execution: Execution) -> dict[str, Tensor]:
@@ -63,19 +67,28 @@ def gradients(network: nn.Module, execution: Execution) -> dict[str, Tensor]:
 
 @NETWORKS
 @pytest.mark.parametrize(
-    "settings", [{}, {"gradient_checkpointing": True}, {"channels_last": True}, {"attention": "math"}], ids=str
+    "settings",
+    [{}, {"gradient_checkpointing": True}, {"channels_last": True}, {"attention": "math"}],
+    ids=str,
 )
-def test_settings_without_effect_on_results_change_outputs_and_gradients_by_rounding_only(make, settings):
+def test_settings_without_effect_on_results_change_outputs_and_gradients_by_rounding_only(
+    make, settings
+):
     plain, execution = make(), Execution(**settings)
     network = execution.prepare(make())
     with torch.no_grad(), execution.autocast():
         output = network(**inputs(network), return_dict=False)[0]
-    # Rounding: outputs of about 1, float32 rounds each sum at 6e-8; 1e-6 was seen, and 1.7e-6 of the largest gradient.
-    torch.testing.assert_close(output, plain(**inputs(plain), return_dict=False)[0], rtol=0, atol=1e-4)
+    # Rounding: outputs of about 1, float32 rounds each sum at 6e-8; 1e-6 was seen, and 1.7e-6 of
+    # the largest gradient.
+    torch.testing.assert_close(
+        output, plain(**inputs(plain), return_dict=False)[0], rtol=0, atol=1e-4
+    )
     expected, found = gradients(plain, Execution()), gradients(network, execution)
     assert list(found) == list(expected) and len(expected) > 20
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-4 * gradient.abs().max().item(), msg=name)
+        torch.testing.assert_close(
+            found[name], gradient, rtol=0, atol=1e-4 * gradient.abs().max().item(), msg=name
+        )
 
 
 def test_preparing_a_network_switches_tf32_off():
@@ -101,7 +114,10 @@ def test_norms_under_autocast_keep_the_precision_they_are_given_and_sum_in_float
     torch.manual_seed(0)
     norm = nn.GroupNorm(4, 32)
     nn.init.normal_(norm.weight)
-    plain, x = copy.deepcopy(norm), 30 + torch.randn(2, 32, 64, 64)  # a mean that a sum in bfloat16 would lose
+    plain, x = (
+        copy.deepcopy(norm),
+        30 + torch.randn(2, 32, 64, 64),
+    )  # a mean that a sum in bfloat16 would lose
     execution = Execution(dtype="bfloat16")
     assert execution.prepare(norm) is norm and isinstance(norm, nn.GroupNorm)
     with execution.autocast():
@@ -126,7 +142,9 @@ def test_checkpointing_and_bfloat16_save_memory_by_the_count_of_live_tensors():
 
 
 def test_live_bytes_are_those_of_a_product_whose_tensors_a_reader_can_count():
-    layers = nn.Sequential(nn.Linear(100, 200, bias=False), nn.ReLU(inplace=True), nn.Linear(200, 50, bias=False))
+    layers = nn.Sequential(
+        nn.Linear(100, 200, bias=False), nn.ReLU(inplace=True), nn.Linear(200, 50, bias=False)
+    )
     with FakeTensorMode() as mode:
         twin, x = fake_copy(layers, mode, "cpu"), torch.empty(10, 100)
         with LiveBytes() as memory, torch.no_grad():
@@ -145,19 +163,26 @@ def test_counting_memory_leaves_the_network_as_it_is():
 
 
 def test_offloaded_weights_rest_where_they_were_and_layers_compute_where_they_are_told(monkeypatch):
-    # Device "meta" stands for the accelerator: a CPU can tell that every layer computed there, and that its own come back.
+    # Device "meta" stands for the accelerator: a CPU can tell that every layer computed there, and
+    # that its own come back.
     network = adm()
     resting = {name: parameter.data_ptr() for name, parameter in network.named_parameters()}
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     offload_weights(network, torch.device("meta"))
     with torch.no_grad():
-        output = network(torch.empty(1, 3, 16, 16, device="meta"), torch.zeros(1, device="meta"), return_dict=False)[0]
+        output = network(
+            torch.empty(1, 3, 16, 16, device="meta"),
+            torch.zeros(1, device="meta"),
+            return_dict=False,
+        )[0]
     assert output.device.type == "meta"
     assert {name: parameter.data_ptr() for name, parameter in network.named_parameters()} == resting
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++ for a CPU: needs g++")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile writes C++ for a CPU: needs g++"
+)
 def test_a_compiled_network_computes_what_the_eager_one_does(monkeypatch):
     # One small kernel: those of the smallest UNet take g++ half a minute, and agree to 1e-6.
     # What was compiled before for other instructions would be found again, and not fit.
@@ -167,14 +192,19 @@ def test_a_compiled_network_computes_what_the_eager_one_does(monkeypatch):
     network = Execution(compile=True).prepare(copy.deepcopy(plain))
     x = torch.randn(1, 3, 9, 9)
     with torch.no_grad():
-        torch.testing.assert_close(network(x), plain(x), rtol=0, atol=1e-5)  # rounding; 1.4e-6 was seen
+        torch.testing.assert_close(
+            network(x), plain(x), rtol=0, atol=1e-5
+        )  # rounding; 1.4e-6 was seen
     assert network._compiled_call_impl is not None
 
 
 def test_a_compiled_network_follows_its_adapters(monkeypatch):
-    # Through dynamo, whose guards are what a switch could escape; inductor would take long and changes no guard.
+    # Through dynamo, whose guards are what a switch could escape; inductor would take long and
+    # changes no guard.
     compile_in_place = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_in_place(self, backend="eager", **how))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: compile_in_place(self, backend="eager", **how)
+    )
     torch.manual_seed(1)
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 3, 3)).requires_grad_(False)
     network = Execution(compile=True).prepare(copy.deepcopy(plain))
@@ -189,7 +219,9 @@ def test_a_compiled_network_follows_its_adapters(monkeypatch):
         attached = adapter.attach(plain)
         tensors = {name: torch.randn_like(tensor) for name, tensor in attached.tensors().items()}
         attached.remove()
-        for apply in (adapter.apply, adapter.merge) if isinstance(adapter, Lora) else (adapter.apply,):
+        for apply in (
+            (adapter.apply, adapter.merge) if isinstance(adapter, Lora) else (adapter.apply,)
+        ):
             for _ in range(2):
                 remove = apply(network, tensors)
                 assert not equal()

@@ -44,8 +44,9 @@ def folder(tmp_path) -> Path:
     return tmp_path / "model"
 
 
-# Outputs of about 1 through the same layers, there as a batch: sums in another order, of which float32 rounds each at 6e-8, and
-# the layers pass that on. 3e-6 was seen; attention in another order is over 1e-3 away.
+# Outputs of about 1 through the same layers, there as a batch: sums in another order, of which
+# float32 rounds each at 6e-8, and the layers pass that on. 3e-6 was seen; attention in another
+# order is over 1e-3 away.
 SAME_NETWORK = {"rtol": 0, "atol": 1e-4}
 
 
@@ -69,8 +70,14 @@ def test_the_embedded_prior_is_the_default_and_serves_the_stated_sizes():
     assert backbone.stride == 8 and not backbone.learns_variance and backbone.variance == "small"
     assert len(backbone.weights_sha256) == 64
     for height, width in ((16, 24), (64, 64)):
-        assert backbone.predict(torch.randn(1, 3, height, width), torch.tensor([10])).eps.isfinite().all()
-    assert not backbone.network.training and not any(p.requires_grad for p in backbone.network.parameters())
+        assert (
+            backbone.predict(torch.randn(1, 3, height, width), torch.tensor([10]))
+            .eps.isfinite()
+            .all()
+        )
+    assert not backbone.network.training and not any(
+        p.requires_grad for p in backbone.network.parameters()
+    )
 
 
 def test_an_image_gets_the_same_bits_alone_and_in_any_batch():
@@ -91,14 +98,17 @@ def test_a_network_that_learns_its_variance_gives_eps_and_the_fraction_apart(tmp
     with torch.no_grad():
         output = network(x, t).sample
     prediction = backbone.predict(x, t)
-    # Channels 0-2 are eps, 3-5 are v in about [-1, 1]; the fraction is (v + 1) / 2 (Nichol and Dhariwal, 2021).
+    # Channels 0-2 are eps, 3-5 are v in about [-1, 1]; the fraction is (v + 1) / 2 (Nichol and
+    # Dhariwal, 2021).
     torch.testing.assert_close(prediction.eps, output[:, :3], **SAME_NETWORK)
     torch.testing.assert_close(2 * prediction.variance_fraction - 1, output[:, 3:], **SAME_NETWORK)
     assert backbone.learns_variance
 
 
 def test_learned_variance_asked_of_a_network_without_one_raises(folder):
-    with pytest.raises(InputError, match="variance=learned, but its network predicts none: use small or large"):
+    with pytest.raises(
+        InputError, match="variance=learned, but its network predicts none: use small or large"
+    ):
         GuidedDiffusion(folder=folder, variance="learned")
 
 
@@ -132,7 +142,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         GuidedDiffusion(folder=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"not safetensors at all, but long enough to be read as such"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 100, b"not safetensors at all, but long enough to be read as such"]
+)
 def test_damaged_weights_are_an_input_error(folder, content):
     (folder / WEIGHTS).write_bytes(content)
     with pytest.raises(InputError, match=r"damaged backbone .*fetch it again") as caught:
@@ -160,8 +172,12 @@ def test_a_configuration_of_another_width_names_the_first_tensor_that_differs(fo
     config = json.loads((folder / "config.json").read_text())
     config["block_out_channels"] = [16, 32]
     (folder / "config.json").write_text(json.dumps(config))
-    # The first level keeps its 16 channels; the second level's first convolution now makes 32 of them.
-    first = r"down_blocks\.1\.attentions\.0\.group_norm\.bias is \(16,\) in the file, \(32,\) in the network"
+    # The first level keeps its 16 channels; the second level's first convolution now makes 32 of
+    # them.
+    first = (
+        r"down_blocks\.1\.attentions\.0\.group_norm\.bias is \(16,\) in the file, \(32,\) "
+        r"in the network"
+    )
     with pytest.raises(InputError, match=WEIGHTS + ".*" + first):
         _ = GuidedDiffusion(folder=folder).network
 
@@ -211,7 +227,9 @@ def test_a_checkpoint_is_converted_once_and_its_hash_is_its_own(checkpoint, cach
     again = GuidedDiffusion("made", folder=checkpoint, architecture=FLAGS, variance="learned")
     assert (converted_folder(cache) / WEIGHTS).stat() == written
     assert first.weights_sha256 == again.weights_sha256 == sha256_of_file(checkpoint)
-    assert first.config_sha256 == again.config_sha256 and first.learns_variance and first.stride == 2
+    assert (
+        first.config_sha256 == again.config_sha256 and first.learns_variance and first.stride == 2
+    )
     x, t = noisy()
     for ours, theirs in zip(
         (first.predict(x, t).eps, first.predict(x, t).variance_fraction),
@@ -222,11 +240,17 @@ def test_a_checkpoint_is_converted_once_and_its_hash_is_its_own(checkpoint, cach
 
 
 def test_the_second_load_reads_no_large_file_through(checkpoint, monkeypatch):
-    monkeypatch.setattr(backbone_cache, "SMALL", 100_000)  # the weights count as large, config.json does not
+    monkeypatch.setattr(
+        backbone_cache, "SMALL", 100_000
+    )  # the weights count as large, config.json does not
     monkeypatch.setattr(backbone_cache, "SETTLED_SECONDS", -1)
     GuidedDiffusion(folder=checkpoint, architecture=FLAGS)
     hashed: list[str] = []
-    monkeypatch.setattr(backbone_cache, "sha256_of_file", lambda path: hashed.append(path.name) or sha256_of_file(path))
+    monkeypatch.setattr(
+        backbone_cache,
+        "sha256_of_file",
+        lambda path: hashed.append(path.name) or sha256_of_file(path),
+    )
     GuidedDiffusion(folder=checkpoint, architecture=FLAGS)
     assert set(hashed) == {"config.json"}
 
@@ -234,14 +258,25 @@ def test_the_second_load_reads_no_large_file_through(checkpoint, monkeypatch):
 def test_the_converted_folder_is_a_backbone_of_its_own(checkpoint, cache):
     backbone = GuidedDiffusion(folder=checkpoint, architecture=FLAGS)
     x, t = noisy()
-    assert torch.equal(GuidedDiffusion(folder=converted_folder(cache)).predict(x, t).eps, backbone.predict(x, t).eps)
+    assert torch.equal(
+        GuidedDiffusion(folder=converted_folder(cache)).predict(x, t).eps,
+        backbone.predict(x, t).eps,
+    )
 
 
 @pytest.mark.parametrize(
     "unet",
     [
-        {"model_channels": 64, "channel_mult": [0.5, 1], "num_head_channels": 32},  # the time embedding is wider
-        {"num_heads": 4, "num_head_channels": -1, "attention_resolutions": [1, 2]},  # 8 and 16 channels a head
+        {
+            "model_channels": 64,
+            "channel_mult": [0.5, 1],
+            "num_head_channels": 32,
+        },  # the time embedding is wider
+        {
+            "num_heads": 4,
+            "num_head_channels": -1,
+            "attention_resolutions": [1, 2],
+        },  # 8 and 16 channels a head
     ],
 )
 def test_what_diffusers_has_no_argument_for_is_there_after_loading_again(tmp_path, cache, unet):
@@ -283,7 +318,10 @@ def test_a_converted_file_that_changed_is_made_again(checkpoint, cache, damage):
     if damage == "truncated":
         (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:1000])
     elif damage == "other weights":
-        save_file({name: tensor + 1 for name, tensor in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+        save_file(
+            {name: tensor + 1 for name, tensor in load_file(folder / WEIGHTS).items()},
+            folder / WEIGHTS,
+        )
     else:
         (folder / "source.json").unlink()
     with pytest.warns(UserWarning, match="set aside .* converted again"):
@@ -306,8 +344,15 @@ def test_float32_weights_are_mapped_and_writing_to_them_leaves_the_file_alone(fo
     network = load_network(folder / "config.json", folder / WEIGHTS)
     maps = Path("/proc/self/maps")
     if maps.exists():
-        spans = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(folder / WEIGHTS) in line]
-        inside = [any(int(a, 16) <= p.data_ptr() < int(b, 16) for a, b in spans) for p in network.parameters()]
+        spans = [
+            line.split()[0].split("-")
+            for line in maps.read_text().splitlines()
+            if str(folder / WEIGHTS) in line
+        ]
+        inside = [
+            any(int(a, 16) <= p.data_ptr() < int(b, 16) for a, b in spans)
+            for p in network.parameters()
+        ]
         assert all(inside)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -337,16 +382,27 @@ def test_gd256_without_its_weights_says_what_to_get_and_where_to_put_it(cache):
 @pytest.mark.parametrize("name", ["gd256", "gd512"])
 def test_the_papers_backbones_load_from_a_local_file_of_any_width(name, cache, tmp_path):
     unet = {"model_channels": 32, "num_head_channels": 32, "num_res_blocks": 2}
-    mult, factors = ([1, 1, 2, 2, 4, 4], [8, 16, 32]) if name == "gd256" else ([1, 1, 2, 2, 4, 4], [16, 32, 64])
-    save_checkpoint(tmp_path / "small.pt", TINY | unet | {"channel_mult": mult, "attention_resolutions": factors})
+    mult, factors = (
+        ([1, 1, 2, 2, 4, 4], [8, 16, 32]) if name == "gd256" else ([1, 1, 2, 2, 4, 4], [16, 32, 64])
+    )
+    save_checkpoint(
+        tmp_path / "small.pt",
+        TINY | unet | {"channel_mult": mult, "attention_resolutions": factors},
+    )
     small = ["num_channels=32", "num_head_channels=32", "channel_mult=[1,1,2,2,4,4]"]
     cfg = compose(
-        [f"backbone={name}", f"backbone.folder={tmp_path / 'small.pt'}", *(f"backbone.architecture.{s}" for s in small)]
+        [
+            f"backbone={name}",
+            f"backbone.folder={tmp_path / 'small.pt'}",
+            *(f"backbone.architecture.{s}" for s in small),
+        ]
     )
     backbone = build(cfg.backbone, "backbone")
     assert (backbone.name, backbone.kind, backbone.variance) == (name, "pixel", "learned")
     assert backbone.stride == 32 and backbone.learns_variance
-    assert backbone.predict(torch.randn(1, 3, 32, 64), torch.tensor([500])).variance_fraction.shape == (1, 3, 32, 64)
+    assert backbone.predict(
+        torch.randn(1, 3, 32, 64), torch.tensor([500])
+    ).variance_fraction.shape == (1, 3, 32, 64)
 
 
 def test_another_width_than_stated_names_the_first_tensor(checkpoint):
@@ -361,16 +417,26 @@ def test_a_truncated_checkpoint_is_refused_and_nothing_is_kept(checkpoint, cache
     assert not [path for path in (cache / "converted").iterdir() if path.is_dir()]
 
 
-def test_a_stable_diffusion_unet_is_refused_as_folder_as_pipeline_and_as_file(folder, tmp_path, cache):
+def test_a_stable_diffusion_unet_is_refused_as_folder_as_pipeline_and_as_file(
+    folder, tmp_path, cache
+):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"_class_name": "UNet2DConditionModel"})
+    )
     assert "a UNet2DConditionModel, and guided diffusion is a UNet2DModel" in refused(folder=folder)
-    save_file({"down_blocks.0.resnets.0.norm1.weight": torch.zeros(320)}, tmp_path / "unet.safetensors")
-    assert "unet.safetensors: a network in diffusers' names" in refused(folder=tmp_path / "unet.safetensors")
+    save_file(
+        {"down_blocks.0.resnets.0.norm1.weight": torch.zeros(320)}, tmp_path / "unet.safetensors"
+    )
+    assert "unet.safetensors: a network in diffusers' names" in refused(
+        folder=tmp_path / "unet.safetensors"
+    )
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
     (pipeline / "model_index.json").write_text("{}")
-    assert "a pipeline of diffusers, not the folder of a guided-diffusion network" in refused(folder=pipeline)
+    assert "a pipeline of diffusers, not the folder of a guided-diffusion network" in refused(
+        folder=pipeline
+    )
 
 
 def test_an_unknown_checkpoint_lists_the_known():

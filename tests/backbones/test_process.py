@@ -1,4 +1,6 @@
-"""Networks of diffusers trained as DDPM: their schedule and prediction against diffusers' own schedulers."""
+"""Networks of diffusers trained as DDPM: their schedule and prediction against diffusers' own
+schedulers.
+"""
 
 import json
 from pathlib import Path
@@ -20,7 +22,8 @@ from adir.harness.cells.compose import compose
 from adir.weights import registry
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# config.json of google/ddpm-celebahq-256, ddpm-cat-256 and ddpm-church-256, which are equal; fewer channels, norms to match.
+# config.json of google/ddpm-celebahq-256, ddpm-cat-256 and ddpm-church-256, which are equal; fewer
+# channels, norms to match.
 GOOGLE = {
     "act_fn": "silu",
     "attention_head_dim": None,
@@ -60,7 +63,9 @@ def network() -> UNet2DModel:
 def as_published(
     folder: Path, layout: str, scheduler: dict[str, Any] = GOOGLE_SCHEDULER, weights: str = WEIGHTS
 ) -> Path:
-    """A folder as the hub has it: all in one (google's), or a pipeline's unet/ and scheduler/; attention in its old names."""
+    """A folder as the hub has it: all in one (google's), or a pipeline's unet/ and scheduler/;
+    attention in its old names.
+    """
     in_one = layout == "one folder"
     unet, beside = (folder, folder) if in_one else (folder / "unet", folder / "scheduler")
     network().save_pretrained(unet)
@@ -72,7 +77,9 @@ def as_published(
     for now, then in old.items():
         tensors = {name.replace(now, then): tensor for name, tensor in tensors.items()}
     (unet / WEIGHTS).unlink()
-    save_file(tensors, unet / weights) if weights == WEIGHTS else torch.save(tensors, unet / weights)
+    save_file(tensors, unet / weights) if weights == WEIGHTS else torch.save(
+        tensors, unet / weights
+    )
     return folder
 
 
@@ -90,7 +97,9 @@ def one_line(do: Any) -> str:
 @pytest.mark.parametrize("weights", [WEIGHTS, "diffusion_pytorch_model.bin"])
 @pytest.mark.parametrize("layout", ["one folder", "pipeline"])
 def test_a_network_of_googles_layout_predicts_what_diffusers_does(layout, weights, tmp_path):
-    backbone = GuidedDiffusion("church", as_published(tmp_path, layout, weights=weights), resolution=256)
+    backbone = GuidedDiffusion(
+        "church", as_published(tmp_path, layout, weights=weights), resolution=256
+    )
     x, t = noisy()
     with torch.no_grad():
         expected = network()(x, t).sample
@@ -117,11 +126,15 @@ SCHEDULES = [
 @pytest.mark.parametrize("cls", [DDPMScheduler, DDIMScheduler])
 @pytest.mark.parametrize("settings", SCHEDULES, ids=str)
 def test_the_schedule_is_that_of_diffusers(cls, settings, tmp_path):
-    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": cls.__name__, **settings}))
+    (tmp_path / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": cls.__name__, **settings})
+    )
     schedule, theirs = read_process(tmp_path).schedule, cls(**settings)
     # Theirs is float32: an alpha_bar of hundreds of factors is off by some 1e-5 of itself.
     torch.testing.assert_close(schedule.betas.float(), theirs.betas, rtol=2e-5, atol=1e-7)
-    torch.testing.assert_close(schedule.alpha_bar.float(), theirs.alphas_cumprod, rtol=2e-3, atol=1e-7)
+    torch.testing.assert_close(
+        schedule.alpha_bar.float(), theirs.alphas_cumprod, rtol=2e-3, atol=1e-7
+    )
     assert schedule.timesteps.tolist() == list(range(len(theirs.betas)))
 
 
@@ -142,15 +155,22 @@ def test_eps_is_what_diffusers_ddim_makes_of_the_same_output(predicts, beta_sche
         theirs = scheduler.step(output[b], step, x[b])  # deterministic
         x0, ab = theirs.pred_original_sample, scheduler.alphas_cumprod[step]
         expected = (x[b] - ab.sqrt() * x0) / (1 - ab).sqrt()
-        # At t = 0, 1 - alpha_bar is 1e-4 and float32, theirs, leaves three digits of it; the rest is exact to 1e-4.
+        # At t = 0, 1 - alpha_bar is 1e-4 and float32, theirs, leaves three digits of it; the rest
+        # is exact to 1e-4.
         torch.testing.assert_close(eps[b], expected, rtol=1e-3, atol=5e-3 if step == 0 else 2e-4)
 
 
 def test_the_loss_is_that_of_the_noise_whatever_is_predicted(tmp_path):
     backbone = GuidedDiffusion(
-        folder=as_published(tmp_path, "one folder", GOOGLE_SCHEDULER | {"prediction_type": "sample"})
+        folder=as_published(
+            tmp_path, "one folder", GOOGLE_SCHEDULER | {"prediction_type": "sample"}
+        )
     )
-    z, eps, t = torch.randn(2, 3, 32, 32).clamp(-1, 1), torch.randn(2, 3, 32, 32), torch.tensor([300, 700])
+    z, eps, t = (
+        torch.randn(2, 3, 32, 32).clamp(-1, 1),
+        torch.randn(2, 3, 32, 32),
+        torch.tensor([300, 700]),
+    )
     ab = backbone.schedule.alpha_bar[t].reshape(-1, 1, 1, 1)
     x_t = (ab.sqrt() * z + (1 - ab).sqrt() * eps).float()
     expected = ((backbone.predict(x_t, t).eps - eps) ** 2).mean()
@@ -161,7 +181,9 @@ def test_another_process_is_another_cell(tmp_path):
     x, t = noisy()
     found = {}
     for predicts in ("epsilon", "v_prediction"):
-        folder = as_published(tmp_path / predicts, "one folder", GOOGLE_SCHEDULER | {"prediction_type": predicts})
+        folder = as_published(
+            tmp_path / predicts, "one folder", GOOGLE_SCHEDULER | {"prediction_type": predicts}
+        )
         found[predicts] = GuidedDiffusion(folder=folder)
     one, two = found.values()
     assert one.weights_sha256 == two.weights_sha256 and one.config_sha256 != two.config_sha256
@@ -175,8 +197,14 @@ def test_another_process_is_another_cell(tmp_path):
             {"_class_name": "ScoreSdeVeScheduler"},
             "a ScoreSdeVeScheduler; a network trained as DDPM has one of DDPMScheduler",
         ),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'; linear, scaled_linear or squaredcos_cap_v2 is needed"),
-        ({"prediction_type": "flow"}, "prediction_type 'flow'; one of epsilon, v_prediction, sample is needed"),
+        (
+            {"beta_schedule": "sigmoid"},
+            "beta_schedule 'sigmoid'; linear, scaled_linear or squaredcos_cap_v2 is needed",
+        ),
+        (
+            {"prediction_type": "flow"},
+            "prediction_type 'flow'; one of epsilon, v_prediction, sample is needed",
+        ),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr leaves nothing of the image"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0"),
         ({"beta_end": 1.5}, "betas that are not between 0 and 1"),
@@ -208,7 +236,9 @@ def test_a_network_of_other_images_is_refused_in_one_line(change, words, tmp_pat
     assert words in one_line(lambda: GuidedDiffusion(folder=tmp_path))
 
 
-def test_a_hub_id_is_fetched_at_its_commit_and_a_folder_of_that_name_goes_first(tmp_path, monkeypatch):
+def test_a_hub_id_is_fetched_at_its_commit_and_a_folder_of_that_name_goes_first(
+    tmp_path, monkeypatch
+):
     published, asked = as_published(tmp_path / "snapshot", "one folder"), []
 
     def snapshot_download(name: str, **options: Any) -> str:
@@ -217,12 +247,23 @@ def test_a_hub_id_is_fetched_at_its_commit_and_a_folder_of_that_name_goes_first(
 
     monkeypatch.setattr(registry.huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
-    words = ["backbone=diffusers", "backbone.folder=google/ddpm-church-256@0af1", "backbone.trained_on=LSUN church"]
+    words = [
+        "backbone=diffusers",
+        "backbone.folder=google/ddpm-church-256@0af1",
+        "backbone.trained_on=LSUN church",
+    ]
     backbone = build(compose(words).backbone, "backbone")
-    assert (backbone.name, backbone.trained_on, backbone.folder) == ("diffusers", "LSUN church", published)
+    assert (backbone.name, backbone.trained_on, backbone.folder) == (
+        "diffusers",
+        "LSUN church",
+        published,
+    )
     assert asked == [("google/ddpm-church-256", "0af1")]
     here = as_published(tmp_path / "google" / "ddpm-church-256", "one folder")
-    assert GuidedDiffusion(folder="google/ddpm-church-256").folder.resolve() == here and len(asked) == 1
+    assert (
+        GuidedDiffusion(folder="google/ddpm-church-256").folder.resolve() == here
+        and len(asked) == 1
+    )
 
 
 def test_a_hub_id_that_is_nowhere_says_so_in_one_line(monkeypatch):

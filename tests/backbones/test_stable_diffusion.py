@@ -1,4 +1,6 @@
-"""Stable Diffusion as parts: against diffusers' own pipelines, and what a folder that is not one is told."""
+"""Stable Diffusion as parts: against diffusers' own pipelines, and what a folder that is not one is
+told.
+"""
 
 import contextlib
 import json
@@ -25,7 +27,9 @@ from adir.errors import InputError
 @pytest.fixture(scope="module")
 def folder(made_stable_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny x4 upscaler, read only."""
-    return made_stable_diffusion.saved(made_stable_diffusion.upscaler(), tmp_path_factory.mktemp("sd_x4"))
+    return made_stable_diffusion.saved(
+        made_stable_diffusion.upscaler(), tmp_path_factory.mktemp("sd_x4")
+    )
 
 
 @pytest.fixture
@@ -43,10 +47,15 @@ def test_it_says_what_it_is(backbone: StableDiffusionX4) -> None:
     assert backbone.kind == "latent" and not backbone.learns_variance
     assert backbone.stride == 4 and backbone.latent_shape((3, 64, 32)) == (4, 16, 8)
     assert len(backbone.schedule) == 1000 and backbone.max_noise_level == 350
-    assert not any(p.requires_grad for p in backbone.network.parameters()) and not backbone.network.training
+    assert (
+        not any(p.requires_grad for p in backbone.network.parameters())
+        and not backbone.network.training
+    )
     # ᾱ of the scaled-linear schedule: the product of 1 - beta with sqrt(beta) evenly spaced.
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    torch.testing.assert_close(backbone.schedule.alpha_bar, torch.cumprod(1 - betas, 0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        backbone.schedule.alpha_bar, torch.cumprod(1 - betas, 0), rtol=1e-5, atol=0
+    )
 
 
 def test_prompts_become_what_the_pipeline_makes_of_them(
@@ -63,14 +72,18 @@ def test_prompts_become_what_the_pipeline_makes_of_them(
 def test_a_long_prompt_is_cut_as_the_pipeline_cuts_it_and_says_so(
     made_stable_diffusion: ModuleType, backbone: StableDiffusionX4
 ) -> None:
-    prompt = "cat sat on a mat and more"  # 10 tokens of 12 are left for words; most letters are one each
+    prompt = (
+        "cat sat on a mat and more"  # 10 tokens of 12 are left for words; most letters are one each
+    )
     with pytest.warns(UserWarning, match="without effect: .*more"):
         ours = backbone.text([prompt])
-    assert torch.equal(ours, made_stable_diffusion.upscaler().encode_prompt(prompt, "cpu", 1, False)[0])
+    assert torch.equal(
+        ours, made_stable_diffusion.upscaler().encode_prompt(prompt, "cpu", 1, False)[0]
+    )
 
 
-# z is the VAE's own latent times 0.08333 and back, a rounding of 6e-8, which encoder and decoder pass on: 0.6e-5 was seen of
-# images of about 1.
+# z is the VAE's own latent times 0.08333 and back, a rounding of 6e-8, which encoder and decoder
+# pass on: 0.6e-5 was seen of images of about 1.
 ROUNDING = {"rtol": 0, "atol": 1e-4}
 
 
@@ -83,17 +96,24 @@ def test_the_latent_is_the_vae_s_posterior_scaled_and_decoding_undoes_the_scale(
         posterior = vae.encode(image).latent_dist
         torch.testing.assert_close(backbone.encode(image), 0.08333 * posterior.mean, **ROUNDING)
         torch.testing.assert_close(
-            backbone.encode(image, noise), 0.08333 * (posterior.mean + posterior.std * noise), **ROUNDING
+            backbone.encode(image, noise),
+            0.08333 * (posterior.mean + posterior.std * noise),
+            **ROUNDING,
         )
         z = backbone.encode(image)
-        torch.testing.assert_close(backbone.decode(z), vae.decode(posterior.mean).sample, **ROUNDING)
+        torch.testing.assert_close(
+            backbone.decode(z), vae.decode(posterior.mean).sample, **ROUNDING
+        )
 
 
 def test_images_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers_tiles(
     made_stable_diffusion: ModuleType, folder: Path
 ) -> None:
     # The VAE's own sample_size is 32 pixels, where diffusers' tiles would begin.
-    tiled, whole = StableDiffusionX4(folder=folder, vae_tile=64), StableDiffusionX4(folder=folder, vae_tile=None)
+    tiled, whole = (
+        StableDiffusionX4(folder=folder, vae_tile=64),
+        StableDiffusionX4(folder=folder, vae_tile=None),
+    )
     theirs = made_stable_diffusion.upscaler().vae
     theirs.enable_tiling()
     theirs.tile_sample_min_size, theirs.tile_latent_min_size = 64, 16
@@ -103,14 +123,20 @@ def test_images_up_to_the_tile_pass_the_vae_whole_and_larger_ones_in_diffusers_t
         assert torch.equal(tiled.encode(image), z) and torch.equal(tiled.decode(z), whole.decode(z))
         z = whole.encode(larger)
         assert not torch.equal(tiled.encode(larger), z)
-        torch.testing.assert_close(tiled.encode(larger), 0.08333 * theirs.encode(larger).latent_dist.mean, **ROUNDING)
-        assert tiled.decode(z).shape == larger.shape and not torch.equal(tiled.decode(z), whole.decode(z))
+        torch.testing.assert_close(
+            tiled.encode(larger), 0.08333 * theirs.encode(larger).latent_dist.mean, **ROUNDING
+        )
+        assert tiled.decode(z).shape == larger.shape and not torch.equal(
+            tiled.decode(z), whole.decode(z)
+        )
         torch.testing.assert_close(tiled.decode(z), theirs.decode(z / 0.08333).sample, **ROUNDING)
 
 
 def test_the_papers_1024_pixels_pass_the_vae_whole(folder: Path) -> None:
     backbone, sizes = StableDiffusionX4(folder=folder), []
-    backbone.vae.decoder.forward = lambda z: sizes.append(tuple(z.shape[2:])) or torch.zeros(1, 3, 8, 8)
+    backbone.vae.decoder.forward = lambda z: (
+        sizes.append(tuple(z.shape[2:])) or torch.zeros(1, 3, 8, 8)
+    )
     with torch.no_grad():
         backbone.decode(torch.zeros(1, 4, 256, 256))
         assert sizes == [(256, 256)]
@@ -135,7 +161,11 @@ def test_a_tile_that_the_vae_cannot_take_is_refused(folder: Path, tile: int) -> 
 
 
 def test_noise_and_velocity_are_two_names_of_one_prediction(backbone: StableDiffusionX4) -> None:
-    z0, eps, alpha_bar = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([0.9, 0.1]).reshape(2, 1, 1, 1)
+    z0, eps, alpha_bar = (
+        torch.randn(2, 4, 8, 8),
+        torch.randn(2, 4, 8, 8),
+        torch.tensor([0.9, 0.1]).reshape(2, 1, 1, 1),
+    )
     z_t = alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * eps
     v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z0
     torch.testing.assert_close(backbone.eps_of(v, z_t, alpha_bar), eps)
@@ -158,9 +188,13 @@ def test_hashes_tell_weights_and_settings_apart_and_not_places(folder: Path, cop
     one, other = StableDiffusionX4(folder=folder), StableDiffusionX4(folder=copy)
     assert (one.weights_sha256, one.config_sha256) == (other.weights_sha256, other.config_sha256)
     settings = json.loads((copy / "scheduler" / "scheduler_config.json").read_text())
-    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings | {"set_alpha_to_one": True}))
+    (copy / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(settings | {"set_alpha_to_one": True})
+    )
     changed = StableDiffusionX4(folder=copy)
-    assert changed.weights_sha256 == one.weights_sha256 and changed.config_sha256 != one.config_sha256
+    assert (
+        changed.weights_sha256 == one.weights_sha256 and changed.config_sha256 != one.config_sha256
+    )
     for part in ("unet", "vae", "text_encoder"):
         file = next((copy / part).glob("*.safetensors"))
         tensors = load_file(file)
@@ -174,7 +208,11 @@ def test_half_precision_files_are_read_as_float32(copy: Path) -> None:
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
     file.unlink()
-    save_file(tensors, file.with_name("diffusion_pytorch_model.fp16.safetensors"), metadata={"format": "pt"})
+    save_file(
+        tensors,
+        file.with_name("diffusion_pytorch_model.fp16.safetensors"),
+        metadata={"format": "pt"},
+    )
     backbone = StableDiffusionX4(folder=copy)
     state = backbone.network.state_dict()
     assert all(torch.equal(state[name], tensor.float()) for name, tensor in tensors.items())
@@ -182,20 +220,31 @@ def test_half_precision_files_are_read_as_float32(copy: Path) -> None:
 
 
 def test_older_checkpoints_of_pickled_tensors_are_read_too(folder: Path, copy: Path) -> None:
-    for part, name in (("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin")):
+    for part, name in (
+        ("unet", "diffusion_pytorch_model.bin"),
+        ("text_encoder", "pytorch_model.bin"),
+    ):
         file = next((copy / part).glob("*.safetensors"))
         torch.save(load_file(file), copy / part / name)
         file.unlink()
     ours, expected = StableDiffusionX4(folder=copy), StableDiffusionX4(folder=folder)
     assert torch.equal(ours.text(["a cat"]), expected.text(["a cat"]))
-    assert all(torch.equal(a, b) for a, b in zip(ours.network.parameters(), expected.network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ours.network.parameters(), expected.network.parameters(), strict=True)
+    )
 
 
 def test_names_of_earlier_releases_are_understood(folder: Path, copy: Path) -> None:
-    # As the published files have them: CLIP below `text_model.` with its position numbers, and the VAE's first attention.
+    # As the published files have them: CLIP below `text_model.` with its position numbers, and the
+    # VAE's first attention.
     text = copy / "text_encoder" / "model.safetensors"
     tensors = {f"text_model.{name}": tensor for name, tensor in load_file(text).items()}
-    save_file(tensors | {"text_model.embeddings.position_ids": torch.arange(12)[None]}, text, metadata={"format": "pt"})
+    save_file(
+        tensors | {"text_model.embeddings.position_ids": torch.arange(12)[None]},
+        text,
+        metadata={"format": "pt"},
+    )
     vae = copy / "vae" / "diffusion_pytorch_model.safetensors"
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     renamed = {}
@@ -271,18 +320,22 @@ def without_vocabulary(copy: Path) -> None:
     "spoil, words",
     [
         (spoil_tensor("unet", "missing"), "class_embedding.weight is missing in the file"),
-        (spoil_tensor("unet", "shape"), r"class_embedding.weight is \(3, 5\) in the file, \(1000, 64\) in the network"),
-        (spoil_tensor("vae", "extra"), "aaa.weight is there in the file, no such tensor in the network"),
+        (spoil_tensor("unet", "shape"), r"class_embedding.weight is \(3, 5\) in the file, "
+                                        r"\(1000, 64\) in the network"),
+        (spoil_tensor("vae", "extra"), "aaa.weight is there in the file, no such tensor in the "
+                                       "network"),
         (spoil_tensor("text_encoder", "missing"), "is missing in the file"),
         (spoil_tensor("text_encoder", "shape"), r"is \(3, 5\) in the file"),
         (truncate, "vae: damaged or unfit AutoencoderKL"),
         (trapped, "unet: damaged or unfit UNet2DConditionModel"),
         (without_weights, "vae: no weights; one of diffusion_pytorch_model.safetensors, "),
         (without_vocabulary, "no vocabulary"),
-        (spoil_json("scheduler/scheduler_config.json", _class_name="MagicScheduler"), "unknown scheduler 'MagicSch.*DDIM"),
+        (spoil_json("scheduler/scheduler_config.json", _class_name="MagicScheduler"), "unknown scheduler "
+                                                                                      "'MagicSch.*DDIM"),
         (spoil_json("scheduler/scheduler_config.json", _class_name="EDMEulerScheduler"), "'EDMEulerScheduler'; choose"),
         (spoil_json("scheduler/scheduler_config.json", prediction_type="sample"), "epsilon or v_prediction"),
-        (spoil_json("unet/config.json", _class_name="UNet2DModel"), "describes a UNet2DModel, a UNet2DConditionModel"),
+        (spoil_json("unet/config.json", _class_name="UNet2DModel"), "describes a UNet2DModel, a "
+                                                                    "UNet2DConditionModel"),
         (lambda copy: shutil.rmtree(copy / "vae"), "it has no vae folder"),
         (lambda copy: (copy / "unet" / "config.json").write_text("{"), "config.json: damaged"),
         (lambda copy: (copy / "unet" / "config.json").unlink(), "config.json: no such file"),
@@ -305,7 +358,9 @@ def test_a_checkpoint_of_the_other_family_is_named(
     with pytest.raises(InputError, match="no low_res_scheduler folder"):
         StableDiffusionX4(folder=other)
     shutil.copytree(other / "scheduler", other / "low_res_scheduler")
-    with pytest.raises(InputError, match="takes 9 channels, 7 are needed: it is an inpainting model"):
+    with pytest.raises(
+        InputError, match="takes 9 channels, 7 are needed: it is an inpainting model"
+    ):
         StableDiffusionX4(folder=other)
     with pytest.raises(InputError, match="no such folder"):
         StableDiffusionX4(folder=tmp_path / "nowhere")
@@ -340,7 +395,9 @@ def test_1024_pixels_with_two_texts_fit_in_12_gb_by_the_tensors_of_the_real_arch
             unet(torch.empty(2, 7, 256, 256), t, torch.empty(2, 77, 1024), class_labels=labels)
         with decoding:
             vae.decode(torch.empty(1, 4, 256, 256))
-        guiding = LiveBytes()  # the option measurement_scale, of which one tile's insides live at a time
+        guiding = (
+            LiveBytes()
+        )  # the option measurement_scale, of which one tile's insides live at a time
         recompute_in_backward(vae.decoder)
         place = GRADIENT_TILE // 4
         with guiding, torch.enable_grad():

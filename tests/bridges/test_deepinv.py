@@ -1,4 +1,6 @@
-"""deepinv's physics as tasks, our methods as its reconstructors: by deepinv's own test(), and as our own path has it."""
+"""deepinv's physics as tasks, our methods as its reconstructors: by deepinv's own test(), and as
+our own path has it.
+"""
 
 import re
 from pathlib import Path
@@ -43,9 +45,15 @@ def hole() -> Tensor:
 def physics_of(name: str, sigma: float = 0.02) -> Any:
     noise = {"noise_model": GaussianNoise(sigma)} if sigma else {}
     make = {
-        "Blur": lambda: deepinv.physics.Blur(filter=gaussian_blur((13, 13), 2.0), padding="circular", **noise),
-        "BlurFFT": lambda: deepinv.physics.BlurFFT(img_size=SHAPE, filter=gaussian_blur((13, 13), 2.0), **noise),
-        "Downsampling": lambda: deepinv.physics.Downsampling(SHAPE, filter="bicubic", factor=4, **noise),
+        "Blur": lambda: deepinv.physics.Blur(
+            filter=gaussian_blur((13, 13), 2.0), padding="circular", **noise
+        ),
+        "BlurFFT": lambda: deepinv.physics.BlurFFT(
+            img_size=SHAPE, filter=gaussian_blur((13, 13), 2.0), **noise
+        ),
+        "Downsampling": lambda: deepinv.physics.Downsampling(
+            SHAPE, filter="bicubic", factor=4, **noise
+        ),
         "Inpainting": lambda: deepinv.physics.Inpainting(SHAPE, mask=hole(), **noise),
     }
     return make[name]()
@@ -59,14 +67,22 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["Blur", "Downsampling", "Inpainting"])
-def test_a_method_of_ours_passes_deepinvs_own_test_and_is_better_than_its_adjoint(name, images, tmp_path):
+def test_a_method_of_ours_passes_deepinvs_own_test_and_is_better_than_its_adjoint(
+    name, images, tmp_path
+):
     physics, model = (
         physics_of(name),
-        Reconstruction(BACKBONE, ADIR(n_steps=20, guidance_scale=60, variance="small", temperature=0.5)),
+        Reconstruction(
+            BACKBONE, ADIR(n_steps=20, guidance_scale=60, variance="small", temperature=0.5)
+        ),
     )
     y = physics(images)
     results = deepinv.test(
-        model, DataLoader(TensorDataset(images, y), batch_size=2), physics, verbose=False, show_progress_bar=False
+        model,
+        DataLoader(TensorDataset(images, y), batch_size=2),
+        physics,
+        verbose=False,
+        show_progress_bar=False,
     )
     assert results["PSNR"] > results["PSNR no learning"] + 0.5
     # The mean that deepinv reports is that of what the model gives.
@@ -85,17 +101,24 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
-@pytest.mark.parametrize("ours, name", [(GaussianBlur(2.0, 13), "BlurFFT"), (BoxInpainting(0.5), "Inpainting")])
+@pytest.mark.parametrize(
+    "ours, name", [(GaussianBlur(2.0, 13), "BlurFFT"), (BoxInpainting(0.5), "Inpainting")]
+)
 def test_the_bridge_gives_what_our_own_task_gives(sampler, ours, name, images):
     task = RestorationTask("own", 1, ours, sigma_y=0.02 * 255, guidance_scale=1)
     operator, physics = task.operator(SHAPE), physics_of(name)
     y = physics(images[:1])
     scaled = 2 * y - physics.A(torch.ones(1, *SHAPE))
     torch.testing.assert_close(physics.A(images[:1]), operator.A(images[:1]), rtol=0, atol=1e-6)
-    expected = sampler.restore(BACKBONE, operator, scaled, [generator(0, hash_of_image(scaled), "sampler")])
+    expected = sampler.restore(
+        BACKBONE, operator, scaled, [generator(0, hash_of_image(scaled), "sampler")]
+    )
     found = Reconstruction(BACKBONE, sampler)(y, physics)
-    # deepinv's filter is float32, ours float64, which DiffPIR's proximal step, its rho 3e-10 at first, magnifies.
-    torch.testing.assert_close(2 * found - 1, expected.x_hat, rtol=0, atol=1e-2 if sampler.name == "diffpir" else 1e-3)
+    # deepinv's filter is float32, ours float64, which DiffPIR's proximal step, its rho 3e-10 at
+    # first, magnifies.
+    torch.testing.assert_close(
+        2 * found - 1, expected.x_hat, rtol=0, atol=1e-2 if sampler.name == "diffpir" else 1e-3
+    )
     assert not found.requires_grad
 
 
@@ -113,7 +136,10 @@ def test_an_image_is_restored_alike_alone_and_in_a_batch_and_by_its_seed(images)
 
 
 def test_every_mode_adapts_and_leaves_the_backbone_as_it_was(images, neighbourhood: Path):
-    physics, sampler = physics_of("Inpainting"), ADIR(n_steps=2, guidance_scale=30, variance="small")
+    physics, sampler = (
+        physics_of("Inpainting"),
+        ADIR(n_steps=2, guidance_scale=30, variance="small"),
+    )
     y = physics(images[:1])
     bare = Reconstruction(BACKBONE, sampler)(y, physics)
     corpus = folder_corpus(neighbourhood)
@@ -137,10 +163,17 @@ def test_the_images_it_tunes_on_are_the_nearest_of_the_corpus(images, neighbourh
     model = Reconstruction(BACKBONE, ADIR(variance="small"), mode, 2, corpus, encoder)
     image = 2 * images[0] - 1
     found, others = model.neighbours_of(image, "a")
-    vectors = {name: encoder.image(corpus.image(name)[None])[0] for name in corpus.ids if name not in corpus.repeats}
+    vectors = {
+        name: encoder.image(corpus.image(name)[None])[0]
+        for name in corpus.ids
+        if name not in corpus.repeats
+    }
     query = encoder.image(image[None])[0]
     nearest = sorted(vectors, key=lambda name: float((vectors[name] - query).norm()))[:2]
-    assert all(torch.equal(a, corpus.image(name)) for a, name in zip(found, nearest, strict=True)) and others == []
+    assert (
+        all(torch.equal(a, corpus.image(name)) for a, name in zip(found, nearest, strict=True))
+        and others == []
+    )
 
 
 def refused(do: Any) -> str:
@@ -160,7 +193,9 @@ def test_what_a_method_cannot_do_is_refused_in_one_line(images):
     assert "RGB" in refused(lambda: model(grey(images[:, :1]), grey))
     haze = deepinv.physics.Haze()
     assert "Haze is no LinearPhysics" in refused(lambda: model(images, haze))
-    assert "give a corpus" in refused(lambda: Reconstruction(BACKBONE, DDS(), NearestNeighbours(Full(), FINE_TUNING)))
+    assert "give a corpus" in refused(
+        lambda: Reconstruction(BACKBONE, DDS(), NearestNeighbours(Full(), FINE_TUNING))
+    )
     steering = SteerableConditional(Full(), FineTuning())
     assert "while it samples" in refused(lambda: Reconstruction(BACKBONE, ADIR(), steering))
     adapted = Reconstruction(BACKBONE, Direct("bicubic"), SelfAdaptation(Full(), FINE_TUNING))
@@ -170,12 +205,16 @@ def test_what_a_method_cannot_do_is_refused_in_one_line(images):
 # --- physics as tasks
 
 PHYSICS = {
-    "blur": PhysicsOperator("deepinv.physics.Blur", {"filter": gaussian_blur((7, 7), 1.0), "padding": "circular"}),
+    "blur": PhysicsOperator(
+        "deepinv.physics.Blur", {"filter": gaussian_blur((7, 7), 1.0), "padding": "circular"}
+    ),
     "replicated": PhysicsOperator(
         "deepinv.physics.Blur", {"filter": gaussian_blur((7, 7), 1.0), "padding": "replicate"}
     ),
     "fft": PhysicsOperator("deepinv.physics.BlurFFT", {"filter": gaussian_blur((7, 7), 1.0)}),
-    "downsampling": PhysicsOperator("deepinv.physics.Downsampling", {"filter": "bicubic", "factor": 2}, factor=2),
+    "downsampling": PhysicsOperator(
+        "deepinv.physics.Downsampling", {"filter": "bicubic", "factor": 2}, factor=2
+    ),
     "mask": PhysicsOperator("deepinv.physics.Inpainting", {"mask": 0.5}, seed=3),
     "grey": PhysicsOperator("deepinv.physics.Decolorize"),
 }
@@ -185,10 +224,15 @@ PHYSICS = {
 def test_a_physics_is_an_operator_with_its_adjoint_norm_and_shapes(degradation):
     shape = (3, 16, 12)
     operator = degradation(shape)
-    for dtype, rtol in ((torch.float32, 1e-4), (torch.float64, 1e-6)):  # deepinv makes its own filters in float32
+    for dtype, rtol in (
+        (torch.float32, 1e-4),
+        (torch.float64, 1e-6),
+    ):  # deepinv makes its own filters in float32
         x, y = torch.randn(shape, dtype=dtype), torch.randn(operator.y_shape, dtype=dtype)
         assert operator.A(x).dtype == dtype
-        torch.testing.assert_close((operator.A(x) * y).sum(), (x * operator.A_adjoint(y)).sum(), rtol=rtol, atol=1e-4)
+        torch.testing.assert_close(
+            (operator.A(x) * y).sum(), (x * operator.A_adjoint(y)).sum(), rtol=rtol, atol=1e-4
+        )
     n = 3 * 16 * 12
     matrix = operator.A(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).flatten(1)
     assert operator.norm == pytest.approx(torch.linalg.matrix_norm(matrix, 2).item(), rel=1e-3)
@@ -197,7 +241,8 @@ def test_a_physics_is_an_operator_with_its_adjoint_norm_and_shapes(degradation):
 
 def test_a_mask_that_a_physics_draws_follows_from_its_seed():
     known = [
-        PhysicsOperator("deepinv.physics.Inpainting", {"mask": 0.5}, seed=seed)(SHAPE).known() for seed in (3, 3, 4)
+        PhysicsOperator("deepinv.physics.Inpainting", {"mask": 0.5}, seed=seed)(SHAPE).known()
+        for seed in (3, 3, 4)
     ]
     assert torch.equal(known[0], known[1]) and not torch.equal(known[0], known[2])
     assert known[0].float().mean().item() == pytest.approx(0.5, abs=0.06)
@@ -209,17 +254,27 @@ def test_a_mask_that_a_physics_draws_follows_from_its_seed():
         (PhysicsOperator("deepinv.physics.Nothing"), "cannot be made"),
         (PhysicsOperator("deepinv.physics.Blur", {"fliter": 3}), "cannot be made"),
         (PhysicsOperator("deepinv.physics.Haze"), "no LinearPhysics"),
-        (PhysicsOperator("deepinv.physics.Downsampling", {"filter": "bicubic", "factor": 2}), "state the factor"),
         (
-            PhysicsOperator("deepinv.physics.Blur", {"filter": gaussian_blur((7, 7), 1.0), "padding": "valid"}),
+            PhysicsOperator("deepinv.physics.Downsampling", {"filter": "bicubic", "factor": 2}),
             "state the factor",
         ),
         (
-            PhysicsOperator("deepinv.physics.Blur", {"filter": gaussian_blur((7, 7), 1.0), "padding": "constant"}),
+            PhysicsOperator(
+                "deepinv.physics.Blur", {"filter": gaussian_blur((7, 7), 1.0), "padding": "valid"}
+            ),
+            "state the factor",
+        ),
+        (
+            PhysicsOperator(
+                "deepinv.physics.Blur",
+                {"filter": gaussian_blur((7, 7), 1.0), "padding": "constant"},
+            ),
             "sum to",
         ),
         (
-            PhysicsOperator("deepinv.physics.Blur", {"filter": torch.ones(1, 1, 3, 3), "padding": "circular"}),
+            PhysicsOperator(
+                "deepinv.physics.Blur", {"filter": torch.ones(1, 1, 3, 3), "padding": "circular"}
+            ),
             "sum to 9",
         ),
     ],
@@ -251,10 +306,17 @@ def test_the_task_of_the_page_runs(page, adir, tiny: list[str], tmp_path: Path):
     path.parent.mkdir(parents=True)
     path.write_text(rest)
     found = adir(
-        *("run", f"hydra.searchpath=[file://{tmp_path}/my_conf]", "task=shaken", f"results={tmp_path / 'runs'}"),
+        *(
+            "run",
+            f"hydra.searchpath=[file://{tmp_path}/my_conf]",
+            "task=shaken",
+            f"results={tmp_path / 'runs'}",
+        ),
         *(word for word in tiny if not word.startswith("task")),
     )
     assert found.status == 0, found.err
     records = [read_json(path) for path in tmp_path.glob("runs/cells/**/records/*.json")]
-    assert records and all(r["axes"]["task"] == "shaken" and r["scores"]["residual"]["value"] > 0 for r in records)
+    assert records and all(
+        r["axes"]["task"] == "shaken" and r["scores"]["residual"]["value"] > 0 for r in records
+    )
     assert records[0]["identity"]["task"]["operator"]["physics"] == "deepinv.physics.Blur"

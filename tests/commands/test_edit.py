@@ -18,11 +18,15 @@ from adir.samplers.editing import InpaintingSampler
 
 @pytest.fixture(scope="module")
 def folder(made_stable_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_stable_diffusion.saved(made_stable_diffusion.inpainter(), tmp_path_factory.mktemp("sd_inpaint"))
+    return made_stable_diffusion.saved(
+        made_stable_diffusion.inpainter(), tmp_path_factory.mktemp("sd_inpaint")
+    )
 
 
 @pytest.fixture(scope="module")
-def settings(folder: Path, neighbourhood: Path, made_clip: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def settings(
+    folder: Path, neighbourhood: Path, made_clip: str, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
     """A tiny backbone, two steps, and neighbours by a tiny CLIP with random weights, from a file."""
     checkpoint = tmp_path_factory.mktemp("clip") / "made.pt"
     torch.save(random_clip(made_clip, 3).network.state_dict(), checkpoint)
@@ -78,13 +82,19 @@ def test_an_image_is_edited_without_and_with_adaptation(
         assert "35% repainted" not in done.out and f"{14 * 19 / 1024:.0%} repainted" in done.out
         notes[mode] = note, pixels
     assert notes["none"][0]["adapter"] is None and notes["none"][0]["neighbours"] == []
-    assert len(notes["knn"][0]["neighbours"]) == 2 and notes["knn"][0]["adapter"]["n_parameters"] > 0
+    assert (
+        len(notes["knn"][0]["neighbours"]) == 2 and notes["knn"][0]["adapter"]["n_parameters"] > 0
+    )
     assert not np.array_equal(notes["none"][1], notes["knn"][1])
-    assert notes["none"][0]["y_sha256"] == notes["knn"][0]["y_sha256"]  # which the noise follows from
+    assert (
+        notes["none"][0]["y_sha256"] == notes["knn"][0]["y_sha256"]
+    )  # which the noise follows from
 
     again = adir("edit", image, *mask, *settings, "adaptation=none")
     assert again.status == 0 and "was there" in again.out
-    other = adir("edit", image, *mask[:3], "a wolf", *mask[4:], *settings, "adaptation=none", "paste=true")
+    other = adir(
+        "edit", image, *mask[:3], "a wolf", *mask[4:], *settings, "adaptation=none", "paste=true"
+    )
     assert other.status == 0 and len(list(out.glob("cat-none-*.png"))) == 2
 
 
@@ -108,7 +118,11 @@ def test_pasting_and_the_way_of_looking_have_short_names(
 
 
 def test_out_of_memory_is_one_line_that_keeps_what_is_done(
-    adir: Callable, settings: list[str], image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adir: Callable,
+    settings: list[str],
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -117,7 +131,10 @@ def test_out_of_memory_is_one_line_that_keeps_what_is_done(
     mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", "a tiger", "--out", tmp_path / "out"]
     done = adir("edit", image, *mask, *settings)
     assert done.status == 2 and done.err.count("\n") == 1, done.err
-    for words in ("while sampling 1 image of 32x32", "or a smaller backbone.vae_tile; what is done is kept"):
+    for words in (
+        "while sampling 1 image of 32x32",
+        "or a smaller backbone.vae_tile; what is done is kept",
+    ):
         assert words in done.err
 
 
@@ -149,7 +166,12 @@ def float_levels(folder: Path) -> None:
         (smaller, "a tiger", [], "the mask is 30x32, the image 32x32"),
         (cropped, "a tiger", [], "30x32 pixels, but this backbone takes multiples of 4"),
         (float_levels, "a tiger", [], "more than 8 bits"),
-        (lambda folder: (folder / "cat_mask.png").unlink(), "a tiger", [], "cat_mask.png: no such file"),
+        (
+            lambda folder: (folder / "cat_mask.png").unlink(),
+            "a tiger",
+            [],
+            "cat_mask.png: no such file",
+        ),
         (lambda folder: None, "a tiger", ["adaptation=self"], "the hole of y"),
         (lambda folder: None, "a tiger", ["task=sr4"], "task=edit"),
         (
@@ -175,13 +197,34 @@ def float_levels(folder: Path) -> None:
             lambda folder: None,
             "a tiger",
             ["adaptation=knn", "encoder=imagenet"],
-            "no text side; an encoder such as CLIP has; or look for neighbours by the image: task.by=image",
+            "no text side; an encoder such as CLIP has; or look for neighbours by the image: "
+            "task.by=image",
         ),
     ],
-    ids=["prompt", "black", "size", "stride", "bits", "file", "self", "task", "family", "pixels", "by", "encoder"],
+    ids=[
+        "prompt",
+        "black",
+        "size",
+        "stride",
+        "bits",
+        "file",
+        "self",
+        "task",
+        "family",
+        "pixels",
+        "by",
+        "encoder",
+    ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(
-    adir: Callable, settings: list[str], image: Path, tmp_path: Path, spoil, prompt: str, more: list[str], words: str
+    adir: Callable,
+    settings: list[str],
+    image: Path,
+    tmp_path: Path,
+    spoil,
+    prompt: str,
+    more: list[str],
+    words: str,
 ) -> None:
     spoil(tmp_path)
     if "encoder=imagenet" in more:
@@ -193,7 +236,9 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-def test_a_set_of_edits_runs_as_a_cell(adir: Callable, settings: list[str], image: Path, tmp_path: Path) -> None:
+def test_a_set_of_edits_runs_as_a_cell(
+    adir: Callable, settings: list[str], image: Path, tmp_path: Path
+) -> None:
     (tmp_path / "prompts.csv").write_text("image,prompt\ncat,a tiger\ncat,a wolf\n")
     run = [
         "run", "-m", "backbone=sd_inpaint", "task=edit", "sampler=sd_inpaint", "scoring=edit", "data=edit",
@@ -201,11 +246,21 @@ def test_a_set_of_edits_runs_as_a_cell(adir: Callable, settings: list[str], imag
     ]  # fmt: skip
     done = adir(*run)
     assert done.status == 0, done.err + done.out
-    records = [json.loads(path.read_text()) for path in (tmp_path / "results").rglob("records/*.json")]
+    records = [
+        json.loads(path.read_text()) for path in (tmp_path / "results").rglob("records/*.json")
+    ]
     assert len(records) == 4 and all(record["status"] == "done" for record in records)
-    scores = {(r["axes"]["adaptation"], r["image"]["id"]): r["scores"]["clip-prompt"]["value"] for r in records}
+    scores = {
+        (r["axes"]["adaptation"], r["image"]["id"]): r["scores"]["clip-prompt"]["value"]
+        for r in records
+    }
     assert len(set(scores.values())) == 4
-    assert all(r["scores"]["residual"]["value"] > 0 and r["sampler"]["network_evaluations"] == 6 for r in records)
-    neighbours = {r["image"]["id"]: [n["id"] for n in r["neighbours"]] for r in records if r["neighbours"]}
+    assert all(
+        r["scores"]["residual"]["value"] > 0 and r["sampler"]["network_evaluations"] == 6
+        for r in records
+    )
+    neighbours = {
+        r["image"]["id"]: [n["id"] for n in r["neighbours"]] for r in records if r["neighbours"]
+    }
     assert len(neighbours) == 2 and all(len(found) == 2 for found in neighbours.values())
     assert adir(*run).status == 0

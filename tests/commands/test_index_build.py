@@ -1,4 +1,6 @@
-"""`adir index build` and `info`: one worker and several, on Hydra's launchers, and one of them killed half way."""
+"""`adir index build` and `info`: one worker and several, on Hydra's launchers, and one of them
+killed half way.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ ENCODER = '''
 import os, pathlib, time, torch
 
 class Slow:
-    """An encoder that notes which process embeds how many images; slow, and it begins when all workers are there."""
+    """An encoder that notes which process embeds how many images; slow, and it begins when all
+    workers are there.
+    """
     name, metric, weights_sha256, input_size = "slow", "angular", "slow" * 16, 8
 
     def __init__(self, log, seconds, workers=1, device="cpu"):
@@ -55,11 +59,18 @@ def slow(tmp_path, neighbourhood, monkeypatch):
     log = tmp_path / "log"
     log.touch()
     encoder = [f"+encoder.log={log}", "+encoder.seconds=0.2", "encoder._target_=slow_encoder.Slow"]
-    corpus = [f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=1", "least_side=0"]
+    corpus = [
+        f"corpus.path={neighbourhood}",
+        f"out={tmp_path / 'index'}",
+        "shard_size=1",
+        "least_side=0",
+    ]
     return [*corpus, *encoder], log
 
 
-def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Path, tmp_path: Path) -> None:
+def test_an_index_is_built_described_and_not_built_again(
+    adir, neighbourhood: Path, tmp_path: Path
+) -> None:
     words = [
         "index",
         "build",
@@ -75,18 +86,37 @@ def test_an_index_is_built_described_and_not_built_again(adir, neighbourhood: Pa
     measured = {"arguments": {"n_probe": 8}, "n_queries": 50, "recall": {"20": 0.91}}
     write_json(tmp_path / "index/approximate-0.json", measured)
     told = adir("index", "info", tmp_path / "index")
-    assert told.status == 0 and "6 images" in told.out and "encoder imagenet" in told.out and "0 rejects" in told.out
-    assert "6 images of licence unknown" in told.out and "{'n_probe': 8}: recall 0.910 at K=20" in told.out
+    assert (
+        told.status == 0
+        and "6 images" in told.out
+        and "encoder imagenet" in told.out
+        and "0 rejects" in told.out
+    )
+    assert (
+        "6 images of licence unknown" in told.out
+        and "{'n_probe': 8}: recall 0.910 at K=20" in told.out
+    )
 
 
-def test_images_below_64_pixels_are_rejects_unless_asked_for(adir, neighbourhood: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (64, 90), "red").save(neighbourhood_copy(neighbourhood, tmp_path) / "large.png")
+def test_images_below_64_pixels_are_rejects_unless_asked_for(
+    adir, neighbourhood: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 90), "red").save(
+        neighbourhood_copy(neighbourhood, tmp_path) / "large.png"
+    )
     words = ["index", "build", f"corpus.path={tmp_path / 'images'}", f"out={tmp_path / 'index'}"]
     assert "1 images embedded now" in adir(*words).out
     reasons = read_json(tmp_path / "index/rejects.json")
-    assert len(reasons) == 6 and reasons["0.png"] == "0.png: 32x32, its shorter side is below least_side=64"
+    assert (
+        len(reasons) == 6
+        and reasons["0.png"] == "0.png: 32x32, its shorter side is below least_side=64"
+    )
     done = adir(*words, "least_side=0")
-    assert done.status == 2 and "of least_side=64, asked is least_side=0" in done.err and done.err.count("\n") == 1
+    assert (
+        done.status == 2
+        and "of least_side=64, asked is least_side=0" in done.err
+        and done.err.count("\n") == 1
+    )
 
 
 def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
@@ -99,8 +129,14 @@ def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
     [
         (["index", "build"], "corpus.path is missing"),
         (["index", "build", "corpus.path=/nowhere"], "no such folder"),
-        (["index", "build", "corpus.path=.", "shard_size=0"], "shard_size=0: a whole number from 1"),
-        (["index", "build", "corpus.path=.", "least_side=-1"], "least_side=-1: a whole number of pixels is needed, 0"),
+        (
+            ["index", "build", "corpus.path=.", "shard_size=0"],
+            "shard_size=0: a whole number from 1",
+        ),
+        (
+            ["index", "build", "corpus.path=.", "least_side=-1"],
+            "least_side=-1: a whole number of pixels is needed, 0",
+        ),
         (["index", "build", "corpus.path=.", "loaders=0"], "loaders=0: a whole number from 1"),
         (["index", "build", "corpus=folders"], "folders"),
         (["index", "info", "/nowhere"], "holds no index"),
@@ -111,15 +147,29 @@ def test_bad_words_are_one_line(adir, words: list[str], message: str) -> None:
     assert done.status == 2 and message in done.err and done.err.count("\n") == 1
 
 
-def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(adir, neighbourhood: Path, tmp_path: Path) -> None:
+def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(
+    adir, neighbourhood: Path, tmp_path: Path
+) -> None:
     index = tmp_path / "index"
-    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2", "least_side=0"]
+    words = [
+        "index",
+        "build",
+        f"corpus.path={neighbourhood}",
+        f"out={index}",
+        "shard_size=2",
+        "least_side=0",
+    ]
     adir(*words)
     path = index / "shards/000001.safetensors"
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     done = adir("index", "info", index)
-    assert done.status == 2 and "000001" in done.err and "checksum" in done.err and done.err.count("\n") == 1
+    assert (
+        done.status == 2
+        and "000001" in done.err
+        and "checksum" in done.err
+        and done.err.count("\n") == 1
+    )
     path.write_bytes(good[:50])
     assert adir("index", "info", index).status == 2
     done = adir(*words)
@@ -140,7 +190,13 @@ def test_a_tar_that_climbs_out_of_itself_is_one_line_and_what_was_built_before_s
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars/0.tar", "w") as tar:
         tar.add(neighbourhood / "0.png", "a/0.png")
-    words = ["index", "build", "corpus=tar", f"corpus.path={tmp_path / 'tars'}", f"out={tmp_path / 'index'}"]
+    words = [
+        "index",
+        "build",
+        "corpus=tar",
+        f"corpus.path={tmp_path / 'tars'}",
+        f"out={tmp_path / 'index'}",
+    ]
     words.append("least_side=0")
     assert adir(*words).status == 0
     with tarfile.open(tmp_path / "tars/1.tar", "w") as tar:
@@ -149,14 +205,27 @@ def test_a_tar_that_climbs_out_of_itself_is_one_line_and_what_was_built_before_s
     _build_once.cache_clear()  # as in a new process
     done = adir(*words)
     assert done.status == 2 and "1.tar: the member 'a/../../2.png' leads out of the tar" in done.err
-    assert done.err.count("\n") == 1 and "BufferedReader" not in done.err and not (tmp_path / "2.png").exists()
+    assert (
+        done.err.count("\n") == 1
+        and "BufferedReader" not in done.err
+        and not (tmp_path / "2.png").exists()
+    )
     assert ShardedIndex(tmp_path / "index").shards[0].ids() == ["0.tar/a/0"]
     assert not list((tmp_path / "index/claims").glob("*"))
 
 
-def test_what_a_killed_worker_leaves_is_cleared_away(adir, neighbourhood: Path, tmp_path: Path) -> None:
+def test_what_a_killed_worker_leaves_is_cleared_away(
+    adir, neighbourhood: Path, tmp_path: Path
+) -> None:
     index = tmp_path / "index"
-    words = ["index", "build", f"corpus.path={neighbourhood}", f"out={index}", "shard_size=2", "least_side=0"]
+    words = [
+        "index",
+        "build",
+        f"corpus.path={neighbourhood}",
+        f"out={index}",
+        "shard_size=2",
+        "least_side=0",
+    ]
     adir(*words)
     (index / "shards/000001.safetensors").rename(
         index / "shards/.000001.safetensors.99-ab.part"
@@ -181,27 +250,44 @@ def test_of_two_builders_that_begin_at_once_with_other_encoders_one_is_refused(
     late = threading.Thread(target=lambda: refusals.append(adir("index", "build", *words)))
     late.start()
     time.sleep(1)
-    require_same_index(index, FolderSource(neighbourhood), ImagenetEncoder())  # takes all, as `words` do
+    require_same_index(
+        index, FolderSource(neighbourhood), ImagenetEncoder()
+    )  # takes all, as `words` do
     claims.release("plan")
     late.join()
-    assert refusals[0].status == 2 and "index of encoder=imagenet" in refusals[0].err and not log.read_text()
+    assert (
+        refusals[0].status == 2
+        and "index of encoder=imagenet" in refusals[0].err
+        and not log.read_text()
+    )
 
 
-def test_a_folder_of_other_things_is_left_as_it_is(adir, neighbourhood: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_things_is_left_as_it_is(
+    adir, neighbourhood: Path, tmp_path: Path
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     done = adir("index", "build", f"corpus.path={neighbourhood}", f"out={tmp_path}")
     assert done.status == 2 and "holds other files than an index" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=5"]}
+LAUNCHERS = {
+    "joblib": ["hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra.launcher.timeout_min=5"],
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_workers_share_the_shards(slow, tmp_path: Path, launcher: str) -> None:
     words, log = slow
-    several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "+encoder.workers=2"]
+    several = [
+        "-m",
+        "worker=0,1",
+        f"hydra/launcher={launcher}",
+        *LAUNCHERS[launcher],
+        "+encoder.workers=2",
+    ]
     said = tmp_path / "said"
     assert start("index", "build", *several, *words, log=said).wait() == 0, said.read_text()
     assert "6 images embedded now" in said.read_text()
@@ -214,14 +300,17 @@ def test_two_workers_share_the_shards(slow, tmp_path: Path, launcher: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_worker_killed_half_way_costs_one_shard(adir, slow, tmp_path: Path, launcher: str) -> None:
+def test_a_worker_killed_half_way_costs_one_shard(
+    adir, slow, tmp_path: Path, launcher: str
+) -> None:
     words, log = slow
     several = ["-m", "worker=0,1", f"hydra/launcher={launcher}", *LAUNCHERS[launcher]]
     running = start("index", "build", *words, *several, log=tmp_path / "said")
     victim = wait_for_worker(log, running)
     os.kill(victim, signal.SIGKILL)
     running.wait()
-    # joblib takes the others down with the dead one, submitit does not; either way the same command ends it.
+    # joblib takes the others down with the dead one, submitit does not; either way the same command
+    # ends it.
     ended = adir("index", "build", *words)
     assert ended.status == 0, ended.err
     assert len(ShardedIndex(tmp_path / "index")) == 6

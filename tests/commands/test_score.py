@@ -26,9 +26,13 @@ def records(folder: Path) -> list[Record]:
     return [record for record in all_records(folder) if isinstance(record, Record)]
 
 
-def test_scoring_again_adds_the_metrics_and_keeps_the_rest(adir, results: Path, photographs: Path) -> None:
+def test_scoring_again_adds_the_metrics_and_keeps_the_rest(
+    adir, results: Path, photographs: Path
+) -> None:
     before = {record.image.id: record for record in records(results)}
-    assert len(before) == 3 and all(set(record.scores) == {"residual"} for record in before.values())
+    assert len(before) == 3 and all(
+        set(record.scores) == {"residual"} for record in before.values()
+    )
     assert adir("score", results, "scoring.metrics=[psnr]").status == 0
     for record in records(results):
         image_id, value = record.image.id, record.value("psnr")
@@ -37,7 +41,9 @@ def test_scoring_again_adds_the_metrics_and_keeps_the_rest(adir, results: Path, 
         x_hat, x = (np.array(Image.open(path).convert("RGB"), dtype=np.float64) for path in pair)
         assert value == pytest.approx(10 * math.log10(255**2 / np.mean((x_hat - x) ** 2)), abs=1e-4)
         old = before[image_id]
-        assert record == old.model_copy(update={"scores": record.scores, "unavailable": record.unavailable})
+        assert record == old.model_copy(
+            update={"scores": record.scores, "unavailable": record.unavailable}
+        )
         assert record.scores["residual"] == old.scores["residual"]
 
 
@@ -58,7 +64,10 @@ def test_a_record_of_the_wrong_shape_is_named_and_left_as_it_is(adir, results: P
     wrong = record | {"image": {"sha256": "0" * 64}}
     write_json(path, wrong)
     finished = adir("score", results, "scoring.metrics=[psnr]")
-    assert finished.status == 1 and f"{path}: damaged record (image.id: Field required)" in finished.out
+    assert (
+        finished.status == 1
+        and f"{path}: damaged record (image.id: Field required)" in finished.out
+    )
     assert read_json(path) == wrong
     write_json(path, record)
 
@@ -81,7 +90,12 @@ def test_an_empty_folder_is_one_line_and_status_2(adir, tmp_path: Path) -> None:
     ],
 )
 def test_a_score_that_stays_empty_is_named_with_its_reason_and_is_status_1(
-    adir, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metrics: str, empty: set[str]
+    adir,
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    metrics: str,
+    empty: set[str],
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # no weights of this machine
     finished = adir("score", results, f"scoring.metrics={metrics}", "scoring.strict=false")
@@ -103,7 +117,8 @@ def test_the_default_scores_without_network_say_which_of_them_stay_empty(
     finished = adir("score", results, "scoring=default")
     assert (
         finished.status == 1
-        and finished.out.splitlines()[-1] == "3 records scored with psnr, ssim, fsim, deep-lite0, piqe"
+        and finished.out.splitlines()[-1]
+        == "3 records scored with psnr, ssim, fsim, deep-lite0, piqe"
     )
     for name in ("lpips-alex", "musiq-koniq", "musiq-ava"):
         assert f"{name} stays empty in 3 of 3 records: " in finished.out
@@ -115,11 +130,17 @@ def test_an_image_that_is_gone_or_failed_is_counted(adir, results: Path) -> None
     content, path = image.read_bytes(), results / str(second.path)
     image.unlink()
     was = read_json(path)
-    write_json(path, was | {"status": "failed", "error": "no", "scores": {}, "restored": None, "sampler": None})
+    write_json(
+        path,
+        was | {"status": "failed", "error": "no", "scores": {}, "restored": None, "sampler": None},
+    )
     try:
         finished = adir("score", results, "scoring.metrics=[psnr]")
         assert finished.status == 1 and f"{image}: no such file" in finished.out
-        assert "1 records are of failed images" in finished.out and "1 records keep their scores" in finished.out
+        assert (
+            "1 records are of failed images" in finished.out
+            and "1 records keep their scores" in finished.out
+        )
         assert finished.out.splitlines()[-1] == "1 records scored with psnr"
     finally:
         image.write_bytes(content)

@@ -39,9 +39,18 @@ def write_results(folder: Path, seeds: tuple[int, ...] = (0,), task: str = "sr4"
     """A results folder: two modes on eight images, with small files in place of images."""
     rng = np.random.default_rng([*seeds, len(task)])
     for (mode, k), seed, image in itertools.product((("none", None), ("knn", 20)), seeds, IMAGES):
-        record = made_record(image, task=task, mode=mode, k=k, seed=seed, scores={"psnr": rng.normal(25, 1)})
-        y, restored = f"measurements/{task}-v1/{image}.png", ledger_of(folder, record).image_path(image)
-        changes = {"y.file": y, "restored": restored.relative_to(folder).as_posix(), "seconds.sample": rng.random()}
+        record = made_record(
+            image, task=task, mode=mode, k=k, seed=seed, scores={"psnr": rng.normal(25, 1)}
+        )
+        y, restored = (
+            f"measurements/{task}-v1/{image}.png",
+            ledger_of(folder, record).image_path(image),
+        )
+        changes = {
+            "y.file": y,
+            "restored": restored.relative_to(folder).as_posix(),
+            "seconds.sample": rng.random(),
+        }
         put(folder, [changed(record, changes | {"versions.adir": "0", "commit": "c0ffee"})])
         write_bytes(restored, f"{mode} {seed} {image}".encode())
         write_bytes(folder / y, f"y of {image}".encode())
@@ -76,12 +85,18 @@ def test_a_submission_holds_no_images_unless_asked_and_its_manifest_tells_every_
     results: Path, submission: Path, tmp_path: Path
 ) -> None:
     assert submit(results, images=True, out=tmp_path / "all.zip") == 0
-    for path, kinds in ((submission, {"record"}), (tmp_path / "all.zip", {"record", "restored", "y"})):
+    for path, kinds in (
+        (submission, {"record"}),
+        (tmp_path / "all.zip", {"record", "restored", "y"}),
+    ):
         with zipfile.ZipFile(path) as packed:
             names = set(packed.namelist()) - {"manifest.json"}
             manifest = json.loads(packed.read("manifest.json"))
             assert {kind_of(name) for name in names} == kinds and set(manifest["files"]) == names
-            assert all(told["sha256"] == sha256_of_bytes(packed.read(name)) for name, told in manifest["files"].items())
+            assert all(
+                told["sha256"] == sha256_of_bytes(packed.read(name))
+                for name, told in manifest["files"].items()
+            )
             assert all(packed.read(name) == (results / name).read_bytes() for name in names)
         assert (manifest["records"], manifest["commits"], manifest["weights"]) == (
             16,
@@ -111,12 +126,18 @@ def test_merging_gives_the_table_of_all_and_the_folder_of_all(tmp_path: Path) ->
     out = tmp_path / "out"
     assert merge([one, tmp_path / "two.zip", one], out) == 0
     assert files_below(out) == files_below(both)
-    assert to_csv(load_board(out)) == to_csv(load_board(both)) == to_csv(load_board(one, tmp_path / "two.zip"))
+    assert (
+        to_csv(load_board(out))
+        == to_csv(load_board(both))
+        == to_csv(load_board(one, tmp_path / "two.zip"))
+    )
     assert merge([one], out) == 0  # what is there already is one of the sources
     assert to_csv(load_board(out)) == to_csv(load_board(both))
 
 
-def test_the_plans_of_a_folder_travel_so_that_what_is_missing_stays_missing(results: Path, tmp_path: Path) -> None:
+def test_the_plans_of_a_folder_travel_so_that_what_is_missing_stays_missing(
+    results: Path, tmp_path: Path
+) -> None:
     put_plan(results, [made_record()], "az", {})
     assert (
         submit(results, False, tmp_path / "planned.zip") == 0
@@ -139,7 +160,10 @@ def test_the_same_record_measured_elsewhere_counts_once_and_one_that_differs_is_
     changed["scores"]["psnr"]["value"] += 1e-9
     write_json(path, changed)
     name = path.relative_to(other).as_posix()
-    for refused in (lambda: load_board(results, other), lambda: merge([results, other], tmp_path / "out")):
+    for refused in (
+        lambda: load_board(results, other),
+        lambda: merge([results, other], tmp_path / "out"),
+    ):
         with pytest.raises(InputError, match="differ in score psnr") as raised:
             refused()
         assert f"{results / name} and {other / name}" in str(raised.value)
@@ -151,20 +175,29 @@ def test_a_damaged_record_is_left_out_said_and_seen_in_the_status(
 ) -> None:
     min(results.glob("cells/**/records/*.json")).write_text("{")
     assert submit(results, False, tmp_path / "rest.zip") == 1
-    assert "left out" in capsys.readouterr().out and len(list(open_archive(tmp_path / "rest.zip").records())) == 15
+    assert (
+        "left out" in capsys.readouterr().out
+        and len(list(open_archive(tmp_path / "rest.zip").records())) == 15
+    )
 
 
 # --- files of somebody else
 
 
-def repack(path: Path, change: Callable[[dict[str, bytes], Json], None], honest: bool = True) -> None:
-    """Unpack, change members or manifest, and pack again; `honest`: with the manifest's hashes and sizes made to fit."""
+def repack(
+    path: Path, change: Callable[[dict[str, bytes], Json], None], honest: bool = True
+) -> None:
+    """Unpack, change members or manifest, and pack again; `honest`: with the manifest's hashes and
+    sizes made to fit.
+    """
     with zipfile.ZipFile(path) as packed:
         members = {name: packed.read(name) for name in packed.namelist()}
     manifest = json.loads(members.pop("manifest.json"))
     change(members, manifest)
     if honest:
-        manifest["files"] = {n: {"sha256": sha256_of_bytes(c), "bytes": len(c)} for n, c in members.items()}
+        manifest["files"] = {
+            n: {"sha256": sha256_of_bytes(c), "bytes": len(c)} for n, c in members.items()
+        }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in (members | {"manifest.json": json.dumps(manifest).encode()}).items():
             packed.writestr(name, content)
@@ -179,7 +212,11 @@ def edit(members: dict[str, bytes], **changes: Any) -> None:
     name = a_record(members)
     record = json.loads(members[name])
     for key, value in changes.items():
-        record[key] = record[key] | value if isinstance(value, dict) and isinstance(record[key], dict) else value
+        record[key] = (
+            record[key] | value
+            if isinstance(value, dict) and isinstance(record[key], dict)
+            else value
+        )
     members[name] = json.dumps(record).encode()
 
 
@@ -187,9 +224,13 @@ DISHONEST = {
     "a score was changed": lambda m, _: edit(
         m, scores={"psnr": {"value": 99.0, "direction": "higher", "version": "1"}}
     ),
-    "one letter was changed": lambda m, _: m.update({a_record(m): m[a_record(m)].replace(b"c0ffee", b"c0ffe0")}),
+    "one letter was changed": lambda m, _: m.update(
+        {a_record(m): m[a_record(m)].replace(b"c0ffee", b"c0ffe0")}
+    ),
     "a record was taken out": lambda m, _: m.pop(a_record(m)),
-    "a record was put in": lambda m, _: m.update({a_record(m).replace("/a.json", "/zz.json"): b"{}"}),
+    "a record was put in": lambda m, _: m.update(
+        {a_record(m).replace("/a.json", "/zz.json"): b"{}"}
+    ),
     "the manifest lost a hash": lambda _, f: f["files"].popitem(),
     "the manifest's sizes are no numbers": lambda _, f: f["files"].update(
         {min(f["files"]): {"sha256": "", "bytes": "1"}}
@@ -210,23 +251,43 @@ def test_a_changed_submission_is_refused(submission: Path, tmp_path: Path, what:
 WRONG = {
     "no JSON": (lambda m: m.update({a_record(m): b"{"}), "no JSON"),
     "NaN": (
-        lambda m: m.update({a_record(m): m[a_record(m)].replace(b'"value": 2', b'"value": NaN, "x": 2')}),
+        lambda m: m.update(
+            {a_record(m): m[a_record(m)].replace(b'"value": 2', b'"value": NaN, "x": 2')}
+        ),
         "no JSON",
     ),
     "deeply nested": (lambda m: m.update({a_record(m): b"[" * 100_000}), "no JSON"),
     "a list": (lambda m: m.update({a_record(m): b"[]"}), "not a JSON object"),
     "another schema": (lambda m: edit(m, schema=99), "schema 99"),
-    "a cell that is not its identity's": (lambda m: edit(m, identity={"guidance": 5}), "not the hash of its identity"),
-    "another image's name": (lambda m: edit(m, image={"id": "zz"}), "named otherwise than its image"),
-    "a word for a score": (lambda m: edit(m, scores={"psnr": {"value": "1"}}), "scores.psnr.value: Input should be"),
-    "a path upwards": (lambda m: m.update({"../../evil.json": b"{}"}), "holds '.*evil.json', which is no"),
+    "a cell that is not its identity's": (
+        lambda m: edit(m, identity={"guidance": 5}),
+        "not the hash of its identity",
+    ),
+    "another image's name": (
+        lambda m: edit(m, image={"id": "zz"}),
+        "named otherwise than its image",
+    ),
+    "a word for a score": (
+        lambda m: edit(m, scores={"psnr": {"value": "1"}}),
+        "scores.psnr.value: Input should be",
+    ),
+    "a path upwards": (
+        lambda m: m.update({"../../evil.json": b"{}"}),
+        "holds '.*evil.json', which is no",
+    ),
     "a path upwards inside": (
         lambda m: m.update({"cells/b/../x/records/evil.json": b"{}"}),
         "holds '.*evil.json', which is no",
     ),
-    "an absolute path": (lambda m: m.update({"/etc/evil.json": b"{}"}), "holds '.*evil.json', which is no"),
+    "an absolute path": (
+        lambda m: m.update({"/etc/evil.json": b"{}"}),
+        "holds '.*evil.json', which is no",
+    ),
     "a drive": (lambda m: m.update({"cells/C:/x/y/records/a.json": b"{}"}), "C:"),
-    "a program": (lambda m: m.update({"cells/b/sr4/x/images/evil.sh": b"#!"}), "holds '.*evil.sh', which is no"),
+    "a program": (
+        lambda m: m.update({"cells/b/sr4/x/images/evil.sh": b"#!"}),
+        "holds '.*evil.sh', which is no",
+    ),
 }
 
 
@@ -250,12 +311,18 @@ def test_two_members_of_one_name_are_refused(submission: Path) -> None:
         load_board(submission)
 
 
-def test_a_size_that_is_larger_than_the_list_of_members_says_is_not_unpacked(submission: Path) -> None:
+def test_a_size_that_is_larger_than_the_list_of_members_says_is_not_unpacked(
+    submission: Path,
+) -> None:
     content = submission.read_bytes()
     with zipfile.ZipFile(submission) as packed:
-        member = max(packed.infolist(), key=lambda m: m.file_size if m.filename != "manifest.json" else 0)
+        member = max(
+            packed.infolist(), key=lambda m: m.file_size if m.filename != "manifest.json" else 0
+        )
     size = member.file_size.to_bytes(4, "little")
-    changed = content[: packed.start_dir] + content[packed.start_dir :].replace(size, (10).to_bytes(4, "little"), 1)
+    changed = content[: packed.start_dir] + content[packed.start_dir :].replace(
+        size, (10).to_bytes(4, "little"), 1
+    )
     submission.write_bytes(changed)
     with pytest.raises(InputError):
         load_board(submission)
@@ -283,8 +350,13 @@ def test_flipped_bits_are_refused(submission: Path) -> None:
         assert found == expected  # a date or an attribute: nothing that is read
 
 
-def test_limits_on_a_member_and_on_all_hold(submission: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"would be .* bytes, and 1000 are the most"):
+def test_limits_on_a_member_and_on_all_hold(
+    submission: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=r"would be .* bytes, and 1000 are the most"),
+    ):
         patch.setattr(archive, "LARGEST_MEMBER", 1000)
         load_board(submission)
     monkeypatch.setattr(archive, "LARGEST_TOTAL", 1000)
@@ -313,7 +385,9 @@ def test_what_is_neither_folder_nor_submission_is_said_in_one_line(tmp_path: Pat
 
 @pytest.fixture
 def shown(results: Path) -> Path:
-    """The results with what their report shows: a ground truth, a neighbour, a manifest and an adapter."""
+    """The results with what their report shows: a ground truth, a neighbour, a manifest and an
+    adapter.
+    """
     x = torch.linspace(-1, 1, 48).reshape(3, 4, 4).mul(127.5).round().div(127.5)
     truth = keep_image(results, from_uint8(to_uint8(x)))
     near = sha256_of("near")
@@ -330,18 +404,29 @@ def shown(results: Path) -> Path:
         write_bytes(results / "images" / name, name.encode())
     listed = {"a": {"sha256": "a" * 64, "licence": "CC0"}}
     sha256 = manifest_sha256({"a": "a" * 64})
-    write_json(results / "manifests" / f"set-{sha256[:10]}.json", {"name": "set", "sha256": sha256, "images": listed})
+    write_json(
+        results / "manifests" / f"set-{sha256[:10]}.json",
+        {"name": "set", "sha256": sha256, "images": listed},
+    )
     facts = json.dumps({"losses": [3.0, 2.0]})
-    write_bytes(results / "adapters" / f"{key}.safetensors", save({"w": np.zeros(2, np.float32)}, {"facts": facts}))
+    write_bytes(
+        results / "adapters" / f"{key}.safetensors",
+        save({"w": np.zeros(2, np.float32)}, {"facts": facts}),
+    )
     return results
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_a_merged_folder_has_what_its_report_shows(shown: Path, tmp_path: Path) -> None:
-    assert merge([shown], tmp_path / "once") == 0 and merge([tmp_path / "once"], tmp_path / "twice") == 0
+    assert (
+        merge([shown], tmp_path / "once") == 0
+        and merge([tmp_path / "once"], tmp_path / "twice") == 0
+    )
     expected = files_below(shown)
     del expected[f"images/{'0' * 64}.png"]  # which no record shows
     (adapter,) = (name for name in expected if name.startswith("adapters/"))
@@ -350,22 +435,36 @@ def test_a_merged_folder_has_what_its_report_shows(shown: Path, tmp_path: Path) 
     expected[losses] = json_bytes({"losses": [3.0, 2.0]})
     assert files_below(tmp_path / "once") == files_below(tmp_path / "twice") == expected
     assert losses_of(tmp_path / "twice", Path(losses).stem) == [3.0, 2.0]
-    assert merge([tmp_path / "once", shown], tmp_path / "twice") == 0  # what is there already is left as it is
+    assert (
+        merge([tmp_path / "once", shown], tmp_path / "twice") == 0
+    )  # what is there already is left as it is
     # As a file too, if that has the images; the manifest is in it anyway.
     for source in (shown, tmp_path / "once"):
         packed = tmp_path / f"{source.name}.zip"
-        assert submit(source, True, packed) == 0 and merge([packed], tmp_path / f"of {source.name}") == 0
+        assert (
+            submit(source, True, packed) == 0
+            and merge([packed], tmp_path / f"of {source.name}") == 0
+        )
         assert files_below(tmp_path / f"of {source.name}") == expected
-    assert submit(shown, False, tmp_path / "bare.zip") == 0 and merge([tmp_path / "bare.zip"], tmp_path / "bare") == 0
-    kinds = {kind_of(name) for name in files_below(tmp_path / "bare") if name != "adir-results.json"}
+    assert (
+        submit(shown, False, tmp_path / "bare.zip") == 0
+        and merge([tmp_path / "bare.zip"], tmp_path / "bare") == 0
+    )
+    kinds = {
+        kind_of(name) for name in files_below(tmp_path / "bare") if name != "adir-results.json"
+    }
     assert kinds == {"record", "data"}
 
 
-def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(results: Path, tmp_path: Path) -> None:
+def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(
+    results: Path, tmp_path: Path
+) -> None:
     (tmp_path / "secret.png").write_text("secret")
     path = min(results.glob("cells/**/records/*.json"))
     record = read_json(path)
-    write_json(path, record | {"y": record["y"] | {"file": "../secret.png"}, "restored": "../secret.png"})
+    write_json(
+        path, record | {"y": record["y"] | {"file": "../secret.png"}, "restored": "../secret.png"}
+    )
     assert merge([results], tmp_path / "out") == 0
     assert submit(results, True, tmp_path / "all.zip") == 0
     assert not list((tmp_path / "out").rglob("secret*")) and not any(
@@ -376,7 +475,11 @@ def test_a_record_cannot_make_merge_copy_a_file_from_elsewhere(results: Path, tm
 def test_the_report_of_a_submission_s_folder_is_that_of_the_folder_it_was_made_of(
     adir: Callable[..., Any], tiny: list[str], tmp_path: Path
 ) -> None:
-    here, there, packed = tmp_path / "here" / "runs", tmp_path / "there" / "runs", tmp_path / "mine.zip"
+    here, there, packed = (
+        tmp_path / "here" / "runs",
+        tmp_path / "there" / "runs",
+        tmp_path / "mine.zip",
+    )
     assert adir("run", *tiny, "adaptation=knn", f"results={here}").status == 0
     assert adir("submit", here, "--images", "--out", packed).status == 0
     assert adir("merge", packed, "--out", there).status == 0
@@ -384,7 +487,10 @@ def test_the_report_of_a_submission_s_folder_is_that_of_the_folder_it_was_made_o
     for folder in (here, there):
         assert adir("report", folder, "--out", folder / "report.html").status == 0
         pages.append((folder / "report.html").read_text())
-    data = [json.loads(page.split('type="application/json"')[1].partition(">")[2].partition("<")[0]) for page in pages]
+    data = [
+        json.loads(page.split('type="application/json"')[1].partition(">")[2].partition("<")[0])
+        for page in pages
+    ]
     assert all(scene["truth"] is not None for scene in data[1]["scenes"])
     assert data[1]["losses"] and all(image is not None for _, image in data[1]["neighbours"])
     assert data[0] == data[1]

@@ -33,7 +33,9 @@ def url(tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / "small.pt").write_bytes(CONTENT)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=str(folder))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -47,8 +49,12 @@ def registry(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     folder = tmp_path / "conf" / "weights"
     folder.mkdir(parents=True)
     sha256 = hashlib.sha256(CONTENT).hexdigest()
-    (folder / "small.yaml").write_text(ENTRY.format(file="small.pt", size=1000, sha256=sha256, url=url))
-    (folder / "changed.yaml").write_text(ENTRY.format(file="small.pt", size="null", sha256="0" * 64, url=url))
+    (folder / "small.yaml").write_text(
+        ENTRY.format(file="small.pt", size=1000, sha256=sha256, url=url)
+    )
+    (folder / "changed.yaml").write_text(
+        ENTRY.format(file="small.pt", size="null", sha256="0" * 64, url=url)
+    )
     monkeypatch.setattr(checkpoints, "config_dir", lambda: tmp_path / "conf")
     monkeypatch.setenv("ADIR_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -98,7 +104,9 @@ def test_a_damaged_file_is_found_set_aside_and_fetched_again(tmp_path, capsys):
 
 
 def test_a_file_with_another_hash_is_not_put_into_place(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.pt \(HTTP 404.*small\.pt \(what came has a SHA-256 of"):
+    with pytest.raises(
+        InputError, match=r"gone\.pt \(HTTP 404.*small\.pt \(what came has a SHA-256 of"
+    ):
         weights("get", ["changed"])
     assert not [name for name in here(tmp_path) if not name.startswith("small.pt.part.corrupt-")]
 
@@ -125,7 +133,9 @@ def test_what_cannot_be_asked_lists_what_can(action, names, words):
 def test_what_can_be_fetched_is_fetched_whatever_else_fails(tmp_path, capsys):
     assert weights("get", ["changed", "small"]) == 1
     fetched, failed = capsys.readouterr().out.splitlines()
-    assert fetched.startswith("small: fetched and verified") and failed.startswith("changed: small.pt could not be")
+    assert fetched.startswith("small: fetched and verified") and failed.startswith(
+        "changed: small.pt could not be"
+    )
     with pytest.raises(InputError, match=r"changed: small\.pt could not be"):
         weights("get", ["changed"] * 2)
 
@@ -133,6 +143,7 @@ def test_what_can_be_fetched_is_fetched_whatever_else_fails(tmp_path, capsys):
 def test_offline_get_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
-        InputError, match=r"small\.pt: not fetched: HF_HUB_OFFLINE is set: unset it, or put the file into"
+        InputError,
+        match=r"small\.pt: not fetched: HF_HUB_OFFLINE is set: unset it, or put the file into",
     ):
         weights("get", ["small"])

@@ -18,7 +18,12 @@ def folder(tmp_path: Path) -> Path:
     """Images of DIV2K's shapes at a tenth, in its folder; number 0802 is too small for 100 pixels."""
     rng = np.random.default_rng(0)
     (tmp_path / "DIV2K_valid_HR").mkdir()
-    for number, (height, width) in {801: (136, 204), 802: (80, 204), 803: (204, 120), 900: (104, 104)}.items():
+    for number, (height, width) in {
+        801: (136, 204),
+        802: (80, 204),
+        803: (204, 120),
+        900: (104, 104),
+    }.items():
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "DIV2K_valid_HR" / f"{number:04}.png")
     Image.fromarray(pixels).save(tmp_path / "DIV2K_valid_HR" / "readme.png")
@@ -43,7 +48,9 @@ def test_a_square_is_the_centre_reduced_by_an_antialiased_bicubic_filter(folder:
     whole = np.asarray(Image.open(folder / "DIV2K_valid_HR" / "0801.png"))
     centre = torch.from_numpy(whole[:, 34:170].copy()).permute(2, 0, 1)[None].float()
     # torch's antialiased bicubic filter has Pillow's a = -0.5
-    expected = torch.nn.functional.interpolate(centre, (68, 68), mode="bicubic", antialias=True).clamp(0, 255)
+    expected = torch.nn.functional.interpolate(
+        centre, (68, 68), mode="bicubic", antialias=True
+    ).clamp(0, 255)
     error = (torch.from_numpy(to_uint8(x)).permute(2, 0, 1) - expected[0]).abs()
     # Pillow rounds between its two passes; on this noise a wrong filter or crop differs by tens.
     assert error.mean() < 0.4 and error.max() < 2.5
@@ -59,8 +66,12 @@ def test_two_sizes_share_no_id(folder: Path) -> None:
     assert not set(Div2kSquares(folder, 64, 3).ids) & set(Div2kSquares(folder, 80, 3).ids)
 
 
-def test_what_is_missing_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"3 images of DIV2K .* 4 asked; too small for 100 pixels: 0802"):
+def test_what_is_missing_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        InputError, match=r"3 images of DIV2K .* 4 asked; too small for 100 pixels: 0802"
+    ):
         Div2kSquares(folder, size=100, count=4)
     with pytest.raises(InputError, match="no such file"):
         Div2kSquares(folder / "nothing.zip")

@@ -23,7 +23,9 @@ def folder(tmp_path: Path) -> Path:
         mask = np.zeros((height, 16), np.uint8)
         mask[4:9, 4:12] = 255
         Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
-    (tmp_path / "prompts.csv").write_text('image,prompt\ncat,"a tiger, asleep"\ndog.png,a wolf\ncat,a lynx\n')
+    (tmp_path / "prompts.csv").write_text(
+        'image,prompt\ncat,"a tiger, asleep"\ndog.png,a wolf\ncat,a lynx\n'
+    )
     return tmp_path
 
 
@@ -36,19 +38,25 @@ def test_each_prompt_is_a_test_image_with_its_mask(folder: Path) -> None:
         assert edits.mask(image_id).shape == edits.image(image_id).shape[1:]
         assert edits.mask(image_id).sum() == 5 * 8
         bound = EditTask().bound(edits, image_id)
-        assert bound.prompt == edits.prompt(image_id) and torch.equal(bound.mask, edits.mask(image_id))
+        assert bound.prompt == edits.prompt(image_id) and torch.equal(
+            bound.mask, edits.mask(image_id)
+        )
 
 
 def test_json_holds_the_same_prompts(folder: Path) -> None:
     from_csv = EditSet(folder)
     (folder / "prompts.csv").unlink()
-    (folder / "prompts.json").write_text(json.dumps({"cat": ["a tiger, asleep", "a lynx"], "dog": "a wolf"}))
+    (folder / "prompts.json").write_text(
+        json.dumps({"cat": ["a tiger, asleep", "a lynx"], "dog": "a wolf"})
+    )
     assert EditSet(folder).ids == from_csv.ids and EditSet(folder).sha256 == from_csv.sha256
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", ["prompts.csv", "prompts.json"])
-def test_prompts_are_read_as_other_programs_write_them(folder: Path, name: str, encoding: str) -> None:
+def test_prompts_are_read_as_other_programs_write_them(
+    folder: Path, name: str, encoding: str
+) -> None:
     plain = EditSet(folder)
     text = (folder / "prompts.csv").read_text()
     (folder / "prompts.csv").unlink()
@@ -59,7 +67,8 @@ def test_prompts_are_read_as_other_programs_write_them(folder: Path, name: str, 
 
 
 @pytest.mark.parametrize(
-    "suffix, mask_suffix", [(".PNG", ".png"), (".png", ".Png"), (".TIFF", ".BMP"), (".WebP", ".GIF")]
+    "suffix, mask_suffix",
+    [(".PNG", ".png"), (".png", ".Png"), (".TIFF", ".BMP"), (".WebP", ".GIF")],
 )
 def test_images_and_masks_are_found_whatever_the_case_of_their_suffixes(
     folder: Path, suffix: str, mask_suffix: str

@@ -23,7 +23,8 @@ def window(image_id):
 
 @pytest.mark.parametrize("name", embedded.PHOTOGRAPHS)
 def test_no_corpus_field_shares_ground_with_a_test_field(name):
-    # Painted on a canvas of the photograph's own pixels, each field widened by the reach of the bicubic kernel (2 s).
+    # Painted on a canvas of the photograph's own pixels, each field widened by the reach of the
+    # bicubic kernel (2 s).
     canvas = np.zeros((1600, 1600), dtype=int)
     for image_ids, mark in ((IDS, 1), ([field.id for field in embedded.corpus_fields()], 2)):
         for image_id in image_ids:
@@ -45,7 +46,9 @@ def test_a_field_does_not_change_with_pixels_outside_its_footprint(field):
     spoiled[top:bottom, left:right] = photograph[top:bottom, left:right]
     s = field.scale
     height, width = photograph.shape[0] // s, photograph.shape[1] // s
-    small = Image.fromarray(spoiled[: height * s, : width * s]).resize((width, height), Image.Resampling.BICUBIC)
+    small = Image.fromarray(spoiled[: height * s, : width * s]).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     found = np.asarray(small)[field.y : field.y + 128, field.x : field.x + 128]
     assert np.array_equal(found, fields.cut(field))
 
@@ -102,7 +105,11 @@ def test_a_field_that_reaches_beyond_its_photograph_raises():
 
 def test_what_is_said_of_a_photograph_s_origin_is_what_scikit_image_says():
     documented = {"ihc": "immunohistochemistry", "motorcycle_left": "stereo_motorcycle"}
-    words = {"CC0 1.0": ("CC0",), "public domain": ("public domain",), "no known copyright restrictions": ("No known",)}
+    words = {
+        "CC0 1.0": ("CC0",),
+        "public domain": ("public domain",),
+        "no known copyright restrictions": ("No known",),
+    }
     assert sorted(photographs.ORIGINS) == PINNED
     for name, origin in photographs.ORIGINS.items():
         text = " ".join(getattr(skimage.data, documented.get(name, name)).__doc__.split())

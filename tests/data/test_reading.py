@@ -32,7 +32,9 @@ TURN[0x0112] = 6
 
 def encoded(image, kind="png", **options) -> bytes:
     buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image.copy()).save(buffer, format=kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image.copy()).save(
+        buffer, format=kind, **options
+    )
     return buffer.getvalue()
 
 
@@ -41,8 +43,14 @@ READ = {
     "turned.png": (encoded(PIXELS, exif=TURN), UPRIGHT),
     "TURNED.TIF": (encoded(PIXELS, "tiff", exif=TURN), UPRIGHT),
     "opaque.Webp": (encoded(FRAMES[0].convert("RGBA"), "webp", lossless=True, exif=TURN), UPRIGHT),
-    "deep.png": (encoded(PIXELS[:, :, 0].astype(np.uint16) * 257), np.repeat(PIXELS[:, :, :1], 3, 2)),
-    "still.GIF": (encoded(FRAMES[0].quantize(16), "gif"), np.array(FRAMES[0].quantize(16).convert("RGB"))),
+    "deep.png": (
+        encoded(PIXELS[:, :, 0].astype(np.uint16) * 257),
+        np.repeat(PIXELS[:, :, :1], 3, 2),
+    ),
+    "still.GIF": (
+        encoded(FRAMES[0].quantize(16), "gif"),
+        np.array(FRAMES[0].quantize(16).convert("RGB")),
+    ),
 }
 MPO = encoded(FRAMES[0], "MPO", save_all=True, append_images=[FRAMES[1].copy()], exif=TURN)
 READ["phone.jpg"] = (MPO, np.rot90(np.array(Image.open(io.BytesIO(MPO))), -1))
@@ -51,7 +59,10 @@ REFUSED = {
         encoded(FRAMES[0], "gif", save_all=True, append_images=[FRAMES[1].copy()]),
         "is animated or has pages",
     ),
-    "moving.png": (encoded(FRAMES[0], save_all=True, append_images=[FRAMES[1].copy()]), "is animated or has pages"),
+    "moving.png": (
+        encoded(FRAMES[0], save_all=True, append_images=[FRAMES[1].copy()]),
+        "is animated or has pages",
+    ),
     "pages.tif": (
         encoded(FRAMES[0], "tiff", save_all=True, append_images=[FRAMES[1].copy()]),
         "is animated or has pages",
@@ -128,8 +139,14 @@ def at_each_door(names, unless) -> list:
     return [(door, name) for door in DOORS for name in names if (door, name) not in unless]
 
 
-GREY_Y = {(by_restore, "deep.png"), (by_edit, "deep.png")}  # tasks of colours refuse a grey y, of whatever depth
-NO_NAME = {(by_parquet, "photo.HEIC"), (by_edit_set, "photo.HEIC")}  # a cell has none; a set looks for PNG and so on
+GREY_Y = {
+    (by_restore, "deep.png"),
+    (by_edit, "deep.png"),
+}  # tasks of colours refuse a grey y, of whatever depth
+NO_NAME = {
+    (by_parquet, "photo.HEIC"),
+    (by_edit_set, "photo.HEIC"),
+}  # a cell has none; a set looks for PNG and so on
 
 
 @pytest.mark.parametrize("door, name", at_each_door(READ, GREY_Y))
@@ -140,7 +157,9 @@ def test_every_door_reads_the_same_pixels(door, name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("door, name", at_each_door(REFUSED, NO_NAME))
-def test_every_door_refuses_the_same_files_for_the_same_reason(door, name: str, tmp_path: Path) -> None:
+def test_every_door_refuses_the_same_files_for_the_same_reason(
+    door, name: str, tmp_path: Path
+) -> None:
     content, reason = REFUSED[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=reason) as caught:
@@ -149,7 +168,8 @@ def test_every_door_refuses_the_same_files_for_the_same_reason(door, name: str, 
 
 
 @pytest.mark.parametrize(
-    "kind, options", [("png", {"exif": TURN}), ("tiff", {"exif": TURN}), ("png", {"rgba": True, "exif": TURN})]
+    "kind, options",
+    [("png", {"exif": TURN}), ("tiff", {"exif": TURN}), ("png", {"rgba": True, "exif": TURN})],
 )
 def test_a_mask_lies_as_the_image_does(kind: str, options: dict, tmp_path: Path) -> None:
     stored = np.zeros((24, 32), np.uint8)

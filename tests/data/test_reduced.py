@@ -20,8 +20,12 @@ def test_a_large_one_keeps_its_proportions_and_is_what_pillow_makes_of_it(height
     small = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     out = reduced(from_uint8(np.array(image)), 64)
-    assert min(out.shape[1:]) == 64 and out.shape[2] / out.shape[1] == pytest.approx(width / height, rel=0.02)
-    assert out.dtype == torch.float32 and torch.equal(out, from_uint8(to_uint8(out)))  # 8 bits, in range
+    assert min(out.shape[1:]) == 64 and out.shape[2] / out.shape[1] == pytest.approx(
+        width / height, rel=0.02
+    )
+    assert out.dtype == torch.float32 and torch.equal(
+        out, from_uint8(to_uint8(out))
+    )  # 8 bits, in range
     other = np.array(image.resize((out.shape[2], out.shape[1]), Image.Resampling.BICUBIC), np.int16)
     assert (
         np.abs(to_uint8(out).astype(np.int16) - other).max() <= 2

@@ -1,4 +1,6 @@
-"""Every kind of corpus, made of files written here: ids, bytes, attributions; and what cannot be used."""
+"""Every kind of corpus, made of files written here: ids, bytes, attributions; and what cannot be
+used.
+"""
 
 import gzip
 import http.server
@@ -36,7 +38,9 @@ def pixels(seed, height=6, width=8):
 
 def encoded(image, kind="png", **options):
     buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format=kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
+        buffer, format=kind, **options
+    )
     return buffer.getvalue()
 
 
@@ -84,7 +88,10 @@ BAD = {
     "truncated": (png(1)[:90], "damaged"),
     "text": (b"no image", "not an image"),
     "empty": (b"", "not an image"),
-    "animated": (encoded(FRAMES[0], "webp", save_all=True, append_images=FRAMES[1:], lossless=True), "animated"),
+    "animated": (
+        encoded(FRAMES[0], "webp", save_all=True, append_images=FRAMES[1:], lossless=True),
+        "animated",
+    ),
     "pages": (encoded(FRAMES[0], "tiff", save_all=True, append_images=FRAMES[1:]), "pages"),
     "cmyk": (encoded(Image.fromarray(pixels(1)).convert("CMYK"), "jpeg"), "CMYK"),
     "float": (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "tiff"), "more than 8 bits"),
@@ -129,12 +136,17 @@ def test_what_a_decoder_raises_is_an_error_that_names_the_file(monkeypatch, erro
         raise error
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
-    with pytest.raises(InputError, match=r"^p: (not enough memory|damaged image \((IndexError: tile|error: unpack))"):
+    with pytest.raises(
+        InputError,
+        match=r"^p: (not enough memory|damaged image \((IndexError: tile|error: unpack))",
+    ):
         decode(png(1), "p")
 
 
 def test_pillow_warns_of_nothing_and_threads_leave_the_warnings_of_the_process_alone():
-    huge = encoded(Image.new("1", (9_600, 9_400)))  # 90 million pixels: Pillow warns from 89 million on
+    huge = encoded(
+        Image.new("1", (9_600, 9_400))
+    )  # 90 million pixels: Pillow warns from 89 million on
     good = encoded(pixels(0, 300, 400))  # long enough that threads take turns within it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -175,12 +187,20 @@ def test_what_is_no_file_or_gone_is_not_read(tmp_path):
     source = FolderSource(folder)
     items = {item.id: item for item in source.items([key for key, _ in source.listing()])}
     (folder / "gone.png").unlink()
-    assert items.keys() == {"a.png", "gone.png", "link.png", "pipe.png"} and items["a.png"].read() == png(1)
-    for name, reason in {"pipe.png": "not a file", "link.png": "a broken link", "gone.png": "is gone"}.items():
+    assert items.keys() == {"a.png", "gone.png", "link.png", "pipe.png"} and items[
+        "a.png"
+    ].read() == png(1)
+    for name, reason in {
+        "pipe.png": "not a file",
+        "link.png": "a broken link",
+        "gone.png": "is gone",
+    }.items():
         with pytest.raises(InputError, match=reason) as caught:
             items[name].read()
         assert not isinstance(caught.value, SourceDown)
-    folder.rename(tmp_path / "away")  # a drive that is not mounted any more: not its images are at fault
+    folder.rename(
+        tmp_path / "away"
+    )  # a drive that is not mounted any more: not its images are at fault
     for _ in range(2):
         with pytest.raises(SourceDown, match="mounted again"):
             items["a.png"].read()
@@ -227,10 +247,18 @@ def write_tar(path, members):
 
 def test_tar_shards_give_their_samples(tmp_path):
     note = json.dumps({"license": "CC0", "creator": "A", "url": "http://x", "width": 8}).encode()
-    write_tar(tmp_path / "0.tar", [("000.png", png(0)), ("000.json", note), ("000.txt", b"t"), ("001.PNG", png(1))])
+    write_tar(
+        tmp_path / "0.tar",
+        [("000.png", png(0)), ("000.json", note), ("000.txt", b"t"), ("001.PNG", png(1))],
+    )
     write_tar(
         tmp_path / "deep/1.tar",
-        [("d/000.image.png", png(2)), ("d/001.json", b"{}"), ("d/002.json", b"{"), ("d/002.png", png(3))],
+        [
+            ("d/000.image.png", png(2)),
+            ("d/001.json", b"{}"),
+            ("d/002.json", b"{"),
+            ("d/002.png", png(3)),
+        ],
     )
     source = TarSource(tmp_path)
     assert list(source.listing()) == [("0.tar", None), ("deep/1.tar", None)]
@@ -241,7 +269,9 @@ def test_tar_shards_give_their_samples(tmp_path):
         "deep/1.tar/d/002": (png(3), {}),
     }
     assert everything(source) == expected
-    assert {name: source.read(name) for name in expected} == {name: content for name, (content, _) in expected.items()}
+    assert {name: source.read(name) for name in expected} == {
+        name: content for name, (content, _) in expected.items()
+    }
     for bad in ("0.tar/002", "2.tar/000", "../0.tar/000", "000"):
         with pytest.raises(InputError):
             source.read(bad)
@@ -249,9 +279,15 @@ def test_tar_shards_give_their_samples(tmp_path):
 
 def test_attributions_that_are_not_utf_8_and_repeated_notes_do_no_harm(tmp_path):
     note = rb'{"license": "CC0 \udc80", "author": ["A", 3], "source": null}'
-    write_tar(tmp_path / "0.tar", [("0.png", png(0)), ("0.json", note), ("1.png", png(1)), ("1.json", b"[1]")])
+    write_tar(
+        tmp_path / "0.tar",
+        [("0.png", png(0)), ("0.json", note), ("1.png", png(1)), ("1.json", b"[1]")],
+    )
     found = everything(TarSource(tmp_path))
-    assert found["0.tar/0"][1] == {"licence": "CC0 \\udc80", "author": "['A', 3]"} and found["0.tar/1"][1] == {}
+    assert (
+        found["0.tar/0"][1] == {"licence": "CC0 \\udc80", "author": "['A', 3]"}
+        and found["0.tar/1"][1] == {}
+    )
 
 
 @pytest.mark.parametrize("member", ["../../evil.png", "/etc/evil.png", "a/../../evil.png"])
@@ -275,7 +311,9 @@ def test_a_member_that_climbs_out_of_the_tar_is_named(tmp_path, member):
         (("0.gif", "0.png"), 0, []),
     ],
 )
-def test_of_repeated_members_the_first_is_what_is_listed_and_found_again(tmp_path, members, first, rejected):
+def test_of_repeated_members_the_first_is_what_is_listed_and_found_again(
+    tmp_path, members, first, rejected
+):
     write_tar(tmp_path / "0.tar", [(name, png(number)) for number, name in enumerate(members)])
     source = TarSource(tmp_path)
     items = {item.id: item for item in source.items(["0.tar"])}
@@ -292,7 +330,9 @@ def test_a_sample_whose_image_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_pat
     write_tar(tmp_path / "0.tar", [("0.heic", png(0)), ("1.gif", still), ("2.txt", b"no image")])
     source = TarSource(tmp_path)
     items = {item.id: item for item in source.items(["0.tar"])}
-    assert items.keys() == {"0.tar/0", "0.tar/1"} and items["0.tar/1"].read() == still == source.read("0.tar/1")
+    assert items.keys() == {"0.tar/0", "0.tar/1"} and items[
+        "0.tar/1"
+    ].read() == still == source.read("0.tar/1")
     with pytest.raises(InputError, match=r"^0\.tar/0\.heic: a kind of file that is not taken"):
         items["0.tar/0"].read()
 
@@ -302,9 +342,15 @@ def test_a_sample_whose_image_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_pat
     [
         # Frames of a sequence, and other files that are no samples: an image each.
         (["s.0001.png", "s.0002.png", "s.0003.png"], {"s.0001": 0, "s.0002": 1, "s.0003": 2}),
-        (["d/a.1.png", "d/b.1.png", "d/a.2.png", "d/b.2.png"], {"d/a.1": 0, "d/b.1": 1, "d/a.2": 2, "d/b.2": 3}),
+        (
+            ["d/a.1.png", "d/b.1.png", "d/a.2.png", "d/b.2.png"],
+            {"d/a.1": 0, "d/b.1": 1, "d/a.2": 2, "d/b.2": 3},
+        ),
         (["s.frame1.jpg", "s.frame2.PNG", "t.frame1.png"], {"s.frame1": 0, "s.frame2": 1, "t": 2}),
-        (["St. Peter.png", "St. Paul.png", "Dr. Who.png"], {"St. Peter": 0, "St. Paul": 1, "Dr": 2}),
+        (
+            ["St. Peter.png", "St. Paul.png", "Dr. Who.png"],
+            {"St. Peter": 0, "St. Paul": 1, "Dr": 2},
+        ),
         (["at 10.22.31.png", "at 10.22.32.png"], {"at 10.22.31": 0, "at 10.22.32": 1}),
         (["v.png", "v.2.png", "v.3.png", "v.2.json"], {"v": 0, "v.2": 1, "v.3": 2}),
         (["v.2.png", "w.png", "v.png"], {"v.2": 0, "w": 1, "v": 2}),
@@ -322,7 +368,9 @@ def test_a_sample_whose_image_is_of_a_kind_that_is_not_taken_is_a_reject(tmp_pat
 def test_a_tar_gives_each_of_its_images_and_finds_it_again(tmp_path, members, expected):
     write_tar(tmp_path / "0.TAR", [(name, png(number)) for number, name in enumerate(members)])
     source = TarSource(tmp_path)
-    items = {item.id: item.read() for item in source.items(["0.TAR"]) if "unreadable" not in item.id}
+    items = {
+        item.id: item.read() for item in source.items(["0.TAR"]) if "unreadable" not in item.id
+    }
     assert items == {f"0.TAR/{name}": png(number) for name, number in expected.items()}
     assert {name: source.read(name) for name in items} == items
 
@@ -370,8 +418,12 @@ def table(seeds, **columns):
     return pa.table({"image": [{"bytes": png(seed), "path": None} for seed in seeds], **columns})
 
 
-@pytest.mark.parametrize("whole_group", [tables.WHOLE_GROUP, 0], ids=["groups read whole", "groups too large for that"])
-def test_parquet_rows_are_found_again_across_row_groups_and_files(tmp_path, monkeypatch, whole_group):
+@pytest.mark.parametrize(
+    "whole_group", [tables.WHOLE_GROUP, 0], ids=["groups read whole", "groups too large for that"]
+)
+def test_parquet_rows_are_found_again_across_row_groups_and_files(
+    tmp_path, monkeypatch, whole_group
+):
     monkeypatch.setattr(tables, "WHOLE_GROUP", whole_group)
     monkeypatch.setattr(tables, "ROWS_AT_ONCE", 2)
     columns = {"split": ["a", "b"] * 5, "license": ["CC0", None] * 5}
@@ -384,7 +436,9 @@ def test_parquet_rows_are_found_again_across_row_groups_and_files(tmp_path, monk
     plain = pa.table({"image": [png(20), b"", None]})
     parquet.write_table(plain, tmp_path / "y.parquet")
     both = ParquetSource(tmp_path)
-    assert both.read("y.parquet/row-00000") == png(20) and both.read("x.parquet/row-00009") == png(9)
+    assert both.read("y.parquet/row-00000") == png(20) and both.read("x.parquet/row-00009") == png(
+        9
+    )
     with pytest.raises(InputError, match="holds no image bytes"):
         both.read("y.parquet/row-00002")
     with pytest.raises(InputError, match="no column 'split'"):
@@ -411,14 +465,19 @@ def test_ids_stay_when_a_second_file_comes_into_the_folder(tmp_path):
 def test_rows_are_chosen_by_text_and_by_number(tmp_path, value):
     texts = pa.array([str(label) for label in (3, 1, 3, 33)])
     labels = {"number": [3, 1, 3, 33], "text": texts, "kind": texts.dictionary_encode()}
-    parquet.write_table(table(range(4), **labels, flag=[True, False, True, None]), tmp_path / "x.parquet")
+    parquet.write_table(
+        table(range(4), **labels, flag=[True, False, True, None]), tmp_path / "x.parquet"
+    )
     for column in labels:
         source = ParquetSource(tmp_path / "x.parquet", column=column, value=value)
         assert sorted(everything(source)) == ["row-00000", "row-00002"]
         assert source.arguments["value"] == "3" and source.name == "x-3"
     assert len(everything(ParquetSource(tmp_path / "x.parquet", column="flag", value=True))) == 2
     for column in ("number", "text", "kind"):
-        assert parquet_corpus(tmp_path / "x.parquet", column, value).ids == ["row-00000", "row-00002"]
+        assert parquet_corpus(tmp_path / "x.parquet", column, value).ids == [
+            "row-00000",
+            "row-00002",
+        ]
 
 
 def test_a_value_that_no_row_has_and_half_a_choice_are_refused(tmp_path):
@@ -448,7 +507,9 @@ def test_numbers_as_names_and_categories_are_text(tmp_path):
 
 def test_a_damaged_row_group_gives_one_reject_and_the_others_their_images(tmp_path):
     path = tmp_path / "x.parquet"
-    parquet.write_table(table(range(6)), path, row_group_size=2, compression="none", use_dictionary=False)
+    parquet.write_table(
+        table(range(6)), path, row_group_size=2, compression="none", use_dictionary=False
+    )
     start = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
     content = bytearray(path.read_bytes())
     content[start : start + 40] = b"\xff" * 40
@@ -471,7 +532,10 @@ def test_parquet_ids_are_those_of_the_corpus_in_memory(tmp_path):
 
 def test_a_saved_dataset_gives_the_files_it_was_made_of(tmp_path):
     datasets = pytest.importorskip("datasets")
-    rows = {"image": [{"bytes": png(seed), "path": None} for seed in range(4)], "author": list("abcd")}
+    rows = {
+        "image": [{"bytes": png(seed), "path": None} for seed in range(4)],
+        "author": list("abcd"),
+    }
     features = datasets.Features({"image": datasets.Image(), "author": datasets.Value("string")})
     saved = datasets.Dataset.from_dict(rows, features=features)
     saved.save_to_disk(tmp_path / "one")
@@ -509,7 +573,11 @@ def write_list(path, numbers, encoding="utf-8", end="\n"):
 
 def origin(number):
     licence = "https://creativecommons.org/licenses/by/2.0/"
-    return {"licence": licence, "author": f"Doe, Jané {number}", "source": f"https://www.flickr.com/{number}"}
+    return {
+        "licence": licence,
+        "author": f"Doe, Jané {number}",
+        "source": f"https://www.flickr.com/{number}",
+    }
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -531,7 +599,9 @@ def test_open_images_in_a_folder(tmp_path, monkeypatch):
     path = write_list(tmp_path / "train-images.csv", range(20))
     (tmp_path / "images/train").mkdir(parents=True)
     for number in range(20):
-        (tmp_path / "images" / ("train" if number % 2 else ".") / f"{image_id(number)}.jpg").write_bytes(png(number))
+        (
+            tmp_path / "images" / ("train" if number % 2 else ".") / f"{image_id(number)}.jpg"
+        ).write_bytes(png(number))
     source = OpenImagesSource([path], tmp_path / "images")
     assert len(list(source.listing())) > 4 and sum(count for _, count in source.listing()) == 20
     assert everything(source) == {f"train/{image_id(n)}": (png(n), origin(n)) for n in range(20)}
@@ -555,9 +625,17 @@ def test_a_file_that_is_no_list_of_open_images_is_refused(tmp_path):
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):
-    """What it answers to each attempt, by image: a status, `cut` half way, `mute` (closed without a word), or good."""
+    """What it answers to each attempt, by image: a status, `cut` half way, `mute` (closed without a
+    word), or good.
+    """
 
-    answers: ClassVar = {1: [404], 2: [503, 429, 500], 3: ["cut", "mute", "cut"], 4: ["cut"] * 9, 5: ["junk", 403]}
+    answers: ClassVar = {
+        1: [404],
+        2: [503, 429, 500],
+        3: ["cut", "mute", "cut"],
+        4: ["cut"] * 9,
+        5: ["junk", 403],
+    }
     asked: ClassVar = []
 
     def do_GET(self):
@@ -582,7 +660,9 @@ class Bucket(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """Open Images in a bucket of this machine; the seconds that were waited between attempts; and what stops the bucket."""
+    """Open Images in a bucket of this machine; the seconds that were waited between attempts; and
+    what stops the bucket.
+    """
     waited = []
     monkeypatch.setattr(open_images.time, "sleep", waited.append)
     monkeypatch.setattr(Bucket, "asked", [])
@@ -619,7 +699,10 @@ def test_a_download_is_tried_again_after_a_fault_that_passes(bucket, number):
 
 def test_a_download_that_is_always_cut_stops_the_build_and_one_that_is_refused_does_not(bucket):
     source, waited, _ = bucket
-    with pytest.raises(SourceDown, match=rf"{image_id(4)}\.jpg: could not be fetched in 4 attempts .*IncompleteRead"):
+    with pytest.raises(
+        SourceDown,
+        match=rf"{image_id(4)}\.jpg: could not be fetched in 4 attempts .*IncompleteRead",
+    ):
         source.read(f"train/{image_id(4)}")
     assert len(Bucket.asked) == 4 and waited == [1, 2, 4]
     with pytest.raises(InputError, match="403 Forbidden") as refused:

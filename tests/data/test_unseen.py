@@ -1,4 +1,6 @@
-"""The Caltech-101 images inside the package: those of the whole data set, byte by byte, and only those."""
+"""The Caltech-101 images inside the package: those of the whole data set, byte by byte, and only
+those.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -47,7 +49,9 @@ def test_another_split_is_refused() -> None:
         unseen_corpus("train")
 
 
-@pytest.mark.skipif(not WHOLE.exists(), reason=f"needs {WHOLE.name} in ../shared/data, beside the checkout")
+@pytest.mark.skipif(
+    not WHOLE.exists(), reason=f"needs {WHOLE.name} in ../shared/data, beside the checkout"
+)
 def test_the_images_are_those_of_the_whole_data_set() -> None:
     assert unseen_corpus("corpus").sha256 == parquet_corpus(WHOLE).sha256
     whole = parquet_corpus(WHOLE, value="test")

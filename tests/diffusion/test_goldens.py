@@ -1,4 +1,6 @@
-"""The diffusion arithmetic against arrays made by the reference guided-diffusion code (tests/fixtures/adm/README.md)."""
+"""The diffusion arithmetic against arrays made by the reference guided-diffusion code
+(tests/fixtures/adm/README.md).
+"""
 
 import json
 from pathlib import Path
@@ -14,7 +16,9 @@ from adir.diffusion.schedule import Schedule, linear_schedule
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "adm"
 GOLDEN = dict(np.load(FIXTURES / "adm256_like_diffusion.npz"))
 X = torch.from_numpy(np.load(FIXTURES / "adm256_like.npz")["x"])
-TOLERANCES = json.loads((FIXTURES / "adm256_like.json").read_text())["diffusion"]["tolerances"]["from_model_output"]
+TOLERANCES = json.loads((FIXTURES / "adm256_like.json").read_text())["diffusion"]["tolerances"][
+    "from_model_output"
+]
 PROCESSES = {"full": linear_schedule(), "r100": linear_schedule().respaced(100)}
 
 
@@ -22,7 +26,9 @@ def assert_within(name: str, value: torch.Tensor, golden: np.ndarray) -> None:
     """|value - golden| <= atol + rtol |golden|; a list of atol is one per batch element."""
     atol = np.array(TOLERANCES[name]["atol"]).reshape(-1, 1, 1, 1)
     error = np.abs(value.numpy() - golden)
-    assert (error <= atol + TOLERANCES[name]["rtol"] * np.abs(golden)).all(), f"{name}: largest error {error.max():.3g}"
+    assert (error <= atol + TOLERANCES[name]["rtol"] * np.abs(golden)).all(), (
+        f"{name}: largest error {error.max():.3g}"
+    )
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -45,7 +51,9 @@ def test_schedule_tables_equal_the_reference_to_1e_12(process, table, golden):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_network_sees_the_original_timesteps(process):
-    np.testing.assert_array_equal(PROCESSES[process].timesteps.numpy(), GOLDEN[f"{process}_timestep_map"])
+    np.testing.assert_array_equal(
+        PROCESSES[process].timesteps.numpy(), GOLDEN[f"{process}_timestep_map"]
+    )
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["noclip", "clip"])
@@ -58,12 +66,16 @@ def test_diffusion_step_equals_the_reference(process, clip):
         return table[step].reshape(-1, 1, 1, 1)
 
     eps, v = torch.from_numpy(GOLDEN[f"{process}_model_output"]).chunk(2, dim=1)
-    log_variance = learned_log_variance((v + 1) / 2, at(schedule.posterior_log_variance), at(schedule.betas).log())
+    log_variance = learned_log_variance(
+        (v + 1) / 2, at(schedule.posterior_log_variance), at(schedule.betas).log()
+    )
     x0_hat = predict_x0(X, eps, at(schedule.alpha_bar))
     suffix = "clip" if clip else "noclip"
     if clip:
         x0_hat = x0_hat.clamp(-1, 1)
-    mean = posterior_mean(x0_hat, X, at(schedule.posterior_mean_coef1), at(schedule.posterior_mean_coef2))
+    mean = posterior_mean(
+        x0_hat, X, at(schedule.posterior_mean_coef1), at(schedule.posterior_mean_coef2)
+    )
 
     assert_within("log_variance", log_variance, GOLDEN[f"{process}_log_variance"])
     assert_within("variance", log_variance.exp(), GOLDEN[f"{process}_variance"])

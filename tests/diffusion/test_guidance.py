@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from adir.diffusion.guidance import STABLE_STEP, back_projected, guided_step_size, noisy_measurement, relaxed_gradient
+from adir.diffusion.guidance import (
+    STABLE_STEP,
+    back_projected,
+    guided_step_size,
+    noisy_measurement,
+    relaxed_gradient,
+)
 from adir.diffusion.posterior import diffuse
 
 MATRIX = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -21,7 +27,9 @@ def A_adjoint(y: torch.Tensor) -> torch.Tensor:
 def test_the_noisy_measurement_is_A_of_the_noisy_image(alpha_bar):
     alpha_bar = torch.tensor(alpha_bar, dtype=torch.float64)
     x, eps = torch.randn(2, 3, 12, dtype=torch.float64)
-    torch.testing.assert_close(noisy_measurement(A(x), A(eps), alpha_bar), A(diffuse(x, eps, alpha_bar)))
+    torch.testing.assert_close(
+        noisy_measurement(A(x), A(eps), alpha_bar), A(diffuse(x, eps, alpha_bar))
+    )
 
 
 @pytest.mark.parametrize("alpha_bar", [1.0, 0.9999, 0.3, 4e-5])
@@ -30,7 +38,9 @@ def test_one_application_of_A_gives_the_papers_gradient(alpha_bar):
     mu, eps = torch.randn(2, 3, 12, dtype=torch.float64)
     y = torch.randn(3, 5, dtype=torch.float64)
     expected = -2 * A_adjoint(A(mu) - noisy_measurement(y, A(eps), alpha_bar))
-    torch.testing.assert_close(relaxed_gradient(mu, eps, y, alpha_bar, A, A_adjoint), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        relaxed_gradient(mu, eps, y, alpha_bar, A, A_adjoint), expected, rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_gradient_vanishes_where_mu_explains_the_noisy_measurement():
@@ -46,14 +56,17 @@ def test_the_cap_acts_exactly_above_its_bound_and_says_where():
     variance = torch.tensor([0.1, 0.17, 0.19, 5.0]).reshape(4, 1, 1, 1)
     step, capped = guided_step_size(10.0, variance, norm, cap=True)
     torch.testing.assert_close(step.flatten(), torch.tensor([1.0, 1.7, bound, bound]))
-    assert capped.flatten().tolist() == [False, False, True, True] and capped.shape == variance.shape
+    assert (
+        capped.flatten().tolist() == [False, False, True, True] and capped.shape == variance.shape
+    )
     step, capped = guided_step_size(10.0, variance, norm, cap=False)
     torch.testing.assert_close(step.flatten(), torch.tensor([1.0, 1.7, 1.9, 50.0]))
     assert not capped.any()
 
 
 def test_the_capped_step_shrinks_every_residual_and_turns_none_around():
-    # mu -> mu + step g multiplies A mu - y_t by I - 2 step A A^T: eigenvalues in [1 - STABLE_STEP, 1].
+    # mu -> mu + step g multiplies A mu - y_t by I - 2 step A A^T: eigenvalues in [1 - STABLE_STEP,
+    # 1].
     norm = torch.linalg.matrix_norm(MATRIX, 2).item()
     step, _ = guided_step_size(1e9, torch.tensor(1.0, dtype=torch.float64), norm, cap=True)
     eigenvalues = torch.linalg.eigvalsh(torch.eye(5).double() - 2 * step * MATRIX @ MATRIX.T)
@@ -61,7 +74,8 @@ def test_the_capped_step_shrinks_every_residual_and_turns_none_around():
 
 
 def test_back_projection_is_the_nearest_image_that_explains_y():
-    # min |z - x| over A z = y, as the solution of its Lagrange conditions [[I, A^T], [A, 0]] [z; l] = [x; y].
+    # min |z - x| over A z = y, as the solution of its Lagrange conditions [[I, A^T], [A, 0]] [z; l]
+    # = [x; y].
     x, y = torch.randn(12, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     zeros, eye = torch.zeros(5, 5, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
     conditions = torch.cat([torch.cat([eye, MATRIX.T], 1), torch.cat([MATRIX, zeros], 1)])

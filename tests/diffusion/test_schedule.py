@@ -26,7 +26,9 @@ def test_a_respaced_process_has_the_alpha_bar_of_the_steps_it_keeps(n):
     np.testing.assert_array_equal(process.timesteps.numpy(), expected)
     assert process.timesteps.dtype == torch.int64 and len(process) == n
     torch.testing.assert_close(process.alpha_bar, FULL.alpha_bar[expected], rtol=1e-11, atol=0)
-    assert process.alpha_bar_prev[0] == 1 and torch.equal(process.alpha_bar_prev[1:], process.alpha_bar[:-1])
+    assert process.alpha_bar_prev[0] == 1 and torch.equal(
+        process.alpha_bar_prev[1:], process.alpha_bar[:-1]
+    )
     assert ((process.betas > 0) & (process.betas < 1)).all()
 
 
@@ -36,8 +38,8 @@ def test_keeping_all_steps_changes_nothing():
 
 @pytest.mark.parametrize("n", [1, 2, 10, 1000])
 def test_the_posterior_tables_are_those_of_bayes_rule(n):
-    # q(x_{t-1} | x_t, x0) as the product of N(x_t; sqrt(1-beta) x_{t-1}, beta) and N(x_{t-1}; sqrt(ab_prev) x0, 1-ab_prev):
-    # precisions add. Step 0 has a delta as its second factor.
+    # q(x_{t-1} | x_t, x0) as the product of N(x_t; sqrt(1-beta) x_{t-1}, beta) and N(x_{t-1};
+    # sqrt(ab_prev) x0, 1-ab_prev): precisions add. Step 0 has a delta as its second factor.
     p = FULL.respaced(n)
     if n > 1:
         beta, ab_prev = p.betas[1:], p.alpha_bar_prev[1:]
@@ -47,7 +49,9 @@ def test_the_posterior_tables_are_those_of_bayes_rule(n):
         torch.testing.assert_close(
             p.posterior_mean_coef1[1:], variance * ab_prev.sqrt() / (1 - ab_prev), rtol=1e-9, atol=0
         )
-        torch.testing.assert_close(p.posterior_mean_coef2[1:], variance * (1 - beta).sqrt() / beta, rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            p.posterior_mean_coef2[1:], variance * (1 - beta).sqrt() / beta, rtol=1e-9, atol=0
+        )
         assert p.posterior_log_variance[0] == p.posterior_log_variance[1]
     assert p.posterior_variance[0] == 0 and p.posterior_mean_coef2[0] == 0
     assert p.posterior_mean_coef1[0].item() == pytest.approx(1, rel=1e-9)
@@ -66,10 +70,18 @@ def test_respacing_twice_keeps_the_original_timesteps():
 
 
 def test_other_lengths_of_the_linear_schedule_carry_the_same_noise():
-    assert linear_schedule(250).betas.sum().item() == pytest.approx(FULL.betas.sum().item(), rel=1e-12)
+    assert linear_schedule(250).betas.sum().item() == pytest.approx(
+        FULL.betas.sum().item(), rel=1e-12
+    )
 
 
 def test_tables_are_float64():
     process = schedule_from_betas(torch.full((3,), 0.1, dtype=torch.float64), torch.arange(3))
-    for name in ("betas", "alpha_bar", "alpha_bar_prev", "posterior_variance", "posterior_mean_coef1"):
+    for name in (
+        "betas",
+        "alpha_bar",
+        "alpha_bar_prev",
+        "posterior_variance",
+        "posterior_mean_coef1",
+    ):
         assert getattr(process, name).dtype == torch.float64

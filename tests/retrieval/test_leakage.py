@@ -55,9 +55,13 @@ def gamma(exponent: float) -> Callable[[Image.Image], Image.Image]:
     return lambda p: p.point([round(255 * (level / 255) ** exponent) for level in range(256)] * 3)
 
 
-def cut(left: float, top: float, width: float, height: float) -> Callable[[Image.Image], Image.Image]:
+def cut(
+    left: float, top: float, width: float, height: float
+) -> Callable[[Image.Image], Image.Image]:
     """Shares of the sides."""
-    return lambda p: p.crop(tuple(round(128 * share) for share in (left, top, left + width, top + height)))
+    return lambda p: p.crop(
+        tuple(round(128 * share) for share in (left, top, left + width, top + height))
+    )
 
 
 def half(image: Image.Image) -> Image.Image:
@@ -97,14 +101,24 @@ KINDS: dict[str, Sequence[Callable[[Image.Image], Image.Image]]] = {
     "turned jpeg": [turned(Image.Transpose.ROTATE_90), jpeg],
     "brighter, half": [lambda p: ImageEnhance.Brightness(p).enhance(1.2), half],
     "crop, mirrored, jpeg": [cut(0.1, 0.05, 0.85, 0.85), ImageOps.mirror, jpeg],
-    "crop, turned, grey": [cut(0, 0.1, 0.9, 0.9), turned(Image.Transpose.ROTATE_270), ImageOps.grayscale],
+    "crop, turned, grey": [
+        cut(0, 0.1, 0.9, 0.9),
+        turned(Image.Transpose.ROTATE_270),
+        ImageOps.grayscale,
+    ],
     "a thin frame": [lambda p: ImageOps.expand(p, 6, "white")],
 }
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
-def test_a_copy_of_a_test_image_is_found(changes: Sequence[Callable[[Image.Image], Image.Image]]) -> None:
-    for x in (FIELDS["chelsea-s1-y050-x105"], FIELDS["brick-s2-y000-x000"], FIELDS["coins-s1-y020-x250"]):
+def test_a_copy_of_a_test_image_is_found(
+    changes: Sequence[Callable[[Image.Image], Image.Image]],
+) -> None:
+    for x in (
+        FIELDS["chelsea-s1-y050-x105"],
+        FIELDS["brick-s2-y000-x000"],
+        FIELDS["coins-s1-y020-x250"],
+    ):
         assert copies(x, with_copy(changed(x, *changes))) == {"copy"}
 
 
@@ -117,15 +131,22 @@ def test_a_test_image_that_was_cut_from_a_corpus_image_is_found() -> None:
 
 def test_an_image_that_is_not_square_is_found_turned() -> None:
     x = EMBEDDED.image("chelsea-s1-y160-x320")[:, :80]
-    assert copies(x, with_copy(x.rot90(1, (1, 2)))) == {"copy", "chelsea-s1-y160-x320"} & {"copy", *EMBEDDED.ids[::9]}
+    assert copies(x, with_copy(x.rot90(1, (1, 2)))) == {"copy", "chelsea-s1-y160-x320"} & {
+        "copy",
+        *EMBEDDED.ids[::9],
+    }
 
 
 def test_no_test_field_has_a_copy_in_the_embedded_corpus() -> None:
-    assert {name: copies(x, EMBEDDED) for name, x in FIELDS.items()} == {name: set() for name in FIELDS}
+    assert {name: copies(x, EMBEDDED) for name, x in FIELDS.items()} == {
+        name: set() for name in FIELDS
+    }
 
 
 @pytest.mark.parametrize("texture", TEXTURES)
-def test_other_ground_of_a_texture_is_no_copy_though_it_looks_alike_flipped_or_turned(texture: str) -> None:
+def test_other_ground_of_a_texture_is_no_copy_though_it_looks_alike_flipped_or_turned(
+    texture: str,
+) -> None:
     fields = [field for field in corpus_fields() if field.photograph == texture]
     for field in fields[::8]:
         others = [other.id for other in fields if not overlap(field, other)]
@@ -143,9 +164,10 @@ def test_images_of_one_thing_are_no_copies() -> None:
 def test_of_a_flat_image_only_equal_ones_are_copies() -> None:
     flat = torch.zeros(3, 40, 60)
     assert copies(flat, EMBEDDED) == set()
-    assert copies(flat, Images({"flat": flat.clone(), "grey": flat + 0.5, "a": EMBEDDED.image(EMBEDDED.ids[0])})) == {
-        "flat"
-    }
+    assert copies(
+        flat,
+        Images({"flat": flat.clone(), "grey": flat + 0.5, "a": EMBEDDED.image(EMBEDDED.ids[0])}),
+    ) == {"flat"}
     x = EMBEDDED.image(EMBEDDED.ids[0])
     assert copies(x.mean((1, 2), keepdim=True).expand_as(x), EMBEDDED) == set()
 
@@ -176,4 +198,6 @@ def test_correlations_at_16x16_are_those_of_numpy() -> None:
 def test_the_eight_views_are_the_symmetries_of_the_square() -> None:
     views = leakage.symmetries(torch.arange(9.0).view(3, 3))
     assert len({tuple(view.flatten().tolist()) for view in views}) == 8
-    assert all(view[1, 1] == 4 and set(view[::2, ::2].flatten().tolist()) == {0, 2, 6, 8} for view in views)
+    assert all(
+        view[1, 1] == 4 and set(view[::2, ::2].flatten().tolist()) == {0, 2, 6, 8} for view in views
+    )

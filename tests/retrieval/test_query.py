@@ -31,7 +31,8 @@ def restorations():
 
 
 @pytest.mark.parametrize(
-    "degradation, sigma", [(SuperResolution(2), 0.0), (SuperResolution(2), 10.0), (BoxBlur(3), 10.0)]
+    "degradation, sigma",
+    [(SuperResolution(2), 0.0), (SuperResolution(2), 10.0), (BoxBlur(3), 10.0)],
 )
 def test_the_ridge_image_solves_the_normal_equations(degradation, sigma):
     task = RestorationTask("made", 1, degradation, sigma, 1.0)
@@ -41,8 +42,11 @@ def test_the_ridge_image_solves_the_normal_equations(degradation, sigma):
     basis = torch.eye(x.numel(), dtype=torch.float64).reshape(-1, 3, 12, 16)
     A = operator.A(basis).flatten(1).T
     r = max((operator.sigma_y / SIGNAL) ** 2, LEAST_RIDGE)
-    expected = torch.linalg.solve(A.T @ A + r * torch.eye(A.shape[1], dtype=A.dtype), A.T @ y.double().flatten())
-    # 30 steps of conjugate gradients; super-resolution without noise has a condition number of 1 / LEAST_RIDGE
+    expected = torch.linalg.solve(
+        A.T @ A + r * torch.eye(A.shape[1], dtype=A.dtype), A.T @ y.double().flatten()
+    )
+    # 30 steps of conjugate gradients; super-resolution without noise has a condition number of 1 /
+    # LEAST_RIDGE
     torch.testing.assert_close(ridge(operator, y).flatten().double(), expected, rtol=0, atol=2e-3)
 
 
@@ -60,7 +64,10 @@ def test_as_is_is_the_image_of_y_and_resized_is_what_the_imagenet_encoder_makes_
     encoder = ImagenetEncoder()
     for _, task, _, y in restorations():
         assert torch.equal(query_image(task, y, "as_is", 64), task.image_of(y))
-        vectors = [encoder.image(query_image(task, y, how, encoder.input_size)[None]) for how in ("as_is", "resized")]
+        vectors = [
+            encoder.image(query_image(task, y, how, encoder.input_size)[None])
+            for how in ("as_is", "resized")
+        ]
         assert torch.equal(*vectors)
 
 
@@ -77,12 +84,18 @@ def test_noise_ruins_the_pseudo_inverse_of_a_blur_and_hardly_the_ridge_image():
     (_, x), *_ = test_fields()
     task = task_named("deblur")
     y = task.degrade(x, generator(0, "x", "y"))
-    error = {how: (query_image(task, y, how, 64) - x).square().mean().sqrt() for how in QUERIES if how != "resized"}
+    error = {
+        how: (query_image(task, y, how, 64) - x).square().mean().sqrt()
+        for how in QUERIES
+        if how != "resized"
+    }
     assert error["regularised"] < 0.2 and error["pseudo_inverse"] > 0.5
 
 
 def test_an_unknown_way_is_answered_with_the_choices():
     with pytest.raises(
-        InputError, match="unknown query preparation 'raw'; choose one of as_is, resized, pseudo_inverse, regularised"
+        InputError,
+        match="unknown query preparation 'raw'; choose one of as_is, resized, pseudo_inverse, "
+        "regularised",
     ):
         query_image(task_named("sr4"), torch.zeros(3, 8, 8), "raw", 64)

@@ -1,4 +1,6 @@
-"""Algorithm 1 against a twin written from the paper's formulas, and against closed forms on Gaussian priors."""
+"""Algorithm 1 against a twin written from the paper's formulas, and against closed forms on
+Gaussian priors.
+"""
 
 import importlib.util
 import math
@@ -58,7 +60,9 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 @pytest.fixture(scope="module")
 def study(repository) -> ModuleType:
-    """benchmarks/quality/gaussian_prior.py, which propagates the mean and covariance of Algorithm 1 exactly."""
+    """benchmarks/quality/gaussian_prior.py, which propagates the mean and covariance of Algorithm 1
+    exactly.
+    """
     path = repository / "benchmarks" / "quality" / "gaussian_prior.py"
     spec = importlib.util.spec_from_file_location("gaussian_prior", path)
     module = importlib.util.module_from_spec(spec)
@@ -69,9 +73,11 @@ def study(repository) -> ModuleType:
 def literal_algorithm_1(
     eps_theta, fraction, A, y, x_T, noise, n, s, variance, clip, level, eta=1.0, tau=1.0, fast=False
 ) -> np.ndarray:  # fmt: skip
-    """The paper's listing for one image as a vector; A is a matrix, applied to mu and to eps apart. eta: DDIM's eq. 12.
+    """The paper's listing for one image as a vector; A is a matrix, applied to mu and to eps apart.
+    eta: DDIM's eq. 12.
 
-    fast: the second-order step in angles, alpha = cos(phi). Where x0 = a + b alpha, x = C sigma + a alpha + b has x's flow.
+    fast: the second-order step in angles, alpha = cos(phi). Where x0 = a + b alpha, x = C sigma + a
+        alpha + b has x's flow.
     """
     kept = np.round(np.linspace(0, 999, n)).astype(int)
     alpha_bar_all = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -89,7 +95,10 @@ def literal_algorithm_1(
         x0 = (x - math.sqrt(1 - ab) * eps) / math.sqrt(ab)
         if clip:
             x0 = np.clip(x0, -1, 1)
-        mu = math.sqrt(ab_prev) * beta / (1 - ab) * x0 + math.sqrt(1 - beta) * (1 - ab_prev) / (1 - ab) * x
+        mu = (
+            math.sqrt(ab_prev) * beta / (1 - ab) * x0
+            + math.sqrt(1 - beta) * (1 - ab_prev) / (1 - ab) * x
+        )
         if variance == "learned":
             f = fraction(x, kept[i])
             Sigma = beta**f * beta_tilde ** (1 - f)
@@ -121,11 +130,23 @@ def literal_algorithm_1(
 @pytest.mark.parametrize(
     "variance, eta, tau, fast",
     [
-        *(("small", 1, 1, False), ("large", 1, 1, False), ("learned", 1, 1, False), ("small", 0.3, 1, False)),
-        *(("learned", 0.5, 0.7, False), ("large", 0, 1, False), ("small", 0, 1, True), ("learned", 0, 1, True)),
+        *(
+            ("small", 1, 1, False),
+            ("large", 1, 1, False),
+            ("learned", 1, 1, False),
+            ("small", 0.3, 1, False),
+        ),
+        *(
+            ("learned", 0.5, 0.7, False),
+            ("large", 0, 1, False),
+            ("small", 0, 1, True),
+            ("learned", 0, 1, True),
+        ),
     ],
 )
-def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, eta, tau, fast, level, clip):
+def test_the_sampler_equals_the_papers_listing_given_the_same_noise(
+    variance, eta, tau, fast, level, clip
+):
     W, V, A = torch.randn(3, 12, 12, dtype=torch.float64)
     A = A[:5] / 4
 
@@ -136,65 +157,98 @@ def test_the_sampler_equals_the_papers_listing_given_the_same_noise(variance, et
         return 0.5 + torch.sin(x.flatten(1) @ V.T).reshape(x.shape)
 
     def flat(f: Callable) -> Callable:
-        return lambda x, t: f(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([t])).flatten().numpy()
+        return lambda x, t: (
+            f(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([t])).flatten().numpy()
+        )
 
     n, s = 12, 0.7
     y = torch.randn(2, 5, 1, 1, dtype=torch.float64)
     cls = FastADIR if fast else ADIR
-    sampler = cls("adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta, temperature=tau)
+    sampler = cls(
+        "adir", n, s, variance, clip, cap=False, measurement_level=level, eta=eta, temperature=tau
+    )
     result = sampler.restore(Denoiser(eps, fraction), Matrix(A), y, generators(3, 4))
     for image, seed in enumerate((3, 4)):
         (g,) = generators(seed)
-        noise = [torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy() for _ in range(n)]
+        noise = [
+            torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy() for _ in range(n)
+        ]
         twin = literal_algorithm_1(
             flat(eps), flat(fraction), A.numpy(), y[image].flatten().numpy(), noise[0], noise[1:], n, s,
             variance, clip, level, eta, tau, fast,
         )  # fmt: skip
-        np.testing.assert_allclose(result.x_hat[image].flatten().numpy(), twin, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(
+            result.x_hat[image].flatten().numpy(), twin, rtol=1e-9, atol=1e-11
+        )
 
 
-# ---- Gaussian priors -------------------------------------------------------------------------------------------------
+# ---- Gaussian priors -----------------------------------------------------------------------------
 
 
 def correlated_prior() -> tuple[Tensor, Tensor]:
     """m and S of 12 correlated pixels with variances around 0.3."""
     half = torch.randn(12, 12, dtype=torch.float64) * 0.15
-    return torch.linspace(-0.5, 0.5, 12, dtype=torch.float64), half @ half.T + 0.05 * torch.eye(12, dtype=torch.float64)
+    return torch.linspace(-0.5, 0.5, 12, dtype=torch.float64), half @ half.T + 0.05 * torch.eye(
+        12, dtype=torch.float64
+    )
 
 
 def sample_moments(study, prior, A, y, n_images, **settings) -> tuple[Tensor, Tensor]:
     denoiser, operator = Denoiser(study.exact_eps(*prior)), Matrix(A)
     batch = y.reshape(1, -1, 1, 1).expand(n_images, -1, -1, -1)
-    x = ADIR(clip_x0=False, **settings).restore(denoiser, operator, batch, generators(*range(n_images))).x_hat
+    x = (
+        ADIR(clip_x0=False, **settings)
+        .restore(denoiser, operator, batch, generators(*range(n_images)))
+        .x_hat
+    )
     x = x.flatten(1)
     return x.mean(0), torch.cov(x.T)
 
 
 @pytest.mark.parametrize("cap", [False, True], ids=["literal", "capped"])
 @pytest.mark.parametrize(
-    "variance, level, eta", [("small", "mean", 1.0), ("large", "current", 1.0), ("small", "mean", 0.5)]
+    "variance, level, eta",
+    [("small", "mean", 1.0), ("large", "current", 1.0), ("small", "mean", 0.5)],
 )
-def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(study, variance, level, eta, cap):
+def test_samples_have_the_mean_and_covariance_that_the_affine_recursion_gives(
+    study, variance, level, eta, cap
+):
     m, S = correlated_prior()
     A = torch.randn(5, 12, dtype=torch.float64) / 4
     y = torch.randn(5, dtype=torch.float64)
     # s = 3 is stable without the cap and above the bound in the first steps of 15.
-    settings = {"n_steps": 15, "guidance_scale": 3.0, "variance": variance, "cap": cap, "measurement_level": level}
+    settings = {
+        "n_steps": 15,
+        "guidance_scale": 3.0,
+        "variance": variance,
+        "cap": cap,
+        "measurement_level": level,
+    }
     settings |= {"eta": eta}
     n = 3000
     mean, covariance = sample_moments(study, (m, S), A, y, n, **settings)
     exact_mean, exact_covariance = study.propagate(linear_schedule(), m, S, A, y, **settings)
     scale = exact_covariance.diagonal().sqrt()
     assert (mean - exact_mean).abs().div(scale).max() < 4.5 / math.sqrt(n)
-    # The standard error of an entry of a sample covariance is at most sqrt(2 / n) of the two standard deviations.
-    assert (covariance - exact_covariance).abs().div(torch.outer(scale, scale)).max() < 4.5 * math.sqrt(2 / n)
+    # The standard error of an entry of a sample covariance is at most sqrt(2 / n) of the two
+    # standard deviations.
+    assert (covariance - exact_covariance).abs().div(
+        torch.outer(scale, scale)
+    ).max() < 4.5 * math.sqrt(2 / n)
 
 
 def test_the_recursion_itself_is_what_the_sampler_does_to_the_mean(study):
-    # The average over all noises z and -z of an affine map is its value at z = 0: the mean, with no statistics.
+    # The average over all noises z and -z of an affine map is its value at z = 0: the mean, with no
+    # statistics.
     m, S = correlated_prior()
     A, y = torch.randn(4, 12, dtype=torch.float64) / 4, torch.randn(4, dtype=torch.float64)
-    settings = {"n_steps": 10, "guidance_scale": 2.0, "variance": "large", "cap": False, "measurement_level": "mean"}
+    settings = {
+        "n_steps": 10,
+        "guidance_scale": 2.0,
+        "variance": "large",
+        "cap": False,
+        "measurement_level": "mean",
+    }
     original = torch.randn
     outputs = []
     for sign in (1, -1):
@@ -203,7 +257,9 @@ def test_the_recursion_itself_is_what_the_sampler_does_to_the_mean(study):
             sampler = ADIR(clip_x0=False, **settings)
             batch = y.reshape(1, -1, 1, 1)
             outputs.append(
-                sampler.restore(Denoiser(study.exact_eps(m, S)), Matrix(A), batch, generators(7)).x_hat.flatten()
+                sampler.restore(
+                    Denoiser(study.exact_eps(m, S)), Matrix(A), batch, generators(7)
+                ).x_hat.flatten()
             )
     mean, _ = study.propagate(linear_schedule(), m, S, A, y, **settings)
     torch.testing.assert_close((outputs[0] + outputs[1]) / 2, mean, rtol=1e-10, atol=1e-10)
@@ -214,10 +270,18 @@ def test_without_guidance_the_samples_tend_to_the_prior_as_steps_grow(study):
     errors = []
     for n in (250, 500, 1000):
         mean, covariance = study.propagate(
-            linear_schedule(n), m, S, torch.zeros(1, 12).double(), torch.zeros(1).double(), n, 0.0, "small"
+            linear_schedule(n),
+            m,
+            S,
+            torch.zeros(1, 12).double(),
+            torch.zeros(1).double(),
+            n,
+            0.0,
+            "small",
         )
         errors.append(((covariance - S).norm() / S.norm()).item())
-        # x_T ~ N(0, I) although sqrt(alpha_bar_T) m = 0.006 m is not quite 0: the only error of the mean.
+        # x_T ~ N(0, I) although sqrt(alpha_bar_T) m = 0.006 m is not quite 0: the only error of the
+        # mean.
         assert (mean - m).norm() < 0.01 * m.norm()
     assert errors[2] < 0.03
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)  # first order in the step
@@ -240,12 +304,15 @@ def test_without_guidance_the_samples_of_a_ddim_step_tend_to_the_prior_too(study
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 0.8])
 def test_a_lowered_temperature_scales_the_covariance_of_unguided_samples(study, tau):
-    # adir.samplers.adir: w tends to tau^2 + (1 - tau^2) v ab_T / V_T, whose last term is x_T's own noise; w = 1 at tau = 1.
+    # adir.samplers.adir: w tends to tau^2 + (1 - tau^2) v ab_T / V_T, whose last term is x_T's own
+    # noise; w = 1 at tau = 1.
     m, S = correlated_prior()
     errors = []
     for n in (250, 500, 1000):
         A, y = torch.zeros(1, 12).double(), torch.zeros(1).double()
-        mean, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 0.0, "small", temperature=tau)
+        mean, covariance = study.propagate(
+            linear_schedule(n), m, S, A, y, n, 0.0, "small", temperature=tau
+        )
         ab = linear_schedule(n).alpha_bar[-1]
         left = ab * torch.linalg.inv(ab * S + (1 - ab) * torch.eye(12).double()) @ S @ S
         errors.append(((covariance - tau**2 * S - (1 - tau**2) * left).norm() / S.norm()).item())
@@ -257,10 +324,12 @@ def test_a_lowered_temperature_scales_the_covariance_of_unguided_samples(study, 
 
 
 @pytest.mark.parametrize("n", [1, 7, 50])
-def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_gaussian_prior(study, n):
-    # Along an eigenvector of S, of variance v, with d = x_t - sqrt(ab) m and V = ab v + 1 - ab, the denoiser gives
-    # x0_hat = m + sqrt(ab) v d / V and eps = sqrt(1 - ab) d / V: a step multiplies d by
-    # (sqrt(ab_prev ab) v + sqrt((1 - ab_prev) (1 - ab))) / V.
+def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_gaussian_prior(
+    study, n
+):
+    # Along an eigenvector of S, of variance v, with d = x_t - sqrt(ab) m and V = ab v + 1 - ab, the
+    # denoiser gives x0_hat = m + sqrt(ab) v d / V and eps = sqrt(1 - ab) d / V: a step multiplies d
+    # by (sqrt(ab_prev ab) v + sqrt((1 - ab_prev) (1 - ab))) / V.
     m, S = correlated_prior()
     variances, vectors = torch.linalg.eigh(S)
     p = linear_schedule().respaced(n)
@@ -273,12 +342,15 @@ def test_without_noise_or_guidance_the_sampler_is_the_closed_form_of_ddim_on_a_g
     expected = m + vectors @ (factor * (vectors.T @ (x_T - p.alpha_bar[-1].sqrt() * m)))
     sampler = ADIR(n_steps=n, guidance_scale=0.0, variance="small", clip_x0=False, eta=0.0)
     y = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
-    result = sampler.restore(Denoiser(study.exact_eps(m, S)), Matrix(torch.ones(2, 12).double()), y, generators(5))
+    result = sampler.restore(
+        Denoiser(study.exact_eps(m, S)), Matrix(torch.ones(2, 12).double()), y, generators(5)
+    )
     torch.testing.assert_close(result.x_hat.flatten(), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_without_noise_the_map_tends_to_that_of_the_probability_flow(study):
-    # The probability-flow ODE keeps the quantiles: x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m), V_T = ab_T S + 1 - ab_T.
+    # The probability-flow ODE keeps the quantiles: x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m),
+    # V_T = ab_T S + 1 - ab_T.
     m, S = correlated_prior()
     variances, vectors = torch.linalg.eigh(S)
     errors = []
@@ -289,25 +361,37 @@ def test_without_noise_the_map_tends_to_that_of_the_probability_flow(study):
         A, y = torch.zeros(1, 12).double(), torch.zeros(1).double()
         _, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 0.0, "small", eta=0.0)
         errors.append((covariance - exact).norm().item())
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15) and errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15) and errors[1] / errors[
+        2
+    ] == pytest.approx(2, rel=0.15)
 
 
 def images_of(study, sampler: ADIR, prior, A: Tensor, y: Tensor) -> Tensor:
     """(8, 12) results of the ideal denoiser for x_T of eight seeds."""
     batch = y.reshape(1, -1, 1, 1).expand(8, -1, -1, -1)
-    result = sampler.restore(Denoiser(study.exact_eps(*prior)), Matrix(A), batch, generators(*range(8)))
+    result = sampler.restore(
+        Denoiser(study.exact_eps(*prior)), Matrix(A), batch, generators(*range(8))
+    )
     assert result.network_evaluations == sampler.n_steps
     return result.x_hat.flatten(1)
 
 
 @pytest.mark.parametrize("sampler, order", [(ADIR, 1), (FastADIR, 2)])
-def test_without_noise_or_guidance_the_step_converges_to_the_probability_flow_at_its_order(study, sampler, order):
-    # x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m) as above. Of 1000 steps 112, 334 and all are exactly 9, 3 and 1 apart.
+def test_without_noise_or_guidance_the_step_converges_to_the_probability_flow_at_its_order(
+    study, sampler, order
+):
+    # x_0 = m + (S / V_T)^(1/2) (x_T - sqrt(ab_T) m) as above. Of 1000 steps 112, 334 and all are
+    # exactly 9, 3 and 1 apart.
     m, S = correlated_prior()
     variances, vectors = torch.linalg.eigh(S)
     ab = linear_schedule().alpha_bar[-1]
     flow = vectors @ torch.diag((variances / (ab * variances + 1 - ab)).sqrt()) @ vectors.T
-    x_T = torch.stack([torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten() for g in generators(*range(8))])
+    x_T = torch.stack(
+        [
+            torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten()
+            for g in generators(*range(8))
+        ]
+    )
     expected = m + (x_T - ab.sqrt() * m) @ flow
     A = torch.ones(2, 12, dtype=torch.float64)
     errors = []
@@ -324,9 +408,16 @@ def test_guided_the_second_order_step_tends_to_the_limit_of_the_first_order_one(
     apart, moved = [], 0.0
     for n in (112, 334, 1000):
         settings = {"n_steps": n, "variance": "small", "clip_x0": False, "eta": 0.0}
-        first, second = (images_of(study, s(guidance_scale=3.0, **settings), (m, S), A, y) for s in (ADIR, FastADIR))
+        first, second = (
+            images_of(study, s(guidance_scale=3.0, **settings), (m, S), A, y)
+            for s in (ADIR, FastADIR)
+        )
         apart.append((first - second).norm().item())
-        moved = (second - images_of(study, FastADIR(guidance_scale=0.0, **settings), (m, S), A, y)).norm().item()
+        moved = (
+            (second - images_of(study, FastADIR(guidance_scale=0.0, **settings), (m, S), A, y))
+            .norm()
+            .item()
+        )
     assert apart[0] / apart[1] > 2.5 and apart[1] / apart[2] > 2.5  # 3 for first order
     assert apart[2] < 0.01 * moved
 
@@ -341,7 +432,8 @@ def test_the_second_order_step_takes_one_evaluation_a_step_and_no_noise():
 
 
 def test_without_noise_guidance_sees_the_residual_of_x0_hat_alone():
-    # At eta = 0, A mu - y_{t-1} = sqrt(ab_prev) (A x0_hat - y): where A x0_hat = y, guidance of any strength changes nothing.
+    # At eta = 0, A mu - y_{t-1} = sqrt(ab_prev) (A x0_hat - y): where A x0_hat = y, guidance of any
+    # strength changes nothing.
     y = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64).reshape(1, -1, 1, 1)
     x0 = y.reshape(1, *SHAPE)
 
@@ -359,14 +451,20 @@ def test_without_noise_guidance_sees_the_residual_of_x0_hat_alone():
 
 
 def test_with_all_the_noise_the_numbers_are_those_of_the_ancestral_step_to_the_bit(monkeypatch):
-    # ddim_coefficients gives the ancestral ones but for their last digit, so eta = 1 must not ask for them.
+    # ddim_coefficients gives the ancestral ones but for their last digit, so eta = 1 must not ask
+    # for them.
     monkeypatch.setattr("adir.samplers.adir.ddim_coefficients", None)
     sampler = ADIR(n_steps=5, variance="small", eta=1.0)
     literal = ADIR(n_steps=5, variance="small")
-    results = [s.restore(Denoiser(unit_eps), BLUR, blurred(), generators(1)).x_hat for s in (sampler, literal)]
+    results = [
+        s.restore(Denoiser(unit_eps), BLUR, blurred(), generators(1)).x_hat
+        for s in (sampler, literal)
+    ]
     assert torch.equal(*results)
     with pytest.raises(TypeError):
-        ADIR(n_steps=5, variance="small", eta=0.5).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+        ADIR(n_steps=5, variance="small", eta=0.5).restore(
+            Denoiser(unit_eps), BLUR, blurred(), generators(1)
+        )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
@@ -378,17 +476,20 @@ def test_a_share_of_the_noise_outside_0_to_1_raises(what, share):
 
 @pytest.mark.parametrize("n", [1, 7, 50])
 def test_large_variance_is_exact_for_a_unit_prior_at_any_number_of_steps(study, n):
-    # For x0 ~ N(0, I), q(x_{t-1} | x_t) has covariance beta_t. Only the last step, which returns its mean, leaves out its
-    # own beta: 1e-4, or 1 - alpha_bar_T when there is a single step.
+    # For x0 ~ N(0, I), q(x_{t-1} | x_t) has covariance beta_t. Only the last step, which returns
+    # its mean, leaves out its own beta: 1e-4, or 1 - alpha_bar_T when there is a single step.
     zero, eye = torch.zeros(12, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
-    _, covariance = study.propagate(linear_schedule(), zero, eye, zero[None], zero[:1], n, 0.0, "large")
+    _, covariance = study.propagate(
+        linear_schedule(), zero, eye, zero[None], zero[:1], n, 0.0, "large"
+    )
     beta_0 = 1e-4 if n > 1 else 1 - np.prod(1 - np.linspace(1e-4, 0.02, 1000))
     torch.testing.assert_close(covariance, (1 - beta_0) * eye, rtol=1e-10, atol=1e-10)
 
 
 def test_algorithm_1_is_exact_where_the_posterior_is_as_wide_as_the_noise(study):
-    # Posterior precision S^-1 + A^T A / sigma^2 = I makes the likelihood's own scale, S / (sigma^2 C_t + S (1 - ab) a^2),
-    # the same at all t: 1 / sigma^2 = 2 s. Then only the step size separates Algorithm 1 from the posterior.
+    # Posterior precision S^-1 + A^T A / sigma^2 = I makes the likelihood's own scale, S / (sigma^2
+    # C_t + S (1 - ab) a^2), the same at all t: 1 / sigma^2 = 2 s. Then only the step size separates
+    # Algorithm 1 from the posterior.
     A = torch.randn(5, 12, dtype=torch.float64)
     A /= torch.linalg.matrix_norm(A, 2)
     sigma, eye = 1.3, torch.eye(12, dtype=torch.float64)
@@ -398,7 +499,9 @@ def test_algorithm_1_is_exact_where_the_posterior_is_as_wide_as_the_noise(study)
     torch.testing.assert_close(posterior_covariance, eye)
     errors = []
     for n in (250, 500, 1000):
-        mean, covariance = study.propagate(linear_schedule(n), m, S, A, y, n, 1 / (2 * sigma**2), "large")
+        mean, covariance = study.propagate(
+            linear_schedule(n), m, S, A, y, n, 1 / (2 * sigma**2), "large"
+        )
         errors.append(((mean - posterior_mean).norm().item(), (covariance - eye).norm().item()))
     assert errors[2][0] < 0.02 * posterior_mean.norm() and errors[2][1] < 0.02
     assert errors[0][1] / errors[2][1] == pytest.approx(4, rel=0.15)  # first order in the step
@@ -406,25 +509,39 @@ def test_algorithm_1_is_exact_where_the_posterior_is_as_wide_as_the_noise(study)
 
 @pytest.mark.parametrize("r", [0.1, 1.0, 10.0])
 def test_the_bias_on_a_unit_prior_is_the_one_that_the_continuous_limit_has(study, r):
-    # One pixel, x ~ N(0, 1), y = a x + e, r = 2 s a^2. In u = alpha_bar the moments obey
-    #   u dv/du = 1 - (1 + 2 r u) v   and   u dm/du = sqrt(u) r y / a - (1/2 + r u) m,
-    # so v = (1 - exp(-2 r)) / 2 r and m = (1 - exp(-r)) y / a, where the posterior at s = 1/(2 sigma^2), r = a^2/sigma^2,
+    # One pixel, x ~ N(0, 1), y = a x + e, r = 2 s a^2. In u = alpha_bar the moments obey u dv/du =
+    # 1 - (1 + 2 r u) v   and   u dm/du = sqrt(u) r y / a - (1/2 + r u) m, so v = (1 - exp(-2 r)) /
+    # 2 r and m = (1 - exp(-r)) y / a, where the posterior at s = 1/(2 sigma^2), r = a^2/sigma^2,
     # has 1 / (1 + r) and r / (1 + r) y / a.
     a, y, n = 0.5, 0.8, 4000
     one = torch.ones(1, 1, dtype=torch.float64)
     mean, covariance = study.propagate(
-        linear_schedule(n), 0 * one[0], one, a * one, y * one[0], n, r / (2 * a**2), "large", cap=False
+        linear_schedule(n),
+        0 * one[0],
+        one,
+        a * one,
+        y * one[0],
+        n,
+        r / (2 * a**2),
+        "large",
+        cap=False,
     )
     assert covariance.item() == pytest.approx((1 - math.exp(-2 * r)) / (2 * r), rel=0.01)
     assert mean.item() == pytest.approx((1 - math.exp(-r)) * y / a, rel=0.01)
 
 
-def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_rest_to_the_prior(study):
-    # A with equal singular values and S diagonal in its frame: the posterior of y = A x is y in the row space and the
-    # prior elsewhere, and guidance at the cap takes 0.9 of the residual away at each step.
+def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_rest_to_the_prior(
+    study,
+):
+    # A with equal singular values and S diagonal in its frame: the posterior of y = A x is y in the
+    # row space and the prior elsewhere, and guidance at the cap takes 0.9 of the residual away at
+    # each step.
     S = torch.diag(torch.linspace(0.1, 1.2, 12, dtype=torch.float64))
     m = torch.linspace(-0.5, 0.5, 12, dtype=torch.float64)
-    A, y = torch.eye(12, dtype=torch.float64)[::2] / 4, torch.linspace(-0.2, 0.2, 6, dtype=torch.float64)
+    A, y = (
+        torch.eye(12, dtype=torch.float64)[::2] / 4,
+        torch.linspace(-0.2, 0.2, 6, dtype=torch.float64),
+    )
     mean, covariance = study.propagate(linear_schedule(), m, S, A, y, 1000, 1e9, "small")
     posterior_mean, posterior_covariance = study.posterior(m, S, A, y, 1e-9)
     torch.testing.assert_close(mean, posterior_mean, rtol=0, atol=2e-3)
@@ -432,11 +549,13 @@ def test_strong_capped_guidance_meets_noise_free_measurements_and_leaves_the_res
     assert (covariance.diagonal()[::2] < 1e-4).all()
 
 
-# ---- back-projection -------------------------------------------------------------------------------------------------
+# ---- back-projection -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "degradation", [SuperResolution(4), SuperResolution(8), Colorization(), BoxInpainting()], ids=lambda d: d.name
+    "degradation",
+    [SuperResolution(4), SuperResolution(8), Colorization(), BoxInpainting()],
+    ids=lambda d: d.name,
 )
 def test_back_projection_meets_y_and_leaves_what_A_cannot_see(degradation):
     operator = degradation((3, 40, 40))
@@ -459,7 +578,8 @@ def test_back_projection_of_a_noisy_y_is_refused_in_one_line():
     sampler = ADIR(n_steps=2, variance="small", back_projection=True)
     reason = sampler.not_applicable(GuidedDiffusion(), task, mode)
     assert reason == (
-        "back_projection=true reproduces y exactly, and task deblur has noise of 10 grey levels, which would come back "
+        "back_projection=true reproduces y exactly, and task deblur has noise of 10 grey "
+        "levels, which would come back "
         "amplified: use back_projection=false"
     )
     with pytest.raises(ValueError, match="y has noise of 10 grey levels"):
@@ -468,7 +588,7 @@ def test_back_projection_of_a_noisy_y_is_refused_in_one_line():
     assert sampler.not_applicable(GuidedDiffusion(), quiet, mode) is None
 
 
-# ---- the cap and failures --------------------------------------------------------------------------------------------
+# ---- the cap and failures ------------------------------------------------------------------------
 
 
 def unit_eps(x: Tensor, t: Tensor) -> Tensor:
@@ -482,14 +602,21 @@ DIVERGING = {"n_steps": 50, "guidance_scale": 10.0, "variance": "small"}
 
 
 def blurred(n: int = 1) -> Tensor:
-    return BLUR.A(torch.rand(n, *BLUR.image_shape, generator=torch.Generator().manual_seed(5)) * 2 - 1)
+    return BLUR.A(
+        torch.rand(n, *BLUR.image_shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    )
 
 
 def test_the_literal_algorithm_diverges_and_the_error_names_step_and_scale():
-    # 2 s Sigma_t ||A||^2 = 20 Sigma_t is above 2 for most of 50 steps. The cube stands for a network out of its range.
+    # 2 s Sigma_t ||A||^2 = 20 Sigma_t is above 2 for most of 50 steps. The cube stands for a
+    # network out of its range.
     denoiser = Denoiser(lambda x, t: unit_eps(x, t) + 0.01 * x**3)
     result = ADIR(**DIVERGING, cap=False).restore(denoiser, BLUR, blurred(), generators(1))
-    assert "step " in result.errors[0] and " of 50" in result.errors[0] and "guidance_scale=10," in result.errors[0]
+    assert (
+        "step " in result.errors[0]
+        and " of 50" in result.errors[0]
+        and "guidance_scale=10," in result.errors[0]
+    )
     assert "cap=true" in result.errors[0]
     assert result.x_hat.isnan().all() and result.capped_steps == [0]
 
@@ -497,7 +624,9 @@ def test_the_literal_algorithm_diverges_and_the_error_names_step_and_scale():
 def test_the_cap_keeps_the_same_run_finite_and_is_reported():
     result = ADIR(**DIVERGING).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
     variance = linear_schedule().respaced(50).posterior_log_variance.exp()
-    assert result.errors == [None] and result.x_hat.isfinite().all() and result.x_hat.abs().max() < 5
+    assert (
+        result.errors == [None] and result.x_hat.isfinite().all() and result.x_hat.abs().max() < 5
+    )
     assert result.capped_steps == [(2 * 10 * variance * BLUR.norm**2 > 0.9).sum().item()]
     assert 0 < result.capped_steps[0] < 50
 
@@ -505,7 +634,8 @@ def test_the_cap_keeps_the_same_run_finite_and_is_reported():
 def test_where_no_step_exceeds_the_bound_the_cap_changes_no_bit():
     gentle = {**DIVERGING, "guidance_scale": 0.5}
     on, off = (
-        ADIR(**gentle, cap=cap).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1)) for cap in (True, False)
+        ADIR(**gentle, cap=cap).restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+        for cap in (True, False)
     )
     assert torch.equal(on.x_hat, off.x_hat) and on.capped_steps == off.capped_steps == [0]
 
@@ -524,10 +654,13 @@ def test_an_image_that_fails_does_not_touch_the_others_of_its_batch():
 
 
 def test_an_image_that_fails_midway_stays_failed_and_the_first_bad_step_is_named():
-    # Of 5 steps over 1000 the third is the first below t = 600; the network is sound again from the fourth on.
+    # Of 5 steps over 1000 the third is the first below t = 600; the network is sound again from the
+    # fourth on.
     def eps(x: Tensor, t: Tensor) -> Tensor:
         broken = (400 < t) & (t < 600)
-        return torch.where(broken[:, None, None, None] & (x.mean((1, 2, 3), keepdim=True) > 0), torch.nan, x)
+        return torch.where(
+            broken[:, None, None, None] & (x.mean((1, 2, 3), keepdim=True) > 0), torch.nan, x
+        )
 
     y = torch.stack([torch.full(BLUR.image_shape, value) for value in (-0.9, 0.9)])
     kept: list[Tensor] = []
@@ -536,12 +669,19 @@ def test_an_image_that_fails_midway_stays_failed_and_the_first_bad_step_is_named
     )
     assert result.errors == [None, "NaN or Inf at step 3 of 5: lower guidance_scale=1e+09"]
     assert result.x_hat[0].isfinite().all() and result.x_hat[1].isnan().all()
-    assert [x.isnan().flatten(1).any(1).tolist() for x in kept] == [[False, False]] * 3 + [[False, True]] * 2
-    assert result.capped_steps == [5, 3]  # s = 1e9 caps each step, and those after the failure do not count
+    assert [x.isnan().flatten(1).any(1).tolist() for x in kept] == [[False, False]] * 3 + [
+        [False, True]
+    ] * 2
+    assert result.capped_steps == [
+        5,
+        3,
+    ]  # s = 1e9 caps each step, and those after the failure do not count
 
 
 class Unread:
-    """A backbone and an operator on torch's `meta` device, whose tensors have shapes and no numbers: reading one raises."""
+    """A backbone and an operator on torch's `meta` device, whose tensors have shapes and no
+    numbers: reading one raises.
+    """
 
     schedule, image_shape, norm = linear_schedule(), SHAPE, 1.0
 
@@ -563,7 +703,9 @@ def test_no_step_waits_for_a_number_from_the_device(monkeypatch, variance):
     ADIR(n_steps=3, variance=variance).restore(Unread(), Unread(), y, generators(1, 2))
     assert finished[0].shape == y.shape and finished[0].is_meta
     monkeypatch.undo()
-    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # the watch itself reads, once, at the end
+    with pytest.raises(
+        (NotImplementedError, RuntimeError), match="meta"
+    ):  # the watch itself reads, once, at the end
         ADIR(n_steps=3, variance=variance).restore(Unread(), Unread(), y, generators(1, 2))
 
 
@@ -583,7 +725,9 @@ def test_when_all_images_fail_all_are_reported():
 
 def test_learned_variance_on_a_network_without_one_raises():
     with pytest.raises(ValueError, match="use small or large"):
-        ADIR(n_steps=2, variance="learned").restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+        ADIR(n_steps=2, variance="learned").restore(
+            Denoiser(unit_eps), BLUR, blurred(), generators(1)
+        )
 
 
 def test_a_single_step_works():
@@ -599,7 +743,9 @@ def test_a_single_step_works():
 
 def test_more_steps_than_the_schedule_has_raise():
     with pytest.raises(ValueError, match="from 1 to 1000"):
-        ADIR(n_steps=1001, variance="small").restore(Denoiser(unit_eps), BLUR, blurred(), generators(1))
+        ADIR(n_steps=1001, variance="small").restore(
+            Denoiser(unit_eps), BLUR, blurred(), generators(1)
+        )
 
 
 def test_alone_in_a_batch_and_in_another_order_an_image_is_bit_equal():
@@ -611,7 +757,9 @@ def test_alone_in_a_batch_and_in_another_order_an_image_is_bit_equal():
     turned = sampler.restore(backbone, operator, y[order], generators(3, 1, 2)).x_hat
     assert torch.equal(turned, batch[order])
     for b in range(3):
-        assert torch.equal(sampler.restore(backbone, operator, y[b : b + 1], generators(b + 1)).x_hat[0], batch[b])
+        assert torch.equal(
+            sampler.restore(backbone, operator, y[b : b + 1], generators(b + 1)).x_hat[0], batch[b]
+        )
     assert not torch.equal(batch[0], batch[1])
 
 
@@ -620,6 +768,10 @@ def test_restore_leaves_its_inputs_and_the_gradient_mode_alone():
     before = y.clone()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        x_hat = ADIR(n_steps=3, variance="small").restore(Denoiser(unit_eps), BLUR, y, generators(1)).x_hat
+        x_hat = (
+            ADIR(n_steps=3, variance="small")
+            .restore(Denoiser(unit_eps), BLUR, y, generators(1))
+            .x_hat
+        )
     assert torch.equal(y, before) and torch.is_grad_enabled() and not x_hat.requires_grad
     assert x_hat.dtype == torch.float32 and x_hat.shape == (1, 3, 16, 16)

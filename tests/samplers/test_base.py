@@ -18,7 +18,9 @@ def test_the_watch_names_the_first_bad_step_of_each_image_also_where_a_later_one
     watch = Watch(batch(0, 0, 0, 0))
     for values in ((0, 0, 0, NAN), (0, INF, 0, 0), (0, 0, 0, NAN)):
         watch.step(batch(*values))
-    result = watch.finish(batch(0.25, 0, -INF, 0), "do this", network_evaluations=7, gradient_evaluations=2)
+    result = watch.finish(
+        batch(0.25, 0, -INF, 0), "do this", network_evaluations=7, gradient_evaluations=2
+    )
     assert result.errors == [
         None,
         "NaN or Inf at step 2 of 3: do this",
@@ -26,7 +28,10 @@ def test_the_watch_names_the_first_bad_step_of_each_image_also_where_a_later_one
         "NaN or Inf at step 1 of 3: do this",
     ]
     assert torch.equal(result.x_hat[0], batch(0.25)[0]) and result.x_hat[1:].isnan().all()
-    assert (result.network_evaluations, result.gradient_evaluations) == (7, 2) and result.capped_steps == [0, 0, 0, 0]
+    assert (result.network_evaluations, result.gradient_evaluations) == (
+        7,
+        2,
+    ) and result.capped_steps == [0, 0, 0, 0]
 
 
 def test_the_watch_counts_capped_steps_of_an_image_until_it_fails():
@@ -48,7 +53,9 @@ def test_a_result_has_the_type_of_the_measurement():
 
 def test_images_restored_one_by_one_keep_their_places_and_generators():
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
-    expected = [torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6, 7)]
+    expected = [
+        torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6, 7)
+    ]
 
     def restore_one(y, own):
         assert y.shape == (1, 3, 2, 2)
@@ -59,5 +66,12 @@ def test_images_restored_one_by_one_keep_their_places_and_generators():
     result = one_by_one(restore_one, batch(0, NAN, 2), generators)
     assert torch.equal(result.x_hat[0], batch(0)[0] + expected[0])
     assert torch.equal(result.x_hat[2], batch(2)[0] + expected[2])
-    assert result.x_hat[1].isnan().all() and result.errors == [None, "NaN or Inf at step 1 of 1: do this", None]
-    assert (result.network_evaluations, result.gradient_evaluations) == (4, 3) and result.capped_steps == [1, 1, 1]
+    assert result.x_hat[1].isnan().all() and result.errors == [
+        None,
+        "NaN or Inf at step 1 of 1: do this",
+        None,
+    ]
+    assert (result.network_evaluations, result.gradient_evaluations) == (
+        4,
+        3,
+    ) and result.capped_steps == [1, 1, 1]

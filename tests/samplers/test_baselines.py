@@ -1,4 +1,6 @@
-"""The baselines against the library's own calls, the papers' listings as dense matrices, and closed forms."""
+"""The baselines against the library's own calls, the papers' listings as dense matrices, and closed
+forms.
+"""
 
 import dataclasses
 import math
@@ -93,7 +95,7 @@ def by_name(value: object) -> str | None:
     return getattr(value, "name", None)
 
 
-# ---- the adapters ----------------------------------------------------------------------------------------------------
+# ---- the adapters --------------------------------------------------------------------------------
 
 
 def test_a_backbone_as_a_denoiser_is_what_deepinv_makes_of_the_same_network():
@@ -101,15 +103,21 @@ def test_a_backbone_as_a_denoiser_is_what_deepinv_makes_of_the_same_network():
     with torch.no_grad():
         theirs.out[-1].weight.normal_(std=0.02)  # zero as it comes
         ours = SimpleNamespace(
-            schedule=linear_schedule(), predict=lambda x_t, t: Prediction(theirs.forward_diffusion(x_t, t)[:, :3], None)
+            schedule=linear_schedule(),
+            predict=lambda x_t, t: Prediction(theirs.forward_diffusion(x_t, t)[:, :3], None),
         )
         alpha_bar = linear_schedule().alpha_bar
-        for t in (0, 300):  # at these noise levels; between two of them DiffUNet mixes one's scale and the other's
+        for t in (
+            0,
+            300,
+        ):  # at these noise levels; between two of them DiffUNet mixes one's scale and the other's
             sigma = ((1 - alpha_bar[t]) / alpha_bar[t]).sqrt().item() / 2
             noisy = torch.rand(1, *SHAPE) + sigma * torch.randn(1, *SHAPE)
             expected = theirs(noisy, sigma, type_t="noise_level")
             assert expected.std() > 0.01
-            torch.testing.assert_close(BackboneDenoiser(ours)(noisy, sigma), expected, rtol=0, atol=2e-5)
+            torch.testing.assert_close(
+                BackboneDenoiser(ours)(noisy, sigma), expected, rtol=0, atol=2e-5
+            )
 
 
 def test_the_gradient_of_the_denoiser_is_that_of_finite_differences(backbone):
@@ -128,10 +136,11 @@ def test_the_gradient_of_the_denoiser_is_that_of_finite_differences(backbone):
     assert all(parameter.grad is None for parameter in backbone.network.parameters())
 
 
-# ---- the library's own calls -----------------------------------------------------------------------------------------
+# ---- the library's own calls ---------------------------------------------------------------------
 
-# Two orders of the same float32 sums: a rounding is 6e-8, the first x0_hat = x_T / sqrt(alpha_bar_T) multiplies it by 157, and
-# the later steps by a few more. The instruction set chooses the orders: 0.7e-5 to 2.4e-5 were seen.
+# Two orders of the same float32 sums: a rounding is 6e-8, the first x0_hat = x_T /
+# sqrt(alpha_bar_T) multiplies it by 157, and the later steps by a few more. The instruction set
+# chooses the orders: 0.7e-5 to 2.4e-5 were seen.
 LIKE_DEEPINV = {"rtol": 0, "atol": 1e-4}
 
 
@@ -156,10 +165,16 @@ def test_dps_of_an_operator_without_deepinv_is_deepinvs_call_too(backbone, x):
 def test_dps_is_deepinvs_call_with_the_same_seed(backbone, x, guidance):
     operator = DEBLUR.operator(SHAPE)
     y = DEBLUR.degrade(x, generator(0))
-    ours = DPS(n_steps=4, weight=7.0, guidance=guidance).restore(backbone, operator, y[None], [generator(5)])
-    blur = deepinv.physics.BlurFFT(SHAPE, torch.full((1, 1, 5, 5), 1 / 25), noise_model=GaussianNoise(10 / 255))
+    ours = DPS(n_steps=4, weight=7.0, guidance=guidance).restore(
+        backbone, operator, y[None], [generator(5)]
+    )
+    blur = deepinv.physics.BlurFFT(
+        SHAPE, torch.full((1, 1, 5, 5), 1 / 25), noise_model=GaussianNoise(10 / 255)
+    )
     torch.manual_seed(5)
-    sampler = deepinv.sampling.DPS(BackboneDenoiser(backbone), num_steps=5, weight=7.0, guidance=guidance)
+    sampler = deepinv.sampling.DPS(
+        BackboneDenoiser(backbone), num_steps=5, weight=7.0, guidance=guidance
+    )
     theirs = sampler((y[None] + 1) / 2, blur)
     torch.testing.assert_close(ours.x_hat, (2 * theirs - 1).float(), **LIKE_DEEPINV)
 
@@ -167,19 +182,32 @@ def test_dps_is_deepinvs_call_with_the_same_seed(backbone, x, guidance):
 def test_ddrm_is_deepinvs_call_with_the_same_seed(backbone, x):
     y = DEBLUR.degrade(x, generator(0))
     ours = DDRM(n_steps=6).restore(backbone, DEBLUR.operator(SHAPE), y[None], [generator(5)])
-    blur = deepinv.physics.BlurFFT(SHAPE, torch.full((1, 1, 5, 5), 1 / 25), noise_model=GaussianNoise(10 / 255))
+    blur = deepinv.physics.BlurFFT(
+        SHAPE, torch.full((1, 1, 5, 5), 1 / 25), noise_model=GaussianNoise(10 / 255)
+    )
     theirs = deepinv.sampling.DDRM(BackboneDenoiser(backbone), sigmas=np.linspace(1, 0, 6))(
         (y[None] + 1) / 2, blur, seed=5
     )
     torch.testing.assert_close(ours.x_hat, 2 * theirs - 1, **LIKE_DEEPINV)
 
 
-# ---- singular values -------------------------------------------------------------------------------------------------
+# ---- singular values -----------------------------------------------------------------------------
 
 SMALL = (3, 16, 24)
 DEGRADATIONS = [
-    *(SuperResolution(2), MeanDownsampling(4), ReflectiveSuperResolution(2), Colorization(), BoxBlur(4)),
-    *(GaussianBlur(1.0, 7), BoxInpainting(0.5), RandomInpainting(0.7), RandomInpainting(0.9, seed=1)),
+    *(
+        SuperResolution(2),
+        MeanDownsampling(4),
+        ReflectiveSuperResolution(2),
+        Colorization(),
+        BoxBlur(4),
+    ),
+    *(
+        GaussianBlur(1.0, 7),
+        BoxInpainting(0.5),
+        RandomInpainting(0.7),
+        RandomInpainting(0.9, seed=1),
+    ),
 ]
 
 
@@ -198,14 +226,16 @@ def test_the_full_decomposition_is_that_of_the_operator(degradation):
     y = operator.A(torch.randn(2, *SMALL, dtype=torch.float64))
     torch.testing.assert_close(physics.A(x), operator.A(x))
     torch.testing.assert_close(physics.A_adjoint(y), operator.A_adjoint(y))
-    torch.testing.assert_close(physics.V(physics.V_adjoint(x)), x)  # an economic V would lose what A is blind to
+    torch.testing.assert_close(
+        physics.V(physics.V_adjoint(x)), x
+    )  # an economic V would lose what A is blind to
     A = dense(operator)
     inverse = torch.linalg.inv(A @ A.T + 0.03 * torch.eye(len(A), dtype=torch.float64))
     expected = (y.flatten(1) @ inverse @ A).reshape(x.shape)
     torch.testing.assert_close(back_projection(physics, y, 0.03), expected)
 
 
-# ---- DDPG: the authors' listing with matrices ------------------------------------------------------------------------
+# ---- DDPG: the authors' listing with matrices ----------------------------------------------------
 
 
 class Denoiser:
@@ -261,7 +291,7 @@ def test_ddpg_is_the_listing_of_the_paper(sigma_y):
     np.testing.assert_allclose(ours.x_hat.flatten().numpy(), expected, rtol=1e-8, atol=1e-9)
 
 
-# ---- DMSP: a Gaussian prior ------------------------------------------------------------------------------------------
+# ---- DMSP: a Gaussian prior ----------------------------------------------------------------------
 
 
 def gaussian_eps(mean: Tensor, variance: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -277,7 +307,8 @@ def gaussian_eps(mean: Tensor, variance: float) -> Callable[[Tensor, Tensor], Te
 
 @pytest.mark.parametrize("sigma_y", [10, 0], ids=["known noise", "blind"])
 def test_dmsp_without_its_noise_descends_to_the_minimum_of_its_energy(monkeypatch, sigma_y):
-    # Energy: w/2 |A x - y|^2 - (1 - w) sigma^2 log p_sigma(x), whose gradient in x is the step; p_sigma = N(m, S + sigma^2).
+    # Energy: w/2 |A x - y|^2 - (1 - w) sigma^2 log p_sigma(x), whose gradient in x is the step;
+    # p_sigma = N(m, S + sigma^2).
     shape = (3, 8, 8)
     task = RestorationTask("sr2", 1, SuperResolution(2), sigma_y, 1)
     operator = task.operator(shape)
@@ -287,7 +318,9 @@ def test_dmsp_without_its_noise_descends_to_the_minimum_of_its_energy(monkeypatc
     sigma = ((1 - alpha_bar) / alpha_bar).sqrt().item()
     mean = torch.rand(shape, dtype=torch.float64) * 0.4 - 0.2
     y = operator.A(torch.rand(1, *shape, dtype=torch.float64) * 0.4 - 0.2)
-    monkeypatch.setattr(torch, "randn", lambda size, **settings: torch.zeros(size, dtype=settings["dtype"]))
+    monkeypatch.setattr(
+        torch, "randn", lambda size, **settings: torch.zeros(size, dtype=settings["dtype"])
+    )
     backbone = Denoiser(lambda x_t, t: gaussian_eps(mean, S)(x_t.double(), t))
     sampler = DMSP(n_steps=400, sigma_net=sigma / 2 * 255)
     x_hat = sampler.restore(backbone, operator, y, [generator(0)]).x_hat.flatten()
@@ -302,7 +335,9 @@ def test_dmsp_without_its_noise_descends_to_the_minimum_of_its_energy(monkeypatc
     minus_score = (x_hat - mean.flatten()) / (S + sigma**2)
     gradient = w * A.T @ residual + (1 - w) * sigma**2 * minus_score
     assert 0.05 < w < 0.99 and minus_score.abs().max() > 1e-2
-    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=2e-6)  # x_t is float32
+    torch.testing.assert_close(
+        gradient, torch.zeros_like(gradient), rtol=0, atol=2e-6
+    )  # x_t is float32
 
 
 @pytest.mark.parametrize("degradation", DEGRADATIONS, ids=lambda d: type(d).__name__)
@@ -312,17 +347,22 @@ def test_the_expected_residual_of_blind_restoration_counts_all_of_A(degradation)
     residual = operator.A(torch.randn(1, *SMALL, dtype=torch.float64))
     known = (A.square().sum(1) > 0).sum()
     expected = known / (residual.square().sum() + 2 * sigma**2 * (A @ A.T).trace())
-    assert blind_precision(*energy(operator), residual, sigma) == pytest.approx(expected.item(), rel=1e-6)
+    assert blind_precision(*energy(operator), residual, sigma) == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
-# ---- without a network -----------------------------------------------------------------------------------------------
+# ---- without a network ---------------------------------------------------------------------------
 
 
 def test_bicubic_upsampling_is_pillows():
     y = torch.rand(3, 8, 12) * 2 - 1
     operator = SuperResolution(4)((3, 32, 48))
     ours = Direct("bicubic").restore(None, operator, y[None], [generator(0)]).x_hat[0]
-    theirs = [np.asarray(Image.fromarray(band.numpy()).resize((48, 32), Image.Resampling.BICUBIC)) for band in y]
+    theirs = [
+        np.asarray(Image.fromarray(band.numpy()).resize((48, 32), Image.Resampling.BICUBIC))
+        for band in y
+    ]
     np.testing.assert_allclose(ours.numpy(), np.stack(theirs), atol=1e-5)
 
 
@@ -331,12 +371,15 @@ def test_the_direct_methods_are_what_their_names_say(x):
         operator, y = task.operator(SHAPE), task.degrade(x, generator(0))[None]
         found = {s.name: s.restore(None, operator, y, [generator(0)]) for s in DIRECT}
         assert all(
-            result.network_evaluations == result.gradient_evaluations == 0 and result.errors == [None]
+            result.network_evaluations == result.gradient_evaluations == 0
+            and result.errors == [None]
             for result in found.values()
         )
         assert found["adjoint"].x_hat.mean().item() == pytest.approx(y.mean().item(), abs=1e-5)
         if task is not DEBLUR:
-            torch.testing.assert_close(operator.A(found["pseudo_inverse"].x_hat), y, rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                operator.A(found["pseudo_inverse"].x_hat), y, rtol=0, atol=1e-4
+            )
         if task is SR:
             torch.testing.assert_close(found["adjoint"].x_hat, 16 * operator.A_adjoint(y))
         else:
@@ -344,21 +387,27 @@ def test_the_direct_methods_are_what_their_names_say(x):
 
 
 def test_an_unknown_direct_method_is_refused():
-    with pytest.raises(ValueError, match="unknown direct method 'lanczos'; choose one of bicubic, adjoint"):
+    with pytest.raises(
+        ValueError, match="unknown direct method 'lanczos'; choose one of bicubic, adjoint"
+    ):
         Direct("lanczos")
 
 
-# ---- all of them -----------------------------------------------------------------------------------------------------
+# ---- all of them ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS, ids=by_name)
 @pytest.mark.parametrize("sampler", [*LEARNED, ADIR(n_steps=3, variance="small")], ids=by_name)
-def test_every_sampler_does_every_task_and_depends_on_the_images_generator_alone(backbone, x, sampler, task):
+def test_every_sampler_does_every_task_and_depends_on_the_images_generator_alone(
+    backbone, x, sampler, task
+):
     assert sampler.not_applicable(backbone, task, KNN) is None
     operator = task.operator(SHAPE)
     y = torch.stack([task.degrade(x, generator(0)), task.degrade(x.flip(2), generator(1))])
     calls: list[bool] = []
-    hook = backbone.network.register_forward_hook(lambda module, given, out: calls.append(out[0].requires_grad))
+    hook = backbone.network.register_forward_hook(
+        lambda module, given, out: calls.append(out[0].requires_grad)
+    )
     before = torch.get_rng_state()
     both = sampler.restore(backbone, operator, y, [generator(3), generator(4)])
     hook.remove()
@@ -376,7 +425,8 @@ def test_every_sampler_does_every_task_and_depends_on_the_images_generator_alone
 
 @pytest.mark.parametrize("sampler", [DiffPIR(n_steps=4), DDRM(n_steps=4)], ids=by_name)
 def test_colours_of_a_colorized_image_are_the_priors_not_grey(backbone, x, sampler):
-    # deepinv's economic decomposition of the grey image gives proximal steps without colour: see svd.full_svd.
+    # deepinv's economic decomposition of the grey image gives proximal steps without colour: see
+    # svd.full_svd.
     y = COLOR.degrade(x, generator(0))[None]
     x_hat = sampler.restore(backbone, COLOR.operator(SHAPE), y, [generator(3)]).x_hat
     assert (x_hat[:, 0] - x_hat[:, 2]).abs().mean() > 0.01
@@ -385,7 +435,9 @@ def test_colours_of_a_colorized_image_are_the_priors_not_grey(backbone, x, sampl
 @pytest.mark.parametrize("sampler", [*LEARNED, ADIR(n_steps=3)], ids=by_name)
 def test_a_number_of_steps_that_cannot_be_is_refused(sampler):
     for n_steps in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match=f"n_steps={n_steps}: a whole number of at least [12] is needed"):
+        with pytest.raises(
+            ValueError, match=f"n_steps={n_steps}: a whole number of at least [12] is needed"
+        ):
             dataclasses.replace(sampler, n_steps=n_steps)
 
 
@@ -407,7 +459,11 @@ def test_latents_and_needless_modes_are_not_applicable(sampler):
     )
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     reason = sampler.not_applicable(pixel, SR, KNN)
-    assert (reason is not None and "uses no network" in reason) if sampler in DIRECT else reason is None
+    assert (
+        (reason is not None and "uses no network" in reason)
+        if sampler in DIRECT
+        else reason is None
+    )
     assert sampler.not_applicable(pixel, SR, NONE) is None
 
 
@@ -415,32 +471,46 @@ def test_latents_and_needless_modes_are_not_applicable(sampler):
 def test_an_edit_is_not_applicable_to_samplers_that_see_no_prompt(sampler):
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     assert sampler.not_applicable(pixel, EditTask(), NONE) == (
-        f"task edit repaints as a prompt says, which neither backbone embedded nor sampler {sampler.name} can: use "
+        "task edit repaints as a prompt says, which neither backbone embedded nor sampler "
+        f"{sampler.name} can: use "
         "backbone=sd_inpaint sampler=sd_inpaint"
     )
 
 
 def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_that_need_one():
     unknown = SimpleNamespace(
-        name="mri", edits=False, operator=lambda shape: SimpleNamespace(physics=deepinv.physics.LinearPhysics())
+        name="mri",
+        edits=False,
+        operator=lambda shape: SimpleNamespace(physics=deepinv.physics.LinearPhysics()),
     )
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     for sampler in LEARNED:
         reason = sampler.not_applicable(pixel, unknown, NONE)
         assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds", "daps", "red_diff"))
-        assert reason is None or "needs the singular value decomposition of A, and task mri has none" in reason
+        assert (
+            reason is None
+            or "needs the singular value decomposition of A, and task mri has none" in reason
+        )
 
 
 def test_a_network_that_gives_nan_fails_its_image_and_says_so(x):
     y = SR.degrade(x, generator(0))[None]
     bad = Denoiser(lambda x_t, t: x_t * torch.nan)
     result = DDPG(n_steps=2).restore(bad, SR.operator(SHAPE), y, [generator(0)])
-    assert torch.isnan(result.x_hat).all() and result.errors[0].startswith("NaN or Inf at step 1 of 2: lower zeta")
-    result = DPS(n_steps=2).restore(bad, SR.operator(SHAPE), y, [generator(0)])  # a library's loop: no step is known
-    assert torch.isnan(result.x_hat).all() and result.errors == ["NaN or Inf in the result: lower weight"]
+    assert torch.isnan(result.x_hat).all() and result.errors[0].startswith(
+        "NaN or Inf at step 1 of 2: lower zeta"
+    )
+    result = DPS(n_steps=2).restore(
+        bad, SR.operator(SHAPE), y, [generator(0)]
+    )  # a library's loop: no step is known
+    assert torch.isnan(result.x_hat).all() and result.errors == [
+        "NaN or Inf in the result: lower weight"
+    ]
 
 
 def test_noise_is_never_less_than_what_rounding_leaves():
     assert noise_level(DEBLUR.operator(SHAPE)) == pytest.approx(10 / 255)
     x = torch.rand(200_000, dtype=torch.float64)
-    assert (torch.round(x * 255) / 255 - x).std().item() == pytest.approx(noise_level(SR.operator(SHAPE)), rel=0.01)
+    assert (torch.round(x * 255) / 255 - x).std().item() == pytest.approx(
+        noise_level(SR.operator(SHAPE)), rel=0.01
+    )

@@ -1,4 +1,6 @@
-"""DAPS against the exact moments of its affine recursion on a Gaussian prior, its flow against the closed form."""
+"""DAPS against the exact moments of its affine recursion on a Gaussian prior, its flow against the
+closed form.
+"""
 
 import math
 
@@ -60,7 +62,9 @@ def levels_of(sampler: DAPS) -> list[list[int]]:
         root = (1 - at) * sampler.sigma_max ** (1 / 7) + at * sampler.sigma_min ** (1 / 7)
         start = float(table[nearest(root**7)])
         steps = torch.arange(sampler.n_ode_steps) / sampler.n_ode_steps
-        found.append([nearest(float((1 - s) * start ** (1 / 7) + s * 0.01 ** (1 / 7)) ** 7) for s in steps])
+        found.append(
+            [nearest(float((1 - s) * start ** (1 / 7) + s * 0.01 ** (1 / 7)) ** 7) for s in steps]
+        )
     return found
 
 
@@ -68,10 +72,19 @@ def test_samples_have_the_moments_that_the_affine_recursion_gives():
     n = 3000
     operator, y = Diagonal(), torch.linspace(-0.4, 0.4, N // 2, dtype=torch.float64)
     sampler = DAPS(
-        n_steps=12, n_ode_steps=3, n_langevin=5, eta_0=4e-4, delta=0.1, tau=0.05, sigma_min=0.2, clip_x0=False
+        n_steps=12,
+        n_ode_steps=3,
+        n_langevin=5,
+        eta_0=4e-4,
+        delta=0.1,
+        tau=0.05,
+        sigma_min=0.2,
+        clip_x0=False,
     )
     denoiser = Gaussian()
-    result = sampler.restore(denoiser, operator, y.reshape(1, -1, 1, 1).expand(n, -1, -1, -1), generators(*range(n)))
+    result = sampler.restore(
+        denoiser, operator, y.reshape(1, -1, 1, 1).expand(n, -1, -1, -1), generators(*range(n))
+    )
     assert (result.network_evaluations, result.gradient_evaluations) == (12, 0)
     asked = levels_of(sampler)
     assert denoiser.asked == [t for level in asked for t in level] and asked[0][0] > 950
@@ -83,7 +96,10 @@ def test_samples_have_the_moments_that_the_affine_recursion_gives():
     mean, variance = torch.zeros(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
     for k, level in enumerate(asked):
         variance = variance + sigma(level[0]) ** 2
-        slope, offset = torch.ones(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)  # x0_hat of x
+        slope, offset = (
+            torch.ones(N, dtype=torch.float64),
+            torch.zeros(N, dtype=torch.float64),
+        )  # x0_hat of x
         for t, t_next in zip(level, [*level[1:], None], strict=True):
             shrink = STD**2 / (STD**2 + sigma(t) ** 2)  # E[x0 | x] = MEAN + shrink (x - MEAN)
             ratio = 0 if t_next is None else sigma(t_next) / sigma(t)
@@ -108,7 +124,8 @@ def test_samples_have_the_moments_that_the_affine_recursion_gives():
 
 
 def test_langevin_steps_sample_the_posterior():
-    # N(x0_hat, r^2) times N(y; a x0, tau^2) is a Gaussian: its moments, up to the first order in the step.
+    # N(x0_hat, r^2) times N(y; a x0, tau^2) is a Gaussian: its moments, up to the first order in
+    # the step.
     operator, r, tau = Diagonal(), 0.5, 0.3
     y = torch.linspace(-1, 1, N // 2, dtype=torch.float64).reshape(1, -1, 1, 1)
     x0_hat = torch.linspace(-1, 1, N, dtype=torch.float64).reshape(1, *SHAPE)
@@ -129,14 +146,18 @@ def test_without_langevin_steps_at_one_level_it_is_the_priors_probability_flow()
     # x0 = m + s (x - m) / sqrt(s^2 + sigma^2), to which Euler converges at first order.
     errors = []
     for n in (40, 80):
-        sampler = DAPS(n_steps=n, n_ode_steps=n, n_langevin=0, sigma_max=20.0, sigma_min=20.0, clip_x0=False)
+        sampler = DAPS(
+            n_steps=n, n_ode_steps=n, n_langevin=0, sigma_max=20.0, sigma_min=20.0, clip_x0=False
+        )
         denoiser = Gaussian()
         y = torch.zeros(1, N // 2, 1, 1, dtype=torch.float64)
         x0 = sampler.restore(denoiser, Diagonal(), y, generators(3)).x_hat.flatten()
         ab = denoiser.schedule.alpha_bar[denoiser.asked[0]]
         sigma = ((1 - ab) / ab).sqrt()
         x = sigma * torch.randn(SHAPE, generator=generators(3)[0], dtype=torch.float64).flatten()
-        errors.append((x0 - MEAN - STD * (x - MEAN) / (STD**2 + sigma**2).sqrt()).abs().max().item())
+        errors.append(
+            (x0 - MEAN - STD * (x - MEAN) / (STD**2 + sigma**2).sqrt()).abs().max().item()
+        )
     assert errors[1] < 0.05 and errors[0] / errors[1] == pytest.approx(2, rel=0.25)
 
 

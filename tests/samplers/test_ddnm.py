@@ -22,24 +22,37 @@ class Network:
         self.W = torch.randn(N, N, dtype=torch.float64) / 14
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        return Prediction(torch.tanh(x_t.flatten(1) @ self.W + t.double()[:, None] / 1000).reshape(x_t.shape), None)
+        return Prediction(
+            torch.tanh(x_t.flatten(1) @ self.W + t.double()[:, None] / 1000).reshape(x_t.shape),
+            None,
+        )
 
 
 @pytest.mark.parametrize("sigma_y", [0, 10, 60])
 @pytest.mark.parametrize(
-    "degradation", [SuperResolution(2), BoxBlur(5), Colorization(), BoxInpainting(0.5)], ids=lambda d: d.name
+    "degradation",
+    [SuperResolution(2), BoxBlur(5), Colorization(), BoxInpainting(0.5)],
+    ids=lambda d: d.name,
 )
 def test_it_is_the_papers_algorithm_with_matrices(degradation, sigma_y):
-    # Wang et al., section 3.3 and appendix: x_{t-1} = a (x0 - Sigma A^+ (A x0 - y)) + Phi^(1/2) z, both diagonal in V.
-    network, operator = Network(), RestorationTask("task", 1, degradation, sigma_y, 1).operator(SHAPE)
+    # Wang et al., section 3.3 and appendix: x_{t-1} = a (x0 - Sigma A^+ (A x0 - y)) + Phi^(1/2) z,
+    # both diagonal in V.
+    network, operator = (
+        Network(),
+        RestorationTask("task", 1, degradation, sigma_y, 1).operator(SHAPE),
+    )
     A = operator.A(torch.eye(N, dtype=torch.float64).reshape(N, *SHAPE)).flatten(1).T.numpy()
     y = torch.randn(1, *operator.y_shape, dtype=torch.float64)
     n, eta = 7, 0.85
-    ours = DDNM(n_steps=n, eta=eta).restore(network, operator, y, [torch.Generator().manual_seed(3)])
+    ours = DDNM(n_steps=n, eta=eta).restore(
+        network, operator, y, [torch.Generator().manual_seed(3)]
+    )
     assert (ours.network_evaluations, ours.gradient_evaluations, ours.errors) == (n, 0, [None])
 
     noise = torch.Generator().manual_seed(3)
-    z = [torch.randn(SHAPE, generator=noise, dtype=torch.float64).flatten().numpy() for _ in range(n)]
+    z = [
+        torch.randn(SHAPE, generator=noise, dtype=torch.float64).flatten().numpy() for _ in range(n)
+    ]
     kept = np.round(np.linspace(0, 999, n)).astype(int)
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[kept]
     sigma = max(2 * ROUNDING, sigma_y / 127.5)
@@ -49,14 +62,20 @@ def test_it_is_the_papers_algorithm_with_matrices(degradation, sigma_y):
     for i in reversed(range(n)):
         ab, a = alpha_bar[i], np.sqrt(alpha_bar[i - 1] if i else 1.0)
         sigma_t = np.sqrt(1 - a**2)
-        eps = network.predict(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([kept[i]])).eps.flatten().numpy()
+        eps = (
+            network.predict(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([kept[i]]))
+            .eps.flatten()
+            .numpy()
+        )
         x0 = (x - np.sqrt(1 - ab) * eps) / np.sqrt(ab)
         residual = U.T @ (A @ x0 - y.flatten().numpy())
         step, fresh = np.zeros(N), np.zeros(N)
         for k in range(N):
             if s[k] < 1e-10:
                 cases.add("blind")
-                fresh[k] = sigma_t * (eta * (Vt[k] @ z[n - i] if i else 0) + np.sqrt(1 - eta**2) * Vt[k] @ eps)
+                fresh[k] = sigma_t * (
+                    eta * (Vt[k] @ z[n - i] if i else 0) + np.sqrt(1 - eta**2) * Vt[k] @ eps
+                )
             else:
                 data = a * sigma / s[k]  # noise that the data bring into x_{t-1}
                 cases.add("clean" if sigma_t >= data else "noisy")

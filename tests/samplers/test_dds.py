@@ -1,4 +1,6 @@
-"""DDS: conjugate gradients against direct solutions; the sampler against its listing and closed forms on Gaussian priors."""
+"""DDS: conjugate gradients against direct solutions; the sampler against its listing and closed
+forms on Gaussian priors.
+"""
 
 import importlib.util
 import math
@@ -57,7 +59,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-# ---- conjugate gradients ---------------------------------------------------------------------------------------------
+# ---- conjugate gradients -------------------------------------------------------------------------
 
 
 def system(n_images: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +80,9 @@ def solution(matrix: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("n_steps", [N, 3 * N], ids=["as many steps as unknowns", "more"])
 def test_conjugate_gradients_solve_the_system(n_steps):
     M, b, x = system()
-    torch.testing.assert_close(conjugate_gradients(by(M), b, x, n_steps), solution(M, b), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        conjugate_gradients(by(M), b, x, n_steps), solution(M, b), rtol=1e-8, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 2, 5])
@@ -131,7 +135,7 @@ def test_what_is_solved_stays_and_has_a_finite_gradient():
     assert gradient.isfinite().all()
 
 
-# ---- the sampler -----------------------------------------------------------------------------------------------------
+# ---- the sampler ---------------------------------------------------------------------------------
 
 
 class Shifted:
@@ -179,8 +183,14 @@ def test_the_sampler_is_the_listing_with_matrices(eta, clip, steered):
         x = torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy()
         for i in reversed(range(n)):
             a = alpha_bar[i]
-            direction = eps(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([kept[i]])).flatten().numpy()
-            x0 = (x - math.sqrt(1 - a) * (direction + (0.3 if steered and i < 6 else 0))) / math.sqrt(a)
+            direction = (
+                eps(torch.from_numpy(x).reshape(1, *SHAPE), torch.tensor([kept[i]]))
+                .flatten()
+                .numpy()
+            )
+            x0 = (
+                x - math.sqrt(1 - a) * (direction + (0.3 if steered and i < 6 else 0))
+            ) / math.sqrt(a)
             x0 = np.clip(x0, -1, 1) if clip else x0
             if i > 0:
                 a_next = alpha_bar[i - 1]
@@ -188,17 +198,26 @@ def test_the_sampler_is_the_listing_with_matrices(eta, clip, steered):
                 sigma = eta * math.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
                 x = math.sqrt(a_next) * x_hat + math.sqrt(1 - a_next - sigma**2) * direction
                 if eta > 0:
-                    x = x + sigma * torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy()
+                    x = (
+                        x
+                        + sigma
+                        * torch.randn(SHAPE, generator=g, dtype=torch.float64).flatten().numpy()
+                    )
         np.testing.assert_allclose(result.x_hat[image].flatten().numpy(), x0, rtol=1e-8, atol=1e-9)
 
 
 def test_without_data_it_is_the_ancestral_sampler():
-    # DDIM with eta = 1 is DDPM (Song et al., 2021, section 4.1); Algorithm 1 without guidance is DDPM, written otherwise.
+    # DDIM with eta = 1 is DDPM (Song et al., 2021, section 4.1); Algorithm 1 without guidance is
+    # DDPM, written otherwise.
     W = torch.randn(N, N, dtype=torch.float64) / 4
-    denoiser = Denoiser(lambda x, t: torch.tanh(x.flatten(1) @ W.T + t.double()[:, None] / 1000).reshape(x.shape))
+    denoiser = Denoiser(
+        lambda x, t: torch.tanh(x.flatten(1) @ W.T + t.double()[:, None] / 1000).reshape(x.shape)
+    )
     y = torch.randn(2, 5, 1, 1, dtype=torch.float64)
     found = [
-        sampler.restore(denoiser, Matrix(torch.randn(5, N, dtype=torch.float64)), y, generators(3, 4)).x_hat
+        sampler.restore(
+            denoiser, Matrix(torch.randn(5, N, dtype=torch.float64)), y, generators(3, 4)
+        ).x_hat
         for sampler in (
             DDS(n_steps=20, eta=1.0, gamma=0.0),
             ADIR(n_steps=20, guidance_scale=0, variance="small", clip_x0=False),
@@ -210,13 +229,17 @@ def test_without_data_it_is_the_ancestral_sampler():
 def correlated_prior() -> tuple[Tensor, Tensor]:
     """m and S of 12 correlated pixels with variances around 0.3."""
     half = torch.randn(N, N, dtype=torch.float64) * 0.15
-    return torch.linspace(-0.5, 0.5, N, dtype=torch.float64), half @ half.T + 0.05 * torch.eye(N, dtype=torch.float64)
+    return torch.linspace(-0.5, 0.5, N, dtype=torch.float64), half @ half.T + 0.05 * torch.eye(
+        N, dtype=torch.float64
+    )
 
 
 def moments(
     study, m: Tensor, S: Tensor, A: Tensor, y: Tensor, n: int, eta: float, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the samples for the ideal denoiser of N(m, S), by the affine recursion with exact solutions."""
+    """Mean and covariance of the samples for the ideal denoiser of N(m, S), by the affine recursion
+    with exact solutions.
+    """
     tables, eye = linear_schedule().respaced(n), torch.eye(N, dtype=torch.float64)
     inverse = torch.linalg.inv(eye + gamma * A.T @ A)
     mean, covariance = torch.zeros(N, dtype=torch.float64), eye
@@ -241,24 +264,37 @@ def test_samples_have_the_moments_that_the_affine_recursion_gives(study, eta):
     n = 3000
     sampler = DDS(n_steps=15, eta=eta, gamma=4.0, n_cg_steps=6)
     batch = y.reshape(1, 5, 1, 1).expand(n, -1, -1, -1)
-    x = sampler.restore(Denoiser(study.exact_eps(m, S)), Matrix(A), batch, generators(*range(n))).x_hat.flatten(1)
+    x = sampler.restore(
+        Denoiser(study.exact_eps(m, S)), Matrix(A), batch, generators(*range(n))
+    ).x_hat.flatten(1)
     mean, covariance = moments(study, m, S, A, y, 15, eta, 4.0)
     scale = covariance.diagonal().sqrt()
     assert (x.mean(0) - mean).abs().div(scale).max() < 4.5 / math.sqrt(n)
-    assert (torch.cov(x.T) - covariance).abs().div(torch.outer(scale, scale)).max() < 4.5 * math.sqrt(2 / n)
+    assert (torch.cov(x.T) - covariance).abs().div(
+        torch.outer(scale, scale)
+    ).max() < 4.5 * math.sqrt(2 / n)
 
 
 def test_noise_free_data_are_met_and_what_they_leave_open_is_the_priors_own_flow(study):
-    # Independent pixels, half of them measured through A = I / 4 with a large gamma. The posterior of y = A x is 4 y on those
-    # and the prior on the others, where the deterministic sampler follows the probability flow: that of x_T's quantile,
-    # m + s (x_T - sqrt(ab_T) m) / sqrt(ab_T s^2 + 1 - ab_T).
-    m, s = torch.linspace(-0.5, 0.5, N, dtype=torch.float64), torch.linspace(0.3, 1.1, N, dtype=torch.float64)
-    A, y = torch.eye(N, dtype=torch.float64)[::2] / 4, torch.linspace(-0.2, 0.2, 6, dtype=torch.float64)
+    # Independent pixels, half of them measured through A = I / 4 with a large gamma. The posterior
+    # of y = A x is 4 y on those and the prior on the others, where the deterministic sampler
+    # follows the probability flow: that of x_T's quantile, m + s (x_T - sqrt(ab_T) m) / sqrt(ab_T
+    # s^2 + 1 - ab_T).
+    m, s = (
+        torch.linspace(-0.5, 0.5, N, dtype=torch.float64),
+        torch.linspace(0.3, 1.1, N, dtype=torch.float64),
+    )
+    A, y = (
+        torch.eye(N, dtype=torch.float64)[::2] / 4,
+        torch.linspace(-0.2, 0.2, 6, dtype=torch.float64),
+    )
     errors = []
     for n in (250, 500, 1000):
         sampler = DDS(n_steps=n, eta=0.0, gamma=1e4, n_cg_steps=2)  # two eigenvalues: two steps
         denoiser = Denoiser(study.exact_eps(m, torch.diag(s**2), linear_schedule(n)), n)
-        x = sampler.restore(denoiser, Matrix(A), y.reshape(1, 6, 1, 1), generators(1)).x_hat.flatten()
+        x = sampler.restore(
+            denoiser, Matrix(A), y.reshape(1, 6, 1, 1), generators(1)
+        ).x_hat.flatten()
         x_T = torch.randn(SHAPE, generator=generators(1)[0], dtype=torch.float64).flatten()
         torch.testing.assert_close(x[::2], 4 * y, rtol=0, atol=3e-3)
         ab = denoiser.schedule.alpha_bar[-1]
@@ -270,7 +306,14 @@ def test_noise_free_data_are_met_and_what_they_leave_open_is_the_priors_own_flow
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"eta": -0.1}, {"eta": 1.5}, {"gamma": -1.0}, {"gamma": math.inf}, {"n_cg_steps": -1}, {"n_cg_steps": 2.5}],
+    [
+        {"eta": -0.1},
+        {"eta": 1.5},
+        {"gamma": -1.0},
+        {"gamma": math.inf},
+        {"n_cg_steps": -1},
+        {"n_cg_steps": 2.5},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(wrong):
     ((name, value),) = wrong.items()

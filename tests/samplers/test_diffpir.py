@@ -19,7 +19,10 @@ from adir.tasks.restoration import RestorationTask
 
 SHAPE = (3, 8, 8)
 N = 192
-TASKS = [RestorationTask("blur", 1, BoxBlur(3), 10, 1), RestorationTask("sr2", 1, SuperResolution(2), 10, 1)]
+TASKS = [
+    RestorationTask("blur", 1, BoxBlur(3), 10, 1),
+    RestorationTask("sr2", 1, SuperResolution(2), 10, 1),
+]
 
 
 class Network:
@@ -39,7 +42,9 @@ class Network:
 
 
 class Azula(azula.denoise.Denoiser):
-    """The same network as azula asks for it, its time being ours; the mean is clipped as DiffPIR's is."""
+    """The same network as azula asks for it, its time being ours; the mean is clipped as DiffPIR's
+    is.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -55,7 +60,8 @@ class Azula(azula.denoise.Denoiser):
         return azula.denoise.DiracPosterior(((x_t - sigma * eps) / alpha).clamp(-1, 1))
 
 
-# GMRES ends at the number of distinct eigenvalues; a step further divides by a residual that is gone.
+# GMRES ends at the number of distinct eigenvalues; a step further divides by a residual that is
+# gone.
 @pytest.mark.parametrize("task, iterations", zip(TASKS, (N, 20), strict=True), ids=["blur", "sr2"])
 def test_a_step_is_that_of_azula(task, iterations):
     network, operator = Network(), task.operator(SHAPE)
@@ -82,18 +88,26 @@ def test_a_step_is_that_of_azula(task, iterations):
         x0 = solved(x_t.flatten(1), torch.tensor(t)).mean.reshape(x_t.shape)
         ab, ab_s = network.schedule.alpha_bar[t], network.schedule.alpha_bar[s]
         eps = (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
-        expected = ab_s.sqrt() * x0 + (1 - ab_s).sqrt() * (math.sqrt(1 - zeta) * eps + math.sqrt(zeta) * z[k])
+        expected = ab_s.sqrt() * x0 + (1 - ab_s).sqrt() * (
+            math.sqrt(1 - zeta) * eps + math.sqrt(zeta) * z[k]
+        )
         torch.testing.assert_close(x_s, expected, rtol=0, atol=1e-9)
     last = Azula(network)(network.asked[3][0], torch.tensor(0)).mean
     torch.testing.assert_close(result.x_hat, last, rtol=0, atol=1e-12)
-    assert (result.network_evaluations, result.gradient_evaluations, result.errors) == (4, 0, [None])
+    assert (result.network_evaluations, result.gradient_evaluations, result.errors) == (
+        4,
+        0,
+        [None],
+    )
 
 
 def test_it_is_deepinvs_loop_with_twice_the_prior_and_the_last_estimate():
     # deepinv minimises |A x - y|^2 + 2 rho |x - x0|^2, and returns the x_t whose estimate is ours.
     network, operator = Network(), TASKS[0].operator(SHAPE)
     y = operator.A(torch.rand(1, *SHAPE, dtype=torch.float64) * 2 - 1)
-    DiffPIR(n_steps=5, lambda_=7.0).restore(network, operator, y, [torch.Generator().manual_seed(3)])
+    DiffPIR(n_steps=5, lambda_=7.0).restore(
+        network, operator, y, [torch.Generator().manual_seed(3)]
+    )
     x_T = network.asked[0][0]
 
     ab = network.schedule.alpha_bar
@@ -112,20 +126,35 @@ def test_it_is_deepinvs_loop_with_twice_the_prior_and_the_last_estimate():
     start = torch.randn(SHAPE, generator=noise, dtype=torch.float64)[None]
     torch.testing.assert_close(start, x_T)
     draws = iter(
-        [torch.zeros_like(start), *(torch.randn(SHAPE, generator=noise, dtype=torch.float64)[None] for _ in range(4))]
+        [
+            torch.zeros_like(start),
+            *(torch.randn(SHAPE, generator=noise, dtype=torch.float64)[None] for _ in range(4)),
+        ]
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "randn_like", lambda like: next(draws))  # its own start is without noise, and x_init ours
+        patch.setattr(
+            torch, "randn_like", lambda like: next(draws)
+        )  # its own start is without noise, and x_init ours
         theirs = 2 * sampler((y + 1) / 2, blur, x_init=(start / ab[-1].sqrt() + 1) / 2) - 1
-    torch.testing.assert_close(theirs, network.asked[-1][0], rtol=0, atol=1e-4)  # its tables are float32
+    torch.testing.assert_close(
+        theirs, network.asked[-1][0], rtol=0, atol=1e-4
+    )  # its tables are float32
 
 
 def test_steps_are_the_authors_and_end_at_the_cleanest():
     assert quadratic_steps(2, 1000).tolist() == [999, 0]
-    assert quadratic_steps(5, 1000).tolist() == [999, 499, 292, 133, 0]  # 999 - int(1000 sqrt(k / 4))
+    assert quadratic_steps(5, 1000).tolist() == [
+        999,
+        499,
+        292,
+        133,
+        0,
+    ]  # 999 - int(1000 sqrt(k / 4))
 
 
-@pytest.mark.parametrize("wrong", [{"lambda_": 0.0}, {"lambda_": math.inf}, {"zeta": -0.1}, {"zeta": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"lambda_": 0.0}, {"lambda_": math.inf}, {"zeta": -0.1}, {"zeta": 1.5}]
+)
 def test_settings_that_cannot_be_are_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name}={value!r}: a "):

@@ -25,9 +25,13 @@ SHAPE = (3, 40, 32)
 
 
 @pytest.fixture(scope="module")
-def backbone(made_stable_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionInpaint:
+def backbone(
+    made_stable_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> StableDiffusionInpaint:
     folder = tmp_path_factory.mktemp("sd_inpaint")
-    return StableDiffusionInpaint(folder=made_stable_diffusion.saved(made_stable_diffusion.inpainter(), folder))
+    return StableDiffusionInpaint(
+        folder=made_stable_diffusion.saved(made_stable_diffusion.inpainter(), folder)
+    )
 
 
 @pytest.fixture
@@ -58,17 +62,30 @@ def seeded(seed: int = 0) -> torch.Generator:
     ],
 )
 def test_it_equals_the_pipeline_of_diffusers(
-    made_stable_diffusion: ModuleType, x, task, tmp_path: Path, scheduler: str, prediction: str, tile: int | None
+    made_stable_diffusion: ModuleType,
+    x,
+    task,
+    tmp_path: Path,
+    scheduler: str,
+    prediction: str,
+    tile: int | None,
 ) -> None:
     pipeline = made_stable_diffusion.inpainter(scheduler, prediction)
-    backbone = StableDiffusionInpaint(folder=made_stable_diffusion.saved(pipeline, tmp_path), vae_tile=tile)
+    backbone = StableDiffusionInpaint(
+        folder=made_stable_diffusion.saved(pipeline, tmp_path), vae_tile=tile
+    )
     y = task.degrade(x, seeded(9))[None]
     sampler = InpaintingSampler(n_steps=4, guidance_scale=5.0, negative_prompt="tat")
     ours = sampler.restore(backbone, task.operator(SHAPE), y, [seeded()])
 
     def theirs(output: str) -> torch.Tensor:
         # The pipeline is given the whole image, and makes the hole itself.
-        settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "negative_prompt": "tat", "output_type": output}
+        settings = {
+            "num_inference_steps": 4,
+            "guidance_scale": 5.0,
+            "negative_prompt": "tat",
+            "output_type": output,
+        }
         image, mask = ((x + 1) * 127.5).round()[None] / 255, task.mask.float()[None, None]
         size = {"height": SHAPE[1], "width": SHAPE[2]}
         return pipeline("a cat", image, mask, generator=seeded(), **size, **settings).images
@@ -76,7 +93,9 @@ def test_it_equals_the_pipeline_of_diffusers(
     assert (((ours.x_hat + 1) / 2).clamp(0, 1) - theirs("pt")).abs().max() < 1e-4 / 2
     with torch.no_grad():
         assert (ours.x_hat - backbone.decode(theirs("latent"))).abs().max() < 1e-4
-    assert ours.network_evaluations == 2 * (5 if scheduler == "pndm" else 4) and ours.errors == [None]
+    assert ours.network_evaluations == 2 * (5 if scheduler == "pndm" else 4) and ours.errors == [
+        None
+    ]
 
 
 def test_what_lies_in_the_hole_is_not_seen(backbone, x, task) -> None:
@@ -93,7 +112,9 @@ def test_what_lies_in_the_hole_is_not_seen(backbone, x, task) -> None:
 def test_known_pixels_come_back_only_when_asked(backbone, x, task) -> None:
     y, operator = task.degrade(x, seeded())[None], task.operator(SHAPE)
     plain = InpaintingSampler(n_steps=2).restore(backbone, operator, y, [seeded()]).x_hat
-    pasted = InpaintingSampler(n_steps=2, paste=True).restore(backbone, operator, y, [seeded()]).x_hat
+    pasted = (
+        InpaintingSampler(n_steps=2, paste=True).restore(backbone, operator, y, [seeded()]).x_hat
+    )
     hole = task.mask.expand(1, 3, -1, -1)
     assert torch.equal(pasted[hole], plain[hole])
     assert torch.equal(pasted[~hole], y[~hole])
@@ -114,7 +135,9 @@ def test_cells_that_cannot_be_are_told_why(backbone, task) -> None:
     sampler = InpaintingSampler()
     assert sampler.not_applicable(backbone, EditTask(), KNN) is None
     assert "the hole of y" in sampler.not_applicable(backbone, EditTask(), SELF)
-    assert "is for an inpainting model" in sampler.not_applicable(GuidedDiffusion(), EditTask(), NONE)
+    assert "is for an inpainting model" in sampler.not_applicable(
+        GuidedDiffusion(), EditTask(), NONE
+    )
     sr4 = RestorationTask("sr4", 1, SuperResolution(4), 0, 1)
     assert "needs a mask and a prompt" in sampler.not_applicable(backbone, sr4, NONE)
 

@@ -1,4 +1,6 @@
-"""Samplers by p(y | x_t): guided steps of PiGDM and DPS against azula, the others against deepinv's own terms."""
+"""Samplers by p(y | x_t): guided steps of PiGDM and DPS against azula, the others against deepinv's
+own terms.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -44,7 +46,9 @@ class Network:
         self.asked: list[tuple[Tensor, int]] = []
 
     def eps(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return torch.tanh(x_t.double().flatten(1) @ self.W + t.double()[:, None] / 1000).reshape(x_t.shape)
+        return torch.tanh(x_t.double().flatten(1) @ self.W + t.double()[:, None] / 1000).reshape(
+            x_t.shape
+        )
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         self.asked.append((x_t.detach().clone(), int(t[0])))
@@ -52,7 +56,10 @@ class Network:
 
 
 class Azula(azula.denoise.Denoiser):
-    """The same network as azula asks for it. scales: (alpha, sigma) of a time; step: the network's t for it."""
+    """The same network as azula asks for it. scales:
+
+    (alpha, sigma) of a time; step: the network's t for it.
+    """
 
     def __init__(
         self,
@@ -83,10 +90,16 @@ def measured(task: RestorationTask) -> Tensor:
 def test_a_step_of_pigdm_is_that_of_azula(task, eta):
     network, operator, y = Network(), task.operator(SHAPE), measured(task)
     result = PiGDM(n_steps=4, eta=eta).restore(network, operator, y, [generator(3)])
-    assert (result.network_evaluations, result.gradient_evaluations, result.errors) == (4, 4, [None])
+    assert (result.network_evaluations, result.gradient_evaluations, result.errors) == (
+        4,
+        4,
+        [None],
+    )
 
     A = operator.A(torch.eye(N, dtype=torch.float64).reshape(N, *SHAPE)).flatten(1).T
-    alpha_bar = torch.cat([network.schedule.alpha_bar, torch.ones(1, dtype=torch.float64)])  # at -1, no noise
+    alpha_bar = torch.cat(
+        [network.schedule.alpha_bar, torch.ones(1, dtype=torch.float64)]
+    )  # at -1, no noise
     times = [t for _, t in network.asked] + [-1]
     states = [x for x, _ in network.asked] + [result.x_hat]
     noise = generator(3)
@@ -97,7 +110,9 @@ def test_a_step_of_pigdm_is_that_of_azula(task, eta):
         # azula's is without noise: its pseudo-inverse is given as the one of noise sigma_y and r_t.
         inverse = torch.linalg.solve(A @ A.T + sigma * torch.eye(len(A), dtype=torch.float64), A).T
         theirs = azula.guidance.PGDMSampler(
-            Azula(network, lambda t: (alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt()), int, torch.inf),
+            Azula(
+                network, lambda t: (alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt()), int, torch.inf
+            ),
             y,
             operator.A,
             lambda v, inverse=inverse: (v.flatten(1) @ inverse.T).reshape(-1, *SHAPE),
@@ -110,8 +125,9 @@ def test_a_step_of_pigdm_is_that_of_azula(task, eta):
 
 
 def test_a_step_of_dps_is_that_of_azula():
-    # deepinv adds the gradient to the score, so that its step along it is zeta = (alpha_t alpha_s / 2) (sigma_t^2 - sigma_s^2)
-    # times `weight` (sigma: of noise over signal), where the paper has one zeta for all t; the half is from images in [0, 1].
+    # deepinv adds the gradient to the score, so that its step along it is zeta = (alpha_t alpha_s /
+    # 2) (sigma_t^2 - sigma_s^2) times `weight` (sigma: of noise over signal), where the paper has
+    # one zeta for all t; the half is from images in [0, 1].
     network, operator, y = Network(), BLUR.operator(SHAPE), measured(BLUR)
     weight = 40.0
     result = DPS(n_steps=5, weight=weight).restore(network, operator, y.float(), [generator(3)])
@@ -136,7 +152,9 @@ def test_a_step_of_dps_is_that_of_azula():
         for size in (zeta, 0):
             noise.set_state(before)
             with ImageNoise(noise):
-                sampler = azula.guidance.DPSSampler(denoiser, y.float().double(), operator.A, zeta=size)
+                sampler = azula.guidance.DPSSampler(
+                    denoiser, y.float().double(), operator.A, zeta=size
+                )
                 steps.append(sampler.step(states[k].double(), t, s))
         moved = max(moved, (steps[0] - steps[1]).abs().max().item())
         torch.testing.assert_close(states[k + 1].double(), steps[0], rtol=0, atol=1e-4)
@@ -149,7 +167,9 @@ FIDELITIES = {"ald": ALDDataFidelity, "score_sde": ScoreSDEDataFidelity, "ilvr":
 @pytest.mark.parametrize("name", FIDELITIES)
 def test_where_A_is_orthogonal_the_annealed_ones_are_deepinvs_calls(name):
     network, y = Network(), measured(HOLE)
-    ours = Annealed(name, n_steps=4, weight=0.7).restore(network, HOLE.operator(SHAPE), y, [generator(3)])
+    ours = Annealed(name, n_steps=4, weight=0.7).restore(
+        network, HOLE.operator(SHAPE), y, [generator(3)]
+    )
     assert (ours.network_evaluations, ours.gradient_evaluations, ours.errors) == (4, 0, [None])
 
     mask = BoxInpainting(0.5).mask(SHAPE)
@@ -206,13 +226,19 @@ def test_ilvr_leaves_out_an_operator_that_damps_what_it_sees():
     ilvr = Annealed("ilvr")
     for task in (SR, HOLE):
         assert ilvr.not_applicable(backbone, task, SimpleNamespace()) is None
-    reason = ilvr.not_applicable(backbone, RestorationTask("deblur", 1, BoxBlur(5), 10, 1), SimpleNamespace())
-    assert reason.startswith("sampler ilvr takes A_dagger of y, which amplifies the noise of task deblur ")
+    reason = ilvr.not_applicable(
+        backbone, RestorationTask("deblur", 1, BoxBlur(5), 10, 1), SimpleNamespace()
+    )
+    assert reason.startswith(
+        "sampler ilvr takes A_dagger of y, which amplifies the noise of task deblur "
+    )
     assert Annealed("ald").not_applicable(backbone, BLUR, SimpleNamespace()) is None
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match=r"unknown likelihood 'dmps'; choose one of ald, score_sde, ilvr"):
+    with pytest.raises(
+        ValueError, match=r"unknown likelihood 'dmps'; choose one of ald, score_sde, ilvr"
+    ):
         Annealed("dmps")
     with pytest.raises(ValueError, match=r"eta=-1: a number from 0 to 1"):
         PiGDM(eta=-1)

@@ -44,8 +44,8 @@ class Matrix:
 
 @pytest.mark.parametrize("noisy", [False, True])
 def test_it_is_adam_on_the_energy_of_a_gaussian_prior(noisy):
-    # The prior's term is affine in z and averages to its value at z = 0, lambda sigma^2 C^-1 (mu - m), the gradient of an
-    # energy, with C = ab S + sigma^2 I. With z it is that of the listing.
+    # The prior's term is affine in z and averages to its value at z = 0, lambda sigma^2 C^-1 (mu -
+    # m), the gradient of an energy, with C = ab S + sigma^2 I. With z it is that of the listing.
     half = torch.randn(N, N, dtype=torch.float64) * 0.2
     S = half @ half.T + 0.05 * torch.eye(N, dtype=torch.float64)
     A, y = torch.randn(5, N, dtype=torch.float64) / 2, torch.randn(1, 5, 1, 1, dtype=torch.float64)
@@ -56,7 +56,11 @@ def test_it_is_adam_on_the_energy_of_a_gaussian_prior(noisy):
         patch.setattr(torch, "randn", lambda shape, **options: next(draws))
         sampler = REDDiff(n_steps=n, lambda_=lambda_, learning_rate=rate)
         result = sampler.restore(Gaussian(S), Matrix(A), y, [torch.Generator()])
-    assert (result.network_evaluations, result.gradient_evaluations, result.errors) == (n, 0, [None])
+    assert (result.network_evaluations, result.gradient_evaluations, result.errors) == (
+        n,
+        0,
+        [None],
+    )
 
     A, y, m, S = A.numpy(), y.flatten().numpy(), M.numpy(), S.numpy()
     mu, v, w = N / 5 * A.T @ y, np.zeros(N), np.zeros(N)
@@ -65,7 +69,11 @@ def test_it_is_adam_on_the_energy_of_a_gaussian_prior(noisy):
         C = ab * S + (1 - ab) * np.eye(N)
         prior = sigma**2 * np.linalg.solve(C, mu - m)
         if noisy:
-            prior = sigma / math.sqrt(ab) * (sigma * np.linalg.solve(C, math.sqrt(ab) * (mu - m) + sigma * z) - z)
+            prior = (
+                sigma
+                / math.sqrt(ab)
+                * (sigma * np.linalg.solve(C, math.sqrt(ab) * (mu - m) + sigma * z) - z)
+            )
         g = 2 * A.T @ (A @ mu - y) + lambda_ * prior
         v, w = 0.9 * v + 0.1 * g, 0.99 * w + 0.01 * g**2
         mu = mu - rate * (v / (1 - 0.9**k)) / (np.sqrt(w / (1 - 0.99**k)) + 1e-8)

@@ -1,4 +1,6 @@
-"""Images of any size: the tiles cover them, the blend is a mean, and what comes out is where it belongs."""
+"""Images of any size: the tiles cover them, the blend is a mean, and what comes out is where it
+belongs.
+"""
 
 import itertools
 import math
@@ -16,19 +18,28 @@ from adir.samplers.tiling import TiledBackbone, mirrored, ramp, restore_any_size
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
-# A blur over one pixel is the identity: with guidance at the cap every step takes 0.9 of x - y away, so x̂ must be y.
+# A blur over one pixel is the identity: with guidance at the cap every step takes 0.9 of x - y
+# away, so x̂ must be y.
 COPY = RestorationTask("copy", 1, BoxBlur(1), sigma_y=0, guidance_scale=1)
 SR4 = RestorationTask("sr4", 1, SuperResolution(4), sigma_y=0, guidance_scale=1)
 STRONG = ADIR(n_steps=8, guidance_scale=1e9, variance="small", clip_x0=False)
-# The last step keeps 0.1 of A x0_hat - y: a few hundredths. The images are white noise of std 0.58, so one pixel of
-# displacement is an error of 2.
+# The last step keeps 0.1 of A x0_hat - y: a few hundredths. The images are white noise of std 0.58,
+# so one pixel of displacement is an error of 2.
 LEFT_OVER = 0.05
 
 
 class Backbone:
-    """The ideal denoiser of x ~ N(0, I), which must be given images of whole strides, no larger than a tile."""
+    """The ideal denoiser of x ~ N(0, I), which must be given images of whole strides, no larger
+    than a tile.
+    """
 
-    kind, name, schedule, stride, device = "pixel", "ideal", linear_schedule(), 8, torch.device("cpu")
+    kind, name, schedule, stride, device = (
+        "pixel",
+        "ideal",
+        linear_schedule(),
+        8,
+        torch.device("cpu"),
+    )
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -78,24 +89,37 @@ def test_padding_mirrors_the_image_and_repeats_what_is_missing_to_a_whole_stride
     assert torch.equal(padded[:, 8], padded[:, 7])
 
 
-@pytest.mark.parametrize("height, width, tile, n_tiles", [(37, 53, 128, 1), (37, 53, 64, 4), (40, 150, 64, 8)])
+@pytest.mark.parametrize(
+    "height, width, tile, n_tiles", [(37, 53, 128, 1), (37, 53, 64, 4), (40, 150, 64, 8)]
+)
 def test_an_image_of_odd_size_comes_back_in_place_whole_or_tiled(height, width, tile, n_tiles):
-    # Padded: 37 + 32 -> 72 and 53 + 32 -> 88 (2 x 2 tiles of 64); 40 + 32 = 72 and 150 + 32 -> 184 (2 x 4).
+    # Padded: 37 + 32 -> 72 and 53 + 32 -> 88 (2 x 2 tiles of 64); 40 + 32 = 72 and 150 + 32 -> 184
+    # (2 x 4).
     y, backbone = image(height, width), Backbone()
     result = restore_any_size(STRONG, backbone, COPY, y, seed=0, image_id="a", tile=tile)
     assert result.x_hat.shape == (3, height, width) and result.n_tiles == n_tiles
     assert (result.x_hat - y).abs().max() < LEFT_OVER
-    assert {shape[0] for shape in backbone.shapes} == {1} and max(max(s[2:]) for s in backbone.shapes) <= tile
+    assert {shape[0] for shape in backbone.shapes} == {1} and max(
+        max(s[2:]) for s in backbone.shapes
+    ) <= tile
     assert result.capped_steps == STRONG.n_steps
 
 
 def test_super_resolution_of_an_odd_size_is_consistent_with_its_image():
     y = torch.nn.functional.interpolate(image(10, 14)[None], (37, 53), mode="bicubic")[0]
-    whole, tiled = (restore_any_size(STRONG, Backbone(), SR4, y, 0, "a", tile) for tile in (256, 96))
+    whole, tiled = (
+        restore_any_size(STRONG, Backbone(), SR4, y, 0, "a", tile) for tile in (256, 96)
+    )
     assert whole.x_hat.shape == tiled.x_hat.shape == (3, 148, 212)
-    assert whole.n_tiles == 1 and tiled.n_tiles == 3 * 4  # 184 and 248 pixels with the margin, 96 a tile
+    assert (
+        whole.n_tiles == 1 and tiled.n_tiles == 3 * 4
+    )  # 184 and 248 pixels with the margin, 96 a tile
     operator = SR4.operator((3, 148, 212))
-    inside = (slice(None), slice(4, -4), slice(4, -4))  # at the border A wraps around, and the margin is gone
+    inside = (
+        slice(None),
+        slice(4, -4),
+        slice(4, -4),
+    )  # at the border A wraps around, and the margin is gone
     for result in (whole, tiled):
         assert (operator.A(result.x_hat) - y)[inside].square().mean().sqrt() < 0.1 * y.std()
 
@@ -104,7 +128,9 @@ def test_super_resolution_of_an_odd_size_is_consistent_with_its_image():
 def test_with_a_network_that_looks_at_single_pixels_tiles_change_nothing(tile):
     y = image(70, 90)
     sampler = ADIR(n_steps=6, guidance_scale=1, variance="small", clip_x0=False)
-    whole, tiled = (restore_any_size(sampler, Backbone(), COPY, y, 0, "a", side) for side in (256, tile))
+    whole, tiled = (
+        restore_any_size(sampler, Backbone(), COPY, y, 0, "a", side) for side in (256, tile)
+    )
     assert whole.n_tiles == 1 < tiled.n_tiles
     torch.testing.assert_close(tiled.x_hat, whole.x_hat, rtol=0, atol=1e-4)
 
@@ -114,11 +140,14 @@ def test_all_tiles_share_one_field_of_noise_that_belongs_to_seed_and_image():
     sampler = ADIR(n_steps=4, guidance_scale=0, variance="small")
     runs = ((0, "a", 64), (0, "a", 64), (0, "a", 128), (1, "a", 64), (0, "b", 64))
     first, again, larger, other, renamed = (
-        restore_any_size(sampler, Backbone(), COPY, y, seed, name, tile).x_hat for seed, name, tile in runs
+        restore_any_size(sampler, Backbone(), COPY, y, seed, name, tile).x_hat
+        for seed, name, tile in runs
     )
     assert torch.equal(first, again)
     torch.testing.assert_close(first, larger, rtol=0, atol=1e-4)
-    assert not torch.allclose(first, other, atol=1e-2) and not torch.allclose(first, renamed, atol=1e-2)
+    assert not torch.allclose(first, other, atol=1e-2) and not torch.allclose(
+        first, renamed, atol=1e-2
+    )
 
 
 class Place(Backbone):
@@ -156,19 +185,27 @@ class Pointwise(Backbone):
 
 
 def test_the_gradient_of_a_tiled_prediction_is_that_of_the_whole_one():
-    x_t, t, towards = torch.randn(1, 3, 40, 72, requires_grad=True), torch.tensor([5]), torch.randn(1, 3, 40, 72)
+    x_t, t, towards = (
+        torch.randn(1, 3, 40, 72, requires_grad=True),
+        torch.tensor([5]),
+        torch.randn(1, 3, 40, 72),
+    )
     backbone = Pointwise()
     found, expected = (
         torch.autograd.grad((network.predict(x_t, t).eps * towards).sum(), x_t)[0]
         for network in (TiledBackbone(backbone, 32), Pointwise())
     )
     torch.testing.assert_close(found, expected)
-    assert len(backbone.shapes) == 2 * 2 * 3  # 2 by 3 tiles, each computed again in the backward pass
+    assert (
+        len(backbone.shapes) == 2 * 2 * 3
+    )  # 2 by 3 tiles, each computed again in the backward pass
 
 
 def test_dps_restores_an_image_of_several_tiles_as_a_whole_one():
     y, sampler = image(40, 72), DPS(n_steps=4, guidance="annealed")
-    whole, tiled = (restore_any_size(sampler, Pointwise(), COPY, y, 0, "a", tile) for tile in (256, 64))
+    whole, tiled = (
+        restore_any_size(sampler, Pointwise(), COPY, y, 0, "a", tile) for tile in (256, 64)
+    )
     assert whole.n_tiles == 1 < tiled.n_tiles
     torch.testing.assert_close(tiled.x_hat, whole.x_hat, rtol=0, atol=1e-3)
 
@@ -200,13 +237,17 @@ def test_inpainting_is_tiled_too_and_restored_at_the_networks_sizes_only():
 @pytest.mark.parametrize("task, height, width", [(COPY, 16, 40), (COPY, 40, 1), (SR4, 4, 40)])
 def test_too_small_an_image_is_refused_with_the_size_that_is_needed(task, height, width):
     needed = 17 if task is COPY else 5
-    with pytest.raises(InputError, match=rf"{width}x{height} pixels: too small .*, {needed} a side|reaches over"):
+    with pytest.raises(
+        InputError, match=rf"{width}x{height} pixels: too small .*, {needed} a side|reaches over"
+    ):
         restore_any_size(STRONG, Backbone(), task, image(height, width), 0, "a", 64)
 
 
 def test_the_smallest_image_that_is_allowed_works():
     y = image(17, 17)
-    assert (restore_any_size(STRONG, Backbone(), COPY, y, 0, "a", 64).x_hat - y).abs().max() < LEFT_OVER
+    assert (
+        restore_any_size(STRONG, Backbone(), COPY, y, 0, "a", 64).x_hat - y
+    ).abs().max() < LEFT_OVER
 
 
 @pytest.mark.parametrize("tile", [0, -64, 24, 60])

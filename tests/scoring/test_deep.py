@@ -1,4 +1,6 @@
-"""deep-lite0: known distances of a degraded photograph, identities, and the network's features by timm itself."""
+"""deep-lite0: known distances of a degraded photograph, identities, and the network's features by
+timm itself.
+"""
 
 import pytest
 import timm
@@ -29,20 +31,26 @@ def noisy(x, level, g=None):
 
 def blurred(x, side):
     reach = side // 2
-    return eight_bits(functional.avg_pool2d(functional.pad(x, (reach,) * 4, mode="reflect"), side, stride=1))
+    return eight_bits(
+        functional.avg_pool2d(functional.pad(x, (reach,) * 4, mode="reflect"), side, stride=1)
+    )
 
 
 @pytest.mark.parametrize(
     "changed, distance",
     [
-        *((noisy(X, level, DRAWS), d) for level, d in [(5, 0.47), (10, 1.31), (20, 2.85), (40, 4.75)]),
+        *(
+            (noisy(X, level, DRAWS), d)
+            for level, d in [(5, 0.47), (10, 1.31), (20, 2.85), (40, 4.75)]
+        ),
         *((blurred(X, side), d) for side, d in [(3, 0.99), (5, 2.00), (9, 3.34)]),
         (X.roll(1, -1), 0.85),
     ],
     ids=["noise 5", "noise 10", "noise 20", "noise 40", "box 3", "box 5", "box 9", "shift"],
 )
 def test_the_cats_eye_has_the_distances_of_another_implementation(changed, distance):
-    # Measured before this code was written. Between draws of the noise it varies by 2 to 3 % (standard deviation).
+    # Measured before this code was written. Between draws of the noise it varies by 2 to 3 %
+    # (standard deviation).
     assert METRIC.score(changed, X).item() == pytest.approx(distance, rel=0.01)
 
 
@@ -60,7 +68,9 @@ def test_a_distance_does_not_depend_on_its_batch():
 
 
 def test_the_features_are_the_last_of_each_resolution_of_timms_network():
-    whole = timm.create_model("tf_efficientnet_lite0", features_only=True)  # stops before the last convolution
+    whole = timm.create_model(
+        "tf_efficientnet_lite0", features_only=True
+    )  # stops before the last convolution
     whole.load_state_dict(load_network().state_dict(), strict=False)
     with torch.no_grad():
         expected = whole.eval()(2 * X - 1)
@@ -72,7 +82,10 @@ def test_the_features_are_the_last_of_each_resolution_of_timms_network():
 
 
 def test_orthogonal_features_are_2_apart_opposite_ones_4_and_their_length_is_nothing():
-    one, other = torch.tensor([3.0, 0]).reshape(1, 2, 1, 1), torch.tensor([0, 0.1]).reshape(1, 2, 1, 1)
+    one, other = (
+        torch.tensor([3.0, 0]).reshape(1, 2, 1, 1),
+        torch.tensor([0, 0.1]).reshape(1, 2, 1, 1),
+    )
     assert feature_distance([one, one], [other, -2 * one]).item() == pytest.approx(2 + 4)
     assert feature_distance([one], [5 * one]).item() == pytest.approx(0)
 
@@ -80,7 +93,9 @@ def test_orthogonal_features_are_2_apart_opposite_ones_4_and_their_length_is_not
 def test_a_map_counts_as_its_mean_over_positions_whatever_its_size():
     one = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
     enlarged = [m.repeat_interleave(2, 2).repeat_interleave(3, 3) for m in (one, -one.flip(1))]
-    torch.testing.assert_close(feature_distance(enlarged[:1], enlarged[1:]), feature_distance([one], [-one.flip(1)]))
+    torch.testing.assert_close(
+        feature_distance(enlarged[:1], enlarged[1:]), feature_distance([one], [-one.flip(1)])
+    )
 
 
 def test_missing_weights_leave_the_score_empty_with_a_reason(monkeypatch):

@@ -1,4 +1,6 @@
-"""Metrics against scikit-image, closed forms and pyiqa's networks called directly; and what happens without weights."""
+"""Metrics against scikit-image, closed forms and pyiqa's networks called directly; and what happens
+without weights.
+"""
 
 import dataclasses
 import hashlib
@@ -21,7 +23,14 @@ from adir.errors import InputError
 from adir.files import sha256_of_file
 from adir.images import write_png
 from adir.scoring import metrics
-from adir.scoring.metrics import METRICS, PSNR, PyiqaMetric, Scoring, data_consistency_residual, psnr
+from adir.scoring.metrics import (
+    METRICS,
+    PSNR,
+    PyiqaMetric,
+    Scoring,
+    data_consistency_residual,
+    psnr,
+)
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
 from adir.weights import download, registry
 
@@ -37,7 +46,9 @@ TRAINED = [
 
 
 def pair(height: int = 48, width: int = 64, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit images in [0, 1], the second a noisy copy of the first, smooth enough for no window to be anticorrelated."""
+    """8-bit images in [0, 1], the second a noisy copy of the first, smooth enough for no window to
+    be anticorrelated.
+    """
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
     smooth = torch.stack([(0.5 + 0.4 * torch.sin(rows / (3 + i) + columns / 5)) for i in range(3)])
     x = torch.stack([(255 * (smooth * (1 - 0.1 * i))).round() / 255 for i in range(batch)])
@@ -62,7 +73,9 @@ def test_psnr_is_scikit_images():
 
 def test_psnr_of_one_grey_level_everywhere_is_48_13_dB():
     x = torch.full((2, 3, 16, 16), 100 / 255)
-    assert psnr(x + 1 / 255, x).tolist() == pytest.approx([20 * math.log10(255)] * 2, abs=1e-4)  # 48.1308
+    assert psnr(x + 1 / 255, x).tolist() == pytest.approx(
+        [20 * math.log10(255)] * 2, abs=1e-4
+    )  # 48.1308
 
 
 def test_ssim_is_scikit_images():
@@ -107,14 +120,20 @@ def test_fsim_is_1_for_equal_images_and_symmetric_and_sees_colour():
     assert fsim.score(luma.expand_as(x), x).item() < 0.999  # all detail of the luma is there
 
 
-def random_musiq(file: registry.WeightsFile, n_outputs: int) -> tuple[torch.nn.Module, registry.WeightsFile]:
-    """pyiqa's MUSIQ with random weights, saved where pyiqa looks for the trained ones, and that file with its hash."""
+def random_musiq(
+    file: registry.WeightsFile, n_outputs: int
+) -> tuple[torch.nn.Module, registry.WeightsFile]:
+    """pyiqa's MUSIQ with random weights, saved where pyiqa looks for the trained ones, and that
+    file with its hash.
+    """
     from pyiqa.archs.musiq_arch import MUSIQ
 
     net = MUSIQ(pretrained=False, num_class=n_outputs).eval()
     file.path.parent.mkdir(parents=True)
     torch.save(net.state_dict(), file.path)
-    return net, dataclasses.replace(file, sha256=hashlib.sha256(file.path.read_bytes()).hexdigest()[:8])
+    return net, dataclasses.replace(
+        file, sha256=hashlib.sha256(file.path.read_bytes()).hexdigest()[:8]
+    )
 
 
 def with_file(metric: PyiqaMetric, *files: registry.WeightsFile) -> PyiqaMetric:
@@ -144,14 +163,18 @@ def test_lpips_is_pyiqas_network_and_zero_for_equal_images():
     for file in (heads, backbone):
         file.path.parent.mkdir(parents=True)
     torch.save(alexnet().state_dict(), backbone.path)
-    lins = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate([64, 192, 384, 256, 256])}
+    lins = {
+        f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1)
+        for i, n in enumerate([64, 192, 384, 256, 256])
+    }
     torch.save(lins, heads.path)
     files = [dataclasses.replace(f, sha256=sha256_of_file(f.path)[:8]) for f in (heads, backbone)]
     metric = with_file(metric, *files)
     x_hat, x = pair(64, 64)
     assert metric.score(x, x).item() == 0
 
-    # Zhang et al. (2018), eq. 1, from torchvision's layers: after each of the 5 ReLUs, unit vectors over channels.
+    # Zhang et al. (2018), eq. 1, from torchvision's layers: after each of the 5 ReLUs, unit vectors
+    # over channels.
     net = alexnet()
     net.load_state_dict(torch.load(backbone.path, weights_only=True))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -161,7 +184,10 @@ def test_lpips_is_pyiqas_network_and_zero_for_equal_images():
         for layer in net.features[:12]:
             a, b = layer(a), layer(b)
             if isinstance(layer, torch.nn.ReLU):
-                difference = (torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1)) ** 2
+                difference = (
+                    torch.nn.functional.normalize(a, dim=1)
+                    - torch.nn.functional.normalize(b, dim=1)
+                ) ** 2
                 expected += (difference * lins[f"lin{relus}.model.1.weight"]).sum(1).mean().item()
                 relus += 1
     # LPIPS rounds ImageNet's mean and standard deviation to three digits in [-1, 1].
@@ -184,7 +210,11 @@ def test_addresses_and_hashes_are_those_that_pyiqa_and_torchvision_name(file):
 def test_the_hub_folder_is_pyiqas():
     from pyiqa.utils.download_util import DEFAULT_CACHE_DIR
 
-    assert Path(DEFAULT_CACHE_DIR).parts[-2:] == metrics.MUSIQ_KONIQ.path.parent.parts[-2:] == ("hub", "pyiqa")
+    assert (
+        Path(DEFAULT_CACHE_DIR).parts[-2:]
+        == metrics.MUSIQ_KONIQ.path.parent.parts[-2:]
+        == ("hub", "pyiqa")
+    )
 
 
 def test_missing_weights_are_one_line_with_file_size_folder_and_address(monkeypatch, tmp_path):
@@ -281,7 +311,8 @@ def test_equal_images_have_no_psnr_and_the_record_says_why():
 
 
 @pytest.mark.parametrize(
-    "name, side, words", [("ssim", 10, "at least 11"), ("piqe", 15, "at least 16"), ("piqe", 16, "undefined")]
+    "name, side, words",
+    [("ssim", 10, "at least 11"), ("piqe", 15, "at least 16"), ("piqe", 16, "undefined")],
 )
 def test_an_image_that_cannot_be_scored_has_a_reason(name, side, words):
     black = torch.full((3, side, side), -1.0)  # PIQE divides by the brightest pixel
@@ -324,7 +355,8 @@ def test_unknown_and_repeated_names_are_refused(names):
 
 
 def test_the_residual_is_the_noise_in_grey_levels():
-    # y = A x + 10 / 127.5 * noise, so the residual of x itself is 10 up to the error of 3 * 128^2 draws: 0.03.
+    # y = A x + 10 / 127.5 * noise, so the residual of x itself is 10 up to the error of 3 * 128^2
+    # draws: 0.03.
     x = torch.rand(2, 3, 128, 128) * 2 - 1
     operator = BoxBlur(5)((3, 128, 128))
     y = operator.A(x) + 10 / 127.5 * torch.randn(2, 3, 128, 128)

@@ -54,7 +54,11 @@ def test_clip_of_open_clip_is_such_an_encoder(made_clip: str) -> None:
 def test_scoring_says_why_there_is_no_score() -> None:
     x_hat = torch.zeros(3, 8, 8)
     scored = Scoring(["clip-prompt"], clip=Colours).score(x_hat, prompt="red")["clip-prompt"]
-    assert scored == {"value": pytest.approx(3**-0.5), "direction": "higher", "version": "colours 01234567"}
+    assert scored == {
+        "value": pytest.approx(3**-0.5),
+        "direction": "higher",
+        "version": "colours 01234567",
+    }
     for scoring, prompt, words in (
         (Scoring(["clip-prompt"], clip=Colours), None, "needs a prompt"),
         (Scoring(["clip-prompt"], clip=missing), "red", "the weights are not here"),
@@ -77,7 +81,9 @@ def test_a_metric_is_given_what_it_says_it_needs() -> None:
             self.needs_reference, self.needs_prompt = needs_reference, needs_prompt
             self.name = f"{needs_reference} {needs_prompt}"
 
-        def score(self, x_hat: torch.Tensor, x: torch.Tensor | None = None, prompt: str | None = None) -> torch.Tensor:
+        def score(
+            self, x_hat: torch.Tensor, x: torch.Tensor | None = None, prompt: str | None = None
+        ) -> torch.Tensor:
             return torch.tensor([(x is not None) + 2.0 * (prompt == "red")])
 
         def unavailable(self) -> None:
@@ -88,4 +94,9 @@ def test_a_metric_is_given_what_it_says_it_needs() -> None:
     found = [entry["value"] for entry in Scoring(metrics).score(x, x, "red").values()]
     assert found == [0, 1, 2, 3]
     found = [entry.get("reason", "") for entry in Scoring(metrics).score(x).values()]
-    assert found[0] == "" and "ground truth" in found[1] and "prompt" in found[2] and "ground truth" in found[3]
+    assert (
+        found[0] == ""
+        and "ground truth" in found[1]
+        and "prompt" in found[2]
+        and "ground truth" in found[3]
+    )

@@ -64,11 +64,17 @@ def test_y_survives_an_image_file_whatever_lies_in_the_hole(task, mask, x, tmp_p
 
 def test_the_operator_keeps_what_is_known_and_carries_mask_and_prompt(task, mask, x) -> None:
     operator = task.operator(SHAPE)
-    assert isinstance(operator, EditOperator) and operator.prompt == "a cat" and torch.equal(operator.hole, mask)
+    assert (
+        isinstance(operator, EditOperator)
+        and operator.prompt == "a cat"
+        and torch.equal(operator.hole, mask)
+    )
     assert torch.equal(operator.A(x), torch.where(mask, 0.0, x))
     assert torch.equal(operator.known(), (~mask).expand(3, -1, -1))
     # A diagonal projection is its own adjoint and pseudo-inverse.
-    assert torch.equal(operator.A_adjoint(x), operator.A(x)) and torch.equal(operator.A_dagger(x), operator.A(x))
+    assert torch.equal(operator.A_adjoint(x), operator.A(x)) and torch.equal(
+        operator.A_dagger(x), operator.A(x)
+    )
     assert operator is task.operator(SHAPE) and operator.sigma_y == task.sigma_y == 0
 
 
@@ -83,7 +89,10 @@ def test_a_bound_task_does_not_bind_the_one_it_came_from(mask) -> None:
 
 def test_neighbours_are_looked_for_by_the_prompt_or_by_the_image(mask, x) -> None:
     encoder = Compass()
-    for by, expected in (("prompt", lambda y: torch.tensor([[5.0]])), ("image", lambda y: y.flatten()[None])):
+    for by, expected in (
+        ("prompt", lambda y: torch.tensor([[5.0]])),
+        ("image", lambda y: y.flatten()[None]),
+    ):
         task = EditTask(by=by).with_mask(mask, "a cat")
         y = task.degrade(x, generator(0, "a", "y"))
         assert torch.equal(task.query(encoder, y), expected(y))
@@ -113,7 +122,9 @@ def test_an_edit_that_is_none_is_refused(mask, change, prompt, words) -> None:
 
 def test_a_mask_of_another_size_is_refused(task) -> None:
     for call in (task.operator, task.image_shape):
-        with pytest.raises(InputError, match="the mask is 32x24, the image 24x32: make them one size"):
+        with pytest.raises(
+            InputError, match="the mask is 32x24, the image 24x32: make them one size"
+        ):
             call((3, 32, 24))
     with pytest.raises(InputError, match="RGB"):
         task.image_shape((1, 24, 32))
@@ -136,7 +147,9 @@ def test_a_mask_file_is_white_where_it_is_to_be_repainted(tmp_path: Path) -> Non
 def test_an_id_changes_with_the_mask_its_shape_and_the_prompt(mask) -> None:
     other = mask.clone()
     other[0, 0] = True
-    ids = {edit_id("a", m, p) for m in (mask, other, mask.reshape(32, 24)) for p in ("a cat", "a dog")}
+    ids = {
+        edit_id("a", m, p) for m in (mask, other, mask.reshape(32, 24)) for p in ("a cat", "a dog")
+    }
     assert len(ids) == 6 and all(name.startswith("a-") for name in ids)
     assert edit_id("a", mask.clone(), "a cat") in ids
 
@@ -151,5 +164,7 @@ def test_the_mask_of_the_authors_page_marks_what_their_y_lacks(authors_page: Pat
     mask = read_mask(folder / "0879_mask.png")
     task = EditTask().with_mask(mask, "Taj Mahal")
     y = task.read_y(folder / "0879_inpaint_y.png")
-    assert torch.equal(y, task.read_y(folder / "0879_GT.png"))  # theirs is black in the hole, and the image elsewhere
+    assert torch.equal(
+        y, task.read_y(folder / "0879_GT.png")
+    )  # theirs is black in the hole, and the image elsewhere
     assert 0.42 < mask.float().mean() < 0.43

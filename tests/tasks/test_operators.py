@@ -1,4 +1,6 @@
-"""Operators against dense float64 matrices that are built here from formulas, and against the authors' images."""
+"""Operators against dense float64 matrices that are built here from formulas, and against the
+authors' images.
+"""
 
 import math
 from pathlib import Path
@@ -61,7 +63,9 @@ def one_direction(name: str, n: int) -> np.ndarray:
     """The operator along one axis of length n, from its definition."""
     if name == "sr4 mean":
         return circular(n, 4, dict.fromkeys(range(4), 1 / 4))
-    if name == "sr4 reflect":  # an image and its mirror image, again and again, is circular: fold its matrix
+    if (
+        name == "sr4 reflect"
+    ):  # an image and its mirror image, again and again, is circular: fold its matrix
         matrix = one_direction("sr4", 2 * n)[: n // 4]
         return matrix[:, :n] + matrix[:, n:][:, ::-1]
     if name.startswith("sr"):
@@ -79,7 +83,9 @@ def dense(name: str) -> np.ndarray:
     _, height, width = CASES[name][1]
     if name == "colorization":
         return np.kron([[0.299, 0.587, 0.114]], np.eye(height * width))
-    if name == "inpainting":  # 7 x 8: half of 7 rounds to 4, so rows 1..4 and columns 2..5 are missing
+    if (
+        name == "inpainting"
+    ):  # 7 x 8: half of 7 rounds to 4, so rows 1..4 and columns 2..5 are missing
         known = np.ones((3, height, width))
         known[:, 1:5, 2:6] = 0
         return np.diag(known.ravel())
@@ -106,28 +112,36 @@ def test_A_adjoint_is_the_adjoint_of_A(case):
     _, operator = case
     x = torch.randn(2, *operator.image_shape, dtype=torch.float64)
     y = torch.randn(2, *operator.y_shape, dtype=torch.float64)
-    torch.testing.assert_close((operator.A(x) * y).sum(), (x * operator.A_adjoint(y)).sum(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        (operator.A(x) * y).sum(), (x * operator.A_adjoint(y)).sum(), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_A_is_linear(case):
     _, operator = case
     x1, x2 = torch.randn(2, *operator.image_shape, dtype=torch.float64)
-    torch.testing.assert_close(operator.A(3 * x1 - x2), 3 * operator.A(x1) - operator.A(x2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        operator.A(3 * x1 - x2), 3 * operator.A(x1) - operator.A(x2), rtol=0, atol=1e-12
+    )
 
 
 def test_norm_is_the_largest_singular_value(case):
     name, operator = case
     matrix = dense(name)
-    # The Gram matrix of the smaller side has the same largest singular value, squared, and is quick to take apart.
+    # The Gram matrix of the smaller side has the same largest singular value, squared, and is quick
+    # to take apart.
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
-    assert operator.norm == pytest.approx(math.sqrt(np.linalg.svd(gram, compute_uv=False)[0]), rel=1e-10)
+    assert operator.norm == pytest.approx(
+        math.sqrt(np.linalg.svd(gram, compute_uv=False)[0]), rel=1e-10
+    )
 
 
 def test_A_dagger_inverts_A_on_its_range(case):
     name, operator = case
     x = torch.randn(operator.image_shape, dtype=torch.float64)
     y = operator.A(x)
-    # Blurs: frequencies damped below 1e-5 are dropped, which changes A A_dagger A x by at most 1e-5 |x|.
+    # Blurs: frequencies damped below 1e-5 are dropped, which changes A A_dagger A x by at most 1e-5
+    # |x|.
     tolerance = 1e-5 if name in BLURS else 1e-12
     assert (operator.A(operator.A_dagger(y)) - y).norm() <= tolerance * x.norm()
 
@@ -139,7 +153,8 @@ def test_A_dagger_is_the_pseudo_inverse(case):
         pytest.skip("dense pseudo-inverse takes long at this size; the other cases cover the code")
     y = torch.from_numpy(matrix @ np.random.randn(matrix.shape[1])).reshape(operator.y_shape)
     expected = np.linalg.pinv(matrix, rcond=1e-5) @ y.numpy().ravel()
-    # The smallest singular values that are kept are 1e-5, so rounding errors of 1e-16 in y may grow to 1e-11 and more.
+    # The smallest singular values that are kept are 1e-5, so rounding errors of 1e-16 in y may grow
+    # to 1e-11 and more.
     np.testing.assert_allclose(operator.A_dagger(y).numpy().ravel(), expected, atol=1e-8)
 
 
@@ -159,7 +174,8 @@ def test_grey_stays_grey(name):
 
 @pytest.mark.parametrize("factor, centre", [(2, 0.5), (4, 1.5), (8, 3.5)])
 def test_a_low_resolution_pixel_sits_in_the_middle_of_its_block(factor, centre):
-    # A cubic kernel that reproduces straight lines gives, on a ramp, the position of the sample's centre.
+    # A cubic kernel that reproduces straight lines gives, on a ramp, the position of the sample's
+    # centre.
     ramp = torch.arange(10 * factor, dtype=torch.float64).expand(3, 10 * factor, 10 * factor)
     y = SuperResolution(factor)(tuple(ramp.shape)).A(ramp)
     assert y[0, 5, 5].item() == pytest.approx(5 * factor + centre, abs=1e-9)
@@ -168,48 +184,73 @@ def test_a_low_resolution_pixel_sits_in_the_middle_of_its_block(factor, centre):
 @pytest.mark.parametrize("factor", [4, 8])
 def test_with_centre_one_half_it_is_deepinvs_own_bicubic(factor):
     shape = (3, 6 * factor, 8 * factor)
-    theirs = deepinv.physics.Downsampling(img_size=shape, filter="bicubic", factor=factor, padding="circular")
+    theirs = deepinv.physics.Downsampling(
+        img_size=shape, filter="bicubic", factor=factor, padding="circular"
+    )
     x = torch.randn(shape)
     # 2e-6: deepinv computes its weights in float32
-    torch.testing.assert_close(SuperResolution(factor, centre=0.5)(shape).A(x), theirs.A(x[None])[0], rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        SuperResolution(factor, centre=0.5)(shape).A(x), theirs.A(x[None])[0], rtol=0, atol=2e-6
+    )
 
 
-@pytest.mark.parametrize("factor, shape", [(2, (3, 12, 10)), (3, (3, 66, 96)), (4, (3, 64, 64)), (8, (3, 40, 48))])
+@pytest.mark.parametrize(
+    "factor, shape", [(2, (3, 12, 10)), (3, (3, 66, 96)), (4, (3, 64, 64)), (8, (3, 40, 48))]
+)
 def test_downsampling_is_deepinvs(factor, shape):
     operator, kernel = SuperResolution(factor)(shape), bicubic_kernel(factor, (factor - 1) / 2)
-    for dtype, atol in ((torch.float32, 1e-6), (torch.float64, 1e-14)):  # equal to the last bit with deepinv 0.5.0
-        theirs = deepinv.physics.Downsampling(shape, torch.outer(kernel, kernel)[None, None].to(dtype), factor)
+    for dtype, atol in (
+        (torch.float32, 1e-6),
+        (torch.float64, 1e-14),
+    ):  # equal to the last bit with deepinv 0.5.0
+        theirs = deepinv.physics.Downsampling(
+            shape, torch.outer(kernel, kernel)[None, None].to(dtype), factor
+        )
         x, y = torch.randn(shape, dtype=dtype), torch.randn(operator.y_shape, dtype=dtype)
         torch.testing.assert_close(operator.A(x), theirs.A(x[None])[0], rtol=0, atol=atol)
-        torch.testing.assert_close(operator.A_adjoint(y), theirs.A_adjoint(y[None])[0], rtol=0, atol=atol)
+        torch.testing.assert_close(
+            operator.A_adjoint(y), theirs.A_adjoint(y[None])[0], rtol=0, atol=atol
+        )
 
 
 def test_the_default_centre_is_pillows():
     x = torch.from_numpy(np.random.default_rng(0).random((64, 64), dtype=np.float32))
     y = SuperResolution(4)((3, 64, 64)).A(x.expand(3, 64, 64))[0]
     pillow = np.asarray(Image.fromarray(x.numpy()).resize((16, 16), Image.Resampling.BICUBIC))
-    # Pillow's a is -0.5 and its support 4 x 4 too; borders differ (it renormalises), so compare inside.
+    # Pillow's a is -0.5 and its support 4 x 4 too; borders differ (it renormalises), so compare
+    # inside.
     np.testing.assert_allclose(y.numpy()[3:-3, 3:-3], pillow[3:-3, 3:-3], atol=1e-5)
 
 
 def test_the_field_s_operators_are_those_of_scipy_and_numpy():
     x = torch.randn(3, 64, 72, dtype=torch.float64)
     channels = x.numpy()
-    blur = scipy.ndimage.gaussian_filter(channels, 3.0, mode="wrap", radius=30, axes=(1, 2))  # 61x61, std 3: DPS
+    blur = scipy.ndimage.gaussian_filter(
+        channels, 3.0, mode="wrap", radius=30, axes=(1, 2)
+    )  # 61x61, std 3: DPS
     np.testing.assert_allclose(GaussianBlur(3.0, 61)(x.shape).A(x).numpy(), blur, atol=1e-12)
     mean = channels.reshape(3, 16, 4, 18, 4).mean((2, 4))
     np.testing.assert_allclose(MeanDownsampling(4)(x.shape).A(x).numpy(), mean, atol=1e-12)
     weights = keys_cubic((np.arange(16) - 7.5) / 4)  # DDRM's bicubic_kernel
     mirrored = channels
-    for axis in (1, 2):  # scipy's "reflect" repeats the border pixel; entry 8 of an even filter is its centre
-        mirrored = scipy.ndimage.correlate1d(mirrored, weights / weights.sum(), axis, mode="reflect", origin=-2)
+    for axis in (
+        1,
+        2,
+    ):  # scipy's "reflect" repeats the border pixel; entry 8 of an even filter is its centre
+        mirrored = scipy.ndimage.correlate1d(
+            mirrored, weights / weights.sum(), axis, mode="reflect", origin=-2
+        )
     expected = mirrored[:, ::4, ::4]
-    np.testing.assert_allclose(ReflectiveSuperResolution(4)(x.shape).A(x).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        ReflectiveSuperResolution(4)(x.shape).A(x).numpy(), expected, atol=1e-12
+    )
 
 
 def test_away_from_borders_reflective_and_circular_super_resolution_are_one():
     x = torch.randn(3, 64, 64, dtype=torch.float64)
-    reflect, circular_ = (make(4)(x.shape).A(x) for make in (ReflectiveSuperResolution, SuperResolution))
+    reflect, circular_ = (
+        make(4)(x.shape).A(x) for make in (ReflectiveSuperResolution, SuperResolution)
+    )
     torch.testing.assert_close(reflect[:, 2:-2, 2:-2], circular_[:, 2:-2, 2:-2], rtol=0, atol=1e-12)
     assert (reflect - circular_).abs().max() > 0.01
 
@@ -227,11 +268,17 @@ def test_the_mean_of_blocks_has_one_singular_value_and_repeats_pixels_back():
 def test_a_random_mask_loses_its_share_of_pixels_in_all_channels_and_follows_from_its_seed(lost):
     shape = (3, 64, 48)
     mask = RandomInpainting(lost)(shape).known()
-    assert (~mask[0]).sum() == round(lost * 64 * 48) and torch.equal(mask[0], mask[1]) and torch.equal(mask[0], mask[2])
+    assert (
+        (~mask[0]).sum() == round(lost * 64 * 48)
+        and torch.equal(mask[0], mask[1])
+        and torch.equal(mask[0], mask[2])
+    )
     assert torch.equal(mask, RandomInpainting(lost, seed=0)(shape).known())
     other = RandomInpainting(lost, seed=1)(shape).known()
     # Two draws agree by chance alone: a pixel is known in both, or lost in both.
-    assert (mask == other).float().mean().item() == pytest.approx(lost**2 + (1 - lost) ** 2, abs=0.03)
+    assert (mask == other).float().mean().item() == pytest.approx(
+        lost**2 + (1 - lost) ** 2, abs=0.03
+    )
 
 
 def test_the_even_box_averages_one_pixel_before_to_two_after():
@@ -296,17 +343,24 @@ def grey_levels(path: Path) -> torch.Tensor:
 
 
 def best_match(gt: torch.Tensor, y: torch.Tensor, factor: int = 4, border: int = 3) -> float:
-    """Rms difference, in grey levels, of A applied to a crop of gt on y's grid and the window of y that it is from."""
+    """Rms difference, in grey levels, of A applied to a crop of gt on y's grid and the window of y
+    that it is from.
+    """
     best = math.inf
     for top in range(factor):
         for left in range(factor):
             crop = gt[:, top:, left:]
             crop = crop[:, : crop.shape[1] // factor * factor, : crop.shape[2] // factor * factor]
-            small = SuperResolution(factor)(tuple(crop.shape)).A(crop)[:, border:-border, border:-border]
+            small = SuperResolution(factor)(tuple(crop.shape)).A(crop)[
+                :, border:-border, border:-border
+            ]
             rows, columns = (y.shape[k] - small.shape[k] + 1 for k in (1, 2))
-            corner = y.unfold(1, 12, 1).unfold(2, 12, 1)[:, :rows, :columns]  # a corner is enough to find the place
+            corner = y.unfold(1, 12, 1).unfold(2, 12, 1)[
+                :, :rows, :columns
+            ]  # a corner is enough to find the place
             row, column = divmod(
-                ((corner - small[:, None, None, :12, :12]) ** 2).mean((0, 3, 4)).argmin().item(), columns
+                ((corner - small[:, None, None, :12, :12]) ** 2).mean((0, 3, 4)).argmin().item(),
+                columns,
             )
             window = y[:, row : row + small.shape[1], column : column + small.shape[2]]
             best = min(best, (window - small).square().mean().sqrt().item())
@@ -314,16 +368,24 @@ def best_match(gt: torch.Tensor, y: torch.Tensor, factor: int = 4, border: int =
 
 
 def test_sr4_of_the_authors_image_is_their_y_up_to_rounding(authors_page):
-    gt, y = (grey_levels(authors_page / "sr4" / name) for name in ("00014_GT.png", "00014_SRx4_y.png"))
+    gt, y = (
+        grey_levels(authors_page / "sr4" / name) for name in ("00014_GT.png", "00014_SRx4_y.png")
+    )
     # Rounding to 8 bits alone leaves sqrt(1 / 12) = 0.289 grey levels.
     assert best_match(gt, y) == pytest.approx(math.sqrt(1 / 12), abs=0.01)
 
 
 @pytest.mark.parametrize("image", ["00003", "00015", "00033"])
 def test_box4_explains_the_authors_deblurring_y_up_to_noise_of_10(authors_page, image):
-    gt, y = (grey_levels(authors_page / "deblur" / f"{image}_{name}.png") for name in ("GT", "deblur_y"))
+    gt, y = (
+        grey_levels(authors_page / "deblur" / f"{image}_{name}.png") for name in ("GT", "deblur_y")
+    )
     shape = tuple(gt.shape)
-    visible = (slice(None), slice(4, -4), slice(4, -4))  # the windows' borders are cut out of larger images
+    visible = (
+        slice(None),
+        slice(4, -4),
+        slice(4, -4),
+    )  # the windows' borders are cut out of larger images
 
     def residual(degradation, flip=False):
         a = degradation(shape).A(gt.flip(1, 2) if flip else gt)

@@ -70,7 +70,8 @@ def test_y_is_A_x_plus_noise_in_8_bits(task):
 def test_the_noise_has_the_stated_grey_levels():
     x = torch.zeros(3, 256, 256)  # mid grey: nothing is clipped
     y = BLUR.degrade(x, generator(0, "a", "y"))
-    # 196608 draws: the standard error of the estimate is 10 / sqrt(2 * 196608) = 0.016; rounding adds 1/12 to 100.
+    # 196608 draws: the standard error of the estimate is 10 / sqrt(2 * 196608) = 0.016; rounding
+    # adds 1/12 to 100.
     assert (y.std() * 127.5).item() == pytest.approx(math.sqrt(100 + 1 / 12), abs=0.07)
 
 

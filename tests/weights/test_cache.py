@@ -82,7 +82,9 @@ def test_a_file_that_has_just_changed_is_not_remembered(large, hashed):
     assert known_sha256(large) == sha256_of(b"third content")
 
 
-def test_a_damaged_note_and_a_cache_that_cannot_be_written_cost_time_only(large, hashed, cache, monkeypatch):
+def test_a_damaged_note_and_a_cache_that_cannot_be_written_cost_time_only(
+    large, hashed, cache, monkeypatch
+):
     known_sha256(large)
     (note,) = (cache / "hashes").iterdir()
     note.write_text("{")

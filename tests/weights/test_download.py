@@ -20,7 +20,9 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """The path says how the server behaves; `requests` of the server what was asked, as (path, Range)."""
+    """The path says how the server behaves; `requests` of the server what was asked, as (path,
+    Range).
+    """
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
@@ -97,7 +99,9 @@ def others(target: Path) -> list[str]:
     return sorted(path.name for path in target.parent.iterdir() if path != target)
 
 
-@pytest.mark.parametrize("path", ["/good", "/no_range", "/unknown_length", "/breaks", "/breaks_once"])
+@pytest.mark.parametrize(
+    "path", ["/good", "/no_range", "/unknown_length", "/breaks", "/breaks_once"]
+)
 def test_the_file_arrives_whole_and_alone(url, target, path):
     fetch(target, [url + path], SHA256, len(CONTENT))
     assert target.read_bytes() == CONTENT and others(target) == []
@@ -110,10 +114,13 @@ def test_each_request_after_a_break_asks_for_the_rest_only(url, server, target):
     assert server.requests == [("/breaks", value) for value in asked]
 
 
-def test_a_break_is_resumed_by_a_later_call_and_from_another_mirror(url, server, target, monkeypatch):
+def test_a_break_is_resumed_by_a_later_call_and_from_another_mirror(
+    url, server, target, monkeypatch
+):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     with pytest.raises(
-        InputError, match=r"the connection broke after 300 kB of 1.02 MB.*the 300 kB that came are kept"
+        InputError,
+        match=r"the connection broke after 300 kB of 1.02 MB.*the 300 kB that came are kept",
     ):
         fetch(target, [url + "/breaks"], SHA256)
     assert not target.exists() and others(target) == ["network.pt.part"]
@@ -165,7 +172,13 @@ def test_when_all_mirrors_fail_one_line_says_why_of_each_and_nothing_is_there(ur
         fetch(target, [url + "/none", url + "/other", "http://127.0.0.1:1/refused"], SHA256)
     message = str(raised.value)
     assert "\n" not in message and not target.exists()
-    for part in ("network.pt", "/none (HTTP 404", "/other (what came has a SHA-256 of", "refused", str(target.parent)):
+    for part in (
+        "network.pt",
+        "/none (HTTP 404",
+        "/other (what came has a SHA-256 of",
+        "refused",
+        str(target.parent),
+    ):
         assert part in message
 
 
@@ -184,8 +197,15 @@ def test_the_start_of_a_hash_is_enough_where_a_publisher_gives_no_more(url, targ
 def test_progress_rises_to_the_size(url, target, monkeypatch):
     monkeypatch.setattr(download, "CHUNK", 100_000)
     steps: list[tuple[int, int | None]] = []
-    fetch(target, [url + "/breaks_once"], SHA256, progress=lambda done, total: steps.append((done, total)))
-    assert steps[-1] == (len(CONTENT), len(CONTENT)) and {total for _, total in steps} == {len(CONTENT)}
+    fetch(
+        target,
+        [url + "/breaks_once"],
+        SHA256,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps[-1] == (len(CONTENT), len(CONTENT)) and {total for _, total in steps} == {
+        len(CONTENT)
+    }
     assert all(a[0] < b[0] for a, b in itertools.pairwise(steps))
 
 
@@ -198,23 +218,33 @@ def test_two_processes_do_not_write_one_file(url, target):
 
 
 def test_a_full_disk_is_noticed_before(url, target, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})()
+    )
     with pytest.raises(InputError, match=r"1\.02 MB more are needed and 1 kB are free"):
         fetch(target, [url + "/good"], SHA256)
 
 
 def test_sizes_for_people():
-    assert [megabytes(n) for n in (2211383297, 108_600_000, 6000, 12)] == ["2.21 GB", "109 MB", "6 kB", "12 bytes"]
+    assert [megabytes(n) for n in (2211383297, 108_600_000, 6000, 12)] == [
+        "2.21 GB",
+        "109 MB",
+        "6 kB",
+        "12 bytes",
+    ]
 
 
-# --- the caller's network: HF_ENDPOINT, proxies, and servers that hold a connection without giving anything
+# --- the caller's network: HF_ENDPOINT, proxies, and servers that hold a connection without giving
+# anything
 
 
 ON_THE_HUB = "https://huggingface.co/someone/networks/resolve/main/network.pt"
 
 
 @pytest.mark.parametrize("end", ["", "/", "/hub/"])
-def test_an_address_of_the_hub_is_asked_of_the_endpoint_of_the_environment(url, server, target, monkeypatch, end):
+def test_an_address_of_the_hub_is_asked_of_the_endpoint_of_the_environment(
+    url, server, target, monkeypatch, end
+):
     monkeypatch.setenv("HF_ENDPOINT", url + end)
     fetch(target, [ON_THE_HUB], SHA256)
     assert target.read_bytes() == CONTENT
@@ -242,7 +272,9 @@ def test_a_proxy_is_asked_in_place_of_the_server(url, server, target, monkeypatc
     monkeypatch.setenv(variable, url)
     fetch(target, ["http://far.example/network.pt"], SHA256)
     assert target.read_bytes() == CONTENT
-    assert server.requests == [("http://far.example/network.pt", None)]  # as a proxy is asked: the whole address
+    assert server.requests == [
+        ("http://far.example/network.pt", None)
+    ]  # as a proxy is asked: the whole address
 
 
 def test_a_server_of_no_proxy_is_asked_itself(url, server, target, monkeypatch):
@@ -254,7 +286,9 @@ def test_a_server_of_no_proxy_is_asked_itself(url, server, target, monkeypatch):
 
 def test_what_is_waited_for_is_said_before_and_a_silent_server_is_left(target, monkeypatch, capsys):
     monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as silent:  # takes the connection, and never answers
         place = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(InputError, match="timed out"):
             fetch(target, [f"http://{place}/network.pt"], SHA256)

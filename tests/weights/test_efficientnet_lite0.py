@@ -1,4 +1,6 @@
-"""EfficientNet-Lite0: its weights are the pinned ones, and stand in the right places of timm's network."""
+"""EfficientNet-Lite0: its weights are the pinned ones, and stand in the right places of timm's
+network.
+"""
 
 from importlib.machinery import ModuleSpec
 
@@ -20,15 +22,18 @@ def shown(image):
     side = min(whole.shape[1:])
     top, left = ((n - side) // 2 for n in whole.shape[1:])
     square = whole[None, :, top : top + side, left : left + side]
-    return functional.interpolate(square, (INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True).clamp(-1, 1)
+    return functional.interpolate(
+        square, (INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True
+    ).clamp(-1, 1)
 
 
 @pytest.mark.parametrize(
-    "name, classes", [("chelsea", {281, 282, 285}), ("coffee", {504, 967}), ("rocket", {657, 744, 812})]
+    "name, classes",
+    [("chelsea", {281, 282, 285}), ("coffee", {504, 967}), ("rocket", {657, 744, 812})],
 )
 def test_it_knows_what_is_on_a_photograph(name, classes):
-    # ImageNet's tabby, tiger cat, Egyptian cat; coffee mug, espresso; missile, projectile, space shuttle. A tensor in the
-    # wrong place, or other preprocessing, leaves nothing of this.
+    # ImageNet's tabby, tiger cat, Egyptian cat; coffee mug, espresso; missile, projectile, space
+    # shuttle. A tensor in the wrong place, or other preprocessing, leaves nothing of this.
     network = load_network()
     with torch.no_grad():
         assert network(shown(getattr(data, name)())).argmax().item() in classes

@@ -17,7 +17,15 @@ from adir.backbones.stable_diffusion import StableDiffusionInpaint, StableDiffus
 from adir.errors import InputError
 from adir.weights import registry as checkpoints
 from adir.weights.checkpoint import read_checkpoint
-from adir.weights.registry import HubRepository, Mirror, WeightsFile, entry, located, read_entry, registry
+from adir.weights.registry import (
+    HubRepository,
+    Mirror,
+    WeightsFile,
+    entry,
+    located,
+    read_entry,
+    registry,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +33,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No weights of this machine are seen."""
     monkeypatch.setenv("ADIR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(checkpoints.huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(
+        checkpoints.huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub")
+    )
     return tmp_path / "cache"
 
 
@@ -33,7 +43,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_papers_backbones_and_the_metrics_have_entries():
-    assert {"gd256", "gd512", "sd_x4", "sd_inpaint", "sd15_inpaint", "musiq_koniq", "musiq_ava"} <= registry().keys()
+    assert {
+        "gd256",
+        "gd512",
+        "sd_x4",
+        "sd_inpaint",
+        "sd15_inpaint",
+        "musiq_koniq",
+        "musiq_ava",
+    } <= registry().keys()
 
 
 @pytest.mark.parametrize("found", registry().values(), ids=lambda e: e.entry)
@@ -47,16 +65,21 @@ def test_every_entry_is_pinned_says_where_it_is_from_and_is_described(found, rep
         if len(found.sha256) == 8:  # all that the publisher gives, in the name
             assert found.sha256 in found.name
     else:
-        assert found.mirrors and all(re.fullmatch("[0-9a-f]{40}", mirror.revision) for mirror in found.mirrors)
-        assert all(sha256 is None or re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in found.weights.values())
+        assert found.mirrors and all(
+            re.fullmatch("[0-9a-f]{40}", mirror.revision) for mirror in found.mirrors
+        )
+        assert all(
+            sha256 is None or re.fullmatch("[0-9a-f]{64}", sha256)
+            for sha256 in found.weights.values()
+        )
 
 
 def test_the_size_of_gd256_is_its_552_814_086_float32_parameters_and_little_else():
     assert 0 < entry("gd256").size - 4 * 552_814_086 < 200_000
 
 
-# UNet, VAE and text encoder of each as diffusers and transformers build them from the published configurations
-# (benchmarks/speed/made_networks.py has the UNets'), counted on the meta device.
+# UNet, VAE and text encoder of each as diffusers and transformers build them from the published
+# configurations (benchmarks/speed/made_networks.py has the UNets'), counted on the meta device.
 PARAMETERS = {
     "ffhq256": 93_563_910,
     "gd512": 557_973_638,
@@ -77,19 +100,27 @@ def test_a_file_of_unknown_hash_is_not_fetched_but_taken_where_somebody_put_it(c
     found = entry("ffhq256")
     for refused in (found.fetch, lambda: located("ffhq256")):
         with pytest.raises(
-            InputError, match=r"by hand, from https://drive\.google\.com/.*no SHA-256 of it is published"
+            InputError,
+            match=r"by hand, from https://drive\.google\.com/.*no SHA-256 of it is published",
         ):
             refused()
     found.path.parent.mkdir(parents=True)
     found.path.write_bytes(b"anything")
-    assert located("ffhq256") == found.path and found.verify() is None and found.unavailable() is None
+    assert (
+        located("ffhq256") == found.path and found.verify() is None and found.unavailable() is None
+    )
 
 
 def test_a_missing_file_is_one_line_with_name_size_mirrors_and_folder(cache):
     with pytest.raises(InputError) as raised:
         located("gd256")
     message = str(raised.value)
-    for part in ("256x256_diffusion_uncond.pt", "2.21 GB", "adir weights get gd256", str(cache / "weights")):
+    for part in (
+        "256x256_diffusion_uncond.pt",
+        "2.21 GB",
+        "adir weights get gd256",
+        str(cache / "weights"),
+    ):
         assert part in message
     assert all(url in message for url in entry("gd256").mirrors) and "\n" not in message
 
@@ -97,14 +128,24 @@ def test_a_missing_file_is_one_line_with_name_size_mirrors_and_folder(cache):
 def test_a_missing_repository_is_one_line_with_files_mirrors_and_folder(cache):
     with pytest.raises(InputError) as raised:
         located("sd_inpaint")
-    for part in ("unet/diffusion_pytorch_model.safetensors", "sd2-community/", "5f74973cbb", str(cache / "weights")):
+    for part in (
+        "unet/diffusion_pytorch_model.safetensors",
+        "sd2-community/",
+        "5f74973cbb",
+        str(cache / "weights"),
+    ):
         assert part in str(raised.value)
 
 
-@pytest.mark.parametrize("name, family", [("sd_x4", StableDiffusionX4), ("sd_inpaint", StableDiffusionInpaint)])
+@pytest.mark.parametrize(
+    "name, family", [("sd_x4", StableDiffusionX4), ("sd_inpaint", StableDiffusionInpaint)]
+)
 def test_a_repository_has_all_that_its_backbone_reads(name, family):
     found = entry(name)
-    assert {Path(file).parent.name for file in (*found.weights, *found.settings)} == {"", *family.parts}
+    assert {Path(file).parent.name for file in (*found.weights, *found.settings)} == {
+        "",
+        *family.parts,
+    }
     assert entry("sd15_inpaint").settings == entry("sd_inpaint").settings
 
 
@@ -159,7 +200,9 @@ def test_a_large_file_of_the_hub_must_have_the_hash_that_names_it(tmp_path):
         linked.unlink(missing_ok=True)
         linked.symlink_to(blob)
         wrong = found.verify()
-        assert wrong is None if right else "unet/diffusion_pytorch_model.safetensors: SHA-256" in wrong
+        assert (
+            wrong is None if right else "unet/diffusion_pytorch_model.safetensors: SHA-256" in wrong
+        )
     assert not blob.exists() and list(blob.parent.glob("*.corrupt-*"))
 
 
@@ -169,7 +212,10 @@ def sha256_of(content: bytes) -> str:
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A server at HF_ENDPOINT: `held` repositories have every file, with this content; and the (path, token) it was asked."""
+    """A server at HF_ENDPOINT:
+
+    `held` repositories have every file, with this content; and the (path, token) it was asked.
+    """
     held: dict[str, bytes] = {}
     asked: list[tuple[str, str | None]] = []
 
@@ -211,7 +257,10 @@ def test_a_repository_is_fetched_at_its_revision_from_the_first_mirror_that_has_
     folder = two_mirrors(sha256_of(b"weights")).fetch()
     assert two_mirrors(None).path == folder and two_mirrors(None).missing() is None
     expected = entry("sd_inpaint")
-    names = [*expected.weights, *expected.settings]  # neither half precision nor the single-file checkpoint
+    names = [
+        *expected.weights,
+        *expected.settings,
+    ]  # neither half precision nor the single-file checkpoint
     places = [f"/a/gone/resolve/{'1' * 40}", f"/c/good/resolve/{'2' * 40}"]
     assert [path for path, _ in asked] == [f"{place}/{name}" for name in names for place in places]
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -224,14 +273,19 @@ def test_a_file_that_no_hash_pins_is_held_to_the_one_it_came_with(hub):
     folder = two_mirrors(None).fetch()
     assert two_mirrors(None).verify() is None
     (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"weighty")
-    assert re.match(r"vae/diffusion_pytorch_model.safetensors: SHA-256 .* set aside", str(two_mirrors(None).verify()))
+    assert re.match(
+        r"vae/diffusion_pytorch_model.safetensors: SHA-256 .* set aside",
+        str(two_mirrors(None).verify()),
+    )
 
 
 def test_the_hub_gets_the_users_token_and_no_other_server_does(hub, monkeypatch, tmp_path):
     held, asked = hub
     held["c/good"] = b"weights"
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    plain = WeightsFile("x", "x.pt", None, sha256_of(b"weights"), None, ("https://huggingface.co/c/good/x.pt",))
+    plain = WeightsFile(
+        "x", "x.pt", None, sha256_of(b"weights"), None, ("https://huggingface.co/c/good/x.pt",)
+    )
     plain.fetch()
     assert asked == [("/c/good/x.pt", "Bearer hf_secret")] and plain.path.read_bytes() == b"weights"
     elsewhere = os.environ["HF_ENDPOINT"].rstrip("/") + "/c/good/y.pt"
@@ -246,7 +300,11 @@ def test_a_repository_with_other_weights_is_refused_and_one_line_says_why_of_eac
     with pytest.raises(InputError) as raised:
         two_mirrors(sha256_of(b"weights")).fetch()
     message = str(raised.value)
-    for part in (r"a/gone/\S+ \(HTTP 404 Not Found\)", r"c/good/\S+ \(what came has a SHA-256 of", "set aside"):
+    for part in (
+        r"a/gone/\S+ \(HTTP 404 Not Found\)",
+        r"c/good/\S+ \(what came has a SHA-256 of",
+        "set aside",
+    ):
         assert re.search(part, message)
     assert "\n" not in message and two_mirrors(None).missing() is not None
 
@@ -297,13 +355,21 @@ class Payload:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["torch", "torch before 1.6"])
-@pytest.mark.parametrize("wrap", [lambda p: p, lambda p: {"input_blocks.0.0.weight": torch.zeros(1), "x": p}])
+@pytest.mark.parametrize(
+    "wrap", [lambda p: p, lambda p: {"input_blocks.0.0.weight": torch.zeros(1), "x": p}]
+)
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, wrap, zipped):
     path, made = tmp_path / "evil.pt", tmp_path / "made"
     torch.save(wrap(Payload(made)), path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"evil\.pt: refused: it is damaged, or holds more than tensors") as raised:
+    with pytest.raises(
+        InputError, match=r"evil\.pt: refused: it is damaged, or holds more than tensors"
+    ) as raised:
         read_checkpoint(path)
-    assert not made.exists() and "\n" not in str(raised.value) and "weights_only" not in str(raised.value)
+    assert (
+        not made.exists()
+        and "\n" not in str(raised.value)
+        and "weights_only" not in str(raised.value)
+    )
     torch.load(path, weights_only=False)  # the payload is a real one
     assert made.is_dir()
 
@@ -340,7 +406,9 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path, name, keep):
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 
-@pytest.mark.parametrize("content", [b"<html>log in</html>", b"PK\x03\x04 and no more", b"\x80\x04K\x03.", PNG])
+@pytest.mark.parametrize(
+    "content", [b"<html>log in</html>", b"PK\x03\x04 and no more", b"\x80\x04K\x03.", PNG]
+)
 def test_a_file_of_another_kind_is_one_line(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.pt: ") as raised:
@@ -357,10 +425,14 @@ def test_tensors_come_back_whatever_they_are_wrapped_in(tmp_path, how):
         save_file(tensors, path)
     else:
         content = {"state_dict": tensors} if how == "state_dict" else tensors
-        content = {f"module.{name}": t for name, t in tensors.items()} if how == "parallel" else content
+        content = (
+            {f"module.{name}": t for name, t in tensors.items()} if how == "parallel" else content
+        )
         torch.save(content, path, _use_new_zipfile_serialization=how != "old torch")
     found = read_checkpoint(path)
-    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert found.keys() == tensors.keys() and all(
+        torch.equal(found[name], tensors[name]) for name in tensors
+    )
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

@@ -1,1 +1,3 @@
-"""ADM, guided-diffusion's network: its flags, the conversion of a checkpoint, the converted file kept."""
+"""ADM, guided-diffusion's network: its flags, the conversion of a checkpoint, the converted file
+kept.
+"""

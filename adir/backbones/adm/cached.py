@@ -15,13 +15,22 @@ from torch import Tensor
 from adir.backbones.adm.architecture import Flags
 from adir.backbones.adm.conversion import convert
 from adir.errors import InputError
-from adir.files import read_json, set_aside, sha256_of_bytes, sha256_of_file, warn_in_one_line, write_json
+from adir.files import (
+    read_json,
+    set_aside,
+    sha256_of_bytes,
+    sha256_of_file,
+    warn_in_one_line,
+    write_json,
+)
 from adir.weights.cache import cache_dir, known_sha256, remember_sha256
 from adir.weights.checkpoint import read_checkpoint
 from adir.weights.download import require_room
 
 VERSION = 1
-"""Raise it when the same checkpoint converts to other tensors: conversions of earlier versions are then not found."""
+"""Raise it when the same checkpoint converts to other tensors: conversions of earlier versions are
+then not found.
+"""
 
 CONFIG, WEIGHTS, NOTE = "config.json", "diffusion_pytorch_model.safetensors", "source.json"
 
@@ -29,8 +38,9 @@ CONFIG, WEIGHTS, NOTE = "config.json", "diffusion_pytorch_model.safetensors", "s
 def converted(source: Path, flags: Flags) -> tuple[Path, str]:
     """(folder with config.json and safetensors, SHA-256 of the source) of a checkpoint file.
 
-    Found under the source's hash and the flags, or converted now: another process that wants the same waits. A converted
-    file that has changed since is set aside and made again. Raises InputError for a source that is no such checkpoint.
+    Found under the source's hash and the flags, or converted now: another process that wants the
+    same waits. A converted file that has changed since is set aside and made again. Raises
+    InputError for a source that is no such checkpoint.
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file")
@@ -45,11 +55,16 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_whole(folder):  # another process may have made it meanwhile
             if folder.exists():
-                warn_in_one_line(f"{folder}: not what was converted; {set_aside(folder)}, and it is converted again")
+                warn_in_one_line(
+                    f"{folder}: not what was converted; {set_aside(folder)}, and it is "
+                    "converted again"
+                )
             try:
                 configuration, tensors = convert(read_checkpoint(source), flags)
             except InputError as error:
-                raise InputError(str(error) if str(source) in str(error) else f"{source}: {error}") from error
+                raise InputError(
+                    str(error) if str(source) in str(error) else f"{source}: {error}"
+                ) from error
             write_folder(folder, configuration, tensors, {"file": source.name, "sha256": sha256})
     return folder, sha256
 
@@ -58,7 +73,9 @@ def is_whole(folder: Path) -> bool:
     """Whether the folder holds the very files that were written."""
     try:
         note = read_json(folder / NOTE)
-        return all(known_sha256(folder / name) == note["written"][name] for name in (CONFIG, WEIGHTS))
+        return all(
+            known_sha256(folder / name) == note["written"][name] for name in (CONFIG, WEIGHTS)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -66,7 +83,9 @@ def is_whole(folder: Path) -> bool:
 def write_folder(
     folder: Path, configuration: dict[str, Any], tensors: dict[str, Tensor], source: dict[str, str]
 ) -> None:
-    """Write config.json, weights and the note of their hashes; the folder appears whole or not at all."""
+    """Write config.json, weights and the note of their hashes; the folder appears whole or not at
+    all.
+    """
     require_room(folder.parent, sum(tensor.nbytes for tensor in tensors.values()))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     temporary.mkdir()

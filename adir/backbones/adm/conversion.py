@@ -1,7 +1,9 @@
-"""ADM checkpoints of OpenAI's guided-diffusion (Dhariwal and Nichol, 2021) as `diffusers.UNet2DModel`.
+"""ADM checkpoints of OpenAI's guided-diffusion (Dhariwal and Nichol, 2021) as
+`diffusers.UNet2DModel`.
 
-A checkpoint is a dictionary of tensors in the reference's names (`input_blocks.0.0.weight`). Most of the architecture can
-be read off their shapes; heads and the order of queries, keys and values cannot, so they are stated (`Flags`).
+A checkpoint is a dictionary of tensors in the reference's names (`input_blocks.0.0.weight`). Most
+of the architecture can be read off their shapes; heads and the order of queries, keys and values
+cannot, so they are stated (`Flags`).
 """
 
 import math
@@ -30,7 +32,8 @@ Kind = Literal["layer", "residual", "attention"]
 class Block:
     """A piece of the network under its name in the checkpoint and in diffusers.
 
-    in_channels counts what a residual block of the way up takes from its skip connection. kernel: of a layer; (): linear.
+    in_channels counts what a residual block of the way up takes from its skip connection. kernel:
+    of a layer; (): linear.
     """
 
     kind: Kind
@@ -53,14 +56,25 @@ def blocks(a: Architecture) -> Iterator[Block]:
         for j in range(a.num_res_blocks):
             yield Block("residual", f"input_blocks.{n}.0", f"{ours}.resnets.{j}", current, width)
             if a.attention[level]:
-                yield Block("attention", f"input_blocks.{n}.1", f"{ours}.attentions.{j}", width, width)
+                yield Block(
+                    "attention", f"input_blocks.{n}.1", f"{ours}.attentions.{j}", width, width
+                )
             n, current = n + 1, width
             skips.append(width)
         if level < last:
             if a.resblock_updown:
-                yield Block("residual", f"input_blocks.{n}.0", f"{ours}.downsamplers.0", width, width)
+                yield Block(
+                    "residual", f"input_blocks.{n}.0", f"{ours}.downsamplers.0", width, width
+                )
             else:
-                yield Block("layer", f"input_blocks.{n}.0.op", f"{ours}.downsamplers.0.conv", width, width, (3, 3))
+                yield Block(
+                    "layer",
+                    f"input_blocks.{n}.0.op",
+                    f"{ours}.downsamplers.0.conv",
+                    width,
+                    width,
+                    (3, 3),
+                )
             n += 1
             skips.append(width)
     yield Block("residual", "middle_block.0", "mid_block.resnets.0", current, current)
@@ -70,28 +84,46 @@ def blocks(a: Architecture) -> Iterator[Block]:
     for up, level in enumerate(reversed(range(len(a.channels)))):
         width, ours = a.channels[level], f"up_blocks.{up}"
         for j in range(a.num_res_blocks + 1):
-            yield Block("residual", f"output_blocks.{n}.0", f"{ours}.resnets.{j}", current + skips.pop(), width)
+            yield Block(
+                "residual",
+                f"output_blocks.{n}.0",
+                f"{ours}.resnets.{j}",
+                current + skips.pop(),
+                width,
+            )
             current, after = width, 1
             if a.attention[level]:
-                yield Block("attention", f"output_blocks.{n}.1", f"{ours}.attentions.{j}", width, width)
+                yield Block(
+                    "attention", f"output_blocks.{n}.1", f"{ours}.attentions.{j}", width, width
+                )
                 after = 2
             if level and j == a.num_res_blocks:
                 reference = f"output_blocks.{n}.{after}"
                 if a.resblock_updown:
                     yield Block("residual", reference, f"{ours}.upsamplers.0", width, width)
                 else:
-                    yield Block("layer", f"{reference}.conv", f"{ours}.upsamplers.0.conv", width, width, (3, 3))
+                    yield Block(
+                        "layer",
+                        f"{reference}.conv",
+                        f"{ours}.upsamplers.0.conv",
+                        width,
+                        width,
+                        (3, 3),
+                    )
             n += 1
 
 
 def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
-    """(name in the checkpoint, its shape, name in diffusers) of every tensor; None for qkv, which becomes three.
+    """(name in the checkpoint, its shape, name in diffusers) of every tensor; None for qkv, which
+    becomes three.
 
     In the order of a checkpoint's `state_dict`.
     """
     embedding = 4 * a.model_channels
 
-    def pair(reference: str, ours: str, weight: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
+    def pair(
+        reference: str, ours: str, weight: tuple[int, ...]
+    ) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
         yield f"{reference}.weight", weight, f"{ours}.weight"
         yield f"{reference}.bias", weight[:1], f"{ours}.bias"
 
@@ -101,14 +133,22 @@ def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | No
         elif b.kind == "residual":
             out, scale_and_shift = b.out_channels, 2 if a.use_scale_shift_norm else 1
             yield from pair(f"{b.reference}.in_layers.0", f"{b.ours}.norm1", (b.in_channels,))
-            yield from pair(f"{b.reference}.in_layers.2", f"{b.ours}.conv1", (out, b.in_channels, 3, 3))
             yield from pair(
-                f"{b.reference}.emb_layers.1", f"{b.ours}.time_emb_proj", (scale_and_shift * out, embedding)
+                f"{b.reference}.in_layers.2", f"{b.ours}.conv1", (out, b.in_channels, 3, 3)
+            )
+            yield from pair(
+                f"{b.reference}.emb_layers.1",
+                f"{b.ours}.time_emb_proj",
+                (scale_and_shift * out, embedding),
             )
             yield from pair(f"{b.reference}.out_layers.0", f"{b.ours}.norm2", (out,))
             yield from pair(f"{b.reference}.out_layers.3", f"{b.ours}.conv2", (out, out, 3, 3))
             if b.in_channels != out:
-                yield from pair(f"{b.reference}.skip_connection", f"{b.ours}.conv_shortcut", (out, b.in_channels, 1, 1))
+                yield from pair(
+                    f"{b.reference}.skip_connection",
+                    f"{b.ours}.conv_shortcut",
+                    (out, b.in_channels, 1, 1),
+                )
         else:
             c = b.out_channels
             yield from pair(f"{b.reference}.norm", f"{b.ours}.group_norm", (c,))
@@ -120,17 +160,23 @@ def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | No
 
 
 def read_architecture(shapes: Shapes) -> Architecture:
-    """The architecture of a checkpoint as far as shapes tell; heads are left at -1. InputError when it is no ADM."""
+    """The architecture of a checkpoint as far as shapes tell; heads are left at -1.
+
+    InputError when it is no ADM.
+    """
     if "label_emb.weight" in shapes:
         raise InputError(
-            f"a class-conditional network (label_emb.weight {shapes['label_emb.weight']}): nothing here gives it a class; "
+            f"a class-conditional network (label_emb.weight {shapes['label_emb.weight']}): "
+            "nothing here gives it a class; "
             "take an unconditional one"
         )
     for foreign, what in FOREIGN.items():
         if any(name.startswith(foreign) for name in shapes):
             raise InputError(f"{what}: not a checkpoint of guided-diffusion")
     try:
-        inputs = 1 + max(int(m[1]) for m in map(re.compile(r"input_blocks\.(\d+)\.").match, shapes) if m)
+        inputs = 1 + max(
+            int(m[1]) for m in map(re.compile(r"input_blocks\.(\d+)\.").match, shapes) if m
+        )
         up = re.compile(r"output_blocks\.(\d+)\.[12]\.(in_layers\.0|conv)\.weight")
         ups = [int(m[1]) for m in map(up.match, shapes) if m]
         num_res_blocks = min(ups) if ups else inputs - 1
@@ -139,14 +185,17 @@ def read_architecture(shapes: Shapes) -> Architecture:
         channels = tuple(shapes[f"input_blocks.{n}.0.in_layers.2.weight"][0] for n in firsts)
         entry = shapes["input_blocks.0.0.weight"][1]
         if entry != 3:
-            raise InputError(f"input_blocks.0.0.weight takes {entry} channels: 3 are supported, and no upsampler")
+            raise InputError(
+                f"input_blocks.0.0.weight takes {entry} channels: 3 are supported, and no upsampler"
+            )
         return Architecture(
             model_channels=shapes["time_embed.0.weight"][1],
             channels=channels,
             num_res_blocks=num_res_blocks,
             attention=tuple(f"input_blocks.{n}.1.qkv.weight" in shapes for n in firsts),
             out_channels=shapes["out.2.weight"][0],
-            use_scale_shift_norm=shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * channels[0],
+            use_scale_shift_norm=shapes["input_blocks.1.0.emb_layers.1.weight"][0]
+            == 2 * channels[0],
             resblock_updown=not any(".0.op." in name for name in shapes),
             num_heads=-1,
             num_head_channels=-1,
@@ -156,14 +205,19 @@ def read_architecture(shapes: Shapes) -> Architecture:
     except (KeyError, IndexError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        what = f"it has no tensor {error}" if isinstance(error, KeyError) else f"it has {len(shapes)} other tensors"
+        what = (
+            f"it has no tensor {error}"
+            if isinstance(error, KeyError)
+            else f"it has {len(shapes)} other tensors"
+        )
         raise InputError(f"not a checkpoint of guided-diffusion: {what}") from error
 
 
 FOREIGN = {
     "model.diffusion_model.": "a whole Stable Diffusion checkpoint",
     "input_blocks.1.1.transformer_blocks": "a Stable Diffusion UNet",
-    "down_blocks.": "a network in diffusers' names (give its folder, with config.json, instead of this file)",
+    "down_blocks.": "a network in diffusers' names (give its folder, with config.json, instead "
+    "of this file)",
     "encoder.down_blocks.": "an autoencoder",
     "decoder.": "an autoencoder",
     "text_model.": "a text encoder",
@@ -172,14 +226,17 @@ FOREIGN = {
 
 
 def require_fit(shapes: Shapes, architecture: Architecture) -> None:
-    """Raise InputError that names the first tensor, in a checkpoint's order, that the architecture wants otherwise."""
+    """Raise InputError that names the first tensor, in a checkpoint's order, that the architecture
+    wants otherwise.
+    """
     expected = {name: shape for name, shape, _ in tensors_of(architecture)}
     for name in [*expected, *(name for name in shapes if name not in expected)]:
         want = expected.get(name, "no such tensor")
         have = shapes.get(name, "missing")
         if want != have:
             raise InputError(
-                f"does not fit the stated architecture: {name} is {have} in the file, {want} in the network"
+                f"does not fit the stated architecture: {name} is {have} in the file, {want} in "
+                "the network"
             )
 
 
@@ -187,10 +244,14 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
 
 
 def configuration(a: Architecture) -> dict[str, Any]:
-    """config.json of the converted network: arguments of UNet2DModel, and under "adm" what those cannot say."""
+    """config.json of the converted network: arguments of UNet2DModel, and under "adm" what those
+    cannot say.
+    """
     resnet = a.resblock_updown
     plain_down, plain_up = (
-        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resnet else ("DownBlock2D", "UpBlock2D")
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if resnet
+        else ("DownBlock2D", "UpBlock2D")
     )
     return {
         "_class_name": "UNet2DModel",
@@ -210,10 +271,14 @@ def configuration(a: Architecture) -> dict[str, Any]:
         "upsample_type": "resnet" if resnet else "conv",
         "dropout": 0.0,
         "act_fn": "silu",
-        # Any number that divides the channels of all blocks will do: `apply_adm` sets the heads of each.
-        "attention_head_dim": a.num_head_channels if a.num_head_channels != -1 else math.gcd(*a.channels),
+        # Any number that divides the channels of all blocks will do: `apply_adm` sets the heads of
+        # each.
+        "attention_head_dim": a.num_head_channels
+        if a.num_head_channels != -1
+        else math.gcd(*a.channels),
         "norm_num_groups": 32,
-        "attn_norm_num_groups": 32,  # without it, the middle attention of a scale-shift network has no norm
+        # without it, the middle attention of a scale-shift network has no norm
+        "attn_norm_num_groups": 32,
         "norm_eps": 1e-5,
         "resnet_time_scale_shift": "scale_shift" if a.use_scale_shift_norm else "default",
         "add_attention": True,
@@ -222,20 +287,25 @@ def configuration(a: Architecture) -> dict[str, Any]:
             "num_heads": a.num_heads,
             "num_head_channels": a.num_head_channels,
             "num_heads_upsample": a.num_heads_upsample,
-            "use_new_attention_order": a.use_new_attention_order,  # of the source; the converted tensors have neither
+            # of the source; the converted tensors have neither
+            "use_new_attention_order": a.use_new_attention_order,
         },
     }
 
 
 def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
-    """The network of a config.json, ours or diffusers', without memory for its weights (device "meta").
+    """The network of a config.json, ours or diffusers', without memory for its weights (device
+    "meta").
 
-    "unshuffle": f in it lets a pixel_unshuffle by f precede the first convolution, and pixel_shuffle follow the last.
+    "unshuffle": f in it lets a pixel_unshuffle by f precede the first convolution, and
+        pixel_shuffle follow the last.
 
     Raises ValueError or TypeError for settings that make none.
     """
     with uncollected():
-        from diffusers import UNet2DModel  # here: diffusers takes 4 s, and not every sampler asks for the network
+        from diffusers import (
+            UNet2DModel,  # here: diffusers takes 4 s, and not every sampler asks for the network
+        )
 
     settings = dict(settings)
     adm, unshuffle = settings.pop("adm", None), settings.pop("unshuffle", None)
@@ -254,7 +324,9 @@ def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
 
 
 def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
-    """Set what UNet2DModel has no argument for: the width of the time embedding, and a number of heads per block."""
+    """Set what UNet2DModel has no argument for: the width of the time embedding, and a number of
+    heads per block.
+    """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
@@ -271,34 +343,49 @@ def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
                 module.scale = (module.inner_dim // module.heads) ** -0.5
 
 
-def convert(checkpoint: Mapping[str, Tensor], flags: Flags) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config.json, tensors in diffusers' names, float32 and contiguous) of a checkpoint of guided-diffusion.
+def convert(
+    checkpoint: Mapping[str, Tensor], flags: Flags
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config.json, tensors in diffusers' names, float32 and contiguous) of a checkpoint of
+    guided-diffusion.
 
-    Tensors are those of the checkpoint, not copies, but for queries, keys and values and for what is not float32.
-    Raises InputError that names the first tensor that does not fit.
+    Tensors are those of the checkpoint, not copies, but for queries, keys and values and for what
+    is not float32. Raises InputError that names the first tensor that does not fit.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.items()}
     architecture = flags.resolve(read_architecture(shapes))
     require_fit(shapes, architecture)
     names = {reference: ours for reference, _, ours in tensors_of(architecture) if ours is not None}
-    tensors = {ours: flattened(checkpoint[reference].float(), reference) for reference, ours in names.items()}
+    tensors = {
+        ours: flattened(checkpoint[reference].float(), reference)
+        for reference, ours in names.items()
+    }
     for b in blocks(architecture):
         if b.kind == "attention":
-            heads = architecture.heads(b.out_channels, upward=b.reference.startswith("output_blocks."))
+            heads = architecture.heads(
+                b.out_channels, upward=b.reference.startswith("output_blocks.")
+            )
             for part in ("weight", "bias"):
                 qkv = checkpoint[f"{b.reference}.qkv.{part}"].float()
                 q, k, v = split_qkv(qkv, heads, architecture.use_new_attention_order)
-                tensors |= {f"{b.ours}.to_q.{part}": q, f"{b.ours}.to_k.{part}": k, f"{b.ours}.to_v.{part}": v}
+                tensors |= {
+                    f"{b.ours}.to_q.{part}": q,
+                    f"{b.ours}.to_k.{part}": k,
+                    f"{b.ours}.to_v.{part}": v,
+                }
     return configuration(architecture), tensors
 
 
 def flattened(tensor: Tensor, reference: str) -> Tensor:
-    """Contiguous; the output projection of attention, a convolution over one dimension, as a linear layer (C, C)."""
+    """Contiguous; the output projection of attention, a convolution over one dimension, as a linear
+    layer (C, C).
+    """
     return (tensor[:, :, 0] if reference.endswith("proj_out.weight") else tensor).contiguous()
 
 
 def split_qkv(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, (C, C) or (C,) each and head after head, of one tensor (3 C, C, 1) or (3 C,).
+    """Queries, keys and values, (C, C) or (C,) each and head after head, of one tensor (3 C, C, 1)
+    or (3 C,).
 
     The legacy order of the rows is (heads, 3, C / heads), the new one (3, heads, C / heads).
     """

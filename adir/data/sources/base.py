@@ -16,18 +16,23 @@ ATTRIBUTION = {
     "author": ("author", "Author", "creator", "photographer"),
     "source": ("source", "OriginalLandingURL", "source_url", "url", "OriginalURL"),
 }
-"""What is kept of an image's origin, and the column names that data sets use for it, preferred ones first."""
+"""What is kept of an image's origin, and the column names that data sets use for it, preferred ones
+first.
+"""
 
 
 class SourceDown(InputError):
-    """No image can be read now, for example without a network. It stops a build; one unreadable image does not."""
+    """No image can be read now, for example without a network.
+
+    It stops a build; one unreadable image does not.
+    """
 
 
 class Item(NamedTuple):
     """An image to read.
 
-    read: returns the file's bytes; may be called in another thread. Raises InputError or OSError if this image is
-        unreadable, and SourceDown if all are.
+    read: returns the file's bytes; may be called in another thread. Raises InputError or OSError if
+        this image is unreadable, and SourceDown if all are.
     """
 
     id: str
@@ -36,10 +41,11 @@ class Item(NamedTuple):
     category: str | None = None
 
     def decoded(self, least_side: int = 0) -> tuple[bytes, np.ndarray]:
-        """Return the file's bytes and its (H, W, 3) uint8 RGB pixels, in the same way for test sets, corpora and indexes.
+        """Return the file's bytes and its (H, W, 3) uint8 RGB pixels, in the same way for test
+        sets, corpora and indexes.
 
-        Raises InputError, in one line, if the image is to be rejected: its name is not UTF-8, it cannot be read, or `decode`
-        refuses it. Raises SourceDown if no image can be read.
+        Raises InputError, in one line, if the image is to be rejected: its name is not UTF-8, it
+        cannot be read, or `decode` refuses it. Raises SourceDown if no image can be read.
         """
         if storable(self.id) != self.id:
             raise InputError("its name is not UTF-8 and cannot be kept; rename the file")
@@ -66,7 +72,9 @@ class Source(ABC):
 
     @abstractmethod
     def listing(self) -> Iterator[tuple[str, int | None]]:
-        """Yield (key, number of images in it, or None if that is unknown before reading), always in the same order."""
+        """Yield (key, number of images in it, or None if that is unknown before reading), always in
+        the same order.
+        """
 
     @abstractmethod
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
@@ -78,7 +86,9 @@ class Source(ABC):
 
 
 def storable(text: str) -> str:
-    """Return the text with lone surrogates (bytes of a file name that are not UTF-8) written out as \\udcff."""
+    """Return the text with lone surrogates (bytes of a file name that are not UTF-8) written out as
+    \\udcff.
+    """
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -86,7 +96,9 @@ def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
     """Return licence, author and source from the fields that a data set gives with an image."""
     found = {}
     for name, spellings in ATTRIBUTION.items():
-        values = [fields[spelling] for spelling in spellings if fields.get(spelling) not in (None, "")]
+        values = [
+            fields[spelling] for spelling in spellings if fields.get(spelling) not in (None, "")
+        ]
         if values:
             found[name] = storable(str(values[0]))
     return found

@@ -11,7 +11,10 @@ from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
 
 
 class FolderSource(Source):
-    """All images below a folder, listed by `adir.files.walk`. An id is the path below the folder, with forward slashes."""
+    """All images below a folder, listed by `adir.files.walk`.
+
+    An id is the path below the folder, with forward slashes.
+    """
 
     kind = "folder"
 
@@ -30,7 +33,8 @@ class FolderSource(Source):
             yield path.relative_to(self.folder).as_posix(), 1
         if empty:
             raise InputError(
-                f"corpus folder {self.folder}: no image files ({', '.join(IMAGE_SUFFIXES)}) in it or below"
+                f"corpus folder {self.folder}: no image files ({', '.join(IMAGE_SUFFIXES)}) in "
+                "it or below"
             )
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
@@ -45,5 +49,9 @@ class FolderSource(Source):
         if path.is_file():  # a pipe would block
             return path.read_bytes()
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
-            raise SourceDown(f"corpus folder {self.folder}: gone or empty; continue when it is mounted again")
-        raise InputError(f"{path}: is gone, a broken link, or not a file; restore it or build the index again")
+            raise SourceDown(
+                f"corpus folder {self.folder}: gone or empty; continue when it is mounted again"
+            )
+        raise InputError(
+            f"{path}: is gone, a broken link, or not a file; restore it or build the index again"
+        )

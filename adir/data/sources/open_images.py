@@ -1,9 +1,10 @@
-"""Google Open Images V7: its image lists, and its images from a folder, from tar shards or from its public bucket.
+"""Google Open Images V7: its image lists, and its images from a folder, from tar shards or from its
+public bucket.
 
-The lists of the subset with boxes (1,743,042 train, 41,620 validation, 125,436 test images) are the files
-train-images-boxable-with-rotation.csv, validation-images-with-rotation.csv and test-images-with-rotation.csv of
-https://storage.googleapis.com/openimages/web/download_v7.html; the list of all 9 million images is
-oidv6-train-images-with-labels-with-rotation.csv.
+The lists of the subset with boxes (1,743,042 train, 41,620 validation, 125,436 test images) are the
+files train-images-boxable-with-rotation.csv, validation-images-with-rotation.csv and
+test-images-with-rotation.csv of https://storage.googleapis.com/openimages/web/download_v7.html; the
+list of all 9 million images is oidv6-train-images-with-labels-with-rotation.csv.
 """
 
 import csv
@@ -30,25 +31,30 @@ PART = 2**16
 
 
 class OpenImagesSource(Source):
-    """Open Images by id, as in `train/000002b66c9c498e`, with licence, author and landing page from the lists.
+    """Open Images by id, as in `train/000002b66c9c498e`, with licence, author and landing page from
+    the lists.
 
     The lists' column Rotation is not applied. For tar shards see `OpenImagesTars`.
 
     Args:
         lists: CSV files as above.
-        images: a folder with ID.jpg or SUBSET/ID.jpg; None downloads each image from the bucket (about 0.3 MB each,
+        images: a folder with ID.jpg or SUBSET/ID.jpg; None downloads each image from the bucket
+            (about 0.3 MB each,
             0.5 TB for the training images with boxes).
         bucket: its address, or a mirror's.
     """
 
     kind = "open_images"
 
-    def __init__(self, lists: Sequence[str | Path], images: str | Path | None = None, bucket: str = BUCKET) -> None:
+    def __init__(
+        self, lists: Sequence[str | Path], images: str | Path | None = None, bucket: str = BUCKET
+    ) -> None:
         self.lists = checked_lists(lists)
         self.folder = None if images is None else Path(images)
         if self.folder is not None and not self.folder.is_dir():
             raise InputError(
-                f"Open Images: {images}: no such folder; without images=, images are downloaded from the bucket"
+                f"Open Images: {images}: no such folder; without images=, images are downloaded "
+                "from the bucket"
             )
         self.bucket = bucket.rstrip("/")
         self.name = "open-images-" + "-".join(path.stem.partition("-")[0] for path in self.lists)
@@ -84,7 +90,8 @@ class OpenImagesSource(Source):
 
 
 class OpenImagesTars(TarSource):
-    """Your tar shards of Open Images (keys end in the ImageID), with licence, author and source from the lists.
+    """Your tar shards of Open Images (keys end in the ImageID), with licence, author and source
+    from the lists.
 
     The lists are kept in memory: about 1 GB for the 1.74 million training images with boxes.
     """
@@ -103,7 +110,9 @@ class OpenImagesTars(TarSource):
         found: dict[str, dict[str, str]] = {}
         for path in self.lists:
             with open(path, newline="", encoding="utf-8-sig") as file:
-                found |= {fields["ImageID"]: attribution_of(fields) for fields in csv.DictReader(file)}
+                found |= {
+                    fields["ImageID"]: attribution_of(fields) for fields in csv.DictReader(file)
+                }
         return found
 
     def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
@@ -114,7 +123,9 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
     """Return the paths of the lists. Raises InputError unless they are lists of Open Images."""
     paths = [Path(path) for path in ([lists] if isinstance(lists, str | Path) else lists)]
     if not paths:
-        raise InputError("Open Images: no image list; say corpus.lists=[train-images-boxable-with-rotation.csv]")
+        raise InputError(
+            "Open Images: no image list; say corpus.lists=[train-images-boxable-with-rotation.csv]"
+        )
     if len({path.name for path in paths}) < len(paths):
         raise InputError("Open Images: two lists have the same file name")
     for path in paths:
@@ -125,13 +136,15 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
         missing = [name for name in NEEDED if name not in header]
         if missing:
             raise InputError(
-                f"Open Images list {path}: no column {', '.join(missing)}; it has {', '.join(header[:12])}"
+                f"Open Images list {path}: no column {', '.join(missing)}; it has "
+                f"{', '.join(header[:12])}"
             )
     return paths
 
 
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (offset in bytes, number of lines) of each part of a list; a part has up to PART bytes, and the rest of a line.
+    """Yield (offset in bytes, number of lines) of each part of a list; a part has up to PART bytes,
+    and the rest of a line.
 
     Lines are counted as rows: a title with a line break counts twice.
     """
@@ -146,12 +159,17 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
-    """Yield the rows of one part, by column. Lines that start no row (the rest of a title with a line break) are skipped."""
+    """Yield the rows of one part, by column.
+
+    Lines that start no row (the rest of a title with a line break) are skipped.
+    """
     with open(path, "rb") as file:
         header = next(csv.reader([file.readline().decode("utf-8-sig")]))
         file.seek(start)
         block = file.read(PART) + file.readline()
-    for fields in csv.DictReader(block.decode("utf-8", errors="replace").split("\n"), fieldnames=header):
+    for fields in csv.DictReader(
+        block.decode("utf-8", errors="replace").split("\n"), fieldnames=header
+    ):
         if IMAGE_ID.fullmatch(fields["ImageID"]) and fields["Subset"] in SUBSETS:
             yield fields
 
@@ -159,7 +177,8 @@ def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
 def fetch(url: str, wait: float = 1.0) -> bytes:
     """Download a file; temporary faults are retried.
 
-    Raises InputError if the server refuses it, and SourceDown if it cannot be downloaded in ATTEMPTS attempts.
+    Raises InputError if the server refuses it, and SourceDown if it cannot be downloaded in
+    ATTEMPTS attempts.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -168,13 +187,24 @@ def fetch(url: str, wait: float = 1.0) -> bytes:
                 return content
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
-                raise InputError(f"{url}: the server answered {error.code} {error.reason}") from error
+                raise InputError(
+                    f"{url}: the server answered {error.code} {error.reason}"
+                ) from error
             problem = f"{error.code} {error.reason}"
-        except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPException: an incomplete download
+        except (
+            OSError,
+            ValueError,
+            http.client.HTTPException,
+        ) as error:  # HTTPException: an incomplete download
             problem = str(getattr(error, "reason", error))
         if attempt < ATTEMPTS - 1:
-            print(f"waiting for {url} ({problem}), attempt {attempt + 2} of {ATTEMPTS}", file=sys.stderr, flush=True)
+            print(
+                f"waiting for {url} ({problem}), attempt {attempt + 2} of {ATTEMPTS}",
+                file=sys.stderr,
+                flush=True,
+            )
             time.sleep(wait * 2**attempt)
     raise SourceDown(
-        f"{url}: could not be fetched in {ATTEMPTS} attempts ({problem}); continue when the network is back"
+        f"{url}: could not be fetched in {ATTEMPTS} attempts ({problem}); continue when the "
+        "network is back"
     )

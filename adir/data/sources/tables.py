@@ -15,12 +15,16 @@ from adir.files import walk
 KEPT = tuple(spelling for spellings in ATTRIBUTION.values() for spelling in spellings)
 ROWS_AT_ONCE = 64
 WHOLE_GROUP = 2**28
-"""Bytes. Row groups up to this size are read whole and kept until another is needed: images are mostly read in order, and a
-single row can only be read together with all rows before it in its group."""
+"""Bytes.
+
+Row groups up to this size are read whole and kept until another is needed: images are mostly read
+in order, and a single row can only be read together with all rows before it in its group.
+"""
 
 
 class ParquetSource(Source):
-    """Rows of Parquet files with an image column: the bytes of an image file, or the struct that `datasets` makes of them.
+    """Rows of Parquet files with an image column: the bytes of an image file, or the struct that
+    `datasets` makes of them.
 
     A column `category` names the categories. If `path` is a folder, ids start with the file's name.
 
@@ -29,8 +33,8 @@ class ParquetSource(Source):
         image: the image column.
         column: with `value`: keep the rows in which this column has this value.
         value: compared as text.
-        id_column: ids of the rows. If a file lacks it, or a kept row has a null or repeated id, the file's ids are
-            `row-00042`, counted over all rows of the file.
+        id_column: ids of the rows. If a file lacks it, or a kept row has a null or repeated id, the
+            file's ids are `row-00042`, counted over all rows of the file.
     """
 
     kind = "parquet"
@@ -47,7 +51,9 @@ class ParquetSource(Source):
         if not path.exists():
             raise InputError(f"Parquet corpus {path}: no such file or folder")
         if (column is None) != (value is None):
-            raise InputError(f"Parquet corpus {path}: column={column} and value={value}: give both, or neither")
+            raise InputError(
+                f"Parquet corpus {path}: column={column} and value={value}: give both, or neither"
+            )
         self.folder, self.several = (path, True) if path.is_dir() else (path.parent, False)
         self.files = sorted(walk(path, (".parquet",))) if path.is_dir() else [path]
         if not self.files:
@@ -61,7 +67,10 @@ class ParquetSource(Source):
             schema = self._opened(file).schema_arrow
             for needed in (image, *([column] if column is not None else [])):
                 if needed not in schema.names:
-                    raise InputError(f"Parquet corpus {file}: no column {needed!r}; it has {', '.join(schema.names)}")
+                    raise InputError(
+                        f"Parquet corpus {file}: no column {needed!r}; it has "
+                        f"{', '.join(schema.names)}"
+                    )
         self.value = None if value is None else str(value)
         self.name = path.stem if value is None else f"{path.stem}-{value}"
         self.arguments = {"path": str(path.resolve()), "image": image, "column": column}
@@ -71,13 +80,17 @@ class ParquetSource(Source):
         if self.column is not None and not any(map(self._ids, self.files)):
             found = {str(value) for file in self.files for value in self._column(file, self.column)}
             raise InputError(
-                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; its values: "
+                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; its "
+                "values: "
                 f"{', '.join(sorted(found)[:20])}"
             )
         for file in self.files:
             groups = self._opened(file).metadata
             for group in range(groups.num_row_groups):
-                yield f"{file.relative_to(self.folder).as_posix()}#{group}", groups.row_group(group).num_rows
+                yield (
+                    f"{file.relative_to(self.folder).as_posix()}#{group}",
+                    groups.row_group(group).num_rows,
+                )
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
         for key in keys:
@@ -91,19 +104,30 @@ class ParquetSource(Source):
     def _rows(self, file: Path, group: int) -> Iterator[Item]:
         ids, table = self._ids(file), self._opened(file)
         row = first_row(table, group)
-        columns = [name for name in (self.image, "category", *KEPT) if name in table.schema_arrow.names]
-        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=list(dict.fromkeys(columns))):
+        columns = [
+            name for name in (self.image, "category", *KEPT) if name in table.schema_arrow.names
+        ]
+        for batch in table.iter_batches(
+            ROWS_AT_ONCE, row_groups=[group], columns=list(dict.fromkeys(columns))
+        ):
             for fields in batch.to_pylist():
                 if row in ids:
                     read = functools.partial(bytes_of, fields[self.image], ids[row])
                     category = fields.get("category")
-                    yield Item(ids[row], read, attribution_of(fields), None if category is None else str(category))
+                    yield Item(
+                        ids[row],
+                        read,
+                        attribution_of(fields),
+                        None if category is None else str(category),
+                    )
                 row += 1
 
     def read(self, image_id: str) -> bytes:
         place = self._places.get(image_id)
         if place is None:
-            raise InputError(f"Parquet corpus {self.name}: no longer holds {image_id!r}; build the index again")
+            raise InputError(
+                f"Parquet corpus {self.name}: no longer holds {image_id!r}; build the index again"
+            )
         file, row = place
         table = self._opened(file)
         group = next(g for g in reversed(range(table.num_row_groups)) if first_row(table, g) <= row)
@@ -123,7 +147,11 @@ class ParquetSource(Source):
         """Return the ids of a file's kept rows by row number."""
         rows = list(range(self._opened(file).metadata.num_rows))
         if self.column is not None:
-            rows = [row for row, value in enumerate(self._column(file, self.column)) if str(value) == self.value]
+            rows = [
+                row
+                for row, value in enumerate(self._column(file, self.column))
+                if str(value) == self.value
+            ]
         names = [f"row-{row:05d}" for row in rows]
         if self.id_column is not None and self.id_column in self._opened(file).schema_arrow.names:
             told = self._column(file, self.id_column)
@@ -139,7 +167,9 @@ class ParquetSource(Source):
         try:
             values: list[Any] = self._opened(file).read([name]).column(0).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{file}: column {name!r} is damaged ({' '.join(str(error).split())})") from error
+            raise InputError(
+                f"{file}: column {name!r} is damaged ({' '.join(str(error).split())})"
+            ) from error
         return values
 
     @functools.cached_property
@@ -152,7 +182,9 @@ def opened(file: Path) -> parquet.ParquetFile:
     try:
         return parquet.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+        raise InputError(
+            f"{file}: not a readable Parquet file ({' '.join(str(error).split())})"
+        ) from error
 
 
 def first_row(table: parquet.ParquetFile, group: int) -> int:
@@ -161,7 +193,10 @@ def first_row(table: parquet.ParquetFile, group: int) -> int:
 
 
 def bytes_of(cell: Any, name: str) -> bytes:
-    """Return the image file's bytes in a cell of an image column. Raises InputError if there are none."""
+    """Return the image file's bytes in a cell of an image column.
+
+    Raises InputError if there are none.
+    """
     content = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(content, bytes):
         raise InputError(f"{name}: its cell holds no image bytes")
@@ -169,7 +204,9 @@ def bytes_of(cell: Any, name: str) -> bytes:
 
 
 class DatasetSource(Source):
-    """A split saved by `save_to_disk` of Hugging Face `datasets`. Rows are read when needed; ids are `row-0000042`.
+    """A split saved by `save_to_disk` of Hugging Face `datasets`.
+
+    Rows are read when needed; ids are `row-0000042`.
 
     Args:
         path: the folder.
@@ -185,13 +222,20 @@ class DatasetSource(Source):
         try:
             saved = datasets.load_from_disk(str(path))
         except (OSError, ValueError) as error:
-            raise InputError(f"dataset {path}: not a folder written by save_to_disk ({error})") from error
+            raise InputError(
+                f"dataset {path}: not a folder written by save_to_disk ({error})"
+            ) from error
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
-                raise InputError(f"dataset {path}: no split {split!r}; choose one of {', '.join(map(str, saved))}")
+                raise InputError(
+                    f"dataset {path}: no split {split!r}; choose one of "
+                    f"{', '.join(map(str, saved))}"
+                )
             saved = saved[split]
         if image not in saved.column_names:
-            raise InputError(f"dataset {path}: no column {image!r}; it has {', '.join(saved.column_names)}")
+            raise InputError(
+                f"dataset {path}: no column {image!r}; it has {', '.join(saved.column_names)}"
+            )
         self._data = saved
         if isinstance(saved.features[image], datasets.Image):
             self._data = saved.cast_column(image, datasets.Image(decode=False))
@@ -208,7 +252,11 @@ class DatasetSource(Source):
         notes = self._data.select_columns(columns) if columns else None
         for key in keys:
             row = int(key.removeprefix("row-"))
-            yield Item(key, functools.partial(self.read, key), attribution_of(notes[row]) if notes is not None else {})
+            yield Item(
+                key,
+                functools.partial(self.read, key),
+                attribution_of(notes[row]) if notes is not None else {},
+            )
 
     def read(self, image_id: str) -> bytes:
         number = image_id.removeprefix("row-")

@@ -20,7 +20,10 @@ Place = tuple[int, int]
 
 
 class Member(NamedTuple):
-    """A file in a tar, KEY.SUFFIX or KEY.WORD.SUFFIX. As in WebDataset, the key ends at the first dot."""
+    """A file in a tar, KEY.SUFFIX or KEY.WORD.SUFFIX.
+
+    As in WebDataset, the key ends at the first dot.
+    """
 
     key: str
     word: str
@@ -36,10 +39,11 @@ class Packed(NamedTuple):
 
 
 class TarSource(Source):
-    """Tar files of samples (00017.jpg, 00017.json): an id is TAR/KEY, as in `train-0003.tar/00017`; see `images_in`.
+    """Tar files of samples (00017.jpg, 00017.json): an id is TAR/KEY, as in `train-0003.tar/00017`;
+    see `images_in`.
 
-    Licence, author and source come from a sample's JSON. Nothing is unpacked to disk. A member whose path leads out of the
-    tar makes the whole file unusable: InputError.
+    Licence, author and source come from a sample's JSON. Nothing is unpacked to disk. A member
+    whose path leads out of the tar makes the whole file unusable: InputError.
 
     path: a tar file, or a folder with tar files in it or below.
     """
@@ -59,7 +63,9 @@ class TarSource(Source):
         self.name = path.resolve().name
         self.arguments = {"path": str(path.resolve())}
         # A cache per source: the files may have changed when another source is made.
-        self._contents = functools.lru_cache(maxsize=32)(lambda key: read_headers(self.tars[key], key))
+        self._contents = functools.lru_cache(maxsize=32)(
+            lambda key: read_headers(self.tars[key], key)
+        )
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         for key in self.tars:
@@ -70,14 +76,20 @@ class TarSource(Source):
             images, problems = self._contents(key)
             for name, packed in images.items():
                 image_id = f"{key}/{name}"
-                yield Item(image_id, functools.partial(self.read, image_id), self._attribution(key, packed))
+                yield Item(
+                    image_id, functools.partial(self.read, image_id), self._attribution(key, packed)
+                )
             for number, problem in enumerate(problems):
-                yield Item(f"{key}/(unreadable {number})", functools.partial(fail, f"{key}: {problem}"), {})
+                yield Item(
+                    f"{key}/(unreadable {number})", functools.partial(fail, f"{key}: {problem}"), {}
+                )
 
     def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
         """Return the origin that an image's JSON names; {} if it has no JSON, or a damaged one."""
         try:
-            fields = json.loads(b"{}" if packed.note is None else bytes_at(self.tars[key], packed.note))
+            fields = json.loads(
+                b"{}" if packed.note is None else bytes_at(self.tars[key], packed.note)
+            )
         except ValueError:
             return {}
         return attribution_of(fields) if isinstance(fields, dict) else {}
@@ -86,11 +98,15 @@ class TarSource(Source):
         key = next((key for key in self.tars if image_id.startswith(f"{key}/")), None)
         if key is None:
             raise InputError(
-                f"{image_id}: no tar of that name below {self.folder}; restore it or build the index again"
+                f"{image_id}: no tar of that name below {self.folder}; restore it or build the "
+                "index again"
             )
         packed = self._contents(key)[0].get(image_id[len(key) + 1 :])
         if packed is None:
-            raise InputError(f"{self.tars[key]}: no longer holds {image_id!r}; restore it or build the index again")
+            raise InputError(
+                f"{self.tars[key]}: no longer holds {image_id!r}; restore it or build the "
+                "index again"
+            )
         require_taken(f"{image_id}.{packed.image.suffix}")
         return bytes_at(self.tars[key], packed.image.place)
 
@@ -108,7 +124,8 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
                 place = PurePosixPath(info.name)
                 if place.is_absolute() or ".." in place.parts:
                     raise InputError(
-                        f"{tar}: the member {info.name!r} leads out of the tar; do not trust this file, remove it"
+                        f"{tar}: the member {info.name!r} leads out of the tar; do not trust "
+                        "this file, remove it"
                     )
                 key, ending = base_plus_ext(info.name)
                 if not info.isreg() or key is None:
@@ -119,24 +136,29 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
         problems.append(str(error))
     for name, times in Counter(member[:3] for member in members).items():
         if times > 1:
-            problems.append(f"{'.'.join(filter(None, name))} comes {times} times; the first is used")
+            problems.append(
+                f"{'.'.join(filter(None, name))} comes {times} times; the first is used"
+            )
     return images_in(members), problems
 
 
 def images_in(members: Sequence[Member]) -> dict[str, Packed]:
     """Return the images among the members of a tar, by name.
 
-    A key has one image, called KEY, if one of its files has no word (00017.jpg; 00017.seg.png is a field of it), or if it
-    has only one (00017.image.jpg). Otherwise each is an image of its own, called KEY.WORD: frames of a sequence
-    (shot.0001.png, shot.0002.png), or names with dots (St. Peter.jpg, St. Paul.jpg). Where the word is a number, it is an
-    image of its own in any case (v.2.png beside v.png).
+    A key has one image, called KEY, if one of its files has no word (00017.jpg; 00017.seg.png is a
+    field of it), or if it has only one (00017.image.jpg). Otherwise each is an image of its own,
+    called KEY.WORD: frames of a sequence (shot.0001.png, shot.0002.png), or names with dots (St.
+    Peter.jpg, St. Paul.jpg). Where the word is a number, it is an image of its own in any case
+    (v.2.png beside v.png).
     """
     samples: defaultdict[str, list[Member]] = defaultdict(list)
     for member in members:
         samples[member.key].append(member)
     found: dict[str, Packed] = {}
     for key, sample in samples.items():
-        notes = {member.word: member.place for member in reversed(sample) if member.suffix == "json"}
+        notes = {
+            member.word: member.place for member in reversed(sample) if member.suffix == "json"
+        }
         # A sample whose only image has an unsupported format is listed, and rejected when read.
         images = of_kinds(sample, IMAGE_SUFFIXES) or of_kinds(sample, NOT_TAKEN)
         whole = [member for member in images if not member.word][:1]

@@ -1,1 +1,3 @@
-"""One cell: composed from the configuration, built, named by its identity, checked against the machine."""
+"""One cell: composed from the configuration, built, named by its identity, checked against the
+machine.
+"""

@@ -1,6 +1,7 @@
 """One cell of the grid: its configuration turned into objects, and the walk from image to record.
 
-This is the only place that calls Hydra's `instantiate`; below it nobody sees a configuration object.
+This is the only place that calls Hydra's `instantiate`; below it nobody sees a configuration
+object.
 """
 
 import functools
@@ -30,7 +31,9 @@ from adir.scoring.metrics import Scoring
 
 
 class NotApplicable(InputError):
-    """A combination whose parts do not go together, whatever their values: a grid leaves it out and says so."""
+    """A combination whose parts do not go together, whatever their values: a grid leaves it out and
+    says so.
+    """
 
 
 class CannotRun(InputError):
@@ -103,7 +106,10 @@ def label_of(axes: Axes) -> str:
 
 def axes_of(cfg: DictConfig) -> Axes:
     """Return the axes of a cell that may not be built, as its configuration names them, unchecked."""
-    named = {name: OmegaConf.select(cfg, f"{name}.name") for name in ("backbone", "task", "adaptation", "sampler")}
+    named = {
+        name: OmegaConf.select(cfg, f"{name}.name")
+        for name in ("backbone", "task", "adaptation", "sampler")
+    }
     mode = mode_class(cfg.adaptation)
     adapter = OmegaConf.select(cfg, "adaptation.adapter.name")
     return Axes.model_construct(
@@ -115,16 +121,23 @@ def axes_of(cfg: DictConfig) -> Axes:
 
 
 def mode_class(node: Mapping[str, Any]) -> type[Mode]:
-    """Return the class of an adaptation's configuration. Raises InputError for one that names none."""
+    """Return the class of an adaptation's configuration.
+
+    Raises InputError for one that names none.
+    """
     target = node.get("_target_")
     found = get_class(target) if target is not None else None
     if found is None or not issubclass(found, Mode):
-        raise InputError(f"adaptation: {target!r} is no mode of adaptation; `adir list` shows those there are")
+        raise InputError(
+            f"adaptation: {target!r} is no mode of adaptation; `adir list` shows those there are"
+        )
     return found
 
 
 def build(node: DictConfig, what: str) -> Any:
-    """The object that a leaf describes, built once per process for equal leaves; InputError for arguments it refuses."""
+    """The object that a leaf describes, built once per process for equal leaves; InputError for
+    arguments it refuses.
+    """
     return _build_once(json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True), what)
 
 
@@ -140,17 +153,23 @@ def made(make: Callable[[], Any], what: str) -> Any:
         return make()
     except InputError:
         raise
-    except Exception as error:  # Hydra wraps what a constructor raised; the cause says what is wrong
+    except (
+        Exception
+    ) as error:  # Hydra wraps what a constructor raised; the cause says what is wrong
         cause = error.__cause__ or error
         if isinstance(cause, InputError):
             raise cause from error
-        if isinstance(cause, (ValueError, TypeError, RuntimeError)):  # the last is torch's for a missing device
+        if isinstance(
+            cause, (ValueError, TypeError, RuntimeError)
+        ):  # the last is torch's for a missing device
             raise InputError(f"{what}: {first_line(cause)}") from error
         raise
 
 
 class Parts:
-    """The parts of a configuration, built one after the other; what is wrong with one does not hide what is with another."""
+    """The parts of a configuration, built one after the other; what is wrong with one does not hide
+    what is with another.
+    """
 
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
@@ -176,7 +195,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration without interpolations; what is missing stays `???`. Raises InputError."""
     try:
         full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    except InterpolationKeyError as error:  # such as the variance of a latent backbone, for the sampler adir
+    except (
+        InterpolationKeyError
+    ) as error:  # such as the variance of a latent backbone, for the sampler adir
         raise unmet(cfg, error) from error
     except OmegaConfBaseException as error:
         raise InputError(f"configuration: {first_line(error)}") from error
@@ -190,33 +211,54 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def unmet(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
     """What says that one part asks another for what it has not got."""
-    what = str(error).partition("\n")[0].removeprefix("Interpolation key ").removesuffix(" not found").strip("'")
+    what = (
+        str(error)
+        .partition("\n")[0]
+        .removeprefix("Interpolation key ")
+        .removesuffix(" not found")
+        .strip("'")
+    )
     asking, asked = str(error.full_key).partition(".")[0], what.partition(".")[0]
     names = [OmegaConf.select(cfg, f"{part}.name") for part in (asking, asked)]
     if None in names:
         return InputError(f"{error.full_key} is that of {what!r}, which there is not")
     return NotApplicable(
-        f"{asking}={names[0]} does not go with {asked}={names[1]}, which has no {what.partition('.')[2]}: backbone=sd_x4, or "
-        "backbone=sd_inpaint for editing, brings the task and the sampler that go with it where no others are named"
+        f"{asking}={names[0]} does not go with {asked}={names[1]}, which has no "
+        f"{what.partition('.')[2]}: backbone=sd_x4, or "
+        "backbone=sd_inpaint for editing, brings the task and the sampler that go with it where "
+        "no others are named"
     )
 
 
 def resolve_cell(cfg: DictConfig) -> Cell:
-    """The cell that a composed configuration describes. Raises InputError for anything that could not run, before any work."""
+    """The cell that a composed configuration describes.
+
+    Raises InputError for anything that could not run, before any work.
+    """
     full = resolved(cfg)
     mode_name, k = full["adaptation"]["name"], full["k"]
     looks_with = mode_class(full["adaptation"]).encoder
     if looks_with is not None and k < 1:
-        kind = NotApplicable if k == 0 else InputError  # 0 is a value of a sweep, for its modes without neighbours
-        raise kind(f"K={k} with adaptation={mode_name}: use k=1 or more, or adaptation=none for no neighbours")
+        kind = (
+            NotApplicable if k == 0 else InputError
+        )  # 0 is a value of a sweep, for its modes without neighbours
+        raise kind(
+            f"K={k} with adaptation={mode_name}: use k=1 or more, or adaptation=none for no "
+            "neighbours"
+        )
     parts = Parts(cfg)
     backbone, task, sampler = (parts.build(part) for part in ("backbone", "task", "sampler"))
     mode: Mode | None = parts.build("adaptation")
     if None not in (backbone, task, sampler, mode):
         reason = sampler.not_applicable(backbone, task, mode)
-        if reason is None and isinstance(mode, Steering) and not isinstance(sampler, SteerableSampler):
+        if (
+            reason is None
+            and isinstance(mode, Steering)
+            and not isinstance(sampler, SteerableSampler)
+        ):
             reason = (
-                f"adaptation={mode_name} tunes the network while it samples, which sampler {sampler.name} does not do: "
+                f"adaptation={mode_name} tunes the network while it samples, which sampler "
+                f"{sampler.name} does not do: "
                 "use sampler=dds"
             )
         if reason is not None:
@@ -233,17 +275,23 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         parts.attempt(lambda: require_query(full["retrieval"]["query"]))
         if corpus is not None and k > len(corpus):
             parts.reasons.append(
-                f"K={k} neighbours asked of a corpus of {len(corpus)} images: lower K or use a larger corpus"
+                f"K={k} neighbours asked of a corpus of {len(corpus)} images: lower K or use a "
+                "larger corpus"
             )
         if corpus is not None and encoder is not None:
             parts.attempt(functools.partial(corpus.own_index, encoder))
     if parts.reasons or mode is None:
         raise CannotRun(parts.reasons)
-    seed = full["seed"] if sampler.n_steps else 0  # a direct method draws nothing: one cell for all seeds
+    seed = (
+        full["seed"] if sampler.n_steps else 0
+    )  # a direct method draws nothing: one cell for all seeds
     identity = cell_identity(
         full,
         mode,
-        backbone={"weights_sha256": backbone.weights_sha256, "config_sha256": backbone.config_sha256}
+        backbone={
+            "weights_sha256": backbone.weights_sha256,
+            "config_sha256": backbone.config_sha256,
+        }
         | precision(backbone),
         corpus=corpus.sha256 if corpus is not None else None,
         encoder=encoder.weights_sha256 if encoder is not None else None,
@@ -282,11 +330,15 @@ def require_fitting_parts(cell: Cell) -> None:
     sampler, backbone = cell.sampler, cell.backbone
     if sampler.n_steps > len(backbone.schedule):
         raise InputError(
-            f"n_steps={sampler.n_steps}: choose from 1 to {len(backbone.schedule)}, the backbone's own steps"
+            f"n_steps={sampler.n_steps}: choose from 1 to {len(backbone.schedule)}, the "
+            "backbone's own steps"
         )
     if getattr(sampler, "variance", None) == "learned" and not backbone.learns_variance:
-        raise InputError(f"variance=learned, but backbone {backbone.name} predicts none: use small or large")
+        raise InputError(
+            f"variance=learned, but backbone {backbone.name} predicts none: use small or large"
+        )
     if cell.mode.trains and cell.fine_tuning.crop_size < backbone.stride:
         raise InputError(
-            f"crop_size={cell.fine_tuning.crop_size}: this backbone needs {backbone.stride} pixels or more"
+            f"crop_size={cell.fine_tuning.crop_size}: this backbone needs {backbone.stride} "
+            "pixels or more"
         )

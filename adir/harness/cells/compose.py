@@ -1,4 +1,6 @@
-"""Hydra from Python: compose configurations, and call a function for each job in the launcher's processes."""
+"""Hydra from Python: compose configurations, and call a function for each job in the launcher's
+processes.
+"""
 
 import functools
 import re
@@ -9,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hydra._internal.hydra import Hydra  # hydra.main would print its own errors, exit with 1 and return nothing
+from hydra._internal.hydra import (
+    Hydra,  # hydra.main would print its own errors, exit with 1 and return nothing
+)
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
@@ -25,30 +29,43 @@ from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
 OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
-OmegaConf.register_new_resolver("tenfold_without_noise", lambda s, sigma_y: s if sigma_y > 0 else 10 * s, replace=True)
+OmegaConf.register_new_resolver(
+    "tenfold_without_noise", lambda s, sigma_y: s if sigma_y > 0 else 10 * s, replace=True
+)
 
 
 def for_task(task: str, values: DictConfig) -> Any:
     """Return `values[task]`. Raises ValueError if it is missing."""
     if task not in values:
-        raise ValueError(f"tuned for task={', '.join(values)} alone, not for {task}: say a value, or leave tuned/ out")
+        raise ValueError(
+            f"tuned for task={', '.join(values)} alone, not for {task}: say a value, or leave "
+            "tuned/ out"
+        )
     return values[task]
 
 
 OmegaConf.register_new_resolver("for_task", for_task, replace=True)
-# Windows editors write a byte order mark. Hydra would not find `# @package` behind it, and would ignore the file's settings.
+# Windows editors write a byte order mark. Hydra would not find `# @package` behind it, and would
+# ignore the file's settings.
 _header_of = ConfigSource._get_header_dict
 ConfigSource._get_header_dict = staticmethod(lambda text: _header_of(text.removeprefix("\ufeff")))
 # loky restarts workers whose memory grew and warns each time; harmless here.
-warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
+warnings.filterwarnings(
+    "ignore", message="A worker stopped while some jobs were given to the executor"
+)
 
 
 def launch(
-    function: Callable[[DictConfig], Any], overrides: list[str], multirun: bool, config_name: str = "run"
+    function: Callable[[DictConfig], Any],
+    overrides: list[str],
+    multirun: bool,
+    config_name: str = "run",
 ) -> list[Any]:
-    """Call `function` on each job that Hydra composes from the overrides, in the launcher's processes, and return its results.
+    """Call `function` on each job that Hydra composes from the overrides, in the launcher's
+    processes, and return its results.
 
-    Raises InputError for bad overrides, and the exception of the first job whose function raised one.
+    Raises InputError for bad overrides, and the exception of the first job whose function raised
+    one.
     """
     overrides = with_paths_quoted(overrides, multirun)
     job = functools.partial(guarded, function, secrets.token_hex(8))
@@ -58,7 +75,9 @@ def launch(
             results = [one.return_value for batch in batches for one in batch]
         else:
             require_single(hydra, overrides, config_name)
-            results = [hydra.run(config_name, job, overrides, with_log_configuration=False).return_value]
+            results = [
+                hydra.run(config_name, job, overrides, with_log_configuration=False).return_value
+            ]
     for result in results:
         if isinstance(result, Raised):
             raise result.error
@@ -67,7 +86,10 @@ def launch(
 
 @contextmanager
 def main_hydra() -> Iterator[Hydra]:
-    """Yield Hydra with our configuration folder. Raises InputError for overrides that Hydra cannot compose."""
+    """Yield Hydra with our configuration folder.
+
+    Raises InputError for overrides that Hydra cannot compose.
+    """
     GlobalHydra.instance().clear()
     try:
         yield Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
@@ -78,24 +100,35 @@ def main_hydra() -> Iterator[Hydra]:
 
 
 def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") -> str:
-    """Return the class name of the launcher, such as `SlurmLauncher`. A single job runs in this process (BasicLauncher)."""
+    """Return the class name of the launcher, such as `SlurmLauncher`.
+
+    A single job runs in this process (BasicLauncher).
+    """
     if not multirun:
         return "BasicLauncher"
     overrides = with_paths_quoted(overrides, multirun)
     with main_hydra() as hydra:
-        cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+        cfg = hydra.compose_config(
+            config_name, overrides, run_mode=RunMode.MULTIRUN, with_log_configuration=False
+        )
     return str(cfg.hydra.launcher._target_).rpartition(".")[2]
 
 
 class Raised:
-    """An exception of a job, returned as a value: Hydra would print its own message about one that is raised."""
+    """An exception of a job, returned as a value:
+
+    Hydra would print its own message about one that is raised.
+    """
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 _stopped: dict[str, Raised] = {}
-"""{launch: what stopped its jobs in this process}. On a full disk, later cells must not adapt for minutes before they fail."""
+"""{launch: what stopped its jobs in this process}.
+
+On a full disk, later cells must not adapt for minutes before they fail.
+"""
 
 
 def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfig) -> Any:
@@ -120,9 +153,15 @@ def plain_words(error: Exception) -> str:
         key, equals, value = error.override.partition("=")
         as_text = f"{key}={quoted(value)}"
         if value.startswith(("[", "{")):
-            return f"{error.override}: not a list or mapping; put quotes around each text in it, as in ['a b','c,d']"
+            return (
+                f"{error.override}: not a list or mapping; put quotes around each text in "
+                "it, as in ['a b','c,d']"
+            )
         if equals and parses(as_text):
-            return f"{error.override}: not a value; if it is meant as a text, type {shlex.quote(as_text)}"
+            return (
+                f"{error.override}: not a value; if it is meant as a text, type "
+                f"{shlex.quote(as_text)}"
+            )
         return f"{error.override}: not of the form KEY=VALUE"
     message = first_line(error)
     for tail in (" Config search path:", " full_key:", " object_type="):
@@ -131,7 +170,8 @@ def plain_words(error: Exception) -> str:
 
 
 def require_composable(overrides: list[str], multirun: bool, config_name: str = "run") -> None:
-    """Raise InputError for overrides that Hydra cannot compose or `require_options` refuses; of a grid, check the launcher.
+    """Raise InputError for overrides that Hydra cannot compose or `require_options` refuses; of a
+    grid, check the launcher.
 
     Imports nothing large, so that a typing error is reported within a second.
     """
@@ -151,33 +191,47 @@ def require_options(cfg: DictConfig) -> None:
         raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
     if cfg.retry not in (None, "failed"):
         raise InputError(f"retry={cfg.retry}: failed is the only choice")
-    if isinstance(cfg.batch_size, bool) or not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
+    if (
+        isinstance(cfg.batch_size, bool)
+        or not isinstance(cfg.batch_size, int)
+        or cfg.batch_size < 1
+    ):
         raise InputError(f"batch_size={cfg.batch_size}: a whole number of at least 1 is needed")
 
 
 def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> DictConfig:
-    """Return the configuration. Raises InputError for a grid, of which only the first cell would run without -m."""
-    cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+    """Return the configuration.
+
+    Raises InputError for a grid, of which only the first cell would run without -m.
+    """
+    cfg = hydra.compose_config(
+        config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
+    )
     if str(cfg.hydra.mode).endswith("MULTIRUN"):
         raise InputError("this experiment is a grid: run it with -m")
     return cfg
 
 
 def is_override(word: str) -> bool:
-    """Return whether an argument is an override and not a file: KEY=VALUE or ~KEY. No key begins with a dot or a slash."""
+    """Return whether an argument is an override and not a file:
+
+    KEY=VALUE or ~KEY. No key begins with a dot or a slash.
+    """
     return re.fullmatch(r"(\+{0,2}|~)\w[\w/.@]*=.*|~\w[\w/.@]*", word, re.DOTALL) is not None
 
 
 def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:
-    """Return one composed configuration; `with_hydra` adds Hydra's own settings, such as the launcher. Runs nothing.
+    """Return one composed configuration; `with_hydra` adds Hydra's own settings, such as the
+    launcher. Runs nothing.
 
     Raises InputError for bad overrides.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    from hydra import compose as hydra_compose, initialize_config_dir
 
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose(config_name, with_paths_quoted(overrides), return_hydra_config=with_hydra)
+            return hydra_compose(
+                config_name, with_paths_quoted(overrides), return_hydra_config=with_hydra
+            )
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(plain_words(error)) from error

@@ -1,4 +1,6 @@
-"""Devices of jobs: check that they exist, and give each worker of a node that asks for `cuda` a GPU of its own."""
+"""Devices of jobs: check that they exist, and give each worker of a node that asks for `cuda` a GPU
+of its own.
+"""
 
 import fcntl
 import os
@@ -15,17 +17,21 @@ _held: list[IO[str]] = []
 
 
 def gpu_count() -> int:
-    """Return the number of GPUs of this machine, at least 1, so that a launcher with a worker per GPU has one worker."""
-    import torch  # imported here and below, as composing or refusing a configuration does not need it
+    """Return the number of GPUs of this machine, at least 1, so that a launcher with a worker per
+    GPU has one worker.
+    """
+    # imported here and below, as composing or refusing a configuration does not need it
+    import torch
 
     return max(1, torch.cuda.device_count())
 
 
 def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
-    """Choose a GPU for this process that no other worker of the node uses, and make it the current one.
+    """Choose a GPU for this process that no other worker of the node uses, and make it the current
+    one.
 
-    Returns its number, or None if there is no choice. Workers beyond the number of GPUs share the last one. A lock on this
-    machine marks a GPU as used; it ends with its process.
+    Returns its number, or None if there is no choice. Workers beyond the number of GPUs share the
+    last one. A lock on this machine marks a GPU as used; it ends with its process.
 
     count: GPUs of the node; if None, torch is asked.
     """
@@ -61,7 +67,8 @@ def on_the_cpu(configuration: Any, lacking: list[str] | None, path: str = "") ->
 
     Args:
         configuration: a part of it, or all.
-        lacking: gets one message per device that this machine lacks; None if another machine will run the cell.
+        lacking: gets one message per device that this machine lacks; None if another machine will
+            run the cell.
         path: dotted key of the part, ending in a dot.
 
     Raises:

@@ -1,9 +1,11 @@
-"""What a cell is: the SHA-256 of everything that changes one of its pixels, and the folder that carries it.
+"""What a cell is: the SHA-256 of everything that changes one of its pixels, and the folder that
+carries it.
 
-A part of the configuration enters by its name, its version and its settings, and never by the Python path of its class: moving
-a class changes no result's folder, and a class whose results change raises its version. Paths, devices, thread counts, batch
-sizes, tracking and the choice of metrics change no pixel and are left out; so is the list of test images, as a record belongs
-to one image. K is part of the identity only where the mode uses a corpus.
+A part of the configuration enters by its name, its version and its settings, and never by the
+Python path of its class: moving a class changes no result's folder, and a class whose results
+change raises its version. Paths, devices, thread counts, batch sizes, tracking and the choice of
+metrics change no pixel and are left out; so is the list of test images, as a record belongs to one
+image. K is part of the identity only where the mode uses a corpus.
 """
 
 import functools
@@ -28,13 +30,27 @@ from adir.samplers.base import Steering
 
 EMBEDDINGS = "float16"
 """Raised to another word when stored embeddings change, as they order the neighbours."""
-NO_PIXEL = ("folder", "device", "checkpoint", "architecture", "execution", "variance", "resolution", "trained_on")
-"""Settings of a backbone that its hashes stand for, or that change no pixel. The sampler has the variance that was used."""
+NO_PIXEL = (
+    "folder",
+    "device",
+    "checkpoint",
+    "architecture",
+    "execution",
+    "variance",
+    "resolution",
+    "trained_on",
+)
+"""Settings of a backbone that its hashes stand for, or that change no pixel.
+
+The sampler has the variance that was used.
+"""
 
 
 @dataclass(frozen=True)
 class CellIdentity:
-    """One backbone x task x K x mode x sampler x seed, by its readable axis values and by its full configuration."""
+    """One backbone x task x K x mode x sampler x seed, by its readable axis values and by its full
+    configuration.
+    """
 
     axes: Axes
     configuration: dict[str, Any]
@@ -49,7 +65,12 @@ class CellIdentity:
     def folder(self) -> Path:
         """Where the cell's records and images lie, relative to the results folder."""
         axes = self.axes
-        label = [axes.adaptation, f"k{axes.k}" if axes.k is not None else None, axes.adapter, axes.sampler]
+        label = [
+            axes.adaptation,
+            f"k{axes.k}" if axes.k is not None else None,
+            axes.adapter,
+            axes.sampler,
+        ]
         label_name = file_name("-".join(part for part in label if part is not None), most=80)
         # All three and a suffix fit into one name, which tracking makes of them.
         above = Path("cells") / file_name(axes.backbone, most=40) / file_name(axes.task, most=40)
@@ -77,16 +98,21 @@ def cell_identity(
         seed: that of the sampler; 0 for one that draws nothing.
         withholds: which images the corpus keeps from a test image, copies of it aside; None: none.
 
-    Raises InputError for a part without a name or a version, and for one that has another class's name.
+    Raises InputError for a part without a name or a version, and for one that has another class's
+    name.
     """
     adaptation = described("adaptation", full["adaptation"])
     configuration: dict[str, Any] = {
         "backbone": described("backbone", full["backbone"], NO_PIXEL) | dict(backbone),
-        "task": described("task", full["task"], ["guidance_scale"]),  # the sampler has the one that was used
+        "task": described(
+            "task", full["task"], ["guidance_scale"]
+        ),  # the sampler has the one that was used
         "sampler": described("sampler", full["sampler"]),
         "seed": seed,
         "noise_seed": full["noise_seed"],
-        "adaptation": {key: value for key, value in adaptation.items() if key in used(mode, adaptation)},
+        "adaptation": {
+            key: value for key, value in adaptation.items() if key in used(mode, adaptation)
+        },
     }
     if mode.encoder is not None:
         configuration["adaptation"]["k"] = full["k"]
@@ -94,7 +120,10 @@ def cell_identity(
         if withholds is not None:  # a key of its own only here: other cells keep their folders
             configuration["retrieval"]["withholds"] = withholds
         if mode.follows_y:
-            configuration["retrieval"] |= {"embeddings": EMBEDDINGS, "query": full["retrieval"]["query"]}
+            configuration["retrieval"] |= {
+                "embeddings": EMBEDDINGS,
+                "query": full["retrieval"]["query"],
+            }
     axes = Axes(
         backbone=configuration["backbone"]["name"],
         task=configuration["task"]["name"],
@@ -115,17 +144,21 @@ def used(mode: Mode, adaptation: Mapping[str, Any]) -> set[str]:
 
 
 def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return name, version and settings of a leaf, defaults of its constructor included; leaves inside it in the same way.
+    """Return name, version and settings of a leaf, defaults of its constructor included; leaves
+    inside it in the same way.
 
     Args:
         kind: what the leaf is, such as `sampler`; two classes of one kind never share a name.
         leaf: a part of the resolved configuration, with `_target_`.
         left_out: settings that change no pixel.
 
-    Raises InputError where neither the leaf nor its class says name and version, or another class has that name.
+    Raises InputError where neither the leaf nor its class says name and version, or another class
+    has that name.
     """
     cls = get_object(leaf["_target_"])
-    given = {key: value for key, value in leaf.items() if not (key.startswith("_") and key.endswith("_"))}
+    given = {
+        key: value for key, value in leaf.items() if not (key.startswith("_") and key.endswith("_"))
+    }
     bound = inspect.signature(cls).bind_partial(**given)
     bound.apply_defaults()
     settings: dict[str, Any] = {
@@ -138,7 +171,8 @@ def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) 
             settings[key] = getattr(cls, key, None)
         if settings[key] is None:
             raise InputError(
-                f"{kind} {leaf['_target_']} has no {key}: give its class `{key}`, as a result is known by name and version "
+                f"{kind} {leaf['_target_']} has no {key}: give its class `{key}`, as a result "
+                "is known by name and version "
                 "of what made it"
             )
     require_own_name(kind, settings["name"], cls)
@@ -150,11 +184,15 @@ _named: dict[tuple[str, str], str] = {}
 
 
 def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
-    """Raise InputError where another class of this kind has the name: their results would share a folder."""
+    """Raise InputError where another class of this kind has the name: their results would share a
+    folder.
+    """
     path = f"{cls.__module__}.{cls.__qualname__}"
     first = ours(kind).get(name) or _named.setdefault((kind, name), path)
     if first != path:
-        raise InputError(f"{kind} {path} is named {name!r}, which is the name of {first}: give it another `name`")
+        raise InputError(
+            f"{kind} {path} is named {name!r}, which is the name of {first}: give it another `name`"
+        )
 
 
 @functools.cache
@@ -163,9 +201,22 @@ def ours(kind: str) -> dict[str, str]:
     folders = {"adapter": "adaptation/adapter"}
     modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:
-        classes = [one for one in vars(importlib.import_module(modules[kind])).values() if isinstance(one, type)]
+        classes = [
+            one
+            for one in vars(importlib.import_module(modules[kind])).values()
+            if isinstance(one, type)
+        ]
         own = [one for one in classes if one.__module__.startswith(modules[kind])]
         names = {one: getattr(one, "name", None) for one in own}
-        return {name: f"{one.__module__}.{one.__name__}" for one, name in names.items() if isinstance(name, str)}
-    leaves = [yaml.safe_load(read_text(path)) for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")]
-    return {leaf["name"]: leaf["_target_"] for leaf in leaves if "name" in leaf}  # another word for a leaf has none
+        return {
+            name: f"{one.__module__}.{one.__name__}"
+            for one, name in names.items()
+            if isinstance(name, str)
+        }
+    leaves = [
+        yaml.safe_load(read_text(path))
+        for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")
+    ]
+    return {
+        leaf["name"]: leaf["_target_"] for leaf in leaves if "name" in leaf
+    }  # another word for a leaf has none

@@ -1,4 +1,6 @@
-"""Settings that are paths: on the command line their values are taken as typed, with any characters."""
+"""Settings that are paths: on the command line their values are taken as typed, with any
+characters.
+"""
 
 import os
 import re
@@ -43,14 +45,15 @@ NUMBER = re.compile(r"[+-]?[0-9][0-9_.eE+-]*|true|false", re.IGNORECASE)
 
 
 def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
-    """Return the arguments of a command line with their paths quoted, so that Hydra's grammar does not change them.
+    """Return the arguments of a command line with their paths quoted, so that Hydra's grammar does
+    not change them.
 
     A leading `~` is expanded. `null` and texts in Hydra's own quotes stay as they are.
 
     Args:
         overrides: arguments of the form KEY=VALUE.
-        multirun: split a value at its commas, unless a path of that whole name exists. Put quotes around one of several paths
-            that contains a comma.
+        multirun: split a value at its commas, unless a path of that whole name exists. Put quotes
+            around one of several paths that contains a comma.
 
     Raises:
         InputError: for an empty path, or a name that is not UTF-8.
@@ -59,10 +62,14 @@ def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]
 
 
 def word_with_path_quoted(word: str, multirun: bool) -> str:
-    """Return KEY=VALUE with VALUE quoted if it is a path, or the name of a choice that looks like a number."""
+    """Return KEY=VALUE with VALUE quoted if it is a path, or the name of a choice that looks like a
+    number.
+    """
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
-    if value and (config_dir() / setting).is_dir():  # names of choices are texts: 2024_11_24 is no number here
+    if (
+        value and (config_dir() / setting).is_dir()
+    ):  # names of choices are texts: 2024_11_24 is no number here
         names = [quoted(name) if NUMBER.fullmatch(name) else name for name in value.split(",")]
         return f"{key}={','.join(names)}"
     if setting not in READ | WRITTEN or "=" not in word or is_quoted(value):
@@ -81,20 +88,32 @@ def one_path(setting: str, path: str) -> str:
         raise InputError(f"{setting}= is empty: name a path, such as . for the current folder")
     if storable(path) != path:
         raise InputError(
-            f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; rename it, or work "
+            f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; "
+            "rename it, or work "
             f"inside it and type {setting}=."
         )
     return path if path == "null" or is_quoted(path) else quoted(os.path.expanduser(path))
 
 
 def exists(path: str) -> bool:
-    """Return whether a file or folder exists. Expands a leading `~`; ignores a leading `file://`."""
+    """Return whether a file or folder exists.
+
+    Expands a leading `~`; ignores a leading `file://`.
+    """
     return os.path.exists(os.path.expanduser(path.removeprefix("file://")))
 
 
 def is_quoted(value: str) -> bool:
-    """Return whether a value is a text in Hydra's own quotes. A file whose name includes the quotes is none."""
-    return value[:1] in ("'", '"') and value[-1:] == value[:1] and parses(f"key={value}") and not exists(value)
+    """Return whether a value is a text in Hydra's own quotes.
+
+    A file whose name includes the quotes is none.
+    """
+    return (
+        value[:1] in ("'", '"')
+        and value[-1:] == value[:1]
+        and parses(f"key={value}")
+        and not exists(value)
+    )
 
 
 def parses(word: str) -> bool:
@@ -109,9 +128,16 @@ def parses(word: str) -> bool:
 def quoted(text: str) -> str:
     """Return the value that Hydra's grammar parses as exactly this text.
 
-    Between quotes, a backslash is an escape only before a quote or the end. The result then passes through OmegaConf.
+    Between quotes, a backslash is an escape only before a quote or the end. The result then passes
+    through OmegaConf.
     """
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), escaped(text)) + "'"
+    return (
+        "'"
+        + re.sub(
+            r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), escaped(text)
+        )
+        + "'"
+    )
 
 
 def escaped(text: str) -> str:

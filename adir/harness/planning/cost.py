@@ -1,7 +1,9 @@
-"""What an image of a cell costs on this machine, from short runs of the pipeline itself: seconds by stage, memory, disk.
+"""What an image of a cell costs on this machine, from short runs of the pipeline itself: seconds by
+stage, memory, disk.
 
-One image, the largest, is restored in a temporary folder: with two steps and iterations to warm up, with two again, and with
-some more. What grows with their numbers is extrapolated to the cell's own numbers in a straight line.
+One image, the largest, is restored in a temporary folder: with two steps and iterations to warm up,
+with two again, and with some more. What grows with their numbers is extrapolated to the cell's own
+numbers in a straight line.
 """
 
 import dataclasses
@@ -40,7 +42,9 @@ class Cost:
     seconds_per_image: dict[str, float]
     """By stage of the pipeline."""
     seconds_once: float
-    """What the first image waits for and the others find done: embeddings of the corpus, metrics loaded, a network compiled."""
+    """What the first image waits for and the others find done: embeddings of the corpus, metrics
+    loaded, a network compiled.
+    """
     memory_mb: float
     """Peak of the process for the largest image: of the GPU where there is one, else resident."""
     image_disk_mb: float
@@ -53,17 +57,22 @@ def estimate(cell: Cell, folder: Path) -> Cost:
     Raises what the stages raise, such as out of memory: then the cell would too.
 
     Args:
-        cell: nothing is written to its results or fetched for it. A metric whose weights are not here is not counted.
-        folder: for the embeddings of a part of the corpus, once for all cells, and for what the short runs write meanwhile.
+        cell: nothing is written to its results or fetched for it. A metric whose weights are not
+            here is not counted.
+        folder: for the embeddings of a part of the corpus, once for all cells, and for what the
+            short runs write meanwhile.
     """
     shapes = image_shapes(cell.data)
     pixels = {image_id: math.prod(shape) for image_id, shape in shapes.items()}
     image_id = max(pixels, key=pixels.__getitem__)
     scale = sum(pixels.values()) / len(pixels) / pixels[image_id]
-    corpus, embedding = part_of_corpus(cell, cell.data.image(image_id), cell.data.cluster(image_id), folder)
+    corpus, embedding = part_of_corpus(
+        cell, cell.data.image(image_id), cell.data.cluster(image_id), folder
+    )
     probe = dataclasses.replace(cell, corpus=corpus, scoring=cell.scoring.of_what_is_here())
     n_steps, n_iterations = cell.sampler.n_steps, cell.fine_tuning.n_iterations
-    # Where the network is tuned while it samples, the shorter run holds the steps that are always tuned, and the longer others.
+    # Where the network is tuned while it samples, the shorter run holds the steps that are always
+    # tuned, and the longer others.
     lowest = cell.mode.lowest if isinstance(cell.mode, SteerableConditional) else 0
     few_steps, few_iterations = min(n_steps, max(FEW, lowest)), min(n_iterations, FEW)
 
@@ -83,7 +92,8 @@ def estimate(cell: Cell, folder: Path) -> Cost:
         seconds["adapt"] = extrapolated(work, few["adapt"], more["adapt"])
     return Cost(
         seconds_per_image={
-            stage: value * (1 if stage in ("retrieve", "adapt") else scale) for stage, value in seconds.items()
+            stage: value * (1 if stage in ("retrieve", "adapt") else scale)
+            for stage, value in seconds.items()
         },
         seconds_once=embedding + sum(max(0.0, first[stage] - few[stage]) for stage in few),
         memory_mb=record.process_peak_memory_mb or 0.0,
@@ -92,8 +102,11 @@ def estimate(cell: Cell, folder: Path) -> Cost:
     )
 
 
-def part_of_corpus(cell: Cell, x: Tensor, cluster: str, folder: Path) -> tuple[Corpus | None, float]:
-    """Return (some images of the corpus, seconds to embed all of it once); all, and 0, of one that has an index on disk.
+def part_of_corpus(
+    cell: Cell, x: Tensor, cluster: str, folder: Path
+) -> tuple[Corpus | None, float]:
+    """Return (some images of the corpus, seconds to embed all of it once); all, and 0, of one that
+    has an index on disk.
 
     Fingerprints are no part of the seconds: they are made where a grid is checked.
     """
@@ -101,20 +114,27 @@ def part_of_corpus(cell: Cell, x: Tensor, cluster: str, folder: Path) -> tuple[C
     if corpus is None or encoder is None or corpus.own_index(encoder) is not None:
         return corpus, 0.0
     hidden = corpus.repeats.union(left_out(corpus, x), corpus.withheld(cluster))
-    part = Part(corpus, [name for name in corpus.ids if name not in hidden][: max(EMBEDDED, 2 * cell.k)])
+    part = Part(
+        corpus, [name for name in corpus.ids if name not in hidden][: max(EMBEDDED, 2 * cell.k)]
+    )
     left_out(part, x)
     if not cell.mode.follows_y:
         return part, 0.0
     embeddings = Layout(folder).embeddings
-    there = is_embedded(corpus, encoder, Layout(cell.results).embeddings) or is_embedded(part, encoder, embeddings)
+    there = is_embedded(corpus, encoder, Layout(cell.results).embeddings) or is_embedded(
+        part, encoder, embeddings
+    )
     started = time.perf_counter()
     corpus_index(part, encoder, embeddings)
     seconds = (time.perf_counter() - started) * len(corpus) / len(part)
     return part, 0.0 if there else seconds
 
 
-def short_run(cell: Cell, folder: Path, image_id: str, n_steps: int, n_iterations: int) -> tuple[Record, float, float]:
-    """Restore and score an image with so many steps and iterations, where only embeddings are found done.
+def short_run(
+    cell: Cell, folder: Path, image_id: str, n_steps: int, n_iterations: int
+) -> tuple[Record, float, float]:
+    """Restore and score an image with so many steps and iterations, where only embeddings are found
+    done.
 
     Returns:
         (its record, MB that it takes on the disk, MB of its adapter besides)
@@ -129,7 +149,9 @@ def short_run(cell: Cell, folder: Path, image_id: str, n_steps: int, n_iteration
         cell = dataclasses.replace(cell, results=layout.folder)
         prepared = prepare(cell, image_id, tell=lambda _: None, progress=False)
         # A few steps may end in NaN, which nothing can score.
-        restored = dataclasses.replace(sample(cell, [prepared]), x_hat=prepared.x[None], errors=[None])
+        restored = dataclasses.replace(
+            sample(cell, [prepared]), x_hat=prepared.x[None], errors=[None]
+        )
         record = finish(cell, prepared, restored, 0, bool(cell.configuration["oracle"]))
         cell.ledger.write(image_id, record)
         adapter_mb = size_mb(layout.adapters)
@@ -146,9 +168,12 @@ Work = tuple[float, float]
 
 
 def steps_work(cell: Cell, n: int) -> Work:
-    """Return the work of n steps: (1, n); (calls of the network, steps at which it is tuned) where that is while it samples.
+    """Return the work of n steps:
 
-    From the first of these steps on, the last by number, the tuned network is called besides the untuned one.
+    (1, n); (calls of the network, steps at which it is tuned) where that is while it samples.
+
+    From the first of these steps on, the last by number, the tuned network is called besides the
+    untuned one.
     """
     if not isinstance(cell.mode, SteerableConditional):
         return 1, n
@@ -162,8 +187,11 @@ def iterations_work(cell: Cell, n: int) -> Work:
 
 
 def extrapolated(work: list[Work], few: float, more: float) -> float:
-    """Return the seconds of the third work, from those of the first two; never less than these took."""
-    # Where both are the same, as of a cell of two steps, least squares has the solution of least norm.
+    """Return the seconds of the third work, from those of the first two; never less than these
+    took.
+    """
+    # Where both are the same, as of a cell of two steps, least squares has the solution of least
+    # norm.
     per_work = np.linalg.lstsq(np.array(work[:2], float), np.array([few, more]))[0]
     return max(few, more, float(np.array(work[2]) @ per_work))
 

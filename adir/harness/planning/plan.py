@@ -1,4 +1,6 @@
-"""`adir plan`: what `adir run` would do with the same words, before any of it is done: cells, seconds, disk."""
+"""`adir plan`: what `adir run` would do with the same words, before any of it is done: cells,
+seconds, disk.
+"""
 
 import dataclasses
 import math
@@ -15,7 +17,13 @@ from adir.harness.planning.cost import Cost, estimate
 from adir.harness.running.neighbours import tuned_on
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_made_of, neighbours_key
-from adir.harness.running.stores import AdapterStore, Measurement, MeasurementStore, read_note, stored_neighbours
+from adir.harness.running.stores import (
+    AdapterStore,
+    Measurement,
+    MeasurementStore,
+    read_note,
+    stored_neighbours,
+)
 from adir.harness.running.worker import image_hashes, image_shapes
 from adir.images import hash_of_image
 
@@ -29,7 +37,8 @@ class CellPlan:
     failed: int = 0
     to_do: int = 0
     adapters_cached: int = 0
-    """Of the images to do: how many have their adapter already, trained for this cell or another."""
+    """Of the images to do: how many have their adapter already, trained for this cell or another.
+    """
     adapters: int = 0
     """To be trained for this cell and no earlier one of the grid."""
     cost: Cost | None = None
@@ -53,7 +62,9 @@ class CellPlan:
 
 
 def plan_cells(cells: list[Cell]) -> list[CellPlan]:
-    """Return the plans of a grid's cells: what several of them need counts for the first. Nothing is made or downloaded.
+    """Return the plans of a grid's cells: what several of them need counts for the first.
+
+    Nothing is made or downloaded.
 
     Cells that differ in their seeds alone cost the same, and are timed once.
     """
@@ -83,7 +94,9 @@ def plan_cells(cells: list[Cell]) -> list[CellPlan]:
 
 
 def look(cell: Cell, adapters: set[str]) -> CellPlan:
-    """Return what is there of a cell, and what is to do. adapters: to be trained for earlier cells; this one's are added."""
+    """Return what is there of a cell, and what is to do. adapters: to be trained for earlier cells;
+    this one's are added.
+    """
     plan = CellPlan(cell)
     existing, retry = cell.configuration["existing"], cell.configuration["retry"] == "failed"
     for image_id in cell.data.ids:
@@ -108,9 +121,13 @@ def look(cell: Cell, adapters: set[str]) -> CellPlan:
 
 
 def adapter_key(cell: Cell, image_id: str) -> str | None:
-    """Return where the adapter of an image would be stored, as far as the stored stages before it tell; else None."""
+    """Return where the adapter of an image would be stored, as far as the stored stages before it
+    tell; else None.
+    """
     task = cell.task.bound(cell.data, image_id)
-    store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
+    store = MeasurementStore(
+        cell.results, task, cell.identity.configuration["task"], cell.noise_seed
+    )
     path = store.path(image_id)
     known = read_note(path.with_suffix(".json"))
     if cell.mode.follows_y and (known is None or not path.is_file()):
@@ -119,7 +136,9 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
         images = [hash_of_image(task.image_of(task.read_y(path)))]
     else:
         # The key needs the hash of y alone, and that of a random draw not even this.
-        measurement = Measurement(torch.empty(0), known["sha256"] if known is not None else "", path)
+        measurement = Measurement(
+            torch.empty(0), known["sha256"] if known is not None else "", path
+        )
         bound = dataclasses.replace(cell, task=task)
         key = neighbours_key(bound, image_id, image_hashes(cell.data)[image_id], measurement)
         found = stored_neighbours(cell.results, key, cell.k)
@@ -131,7 +150,8 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
 
 
 def adapter_to_come(cell: Cell, image_id: str) -> str:
-    """Return what names the adapter of an image before the images it is trained on are known: what they will follow from.
+    """Return what names the adapter of an image before the images it is trained on are known: what
+    they will follow from.
 
     Equal for the cells that will share it, such as two samplers, or `random` of two tasks.
     """

@@ -1,7 +1,8 @@
-"""Submissions: one .zip with records, optionally images, and a manifest with the SHA-256 of every member.
+"""Submissions: one .zip with records, optionally images, and a manifest with the SHA-256 of every
+member.
 
-A submission comes from somebody else. Names, sizes, hashes, JSON, every record's fields, and each cell's hash over its
-identity are checked before use. The same content gives the same bytes.
+A submission comes from somebody else. Names, sizes, hashes, JSON, every record's fields, and each
+cell's hash over its identity are checked before use. The same content gives the same bytes.
 """
 
 import zipfile
@@ -24,7 +25,15 @@ MANIFEST = "manifest.json"
 FORMAT = "adir submission"
 FORMAT_VERSION = 1
 
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 """What zipfile raises for a damaged file."""
 
 LARGEST_MEMBER = 256 * 2**20
@@ -36,7 +45,10 @@ START = (1980, 1, 1, 0, 0, 0)
 
 
 def write_archive(
-    path: Path, about: dict[str, Any], names: Iterable[str], content_of: Callable[[str], bytes | None]
+    path: Path,
+    about: dict[str, Any],
+    names: Iterable[str],
+    content_of: Callable[[str], bytes | None],
 ) -> list[str]:
     """Write a submission atomically, in order of names, and return the names of its members.
 
@@ -55,7 +67,11 @@ def write_archive(
             if (content := content_of(name)) is not None:
                 files[name] = {"sha256": sha256_of_bytes(content), "bytes": len(content)}
                 put(archive, name, content)
-        manifest = {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA} | about | {"files": files}
+        manifest = (
+            {"format": FORMAT, "version": FORMAT_VERSION, "schema": SCHEMA}
+            | about
+            | {"files": files}
+        )
         put(archive, MANIFEST, json_bytes(manifest))
     return list(files)
 
@@ -86,7 +102,10 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Archive:
-    """A submission whose list of members was checked. A member's content is checked when it is read."""
+    """A submission whose list of members was checked.
+
+    A member's content is checked when it is read.
+    """
 
     path: Path
     files: dict[str, Member]
@@ -103,7 +122,9 @@ class Archive:
                     require_placed(record)
                     yield record
                 except ValueError as error:
-                    raise InputError(f"{self.path}: {name}: {error}; ask whoever sent it for a whole one") from error
+                    raise InputError(
+                        f"{self.path}: {name}: {error}; ask whoever sent it for a whole one"
+                    ) from error
 
     def plans(self) -> Iterator[tuple[str, list[PlannedCell]]]:
         """Yield (name, cells) of each grid's plan. Raises InputError at the first invalid one."""
@@ -115,61 +136,95 @@ class Archive:
                     raise InputError(f"{self.path}: {name}: {error}") from error
 
     def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
-        """Return a member's content. Raises InputError unless it has the size and hash that the manifest states."""
+        """Return a member's content.
+
+        Raises InputError unless it has the size and hash that the manifest states.
+        """
         told = self.files[name]
         try:
             with archive.open(name) as member:
-                found = member.read(told.bytes + 1)  # no more: the .zip may hold more than it states
+                found = member.read(
+                    told.bytes + 1
+                )  # no more: the .zip may hold more than it states
         except UNREADABLE as error:
-            raise InputError(f"{self.path}: {name}: cannot be read ({error}); it was damaged on the way") from error
+            raise InputError(
+                f"{self.path}: {name}: cannot be read ({error}); it was damaged on the way"
+            ) from error
         if len(found) != told.bytes or sha256_of_bytes(found) != told.sha256:
             raise InputError(
-                f"{self.path}: {name}: its SHA-256 is not the manifest's; it was damaged or changed on the way"
+                f"{self.path}: {name}: its SHA-256 is not the manifest's; it was damaged or "
+                "changed on the way"
             )
         return found
 
 
 def open_archive(path: Path) -> Archive:
-    """Open a submission. Raises InputError unless names and sizes of its members are valid and agree with its manifest."""
+    """Open a submission.
+
+    Raises InputError unless names and sizes of its members are valid and agree with its manifest.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             check_members(path, members)
             by_name = {member.filename: member for member in members}
             if MANIFEST not in by_name:
-                raise InputError(f"{path}: a .zip without {MANIFEST}, so no submission; `adir submit FOLDER` makes one")
+                raise InputError(
+                    f"{path}: a .zip without {MANIFEST}, so no submission; `adir submit FOLDER` "
+                    "makes one"
+                )
             manifest = Manifest.model_validate_json(archive.read(MANIFEST))
     except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as a .zip ({error}); it was damaged on the way") from error
+        raise InputError(
+            f"{path}: cannot be read as a .zip ({error}); it was damaged on the way"
+        ) from error
     except ValidationError as error:
         raise InputError(
-            f"{path}: its manifest is none of ours ({first_error(error)}); use the adir that wrote it"
+            f"{path}: its manifest is none of ours ({first_error(error)}); use the adir that "
+            "wrote it"
         ) from error
     files = manifest.files
     for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
-        where = "in the manifest and not in the file" if name in files else "in the file and not in the manifest"
+        where = (
+            "in the manifest and not in the file"
+            if name in files
+            else "in the file and not in the manifest"
+        )
         raise InputError(f"{path}: {name!r} is {where}; it was changed on the way")
     of_kind = grouped((kind_of(name), name) for name in sorted(files))
     return Archive(path, files, {kind: of_kind.get(kind, []) for kind in KINDS})
 
 
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raise InputError for a name that no results folder has, a duplicate name, or a size above the limits."""
+    """Raise InputError for a name that no results folder has, a duplicate name, or a size above the
+    limits.
+    """
     for member in members:
         name, size = member.filename, member.file_size
         if name != MANIFEST and kind_of(name) is None:
-            raise InputError(f"{path}: holds {name!r}, which is no record, image or plan; nothing was taken from it")
+            raise InputError(
+                f"{path}: holds {name!r}, which is no record, image or plan; nothing was taken "
+                "from it"
+            )
         if size > LARGEST_MEMBER:
-            raise InputError(f"{path}: {name} would be {size} bytes, and {LARGEST_MEMBER} are the most that are taken")
+            raise InputError(
+                f"{path}: {name} would be {size} bytes, and {LARGEST_MEMBER} are the most that "
+                "are taken"
+            )
     if len({member.filename for member in members}) < len(members):
         raise InputError(f"{path}: holds a member twice")
     total = sum(member.file_size for member in members)
     if total > LARGEST_TOTAL:
-        raise InputError(f"{path}: would be {total} bytes unpacked, and {LARGEST_TOTAL} are the most that are taken")
+        raise InputError(
+            f"{path}: would be {total} bytes unpacked, and {LARGEST_TOTAL} are the most that "
+            "are taken"
+        )
 
 
 def require_placed(record: Record) -> None:
-    """Raise ValueError if the record's path does not fit its image, or its cell is not the hash of its identity."""
+    """Raise ValueError if the record's path does not fit its image, or its cell is not the hash of
+    its identity.
+    """
     if PurePosixPath(record.path).stem != file_name(record.image.id):
         raise ValueError(f"is named otherwise than its image, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:

@@ -1,4 +1,6 @@
-"""What must be equal before two records share a row, a mean or a table, and the words for what differs."""
+"""What must be equal before two records share a row, a mean or a table, and the words for what
+differs.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,18 +15,25 @@ from adir.harness.records.record import Record
 K = TypeVar("K")
 V = TypeVar("V")
 Name = tuple[str | None, str]
-"""(data set, id) of an image. A data set is the hash of its manifest, or its name where a record has no manifest."""
+"""(data set, id) of an image.
+
+A data set is the hash of its manifest, or its name where a record has no manifest.
+"""
 STATUSES = ("done", "failed", "missing")
 
 
 def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
-    """Return (the records with one name per image and one record per image in a cell, notes on records that were dropped).
+    """Return (the records with one name per image and one record per image in a cell, notes on
+    records that were dropped).
 
-    Images are identified by SHA-256, data sets by their manifest; ids and names are labels. Data sets that share an image are
-    merged ("a = b"). An image with several ids keeps the first; if another image has that id, the data set's name is appended.
-    A record without the hash (of a failed image, or from an early plan) belongs to the image of other records with its labels.
+    Images are identified by SHA-256, data sets by their manifest; ids and names are labels. Data
+    sets that share an image are merged ("a = b"). An image with several ids keeps the first; if
+    another image has that id, the data set's name is appended. A record without the hash (of a
+    failed image, or from an early plan) belongs to the image of other records with its labels.
     """
-    known = dict.fromkeys((r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None)
+    known = dict.fromkeys(
+        (r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None
+    )
     names = grouped(known)
     labels = labels_of_sets(records)
     places = {(record.cell, name_of(record)) for record in records}
@@ -49,7 +58,8 @@ def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
         if kept is not named and record.status == "done":
             dropped.append(f"{record.path} and {kept.path}")
     note = (
-        f"records of one cell and one image under several names count once, the first by name: {'; '.join(dropped[:3])}"
+        "records of one cell and one image under several names count once, the first by "
+        f"name: {'; '.join(dropped[:3])}"
     )
     more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
     return list(counted.values()), [note + more] if dropped else []
@@ -77,19 +87,32 @@ def labelled(record: Record, data: str | None, image_id: str) -> Record:
     """Return the record with its image under these names."""
     if (record.image.data, record.image.id) == (data, image_id):
         return record
-    return record.model_copy(update={"image": record.image.model_copy(update={"data": data, "id": image_id})})
+    return record.model_copy(
+        update={"image": record.image.model_copy(update={"data": data, "id": image_id})}
+    )
 
 
 def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
-    """Return {data set: its label}: its name, with six digits of its manifest's hash if several sets have that name."""
+    """Return {data set: its label}: its name, with six digits of its manifest's hash if several
+    sets have that name.
+    """
     names = {set_of(record): record.image.data for record in records}
     times = Counter(names.values())
-    return {data: name if times[name] == 1 else f"{name} #{(data or '')[:6]}" for data, name in names.items()}
+    return {
+        data: name if times[name] == 1 else f"{name} #{(data or '')[:6]}"
+        for data, name in names.items()
+    }
 
 
 def path_of(data: Any) -> tuple[str, ...]:
-    """Return the parts of the path that the configuration of a data set names; none where it names none."""
-    named = [(*key.rpartition(".")[::2], value) for key, value in flatten(data).items() if isinstance(value, str)]
+    """Return the parts of the path that the configuration of a data set names; none where it names
+    none.
+    """
+    named = [
+        (*key.rpartition(".")[::2], value)
+        for key, value in flatten(data).items()
+        if isinstance(value, str)
+    ]
     found = sorted(
         (where.count(".") + bool(where), name != "path", value)
         for where, name, value in named
@@ -98,8 +121,12 @@ def path_of(data: Any) -> tuple[str, ...]:
     return Path(found[0][2]).parts if found else ()
 
 
-def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None]) -> dict[str | None, str | None]:
-    """Return {data set: the labels of all that it is joined with, directly or through others, as one name}."""
+def joined(
+    groups: list[set[str | None]], labels: Mapping[str | None, str | None]
+) -> dict[str | None, str | None]:
+    """Return {data set: the labels of all that it is joined with, directly or through others, as
+    one name}.
+    """
     sets: dict[str | None, set[str | None]] = {}
     for group in groups:
         together = set().union(group, *(sets.get(name, set()) for name in group))
@@ -111,11 +138,12 @@ def joined(groups: list[set[str | None]], labels: Mapping[str | None, str | None
 
 
 def require_same(records: Iterable[Record]) -> dict[str, str]:
-    """Return {metric: its version}; raise InputError, naming two records, where one thing was not the same for all.
+    """Return {metric: its version}; raise InputError, naming two records, where one thing was not
+    the same for all.
 
-    A task has one version; one image of a task has one ground truth and one y, and one cluster where records tell it; a
-    metric has one direction and one version, which names its back end and its weights. (A backbone's weights are part of a
-    row's setting: other weights, another row.)
+    A task has one version; one image of a task has one ground truth and one y, and one cluster
+    where records tell it; a metric has one direction and one version, which names its back end and
+    its weights. (A backbone's weights are part of a row's setting: other weights, another row.)
     """
     firsts: dict[str, tuple[Any, str]] = {}
     versions: dict[str, str] = {}
@@ -126,14 +154,24 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
         for what, value in shared_facts(record):
             first, where = firsts.setdefault(what, (value, path))
             if first != value:
-                mend = "adir score mends it" if what.startswith("metric") else "put them into different results folders"
-                raise InputError(f"{what} {short(first)} in {where}, {short(value)} in {path}; {mend}")
-        versions |= {name: score.version for name, score in record.scores.items() if score.value is not None}
+                mend = (
+                    "adir score mends it"
+                    if what.startswith("metric")
+                    else "put them into different results folders"
+                )
+                raise InputError(
+                    f"{what} {short(first)} in {where}, {short(value)} in {path}; {mend}"
+                )
+        versions |= {
+            name: score.version for name, score in record.scores.items() if score.value is not None
+        }
     return versions
 
 
 def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield (what, value) of all that a record which is done has in common with every other that is about the same."""
+    """Yield (what, value) of all that a record which is done has in common with every other that is
+    about the same.
+    """
     task, image, named = record.axes.task, record.image, f"image {record.image.id}"
     assert record.y is not None  # of a record that is done
     yield f"task {task}: version", record.identity["task"]["version"]
@@ -148,41 +186,71 @@ def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
 
 
 def without_seed(record: Record) -> str:
-    """Eight hex digits of a record's setting: its identity less the seed. Equal for the seeds of one row."""
+    """Eight hex digits of a record's setting: its identity less the seed.
+
+    Equal for the seeds of one row.
+    """
     return hash_of({key: value for key, value in record.identity.items() if key != "seed"})[:8]
 
 
 def base_part(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity less seed and adaptation: what a row has in common with the `none` that it is compared with."""
-    return {key: value for key, value in identity.items() if key not in ("seed", "adaptation", "retrieval")}
+    """An identity less seed and adaptation: what a row has in common with the `none` that it is
+    compared with.
+    """
+    return {
+        key: value
+        for key, value in identity.items()
+        if key not in ("seed", "adaptation", "retrieval")
+    }
 
 
 def base_of(record: Record) -> str:
-    """A hash, equal for records that differ in seed and adaptation alone: a row is compared with the `none` of its base."""
+    """A hash, equal for records that differ in seed and adaptation alone: a row is compared with
+    the `none` of its base.
+    """
     return hash_of(base_part(record.identity))
 
 
-def differing_entries(identities: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """({name: {dotted key: leaf}} of identities, the keys in which they differ); the seed is left out."""
-    flat = {name: flatten({k: v for k, v in identity.items() if k != "seed"}) for name, identity in identities.items()}
+def differing_entries(
+    identities: dict[str, dict[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """({name:
+
+    {dotted key: leaf}} of identities, the keys in which they differ); the seed is left out.
+    """
+    flat = {
+        name: flatten({k: v for k, v in identity.items() if k != "seed"})
+        for name, identity in identities.items()
+    }
     keys = sorted({key for entries in flat.values() for key in entries})
-    return flat, [key for key in keys if len({repr(entries.get(key)) for entries in flat.values()}) > 1]
+    return flat, [
+        key for key in keys if len({repr(entries.get(key)) for entries in flat.values()}) > 1
+    ]
 
 
-def settings_apart(identities: dict[str, dict[str, Any]], most: int = 3) -> dict[str, dict[str, float | str]]:
-    """{name: {rank: 4, alpha: 2.0}}: by which settings identities ({name: identity}) can be told apart, for a table's rows.
+def settings_apart(
+    identities: dict[str, dict[str, Any]], most: int = 3
+) -> dict[str, dict[str, float | str]]:
+    """{name:
 
-    A part of another name, {fine_tuning: safe}, stands for its settings, except for those in which parts of one name differ. A
-    setting that is null, or that only others have, is `none`. {} where they differ in more than `most`, or in what is no
-    number or word.
+    {rank: 4, alpha: 2.0}}: by which settings identities ({name: identity}) can be told apart, for a
+    table's rows.
+
+    A part of another name, {fine_tuning: safe}, stands for its settings, except for those in which
+    parts of one name differ. A setting that is null, or that only others have, is `none`. {} where
+    they differ in more than `most`, or in what is no number or word.
     """
     flat, differing = differing_entries(identities)
-    differing = [key for key in differing if not any(follows_from(key, part, flat) for part in differing)]
+    differing = [
+        key for key in differing if not any(follows_from(key, part, flat) for part in differing)
+    ]
     names = [key.removesuffix(".name") for key in differing]
     last = [name.rpartition(".")[2] for name in names]
     apart = {
         identity: {
-            short_name if last.count(short_name) == 1 else name: "none" if entries.get(key) is None else entries[key]
+            short_name if last.count(short_name) == 1 else name: "none"
+            if entries.get(key) is None
+            else entries[key]
             for key, name, short_name in zip(differing, names, last, strict=True)
         }
         for identity, entries in flat.items()
@@ -196,7 +264,9 @@ def settings_apart(identities: dict[str, dict[str, Any]], most: int = 3) -> dict
 
 
 def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether an entry of flattened identities is a setting of the part named at `part`, with one value for each name."""
+    """Whether an entry of flattened identities is a setting of the part named at `part`, with one
+    value for each name.
+    """
     if key == part or not part.endswith(".name") or not key.startswith(part.removesuffix("name")):
         return False
     pairs = {(repr(entries.get(part)), repr(entries.get(key))) for entries in flat.values()}
@@ -204,15 +274,20 @@ def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
-    """`sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`: the entries in which identities ({name: identity}) differ.
+    """`sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`: the entries in which identities ({name:
+    identity}) differ.
 
     The seed is left out. At most `most` entries are spelled out; hashes are cut to ten digits.
     """
     flat, differing = differing_entries(identities)
     more = f"; and {len(differing) - most} more" if len(differing) > most else ""
-    values = {key: {name: entries.get(key, "none") for name, entries in flat.items()} for key in differing[:most]}
+    values = {
+        key: {name: entries.get(key, "none") for name, entries in flat.items()}
+        for key in differing[:most]
+    }
     told = (
-        f"{key} " + ", ".join(f"{short(v)} (#{name})" for name, v in of_key.items()) for key, of_key in values.items()
+        f"{key} " + ", ".join(f"{short(v)} (#{name})" for name, v in of_key.items())
+        for key, of_key in values.items()
     )
     return "; ".join(told) + more
 
@@ -222,7 +297,9 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}
     return {
-        key: leaf for part, inner in value.items() for key, leaf in flatten(inner, f"{name}.{part}".strip(".")).items()
+        key: leaf
+        for part, inner in value.items()
+        for key, leaf in flatten(inner, f"{name}.{part}".strip(".")).items()
     }
 
 

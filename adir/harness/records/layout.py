@@ -1,4 +1,6 @@
-"""Where everything lies below a results folder, the marker that says it is one, and what a submission may hold of it."""
+"""Where everything lies below a results folder, the marker that says it is one, and what a
+submission may hold of it.
+"""
 
 import json
 import re
@@ -23,28 +25,42 @@ KINDS = {
     "shown": re.compile(r"images/[0-9a-f]{64}(-thumbnail)?\.png"),
     "losses": re.compile(r"losses/[0-9a-f]{64}\.json"),
 }
-"""What a submission may hold, by name. Task and backbone are folders, so their names hold no slash. data: the manifest of a
-test set. shown: a ground truth, or a neighbour's thumbnail."""
+"""What a submission may hold, by name.
+
+Task and backbone are folders, so their names hold no slash. data: the manifest of a test set.
+shown: a ground truth, or a neighbour's thumbnail.
+"""
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of a file by its name; None for a name that a submission may not hold, on any system."""
+    """Return the kind of a file by its name; None for a name that a submission may not hold, on any
+    system.
+    """
     parts = name.split("/")
-    if not name.isprintable() or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts):
+    if (
+        not name.isprintable()
+        or "\\" in name
+        or ":" in name
+        or any(part in ("", ".", "..") for part in parts)
+    ):
         return None
     return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
 
 
 RESERVED = re.compile(r"\.|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
-"""How a file's name does not begin: hidden files are not ours, and the others are devices of Windows."""
+"""How a file's name does not begin: hidden files are not ours, and the others are devices of
+Windows.
+"""
 
 
 def file_name(words: str, most: int = LONGEST_NAME) -> str:
-    """Return the name of a file or folder, without its suffix, that is made of an id or another name from a user's data.
+    """Return the name of a file or folder, without its suffix, that is made of an id or another
+    name from a user's data.
 
-    Two ids never share a name, on a file system that does not tell capitals from small letters either. A short id of small
-    letters, digits and `_.-~` is its own name; other characters are percent-encoded. A name that has capitals, ends in a
-    dot or would be longer than `most` bytes ends in a hash of the id.
+    Two ids never share a name, on a file system that does not tell capitals from small letters
+    either. A short id of small letters, digits and `_.-~` is its own name; other characters are
+    percent-encoded. A name that has capitals, ends in a dot or would be longer than `most` bytes
+    ends in a hash of the id.
     """
     name = quote(words, safe="")
     if RESERVED.match(name):
@@ -56,22 +72,33 @@ def file_name(words: str, most: int = LONGEST_NAME) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of a results folder. Every path below one is made here, so that a path is written down once."""
+    """The places of a results folder.
+
+    Every path below one is made here, so that a path is written down once.
+    """
 
     folder: Path
 
     @property
     def marker(self) -> Path:
-        """The file that marks the folder as results, so that nobody takes its images for a data set."""
+        """The file that marks the folder as results, so that nobody takes its images for a data
+        set.
+        """
         return self.folder / RESULTS_MARKER
 
     def mark(self) -> None:
-        """Mark the folder as results, unless it is marked. Raises InputError where it holds results of another schema."""
+        """Mark the folder as results, unless it is marked.
+
+        Raises InputError where it holds results of another schema.
+        """
         if not self.is_marked():
             write_json(self.marker, MARK)
 
     def is_marked(self) -> bool:
-        """Return whether the folder says that it holds results. Raises InputError where it says so of another schema."""
+        """Return whether the folder says that it holds results.
+
+        Raises InputError where it says so of another schema.
+        """
         try:
             found = read_json(self.marker)
         except FileNotFoundError:
@@ -81,7 +108,8 @@ class Layout:
         schema = found.get("schema") if isinstance(found, dict) else None
         if schema != SCHEMA:
             raise InputError(
-                f"{self.folder}: holds results of schema {schema!r}, this version of adir reads and writes schema {SCHEMA}: "
+                f"{self.folder}: holds results of schema {schema!r}, this version of adir reads "
+                f"and writes schema {SCHEMA}: "
                 "choose another results folder, or use the version that wrote it"
             )
         return True
@@ -91,9 +119,15 @@ class Layout:
         yield from self._files("cells/*/*/*/records/*.json")
 
     def _files(self, pattern: str) -> list[Path]:
-        """Files in path order, without the hidden ones that other programs leave, such as macOS's ._a.json."""
+        """Files in path order, without the hidden ones that other programs leave, such as macOS's
+        ._a.json.
+        """
         depth = len(self.folder.parts)
-        return sorted(p for p in self.folder.glob(pattern) if not any(part[0] == "." for part in p.parts[depth:]))
+        return sorted(
+            p
+            for p in self.folder.glob(pattern)
+            if not any(part[0] == "." for part in p.parts[depth:])
+        )
 
     def plans(self) -> list[Path]:
         """Return the plans of all grids, in order of their names."""
@@ -137,7 +171,9 @@ class Layout:
 
     def image(self, sha256: str, thumbnail: bool = False) -> Path:
         """Return where a ground truth, or a neighbour's thumbnail, is kept for the report."""
-        return self.folder / "images" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
+        return (
+            self.folder / "images" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
+        )
 
     def tracking(self, cell_name: str, what: str = "") -> Path:
         """Return the CSV file of tracking=csv for a cell."""
@@ -154,8 +190,13 @@ class Layout:
         return self.folder / "wandb"
 
     def leaderboard(self, ending: str, against: str = "none") -> Path:
-        """Return the table's file: csv, md, tex or html. against: the mode whose rows the others are compared with."""
-        return self.folder / f"leaderboard{'' if against == 'none' else f'-against-{against}'}.{ending}"
+        """Return the table's file: csv, md, tex or html. against: the mode whose rows the others
+        are compared with.
+        """
+        return (
+            self.folder
+            / f"leaderboard{'' if against == 'none' else f'-against-{against}'}.{ending}"
+        )
 
     @property
     def report(self) -> Path:
@@ -182,12 +223,15 @@ MOST_HEADER_BYTES = 100_000_000  # what the safetensors library itself allows
 
 
 def losses_of(results: Path, key: str) -> list[float] | None:
-    """The losses of an adapter of a results folder: beside its tensors, or as `adir merge` brings them, which
-    leaves the tensors where they are."""
+    """The losses of an adapter of a results folder: beside its tensors, or as `adir merge` brings
+    them, which leaves the tensors where they are.
+    """
     losses = read_losses(results / "adapters" / f"{key}.safetensors")
     if losses is None:
         try:
-            losses = [float(loss) for loss in read_json(results / merged_losses(key))["losses"]] or None
+            losses = [
+                float(loss) for loss in read_json(results / merged_losses(key))["losses"]
+            ] or None
         except (OSError, ValueError, KeyError, TypeError):
             return None
     return losses
@@ -199,7 +243,8 @@ def merged_losses(key: str) -> str:
 
 
 def read_losses(path: Path) -> list[float] | None:
-    """The loss of every iteration of an adapter's training, or None where the file is not there, is damaged or has none.
+    """The loss of every iteration of an adapter's training, or None where the file is not there, is
+    damaged or has none.
 
     Reads the header alone: the tensors of a full adapter are of the size of the network.
     """

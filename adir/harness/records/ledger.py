@@ -38,7 +38,8 @@ class Ledger:
 
         Raises:
             DamagedFile: it is damaged, and was set aside, as its image will be done anew.
-            InputError: it has another schema, or belongs to another cell than the identity's hash that is given.
+            InputError: it has another schema, or belongs to another cell than the identity's hash
+                that is given.
         """
         path = self.record_path(image_id)
         try:
@@ -49,13 +50,16 @@ class Ledger:
             raise DamagedFile(f"{error}; {set_aside(path)}") from error
         if cell_sha256 is not None and record.cell != cell_sha256:
             raise InputError(
-                f"{path}: is the record of another cell ({record.cell[:12]}, not {cell_sha256[:12]}); use another "
+                f"{path}: is the record of another cell ({record.cell[:12]}, not "
+                f"{cell_sha256[:12]}); use another "
                 "results folder, or move its cells' folders back to where they were"
             )
         return record
 
     def stamp(self, image_id: str) -> tuple[int, int] | None:
-        """Return what tells one writing of an image's record from the next; None where there is none."""
+        """Return what tells one writing of an image's record from the next; None where there is
+        none.
+        """
         try:
             found = self.record_path(image_id).stat()
         except FileNotFoundError:
@@ -69,14 +73,19 @@ class Ledger:
         return any(self.record_path(image_id).name not in there for image_id in image_ids)
 
     def peek(self, image_id: str) -> Record | None:
-        """Return the record of an image, or None where there is none that can be read; touch nothing."""
+        """Return the record of an image, or None where there is none that can be read; touch
+        nothing.
+        """
         try:
             return read_record(self.record_path(image_id))
         except (FileNotFoundError, DamagedFile, InputError):
             return None
 
     def write(self, image_id: str, record: Record) -> None:
-        """Write the record, atomically. Raises OSError when the disk is full or read-only; nothing else is touched."""
+        """Write the record, atomically.
+
+        Raises OSError when the disk is full or read-only; nothing else is touched.
+        """
         write_json(self.record_path(image_id), record.as_json())
 
 
@@ -91,13 +100,16 @@ def read_record(path: Path, name: str = "") -> Record:
     try:
         return parse_record(json_value(content), name)
     except OtherSchema as error:
-        raise InputError(f"{path}: {error}; use the version that wrote it, or another results folder") from error
+        raise InputError(
+            f"{path}: {error}; use the version that wrote it, or another results folder"
+        ) from error
     except ValueError as error:
         raise DamagedFile(f"{path}: damaged record ({error})") from error
 
 
 def all_records(results: Path) -> Iterator[Record | DamagedFile]:
-    """Yield every record below a results folder in path order; a damaged one as the DamagedFile that names it.
+    """Yield every record below a results folder in path order; a damaged one as the DamagedFile
+    that names it.
 
     Raises InputError where the folder holds results of another schema.
     """

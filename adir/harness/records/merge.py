@@ -7,39 +7,65 @@ from pathlib import Path, PurePosixPath
 
 from adir.files import json_bytes, write_bytes
 from adir.harness.records.archive import open_archive
-from adir.harness.records.layout import Layout, is_hash, kind_of, losses_of, merged_losses, stored_images
+from adir.harness.records.layout import (
+    Layout,
+    is_hash,
+    kind_of,
+    losses_of,
+    merged_losses,
+    stored_images,
+)
 from adir.harness.records.record import Record
 from adir.harness.records.sources import Sources, plans_of
 
 
 def files_of(record: Record) -> list[str]:
-    """Return the paths, below the results folder, of a record's restored image, its y, and the note of its y."""
+    """Return the paths, below the results folder, of a record's restored image, its y, and the note
+    of its y.
+    """
     if record.status != "done":
         return []
     y = record.y_file or ""
     image = record.path.replace("/records/", "/images/").removesuffix(".json") + ".png"
     names = (image, y, y.removesuffix(".png") + ".json")
-    return [name for name in names if kind_of(name) in ("restored", "y")]  # a record from elsewhere may name any file
+    return [
+        name for name in names if kind_of(name) in ("restored", "y")
+    ]  # a record from elsewhere may name any file
 
 
 def copy_from(source: Path, out: Path, found: Sources) -> int:
-    """Copy the records that were first found in this source, their files, and its plans. Returns the number of records."""
+    """Copy the records that were first found in this source, their files, and its plans.
+
+    Returns the number of records.
+    """
     mine = [record for place, record in found.records.items() if found.origins[place] == source]
     with members_of(source) as content:
         for record in mine:
-            for name in [*files_of(record), record.path]:  # images first: a record states that its image exists
-                shared = kind_of(name) == "y" and (out / name).exists()  # shared by all modes of a task
+            for name in [
+                *files_of(record),
+                record.path,
+            ]:  # images first: a record states that its image exists
+                shared = (
+                    kind_of(name) == "y" and (out / name).exists()
+                )  # shared by all modes of a task
                 if not shared and (found_content := content(name)) is not None:
                     write_bytes(out / name, found_content)
         # Named by the hash of their content, so files of one name are equal.
-        for name in [*plans_of(found, source), *manifests_of(source), *shown_images(mine), *losses_names(mine)]:
+        for name in [
+            *plans_of(found, source),
+            *manifests_of(source),
+            *shown_images(mine),
+            *losses_names(mine),
+        ]:
             if not (out / name).exists() and (found_content := content(name)) is not None:
                 write_bytes(out / name, found_content)
     return len(mine)
 
 
 def require_whole(source: Path) -> None:
-    """Raise InputError unless every member of a submission has the size and hash that its manifest states."""
+    """Raise InputError unless every member of a submission has the size and hash that its manifest
+    states.
+    """
     archive = open_archive(source)
     with zipfile.ZipFile(source) as packed:
         for name in archive.files:
@@ -61,14 +87,20 @@ def manifests_of(source: Path) -> list[str]:
 
 
 def shown_images(records: Iterable[Record]) -> list[str]:
-    """Return the paths of ground truths and neighbours of these records, whether or not the files exist."""
-    hashes = dict.fromkeys(h for r in records for h in (r.image.sha256, *(near.image for near in r.neighbours)))
+    """Return the paths of ground truths and neighbours of these records, whether or not the files
+    exist.
+    """
+    hashes = dict.fromkeys(
+        h for r in records for h in (r.image.sha256, *(near.image for near in r.neighbours))
+    )
     return [name for sha256 in hashes for name in stored_images(sha256)]
 
 
 @contextmanager
 def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
-    """Yield a function from a path to the content of that file of a source; None for a missing file (`content_in`)."""
+    """Yield a function from a path to the content of that file of a source; None for a missing file
+    (`content_in`).
+    """
     if source.is_dir():
         yield lambda name: content_in(source, name)
     else:
@@ -78,7 +110,10 @@ def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
 
 
 def content_in(folder: Path, name: str) -> bytes | None:
-    """Return the content of a folder's file, or None if it is missing. Losses may also come from the adapter's file."""
+    """Return the content of a folder's file, or None if it is missing.
+
+    Losses may also come from the adapter's file.
+    """
     if kind_of(name) == "losses":
         losses = losses_of(folder, PurePosixPath(name).stem)
         return None if losses is None else json_bytes({"losses": losses})

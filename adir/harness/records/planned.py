@@ -1,4 +1,6 @@
-"""What grids planned: the cells and images of RESULTS/grids/*.json, so that what never began is seen to be missing."""
+"""What grids planned: the cells and images of RESULTS/grids/*.json, so that what never began is
+seen to be missing.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -38,7 +40,10 @@ class PlannedCell(Part):
             identity=self.identity,
             seed=self.axes.seed,
             image=TestImage(
-                id=image_id, data=self.data, sha256=self.image_hashes.get(image_id), manifest=self.manifest
+                id=image_id,
+                data=self.data,
+                sha256=self.image_hashes.get(image_id),
+                manifest=self.manifest,
             ),
             configuration=self.configuration,
             y=None,
@@ -65,7 +70,9 @@ def missing_records(plans: list[PlannedCell], records: Iterable[Record]) -> list
 
     An image whose record has no hash (one that failed) is listed too; `by_image` merges the two.
     """
-    done = {(record.cell, *name_of(record)) for record in records if record.image.sha256 is not None}
+    done = {
+        (record.cell, *name_of(record)) for record in records if record.image.sha256 is not None
+    }
     missing: dict[tuple[str, str, str], Record] = {}
     for planned in plans:
         for image_id in planned.images:

@@ -1,7 +1,10 @@
-"""The record: what one image of one cell leaves on disk, as one JSON file. All code reads and writes records as these types.
+"""The record: what one image of one cell leaves on disk, as one JSON file.
 
-A record holds what it takes to trust its numbers: scores with their direction and version, the whole configuration, hashes of
-what went in, and the program that ran. A field that is None was not measured or does not apply; it never stands for zero.
+All code reads and writes records as these types.
+
+A record holds what it takes to trust its numbers: scores with their direction and version, the
+whole configuration, hashes of what went in, and the program that ran. A field that is None was not
+measured or does not apply; it never stands for zero.
 """
 
 from collections.abc import Mapping
@@ -21,7 +24,10 @@ from pydantic import (
 from pydantic_core import from_json
 
 SCHEMA = 3
-"""Raised when a field changes its meaning or goes, and not for a new optional one. A folder of another schema is refused."""
+"""Raised when a field changes its meaning or goes, and not for a new optional one.
+
+A folder of another schema is refused.
+"""
 
 Status = Literal["done", "failed", "missing"]
 Direction = Literal["higher", "lower", "none"]
@@ -32,7 +38,9 @@ Sha256 = Annotated[str, Field(strict=True, min_length=1)]
 class Part(BaseModel):
     """Base of the record's types: immutable, and a misspelt field raises."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
     @model_serializer(mode="wrap")
     def _with_unknown_fields(self, known: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -71,7 +79,9 @@ class TestImage(Part):
     sha256: Sha256 | None = None
     """`adir.images.hash_of_image` of x; None in a record that failed."""
     cluster: StrictStr | None = None
-    """Images of one cluster, such as fields of one photograph, count as one in means and tests; None: a cluster of its own."""
+    """Images of one cluster, such as fields of one photograph, count as one in means and tests;
+    None: a cluster of its own.
+    """
     manifest: str | None = None
     """SHA-256 of the data set's manifest, a list of its images in RESULTS/manifests."""
     licence: str | None = None
@@ -95,7 +105,9 @@ class Score(Part):
     """One metric of one restored image."""
 
     value: Finite | None
-    """In the metric's own unit (psnr: dB; residual: grey levels of 255); None where it could not be computed."""
+    """In the metric's own unit (psnr: dB; residual: grey levels of 255); None where it could not be
+    computed.
+    """
     direction: Direction
     """Whether higher or lower is better; none for what is only to be read, such as the residual."""
     version: StrictStr
@@ -112,7 +124,10 @@ class Neighbour(Part):
     id: StrictStr
     """Its name in the corpus."""
     distance: float | None
-    """To y in the encoder's measure (radians for unit vectors); smaller is nearer. None where none was taken (random)."""
+    """To y in the encoder's measure (radians for unit vectors); smaller is nearer.
+
+    None where none was taken (random).
+    """
     image: str | None = None
     """`hash_of_image` of what was trained on."""
 
@@ -134,13 +149,18 @@ class Stratum(Part):
     """Timesteps of the range, of 1000, both inclusive."""
     untuned: float
     adapted: float
-    """Mean squared error of eps before and after fine-tuning, whether that was accepted or not; lower is better."""
+    """Mean squared error of eps before and after fine-tuning, whether that was accepted or not;
+    lower is better.
+    """
 
 
 class HeldOut(Part):
-    """What held-out images said while the denoiser was fine-tuned. The ground truth is never among them.
+    """What held-out images said while the denoiser was fine-tuned.
 
-    A loss is the mean over ranges of timesteps of the error of eps relative to the untuned denoiser's: below 1 is better.
+    The ground truth is never among them.
+
+    A loss is the mean over ranges of timesteps of the error of eps relative to the untuned
+    denoiser's: below 1 is better.
     """
 
     losses: dict[int, float]
@@ -162,7 +182,9 @@ class HeldOut(Part):
 
 
 class Adapter(Part):
-    """The adapter that was in place while sampling; its tensors and losses lie under `key` in RESULTS/adapters."""
+    """The adapter that was in place while sampling; its tensors and losses lie under `key` in
+    RESULTS/adapters.
+    """
 
     key: str
     """Hash of what made it: cells with equal keys share it."""
@@ -175,7 +197,9 @@ class Adapter(Part):
     """Wall clock of its training, also where it was found in its store."""
     first_loss: float | None
     last_loss: float | None
-    """l_simple of the first and the last iteration; a single iteration's loss is at random t and says little."""
+    """l_simple of the first and the last iteration; a single iteration's loss is at random t and
+    says little.
+    """
     k_used: int | None = None
     """Neighbours that it was trained on, where some of the K were dropped; None: all."""
     held_out: HeldOut | None = None
@@ -183,7 +207,9 @@ class Adapter(Part):
 
 
 class OracleError(Part):
-    """The denoiser's mean squared error of eps on the ground truth at one timestep, before and after fine-tuning."""
+    """The denoiser's mean squared error of eps on the ground truth at one timestep, before and
+    after fine-tuning.
+    """
 
     t: int
     """Timestep, of 1000."""
@@ -206,7 +232,9 @@ class Sampling(Part):
 
 
 class Prior(Part):
-    """The pretrained denoiser's past: a prior that was trained on the test set makes a score meaningless."""
+    """The pretrained denoiser's past: a prior that was trained on the test set makes a score
+    meaningless.
+    """
 
     trained_on: str | None
     """Data set, as its publisher names it; None where it is not known."""
@@ -252,7 +280,10 @@ class Record(Part):
     prior: Prior | None = None
     """None where the backbone does not tell."""
     seconds: dict[str, float] = {}
-    """{stage: wall-clock seconds}: measure, retrieve, adapt, sample, oracle, score. Near 0 where the product was stored."""
+    """{stage: wall-clock seconds}: measure, retrieve, adapt, sample, oracle, score.
+
+    Near 0 where the product was stored.
+    """
     process_peak_memory_mb: float | None = None
     """Of the process so far, earlier images included."""
     error: str | None = None
@@ -264,7 +295,8 @@ class Record(Part):
     versions: dict[str, str] = {}
     """{package: version}"""
     commit: str | None = None
-    """Of the checkout that ran, `-dirty` where tracked files differ; None for an installed package."""
+    """Of the checkout that ran, `-dirty` where tracked files differ; None for an installed package.
+    """
     threads: int | None = None
     """Of torch."""
     path: str = Field(default="", exclude=True)
@@ -272,14 +304,21 @@ class Record(Part):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        """Raise ValueError where two fields contradict each other: a row is named by one and grouped by the other."""
+        """Raise ValueError where two fields contradict each other: a row is named by one and
+        grouped by the other.
+        """
         if self.seed != self.axes.seed:
             raise ValueError(f"seed is {self.seed}, that of the axes {self.axes.seed}")
         for name, value in named_by(self.identity).items():
             if getattr(self.axes, name) != value:
-                raise ValueError(f"axis {name} is {getattr(self.axes, name)!r}, its identity says {value!r}")
+                raise ValueError(
+                    f"axis {name} is {getattr(self.axes, name)!r}, its identity says {value!r}"
+                )
         if self.status == "done":
-            if not isinstance(self.identity.get("task"), dict) or "version" not in self.identity["task"]:
+            if (
+                not isinstance(self.identity.get("task"), dict)
+                or "version" not in self.identity["task"]
+            ):
                 raise ValueError("identity.task.version is missing")
             if self.y is None or self.image.sha256 is None:
                 raise ValueError("y and image.sha256 are needed in a record that is done")
@@ -309,7 +348,11 @@ class Record(Part):
 def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the axes that an identity tells: {axis: value}."""
     parts = {name: identity.get(name) for name in ("backbone", "task", "sampler", "adaptation")}
-    told = {name: part["name"] for name, part in parts.items() if isinstance(part, dict) and "name" in part}
+    told = {
+        name: part["name"]
+        for name, part in parts.items()
+        if isinstance(part, dict) and "name" in part
+    }
     adaptation = parts["adaptation"]
     if isinstance(adaptation, dict):
         told["k"] = adaptation.get("k")
@@ -319,7 +362,10 @@ def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    """Return what a scoring found as scores. Raises ValueError, naming the metric, for a value that is no finite number."""
+    """Return what a scoring found as scores.
+
+    Raises ValueError, naming the metric, for a value that is no finite number.
+    """
     scores = {}
     for name, score in found.items():
         try:
@@ -334,18 +380,25 @@ class OtherSchema(ValueError):
 
 
 def parse_record(content: Any, path: str = "") -> Record:
-    """Return the record in a JSON value, with the path of its file. Fields that this version does not know are kept.
+    """Return the record in a JSON value, with the path of its file.
 
-    Raises ValueError, whose text names the field, where it is none; OtherSchema where it is one of another schema.
+    Fields that this version does not know are kept.
+
+    Raises ValueError, whose text names the field, where it is none; OtherSchema where it is one of
+    another schema.
     """
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     if (schema := content.get("schema")) != SCHEMA:
-        raise OtherSchema(f"a record of schema {schema!r}, this version of adir reads schema {SCHEMA}")
+        raise OtherSchema(
+            f"a record of schema {schema!r}, this version of adir reads schema {SCHEMA}"
+        )
     content = content | {"path": path}
     try:
         return Record.model_validate(content)
-    except ValidationError:  # wrong, or with fields of a newer version; to allow these takes a third longer
+    except (
+        ValidationError
+    ):  # wrong, or with fields of a newer version; to allow these takes a third longer
         pass
     try:
         return Record.model_validate(content, extra="allow")
@@ -354,7 +407,10 @@ def parse_record(content: Any, path: str = "") -> Record:
 
 
 def json_value(content: bytes) -> Any:
-    """Return the value of a JSON file. Raises ValueError for what is no JSON, NaN and Infinity included."""
+    """Return the value of a JSON file.
+
+    Raises ValueError for what is no JSON, NaN and Infinity included.
+    """
     try:
         return from_json(content, allow_inf_nan=False)  # in half of json's time
     except ValueError as error:
@@ -362,7 +418,10 @@ def json_value(content: bytes) -> Any:
 
 
 def first_error(error: ValidationError) -> str:
-    """Return the first fault of a record in a few words: `axes.k: Input should be a valid integer`."""
+    """Return the first fault of a record in a few words:
+
+    `axes.k: Input should be a valid integer`.
+    """
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]

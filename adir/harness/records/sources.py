@@ -17,7 +17,9 @@ from adir.harness.records.planned import PlannedCell, missing_records, plan_cell
 from adir.harness.records.record import Record
 
 Place = tuple[str, str | None, str]
-"""(cell, SHA-256 of the image or else the name of its data set, its id): what there is one record of."""
+"""(cell, SHA-256 of the image or else the name of its data set, its id): what there is one record
+of.
+"""
 
 
 @dataclass
@@ -36,18 +38,26 @@ class Sources:
     """One note per file that could not be read."""
 
     def counted(self) -> tuple[list[Record], list[Record], list[str]]:
-        """(records, records of status `missing` for whatever a plan names and no record is there of, notes), each image
-        under one name and once in a cell: see `by_image`."""
+        """(records, records of status `missing` for whatever a plan names and no record is there
+        of, notes), each image under one name and once in a cell: see `by_image`.
+        """
         records = list(self.records.values())
         planned = [cell for cells in self.plans.values() for cell in cells]
         counted, notes = by_image([*records, *missing_records(planned, records)])
         there = [record for record in counted if record.status != "missing"]
-        return there, [record for record in counted if record.status == "missing"], self.notes + notes
+        return (
+            there,
+            [record for record in counted if record.status == "missing"],
+            self.notes + notes,
+        )
 
 
 def read_sources(sources: Sequence[Path]) -> Sources:
-    """The records of folders and submissions. A damaged record in a folder is named in the notes; one in a submission,
-    two unlike records of one place, and none at all raise InputError."""
+    """The records of folders and submissions.
+
+    A damaged record in a folder is named in the notes; one in a submission, two unlike records of
+    one place, and none at all raise InputError.
+    """
     found = Sources()
     with uncollected():
         for source in sources:
@@ -59,11 +69,14 @@ def read_sources(sources: Sequence[Path]) -> Sources:
                 read_archive(source, found)
             else:
                 raise InputError(
-                    f"{source}: neither a results folder nor a submission (a .zip that `adir submit` wrote)"
+                    f"{source}: neither a results folder nor a submission (a .zip that `adir "
+                    "submit` wrote)"
                 )
     if not found.records:
         names = ", ".join(map(str, sources))
-        raise InputError(f"{names}: no records below it; `adir run ... results={sources[0]}` makes them")
+        raise InputError(
+            f"{names}: no records below it; `adir run ... results={sources[0]}` makes them"
+        )
     return found
 
 
@@ -91,11 +104,16 @@ def read_folder(folder: Path, found: Sources) -> None:
         try:
             found.plans[folder, plan.relative_to(folder).as_posix()] = plan_cells(read_json(plan))
         except ValueError as error:
-            found.notes.append(f"{plan}: damaged plan ({error}); what it planned is not counted as missing")
+            found.notes.append(
+                f"{plan}: damaged plan ({error}); what it planned is not counted as missing"
+            )
 
 
 def add(found: Sources, record: Record, source: Path) -> None:
-    """Add a record once. Raises InputError if the records so far have another result for its cell and image."""
+    """Add a record once.
+
+    Raises InputError if the records so far have another result for its cell and image.
+    """
     cell, image = record.cell, record.image
     place: Place = (cell, image.sha256 or set_of(record), image.id)
     place = found.places.setdefault((cell, *name_of(record)), place)  # one that failed has no hash
@@ -103,7 +121,8 @@ def add(found: Sources, record: Record, source: Path) -> None:
     found.origins.setdefault(place, source)
     if first is not record and (field_name := disagreement(first, record)):
         raise InputError(
-            f"{found.origins[place] / str(first.path)} and {source / str(record.path)}: records of one cell and image that "
+            f"{found.origins[place] / str(first.path)} and {source / str(record.path)}: records "
+            "of one cell and image that "
             f"differ in {field_name}; remove the one that is wrong, or make tables of the two apart"
         )
 
@@ -115,7 +134,9 @@ def disagreement(one: Record, other: Record) -> str | None:
 
 
 def result_of(record: Record) -> dict[str, Any]:
-    """Return what duplicates of a record must agree in; seconds, versions and paths may differ between machines."""
+    """Return what duplicates of a record must agree in; seconds, versions and paths may differ
+    between machines.
+    """
     found = {name: getattr(record, name) for name in ("status", "axes", "identity", "error")}
     found |= {f"score {name}": score for name, score in record.scores.items()}
     return found | {"image": record.image.sha256, "y": record.y and record.y.sha256}

@@ -1,4 +1,6 @@
-"""The images of a report and what belongs to each: scores, neighbours, errors; as much as fits into the page."""
+"""The images of a report and what belongs to each: scores, neighbours, errors; as much as fits into
+the page.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +23,9 @@ from adir.harness.report.images import (
     open_rgb,
 )
 
-EXACT_BYTES = 12_000_000  # of image files that are embedded without loss; above it they are made smaller
+EXACT_BYTES = (
+    12_000_000  # of image files that are embedded without loss; above it they are made smaller
+)
 NEIGHBOUR_BYTES = 4_000_000  # of the page, kept free for neighbours
 PIXELS = 40_000_000  # encoded at most of each kind: about five seconds
 
@@ -29,7 +33,8 @@ PIXELS = 40_000_000  # encoded at most of each kind: about five seconds
 class PageAssets:
     """Test images for the page's data block.
 
-    An image is a number into `images`, whose entries are data URIs or links; null where there is none.
+    An image is a number into `images`, whose entries are data URIs or links; null where there is
+    none.
     """
 
     def __init__(self, gathered: Gathered, page_folder: Path) -> None:
@@ -39,15 +44,23 @@ class PageAssets:
         self.neighbours: list[list[Any]] = []
         """[id, image] of each image that is a neighbour of any"""
         self.scenes = [self._texts(scene) for scene in gathered.scenes]
-        first = [record for scene in gathered.scenes for _, record in self._of_seed(scene, first=True)]
-        files = {file_in(gathered.folder, name) for record in first for name in (record.restored, record.y_file)}
+        first = [
+            record for scene in gathered.scenes for _, record in self._of_seed(scene, first=True)
+        ]
+        files = {
+            file_in(gathered.folder, name)
+            for record in first
+            for name in (record.restored, record.y_file)
+        }
         n_bytes = sum(file.stat().st_size for file in files if file is not None)
         self.page_images = PageImages(gathered.folder, page_folder, exact=n_bytes <= EXACT_BYTES)
         self.n_embedded = 0
         """Test images whose first seed is embedded."""
 
     def fill(self, room: int) -> dict[str, Any]:
-        """The data block's part in `room` bytes, as many of its images as fit: what is shown first goes first."""
+        """The data block's part in `room` bytes, as many of its images as fit: what is shown first
+        goes first.
+        """
         room -= len(json.dumps([self.scenes, self.neighbours]))
         for_neighbours = min(NEIGHBOUR_BYTES, room // 4)
         self.page_images.allow(room - for_neighbours, PIXELS)
@@ -78,21 +91,28 @@ class PageAssets:
             else f"reduced (WebP of quality {QUALITY}, at most {LONGEST_SIDE} pixels a side)"
         )
         if not page_images.linked:
-            return f"All {len(page_images.sources):,} images are in this file, {how}; neighbours are {THUMBNAIL} pixels wide."
+            return (
+                f"All {len(page_images.sources):,} images are in this file, {how}; "
+                f"neighbours are {THUMBNAIL} pixels wide."
+            )
         which = (
-            f"The first seed's images are in this file, {how}; {page_images.linked:,} of further seeds are links"
+            f"The first seed's images are in this file, {how}; {page_images.linked:,} of "
+            "further seeds are links"
             if self.n_embedded == n
-            else f"The first {self.n_embedded:,} of {n:,} test images (counted once a task) are in this file, {how}; "
+            else f"The first {self.n_embedded:,} of {n:,} test images (counted once a task) are "
+            f"in this file, {how}; "
             f"{page_images.linked:,} files are links"
         )
         return (
-            f"{which} into the results folder and show only while it lies where it was, because with all of them the page "
+            f"{which} into the results folder and show only while it lies where it was, because "
+            "with all of them the page "
             "would be larger than 25 MB or take too long to make. Linked images have no error map."
         )
 
     def _of_seed(self, scene: Scene, first: bool) -> list[tuple[int, Record]]:
-        """(row, record) of what was restored with the seed that is shown first (of a row without it, its lowest), or with
-        the others."""
+        """(row, record) of what was restored with the seed that is shown first (of a row without
+        it, its lowest), or with the others.
+        """
         chosen = []
         for row, seeds in scene.restored.items():
             shown = self.gathered.first_seed if self.gathered.first_seed in seeds else min(seeds)
@@ -118,11 +138,16 @@ class PageAssets:
         if record.status != "done":
             return {"error": str(record.error)}
         values = [record.value(name) for name in self.metrics]
-        text: dict[str, Any] = {"scores": [None if value is None else f"{value:#.4g}" for value in values]}
+        text: dict[str, Any] = {
+            "scores": [None if value is None else f"{value:#.4g}" for value in values]
+        }
         if record.neighbours:
             corpus = corpus_of(record)
             text["near"] = [
-                [self._neighbour(near, corpus), None if near.distance is None else f"{near.distance:.3f}"]
+                [
+                    self._neighbour(near, corpus),
+                    None if near.distance is None else f"{near.distance:.3f}",
+                ]
                 for near in record.neighbours
             ]
         return text
@@ -139,7 +164,9 @@ class PageAssets:
         data["truth"] = self.page_images.file(next(iter(stored_images(scene.sha256)), None))
         if data["truth"] is None:
             field = embedded_field(scene.image_id, scene.sha256)
-            data["truth"] = self.page_images.made(f"truth {scene.image_id}", field, *self.page_images.size)
+            data["truth"] = self.page_images.made(
+                f"truth {scene.image_id}", field, *self.page_images.size
+            )
         data["y"] = self.page_images.file(scene.done[0].y_file) if scene.done else None
 
     def _restored(self, scene: Scene, data: dict[str, Any], first: bool) -> None:
@@ -157,11 +184,16 @@ class PageAssets:
         """Thumbnails of the neighbours that the first seed had."""
         for _, record in self._of_seed(scene, first=True):
             corpus = corpus_of(record)
-            source = ((record.configuration.get("retrieval") or {}).get("corpus") or {}).get("_target_", "")
+            source = ((record.configuration.get("retrieval") or {}).get("corpus") or {}).get(
+                "_target_", ""
+            )
             for near in record.neighbours:
                 entry = self.neighbours[self._neighbour(near, corpus)]
                 if entry[1] is None and not self.page_images.full:
-                    files = (open_rgb(self.gathered.folder, name) for name in reversed(stored_images(near.image)))
+                    files = (
+                        open_rgb(self.gathered.folder, name)
+                        for name in reversed(stored_images(near.image))
+                    )
                     image = next((found for found in files if found is not None), None)
                     if image is None and str(source).endswith(".EmbeddedCorpus"):
                         image = embedded_field(near.id, None)

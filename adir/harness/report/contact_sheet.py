@@ -24,8 +24,12 @@ class Found(NamedTuple):
     image: Image.Image | None
 
 
-def contact_sheet(query: Image.Image | str, found: Sequence[Found], title: str, unit: str) -> Image.Image:
-    """The sheet, RGB. query: an image or the words that were looked for.  unit: of the distances, for the captions."""
+def contact_sheet(
+    query: Image.Image | str, found: Sequence[Found], title: str, unit: str
+) -> Image.Image:
+    """The sheet, RGB. query: an image or the words that were looked for.  unit: of the distances,
+    for the captions.
+    """
     columns = min(COLUMNS, max(len(found), 1))
     rows = -(-len(found) // columns)
     left = QUERY + 2 * GAP
@@ -43,7 +47,9 @@ def contact_sheet(query: Image.Image | str, found: Sequence[Found], title: str, 
     for rank, neighbour in enumerate(found):
         x = left + GAP + rank % columns * (TILE + GAP)
         y = TITLE + rank // columns * (TILE + CAPTION + GAP)
-        image = neighbour.image if neighbour.image is not None else written(["image not found"], TILE)
+        image = (
+            neighbour.image if neighbour.image is not None else written(["image not found"], TILE)
+        )
         paste(sheet, image, x, y, TILE)
         draw.text((x, y + TILE + 3), f"{rank + 1}.  {neighbour.distance:.4f} {unit}", "black", font)
         draw.text((x, y + TILE + 19), shortened(neighbour.id, TILE, small), QUIET, small)
@@ -51,26 +57,38 @@ def contact_sheet(query: Image.Image | str, found: Sequence[Found], title: str, 
 
 
 def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> None:
-    """Put an image into the square at (x, y), as large as fits, on a light ground; a small one is enlarged in blocks."""
+    """Put an image into the square at (x, y), as large as fits, on a light ground; a small one is
+    enlarged in blocks.
+    """
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     way = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     sheet.paste(FRAME, (x, y, x + side, y + side))
-    sheet.paste(image.convert("RGB").resize(size, way), (x + (side - size[0]) // 2, y + (side - size[1]) // 2))
+    sheet.paste(
+        image.convert("RGB").resize(size, way),
+        (x + (side - size[0]) // 2, y + (side - size[1]) // 2),
+    )
 
 
 def written(lines: list[str], side: int) -> Image.Image:
     """A square of so many pixels a side with words in it, where there is no image."""
     square = Image.new("RGB", (side, side), FRAME)
     shown = lines[:12] + ["..."] * (len(lines) > 12)
-    ImageDraw.Draw(square).multiline_text((12, 12), "\n".join(shown), "black", ImageFont.load_default(FONT), spacing=4)
+    ImageDraw.Draw(square).multiline_text(
+        (12, 12), "\n".join(shown), "black", ImageFont.load_default(FONT), spacing=4
+    )
     return square
 
 
 def shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text if it is at most `width` pixels wide, else its start and end with ... between: an id's end tells it apart."""
+    """The text if it is at most `width` pixels wide, else its start and end with ... between: an
+    id's end tells it apart.
+    """
     text = "".join(c if c.isprintable() else "?" for c in text)
     if font.getlength(text) <= width:
         return text
-    cuts = (f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}" for kept in range(len(text) - 1, 1, -1))
+    cuts = (
+        f"{text[: kept // 3]}...{text[len(text) - (kept - kept // 3) :]}"
+        for kept in range(len(text) - 1, 1, -1)
+    )
     return next((short for short in cuts if font.getlength(short) <= width), "...")

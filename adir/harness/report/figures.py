@@ -1,5 +1,7 @@
-"""Figures for papers, as PNG and PDF: the paper's comparison (ground truth, y, none, ADIR, and other samplers), fidelity
-against perceived quality, and the sweep of K. The same results give the same bytes."""
+"""Figures for papers, as PNG and PDF: the paper's comparison (ground truth, y, none, ADIR, and
+other samplers), fidelity against perceived quality, and the sweep of K. The same results give the
+same bytes.
+"""
 
 import io
 from collections.abc import Iterator
@@ -22,7 +24,9 @@ from adir.harness.report.styles import LIGHT, MODES, SHAPES
 from adir.harness.tables.board import label, place_of
 
 WIDTH = 6.9  # inches: of a page of text in two columns
-SMALLEST = 0.85  # inches of an image, where a column for each sampler makes a figure wider than the page
+SMALLEST = (
+    0.85  # inches of an image, where a column for each sampler makes a figure wider than the page
+)
 IMAGES_PER_FIGURE = 6
 MOST_IMAGES = 24  # a task; a paper's appendix shows no more
 BESIDE = 0.02  # of the sweep's width, between rows of one K, whose error bars would hide each other
@@ -60,25 +64,38 @@ def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
     picked = (pick_metric(gathered.board, FIDELITY), pick_metric(gathered.board, PERCEIVED))
     metrics = [metric for metric in picked if metric is not None]
     shown = [axis for axis in gathered.board.shown if axis == "data"]
-    where = {n: " ".join([row.axes["backbone"], place_of(row.axes, shown)]) for n, row in enumerate(rows)}
+    where = {
+        n: " ".join([row.axes["backbone"], place_of(row.axes, shown)]) for n, row in enumerate(rows)
+    }
     for name, numbers in grouped((name, n) for n, name in where.items()).items():
-        scenes = [scene for scene in gathered.scenes_of(rows[numbers[0]]) if scene.done][:MOST_IMAGES]
+        scenes = [scene for scene in gathered.scenes_of(rows[numbers[0]]) if scene.done][
+            :MOST_IMAGES
+        ]
         for first in range(0, len(scenes), IMAGES_PER_FIGURE):
             part = f" {first // IMAGES_PER_FIGURE + 1}" if len(scenes) > IMAGES_PER_FIGURE else ""
             figure = comparison(gathered, numbers, scenes[first : first + IMAGES_PER_FIGURE])
             yield f"comparison {name}{part}", figure
-        charts = {"scatter": scatter(gathered, numbers, metrics), "k-sweep": k_sweep(gathered, numbers, metrics)}
-        yield from ((f"{kind} {name}", figure) for kind, figure in charts.items() if figure is not None)
+        charts = {
+            "scatter": scatter(gathered, numbers, metrics),
+            "k-sweep": k_sweep(gathered, numbers, metrics),
+        }
+        yield from (
+            (f"{kind} {name}", figure) for kind, figure in charts.items() if figure is not None
+        )
 
 
 def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
-    """(title, row of the board) of the restored columns, for each sampler of which there is a record: `none`, and the
-    adapted row, which is knn with the largest K, else self."""
+    """(title, row of the board) of the restored columns, for each sampler of which there is a
+    record: `none`, and the adapted row, which is knn with the largest K, else self.
+    """
     rows = gathered.board.rows
     found: list[tuple[str, int]] = []
     of_sampler = grouped((rows[n].axes["sampler"], n) for n in numbers if rows[n].have)
     for sampler in sorted(of_sampler, key=lambda name: name != "adir"):
-        of_mode = {mode: [n for n in of_sampler[sampler] if rows[n].axes["adaptation"] == mode] for mode in MODES}
+        of_mode = {
+            mode: [n for n in of_sampler[sampler] if rows[n].axes["adaptation"] == mode]
+            for mode in MODES
+        }
         adapted = sorted(of_mode["knn"], key=lambda n: -(rows[n].axes["k"] or 0)) or of_mode["self"]
         none = "none" if len(of_sampler) == 1 else f"{sampler} none" if adapted else sampler
         found += [(none, number) for number in of_mode["none"][:1]]
@@ -88,7 +105,10 @@ def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
 
 
 def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> Figure:
-    """The paper's layout: a row per image; ground truth, y, none, ADIR, and other samplers. What is missing says so."""
+    """The paper's layout: a row per image; ground truth, y, none, ADIR, and other samplers.
+
+    What is missing says so.
+    """
     restored = columns(gathered, numbers)
     titles = ["GT", "y", *(title for title, _ in restored)]
     metric = next((name for name, way in gathered.board.metrics.items() if way != "none"), "")
@@ -98,10 +118,18 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
     height = above + (side + caption_height) * len(scenes)
     figure = Figure(figsize=(width, height))
     places = figure.subplots(len(scenes), len(titles), squeeze=False)
-    figure.subplots_adjust(0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side)
+    figure.subplots_adjust(
+        0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side
+    )
     for scene, line in zip(scenes, places, strict=True):
-        # Names of images start at the left edge: as long as they are, they run on under y, which has no caption.
-        show(line[0], ground_truth(gathered.folder, scene.image_id, scene.sha256), scene.image_id, left=True)
+        # Names of images start at the left edge: as long as they are, they run on under y, which
+        # has no caption.
+        show(
+            line[0],
+            ground_truth(gathered.folder, scene.image_id, scene.sha256),
+            scene.image_id,
+            left=True,
+        )
         show(line[1], open_rgb(gathered.folder, scene.done[0].y_file), "")
         for axes, (_, number) in zip(line[2:], restored, strict=True):
             record = scene.cells.get(number, {}).get(gathered.first_seed)
@@ -115,10 +143,14 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
 
 
 def show(axes: Axes, image: Image.Image | None, caption: str, left: bool = False) -> None:
-    """An image with a caption, pixel by pixel: an interpolation would restore what the sampler did not."""
+    """An image with a caption, pixel by pixel: an interpolation would restore what the sampler did
+    not.
+    """
     axes.set(xticks=[], yticks=[], frame_on=False, aspect="equal")
     if image is None:
-        axes.text(0.5, 0.5, "missing", ha="center", va="center", color="0.45", transform=axes.transAxes)
+        axes.text(
+            0.5, 0.5, "missing", ha="center", va="center", color="0.45", transform=axes.transAxes
+        )
     else:
         axes.imshow(np.asarray(image), interpolation="nearest")
     axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3", loc="left" if left else "center")
@@ -128,18 +160,28 @@ def look(gathered: Gathered, number: int) -> dict[str, Any]:
     """What matplotlib's lines are given to look like the row does on the page."""
     found = gathered.styles[number]
     colour = LIGHT[found.colour]
-    return {"color": colour, "marker": SHAPES[found.shape], "markerfacecolor": "white" if found.open else colour}
+    return {
+        "color": colour,
+        "marker": SHAPES[found.shape],
+        "markerfacecolor": "white" if found.open else colour,
+    }
 
 
 def legend_below(figure: Figure, width: float, height: float, axes: Axes) -> None:
-    """A legend of the lines of `axes` under the drawing: as many columns as fit, and the figure higher by their lines."""
+    """A legend of the lines of `axes` under the drawing: as many columns as fit, and the figure
+    higher by their lines.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]  # without its bars
+    handles = [
+        handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles
+    ]  # without its bars
     columns = max(
         1, int(width / (0.42 + 0.058 * max(map(len, labels))))
     )  # inches of a mark and of a letter of 6.5 points
     figure.set_size_inches(width, height + 0.1 + 0.145 * -(-len(labels) // columns))
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=6.5, columnspacing=1.2)
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=columns, fontsize=6.5, columnspacing=1.2
+    )
 
 
 def titled(gathered: Gathered, metric: str) -> str:
@@ -149,17 +191,31 @@ def titled(gathered: Gathered, metric: str) -> str:
 
 
 def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
-    """Means of the rows in two metrics with their standard errors; None where fewer than two rows have both."""
-    estimates: dict[int, list[Any]] = {n: [gathered.board.rows[n].estimates[m] for m in metrics] for n in numbers}
-    points = {n: pair for n, pair in estimates.items() if len(pair) == 2 and None not in [one.value for one in pair]}
+    """Means of the rows in two metrics with their standard errors; None where fewer than two rows
+    have both.
+    """
+    estimates: dict[int, list[Any]] = {
+        n: [gathered.board.rows[n].estimates[m] for m in metrics] for n in numbers
+    }
+    points = {
+        n: pair
+        for n, pair in estimates.items()
+        if len(pair) == 2 and None not in [one.value for one in pair]
+    }
     if len(points) < 2:
         return None
     width, height = WIDTH * 0.62, 2.6
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     for number, (across, up) in points.items():
-        style: dict[str, Any] = {"xerr": across.standard_error, "yerr": up.standard_error, "elinewidth": 0.7}
-        style |= {"linestyle": "none", "markersize": 5, "label": gathered.labels[number]} | look(gathered, number)
+        style: dict[str, Any] = {
+            "xerr": across.standard_error,
+            "yerr": up.standard_error,
+            "elinewidth": 0.7,
+        }
+        style |= {"linestyle": "none", "markersize": 5, "label": gathered.labels[number]} | look(
+            gathered, number
+        )
         axes.errorbar(across.value, up.value, **style)
     axes.set(xlabel=titled(gathered, metrics[0]), ylabel=titled(gathered, metrics[1]))
     legend_below(figure, width, height, axes)
@@ -167,15 +223,21 @@ def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
 
 
 def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
-    """Metric against K, a panel per metric, for rows that differ in K alone; `none` as a dashed line. None without a sweep."""
+    """Metric against K, a panel per metric, for rows that differ in K alone; `none` as a dashed
+    line. None without a sweep.
+    """
     rows = gathered.board.rows
-    whole = [n for n in numbers if all(rows[n].estimates[metric].value is not None for metric in metrics)]
+    whole = [
+        n for n in numbers if all(rows[n].estimates[metric].value is not None for metric in metrics)
+    ]
     of_family = grouped(
         (tuple(rows[n].axes[axis] for axis in ("sampler", "adaptation", "adapter", "setting")), n)
         for n in sorted(whole, key=lambda n: rows[n].axes["k"] or 0)
         if rows[n].axes["k"] is not None
     )
-    swept = [family for family in of_family.values() if len({rows[n].axes["k"] for n in family}) > 1]
+    swept = [
+        family for family in of_family.values() if len({rows[n].axes["k"] for n in family}) > 1
+    ]
     if not swept or not metrics:
         return None
     ks = sorted({rows[n].axes["k"] for family in swept for n in family})
@@ -196,10 +258,16 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
                 linewidth=1,
                 elinewidth=0.6,
             )
-            for number, (k, estimate) in zip(family, points, strict=True):  # each K has a mark of its own
-                panel.plot([k], [estimate.value], markersize=4, linestyle="none", **look(gathered, number))
+            for number, (k, estimate) in zip(
+                family, points, strict=True
+            ):  # each K has a mark of its own
+                panel.plot(
+                    [k], [estimate.value], markersize=4, linestyle="none", **look(gathered, number)
+                )
         if none is not None and (level := none.estimates[metric].value) is not None:
-            panel.axhline(level, color=LIGHT[MODES["none"]], linestyle="--", linewidth=0.9, label="none")
+            panel.axhline(
+                level, color=LIGHT[MODES["none"]], linestyle="--", linewidth=0.9, label="none"
+            )
         panel.set_xscale("log")
         panel.set_xticks(ks, [str(k) for k in ks])
         panel.minorticks_off()

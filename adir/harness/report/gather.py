@@ -1,4 +1,6 @@
-"""A board and its records, sorted into what the report shows: rows, and images with what each row made of them."""
+"""A board and its records, sorted into what the report shows: rows, and images with what each row
+made of them.
+"""
 
 import json
 from collections import Counter
@@ -38,7 +40,10 @@ class Scene:
     @cached_property
     def restored(self) -> dict[int, dict[int, Record]]:
         """`cells` without what failed, and without rows of which everything did."""
-        done = {n: {s: r for s, r in seeds.items() if r.status == "done"} for n, seeds in self.cells.items()}
+        done = {
+            n: {s: r for s, r in seeds.items() if r.status == "done"}
+            for n, seeds in self.cells.items()
+        }
         return {number: seeds for number, seeds in done.items() if seeds}
 
     @property
@@ -64,18 +69,25 @@ class Gathered:
     """Of the board's rows, in every drawing."""
     scenes: list[Scene]
     records: list[tuple[int, Record]]
-    """(row of the board, record) of all that are done or failed, in order of rows, images and seeds."""
+    """(row of the board, record) of all that are done or failed, in order of rows, images and
+    seeds.
+    """
 
     @cached_property
     def first_seed(self) -> int:
-        """The lowest seed that is in every row of every image, or else the lowest of all: the one that is shown first."""
+        """The lowest seed that is in every row of every image, or else the lowest of all: the one
+        that is shown first.
+        """
         places = [set(seeds) for scene in self.scenes for seeds in scene.cells.values()]
         return min(set.intersection(*places) or set.union(*places))
 
     @cached_property
     def made_with(self) -> list[dict[str, Any]]:
         """Each distinct {commit, versions, threads}, with `count`, the records that share it."""
-        made_of = ({"commit": r.commit, "versions": r.versions, "threads": r.threads} for _, r in self.records)
+        made_of = (
+            {"commit": r.commit, "versions": r.versions, "threads": r.threads}
+            for _, r in self.records
+        )
         counts = Counter(json.dumps(made, sort_keys=True) for made in made_of)
         return [json.loads(made) | {"count": count} for made, count in counts.items()]
 
@@ -86,7 +98,10 @@ class Gathered:
 
 
 def gather(folder: Path) -> Gathered:
-    """The records of a results folder, read once, by the rows of their board. Raises InputError where there are none."""
+    """The records of a results folder, read once, by the rows of their board.
+
+    Raises InputError where there are none.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such results folder")
     board = load_board(folder)
@@ -104,8 +119,9 @@ def gather(folder: Path) -> Gathered:
 
 
 def row_labels(board: Board) -> list[str]:
-    """`knn k=20 full` of each row, after data set, backbone and sampler where the board has several of them; of these alone
-    where every row has one mode."""
+    """`knn k=20 full` of each row, after data set, backbone and sampler where the board has several
+    of them; of these alone where every row has one mode.
+    """
     modes = [label(row.axes) for row in board.rows]
     shown = not board.shown or len(set(modes)) > 1
     return [
@@ -115,16 +131,23 @@ def row_labels(board: Board) -> list[str]:
 
 
 def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:
-    """The first metric with a value whose name starts so, in the order of `starts`; None when there is none."""
-    there = [name for name in board.metrics if any(row.estimates[name].value is not None for row in board.rows)]
+    """The first metric with a value whose name starts so, in the order of `starts`; None when there
+    is none.
+    """
+    there = [
+        name
+        for name in board.metrics
+        if any(row.estimates[name].value is not None for row in board.rows)
+    ]
     return next((name for start in starts for name in there if name.startswith(start)), None)
 
 
 def cost(records: list[Record]) -> tuple[float | None, float | None]:
-    """(mean network evaluations, mean seconds) of restoring an image, over the records; None where any lacks it.
+    """(mean network evaluations, mean seconds) of restoring an image, over the records; None where
+    any lacks it.
 
-    Seconds are retrieval, training of the adapter (counted also where it was found in its store) and sampling; scoring and
-    the making of y are not part of restoring.
+    Seconds are retrieval, training of the adapter (counted also where it was found in its store)
+    and sampling; scoring and the making of y are not part of restoring.
     """
     evaluations: list[float | None] = [
         None if record.sampler is None else record.sampler.network_evaluations for record in records

@@ -27,14 +27,17 @@ SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
 LARGEST_PAGE = 25_000_000  # bytes: what mail and issue trackers still take
 TEXT_BYTES = 300_000  # kept free for what is neither image nor data
 MOST_ADAPTERS = 2000
-"""Adapters whose loss is read, evenly over each row's: the mean of a row does not change by more, the time would."""
+"""Adapters whose loss is read, evenly over each row's: the mean of a row does not change by more,
+the time would.
+"""
 
 
 def write_report(folder: Path, out: Path | None, figures: bool) -> int:
-    """Write FOLDER/report.html, or `out`; with `figures` also PNG and PDF files for papers into FOLDER/figures.
+    """Write FOLDER/report.html, or `out`; with `figures` also PNG and PDF files for papers into
+    FOLDER/figures.
 
-    Returns 0, or 1 where a damaged file was left out. Raises InputError when the folder holds no records, OSError when the
-    place cannot be written to.
+    Returns 0, or 1 where a damaged file was left out. Raises InputError when the folder holds no
+    records, OSError when the place cannot be written to.
     """
     path = out if out is not None else Layout(folder).report
     if path.is_dir():
@@ -45,7 +48,9 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
     print(f"{path}  ({len(content) / 1e6:.1f} MB)")
     print(said)
     if figures:
-        from adir.harness.report.figures import write_figures  # here: matplotlib takes a second to import
+        from adir.harness.report.figures import (
+            write_figures,  # here: matplotlib takes a second to import
+        )
 
         drawn = path.parent / "figures"
         Layout(drawn).mark()
@@ -90,7 +95,11 @@ def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
     style = colours_css() + (HERE / "style.css").read_text()
     script = "\n".join((HERE / name).read_text() for name in SCRIPTS)
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     text = environment.get_template("page.html").render(
         name=gathered.folder.resolve().name,
@@ -107,7 +116,9 @@ def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
         groups=board_groups(gathered),
         summary=board.summary,
         explanation=explanation(board),
-        notes=[note for note in board.notes if not note.startswith("failed: ")],  # these have a table
+        notes=[
+            note for note in board.notes if not note.startswith("failed: ")
+        ],  # these have a table
         failed=failed_of(gathered),
         images_said=assets.said(),
         made_with=gathered.made_with,
@@ -118,13 +129,15 @@ def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
 
 
 def content_policy(style: str, script: str, links: bool) -> str:
-    """Content-Security-Policy: this one style and this one script, no network; images from inside, or from beside the page.
+    """Content-Security-Policy: this one style and this one script, no network; images from inside,
+    or from beside the page.
 
     Should a text of the data ever escape its escaping, it still could not run.
     """
     images = "data: 'self' file:" if links else "data:"
     return (
-        f"default-src 'none'; img-src {images}; style-src {source_hash(style)}; script-src {source_hash(script)}; "
+        f"default-src 'none'; img-src {images}; style-src {source_hash(style)}; script-src "
+        f"{source_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -135,21 +148,28 @@ def source_hash(text: str) -> str:
 
 
 def json_block(data: Any) -> str:
-    """JSON that can stand inside a script element: no character of it can end the element or open a comment."""
+    """JSON that can stand inside a script element: no character of it can end the element or open a
+    comment.
+    """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def failed_of(gathered: Gathered) -> list[tuple[str, Record]]:
     """(its row's label, the record) of those that failed."""
-    return [(gathered.labels[number], record) for number, record in gathered.records if record.status == "failed"]
+    return [
+        (gathered.labels[number], record)
+        for number, record in gathered.records
+        if record.status == "failed"
+    ]
 
 
 def facts(gathered: Gathered) -> list[tuple[str, str]]:
     """What stands under the title."""
     n_failed = len(failed_of(gathered))
     named = {
-        axis: dict.fromkeys(row.axes[axis] for row in gathered.board.rows) for axis in ("task", "backbone", "sampler")
+        axis: dict.fromkeys(row.axes[axis] for row in gathered.board.rows)
+        for axis in ("task", "backbone", "sampler")
     }
     seeds = sorted({seed for scene in gathered.scenes for seed in scene.seeds})
     commits = sorted({str(made["commit"])[:10] for made in gathered.made_with if made["commit"]})
@@ -175,14 +195,23 @@ def lead_classes(board: Board) -> dict[str, str]:
     found = {}
     for place, heading in enumerate(lead_headings(board), 1):
         same = len({texts[place] for texts in leads}) < 2
-        kind = "lead" + " count" * (heading == "n") + " text" * (heading not in COUNTS) + " same" * same
+        kind = (
+            "lead"
+            + " count" * (heading == "n")
+            + " text" * (heading not in COUNTS)
+            + " same" * same
+        )
         found[heading] = "name" if heading == "mode" else kind
     return found
 
 
 def empty_metrics(board: Board) -> set[str]:
     """Metrics of which no row has a value."""
-    return {name for name in board.metrics if all(row.estimates[name].value is None for row in board.rows)}
+    return {
+        name
+        for name in board.metrics
+        if all(row.estimates[name].value is None for row in board.rows)
+    }
 
 
 def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
@@ -193,11 +222,19 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
         title, *texts = lead(board, row)
         values = [
             dict(zip(("mean", "rest", "below"), score_text(row, name), strict=True))
-            | {"best": row.ranking.get(name) == "best", "number": row.estimates[name].value, "empty": name in empty}
+            | {
+                "best": row.ranking.get(name) == "best",
+                "number": row.estimates[name].value,
+                "empty": name in empty,
+            }
             for name in board.metrics
         ]
-        group = groups.setdefault(row.axes["task"], {"title": title, "task": row.axes["task"], "rows": []})
-        group["rows"].append({"number": number, "label": gathered.labels[number], "lead": texts, "values": values})
+        group = groups.setdefault(
+            row.axes["task"], {"title": title, "task": row.axes["task"], "rows": []}
+        )
+        group["rows"].append(
+            {"number": number, "label": gathered.labels[number], "lead": texts, "values": values}
+        )
     return list(groups.values())
 
 
@@ -205,7 +242,9 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
     """What the charts need of a row."""
     row = gathered.board.rows[number]
     evaluations, seconds = cost(row.done)
-    means = {name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()}
+    means = {
+        name: [estimate.value, estimate.standard_error] for name, estimate in row.estimates.items()
+    }
     return {
         "label": gathered.labels[number],
         "style": asdict(gathered.styles[number]),
@@ -218,9 +257,13 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
 
 
 def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
-    """(mean training loss of each row, rows of which adapters are among the results, with losses in them or without)."""
+    """(mean training loss of each row, rows of which adapters are among the results, with losses in
+    them or without).
+    """
     adapters = grouped(
-        (n, r.adapter.key) for n, r in gathered.records if r.adapter is not None and is_hash(r.adapter.key)
+        (n, r.adapter.key)
+        for n, r in gathered.records
+        if r.adapter is not None and is_hash(r.adapter.key)
     )
     each = max(1, MOST_ADAPTERS // max(1, len(adapters)))
     curves, there = [], []
@@ -235,7 +278,9 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
     return curves, there
 
 
-def curves_of(board: Board, curve_of: Callable[[Row], dict[str, Any] | None]) -> list[dict[str, Any]]:
+def curves_of(
+    board: Board, curve_of: Callable[[Row], dict[str, Any] | None]
+) -> list[dict[str, Any]]:
     """The curves of the rows that have one, each with its row's number."""
     curves = enumerate(map(curve_of, board.rows))
     return [{"row": number} | curve for number, curve in curves if curve is not None]
@@ -243,21 +288,31 @@ def curves_of(board: Board, curve_of: Callable[[Row], dict[str, Any] | None]) ->
 
 def held_out_of(row: Row) -> dict[str, Any] | None:
     """Mean held-out loss of a row; an adapter that records share counts once."""
-    adapters = {record.adapter.key: record.adapter for record in row.done if record.adapter is not None}
-    return held_out_curve([adapter.held_out for adapter in adapters.values() if adapter.held_out is not None])
+    adapters = {
+        record.adapter.key: record.adapter for record in row.done if record.adapter is not None
+    }
+    return held_out_curve(
+        [adapter.held_out for adapter in adapters.values() if adapter.held_out is not None]
+    )
 
 
 def oracle_of(row: Row) -> dict[str, Any] | None:
     """Mean change of the error of eps of an adapted row."""
-    return oracle_curve([record.oracle for record in row.done if record.adapter is not None and record.oracle])
+    return oracle_curve(
+        [record.oracle for record in row.done if record.adapter is not None and record.oracle]
+    )
 
 
 def settings(gathered: Gathered) -> list[tuple[str, str]]:
-    """(title, JSON) of what decides the numbers of each row, less the seed, and of its data and scoring."""
+    """(title, JSON) of what decides the numbers of each row, less the seed, and of its data and
+    scoring.
+    """
     shown = []
     for row, label in zip(gathered.board.rows, gathered.labels, strict=True):
         configured = row.records[0].configuration
         told = {key: value for key, value in row.identity.items() if key != "seed"}
         told |= {key: configured[key] for key in ("data", "scoring") if key in configured}
-        shown.append((f"{row.axes['task']} {label}", json.dumps(told, indent=2, ensure_ascii=False)))
+        shown.append(
+            (f"{row.axes['task']} {label}", json.dumps(told, indent=2, ensure_ascii=False))
+        )
     return shown

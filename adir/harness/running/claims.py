@@ -1,9 +1,11 @@
-"""Claims: files that state which worker does which piece of work, so that no two do the same and a dead worker's is taken over.
+"""Claims: files that state which worker does which piece of work, so that no two do the same and a
+dead worker's is taken over.
 
-A worker claims a piece of work (an image of a cell, an adapter) by creating `NAME.0.claim` exclusively. Only one of the
-processes that share the folder succeeds, also on NFS. To take over from a dead holder, a worker creates `NAME.1.claim`
-exclusively, and so on: the highest number is valid, and no file is deleted while others may still read it. A holder removes
-all of them once its result is stored, so a worker must look for the result again after claiming.
+A worker claims a piece of work (an image of a cell, an adapter) by creating `NAME.0.claim`
+exclusively. Only one of the processes that share the folder succeeds, also on NFS. To take over
+from a dead holder, a worker creates `NAME.1.claim` exclusively, and so on: the highest number is
+valid, and no file is deleted while others may still read it. A holder removes all of them once its
+result is stored, so a worker must look for the result again after claiming.
 """
 
 import errno
@@ -23,8 +25,11 @@ HEARTBEAT = 5.0
 """Seconds between heartbeats of a holder."""
 
 PATIENCE = 60.0
-"""Seconds without a heartbeat after which a holder on another machine counts as dead. Measured by the observer's monotonic
-clock, so that clocks that disagree or are set back do not matter."""
+"""Seconds without a heartbeat after which a holder on another machine counts as dead.
+
+Measured by the observer's monotonic clock, so that clocks that disagree or are set back do not
+matter.
+"""
 
 
 def machine() -> str:
@@ -32,7 +37,9 @@ def machine() -> str:
     parts = [platform.node()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
-            parts.append(os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip())
+            parts.append(
+                os.readlink(path) if path.endswith("pid") else Path(path).read_text().strip()
+            )
         except OSError:  # not Linux: only the host name is known
             continue
     return " ".join(parts)
@@ -41,7 +48,8 @@ def machine() -> str:
 def start_of(pid: int) -> str | None:
     """Return when a process of this machine started, in ticks since boot; None if it has ended.
 
-    This distinguishes it from a later process of the same number. Without /proc, returns `alive` for any running process.
+    This distinguishes it from a later process of the same number. Without /proc, returns `alive`
+    for any running process.
     """
     if not Path("/proc/self/stat").exists():
         try:
@@ -59,19 +67,28 @@ def start_of(pid: int) -> str | None:
 
 
 _seen: dict[Path, tuple[int, float]] = {}
-"""{claim of another machine: (last seen time stamp, our monotonic time when it changed)}. Shared by all cells of a process."""
+"""{claim of another machine:
+
+(last seen time stamp, our monotonic time when it changed)}. Shared by all cells of a process.
+"""
 
 
 @dataclass
 class Claims:
-    """The claims of one process in one folder. Safe to use from one thread beside the heartbeat's own."""
+    """The claims of one process in one folder.
+
+    Safe to use from one thread beside the heartbeat's own.
+    """
 
     folder: Path
     patience: float = field(default_factory=lambda: PATIENCE)
     _held: dict[str, list[Path]] = field(default_factory=dict)
 
     def take(self, name: str) -> bool:
-        """Claim a piece of work; return False if a living worker has it. Raises OSError if the folder cannot be written to."""
+        """Claim a piece of work; return False if a living worker has it.
+
+        Raises OSError if the folder cannot be written to.
+        """
         assert name not in self._held, f"{name} is claimed by this process already"
         self.folder.mkdir(parents=True, exist_ok=True)
         there = self._existing(name)
@@ -85,7 +102,9 @@ class Claims:
             return False
         try:
             with open(descriptor, "w") as file:
-                json.dump({"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())}, file)
+                json.dump(
+                    {"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())}, file
+                )
         except BaseException:  # on a full disk, an empty claim would block others
             path.unlink(missing_ok=True)
             raise
@@ -93,12 +112,17 @@ class Claims:
         Heart.beat_for(path)
         if any(not self._dead(other) for other in self._existing(name) if other != path):
             self._held[name] = [path]  # the lower ones belong to others
-            self.release(name)  # meanwhile the work was finished and claimed again: two workers would have it
+            self.release(
+                name
+            )  # meanwhile the work was finished and claimed again: two workers would have it
             return False
         return True
 
     def release(self, name: str) -> None:
-        """Release the work, done or not. A claim that cannot be removed (read-only folder) is dead once this process ends."""
+        """Release the work, done or not.
+
+        A claim that cannot be removed (read-only folder) is dead once this process ends.
+        """
         *dead, own = self._held.pop(name)
         Heart.stop_for(own)
         for path in (*dead, own):
@@ -133,11 +157,17 @@ class Claims:
     def _existing(self, name: str) -> list[Path]:
         """Return the claims on one piece of work; the last one is the holder's."""
         filed = file_name(name)
-        found = [p for p in self.folder.iterdir() if is_claim_on(p.name, filed)] if self.folder.is_dir() else []
+        found = (
+            [p for p in self.folder.iterdir() if is_claim_on(p.name, filed)]
+            if self.folder.is_dir()
+            else []
+        )
         return sorted(found, key=lambda path: int(path.name.split(".")[-2]))
 
     def _dead(self, path: Path) -> bool:
-        """Return whether its holder has ended: known at once on this machine, by missing heartbeats on another."""
+        """Return whether its holder has ended: known at once on this machine, by missing heartbeats
+        on another.
+        """
         try:
             stamp = path.stat().st_mtime_ns
             holder = json.loads(path.read_text())

@@ -1,4 +1,8 @@
-"""`adir run`: Hydra composes the cells and hands them to its launcher; every cell is checked before the first one starts."""
+"""`adir run`:
+
+Hydra composes the cells and hands them to its launcher; every cell is checked before the first one
+starts.
+"""
 
 import dataclasses
 import functools
@@ -30,16 +34,26 @@ from adir.harness.running.claims import Claims
 from adir.harness.running.interruption import leave_to_the_launching_process
 from adir.harness.running.neighbours import require_enough
 from adir.harness.running.stores import MeasurementStore
-from adir.harness.running.worker import Options, Outcome, image_hashes, require_test_images, run_cell
+from adir.harness.running.worker import (
+    Options,
+    Outcome,
+    image_hashes,
+    require_test_images,
+    run_cell,
+)
 
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
-"""Launchers of this machine, and whether their jobs may outlive the process that launched them; others are a cluster's."""
+"""Launchers of this machine, and whether their jobs may outlive the process that launched them;
+others are a cluster's.
+"""
 
 
 def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
-    """For each metric whose weights are not here, one line that says so: before the work, whose records will lack it.
+    """For each metric whose weights are not here, one line that says so: before the work, whose
+    records will lack it.
 
-    fetch: try to fetch them first, as the run would; else those that could be fetched are not among the metrics.
+    fetch: try to fetch them first, as the run would; else those that could be fetched are not among
+        the metrics.
     """
     scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}.values()
     asked = scorings if fetch else [scoring.of_what_is_here() for scoring in scorings]
@@ -51,7 +65,9 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
 
 
 class Grid:
-    """The cells of a grid, by the number of the first job that makes them, and what is wrong with the other jobs."""
+    """The cells of a grid, by the number of the first job that makes them, and what is wrong with
+    the other jobs.
+    """
 
     def __init__(self, checked: list[Cell | Refused], launcher: str) -> None:
         self.launcher = launcher
@@ -63,7 +79,9 @@ class Grid:
         ] = {}  # the test set is no part of a cell's identity, and all of its images are wanted
         for number, found in enumerate(checked):
             if isinstance(found, Refused):
-                if (found.axes, found.reasons) not in [(other.axes, other.reasons) for other in self.problems.values()]:
+                if (found.axes, found.reasons) not in [
+                    (other.axes, other.reasons) for other in self.problems.values()
+                ]:
                     self.problems[number] = found
             elif first.setdefault((found.identity.folder, found.data.sha256), number) == number:
                 self.cells[number] = found
@@ -75,16 +93,21 @@ class Grid:
 
 
 def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
-    """Resolve and check every cell, in this process. Raises InputError if the overrides themselves are wrong.
+    """Resolve and check every cell, in this process.
 
-    A cell that another process will run has its networks on the CPU, and a cluster's may ask for a device that this machine
-    lacks. measuring: this process will run a part of each, on its own device.
+    Raises InputError if the overrides themselves are wrong.
+
+    A cell that another process will run has its networks on the CPU, and a cluster's may ask for a
+    device that this machine lacks. measuring: this process will run a part of each, on its own
+    device.
     """
     launcher = launcher_of(overrides, multirun)
     own_device = measuring or launcher == "BasicLauncher"
     here = own_device or launcher in LOCAL_LAUNCHERS
     job = functools.partial(check_job, here=here, own_device=own_device)
-    own = [word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+    own = [
+        word for word in overrides if not word.startswith(("hydra/launcher=", "hydra.launcher."))
+    ]
     with tempfile.TemporaryDirectory() as nowhere:
         # Hydra writes a file into the folder of a grid's results, even if the grid is refused.
         words = [f"hydra.{mode}.dir={quoted(nowhere)}" for mode in ("run", "sweep")]
@@ -113,10 +136,13 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
             cell = dataclasses.replace(cell, configuration=asked)
         if cfg.oracle and cell.backbone.kind == "latent":
             raise InputError(
-                f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on latents: leave it out"
+                f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on "
+                "latents: leave it out"
             )
         require_test_images(cell)
-        measured = MeasurementStore(cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed)
+        measured = MeasurementStore(
+            cell.results, cell.task, cell.identity.configuration["task"], cell.noise_seed
+        )
         for image_id, sha256 in image_hashes(cell.data).items():
             measured.note(image_id, sha256)
         require_enough(cell)
@@ -128,8 +154,9 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
 
 
 def write_plan(grid: Grid) -> Path:
-    """Write the manifest of each test set, and RESULTS/grids/HASH.json: the requested cells and images, so that a table shows
-    what is missing, and the cells' configurations, so that a worker can help with another's cell. Returns its path.
+    """Write the manifest of each test set, and RESULTS/grids/HASH.json: the requested cells and
+    images, so that a table shows what is missing, and the cells' configurations, so that a worker
+    can help with another's cell. Returns its path.
     """
     cells = list(grid.cells.values())
     layout = Layout(cells[0].results)
@@ -150,13 +177,18 @@ def write_plan(grid: Grid) -> Path:
     ]
     path = layout.plan(grid.sha256)
     content = json_bytes({"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
-    if not path.is_file() or path.read_bytes() != content:  # a finished grid is left alone, also on a read-only disk
+    if (
+        not path.is_file() or path.read_bytes() != content
+    ):  # a finished grid is left alone, also on a read-only disk
         write_bytes(path, content)
     for data in {id(cell.data): cell.data for cell in cells}.values():
         manifest = layout.manifest(data.name, data.sha256)
         if not manifest.is_file():
             images = {
-                image_id: {"sha256": data.manifest[image_id], "pixels": image_hashes(data)[image_id]}
+                image_id: {
+                    "sha256": data.manifest[image_id],
+                    "pixels": image_hashes(data)[image_id],
+                }
                 | data.attribution(image_id)
                 for image_id in data.ids
             }
@@ -174,9 +206,14 @@ def tell_rejects(corpus: Corpus) -> None:
 
 
 def run_job(
-    kept: frozenset[int] | None, plan: Path | None, stop: Path | None, launched_by: int, cfg: DictConfig
+    kept: frozenset[int] | None,
+    plan: Path | None,
+    stop: Path | None,
+    launched_by: int,
+    cfg: DictConfig,
 ) -> Outcome:
-    """Run one cell, in whatever process the launcher chose, then help with those that other workers are at.
+    """Run one cell, in whatever process the launcher chose, then help with those that other workers
+    are at.
 
     Nothing where a grid's job number is not among `kept`.
     """
@@ -192,7 +229,9 @@ def run_job(
     use_own_gpu(beside_others())
     if kept is None or plan is None or cfg.existing != "skip" or cfg.retry is not None:
         return run_tracked(cfg, plan, stop)
-    outcome = run_tracked(cfg, plan, stop, wait=False)  # what another worker is at can wait, other cells cannot
+    outcome = run_tracked(
+        cfg, plan, stop, wait=False
+    )  # what another worker is at can wait, other cells cannot
     if beside_others() or HydraConfig.get().job.num == max(kept):
         helped = help_others(Path(cfg.results), plan, stop)
         outcome.done, outcome.left = outcome.done + helped.done, outcome.left + helped.left
@@ -200,8 +239,9 @@ def run_job(
 
 
 def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
-    """Do what is free in the cells of a plan that somebody has begun; then, unless some wait for their own jobs, wait for what
-    other workers are at, to take over from those that die."""
+    """Do what is free in the cells of a plan that somebody has begun; then, unless some wait for
+    their own jobs, wait for what other workers are at, to take over from those that die.
+    """
     planned = [(one, Ledger(results / str(one.folder))) for one in plan_cells(read_json(plan))]
     outcome = Outcome()
     for wait in (False, True):
@@ -214,7 +254,9 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
     return outcome
 
 
-def run_tracked(cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True) -> Outcome:
+def run_tracked(
+    cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True
+) -> Outcome:
     """Run the cell of a composed configuration and log it to its tracker."""
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)
@@ -231,12 +273,18 @@ def options_of(cfg: DictConfig) -> Options:
     require_options(cfg)
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
     retry = cfg.retry == "failed"
-    return Options(cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size)
+    return Options(
+        cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size
+    )
 
 
 def beside_others() -> bool:
-    """Return whether this job runs in a launcher's worker, where progress bars would overwrite one another."""
-    return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+    """Return whether this job runs in a launcher's worker, where progress bars would overwrite one
+    another.
+    """
+    return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith(
+        "BasicLauncher"
+    )
 
 
 def say(message: str) -> None:

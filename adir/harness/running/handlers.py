@@ -7,10 +7,15 @@ import pytorch_lightning as pl
 
 
 class HandlersStay(pl.Callback):
-    """Keeps the signal handlers of this moment during a fit: Lightning would take SIGTERM, and end the fit midway."""
+    """Keeps the signal handlers of this moment during a fit:
+
+    Lightning would take SIGTERM, and end the fit midway.
+    """
 
     def __init__(self) -> None:
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        self._handlers = {
+            number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)
+        }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called right after Lightning has put in its own."""

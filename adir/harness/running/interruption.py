@@ -12,17 +12,20 @@ from typing import Any
 
 
 def new_stop_file(plan: Path) -> Path:
-    """Return the path of a file that, once it exists, tells all workers of one run to stop after their current image.
+    """Return the path of a file that, once it exists, tells all workers of one run to stop after
+    their current image.
 
-    It is beside the plan, in a folder that they share. Its name is random, as the same grid may be run twice at once.
+    It is beside the plan, in a folder that they share. Its name is random, as the same grid may be
+    run twice at once.
     """
     return plan.with_suffix(f".{secrets.token_hex(4)}.stop")
 
 
 @contextmanager
 def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
-    """Write the stop file at the first Ctrl-C (or SIGTERM, which clusters send before they kill); at the second, raise
-    KeyboardInterrupt. Neither loses a record. Yields the list of signals received.
+    """Write the stop file at the first Ctrl-C (or SIGTERM, which clusters send before they kill);
+    at the second, raise KeyboardInterrupt. Neither loses a record. Yields the list of signals
+    received.
 
     A terminal sends Ctrl-C to the workers too: they ignore it (`leave_to_the_launching_process`).
     """
@@ -36,10 +39,17 @@ def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
         stop_file.touch()
-        with contextlib.suppress(OSError):  # not print: it may be what was interrupted, and cannot be re-entered
-            os.write(1, b"interrupted: finishing the current images; press Ctrl-C again to stop at once\n")
+        with contextlib.suppress(
+            OSError
+        ):  # not print: it may be what was interrupted, and cannot be re-entered
+            os.write(
+                1,
+                b"interrupted: finishing the current images; press Ctrl-C again to stop at once\n",
+            )
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield received
     finally:
@@ -48,9 +58,11 @@ def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
 
 
 def leave_to_the_launching_process(stop_file: Path | None) -> None:
-    """Ignore Ctrl-C in a worker: it also reaches the process that launched it, which writes the stop file.
+    """Ignore Ctrl-C in a worker: it also reaches the process that launched it, which writes the
+    stop file.
 
-    SIGTERM may reach the worker alone. The worker then writes the stop file, unless a cluster's launcher handles this signal.
+    SIGTERM may reach the worker alone. The worker then writes the stop file, unless a cluster's
+    launcher handles this signal.
     """
     if threading.current_thread() is not threading.main_thread():
         return

@@ -1,4 +1,7 @@
-"""The stages of one test image: y, neighbours, adapter, restoration, scores, record. Other cells reuse stored stages."""
+"""The stages of one test image: y, neighbours, adapter, restoration, scores, record.
+
+Other cells reuse stored stages.
+"""
 
 import dataclasses
 import functools
@@ -23,11 +26,7 @@ from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import (
     Adapter as RecordedAdapter,
-)
-from adir.harness.records.record import (
     Measurement as Measured,
-)
-from adir.harness.records.record import (
     Neighbour,
     OracleError,
     Prior,
@@ -39,7 +38,13 @@ from adir.harness.records.record import (
     scores_of,
 )
 from adir.harness.running.claims import Claims
-from adir.harness.running.neighbours import corpus_index, find_neighbours, is_embedded, judging_images, tuned_on
+from adir.harness.running.neighbours import (
+    corpus_index,
+    find_neighbours,
+    is_embedded,
+    judging_images,
+    tuned_on,
+)
 from adir.harness.running.provenance import Clock, commit, process_peak_memory_mb, versions
 from adir.harness.running.stores import (
     AdapterStore,
@@ -87,12 +92,17 @@ class Prepared:
 
 
 def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
-    """Load or make all stages before sampling. Raises Busy if another worker is making the adapter or the embeddings."""
+    """Load or make all stages before sampling.
+
+    Raises Busy if another worker is making the adapter or the embeddings.
+    """
     clock = Clock()
     x = cell.data.image(image_id)
     task = cell.task.bound(cell.data, image_id)
     cell = dataclasses.replace(cell, task=task)
-    store = MeasurementStore(cell.results, task, cell.identity.configuration["task"], cell.noise_seed)
+    store = MeasurementStore(
+        cell.results, task, cell.identity.configuration["task"], cell.noise_seed
+    )
     measurement = store.get(image_id, x, warn=lambda message: tell(f"warning: {message}"))
     keep_image(cell.results, x)
     clock.lap("measure")
@@ -109,15 +119,22 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
     return prepared
 
 
-def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement) -> FoundNeighbours:
-    """Return the K neighbours, from the store that all cells share or by a search, which is then stored."""
+def neighbours_of(
+    cell: Cell, image_id: str, x: Tensor, measurement: Measurement
+) -> FoundNeighbours:
+    """Return the K neighbours, from the store that all cells share or by a search, which is then
+    stored.
+    """
     assert cell.corpus is not None
     key = neighbours_key(cell, image_id, hash_of_image(x), measurement)
     found = stored_neighbours(cell.results, key, cell.k)
     if found is None:
         embed_once(cell)
         chosen, excluded = find_neighbours(cell, image_id, x, measurement.y)
-        hashes = [keep_image(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True) for one in chosen]
+        hashes = [
+            keep_image(cell.results, reduced(cell.corpus.image(one.id)), thumbnail=True)
+            for one in chosen
+        ]
         neighbours = [
             Neighbour(id=one.id, distance=one.distance, image=sha256)
             for one, sha256 in zip(chosen, hashes, strict=True)
@@ -128,7 +145,10 @@ def neighbours_of(cell: Cell, image_id: str, x: Tensor, measurement: Measurement
 
 
 def embed_once(cell: Cell) -> None:
-    """Embed the corpus if the mode searches it and no embeddings are stored. Raises Busy if another worker is doing it."""
+    """Embed the corpus if the mode searches it and no embeddings are stored.
+
+    Raises Busy if another worker is doing it.
+    """
     folder = Layout(cell.results).embeddings
     if not cell.mode.follows_y or cell.corpus is None or cell.encoder is None:
         return
@@ -141,36 +161,60 @@ def embed_once(cell: Cell) -> None:
 
 
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
-    """Return the cache key of an image's neighbours: all that determines them but K. cell: with its task bound to the image."""
+    """Return the cache key of an image's neighbours: all that determines them but K. cell: with its
+    task bound to the image.
+    """
     retrieval = cell.identity.configuration["retrieval"]
-    drawn = {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
+    drawn = (
+        {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
+    )
     # An edit is looked for by its prompt; other tasks have none.
     asked = {"prompt": cell.task.prompt, "by": cell.task.by} if cell.task.edits else {}
-    # What the corpus withholds follows from the test image's cluster; most corpora withhold nothing.
+    # What the corpus withholds follows from the test image's cluster; most corpora withhold
+    # nothing.
     cluster = {"cluster": cell.data.cluster(image_id)} if "withholds" in retrieval else {}
-    return hash_of({"mode": cell.mode.name, "retrieval": retrieval, "x": image_sha256, **drawn, **asked, **cluster})
+    return hash_of(
+        {
+            "mode": cell.mode.name,
+            "retrieval": retrieval,
+            "x": image_sha256,
+            **drawn,
+            **asked,
+            **cluster,
+        }
+    )
 
 
 def adaptation_images(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
     """Return the images (3, H, W) that the mode tunes on. chosen: ids of the corpus, nearest first."""
-    corpus = [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
+    corpus = (
+        [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
+    )
     return cell.mode.images(task.image_of(y), corpus)
 
 
-def adapter_made_of(cell: Cell, image_id: str, task: Any, image_hashes: list[str]) -> dict[str, Any]:
+def adapter_made_of(
+    cell: Cell, image_id: str, task: Any, image_hashes: list[str]
+) -> dict[str, Any]:
     """Return everything that determines an adapter; its hash is the adapter's cache key.
 
-    The sampler does not, so cells that differ only in it share adapters, as does `random` of two tasks. Training a latent
-    backbone also depends on the operator (which makes the low-resolution images) or on the prompt. Other corpus images are
-    needed to validate the training on a single one.
+    The sampler does not, so cells that differ only in it share adapters, as does `random` of two
+    tasks. Training a latent backbone also depends on the operator (which makes the low-resolution
+    images) or on the prompt. Other corpus images are needed to validate the training on a single
+    one.
     """
-    settings = {key: value for key, value in cell.identity.configuration["task"].items() if key != "version"}
+    settings = {
+        key: value for key, value in cell.identity.configuration["task"].items() if key != "version"
+    }
     seen = {} if cell.backbone.kind == "pixel" else {"task": settings | {"prompt": task.prompt}}
     judged = cell.corpus is not None and len(image_hashes) == 1 and cell.fine_tuning.n_others > 0
     variants = {} if cell.mode.own_variants is None else {"variants": cell.mode.own_variants}
     return {
         "backbone": cell.identity.configuration["backbone"],
-        "adaptation": {key: cell.identity.configuration["adaptation"][key] for key in ("adapter", "fine_tuning")},
+        "adaptation": {
+            key: cell.identity.configuration["adaptation"][key]
+            for key in ("adapter", "fine_tuning")
+        },
         "images": image_hashes,
         "seed": [cell.seed, image_id],
         **({"judged_beside": cell.identity.configuration["retrieval"]["corpus"]} if judged else {}),
@@ -189,9 +233,11 @@ def find_or_train_adapter(
     tell: Tell,
     excluded: Collection[str] = (),
 ) -> StoredAdapter | None:
-    """Return the adapter for one image, trained unless its store has it; None in a mode that trains none.
+    """Return the adapter for one image, trained unless its store has it; None in a mode that trains
+    none.
 
-    chosen: ids of the corpus images to adapt to, nearest first.  excluded: ids that could not be chosen, repeats aside.
+    chosen: ids of the corpus images to adapt to, nearest first.  excluded: ids that could not be
+        chosen, repeats aside.
     Raises Busy where another worker is training it.
     """
     if not cell.mode.trains:
@@ -223,7 +269,9 @@ def find_or_train_adapter(
             progress=progress,
             task=task,
             names=used or [image_id],
-            others=[reduced(cell.corpus.image(name)) for name in others] if cell.corpus is not None else [],
+            others=[reduced(cell.corpus.image(name)) for name in others]
+            if cell.corpus is not None
+            else [],
             variants=cell.mode.variants,
         )
         if trained.crop_remark is not None:
@@ -239,7 +287,9 @@ def find_or_train_adapter(
             "seconds": round(time.perf_counter() - started, 3),
         }
         tell_once(
-            tell, f"adapter {cell.adapter.name}: {trained.n_parameters:,} parameters in {len(trained.layers)} layers"
+            tell,
+            f"adapter {cell.adapter.name}: {trained.n_parameters:,} parameters in "
+            f"{len(trained.layers)} layers",
         )
         return store.put(key, trained.tensors, facts)
 
@@ -251,7 +301,9 @@ def tell_once(tell: Tell, message: str) -> None:
 
 
 def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManager[Any]:
-    """Put a trained adapter in place, everywhere or where its held-out loss fell; nothing where there is none."""
+    """Put a trained adapter in place, everywhere or where its held-out loss fell; nothing where
+    there is none.
+    """
     if adapter is None:
         return nullcontext()
     held_out = adapter.facts["held_out"]
@@ -260,7 +312,9 @@ def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManage
 
 
 def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
-    """The restorations of images of one shape and operator; of one image where an adapter is in place."""
+    """The restorations of images of one shape and operator; of one image where an adapter is in
+    place.
+    """
     adapter = batch[0].adapter
     assert adapter is None or len(batch) == 1
     y = torch.stack([prepared.measurement.y for prepared in batch]).to(cell.backbone.device)
@@ -270,8 +324,13 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     with in_place(cell, adapter):
         if isinstance(cell.mode, Steering):
             network = cell.backbone.network
-            steering = [cell.mode.steered(network, generator(cell.seed, one.image_id, "adaptation")) for one in batch]
-            restored = cell.sampler.restore_steered(cell.backbone, batch[0].operator, y, noise, steering)
+            steering = [
+                cell.mode.steered(network, generator(cell.seed, one.image_id, "adaptation"))
+                for one in batch
+            ]
+            restored = cell.sampler.restore_steered(
+                cell.backbone, batch[0].operator, y, noise, steering
+            )
         else:
             restored = cell.sampler.restore(cell.backbone, batch[0].operator, y, noise)
     for prepared in batch:
@@ -279,8 +338,13 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
     return restored
 
 
-def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, oracle: bool) -> Record:
-    """Write the restored image and return its record. Raises FloatingPointError where the sampler failed on it."""
+def finish(
+    cell: Cell, prepared: Prepared, restored: Restoration, place: int, oracle: bool
+) -> Record:
+    """Write the restored image and return its record.
+
+    Raises FloatingPointError where the sampler failed on it.
+    """
     clock, x, y = prepared.clock, prepared.x, prepared.measurement.y
     clock.start()
     reason = restored.errors[place]
@@ -300,7 +364,8 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
         status="done",
         image=image_of(cell, prepared.image_id, hash_of_image(x)),
         y=Measured(
-            sha256=prepared.measurement.sha256, file=prepared.measurement.path.relative_to(cell.results).as_posix()
+            sha256=prepared.measurement.sha256,
+            file=prepared.measurement.path.relative_to(cell.results).as_posix(),
         ),
         restored=image.relative_to(cell.results).as_posix(),
         scores=scores,
@@ -313,7 +378,9 @@ def finish(cell: Cell, prepared: Prepared, restored: Restoration, place: int, or
         ),
         neighbours=prepared.found.neighbours,
         excluded=prepared.found.excluded,
-        search=None if prepared.recall is None else Search(approximate=True, recall=prepared.recall),
+        search=None
+        if prepared.recall is None
+        else Search(approximate=True, recall=prepared.recall),
         adapter=None if prepared.adapter is None else adapter_of(prepared.adapter),
         oracle=errors,
         seconds=clock.seconds,
@@ -339,7 +406,9 @@ def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
 
 
 def score_image(cell: Cell, task: Any, image: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
-    """Scores of a restored image as its file holds it, so that scoring again gives the same; the residual beside them."""
+    """Scores of a restored image as its file holds it, so that scoring again gives the same; the
+    residual beside them.
+    """
     x_hat = read_png(image)
     scores = scores_of(cell.scoring.score(x_hat, x, task.prompt))
     residual = data_consistency_residual(task.operator(tuple(x.shape)), x_hat[None], y[None])
@@ -351,7 +420,9 @@ ORACLE_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 
 
 def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
-    """Errors on the ground truth of the untuned denoiser, and of the one that restored this image: equal without adapter."""
+    """Errors on the ground truth of the untuned denoiser, and of the one that restored this image:
+    equal without adapter.
+    """
     adapter = prepared.adapter
     untuned = tuned = eps_errors(cell, prepared.x)
     if adapter is not None:
@@ -362,7 +433,8 @@ def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
 
 @torch.no_grad()
 def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
-    """{t: l_simple of the denoiser as it stands on the ground truth x}, with one noise for each t, always the same.
+    """{t: l_simple of the denoiser as it stands on the ground truth x}, with one noise for each t,
+    always the same.
 
     Only the t that the backbone's schedule has: some have fewer than 1000.
     """
@@ -378,10 +450,11 @@ def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
 
 
 def oracle_eps_change(errors: tuple[OracleError, ...]) -> float:
-    """Mean over t of the relative change of the error by fine-tuning, in percent: 0 without an adapter, lower is better.
+    """Mean over t of the relative change of the error by fine-tuning, in percent: 0 without an
+    adapter, lower is better.
 
-    Says whether adaptation made the denoiser better for this very image. Relative, as the plain error at t = 10 is twice
-    that of all other t together.
+    Says whether adaptation made the denoiser better for this very image. Relative, as the plain
+    error at t = 10 is twice that of all other t together.
     """
     return sum(100 * (error.adapted / error.untuned - 1) for error in errors) / len(errors)
 
@@ -393,14 +466,20 @@ def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
         image=image_of(cell, image_id, None),
         y=None,
         scores={},
-        error=storable(f"{type(error).__name__}: {first_line(error)}"),  # it may name a file that is not UTF-8
-        traceback=None if isinstance(error, InputError) else storable("".join(traceback.format_exception(error))),
+        error=storable(
+            f"{type(error).__name__}: {first_line(error)}"
+        ),  # it may name a file that is not UTF-8
+        traceback=None
+        if isinstance(error, InputError)
+        else storable("".join(traceback.format_exception(error))),
         **provenance_of(cell),
     )
 
 
 def image_of(cell: Cell, image_id: str, sha256: str | None) -> TestImage:
-    """Return what a record says of its test image; licence and source as far as the data set tells them."""
+    """Return what a record says of its test image; licence and source as far as the data set tells
+    them.
+    """
     cluster = cell.data.cluster(image_id)
     return TestImage(
         id=image_id,

@@ -1,4 +1,6 @@
-"""Results that cells share, stored under the hash of their inputs: y, neighbours, trained adapters, images for reports."""
+"""Results that cells share, stored under the hash of their inputs: y, neighbours, trained adapters,
+images for reports.
+"""
 
 import json
 from collections.abc import Callable
@@ -48,8 +50,10 @@ def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
 
 
 class OtherImage(InputError):
-    """The results folder holds results of another image with this id, or of another y of it. Stops the run, so that they
-    are not overwritten, and no two rows are compared that are not comparable.
+    """The results folder holds results of another image with this id, or of another y of it.
+
+    Stops the run, so that they are not overwritten, and no two rows are compared that are not
+    comparable.
     """
 
 
@@ -66,8 +70,8 @@ class Measurement:
 class MeasurementStore:
     """y, made once per (image, task version, noise seed); later, every cell reads it from its PNG.
 
-    The folder carries the hash of the task's configuration, so a task that was changed without raising its version does
-    not meet the old y.
+    The folder carries the hash of the task's configuration, so a task that was changed without
+    raising its version does not meet the old y.
     """
 
     results: Path
@@ -79,7 +83,9 @@ class MeasurementStore:
     @property
     def folder(self) -> Path:
         """The folder of this task version, configuration and noise seed."""
-        made_of = {key: value for key, value in self.configuration.items() if key != "guidance_scale"}
+        made_of = {
+            key: value for key, value in self.configuration.items() if key != "guidance_scale"
+        }
         name = file_name(self.task.name, most=40)
         folder = f"{name}-v{self.task.version}-n{self.noise_seed}-{hash_of(made_of)[:10]}"
         return Layout(self.results).measurements / folder
@@ -89,21 +95,27 @@ class MeasurementStore:
         return self.folder / f"{file_name(image_id)}.png"
 
     def note(self, image_id: str, image_sha256: str) -> dict[str, str] | None:
-        """Return what is known of an image's y (`read_note`). Raises OtherImage if it was made of other pixels than these."""
+        """Return what is known of an image's y (`read_note`).
+
+        Raises OtherImage if it was made of other pixels than these.
+        """
         path = self.path(image_id)
         known = read_note(path.with_suffix(".json"))
         if known is not None and known["image_sha256"] != image_sha256:
-            raise OtherImage(f"{path}: was made of another image with the id {image_id!r}; use another results folder")
+            raise OtherImage(
+                f"{path}: was made of another image with the id {image_id!r}; use another "
+                "results folder"
+            )
         return known
 
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
         """Return y of image x, read from its files or made now.
 
-        A damaged y is renamed, reported through `warn(message)`, and made again. A y without its note (after a kill) gets
-        one if x gives that y.
+        A damaged y is renamed, reported through `warn(message)`, and made again. A y without its
+        note (after a kill) gets one if x gives that y.
 
-        Raises OtherImage, and changes no file, if y was made of other pixels than x, or if y made again differs from the
-        stored one or from its note (as after an update of a library).
+        Raises OtherImage, and changes no file, if y was made of other pixels than x, or if y made
+        again differs from the stored one or from its note (as after an update of a library).
         """
         path = self.path(image_id)
         known = self.note(image_id, hash_of_image(x))
@@ -119,11 +131,22 @@ class MeasurementStore:
                 return Measurement(stored, known["sha256"], path)
             stored, problem = None, "its pixels are not those it was made with"
 
-        y = self.task.degrade(x, generator(self.noise_seed, image_id, f"y {self.task.name} {self.task.version}"))
+        y = self.task.degrade(
+            x, generator(self.noise_seed, image_id, f"y {self.task.name} {self.task.version}")
+        )
         sha256 = hash_of_image(y)
-        earlier = known["sha256"] if known is not None else hash_of_image(stored) if stored is not None else sha256
+        earlier = (
+            known["sha256"]
+            if known is not None
+            else hash_of_image(stored)
+            if stored is not None
+            else sha256
+        )
         if sha256 != earlier:
-            raise OtherImage(f"{path}: made anew, y differs from the one made earlier; use another results folder")
+            raise OtherImage(
+                f"{path}: made anew, y differs from the one made earlier; use another "
+                "results folder"
+            )
         if stored is None:
             if problem is not None:
                 warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
@@ -137,7 +160,10 @@ class MeasurementStore:
 
 
 def read_note(path: Path) -> dict[str, str] | None:
-    """Return {sha256: of y, image_sha256: of x}; None if the file is missing or damaged. It is then made again from y."""
+    """Return {sha256: of y, image_sha256: of x}; None if the file is missing or damaged.
+
+    It is then made again from y.
+    """
     try:
         note = read_json(path)
         return {key: note[key] for key in ("sha256", "image_sha256")}
@@ -152,7 +178,10 @@ class StoredAdapter:
     tensors: dict[str, Tensor]
     """float32, on the CPU."""
     sha256: str
-    """Of the tensors (`hash_of_tensors`). That of the file would depend on how long the training took."""
+    """Of the tensors (`hash_of_tensors`).
+
+    That of the file would depend on how long the training took.
+    """
     key: str
     """Cache key: hash of everything that determines the adapter."""
     facts: dict[str, Any]
@@ -160,16 +189,19 @@ class StoredAdapter:
 
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes, types and values: of a safetensors file of these tensors without metadata."""
+    """Return the SHA-256 of names, shapes, types and values: of a safetensors file of these tensors
+    without metadata.
+    """
     return sha256_of_bytes(save(tensors))
 
 
 @dataclass(frozen=True)
 class AdapterStore:
-    """Adapters, stored under the hash of what determines them: weights, adapter, fine-tuning, images, seed.
+    """Adapters, stored under the hash of what determines them: weights, adapter, fine-tuning,
+    images, seed.
 
-    Each is one safetensors file, so a reader sees tensors and facts of one training. Its metadata has one entry, `facts`:
-    the facts as JSON, the tensors' hash among them.
+    Each is one safetensors file, so a reader sees tensors and facts of one training. Its metadata
+    has one entry, `facts`: the facts as JSON, the tensors' hash among them.
     """
 
     results: Path
@@ -179,7 +211,10 @@ class AdapterStore:
         return Layout(self.results).adapter(key)
 
     def find(self, key: str, warn: Callable[[str], None]) -> StoredAdapter | None:
-        """Return the adapter, or None. A damaged one is renamed, reported through `warn(message)`, and counts as missing."""
+        """Return the adapter, or None.
+
+        A damaged one is renamed, reported through `warn(message)`, and counts as missing.
+        """
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -204,13 +239,16 @@ class AdapterStore:
     ) -> StoredAdapter:
         """Store a trained adapter and return the one to use.
 
-        Two workers may train one key at once (`random` of two tasks shares it), and on a GPU their results differ. The one that
-        was stored first is used, as a record may refer to it.
+        Two workers may train one key at once (`random` of two tasks shares it), and on a GPU their
+        results differ. The one that was stored first is used, as a record may refer to it.
         """
         first = self.find(key, warn)
         if first is not None:
             return first
-        tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float32).contiguous()
+            for name, tensor in tensors.items()
+        }
         facts = {**facts, "sha256": hash_of_tensors(tensors)}
         write_bytes(self.path(key), save(tensors, {"facts": json.dumps(facts, allow_nan=False)}))
         return StoredAdapter(tensors, facts["sha256"], key, facts)
@@ -227,11 +265,15 @@ class FoundNeighbours(Part):
 def stored_neighbours(results: Path, key: str, k: int) -> FoundNeighbours | None:
     """Return the k nearest neighbours stored under a cache key, or None if fewer are stored.
 
-    The key does not contain K: the list for K is a prefix of that for a larger K. A damaged file counts as missing, as the
-    search is fast.
+    The key does not contain K: the list for K is a prefix of that for a larger K. A damaged file
+    counts as missing, as the search is fast.
     """
     try:
         found = FoundNeighbours.model_validate(read_json(Layout(results).neighbours(key)))
     except (FileNotFoundError, ValueError):
         return None
-    return found.model_copy(update={"neighbours": found.neighbours[:k]}) if len(found.neighbours) >= k else None
+    return (
+        found.model_copy(update={"neighbours": found.neighbours[:k]})
+        if len(found.neighbours) >= k
+        else None
+    )

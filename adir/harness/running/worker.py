@@ -23,7 +23,9 @@ from adir.images import hash_of_image
 Existing = Literal["skip", "redo", "report"]
 
 LONGEST_PAUSE = 2.0
-"""Most seconds between two checks of other workers' images: long enough to cost nothing, short enough for Ctrl-C."""
+"""Most seconds between two checks of other workers' images: long enough to cost nothing, short
+enough for Ctrl-C.
+"""
 
 
 class Tracker(Protocol):
@@ -59,10 +61,12 @@ class Options:
         existing: what to do with finished images: `skip`, `redo` or `report` (run nothing).
         retry_failed: run images again whose record holds an error.
         progress: show a progress bar of adaptation.
-        oracle: also measure the denoiser's error on the ground truth (for studies; the method never sees it).
+        oracle: also measure the denoiser's error on the ground truth (for studies; the method never
+            sees it).
         batch_size: images sampled at once, in modes without an adapter per image.
         stop_file: stop after the current image once this file exists.
-        wait: wait for the images of other workers, and take over those of workers that die; else leave them.
+        wait: wait for the images of other workers, and take over those of workers that die; else
+            leave them.
     """
 
     existing: Existing = "skip"
@@ -74,11 +78,16 @@ class Options:
     wait: bool = True
 
 
-def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None) -> Outcome:
-    """Restore and score every image of the cell that has no record yet. A kill loses at most the current images.
+def run_cell(
+    cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None
+) -> Outcome:
+    """Restore and score every image of the cell that has no record yet.
 
-    An image that fails gets a record with its error, and the others go on. OSError (full or read-only disk), OtherImage and
-    OutOfMemory stop the run. Raises InputError for an unsuitable test set.
+    A kill loses at most the current images.
+
+    An image that fails gets a record with its error, and the others go on. OSError (full or
+    read-only disk), OtherImage and OutOfMemory stop the run. Raises InputError for an unsuitable
+    test set.
     """
     require_test_images(cell)
     outcome = Outcome()
@@ -123,21 +132,30 @@ def run_cell(cell: Cell, options: Options, tell: Callable[[str], None], tracker:
             continue
         # All remaining images wait for another worker to finish, to release its claim, or to die.
         free = [image_id for image_id in elsewhere if not claims.held_by_others(image_id)]
-        waiting.extend(image_id for image_id in free if cell.ledger.stamp(image_id) == elsewhere.pop(image_id))
+        waiting.extend(
+            image_id for image_id in free if cell.ledger.stamp(image_id) == elsewhere.pop(image_id)
+        )
         if not waiting and not options.wait:
             break
         if waiting or elsewhere:
             if pause < LONGEST_PAUSE <= 2 * pause:
                 left = [*waiting, *elsewhere]
-                tell(f"{cell.label}: waiting for other workers to end {len(left)} images, such as {left[0]}")
+                tell(
+                    f"{cell.label}: waiting for other workers to end {len(left)} images, such "
+                    f"as {left[0]}"
+                )
             time.sleep(pause)
             idle, pause = 0, min(LONGEST_PAUSE, max(0.1, 2 * pause))
     claims.clear_dead()
     return outcome
 
 
-def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome) -> bool:
-    """Return whether an image needs no run: it has its record, or nothing is to be run. Counts it in `outcome`.
+def settled(
+    cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome
+) -> bool:
+    """Return whether an image needs no run: it has its record, or nothing is to be run.
+
+    Counts it in `outcome`.
 
     Raises OtherImage if the record is of another image with this id.
     """
@@ -149,7 +167,8 @@ def settled(cell: Cell, image_id: str, options: Options, tell: Callable[[str], N
     if record is not None and record.status == "done":
         if record.image.sha256 != image_hashes(cell.data)[image_id]:
             raise OtherImage(
-                f"{cell.ledger.record_path(image_id)}: is of another image with the id {image_id!r}; "
+                f"{cell.ledger.record_path(image_id)}: is of another image with the id "
+                f"{image_id!r}; "
                 "use another results folder"
             )
     if record is not None and options.existing != "redo":
@@ -169,7 +188,10 @@ def run_batch(
     outcome: Outcome,
     tracker: Tracker | None,
 ) -> list[str]:
-    """Restore test images and write their records. Returns the ids of images whose adapter another worker is training."""
+    """Restore test images and write their records.
+
+    Returns the ids of images whose adapter another worker is training.
+    """
     started = time.perf_counter()
     put_off: list[str] = []
     ready: list[Prepared] = []
@@ -183,7 +205,10 @@ def run_batch(
             tell(f"{where}  FAILED: {record.error}")
         else:
             outcome.done += 1
-            tell(f"{where}  {summary(record)}  {(time.perf_counter() - started) / len(image_ids):.1f} s")
+            tell(
+                f"{where}  {summary(record)}  "
+                f"{(time.perf_counter() - started) / len(image_ids):.1f} s"
+            )
         if tracker is not None:
             tracker.record(record, cell.ledger.image_path(image_id))
 
@@ -199,7 +224,9 @@ def run_batch(
             settle(image_id, failure_record(cell, image_id, error))
     for batch in alike(ready):
         try:
-            with out_of_memory_explained(cell, image_shapes(cell.data)[batch[0].image_id], len(batch)):
+            with out_of_memory_explained(
+                cell, image_shapes(cell.data)[batch[0].image_id], len(batch)
+            ):
                 restored = sample(cell, batch)
         except STOPPING:
             raise
@@ -234,12 +261,15 @@ def alike(ready: list[Prepared]) -> list[list[Prepared]]:
 
 
 def require_test_images(cell: Cell) -> None:
-    """Raise InputError unless every image of the test set can be read and has a size that task and backbone take.
+    """Raise InputError unless every image of the test set can be read and has a size that task and
+    backbone take.
 
     A test set that silently lost an image would give another mean.
     """
     for image_id, reason in cell.data.rejects.items():
-        raise InputError(f"test image {image_id}: {reason}; mend it, or take it out of the test set")
+        raise InputError(
+            f"test image {image_id}: {reason}; mend it, or take it out of the test set"
+        )
     stride = cell.backbone.stride
     for image_id, shape in image_shapes(cell.data).items():
         try:
@@ -249,7 +279,8 @@ def require_test_images(cell: Cell) -> None:
         _, height, width = shape
         if height % stride or width % stride:
             raise InputError(
-                f"test image {image_id}: {width}x{height} pixels, but this backbone takes multiples of {stride}; crop it "
+                f"test image {image_id}: {width}x{height} pixels, but this backbone takes "
+                f"multiples of {stride}; crop it "
                 "(`adir restore` takes any size)"
             )
 
@@ -262,10 +293,17 @@ def image_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def image_hashes(data: Corpus) -> dict[str, str]:
-    """Return {image: `hash_of_image`}. Computed once per process, as every record is checked against it."""
+    """Return {image:
+
+    `hash_of_image`}. Computed once per process, as every record is checked against it.
+    """
     return {image_id: hash_of_image(data.image(image_id)) for image_id in data.ids}
 
 
 def summary(record: Record) -> str:
     """Return the scores of a record as one line."""
-    return "  ".join(f"{name} {score.value:.4g}" for name, score in record.scores.items() if score.value is not None)
+    return "  ".join(
+        f"{name} {score.value:.4g}"
+        for name, score in record.scores.items()
+        if score.value is not None
+    )

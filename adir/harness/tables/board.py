@@ -1,9 +1,12 @@
-"""Records to rows: one per backbone, sampler, task, mode, adapter, K and setting; means over clusters of images.
+"""Records to rows: one per backbone, sampler, task, mode, adapter, K and setting; means over
+clusters of images.
 
-Seeds are averaged within an image, images within a cluster. Computed once here, for every form of the table. Missing stays
-missing: a row that lacks a record that another row of its backbone, sampler and task has, or that the grid's plan names,
-shows no mean, and says how many it has. Its difference to its reference (`none`, or another mode) is over the images that
-both have, and says which it left out.
+Seeds are averaged within an image, images within a cluster. Computed once here, for every form of
+the table. Missing stays
+missing: a row that lacks a record that another row of its backbone, sampler and task has, or that
+    the grid's plan names,
+shows no mean, and says how many it has. Its difference to its reference (`none`, or another mode)
+is over the images that both have, and says which it left out.
 """
 
 import math
@@ -53,9 +56,11 @@ class Row:
     """One line of the table."""
 
     axes: dict[str, Any]
-    """backbone, sampler, task, adaptation, adapter, k, variant, setting, data. variant: eight digits of its setting where a
-    reader could not tell it from another row otherwise, else empty.  setting: what that is, `rank=4 alpha=2`, where few
-    numbers or words tell it; else the digits stand for it."""
+    """backbone, sampler, task, adaptation, adapter, k, variant, setting, data. variant: eight
+    digits of its setting where a reader could not tell it from another row otherwise, else empty.
+    setting: what that is, `rank=4 alpha=2`, where few numbers or words tell it; else the digits
+    stand for it.
+    """
     records: list[Record]
     """All of them: done, failed, or missing, which a plan names and nothing was found of."""
     setting_hash: str
@@ -67,21 +72,29 @@ class Row:
     sigma_y: float | None = None
     """Noise of y in grey levels, beside which the residual is read; None where no record tells."""
     evaluations: tuple[float | None, float | None] = (None, None)
-    """Mean calls of the network per image by the sampler: without a gradient, and with one. None where a record lacks them."""
+    """Mean calls of the network per image by the sampler: without a gradient, and with one.
+
+    None where a record lacks them.
+    """
     trained_on: str | None = None
-    """The training set of its prior, as the records have it; None where none tells, or no network was used."""
+    """The training set of its prior, as the records have it; None where none tells, or no network
+    was used.
+    """
     images: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """{metric: {image: mean over its seeds, None where one is missing}}"""
     clusters: dict[str, str] = field(default_factory=dict)
     """{image: its cluster}"""
     estimates: dict[str, Estimate] = field(default_factory=dict)
     to_reference: dict[str, PairedDifference] = field(default_factory=dict)
-    """{metric: paired difference to the reference}: the row of equal base whose mode is the board's `against`. No key without
-    such a row, or where they share no image."""
+    """{metric: paired difference to the reference}: the row of equal base whose mode is the board's
+    `against`. No key without such a row, or where they share no image.
+    """
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """{metric: what the difference to the reference shows}, of metrics that have a margin."""
     ranking: dict[str, Ranking] = field(default_factory=dict)
-    """{metric: best, the only one; or tied with the best}; no key for what is worse, missing, or cannot be told."""
+    """{metric: best, the only one; or tied with the best}; no key for what is worse, missing, or
+    cannot be told.
+    """
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,32 +128,51 @@ class Board:
     against: str = "none"
     """The mode whose rows the others are compared with."""
     shown: Sequence[str] = ()
-    """Which of data, backbone and sampler there are several of, so that a row's name takes them in."""
+    """Which of data, backbone and sampler there are several of, so that a row's name takes them in.
+    """
     summary: str = ""
     """One sentence on the verdicts; empty where there are none."""
     notes: list[str] = field(default_factory=list)
     damaged: int = 0
-    """Files that could not be read, which the first notes name: what shows this table has not done all it was asked."""
+    """Files that could not be read, which the first notes name: what shows this table has not done
+    all it was asked.
+    """
 
 
-def make_board(records: Iterable[Record], planned: Iterable[Record] = (), against: str = "none") -> Board:
+def make_board(
+    records: Iterable[Record], planned: Iterable[Record] = (), against: str = "none"
+) -> Board:
     """The board of some records.
 
     planned: of status `missing`, what the plan of the grid names and nothing was found of.
     against: the mode whose rows the others are compared with.
 
-    Raises InputError when records of one task differ in y or task version, or in the version of a metric, and where no
-    record is of the mode `against`, unless that is none.
+    Raises InputError when records of one task differ in y or task version, or in the version of a
+    metric, and where no record is of the mode `against`, unless that is none.
     """
     records = sorted(records, key=lambda r: (r.axes.task, r.axes.backbone, r.cell, r.image.id))
     versions = require_same(records)
-    metrics: dict[str, str] = {name: score.direction for record in records for name, score in record.scores.items()}
-    clusters = {(r.image.data or None, r.image.id): r.image.cluster for r in records if r.image.cluster is not None}
+    metrics: dict[str, str] = {
+        name: score.direction for record in records for name, score in record.scores.items()
+    }
+    clusters = {
+        (r.image.data or None, r.image.id): r.image.cluster
+        for r in records
+        if r.image.cluster is not None
+    }
     rows = rows_of([*records, *planned])
-    modes = sorted({row.axes["adaptation"] for row in rows}, key=lambda mode: (ORDER.get(mode, 9), mode))
+    modes = sorted(
+        {row.axes["adaptation"] for row in rows}, key=lambda mode: (ORDER.get(mode, 9), mode)
+    )
     if against != "none" and against not in modes:
-        raise InputError(f"--against {against}: no row has this mode; choose one of {', '.join(modes)}")
-    shown = [axis for axis in ("data", "backbone", "sampler") if len({row.axes[axis] for row in rows}) > 1]
+        raise InputError(
+            f"--against {against}: no row has this mode; choose one of {', '.join(modes)}"
+        )
+    shown = [
+        axis
+        for axis in ("data", "backbone", "sampler")
+        if len({row.axes[axis] for row in rows}) > 1
+    ]
     board = Board([], metrics, versions, against, shown)
     notes: list[Note] = []
     for _, group in groupby(rows, key=lambda row: [row.axes[axis] for axis in GROUP]):
@@ -149,7 +181,9 @@ def make_board(records: Iterable[Record], planned: Iterable[Record] = (), agains
         notes += [*measure(alike, board, clusters), *unclear]
 
     compared = {name: direction for name, direction in metrics.items() if direction != "none"}
-    adjusted = iter(with_holm([difference for row in board.rows for difference in row.to_reference.values()]))
+    adjusted = iter(
+        with_holm([difference for row in board.rows for difference in row.to_reference.values()])
+    )
     for row in board.rows:
         row.to_reference = {metric: next(adjusted) for metric in row.to_reference}
         row.verdicts = {
@@ -167,15 +201,23 @@ def make_board(records: Iterable[Record], planned: Iterable[Record] = (), agains
 
 
 def rows_of(records: list[Record]) -> list[Row]:
-    """The rows without their numbers, in order of task, data set, backbone, sampler and `row_order`."""
+    """The rows without their numbers, in order of task, data set, backbone, sampler and
+    `row_order`.
+    """
     settings: dict[str, str] = {}  # a cell's records share it, and hashing takes long
     found: dict[tuple[Any, ...], Row] = {}
     for record in records:
-        setting = settings.get(record.cell) or settings.setdefault(record.cell, without_seed(record))
+        setting = settings.get(record.cell) or settings.setdefault(
+            record.cell, without_seed(record)
+        )
         data, values = record.image.data or None, [getattr(record.axes, axis) for axis in AXES]
         place = (*values, data, setting)
         if place not in found:
-            axes = dict(zip(AXES, values, strict=True)) | {"variant": "", "setting": "", "data": data}
+            axes = dict(zip(AXES, values, strict=True)) | {
+                "variant": "",
+                "setting": "",
+                "data": data,
+            }
             found[place] = Row(axes, [], setting, base_of(record))
         found[place].records.append(record)
 
@@ -186,13 +228,19 @@ def rows_of(records: list[Record]) -> list[Row]:
 
 
 def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
-    """(the rows of a group in order of their settings, notes on those that few words cannot tell apart).
+    """(the rows of a group in order of their settings, notes on those that few words cannot tell
+    apart).
 
-    Rows of one name are told apart among themselves; one that is alone in its name, but has not every other's `none`, by what
-    all rows have in common with theirs. They are never averaged together.
+    Rows of one name are told apart among themselves; one that is alone in its name, but has not
+    every other's `none`, by what all rows have in common with theirs. They are never averaged
+    together.
     """
     several_bases = len({row.base for row in rows}) > 1
-    of_bases = settings_apart({row.setting_hash: base_part(row.identity) for row in rows}) if several_bases else {}
+    of_bases = (
+        settings_apart({row.setting_hash: base_part(row.identity) for row in rows})
+        if several_bases
+        else {}
+    )
     ordered: list[Row] = []
     notes: list[Note] = []
     for _, same in groupby(rows, key=lambda row: row_order(row.axes)):
@@ -204,24 +252,35 @@ def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[N
             notes.append((f"{len(alike)} settings, {what_differs(identities)}", name))
         if len(alike) > 1 or several_bases:
             for setting, row in alike.items():
-                words = {name: f"{v:g}" if isinstance(v, float) else v for name, v in told.get(setting, {}).items()}
-                row.axes |= {"variant": setting, "setting": " ".join(f"{name}={word}" for name, word in words.items())}
+                words = {
+                    name: f"{v:g}" if isinstance(v, float) else v
+                    for name, v in told.get(setting, {}).items()
+                }
+                row.axes |= {
+                    "variant": setting,
+                    "setting": " ".join(f"{name}={word}" for name, word in words.items()),
+                }
         numbers = {setting: setting_order(told.get(setting, {})) for setting in alike}
         ordered += [alike[setting] for setting in sorted(alike, key=numbers.__getitem__)]
     if several_bases and not notes and not all(row.axes["setting"] for row in rows):
         firsts = [same[0] for same in grouped((row.base, row) for row in rows).values()]
         parts = {row.setting_hash: base_part(row.identity) for row in firsts}
-        notes.append((f"rows of {len(parts)} settings, {what_differs(parts)}", place_of(rows[0].axes, shown)))
+        notes.append(
+            (f"rows of {len(parts)} settings, {what_differs(parts)}", place_of(rows[0].axes, shown))
+        )
     return ordered, notes
 
 
 def setting_order(setting: dict[str, float | str]) -> list[tuple[bool, float, str]]:
     """By numbers as such, then by words."""
-    return [(isinstance(v, str), 0.0 if isinstance(v, str) else v, str(v)) for v in setting.values()]
+    return [
+        (isinstance(v, str), 0.0 if isinstance(v, str) else v, str(v)) for v in setting.values()
+    ]
 
 
 def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], str]) -> list[Note]:
-    """Give the rows of a group, which expect the same images and seeds, their numbers; return the notes on them.
+    """Give the rows of a group, which expect the same images and seeds, their numbers; return the
+    notes on them.
 
     known: {(data set, image): cluster} of images that are no cluster of their own.
     """
@@ -233,8 +292,12 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
         done = {(record.image.id, record.seed): record for record in row.done}
         row.expected, row.clusters = len(expected), clusters
         row.images = {metric: image_means(done, metric, expected) for metric in board.metrics}
-        row.estimates = {metric: mean_over_images(list(row.means(metric).values())) for metric in board.metrics}
-        planned = flatten(row.identity).get("task.sigma_y")  # also where nothing was done yet; an edit's has none
+        row.estimates = {
+            metric: mean_over_images(list(row.means(metric).values())) for metric in board.metrics
+        }
+        planned = flatten(row.identity).get(
+            "task.sigma_y"
+        )  # also where nothing was done yet; an edit's has none
         noise = float(planned) if isinstance(planned, int | float) else told
         row.sigma_y = first_known(*(record.sigma_y for record in row.done), noise)
         row.evaluations = evaluations_of(row.done)
@@ -243,7 +306,10 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
         if (warning := first_known(*map(seen_note, row.done))) is not None:
             notes.append((warning, name))
         failed = [record for record in row.records if record.status == "failed"]
-        notes += [(f"failed: {record.error}", f"{name} seed={record.seed} {record.image.id}") for record in failed]
+        notes += [
+            (f"failed: {record.error}", f"{name} seed={record.seed} {record.image.id}")
+            for record in failed
+        ]
         if row.have < row.expected:
             notes.append((f"{row.have} of {row.expected} records, so the means stay missing", name))
     compared = [metric for metric, direction in board.metrics.items() if direction != "none"]
@@ -252,33 +318,51 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
         references = references_of(row, rows, board.against)
         if len(references) > 1:
             notes.append(
-                (f"{len(references)} rows of the mode {board.against} go with it, so it is not compared", name)
+                (
+                    f"{len(references)} rows of the mode {board.against} go with it, so it is "
+                    "not compared",
+                    name,
+                )
             )
         elif references and references[0] is not row:
             other = references[0].images
-            found = {metric: paired_difference(row.images[metric], other[metric], clusters) for metric in compared}
+            found = {
+                metric: paired_difference(row.images[metric], other[metric], clusters)
+                for metric in compared
+            }
             row.to_reference = {metric: one for metric, one in found.items() if one is not None}
             notes += [(what, name) for what in dropped_notes(row, board.against)]
     sizes = Counter(clusters.values())
     if len(sizes) < len(clusters):
         example = min(name for name, size in sizes.items() if size > 1)
-        what = f"{len(clusters)} images in {len(sizes)} clusters, such as {example}, each of which counts once"
+        what = (
+            f"{len(clusters)} images in {len(sizes)} clusters, such as {example}, each of "
+            "which counts once"
+        )
         notes.append((what, place_of(rows[0].axes, board.shown)))
     return notes
 
 
 def references_of(row: Row, rows: list[Row], against: str) -> list[Row]:
-    """The rows of the mode `against` that a row can be compared with: those of its base, and of several those of its K,
-    adapter, fine-tuning and corpus."""
-    found = [other for other in rows if other.axes["adaptation"] == against and other.base == row.base]
+    """The rows of the mode `against` that a row can be compared with: those of its base, and of
+    several those of its K, adapter, fine-tuning and corpus.
+    """
+    found = [
+        other for other in rows if other.axes["adaptation"] == against and other.base == row.base
+    ]
     if row in found:
         return [row]
     tuning = tuning_of(row.identity)
-    return [other for other in found if len(found) == 1 or tuning_of(other.identity) == tuning] or found
+    return [
+        other for other in found if len(found) == 1 or tuning_of(other.identity) == tuning
+    ] or found
 
 
 def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """What an adaptation has besides its mode: K, adapter, fine-tuning, and the images that may be neighbours."""
+    """What an adaptation has besides its mode:
+
+    K, adapter, fine-tuning, and the images that may be neighbours.
+    """
     parts, unlike = (
         ("adaptation.", "retrieval.corpus", "retrieval.withholds"),
         ("adaptation.name", "adaptation.version"),
@@ -292,8 +376,14 @@ def gathered(notes: Iterable[Note]) -> list[str]:
 
 
 def evaluations_of(records: list[Record]) -> tuple[float | None, float | None]:
-    """Mean network evaluations per image without and with a gradient; None where a record lacks them, or there is none."""
-    known = [(r.sampler.network_evaluations, r.sampler.gradient_evaluations) for r in records if r.sampler is not None]
+    """Mean network evaluations per image without and with a gradient; None where a record lacks
+    them, or there is none.
+    """
+    known = [
+        (r.sampler.network_evaluations, r.sampler.gradient_evaluations)
+        for r in records
+        if r.sampler is not None
+    ]
     if not known or len(known) < len(records):
         return None, None
     calls, gradients = map(statistics.fmean, zip(*known, strict=True))
@@ -310,7 +400,8 @@ def image_means(
 ) -> dict[str, float | None]:
     """{image: mean over its seeds}, None where any expected (image, seed) has no value."""
     places = grouped(
-        (image, done[image, seed].value(metric) if (image, seed) in done else None) for image, seed in expected
+        (image, done[image, seed].value(metric) if (image, seed) in done else None)
+        for image, seed in expected
     )
     complete = {image: [s for s in seeds if s is not None] for image, seeds in places.items()}
     return {
@@ -320,15 +411,22 @@ def image_means(
 
 
 def dropped_notes(row: Row, against: str) -> list[str]:
-    """Which images its differences leave out, as the row or its reference lacks them; metrics that agree in one note."""
+    """Which images its differences leave out, as the row or its reference lacks them; metrics that
+    agree in one note.
+    """
     notes = []
-    lacking = grouped((one.dropped, metric) for metric, one in row.to_reference.items() if one.dropped)
+    lacking = grouped(
+        (one.dropped, metric) for metric, one in row.to_reference.items() if one.dropped
+    )
     for dropped, metrics in lacking.items():
-        shown = ", ".join(dropped[:5]) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
+        shown = ", ".join(dropped[:5]) + (
+            f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
+        )
         which = "" if len(metrics) == len(row.to_reference) else f" in {', '.join(metrics)}"
         both = len(row.images[metrics[0]]) - len(dropped)
         notes.append(
-            f"the difference to {against}{which} is over the {both} images that both have, so {shown} "
+            f"the difference to {against}{which} is over the {both} images that both have, so "
+            f"{shown} "
             f"{'count' if len(dropped) > 1 else 'counts'} in neither"
         )
     return notes
@@ -345,14 +443,25 @@ def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
     notes: list[Note] = []
     for where, found in told.items():
         least = grouped((metric, value) for metric, value, _ in found)
-        parts = [f"{metric} {span(values, '.2g')} {margins()[metric].unit}".strip() for metric, values in least.items()]
+        parts = [
+            f"{metric} {span(values, '.2g')} {margins()[metric].unit}".strip()
+            for metric, values in least.items()
+        ]
         n = span([n for _, _, n in found])
-        notes.append((f"least gain that n = {n} would show with 80 % power, by row: {', '.join(parts)}", where))
+        notes.append(
+            (
+                f"least gain that n = {n} would show with 80 % power, by row: {', '.join(parts)}",
+                where,
+            )
+        )
     return notes
 
 
 def sentence_of(rows: list[Row], shown: Sequence[str], against: str) -> str:
-    """The verdicts of the rows in one sentence. A row is called by its mode where that says which it is."""
+    """The verdicts of the rows in one sentence.
+
+    A row is called by its mode where that says which it is.
+    """
     judged = [row for row in rows if row.verdicts]
     labels = grouped((row.axes["adaptation"], label(row.axes)) for row in judged)
     findings: list[Finding] = []
@@ -360,28 +469,47 @@ def sentence_of(rows: list[Row], shown: Sequence[str], against: str) -> str:
         mode, task = row.axes["adaptation"], row.axes["task"]
         name = mode if len(set(labels[mode])) == 1 else label(row.axes)
         name = " ".join([*(row.axes[axis] or "–" for axis in shown), name])
-        findings += [Finding(name, m, task, row.to_reference[m], verdict.word) for m, verdict in row.verdicts.items()]
-    return sentence(findings, against, any(len(set(row.clusters.values())) < len(row.clusters) for row in judged))
+        findings += [
+            Finding(name, m, task, row.to_reference[m], verdict.word)
+            for m, verdict in row.verdicts.items()
+        ]
+    return sentence(
+        findings,
+        against,
+        any(len(set(row.clusters.values())) < len(row.clusters) for row in judged),
+    )
 
 
 def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) -> list[Note]:
-    """Give the rows who is best and who is tied with it; return the notes on who cannot be compared, and why.
+    """Give the rows who is best and who is tied with it; return the notes on who cannot be
+    compared, and why.
 
-    Rows compete, whatever their backbone and sampler, where task and data set are the same, no value is missing, and the
-    images are all that any of them has: the best of those that did a part would pass for the best of the task.
+    Rows compete, whatever their backbone and sampler, where task and data set are the same, no
+    value is missing, and the images are all that any of them has: the best of those that did a part
+    would pass for the best of the task.
     """
     contests: list[tuple[str, list[Row]]] = []
     notes: dict[Note, None] = {}
-    few = f"fewer than {FEWEST_TO_TELL_APART}, with which no two-sided signed rank test reaches p < 0.05, so no row is marked"
+    few = (
+        f"fewer than {FEWEST_TO_TELL_APART}, with which no two-sided signed rank test reaches "
+        "p < 0.05, so no row is marked"
+    )
     for metric in metrics:
         known = [row for row in rows if row.estimates[metric].value is not None]
-        for field_of in grouped(((row.axes["task"], row.axes["data"]), row) for row in known).values():
+        for field_of in grouped(
+            ((row.axes["task"], row.axes["data"]), row) for row in known
+        ).values():
             where = place_of(field_of[0].axes, [name for name in shown if name == "data"])
-            images = {image: row.clusters[image] for row in field_of for image in row.images[metric]}
+            images = {
+                image: row.clusters[image] for row in field_of for image in row.images[metric]
+            }
             n = len(set(images.values()))
             whole = [row for row in field_of if len(row.images[metric]) == len(images)]
             if len(whole) < len(field_of):
-                partial = f"{len(field_of) - len(whole)} rows are not over all {len(images)} images, so not marked"
+                partial = (
+                    f"{len(field_of) - len(whole)} rows are not over all {len(images)} "
+                    "images, so not marked"
+                )
                 notes[partial, where] = None
             if len(whole) > 1 and n >= FEWEST_TO_TELL_APART:
                 contests.append((metric, whole))
@@ -408,11 +536,17 @@ def place_of(axes: dict[str, Any], shown: Sequence[str]) -> str:
 
 
 def named(axes: dict[str, Any], shown: Sequence[str]) -> str:
-    """`deblur dps knn k=20 full`, which no other row of the board is called. shown: that of the board."""
+    """`deblur dps knn k=20 full`, which no other row of the board is called. shown: that of the
+    board.
+    """
     return f"{place_of(axes, shown)} {label(axes)}"
 
 
 def label(axes: dict[str, Any]) -> str:
     """`knn k=20 full`, for notes; `knn k=20 lora rank=4` where a setting tells it from others."""
     k = f"k={axes['k']}" if axes["k"] is not None else ""
-    return " ".join(filter(None, [axes["adaptation"], k, axes["adapter"], axes.get("setting") or axes["variant"]]))
+    return " ".join(
+        filter(
+            None, [axes["adaptation"], k, axes["adapter"], axes.get("setting") or axes["variant"]]
+        )
+    )

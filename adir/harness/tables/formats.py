@@ -1,4 +1,7 @@
-"""The board as text: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML page. The same board gives the same bytes."""
+"""The board as text: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML page.
+
+The same board gives the same bytes.
+"""
 
 import html
 import re
@@ -28,35 +31,51 @@ DIFFERS = "†"
 def explanation(board: Board) -> str:
     """What stands under a table: how its numbers and marks are to be read."""
     text = (
-        "mean ± standard error over n images, or clusters of images (seeds averaged within an image, images within a cluster "
+        "mean ± standard error over n images, or clusters of images (seeds averaged within an "
+        "image, images within a cluster "
         "such as a photograph). Bold: the best of its task, every other row being worse; "
-        f"{TIED}: the best and those not shown to be worse than it (Wilcoxon signed rank against the best, Holm over the "
-        f"table, p < 0.05). Under a mean: the paired difference to {board.against} on the same settings and its 90 % interval "
-        f"(bootstrap-t over images or clusters, Student's t below {STUDENT_BELOW}; none below {FEWEST_IMAGES}); "
-        f"{DIFFERS}: it differs from {board.against} (signed rank, Holm over all differences of the table, p < 0.05). "
+        f"{TIED}: the best and those not shown to be worse than it (Wilcoxon signed rank "
+        "against the best, Holm over the "
+        f"table, p < 0.05). Under a mean: the paired difference to {board.against} on the same "
+        "settings and its 90 % interval "
+        f"(bootstrap-t over images or clusters, Student's t below {STUDENT_BELOW}; none below "
+        f"{FEWEST_IMAGES}); "
+        f"{DIFFERS}: it differs from {board.against} (signed rank, Holm over all differences of "
+        "the table, p < 0.05). "
     )
     judged = {metric: margins()[metric].text for row in board.rows for metric in row.verdicts}
     if judged:
         n = sum(len(row.verdicts) for row in board.rows)
         text += (
-            "Verdicts, by the interval [L, U] of the gain, which is the difference with its sign turned so that positive is "
-            "better, and by a margin m: better, L > 0; worse, U < 0 and L ≤ −m; not worse, L > −m; undecided, else or below "
-            f"n = {FEWEST_TO_TELL_APART}. m: {', '.join(f'{metric} {margin}' for metric, margin in judged.items())}. "
-            f"Verdicts, unlike {DIFFERS}, are not corrected for the number of rows: without any effect about one in 20 says "
+            "Verdicts, by the interval [L, U] of the gain, which is the difference with its "
+            "sign turned so that positive is "
+            "better, and by a margin m: better, L > 0; worse, U < 0 and L ≤ −m; not worse, L > "
+            "−m; undecided, else or below "
+            f"n = {FEWEST_TO_TELL_APART}. m: "
+            f"{', '.join(f'{metric} {margin}' for metric, margin in judged.items())}. "
+            f"Verdicts, unlike {DIFFERS}, are not corrected for the number of rows: without any "
+            "effect about one in 20 says "
             f"better, so {n / 20:.2g} of these {n}. "
         )
     if shows_evaluations(board):
         text += (
-            "evaluations: calls of the network per image by the sampler, without a gradient; with gradient: those that were "
+            "evaluations: calls of the network per image by the sampler, without a gradient; "
+            "with gradient: those that were "
             "differentiated, each of which costs about three. "
         )
     return text + "residual: rms(A x̂ − y) in grey levels, to be read beside σ, the noise of y."
 
 
 def score_text(row: Row, metric: str) -> tuple[str, str, str]:
-    """(`23.14`, ` ± 0.80 ≈`, `+0.31 [+0.12, +0.55] better †`): a mean, what follows it, and the paired difference with its
-    interval, which stands on a line of its own. The mean of the one best row of its task is printed bold."""
-    estimate, difference, verdict = row.estimates[metric], row.to_reference.get(metric), row.verdicts.get(metric)
+    """(`23.14`, ` ± 0.80 ≈`, `+0.31 [+0.12, +0.55] better †`): a mean, what follows it, and the
+    paired difference with its interval, which stands on a line of its own. The mean of the one best
+    row of its task is printed bold.
+    """
+    estimate, difference, verdict = (
+        row.estimates[metric],
+        row.to_reference.get(metric),
+        row.verdicts.get(metric),
+    )
     rest = below = ""
     if estimate.value is None:
         mean = f"– (n={estimate.n})" if estimate.n else "–"
@@ -78,7 +97,17 @@ def headings(board: Board) -> list[str]:
     """Column titles, shared by every form of the table: those of `lead`, then the metrics."""
     metrics = (tidy(name) + ARROWS[way] for name, way in board.metrics.items())
     costs = EVALUATIONS if shows_evaluations(board) else ()
-    return ["task", *board.shown, *[PRIOR] * tells_priors(board), "mode", "K", "adapter", "n", *costs, *metrics]
+    return [
+        "task",
+        *board.shown,
+        *[PRIOR] * tells_priors(board),
+        "mode",
+        "K",
+        "adapter",
+        "n",
+        *costs,
+        *metrics,
+    ]
 
 
 def tells_priors(board: Board) -> bool:
@@ -97,14 +126,19 @@ def lead(board: Board, row: Row) -> list[str]:
     setting = axes["setting"] or (f"#{axes['variant']}" if axes["variant"] else "")
     n = max((e.n for e in row.estimates.values()), default=0)
     task = axes["task"] + (f" (σ {row.sigma_y:g})" if row.sigma_y is not None else "")
-    extra = [axes[name] or "–" for name in board.shown] + [short_prior(row.trained_on)] * tells_priors(board)
+    extra = [axes[name] or "–" for name in board.shown] + [
+        short_prior(row.trained_on)
+    ] * tells_priors(board)
     mode = [
         f"{axes['adaptation']} {setting}".strip(),
         "–" if axes["k"] is None else str(axes["k"]),
         axes["adapter"] or "–",
     ]
     count = str(n) if row.have == row.expected else f"{row.have}/{row.expected}"
-    calls = ["–" if n is None else f"{n:.4g}" for n in (row.evaluations if shows_evaluations(board) else ())]
+    calls = [
+        "–" if n is None else f"{n:.4g}"
+        for n in (row.evaluations if shows_evaluations(board) else ())
+    ]
     return [tidy(text) for text in (task, *extra, *mode, count, *calls)]
 
 
@@ -115,8 +149,9 @@ def cells(
     bold: tuple[str, str] = ("", ""),
     safe: Callable[[str], str] = str,
 ) -> list[str]:
-    """One row as text. newline: between a mean and the difference under it.  bold: what goes around the mean of the one best
-    row.  safe: what makes a text from the data harmless in this form."""
+    """One row as text. newline: between a mean and the difference under it.  bold: what goes around
+    the mean of the one best row.  safe: what makes a text from the data harmless in this form.
+    """
     texts = [safe(text) for text in lead(board, row)]
     for name in board.metrics:
         mean, rest, below = map(safe, score_text(row, name))
@@ -133,10 +168,15 @@ def tidy(text: str) -> str:
 def to_terminal(board: Board, title: str, width: int) -> list[Table]:
     """The tables for rich, of as many metrics each as `width` columns hold."""
     n_lead, rows = len(headings(board)) - len(board.metrics), board.rows
-    lines = [[*map(Text, lead(board, row)), *(score_of(row, name) for name in board.metrics)] for row in rows]
+    lines = [
+        [*map(Text, lead(board, row)), *(score_of(row, name) for name in board.metrics)]
+        for row in rows
+    ]
     columns = [
         Column(heading, texts, number=place >= n_lead or heading in COUNTS)
-        for place, (heading, texts) in enumerate(zip(headings(board), zip(*lines, strict=True), strict=True))
+        for place, (heading, texts) in enumerate(
+            zip(headings(board), zip(*lines, strict=True), strict=True)
+        )
     ]
     ends = [n for n in range(len(rows) - 1) if rows[n].axes["task"] != rows[n + 1].axes["task"]]
     return stacked(tidy(title), columns[:n_lead], columns[n_lead:], width, ends)
@@ -151,7 +191,10 @@ def score_of(row: Row, metric: str) -> Text:
 
 def to_markdown(board: Board) -> str:
     """The table for a README; text from data cannot leave its cell."""
-    table = [[markdown_safe(heading) for heading in headings(board)], ["---"] * len(headings(board))]
+    table = [
+        [markdown_safe(heading) for heading in headings(board)],
+        ["---"] * len(headings(board)),
+    ]
     table += [cells(board, row, "<br>", ("**", "**"), markdown_safe) for row in board.rows]
     lines = [f"| {' | '.join(texts)} |" for texts in table]
     lines += ["", f"**{markdown_safe(tidy(board.summary))}**"] if board.summary else []
@@ -171,22 +214,37 @@ def to_csv(board: Board) -> str:
     """
     lines = []
     for row in board.rows:
-        line: dict[str, Any] = row.axes | {"prior_trained_on": row.trained_on, "sigma_y": row.sigma_y}
+        line: dict[str, Any] = row.axes | {
+            "prior_trained_on": row.trained_on,
+            "sigma_y": row.sigma_y,
+        }
         line |= {"records": row.have, "expected": row.expected}
         line["evaluations"], line["gradient_evaluations"] = row.evaluations
         for name in board.metrics:
-            mean, difference, verdict = row.estimates[name], row.to_reference.get(name), row.verdicts.get(name)
+            mean, difference, verdict = (
+                row.estimates[name],
+                row.to_reference.get(name),
+                row.verdicts.get(name),
+            )
             line |= {name: mean.value, f"{name}_se": mean.standard_error, f"{name}_n": mean.n}
-            line |= {f"{name}_version": board.versions.get(name), f"{name}_ranking": row.ranking.get(name)}
+            line |= {
+                f"{name}_version": board.versions.get(name),
+                f"{name}_ranking": row.ranking.get(name),
+            }
             minus = f"{name}_minus_{board.against}"
             line[minus] = getattr(difference, "mean", None)
-            line |= {f"{minus}_{part}": getattr(difference, part, None) for part in ("low", "high", "n", "p", "p_holm")}
+            line |= {
+                f"{minus}_{part}": getattr(difference, part, None)
+                for part in ("low", "high", "n", "p", "p_holm")
+            }
             line |= {
                 f"{minus}_verdict": getattr(verdict, "word", None),
                 f"{minus}_least": getattr(verdict, "least", None),
             }
         lines.append(line)
-    frame = pd.DataFrame(lines, dtype=object)  # so that a whole number stays one in a column where some are missing
+    frame = pd.DataFrame(
+        lines, dtype=object
+    )  # so that a whole number stays one in a column where some are missing
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
@@ -220,31 +278,58 @@ def tex(text: str) -> str:
     return "".join(TEX.get(letter, letter) for letter in tidy(text))
 
 
-def booktabs(aligned: str, headings: Sequence[str], groups: Iterable[Iterable[Sequence[str]]]) -> list[str]:
-    """The lines of a booktabs table, whose texts are LaTeX already, with a rule before each group of rows."""
-    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", " & ".join(headings) + r" \\"]
+def booktabs(
+    aligned: str, headings: Sequence[str], groups: Iterable[Iterable[Sequence[str]]]
+) -> list[str]:
+    """The lines of a booktabs table, whose texts are LaTeX already, with a rule before each group
+    of rows.
+    """
+    lines = [
+        r"% \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{aligned}}}",
+        r"\toprule",
+        " & ".join(headings) + r" \\",
+    ]
     for rows in groups:
         lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
     return [*lines, r"\bottomrule", r"\end{tabular}", ""]
 
 
 def to_latex(board: Board) -> str:
-    """A booktabs table: \\usepackage{booktabs}. Differences stand in a line of their own under the means."""
+    """A booktabs table: \\usepackage{booktabs}.
+
+    Differences stand in a line of their own under the means.
+    """
     n_lead = len(headings(board)) - len(board.metrics)
     groups: list[list[list[str]]] = []
     for _, rows in groupby(board.rows, key=lambda row: row.axes["task"]):
         groups.append([])
         for row in rows:
             texts = cells(board, row, "\n", (r"\textbf{", "}"), tex)
-            scores = [re.sub(r"(?<![\w-])-(?=\d|\$\\infty)", "$-$", text).partition("\n") for text in texts[n_lead:]]
+            scores = [
+                re.sub(r"(?<![\w-])-(?=\d|\$\\infty)", "$-$", text).partition("\n")
+                for text in texts[n_lead:]
+            ]
             groups[-1].append([*texts[:n_lead], *(mean for mean, _, _ in scores)])
             if any(below for _, _, below in scores):
-                below = [r"{\footnotesize " + difference + "}" if difference else "" for _, _, difference in scores]
+                below = [
+                    r"{\footnotesize " + difference + "}" if difference else ""
+                    for _, _, difference in scores
+                ]
                 groups[-1].append([""] * n_lead + below)
     lines = booktabs("l" * n_lead + "r" * len(board.metrics), [*map(tex, headings(board))], groups)
     # On one line each, so that nothing can end the comment.
     return (
-        "\n".join([*lines, *(f"% {tidy(text)}" for text in (board.summary, explanation(board), *board.notes) if text)])
+        "\n".join(
+            [
+                *lines,
+                *(
+                    f"% {tidy(text)}"
+                    for text in (board.summary, explanation(board), *board.notes)
+                    if text
+                ),
+            ]
+        )
         + "\n"
     )
 
@@ -285,16 +370,24 @@ p, li {{ max-width: 58rem; font-size: .85rem; }}
 
 
 def to_html(board: Board) -> str:
-    """A page of its own: the table with its explanation and notes, every text escaped, no script, light or dark."""
+    """A page of its own: the table with its explanation and notes, every text escaped, no script,
+    light or dark.
+    """
     columns = headings(board)
-    numbers = [n for n, name in enumerate(columns, 1) if name in COUNTS or n > len(columns) - len(board.metrics)]
+    numbers = [
+        n
+        for n, name in enumerate(columns, 1)
+        if name in COUNTS or n > len(columns) - len(board.metrics)
+    ]
     rows = [cells(board, row, "<br>", ("<b>", "</b>"), html.escape) for row in board.rows]
     notes = "".join(f"<li>{html.escape(tidy(note))}</li>\n" for note in board.notes)
     return PAGE.format(
         right=", ".join(f"tr > :nth-child({number})" for number in numbers),
         summary=f"<p><b>{html.escape(tidy(board.summary))}</b></p>\n" if board.summary else "",
         head="".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in columns),
-        body="".join(f"<tr>{''.join(f'<td>{text}</td>' for text in texts)}</tr>\n" for texts in rows),
+        body="".join(
+            f"<tr>{''.join(f'<td>{text}</td>' for text in texts)}</tr>\n" for texts in rows
+        ),
         explanation=html.escape(explanation(board)),
         notes=f"<ul>\n{notes}</ul>\n" if notes else "",
     )

@@ -18,23 +18,37 @@ from adir.harness.tables.formats import to_csv
 
 
 def records_frame(*sources: str | Path) -> pd.DataFrame:
-    """One line per record of results folders and submissions: axes, image, y, status, scores, seconds by stage.
+    """One line per record of results folders and submissions: axes, image, y, status, scores,
+    seconds by stage.
 
     A score that is missing is NaN. Raises InputError where a source holds no records.
     """
     records, _, _ = read_sources([Path(source) for source in sources]).counted()
     frame = pd.DataFrame(map(line_of, records)).astype({"k": "Int64"})
-    return frame.astype(dict.fromkeys({name for record in records for name in record.scores}, float))
+    return frame.astype(
+        dict.fromkeys({name for record in records for name in record.scores}, float)
+    )
 
 
 def line_of(record: Record) -> dict[str, Any]:
     """What the frame holds of one record."""
     image, sampler = record.image, record.sampler
-    line = record.axes.model_dump() | {"data": image.data, "image": image.id, "cluster": image.cluster or image.id}
-    line |= {"status": record.status, "cell": record.cell, "y": None if record.y is None else record.y.sha256}
+    line = record.axes.model_dump() | {
+        "data": image.data,
+        "image": image.id,
+        "cluster": image.cluster or image.id,
+    }
+    line |= {
+        "status": record.status,
+        "cell": record.cell,
+        "y": None if record.y is None else record.y.sha256,
+    }
     line |= {name: score.value for name, score in record.scores.items()}
     line |= {f"seconds_{stage}": seconds for stage, seconds in record.seconds.items()}
-    return line | {name: getattr(sampler, name, None) for name in ("network_evaluations", "gradient_evaluations")}
+    return line | {
+        name: getattr(sampler, name, None)
+        for name in ("network_evaluations", "gradient_evaluations")
+    }
 
 
 def board_frame(board: Board) -> pd.DataFrame:

@@ -1,4 +1,6 @@
-"""`adir table`: the paper's numbers (results/published, one file a table) beside ours, and whether the two can be compared."""
+"""`adir table`: the paper's numbers (results/published, one file a table) beside ours, and whether
+the two can be compared.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -23,7 +25,8 @@ PACKAGE = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
 NO_ROW = "not run"
 INSIDE = (
-    "inside, outside: whether the paper's number lies in the 95 % interval of our mean. It was measured on other draws of "
+    "inside, outside: whether the paper's number lies in the 95 % interval of our mean. It was "
+    "measured on other draws of "
     "noise, and has an interval of its own, which is not published."
 )
 
@@ -42,7 +45,9 @@ class Comparison:
     interval: tuple[float, float] | None
     n: int
     verdict: str
-    """inside, outside or not comparable: whether the paper's number lies in the 95 % interval of our mean."""
+    """inside, outside or not comparable: whether the paper's number lies in the 95 % interval of
+    our mean.
+    """
     reasons: tuple[str, ...]
 
     @property
@@ -52,16 +57,25 @@ class Comparison:
 
 
 def published_dir(package: Path = PACKAGE) -> Path:
-    """Where the published tables are: inside an installed package, else in results/ of the checkout."""
+    """Where the published tables are: inside an installed package, else in results/ of the
+    checkout.
+    """
     candidates = (package / "published", package.parent / "results" / "published")
-    if (found := next((folder for folder in candidates if any(folder.glob("*.yaml"))), None)) is not None:
+    if (
+        found := next((folder for folder in candidates if any(folder.glob("*.yaml"))), None)
+    ) is not None:
         return found
-    raise InputError(f"no published tables (looked in {' and '.join(map(str, candidates))}): install adir again")
+    raise InputError(
+        f"no published tables (looked in {' and '.join(map(str, candidates))}): install adir again"
+    )
 
 
 def published_names() -> list[str]:
     """Every table, v2 first."""
-    return sorted((path.stem for path in published_dir().glob("*.yaml")), key=lambda name: (name[:2] != "v2", name))
+    return sorted(
+        (path.stem for path in published_dir().glob("*.yaml")),
+        key=lambda name: (name[:2] != "v2", name),
+    )
 
 
 @functools.cache
@@ -72,39 +86,67 @@ def published(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((published_dir() / f"{name}.yaml").read_text())
     for metric in loaded["metrics"]:
         values = [row["cells"][metric["name"]]["value"] for row in loaded["rows"]]
-        metric["decimals"] = max(len(str(value).partition(".")[2]) for value in values)  # 0.430 beside 0.434
+        metric["decimals"] = max(
+            len(str(value).partition(".")[2]) for value in values
+        )  # 0.430 beside 0.434
     return loaded
 
 
 def command_of(experiment: str) -> str:
-    """The command that stands at the top of an experiment's file, with what it needs besides: an index, images."""
+    """The command that stands at the top of an experiment's file, with what it needs besides: an
+    index, images.
+    """
     lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     line = next(line for line in lines if line.startswith("# adir run"))
     return line.removeprefix("# ").split("  (")[0]  # what follows in brackets is a remark
 
 
 def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
-    """Every cell of a published table beside the row of ours that departs least from its conditions."""
+    """Every cell of a published table beside the row of ours that departs least from its
+    conditions.
+    """
     rows = board.rows if board is not None else []
     judged = [(row, *closest(table["conditions"], row, rows)) for row in table["rows"]]
     return [
-        comparison(row["name"], metric, {"source": table["source"]} | row["cells"][metric["name"]], ours, departures)
+        comparison(
+            row["name"],
+            metric,
+            {"source": table["source"]} | row["cells"][metric["name"]],
+            ours,
+            departures,
+        )
         for row, ours, departures in judged
         for metric in table["metrics"]
     ]
 
 
-def closest(conditions: dict[str, Any], wanted: dict[str, Any], rows: list[Row]) -> tuple[Row | None, list[str]]:
-    """(our row of the task and mode that departs least, how it does); the first of equals, None where there is none."""
-    candidates = [row for row in rows if all(row.axes[axis] == wanted[axis] for axis in ("task", "adaptation"))]
+def closest(
+    conditions: dict[str, Any], wanted: dict[str, Any], rows: list[Row]
+) -> tuple[Row | None, list[str]]:
+    """(our row of the task and mode that departs least, how it does); the first of equals, None
+    where there is none.
+    """
+    candidates = [
+        row
+        for row in rows
+        if all(row.axes[axis] == wanted[axis] for axis in ("task", "adaptation"))
+    ]
     judged = [(row, departures_of(conditions, wanted["adaptation"], row)) for row in candidates]
     return min(judged, key=lambda pair: len(pair[1]), default=(None, []))
 
 
 def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
     """In what a row of ours is not what was published."""
-    wanted = conditions["axes"] | conditions["identity"] | (conditions["adapted"] if mode != "none" else {})
-    ours = {entry: value for entry, value in (row.axes | flatten(row.identity)).items() if value is not None}
+    wanted = (
+        conditions["axes"]
+        | conditions["identity"]
+        | (conditions["adapted"] if mode != "none" else {})
+    )
+    ours = {
+        entry: value
+        for entry, value in (row.axes | flatten(row.identity)).items()
+        if value is not None
+    }
     found = [
         f"other {entry.split('.')[-1]}: {ours.get(entry, 'none')}, not {value}"
         for entry, value in wanted.items()
@@ -119,7 +161,11 @@ def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
 
 
 def comparison(
-    method: str, metric: dict[str, Any], cell: dict[str, Any], row: Row | None, departures: Sequence[str]
+    method: str,
+    metric: dict[str, Any],
+    cell: dict[str, Any],
+    row: Row | None,
+    departures: Sequence[str],
 ) -> Comparison:
     """One cell with its verdict. Reasons against comparing are gathered, not the first alone."""
     paper, ours = cell["value"], metric["ours"]
@@ -143,15 +189,32 @@ def comparison(
         tolerated = metric.get("back_end_difference", 0.0)  # None: of unknown size
         verdict = "inside" if beyond <= 0 else "outside"
         if beyond > 0 and (tolerated is None or beyond <= tolerated):
-            verdict, reasons = "not comparable", [f"outside by {beyond:.2g}, and {metric['back_end']}"]
+            verdict, reasons = (
+                "not comparable",
+                [f"outside by {beyond:.2g}, and {metric['back_end']}"],
+            )
     return Comparison(
-        method, metric, paper, cell["confidence"], cell["source"], value, interval, len(values), verdict, tuple(reasons)
+        method,
+        metric,
+        paper,
+        cell["confidence"],
+        cell["source"],
+        value,
+        interval,
+        len(values),
+        verdict,
+        tuple(reasons),
     )
 
 
-def columns_of(comparisons: list[Comparison], source: str) -> tuple[list[Column], list[Column], list[str]]:
-    """(columns that name a line, columns of numbers, notes). A note's number stands in brackets in the lines it is of:
-    a reason against comparing, or the source of a number that is not `source`, its table's."""
+def columns_of(
+    comparisons: list[Comparison], source: str
+) -> tuple[list[Column], list[Column], list[str]]:
+    """(columns that name a line, columns of numbers, notes).
+
+    A note's number stands in brackets in the lines it is of: a reason against comparing, or the
+    source of a number that is not `source`, its table's.
+    """
     notes: dict[str, int] = {}
 
     def refer(texts: Sequence[str]) -> str:
@@ -160,24 +223,52 @@ def columns_of(comparisons: list[Comparison], source: str) -> tuple[list[Column]
 
     lines = []
     for c in comparisons:
-        paper = UNKNOWN if c.paper is None else f"{c.paper:.{c.metric['decimals']}f} ({c.confidence})"
+        paper = (
+            UNKNOWN if c.paper is None else f"{c.paper:.{c.metric['decimals']}f} ({c.confidence})"
+        )
         paper += refer([f"paper's number: {c.source}"] if c.source != source else [])
         interval = "–" if c.interval is None else f"[{c.interval[0]:#.4g}, {c.interval[1]:#.4g}]"
         difference = "–" if c.difference is None else f"{c.difference:+.3g}"
         title = c.metric["title"] + ARROWS[c.metric["direction"]]
         ours = "–" if c.ours is None else f"{c.ours:#.4g}"
         count = str(c.n) if c.n else "–"
-        lines.append([c.method, title, paper, ours, difference, interval, count, c.verdict + refer(c.reasons)])
-    headings = ("method", "metric", "paper", "ours", "ours − paper", "95 % interval", "n", "verdict")
+        lines.append(
+            [
+                c.method,
+                title,
+                paper,
+                ours,
+                difference,
+                interval,
+                count,
+                c.verdict + refer(c.reasons),
+            ]
+        )
+    headings = (
+        "method",
+        "metric",
+        "paper",
+        "ours",
+        "ours − paper",
+        "95 % interval",
+        "n",
+        "verdict",
+    )
     columns = [
-        Column(heading, [Text(tidy(text)) for text in texts], number=heading not in ("method", "metric", "verdict"))
+        Column(
+            heading,
+            [Text(tidy(text)) for text in texts],
+            number=heading not in ("method", "metric", "verdict"),
+        )
         for heading, texts in zip(headings, zip(*lines, strict=True), strict=True)
     ]
     return columns[:2], columns[2:], list(notes)
 
 
 def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
-    """The paper's layout (booktabs): a line a method, a column a metric; ours in brackets, with * where not comparable."""
+    """The paper's layout (booktabs): a line a method, a column a metric; ours in brackets, with *
+    where not comparable.
+    """
     metrics = table["metrics"]
     titles = [tex(metric["title"] + ARROWS[metric["direction"]]) for metric in metrics]
     rows, said = [], []
@@ -186,8 +277,16 @@ def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
         for c in of_method:
             paper = "?" if c.paper is None else f"{c.paper:.{c.metric['decimals']}f}"
             star = "$^*$" if c.verdict == "not comparable" else ""
-            rows[-1].append(paper + (f" ({tex(f'{c.ours:#.4g}')}{star})" if c.ours is not None else ""))
+            rows[-1].append(
+                paper + (f" ({tex(f'{c.ours:#.4g}')}{star})" if c.ours is not None else "")
+            )
             if why := [f"from {c.source}"] * (c.source != table["source"]) + list(c.reasons):
                 said.append(f"%   {tidy(c.method)}, {c.metric['title']}: {tidy('; '.join(why))}")
-    about = f"% {tidy(table['title'])}. Published ({tidy(table['source'])}); in brackets ours; ?: unknown; *: not comparable:"
-    return "\n".join([*booktabs("l" + "c" * len(metrics), ["Method", *titles], [rows]), about, *said]) + "\n"
+    about = (
+        f"% {tidy(table['title'])}. Published ({tidy(table['source'])}); in brackets ours; "
+        "?: unknown; *: not comparable:"
+    )
+    return (
+        "\n".join([*booktabs("l" + "c" * len(metrics), ["Method", *titles], [rows]), about, *said])
+        + "\n"
+    )

@@ -1,8 +1,11 @@
-"""Means, paired differences, their intervals and tests. Clusters of images, such as fields of one photograph, are the unit:
-seeds are averaged within an image first, then images within a cluster. Most images are clusters of their own.
+"""Means, paired differences, their intervals and tests.
 
-docs/statistics.md says why these and not others; benchmarks/quality/coverage.py measures what the intervals cover. Only
-scipy.special is imported: scipy.stats costs 0.6 s at every `adir leaderboard`; the tests hold its answers against these.
+Clusters of images, such as fields of one photograph, are the unit: seeds are averaged within an
+image first, then images within a cluster. Most images are clusters of their own.
+
+docs/statistics.md says why these and not others; benchmarks/quality/coverage.py measures what the
+intervals cover. Only scipy.special is imported: scipy.stats costs 0.6 s at every `adir
+leaderboard`; the tests hold its answers against these.
 """
 
 import functools
@@ -19,22 +22,30 @@ Floats = NDArray[np.float64]
 ALPHA = 0.05
 """Below this adjusted p two rows are said to differ."""
 TAIL = 0.05
-"""Chance of the true difference on either side of its interval, which so is one of 90 %: verdicts look at one end each."""
+"""Chance of the true difference on either side of its interval, which so is one of 90 %: verdicts
+look at one end each.
+"""
 POWER = 0.8
 FEWEST_IMAGES = 3
 """Clusters below which a mean gets no interval: Student's t for two is 18 standard errors wide."""
 FEWEST_TO_TELL_APART = 6
-"""Clusters below which no two-sided signed rank test can give p < 0.05: its lowest p is 2 / 2^n, 0.063 for n = 5."""
+"""Clusters below which no two-sided signed rank test can give p < 0.05: its lowest p is 2 / 2^n,
+0.063 for n = 5.
+"""
 STUDENT_BELOW = 5
 SYMMETRIC_FROM = 10
 N_RESAMPLES = 9999
 EXACT_UP_TO = 100
-"""Nonzero differences up to which the signed rank distribution is enumerated; above, the normal one is within 1e-3."""
+"""Nonzero differences up to which the signed rank distribution is enumerated; above, the normal one
+is within 1e-3.
+"""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clusters. value and standard_error are None where something is missing, never the mean of the rest."""
+    """A mean over clusters. value and standard_error are None where something is missing, never the
+    mean of the rest.
+    """
 
     value: float | None
     standard_error: float | None
@@ -43,7 +54,9 @@ class Estimate:
     """Clusters that have a value."""
 
 
-def cluster_means(values: Mapping[str, float | None], clusters: Mapping[str, str]) -> dict[str, float | None]:
+def cluster_means(
+    values: Mapping[str, float | None], clusters: Mapping[str, str]
+) -> dict[str, float | None]:
     """{cluster: mean over its images} of {image: value}; None where an image of it has none.
 
     clusters: {image: cluster}; an image that is not in it is a cluster of its own.
@@ -66,7 +79,9 @@ def mean_over_images(values: list[float | None]) -> Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a - b over the clusters of the images that have both, with its 90 % interval and its test."""
+    """Mean of a - b over the clusters of the images that have both, with its 90 % interval and its
+    test.
+    """
 
     mean: float
     low: float | None
@@ -80,7 +95,8 @@ class PairedDifference:
     p: float | None = None
     """Wilcoxon signed rank, two-sided."""
     p_holm: float | None = None
-    """The same after Holm's correction over all differences to none of the table; set by the table."""
+    """The same after Holm's correction over all differences to none of the table; set by the table.
+    """
     dropped: tuple[str, ...] = ()
     """Images that one of the two lacks: they count in neither."""
 
@@ -93,30 +109,43 @@ class PairedDifference:
 def paired_difference(
     a: Mapping[str, float | None], b: Mapping[str, float | None], clusters: Mapping[str, str]
 ) -> PairedDifference | None:
-    """a - b over the images that have a value in both ({image: value}), averaged within clusters; None when there are none."""
-    shared = [image for image in sorted(a.keys() & b.keys()) if a[image] is not None and b[image] is not None]
+    """a - b over the images that have a value in both ({image: value}), averaged within clusters;
+    None when there are none.
+    """
+    shared = [
+        image
+        for image in sorted(a.keys() & b.keys())
+        if a[image] is not None and b[image] is not None
+    ]
     if not shared:
         return None
     dropped = tuple(sorted((a.keys() | b.keys()) - set(shared)))
     by_image = {image: a[image] - b[image] for image in shared}  # type: ignore[operator]
     differences = np.array(list(cluster_means(by_image, clusters).values()), dtype=np.float64)
-    reference = mean_over_images(list(cluster_means({image: b[image] for image in shared}, clusters).values()))
+    reference = mean_over_images(
+        list(cluster_means({image: b[image] for image in shared}, clusters).values())
+    )
     assert reference.value is not None  # of the shared ones
     n = len(differences)
     low, high = difference_interval(differences) or (None, None)
     error = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     p = signed_rank_p(differences)
-    return PairedDifference(float(differences.mean()), low, high, n, error, reference.value, p, None, dropped)
+    return PairedDifference(
+        float(differences.mean()), low, high, n, error, reference.value, p, None, dropped
+    )
 
 
 def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
-    """90 % interval of the mean of the population that paired differences (n,) were drawn from, 5 % on either side.
+    """90 % interval of the mean of the population that paired differences (n,) were drawn from, 5 %
+    on either side.
 
-    n < 5: Student's t. Else bootstrap-t with equal tails (Efron, 1981): of the usual intervals the one whose worse side
-    errs least on skewed populations, and the only one that holds where most differences are 0 (results/quality/coverage.md).
-    An end is infinite where that many resamples have no spread; where all values are equal, both ends are that value.
+    n < 5: Student's t. Else bootstrap-t with equal tails (Efron, 1981): of the usual intervals the
+    one whose worse side errs least on skewed populations, and the only one that holds where most
+    differences are 0 (results/quality/coverage.md). An end is infinite where that many resamples
+    have no spread; where all values are equal, both ends are that value.
 
-    None below FEWEST_IMAGES, where both ends are infinite, and where fewer than FEWEST_TO_TELL_APART are all equal.
+    None below FEWEST_IMAGES, where both ends are infinite, and where fewer than
+    FEWEST_TO_TELL_APART are all equal.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
@@ -133,10 +162,13 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
 
 
 def least_difference(reach: float, standard_error: float, n: int) -> float:
-    """The true gain whose interval would lie above 0 with chance POWER, in samples of n with this spread.
+    """The true gain whose interval would lie above 0 with chance POWER, in samples of n with this
+    spread.
 
-    reach: from the mean down to the lower end of the interval.  Exact for Student's interval of normal differences, up to
-    the t quantile that stands in for the noncentral one (under 2 % from n = 6); simulated in results/quality/coverage.md.
+    reach: from the mean down to the lower end of the interval.  Exact for Student's interval of
+        normal differences, up to
+    the t quantile that stands in for the noncentral one (under 2 % from n = 6); simulated in
+    results/quality/coverage.md.
     """
     return reach + float(stdtrit(n - 1, POWER)) * standard_error
 
@@ -144,13 +176,15 @@ def least_difference(reach: float, standard_error: float, n: int) -> float:
 def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
     """95 % interval of the mean of the population that `values` (n,) were drawn from.
 
-    n < 5: Student's t. n < 10: bootstrap-t with equal tails (Efron, 1981). Else: bootstrap-t with symmetric tails (Hall,
-    1988). Of 2,000 simulated samples each, with 5 to 50 values, these cover 93.8 to 96.4 % (normal), 93.0 to 95.0 % (gamma of
-    shape 2) and 92.8 to 97.5 % (t with 3 degrees of freedom), all ±0.5; with 3 and 4, 94 to 95, 92 to 93 and 96 %. BCa, which
-    is usual, covers 85, 82 and 83 % at 5 and 90, 89 and 87 % at 10 (results/quality/coverage.md). Fixed resamples, so the same
-    values have the same interval everywhere.
+    n < 5: Student's t. n < 10: bootstrap-t with equal tails (Efron, 1981). Else: bootstrap-t with
+    symmetric tails (Hall, 1988). Of 2,000 simulated samples each, with 5 to 50 values, these cover
+    93.8 to 96.4 % (normal), 93.0 to 95.0 % (gamma of shape 2) and 92.8 to 97.5 % (t with 3 degrees
+    of freedom), all ±0.5; with 3 and 4, 94 to 95, 92 to 93 and 96 %. BCa, which is usual, covers
+    85, 82 and 83 % at 5 and 90, 89 and 87 % at 10 (results/quality/coverage.md). Fixed resamples,
+    so the same values have the same interval everywhere.
 
-    None below FEWEST_IMAGES; None where all values are equal, or so many that a tail of the resamples has no spread.
+    None below FEWEST_IMAGES; None where all values are equal, or so many that a tail of the
+    resamples has no spread.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
@@ -170,7 +204,9 @@ def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | Non
 
 
 def equal_tails(x: Floats, tail: float) -> tuple[float, float]:
-    """Bootstrap-t interval of the mean of values (n,), with the chance `tail` on either side; an end may be infinite."""
+    """Bootstrap-t interval of the mean of values (n,), with the chance `tail` on either side; an
+    end may be infinite.
+    """
     mean, error = float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x)))
     place = round((N_RESAMPLES + 1) * tail) - 1
     t = np.partition(studentised(x - mean), (place, N_RESAMPLES - 1 - place))
@@ -178,7 +214,9 @@ def equal_tails(x: Floats, tail: float) -> tuple[float, float]:
 
 
 def studentised(centred: Floats) -> Floats:
-    """(N_RESAMPLES,) t statistics of bootstrap resamples of values (n,) whose mean is 0; ±inf where one has no spread."""
+    """(N_RESAMPLES,) t statistics of bootstrap resamples of values (n,) whose mean is 0; ±inf where
+    one has no spread.
+    """
     n = len(centred)
     weights = resamples(n)
     # einsum and not @: the sums then have one order, whatever the BLAS and its threads
@@ -196,10 +234,12 @@ def resamples(n: int) -> Floats:
 
 
 def signed_rank_p(differences: Sequence[float] | Floats) -> float:
-    """Two-sided p of Wilcoxon's signed rank test (1945) that differences (n,) lie symmetrically about 0.
+    """Two-sided p of Wilcoxon's signed rank test (1945) that differences (n,) lie symmetrically
+    about 0.
 
-    Zero differences are dropped, as Wilcoxon did; ties share the mean of their ranks. Exact, ties included, up to
-    EXACT_UP_TO nonzero differences: over all 2^n assignments of signs to these ranks. 1 where all differences are zero.
+    Zero differences are dropped, as Wilcoxon did; ties share the mean of their ranks. Exact, ties
+    included, up to EXACT_UP_TO nonzero differences: over all 2^n assignments of signs to these
+    ranks. 1 where all differences are zero.
     """
     d = np.asarray(differences, dtype=np.float64)
     d = d[d != 0]
@@ -211,11 +251,19 @@ def signed_rank_p(differences: Sequence[float] | Floats) -> float:
     smaller = min(positive, total - positive)
     if len(d) <= EXACT_UP_TO:
         return min(1.0, 2 * float(sign_distribution(tuple(np.sort(ranks).tolist()))[smaller]))
-    return min(1.0, 2 * float(ndtr((smaller - total / 2) / (math.sqrt(float((ranks.astype(float) ** 2).sum())) / 2))))
+    return min(
+        1.0,
+        2
+        * float(
+            ndtr((smaller - total / 2) / (math.sqrt(float((ranks.astype(float) ** 2).sum())) / 2))
+        ),
+    )
 
 
 def doubled_ranks(x: Floats) -> NDArray[np.int64]:
-    """Twice the rank of each value (n,), 1 the smallest; equal values share the mean rank, so twice it is whole."""
+    """Twice the rank of each value (n,), 1 the smallest; equal values share the mean rank, so twice
+    it is whole.
+    """
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return (2 * last - count + 1)[place]
@@ -223,7 +271,9 @@ def doubled_ranks(x: Floats) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=1024)
 def sign_distribution(ranks: tuple[int, ...]) -> Floats:
-    """(sum of ranks + 1,): the probability that ranks with random signs give a positive sum of at most 0, 1, 2, ..."""
+    """(sum of ranks + 1,): the probability that ranks with random signs give a positive sum of at
+    most 0, 1, 2, ...
+    """
     chances = np.zeros(sum(ranks) + 1)
     chances[0] = 1
     for rank in ranks:
@@ -234,7 +284,9 @@ def sign_distribution(ranks: tuple[int, ...]) -> Floats:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm, 1979), in the given order: below ALPHA holds for any false one with chance at most ALPHA."""
+    """Adjusted p values (Holm, 1979), in the given order: below ALPHA holds for any false one with
+    chance at most ALPHA.
+    """
     adjusted = [0.0] * len(p)
     highest = 0.0
     for done, place in enumerate(sorted(range(len(p)), key=lambda i: p[i])):

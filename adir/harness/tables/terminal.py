@@ -1,4 +1,6 @@
-"""Wide tables in narrow terminals: several tables, one above the other, each with the columns that name its rows."""
+"""Wide tables in narrow terminals: several tables, one above the other, each with the columns that
+name its rows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ class Column:
     @property
     def width(self) -> int:
         """Of its longest line, with what stands around it."""
-        return AROUND + max(cell_len(line) for text in (self.heading, *self.texts) for line in str(text).split("\n"))
+        return AROUND + max(
+            cell_len(line) for text in (self.heading, *self.texts) for line in str(text).split("\n")
+        )
 
     @property
     def constant(self) -> bool:
@@ -30,15 +34,26 @@ class Column:
         return len(self.texts) > 1 and len(set(map(str, self.texts))) == 1
 
 
-def stacked(title: str, names: list[Column], values: list[Column], width: int, ends: Sequence[int] = ()) -> list[Table]:
-    """As many tables as it takes for `values`, in their order, to stand within `width` unbroken, `names` on the left of each.
+def stacked(
+    title: str, names: list[Column], values: list[Column], width: int, ends: Sequence[int] = ()
+) -> list[Table]:
+    """As many tables as it takes for `values`, in their order, to stand within `width` unbroken,
+    `names` on the left of each.
 
-    Where one table is too wide, columns of `names` that say the same in every row stand in the title instead.  ends: the
-    rows with a line under them.  In a terminal that is too narrow for one column of values, names are broken.
+    Where one table is too wide, columns of `names` that say the same in every row stand in the
+    title instead.  ends: the rows with a line under them.  In a terminal that is too narrow for one
+    column of values, names are broken.
     """
     if 1 + sum(column.width for column in [*names, *values]) > width:
         title = ", ".join(
-            [title, *(f"{c.heading} {c.texts[0]}" for c in names if c.constant and str(c.texts[0]) != "–")]
+            [
+                title,
+                *(
+                    f"{c.heading} {c.texts[0]}"
+                    for c in names
+                    if c.constant and str(c.texts[0]) != "–"
+                ),
+            ]
         )
         names = [column for column in names if not column.constant] or names[:1]
     room = width - 1 - sum(column.width for column in names)
@@ -47,7 +62,10 @@ def stacked(title: str, names: list[Column], values: list[Column], width: int, e
         if not groups or sum(c.width for c in [*groups[-1], column]) > room:
             groups.append([])
         groups[-1].append(column)
-    return [table_of(title if n == 0 else "", [*names, *group], ends) for n, group in enumerate(groups or [[]])]
+    return [
+        table_of(title if n == 0 else "", [*names, *group], ends)
+        for n, group in enumerate(groups or [[]])
+    ]
 
 
 def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
@@ -64,6 +82,8 @@ def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
 
 
 def wide_console() -> Console:
-    """Return a console for stdout; at least 160 columns wide if stdout is not a terminal, as a file needs no wrapping."""
+    """Return a console for stdout; at least 160 columns wide if stdout is not a terminal, as a file
+    needs no wrapping.
+    """
     console = Console()
     return console if console.is_terminal else Console(width=max(160, console.width))

@@ -1,8 +1,10 @@
-"""Verdicts on a row against its reference: better, worse, not worse, undecided; and one sentence that sums a table up.
+"""Verdicts on a row against its reference: better, worse, not worse, undecided; and one sentence
+that sums a table up.
 
-A gain is a paired difference with its sign turned so that positive is better; L and U are the ends of its 90 % interval over
-clusters, so each of `L > 0` and `L > -m` is a one-sided test at 5 %. Verdicts are not corrected for the number of rows
-(benchmarks/quality/coverage.py simulates how often one of several is false); the signed rank tests beside them are.
+A gain is a paired difference with its sign turned so that positive is better; L and U are the ends
+of its 90 % interval over clusters, so each of `L > 0` and `L > -m` is a one-sided test at 5 %.
+Verdicts are not corrected for the number of rows (benchmarks/quality/coverage.py simulates how
+often one of several is false); the signed rank tests beside them are.
 """
 
 import functools
@@ -27,7 +29,9 @@ SPELLED_OUT = 8
 
 @dataclass(frozen=True)
 class Margin:
-    """The largest loss in one metric that still counts as none; either absolute, or in percent of the reference's mean."""
+    """The largest loss in one metric that still counts as none; either absolute, or in percent of
+    the reference's mean.
+    """
 
     title: str
     unit: str = ""
@@ -37,11 +41,17 @@ class Margin:
     def __post_init__(self) -> None:
         given = [value for value in (self.margin, self.percent) if value is not None]
         if len(given) != 1 or not 0 < given[0] < math.inf:
-            raise InputError(f"conf/margins.yaml: {self.title} needs a `margin` or a `percent` above 0")
+            raise InputError(
+                f"conf/margins.yaml: {self.title} needs a `margin` or a `percent` above 0"
+            )
 
     def of(self, reference: float) -> float:
-        """The margin in the unit of the metric. reference: the mean of the row that is compared with."""
-        return self.margin if self.margin is not None else abs(reference) * (self.percent or 0.0) / 100
+        """The margin in the unit of the metric. reference: the mean of the row that is compared
+        with.
+        """
+        return (
+            self.margin if self.margin is not None else abs(reference) * (self.percent or 0.0) / 100
+        )
 
     @property
     def text(self) -> str:
@@ -59,7 +69,9 @@ class Verdict:
 
     word: Word
     least: float | None
-    """The true gain that so many clusters of such a spread would show to be better with 80 % power; None without interval."""
+    """The true gain that so many clusters of such a spread would show to be better with 80 % power;
+    None without interval.
+    """
 
 
 @functools.cache
@@ -83,7 +95,9 @@ def verdict_on(difference: PairedDifference, direction: str, margin: Margin) -> 
     low, high = difference.low, difference.high
     if low is None or high is None or difference.n < FEWEST_TO_TELL_APART:
         return Verdict("undecided", None)
-    mean, low, high = (difference.mean, low, high) if direction == "higher" else (-difference.mean, -high, -low)
+    mean, low, high = (
+        (difference.mean, low, high) if direction == "higher" else (-difference.mean, -high, -low)
+    )
     least = least_difference(mean - low, difference.standard_error, difference.n)
     return Verdict(word_of(low, high, margin.of(difference.reference)), least)
 
@@ -101,10 +115,12 @@ class Finding:
 
 
 def sentence(findings: Sequence[Finding], against: str, clustered: bool) -> str:
-    """`Against none, over 12 images: knn is better in PSNR on sr4 (+0.8 dB) and not worse on deblur (-0.02 dB).`
+    """`Against none, over 12 images: knn is better in PSNR on sr4 (+0.8 dB) and not worse on deblur
+    (-0.02 dB).`
 
-    Empty without findings. Counts the verdicts of each row where there are more than SPELLED_OUT, and those of all rows
-    together where there are more rows than that. clustered: whether any cluster has several images.
+    Empty without findings. Counts the verdicts of each row where there are more than SPELLED_OUT,
+    and those of all rows together where there are more rows than that. clustered: whether any
+    cluster has several images.
     """
     if not findings:
         return ""
@@ -114,16 +130,23 @@ def sentence(findings: Sequence[Finding], against: str, clustered: bool) -> str:
     metrics = dict.fromkeys(finding.metric for finding in findings)
     tasks = dict.fromkeys(finding.task for finding in findings)
     if len(findings) <= SPELLED_OUT:
-        said = [f"{row} is {', '.join(spelled_out(of_row, len(tasks) > 1))}" for row, of_row in rows.items()]
+        said = [
+            f"{row} is {', '.join(spelled_out(of_row, len(tasks) > 1))}"
+            for row, of_row in rows.items()
+        ]
         return f"{start}: {'; '.join(said)}."
-    start += f", in {listed([margins()[metric].title for metric in metrics])} on {listed(list(tasks))}"
+    start += (
+        f", in {listed([margins()[metric].title for metric in metrics])} on {listed(list(tasks))}"
+    )
     if len(rows) > SPELLED_OUT:
         return f"{start}: the {len(rows)} rows are {counted(findings)}."
     return f"{start}: {'; '.join(f'{row} is {counted(of_row)}' for row, of_row in rows.items())}."
 
 
 def spelled_out(findings: Iterable[Finding], name_tasks: bool) -> list[str]:
-    """`better in PSNR on sr4 (+0.8 dB) and not worse on deblur (-0.02 dB)`, one text for each metric."""
+    """`better in PSNR on sr4 (+0.8 dB) and not worse on deblur (-0.02 dB)`, one text for each
+    metric.
+    """
     said = []
     for metric, of_metric in grouped((finding.metric, finding) for finding in findings).items():
         margin = margins()[metric]
@@ -135,7 +158,10 @@ def spelled_out(findings: Iterable[Finding], name_tasks: bool) -> list[str]:
                     size = f"({finding.difference.mean:+.2g} {margin.unit}".strip() + ")"
                     told.append(f"{finding.task} {size}" if name_tasks else size)
             if told:
-                parts.append(f"{word}{'' if parts else f' in {margin.title}'} {'on ' * name_tasks}{listed(told)}")
+                parts.append(
+                    f"{word}{'' if parts else f' in {margin.title}'} "
+                    f"{'on ' * name_tasks}{listed(told)}"
+                )
         said.append(listed(parts))
     return said
 

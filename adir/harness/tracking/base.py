@@ -1,4 +1,6 @@
-"""What trackers share: a guard through which no failure gets out; a cell's records as a table, a summary and loss curves."""
+"""What trackers share: a guard through which no failure gets out; a cell's records as a table, a
+summary and loss curves.
+"""
 
 import threading
 from collections.abc import Callable
@@ -17,11 +19,13 @@ T = TypeVar("T")
 
 
 class Tracking:
-    """Where a cell's progress is logged besides its records. This one logs nothing (tracking=none); the others derive from it.
+    """Where a cell's progress is logged besides its records.
 
-    A record is worth more than a line elsewhere: a tracker's own failures are said once, on one line, after which it is silent
-    for the rest of the cell. A subclass has `called` (its name in that line) and `opened`, `told` and `closed`; each may raise
-    anything.
+    This one logs nothing (tracking=none); the others derive from it.
+
+    A record is worth more than a line elsewhere: a tracker's own failures are said once, on one
+    line, after which it is silent for the rest of the cell. A subclass has `called` (its name in
+    that line) and `opened`, `told` and `closed`; each may raise anything.
     """
 
     called = "tracking"
@@ -31,12 +35,16 @@ class Tracking:
         self.grid: str | None = None
 
     def start(self, cell: Cell, grid: str | None = None) -> None:
-        """Begin a cell, before its first image. grid: the hash that cells of one grid share; None for a cell alone."""
+        """Begin a cell, before its first image. grid: the hash that cells of one grid share; None
+        for a cell alone.
+        """
         self.cell, self.grid = cell, grid
         self._guarded(lambda: self.opened(cell))
 
     def record(self, record: Record, image: Path) -> None:
-        """Take a record that was just written. image: the restored image; there only where the record's status is done."""
+        """Take a record that was just written. image: the restored image; there only where the
+        record's status is done.
+        """
         self._guarded(lambda: self.told(record, image))
 
     def finish(self) -> None:
@@ -53,7 +61,10 @@ class Tracking:
         """Log one image."""
 
     def closed(self, cell: Cell) -> None:
-        """End the cell. Its records on disk say everything, also of images that were there before."""
+        """End the cell.
+
+        Its records on disk say everything, also of images that were there before.
+        """
 
     def _guarded(self, call: Callable[[], None]) -> None:
         if self.cell is None:
@@ -67,9 +78,11 @@ class Tracking:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Return what the call returns, or raise what it raises; TimeoutError where it takes longer, and then it is left to itself.
+    """Return what the call returns, or raise what it raises; TimeoutError where it takes longer,
+    and then it is left to itself.
 
-    In a thread of its own: a library that waits for a server that is gone must not hold up the next cell.
+    In a thread of its own: a library that waits for a server that is gone must not hold up the next
+    cell.
     """
     answer: Future[T] = Future()
 
@@ -87,13 +100,17 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def records_of(cell: Cell) -> list[Record]:
-    """Return the records of the cell that are there, in the order of its images; damaged ones are left out."""
+    """Return the records of the cell that are there, in the order of its images; damaged ones are
+    left out.
+    """
     found = (cell.ledger.peek(image_id) for image_id in cell.data.ids)
     return [record for record in found if record is not None]
 
 
 def table_of(records: list[Record]) -> list[dict[str, Any]]:
-    """Return a row per image: its status, restored image (a path in the results folder), scores, y, seconds, error."""
+    """Return a row per image: its status, restored image (a path in the results folder), scores, y,
+    seconds, error.
+    """
     metrics = dict.fromkeys(name for record in records for name in record.scores)
     return [
         {
@@ -110,9 +127,11 @@ def table_of(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
-    """Return each metric's mean over clusters, `_se`, and `_low` and `_high` of the 95 % interval where there is one; counts.
+    """Return each metric's mean over clusters, `_se`, and `_low` and `_high` of the 95 % interval
+    where there is one; counts.
 
-    n_images: of the cell, with those that have no record yet. As in the leaderboard: a mean that lacks an image, as one
+    n_images: of the cell, with those that have no record yet. As in the leaderboard: a mean that
+        lacks an image, as one
     failed or the cell was interrupted, is missing, and so is no key here.
     """
     done = [record for record in records if record.status == "done"]
@@ -134,9 +153,17 @@ def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
 
 
 def loss_curves(cell: Cell, records: list[Record]) -> dict[str, list[float]]:
-    """Return {image: loss of each training iteration}, from the facts stored with the adapters; empty without adaptation."""
-    adapters = {record.image.id: record.adapter.key for record in records if record.adapter is not None}
-    return {name: losses for name, key in adapters.items() if (losses := losses_of(cell.results, key)) is not None}
+    """Return {image: loss of each training iteration}, from the facts stored with the adapters;
+    empty without adaptation.
+    """
+    adapters = {
+        record.image.id: record.adapter.key for record in records if record.adapter is not None
+    }
+    return {
+        name: losses
+        for name, key in adapters.items()
+        if (losses := losses_of(cell.results, key)) is not None
+    }
 
 
 def mean_curve(curves: dict[str, list[float]]) -> list[float]:

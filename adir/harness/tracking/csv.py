@@ -11,7 +11,8 @@ from adir.harness.tracking.base import Record, Tracking, loss_curves, records_of
 class CsvTracking(Tracking):
     """RESULTS/tracking/CELL.csv, a line per image, and CELL-losses.csv, a column per adapted image.
 
-    Each is written whole and atomically after every record, so it can be watched, and two workers on one cell agree.
+    Each is written whole and atomically after every record, so it can be watched, and two workers
+    on one cell agree.
     """
 
     called = "tracking=csv"
@@ -29,8 +30,14 @@ class CsvTracking(Tracking):
         if not records:
             return
         layout, name = Layout(cell.results), "-".join(cell.identity.folder.parts[1:])
-        write_bytes(layout.tracking(name), pd.DataFrame(table_of(records)).to_csv(index=False).encode())
-        curves = pd.DataFrame({image_id: pd.Series(losses) for image_id, losses in loss_curves(cell, records).items()})
+        write_bytes(
+            layout.tracking(name), pd.DataFrame(table_of(records)).to_csv(index=False).encode()
+        )
+        curves = pd.DataFrame(
+            {image_id: pd.Series(losses) for image_id, losses in loss_curves(cell, records).items()}
+        )
         if not curves.empty:
             curves.index += 1
-            write_bytes(layout.tracking(name, "-losses"), curves.to_csv(index_label="iteration").encode())
+            write_bytes(
+                layout.tracking(name, "-losses"), curves.to_csv(index_label="iteration").encode()
+            )

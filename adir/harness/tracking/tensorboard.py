@@ -5,15 +5,24 @@ from typing import Any
 
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
-from adir.harness.tracking.base import Record, Tracking, loss_curves, mean_curve, records_of, summary_of
+from adir.harness.tracking.base import (
+    Record,
+    Tracking,
+    loss_curves,
+    mean_curve,
+    records_of,
+    summary_of,
+)
 from adir.images import read_png
 
 
 class TensorboardTracking(Tracking):
-    """RESULTS/tensorboard/CELL: scores and restored image of each image (its number is the step), the mean loss of
-    adaptation per iteration, and the cell's axes with the mean of each score (the HPARAMS tab).
+    """RESULTS/tensorboard/CELL: scores and restored image of each image (its number is the step),
+    the mean loss of adaptation per iteration, and the cell's axes with the mean of each score (the
+    HPARAMS tab).
 
-    Running a cell again adds another events file, whose values TensorBoard shows in place of the earlier ones.
+    Running a cell again adds another events file, whose values TensorBoard shows in place of the
+    earlier ones.
     """
 
     called = "tracking=tensorboard"
@@ -24,9 +33,13 @@ class TensorboardTracking(Tracking):
 
     def opened(self, cell: Cell) -> None:
         """Open the events file."""
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only this tracker needs it
+        from torch.utils.tensorboard import (
+            SummaryWriter,  # a second to import, and only this tracker needs it
+        )
 
-        self._writer = SummaryWriter(str(Layout(cell.results).tensorboard / "-".join(cell.identity.folder.parts[1:])))
+        self._writer = SummaryWriter(
+            str(Layout(cell.results).tensorboard / "-".join(cell.identity.folder.parts[1:]))
+        )
 
     def told(self, record: Record, image: Path) -> None:
         """Scores and image."""
@@ -44,6 +57,8 @@ class TensorboardTracking(Tracking):
         for iteration, loss in enumerate(mean_curve(loss_curves(cell, records)), start=1):
             self._writer.add_scalar("adaptation/loss", loss, iteration)
         axes = {name: value if value is not None else "" for name, value in cell.identity.axes}
-        means = {f"mean/{name}": value for name, value in summary_of(records, len(cell.data)).items()}
+        means = {
+            f"mean/{name}": value for name, value in summary_of(records, len(cell.data)).items()
+        }
         self._writer.add_hparams(axes, means, run_name=".")
         self._writer.close()

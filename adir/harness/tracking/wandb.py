@@ -1,4 +1,7 @@
-"""Weights & Biases: one run per cell. It is told; it never decides, and its failures cost nothing but themselves."""
+"""Weights & Biases: one run per cell.
+
+It is told; it never decides, and its failures cost nothing but themselves.
+"""
 
 import configparser
 import netrc
@@ -33,24 +36,33 @@ T = TypeVar("T")
 
 
 class WandbTracking(Tracking):
-    """One run per cell: id = the cell's hash, so that running it again updates it; group = the grid's hash; job type = mode.
+    """One run per cell: id = the cell's hash, so that running it again updates it; group = the
+    grid's hash; job type = mode.
 
-    It has the configuration, scores per image (as history, and as a table with images), the mean of each score with
-    its interval (summary), the mean loss of adaptation per iteration, and, with the last cell of a grid, the leaderboard
-    as an artifact.
+    It has the configuration, scores per image (as history, and as a table with images), the mean of
+    each score with its interval (summary), the mean loss of adaptation per iteration, and, with the
+    last cell of a grid, the leaderboard as an artifact.
 
-    mode: online, offline or disabled; None is online where a key is set (WANDB_API_KEY, or `wandb login`) and the network
+    mode: online, offline or disabled; None is online where a key is set (WANDB_API_KEY, or `wandb
+        login`) and the network
     answers, and else offline: the runs then lie in RESULTS/wandb until `adir sync RESULTS`.
-    patience: seconds that W&B may take to start, to log and to finish, each. After a silence that long this process asks
+    patience: seconds that W&B may take to start, to log and to finish, each. After a silence that
+        long this process asks
     it no more.
     """
 
     called = "W&B"
     silent: ClassVar[bool] = False
-    """Whether W&B once gave no answer in this process: its service is then gone, and each cell would wait for it anew."""
+    """Whether W&B once gave no answer in this process: its service is then gone, and each cell
+    would wait for it anew.
+    """
 
     def __init__(
-        self, project: str = "adir", entity: str | None = None, mode: Mode | None = None, patience: float = 60.0
+        self,
+        project: str = "adir",
+        entity: str | None = None,
+        mode: Mode | None = None,
+        patience: float = 60.0,
     ):
         super().__init__()
         self.project, self.entity, self.mode, self.patience = project, entity, mode, patience
@@ -63,14 +75,18 @@ class WandbTracking(Tracking):
             return
         mode: Mode = self.mode or ("online" if key_for(server_of()) else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)
-        # The images of a table would be put into the home folder, and not travel with RESULTS/wandb.
+        # The images of a table would be put into the home folder, and not travel with
+        # RESULTS/wandb.
         os.environ.setdefault("WANDB_DATA_DIR", str(Layout(cell.results.absolute()).wandb))
         try:
             self._run = self._ask(lambda: self._open(cell, mode))
         except Exception as error:
             if mode != "online" or self.mode is not None or isinstance(error, TimeoutError):
                 raise
-            print(f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked offline", flush=True)
+            print(
+                f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked offline",
+                flush=True,
+            )
             self._run = self._ask(lambda: self._open(cell, "offline"))
 
     def _open(self, cell: Cell, mode: Mode) -> Any:
@@ -87,7 +103,9 @@ class WandbTracking(Tracking):
             group=self.grid,
             job_type=axes.adaptation,
             config=cell.configuration | {"cell": cell.identity.sha256, "grid": self.grid},
-            tags=list(dict.fromkeys(str(tag)[:64] for tag in tags if tag is not None)),  # 64: W&B refuses longer ones
+            tags=list(
+                dict.fromkeys(str(tag)[:64] for tag in tags if tag is not None)
+            ),  # 64: W&B refuses longer ones
             mode=mode,
             dir=str(cell.results),
             resume="allow" if mode == "online" else None,
@@ -103,7 +121,9 @@ class WandbTracking(Tracking):
         """Scores of one image."""
         scores = {name: score.value for name, score in record.scores.items()}
         self._ask(
-            lambda: self._run.log({f"scores/{name}": value for name, value in scores.items() if value is not None})
+            lambda: self._run.log(
+                {f"scores/{name}": value for name, value in scores.items() if value is not None}
+            )
         )
 
     def closed(self, cell: Cell) -> None:
@@ -130,12 +150,23 @@ class WandbTracking(Tracking):
         for row in rows:
             shown = {name: row[name] for name in ("restored", "y") if row[name] is not None}
             row |= {name: wandb.Image(str(cell.results / path)) for name, path in shown.items()}
-        run.log({"images": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
+        run.log(
+            {
+                "images": wandb.Table(
+                    columns=list(rows[0]), data=[list(row.values()) for row in rows]
+                )
+            }
+        )
         run.summary.update(summary_of(records, len(cell.data)))
         if grid_is_done(cell.results, self.grid):
-            artifact = wandb.Artifact(f"leaderboard-{self.grid or cell.identity.sha256[:16]}", type="leaderboard")
+            artifact = wandb.Artifact(
+                f"leaderboard-{self.grid or cell.identity.sha256[:16]}", type="leaderboard"
+            )
             board = load_board(cell.results)
-            for name, text in (("leaderboard.csv", to_csv(board)), ("leaderboard.md", to_markdown(board))):
+            for name, text in (
+                ("leaderboard.csv", to_csv(board)),
+                ("leaderboard.md", to_markdown(board)),
+            ):
                 with artifact.new_file(name, encoding="utf-8") as file:
                     file.write(text)
             run.log_artifact(artifact)
@@ -157,12 +188,17 @@ def grid_is_done(results: Path, grid: str | None) -> bool:
 
 
 def server_of() -> str:
-    """The address of W&B's server: WANDB_BASE_URL, else what `wandb login --host` wrote, else W&B's own."""
+    """The address of W&B's server:
+
+    WANDB_BASE_URL, else what `wandb login --host` wrote, else W&B's own.
+    """
     settings = configparser.ConfigParser(interpolation=None)
     folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
     with suppress(OSError, configparser.Error):  # W&B itself says what is wrong with it
         settings.read(f"{folder}/settings")
-    configured = os.environ.get("WANDB_BASE_URL") or settings.get("default", "base_url", fallback=None)
+    configured = os.environ.get("WANDB_BASE_URL") or settings.get(
+        "default", "base_url", fallback=None
+    )
     return (configured or "https://api.wandb.ai").rstrip("/")
 
 

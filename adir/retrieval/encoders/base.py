@@ -1,4 +1,7 @@
-"""Encoders map images to vectors whose distances measure how similar the images are. Here: what all encoders share."""
+"""Encoders map images to vectors whose distances measure how similar the images are.
+
+Here: what all encoders share.
+"""
 
 import hashlib
 import logging
@@ -20,8 +23,8 @@ class Encoder(Protocol):
     """Base class of encoders. A subclass sets the attributes and defines `prepare` and `vectors`.
 
     metric: "angular" for unit vectors, "euclidean" for others; the metric of the search.
-    weights_sha256: must change whenever a vector does (weights, architecture or preprocessing): it is the cache key of
-        stored embeddings.
+    weights_sha256: must change whenever a vector does (weights, architecture or preprocessing): it
+        is the cache key of stored embeddings.
     input_size: side in pixels of the network's square input.
     """
 
@@ -31,22 +34,30 @@ class Encoder(Protocol):
     input_size: int
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the network's input, of the same shape for all images, of one (3, H, W) image in [-1, 1]. Thread-safe."""
+        """Return the network's input, of the same shape for all images, of one (3, H, W) image in
+        [-1, 1]. Thread-safe.
+        """
 
     def vectors(self, inputs: Tensor) -> Tensor:
         """Return (B, D) float32 on the CPU of a batch of prepared inputs.
 
-        With the network on the CPU, a vector must not depend on its batch, to the last bit: indexes on disk and in memory
-        use different batches.
+        With the network on the CPU, a vector must not depend on its batch, to the last bit: indexes
+        on disk and in memory use different batches.
         """
 
     def image(self, batch: Tensor) -> Tensor:
-        """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1] of any size: `prepare` and `vectors` in one."""
+        """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1] of any size:
+
+        `prepare` and `vectors` in one.
+        """
         require_images(batch)
         return self.vectors(torch.stack([self.prepare(image) for image in batch]))
 
     def text(self, prompts: list[str]) -> Tensor:
-        """Return (B, D) unit vectors of prompts, in the space of the images. Raises InputError without a text encoder."""
+        """Return (B, D) unit vectors of prompts, in the space of the images.
+
+        Raises InputError without a text encoder.
+        """
         raise InputError(f"the {self.name} encoder has no text side; an encoder such as CLIP has")
 
 
@@ -58,27 +69,34 @@ def require_images(batch: Tensor) -> None:
 def resize(image: Tensor, size: int) -> Tensor:
     """Return (3, size, size) of a (3, H, W) image: antialiased bicubic, clamped to [-1, 1].
 
-    The whole image is resized and not cropped, which distorts it unless it is square: a crop could lose its subject.
-    Raises ValueError unless it is finite and in [-1, 1].
+    The whole image is resized and not cropped, which distorts it unless it is square: a crop could
+    lose its subject. Raises ValueError unless it is finite and in [-1, 1].
     """
     batch = image[None].float().cpu()
     require_images(batch)
     if batch.shape[2:] == (size, size):
         return batch[0]
-    return functional.interpolate(batch, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)[0]
+    return functional.interpolate(batch, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)[
+        0
+    ]
 
 
 def as_pil(image: Tensor) -> Image.Image:
-    """Return (3, H, W) in [-1, 1] as the 8-bit PIL image that the libraries of pretrained encoders preprocess."""
+    """Return (3, H, W) in [-1, 1] as the 8-bit PIL image that the libraries of pretrained encoders
+    preprocess.
+    """
     return Image.fromarray(to_uint8(image))
 
 
 def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Tensor:
-    """Return (B, D) unit vectors, float32 on the CPU, of (B, ...) inputs to a pretrained network on `device`.
+    """Return (B, D) unit vectors, float32 on the CPU, of (B, ...) inputs to a pretrained network on
+    `device`.
 
-    On the CPU each input runs alone, so its vector does not depend on the batch, to the last bit: kernels, and so the order
-    of summation, depend on the batch size. With a random ViT-B/32, batches of 16 changed vectors by 6e-7 and saved 0.02 of
-    0.11 s per image. On other devices the batch runs whole, in full float32: cuDNN's default, TF32, keeps three digits.
+    On the CPU each input runs alone, so its vector does not depend on the batch, to the last bit:
+    kernels, and so the order of summation, depend on the batch size. With a random ViT-B/32,
+    batches of 16 changed vectors by 6e-7 and saved 0.02 of
+    0.11 s per image. On other devices the batch runs whole, in full float32: cuDNN's default, TF32,
+        keeps three digits.
     """
 
     def unit(batch: Tensor) -> Tensor:
@@ -91,7 +109,9 @@ def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> 
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return SHA-256 of names, types, shapes and values, which no file format changes. 0.4 s for a ViT-B/32."""
+    """Return SHA-256 of names, types, shapes and values, which no file format changes. 0.4 s for a
+    ViT-B/32.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -101,10 +121,14 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise InputError that names the file and the first tensor with NaN or Inf: every vector would be NaN."""
+    """Raise InputError that names the file and the first tensor with NaN or Inf: every vector would
+    be NaN.
+    """
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise InputError(f"{file}: damaged weights: {name} holds NaN or Inf; download the file again")
+            raise InputError(
+                f"{file}: damaged weights: {name} holds NaN or Inf; download the file again"
+            )
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""BLIP (Li et al., 2022) through transformers: the two contrastive encoders, whose vectors share one space."""
+"""BLIP (Li et al., 2022) through transformers: the two contrastive encoders, whose vectors share
+one space.
+"""
 
 import functools
 import json
@@ -28,26 +30,36 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 class BlipEncoder(Encoder):
-    """BLIP for image-text retrieval, from a folder as `save_pretrained` or the Hugging Face hub make it.
+    """BLIP for image-text retrieval, from a folder as `save_pretrained` or the Hugging Face hub
+    make it.
 
-    The network is `BlipForImageTextRetrieval`, whose projections are trained contrastively. transformers' `BlipModel` has
-    projections of other names, which no published checkpoint holds: they would stay random.
+    The network is `BlipForImageTextRetrieval`, whose projections are trained contrastively.
+    transformers' `BlipModel` has projections of other names, which no published checkpoint holds:
+    they would stay random.
 
-    folder: config.json, preprocessor_config.json, model.safetensors (or pytorch_model.bin), and for text the tokenizer.
+    folder: config.json, preprocessor_config.json, model.safetensors (or pytorch_model.bin), and for
+        text the tokenizer.
     device: of the network.
-    Images are preprocessed by transformers' Pillow processor, as the authors' were. Its default processor, on tensors, gives
-    the same for enlarged images, and differs by up to 2 grey levels (0.005 on average) for reduced ones.
+    Images are preprocessed by transformers' Pillow processor, as the authors' were. Its default
+    processor, on tensors, gives the same for enlarged images, and differs by up to 2 grey levels
+    (0.005 on average) for reduced ones.
     """
 
     metric = "angular"
 
     def __init__(self, folder: str | Path | None = None, device: str = "cpu") -> None:
-        """Raises InputError on a missing folder or file, and on weights that are damaged or of another network."""
+        """Raises InputError on a missing folder or file, and on weights that are damaged or of
+        another network.
+        """
         get = f"get the files of {SOURCE} and give their folder as folder=FOLDER"
         if folder is None:
             raise InputError(f"BLIP: no weights named; {get}")
         self.folder = Path(folder)
-        missing = [name for name in ("config.json", "preprocessor_config.json") if not (self.folder / name).is_file()]
+        missing = [
+            name
+            for name in ("config.json", "preprocessor_config.json")
+            if not (self.folder / name).is_file()
+        ]
         if not any((self.folder / name).is_file() for name in WEIGHTS_FILES):
             missing.append(" or ".join(WEIGHTS_FILES))
         if missing:
@@ -68,7 +80,9 @@ class BlipEncoder(Encoder):
         )
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
+        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits
+        first.
+        """
         require_images(image[None])
         inputs: Tensor = self.processor(as_pil(image), return_tensors="pt")["pixel_values"]
         return inputs[0]
@@ -80,15 +94,22 @@ class BlipEncoder(Encoder):
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """Return (B, D) unit vectors of prompts; longer ones than 35 tokens are cut, with a warning."""
+        """Return (B, D) unit vectors of prompts; longer ones than 35 tokens are cut, with a
+        warning.
+        """
         rows = []
-        for prompt in prompts:  # one by one: no padding, so no prompt's vector depends on the others
+        for (
+            prompt
+        ) in prompts:  # one by one: no padding, so no prompt's vector depends on the others
             needed = len(self.tokenizer(prompt)["input_ids"])
             if needed > MAX_TOKENS:
                 warn_in_one_line(
-                    f"a prompt of {needed} tokens is cut to the {MAX_TOKENS} that BLIP reads: {prompt[:40]!r}..."
+                    f"a prompt of {needed} tokens is cut to the {MAX_TOKENS} that BLIP reads: "
+                    f"{prompt[:40]!r}..."
                 )
-            tokens = self.tokenizer(prompt, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
+            tokens = self.tokenizer(
+                prompt, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            )["input_ids"]
             rows.append(encode(self._text_features, tokens, self.device))
         return torch.cat(rows).clone()
 
@@ -96,20 +117,29 @@ class BlipEncoder(Encoder):
     def tokenizer(self) -> Any:
         """The folder's tokenizer. Raises InputError where it has none."""
         if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
-            raise InputError(f"BLIP: no tokenizer in {self.folder}; get {TOKENIZER_FILES[0]} of {SOURCE}")
+            raise InputError(
+                f"BLIP: no tokenizer in {self.folder}; get {TOKENIZER_FILES[0]} of {SOURCE}"
+            )
         return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     def _image_features(self, pixels: Tensor) -> Tensor:
-        return self.network.vision_proj(self.network.vision_model(pixel_values=pixels).last_hidden_state[:, 0])
+        return self.network.vision_proj(
+            self.network.vision_model(pixel_values=pixels).last_hidden_state[:, 0]
+        )
 
     def _text_features(self, tokens: Tensor) -> Tensor:
-        return self.network.text_proj(self.network.text_encoder(input_ids=tokens).last_hidden_state[:, 0])
+        return self.network.text_proj(
+            self.network.text_encoder(input_ids=tokens).last_hidden_state[:, 0]
+        )
 
 
 def load_network(folder: Path) -> Any:
-    """The network in a folder, float32, in evaluation mode. Raises InputError for weights that are not exactly its own.
+    """The network in a folder, float32, in evaluation mode.
 
-    transformers fills what a checkpoint lacks with random numbers and says so in a log line; here that is an error.
+    Raises InputError for weights that are not exactly its own.
+
+    transformers fills what a checkpoint lacks with random numbers and says so in a log line; here
+    that is an error.
     """
     try:
         with quiet():  # its report of what did not fit: the errors below say it in one line
@@ -121,9 +151,8 @@ def load_network(folder: Path) -> Any:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (
-        Exception
-    ) as error:  # what transformers, safetensors, torch and json raise of a damaged file has no common class
+    # what transformers, safetensors, torch and json raise of a damaged file has no common class
+    except Exception as error:
         raise InputError(
             f"BLIP: {folder}: its network cannot be read ({' '.join(str(error).split())[:300]})"
         ) from error
@@ -137,7 +166,8 @@ def load_network(folder: Path) -> Any:
     for fault, names in faults.items():
         if names:
             raise InputError(
-                f"BLIP: {folder}: not weights of its config.json for image-text retrieval: {min(names)} is {fault}; "
+                f"BLIP: {folder}: not weights of its config.json for image-text retrieval: "
+                f"{min(names)} is {fault}; "
                 f"take {SOURCE} or another blip-itm"
             )
     require_finite(network.state_dict(), folder)

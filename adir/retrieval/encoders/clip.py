@@ -12,28 +12,45 @@ from torch import Tensor, nn
 
 from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line
-from adir.retrieval.encoders.base import Encoder, as_pil, encode, quiet, require_images, tensors_sha256
+from adir.retrieval.encoders.base import (
+    Encoder,
+    as_pil,
+    encode,
+    quiet,
+    require_images,
+    tensors_sha256,
+)
 from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, published_weights
 
 
 class OpenClipEncoder(Encoder):
-    """A network of open_clip with its preprocessing and tokenizer; made by `ClipEncoder`, `CyclipEncoder`, `random_clip`.
+    """A network of open_clip with its preprocessing and tokenizer; made by `ClipEncoder`,
+    `CyclipEncoder`, `random_clip`.
 
-    Images are preprocessed as 8-bit PIL images by open_clip's own transform, as in training. By default: resize the short
-    side to the input size (bicubic), crop the centre, normalise by the mean and standard deviation of OpenAI's data.
+    Images are preprocessed as 8-bit PIL images by open_clip's own transform, as in training. By
+    default: resize the short side to the input size (bicubic), crop the centre, normalise by the
+    mean and standard deviation of OpenAI's data.
     """
 
     metric = "angular"
 
     def __init__(
-        self, name: str, architecture: str, network: nn.Module, preprocess: dict[str, Any], device: str
+        self,
+        name: str,
+        architecture: str,
+        network: nn.Module,
+        preprocess: dict[str, Any],
+        device: str,
     ) -> None:
-        """network: of `architecture`, in evaluation mode.  preprocess: the fields of open_clip's PreprocessCfg."""
+        """network: of `architecture`, in evaluation mode.  preprocess: the fields of open_clip's
+        PreprocessCfg.
+        """
         config = PreprocessCfg(**preprocess)
         size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
         if size[0] != size[1]:
             raise InputError(
-                f"CLIP architecture {architecture}: input {size[1]}x{size[0]}; only square ones are supported"
+                f"CLIP architecture {architecture}: input {size[1]}x{size[0]}; only square ones "
+                "are supported"
             )
         self.name, self.architecture, self.device = name, architecture, device
         self.input_size = size[0]
@@ -51,7 +68,9 @@ class OpenClipEncoder(Encoder):
         self.preprocess: Any = image_transform_v2(config, is_train=False)
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits first."""
+        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits
+        first.
+        """
         require_images(image[None])
         return self.preprocess(as_pil(image))
 
@@ -62,24 +81,32 @@ class OpenClipEncoder(Encoder):
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """Return (B, D) unit vectors of prompts; longer ones than the network's context are cut, with a warning."""
+        """Return (B, D) unit vectors of prompts; longer ones than the network's context are cut,
+        with a warning.
+        """
         tokens = self.tokenizer(prompts)
         for prompt, row in zip(prompts, tokens, strict=True):
             needed = len(self.tokenizer.encode(prompt)) + 2
             if needed > len(row):
                 warn_in_one_line(
-                    f"a prompt of {needed} tokens is cut to the {len(row)} that {self.name} reads: {prompt[:40]!r}..."
+                    f"a prompt of {needed} tokens is cut to the {len(row)} that {self.name} "
+                    f"reads: {prompt[:40]!r}..."
                 )
         return encode(self.network.encode_text, tokens, self.device).clone()
 
     @functools.cached_property
     def tokenizer(self) -> open_clip.SimpleTokenizer:
-        """CLIP's tokenizer, whose vocabulary open_clip ships. Raises InputError if the architecture needs another."""
+        """CLIP's tokenizer, whose vocabulary open_clip ships.
+
+        Raises InputError if the architecture needs another.
+        """
         text = open_clip.get_model_config(self.architecture)["text_cfg"]
         if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
             raise InputError(
-                f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and would be downloaded; "
-                "search with an image, or use an architecture with CLIP's own tokenizer, such as ViT-B-32"
+                f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip "
+                "and would be downloaded; "
+                "search with an image, or use an architecture with CLIP's own tokenizer, such "
+                "as ViT-B-32"
             )
         return open_clip.get_tokenizer(self.architecture)
 
@@ -87,12 +114,14 @@ class OpenClipEncoder(Encoder):
 class ClipEncoder(OpenClipEncoder):
     """CLIP of any architecture that open_clip knows, with weights from a file.
 
-    architecture: `open_clip.list_models()`. Weights trained with QuickGELU, as OpenAI's own, need an architecture whose
-        name ends in -quickgelu. The file does not show it: the tensors are the same.
-    tag: published weights (`open_clip.list_pretrained_tags_by_model(architecture)`), which bring their preprocessing;
+    architecture: `open_clip.list_models()`. Weights trained with QuickGELU, as OpenAI's own, need
+        an architecture whose name ends in -quickgelu. The file does not show it: the tensors are
+        the same.
+    tag: published weights (`open_clip.list_pretrained_tags_by_model(architecture)`), which bring
+        their preprocessing;
         null: open_clip's default preprocessing.
-    checkpoint: their file (.safetensors, .bin or .pt); null: where `adir weights` and the Hugging Face hub keep the tag's.
-        Nothing is downloaded here.
+    checkpoint: their file (.safetensors, .bin or .pt); null: where `adir weights` and the Hugging
+        Face hub keep the tag's. Nothing is downloaded here.
     device: of the network.
     """
 
@@ -103,29 +132,41 @@ class ClipEncoder(OpenClipEncoder):
         checkpoint: str | Path | None = None,
         device: str = "cpu",
     ) -> None:
-        """Raises InputError on an unknown architecture or tag, and on missing, damaged or other weights."""
+        """Raises InputError on an unknown architecture or tag, and on missing, damaged or other
+        weights.
+        """
         published = published_weights(architecture, tag)
         path = find_checkpoint(architecture, tag, published, checkpoint)
         network = empty_network(architecture)
         load_weights(network, path, architecture)
         known = PreprocessCfg.__dataclass_fields__.keys() - {"size"}  # the size is the network's
-        preprocess = network.visual.preprocess_cfg | {key: published[key] for key in known & published.keys()}
+        preprocess = network.visual.preprocess_cfg | {
+            key: published[key] for key in known & published.keys()
+        }
         super().__init__(f"clip-{architecture}", architecture, network, preprocess, device)
 
 
 def random_clip(architecture: str, seed: int) -> OpenClipEncoder:
-    """CLIP with the random weights that open_clip starts training from: the floor that a trained one has to beat."""
+    """CLIP with the random weights that open_clip starts training from: the floor that a trained
+    one has to beat.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = empty_network(architecture)
-    return OpenClipEncoder(f"clip-{architecture}-random", architecture, network, network.visual.preprocess_cfg, "cpu")
+    return OpenClipEncoder(
+        f"clip-{architecture}-random", architecture, network, network.visual.preprocess_cfg, "cpu"
+    )
 
 
 def empty_network(architecture: str) -> Any:
     """The network of an architecture with random weights, in evaluation mode, float32 on the CPU."""
     try:
         with quiet():
-            network = open_clip.create_model(architecture, load_weights=False, pretrained_text=False)
+            network = open_clip.create_model(
+                architecture, load_weights=False, pretrained_text=False
+            )
     except OSError as error:  # a text tower of transformers, whose configuration is not here
-        raise InputError(f"CLIP {architecture}: open_clip cannot build it without a download: {error}") from error
+        raise InputError(
+            f"CLIP {architecture}: open_clip cannot build it without a download: {error}"
+        ) from error
     return network.eval().requires_grad_(False)

@@ -11,9 +11,11 @@ from adir.weights.efficientnet_lite0 import INPUT_SIZE, SHA256, load_network
 
 
 class ImagenetEncoder(Encoder):
-    """EfficientNet-Lite0 without its classifier: 1280-dimensional unit vectors, the averages over its last feature map.
+    """EfficientNet-Lite0 without its classifier: 1280-dimensional unit vectors, the averages over
+    its last feature map.
 
-    An image is resized to 224x224 (bicubic, antialiased), a small one enlarged, as in the network's training.
+    An image is resized to 224x224 (bicubic, antialiased), a small one enlarged, as in the network's
+    training.
 
     Args:
         device: of the network.
@@ -27,7 +29,9 @@ class ImagenetEncoder(Encoder):
     def __init__(self, device: str = "cpu") -> None:
         self.name, self.device = "imagenet", device
         self.input_size = INPUT_SIZE
-        self.weights_sha256 = sha256_of_bytes(f"{SHA256} pooled, each alone, {INPUT_SIZE} pixels".encode())
+        self.weights_sha256 = sha256_of_bytes(
+            f"{SHA256} pooled, each alone, {INPUT_SIZE} pixels".encode()
+        )
         self.network: Any = load_network().to(device)
 
     def prepare(self, image: Tensor) -> Tensor:

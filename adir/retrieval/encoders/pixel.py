@@ -8,10 +8,12 @@ from adir.retrieval.encoders.base import Encoder, resize
 
 
 class PixelEncoder(Encoder):
-    """The control `pixel`: the image at size x size, flattened. Distance is the rms difference of pixels.
+    """The control `pixel`: the image at size x size, flattened.
 
-    Its metric is "euclidean": unit vectors would make a dark image equal to a bright one, and no map to a sphere keeps
-    the order of pixel distances.
+    Distance is the rms difference of pixels.
+
+    Its metric is "euclidean": unit vectors would make a dark image equal to a bright one, and no
+    map to a sphere keeps the order of pixel distances.
     """
 
     metric = "euclidean"
@@ -21,7 +23,9 @@ class PixelEncoder(Encoder):
             raise InputError(f"pixel encoder: size {size} asked, at least 1 needed")
         self.name = "pixel"
         self.input_size = size
-        self.weights_sha256 = sha256_of_bytes(f"pixel encoder, antialiased bicubic, size {size}".encode())
+        self.weights_sha256 = sha256_of_bytes(
+            f"pixel encoder, antialiased bicubic, size {size}".encode()
+        )
 
     def prepare(self, image: Tensor) -> Tensor:
         return resize(image, self.input_size)

@@ -1,7 +1,8 @@
 """Approximate search for more than ten million images: faiss IVF-PQ, with its recall.
 
-Never chosen automatically. faiss proposes candidates, which are measured exactly. So distances and their order are right,
-but a neighbour that faiss does not propose is missed; `recall` measures how often.
+Never chosen automatically. faiss proposes candidates, which are measured exactly. So distances and
+their order are right, but a neighbour that faiss does not propose is missed; `recall` measures how
+often.
 """
 
 from functools import cached_property
@@ -21,7 +22,8 @@ LEAST = 10_000_000
 
 
 class ApproximateIndex(VectorIndex):
-    """A VectorIndex whose candidates faiss proposes. faiss is trained at the first search, on 64 vectors per list.
+    """A VectorIndex whose candidates faiss proposes. faiss is trained at the first search, on 64
+    vectors per list.
 
     Args:
         exact: the index that it approximates.
@@ -30,11 +32,12 @@ class ApproximateIndex(VectorIndex):
         n_probe: cells searched per query.
         n_proposed: candidates per query that are measured exactly.
         least: fewest images.
-        stored: file of the trained faiss index, read if it exists and else written. Its name should identify the exact
-            index and these numbers.
+        stored: file of the trained faiss index, read if it exists and else written. Its name should
+            identify the exact index and these numbers.
 
     Raises:
-        InputError: fewer than `least` images, n_bytes does not divide the dimensions, or faiss is not installed.
+        InputError: fewer than `least` images, n_bytes does not divide the dimensions, or faiss is
+            not installed.
     """
 
     approximate = True
@@ -56,12 +59,18 @@ class ApproximateIndex(VectorIndex):
             raise InputError("approximate search needs faiss: pip install faiss-cpu") from error
         if len(exact) < least:
             raise InputError(
-                f"approximate search of {len(exact)} images: below {least}, use the exact one, which is fast enough"
+                f"approximate search of {len(exact)} images: below {least}, use the exact one, "
+                "which is fast enough"
             )
         if exact.dimensions % n_bytes:
             raise InputError(f"n_bytes={n_bytes}: must divide the {exact.dimensions} dimensions")
         self.exact, self.parts, self.metric = exact, exact.parts, exact.metric
-        self.n_lists, self.n_bytes, self.n_probe, self.n_proposed = n_lists, n_bytes, n_probe, n_proposed
+        self.n_lists, self.n_bytes, self.n_probe, self.n_proposed = (
+            n_lists,
+            n_bytes,
+            n_probe,
+            n_proposed,
+        )
         self.stored = stored
 
     @cached_property
@@ -82,7 +91,9 @@ class ApproximateIndex(VectorIndex):
     def _trained(self) -> Any:
         import faiss
 
-        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(self.dimensions), self.dimensions, self.n_lists, self.n_bytes, 8)
+        index = faiss.IndexIVFPQ(
+            faiss.IndexFlatL2(self.dimensions), self.dimensions, self.n_lists, self.n_bytes, 8
+        )
         rows = np.linspace(0, len(self) - 1, min(len(self), 64 * self.n_lists)).astype(np.int64)
         index.train(self.rows(rows).astype(np.float32))
         for part in self.parts:
@@ -94,16 +105,19 @@ class ApproximateIndex(VectorIndex):
         return self.exact.ids_of(rows)
 
     def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
-        """Return for each query the rows that faiss proposes: n_proposed, or fewer if n_probe lists hold fewer."""
+        """Return for each query the rows that faiss proposes: n_proposed, or fewer if n_probe lists
+        hold fewer.
+        """
         _, proposed = self.faiss.search(queries.numpy(), min(self.n_proposed, len(self)))
         return [rows[rows >= 0] for rows in proposed]
 
 
 def recall(exact: VectorIndex, approximate: VectorIndex, k: int, n_queries: int) -> float:
-    """Return recall@K: the share of the exact K nearest that the approximate index of the same images finds; 1 is best.
+    """Return recall@K: the share of the exact K nearest that the approximate index of the same
+    images finds; 1 is best.
 
-    Queries are the vectors of n_queries images, evenly spaced. Each is excluded from its own search: it would always be
-    found.
+    Queries are the vectors of n_queries images, evenly spaced. Each is excluded from its own
+    search: it would always be found.
     """
     rows = np.linspace(0, len(exact) - 1, n_queries).astype(np.int64)
     queries, itself = torch.from_numpy(exact.rows(rows)), [{name} for name in exact.ids_of(rows)]

@@ -33,8 +33,14 @@ from adir.retrieval.index.shards import SCHEMA, IndexedImage, Shard, write_shard
 
 
 def facts_of(encoder: Encoder) -> dict[str, str]:
-    """Return what an index stores of its encoder; the hash covers weights, architecture and preprocessing."""
-    return {"name": encoder.name, "weights_sha256": encoder.weights_sha256, "metric": encoder.metric}
+    """Return what an index stores of its encoder; the hash covers weights, architecture and
+    preprocessing.
+    """
+    return {
+        "name": encoder.name,
+        "weights_sha256": encoder.weights_sha256,
+        "metric": encoder.metric,
+    }
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -50,13 +56,19 @@ def plan_path(folder: Path, number: int) -> Path:
 def require_room(folder: Path) -> None:
     """Raise InputError unless the folder holds an index, finished or not, or nothing."""
     beside = {"claims", "multirun.yaml"}  # from our workers and from Hydra
-    others = [e for e in folder.iterdir() if e.name not in beside and e.name[0] != "."] if folder.is_dir() else []
+    others = (
+        [e for e in folder.iterdir() if e.name not in beside and e.name[0] != "."]
+        if folder.is_dir()
+        else []
+    )
     if others and not (folder / "index.json").exists():
         raise InputError(f"{folder}: holds other files than an index; choose another folder (out=)")
 
 
 def require_same_index(folder: Path, source: Source, encoder: Encoder, least_side: int = 0) -> None:
-    """Write index.json, or raise InputError if the folder holds another index. Call it in one process at a time.
+    """Write index.json, or raise InputError if the folder holds another index.
+
+    Call it in one process at a time.
 
     If the same images have been moved, index.json is updated.
 
@@ -65,19 +77,32 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
     require_room(folder)
     path = folder / "index.json"
     about = {"kind": source.kind, "name": source.name, "arguments": source.arguments}
-    wanted = {"schema": SCHEMA, "encoder": facts_of(encoder), "source": about, "least_side": least_side}
+    wanted = {
+        "schema": SCHEMA,
+        "encoder": facts_of(encoder),
+        "source": about,
+        "least_side": least_side,
+    }
     known = read_facts(path) if path.exists() else wanted
     asked, there = what_makes(wanted), what_makes(known)
-    differs = [name for name in sorted(asked.keys() | there.keys()) if asked.get(name) != there.get(name)]
+    differs = [
+        name for name in sorted(asked.keys() | there.keys()) if asked.get(name) != there.get(name)
+    ]
     if differs:
-        held, now = (", ".join(f"{name}={some.get(name)}" for name in differs) for some in (there, asked))
-        raise InputError(f"{folder}: holds an index of {held}, asked is {now}; choose another folder (out=)")
+        held, now = (
+            ", ".join(f"{name}={some.get(name)}" for name in differs) for some in (there, asked)
+        )
+        raise InputError(
+            f"{folder}: holds an index of {held}, asked is {now}; choose another folder (out=)"
+        )
     if known["source"] != about or not path.exists():
         write_json(path, wanted)
 
 
 def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts in index.json that determine its content: all but the places of the images, which may change."""
+    """Return the facts in index.json that determine its content: all but the places of the images,
+    which may change.
+    """
     encoder, source = facts["encoder"], facts["source"]
     places = ("path", "images", "bucket", "lists")
     return {
@@ -89,23 +114,36 @@ def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the object in index.json or manifest.json. Raises InputError if it is damaged or of another version."""
+    """Return the object in index.json or manifest.json.
+
+    Raises InputError if it is damaged or of another version.
+    """
     try:
         known: dict[str, Any] = read_json(path)
         schema = known["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it and run `adir index build` again") from error
+        raise InputError(
+            f"{path}: damaged ({error}); remove it and run `adir index build` again"
+        ) from error
     if schema != SCHEMA:
-        raise InputError(f"{path}: of schema {schema}, this version of adir reads {SCHEMA}; build the index again")
+        raise InputError(
+            f"{path}: of schema {schema}, this version of adir reads {SCHEMA}; build the "
+            "index again"
+        )
     return known
 
 
 def planned(folder: Path) -> list[Path]:
-    """Return the plan files, in order. Raises InputError if one is missing: the images of its shard would be unknown."""
+    """Return the plan files, in order.
+
+    Raises InputError if one is missing: the images of its shard would be unknown.
+    """
     paths = sorted((folder / "plan").glob("??????.json"))
     missing = {plan_path(folder, number) for number in range(len(paths))} - set(paths)
     if missing:
-        raise InputError(f"{min(missing)}: is missing; copy the index here again as a whole, or build anew")
+        raise InputError(
+            f"{min(missing)}: is missing; copy the index here again as a whole, or build anew"
+        )
     return paths
 
 
@@ -114,16 +152,20 @@ def planned_keys(path: Path) -> list[str]:
     try:
         keys: list[str] = read_json(path)["keys"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: missing or damaged; copy the index here again as a whole, or build anew") from error
+        raise InputError(
+            f"{path}: missing or damaged; copy the index here again as a whole, or build anew"
+        ) from error
     return keys
 
 
 def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
-    """Plan shards for the keys that are in no plan yet, and return the number of shards. Call it in one process at a time.
+    """Plan shards for the keys that are in no plan yet, and return the number of shards.
 
-    It keeps all planned keys in memory, 0.1 GB per million. An image in a folder is a key; so is a whole tar file.
-    Raises InputError, and plans nothing, if planned keys are gone from the source: searches would still find their images.
-    Rejected images may be gone.
+    Call it in one process at a time.
+
+    It keeps all planned keys in memory, 0.1 GB per million. An image in a folder is a key; so is a
+    whole tar file. Raises InputError, and plans nothing, if planned keys are gone from the source:
+    searches would still find their images. Rejected images may be gone.
     """
     known = {key for path in planned(folder) for key in planned_keys(path)}
     # Listed before anything is planned: plans made from a wrong corpus could not be undone.
@@ -133,7 +175,8 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
         gone = {key for key in gone if storable(key) not in rejects}
     if gone:
         raise InputError(
-            f"{folder}: {len(gone)} of {len(known)} parts of the corpus it was made of are gone from {source.name}, such as "
+            f"{folder}: {len(gone)} of {len(known)} parts of the corpus it was made of are gone "
+            f"from {source.name}, such as "
             f"{storable(min(gone))}; bring them back, or build a new index (out=)"
         )
     new = ((key, count) for key, count in source.listing() if key not in known)
@@ -143,7 +186,9 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
 
 
 def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterator[list[str]]:
-    """Yield the keys in shards of at least `shard_size` images; a key with an unknown number of images fills a shard."""
+    """Yield the keys in shards of at least `shard_size` images; a key with an unknown number of
+    images fills a shard.
+    """
     keys: list[str] = []
     count = 0
     for key, images in listing:
@@ -158,7 +203,10 @@ def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterat
 
 @dataclass
 class Embedded:
-    """Counts of a shard, and its seconds: `encoding` in the encoder, `waiting` for images to be read and decoded."""
+    """Counts of a shard, and its seconds:
+
+    `encoding` in the encoder, `waiting` for images to be read and decoded.
+    """
 
     images: int = 0
     rejects: int = 0
@@ -178,8 +226,9 @@ def build_shard(
 ) -> Embedded:
     """Read, embed and write one planned shard.
 
-    Images are read, decoded and prepared in threads, two batches ahead of the network. Memory holds these batches and the
-    shard's vectors; it does not grow with the corpus. Repeats of an id are rejected.
+    Images are read, decoded and prepared in threads, two batches ahead of the network. Memory holds
+    these batches and the shard's vectors; it does not grow with the corpus. Repeats of an id are
+    rejected.
 
     Args:
         folder: of the index.
@@ -229,7 +278,9 @@ def build_shard(
 def loaded_ahead(
     items: Iterator[Item], encoder: Encoder, loaders: int, ahead: int, least_side: int = 0
 ) -> Iterator[tuple[str, tuple[IndexedImage, Tensor] | str]]:
-    """Yield (id, the loaded image or why it is rejected) in the order of the items; threads load `ahead` items in advance."""
+    """Yield (id, the loaded image or why it is rejected) in the order of the items; threads load
+    `ahead` items in advance.
+    """
     with ThreadPoolExecutor(loaders, "adir loader") as pool:
         futures = ((item.id, pool.submit(load, item, encoder, least_side)) for item in items)
         waiting = deque(itertools.islice(futures, ahead))
@@ -244,7 +295,10 @@ def loaded_ahead(
 
 
 def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImage, Tensor] | str:
-    """Return (image with its fingerprint, prepared input), or the reason why it is rejected. Raises SourceDown."""
+    """Return (image with its fingerprint, prepared input), or the reason why it is rejected.
+
+    Raises SourceDown.
+    """
     try:
         content, pixels = item.decoded(least_side)
         x = from_uint8(pixels)
@@ -262,33 +316,50 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImag
     except InputError as error:
         return str(error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's words for a MemoryError
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(
+            error
+        ):  # torch's words for a MemoryError
             raise
         return "not enough memory to prepare it for the encoder"
 
 
 def missing_shards(folder: Path) -> list[int]:
-    """Return the numbers of planned shards that are missing. Two listings: on a network drive, testing each file is slow."""
+    """Return the numbers of planned shards that are missing.
+
+    Two listings: on a network drive, testing each file is slow.
+    """
     there = {path.name for path in (folder / "shards").glob("*.safetensors")}
-    return [number for number in range(len(planned(folder))) if shard_path(folder, number).name not in there]
+    return [
+        number
+        for number in range(len(planned(folder)))
+        if shard_path(folder, number).name not in there
+    ]
 
 
 def finish(folder: Path) -> Mapping[str, Any]:
     """Check all shards, write manifest.json and rejects.json, and return the manifest.
 
-    Raises InputError for a truncated shard, a shard of another plan or encoder, a repeated id, or a corpus without a
-    readable image.
+    Raises InputError for a truncated shard, a shard of another plan or encoder, a repeated id, or a
+    corpus without a readable image.
     """
     known = read_facts(folder / "index.json")
     shards = [Shard.open(shard_path(folder, number)) for number in range(len(planned(folder)))]
     for number, shard in enumerate(shards):
         if shard.facts["plan_sha256"] != sha256_of_bytes(plan_path(folder, number).read_bytes()):
-            raise InputError(f"{shard.path}: made by another plan; remove it and run `adir index build` again")
+            raise InputError(
+                f"{shard.path}: made by another plan; remove it and run `adir index build` again"
+            )
         if shard.facts["encoder"] != known["encoder"]:
-            raise InputError(f"{shard.path}: made by another encoder; remove it and run `adir index build` again")
+            raise InputError(
+                f"{shard.path}: made by another encoder; remove it and run `adir index build` again"
+            )
     if not any(len(shard) for shard in shards):
         reasons = [reason for shard in shards for reason in shard.rejects.values()]
-        first = f"; the first of {len(reasons)} rejects: {reasons[0]}" if reasons else ": the corpus has none"
+        first = (
+            f"; the first of {len(reasons)} rejects: {reasons[0]}"
+            if reasons
+            else ": the corpus has none"
+        )
         raise InputError(f"{folder}: no image could be read{first}")
     manifest = known | {
         "corpus": {
@@ -298,11 +369,19 @@ def finish(folder: Path) -> Mapping[str, Any]:
         },
         "dimensions": next(shard.columns["embeddings"].shape[1] for shard in shards if len(shard)),
         "shards": [
-            {"file": shard.path.name, "images": len(shard), "rejects": len(shard.rejects), "sha256": shard.sha256}
+            {
+                "file": shard.path.name,
+                "images": len(shard),
+                "rejects": len(shard.rejects),
+                "sha256": shard.sha256,
+            }
             for shard in shards
         ],
     }
-    write_json(folder / "rejects.json", {name: why for shard in shards for name, why in shard.rejects.items()})
+    write_json(
+        folder / "rejects.json",
+        {name: why for shard in shards for name, why in shard.rejects.items()},
+    )
     write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -319,7 +398,9 @@ def corpus_sha256(shards: Sequence[Shard]) -> str:
     digest, before = sha256(), None
     for image_id, image in heapq.merge(*map(images, shards)):
         if image_id == before:
-            raise InputError(f"two images of the corpus have the id {image_id!r}; ids must be unique")
+            raise InputError(
+                f"two images of the corpus have the id {image_id!r}; ids must be unique"
+            )
         digest.update(f"{image} {image_id}\n".encode())
         before = image_id
     return digest.hexdigest()

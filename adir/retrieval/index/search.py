@@ -1,9 +1,12 @@
-"""Exact search among many vectors: fast float32 products propose candidates, float64 distances decide.
+"""Exact search among many vectors: fast float32 products propose candidates, float64 distances
+decide.
 
-Float32 matrix products differ in their last bits with block shape, thread count and processor. So they only propose
-candidates: all rows whose float32 key lies within twice its proven rounding error of the k-th best. Candidates are measured
-again in float64, one row at a time, in a fixed order of summation. The answer is the same for every block size and machine;
-equal distances are ordered by id.
+Float32 matrix products differ in their last bits with block shape, thread count and processor. So
+they only propose
+candidates: all rows whose float32 key lies within twice its proven rounding error of the k-th best.
+    Candidates are measured
+again in float64, one row at a time, in a fixed order of summation. The answer is the same for every
+block size and machine; equal distances are ordered by id.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -17,11 +20,14 @@ from torch import Tensor
 from adir.errors import InputError
 
 BLOCK = 2048
-"""Rows per matrix product: 4 MB of float32 at 512 dimensions, which fit in the processor's cache."""
+"""Rows per matrix product: 4 MB of float32 at 512 dimensions, which fit in the processor's cache.
+"""
 
 
 class Part(NamedTuple):
-    """(N, D) vectors, float16 or float32, perhaps on disk, and (N,) float32 halves of their squared lengths."""
+    """(N, D) vectors, float16 or float32, perhaps on disk, and (N,) float32 halves of their squared
+    lengths.
+    """
 
     vectors: Tensor
     half_squares: Tensor
@@ -34,10 +40,12 @@ def part_of(vectors: Tensor) -> Part:
 
 
 def key_error(queries: Tensor, longest: float) -> Tensor:
-    """(Q, 1) bound on |float32 key - key| where key = |a|^2 / 2 - a.q, for rows no longer than `longest`.
+    """(Q, 1) bound on |float32 key - key| where key = |a|^2 / 2 - a.q, for rows no longer than
+    `longest`.
 
-    Higham (2002), eq. 3.5: a sum of n products, in any order, is off by at most gamma_n = n u / (1 - n u) times the sum of
-    their sizes, here at most |a| |q| by Cauchy-Schwarz; u = 2^-24. Four more roundings: |a|^2 / 2, its addition, spare.
+    Higham (2002), eq. 3.5: a sum of n products, in any order, is off by at most gamma_n = n u / (1
+    - n u) times the sum of their sizes, here at most |a| |q| by Cauchy-Schwarz; u = 2^-24. Four
+    more roundings: |a|^2 / 2, its addition, spare.
     """
     terms = (queries.shape[1] + 4) * 2.0**-24
     lengths = queries.double().norm(dim=1, keepdim=True)
@@ -46,7 +54,9 @@ def key_error(queries: Tensor, longest: float) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Multiply float32 matrices in float32: a trainer may have allowed bfloat16, whose error is 65,000 times larger."""
+    """Multiply float32 matrices in float32: a trainer may have allowed bfloat16, whose error is
+    65,000 times larger.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -56,7 +66,8 @@ def full_float32() -> Iterator[None]:
 
 
 def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, (Q, n) keys |a|^2 / 2 - a.q) of one block of rows after the other; the tensor is overwritten by the next.
+    """(first row, (Q, n) keys |a|^2 / 2 - a.q) of one block of rows after the other; the tensor is
+    overwritten by the next.
 
     The key orders as the distance does: |a - q|^2 = 2 key + |q|^2.
     """
@@ -68,26 +79,36 @@ def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tupl
             wide = buffer[: len(rows)]
             wide.copy_(rows)
             keys = out[: len(queries) * len(rows)].view(len(queries), len(rows))
-            torch.addmm(part.half_squares[None, start : start + block], queries, wide.T, alpha=-1, out=keys)
+            torch.addmm(
+                part.half_squares[None, start : start + block], queries, wide.T, alpha=-1, out=keys
+            )
             yield first + start, keys
         first += len(part.vectors)
 
 
 @full_float32()
-def nearest_candidates(parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK) -> list[np.ndarray]:
-    """Return for each of (Q, D) float32 queries the rows, counted over all parts, that can be among its k nearest."""
+def nearest_candidates(
+    parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK
+) -> list[np.ndarray]:
+    """Return for each of (Q, D) float32 queries the rows, counted over all parts, that can be among
+    its k nearest.
+    """
     total = sum(len(part.vectors) for part in parts)
     margin = 2 * key_error(queries, longest_of(parts))
     n_kept = min(total, 2 * k + 64)
     while True:
         keys, rows = smallest_keys(parts, queries, n_kept, block)
         near = keys <= keys[:, k - 1 : k].double() + margin
-        if n_kept == total or not near[:, -1].any():  # rows not kept are no nearer than the last kept
+        if (
+            n_kept == total or not near[:, -1].any()
+        ):  # rows not kept are no nearer than the last kept
             return [row[mask].numpy() for row, mask in zip(rows, near, strict=True)]
         n_kept = min(total, 4 * n_kept)
 
 
-def smallest_keys(parts: Sequence[Part], queries: Tensor, n: int, block: int) -> tuple[Tensor, Tensor]:
+def smallest_keys(
+    parts: Sequence[Part], queries: Tensor, n: int, block: int
+) -> tuple[Tensor, Tensor]:
     """Return the (Q, n) smallest keys of each query, in rising order, and their (Q, n) rows."""
     smallest = torch.empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.long)
@@ -103,14 +124,23 @@ def smallest_keys(parts: Sequence[Part], queries: Tensor, n: int, block: int) ->
 
 def longest_of(parts: Sequence[Part]) -> float:
     """Return the length of the longest vector, rounded up."""
-    return max((2 * float(p.half_squares.max())) ** 0.5 * (1 + 1e-6) for p in parts if len(p.vectors))
+    return max(
+        (2 * float(p.half_squares.max())) ** 0.5 * (1 + 1e-6) for p in parts if len(p.vectors)
+    )
 
 
 def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Return (n,) float64 |a - q|^2 of (n, D) vectors; a row's order of summation does not depend on other rows."""
+    """Return (n,) float64 |a - q|^2 of (n, D) vectors; a row's order of summation does not depend
+    on other rows.
+    """
     blocks = range(0, len(vectors), BLOCK)
-    difference = (vectors[start : start + BLOCK].astype(np.float64) - query.astype(np.float64) for start in blocks)
-    return np.concatenate([np.empty(0), *((np.ascontiguousarray(part) ** 2).sum(1) for part in difference)])
+    difference = (
+        vectors[start : start + BLOCK].astype(np.float64) - query.astype(np.float64)
+        for start in blocks
+    )
+    return np.concatenate(
+        [np.empty(0), *((np.ascontiguousarray(part) ** 2).sum(1) for part in difference)]
+    )
 
 
 def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
@@ -125,7 +155,9 @@ def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def chord_to_angle(chord: Tensor) -> Tensor:
-    """Return the angle between unit vectors, 2 arcsin(|a - b| / 2): ADIR (Abu-Hussein et al., 2022), in radians.
+    """Return the angle between unit vectors, 2 arcsin(|a - b| / 2):
+
+    ADIR (Abu-Hussein et al., 2022), in radians.
 
     Not arccos(a.b), which in float32 cannot tell angles below 3e-4 apart.
 
@@ -135,7 +167,10 @@ def chord_to_angle(chord: Tensor) -> Tensor:
 
 
 class VectorIndex:
-    """Exact nearest neighbours among vectors with ids. A subclass fills `parts` and `metric`, and says what id a row has."""
+    """Exact nearest neighbours among vectors with ids.
+
+    A subclass fills `parts` and `metric`, and says what id a row has.
+    """
 
     parts: list[Part]
     metric: str
@@ -160,11 +195,17 @@ class VectorIndex:
         return rows_of([part.vectors.numpy() for part in self.parts], rows)
 
     def search(
-        self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None, block: int = BLOCK
+        self,
+        queries: Tensor,
+        k: int,
+        exclude: Sequence[Collection[str]] | None = None,
+        block: int = BLOCK,
     ) -> tuple[list[list[str]], Tensor]:
-        """Return the k nearest of each query: ids [Q][k] and distances (Q, k) float32, nearest first, equal ones by id.
+        """Return the k nearest of each query: ids [Q][k] and distances (Q, k) float32, nearest
+        first, equal ones by id.
 
-        Distances are angles in radians or Euclidean lengths, by `metric`, and do not depend on `block` or threads.
+        Distances are angles in radians or Euclidean lengths, by `metric`, and do not depend on
+        `block` or threads.
 
         Args:
             queries: (Q, D).
@@ -173,25 +214,36 @@ class VectorIndex:
             block: rows per matrix product.
 
         Raises:
-            InputError: k is below 1 or larger than the corpus, fewer than k are left after exclusion, or a query holds NaN
-                or Inf.
+            InputError: k is below 1 or larger than the corpus, fewer than k are left after
+                exclusion, or a query holds NaN or Inf.
         """
         if k < 1:
             raise InputError(f"K={k} neighbours asked; K must be at least 1")
         if k > len(self):
-            raise InputError(f"K={k} neighbours asked of a corpus of {len(self)}: lower K or enlarge the corpus")
+            raise InputError(
+                f"K={k} neighbours asked of a corpus of {len(self)}: lower K or enlarge the corpus"
+            )
         queries = self._checked(queries)
-        hidden = [set(names) for names in exclude] if exclude is not None else [set[str]() for _ in queries]
+        hidden = (
+            [set(names) for names in exclude]
+            if exclude is not None
+            else [set[str]() for _ in queries]
+        )
         if len(hidden) != len(queries):
             raise ValueError(f"{len(hidden)} exclusion sets for {len(queries)} queries")
         asked = min(len(self), k + max(map(len, hidden), default=0))
         ids: list[list[str]] = []
         distances = torch.empty(len(queries), k)
         for number, rows in enumerate(self.candidates(queries, asked, block)):
-            found = [pair for pair in self._measured(rows, queries[number]) if pair[1] not in hidden[number]]
+            found = [
+                pair
+                for pair in self._measured(rows, queries[number])
+                if pair[1] not in hidden[number]
+            ]
             if len(found) < k:
                 raise InputError(
-                    f"K={k} neighbours asked, but of {len(rows)} images {len(rows) - len(found)} are left out as copies "
+                    f"K={k} neighbours asked, but of {len(rows)} images "
+                    f"{len(rows) - len(found)} are left out as copies "
                     f"of the test image or of one another: {self.remedy}"
                 )
             ids.append([name for _, name in found[:k]])
@@ -210,7 +262,9 @@ class VectorIndex:
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.dimensions:
-            raise ValueError(f"queries of shape {tuple(queries.shape)}; (Q, {self.dimensions}) needed")
+            raise ValueError(
+                f"queries of shape {tuple(queries.shape)}; (Q, {self.dimensions}) needed"
+            )
         queries = queries.detach().float().cpu().contiguous()
         if not torch.isfinite(queries).all():
             raise InputError("a query embedding holds NaN or Inf: its image is not valid")

@@ -25,31 +25,49 @@ from adir.retrieval.index.shards import Shard
 
 SOURCES: dict[str, type[Source]] = {
     source.kind: source
-    for source in (FolderSource, TarSource, ParquetSource, DatasetSource, OpenImagesSource, OpenImagesTars)
+    for source in (
+        FolderSource,
+        TarSource,
+        ParquetSource,
+        DatasetSource,
+        OpenImagesSource,
+        OpenImagesTars,
+    )
 }
 
 
 def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Source:
-    """Open the source of an index. `moved`: constructor arguments that have changed, such as its path."""
+    """Open the source of an index.
+
+    `moved`: constructor arguments that have changed, such as its path.
+    """
     kind, arguments = description["kind"], description["arguments"]
     unknown = sorted(set(moved) - set(arguments))
     if unknown:
-        raise InputError(f"images of kind {kind}: no argument {', '.join(unknown)}; it has {', '.join(arguments)}")
+        raise InputError(
+            f"images of kind {kind}: no argument {', '.join(unknown)}; it has "
+            f"{', '.join(arguments)}"
+        )
     return SOURCES[kind](**(arguments | dict(moved)))
 
 
 class ShardedIndex(VectorIndex):
     """A finished index, its shards mapped into memory.
 
-    Opening it compares the headers of the shards with the manifest; only `damage` reads all data.  Raises InputError for a
-    folder without a finished index, and for a shard that is missing, truncated, or not the one in the manifest.
+    Opening it compares the headers of the shards with the manifest; only `damage` reads all data.
+    Raises InputError for a folder without a finished index, and for a shard that is missing,
+    truncated, or not the one in the manifest.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / "manifest.json").is_file():
             begun = (self.folder / "index.json").is_file()
-            state = "is not finished; run `adir index build` again" if begun else "holds no index (adir index build)"
+            state = (
+                "is not finished; run `adir index build` again"
+                if begun
+                else "holds no index (adir index build)"
+            )
             raise InputError(f"{folder}: {state}")
         self.manifest = read_facts(self.folder / "manifest.json")
         self.encoder: dict[str, str] = self.manifest["encoder"]
@@ -59,7 +77,9 @@ class ShardedIndex(VectorIndex):
         for entry in self.manifest["shards"]:
             shard = Shard.open(self.folder / "shards" / entry["file"])
             if shard.sha256 != entry["sha256"] or len(shard) != entry["images"]:
-                raise InputError(f"{shard.path}: is not the shard in manifest.json (checksum or count); {BUILD}")
+                raise InputError(
+                    f"{shard.path}: is not the shard in manifest.json (checksum or count); {BUILD}"
+                )
             if len(shard):
                 shards.append(shard)
             if entry["rejects"]:
@@ -71,10 +91,15 @@ class ShardedIndex(VectorIndex):
     def ids_of(self, rows: np.ndarray) -> list[str]:
         numbers = np.searchsorted(self._ends, rows, side="right").tolist()
         first = [0, *self._ends.tolist()]
-        return [self.shards[n].id(row - first[n]) for n, row in zip(numbers, rows.tolist(), strict=True)]
+        return [
+            self.shards[n].id(row - first[n]) for n, row in zip(numbers, rows.tolist(), strict=True)
+        ]
 
     def find(self, image_id: str) -> tuple[Shard, int]:
-        """Return the shard of an image and its row there. Raises KeyError if it is not in the index."""
+        """Return the shard of an image and its row there.
+
+        Raises KeyError if it is not in the index.
+        """
         for shard in self.shards:
             row = shard.row(image_id)
             if row is not None:
@@ -85,31 +110,41 @@ class ShardedIndex(VectorIndex):
         """Raise InputError, naming both, unless the index was made by this encoder."""
         if self.encoder["weights_sha256"] != encoder.weights_sha256:
             raise InputError(
-                f"index {self.folder}: made by encoder {self.encoder['name']} ({self.encoder['weights_sha256'][:10]}), but "
-                f"the query is to be encoded by {encoder.name} ({encoder.weights_sha256[:10]}); choose that encoder, or "
+                f"index {self.folder}: made by encoder {self.encoder['name']} "
+                f"({self.encoder['weights_sha256'][:10]}), but "
+                f"the query is to be encoded by {encoder.name} ({encoder.weights_sha256[:10]}); "
+                "choose that encoder, or "
                 "build an index with this one"
             )
 
     def damage(self) -> list[str]:
         """Read all data, and return a line for each shard whose checksum is wrong."""
-        return [f"{shard.path}: {problem}" for shard in self.shards if (problem := shard.damage()) is not None]
+        return [
+            f"{shard.path}: {problem}"
+            for shard in self.shards
+            if (problem := shard.damage()) is not None
+        ]
 
 
 QUERIES = 50
 """Number of vectors with which the recall of an approximate search is measured."""
-BUILD = "copy the index here again as a whole, or remove manifest.json and run `adir index build` again"
+BUILD = (
+    "copy the index here again as a whole, or remove manifest.json and run `adir index build` again"
+)
 
 
 class IndexedCorpus(Corpus):
-    """The corpus of a finished index: ids and hashes from the index, images from their source when they are needed.
+    """The corpus of a finished index: ids and hashes from the index, images from their source when
+    they are needed.
 
     Each image is checked against its SHA-256 in the index.
 
     Args:
         folder: of the index.
-        images: arguments of the source that have changed since, such as {path: FOLDER} after a move.
-        approximate: arguments of `ApproximateIndex`, for more than ten million images. It changes the neighbours, and so
-            the corpus's sha256.
+        images: arguments of the source that have changed since, such as {path: FOLDER} after a
+            move.
+        approximate: arguments of `ApproximateIndex`, for more than ten million images. It changes
+            the neighbours, and so the corpus's sha256.
     """
 
     def __init__(
@@ -130,9 +165,15 @@ class IndexedCorpus(Corpus):
         """The index that is searched: the exact one, or the approximate one."""
         self._recall_file: Path | None = None
         if self.approximate is not None:
-            self.sha256 = sha256_of_bytes(json.dumps([self.sha256, self.approximate], sort_keys=True).encode())
-            # The trained index depends on the vectors, n_lists and n_bytes; the recall on all arguments.
-            made_of = [[entry["sha256"] for entry in self.index.manifest["shards"]], self.approximate]
+            self.sha256 = sha256_of_bytes(
+                json.dumps([self.sha256, self.approximate], sort_keys=True).encode()
+            )
+            # The trained index depends on the vectors, n_lists and n_bytes; the recall on all
+            # arguments.
+            made_of = [
+                [entry["sha256"] for entry in self.index.manifest["shards"]],
+                self.approximate,
+            ]
             name = sha256_of_bytes(json.dumps(made_of, sort_keys=True).encode())[:16]
             stored = self.index.folder / f"approximate-{name}.faiss"
             self.searcher = ApproximateIndex(self.index, stored=stored, **self.approximate)
@@ -146,7 +187,9 @@ class IndexedCorpus(Corpus):
         return self.searcher
 
     def recall(self, k: int) -> float | None:
-        """Return the recall@K, measured once per K and stored beside the trained index (approximate-*.json)."""
+        """Return the recall@K, measured once per K and stored beside the trained index
+        (approximate-*.json).
+        """
         path = self._recall_file
         if path is None:
             return None
@@ -154,21 +197,30 @@ class IndexedCorpus(Corpus):
         shares = known.get("recall", {})
         if str(k) not in shares:
             shares[str(k)] = recall(self.index, self.searcher, k, QUERIES)
-            write_json(path, {"arguments": self.approximate, "n_queries": QUERIES, "recall": shares})
+            write_json(
+                path, {"arguments": self.approximate, "n_queries": QUERIES, "recall": shares}
+            )
         return float(shares[str(k)])
 
-    # The base class keeps these in memory; here they are made on demand, as most cells never need them.
+    # The base class keeps these in memory; here they are made on demand, as most cells never need
+    # them.
     @cached_property
     def ids(self) -> list[str]:  # type: ignore[override]
         return sorted(name for shard in self.index.shards for name in shard.ids())
 
     @cached_property
     def manifest(self) -> dict[str, str]:  # type: ignore[override]
-        return {shard.id(row): shard.image_sha256(row) for shard in self.index.shards for row in range(len(shard))}
+        return {
+            shard.id(row): shard.image_sha256(row)
+            for shard in self.index.shards
+            for row in range(len(shard))
+        }
 
     @cached_property
     def rejects(self) -> dict[str, str]:  # type: ignore[override]
-        return {name: reason for shard in self.index.rejecting for name, reason in shard.rejects.items()}
+        return {
+            name: reason for shard in self.index.rejecting for name, reason in shard.rejects.items()
+        }
 
     @cached_property
     def fingerprints(self) -> Sequence[np.ndarray]:

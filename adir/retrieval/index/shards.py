@@ -63,7 +63,11 @@ def packed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_shard(
-    path: Path, images: Sequence[IndexedImage], embeddings: Tensor, rejects: Mapping[str, str], facts: Mapping[str, Any]
+    path: Path,
+    images: Sequence[IndexedImage],
+    embeddings: Tensor,
+    rejects: Mapping[str, str],
+    facts: Mapping[str, Any],
 ) -> None:
     """Write a shard atomically, rows in the order of their ids.
 
@@ -84,12 +88,19 @@ def write_shard(
         raise ValueError("the encoder gave vectors with NaN or Inf, or too large for float16")
     ids, ids_end = packed([image.id for image in rows])
     notes, notes_end = packed(
-        [json.dumps(dict(p.attribution), sort_keys=True, ensure_ascii=False) if p.attribution else "" for p in rows]
+        [
+            json.dumps(dict(p.attribution), sort_keys=True, ensure_ascii=False)
+            if p.attribution
+            else ""
+            for p in rows
+        ]
     )
     columns = {
         "embeddings": half.numpy(),
         "half_squares": part_of(half).half_squares.numpy(),
-        "sha256": np.frombuffer(b"".join(bytes.fromhex(p.sha256) for p in rows), np.uint8).reshape(-1, 32),
+        "sha256": np.frombuffer(b"".join(bytes.fromhex(p.sha256) for p in rows), np.uint8).reshape(
+            -1, 32
+        ),
         "n_bytes": np.array([p.n_bytes for p in rows], np.int64),
         "size": np.array([p.size for p in rows], np.int32).reshape(-1, 2),
         "fingerprint": np.array([p.fingerprint for p in rows], np.int8).reshape(-1, SIDE, SIDE),
@@ -106,7 +117,10 @@ def write_shard(
     }
     # One entry: safetensors writes several in a random order.
     metadata = {"adir": json.dumps(about, sort_keys=True)}
-    write_bytes(path, save({name: np.ascontiguousarray(column) for name, column in columns.items()}, metadata))
+    write_bytes(
+        path,
+        save({name: np.ascontiguousarray(column) for name, column in columns.items()}, metadata),
+    )
 
 
 def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
@@ -133,15 +147,22 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Open a shard. Raises InputError if the file is missing, truncated, or no shard. Only `damage` checks its hash."""
+        """Open a shard.
+
+        Raises InputError if the file is missing, truncated, or no shard. Only `damage` checks its
+        hash.
+        """
         if not os.access(path, os.R_OK):  # safetensors calls every unreadable file missing
-            raise InputError(f"{path}: this shard is missing or not readable; copy it here again, or {REBUILD}")
+            raise InputError(
+                f"{path}: this shard is missing or not readable; copy it here again, or {REBUILD}"
+            )
         try:
             with safe_open(path, "pt") as file:  # maps it
                 about = json.loads(file.metadata()["adir"])
                 if about["schema"] != SCHEMA:
                     raise InputError(
-                        f"{path}: shard of schema {about['schema']}, this version reads {SCHEMA}; build it anew"
+                        f"{path}: shard of schema {about['schema']}, this version reads "
+                        f"{SCHEMA}; build it anew"
                     )
                 columns = {name: file.get_tensor(name).numpy() for name in COLUMNS}
             rows = {len(column) for name, column in columns.items() if name not in ("ids", "notes")}
@@ -150,8 +171,17 @@ class Shard:
             return cls(path, columns, about["sha256"], about["facts"], about["rejects"])
         except InputError:
             raise
-        except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}") from error
+        except (
+            SafetensorError,
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
+            raise InputError(
+                f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.columns["embeddings"])
@@ -160,7 +190,9 @@ class Shard:
     def part(self) -> Part:
         """Its vectors, as a search needs them."""
         columns = self.columns
-        return Part(torch.from_numpy(columns["embeddings"]), torch.from_numpy(columns["half_squares"]))
+        return Part(
+            torch.from_numpy(columns["embeddings"]), torch.from_numpy(columns["half_squares"])
+        )
 
     def id(self, row: int) -> str:
         """Return the id of a row."""
@@ -188,7 +220,9 @@ class Shard:
         try:
             return self.columns[column][ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.path}: damaged data (no text in {column}); remove it and {REBUILD}") from error
+            raise InputError(
+                f"{self.path}: damaged data (no text in {column}); remove it and {REBUILD}"
+            ) from error
 
     def row(self, image_id: str) -> int | None:
         """Return the row of an image, by bisection; None if it is not here."""
@@ -198,7 +232,9 @@ class Shard:
     def damage(self) -> str | None:
         """Read and hash all data. Returns None if the hash is right, else the problem."""
         return (
-            None if columns_sha256(self.columns) == self.sha256 else "its data do not have the checksum in its header"
+            None
+            if columns_sha256(self.columns) == self.sha256
+            else "its data do not have the checksum in its header"
         )
 
 

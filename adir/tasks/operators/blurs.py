@@ -13,7 +13,9 @@ from adir.tasks.operators.kernels import filter_2d, frequency_response, gaussian
 
 
 def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
-    """Circular blur by outer(kernel, kernel), whose entry j weighs the pixel at offset len(kernel)//2 - j."""
+    """Circular blur by outer(kernel, kernel), whose entry j weighs the pixel at offset
+    len(kernel)//2 - j.
+    """
     require_rgb(image_shape, what)
     require_room(image_shape, kernel, what)
     _, height, width = image_shape
@@ -27,13 +29,17 @@ def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
         build,
         image_shape=image_shape,
         y_shape=image_shape,
-        norm=(frequency_response(kernel, height).max() * frequency_response(kernel, width).max()).item(),
+        norm=(
+            frequency_response(kernel, height).max() * frequency_response(kernel, width).max()
+        ).item(),
     )
 
 
 @dataclass(frozen=True)
 class BoxBlur:
-    """Mean over size x size pixels: y[n] sees x[n - (size-1)//2 .. n + size//2]. 5 is centred; 4 is -1 .. +2."""
+    """Mean over size x size pixels: y[n] sees x[n - (size-1)//2 .. n + size//2]. 5 is centred; 4 is
+    -1 .. +2.
+    """
 
     name: ClassVar[str] = "box_blur"
     version: ClassVar[int] = 1
@@ -69,12 +75,19 @@ class GaussianBlur:
     def __post_init__(self) -> None:
         if not (self.std > 0 and math.isfinite(self.std)):
             raise InputError(f"Gaussian blur std {self.std!r}: give a positive number of pixels")
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1 or self.size % 2 == 0:
+        if (
+            isinstance(self.size, bool)
+            or not isinstance(self.size, int)
+            or self.size < 1
+            or self.size % 2 == 0
+        ):
             raise InputError(f"Gaussian blur size {self.size!r}: give an odd number of pixels")
 
     def __call__(self, image_shape: Shape) -> Operator:
         return circular_blur(
-            image_shape, gaussian_kernel(self.std, self.size), f"the {self.size}x{self.size} Gaussian blur"
+            image_shape,
+            gaussian_kernel(self.std, self.size),
+            f"the {self.size}x{self.size} Gaussian blur",
         )
 
     def image_shape(self, y_shape: Shape) -> Shape:

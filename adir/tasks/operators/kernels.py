@@ -1,4 +1,6 @@
-"""One-dimensional filters of blurs and downsamplings, and their singular values on a circular signal."""
+"""One-dimensional filters of blurs and downsamplings, and their singular values on a circular
+signal.
+"""
 
 import math
 
@@ -7,10 +9,13 @@ from torch import Tensor
 
 
 def bicubic_kernel(factor: int, centre: float) -> Tensor:
-    """1-D bicubic weights (Keys, 1981, a = -0.5) stretched by `factor` for downsampling: (n,) float64, sum 1, n even.
+    """1-D bicubic weights (Keys, 1981, a = -0.5) stretched by `factor` for downsampling:
 
-    Entry j weighs the pixel at offset n/2 - j from the sample's own pixel, which is how deepinv reads an even filter.
-    The support is 4 * factor pixels around `centre`, an offset in pixels of the large image.
+    (n,) float64, sum 1, n even.
+
+    Entry j weighs the pixel at offset n/2 - j from the sample's own pixel, which is how deepinv
+    reads an even filter. The support is 4 * factor pixels around `centre`, an offset in pixels of
+    the large image.
     """
     reach = max(math.ceil(2 * factor + centre) - 1, math.ceil(2 * factor - centre))
     offset = reach - torch.arange(2 * reach, dtype=torch.float64)
@@ -22,7 +27,10 @@ def bicubic_kernel(factor: int, centre: float) -> Tensor:
 
 
 def gaussian_kernel(std: float, size: int) -> Tensor:
-    """1-D Gaussian of standard deviation `std` pixels sampled at `size` centred integers: (size,) float64, sum 1."""
+    """1-D Gaussian of standard deviation `std` pixels sampled at `size` centred integers:
+
+    (size,) float64, sum 1.
+    """
     offset = torch.arange(size, dtype=torch.float64) - size // 2
     weights = torch.exp(-(offset**2) / (2 * std**2))
     return weights / weights.sum()
@@ -34,14 +42,23 @@ def frequency_response(kernel: Tensor, n: int) -> Tensor:
 
 
 def downsampling_norm(kernel: Tensor, factor: int, height: int, width: int) -> float:
-    """Largest singular value of 'filter circularly, keep every factor-th sample' in both directions.
+    """Largest singular value of 'filter circularly, keep every factor-th sample' in both
+    directions.
 
-    A A^T is diagonal in Fourier space: entry k is the mean of |F|^2 over the `factor` frequencies that alias to k, so
-    the norm of one direction is the root of the largest, and the two directions multiply.
+    A A^T is diagonal in Fourier space: entry k is the mean of |F|^2 over the `factor` frequencies
+    that alias to k, so the norm of one direction is the root of the largest, and the two directions
+    multiply.
     """
 
     def one_direction(n: int) -> float:
-        return (frequency_response(kernel, n) ** 2).reshape(factor, n // factor).mean(0).max().sqrt().item()
+        return (
+            (frequency_response(kernel, n) ** 2)
+            .reshape(factor, n // factor)
+            .mean(0)
+            .max()
+            .sqrt()
+            .item()
+        )
 
     return one_direction(height) * one_direction(width)
 

@@ -1,4 +1,7 @@
-"""Super-resolution: downsampling with circular or reflected borders, and the mean of blocks. None imports deepinv."""
+"""Super-resolution: downsampling with circular or reflected borders, and the mean of blocks.
+
+None imports deepinv.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -15,11 +18,12 @@ from adir.tasks.operators.kernels import bicubic_kernel, downsampling_norm, filt
 
 
 class CircularDownsampling(nn.Module):
-    """deepinv's circular downsampling, operation by operation, so that a restoration need not import deepinv for it (2 s);
-    and a closed form for A_dagger = A^T (A A^T)^-1.
+    """deepinv's circular downsampling, operation by operation, so that a restoration need not
+    import deepinv for it (2 s); and a closed form for A_dagger = A^T (A A^T)^-1.
 
-    deepinv solves that by conjugate gradients, which stall where A A_dagger y is still 1e-4 to 8e-4 of y away from y
-    (measured in float64, factors 4 and 8) and take minutes for a 256 x 256 image when the tolerance is lowered.
+    deepinv solves that by conjugate gradients, which stall where A A_dagger y is still 1e-4 to 8e-4
+    of y away from y (measured in float64, factors 4 and 8) and take minutes for a 256 x 256 image
+    when the tolerance is lowered.
 
     kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
     """
@@ -27,14 +31,19 @@ class CircularDownsampling(nn.Module):
     filter: Tensor
     """(1, 1, n, n): weights of the pixels."""
     gram: Tensor
-    """(H / factor, W / factor): A A^T, which is diagonal in Fourier space: see downsampling_norm."""
+    """(H / factor, W / factor):
+
+    A A^T, which is diagonal in Fourier space: see downsampling_norm.
+    """
 
     def __init__(self, kernel: Tensor, factor: int, image_shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
         self.factor, self.reach = factor, len(kernel) // 2
         _, height, width = image_shape
         self.register_buffer("filter", filter_2d(kernel, dtype))
-        padded = functional.pad(self.filter[0, 0], (0, width - len(kernel), 0, height - len(kernel)))
+        padded = functional.pad(
+            self.filter[0, 0], (0, width - len(kernel), 0, height - len(kernel))
+        )
         response = torch.fft.fft2(padded.roll((-self.reach, -self.reach), (0, 1)))
         power = (response.conj() * response).real
         gram = power.reshape(factor, height // factor, factor, width // factor).mean((0, 2))
@@ -51,7 +60,8 @@ class CircularDownsampling(nn.Module):
         spread = y.new_zeros(*y.shape[:2], s * y.shape[2], s * y.shape[3])
         spread[..., ::s, ::s] = y
         x = functional.conv_transpose2d(spread, self._weights(), groups=3)
-        # What lies beyond a border belongs to the opposite side: (from, to), in the order in which deepinv adds them.
+        # What lies beyond a border belongs to the opposite side: (from, to), in the order in which
+        # deepinv adds them.
         sides = (
             (slice(-reach, None), slice(None, reach)),
             (slice(reach - 1, -reach), slice(None)),
@@ -74,12 +84,14 @@ class CircularDownsampling(nn.Module):
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """Bicubic downsampling by `factor`, MATLAB imresize with antialiasing: a = -0.5, support 4 * factor.
+    """Bicubic downsampling by `factor`, MATLAB imresize with antialiasing: a = -0.5, support 4 *
+    factor.
 
-    centre: where sample 0 sits in the large image, in its pixels; None is (factor - 1) / 2, the middle of the block
-        that a low-resolution pixel covers, as in MATLAB, Pillow and OpenCV. deepinv's own "bicubic" has it at 0.5
-        whatever the factor, which moves the image by 1 pixel at factor 4 and by 3 at factor 8. On the authors' cropped
-        images the two cannot be told apart.
+    centre: where sample 0 sits in the large image, in its pixels; None is (factor - 1) / 2, the
+        middle of the block that a low-resolution pixel covers, as in MATLAB, Pillow and OpenCV.
+        deepinv's own "bicubic" has it at 0.5 whatever the factor, which moves the image by 1 pixel
+        at factor 4 and by 3 at factor 8. On the authors' cropped images the two cannot be told
+        apart.
     """
 
     name: ClassVar[str] = "super_resolution"
@@ -92,7 +104,9 @@ class SuperResolution:
     def __post_init__(self) -> None:
         require_factor(self.factor)
         if self.centre is not None and not 0 <= self.centre <= self.factor - 1:
-            raise InputError(f"super-resolution centre {self.centre!r}: give a value from 0 to {self.factor - 1}")
+            raise InputError(
+                f"super-resolution centre {self.centre!r}: give a value from 0 to {self.factor - 1}"
+            )
 
     def __call__(self, image_shape: Shape) -> Operator:
         require_rgb(image_shape, "super-resolution")
@@ -102,7 +116,9 @@ class SuperResolution:
                 f"super-resolution x{self.factor} needs sides that are multiples of {self.factor}, "
                 f"the image has {width}x{height}: crop it"
             )
-        kernel = bicubic_kernel(self.factor, (self.factor - 1) / 2 if self.centre is None else self.centre)
+        kernel = bicubic_kernel(
+            self.factor, (self.factor - 1) / 2 if self.centre is None else self.centre
+        )
         require_room(image_shape, kernel, f"super-resolution x{self.factor}")
 
         return Operator(
@@ -119,7 +135,8 @@ class SuperResolution:
 
 
 class SeparableDownsampling(nn.Module):
-    """x to rows x columns^T in each channel: for kernels whose borders are not circular, so that Fourier does not serve.
+    """x to rows x columns^T in each channel: for kernels whose borders are not circular, so that
+    Fourier does not serve.
 
     rows: (h, H), columns: (w, W), float64, of full row rank.
     """
@@ -148,12 +165,19 @@ class SeparableDownsampling(nn.Module):
         return self.rows_dagger @ y @ self.columns_dagger.T
 
 
-def separable(image_shape: Shape, factor: int, matrix: Callable[[int], Tensor], what: str) -> Operator:
-    """Return the downsampling by `factor` whose matrix (n / factor, n) along a side of n pixels is `matrix(n)`."""
+def separable(
+    image_shape: Shape, factor: int, matrix: Callable[[int], Tensor], what: str
+) -> Operator:
+    """Return the downsampling by `factor` whose matrix (n / factor, n) along a side of n pixels is
+    `matrix(n)`.
+    """
     require_rgb(image_shape, what)
     _, height, width = image_shape
     if height % factor or width % factor:
-        raise InputError(f"{what} needs sides that are multiples of {factor}, the image has {width}x{height}: crop it")
+        raise InputError(
+            f"{what} needs sides that are multiples of {factor}, the image has "
+            f"{width}x{height}: crop it"
+        )
     rows, columns = matrix(height), matrix(width)
     return Operator(
         build=lambda dtype: SeparableDownsampling(rows, columns, dtype),
@@ -170,7 +194,10 @@ def require_factor(factor: int) -> None:
 
 @dataclass(frozen=True)
 class MeanDownsampling:
-    """Mean of each factor x factor block: DDRM's (Kawar et al., 2022) `sr4`, whose singular values are all 1 / factor."""
+    """Mean of each factor x factor block:
+
+    DDRM's (Kawar et al., 2022) `sr4`, whose singular values are all 1 / factor.
+    """
 
     name: ClassVar[str] = "mean_downsampling"
     version: ClassVar[int] = 1
@@ -183,9 +210,14 @@ class MeanDownsampling:
 
     def __call__(self, image_shape: Shape) -> Operator:
         def matrix(n: int) -> Tensor:
-            return torch.eye(n // self.factor, dtype=torch.float64).repeat_interleave(self.factor, 1) / self.factor
+            return (
+                torch.eye(n // self.factor, dtype=torch.float64).repeat_interleave(self.factor, 1)
+                / self.factor
+            )
 
-        return separable(image_shape, self.factor, matrix, f"the mean of {self.factor}x{self.factor}")
+        return separable(
+            image_shape, self.factor, matrix, f"the mean of {self.factor}x{self.factor}"
+        )
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """(3, h, w) to (3, factor * h, factor * w)."""
@@ -195,9 +227,12 @@ class MeanDownsampling:
 
 @dataclass(frozen=True)
 class ReflectiveSuperResolution:
-    """`SuperResolution` with borders that mirror the image, the border pixel included: DDRM's `sr_bicubic4`.
+    """`SuperResolution` with borders that mirror the image, the border pixel included:
 
-    DDRM's code sets singular values along a side that are below 0.03 to zero; at factor 4 none is, the least being 0.35.
+    DDRM's `sr_bicubic4`.
+
+    DDRM's code sets singular values along a side that are below 0.03 to zero; at factor 4 none is,
+    the least being 0.35.
     """
 
     name: ClassVar[str] = "reflective_super_resolution"
@@ -210,7 +245,10 @@ class ReflectiveSuperResolution:
         require_factor(self.factor)
 
     def __call__(self, image_shape: Shape) -> Operator:
-        kernel, what = bicubic_kernel(self.factor, (self.factor - 1) / 2), f"super-resolution x{self.factor}"
+        kernel, what = (
+            bicubic_kernel(self.factor, (self.factor - 1) / 2),
+            f"super-resolution x{self.factor}",
+        )
         require_rgb(image_shape, what)
         require_room(image_shape, kernel, what)
 
@@ -219,7 +257,9 @@ class ReflectiveSuperResolution:
             rows = torch.arange(n // self.factor)
             for j, weight in enumerate(kernel):
                 pixel = self.factor * rows + len(kernel) // 2 - j
-                pixel = torch.where(pixel < 0, -1 - pixel, torch.where(pixel >= n, 2 * n - 1 - pixel, pixel))
+                pixel = torch.where(
+                    pixel < 0, -1 - pixel, torch.where(pixel >= n, 2 * n - 1 - pixel, pixel)
+                )
                 weights[rows, pixel] += weight
             return weights
 

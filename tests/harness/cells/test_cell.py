@@ -29,8 +29,13 @@ def test_modes_without_neighbours_build_no_corpus_and_no_encoder(cell: Callable[
         built = cell(f"adaptation={mode}", "retrieval.corpus.path=/nowhere")
         assert built.corpus is None and built.encoder is None
     random, knn = cell("adaptation=random"), cell("adaptation=knn")
-    assert random.corpus is knn.corpus and random.encoder is knn.encoder  # by which both leave out the same crops
-    assert cell("adaptation=knn").encoder.name == "imagenet" and cell("adaptation=pixel").encoder.name == "pixel"
+    assert (
+        random.corpus is knn.corpus and random.encoder is knn.encoder
+    )  # by which both leave out the same crops
+    assert (
+        cell("adaptation=knn").encoder.name == "imagenet"
+        and cell("adaptation=pixel").encoder.name == "pixel"
+    )
 
 
 def test_cells_of_one_process_share_what_is_costly(cell: Callable[..., Cell]) -> None:
@@ -60,10 +65,15 @@ def test_all_reasons_are_told_at_once_also_from_another_process(cell: Callable[.
 def test_a_test_image_is_never_its_own_neighbour(
     cell: Callable[..., Cell], photographs: Path, neighbourhood: Path, tmp_path: Path, mode: str
 ) -> None:
-    # A corpus that holds the test image, its mirror image and a brighter copy beside the six others.
+    # A corpus that holds the test image, its mirror image and a brighter copy beside the six
+    # others.
     x = read_image(photographs / "0.png")
     corpus = tmp_path / "leaking"
-    for name, image in {"same": x, "mirrored": x.flip(-1), "brighter": (x + 0.02).clamp(-1, 1)}.items():
+    for name, image in {
+        "same": x,
+        "mirrored": x.flip(-1),
+        "brighter": (x + 0.02).clamp(-1, 1),
+    }.items():
         write_png(corpus / f"{name}.png", image)
     for file in neighbourhood.iterdir():
         (corpus / file.name).write_bytes(file.read_bytes())
@@ -74,7 +84,9 @@ def test_a_test_image_is_never_its_own_neighbour(
     assert {n.id for n in neighbours} == {file.name for file in neighbourhood.iterdir()}
     # A user's own image has no ground truth to keep away: the copies are found.
     if mode != "random":
-        everything = cell(f"adaptation={mode}", "task=deblur", "k=9", f"retrieval.corpus.path={corpus}")
+        everything = cell(
+            f"adaptation={mode}", "task=deblur", "k=9", f"retrieval.corpus.path={corpus}"
+        )
         found, none = find_neighbours(everything, "0.png", None, y)
         assert none == [] and {n.id for n in found} >= set(excluded)
     too_many = cell(f"adaptation={mode}", "task=deblur", "k=7", f"retrieval.corpus.path={corpus}")
@@ -82,11 +94,18 @@ def test_a_test_image_is_never_its_own_neighbour(
         find_neighbours(too_many, "0.png", x, y)
 
 
-def test_random_neighbours_depend_on_seed_and_image_and_on_nothing_else(cell: Callable[..., Cell]) -> None:
+def test_random_neighbours_depend_on_seed_and_image_and_on_nothing_else(
+    cell: Callable[..., Cell],
+) -> None:
     x, y = torch.zeros(3, 32, 32), torch.zeros(3, 8, 8)
 
     def drawn(image_id: str, *overrides: str) -> list[str]:
-        return [n.id for n in find_neighbours(cell("adaptation=random", "k=5", *overrides), image_id, x, y)[0]]
+        return [
+            n.id
+            for n in find_neighbours(cell("adaptation=random", "k=5", *overrides), image_id, x, y)[
+                0
+            ]
+        ]
 
     assert drawn("a") == drawn("a", "sampler.n_steps=9") == drawn("a", "task.guidance_scale=1")
     draws = {tuple(drawn(name, f"seed={seed}")) for name in "abc" for seed in (0, 1)}
@@ -103,7 +122,9 @@ def test_each_mode_is_given_its_own_images(cell: Callable[..., Cell], photograph
     knn = cell("adaptation=knn")
     neighbours, _ = find_neighbours(knn, "0.png", read_image(photographs / "0.png"), y)
     found = adaptation_images(knn, knn.task, y, [n.id for n in neighbours])
-    assert all(torch.equal(p, knn.corpus.image(n.id)) for p, n in zip(found, neighbours, strict=True))
+    assert all(
+        torch.equal(p, knn.corpus.image(n.id)) for p, n in zip(found, neighbours, strict=True)
+    )
 
 
 def test_a_record_says_how_much_an_approximate_search_finds(
@@ -132,7 +153,9 @@ def test_a_neighbour_that_is_too_large_is_made_smaller_before_it_is_tuned_on(
     ]  # by which a plan knows the adapter
 
 
-def test_a_record_tells_licence_and_source_of_its_image_as_far_as_they_are_known(cell: Callable[..., Cell]) -> None:
+def test_a_record_tells_licence_and_source_of_its_image_as_far_as_they_are_known(
+    cell: Callable[..., Cell],
+) -> None:
     data = EmbeddedTestFields()
     built = dataclasses.replace(cell(), data=data)
     images = {name: failure_record(built, name, ValueError("no")).image for name in data.ids}
@@ -144,8 +167,14 @@ def test_a_record_tells_licence_and_source_of_its_image_as_far_as_they_are_known
 
 @pytest.mark.parametrize("task, scale", [("sr4", 1000), ("deblur", 30)])
 def test_the_clean_sampler_guides_tenfold_where_y_has_no_noise(task: str, scale: float) -> None:
-    literal, clean = (compose([f"task={task}", f"sampler={name}"]).sampler for name in ("adir", "adir_clean"))
+    literal, clean = (
+        compose([f"task={task}", f"sampler={name}"]).sampler for name in ("adir", "adir_clean")
+    )
     assert clean.guidance_scale == scale and literal.guidance_scale == min(scale, 100)
     # Whatever else may differ from the paper's is this alone.
-    assert {key for key in literal if literal[key] != clean[key]} <= {"name", "guidance_scale", "temperature"}
+    assert {key for key in literal if literal[key] != clean[key]} <= {
+        "name",
+        "guidance_scale",
+        "temperature",
+    }
     assert (literal.eta, literal.temperature, literal.back_projection) == (1, 1, False)

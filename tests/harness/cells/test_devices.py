@@ -57,7 +57,13 @@ def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(
 
 @pytest.mark.parametrize(
     "visible, lock",
-    [("", "0"), ("1", "1"), (" 3 , 2", "3"), ("MIG-GPU-5a/1/0,MIG-GPU-5a/2/0", "MIG-GPU-5a%2F1%2F0"), (",", "0")],
+    [
+        ("", "0"),
+        ("1", "1"),
+        (" 3 , 2", "3"),
+        ("MIG-GPU-5a/1/0,MIG-GPU-5a/2/0", "MIG-GPU-5a%2F1%2F0"),
+        (",", "0"),
+    ],
 )
 def test_the_lock_of_a_gpu_has_its_name_in_the_environment_whatever_that_is(
     visible: str, lock: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -84,7 +90,10 @@ def test_what_another_machine_will_run_is_checked_on_the_cpu() -> None:
 
     assert on_the_cpu(CUDA, lacking=None) == {
         "backbone": {"device": "cpu", "execution": "${execution}"},
-        "execution": {"device": "${oc.select:backbone.device,cpu}", "offload": False},  # a CPU has no other place
+        "execution": {
+            "device": "${oc.select:backbone.device,cpu}",
+            "offload": False,
+        },  # a CPU has no other place
         "parts": [{"device": "cpu", "offload": False}, None, "cuda"],
     }
     assert CUDA["backbone"]["device"] == "cuda"

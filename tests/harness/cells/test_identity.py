@@ -28,13 +28,20 @@ HASHES = {"weights_sha256": "aa", "config_sha256": "bb"}
 @pytest.fixture(scope="module")
 def full() -> dict[str, Any]:
     """The configuration of `adaptation=knn adaptation/adapter=lora`, resolved."""
-    composed = OmegaConf.to_container(compose(["adaptation=knn", "adaptation/adapter=lora"]), resolve=True)
+    composed = OmegaConf.to_container(
+        compose(["adaptation=knn", "adaptation/adapter=lora"]), resolve=True
+    )
     assert isinstance(composed, dict)
     return composed
 
 
 def identity(
-    full: dict[str, Any], mode: str = "knn", path: str = "seed", value: Any = 0, encoder: str = "ee", corpus: str = "cc"
+    full: dict[str, Any],
+    mode: str = "knn",
+    path: str = "seed",
+    value: Any = 0,
+    encoder: str = "ee",
+    corpus: str = "cc",
 ) -> CellIdentity:
     """The identity in a mode, with the entry at a dotted path changed."""
     parts = copy.deepcopy(full)
@@ -60,14 +67,20 @@ def identity(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_k_counts_only_where_there_is_a_corpus(full: dict[str, Any], mode: str) -> None:
-    assert (identity(full, mode, "k", 5).sha256 == identity(full, mode, "k", 20).sha256) == (mode not in WITH_CORPUS)
+    assert (identity(full, mode, "k", 5).sha256 == identity(full, mode, "k", 20).sha256) == (
+        mode not in WITH_CORPUS
+    )
 
 
 @pytest.mark.parametrize(
     "path, value, unused",
     [
         ("adaptation.adapter.rank", 8, ["none"]),
-        ("adaptation.fine_tuning.learning_rate", 1e-3, ["none", "scd"]),  # scd tunes while it samples
+        (
+            "adaptation.fine_tuning.learning_rate",
+            1e-3,
+            ["none", "scd"],
+        ),  # scd tunes while it samples
     ],
 )
 def test_adapter_and_fine_tuning_count_only_where_something_is_trained(
@@ -86,20 +99,27 @@ def test_a_mode_that_tunes_while_it_samples_counts_with_its_settings_and_shows_i
     assert (plain.axes.adaptation, plain.axes.adapter, plain.axes.k) == ("scd", "lora", None)
 
 
-def test_a_corpus_that_withholds_images_is_another_cell_only_where_a_corpus_is_used(tmp_path: Path) -> None:
+def test_a_corpus_that_withholds_images_is_another_cell_only_where_a_corpus_is_used(
+    tmp_path: Path,
+) -> None:
     for mode in (*WITH_CORPUS, "self"):
         words = [f"adaptation={mode}", "data=domains", "retrieval=domains", f"results={tmp_path}"]
         all_of_it, control = (
-            resolve_cell(compose([*words, f"retrieval.corpus.own_photograph={own}"])).identity for own in (True, False)
+            resolve_cell(compose([*words, f"retrieval.corpus.own_photograph={own}"])).identity
+            for own in (True, False)
         )
         assert (all_of_it.sha256 == control.sha256) == (mode == "self")
-        assert "withholds" not in all_of_it.configuration.get("retrieval", {})  # as before there was such a corpus
+        assert "withholds" not in all_of_it.configuration.get(
+            "retrieval", {}
+        )  # as before there was such a corpus
 
 
 @pytest.mark.parametrize("what", ["corpus", "encoder"])
 def test_corpus_and_encoder_count_only_where_they_are_used(full: dict[str, Any], what: str) -> None:
     for mode in MODES:
-        assert (identity(full, mode, **{what: "other"}) == identity(full, mode)) == (mode not in WITH_CORPUS)
+        assert (identity(full, mode, **{what: "other"}) == identity(full, mode)) == (
+            mode not in WITH_CORPUS
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +136,9 @@ def test_corpus_and_encoder_count_only_where_they_are_used(full: dict[str, Any],
     ],
 )
 @pytest.mark.parametrize("mode", ["none", "knn"])
-def test_what_changes_a_pixel_makes_another_cell(full: dict[str, Any], path: str, value: Any, mode: str) -> None:
+def test_what_changes_a_pixel_makes_another_cell(
+    full: dict[str, Any], path: str, value: Any, mode: str
+) -> None:
     assert identity(full, mode, path, value) != identity(full, mode)
 
 
@@ -128,11 +150,17 @@ def test_seed_0_is_a_seed(full: dict[str, Any]) -> None:
 def test_the_folder_says_what_is_in_it(full: dict[str, Any]) -> None:
     found = identity(full)
     assert str(found.folder) == f"cells/embedded/sr4/knn-k20-lora-adir-s0-{found.sha256[:10]}"
-    assert re.fullmatch(r"cells/embedded/sr4/none-adir-s0-[0-9a-f]{10}", str(identity(full, "none").folder))
+    assert re.fullmatch(
+        r"cells/embedded/sr4/none-adir-s0-[0-9a-f]{10}", str(identity(full, "none").folder)
+    )
 
 
 def test_a_hash_is_of_the_values_and_not_of_their_order() -> None:
-    assert hash_of({"a": 1, "b": [1, 2]}) == hash_of({"b": [1, 2], "a": 1}) != hash_of({"a": 1, "b": [2, 1]})
+    assert (
+        hash_of({"a": 1, "b": [1, 2]})
+        == hash_of({"b": [1, 2], "a": 1})
+        != hash_of({"a": 1, "b": [2, 1]})
+    )
     with pytest.raises(ValueError):
         hash_of({"a": float("nan")})
 
@@ -158,11 +186,17 @@ def test_no_python_path_is_part_of_an_identity(full: dict[str, Any]) -> None:
 def test_every_part_has_a_name_and_a_version(full: dict[str, Any]) -> None:
     found = identity(full).configuration
     parts = [found[name] for name in ("backbone", "task", "sampler", "adaptation")]
-    parts += [found["task"]["operator"], found["adaptation"]["adapter"], found["adaptation"]["fine_tuning"]]
+    parts += [
+        found["task"]["operator"],
+        found["adaptation"]["adapter"],
+        found["adaptation"]["fine_tuning"],
+    ]
     assert all(isinstance(part["name"], str) and isinstance(part["version"], int) for part in parts)
 
 
-def test_moving_a_class_changes_no_identity(full: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moving_a_class_changes_no_identity(
+    full: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = ModuleType("elsewhere")
     elsewhere.BoxBlur = BoxBlur  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
@@ -223,7 +257,9 @@ def test_a_class_without_a_name_is_refused(operators: str) -> None:
 
 
 def test_two_classes_under_one_name_raise(operators: str) -> None:
-    with pytest.raises(InputError, match=r"'box_blur', which is the name of adir\.tasks\.operators\.blurs\.BoxBlur"):
+    with pytest.raises(
+        InputError, match=r"'box_blur', which is the name of adir\.tasks\.operators\.blurs\.BoxBlur"
+    ):
         described("operator", {"_target_": f"{operators}.Impostor"})
     assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
     assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
@@ -235,7 +271,9 @@ def test_two_classes_under_one_name_raise(operators: str) -> None:
 
 
 def resolved(*overrides: str) -> str:
-    return resolve_cell(compose(["data.only=[rocket-s2-y080-x098]", "adaptation=random", *overrides])).identity.sha256
+    return resolve_cell(
+        compose(["data.only=[rocket-s2-y080-x098]", "adaptation=random", *overrides])
+    ).identity.sha256
 
 
 @pytest.mark.parametrize(
@@ -258,9 +296,15 @@ def test_what_changes_a_pixel_makes_another_cell_through_conf(override: str) -> 
 
 def test_modes_without_neighbours_are_one_cell_for_every_k_and_corpus(tmp_path) -> None:
     def bare(*overrides: str) -> str:
-        return resolve_cell(compose(["data.only=[rocket-s2-y080-x098]", *overrides])).identity.sha256
+        return resolve_cell(
+            compose(["data.only=[rocket-s2-y080-x098]", *overrides])
+        ).identity.sha256
 
-    assert bare("k=0") == bare("k=20") == bare("retrieval=folder", f"retrieval.corpus.path={tmp_path / 'no'}")
+    assert (
+        bare("k=0")
+        == bare("k=20")
+        == bare("retrieval=folder", f"retrieval.corpus.path={tmp_path / 'no'}")
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

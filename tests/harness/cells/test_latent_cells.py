@@ -15,9 +15,16 @@ from adir.images import read_image, write_png
 
 
 @pytest.fixture(scope="module")
-def settings(made_stable_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = made_stable_diffusion.saved(made_stable_diffusion.upscaler(), tmp_path_factory.mktemp("sd_x4"))
-    fine_tuning = [f"adaptation.fine_tuning.{item}" for item in ("n_iterations=1", "batch_size=1", "crop_size=16")]
+def settings(
+    made_stable_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    folder = made_stable_diffusion.saved(
+        made_stable_diffusion.upscaler(), tmp_path_factory.mktemp("sd_x4")
+    )
+    fine_tuning = [
+        f"adaptation.fine_tuning.{item}"
+        for item in ("n_iterations=1", "batch_size=1", "crop_size=16")
+    ]
     return [
         "backbone=sd_x4", "sampler=sd_x4", "adaptation/fine_tuning=sd_x4", f"backbone.folder={folder}",
         "sampler.n_steps=2", *fine_tuning, "scoring.metrics=[psnr]", "k=2",
@@ -65,7 +72,9 @@ def test_an_adapter_of_another_operator_is_another(
     assert len({record["adapter"]["key"] for record in records(tmp_path)}) == 2
 
 
-def test_a_user_s_own_image_is_enlarged_four_times(adir: Callable, settings: list[str], tmp_path: Path) -> None:
+def test_a_user_s_own_image_is_enlarged_four_times(
+    adir: Callable, settings: list[str], tmp_path: Path
+) -> None:
     write_png(tmp_path / "small.png", torch.rand(3, 30, 22) * 2 - 1)
     done = adir("restore", tmp_path / "small.png", *settings, "task=sr4", "--out", tmp_path / "out")
     assert done.status == 0, done.err
@@ -93,11 +102,15 @@ def test_what_does_not_go_together_is_said_in_one_line(
     done = adir("run", *kept, *overrides, "data=demo", f"results={tmp_path}")
     assert done.status != 0 and words in done.err + done.out, done.err + done.out
     assert "Traceback" not in done.err
-    assert "oracle=true" not in overrides or not (tmp_path / "grids").exists()  # said before any work
+    assert (
+        "oracle=true" not in overrides or not (tmp_path / "grids").exists()
+    )  # said before any work
 
 
 @pytest.mark.parametrize("name", ["sd_x4", "sd_inpaint", "sd15_inpaint"])
-def test_a_backbone_brings_what_goes_with_it(made_stable_diffusion: ModuleType, name: str, tmp_path: Path) -> None:
+def test_a_backbone_brings_what_goes_with_it(
+    made_stable_diffusion: ModuleType, name: str, tmp_path: Path
+) -> None:
     x4 = name == "sd_x4"
     made = made_stable_diffusion.upscaler() if x4 else made_stable_diffusion.inpainter()
     folder = made_stable_diffusion.saved(made, tmp_path / "made")
@@ -108,10 +121,13 @@ def test_a_backbone_brings_what_goes_with_it(made_stable_diffusion: ModuleType, 
     assert cell.fine_tuning.crop_size == (256 if x4 else 512)
     assert cell.scoring.metrics[0].name == ("psnr" if x4 else "clip-prompt")
     if not x4:
-        with pytest.raises(InputError, match=r"data.path is missing: say data.path=.*; also: .* needs a folder"):
+        with pytest.raises(
+            InputError, match=r"data.path is missing: say data.path=.*; also: .* needs a folder"
+        ):
             resolve_cell(compose([f"backbone={name}"]))
     # The weights are not here: one line that says how to get them.
     with pytest.raises(
-        InputError, match=rf"{cell.backbone.name} needs a folder .*adir weights get {cell.backbone.name}"
+        InputError,
+        match=rf"{cell.backbone.name} needs a folder .*adir weights get {cell.backbone.name}",
     ):
         resolve_cell(compose(overrides))

@@ -1,4 +1,6 @@
-"""Paths on the command line: any of them arrives as it was typed, and every setting of conf/ that is one is known."""
+"""Paths on the command line: any of them arrives as it was typed, and every setting of conf/ that
+is one is known.
+"""
 
 import inspect
 import os
@@ -11,8 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.utils import get_object
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, strategies as st
 from omegaconf import DictConfig
 
 from adir.configuration import config_dir
@@ -48,11 +49,17 @@ ODD = [
 
 
 def path_settings(node: Any, at: tuple[str, ...]) -> Iterator[str]:
-    """The dotted keys below a node of conf/ that its classes' constructors annotate as paths, said or not."""
+    """The dotted keys below a node of conf/ that its classes' constructors annotate as paths, said
+    or not.
+    """
     if isinstance(node, dict):
         if "_target_" in node:
             parameters = inspect.signature(get_object(node["_target_"])).parameters
-            yield from (".".join((*at, name)) for name, found in parameters.items() if "Path" in str(found.annotation))
+            yield from (
+                ".".join((*at, name))
+                for name, found in parameters.items()
+                if "Path" in str(found.annotation)
+            )
         for key, value in node.items():
             yield from path_settings(value, (*at, key))
 
@@ -65,19 +72,34 @@ def test_every_setting_of_conf_that_is_a_path_is_listed() -> None:
             found |= set(path_settings(yaml.safe_load(file.read_text()), axis))
     tops = "".join((config_dir() / f"{name}.yaml").read_text() for name in ("run", "index"))
     found |= set(re.findall(r"^(\w+): .*# the (?:file|folder) of", tops, re.MULTILINE))
-    assert {"data.path", "parquet", "results", "out"} <= found, "the search finds what is known to be there"
+    assert {"data.path", "parquet", "results", "out"} <= found, (
+        "the search finds what is known to be there"
+    )
     assert found - (READ | WRITTEN) == set()
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40))
+@given(
+    st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=40
+    )
+)
 @example("${data.path}")
 @example("\\\\${")
 @example("'")
 @example("a\\")
 def test_any_path_survives_the_command_line(path: str) -> None:
     assume(path not in ("null", "???") and not (path[0] == path[-1] and path[0] in "'\""))
-    words = ["data=folder", f"data.path={path}", "retrieval=parquet", f"parquet={path}", f"results={path}"]
-    made = [f"{part}._target_=builtins.dict" for part in ("data", "retrieval.corpus", "retrieval.corpus.corpus")]
+    words = [
+        "data=folder",
+        f"data.path={path}",
+        "retrieval=parquet",
+        f"parquet={path}",
+        f"results={path}",
+    ]
+    made = [
+        f"{part}._target_=builtins.dict"
+        for part in ("data", "retrieval.corpus", "retrieval.corpus.corpus")
+    ]
     cfg = compose([*words, *made])
     full, expanded = resolved(cfg), os.path.expanduser(path)
     assert [full["data"]["path"], full["parquet"], full["results"]] == [expanded] * 3
@@ -95,16 +117,23 @@ def test_paths_survive_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     odd = [name for name in ODD if "," not in name and name[0] != " "]
     results = "a${b}, c"
-    found = launch(paths_of, ["data=folder", f"data.path={','.join(odd)}", f"results={results}"], multirun=True)
+    found = launch(
+        paths_of, ["data=folder", f"data.path={','.join(odd)}", f"results={results}"], multirun=True
+    )
     assert found == [(name, results) for name in odd]
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_path_is_one_value_outside_of_a_grid(name: str) -> None:
-    assert paths_of(compose(["data=folder", f"data.path={name},{name}", f"results={name}"])) == (f"{name},{name}", name)
+    assert paths_of(compose(["data=folder", f"data.path={name},{name}", f"results={name}"])) == (
+        f"{name},{name}",
+        name,
+    )
 
 
-def test_a_comma_separates_unless_a_path_has_this_very_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comma_separates_unless_a_path_has_this_very_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("a,b").mkdir()
@@ -123,10 +152,12 @@ def test_a_comma_separates_unless_a_path_has_this_very_name(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("value", ["null", "'a,b'", '"a b"', "'a','b'"])
-def test_null_and_what_hydra_quotes_stay(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert with_paths_quoted([f"parquet={value}", f"+parquet={value}", f"~parquet={value}"], multirun=True) == [
-        f"{sign}parquet={value}" for sign in ("", "+", "~")
-    ]
+def test_null_and_what_hydra_quotes_stay(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert with_paths_quoted(
+        [f"parquet={value}", f"+parquet={value}", f"~parquet={value}"], multirun=True
+    ) == [f"{sign}parquet={value}" for sign in ("", "+", "~")]
     if value != "null":
         monkeypatch.chdir(tmp_path)
         Path(value).mkdir()
@@ -139,7 +170,9 @@ def test_lists_of_paths_are_lists_unless_one_path_has_this_name(
     monkeypatch.chdir(tmp_path)
 
     def lists(value: str) -> object:
-        return compose(["corpus=open_images", f"corpus.lists={value}"], config_name="index").corpus.lists
+        return compose(
+            ["corpus=open_images", f"corpus.lists={value}"], config_name="index"
+        ).corpus.lists
 
     assert lists("[Größe/a b.csv,2019, (1).csv]") == ["Größe/a b.csv", "2019", "(1).csv"]
     Path("[a,c]").mkdir()
@@ -150,16 +183,23 @@ def test_a_folder_of_any_name_holds_a_users_own_configuration(tmp_path: Path) ->
     folders = [tmp_path / "Größe (1)" / "conf", tmp_path / "two" / "conf"]
     for number, folder in enumerate(folders):
         (folder / "sampler").mkdir(parents=True)
-        (folder / "sampler" / f"own{number}.yaml").write_text(f"_target_: builtins.dict\nname: own{number}\n")
+        (folder / "sampler" / f"own{number}.yaml").write_text(
+            f"_target_: builtins.dict\nname: own{number}\n"
+        )
     words = f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"
-    assert [compose([words, f"sampler=own{number}"]).sampler.name for number in (0, 1)] == ["own0", "own1"]
+    assert [compose([words, f"sampler=own{number}"]).sampler.name for number in (0, 1)] == [
+        "own0",
+        "own1",
+    ]
     with pytest.raises(InputError, match="sampler/3"):
         compose(["sampler=3"])
 
 
 @pytest.mark.parametrize("value, words", [("", "is empty"), ("a\udcff", r"a\udcff: the name")])
 @pytest.mark.parametrize("key", ["data.path", "results"])
-def test_a_path_that_no_setting_holds_is_refused_with_what_to_type(key: str, value: str, words: str) -> None:
+def test_a_path_that_no_setting_holds_is_refused_with_what_to_type(
+    key: str, value: str, words: str
+) -> None:
     with pytest.raises(InputError, match=re.escape(words)) as raised:
         compose([f"{key}={value}"])
     assert str(raised.value).isascii() and key in str(raised.value)

@@ -23,7 +23,9 @@ def estimated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def priced(adir: Callable, tiny: list[str], tmp_path: Path, estimated: list[str]) -> Callable[..., str]:
+def priced(
+    adir: Callable, tiny: list[str], tmp_path: Path, estimated: list[str]
+) -> Callable[..., str]:
     """The last line of a plan in a fresh folder."""
 
     def line(*words: str) -> str:
@@ -52,15 +54,21 @@ def test_adapters_that_cells_will_share_are_counted_once_before_anything_is_ther
     assert f" images and {adapters} adapters to do" in priced(*words)
 
 
-def test_shared_adapters_and_what_is_done_once_count_once_in_time_and_disk(priced: Callable[..., str]) -> None:
+def test_shared_adapters_and_what_is_done_once_count_once_in_time_and_disk(
+    priced: Callable[..., str],
+) -> None:
     # Six images of 10 s and 2 MB, three adapters of 100 s and 30 MB.
     told = priced("adaptation=random", "task=sr4,deblur")
     assert re.search(r"about 6 minutes of one worker .* 102 MB in", told)
 
 
-def test_the_first_cell_that_needs_a_stage_pays_for_it(tiny: list[str], tmp_path: Path, estimated: list[str]) -> None:
+def test_the_first_cell_that_needs_a_stage_pays_for_it(
+    tiny: list[str], tmp_path: Path, estimated: list[str]
+) -> None:
     words = [*tiny, f"results={tmp_path}", "adaptation=random"]
-    cells = [resolve_cell(compose([*words, f"task={task}", f"seed={seed}"])) for task, seed in SEEDS]
+    cells = [
+        resolve_cell(compose([*words, f"task={task}", f"seed={seed}"])) for task, seed in SEEDS
+    ]
     plans = plan.plan_cells(cells)
     assert [one.adapters for one in plans] == [3, 0, 3]
     assert [one.seconds for one in plans] == [3 * 10 + 3 * 100, 3 * 10, 3 * 10 + 3 * 100]

@@ -40,7 +40,9 @@ def test_a_folder_of_another_schema_is_refused_in_one_line_and_stays(
         refusing = [lambda: list(all_records(tmp_path))]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for refused in refusing:
-        with pytest.raises(InputError, match=rf"schema {schema!r}, this version of adir reads") as raised:
+        with pytest.raises(
+            InputError, match=rf"schema {schema!r}, this version of adir reads"
+        ) as raised:
             refused()
         assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -56,13 +58,17 @@ def test_hidden_files_beside_ours_are_passed_over(tmp_path: Path) -> None:
     plan = put_plan(tmp_path, [made_record("a")], ["a"], {})
     write_json(tmp_path / "manifests" / "made-0123456789.json", {})
     for ours in (path, plan, tmp_path / "manifests" / "made-0123456789.json"):
-        ours.with_name(f"._{ours.name}").write_bytes(b"\0\5\26\7")  # as macOS leaves it on other file systems
+        ours.with_name(f"._{ours.name}").write_bytes(
+            b"\0\5\26\7"
+        )  # as macOS leaves it on other file systems
     layout = Layout(tmp_path)
     assert (list(layout.records()), layout.plans(), len(layout.manifests)) == ([path], [plan], 1)
     assert not any("damaged" in note for note in load_board(tmp_path).notes)
 
 
-@pytest.mark.parametrize("image", [".hidden.png", "..", "../a.png", "._a", "a.b", "é/ü.png", "a%2Eb"])
+@pytest.mark.parametrize(
+    "image", [".hidden.png", "..", "../a.png", "._a", "a.b", "é/ü.png", "a%2Eb"]
+)
 def test_every_id_has_a_record_that_is_found_and_can_be_packed(tmp_path: Path, image: str) -> None:
     put(tmp_path, [made_record(image)])
     (found,) = all_records(tmp_path)
@@ -75,10 +81,17 @@ def test_links_to_folders_of_cells_are_followed(tmp_path: Path) -> None:
     records = [made_record(image, task=task) for task in ("deblur", "sr4") for image in "ab"]
     put(tmp_path / "disk", records)
     for place in ("runs/cells/made/sr4", "runs2/cells/made", "runs3/cells"):
-        link, target = tmp_path / place, tmp_path / "disk" / Path(place).relative_to(Path(place).parts[0])
+        link, target = (
+            tmp_path / place,
+            tmp_path / "disk" / Path(place).relative_to(Path(place).parts[0]),
+        )
         link.parent.mkdir(parents=True)
         link.symlink_to(target, target_is_directory=True)
-    assert [len(list(all_records(tmp_path / name))) for name in ("runs", "runs2", "runs3")] == [2, 4, 4]
+    assert [len(list(all_records(tmp_path / name))) for name in ("runs", "runs2", "runs3")] == [
+        2,
+        4,
+        4,
+    ]
     assert load_board(tmp_path / "runs").rows[0].have == 2
 
 
@@ -119,18 +132,24 @@ def test_the_places_of_a_folder_are_of_the_kinds_that_a_submission_may_hold(tmp_
         "y": layout.measurements / "sr4-v1" / "a.png",
         "shown": layout.image(sha256),
     }
-    assert {kind: kind_of(path.as_posix()) for kind, path in places.items()} == {kind: kind for kind in places}
+    assert {kind: kind_of(path.as_posix()) for kind, path in places.items()} == {
+        kind: kind for kind in places
+    }
     assert kind_of(layout.image(sha256, thumbnail=True).as_posix()) == "shown"
     assert kind_of(layout.adapter(sha256).as_posix()) is None  # too large to send
 
 
-def test_cells_behind_a_link_and_notes_of_other_programs_are_read_as_a_run_reads_them(tmp_path: Path) -> None:
+def test_cells_behind_a_link_and_notes_of_other_programs_are_read_as_a_run_reads_them(
+    tmp_path: Path,
+) -> None:
     results = tmp_path / "runs"
     paths = put(results, [made_record("a"), made_record("b")])
     put_plan(results, [made_record("a")], ["a", "b"], {})
     board = load_board(results)
     for path in [*paths, *Layout(results).plans()]:
-        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")  # what macOS writes beside files elsewhere
+        path.with_name(f"._{path.name}").write_bytes(
+            b"\x00\x05\x16\x07"
+        )  # what macOS writes beside files elsewhere
     (backbone,) = (results / "cells").iterdir()
     backbone.rename(tmp_path / "scratch")
     backbone.symlink_to(tmp_path / "scratch")

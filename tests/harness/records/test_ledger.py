@@ -49,16 +49,31 @@ def test_a_write_that_fails_leaves_the_old_record_and_nothing_else(
 def test_a_score_that_is_no_number_is_refused_and_leaves_the_old_record(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.write("a", RECORD)
-    for change in ({"seconds": {"sample": float("nan")}}, {"configuration": {"weight": float("inf")}}):
+    for change in (
+        {"seconds": {"sample": float("nan")}},
+        {"configuration": {"weight": float("inf")}},
+    ):
         with pytest.raises(ValueError, match="not JSON compliant"):
             ledger.write("a", RECORD.model_copy(update=change))
     assert ledger.read("a") == RECORD
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b'{"schema": 3,', b"\xff\xfe", b"[]", b"null", b'{"schema": 3}', b"[" * 100_000, NOT_JSON]
+    "content",
+    [
+        b"",
+        b'{"schema": 3,',
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'{"schema": 3}',
+        b"[" * 100_000,
+        NOT_JSON,
+    ],
 )
-def test_a_damaged_record_is_named_and_set_aside_with_its_content(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_record_is_named_and_set_aside_with_its_content(
+    tmp_path: Path, content: bytes
+) -> None:
     ledger = Ledger(tmp_path / CELL)
     path = ledger.record_path("a")
     path.parent.mkdir(parents=True)
@@ -84,7 +99,9 @@ def test_what_a_kill_leaves_behind_is_no_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [RECORD.as_json(), {}], ids=["the same fields", "other fields"])
 @pytest.mark.parametrize("schema", [1, 2, "2", None])
-def test_a_record_of_another_schema_is_refused_and_stays(tmp_path: Path, schema: object, more: dict) -> None:
+def test_a_record_of_another_schema_is_refused_and_stays(
+    tmp_path: Path, schema: object, more: dict
+) -> None:
     ledger = Ledger(tmp_path / CELL)
     path = ledger.record_path("a")
     path.parent.mkdir(parents=True)
@@ -103,7 +120,9 @@ def test_a_table_names_a_damaged_record_and_leaves_it_in_place(tmp_path: Path) -
     path.write_bytes(b"{")
     for _ in range(2):
         (found,) = all_records(tmp_path)
-        assert isinstance(found, DamagedFile) and str(found).startswith(f"{path}: damaged record (no JSON: ")
+        assert isinstance(found, DamagedFile) and str(found).startswith(
+            f"{path}: damaged record (no JSON: "
+        )
     assert [file.name for file in path.parent.iterdir()] == ["a.json"]
     assert Ledger(tmp_path / CELL).peek("a") is None and path.exists()
 

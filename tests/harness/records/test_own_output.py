@@ -1,4 +1,6 @@
-"""Results are no data: whatever reads folders leaves marked ones out, and refuses one that is named."""
+"""Results are no data: whatever reads folders leaves marked ones out, and refuses one that is
+named.
+"""
 
 import shutil
 from pathlib import Path
@@ -33,7 +35,11 @@ def test_results_among_the_test_images_are_not_taken_as_test_images(
         assert done.status == 0 and "3 images done, 0 were there, 0 failed" in done.out + done.err
     assert len(folder_corpus(".")) == 3
     refused = adir("run", "data=folder", f"data.path={results}", "sampler=bicubic")
-    assert refused.status == 2 and f"{results}: holds results of adir" in refused.err and refused.err.count("\n") == 1
+    assert (
+        refused.status == 2
+        and f"{results}: holds results of adir" in refused.err
+        and refused.err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("read", [folder_corpus, TarSource, ParquetSource, EditSet, Div2kSquares])

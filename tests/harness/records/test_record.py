@@ -30,7 +30,9 @@ from adir.harness.records.record import (
 
 def full_record() -> Record:
     """A record with a value in every field but those of a failure."""
-    record = made_record("a", mode="knn", k=2, adapter="lora", scores={"psnr": 25.0, "piqe": None, "residual": 9.9})
+    record = made_record(
+        "a", mode="knn", k=2, adapter="lora", scores={"psnr": 25.0, "piqe": None, "residual": 9.9}
+    )
     assert record.adapter is not None
     held_out = HeldOut(
         losses={0: 1.0, 100: 0.75},
@@ -45,7 +47,10 @@ def full_record() -> Record:
     return record.model_copy(
         update={
             "adapter": record.adapter.model_copy(update={"k_used": 1, "held_out": held_out}),
-            "neighbours": (Neighbour(id="n", distance=0.5, image="p"), Neighbour(id="m", distance=None)),
+            "neighbours": (
+                Neighbour(id="n", distance=0.5, image="p"),
+                Neighbour(id="m", distance=None),
+            ),
             "excluded": ("copy",),
             "search": Search(approximate=True, recall=0.9),
             "prior": Prior(trained_on="ImageNet"),
@@ -98,8 +103,14 @@ def test_every_field_of_every_part_is_explained() -> None:
     tree = ast.parse(Path(module.__file__).read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     told = {f"{node.name}.{field}": said for node in classes for field, said in fields_of(node)}
-    types = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, module.Part)]
-    assert told.keys() == {f"{part.__name__}.{field}" for part in types for field in part.model_fields}
+    types = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, module.Part)
+    ]
+    assert told.keys() == {
+        f"{part.__name__}.{field}" for part in types for field in part.model_fields
+    }
     assert {name.partition(".")[2] for name, said in told.items() if not said} == SHARED
     assert all(node.body and ast.get_docstring(node) for node in classes)
 
@@ -123,7 +134,9 @@ def test_a_field_of_a_newer_version_is_kept() -> None:
     content["adapter"]["held_out"]["strata"][0]["n"] = 7
     record = parse_record(content)
     assert record.as_json() == content
-    again = record.model_copy(update={"scores": made_record(scores={"psnr": 1.0}).scores})  # as `adir score` does
+    again = record.model_copy(
+        update={"scores": made_record(scores={"psnr": 1.0}).scores}
+    )  # as `adir score` does
     assert again.as_json() == content | {"scores": again.as_json()["scores"]}
 
 
@@ -134,13 +147,17 @@ WRONG: dict[str, dict[str, Any]] = {
     "scores.psnr.value: Input should be a finite number": {"scores.psnr.value": math.nan},
     "scores.psnr.value: Input should be a valid number": {"scores.psnr.value": "25"},
     "seconds.sample: Input should be a finite number": {"seconds.sample": math.inf},
-    "neighbours.1.id: Field required": {"neighbours": [{"id": "n", "distance": 1.0}, {"distance": 1.0}]},
+    "neighbours.1.id: Field required": {
+        "neighbours": [{"id": "n", "distance": 1.0}, {"distance": 1.0}]
+    },
     "adapter: Input should be a valid dictionary": {"adapter": "lora"},
     "axis task is 'sr4', its identity says 'deblur'": {"identity.task.name": "deblur"},
     "axis backbone is 'made', its identity says 'gd256'": {"identity.backbone.name": "gd256"},
     "axis sampler is 'dps', its identity says 'adir'": {"axes.sampler": "dps"},
     "axis adaptation is 'none', its identity says 'knn'": {"axes.adaptation": "none"},
-    "axis adapter is 'full', its identity says 'lora'": {"identity.adaptation.adapter.name": "lora"},
+    "axis adapter is 'full', its identity says 'lora'": {
+        "identity.adaptation.adapter.name": "lora"
+    },
     "axis k is 5, its identity says 2": {"axes.k": 5},
     "axis seed is 0, its identity says 1": {"identity.seed": 1},
     "seed is 1, that of the axes 0": {"seed": 1},
@@ -184,7 +201,9 @@ def test_a_file_with_a_number_that_json_has_no_word_for_is_refused(field: str, n
 @pytest.mark.parametrize("schema", [1, 2, "2", None, 2.5])
 def test_a_record_of_another_schema_is_none_of_ours(schema: object) -> None:
     content = made_record().as_json() | {"schema": schema}
-    with pytest.raises(OtherSchema, match=f"schema {schema!r}, this version of adir reads schema 3"):
+    with pytest.raises(
+        OtherSchema, match=f"schema {schema!r}, this version of adir reads schema 3"
+    ):
         parse_record(content)
     del content["schema"]
     with pytest.raises(OtherSchema, match="schema None"):
@@ -195,7 +214,9 @@ def test_a_score_that_is_no_number_is_named() -> None:
     found = {"psnr": {"value": 25.0, "direction": "higher", "version": "1"}}
     assert scores_of(found) == made_record().scores
     found["piqe"] = {"value": math.nan, "direction": "lower", "version": "1"}
-    with pytest.raises(ValueError, match="score piqe: value: Input should be a finite number") as raised:
+    with pytest.raises(
+        ValueError, match="score piqe: value: Input should be a finite number"
+    ) as raised:
         scores_of(found)
     assert "\n" not in str(raised.value)
 

@@ -1,6 +1,9 @@
-"""The report in a headless Chromium: what a hand, a finger and a keyboard do to it. One browser for the whole file.
+"""The report in a headless Chromium: what a hand, a finger and a keyboard do to it.
 
-The browser is the system's (Debian: `apt-get install chromium`), driven by playwright, which downloads none.
+One browser for the whole file.
+
+The browser is the system's (Debian: `apt-get install chromium`), driven by playwright, which
+downloads none.
 """
 
 import base64
@@ -19,15 +22,26 @@ from PIL import Image
 import adir.harness.report.assets as assets
 from adir.harness.report.page import write_report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'adir[dev]'")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright: pip install 'adir[dev]'"
+)
 
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
 )
 if CHROMIUM is None:
-    pytest.skip("needs a Chromium on this machine: apt-get install chromium", allow_module_level=True)
+    pytest.skip(
+        "needs a Chromium on this machine: apt-get install chromium", allow_module_level=True
+    )
 
-ARGUMENTS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+)
 ARGUMENTS += " --disable-component-update --disable-sync"
 TIMEOUT = 20_000  # ms: for machines with much else to do
 
@@ -35,7 +49,9 @@ TIMEOUT = 20_000  # ms: for machines with much else to do
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split(), timeout=60_000)
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS.split(), timeout=60_000
+        )
         yield started
         started.close()
 
@@ -51,7 +67,9 @@ class Opened:
     """A page of the report, and everything it said or asked for."""
 
     def __init__(self, browser: Any, report: Path, **context: Any) -> None:
-        self.context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | context))
+        self.context = browser.new_context(
+            **({"viewport": {"width": 1200, "height": 900}} | context)
+        )
         self.page = self.context.new_page()
         self.page.set_default_timeout(TIMEOUT)
         self.said: list[str] = []
@@ -73,7 +91,8 @@ class Opened:
     def loaded(self) -> None:
         """Wait until every image that is shown is decoded."""
         self.page.evaluate(
-            "() => Promise.all([...document.querySelectorAll('img[src]')].filter((i) => !i.hidden).map((i) => i.decode()))"
+            "() => Promise.all([...document.querySelectorAll('img[src]')].filter((i) => "
+            "!i.hidden).map((i) => i.decode()))"
         )
 
     def choose(self, image: str, task: str = "sr4") -> None:
@@ -107,27 +126,36 @@ def test_the_border_follows_the_mouse_and_parts_the_two_images(opened: Opened) -
     opened.page.mouse.move(box["x"] + box["width"] * 0.25, middle, steps=4)
     opened.page.mouse.up()
     assert opened.at == 25
-    opened.page.mouse.move(box["x"] + box["width"] * 0.9, middle)  # after the button went up nothing follows
+    opened.page.mouse.move(
+        box["x"] + box["width"] * 0.9, middle
+    )  # after the button went up nothing follows
     assert opened.at == 25
     opened.loaded()
     shown = pixels(opened.page.locator("#frame").screenshot())
     left, right = (
-        opened.page.evaluate(f"data.images[choices(scene()).find((c) => c.key === state.{s}).image]")
+        opened.page.evaluate(
+            f"data.images[choices(scene()).find((c) => c.key === state.{s}).image]"
+        )
         for s in ("left", "right")
     )
     sides = [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))).convert("RGB")).astype(int)
+        np.asarray(
+            Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2]))).convert("RGB")
+        ).astype(int)
         for s in (left, right)
     ]
     for fraction, side in ((0.1, sides[0]), (0.22, sides[0]), (0.29, sides[1]), (0.95, sides[1])):
-        # A 32-pixel image is shown as squares of a sixteenth of an inch and more: their middles have its very colours.
+        # A 32-pixel image is shown as squares of a sixteenth of an inch and more: their middles
+        # have its very colours.
         column = int(fraction * 32)
         x, y = round((column + 0.5) / 32 * shown.shape[1]), round(4.5 / 32 * shown.shape[0])
         np.testing.assert_allclose(shown[y, x], side[4, column], atol=2)
 
 
 def test_the_border_follows_a_finger(browser: Any, report: Path) -> None:
-    one = Opened(browser, report, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    one = Opened(
+        browser, report, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+    )
     box = one.frame()
     middle = box["y"] + box["height"] / 2
     finger = one.context.new_cdp_session(one.page)
@@ -149,7 +177,16 @@ def test_the_border_follows_the_keyboard(opened: Opened) -> None:
     handle = opened.page.locator("#handle")
     assert handle.get_attribute("role") == "slider"
     handle.focus()
-    steps = ["ArrowRight", "ArrowRight", "ArrowLeft", "Shift+ArrowRight", "PageDown", "Home", "ArrowLeft", "End"]
+    steps = [
+        "ArrowRight",
+        "ArrowRight",
+        "ArrowLeft",
+        "Shift+ArrowRight",
+        "PageDown",
+        "Home",
+        "ArrowLeft",
+        "End",
+    ]
     places = []
     for key in steps:
         opened.page.keyboard.press(key)
@@ -161,7 +198,8 @@ def test_the_border_follows_the_keyboard(opened: Opened) -> None:
 def test_columns_sort_within_their_task_and_come_back(opened: Opened) -> None:
     def column() -> list[list[str]]:
         return opened.page.evaluate(
-            "[...document.querySelectorAll('#board tbody')].map((b) => [...b.rows].slice(1).map((r) => r.dataset.row))"
+            "[...document.querySelectorAll('#board tbody')].map((b) => "
+            "[...b.rows].slice(1).map((r) => r.dataset.row))"
         )
 
     before = column()
@@ -174,7 +212,9 @@ def test_columns_sort_within_their_task_and_come_back(opened: Opened) -> None:
         there = [values[int(row)] for row in body]
         assert sorted(body) == sorted(unsorted)
         present = [value for value in there if value is not None]
-        assert present == sorted(present, reverse=True) and there[: len(present)] == present  # missing ones last
+        assert (
+            present == sorted(present, reverse=True) and there[: len(present)] == present
+        )  # missing ones last
     button.focus()
     opened.page.keyboard.press("Enter")
     assert header.get_attribute("aria-sort") == "ascending"
@@ -183,7 +223,10 @@ def test_columns_sort_within_their_task_and_come_back(opened: Opened) -> None:
 
 
 def test_the_filter_keeps_rows_with_all_its_words(opened: Opened) -> None:
-    shown = "[...document.querySelectorAll('#board tbody tr[data-row]')].filter((r) => r.offsetParent).length"
+    shown = (
+        "[...document.querySelectorAll('#board tbody tr[data-row]')].filter((r) => "
+        "r.offsetParent).length"
+    )
     assert opened.page.evaluate(shown) == 6
     opened.page.fill("#filter", "KNN sr4")
     assert opened.page.evaluate(shown) == 2
@@ -199,7 +242,10 @@ def test_dark_and_light(browser: Any, report: Path) -> None:
     dark = one.page.evaluate(paper)
     one.page.click("#theme")
     light = one.page.evaluate(paper)
-    red = {name: int(re.findall(r"\d+", colour)[0]) for name, colour in (("dark", dark), ("light", light))}
+    red = {
+        name: int(re.findall(r"\d+", colour)[0])
+        for name, colour in (("dark", dark), ("light", light))
+    }
     assert red["dark"] < 40 and red["light"] > 220
     one.page.reload()
     assert one.page.evaluate(paper) == light  # the choice is kept
@@ -227,10 +273,15 @@ def test_names_from_the_data_stay_text(opened: Opened) -> None:
 def test_neighbours_are_shown_with_their_distances(opened: Opened) -> None:
     opened.choose("plain")
     strip = opened.page.locator("#neighbours .strip").first
-    assert strip.locator("h4").text_content() == "knn k=4 full: 4, nearest first, with the distance to y"
+    assert (
+        strip.locator("h4").text_content()
+        == "knn k=4 full: 4, nearest first, with the distance to y"
+    )
     assert strip.locator("li").all_text_contents() == ["0.500", "0.643", "0.786", "0.929"]
     opened.loaded()
-    assert opened.page.evaluate("[...document.querySelectorAll('#neighbours img')].every((i) => i.naturalWidth === 32)")
+    assert opened.page.evaluate(
+        "[...document.querySelectorAll('#neighbours img')].every((i) => i.naturalWidth === 32)"
+    )
     assert "<script>alert(1)</script>" in opened.page.locator("#excluded").text_content()
 
 
@@ -243,10 +294,15 @@ def test_charts_draw_what_is_there(opened: Opened) -> None:
         "(paths) => paths.map((p) => p.getAttribute('d').split('M').length - 1)"
     )
     assert clouds == [3, 3, 3] and opened.page.locator("#scatter .mark").count() == 3
-    assert opened.page.locator("#loss path.series").count() == 2 and opened.page.locator("#cost .mark").count() == 3
-    # Lines of knn with K of 1 and 4, of the latter alone a held-out loss; a mark at each iteration, and at each t.
     assert (
-        opened.page.locator("#held-out path.series").count() == 1 and opened.page.locator("#oracle .mark").count() == 6
+        opened.page.locator("#loss path.series").count() == 2
+        and opened.page.locator("#cost .mark").count() == 3
+    )
+    # Lines of knn with K of 1 and 4, of the latter alone a held-out loss; a mark at each iteration,
+    # and at each t.
+    assert (
+        opened.page.locator("#held-out path.series").count() == 1
+        and opened.page.locator("#oracle .mark").count() == 6
     )
     assert opened.page.locator("#held-out .plot .mark").count() == 4
     said = opened.page.locator("#held-out li").all_text_contents()
@@ -264,8 +320,16 @@ def test_ticks_are_multiples_of_their_step_and_zero_is_one(opened: Opened) -> No
 
 
 @pytest.mark.parametrize("width", [360, 768])
-def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Any, report: Path, width: int) -> None:
-    one = Opened(browser, report, viewport={"width": width, "height": 740}, is_mobile=width < 500, has_touch=True)
+def test_a_narrow_screen_needs_no_sideways_scrolling(
+    browser: Any, report: Path, width: int
+) -> None:
+    one = Opened(
+        browser,
+        report,
+        viewport={"width": width, "height": 740},
+        is_mobile=width < 500,
+        has_touch=True,
+    )
     assert one.page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
     sizes = one.page.evaluate(
         "[...document.querySelectorAll('p, td, th, dd, label')].filter((e) => e.offsetParent)"
@@ -282,25 +346,38 @@ def several(several_samplers: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_it_opens_on_what_there_is_and_not_on_a_task_that_never_ran(browser: Any, several: Path) -> None:
+def test_it_opens_on_what_there_is_and_not_on_a_task_that_never_ran(
+    browser: Any, several: Path
+) -> None:
     one = Opened(browser, several)
     assert one.page.evaluate("[...sceneTask.options].map((o) => o.value)") == ["deblur", "sr4"]
-    assert [one.page.input_value(f"#{name}") for name in ("scene-task", "chart-task")] == ["sr4", "sr4"]
-    assert one.page.locator("#right-image").is_visible() and one.page.locator("#scatter svg").is_visible()
+    assert [one.page.input_value(f"#{name}") for name in ("scene-task", "chart-task")] == [
+        "sr4",
+        "sr4",
+    ]
+    assert (
+        one.page.locator("#right-image").is_visible()
+        and one.page.locator("#scatter svg").is_visible()
+    )
     one.page.select_option("#scene-task", "deblur")
     assert "missing" in one.page.locator("#scores").text_content()
     assert one.said == []
     one.context.close()
 
 
-def test_rows_differ_in_their_marks_and_full_and_lora_in_their_lines(browser: Any, several: Path) -> None:
+def test_rows_differ_in_their_marks_and_full_and_lora_in_their_lines(
+    browser: Any, several: Path
+) -> None:
     one = Opened(browser, several)
     marks = one.page.evaluate(
-        "[...document.querySelectorAll('#board tr[data-row]')].filter((r) => r.closest('tbody').dataset.task === 'sr4')"
+        "[...document.querySelectorAll('#board tr[data-row]')].filter((r) => "
+        "r.closest('tbody').dataset.task === 'sr4')"
         ".map((r) => r.querySelector('svg.icon').outerHTML)"
     )
     assert len(marks) == len(set(marks)) == 8
-    legend = one.page.evaluate("[...document.querySelectorAll('#chart-legend svg')].map((i) => i.outerHTML)")
+    legend = one.page.evaluate(
+        "[...document.querySelectorAll('#chart-legend svg')].map((i) => i.outerHTML)"
+    )
     assert legend == marks
     lines = one.page.locator("#sweep path.series").evaluate_all(
         "(p) => p.map((e) => getComputedStyle(e).strokeDasharray)"
@@ -309,7 +386,9 @@ def test_rows_differ_in_their_marks_and_full_and_lora_in_their_lines(browser: An
     one.context.close()
 
 
-def test_the_loss_chart_says_that_adapters_are_there_without_losses(browser: Any, several: Path) -> None:
+def test_the_loss_chart_says_that_adapters_are_there_without_losses(
+    browser: Any, several: Path
+) -> None:
     one = Opened(browser, several)
     lacks = one.page.locator("#chart-lacks").text_content()
     assert "adapters of this task are among the results, and none of them holds its losses" in lacks
@@ -320,29 +399,44 @@ def test_the_loss_chart_says_that_adapters_are_there_without_losses(browser: Any
         "Held-out loss: no record of this task holds one" in lacks
         and "Error of eps on the ground truth by t: no" in lacks
     )
-    assert not one.page.locator("#held-out").is_visible() and one.page.locator("#held-out li").count() == 0
+    assert (
+        not one.page.locator("#held-out").is_visible()
+        and one.page.locator("#held-out li").count() == 0
+    )
     one.context.close()
 
 
 def test_on_a_phone_scores_stand_beside_the_names_and_a_shadow_says_that_there_are_more(
     browser: Any, several: Path
 ) -> None:
-    one = Opened(browser, several, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    one = Opened(
+        browser, several, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+    )
     table = one.page.locator("#leaderboard .scroll")
     row = table.locator("tr[data-row]", has=one.page.locator("[data-label='pseudo_inverse none']"))
     name, first = row.locator("th.name"), row.locator("td.number").first
     names = name.bounding_box()
     assert names["x"] >= 0 and names["x"] + names["width"] <= first.bounding_box()["x"]
-    assert first.bounding_box()["x"] + first.bounding_box()["width"] <= 390 and first.text_content()[:1] == "2"
+    assert (
+        first.bounding_box()["x"] + first.bounding_box()["width"] <= 390
+        and first.text_content()[:1] == "2"
+    )
     assert not row.locator("td.lead.text").first.is_visible()  # the sampler is in the name
     heading = table.locator("thead th.name button")
     assert not heading.locator("span").is_visible()  # mode
     assert heading.evaluate("(e) => getComputedStyle(e, '::before').content") == '"row"'
 
     def right_edge() -> np.ndarray:
-        group = table.locator("tr.group").first.bounding_box()  # a line without scores, whose middle is blank
+        group = table.locator(
+            "tr.group"
+        ).first.bounding_box()  # a line without scores, whose middle is blank
         box = table.bounding_box()
-        clip = {"x": box["x"] + box["width"] - 4, "y": group["y"] + group["height"] / 2, "width": 4, "height": 2}
+        clip = {
+            "x": box["x"] + box["width"] - 4,
+            "y": group["y"] + group["height"] / 2,
+            "width": 4,
+            "height": 2,
+        }
         return pixels(one.page.screenshot(clip=clip))
 
     table.scroll_into_view_if_needed()
@@ -357,7 +451,12 @@ def test_on_a_phone_scores_stand_beside_the_names_and_a_shadow_says_that_there_a
 
 def test_texts_start_at_the_left_and_numbers_end_at_the_right(browser: Any, several: Path) -> None:
     one = Opened(browser, several)
-    for heading, side in (("sampler", "left"), ("adapter", "left"), ("K", "right"), ("psnr", "right")):
+    for heading, side in (
+        ("sampler", "left"),
+        ("adapter", "left"),
+        ("K", "right"),
+        ("psnr", "right"),
+    ):
         header = one.page.locator("#board thead th", has_text=heading).first
         assert header.evaluate("(e) => getComputedStyle(e).textAlign") == side, heading
     one.context.close()
@@ -368,9 +467,14 @@ def test_it_prints_in_dark_ink_on_white_with_charts_and_images(browser: Any, rep
     pdf = one.page.pdf(format="A4")
     assert pdf.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 6
     one.page.emulate_media(media="print", color_scheme="dark")
-    assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    )
     assert one.page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
-    assert not one.page.locator("#theme").is_visible() and one.page.locator("#tiles img").first.is_visible()
+    assert (
+        not one.page.locator("#theme").is_visible()
+        and one.page.locator("#tiles img").first.is_visible()
+    )
     assert one.said == []
     one.context.close()
 

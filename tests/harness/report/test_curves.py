@@ -20,7 +20,8 @@ def test_losses_are_read_from_what_the_store_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x05\0\0\0\0\0\0\0{", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"]
+    "content",
+    [b"", b"\x05\0\0\0\0\0\0\0{", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0{}", b"\x02\0\0\0\0\0\0\0[]"],
 )
 def test_a_damaged_adapter_has_no_losses(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "adapter").write_bytes(content)
@@ -30,7 +31,9 @@ def test_a_damaged_adapter_has_no_losses(tmp_path: Path, content: bytes) -> None
 
 @pytest.mark.parametrize("length", [1, 2, 3, 40, 400, 401])
 def test_windows_cover_every_iteration_once(length: int) -> None:
-    losses = np.arange(1.0, length + 1)  # of a straight line the mean of a window is the iteration it stands at
+    losses = np.arange(
+        1.0, length + 1
+    )  # of a straight line the mean of a window is the iteration it stands at
     steps, means = smoothed(losses)
     np.testing.assert_allclose(steps, means)
     assert len(steps) <= POINTS and steps[0] <= 3.5
@@ -59,16 +62,28 @@ def test_the_held_out_curve_is_over_trainings_and_says_how_many_updates_were_acc
     curve = held_out_curve(found)
     assert curve is not None and (curve["x"], curve["n"]) == ([0, 5, 20], 3)
     assert curve["mean"] == [0, -1, -3.333]  # percent: (-10 - 20 + 20) / 3
-    assert curve["low"] == [0, -3.6, -18] and curve["high"] == [0, 2, 14]  # a fifth of the way to the middle one
+    assert curve["low"] == [0, -3.6, -18] and curve["high"] == [
+        0,
+        2,
+        14,
+    ]  # a fifth of the way to the middle one
     assert curve["said"] == "2 of 3 updates accepted, mean alpha 0.42, mean fall 3.00 %"
     assert held_out_curve([]) is None
 
 
 def test_the_change_of_the_error_is_relative_to_the_untuned_denoiser_at_each_t() -> None:
     def errors(*pairs: tuple[float, float]) -> list[OracleError]:
-        return [OracleError(t=t, untuned=a, adapted=b) for t, (a, b) in zip((10, 400), pairs, strict=True)]
+        return [
+            OracleError(t=t, untuned=a, adapted=b)
+            for t, (a, b) in zip((10, 400), pairs, strict=True)
+        ]
 
-    # +10 and 0 %, -50 and -10 %: not the change of the mean errors, in which t = 10 would outweigh the rest.
+    # +10 and 0 %, -50 and -10 %: not the change of the mean errors, in which t = 10 would outweigh
+    # the rest.
     curve = oracle_curve([errors((10.0, 11.0), (0.2, 0.1)), errors((1.0, 1.0), (0.1, 0.09))])
-    assert curve is not None and (curve["x"], curve["mean"], curve["n"]) == ([10, 400], [5.0, -30.0], 2)
+    assert curve is not None and (curve["x"], curve["mean"], curve["n"]) == (
+        [10, 400],
+        [5.0, -30.0],
+        2,
+    )
     assert oracle_curve([]) is None

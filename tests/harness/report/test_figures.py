@@ -31,7 +31,9 @@ def test_columns_are_none_and_adir_with_the_largest_k(gathered: Gathered) -> Non
     assert [title for title, _ in columns(gathered, numbers)] == ["none", "ADIR (knn k=4 full)"]
 
 
-def test_each_sampler_has_a_column_and_one_that_is_alone_has_none_and_adapted(several_samplers: Path) -> None:
+def test_each_sampler_has_a_column_and_one_that_is_alone_has_none_and_adapted(
+    several_samplers: Path,
+) -> None:
     figures = dict(all_figures(gather(several_samplers)))
     axes = figures["comparison tiny sr4"].axes
     titles = ["adir none", "ADIR (knn k=4 full)", "ddrm", "diffpir", "pseudo_inverse"]
@@ -58,7 +60,10 @@ def test_the_legend_lies_inside_its_figure_however_many_rows_there_are(n: int) -
     inside, whole = legend.get_window_extent(), figure.bbox
     assert len(legend.get_texts()) == n
     assert inside.x0 >= 0 and inside.x1 <= whole.x1 and inside.y0 >= 0
-    assert inside.y1 < axes.get_window_extent().y0 and axes.get_window_extent().height >= 1.5 * figure.dpi
+    assert (
+        inside.y1 < axes.get_window_extent().y0
+        and axes.get_window_extent().height >= 1.5 * figure.dpi
+    )
 
 
 def test_the_comparison_shows_the_pixels_of_the_files(gathered: Gathered) -> None:
@@ -82,7 +87,11 @@ def test_the_comparison_shows_the_pixels_of_the_files(gathered: Gathered) -> Non
 
 def test_the_sweep_has_the_means_of_the_board(gathered: Gathered) -> None:
     (panel, _) = dict(all_figures(gathered))["k-sweep tiny sr4"].axes
-    rows = {row.axes["k"]: row.estimates["psnr"].value for row in gathered.board.rows if row.axes["task"] == "sr4"}
+    rows = {
+        row.axes["k"]: row.estimates["psnr"].value
+        for row in gathered.board.rows
+        if row.axes["task"] == "sr4"
+    }
     line = panel.lines[0]
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [1, 4])
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [rows[1], rows[4]])
@@ -92,11 +101,19 @@ def test_error_bars_at_one_k_stand_beside_each_other(several_samplers: Path) -> 
     figure = dict(all_figures(gather(several_samplers)))["k-sweep tiny sr4"]
     figure.draw_without_rendering()
     panel = figure.axes[0]
-    bars = np.array([[segment[0, 0] for segment in bar.get_segments()] for bar in panel.collections])
+    bars = np.array(
+        [[segment[0, 0] for segment in bar.get_segments()] for bar in panel.collections]
+    )
     assert bars.shape == (2, 2)  # full and lora, at K = 1 and 4
     np.testing.assert_allclose(np.log(bars[1] / bars[0]) / np.log(4 / 1), [BESIDE, BESIDE])
-    np.testing.assert_allclose(np.log(bars).mean(0), np.log([1, 4]), atol=1e-12)  # around K, on an axis of logarithms
-    points = 72 / figure.dpi * np.diff(panel.transData.transform(np.stack([bars[:, 0], [20, 20]], axis=1))[:, 0])
+    np.testing.assert_allclose(
+        np.log(bars).mean(0), np.log([1, 4]), atol=1e-12
+    )  # around K, on an axis of logarithms
+    points = (
+        72
+        / figure.dpi
+        * np.diff(panel.transData.transform(np.stack([bars[:, 0], [20, 20]], axis=1))[:, 0])
+    )
     assert 3 < points < 6
     ends = np.concatenate([segment for bar in panel.collections for segment in bar.get_segments()])
     (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
@@ -107,10 +124,18 @@ def test_settings_of_one_mode_are_swept_apart(tmp_path: Path) -> None:
     means = {(scale, k): scale / 10 + k for scale in (30, 100) for k in (1, 5, 20)}
     for (scale, k), mean in means.items():
         settings = {"sampler.guidance_scale": scale}
-        put(tmp_path, [made_record(mode="knn", k=k, settings=settings, scores={"psnr": mean, "piqe": 1.0})])
+        put(
+            tmp_path,
+            [made_record(mode="knn", k=k, settings=settings, scores={"psnr": mean, "piqe": 1.0})],
+        )
     (panel, _) = dict(all_figures(gather(tmp_path)))["k-sweep made sr4"].axes
-    lines = {bars.get_label(): list(map(float, bars.lines[0].get_ydata())) for bars in panel.containers}
-    assert lines == {f"knn full guidance_scale={scale}": [means[scale, k] for k in (1, 5, 20)] for scale in (30, 100)}
+    lines = {
+        bars.get_label(): list(map(float, bars.lines[0].get_ydata())) for bars in panel.containers
+    }
+    assert lines == {
+        f"knn full guidance_scale={scale}": [means[scale, k] for k in (1, 5, 20)]
+        for scale in (30, 100)
+    }
 
 
 def test_files_have_their_fonts_inside_and_are_the_same_each_time(

@@ -1,4 +1,6 @@
-"""What stands in the file, read with Python's own HTML parser and compared with the leaderboard, numpy and the files."""
+"""What stands in the file, read with Python's own HTML parser and compared with the leaderboard,
+numpy and the files.
+"""
 
 import base64
 import html.parser
@@ -113,16 +115,22 @@ def test_the_page_asks_for_nothing_from_anywhere(results: Path, reader: Reader) 
         for name in ("src", "href", "srcset", "action", "data"):
             target = attributes.get(name)
             assert target is None or target.startswith(("data:", "#")), (tag, target)
-    (policy,) = [a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy is not None and policy.startswith("default-src 'none'; img-src data:; ")
     assert "unsafe" not in policy and "http" not in policy
-    assert not re.search(r"url\(|@import", " ".join(path.read_text() for path in Path(page.HERE).glob("*.css")))
+    assert not re.search(
+        r"url\(|@import", " ".join(path.read_text() for path in Path(page.HERE).glob("*.css"))
+    )
 
 
 def row_number(data: dict[str, Any], axes: dict[str, Any]) -> str:
     wanted = [axes[name] for name in ("task", "adaptation", "k")]
     (number,) = [
-        n for n, row in enumerate(data["rows"]) if [row["axes"][name] for name in ("task", "adaptation", "k")] == wanted
+        n
+        for n, row in enumerate(data["rows"])
+        if [row["axes"][name] for name in ("task", "adaptation", "k")] == wanted
     ]
     return str(number)
 
@@ -137,9 +145,13 @@ def test_images_are_exact_and_each_is_embedded_once(results: Path, reader: Reade
         record = ledger.read("plain")
         assert record is not None
         cell = scene["cells"][row][seed]
-        np.testing.assert_array_equal(decoded(data["images"][cell["image"]]), read_pixels(ledger.image_path("plain")))
+        np.testing.assert_array_equal(
+            decoded(data["images"][cell["image"]]), read_pixels(ledger.image_path("plain"))
+        )
         assert record.y_file is not None
-        np.testing.assert_array_equal(decoded(data["images"][scene["y"]]), read_pixels(results / record.y_file))
+        np.testing.assert_array_equal(
+            decoded(data["images"][scene["y"]]), read_pixels(results / record.y_file)
+        )
         truth = results / "images" / f"{record.image.sha256}.png"
         np.testing.assert_array_equal(decoded(data["images"][scene["truth"]]), read_pixels(truth))
         assert cell["heat"] is not None
@@ -166,7 +178,11 @@ def test_scores_and_distances_are_those_of_the_records(results: Path, reader: Re
 def test_missing_and_failed_records_are_said(reader: Reader) -> None:
     data = data_of(reader)
     scene = next(s for s in data["scenes"] if (s["task"], s["id"]) == ("deblur", "\"&'><b>"))
-    row = next(n for n, r in enumerate(data["rows"]) if (r["axes"]["task"], r["axes"]["k"]) == ("deblur", 4))
+    row = next(
+        n
+        for n, r in enumerate(data["rows"])
+        if (r["axes"]["task"], r["axes"]["k"]) == ("deblur", 4)
+    )
     assert set(scene["cells"][str(row)]) == {"0"}  # seed 1 has no record
     assert data["rows"][row]["means"]["psnr"] == [None, None]
     assert "4 of 6 records, so the means stay missing: deblur" in reader.text
@@ -175,11 +191,16 @@ def test_missing_and_failed_records_are_said(reader: Reader) -> None:
 
 def test_cost_is_retrieval_training_and_sampling(reader: Reader) -> None:
     # knn with K = 4: 0.5 s of retrieval, 5 s of training, 2 + 4 s of sampling.
-    costs = {(r["axes"]["task"], r["axes"]["k"]): (r["evaluations"], r["seconds"]) for r in data_of(reader)["rows"]}
+    costs = {
+        (r["axes"]["task"], r["axes"]["k"]): (r["evaluations"], r["seconds"])
+        for r in data_of(reader)["rows"]
+    }
     assert costs["sr4", 4] == (5, 11.5) and costs["sr4", None] == (5, 2.5)
 
 
-def test_held_out_losses_and_errors_of_eps_are_of_the_rows_whose_records_hold_them(reader: Reader) -> None:
+def test_held_out_losses_and_errors_of_eps_are_of_the_rows_whose_records_hold_them(
+    reader: Reader,
+) -> None:
     data = data_of(reader)
     numbers = {(r["axes"]["task"], r["axes"]["k"]): n for n, r in enumerate(data["rows"])}
     held_out = {curve["row"]: curve for curve in data["heldOut"]}
@@ -211,15 +232,22 @@ def test_an_error_map_has_the_mean_difference_of_the_channels() -> None:
     assert heat is not None
     levels = [[10, 0], [0, ERROR_SCALE - 1]]
     np.testing.assert_array_equal(np.asarray(heat), levels)
-    np.testing.assert_array_equal(np.asarray(heat.convert("RGB")), np.array(error_colours())[levels])
+    np.testing.assert_array_equal(
+        np.asarray(heat.convert("RGB")), np.array(error_colours())[levels]
+    )
     assert error_map(Image.fromarray(x_hat), Image.new("RGB", (3, 2))) is None
 
 
 def test_without_ground_truth_there_are_no_error_maps(make_results: Any, tmp_path: Path) -> None:
-    data = data_of(report(make_results(with_truth=False, tasks=("sr4",), seeds=(0,)), tmp_path / "r.html"))
+    data = data_of(
+        report(make_results(with_truth=False, tasks=("sr4",), seeds=(0,)), tmp_path / "r.html")
+    )
     assert all(scene["truth"] is None for scene in data["scenes"])
     assert not any(
-        "heat" in cell for scene in data["scenes"] for row in scene["cells"].values() for cell in row.values()
+        "heat" in cell
+        for scene in data["scenes"]
+        for row in scene["cells"].values()
+        for cell in row.values()
     )
 
 
@@ -235,20 +263,31 @@ def test_images_beyond_the_budget_are_links_that_lead_to_their_files(
     assert links
     for link in links:
         assert (out.parent / unquote(link)).is_file()
-    assert any("%253Cscript%253E" in link for link in links)  # names of files are percent-encoded, so links are twice
+    assert any(
+        "%253Cscript%253E" in link for link in links
+    )  # names of files are percent-encoded, so links are twice
     assert "are links into the results folder" in reader.text
-    (policy,) = [a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        a["content"] for _, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy is not None and "img-src data: 'self' file:; " in policy
 
 
-def test_the_page_stays_under_its_limit(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_stays_under_its_limit(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(page, "LARGEST_PAGE", 360_000)
     report(results, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 360_000
-    assert any(not s.startswith("data:") for s in data_of(Reader((tmp_path / "report.html").read_text()))["images"])
+    assert any(
+        not s.startswith("data:")
+        for s in data_of(Reader((tmp_path / "report.html").read_text()))["images"]
+    )
 
 
-def test_a_record_cannot_make_the_report_read_outside_its_folder(make_results: Any, tmp_path: Path) -> None:
+def test_a_record_cannot_make_the_report_read_outside_its_folder(
+    make_results: Any, tmp_path: Path
+) -> None:
     folder = make_results(tasks=("sr4",), seeds=(0,))
     secret = folder.parent / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)

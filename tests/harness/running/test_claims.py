@@ -25,7 +25,10 @@ def take_all(folder: Path, names: list[str], out: Path) -> None:
 def test_of_several_workers_each_piece_of_work_goes_to_exactly_one(tmp_path: Path) -> None:
     names = [f"image {n}/é.png" for n in range(50)]
     outs = [tmp_path / f"{worker}.json" for worker in range(4)]
-    workers = [multiprocessing.Process(target=take_all, args=(tmp_path / "claims", names, out)) for out in outs]
+    workers = [
+        multiprocessing.Process(target=take_all, args=(tmp_path / "claims", names, out))
+        for out in outs
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -48,8 +51,13 @@ DIE_HOLDING = (
 )
 
 
-def test_the_claim_of_a_killed_worker_is_taken_over_at_once_and_by_one_alone(tmp_path: Path) -> None:
-    assert subprocess.run([sys.executable, "-c", DIE_HOLDING, str(tmp_path)], check=False).returncode == -9
+def test_the_claim_of_a_killed_worker_is_taken_over_at_once_and_by_one_alone(
+    tmp_path: Path,
+) -> None:
+    assert (
+        subprocess.run([sys.executable, "-c", DIE_HOLDING, str(tmp_path)], check=False).returncode
+        == -9
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["a.0.claim"]
     first, second = Claims(tmp_path), Claims(tmp_path)
     assert first.take("a") and not second.take("a")
@@ -64,7 +72,9 @@ def claim_of(folder: Path, where: str, pid: int = 1, start: str = "1", number: i
     return path
 
 
-def test_a_number_that_was_given_to_a_later_process_does_not_keep_a_claim_alive(tmp_path: Path) -> None:
+def test_a_number_that_was_given_to_a_later_process_does_not_keep_a_claim_alive(
+    tmp_path: Path,
+) -> None:
     claim_of(tmp_path, machine(), pid=os.getpid(), start="7")  # our own number, but not our start
     assert start_of(os.getpid()) != "7"
     assert Claims(tmp_path).take("a")
@@ -105,7 +115,8 @@ def test_a_claim_cut_off_by_a_full_disk_is_waited_for_and_then_taken_over(
 def test_of_two_holders_the_one_that_came_back_to_life_keeps_others_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # `a.0` was silent for long (its machine slept) and overtaken; now it beats again, and who overtook it has died
+    # `a.0` was silent for long (its machine slept) and overtaken; now it beats again, and who
+    # overtook it has died
     now = 0.0
     monkeypatch.setattr(claims_module.time, "monotonic", lambda: now)
     slept, died = claim_of(tmp_path, "elsewhere"), claim_of(tmp_path, "a third", number=1)
@@ -128,8 +139,11 @@ def test_a_claim_that_nfs_calls_stale_is_one_that_was_released_just_now(
     assert Claims(tmp_path).held_by_others("a")
 
 
-def test_who_overtook_a_holder_that_only_looked_dead_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The slow worker saw a dead claim; before it acted, that was released and claimed anew by a living one.
+def test_who_overtook_a_holder_that_only_looked_dead_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The slow worker saw a dead claim; before it acted, that was released and claimed anew by a
+    # living one.
     dead = claim_of(tmp_path, machine(), pid=2**22 + 1)
     slow, quick = Claims(tmp_path), Claims(tmp_path)
     existing, calls = slow._existing, []
@@ -144,9 +158,13 @@ def test_who_overtook_a_holder_that_only_looked_dead_gives_way(tmp_path: Path, m
         return seen
 
     monkeypatch.setattr(slow, "_existing", outdated)
-    monkeypatch.setattr(slow, "_dead", lambda path: (path == dead and len(calls) == 1) or Claims._dead(slow, path))
+    monkeypatch.setattr(
+        slow, "_dead", lambda path: (path == dead and len(calls) == 1) or Claims._dead(slow, path)
+    )
     assert not slow.take("a")
-    assert quick.held_by_others("a") is False and [p.name for p in tmp_path.iterdir()] == ["a.0.claim"]
+    assert quick.held_by_others("a") is False and [p.name for p in tmp_path.iterdir()] == [
+        "a.0.claim"
+    ]
 
 
 def test_a_held_claim_is_touched_so_that_other_machines_see_it_alive(
@@ -177,7 +195,10 @@ def test_clearing_removes_the_claims_of_the_dead_alone(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
     assert claims.take("c")
     claims.clear_dead()
-    assert not dead.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["b.0.claim", "c.0.claim"]
+    assert not dead.exists() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "b.0.claim",
+        "c.0.claim",
+    ]
 
 
 def test_dead_claims_in_a_folder_that_cannot_be_written_are_left(

@@ -1,4 +1,6 @@
-"""Grids: what is shared is made once, what does not go together is left out, plans tell before anything is done."""
+"""Grids: what is shared is made once, what does not go together is left out, plans tell before
+anything is done.
+"""
 
 import json
 import os
@@ -25,33 +27,61 @@ def images(folder: Path) -> dict[str, str]:
 
 
 def contents(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.exists() else set()
+    return (
+        {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.exists() else set()
+    )
 
 
-def test_random_neighbours_of_two_tasks_share_their_adapters(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_random_neighbours_of_two_tasks_share_their_adapters(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     grid = ["run", "-m", *tiny, "task=sr4,deblur", "adaptation=random", f"results={tmp_path}"]
     assert adir(*grid).status == 0
     assert len(list(tmp_path.glob(RECORDS))) == 2 * 3
-    assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 3  # a draw depends on seed and image alone
+    assert (
+        len(list(tmp_path.glob("adapters/*.safetensors"))) == 3
+    )  # a draw depends on seed and image alone
 
 
-def test_neighbours_for_a_smaller_k_are_those_of_a_larger_one(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_neighbours_for_a_smaller_k_are_those_of_a_larger_one(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     for results, ks in (("together", "3,1"), ("alone", "1")):
-        grid = ["run", "-m", *tiny, "task=sr4", "adaptation=knn", f"k={ks}", f"results={tmp_path / results}"]
+        grid = [
+            "run",
+            "-m",
+            *tiny,
+            "task=sr4",
+            "adaptation=knn",
+            f"k={ks}",
+            f"results={tmp_path / results}",
+        ]
         assert adir(*grid).status == 0
-    assert len(list((tmp_path / "together/neighbours").iterdir())) == 3  # of three images, for both K
+    assert (
+        len(list((tmp_path / "together/neighbours").iterdir())) == 3
+    )  # of three images, for both K
     alone, together = images(tmp_path / "alone"), images(tmp_path / "together")
     assert len(alone) == 3 and alone.items() <= together.items()
     for path in (tmp_path / "together").glob(RECORDS):
         record = read_json(path)
         assert len(record["neighbours"]) == record["axes"]["k"]
-        assert all((tmp_path / f"together/images/{n['image']}-thumbnail.png").is_file() for n in record["neighbours"])
+        assert all(
+            (tmp_path / f"together/images/{n['image']}-thumbnail.png").is_file()
+            for n in record["neighbours"]
+        )
 
 
-def test_a_batch_of_images_gives_those_of_one_after_another(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_batch_of_images_gives_those_of_one_after_another(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     for results, batch_size in (("one", 1), ("two", 2)):
-        assert adir("run", *tiny, f"results={tmp_path / results}", f"batch_size={batch_size}").status == 0
-    assert len(images(tmp_path / "one")) == 3 and images(tmp_path / "two") == images(tmp_path / "one")
+        assert (
+            adir("run", *tiny, f"results={tmp_path / results}", f"batch_size={batch_size}").status
+            == 0
+        )
+    assert len(images(tmp_path / "one")) == 3 and images(tmp_path / "two") == images(
+        tmp_path / "one"
+    )
 
 
 def test_an_image_that_was_replaced_stops_a_run_before_any_work(
@@ -74,7 +104,12 @@ def test_an_image_that_was_replaced_stops_a_run_before_any_work(
 
 def test_an_image_that_fails_in_a_batch_fails_alone(adir, tiny: list[str], tmp_path: Path) -> None:
     # 1e30 without the cap overflows; the record of each image says so by itself
-    words = ["sampler.guidance_scale=1e30", "sampler.cap=false", "batch_size=3", f"results={tmp_path}"]
+    words = [
+        "sampler.guidance_scale=1e30",
+        "sampler.cap=false",
+        "batch_size=3",
+        f"results={tmp_path}",
+    ]
     assert adir("run", *tiny, *words).status == 1
     records = [read_json(path) for path in tmp_path.glob(RECORDS)]
     assert [record["status"] for record in records] == ["failed"] * 3
@@ -83,10 +118,18 @@ def test_an_image_that_fails_in_a_batch_fails_alone(adir, tiny: list[str], tmp_p
 def test_combinations_that_do_not_go_together_are_left_out_and_named(
     adir, tiny: list[str], photographs: Path, tmp_path: Path
 ) -> None:
-    tiny = [word for word in tiny if "n_steps" not in word]  # bicubic has none, so ADIR takes all of its own: one image
+    tiny = [
+        word for word in tiny if "n_steps" not in word
+    ]  # bicubic has none, so ADIR takes all of its own: one image
     (tmp_path / "one").mkdir()
     shutil.copy(photographs / "0.png", tmp_path / "one")
-    grid = [*tiny, "task=sr4", "sampler=adir,bicubic", "adaptation=none,knn", f"data.path={tmp_path / 'one'}"]
+    grid = [
+        *tiny,
+        "task=sr4",
+        "sampler=adir,bicubic",
+        "adaptation=none,knn",
+        f"data.path={tmp_path / 'one'}",
+    ]
     finished = adir("run", "-m", *grid, f"results={tmp_path}")
     assert finished.status == 0, finished.err
     assert re.search(r"left out, not applicable: sr4 bicubic knn", finished.out)
@@ -105,7 +148,9 @@ def test_claims_of_workers_that_were_killed_by_an_interruption_do_not_stay(
     def launch(job, *arguments):
         if job.func is grid.check_job:
             return check(job, *arguments)
-        dead = json.dumps({"machine": claims.machine(), "pid": os.getpid(), "start": "of another process"})
+        dead = json.dumps(
+            {"machine": claims.machine(), "pid": os.getpid(), "start": "of another process"}
+        )
         for folder in (tmp_path / "adapters", tmp_path / left_cell / "claims"):
             folder.mkdir(parents=True)
             left.append(folder / "a.0.claim")
@@ -122,7 +167,9 @@ def test_claims_of_workers_that_were_killed_by_an_interruption_do_not_stay(
     assert len(left) == 2 and not any(path.exists() for path in left)
 
 
-def test_a_cell_that_is_not_applicable_is_an_error_by_itself(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_cell_that_is_not_applicable_is_an_error_by_itself(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     words = [word for word in tiny if "n_steps" not in word]
     finished = adir("run", *words, "sampler=bicubic", "adaptation=knn", f"results={tmp_path}")
     assert finished.status == 2 and finished.err.count("\n") == 1 and "bicubic" in finished.err
@@ -132,10 +179,19 @@ def test_a_cell_that_is_not_applicable_is_an_error_by_itself(adir, tiny: list[st
 def test_a_mode_that_tunes_while_it_samples_runs_with_dds_and_with_no_other_sampler(
     adir, tiny: list[str], tmp_path: Path
 ) -> None:
-    words = [*tiny, "adaptation=scd", "adaptation.n_iterations=1", f"results={tmp_path}", "oracle=true"]
+    words = [
+        *tiny,
+        "adaptation=scd",
+        "adaptation.n_iterations=1",
+        f"results={tmp_path}",
+        "oracle=true",
+    ]
     refused = adir("run", *words)
     assert refused.status == 2 and refused.err.count("\n") == 1
-    assert "scd tunes the network while it samples, which sampler adir does not do: use sampler=dds" in refused.err
+    assert (
+        "scd tunes the network while it samples, which sampler adir does not do: use sampler=dds"
+        in refused.err
+    )
     assert adir("run", *words, "sampler=dds").status == 0
     records = [read_json(path) for path in tmp_path.glob(RECORDS)]
     assert len(records) == 3
@@ -143,26 +199,51 @@ def test_a_mode_that_tunes_while_it_samples_runs_with_dds_and_with_no_other_samp
         assert record["axes"]["adaptation"] == "scd" and record["axes"]["adapter"] == "lora"
         assert record["identity"]["adaptation"]["n_iterations"] == 1 and record["adapter"] is None
         assert "fine_tuning" not in record["identity"]["adaptation"]
-        assert "oracle-eps-error" not in record["scores"]  # the network was another one at each step
+        assert (
+            "oracle-eps-error" not in record["scores"]
+        )  # the network was another one at each step
         # Two steps, both due: each is asked untuned, tuned on once, and asked again.
-        assert (record["sampler"]["network_evaluations"], record["sampler"]["gradient_evaluations"]) == (6, 2)
+        assert (
+            record["sampler"]["network_evaluations"],
+            record["sampler"]["gradient_evaluations"],
+        ) == (6, 2)
 
 
 def test_what_a_cluster_will_run_is_checked_on_the_cpu_and_run_on_the_device_that_was_asked_for(
     tiny: list[str], tmp_path: Path
 ) -> None:
     words = [*tiny, "adaptation=none,self", f"results={tmp_path}"]
-    gpu = ["backbone.device=cuda:7", "scoring.device=cuda", "execution.offload=true", "execution.compile=false"]
-    cluster = check_grid([*words, *gpu, "hydra/launcher=slurm", "hydra.launcher.partition=gpu"], multirun=True)
-    assert cluster.launcher == "SlurmLauncher" and cluster.problems == {} and len(cluster.cells) == 2
+    gpu = [
+        "backbone.device=cuda:7",
+        "scoring.device=cuda",
+        "execution.offload=true",
+        "execution.compile=false",
+    ]
+    cluster = check_grid(
+        [*words, *gpu, "hydra/launcher=slurm", "hydra.launcher.partition=gpu"], multirun=True
+    )
+    assert (
+        cluster.launcher == "SlurmLauncher" and cluster.problems == {} and len(cluster.cells) == 2
+    )
     for cell in cluster.cells.values():
         assert cell.backbone.device.type == "cpu"
-        assert cell.configuration["backbone"]["device"] == cell.configuration["execution"]["device"] == "cuda:7"
-        assert cell.configuration["scoring"]["device"] == "cuda" and cell.configuration["execution"]["offload"]
-    planned = read_json(write_plan(cluster))["cells"]  # what a worker that helps with a cell goes by
+        assert (
+            cell.configuration["backbone"]["device"]
+            == cell.configuration["execution"]["device"]
+            == "cuda:7"
+        )
+        assert (
+            cell.configuration["scoring"]["device"] == "cuda"
+            and cell.configuration["execution"]["offload"]
+        )
+    planned = read_json(write_plan(cluster))[
+        "cells"
+    ]  # what a worker that helps with a cell goes by
     assert [one["configuration"]["backbone"]["device"] for one in planned] == ["cuda:7"] * 2
     here = check_grid(words, multirun=True)
-    assert [cell.identity for cell in here.cells.values()] == [cell.identity for cell in cluster.cells.values()]
+    assert [cell.identity for cell in here.cells.values()] == [
+        cell.identity for cell in cluster.cells.values()
+    ]
 
 
 @pytest.mark.parametrize("launcher", ["basic", "two_processes"])
@@ -177,20 +258,30 @@ def test_a_device_that_this_machine_lacks_is_refused_before_a_launcher_of_this_m
     assert contents(tmp_path) == set()  # nor Hydra's note of the grid
 
 
-def test_the_plan_of_a_grid_is_stored_with_all_its_images(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_the_plan_of_a_grid_is_stored_with_all_its_images(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     grid = ["run", "-m", *tiny, "adaptation=none,knn", f"results={tmp_path}"]
     assert adir(*grid).status == 0
     (path,) = tmp_path.glob("grids/*.json")
     before = path.read_bytes()
-    assert [cell["images"] for cell in read_json(path)["cells"]] == [["0.png", "1.png", "2.png"]] * 2
+    assert [cell["images"] for cell in read_json(path)["cells"]] == [
+        ["0.png", "1.png", "2.png"]
+    ] * 2
     assert {cell["folder"] for cell in read_json(path)["cells"]} == {
         str(record.parent.parent.relative_to(tmp_path)) for record in tmp_path.glob(RECORDS)
     }
     (manifest,) = tmp_path.glob("manifests/*.json")
     assert set(read_json(manifest)["images"]) == {"0.png", "1.png", "2.png"}
-    for record in map(read_json, tmp_path.glob(RECORDS)):  # a folder tells neither licence nor source
+    for record in map(
+        read_json, tmp_path.glob(RECORDS)
+    ):  # a folder tells neither licence nor source
         image = record["image"]
-        assert (image["manifest"], image["licence"], image["source"]) == (read_json(manifest)["sha256"], None, None)
+        assert (image["manifest"], image["licence"], image["source"]) == (
+            read_json(manifest)["sha256"],
+            None,
+            None,
+        )
         assert record["search"] is None
     assert adir(*grid).status == 0
     assert path.read_bytes() == before
@@ -205,10 +296,15 @@ def test_a_plan_tells_what_is_to_do_and_does_nothing(adir, tiny: list[str], tmp_
     planned = adir("plan", *grid)
     assert planned.status == 0, planned.err
     assert contents(results) == set()
-    assert "3 cells, 1 more combinations equal one of them: 9 images and 6 adapters to do" in planned.out
+    assert (
+        "3 cells, 1 more combinations equal one of them: 9 images and 6 adapters to do"
+        in planned.out
+    )
 
 
-def test_a_plan_counts_what_is_done_and_which_adapters_are_there(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_plan_counts_what_is_done_and_which_adapters_are_there(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     grid = ["-m", *tiny, "adaptation=none,knn", f"results={tmp_path}"]
     assert adir("run", *grid).status == 0
     knn = sorted(tmp_path.glob("cells/**/knn*/records/*.json"))
@@ -216,11 +312,15 @@ def test_a_plan_counts_what_is_done_and_which_adapters_are_there(adir, tiny: lis
     planned = adir("plan", *grid)
     assert planned.status == 0
     assert re.search(r"sr4 none seed=0 +│ +3 │ done", planned.out)
-    assert re.search(r"sr4 knn k=2 full seed=0 +│ +3 │ 1 to do, 1 adapters cached, 2 done", planned.out)
+    assert re.search(
+        r"sr4 knn k=2 full seed=0 +│ +3 │ 1 to do, 1 adapters cached, 2 done", planned.out
+    )
     assert "1 images and 0 adapters to do" in planned.out
 
 
-def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     finished = adir("plan", "-m", *tiny, "adaptation=none,knn", "k=2,99", f"results={tmp_path}")
     assert finished.status == 2
     assert "(1) K=99 neighbours asked of a corpus of 6 images" in finished.out
@@ -228,21 +328,50 @@ def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(adir, tiny: li
     assert re.search(r"embedded sr4 knn k=2 full seed=0 +│ +3 │ 3 to do", finished.out)
 
 
-def test_a_plan_says_of_each_cell_that_is_not_applicable_why(adir, tiny: list[str], tmp_path: Path) -> None:
-    words = [word for word in tiny if "n_steps" not in word] + [f"results={tmp_path}", "adaptation=none,knn"]
+def test_a_plan_says_of_each_cell_that_is_not_applicable_why(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [word for word in tiny if "n_steps" not in word] + [
+        f"results={tmp_path}",
+        "adaptation=none,knn",
+    ]
     finished = adir("plan", "-m", *words, "sampler=bicubic", "task=sr4,deblur", "k=0,2")
     assert finished.status == 0, finished.err
     for task in ("sr4", "deblur"):
         assert finished.out.count(f"embedded {task} bicubic none seed=0 ") == 1
-        assert re.search(rf"embedded {task} bicubic knn k=0 full seed=0 +│ +– │ not applicable \(1\)", finished.out)
-        assert re.search(rf"embedded {task} bicubic knn k=2 full seed=0 +│ +– │ not applicable \(2\)", finished.out)
-    assert finished.out.count("(1) K=0 with adaptation=knn") == finished.out.count("(2) sampler bicubic") == 1
+        assert re.search(
+            rf"embedded {task} bicubic knn k=0 full seed=0 +│ +– │ not applicable \(1\)",
+            finished.out,
+        )
+        assert re.search(
+            rf"embedded {task} bicubic knn k=2 full seed=0 +│ +– │ not applicable \(2\)",
+            finished.out,
+        )
+    assert (
+        finished.out.count("(1) K=0 with adaptation=knn")
+        == finished.out.count("(2) sampler bicubic")
+        == 1
+    )
     assert "2 cells, 2 more combinations equal one of them" in finished.out
 
 
 def test_a_plan_names_all_that_is_wrong_with_a_cell_at_once(adir, tmp_path: Path) -> None:
-    asked = ["backbone=gd512", "backbone.device=cuda:99", "scoring.device=cuda:99", "retrieval=index", "data=folder"]
-    finished = adir("plan", "-m", *asked, "scoring=default", "adaptation=none,pixel", "k=2,3", f"results={tmp_path}")
+    asked = [
+        "backbone=gd512",
+        "backbone.device=cuda:99",
+        "scoring.device=cuda:99",
+        "retrieval=index",
+        "data=folder",
+    ]
+    finished = adir(
+        "plan",
+        "-m",
+        *asked,
+        "scoring=default",
+        "adaptation=none,pixel",
+        "k=2,3",
+        f"results={tmp_path}",
+    )
     assert finished.status == 2 and finished.err == ""
     notes = dict(re.findall(r"^\((\d)\) (\S+)", finished.out, re.MULTILINE))
     both = {"scoring.device=cuda:99:", "backbone.device=cuda:99:", "data.path", "gd512"}
@@ -256,7 +385,9 @@ def test_a_plan_names_all_that_is_wrong_with_a_cell_at_once(adir, tmp_path: Path
     assert len(rows) == 3
 
 
-def test_a_plan_of_nothing_that_is_applicable_exits_with_2(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_plan_of_nothing_that_is_applicable_exits_with_2(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     words = [*tiny, "adaptation=knn", "k=0", f"results={tmp_path}"]
     planned, run = adir("plan", *words), adir("run", *words)
     assert planned.status == run.status == 2
@@ -279,7 +410,11 @@ def test_a_run_says_once_which_scores_will_be_empty(
     words = ["scoring.metrics=[psnr,musiq-ava]", "scoring.strict=false", f"results={tmp_path}"]
     finished = adir("run", "-m", *tiny, *words, "task=sr4,deblur")
     assert finished.status == 0, finished.err
-    assert finished.out.count("warning: no musiq-ava will be in the records") == finished.out.count("warning:") == 1
+    assert (
+        finished.out.count("warning: no musiq-ava will be in the records")
+        == finished.out.count("warning:")
+        == 1
+    )
     assert finished.out.index("warning:") < finished.out.index("0.png")
     records = [read_json(path) for path in tmp_path.glob(RECORDS)]
     assert len(records) == 6 and all("musiq-ava" in record["unavailable"] for record in records)
@@ -291,7 +426,11 @@ def test_a_plan_says_which_scores_want_weights_and_fetches_none(
     fetched = []
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("adir.weights.registry.fetch", lambda *what: fetched.append(what))
-    words = ["scoring.metrics=[psnr,lpips-alex,musiq-ava]", "scoring.strict=false", f"results={tmp_path / 'runs'}"]
+    words = [
+        "scoring.metrics=[psnr,lpips-alex,musiq-ava]",
+        "scoring.strict=false",
+        f"results={tmp_path / 'runs'}",
+    ]
     finished = adir("plan", *tiny, *words)
     assert finished.status == 0 and fetched == []
     told = " ".join(finished.out.split())
@@ -299,7 +438,9 @@ def test_a_plan_says_which_scores_want_weights_and_fetches_none(
     assert "`adir weights get lpips_alex alexnet musiq_ava`" in told
 
 
-def test_a_plan_counts_an_adapter_that_two_cells_share_once(adir, tiny: list[str], tmp_path: Path) -> None:
+def test_a_plan_counts_an_adapter_that_two_cells_share_once(
+    adir, tiny: list[str], tmp_path: Path
+) -> None:
     # as in a run, an adapter is known to be shared once y and neighbours are there
     grid = ["-m", *tiny, "task=sr4,deblur", "adaptation=random", f"results={tmp_path}"]
     assert adir("run", *grid).status == 0
@@ -309,6 +450,8 @@ def test_a_plan_counts_an_adapter_that_two_cells_share_once(adir, tiny: list[str
 
 
 @pytest.mark.parametrize("batch_size", ["0", "x", "1.5"])
-def test_a_batch_size_that_is_none_is_refused(adir, tiny: list[str], tmp_path: Path, batch_size: str) -> None:
+def test_a_batch_size_that_is_none_is_refused(
+    adir, tiny: list[str], tmp_path: Path, batch_size: str
+) -> None:
     finished = adir("run", *tiny, f"batch_size={batch_size}", f"results={tmp_path}")
     assert finished.status == 2 and "batch_size" in finished.err

@@ -20,19 +20,31 @@ from adir.retrieval.index.memory import Index
 
 @pytest.fixture
 def cell(tiny: list[str], tmp_path: Path) -> Callable[..., Cell]:
-    return lambda *overrides: resolve_cell(compose([*tiny, f"results={tmp_path}", "task=sr4", *overrides]))
+    return lambda *overrides: resolve_cell(
+        compose([*tiny, f"results={tmp_path}", "task=sr4", *overrides])
+    )
 
 
 @pytest.fixture
 def index(adir: Callable, neighbourhood: Path, tmp_path: Path) -> Path:
-    words = [f"corpus.path={neighbourhood}", f"out={tmp_path / 'index'}", "shard_size=4", "least_side=0"]
+    words = [
+        f"corpus.path={neighbourhood}",
+        f"out={tmp_path / 'index'}",
+        "shard_size=4",
+        "least_side=0",
+    ]
     assert adir("index", "build", *words).status == 0
     return tmp_path / "index"
 
 
 @pytest.mark.parametrize("mode", ["knn", "random"])
 def test_an_index_on_disk_gives_the_cell_and_the_neighbours_of_the_corpus_in_memory(
-    cell: Callable[..., Cell], tiny: list[str], index: Path, photographs: Path, tmp_path: Path, mode: str
+    cell: Callable[..., Cell],
+    tiny: list[str],
+    index: Path,
+    photographs: Path,
+    tmp_path: Path,
+    mode: str,
 ) -> None:
     memory = cell(f"adaptation={mode}")
     words = [word for word in tiny if not word.startswith("retrieval")]
@@ -45,7 +57,9 @@ def test_an_index_on_disk_gives_the_cell_and_the_neighbours_of_the_corpus_in_mem
         assert find_neighbours(disk, name, x, y) == find_neighbours(memory, name, x, y)
 
 
-def test_a_corpus_is_embedded_by_one_worker_while_the_others_wait(cell: Callable[..., Cell], tmp_path: Path) -> None:
+def test_a_corpus_is_embedded_by_one_worker_while_the_others_wait(
+    cell: Callable[..., Cell], tmp_path: Path
+) -> None:
     searching, drawing = cell("adaptation=knn"), cell("adaptation=random")
     embed_once(drawing)  # searches nothing
     folder = tmp_path / "embeddings"
@@ -78,9 +92,16 @@ def test_an_index_is_made_once_for_equal_corpora_and_encoders_hashable_or_not(
     assert corpus_index(corpus, Own(), tmp_path) is first and made == [first]
 
 
-def test_a_cell_with_another_encoder_than_its_index_names_both(tiny: list[str], index: Path, tmp_path: Path) -> None:
+def test_a_cell_with_another_encoder_than_its_index_names_both(
+    tiny: list[str], index: Path, tmp_path: Path
+) -> None:
     words = [word for word in tiny if not word.startswith("retrieval")]
-    words += [f"results={tmp_path}", "adaptation=pixel", "retrieval=index", f"retrieval.corpus.folder={index}"]
+    words += [
+        f"results={tmp_path}",
+        "adaptation=pixel",
+        "retrieval=index",
+        f"retrieval.corpus.folder={index}",
+    ]
     with pytest.raises(InputError, match=r"made by encoder imagenet .* encoded by pixel"):
         resolve_cell(compose(words))
 
@@ -94,7 +115,12 @@ def test_a_crop_of_the_test_image_is_left_out_and_counted(
     x = read_image(photographs / "0.png")
     write_png(corpus / "crop.png", from_uint8(to_uint8(x)[3:31, 2:30]))
     words = [word for word in tiny if not word.startswith("retrieval.corpus")]
-    words += [f"results={tmp_path}", "task=sr4", "adaptation=knn", f"retrieval.corpus.path={corpus}"]
+    words += [
+        f"results={tmp_path}",
+        "task=sr4",
+        "adaptation=knn",
+        f"retrieval.corpus.path={corpus}",
+    ]
     built = resolve_cell(compose(words))
     y = built.task.degrade(x, generator(0, "0.png", "y"))
     neighbours, excluded = find_neighbours(built, "0.png", x, y)
@@ -119,7 +145,9 @@ def test_random_leaves_out_what_knn_leaves_out(
         y = built.task.degrade(x, generator(0, "0.png", "y"))
         neighbours, excluded = find_neighbours(built, "0.png", x, y)
         assert excluded == ["crop.png", "mirrored.png"]
-        assert {neighbour.id for neighbour in neighbours} == {path.name for path in neighbourhood.iterdir()}
+        assert {neighbour.id for neighbour in neighbours} == {
+            path.name for path in neighbourhood.iterdir()
+        }
 
 
 @pytest.fixture
@@ -132,7 +160,12 @@ def words(tiny: list[str], tmp_path: Path) -> Callable[..., list[str]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(to_uint8(image)).save(path)
         others = [word for word in tiny if not word.startswith(("retrieval.corpus", "k="))]
-        return [*others, f"results={tmp_path / 'results'}", f"retrieval.corpus.path={tmp_path / 'corpus'}", *overrides]
+        return [
+            *others,
+            f"results={tmp_path / 'results'}",
+            f"retrieval.corpus.path={tmp_path / 'corpus'}",
+            *overrides,
+        ]
 
     return make
 
@@ -153,13 +186,23 @@ def test_equal_images_of_a_corpus_count_once_and_the_smallest_id_stands_for_them
         y = built.task.degrade(x, generator(0, image_id, "y"))
         for image in (x, None):  # of a test, and of a user's own image
             neighbours, excluded = find_neighbours(built, image_id, image, y)
-            assert excluded == [] and {neighbour.id for neighbour in neighbours} == {"a.png", "b.png", "c.png"}
+            assert excluded == [] and {neighbour.id for neighbour in neighbours} == {
+                "a.png",
+                "b.png",
+                "c.png",
+            }
 
 
 @pytest.mark.parametrize("mode", ["knn", "random"])
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_k_above_what_copies_and_equal_images_leave_is_refused_before_any_work(
-    adir: Callable, words: Callable, neighbourhood: Path, photographs: Path, tmp_path: Path, command: str, mode: str
+    adir: Callable,
+    words: Callable,
+    neighbourhood: Path,
+    photographs: Path,
+    tmp_path: Path,
+    command: str,
+    mode: str,
 ) -> None:
     a, b, c = images(neighbourhood)[:3]
     grey = read_image(photographs / "1.png").mean(0, keepdim=True).expand(3, -1, -1)
@@ -198,14 +241,28 @@ def test_without_the_own_photograph_no_neighbour_is_of_it_and_of_others_all_are_
     if mode == "pixel":
         assert chosen == [near for near in everything if not near.id.startswith("grass")][:20]
     assert len(chosen) == 20 and not any(near.id.startswith("grass") for near in chosen)
-    mine, _ = find_neighbours(control, "grass", None, y)  # a user's own image has no photograph here
+    mine, _ = find_neighbours(
+        control, "grass", None, y
+    )  # a user's own image has no photograph here
     assert len(mine) == 20
 
 
-def test_k_above_what_the_corpus_does_not_withhold_is_refused(adir: Callable, tmp_path: Path) -> None:
-    words = ["data=domains", "retrieval=domains", "retrieval.corpus.own_photograph=false", "adaptation=random"]
-    left = len(DomainCorpus()) - max(len(DomainCorpus(own_photograph=False).withheld(name)) for name in DOMAINS)
+def test_k_above_what_the_corpus_does_not_withhold_is_refused(
+    adir: Callable, tmp_path: Path
+) -> None:
+    words = [
+        "data=domains",
+        "retrieval=domains",
+        "retrieval.corpus.own_photograph=false",
+        "adaptation=random",
+    ]
+    left = len(DomainCorpus()) - max(
+        len(DomainCorpus(own_photograph=False).withheld(name)) for name in DOMAINS
+    )
     refused = adir("plan", *words, f"k={left + 1}", f"results={tmp_path}")
     said = " ".join((refused.out + refused.err).split())
-    assert refused.status == 2 and "without copies and withheld images of test image hubble_deep_field-s1" in said
+    assert (
+        refused.status == 2
+        and "without copies and withheld images of test image hubble_deep_field-s1" in said
+    )
     assert f"repeats {left} of" in said

@@ -18,16 +18,28 @@ from adir.images import generator, hash_of_image
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
-OPERATORS = {"sr": SuperResolution(4), "blur": BoxBlur(5), "grey": Colorization(), "hole": BoxInpainting()}
+OPERATORS = {
+    "sr": SuperResolution(4),
+    "blur": BoxBlur(5),
+    "grey": Colorization(),
+    "hole": BoxInpainting(),
+}
 
 
 def never(message: str) -> None:
     raise AssertionError(f"no warning was due: {message}")
 
 
-def store(results: Path, operator: str = "blur", sigma_y: float = 10, noise_seed: int = 0, **more) -> MeasurementStore:
+def store(
+    results: Path, operator: str = "blur", sigma_y: float = 10, noise_seed: int = 0, **more
+) -> MeasurementStore:
     task = RestorationTask("t", 1, OPERATORS[operator], sigma_y, 1)
-    configuration = {"name": "t", "operator": operator, "sigma_y": sigma_y, "guidance_scale": 1} | more
+    configuration = {
+        "name": "t",
+        "operator": operator,
+        "sigma_y": sigma_y,
+        "guidance_scale": 1,
+    } | more
     return MeasurementStore(results, task, configuration, noise_seed)
 
 
@@ -37,13 +49,19 @@ def x() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_y_is_made_once_and_read_back_bit_for_bit(tmp_path: Path, x: torch.Tensor, operator: str, monkeypatch) -> None:
+def test_y_is_made_once_and_read_back_bit_for_bit(
+    tmp_path: Path, x: torch.Tensor, operator: str, monkeypatch
+) -> None:
     first = store(tmp_path, operator).get("a", x, never)
-    assert torch.equal(first.y, store(tmp_path, operator).task.degrade(x, generator(0, "a", "y t 1")))
+    assert torch.equal(
+        first.y, store(tmp_path, operator).task.degrade(x, generator(0, "a", "y t 1"))
+    )
     later = store(tmp_path, operator)
     monkeypatch.setattr(later.task, "degrade", lambda *_: pytest.fail("y was made a second time"))
     second = later.get("a", x, never)
-    assert torch.equal(first.y, second.y) and first.sha256 == second.sha256 == hash_of_image(second.y)
+    assert torch.equal(first.y, second.y) and first.sha256 == second.sha256 == hash_of_image(
+        second.y
+    )
 
 
 def test_another_noise_seed_or_operator_is_another_y_and_another_guidance_scale_is_not(
@@ -52,12 +70,16 @@ def test_another_noise_seed_or_operator_is_another_y_and_another_guidance_scale_
     first = store(tmp_path).get("a", x, never)
     assert store(tmp_path, guidance_scale=99).get("a", x, never).path == first.path
     assert store(tmp_path, noise_seed=1).get("a", x, never).sha256 != first.sha256
-    assert store(tmp_path, sigma_y=20).get("a", x, never).sha256 != first.sha256  # although the version is the same
+    assert (
+        store(tmp_path, sigma_y=20).get("a", x, never).sha256 != first.sha256
+    )  # although the version is the same
     assert store(tmp_path).get("b", x, never).sha256 != first.sha256  # its own noise
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other pixels", "gone"])
-def test_a_damaged_y_is_set_aside_and_made_again_the_same(tmp_path: Path, x: torch.Tensor, damage: str) -> None:
+def test_a_damaged_y_is_set_aside_and_made_again_the_same(
+    tmp_path: Path, x: torch.Tensor, damage: str
+) -> None:
     first = store(tmp_path).get("a", x, never)
     content = first.path.read_bytes()
     if damage == "gone":
@@ -75,7 +97,9 @@ def test_a_damaged_y_is_set_aside_and_made_again_the_same(tmp_path: Path, x: tor
         assert not aside and not warnings
     else:
         assert [path.read_bytes() for path in aside] == [damaged]
-        assert len(warnings) == 1 and str(first.path) in warnings[0] and aside[0].name in warnings[0]
+        assert (
+            len(warnings) == 1 and str(first.path) in warnings[0] and aside[0].name in warnings[0]
+        )
 
 
 def test_a_damaged_note_is_written_anew(tmp_path: Path, x: torch.Tensor) -> None:
@@ -86,9 +110,13 @@ def test_a_damaged_note_is_written_anew(tmp_path: Path, x: torch.Tensor) -> None
     assert store(tmp_path).get("a", x, never).sha256 == first.sha256 and note.read_bytes() == before
 
 
-def test_another_image_with_the_same_id_is_refused_and_the_old_y_stays(tmp_path: Path, x: torch.Tensor) -> None:
+def test_another_image_with_the_same_id_is_refused_and_the_old_y_stays(
+    tmp_path: Path, x: torch.Tensor
+) -> None:
     first = store(tmp_path).get("a", x, never)
-    with pytest.raises(InputError, match="another image with the id 'a'; use another results folder"):
+    with pytest.raises(
+        InputError, match="another image with the id 'a'; use another results folder"
+    ):
         store(tmp_path).get("a", -x, never)
     assert store(tmp_path).get("a", x, never).sha256 == first.sha256
 
@@ -115,7 +143,9 @@ def test_a_y_that_cannot_be_made_as_it_was_is_refused_and_nothing_is_touched(
 
 
 @pytest.mark.parametrize("operator", ["blur", "hole"])
-def test_a_y_without_its_note_gets_one_again(tmp_path: Path, x: torch.Tensor, operator: str) -> None:
+def test_a_y_without_its_note_gets_one_again(
+    tmp_path: Path, x: torch.Tensor, operator: str
+) -> None:
     # What a kill between the two leaves.
     first = store(tmp_path, operator).get("a", x, never)
     before = contents(tmp_path)
@@ -152,7 +182,9 @@ def test_an_adapter_comes_back_with_its_facts(tmp_path: Path) -> None:
 
 def test_the_hash_of_an_adapter_is_that_of_its_tensors_alone(tmp_path: Path) -> None:
     hashes = {
-        AdapterStore(tmp_path).put(str(number), {name: torch.tensor([value])}, FACTS | {"seconds": number}).sha256
+        AdapterStore(tmp_path)
+        .put(str(number), {name: torch.tensor([value])}, FACTS | {"seconds": number})
+        .sha256
         for number, (name, value) in enumerate([("w", 1.0), ("w", 1.0), ("v", 1.0), ("w", 2.0)])
     }
     assert len(hashes) == 3 and sha256_of_bytes(save({"w": torch.tensor([1.0])})) in hashes
@@ -176,10 +208,17 @@ def test_a_reader_beside_writers_never_sees_a_damaged_adapter(tmp_path: Path) ->
 
     def write() -> None:
         for number in itertools.count():
-            if number >= 60 and (len(seen) > 1 or time.monotonic() > deadline):  # on a busy machine the reader is late
+            if number >= 60 and (
+                len(seen) > 1 or time.monotonic() > deadline
+            ):  # on a busy machine the reader is late
                 break
             adapters.path("key").unlink(missing_ok=True)  # as another process that sets it aside
-            adapters.put("key", {"w": torch.full((2000,), float(number))}, FACTS | {"losses": [float(number)]}, never)
+            adapters.put(
+                "key",
+                {"w": torch.full((2000,), float(number))},
+                FACTS | {"losses": [float(number)]},
+                never,
+            )
         done.set()
 
     writer = threading.Thread(target=write)

@@ -17,8 +17,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     for number, image in enumerate("abc"):
         for mode, k in (("none", None), ("knn", 2)):
-            record = made_record(image, mode=mode, k=k, scores={"psnr": 25.0 + number + (k or 0) / 3})
-            put(folder, [changed(record, {"seconds.sample": number + 0.5, "sampler.gradient_evaluations": 7 * number})])
+            record = made_record(
+                image, mode=mode, k=k, scores={"psnr": 25.0 + number + (k or 0) / 3}
+            )
+            put(
+                folder,
+                [
+                    changed(
+                        record,
+                        {
+                            "seconds.sample": number + 0.5,
+                            "sampler.gradient_evaluations": 7 * number,
+                        },
+                    )
+                ],
+            )
     return folder
 
 
@@ -27,10 +40,12 @@ def test_a_frame_has_a_line_per_record_with_its_scores(results: Path) -> None:
     assert len(frame) == 6 and set(frame["adaptation"]) == {"none", "knn"}
     for path in results.glob("cells/**/records/*.json"):
         record = read_json(path)
-        (line,) = frame[(frame["cell"] == record["cell"]) & (frame["image"] == record["image"]["id"])].to_dict(
-            "records"
+        (line,) = frame[
+            (frame["cell"] == record["cell"]) & (frame["image"] == record["image"]["id"])
+        ].to_dict("records")
+        assert (
+            line["psnr"] == record["scores"]["psnr"]["value"] and line["y"] == record["y"]["sha256"]
         )
-        assert line["psnr"] == record["scores"]["psnr"]["value"] and line["y"] == record["y"]["sha256"]
         assert line["seconds_sample"] == record["seconds"]["sample"]
         assert line["network_evaluations"] == 50
         assert line["gradient_evaluations"] == record["sampler"]["gradient_evaluations"]

@@ -18,7 +18,9 @@ from adir.harness.tables.leaderboard import load_board
 @pytest.fixture(scope="module")
 def study(repository: Path) -> ModuleType:
     """benchmarks/speed/leaderboard.py, which makes the records up."""
-    spec = importlib.util.spec_from_file_location("leaderboard_speed", repository / "benchmarks/speed/leaderboard.py")
+    spec = importlib.util.spec_from_file_location(
+        "leaderboard_speed", repository / "benchmarks/speed/leaderboard.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -34,11 +36,14 @@ def test_twice_the_records_are_twice_the_work(study: ModuleType, tmp_path: Path)
         board = profile.runcall(load_board, folder)
         assert len(board.rows) == n_records / 100 and all(row.have == 100 for row in board.rows)
         calls[n_records] = pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
-    # 328 calls a record today. Comparing each record with each other one would cost 800 at least, and 1,600.
+    # 328 calls a record today. Comparing each record with each other one would cost 800 at least,
+    # and 1,600.
     assert calls[1600] < 2.2 * calls[800] and calls[1600] < 1600 * 650
 
 
-def test_two_thousand_records_are_a_table_with_all_of_them(study: ModuleType, tmp_path: Path) -> None:
+def test_two_thousand_records_are_a_table_with_all_of_them(
+    study: ModuleType, tmp_path: Path
+) -> None:
     assert study.write_records(tmp_path, 2000) == 2000
     board = load_board(tmp_path)
     assert len(board.rows) == 20 and all(row.have == row.expected == 100 for row in board.rows)

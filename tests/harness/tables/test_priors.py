@@ -17,7 +17,11 @@ IMAGENET = "ImageNet (ILSVRC 2012), and more"
 
 
 def records(
-    trained_on: str | None, data: str = "kodak", path: str = "photographs", n_steps: int = 50, **made: Any
+    trained_on: str | None,
+    data: str = "kodak",
+    path: str = "photographs",
+    n_steps: int = 50,
+    **made: Any,
 ) -> list[Record]:
     """Four images of one row."""
     found = []
@@ -39,7 +43,11 @@ def warnings(board: Board) -> list[str]:
 
 def test_the_column_says_what_each_rows_prior_was_trained_on():
     board = make_board(
-        [*records(IMAGENET, backbone="gd256"), *records("FFHQ", backbone="ffhq256"), *records(None, backbone="own")]
+        [
+            *records(IMAGENET, backbone="gd256"),
+            *records("FFHQ", backbone="ffhq256"),
+            *records(None, backbone="own"),
+        ]
     )
     place = headings(board).index("prior trained on")
     assert {row.axes["backbone"]: lead(board, row)[place] for row in board.rows} == {
@@ -62,8 +70,13 @@ def test_a_board_that_knows_no_prior_has_no_such_column():
 
 
 def test_a_sampler_without_a_network_has_no_prior():
-    board = make_board([*records(IMAGENET, n_steps=0, sampler="bicubic", data="imagenet"), *records("FFHQ")])
-    assert {row.axes["sampler"]: row.trained_on for row in board.rows} == {"bicubic": None, "adir": "FFHQ"}
+    board = make_board(
+        [*records(IMAGENET, n_steps=0, sampler="bicubic", data="imagenet"), *records("FFHQ")]
+    )
+    assert {row.axes["sampler"]: row.trained_on for row in board.rows} == {
+        "bicubic": None,
+        "adir": "FFHQ",
+    }
     assert warnings(board) == []
 
 
@@ -80,7 +93,9 @@ def test_a_sampler_without_a_network_has_no_prior():
     ],
 )
 def test_a_test_set_of_the_priors_own_collection_is_warned_of(backbone, data, path, seen):
-    trained_on = yaml.safe_load((config_dir() / "backbone" / f"{backbone}.yaml").read_text())["trained_on"]
+    trained_on = yaml.safe_load((config_dir() / "backbone" / f"{backbone}.yaml").read_text())[
+        "trained_on"
+    ]
     found = warnings(make_board(records(trained_on, data, path, backbone=backbone)))
     assert [seen in note and data in note for note in found] == ([] if seen is None else [True])
     assert all(note.endswith(": sr4 none") for note in found)

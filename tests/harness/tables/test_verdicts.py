@@ -1,4 +1,6 @@
-"""Verdicts by their definition, clusters against tables of their means, and the sentence that sums a table up."""
+"""Verdicts by their definition, clusters against tables of their means, and the sentence that sums
+a table up.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -56,23 +58,30 @@ def difference(
 
 def test_a_gain_has_the_sign_of_the_better_direction_and_the_margin_that_of_its_metric() -> None:
     relative, absolute = Margin("made", percent=1), Margin("made", margin=0.1)
-    # 1 % of 4 is 0.04.  Lower is better: a rise of at most 0.03 is not worse, one of at most 0.05 is undecided.
+    # 1 % of 4 is 0.04.  Lower is better: a rise of at most 0.03 is not worse, one of at most 0.05
+    # is undecided.
     assert verdict_on(difference(-0.02, -0.05, 0.03), "lower", relative).word == "not worse"
     assert verdict_on(difference(0.01, -0.03, 0.05), "lower", relative).word == "undecided"
     assert verdict_on(difference(0.01, -0.03, 0.05), "lower", absolute).word == "not worse"
     assert verdict_on(difference(-0.02, -0.05, -0.01), "lower", relative).word == "better"
     assert verdict_on(difference(-0.07, -0.09, -0.05), "higher", relative).word == "worse"
-    assert verdict_on(difference(0.01, -0.03, 0.05, reference=-8.0), "lower", relative).word == "not worse"
+    assert (
+        verdict_on(difference(0.01, -0.03, 0.05, reference=-8.0), "lower", relative).word
+        == "not worse"
+    )
 
 
 @pytest.mark.parametrize("found", [difference(1.0, None, None), difference(1.0, 0.9, 1.1, n=5)])
-def test_without_an_interval_or_with_five_clusters_nothing_is_decided(found: PairedDifference) -> None:
+def test_without_an_interval_or_with_five_clusters_nothing_is_decided(
+    found: PairedDifference,
+) -> None:
     verdict = verdict_on(found, "higher", Margin("made", margin=0.1))
     assert (verdict.word, verdict.least) == ("undecided", None)
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"margin": 0.1, "percent": 1}, {"margin": 0}, {"margin": -1}, {"percent": math.inf}]
+    "given",
+    [{}, {"margin": 0.1, "percent": 1}, {"margin": 0}, {"margin": -1}, {"percent": math.inf}],
 )
 def test_a_margin_is_one_number_above_zero(given: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"conf/margins.yaml: made needs"):
@@ -82,8 +91,14 @@ def test_a_margin_is_one_number_above_zero(given: dict[str, float]) -> None:
 def test_the_margins_are_those_of_the_file() -> None:
     written = yaml.safe_load((config_dir() / "margins.yaml").read_text())
     found = {name: (margin.margin, margin.percent) for name, margin in margins().items()}
-    assert found == {"psnr": (0.1, None), "oracle-eps-change": (0.25, None), "deep-lite0": (None, 1)}
-    assert found == {name: (entry.get("margin"), entry.get("percent")) for name, entry in written.items()}
+    assert found == {
+        "psnr": (0.1, None),
+        "oracle-eps-change": (0.25, None),
+        "deep-lite0": (None, 1),
+    }
+    assert found == {
+        name: (entry.get("margin"), entry.get("percent")) for name, entry in written.items()
+    }
 
 
 @pytest.mark.parametrize("n", [6, 12, 46])
@@ -92,7 +107,9 @@ def test_the_least_difference_has_the_power_that_statsmodels_gives_it(n: int) ->
     spread = 1.7
     error = spread / math.sqrt(n)
     least = least_difference(float(stats.t.ppf(0.95, n - 1)) * error, error, n)
-    assert TTestPower().power(least / spread, n, 0.05, alternative="larger") == pytest.approx(0.8, abs=0.02)
+    assert TTestPower().power(least / spread, n, 0.05, alternative="larger") == pytest.approx(
+        0.8, abs=0.02
+    )
 
 
 # --- the interval
@@ -112,7 +129,9 @@ def test_the_ends_are_the_tails_of_scipys_bootstrap_t() -> None:
     error = x.std(ddof=1) / math.sqrt(n)
     resampled = stats.bootstrap(
         (x,),
-        lambda sample, axis: (sample.mean(axis) - x.mean()) / (sample.std(axis, ddof=1) / math.sqrt(n)),
+        lambda sample, axis: (
+            (sample.mean(axis) - x.mean()) / (sample.std(axis, ddof=1) / math.sqrt(n))
+        ),
         n_resamples=40_000,
         method="percentile",
         rng=np.random.default_rng(9),
@@ -125,8 +144,11 @@ def test_the_ends_are_the_tails_of_scipys_bootstrap_t() -> None:
     assert found[1] == pytest.approx(x.mean() - left * error, abs=0.03 * width)
 
 
-def test_where_most_differences_are_zero_a_rare_loss_leaves_the_lower_end_open_and_a_rare_gain_the_upper() -> None:
-    # 11 % of the resamples, (10 / 12)^12, hold zeros alone: what the rare value could be on its side is not bounded.
+def test_where_most_differences_are_zero_a_rare_loss_leaves_the_lower_end_open_and_a_rare_gain_the_upper() -> (
+    None
+):
+    # 11 % of the resamples, (10 / 12)^12, hold zeros alone: what the rare value could be on its
+    # side is not bounded.
     x = np.array([0.0] * 10 + [-1.0, -1.2])
     low, high = difference_interval(x) or (0.0, 0.0)
     assert low == -math.inf and -1 < high < 0.1
@@ -141,7 +163,9 @@ FIELDS = {f"photo{p}-{f}": f"photo{p}" for p in range(8) for f in range(1 + p % 
 """{image: photograph}: 1, 2 or 3 fields of each of eight photographs."""
 GAIN = {
     photo: float(gain)
-    for photo, gain in zip(dict.fromkeys(FIELDS.values()), np.random.default_rng(1).normal(0.6, 0.4, 8), strict=True)
+    for photo, gain in zip(
+        dict.fromkeys(FIELDS.values()), np.random.default_rng(1).normal(0.6, 0.4, 8), strict=True
+    )
 }
 
 
@@ -152,14 +176,23 @@ def fields(
     task: str = "sr4",
     sign: int = 1,
 ) -> Iterator[Record]:
-    """Records of `none` and of a mode, whose gain in psnr is that of the photograph, a part of the field and of the seed."""
+    """Records of `none` and of a mode, whose gain in psnr is that of the photograph, a part of the
+    field and of the seed.
+    """
     rng = np.random.default_rng(7)
     for image, photo in clusters.items():
         for seed in seeds:
             base = float(rng.normal(25, 3))
             gain = sign * GAIN[FIELDS[image]] + float(rng.normal(0, 0.1))
             for name, k, psnr in (("none", None, base), (mode, 20, base + gain)):
-                one = made_record(image, mode=name, k=k, seed=seed, task=task, scores={"psnr": psnr, "ssim": psnr / 50})
+                one = made_record(
+                    image,
+                    mode=name,
+                    k=k,
+                    seed=seed,
+                    task=task,
+                    scores={"psnr": psnr, "ssim": psnr / 50},
+                )
                 yield changed(one, {"image.cluster": photo}) if photo != image else one
 
 
@@ -177,11 +210,18 @@ def test_a_table_of_clusters_is_the_table_of_their_means() -> None:
     for mode in ("none", "knn"):
         for metric in ("psnr", "ssim"):
             of_image = {
-                image: np.mean([r.value(metric) for r in records if (r.image.id, r.axes.adaptation) == (image, mode)])
+                image: np.mean(
+                    [
+                        r.value(metric)
+                        for r in records
+                        if (r.image.id, r.axes.adaptation) == (image, mode)
+                    ]
+                )
                 for image in FIELDS
             }
             means[mode, metric] = {
-                photo: float(np.mean([of_image[i] for i, p in FIELDS.items() if p == photo])) for photo in GAIN
+                photo: float(np.mean([of_image[i] for i, p in FIELDS.items() if p == photo]))
+                for photo in GAIN
             }
     single = make_board(
         made_record(
@@ -206,7 +246,9 @@ def test_a_table_of_clusters_is_the_table_of_their_means() -> None:
         pytest.approx(value) for value in (theirs.mean, theirs.low, theirs.high, theirs.p)
     )
     # Of 15 images taken for independent the interval would be another, and narrower than it may be.
-    apart = row_of(make_board(fields({image: image for image in FIELDS})), "knn").to_reference["psnr"]
+    apart = row_of(make_board(fields({image: image for image in FIELDS})), "knn").to_reference[
+        "psnr"
+    ]
     assert apart is not None and apart.n == len(FIELDS) == 15 and apart.p != ours.p
     note = "15 images in 8 clusters, such as photo1, each of which counts once: sr4"
     assert note in board.notes and "over 8 clusters" in board.summary
@@ -218,22 +260,36 @@ def test_an_image_that_one_mode_lacks_leaves_its_cluster_with_the_others() -> No
     b = {"x1": 0.0, "x2": None, "y": 0.0, "z": 0.0}
     found = paired_difference(a, b, {"x1": "x", "x2": "x", "z": "y"})
     # x: 1 by its one image; y: the mean of 2 and 9.
-    assert found is not None and (found.mean, found.n, found.dropped) == (pytest.approx((1 + 5.5) / 2), 2, ("x2",))
+    assert found is not None and (found.mean, found.n, found.dropped) == (
+        pytest.approx((1 + 5.5) / 2),
+        2,
+        ("x2",),
+    )
 
 
-def test_an_image_in_two_clusters_is_refused_and_a_record_that_tells_none_follows_the_others() -> None:
+def test_an_image_in_two_clusters_is_refused_and_a_record_that_tells_none_follows_the_others() -> (
+    None
+):
     records = list(fields())
-    silent = [changed(r, {"image.cluster": None}) if r.axes.adaptation == "none" else r for r in records]
+    silent = [
+        changed(r, {"image.cluster": None}) if r.axes.adaptation == "none" else r for r in records
+    ]
     assert to_csv(make_board(silent)) == to_csv(make_board(records))
     place = next(n for n, r in enumerate(records) if r.image.cluster)
     records[place] = changed(records[place], {"image.cluster": "another"})
-    with pytest.raises(InputError, match=r"image photo0-0 of made: cluster \w+ in .*, \w+ in .*; put them"):
+    with pytest.raises(
+        InputError, match=r"image photo0-0 of made: cluster \w+ in .*, \w+ in .*; put them"
+    ):
         make_board(records)
 
 
 def test_nine_images_of_three_photographs_are_too_few_to_mark_a_row() -> None:
-    few = {image: photo for image, photo in FIELDS.items() if photo in ("photo2", "photo5", "photo7")}
-    apart, together = (make_board(fields(clusters)) for clusters in ({image: image for image in few}, few))
+    few = {
+        image: photo for image, photo in FIELDS.items() if photo in ("photo2", "photo5", "photo7")
+    }
+    apart, together = (
+        make_board(fields(clusters)) for clusters in ({image: image for image in few}, few)
+    )
     assert [row.ranking.get("psnr") for row in apart.rows] == [None, "best"]
     assert [row.ranking.get("psnr") for row in together.rows] == [None, None]
     assert any(note.startswith("8 images in 3 clusters, fewer than 6") for note in together.notes)
@@ -242,11 +298,18 @@ def test_nine_images_of_three_photographs_are_too_few_to_mark_a_row() -> None:
 
 
 def test_ties_are_told_by_clusters() -> None:
-    # Six photographs of three images each gain, one of a single image loses more than any gains: of 19 images the signed rank
-    # test finds a difference, of 7 clusters it finds none.
-    clusters = {f"p{photo}-{field}": f"p{photo}" for photo in range(6) for field in range(3)} | {"lost": "lost"}
-    gains = {image: -3.0 if image == "lost" else 1 + number / 50 for number, image in enumerate(clusters)}
-    assert stats.wilcoxon(list(gains.values())).pvalue < 0.01 and stats.wilcoxon([1, 2, 3, 4, 5, 6, -7]).pvalue > 0.05
+    # Six photographs of three images each gain, one of a single image loses more than any gains: of
+    # 19 images the signed rank test finds a difference, of 7 clusters it finds none.
+    clusters = {f"p{photo}-{field}": f"p{photo}" for photo in range(6) for field in range(3)} | {
+        "lost": "lost"
+    }
+    gains = {
+        image: -3.0 if image == "lost" else 1 + number / 50 for number, image in enumerate(clusters)
+    }
+    assert (
+        stats.wilcoxon(list(gains.values())).pvalue < 0.01
+        and stats.wilcoxon([1, 2, 3, 4, 5, 6, -7]).pvalue > 0.05
+    )
     for told, standing in ((False, [{}, {"psnr": "best"}]), (True, [{"psnr": "tied"}] * 2)):
         records = [
             changed(
@@ -263,12 +326,16 @@ def test_a_published_number_is_held_against_the_interval_over_clusters() -> None
     board = make_board(fields())
     cell = {"value": 25.0, "confidence": "made", "source": "made"}
     found = comparison("knn", {"name": "psnr", "ours": "psnr"}, cell, row_of(board, "knn"), ())
-    values = {photo: [] for photo in GAIN}  # every image has two seeds, so a mean over all of them is one over images
+    values = {
+        photo: [] for photo in GAIN
+    }  # every image has two seeds, so a mean over all of them is one over images
     for record in fields():
         if record.axes.adaptation == "knn":
             values[FIELDS[record.image.id]].append(record.value("psnr"))
     assert found.n == 8
-    assert found.interval == pytest.approx(mean_interval([float(np.mean(of_one)) for of_one in values.values()]))
+    assert found.interval == pytest.approx(
+        mean_interval([float(np.mean(of_one)) for of_one in values.values()])
+    )
 
 
 # --- what a table says
@@ -283,30 +350,47 @@ def test_verdicts_stand_in_every_form_and_only_where_a_margin_is() -> None:
     (line,) = board_frame(board).query("adaptation == 'knn'").to_dict("records")
     gain, verdict = row.to_reference["psnr"], row.verdicts["psnr"]
     assert gain is not None and verdict.least is not None
-    assert (line["psnr_minus_none_verdict"], line["psnr_minus_none_least"]) == ("better", pytest.approx(verdict.least))
+    assert (line["psnr_minus_none_verdict"], line["psnr_minus_none_least"]) == (
+        "better",
+        pytest.approx(verdict.least),
+    )
     assert (line["psnr_minus_none_low"], line["psnr_minus_none_n"]) == (pytest.approx(gain.low), 8)
-    assert f"least gain that n = 8 would show with 80 % power, by row: psnr {verdict.least:.2g} dB: sr4" in board.notes
+    assert (
+        f"least gain that n = 8 would show with 80 % power, by row: psnr {verdict.least:.2g} "
+        "dB: sr4" in board.notes
+    )
     assert "not corrected for the number of rows" in to_markdown(board)
     (bare,) = [make_board(r for r in fields() if r.axes.adaptation == "none")]
-    assert bare.summary == "" and "Verdicts" not in to_markdown(bare) and "power" not in to_markdown(bare)
+    assert (
+        bare.summary == ""
+        and "Verdicts" not in to_markdown(bare)
+        and "power" not in to_markdown(bare)
+    )
 
 
 def test_one_sentence_sums_a_table_up() -> None:
     records = [*fields(), *fields(task="deblur", sign=-1)]
-    gains = {r.axes["task"]: r.to_reference["psnr"] for r in make_board(records).rows if r.to_reference}
+    gains = {
+        r.axes["task"]: r.to_reference["psnr"] for r in make_board(records).rows if r.to_reference
+    }
     sr4, deblur = (gains[task] for task in ("sr4", "deblur"))
     assert sr4 is not None and deblur is not None
     assert make_board(records).summary == (
         f"Against none, over 8 clusters: knn is better in PSNR on sr4 ({sr4.mean:+.2g} dB) "
         f"and worse on deblur ({deblur.mean:+.2g} dB)."
     )
-    assert make_board(fields()).summary == f"Against none, over 8 clusters: knn is better in PSNR ({sr4.mean:+.2g} dB)."
+    assert (
+        make_board(fields()).summary
+        == f"Against none, over 8 clusters: knn is better in PSNR ({sr4.mean:+.2g} dB)."
+    )
 
 
 def test_a_large_table_is_counted() -> None:
     records = [record for record in fields() if record.axes.adaptation == "none"]
     for k in range(1, 13):
-        more = [record for record in fields(sign=1 if k > 3 else -1) if record.axes.adaptation == "knn"]
+        more = [
+            record for record in fields(sign=1 if k > 3 else -1) if record.axes.adaptation == "knn"
+        ]
         records += [
             made_record(
                 r.image.id, mode="knn", k=k, seed=r.seed, scores={"psnr": r.value("psnr")}
@@ -316,7 +400,8 @@ def test_a_large_table_is_counted() -> None:
     summary = make_board(records).summary
     assert (
         summary
-        == "Against none, over 8 clusters, in PSNR on sr4: the 12 rows are better in 9 of 12 comparisons and worse in 3."
+        == "Against none, over 8 clusters, in PSNR on sr4: the 12 rows are better in 9 of 12 "
+        "comparisons and worse in 3."
     )
 
 
@@ -345,30 +430,50 @@ def test_rows_can_be_compared_with_another_mode_of_their_k() -> None:
     gains = {key: round(one.mean, 6) for key, one in found.items() if one is not None}
     assert gains == {("knn", 5): 0.5, ("knn", 20): 1.75}  # each against its own K
     assert "2 rows of the mode random go with it, so it is not compared: sr4 none" in board.notes
-    assert board.summary.startswith("Against random, over 8 images: knn k=5 full is better in PSNR (+0.5 dB)")
+    assert board.summary.startswith(
+        "Against random, over 8 images: knn k=5 full is better in PSNR (+0.5 dB)"
+    )
     assert "psnr_minus_random_verdict" in to_csv(board) and "minus_none" not in to_csv(board)
     assert "the paired difference to random" in to_markdown(board)
-    one = make_board([r for r in three_modes() if (r.axes.adaptation, r.axes.k) != ("random", 5)], against="random")
+    one = make_board(
+        [r for r in three_modes() if (r.axes.adaptation, r.axes.k) != ("random", 5)],
+        against="random",
+    )
     of_none = row_of(one, "none").to_reference["psnr"]
-    assert of_none is not None and of_none.mean == pytest.approx(-0.25 - 0.2 * np.mean([n % 3 for n in range(8)]))
+    assert of_none is not None and of_none.mean == pytest.approx(
+        -0.25 - 0.2 * np.mean([n % 3 for n in range(8)])
+    )
 
 
 def test_a_row_is_compared_with_the_random_neighbours_of_its_own_corpus() -> None:
     records = [r for r in three_modes() if r.axes.k != 5]
     control = [r for r in records if r.axes.k == 20]
     withheld = [changed(r, {"identity.retrieval.withholds": "own photograph"}) for r in control]
-    withheld = [changed(r, {"scores.psnr.value": r.value("psnr") - (r.axes.adaptation == "knn")}) for r in withheld]
+    withheld = [
+        changed(r, {"scores.psnr.value": r.value("psnr") - (r.axes.adaptation == "knn")})
+        for r in withheld
+    ]
     board = make_board(records + withheld, against="random")
-    gains = {r.axes["setting"]: d.mean for r in board.rows if (d := r.to_reference.get("psnr")) and r.axes["k"]}
+    gains = {
+        r.axes["setting"]: d.mean
+        for r in board.rows
+        if (d := r.to_reference.get("psnr")) and r.axes["k"]
+    }
     assert gains == pytest.approx({"withholds=none": 1.75, "withholds=own photograph": 0.75})
 
 
-def test_a_mode_that_no_row_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mode_that_no_row_has_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(tmp_path, three_modes())
-    with pytest.raises(InputError, match="--against self: no row has this mode; choose one of none, knn, random"):
+    with pytest.raises(
+        InputError, match="--against self: no row has this mode; choose one of none, knn, random"
+    ):
         leaderboard([tmp_path], against="self")
     assert leaderboard([tmp_path], against="random") == 0
-    assert "Against random" in capsys.readouterr().out and not (tmp_path / "leaderboard.csv").exists()
+    assert (
+        "Against random" in capsys.readouterr().out and not (tmp_path / "leaderboard.csv").exists()
+    )
     assert all((tmp_path / f"leaderboard-against-random.{ending}").is_file() for ending in FORMATS)
 
 
@@ -379,11 +484,21 @@ def test_new_metrics_have_verdicts_of_their_own_directions(monkeypatch: pytest.M
     for number, image in enumerate("abcdefgh"):
         shift = 0.001 * (number % 4)
         none = {"oracle-eps-change": 0.0, "deep-lite0": 4.0 + number, "fsim": 0.8}
-        knn = {"oracle-eps-change": -0.6 + shift, "deep-lite0": 4.02 + number + shift, "fsim": 0.7 + shift}
-        records += [made_record(image, scores=none), made_record(image, mode="knn", k=20, scores=knn)]
+        knn = {
+            "oracle-eps-change": -0.6 + shift,
+            "deep-lite0": 4.02 + number + shift,
+            "fsim": 0.7 + shift,
+        }
+        records += [
+            made_record(image, scores=none),
+            made_record(image, mode="knn", k=20, scores=knn),
+        ]
     row = row_of(make_board(records), "knn")
-    # deep-lite0 rises by 0.02, which is below 1 % of the mean of 7.5; fsim has no margin, so no verdict.
+    # deep-lite0 rises by 0.02, which is below 1 % of the mean of 7.5; fsim has no margin, so no
+    # verdict.
     assert {name: verdict.word for name, verdict in row.verdicts.items()} == {
         "oracle-eps-change": "better", "deep-lite0": "not worse"
     }  # fmt: skip
-    assert "$-$0.59" in to_latex(make_board(records)) and "& -0" not in to_latex(make_board(records))
+    assert "$-$0.59" in to_latex(make_board(records)) and "& -0" not in to_latex(
+        make_board(records)
+    )

@@ -1,4 +1,7 @@
-"""Trackers: what they write is what the records say, and their failures cost nothing. W&B's files are read by hand."""
+"""Trackers: what they write is what the records say, and their failures cost nothing.
+
+W&B's files are read by hand.
+"""
 
 import csv
 import gzip
@@ -47,11 +50,14 @@ def records(results: Path, mode: str = "*") -> list[dict[str, Any]]:
     return [read_json(path) for path in sorted(results.glob(f"cells/*/*/{mode}-*/records/*.json"))]
 
 
-# ---- W&B, offline ----------------------------------------------------------------------------------------------------
+# ---- W&B, offline --------------------------------------------------------------------------------
 
 
 def wandb_messages(path: Path) -> Iterator[Record]:
-    """The messages of a .wandb file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
+    """The messages of a .wandb file:
+
+    LevelDB's log format, blocks of 32 KiB after a header of 7 bytes.
+    """
     data, block, message = path.read_bytes(), 1 << 15, b""
     position = 7
     while position + 7 <= len(data):
@@ -79,10 +85,16 @@ class Offline:
                 self.run = message.run
             elif kind == "history":
                 self.history.append(
-                    {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in message.history.item}
+                    {
+                        ".".join(i.nested_key) or i.key: json.loads(i.value_json)
+                        for i in message.history.item
+                    }
                 )
             elif kind == "summary":
-                self.summary |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in message.summary.update}
+                self.summary |= {
+                    i.key or i.nested_key[0]: json.loads(i.value_json)
+                    for i in message.summary.update
+                }
             elif kind == "artifact":
                 self.artifacts.append(message.artifact)
             elif kind == "request" and message.request.WhichOneof("request_type") == "log_artifact":
@@ -98,16 +110,27 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DATA_DIR", str(folder / "wandb"))
         patch.setenv("HOME", str(folder / "home"))
-        command = ["run", "-m", *tiny, "adaptation=none,knn", "adaptation.fine_tuning.n_iterations=3", *settings]
+        command = [
+            "run",
+            "-m",
+            *tiny,
+            "adaptation=none,knn",
+            "adaptation.fine_tuning.n_iterations=3",
+            *settings,
+        ]
         assert main(command) == 0 == main(command)
-        wandb.teardown()  # as at the end of a process: what the service still holds of the last run goes to its file
+        # as at the end of a process: what the service still holds of the last run goes to its file
+        wandb.teardown()
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tracked: Path) -> dict[str, Offline]:
     """{mode: the run of its cell, of the second time}."""
-    found = [Offline(folder) for folder in sorted(tracked.glob("wandb/offline-run-*"), key=lambda f: f.stat().st_mtime)]
+    found = [
+        Offline(folder)
+        for folder in sorted(tracked.glob("wandb/offline-run-*"), key=lambda f: f.stat().st_mtime)
+    ]
     assert len(found) == 4
     return {run.run.job_type: run for run in found}
 
@@ -120,15 +143,24 @@ def test_a_run_is_its_cell_and_its_group_the_grid(tracked: Path, runs: dict[str,
         assert run.run.run_id == record["cell"][:32] and run.run.run_group == plan.stem
         assert set(run.run.tags) >= {"embedded", "sr4", "adir", mode, "seed=0"}
         assert ("k=2" in run.run.tags) == (mode == "knn")
-        assert run.config["cell"] == record["cell"] and run.config["sampler"] == record["configuration"]["sampler"]
+        assert (
+            run.config["cell"] == record["cell"]
+            and run.config["sampler"] == record["configuration"]["sampler"]
+        )
 
 
 def test_the_summary_is_the_mean_with_its_interval(tracked: Path, runs: dict[str, Offline]) -> None:
     for mode, run in runs.items():
         psnr = [record["scores"]["psnr"]["value"] for record in records(tracked, mode)]
         assert run.summary["psnr"] == pytest.approx(sum(psnr) / 3)
-        assert (run.summary["psnr_low"], run.summary["psnr_high"]) == pytest.approx(mean_interval(psnr))
-        assert (run.summary["images"], run.summary["failed"], run.summary["network_evaluations"]) == (3, 0, 2)
+        assert (run.summary["psnr_low"], run.summary["psnr_high"]) == pytest.approx(
+            mean_interval(psnr)
+        )
+        assert (
+            run.summary["images"],
+            run.summary["failed"],
+            run.summary["network_evaluations"],
+        ) == (3, 0, 2)
 
 
 def test_a_mean_over_a_part_of_the_images_is_no_mean_of_the_cell(tracked: Path) -> None:
@@ -142,12 +174,25 @@ def test_a_mean_over_a_part_of_the_images_is_no_mean_of_the_cell(tracked: Path) 
         assert (summary["images"], summary["failed"]) == counts
 
 
-def test_the_table_has_every_image_also_of_an_earlier_run(tracked: Path, runs: dict[str, Offline]) -> None:
+def test_the_table_has_every_image_also_of_an_earlier_run(
+    tracked: Path, runs: dict[str, Offline]
+) -> None:
     for mode, run in runs.items():  # the second run found all records there, and restored nothing
         (path,) = run.folder.glob("files/media/table/*.json")
         table = json.loads(path.read_text())
-        assert table["columns"] == ["image", "status", "restored", "psnr", "residual", "y", "seconds", "error"]
-        expected = [[r["image"]["id"], "done", r["scores"]["psnr"]["value"]] for r in records(tracked, mode)]
+        assert table["columns"] == [
+            "image",
+            "status",
+            "restored",
+            "psnr",
+            "residual",
+            "y",
+            "seconds",
+            "error",
+        ]
+        expected = [
+            [r["image"]["id"], "done", r["scores"]["psnr"]["value"]] for r in records(tracked, mode)
+        ]
         assert [[row[0], row[1], row[3]] for row in table["data"]] == expected
         (artifact,) = [a for a in run.artifacts if a.type == "run_table"]
         sent = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
@@ -166,13 +211,20 @@ def test_the_losses_of_adaptation_are_a_curve(tracked: Path, runs: dict[str, Off
     assert not any("adaptation/loss" in row for row in runs["none"].history)
 
 
-def test_the_leaderboard_is_an_artifact_once_the_grid_is_done(tracked: Path, runs: dict[str, Offline]) -> None:
+def test_the_leaderboard_is_an_artifact_once_the_grid_is_done(
+    tracked: Path, runs: dict[str, Offline]
+) -> None:
     (plan,) = tracked.glob("grids/*.json")
     boards = [a for run in runs.values() for a in run.artifacts if a.type == "leaderboard"]
     assert boards and all(board.name == f"leaderboard-{plan.stem}" for board in boards)
-    files = {entry.path: Path(entry.local_path).read_text() for entry in boards[-1].manifest.contents}
+    files = {
+        entry.path: Path(entry.local_path).read_text() for entry in boards[-1].manifest.contents
+    }
     assert set(files) == {"leaderboard.csv", "leaderboard.md"}
-    assert {row["adaptation"] for row in csv.DictReader(files["leaderboard.csv"].splitlines())} == {"none", "knn"}
+    assert {row["adaptation"] for row in csv.DictReader(files["leaderboard.csv"].splitlines())} == {
+        "none",
+        "knn",
+    }
 
 
 def test_a_grid_is_done_when_its_last_record_is_there(tracked: Path, tmp_path: Path) -> None:
@@ -184,7 +236,7 @@ def test_a_grid_is_done_when_its_last_record_is_there(tracked: Path, tmp_path: P
     assert not grid_is_done(tmp_path, plan.stem)
 
 
-# ---- failures --------------------------------------------------------------------------------------------------------
+# ---- failures ------------------------------------------------------------------------------------
 
 
 class Silence:
@@ -234,7 +286,9 @@ class FakeRun:
 def knn(tracked: Path, tiny: list[str]) -> Cell:
     """The adapted cell, whose records are all there."""
     return resolve_cell(
-        compose([*tiny, "adaptation=knn", "adaptation.fine_tuning.n_iterations=3", f"results={tracked}"])
+        compose(
+            [*tiny, "adaptation=knn", "adaptation.fine_tuning.n_iterations=3", f"results={tracked}"]
+        )
     )
 
 
@@ -284,7 +338,11 @@ def test_after_a_silence_a_process_asks_wandb_no_more(
 
 
 def test_a_run_goes_on_when_wandb_hangs_at_its_end(
-    adir: Callable, tiny: list[str], tmp_path: Path, silence: Silence, monkeypatch: pytest.MonkeyPatch
+    adir: Callable,
+    tiny: list[str],
+    tmp_path: Path,
+    silence: Silence,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: FakeRun("finish", silence))
     finished = adir("run", *tiny, "tracking=wandb", "tracking.patience=1", f"results={tmp_path}")
@@ -314,7 +372,7 @@ def test_within_gives_back_what_the_call_returns_or_raises(silence: Silence) -> 
     assert not silence.ended
 
 
-# ---- CSV and TensorBoard ---------------------------------------------------------------------------------------------
+# ---- CSV and TensorBoard -------------------------------------------------------------------------
 
 
 def test_csv_has_a_line_per_image_and_the_losses(knn: Cell) -> None:
@@ -335,10 +393,14 @@ def test_csv_has_a_line_per_image_and_the_losses(knn: Cell) -> None:
 
 def test_tensorboard_shows_scores_images_losses_and_means(knn: Cell) -> None:
     tell(TensorboardTracking(), knn)
-    events = EventAccumulator(str(knn.results / "tensorboard" / f"embedded-sr4-{knn.identity.folder.name}"))
+    events = EventAccumulator(
+        str(knn.results / "tensorboard" / f"embedded-sr4-{knn.identity.folder.name}")
+    )
     events.Reload()
     psnr = [record.value("psnr") for record in records_of(knn)]
-    assert [(e.step, e.value) for e in events.Scalars("scores/psnr")] == list(enumerate(map(pytest.approx, psnr)))
+    assert [(e.step, e.value) for e in events.Scalars("scores/psnr")] == list(
+        enumerate(map(pytest.approx, psnr))
+    )
     assert len(events.Images("restored")) == 3 and len(events.Scalars("adaptation/loss")) == 3
     assert events.Scalars("mean/psnr")[-1].value == pytest.approx(sum(psnr) / 3)
 
@@ -348,7 +410,7 @@ def test_the_mean_curve_goes_as_far_as_the_shortest() -> None:
     assert mean_curve({}) == []
 
 
-# ---- adir sync -------------------------------------------------------------------------------------------------------
+# ---- adir sync -----------------------------------------------------------------------------------
 
 
 def test_sync_sends_what_waits_by_wandbs_own_command(
@@ -356,7 +418,9 @@ def test_sync_sends_what_waits_by_wandbs_own_command(
 ) -> None:
     called: list[tuple[list[str], dict[str, str]]] = []
 
-    def run(command: list[str], env: dict[str, str], check: bool, timeout: float) -> subprocess.CompletedProcess:
+    def run(
+        command: list[str], env: dict[str, str], check: bool, timeout: float
+    ) -> subprocess.CompletedProcess:
         called.append((command, env))
         return subprocess.CompletedProcess(command, 0)  # as it does although nothing was sent
 
@@ -364,21 +428,30 @@ def test_sync_sends_what_waits_by_wandbs_own_command(
     monkeypatch.setattr(sync_command.subprocess, "run", run)
     monkeypatch.setattr(sync_command, "refusal", lambda server, key: None)
     finished = adir("sync", tracked)
-    assert finished.status == 1 and "4 of 4 runs were not sent (`wandb sync` ended with 0)" in finished.out
+    assert (
+        finished.status == 1
+        and "4 of 4 runs were not sent (`wandb sync` ended with 0)" in finished.out
+    )
     ((command, environment),) = called
     assert command[1:4] == ["-m", "wandb", "sync"] and len(command) == 4 + 4
-    assert environment["WANDB_DATA_DIR"] == str(tracked / "wandb") and "WANDB_MODE" not in environment
+    assert (
+        environment["WANDB_DATA_DIR"] == str(tracked / "wandb") and "WANDB_MODE" not in environment
+    )
 
     # The real command takes it, and finds these runs; --dry-run sends nothing.
     monkeypatch.undo()
-    real = subprocess.run([*command, "--dry-run"], env=environment, capture_output=True, text=True, check=False)
+    real = subprocess.run(
+        [*command, "--dry-run"], env=environment, capture_output=True, text=True, check=False
+    )
     assert real.returncode == 0, real.stderr
     told = real.stdout + real.stderr
     assert all(Path(folder).name.rsplit("-", 1)[1] in told for folder in command[4:])
 
 
 class FakeServer(BaseHTTPRequestHandler):
-    """As much of W&B's server as `wandb sync` asks; it has every artifact already, so nothing is uploaded."""
+    """As much of W&B's server as `wandb sync` asks; it has every artifact already, so nothing is
+    uploaded.
+    """
 
     asked: ClassVar[list[tuple[str, dict[str, Any]]]] = []
 
@@ -386,7 +459,9 @@ class FakeServer(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"] or 0))
         reply = {}
         if self.path == "/graphql":
-            query = json.loads(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
+            query = json.loads(
+                gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body
+            )
             variables = query.get("variables") or {}
             self.asked.append((query["operationName"], variables))
             reply = {"data": self.answer(query["operationName"], variables)}
@@ -398,8 +473,18 @@ class FakeServer(BaseHTTPRequestHandler):
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": "me"}}
-        bucket = {"id": "b", "name": variables.get("name"), "displayName": "d", "config": "{}", "project": project}
-        artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": {"id": "a"}}}
+        bucket = {
+            "id": "b",
+            "name": variables.get("name"),
+            "displayName": "d",
+            "config": "{}",
+            "project": project,
+        }
+        artifact = {
+            "id": "a",
+            "state": "COMMITTED",
+            "artifactSequence": {"latestArtifact": {"id": "a"}},
+        }
         return {
             "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
             "CreateArtifact": {"createArtifact": {"artifact": artifact}},
@@ -416,7 +501,9 @@ def test_a_server_gets_every_run_once(
     adir: Callable, tracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "results"
-    newest = sorted(tracked.glob("wandb/offline-run-*"), key=lambda folder: folder.stat().st_mtime)[-2:]
+    newest = sorted(tracked.glob("wandb/offline-run-*"), key=lambda folder: folder.stat().st_mtime)[
+        -2:
+    ]
     for folder in newest:
         shutil.copytree(folder, results / "wandb" / folder.name)
     FakeServer.asked.clear()
@@ -428,10 +515,19 @@ def test_a_server_gets_every_run_once(
     server.shutdown()
     assert finished.status == 0, finished.err
     (plan,) = tracked.glob("grids/*.json")
-    sent = {v["name"]: v for name, v in FakeServer.asked if name == "UpsertBucket" and v["groupName"]}
+    sent = {
+        v["name"]: v for name, v in FakeServer.asked if name == "UpsertBucket" and v["groupName"]
+    }
     assert set(sent) == {record["cell"][:32] for record in records(tracked)}
-    assert {(v["groupName"], v["jobType"]) for v in sent.values()} == {(plan.stem, "none"), (plan.stem, "knn")}
-    artifacts = {v["input"]["artifactCollectionName"] for name, v in FakeServer.asked if name == "CreateArtifact"}
+    assert {(v["groupName"], v["jobType"]) for v in sent.values()} == {
+        (plan.stem, "none"),
+        (plan.stem, "knn"),
+    }
+    artifacts = {
+        v["input"]["artifactCollectionName"]
+        for name, v in FakeServer.asked
+        if name == "CreateArtifact"
+    }
     assert artifacts == {f"leaderboard-{plan.stem}", *(f"run-{name}-images" for name in sent)}
     assert "no W&B run waits to be sent" in adir("sync", results).out
 
@@ -476,11 +572,15 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_server_sync_says_a_line_and_ends_with_1_at_once(
     adir: Callable, waiting: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync_command, "send", lambda *_: pytest.fail("sent to a server that is not there"))
+    monkeypatch.setattr(
+        sync_command, "send", lambda *_: pytest.fail("sent to a server that is not there")
+    )
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     refusing = f"http://127.0.0.1:{server.server_port}"
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and never answers
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as silent:  # takes the connection, and never answers
         reasons = {
             "http://127.0.0.1:1": "<urlopen error [Errno 111] Connection refused>",
             f"http://127.0.0.1:{silent.getsockname()[1]}": "timed out",
@@ -499,7 +599,9 @@ def test_without_a_server_sync_says_a_line_and_ends_with_1_at_once(
     server.shutdown()
 
 
-def test_a_wandb_sync_that_never_ends_is_ended(adir: Callable, waiting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wandb_sync_that_never_ends_is_ended(
+    adir: Callable, waiting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(command: object, timeout: float, **_: object) -> None:
         assert timeout == pytest.approx(60, abs=1)  # one run of 3 bytes
         raise subprocess.TimeoutExpired("wandb sync", timeout)
@@ -510,7 +612,9 @@ def test_a_wandb_sync_that_never_ends_is_ended(adir: Callable, waiting: Path, mo
     assert finished.status == 1 and "(`wandb sync` was not done after 60 s)" in finished.out
 
 
-def test_the_server_is_that_of_the_environment_or_of_the_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_is_that_of_the_environment_or_of_the_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -522,17 +626,22 @@ def test_the_server_is_that_of_the_environment_or_of_the_login(tmp_path: Path, m
     assert server_of() == "https://api.wandb.ai" and key_for(server_of()) is None
 
 
-# ---- sweeps ----------------------------------------------------------------------------------------------------------
+# ---- sweeps --------------------------------------------------------------------------------------
 
 SWEEPS = sorted((Path(__file__).resolve().parents[3] / "examples/sweeps").glob("*.yaml"))
 
 
 def agents_command(sweep: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
-    """The words that `wandb agent` runs for one choice of parameters, by wandb's own functions where it has them."""
+    """The words that `wandb agent` runs for one choice of parameters, by wandb's own functions
+    where it has them.
+    """
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     args = {name: {"value": value} for name, value in chosen.items()}
-    variables = create_sweep_command_args({"args": args}) | {"program": [sweep["program"]], "env": ["/usr/bin/env"]}
+    variables = create_sweep_command_args({"args": args}) | {
+        "program": [sweep["program"]],
+        "env": ["/usr/bin/env"],
+    }
     words: list[str] = []
     for word in create_sweep_command(list(sweep["command"])):
         macro = word.startswith("${") and word.endswith("}")
@@ -545,12 +654,18 @@ def test_the_command_of_an_agent_is_a_cell(path: Path) -> None:
     from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
     sweep = load_sweep_config(str(path))
-    assert sweep == yaml.safe_load(path.read_text()) and sweep["method"] in ("grid", "random", "bayes")
+    assert sweep == yaml.safe_load(path.read_text()) and sweep["method"] in (
+        "grid",
+        "random",
+        "bayes",
+    )
     assert f"examples/sweeps/{path.name}" in path.read_text().splitlines()[0]  # how to start it
     identities = set()
     for end in (0, -1):
         chosen = {
-            name: choice["values"][end] if "values" in choice else choice["min" if end == 0 else "max"]
+            name: choice["values"][end]
+            if "values" in choice
+            else choice["min" if end == 0 else "max"]
             for name, choice in sweep["parameters"].items()
         }
         program, verb, *overrides = agents_command(sweep, chosen)
@@ -558,7 +673,10 @@ def test_the_command_of_an_agent_is_a_cell(path: Path) -> None:
         cell = resolve_cell(compose(overrides))
         assert cell.configuration["tracking"]["_target_"].endswith("WandbTracking")
         assert sweep["metric"]["name"] in cell.configuration["scoring"]["metrics"]
-        assert sweep["metric"]["goal"] == {"psnr": "maximize", "deep-lite0": "minimize"}[sweep["metric"]["name"]]
+        assert (
+            sweep["metric"]["goal"]
+            == {"psnr": "maximize", "deep-lite0": "minimize"}[sweep["metric"]["name"]]
+        )
         identities.add(cell.identity.sha256)
     assert len(identities) == 2  # the parameters do change the cell
 
@@ -566,7 +684,8 @@ def test_the_command_of_an_agent_is_a_cell(path: Path) -> None:
 def test_under_an_agent_the_run_is_the_sweeps(
     adir: Callable, tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The agent names the run by its environment; wandb then ignores our id, and the summary has the sweep's metric.
+    # The agent names the run by its environment; wandb then ignores our id, and the summary has the
+    # sweep's metric.
     monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     wandb.teardown()  # an agent's run is a process of its own, which reads these when it starts

@@ -1,4 +1,6 @@
-"""BLIP against direct calls of transformers: a small network, saved with save_pretrained and loaded by path."""
+"""BLIP against direct calls of transformers: a small network, saved with save_pretrained and loaded
+by path.
+"""
 
 import json
 
@@ -19,17 +21,42 @@ from adir.errors import InputError
 from adir.images import from_uint8
 from adir.retrieval.encoders.blip import BlipEncoder
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "the", "dog", "taj", "mahal"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "photo",
+    "of",
+    "the",
+    "dog",
+    "taj",
+    "mahal",
+]
 PROMPTS = ["a photo of the dog", "Taj Mahal", "a dog"]
 
 
 def small_config(hidden=32):
     marks = {"bos_token_id": 2, "sep_token_id": 3, "pad_token_id": 0, "eos_token_id": 3}
-    text = marks | {"vocab_size": 64, "hidden_size": 32, "encoder_hidden_size": hidden, "intermediate_size": 48}
+    text = marks | {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "encoder_hidden_size": hidden,
+        "intermediate_size": 48,
+    }
     text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
-    vision = {"hidden_size": hidden, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {
+        "hidden_size": hidden,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     vision |= {"image_size": 48, "patch_size": 16}
-    return BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=24, projection_dim=24)
+    return BlipConfig(
+        text_config=text, vision_config=vision, image_text_hidden_size=24, projection_dim=24
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +104,9 @@ def test_similarities_are_those_of_transformers_own_forward(folder, network, pro
         with torch.inference_mode():
             expected = network(**inputs, use_itm_head=False).itm_score
         found = encoder.image(batch_of(shown)) @ encoder.text(PROMPTS).T
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # padded there: sums in another order
+        torch.testing.assert_close(
+            found, expected, rtol=0, atol=1e-5
+        )  # padded there: sums in another order
         assert expected.std() > 0.01  # else agreement would mean nothing
 
 
@@ -91,13 +120,17 @@ def test_vectors_have_unit_length_and_are_the_same_to_the_last_bit_in_any_batch(
     assert torch.equal(encoder.text(PROMPTS)[1:2], encoder.text(PROMPTS[1:2]))
 
 
-def test_identity_follows_weights_and_preprocessing_and_not_the_place(folder, network, processor, tmp_path_factory):
+def test_identity_follows_weights_and_preprocessing_and_not_the_place(
+    folder, network, processor, tmp_path_factory
+):
     identity = BlipEncoder(folder).weights_sha256
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     network.save_pretrained(elsewhere)
     processor.image_processor.save_pretrained(elsewhere)
     assert BlipEncoder(elsewhere).weights_sha256 == identity
-    BlipImageProcessorPil(size={"height": 48, "width": 48}, image_mean=[0.5] * 3).save_pretrained(elsewhere)
+    BlipImageProcessorPil(size={"height": 48, "width": 48}, image_mean=[0.5] * 3).save_pretrained(
+        elsewhere
+    )
     assert BlipEncoder(elsewhere).weights_sha256 != identity
 
 
@@ -118,7 +151,9 @@ def test_a_checkpoint_of_2023_which_also_holds_position_numbers_is_read(folder, 
 
 def test_a_captioning_checkpoint_is_refused_instead_of_filled_with_random_numbers(folder):
     BlipForConditionalGeneration(small_config()).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"itm_head.bias is missing; take .*blip-itm-base-coco") as raised:
+    with pytest.raises(
+        InputError, match=r"itm_head.bias is missing; take .*blip-itm-base-coco"
+    ) as raised:
         BlipEncoder(folder)
     assert "\n" not in str(raised.value)
 
@@ -133,14 +168,18 @@ def test_a_deeper_networks_weights_are_refused_by_a_shallower_configuration(fold
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["num_hidden_layers"] = 1
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"vision_model.encoder.layers.1.*is not part of the network"):
+    with pytest.raises(
+        InputError, match=r"vision_model.encoder.layers.1.*is not part of the network"
+    ):
         BlipEncoder(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
 def test_a_missing_file_is_named_with_where_to_get_it(folder, name):
     (folder / name).unlink()
-    with pytest.raises(InputError, match=rf"{name}.*huggingface.co/Salesforce/blip-itm-base-coco.*folder=FOLDER"):
+    with pytest.raises(
+        InputError, match=rf"{name}.*huggingface.co/Salesforce/blip-itm-base-coco.*folder=FOLDER"
+    ):
         BlipEncoder(folder)
 
 

@@ -1,4 +1,6 @@
-"""CLIP against direct calls of open_clip, with made weights: a tiny network, and ViT-B-32 at its real size once."""
+"""CLIP against direct calls of open_clip, with made weights: a tiny network, and ViT-B-32 at its
+real size once.
+"""
 
 import json
 
@@ -20,16 +22,27 @@ TINY = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-PROMPTS = ["a photo of a dog", "Taj Mahal", "a diagram of the village, seen from above, in the evening"]
+PROMPTS = [
+    "a photo of a dog",
+    "Taj Mahal",
+    "a diagram of the village, seen from above, in the evening",
+]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Name of a small architecture that open_clip then knows; `tiny-quickgelu` and `tiny-wide` stand beside it."""
+    """Name of a small architecture that open_clip then knows; `tiny-quickgelu` and `tiny-wide`
+    stand beside it.
+    """
     folder = tmp_path_factory.mktemp("architectures")
     wide = TINY | {"vision_cfg": TINY["vision_cfg"] | {"width": 128}}
     large = TINY | {"vision_cfg": TINY["vision_cfg"] | {"image_size": 64}}
-    named = {"tiny": TINY, "tiny-quickgelu": TINY | {"quick_gelu": True}, "tiny-wide": wide, "tiny-large": large}
+    named = {
+        "tiny": TINY,
+        "tiny-quickgelu": TINY | {"quick_gelu": True},
+        "tiny-wide": wide,
+        "tiny-large": large,
+    }
     for name, config in named.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
@@ -49,9 +62,13 @@ def images(*sizes):
     rng = np.random.default_rng(5)
     made = []
     for width, height in sizes:
-        coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((width, height), 2)
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize(
+            (width, height), 2
+        )
         noise = rng.integers(-20, 21, (height, width, 3))
-        made.append(Image.fromarray((np.asarray(coarse).astype(int) + noise).clip(0, 255).astype(np.uint8)))
+        made.append(
+            Image.fromarray((np.asarray(coarse).astype(int) + noise).clip(0, 255).astype(np.uint8))
+        )
     return made
 
 
@@ -63,11 +80,14 @@ def compare_with_open_clip(encoder, architecture, network, preprocess, sizes):
     for image in images(*sizes):
         with torch.inference_mode():
             expected = network.encode_image(preprocess(image)[None], normalize=True)
-        # The same pixels through the same network: what is left is the order of its sums, by the batch and by the instruction
-        # set. Of a unit vector, float32 rounds each number at 6e-8; 2e-7 was seen.
+        # The same pixels through the same network: what is left is the order of its sums, by the
+        # batch and by the instruction set. Of a unit vector, float32 rounds each number at 6e-8;
+        # 2e-7 was seen.
         torch.testing.assert_close(encoder.image(batch_of(image)), expected, rtol=0, atol=1e-5)
     with torch.inference_mode():
-        expected = network.encode_text(open_clip.get_tokenizer(architecture)(PROMPTS), normalize=True)
+        expected = network.encode_text(
+            open_clip.get_tokenizer(architecture)(PROMPTS), normalize=True
+        )
     torch.testing.assert_close(encoder.text(PROMPTS), expected, rtol=0, atol=1e-5)
     lengths = torch.cat([encoder.image(batch_of(image)), encoder.text(PROMPTS)]).norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-5)
@@ -76,14 +96,22 @@ def compare_with_open_clip(encoder, architecture, network, preprocess, sizes):
 def test_vectors_are_those_of_open_clip_for_small_large_and_oblong_images(tiny, checkpoint):
     encoder = ClipEncoder(tiny, None, checkpoint)
     network, _, preprocess = open_clip.create_model_and_transforms(tiny, pretrained=str(checkpoint))
-    compare_with_open_clip(encoder, tiny, network.eval(), preprocess, [(32, 32), (8, 8), (100, 60), (61, 149)])
+    compare_with_open_clip(
+        encoder, tiny, network.eval(), preprocess, [(32, 32), (8, 8), (100, 60), (61, 149)]
+    )
     assert (encoder.metric, encoder.input_size, encoder.name) == ("angular", 32, "clip-tiny")
 
 
 def test_vit_b_32_at_its_real_size_is_read_from_a_training_checkpoint(tmp_path):
     made = random_clip("ViT-B-32", 0)
     path = tmp_path / "epoch_32.pt"
-    torch.save({"epoch": 32, "state_dict": {f"module.{k}": v for k, v in made.network.state_dict().items()}}, path)
+    torch.save(
+        {
+            "epoch": 32,
+            "state_dict": {f"module.{k}": v for k, v in made.network.state_dict().items()},
+        },
+        path,
+    )
     try:
         encoder = ClipEncoder("ViT-B-32", None, path)
         preprocess = open_clip.image_transform(224, is_train=False)
@@ -103,7 +131,9 @@ def test_a_vector_is_the_same_to_the_last_bit_in_any_batch(tiny, checkpoint):
     assert torch.equal(encoder.text(PROMPTS)[1:2], encoder.text(PROMPTS[1:2]))
 
 
-def test_one_identity_for_one_set_of_weights_and_another_for_what_changes_vectors(tiny, checkpoint, tmp_path):
+def test_one_identity_for_one_set_of_weights_and_another_for_what_changes_vectors(
+    tiny, checkpoint, tmp_path
+):
     identity = ClipEncoder(tiny, None, checkpoint).weights_sha256
     weights = torch.load(checkpoint, weights_only=True)
     safetensors.torch.save_file(weights, tmp_path / "same.safetensors")
@@ -124,8 +154,14 @@ def test_random_weights_are_those_of_their_seed(tiny):
 @pytest.mark.parametrize(
     "other, message",
     [
-        ("tiny-wide", r"not the weights of tiny: .*size mismatch for visual.class_embedding.*\[128\]"),
-        ("tiny-large", r"not the weights of tiny: .*size mismatch for visual.positional_embedding.*\[65, 64\]"),
+        (
+            "tiny-wide",
+            r"not the weights of tiny: .*size mismatch for visual.class_embedding.*\[128\]",
+        ),
+        (
+            "tiny-large",
+            r"not the weights of tiny: .*size mismatch for visual.positional_embedding.*\[65, 64\]",
+        ),
     ],
 )
 def test_weights_of_another_architecture_name_a_tensor_that_differs(tiny, tmp_path, other, message):
@@ -139,7 +175,10 @@ def test_a_missing_and_a_superfluous_tensor_are_named(tiny, checkpoint, tmp_path
     torch.save({k: v for k, v in weights.items() if k != "ln_final.bias"}, tmp_path / "less.pt")
     with pytest.raises(InputError, match=r"Missing.*ln_final.bias"):
         ClipEncoder(tiny, None, tmp_path / "less.pt")
-    torch.save(weights | {"visual.transformer.resblocks.2.ln_1.weight": torch.ones(64)}, tmp_path / "more.pt")
+    torch.save(
+        weights | {"visual.transformer.resblocks.2.ln_1.weight": torch.ones(64)},
+        tmp_path / "more.pt",
+    )
     with pytest.raises(InputError, match=r"Unexpected.*resblocks.2.ln_1.weight"):
         ClipEncoder(tiny, None, tmp_path / "more.pt")
 
@@ -168,7 +207,15 @@ def damaged_files(folder, checkpoint):
     torch.save(Code(), folder / "code.pt")
     torch.save({}, folder / "nothing.pt")
     torch.save({"model": {}, "epoch": 3}, folder / "foreign.pt")
-    return ["cut.pt", "empty.pt", "text.pt", "cut.safetensors", "code.pt", "nothing.pt", "foreign.pt"]
+    return [
+        "cut.pt",
+        "empty.pt",
+        "text.pt",
+        "cut.safetensors",
+        "code.pt",
+        "nothing.pt",
+        "foreign.pt",
+    ]
 
 
 def test_files_that_are_no_weights_are_named_in_one_line(tiny, checkpoint, tmp_path, capsys):
@@ -186,7 +233,9 @@ def test_an_archive_of_code_says_how_to_get_its_weights(tiny, tmp_path):
         ClipEncoder(tiny, None, tmp_path / "ViT-B-32.pt")
 
 
-def test_openai_weights_are_refused_by_a_network_with_the_other_activation(tiny, checkpoint, tmp_path):
+def test_openai_weights_are_refused_by_a_network_with_the_other_activation(
+    tiny, checkpoint, tmp_path
+):
     weights = torch.load(checkpoint, weights_only=True)
     marks = {
         "input_resolution": torch.tensor(32),
@@ -196,7 +245,9 @@ def test_openai_weights_are_refused_by_a_network_with_the_other_activation(tiny,
     torch.save({k: v.half() for k, v in weights.items()} | marks, tmp_path / "openai.pt")
     with pytest.raises(InputError, match="architecture=tiny-quickgelu"):
         ClipEncoder(tiny, None, tmp_path / "openai.pt")
-    assert ClipEncoder("tiny-quickgelu", None, tmp_path / "openai.pt").image(torch.zeros(1, 3, 9, 9)).shape == (1, 24)
+    assert ClipEncoder("tiny-quickgelu", None, tmp_path / "openai.pt").image(
+        torch.zeros(1, 3, 9, 9)
+    ).shape == (1, 24)
 
 
 def test_missing_weights_say_where_to_get_them_and_where_to_put_them(tiny, tmp_path, monkeypatch):
@@ -205,7 +256,11 @@ def test_missing_weights_say_where_to_get_them_and_where_to_put_them(tiny, tmp_p
         ClipEncoder()
     message = str(raised.value)
     assert "https://huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in message
-    assert "open_clip_model.safetensors" in message and "checkpoint=FILE" in message and "\n" not in message
+    assert (
+        "open_clip_model.safetensors" in message
+        and "checkpoint=FILE" in message
+        and "\n" not in message
+    )
     with pytest.raises(InputError, match=r"no file .*absent.pt: put the weights there"):
         ClipEncoder("ViT-B-32", None, tmp_path / "absent.pt")
     with pytest.raises(InputError, match="no weights named"):
@@ -214,7 +269,9 @@ def test_missing_weights_say_where_to_get_them_and_where_to_put_them(tiny, tmp_p
 
 def test_what_adir_weights_fetched_is_found(tiny, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("ADIR_CACHE", str(tmp_path))
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny, {"made": {"hf_hub": "someone/tiny/"}})
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED, tiny, {"made": {"hf_hub": "someone/tiny/"}}
+    )
     monkeypatch.setitem(ENTRIES, (tiny, "made"), "clip")
     with pytest.raises(InputError, match=r"605 MB.*`adir weights get clip`.*checkpoint=FILE"):
         ClipEncoder(tiny, "made")
@@ -222,7 +279,10 @@ def test_what_adir_weights_fetched_is_found(tiny, checkpoint, tmp_path, monkeypa
     place.parent.mkdir(parents=True)
     safetensors.torch.save_file(torch.load(checkpoint), place)
     assert tmp_path in place.parents
-    assert ClipEncoder(tiny, "made").weights_sha256 == ClipEncoder(tiny, "made", checkpoint).weights_sha256
+    assert (
+        ClipEncoder(tiny, "made").weights_sha256
+        == ClipEncoder(tiny, "made", checkpoint).weights_sha256
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,8 +310,12 @@ def test_a_tag_brings_its_own_preprocessing(tiny, checkpoint, monkeypatch):
     tagged, plain = ClipEncoder(tiny, "made", checkpoint), ClipEncoder(tiny, None, checkpoint)
     assert tagged.weights_sha256 != plain.weights_sha256
     (image,) = images((50, 50))
-    small = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(np.float32) / 127.5 - 1
-    torch.testing.assert_close(tagged.preprocess(image), torch.from_numpy(small).permute(2, 0, 1), rtol=0, atol=1e-6)
+    small = (
+        np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(np.float32) / 127.5 - 1
+    )
+    torch.testing.assert_close(
+        tagged.preprocess(image), torch.from_numpy(small).permute(2, 0, 1), rtol=0, atol=1e-6
+    )
 
 
 def test_a_tokenizer_that_would_be_downloaded_is_refused(tiny, checkpoint, monkeypatch):

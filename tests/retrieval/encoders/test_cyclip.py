@@ -1,4 +1,6 @@
-"""CyCLIP's checkpoint, made here as the authors' training writes it, through the real loading code at its real size."""
+"""CyCLIP's checkpoint, made here as the authors' training writes it, through the real loading code
+at its real size.
+"""
 
 import zipfile
 
@@ -19,22 +21,34 @@ PROMPTS = ["a photo of a dog", "Taj Mahal"]
 
 @pytest.fixture(scope="module")
 def trained():
-    """An RN50 of the right activation whose random weights stand for trained ones (every residual branch is open)."""
+    """An RN50 of the right activation whose random weights stand for trained ones (every residual
+    branch is open).
+    """
     network = empty_network("RN50-quickgelu")
     with torch.no_grad():
         for name, tensor in network.named_parameters():
-            if name.endswith("bn3.weight"):  # zero at the start of training: whole blocks would not be tested
+            if name.endswith(
+                "bn3.weight"
+            ):  # zero at the start of training: whole blocks would not be tested
                 tensor.fill_(0.5)
     return network
 
 
 @pytest.fixture(scope="module")
 def checkpoint(trained, tmp_path_factory):
-    """What src/main.py of the authors saves after training on several GPUs: NumPy's cosine is the learning rate."""
+    """What src/main.py of the authors saves after training on several GPUs:
+
+    NumPy's cosine is the learning rate.
+    """
     path = tmp_path_factory.mktemp("cyclip") / "best.pt"
-    optimizer = {"state": {}, "param_groups": [{"lr": 0.5 * (1 + np.cos(np.pi * 0.3)) * 5e-4, "betas": (0.9, 0.999)}]}
+    optimizer = {
+        "state": {},
+        "param_groups": [{"lr": 0.5 * (1 + np.cos(np.pi * 0.3)) * 5e-4, "betas": (0.9, 0.999)}],
+    }
     state_dict = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
-    torch.save({"epoch": 61, "name": "cyclip-3M", "state_dict": state_dict, "optimizer": optimizer}, path)
+    torch.save(
+        {"epoch": 61, "name": "cyclip-3M", "state_dict": state_dict, "optimizer": optimizer}, path
+    )
     yield path
     path.unlink()  # 400 MB
 
@@ -63,8 +77,13 @@ def test_its_activation_is_quickgelu_as_in_the_authors_code(encoder):
 
 
 def test_a_checkpoint_written_with_numpy_1_is_read_too(tmp_path):
-    torch.save({"state_dict": {"module.a": torch.ones(3)}, "lr": np.float64(0.5)}, tmp_path / "new.pt")
-    with zipfile.ZipFile(tmp_path / "new.pt") as new, zipfile.ZipFile(tmp_path / "old.pt", "w") as old:
+    torch.save(
+        {"state_dict": {"module.a": torch.ones(3)}, "lr": np.float64(0.5)}, tmp_path / "new.pt"
+    )
+    with (
+        zipfile.ZipFile(tmp_path / "new.pt") as new,
+        zipfile.ZipFile(tmp_path / "old.pt", "w") as old,
+    ):
         for item in new.infolist():
             content = new.read(item)
             if item.filename.endswith("data.pkl"):
@@ -76,8 +95,12 @@ def test_a_checkpoint_written_with_numpy_1_is_read_too(tmp_path):
 
 
 def test_weights_of_another_network_and_missing_ones_are_named(tmp_path):
-    torch.save({"state_dict": {"module.positional_embedding": torch.zeros(77, 512)}}, tmp_path / "part.pt")
-    with pytest.raises(InputError, match=r"part.pt: not the weights of RN50-quickgelu: .*Missing.*text_projection"):
+    torch.save(
+        {"state_dict": {"module.positional_embedding": torch.zeros(77, 512)}}, tmp_path / "part.pt"
+    )
+    with pytest.raises(
+        InputError, match=r"part.pt: not the weights of RN50-quickgelu: .*Missing.*text_projection"
+    ):
         CyclipEncoder(tmp_path / "part.pt")
     with pytest.raises(InputError, match="goel-shashank/CyCLIP"):
         CyclipEncoder()

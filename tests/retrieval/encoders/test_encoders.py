@@ -23,7 +23,12 @@ ENCODERS = [ImagenetEncoder, PixelEncoder]
 def smooth(n, height, width, seed=0):
     """(n, H, W, 3) uint8 images with structure at low frequencies."""
     small = np.random.default_rng(seed).integers(0, 256, (n, 4, 5, 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BILINEAR)) for p in small])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BILINEAR))
+            for p in small
+        ]
+    )
 
 
 def test_pixel_neighbours_are_those_of_smallest_rms_pixel_difference():
@@ -31,7 +36,9 @@ def test_pixel_neighbours_are_those_of_smallest_rms_pixel_difference():
     batch = torch.stack([from_uint8(p) for p in pixels])
     encoder = PixelEncoder(32)
     vectors = encoder.image(batch)
-    found, distances = Index([f"{n:02d}" for n in range(30)], vectors, encoder.metric).search(vectors[:3], 30)
+    found, distances = Index([f"{n:02d}" for n in range(30)], vectors, encoder.metric).search(
+        vectors[:3], 30
+    )
     for row in range(3):
         rms = np.sqrt(((pixels.astype(float) - pixels[row]) ** 2).mean((1, 2, 3))) / 127.5
         assert [int(name) for name in found[row]] == np.argsort(rms, kind="stable").tolist()
@@ -40,7 +47,11 @@ def test_pixel_neighbours_are_those_of_smallest_rms_pixel_difference():
 
 def test_pixel_vectors_are_the_antialiased_small_image():
     (pixels,) = smooth(1, 96, 120)
-    small = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BICUBIC)).astype(float) / 127.5 - 1
+    small = (
+        np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BICUBIC)).astype(float)
+        / 127.5
+        - 1
+    )
     vector = PixelEncoder(8).image(from_uint8(pixels)[None])[0] * (3 * 8 * 8) ** 0.5
     # Pillow rounds to 8 bits: half a level, twice (once for each direction).
     np.testing.assert_allclose(vector.reshape(3, 8, 8).permute(1, 2, 0), small, atol=2 / 127.5)
@@ -52,7 +63,10 @@ def test_pixel_encoders_of_two_sizes_do_not_share_stored_embeddings():
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_any_size_gives_vectors_of_one_length(encoder):
-    lengths = {encoder().image(torch.zeros(2, 3, h, w)).shape for h, w in ((16, 16), (64, 64), (50, 200), (128, 96))}
+    lengths = {
+        encoder().image(torch.zeros(2, 3, h, w)).shape
+        for h, w in ((16, 16), (64, 64), (50, 200), (128, 96))
+    }
     assert len(lengths) == 1
 
 
@@ -88,7 +102,9 @@ def test_an_encoder_without_text_says_so(encoder):
         encoder().text(["Taj Mahal"])
 
 
-@pytest.mark.parametrize("file", sorted((config_dir() / "encoder").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((config_dir() / "encoder").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_a_file_of_conf_names_the_arguments_of_its_encoder_in_their_order(file):
     leaf = OmegaConf.to_container(OmegaConf.load(file))
     arguments = inspect.signature(get_class(leaf.pop("_target_"))).parameters

@@ -1,4 +1,6 @@
-"""faiss proposes, we measure: the distances are exact, the recall is what it is, and it is never used for little."""
+"""faiss proposes, we measure: the distances are exact, the recall is what it is, and it is never
+used for little.
+"""
 
 import sys
 
@@ -27,7 +29,9 @@ def exact():
     return Index([f"{row:04d}" for row in range(4000)], functional.normalize(vectors, dim=1).half())
 
 
-QUERIES = functional.normalize(torch.randn(8, 32, generator=torch.Generator().manual_seed(1)), dim=1)
+QUERIES = functional.normalize(
+    torch.randn(8, 32, generator=torch.Generator().manual_seed(1)), dim=1
+)
 
 
 def test_with_every_list_and_many_proposals_it_is_the_exact_search(exact):
@@ -50,7 +54,9 @@ def test_recall_is_the_share_that_is_found_of_the_others(exact, k):
         found = rough.search(vectors[row : row + 1], k, [{exact.ids[row]}])[0][0]
         shares += [exact.ids[near] in found for near in products.topk(k).indices.tolist()]
     assert recall(exact, rough, k, 8) == pytest.approx(sum(shares) / len(shares))
-    assert 0 < recall(exact, rough, k, 50) < 1  # also for K = 1, where an image that may find itself always does
+    assert (
+        0 < recall(exact, rough, k, 50) < 1
+    )  # also for K = 1, where an image that may find itself always does
 
 
 def test_it_is_refused_where_the_exact_search_does(exact, monkeypatch):

@@ -1,4 +1,6 @@
-"""Building in shards: what is planned, resumed, added and rejected; the same neighbours as the index in memory."""
+"""Building in shards: what is planned, resumed, added and rejected; the same neighbours as the
+index in memory.
+"""
 
 import errno
 import io
@@ -63,7 +65,9 @@ def images(tmp_path):
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     for number in range(23):
-        smooth(number, 32, 40 if number % 3 else 32).save(folder / ("deep" if number % 2 else ".") / f"{number}.png")
+        smooth(number, 32, 40 if number % 3 else 32).save(
+            folder / ("deep" if number % 2 else ".") / f"{number}.png"
+        )
     (folder / "deep/7.png").write_bytes(b"no image")
     return folder
 
@@ -74,17 +78,28 @@ def build(folder, images, encoder=None, shard_size=5, shards=None, least_side=0)
     require_same_index(folder, source, encoder, least_side)
     extend_plan(folder, source, shard_size)
     todo = missing_shards(folder)[:shards]
-    done = [build_shard(folder, number, source, encoder, 4, least_side=least_side) for number in todo]
+    done = [
+        build_shard(folder, number, source, encoder, 4, least_side=least_side) for number in todo
+    ]
     if not missing_shards(folder):
         finish(folder)
     return sum(one.images for one in done)
 
 
-def test_the_index_on_disk_gives_the_neighbours_and_the_identity_of_the_one_in_memory(images, tmp_path):
+def test_the_index_on_disk_gives_the_neighbours_and_the_identity_of_the_one_in_memory(
+    images, tmp_path
+):
     build(tmp_path / "index", images)
     corpus, indexed = folder_corpus(images), IndexedCorpus(tmp_path / "index")
-    assert indexed.sha256 == corpus.sha256 and indexed.ids == corpus.ids and len(indexed) == len(corpus) == 22
-    assert indexed.manifest == corpus.manifest and indexed.rejects.keys() == corpus.rejects.keys() == {"deep/7.png"}
+    assert (
+        indexed.sha256 == corpus.sha256
+        and indexed.ids == corpus.ids
+        and len(indexed) == len(corpus) == 22
+    )
+    assert (
+        indexed.manifest == corpus.manifest
+        and indexed.rejects.keys() == corpus.rejects.keys() == {"deep/7.png"}
+    )
     memory = Index.build(corpus, Colours())
     queries = Colours().image(torch.rand(3, 3, 8, 8) * 2 - 1)
     hidden = [{"0.png"}, set(), {"2.png", "unknown"}]
@@ -97,7 +112,13 @@ def test_the_index_on_disk_gives_the_neighbours_and_the_identity_of_the_one_in_m
 def test_shards_hold_so_many_images_and_are_the_same_files_again(images, tmp_path):
     for folder in ("a", "b"):
         build(tmp_path / folder, images)
-    assert [len(shard) for shard in ShardedIndex(tmp_path / "a").shards] == [5, 5, 5, 5, 2]  # the last less a reject
+    assert [len(shard) for shard in ShardedIndex(tmp_path / "a").shards] == [
+        5,
+        5,
+        5,
+        5,
+        2,
+    ]  # the last less a reject
     for path in (tmp_path / "a/shards").iterdir():
         assert path.read_bytes() == (tmp_path / "b/shards" / path.name).read_bytes()
 
@@ -110,7 +131,9 @@ def test_a_build_goes_on_where_it_stopped_and_embeds_each_image_once(images, tmp
     build(tmp_path / "index", images, encoder)
     assert encoder.seen == 22
     build(tmp_path / "whole", images)
-    assert read_json(tmp_path / "index/manifest.json") == read_json(tmp_path / "whole/manifest.json")
+    assert read_json(tmp_path / "index/manifest.json") == read_json(
+        tmp_path / "whole/manifest.json"
+    )
 
 
 def test_images_added_later_cost_only_themselves(images, tmp_path):
@@ -123,7 +146,10 @@ def test_images_added_later_cost_only_themselves(images, tmp_path):
     assert len(ShardedIndex(tmp_path / "index")) == 22  # until the new shard is there
     build(tmp_path / "index", images, encoder)
     assert encoder.seen == 2
-    assert all((tmp_path / "index/shards" / name).read_bytes() == content for name, content in before.items())
+    assert all(
+        (tmp_path / "index/shards" / name).read_bytes() == content
+        for name, content in before.items()
+    )
     assert IndexedCorpus(tmp_path / "index").sha256 == folder_corpus(images).sha256
 
 
@@ -186,7 +212,11 @@ def test_every_kind_of_image_is_embedded_or_rejected_with_its_reason(images, tmp
     rgb.quantize(16).save(images / "palette.png")
     rgb.convert("RGBA").save(images / "opaque.png")
     bad = {
-        "animated.webp": (frames[0], {"save_all": True, "append_images": frames[1:]}, "is animated"),
+        "animated.webp": (
+            frames[0],
+            {"save_all": True, "append_images": frames[1:]},
+            "is animated",
+        ),
         "pages.tiff": (frames[0], {"save_all": True, "append_images": frames[1:]}, "pages"),
         "print.jpg": (rgb.convert("CMYK"), {}, "is CMYK"),
         "deep.tif": (Image.fromarray(np.full((4, 4), 0.5, np.float32)), {}, "more than 8 bits"),
@@ -217,13 +247,21 @@ def test_every_kind_of_image_is_embedded_or_rejected_with_its_reason(images, tmp
 def test_images_with_too_short_a_side_are_rejects_and_an_index_keeps_to_its_limit(images, tmp_path):
     smooth(40, 31, 200).save(images / "low.png")
     smooth(41, 1, 1).save(images / "dot.png")
-    assert build(tmp_path / "index", images, least_side=32) == 22  # of exactly 32 pixels, or 32 of 40
+    assert (
+        build(tmp_path / "index", images, least_side=32) == 22
+    )  # of exactly 32 pixels, or 32 of 40
     rejects = read_json(tmp_path / "index/rejects.json")
     assert rejects.keys() == {"low.png", "dot.png", "deep/7.png"}
     assert rejects["low.png"] == "low.png: 200x31, its shorter side is below least_side=32"
-    assert IndexedCorpus(tmp_path / "index").sha256 == folder_corpus(images, 32).sha256 != folder_corpus(images).sha256
+    assert (
+        IndexedCorpus(tmp_path / "index").sha256
+        == folder_corpus(images, 32).sha256
+        != folder_corpus(images).sha256
+    )
     assert folder_corpus(images, 32).rejects == rejects
-    with pytest.raises(InputError, match=r"of least_side=32, asked is least_side=0; choose another folder"):
+    with pytest.raises(
+        InputError, match=r"of least_side=32, asked is least_side=0; choose another folder"
+    ):
         build(tmp_path / "index", images)
     older = read_json(tmp_path / "index/index.json")
     del older["least_side"]  # made before there was a limit
@@ -232,7 +270,9 @@ def test_images_with_too_short_a_side_are_rejects_and_an_index_keeps_to_its_limi
         build(tmp_path / "index", images, least_side=32)
 
 
-def test_images_of_every_kind_are_taken_or_rejected_by_one_rule_with_and_without_an_index(images, tmp_path):
+def test_images_of_every_kind_are_taken_or_rejected_by_one_rule_with_and_without_an_index(
+    images, tmp_path
+):
     before = folder_corpus(images)
     for name in ("still.gif", "camera.JFIF"):
         smooth(50).save(images / name, format="gif" if name.endswith("gif") else "jpeg")
@@ -242,11 +282,15 @@ def test_images_of_every_kind_are_taken_or_rejected_by_one_rule_with_and_without
     assert build(tmp_path / "index", images) == 24
     rejects = read_json(tmp_path / "index/rejects.json")
     assert rejects.keys() == {"moving.gif", "phone.heic", "new.AVIF", "scan.jp2", "deep/7.png"}
-    assert "animated" in rejects["moving.gif"] and "new.AVIF: a kind of file that is not taken" in rejects["new.AVIF"]
+    assert (
+        "animated" in rejects["moving.gif"]
+        and "new.AVIF: a kind of file that is not taken" in rejects["new.AVIF"]
+    )
     indexed = IndexedCorpus(tmp_path / "index")
     assert set(indexed.ids) == {*before.ids, "still.gif", "camera.JFIF"}
     assert torch.equal(
-        indexed.image("still.gif"), from_uint8(np.array(Image.open(images / "still.gif").convert("RGB")))
+        indexed.image("still.gif"),
+        from_uint8(np.array(Image.open(images / "still.gif").convert("RGB"))),
     )
     memory = folder_corpus(images)
     assert memory.sha256 == indexed.sha256 != before.sha256 and memory.rejects == rejects
@@ -258,7 +302,10 @@ def test_of_images_with_one_id_in_a_shard_the_first_is_used_and_the_build_goes_o
             for item in super().items(keys):
                 yield item
                 if item.id == "0.png":
-                    yield from (Item(item.id, (self.folder / name).read_bytes, {}) for name in ("2.png", "4.png"))
+                    yield from (
+                        Item(item.id, (self.folder / name).read_bytes, {})
+                        for name in ("2.png", "4.png")
+                    )
 
     folder, source = tmp_path / "index", Twice(images)
     require_same_index(folder, source, Colours())
@@ -266,9 +313,16 @@ def test_of_images_with_one_id_in_a_shard_the_first_is_used_and_the_build_goes_o
     assert build_shard(folder, 0, source, Colours(), 4).images == 22
     finish(folder)
     rejects = read_json(folder / "rejects.json")
-    assert rejects.keys() == {"deep/7.png", "0.png (2)", "0.png (3)"} and "same id" in rejects["0.png (3)"]
+    assert (
+        rejects.keys() == {"deep/7.png", "0.png (2)", "0.png (3)"}
+        and "same id" in rejects["0.png (3)"]
+    )
     corpus = IndexedCorpus(folder)
-    assert corpus.sha256 == folder_corpus(images).sha256 and corpus.image("0.png").shape == (3, 32, 32)
+    assert corpus.sha256 == folder_corpus(images).sha256 and corpus.image("0.png").shape == (
+        3,
+        32,
+        32,
+    )
 
 
 def test_a_name_that_is_not_utf_8_is_a_reject(images, tmp_path, capsys):
@@ -278,8 +332,16 @@ def test_a_name_that_is_not_utf_8_is_a_reject(images, tmp_path, capsys):
     build(tmp_path / "index", images)
     corpus, indexed = folder_corpus(images), IndexedCorpus(tmp_path / "index")
     rejects = read_json(tmp_path / "index/rejects.json")
-    assert rejects.keys() == indexed.rejects.keys() == corpus.rejects.keys() == {"deep/7.png", "caf\\udce9.png"}
-    assert "not UTF-8" in rejects["caf\\udce9.png"] and corpus.rejects["caf\\udce9.png"] == rejects["caf\\udce9.png"]
+    assert (
+        rejects.keys()
+        == indexed.rejects.keys()
+        == corpus.rejects.keys()
+        == {"deep/7.png", "caf\\udce9.png"}
+    )
+    assert (
+        "not UTF-8" in rejects["caf\\udce9.png"]
+        and corpus.rejects["caf\\udce9.png"] == rejects["caf\\udce9.png"]
+    )
     print(rejects)  # as `adir index info` does
     assert "café.png" in indexed.ids and indexed.sha256 == corpus.sha256
     assert build(tmp_path / "index", images) == 0  # it is planned, and there
@@ -288,7 +350,11 @@ def test_a_name_that_is_not_utf_8_is_a_reject(images, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: you tried")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: you tried"),
+    ],
 )
 def test_an_image_for_which_the_memory_is_too_small_is_a_reject(images, tmp_path, error):
     class Small(Colours):
@@ -340,12 +406,20 @@ def sources_of(tmp_path):
     import pyarrow.parquet as parquet
 
     cells = [(images_bytes(seed)) for seed in range(4)]
-    rows = {"image": cells, "other": cells, "split": ["a", "b", "a", "b"], "fold": ["a"] * 4, "name": list("wxyz")}
+    rows = {
+        "image": cells,
+        "other": cells,
+        "split": ["a", "b", "a", "b"],
+        "fold": ["a"] * 4,
+        "name": list("wxyz"),
+    }
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         parquet.write_table(pa.table(rows), tmp_path / folder / "x.parquet")
         saved = datasets.Dataset.from_dict(rows)
-        datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / folder / "saved")
+        datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(
+            tmp_path / folder / "saved"
+        )
         header, row = "ImageID,Subset,License,Author,OriginalLandingURL", f"{1:016x},train,,,"
         (tmp_path / folder / "list.csv").write_text(f"{header}\n{row}\n")
     one, two = tmp_path / "one", tmp_path / "two"
@@ -381,7 +455,10 @@ def test_an_index_is_of_one_selection_wherever_it_lies(tmp_path, kind):
     require_same_index(folder, kind(**arguments), Colours())
     for name, value in others.items():
         before = (folder / "index.json").read_bytes()
-        words = rf"holds an index of {name}={arguments.get(name, '.*')}, asked is {name}={value}; choose another folder"
+        words = (
+            rf"holds an index of {name}={arguments.get(name, '.*')}, asked is "
+            rf"{name}={value}; choose another folder"
+        )
         with pytest.raises(InputError, match=words) as caught:
             require_same_index(folder, kind(**(arguments | {name: value})), Colours())
         assert "\n" not in str(caught.value) and (folder / "index.json").read_bytes() == before
@@ -397,16 +474,22 @@ def test_3_and_the_text_3_are_one_selection(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    parquet.write_table(pa.table({"image": [images_bytes(0)], "label": [3]}), tmp_path / "x.parquet")
+    parquet.write_table(
+        pa.table({"image": [images_bytes(0)], "label": [3]}), tmp_path / "x.parquet"
+    )
     for value in (3, "3"):
         require_same_index(
-            tmp_path / "index", ParquetSource(tmp_path / "x.parquet", "image", "label", value), Colours()
+            tmp_path / "index",
+            ParquetSource(tmp_path / "x.parquet", "image", "label", value),
+            Colours(),
         )
 
 
 def test_an_index_belongs_to_one_encoder(images, tmp_path):
     build(tmp_path / "index", images)
-    with pytest.raises(InputError, match=r"holds an index of encoder=colours .*, asked is encoder=other"):
+    with pytest.raises(
+        InputError, match=r"holds an index of encoder=colours .*, asked is encoder=other"
+    ):
         build(tmp_path / "index", images, Colours("other"))
     with pytest.raises(InputError, match=r"made by encoder colours .* encoded by other"):
         ShardedIndex(tmp_path / "index").require_encoder(Colours("other"))
@@ -453,7 +536,9 @@ def test_plans_that_are_gone_or_damaged_and_shards_of_another_encoder_are_named(
     (folder / "plan/000001.json").unlink()
     with pytest.raises(InputError, match=r"000001\.json: is missing"):
         build(folder, images)
-    assert len(list((folder / "plan").iterdir())) == 4  # nothing was planned in the place of another
+    assert (
+        len(list((folder / "plan").iterdir())) == 4
+    )  # nothing was planned in the place of another
     (folder / "plan/000001.json").write_bytes(plan)
     shutil.copy(shard_path(folder, 2), tmp_path / "good")
     shard_path(folder, 2).unlink()
@@ -464,8 +549,12 @@ def test_plans_that_are_gone_or_damaged_and_shards_of_another_encoder_are_named(
     assert build(folder, images) == 0
 
 
-@pytest.mark.parametrize("write", ["plan/", "shards/", "index.json", "manifest.json", "rejects.json"])
-def test_a_disk_that_is_full_at_any_write_loses_nothing_that_was_finished(images, tmp_path, monkeypatch, write):
+@pytest.mark.parametrize(
+    "write", ["plan/", "shards/", "index.json", "manifest.json", "rejects.json"]
+)
+def test_a_disk_that_is_full_at_any_write_loses_nothing_that_was_finished(
+    images, tmp_path, monkeypatch, write
+):
     folder, real, left = tmp_path / "index", os.replace, [1]
 
     def replace(source, target):
@@ -494,7 +583,9 @@ def test_a_source_that_is_down_stops_the_build_and_leaves_no_shard(images, tmp_p
         raise SourceDown("no network")
 
     load = type(
-        "Down", (FolderSource,), {"items": lambda self, keys: (Item(key, lambda: down(self), {}) for key in keys)}
+        "Down",
+        (FolderSource,),
+        {"items": lambda self, keys: (Item(key, lambda: down(self), {}) for key in keys)},
     )
     with pytest.raises(SourceDown):
         build_shard(folder, 0, load(images), Colours())
@@ -504,19 +595,25 @@ def test_a_source_that_is_down_stops_the_build_and_leaves_no_shard(images, tmp_p
 def test_a_corpus_of_rejects_alone_says_why(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/x.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"no image could be read; the first of 1 rejects: x.png: not an image"):
+    with pytest.raises(
+        InputError, match=r"no image could be read; the first of 1 rejects: x.png: not an image"
+    ):
         build(tmp_path / "index", tmp_path / "images")
 
 
 def test_copies_and_equal_images_found_on_disk_are_those_found_in_memory(images, tmp_path):
     smooth(4).save(images / "copy.jpg", quality=80)
-    smooth(4).transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((80, 64)).save(images / "mirror.png")
+    smooth(4).transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((80, 64)).save(
+        images / "mirror.png"
+    )
     smooth(4).save(images / "again.bmp")
     build(tmp_path / "index", images)
     corpus, indexed = folder_corpus(images), IndexedCorpus(tmp_path / "index")
     assert len(indexed.fingerprints) > 1  # shards
     assert indexed.repeats == corpus.repeats == {"again.bmp"}
     x = from_uint8(np.array(smooth(4)))
-    assert copies(x, indexed) == copies(x, corpus) == {"4.png", "again.bmp", "copy.jpg", "mirror.png"}
+    assert (
+        copies(x, indexed) == copies(x, corpus) == {"4.png", "again.bmp", "copy.jpg", "mirror.png"}
+    )
     for name in corpus.ids[:6]:
         assert copies(corpus.image(name), indexed) == copies(corpus.image(name), corpus)

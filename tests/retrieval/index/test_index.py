@@ -1,4 +1,6 @@
-"""Search against a full sort written out, and stored embeddings that are found, damaged and built again."""
+"""Search against a full sort written out, and stored embeddings that are found, damaged and built
+again.
+"""
 
 import errno
 import math
@@ -15,7 +17,9 @@ from adir.retrieval.index.memory import Index
 
 
 def unit(n, d=16, seed=0):
-    return functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return functional.normalize(
+        torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
 
 
 def names(n, seed=0):
@@ -25,7 +29,9 @@ def names(n, seed=0):
 def full_sort(ids, embeddings, query, k, hidden=()):
     """[(distance, id)]: arccos in float64, sorted in Python."""
     cosines = (embeddings.double() @ query.double()).clamp(-1, 1).tolist()
-    return sorted((math.acos(c), name) for c, name in zip(cosines, ids, strict=True) if name not in hidden)[:k]
+    return sorted(
+        (math.acos(c), name) for c, name in zip(cosines, ids, strict=True) if name not in hidden
+    )[:k]
 
 
 def test_search_equals_a_full_sort():
@@ -36,7 +42,9 @@ def test_search_equals_a_full_sort():
     for row, query in enumerate(queries):
         expected = full_sort(ids, embeddings, query, 20, exclude[row])
         assert found[row] == [name for _, name in expected]
-        np.testing.assert_allclose(distances[row], [distance for distance, _ in expected], atol=1e-6)
+        np.testing.assert_allclose(
+            distances[row], [distance for distance, _ in expected], atol=1e-6
+        )
 
 
 def test_equal_distances_are_ordered_by_id_whatever_the_order_of_the_corpus():
@@ -51,7 +59,8 @@ def test_equal_distances_are_ordered_by_id_whatever_the_order_of_the_corpus():
 
 
 def test_near_neighbours_are_told_apart():
-    # 1e-4 and 2e-4 radians: in float32 both cosines round to 1, and a search by dot products could not order them.
+    # 1e-4 and 2e-4 radians: in float32 both cosines round to 1, and a search by dot products could
+    # not order them.
     angles = [2e-4, 1e-4, 0.0]
     embeddings = torch.tensor([[math.cos(a), math.sin(a)] for a in angles])
     found, distances = Index(["a", "b", "c"], embeddings).search(torch.tensor([[1.0, 0.0]]), 3)
@@ -122,8 +131,12 @@ class Patches(Corpus):
 
     def __init__(self, seed=0):
         g = torch.Generator().manual_seed(seed)
-        self.images = {f"{n}.png": torch.rand(3, 8 + n % 3, 9, generator=g) * 2 - 1 for n in range(7)}
-        super().__init__("patches", {name: str(x.sum().item()) for name, x in self.images.items()}, {})
+        self.images = {
+            f"{n}.png": torch.rand(3, 8 + n % 3, 9, generator=g) * 2 - 1 for n in range(7)
+        }
+        super().__init__(
+            "patches", {name: str(x.sum().item()) for name, x in self.images.items()}, {}
+        )
 
     def image(self, image_id):
         return self.images[image_id]
@@ -162,7 +175,10 @@ def test_stored_embeddings_are_found_again_by_corpus_and_encoder(tmp_path):
     second = Index.build(Patches(), again, tmp_path)
     assert again.seen == 0
     assert second.ids == first.ids and torch.equal(second.embeddings, first.embeddings)
-    for corpus, encoder in ((Patches(seed=1), MeanColour()), (Patches(), MeanColour("other weights"))):
+    for corpus, encoder in (
+        (Patches(seed=1), MeanColour()),
+        (Patches(), MeanColour("other weights")),
+    ):
         Index.build(corpus, encoder, tmp_path)
         assert encoder.seen == 7
     assert len(list(tmp_path.iterdir())) == 3
@@ -175,7 +191,12 @@ def flip_one_bit(content):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda content: content[:-3], lambda content: b"", lambda content: b"junk" * 100, flip_one_bit],
+    [
+        lambda content: content[:-3],
+        lambda content: b"",
+        lambda content: b"junk" * 100,
+        flip_one_bit,
+    ],
     ids=["truncated", "empty", "junk", "one bit"],
 )
 def test_a_damaged_file_is_named_put_aside_and_built_again(tmp_path, damage):
@@ -192,7 +213,10 @@ def test_a_damaged_file_is_named_put_aside_and_built_again(tmp_path, damage):
         assert len(messages) == 1 and str(path) in messages[0]
         assert any(aside.name in messages[0] for aside in asides)
     again = MeanColour()
-    assert torch.equal(Index.build(Patches(), again, tmp_path).embeddings, good.embeddings) and again.seen == 0
+    assert (
+        torch.equal(Index.build(Patches(), again, tmp_path).embeddings, good.embeddings)
+        and again.seen == 0
+    )
 
 
 def test_the_warning_is_one_line(tmp_path):
@@ -202,7 +226,9 @@ def test_the_warning_is_one_line(tmp_path):
     with pytest.warns(UserWarning, match=path.name) as caught:
         Index.build(Patches(), MeanColour(), tmp_path)
     (warning,) = caught
-    line = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    line = warnings.formatwarning(
+        warning.message, warning.category, warning.filename, warning.lineno
+    )
     assert line.count("\n") == 1
 
 

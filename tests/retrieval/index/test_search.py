@@ -1,4 +1,6 @@
-"""The exact search against a float64 brute force, on data made to be hard: clusters closer than float32 can tell apart."""
+"""The exact search against a float64 brute force, on data made to be hard: clusters closer than
+float32 can tell apart.
+"""
 
 import math
 
@@ -45,7 +47,9 @@ def test_search_is_a_float64_sort_with_ties_by_id():
     index = Index(NAMES, VECTORS)
     hidden = [set(), set(NAMES[:90]), set(), {"unknown"}, set(), set(NAMES[::2])]
     found, distances = index.search(QUERIES, K, hidden)
-    assert found == [brute_force(query, names) for query, names in zip(QUERIES, hidden, strict=True)]
+    assert found == [
+        brute_force(query, names) for query, names in zip(QUERIES, hidden, strict=True)
+    ]
     assert (distances[:, 1:] >= distances[:, :-1]).all()
 
 
@@ -88,7 +92,9 @@ def test_bfloat16_products_allowed_by_a_trainer_are_not_used():
 def test_candidates_hold_the_k_best_and_few_others(offset):
     vectors = functional.normalize(torch.randn(20_000, D), dim=1) + offset
     queries = functional.normalize(torch.randn(4, D), dim=1) + offset
-    candidates = nearest_candidates([part_of(vectors[:7000]), part_of(vectors[7000:])], queries, K, 512)
+    candidates = nearest_candidates(
+        [part_of(vectors[:7000]), part_of(vectors[7000:])], queries, K, 512
+    )
     for query, rows in zip(queries, candidates, strict=True):
         best = np.argsort(squared_distances(vectors.numpy(), query.numpy()), kind="stable")[:K]
         assert set(best) <= set(rows.tolist())

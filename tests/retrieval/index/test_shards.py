@@ -12,12 +12,18 @@ from adir.retrieval.index.shards import IndexedImage, Shard, write_shard
 
 def image(name, number, **attribution):
     fingerprint = np.full((16, 16), -number, np.int8)
-    return IndexedImage(name, f"{number:064x}", 10 * number, (number, 2 * number), fingerprint, attribution)
+    return IndexedImage(
+        name, f"{number:064x}", 10 * number, (number, 2 * number), fingerprint, attribution
+    )
 
 
 @pytest.fixture
 def path(tmp_path):
-    images = [image("z/é.png", 1), image("a.png", 2, licence="CC BY 2.0", author="Ümit"), image("b", 3)]
+    images = [
+        image("z/é.png", 1),
+        image("a.png", 2, licence="CC BY 2.0", author="Ümit"),
+        image("b", 3),
+    ]
     path = tmp_path / "0.safetensors"
     write_shard(path, images, torch.eye(3), {"bad": "no image"}, {"encoder": {"name": "e"}})
     return path
@@ -26,11 +32,25 @@ def path(tmp_path):
 def test_a_shard_holds_what_was_written_in_the_order_of_ids(path):
     shard = Shard.open(path)
     assert shard.ids() == ["a.png", "b", "z/é.png"] and len(shard) == 3
-    assert [shard.row(name) for name in ("a.png", "b", "z/é.png", "c", "", "zz")] == [0, 1, 2, None, None, None]
+    assert [shard.row(name) for name in ("a.png", "b", "z/é.png", "c", "", "zz")] == [
+        0,
+        1,
+        2,
+        None,
+        None,
+        None,
+    ]
     assert torch.equal(shard.part.vectors, torch.eye(3)[[1, 2, 0]].half())
     assert shard.part.half_squares.tolist() == [0.5] * 3
-    assert shard.image_sha256(2) == f"{1:064x}" and shard.columns["size"].tolist() == [[2, 4], [3, 6], [1, 2]]
-    assert shard.attribution(0) == {"licence": "CC BY 2.0", "author": "Ümit"} and shard.attribution(1) == {}
+    assert shard.image_sha256(2) == f"{1:064x}" and shard.columns["size"].tolist() == [
+        [2, 4],
+        [3, 6],
+        [1, 2],
+    ]
+    assert (
+        shard.attribution(0) == {"licence": "CC BY 2.0", "author": "Ümit"}
+        and shard.attribution(1) == {}
+    )
     assert shard.columns["fingerprint"][:, 0, 0].tolist() == [-2, -3, -1]
     assert shard.rejects == {"bad": "no image"} and shard.facts == {"encoder": {"name": "e"}}
     assert shard.damage() is None
@@ -57,7 +77,9 @@ def test_other_tools_can_open_it(path):
 def test_a_shard_without_images_can_be_opened(tmp_path):
     write_shard(tmp_path / "0", [], torch.empty(0, 4), {"bad": "no image"}, {})
     shard = Shard.open(tmp_path / "0")
-    assert len(shard) == 0 and shard.ids() == [] and shard.row("a") is None and shard.damage() is None
+    assert (
+        len(shard) == 0 and shard.ids() == [] and shard.row("a") is None and shard.damage() is None
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
@@ -85,7 +107,10 @@ def test_whatever_is_broken_in_a_shard_is_an_error_that_names_it(path):
         path.write_bytes(content)
         try:
             shard = Shard.open(path)
-            assert len(shard.ids()) == len(shard.part.vectors) == len(shard) and shard.rejects is not None
+            assert (
+                len(shard.ids()) == len(shard.part.vectors) == len(shard)
+                and shard.rejects is not None
+            )
             assert shard.damage() is not None or shard.columns["embeddings"].tobytes() in whole
         except InputError as error:
             assert "0.safetensors" in str(error)
@@ -98,7 +123,9 @@ def test_a_shard_whose_columns_differ_in_length_or_whose_ids_are_no_text_is_name
     with safetensors.safe_open(path, "np") as file:
         metadata = file.metadata()
     columns = safetensors.numpy.load(whole)
-    path.write_bytes(safetensors.numpy.save(columns | {"n_bytes": columns["n_bytes"][:2]}, metadata))
+    path.write_bytes(
+        safetensors.numpy.save(columns | {"n_bytes": columns["n_bytes"][:2]}, metadata)
+    )
     with pytest.raises(InputError, match=r"0\.safetensors: not a shard"):
         Shard.open(path)
     path.write_bytes(whole.replace("é".encode(), b"\xff\xff"))
