@@ -13,6 +13,7 @@ import tarfile
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
