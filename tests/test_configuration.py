@@ -43,3 +43,13 @@ def test_a_user_s_own_file_is_read_whatever_editor_wrote_it(
     (tmp_path / "experiment/mine.yaml").write_bytes(end.join(lines).encode(encoding))
     cfg = compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"])
     assert (cfg.k, cfg.seed) == (3, 7)
+
+
+def test_a_launcher_whose_package_is_missing_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    (tmp_path / "hydra" / "launcher" / "cluster.yaml").write_text("defaults: [submitit_absent]\n")
+    with pytest.raises(InputError) as raised:
+        compose([f"hydra.searchpath=[file://{tmp_path}]", "hydra/launcher=cluster"])
+    assert str(raised.value).endswith("run pip install 'adir[slurm]'") and "\n" not in str(
+        raised.value
+    )

@@ -145,11 +145,13 @@ def test_every_package_that_adir_imports_is_one_of_its_dependencies() -> None:
         sys.stdlib_module_names
     )
     providers = metadata.packages_distributions()
-    missing = [
-        p
-        for p in imported - {"adir"}
-        if not declared & set(map(canonicalize_name, providers.get(p, [])))
-    ]
+    missing = []
+    for package in imported - {"adir"}:
+        wheels = set(map(canonicalize_name, providers.get(package, [])))
+        # pyiqa's wheel also claims the name `datasets`: the wheel of that name provides it, if there is one.
+        wheels = wheels & {canonicalize_name(package)} or wheels
+        if not declared & wheels:
+            missing.append(package)
     assert missing == []
 
 

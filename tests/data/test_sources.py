@@ -23,7 +23,7 @@ from PIL import Image
 
 from adir import images
 from adir.data.corpus import parquet_corpus
-from adir.data.sources import open_images, tables
+from adir.data.sources import open_images, tables, tars
 from adir.data.sources.base import SourceDown
 from adir.data.sources.folder import FolderSource
 from adir.data.sources.open_images import OpenImagesSource, OpenImagesTars
@@ -709,3 +709,24 @@ def test_a_download_that_is_always_cut_stops_the_build_and_one_that_is_refused_d
     with pytest.raises(InputError, match="403 Forbidden") as refused:
         source.read(f"train/{image_id(5)}")
     assert not isinstance(refused.value, SourceDown) and len(Bucket.asked) == 6
+
+
+NAMES = [
+    "a.jpg",
+    "a/b.jpg",
+    "a.b/c.d.PNG",
+    "./a.seg.png",
+    "a",
+    "a/.hidden",
+    ".hidden",
+    "a/b.",
+    "a..b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_members_name_is_split_as_webdataset_splits_it(name):
+    from webdataset.tariterators import base_plus_ext
+
+    ours = tars.NAME.fullmatch(name)
+    assert (ours.groups() if ours else (None, None)) == base_plus_ext(name)

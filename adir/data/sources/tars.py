@@ -2,13 +2,12 @@
 
 import functools
 import json
+import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-
-from webdataset.tariterators import base_plus_ext
 
 from adir.data.sources.base import Item, Source, attribution_of, fail
 from adir.errors import InputError
@@ -17,6 +16,10 @@ from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
 
 Place = tuple[int, int]
 """(offset, size) of a member in a tar, in bytes."""
+
+
+NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
+"""KEY.SUFFIX, as WebDataset splits the name of a member: at the first dot of its last part."""
 
 
 class Member(NamedTuple):
@@ -127,11 +130,12 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
                         f"{tar}: the member {info.name!r} leads out of the tar; do not trust "
                         "this file, remove it"
                     )
-                key, ending = base_plus_ext(info.name)
-                if not info.isreg() or key is None:
+                name = NAME.fullmatch(info.name)
+                if not info.isreg() or name is None:
                     continue
-                word, _, suffix = ending.rpartition(".")
-                members.append(Member(key, word, suffix.lower(), (info.offset_data, info.size)))
+                word, _, suffix = name[2].rpartition(".")
+                member = Member(name[1], word, suffix.lower(), (info.offset_data, info.size))
+                members.append(member)
     except tarfile.ReadError as error:
         problems.append(str(error))
     for name, times in Counter(member[:3] for member in members).items():

@@ -164,6 +164,8 @@ def plain_words(error: Exception) -> str:
             )
         return f"{error.override}: not of the form KEY=VALUE"
     message = first_line(error)
+    if missing := re.search(r".*Could not load 'hydra/launcher/submitit\w*'", message):
+        return f"{missing[0]}: run pip install 'adir[slurm]'"
     for tail in (" Config search path:", " full_key:", " object_type="):
         message = message.split(tail)[0]
     return message
