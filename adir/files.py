@@ -235,3 +235,10 @@ def plain_numbers(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_numbers(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def storable(text: str) -> str:
+    """Return the text with lone surrogates (bytes of a file name that are not UTF-8) written out as
+    \\udcff.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()

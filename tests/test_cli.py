@@ -332,7 +332,7 @@ MISSING = {
     "backbone/sd_inpaint": "sd_inpaint needs",
     "backbone/sd15_inpaint": "sd15_inpaint needs",
     "encoder/clip": "open_clip_",
-    "encoder/cyclip": "CyCLIP: no weights named",
+    "encoder/cyclip": "no weights named; give checkpoint=FILE; get the authors' from",
     "encoder/blip": "BLIP: no weights named",
     "execution/small_gpu": "offload=true with device=cpu",
     "data/div2k": "div2k needs DIV2K_valid_HR.zip",

@@ -108,6 +108,9 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     with alone(claims, "manifest"):
         finish(folder)
     claims.clear_dead()  # left by workers that were killed after a shard, before its release
+    if not claims.any_there():  # left by workers that were killed while they wrote a shard
+        for part in folder.glob("**/.*.part"):
+            part.unlink(missing_ok=True)
     return folder, done
 
 

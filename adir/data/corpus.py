@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from adir.data.base import Corpus
-from adir.data.sources.base import Source, SourceDown, each_id_once, storable
+from adir.data.sources.base import Source, SourceDown, each_id_once
 from adir.data.sources.folder import FolderSource
 from adir.data.sources.tables import ParquetSource
 from adir.errors import InputError
-from adir.files import sha256_of_bytes
+from adir.files import sha256_of_bytes, storable
 from adir.images import decode, from_uint8
 
 UNSEEN = Path(__file__).parents[1] / "embedded" / "unseen" / "unseen.parquet"

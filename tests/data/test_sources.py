@@ -13,6 +13,7 @@ import tarfile
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -665,7 +666,7 @@ def bucket(tmp_path, monkeypatch):
     what stops the bucket.
     """
     waited = []
-    monkeypatch.setattr(open_images.time, "sleep", waited.append)
+    monkeypatch.setattr(open_images, "time", SimpleNamespace(sleep=waited.append))
     monkeypatch.setattr(Bucket, "asked", [])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -46,8 +46,8 @@ from adir.tasks.operators import (
     RandomInpainting,
     ReflectiveSuperResolution,
     SuperResolution,
-    bicubic_kernel,
 )
+from adir.tasks.operators.kernels import bicubic_kernel
 from adir.tasks.restoration import RestorationTask
 
 KNN = NearestNeighbours(Full(), FineTuning())

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adir.errors import InputError
+from adir.files import storable
 from adir.images import decode
 
 ATTRIBUTION = {
@@ -83,13 +84,6 @@ class Source(ABC):
     @abstractmethod
     def read(self, image_id: str) -> bytes:
         """Return the bytes of one image file. Raises InputError if it is missing."""
-
-
-def storable(text: str) -> str:
-    """Return the text with lone surrogates (bytes of a file name that are not UTF-8) written out as
-    \\udcff.
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from adir.data.sources.base import Item, Source, SourceDown, storable
+from adir.data.sources.base import Item, Source, SourceDown
 from adir.errors import InputError
-from adir.files import require_no_results, walk
+from adir.files import require_no_results, storable, walk
 from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
 
 

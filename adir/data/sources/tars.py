@@ -130,11 +130,11 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
                         f"{tar}: the member {info.name!r} leads out of the tar; do not trust "
                         "this file, remove it"
                     )
-                name = NAME.fullmatch(info.name)
-                if not info.isreg() or name is None:
+                parts = NAME.fullmatch(info.name)
+                if not info.isreg() or parts is None:
                     continue
-                word, _, suffix = name[2].rpartition(".")
-                member = Member(name[1], word, suffix.lower(), (info.offset_data, info.size))
+                word, _, suffix = parts[2].rpartition(".")
+                member = Member(parts[1], word, suffix.lower(), (info.offset_data, info.size))
                 members.append(member)
     except tarfile.ReadError as error:
         problems.append(str(error))

@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from adir.configuration import config_dir
-from adir.data.sources.base import storable
 from adir.errors import InputError
+from adir.files import storable
 
 READ = frozenset(
     {

@@ -93,15 +93,23 @@ def labelled(record: Record, data: str | None, image_id: str) -> Record:
 
 
 def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
-    """Return {data set: its label}: its name, with six digits of its manifest's hash if several
-    sets have that name.
+    """Return {data set: its label}.
+
+    The label is the name. If several sets have one name, it is as much of the end of their paths
+    as tells them apart (Set5/HR, Set14/HR). If their paths are equal too, because the images of a
+    folder were replaced, it is the name with six digits of the manifest's hash.
     """
-    names = {set_of(record): record.image.data for record in records}
-    times = Counter(names.values())
-    return {
-        data: name if times[name] == 1 else f"{name} #{(data or '')[:6]}"
-        for data, name in names.items()
-    }
+    examples = {set_of(record): record for record in records}
+    labels: dict[str | None, str | None] = {}
+    by_name = grouped((record.image.data, data) for data, record in examples.items())
+    for name, of_sets in by_name.items():
+        paths = [path_of(examples[data].configuration.get("data")) for data in of_sets]
+        depths = range(1, max(map(len, paths)) + 1)
+        tails = [["/".join(path[-depth:]) for path in paths] for depth in depths]
+        digits = [f"{name} #{(data or '')[:6]}" for data in of_sets]
+        apart = next((shown for shown in tails if len(set(shown)) == len(shown)), digits)
+        labels |= dict(zip(of_sets, apart if len(of_sets) > 1 else [name], strict=True))
+    return labels
 
 
 def path_of(data: Any) -> tuple[str, ...]:

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from adir.adaptation import base as adapters
 from adir.data.reduced import reduced
-from adir.data.sources.base import storable
 from adir.diffusion.posterior import diffuse, epsilon_loss
 from adir.errors import InputError, first_line
-from adir.files import hash_of, write_json
+from adir.files import hash_of, storable, write_json
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import (

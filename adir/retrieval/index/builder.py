@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from adir.data.fingerprints import fingerprint
-from adir.data.sources.base import Item, Source, SourceDown, each_id_once, storable
+from adir.data.sources.base import Item, Source, SourceDown, each_id_once
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_bytes, write_json
+from adir.files import read_json, sha256_of_bytes, storable, write_json
 from adir.images import from_uint8
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.shards import SCHEMA, IndexedImage, Shard, write_shard
