@@ -136,7 +136,7 @@ class ADIR:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image.
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
 
         Nothing is backpropagated through the network.
 
@@ -226,7 +226,7 @@ class ADIR:
 
 @dataclass(frozen=True)
 class FastADIR(ADIR):
-    """ADIR without fresh noise, with a second-order step at one network evaluation per step.
+    """ADIR sampler without fresh noise that takes second-order steps, with one network call each.
 
     The parameters are the ones of `ADIR`, except that `eta` must be 0. Any other value raises
     ValueError, because fresh noise makes the step first-order.

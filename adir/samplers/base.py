@@ -76,8 +76,8 @@ class Sampler(Protocol):
         Args:
             backbone: a `Denoiser`; for a latent sampler, the class of the backbone family that it
                 supports.
-            operator: a `LinearOperator`; some samplers need more of it, such as deepinv's physics
-                or the mask and prompt of an edit.
+            operator: a `LinearOperator`; some samplers also need its deepinv physics, or the mask
+                and prompt of an edit.
             y: (B, C, h, w) measurements.
             generators: one CPU generator per image, which alone determines the image's random
                 numbers.

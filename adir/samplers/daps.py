@@ -55,9 +55,10 @@ def langevin_step(
 
 @dataclass(frozen=True)
 class DAPS:
-    """Sampler that runs the paper's Algorithm 1; x = x0 + sigma z at each noise level sigma.
+    """Sampler that runs the paper's Algorithm 1.
 
-    One noise level takes these steps, and the result is the last x0:
+    At a noise level sigma, x is x0 plus noise of standard deviation sigma. Each noise level takes
+    these steps, and the result is the last x0:
 
         x0_hat = end of the probability flow that starts at x and sigma, by n_ode_steps of Euler
         x0     ~ p(x0 | x, y) by n_langevin steps from x0_hat, with p(x0 | x) = N(x0_hat, sigma^2 I)
@@ -127,7 +128,7 @@ class DAPS:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image.
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
 
         Nothing is differentiated.
         """
@@ -174,6 +175,6 @@ class DAPS:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It can run every linear task on a pixel backbone.
+        The sampler can run every linear task on a pixel backbone.
         """
         return needs_pixels(self.name, backbone, task)

@@ -97,7 +97,7 @@ class DDNM:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image.
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
 
         Nothing is differentiated.
         """
@@ -135,6 +135,7 @@ class DDNM:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It needs a pixel backbone, and an operator whose singular value decomposition is known.
+        The sampler needs a pixel backbone and an operator whose singular value decomposition is
+        known.
         """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

@@ -65,9 +65,9 @@ class DDPG:
         eps~  = (x_t - sqrt(ab) x~) / sqrt(1 - ab)                          the effective noise
         x_t-1 = sqrt(ab_prev) x~ + sqrt(1 - ab_prev) (sqrt(zeta) z + w sqrt(1 - zeta) eps~)
 
-    If y has noise, mu = (1 - ab_prev) / (1 - ab), eta = max(1e-4, eta_tilde sigma_y^2) and w = delta.
-    The result is then the last x0. If y has no noise, mu = w = 1 and eta = 1e-4, and the result is
-    the last x~. sigma_y is in the units of [-1, 1].
+    If y has noise, mu = (1 - ab_prev) / (1 - ab), eta = max(1e-4, eta_tilde sigma_y^2) and w =
+    delta, and the result is the last x0. If y has no noise, mu = w = 1 and eta = 1e-4, and the
+    result is the last x~. sigma_y is in the units of [-1, 1].
 
     Attributes:
         n_steps: network evaluations.
@@ -95,7 +95,7 @@ class DDPG:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         physics = full_svd(operator, y.dtype, y.device, operator.sigma_y)
         schedule = backbone.schedule.respaced(self.n_steps)
         noisy = operator.sigma_y > 0
@@ -131,6 +131,6 @@ class DDPG:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It needs a pixel backbone, and an operator whose A A^T can be inverted.
+        The sampler needs a pixel backbone and an operator whose A A^T can be inverted.
         """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

@@ -156,7 +156,7 @@ class DDS:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image.
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
 
         Nothing is differentiated.
         """
@@ -241,6 +241,6 @@ class DDS:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It can run every linear task on a pixel backbone.
+        The sampler can run every linear task on a pixel backbone.
         """
         return needs_pixels(self.name, backbone, task)

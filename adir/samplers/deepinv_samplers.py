@@ -179,7 +179,7 @@ class DPS:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         weight = self.weight if self.guidance == "norm" else self.weight / operator.norm**2
         physics = as_physics(operator.build(torch.float32).to(y.device))
         physics.set_noise_model(GaussianNoise(noise_level(operator)).to(y.device))
@@ -199,7 +199,7 @@ class DPS:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It can run every linear task on a pixel backbone.
+        The sampler can run every linear task on a pixel backbone.
         """
         return needs_pixels(self.name, backbone, task)
 
@@ -233,7 +233,7 @@ class DDRM:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         physics = full_svd(operator, torch.float32, y.device, noise_level(operator))
 
         def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
@@ -247,7 +247,8 @@ class DDRM:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It needs a pixel backbone, and an operator whose singular value decomposition is known.
+        The sampler needs a pixel backbone and an operator whose singular value decomposition is
+        known.
         """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 

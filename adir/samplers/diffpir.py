@@ -83,7 +83,7 @@ class DiffPIR:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         sigma_y = noise_level(operator)
         # float64, because A A^T + rho is inverted with rho as small as 4e-10. This happens at the
         # first steps if y has no noise except rounding.
@@ -117,7 +117,7 @@ class DiffPIR:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It needs a pixel backbone, and an operator whose singular value decomposition is known. The
-        proximal step is then exact.
+        The sampler needs a pixel backbone and an operator whose singular value decomposition is
+        known. The proximal step is then exact.
         """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

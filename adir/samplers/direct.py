@@ -76,7 +76,7 @@ class Direct:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w)."""
+        """Return the restoration of y (B, C, h, w)."""
         method = self.METHODS[self.name]
         return one_by_one(
             lambda y, _: Watch(y).finish(method(operator, y), "check the values of y", 0),
@@ -87,7 +87,7 @@ class Direct:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It runs only with adaptation=none, because without a network there is nothing to adapt.
+        The sampler runs only with adaptation=none, because it has no network to adapt.
         """
         if mode.trains:
             return (

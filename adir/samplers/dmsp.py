@@ -129,7 +129,7 @@ class DMSP:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), with one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         sigma_net, sigma_y = self.sigma_net / 255, operator.sigma_y / 2
         known, trace = energy(operator)
 
@@ -161,6 +161,6 @@ class DMSP:
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why this sampler cannot run a cell, or None if it can.
 
-        It can run every linear task on a pixel backbone.
+        The sampler can run every linear task on a pixel backbone.
         """
         return needs_pixels(self.name, backbone, task)
