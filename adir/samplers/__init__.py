@@ -1,1 +1,1 @@
-"""Loops over adir.diffusion that turn y into a restored x."""
+"""Sampling loops built on adir.diffusion that restore x from y."""

@@ -1,5 +1,4 @@
-"""ADIR's sampler (arXiv 2212.03221), Algorithm 1: from x_T ~ N(0, I) down to x_0, guided towards y
-at every step.
+"""ADIR's sampler (arXiv 2212.03221): Algorithm 1 goes from x_T ~ N(0, I) to x_0, guided by y.
 
     1  x_T ~ N(0, I)
     2  for t = T..1:
@@ -9,31 +8,34 @@ at every step.
     6      g = -2 A^T (A mu - y_{t-1})
     7      x_{t-1} ~ N(mu + s Sigma g, Sigma), and at the last step its mean
 
-`ADIR.restore` carries these numbers. It differentiates nothing: g takes the place of a gradient
-through eps_theta.
+The comments in `ADIR.restore` refer to these line numbers. Nothing is differentiated: g replaces a
+gradient through eps_theta.
 
-`eta` scales the noise of line 7 as DDIM does (Song et al., 2021; `ddim_coefficients` derives it):
+`eta` scales the noise of line 7 as in DDIM (Song et al., 2021; `ddim_coefficients` derives it):
 
     4  mu = sqrt(ab_{t-1}) x0_hat + sqrt(1 - ab_{t-1} - eta^2 beta_tilde) eps~
             with eps~ = (x_t - sqrt(ab_t) x0_hat) / sqrt(1 - ab_t)
     7  x_{t-1} ~ N(mu + s Sigma g, eta^2 Sigma)
 
-What the step adds less in fresh noise it keeps in the direction of eps~, so x_{t-1} stays at its
-noise level. At eta = 1 this is Algorithm 1. At eta = 0, where x0_hat is not clipped, eps~ = eps and
-A mu - y_{t-1} = sqrt(ab_{t-1}) (A x0_hat - y): guidance sees the residual alone. At eta = 1 it also
-pushes A mu back up to the noise that mu lacks.
+A step that adds less fresh noise keeps more noise in the direction of eps~, so the noise level of
+x_{t-1} does not depend on eta. At eta = 1 this is Algorithm 1. At eta = 0 and without clipping of
+x0_hat, eps~ = eps and A mu - y_{t-1} = sqrt(ab_{t-1}) (A x0_hat - y). Guidance then depends only on
+the residual of x0_hat. At eta = 1, mu has less noise than y_{t-1}, so guidance also pushes A mu
+back up to that noise level.
 
-`temperature` tau leaves mu and scales the noise alone, x_{t-1} ~ N(mu + s Sigma g, tau^2 eta^2
-Sigma): the network is told of more noise than there is. For a Gaussian prior N(m, S), at eta = 1
-and unguided, the variance v along an eigenvector of S obeys dv/dr = (1 - 2 / V) v + tau^2 in r =
-log ab, with V = ab S + 1 - ab. With v = V w this is dw/dr = (tau^2 - w) / V from w = 1, so the
-samples tend to N(m, tau^2 S): sampling at a lowered temperature (Kingma and Dhariwal, 2018), with
-less spread and nearer to the mean. deepinv's DDRM does the same where its coefficients are real:
-its noise is 1 / sqrt(2) of what the network is told.
+`temperature` tau scales only the noise and leaves mu as it is: x_{t-1} ~ N(mu + s Sigma g, tau^2
+eta^2 Sigma). The network then expects more noise than x_{t-1} contains. To see the effect, take a
+Gaussian prior N(m, S), eta = 1 and no guidance. The variance v along an eigenvector of S obeys
+dv/dr = (1 - 2 / V) v + tau^2, with r = log ab and V = ab S + 1 - ab. Substituting v = V w gives
+dw/dr = (tau^2 - w) / V, starting at w = 1. The samples therefore tend to N(m, tau^2 S), which has
+less spread and lies nearer to the mean: sampling at a lowered temperature (Kingma and Dhariwal,
+2018). deepinv's DDRM has the same effect if its coefficients are real, because it adds 1 / sqrt(2)
+of the noise that the network expects.
 
-`FastADIR` is eta = 0 with a step of second order: line 4 takes the x0_hat that `extrapolated_x0`
-expects along the step in place of the one at its start. Lines 5 to 7 stay, so guidance is of first
-order; both tend to one limit as n_steps grows.
+`FastADIR` takes eta = 0 and a second-order step. In line 4 it uses the x0_hat that
+`extrapolated_x0` predicts for the whole step, not the x0_hat at its start. Lines 5 to 7 do not
+change, so guidance remains first-order. FastADIR and ADIR with eta = 0 have the same limit as
+n_steps grows.
 """
 
 import math
@@ -65,36 +67,40 @@ from adir.samplers.base import (
 from adir.tasks.base import LinearOperator, Task
 
 NOISY = (
-    "back_projection=true reproduces y exactly, and {}, which would come back amplified: "
+    "back_projection=true would amplify the noise of {source}, {level:g} grey levels: "
     "use back_projection=false"
 )
 
 
 @dataclass(frozen=True)
 class ADIR:
-    """Algorithm 1 with its free parameters; the defaults are the paper's where it states them,
-    conf/sampler/ has ours.
+    """Sampler that runs Algorithm 1 and exposes its free parameters.
 
-    n_steps: sampling steps, spread evenly over the schedule (paper: 1000 for guided diffusion).
-    guidance_scale: s; the paper does not state it.
-    variance: Sigma, also the noise that is added: `learned` by the network, `small` (beta tilde) or
-        `large` (beta). `learned` on a network without learned variance raises ValueError.
-    clip_x0: clip x0_hat to [-1, 1].
-    cap: lower s Sigma where the step would diverge (adir.diffusion.guidance.STABLE_STEP); False is
-        the literal algorithm.
-    measurement_level: the noise level of line 5: `mean` is that of mu, the next, cleaner level;
-        `current` is that of x_t. The paper's index allows both readings; they agree as n_steps
-        grows.
-    eta: fresh noise of a step over that of Algorithm 1, from 0 (none: deterministic after x_T) to 1
-        (the paper).
-    temperature: fresh noise over the noise that the network is told of, from 0 to 1 (the paper);
-        lower is smoother.
-    back_projection: return x_hat + A_dagger (y - A x_hat), which explains y exactly; for y without
-        noise alone.
+    The defaults are the paper's values if the paper states them. The files in conf/sampler/ have
+    our values.
+
+    Attributes:
+        n_steps: sampling steps, spread evenly over the schedule (paper: 1000 for guided diffusion).
+        guidance_scale: s, which the paper does not state.
+        variance: Sigma, also the variance of the added noise: `learned` by the network, `small`
+            (beta tilde) or `large` (beta). `learned` raises ValueError if the network predicts no
+            variance.
+        clip_x0: True clips x0_hat to [-1, 1].
+        cap: True lowers s Sigma if the step would diverge (adir.diffusion.guidance.STABLE_STEP);
+            False is the literal algorithm.
+        measurement_level: noise level of line 5. `mean` is the level of mu, which is the next,
+            cleaner one; `current` is the level of x_t. The paper's index allows both readings, and
+            they agree as n_steps grows.
+        eta: fresh noise of a step relative to Algorithm 1, from 0 (deterministic after x_T) to 1
+            (the paper).
+        temperature: fresh noise relative to the noise that the network expects, from 0 to 1 (the
+            paper). Lower values give smoother images.
+        back_projection: True returns x_hat + A_dagger (y - A x_hat), which reproduces y exactly. It
+            requires a y without noise.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "adir"
     n_steps: int = 1000
     guidance_scale: float = 1.0
@@ -130,18 +136,18 @@ class ADIR:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image; no backpropagation through the
-        network.
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
 
-        Raises ValueError for back_projection of a noisy y, and for variance=learned of a network
-        without it.
+        Nothing is backpropagated through the network.
+
+        Raises:
+            ValueError: if back_projection=True and y has noise, or if variance="learned" and the
+                network predicts no variance.
         """
         if self.back_projection and operator.sigma_y > 0:
-            raise ValueError(
-                NOISY.format(f"y has noise of {operator.sigma_y * 127.5:g} grey levels")
-            )
-        # The tables' entries are 0-dimensional float64: 1 - alpha_bar keeps its digits, and
-        # products keep x_t's float32.
+            raise ValueError(NOISY.format(source="y", level=operator.sigma_y * 127.5))
+        # Table entries are 0-dimensional float64 tensors. So 1 - alpha_bar keeps its digits, and
+        # products with x_t remain float32.
         schedule = backbone.schedule.respaced(self.n_steps)
         level = schedule.alpha_bar_prev if self.measurement_level == "mean" else schedule.alpha_bar
         coef1, coef2 = self._mean_coefficients(schedule)
@@ -161,8 +167,8 @@ class ADIR:
             )  # 4
             log_Sigma = self._log_variance(predicted.variance_fraction, schedule, i)
 
-            # 5 and 6 in one: A is linear, so A mu - y_{t-1} takes one application of A where the
-            # two lines take two.
+            # Lines 5 and 6 in one. A is linear, so A mu - y_{t-1} needs one application of A
+            # instead of two.
             g = relaxed_gradient(mu, predicted.eps, y, level[i], operator.A, operator.A_adjoint)
 
             s_Sigma, capped = guided_step_size(
@@ -183,22 +189,24 @@ class ADIR:
         return watch.finish(x_t, remedy, network_evaluations=len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """A one-line reason why this sampler cannot do a cell; None where it can."""
+        """Return one line on why this sampler cannot run a cell, or None if it can."""
         reason = needs_pixels(self.name, backbone, task)
         if reason is None and self.back_projection and task.sigma_y > 0:
-            return NOISY.format(f"task {task.name} has noise of {task.sigma_y:g} grey levels")
+            return NOISY.format(source=f"task {task.name}", level=task.sigma_y)
         return reason
 
     def _x0_of_step(
         self, x0_hat: Tensor, earlier: Tensor | None, schedule: Schedule, i: int
     ) -> Tensor:
-        """x_0 that step i goes by; earlier: x0_hat of the step before, None at the first."""
+        """Return the x_0 that the mean of step i is computed from.
+
+        The argument `earlier` is x0_hat of the previous step, or None at the first step.
+        """
         return x0_hat
 
     def _mean_coefficients(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        if (
-            self.eta == 1
-        ):  # equal to the others but for their last digit, which would change published results
+        # At eta = 1 both formulas agree up to rounding, which would change published results.
+        if self.eta == 1:
             return schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
         return ddim_coefficients(
             schedule.alpha_bar, schedule.alpha_bar_prev, schedule.posterior_variance, self.eta
@@ -209,7 +217,8 @@ class ADIR:
         if self.variance == "learned":
             if fraction is None:
                 raise ValueError(
-                    "variance=learned, but this backbone predicts no variance: use small or large"
+                    "variance=learned, but this backbone predicts no variance: "
+                    "use variance=small or variance=large"
                 )
             return learned_log_variance(fraction, log_small, log_large)
         return {"small": log_small, "large": log_large}[self.variance]
@@ -217,10 +226,10 @@ class ADIR:
 
 @dataclass(frozen=True)
 class FastADIR(ADIR):
-    """ADIR without fresh noise, of second order in the step at one network evaluation a step;
-    parameters are those of `ADIR`.
+    """ADIR sampler without fresh noise that takes second-order steps, with one network call each.
 
-    eta: 0 alone; another raises ValueError, as noise is of first order.
+    The parameters are the ones of `ADIR`, except that `eta` must be 0. Any other value raises
+    ValueError, because fresh noise makes the step first-order.
     """
 
     version: ClassVar[int] = 1
@@ -231,7 +240,7 @@ class FastADIR(ADIR):
         super().__post_init__()
         if self.eta != 0:
             raise ValueError(
-                f"eta={self.eta!r}: the second-order step has no noise; use eta=0, or sampler=adir"
+                f"eta={self.eta!r}: the second-order step has no noise: use eta=0, or sampler=adir"
             )
 
     def _x0_of_step(

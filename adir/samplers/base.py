@@ -1,5 +1,7 @@
-"""What a sampler is and gives, and what samplers share: the watch over a batch, noise, ranges,
-reasons for not taking part.
+"""Interface of samplers, and helpers that several samplers share.
+
+The helpers count failed and capped steps, draw noise, convert value ranges, and explain why a
+sampler cannot run a cell.
 """
 
 import math
@@ -16,75 +18,88 @@ from adir.tasks.base import LinearOperator, Task
 
 @dataclass(frozen=True)
 class Restoration:
-    """The sampler's result for one batch; every list has one entry per image."""
+    """Result of a sampler for one batch; each list has one entry per image."""
 
     x_hat: Tensor
-    """(B, 3, H, W), about [-1, 1]; NaN throughout for an image that failed, so that it cannot pass
-    for a result.
+    """Restored images (B, 3, H, W), about [-1, 1].
+
+    A failed image is NaN throughout, so that nobody can mistake it for a result.
     """
     capped_steps: list[int]
-    """Number of steps at which the guidance was lowered to stay stable, of `n_steps`."""
+    """The number of steps, out of `n_steps`, at which guidance was lowered for stability."""
     errors: list[str | None]
-    """Why an image failed: the step at which NaN or Inf appeared, and what to do."""
+    """None, or the step at which NaN or Inf appeared together with a remedy."""
     network_evaluations: int
-    """Calls of the network for one image, with and without a gradient."""
+    """The number of network calls per image, with and without gradients."""
     gradient_evaluations: int
-    """Those of them that were differentiated, each of which costs a backward pass besides."""
+    """The number of these network calls that were differentiated.
+
+    Each one costs a backward pass in addition.
+    """
 
 
 class Adaptation(Protocol):
-    """What a sampler asks of the mode of adaptation; adir.adaptation.modes.Mode."""
+    """Attributes of an adaptation mode that samplers read; adir.adaptation.modes.Mode has them."""
 
     @property
     def name(self) -> str:
-        """The mode, such as knn."""
+        """The name of the mode, such as knn."""
 
     trains: ClassVar[bool]
-    """Whether the network is tuned before sampling."""
+    """True if the network is tuned before sampling."""
     on_y: ClassVar[bool]
-    """Whether it is tuned on y itself."""
+    """True if the network is tuned on y itself, before or during sampling."""
 
 
 class Sampler(Protocol):
-    """What turns y into a restored image; ADIR is one."""
+    """Method that restores an image from a measurement y; ADIR is one."""
 
     @property
     def name(self) -> str:
-        """In configurations, paths and tables."""
+        """The name in configurations, paths and tables."""
 
     version: ClassVar[int]
-    """Of the class, with `name` and the settings part of a cell's identity: raised when a change
-    changes its result.
+    """The version of the class, which is part of a cell's identity with `name` and the settings.
+
+    Raise it whenever a change of the class alters its results.
     """
 
     @property
     def n_steps(self) -> int:
-        """0 for methods without steps, which draw nothing."""
+        """The number of sampling steps; 0 for methods without steps, which draw no noise."""
 
     def restore(
         self, backbone: Any, operator: Any, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image, on which alone the image's
-        randomness depends.
+        """Return restored images for a batch of measurements.
 
-        backbone: a `Denoiser`, or for a latent sampler its family's class.  operator: a
-            `LinearOperator`, or one with more
-        to it: deepinv's physics, an edit's mask and prompt.
+        Args:
+            backbone: a `Denoiser`; for a latent sampler, the class of the backbone family that it
+                supports.
+            operator: a `LinearOperator`; some samplers also need its deepinv physics, or the mask
+                and prompt of an edit.
+            y: (B, C, h, w) measurements.
+            generators: one CPU generator per image, which alone determines the image's random
+                numbers.
         """
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """One line on why this sampler cannot do a cell; None where it can."""
+        """Return one line on why this sampler cannot run a cell, or None if it can."""
 
 
 class Steered(Protocol):
-    """The network as it is tuned to one image while that is sampled;
-    adir.adaptation.steering.SteeredNetwork.
+    """Network that is tuned to one image while that image is sampled.
+
+    The implementation is adir.adaptation.steering.SteeredNetwork.
     """
 
     network_evaluations: int
-    """Calls of the network so far, for this image, by the tuning."""
+    """The number of network calls that this object has made for the image so far.
+
+    It counts tuning iterations and predictions of the tuned network.
+    """
     gradient_evaluations: int
-    """Those of them that were differentiated."""
+    """The number of these network calls that were differentiated."""
 
     def eps(
         self,
@@ -93,35 +108,37 @@ class Steered(Protocol):
         predict: Callable[[], Tensor],
         outcome: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Tune the network, if that is due at this step, and return the tuned network's eps.
+        """Tune the network if tuning is due at this step, and return the tuned network's eps.
 
-        The network is as it was then.
+        Afterwards the network has its original weights again.
 
         Args:
-            i: the step, counted from the cleanest, 0.
-            eps: (1, 3, H, W) of the untuned network.
-            predict: the eps of the network as it stands, differentiable in its weights where
-                gradients are enabled.
-            outcome: the clean image x_hat that follows from an eps, and A x_hat - y;
-                differentiable.
+            i: index of the step; 0 is the cleanest, and therefore the last.
+            eps: (1, 3, H, W) prediction of the untuned network.
+            predict: returns eps of the network in its current state. The result is differentiable
+                in the network's weights if gradients are enabled.
+            outcome: maps an eps to (x_hat, A x_hat - y), where x_hat is the clean image that
+                follows from this eps. Both are differentiable.
         """
 
 
 @runtime_checkable
 class Steering(Protocol):
-    """A mode of adaptation that tunes the network while it samples;
-    adir.adaptation.steering.SteerableConditional.
+    """Adaptation mode that tunes the network during sampling.
+
+    The implementation is adir.adaptation.steering.SteerableConditional.
     """
 
     def steered(self, network: nn.Module, generator: torch.Generator) -> Steered:
-        """Return the network with a fresh adapter for one image. generator: of the adapter's first
-        weights.
+        """Return the network with a fresh adapter for one image.
+
+        The generator draws the first weights of the adapter.
         """
 
 
 @runtime_checkable
 class SteerableSampler(Protocol):
-    """A `Sampler` under which the network may be tuned at each step."""
+    """`Sampler` that can use a network tuned anew at each step."""
 
     def restore_steered(
         self,
@@ -131,16 +148,18 @@ class SteerableSampler(Protocol):
         generators: list[torch.Generator],
         steering: list[Steered],
     ) -> Restoration:
-        """As `Sampler.restore`. steering: one per image."""
+        """Return what `Sampler.restore` returns, with the network tuned during sampling.
+
+        The list `steering` has one tuned network per image.
+        """
 
 
 class Watch:
-    """Counts, for each image of a batch, the steps whose guidance was capped, and those before its
-    first NaN or Inf.
+    """Per-image counter of capped steps, and of steps before the first NaN or Inf.
 
-    The counts stay on y's device until `finish` reads them: an answer from a GPU would leave it
-    idle until the next step is queued. So an image that fails is sampled to the end, and stays
-    failed whatever it becomes on the way.
+    The counts stay on y's device until `finish` reads them. Reading them from a GPU at every step
+    would leave the GPU idle until the next step is queued. A failed image is therefore sampled to
+    the end. It counts as failed even if its later values are finite.
     """
 
     def __init__(self, y: Tensor) -> None:
@@ -151,8 +170,10 @@ class Watch:
         self._capped_steps = torch.zeros_like(self._sound_steps)
 
     def step(self, x_t: Tensor, capped: Tensor | None = None) -> None:
-        """Look at x_t (B, C, h, w) after a step.  capped: where its guidance was lowered, shaped as
-        x_t or 0-dimensional.
+        """Count one step, which resulted in x_t (B, C, h, w).
+
+        `capped` is True at the entries whose guidance was lowered. It is shaped as x_t or
+        0-dimensional.
         """
         self._n_steps += 1
         if capped is not None:
@@ -166,8 +187,13 @@ class Watch:
     def finish(
         self, x_hat: Tensor, remedy: str, network_evaluations: int, gradient_evaluations: int = 0
     ) -> Restoration:
-        """The batch's result, in the type of y.  remedy: what to do about an image that failed,
-        such as "lower alpha".
+        """Return the batch's restoration in the dtype of y, with failed images set to NaN.
+
+        Args:
+            x_hat: (B, 3, H, W) restored images.
+            remedy: advice that ends the error of a failed image, such as "lower alpha".
+            network_evaluations: number of network calls per image.
+            gradient_evaluations: number of these calls that were differentiated.
         """
         sound = self._sound & finite(x_hat)
         errors: list[str | None] = [None] * len(x_hat)
@@ -185,7 +211,7 @@ class Watch:
 
 
 def finite(x: Tensor) -> Tensor:
-    """(B,) bool: the images of a batch without NaN and Inf."""
+    """Return (B,) bool, True for each image of a batch without NaN and Inf."""
     return torch.isfinite(x).flatten(1).all(1)
 
 
@@ -194,8 +220,9 @@ def one_by_one(
     y: Tensor,
     generators: list[torch.Generator],
 ) -> Restoration:
-    """Restore each image of the batch y (B, C, h, w) apart: for methods whose rounding, or noise,
-    is a whole batch's.
+    """Restore each image of the batch y (B, C, h, w) separately.
+
+    Use this for methods whose rounding or noise would depend on the rest of the batch.
     """
     results = [restore_one(y[b : b + 1], [noise]) for b, noise in enumerate(generators)]
     return Restoration(
@@ -208,65 +235,69 @@ def one_by_one(
 
 
 def draw_noise(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor) -> Tensor:
-    """(B, *shape) standard normal, image b from generators[b] on the CPU, in the type and on the
-    device of `like`.
+    """Return standard normal noise (B, *shape); generators[b] draws image b on the CPU.
+
+    The noise has the dtype and the device of `like`.
     """
     noise = [torch.randn(shape, generator=generator, dtype=like.dtype) for generator in generators]
     stacked = torch.stack(noise)
-    if (
-        like.device.type == "cuda"
-    ):  # from pageable memory the copy would wait for the step before it
+    if like.device.type == "cuda":
+        # A copy from pageable memory would wait for the previous step to finish.
         stacked = stacked.pin_memory()
     return stacked.to(like.device, non_blocking=True)
 
 
 ROUNDING = 1 / (255 * math.sqrt(12))
-"""Standard deviation that rounding to 8 bits leaves in an image in [0, 1]: what is unknown of y
-where it has no noise.
+"""Standard deviation of rounding to 8 bits, for images in [0, 1].
+
+It is the uncertainty of a y without noise.
 """
 
 
 def in_unit_range(operator: LinearOperator, y: Tensor) -> Tensor:
-    """y of an image in [-1, 1] as y of the same image in [0, 1]:
+    """Return y of an image in [0, 1], given y of the same image in [-1, 1].
 
-    (y + A 1) / 2, as A((x + 1) / 2) is that.
-
-    For inpainting 0 stays 0 in the hole, where A 1 is 0.
+    By linearity A((x + 1) / 2) = (y + A 1) / 2. In the hole of inpainting, A 1 = 0, so y stays 0.
     """
     ones = torch.ones(operator.image_shape, dtype=y.dtype, device=y.device)
     return (y + operator.A(ones)) / 2
 
 
 def noise_level(operator: LinearOperator) -> float:
-    """Standard deviation of y's noise for an image in [0, 1]: at least the rounding of its file, as
-    y is never exact.
+    """Return the standard deviation of y's noise in the units of images in [0, 1].
+
+    The value is at least `ROUNDING`, because y comes from an 8-bit file and is never exact.
     """
     return max(operator.sigma_y / 2, ROUNDING)
 
 
 def needs_pixels(name: str, backbone: Backbone, task: Task) -> str | None:
-    """The reason for which a sampler that restores pixels leaves out a latent backbone, or a task
-    that has a prompt.
+    """Return why a sampler that restores pixels cannot run a cell, or None if it can.
+
+    Such a sampler supports neither latent backbones nor tasks with a prompt.
     """
     if backbone.kind == "latent":
-        return f"sampler {name} works on pixels, and backbone {backbone.name} on latents"
+        return (
+            f"sampler {name} works on pixels, but backbone {backbone.name} on latents: "
+            "use a pixel backbone"
+        )
     if task.edits:
         return (
-            f"task {task.name} repaints as a prompt says, which neither backbone "
-            f"{backbone.name} nor sampler {name} can: "
+            f"task {task.name} edits images by a prompt, which neither backbone "
+            f"{backbone.name} nor sampler {name} supports: "
             "use backbone=sd_inpaint sampler=sd_inpaint"
         )
     return None
 
 
 def require_steps(n_steps: Any, least: int = 1) -> None:
-    """Raise ValueError unless a sampler can take this many steps."""
+    """Raise ValueError unless n_steps is an integer of at least `least`."""
     if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < least:
         raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
 
 
 def require_share(**values: float) -> None:
-    """Raise ValueError for the first of these settings, by name, that is not from 0 to 1."""
+    """Raise ValueError for the first setting outside [0, 1]; keywords are the settings' names."""
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value!r}: a number from 0 to 1 is needed")

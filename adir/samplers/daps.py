@@ -21,13 +21,16 @@ from adir.samplers.base import (
 from adir.tasks.base import LinearOperator, Task
 
 LOWEST = 0.01
-"""The noise level that the steps of each probability flow go towards."""
+"""Noise level at which the steps of each probability flow would end.
+
+The last step goes to 0 instead.
+"""
 
 
 def polynomial_levels(high: float, low: float, n: int) -> Tensor:
-    """(n,) float64 noise levels from high to low, even in their 7th root:
+    """Return (n,) float64 noise levels from high to low, evenly spaced in their 7th root.
 
-    EDM (Karras et al., 2022), eq. 5 with rho = 7.
+    This is EDM (Karras et al., 2022), eq. 5 with rho = 7.
     """
     return torch.linspace(high ** (1 / 7), low ** (1 / 7), n, dtype=torch.float64) ** 7
 
@@ -38,7 +41,7 @@ def langevin_step(
     """Return x0 after one Langevin step on N(x0_hat, r^2 I) exp(-|A x - y|^2 / (2 tau^2)).
 
     Args:
-        x0: (B, 3, H, W), where it starts.
+        x0: (B, 3, H, W), the start of the step.
         x0_hat: shaped as x0.
         data_gradient: A^T (A x0 - y), shaped as x0.
         eta: step size.
@@ -52,32 +55,39 @@ def langevin_step(
 
 @dataclass(frozen=True)
 class DAPS:
-    """At each noise level sigma, from the paper's Algorithm 1, with x = x0 + sigma noise:
+    """Sampler that runs the paper's Algorithm 1.
 
-        x0_hat = end of the probability flow from x at sigma, n_ode_steps of Euler
-        x0     ~ p(x0 | x, y) by n_langevin steps from x0_hat, where p(x0 | x) is N(x0_hat, sigma^2 I)
+    At a noise level sigma, x is x0 plus noise of standard deviation sigma. Each noise level takes
+    these steps, and the result is the last x0:
+
+        x0_hat = end of the probability flow that starts at x and sigma, by n_ode_steps of Euler
+        x0     ~ p(x0 | x, y) by n_langevin steps from x0_hat, with p(x0 | x) = N(x0_hat, sigma^2 I)
         x      = x0 + sigma_next z
 
-    and the result is the last x0. Consecutive levels are decoupled: x0 is diffused anew, not
-    corrected. The levels are the network's own, those nearest to the paper's; a flow's go from
-    sigma towards `LOWEST`, even in their 7th root, the last step to 0.
+    Consecutive levels are decoupled, because x0 is diffused anew and not corrected. Each noise
+    level of the paper is replaced by the nearest level of the network's schedule. The levels within
+    one flow go from sigma towards `LOWEST`, evenly spaced in their 7th root, and the last step ends
+    at 0.
 
-    The defaults are the authors' settings for pixels, clip_x0 apart.
+    The defaults are the authors' settings for pixels, except clip_x0.
 
-    n_steps: evaluations of the network in all: 1000 are 200 noise levels with 5 each. What is left
-        over goes to the first.
-    n_ode_steps: of each flow; the first has fewer where n_steps is less.
-    n_langevin: applications of A and A^T at each level.
-    eta_0: Langevin step size at the first level. eta_0 |A|^2 / tau^2 above 2 diverges.
-    delta: share of it that would be left after the last level; linear in the levels' number.
-    tau: standard deviation of y around A x0 that is assumed, of images in [-1, 1]; the authors',
-        whose y has noise of 0.05.
-    sigma_max, sigma_min: the first and the last noise level.
-    clip_x0: clip the network's clean estimates to [-1, 1].
+    Attributes:
+        n_steps: network evaluations in total; 1000 evaluations are 200 noise levels with 5 each.
+            The first level takes the remainder of a division by n_ode_steps.
+        n_ode_steps: Euler steps of each flow. If n_steps is smaller, the only flow takes n_steps.
+        n_langevin: Langevin steps at each noise level; each one applies A and A^T once.
+        eta_0: Langevin step size at the first level. Langevin steps diverge if eta_0 |A|^2 / tau^2
+            exceeds 2.
+        delta: fraction of eta_0 that the step size would reach after the last level. The step size
+            falls linearly from level to level.
+        tau: assumed standard deviation of y around A x0, for images in [-1, 1]. The authors use the
+            default on a y with noise of 0.05.
+        sigma_max, sigma_min: the first and the last noise level.
+        clip_x0: True clips the network's clean-image estimates to [-1, 1].
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "daps"
     n_steps: int = 1000
     n_ode_steps: int = 5
@@ -118,7 +128,10 @@ class DAPS:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
+
+        Nothing is differentiated.
+        """
         alpha_bar, timesteps = backbone.schedule.alpha_bar, backbone.schedule.timesteps
         table = ((1 - alpha_bar) / alpha_bar).sqrt()
 
@@ -160,5 +173,8 @@ class DAPS:
         return watch.finish(x0, "lower eta_0 or raise tau", self.n_steps)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Any linear task on pixels."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler can run every linear task on a pixel backbone.
+        """
         return needs_pixels(self.name, backbone, task)

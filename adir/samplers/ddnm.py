@@ -1,5 +1,6 @@
-"""DDNM+: the denoising diffusion null-space model, for noisy y too (Wang, Yu and Zhang, ICLR 2023,
-arXiv 2212.00490).
+"""DDNM+, the denoising diffusion null-space model for clean and noisy measurements y.
+
+Source: Wang, Yu and Zhang, ICLR 2023, arXiv 2212.00490.
 """
 
 from dataclasses import dataclass
@@ -30,25 +31,28 @@ from adir.tasks.operators import Operator
 def range_space_factors(
     s: Tensor, a: float, sigma_t: float, sigma_y: float, eta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how DDNM+ treats each singular direction of A: its appendix, in the DDIM form of the
-    authors' code.
+    """Return the factors of DDNM+ for each singular direction of A: the paper's appendix.
 
-    Data that replace x0 bring noise of a sigma_y / s into x_{t-1}. Where that is less than sigma_t,
-    they do, and fresh noise fills up what is missing; where it is more, they are mixed in as far as
-    it allows. Both ways the noise of x_{t-1} is sigma_t, and so it is where A is blind.
+    The formulas are in the DDIM form of the authors' code. Replacing x0 by data brings noise of
+    standard deviation a sigma_y / s into x_{t-1}. If this is at most sigma_t, the data replace x0,
+    and fresh noise fills up the difference. If it is more, the data are mixed in as far as sigma_t
+    allows. In both cases, and in the null space of A too, the noise of x_{t-1} has standard
+    deviation sigma_t.
 
     Args:
-        s: singular values, of at least 0, 0 where A is blind.
+        s: singular values, at least 0; they are 0 in the null space of A.
         a: sqrt(alpha_bar) of x_{t-1}.
         sigma_t: sqrt(1 - alpha_bar) of x_{t-1}.
         sigma_y: standard deviation of the noise of y, above 0.
-        eta: share of fresh noise where the data do not give it, from 0 to 1.
+        eta: share of fresh noise in directions whose noise the data do not determine, from 0 to 1.
 
-    Returns: (gain, fresh, kept), shaped as s: the factors of U^T (y - A x0), which is Sigma_t
-        A_dagger there, of standard normal noise, and of the network's eps.
+    Returns:
+        (gain, fresh, kept), each shaped as s. `gain` multiplies U^T (y - A x0), so that V gain U^T
+        is the paper's Sigma_t A_dagger. `fresh` multiplies standard normal noise, and `kept`
+        multiplies the network's eps.
     """
     seen = s > 1e-10 * s.max()
-    at_most = sigma_t / (a * sigma_y)  # of s^-1 lambda, without eta
+    at_most = sigma_t / (a * sigma_y)  # upper bound of the gain, before the factor sqrt(1 - eta^2)
     clean = seen & (s * at_most >= 1)
     inverse = torch.where(clean, 1 / torch.where(clean, s, 1), 0)
     keeps = (1 - eta**2) ** 0.5
@@ -62,21 +66,25 @@ def range_space_factors(
 
 @dataclass(frozen=True)
 class DDNM:
-    """The range of A^T from y, its null space from the network, and noise that makes up x_{t-1}:
+    """Sampler that takes the range of A^T from y and the null space of A from the network.
+
+    Each step adds noise to complete x_{t-1}:
 
         x0      = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
         x0'     = x0 + V gain U^T (y - A x0)
         x_{t-1} = sqrt(ab_prev) x0' + V fresh V^T z + V kept V^T eps
 
-    with A = U diag(s) V^T and the factors of `range_space_factors`. y has at least the noise of 8
-    bits; the paper's DDNM, for y without noise, is the limit.
+    Here A = U diag(s) V^T, and `range_space_factors` returns gain, fresh and kept. The assumed
+    noise of y is at least the rounding to 8 bits. The paper's DDNM, for y without noise, is the
+    limit.
 
-    n_steps: evaluations of the network; the authors' code has 100.
-    eta: share of fresh noise, from 0 to 1; the authors' code has 0.85.
+    Attributes:
+        n_steps: network evaluations; the authors' code uses 100.
+        eta: share of fresh noise, from 0 to 1; the authors' code uses 0.85.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "ddnm"
     n_steps: int = 100
     eta: float = 0.85
@@ -89,7 +97,10 @@ class DDNM:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
+
+        Nothing is differentiated.
+        """
         sigma_y = 2 * noise_level(operator)  # of images in [-1, 1]
         physics = full_svd(operator, y.dtype, y.device, sigma_y / 2)
         schedule = backbone.schedule.respaced(self.n_steps)
@@ -122,5 +133,9 @@ class DDNM:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, and an operator whose singular value decomposition is known."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler needs a pixel backbone and an operator whose singular value decomposition is
+        known.
+        """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

@@ -1,5 +1,6 @@
-"""DDPG: guidance from back-projection to least squares (Garber and Tirer, CVPR 2024, arXiv
-2312.16519).
+"""DDPG, a sampler whose guidance moves from back-projection to least squares.
+
+Source: Garber and Tirer, CVPR 2024, arXiv 2312.16519.
 """
 
 from dataclasses import dataclass
@@ -26,17 +27,26 @@ from adir.tasks.base import Task
 from adir.tasks.operators import Operator
 
 LEAST_ETA = 1e-4
-"""Regularisation of A A^T without noise: the authors' code (ddpg_scheme.py, eta_reg)."""
+"""Smallest regularisation of A A^T, which applies to y without noise.
+
+The value is `eta_reg` in the authors' ddpg_scheme.py.
+"""
 
 
 def preconditioned_guidance(
     physics: DecomposablePhysics, residual: Tensor, delta: float, eta: float, step_scale: float
 ) -> Tensor:
-    """A^T W residual with W = (1 - delta) (A A^T + eta I)^-1 + delta c I: the paper's
-    preconditioner, c = step_scale.
+    """Return A^T W residual, where W is the preconditioner of the paper.
 
-    delta = 0 is back-projection, 1 is the least-squares gradient.  residual: A x0_hat - y, (B, C,
-    h, w).
+    W = (1 - delta) (A A^T + eta I)^-1 + delta c I, with c = step_scale. At delta = 0 this is
+    back-projection, at delta = 1 the gradient of least squares.
+
+    Args:
+        physics: A with its full singular value decomposition.
+        residual: A x0_hat - y, (B, C, h, w).
+        delta: weight of the least-squares gradient, from 0 to 1.
+        eta: regularisation of A A^T, above 0.
+        step_scale: c, the step size of the least-squares gradient.
     """
     return (1 - delta) * back_projection(
         physics, residual, eta
@@ -45,27 +55,31 @@ def preconditioned_guidance(
 
 @dataclass(frozen=True)
 class DDPG:
-    """The sampling scheme of the paper, with the steps and names of the authors' code
-    (functions/ddpg_scheme.py):
+    """Sampler of the paper, with the steps and names of the authors' functions/ddpg_scheme.py.
+
+    Each step computes
 
         x0    = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
-        delta = ab_prev^gamma, and 0 without noise
+        delta = ab_prev^gamma, or 0 if y has no noise
         x~    = x0 - mu A^T ((1 - delta) (A A^T + eta I)^-1 + delta c I) (A x0 - y)
-        eps~  = (x_t - sqrt(ab) x~) / sqrt(1 - ab)                                    the effective noise
+        eps~  = (x_t - sqrt(ab) x~) / sqrt(1 - ab)                          the effective noise
         x_t-1 = sqrt(ab_prev) x~ + sqrt(1 - ab_prev) (sqrt(zeta) z + w sqrt(1 - zeta) eps~)
 
-    With noise mu = (1 - ab_prev) / (1 - ab), eta = eta_tilde sigma_y^2, w = delta, and the result
-    is the last x0; without, mu = w = 1, eta = 1e-4, and the result is the last x~. sigma_y in the
-    units of [-1, 1].
+    If y has noise, mu = (1 - ab_prev) / (1 - ab), eta = max(1e-4, eta_tilde sigma_y^2) and w =
+    delta, and the result is the last x0. If y has no noise, mu = w = 1 and eta = 1e-4, and the
+    result is the last x~. sigma_y is in the units of [-1, 1].
 
-    n_steps: evaluations of the network.  zeta, zeta_noisy: share of fresh noise without and with
-        noise in y.
-    gamma: how early guidance turns to least squares (larger: later).  step_scale: c, at most 1 /
-        |A|^2.
+    Attributes:
+        n_steps: network evaluations.
+        zeta: share of fresh noise if y has no noise.
+        zeta_noisy: share of fresh noise if y has noise.
+        gamma: controls when guidance turns to least squares; a larger value turns later.
+        eta_tilde: regularisation eta in units of sigma_y^2.
+        step_scale: c, at most 1 / |A|^2.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "ddpg"
     n_steps: int = 100
     zeta: float = 0.7
@@ -81,7 +95,7 @@ class DDPG:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         physics = full_svd(operator, y.dtype, y.device, operator.sigma_y)
         schedule = backbone.schedule.respaced(self.n_steps)
         noisy = operator.sigma_y > 0
@@ -115,5 +129,8 @@ class DDPG:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, and an operator whose A A^T can be inverted."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler needs a pixel backbone and an operator whose A A^T can be inverted.
+        """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

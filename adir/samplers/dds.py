@@ -1,5 +1,6 @@
-"""DDS: decomposed diffusion sampling (Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754), whose
-network may be tuned meanwhile.
+"""DDS, decomposed diffusion sampling, with a network that may be tuned during sampling.
+
+Source: Chung, Lee and Ye, ICLR 2024, arXiv 2303.05754.
 """
 
 import math
@@ -30,18 +31,20 @@ from adir.tasks.base import LinearOperator, Task
 def conjugate_gradients(
     apply: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, n_steps: int
 ) -> Tensor:
-    """Return x after some steps of conjugate gradients on M x = b (Hestenes and Stiefel, 1952),
-    differentiable in b and x.
+    """Return x after n_steps of conjugate gradients on M x = b (Hestenes and Stiefel, 1952).
+
+    The result is differentiable in b and x.
 
     Args:
-        apply: M, linear, symmetric and positive definite, on batches; no image of a batch affects
+        apply: M on batches: linear, symmetric and positive definite. No image of a batch may affect
             another.
         b: (B, C, H, W).
-        x: where to start, shaped as b.
-        n_steps: as many as M has distinct eigenvalues solve the system, up to rounding.
+        x: start of the iteration, shaped as b.
+        n_steps: number of steps. If it equals the number of distinct eigenvalues of M, the system
+            is solved up to rounding.
 
     Returns:
-        x, shaped as b. Each image has step sizes of its own; one that is solved stays as it is.
+        x, shaped as b. Each image has its own step sizes; an image that is solved does not change.
     """
     r = b - apply(x)
     p, rr = r, dot(r, r)
@@ -55,13 +58,14 @@ def conjugate_gradients(
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """(B, 1, 1, 1): the inner product of each image of a batch with its twin."""
+    """Return (B, 1, 1, 1), the inner product of each image in `a` with the same image in `b`."""
     return (a * b).sum((1, 2, 3), keepdim=True)
 
 
 def nonzero(value: Tensor) -> Tensor:
-    """The value, or 1 where it is 0: 0 / 0 of a residual that is gone shall be 0, and its gradient
-    too.
+    """Return the value with each 0 replaced by 1.
+
+    Dividing by the result makes 0 / 0 of a vanished residual, and its gradient, equal to 0.
     """
     return torch.where(value == 0, 1, value)
 
@@ -69,17 +73,17 @@ def nonzero(value: Tensor) -> Tensor:
 def ddim_step(
     x0: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float, z: Tensor | None
 ) -> Tensor:
-    """Return x_{t-1}:
+    """Return x_{t-1} of a DDIM step (Song, Meng and Ermon, 2021), eq. 12.
 
-    DDIM (Song, Meng and Ermon, 2021), eq. 12, with sigma = eta sqrt(beta tilde), its eq. 16.
+    The noise has sigma = eta sqrt(beta tilde), eq. 16.
 
     Args:
-        x0: (B, 3, H, W), the clean estimate to step towards.
+        x0: (B, 3, H, W), the clean-image estimate to step towards.
         eps: shaped as x0, the direction to x_t.
-        alpha_bar: of x_t, in (0, 1).
-        alpha_bar_prev: of x_{t-1}, in (0, 1].
-        eta: from 0, deterministic, to 1, the noise of DDPM.
-        z: shaped as x0, standard normal; None where eta is 0.
+        alpha_bar: alpha_bar of x_t, in (0, 1).
+        alpha_bar_prev: alpha_bar of x_{t-1}, in (0, 1].
+        eta: from 0 (deterministic) to 1 (the noise of DDPM).
+        z: shaped as x0, standard normal; None if eta is 0.
     """
     variance = eta**2 * (1 - alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
     x_prev = alpha_bar_prev.sqrt() * x0 + (1 - alpha_bar_prev - variance).sqrt() * eps
@@ -87,39 +91,43 @@ def ddim_step(
 
 
 def differentiable_eps(backbone: Denoiser, x_t: Tensor, t: Tensor) -> Tensor:
-    """Return eps at x_t, where gradients are enabled with those of the network's weights that ask
-    for them.
+    """Return eps at x_t.
+
+    If gradients are enabled, eps is differentiable in the network weights that require gradients.
     """
-    return backbone.predict(
-        x_t.detach().requires_grad_(), t
-    ).eps  # a backbone differentiates for an x_t that asks for it
+    # A backbone records a graph only if x_t requires gradients.
+    return backbone.predict(x_t.detach().requires_grad_(), t).eps
 
 
 @dataclass(frozen=True)
 class DDS:
-    """Tweedie's estimate, made consistent with y by conjugate gradients, and a DDIM step, again and
-    again:
+    """Sampler that alternates a Tweedie estimate, conjugate gradients and a DDIM step.
+
+    Conjugate gradients make the estimate consistent with y. Each step computes
 
         x0_hat  = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
-        x_hat   = n_cg_steps of conjugate gradients, from x0_hat, on (I + gamma A^T A) x = x0_hat + gamma A^T y
-        x_{t-1} = sqrt(ab_prev) x_hat + sqrt(1 - ab_prev - sigma^2) eps + sigma z,    sigma = eta sqrt(beta tilde)
+        x_hat   = n_cg_steps of conjugate gradients, started at x0_hat, on
+                  (I + gamma A^T A) x = x0_hat + gamma A^T y
+        x_{t-1} = sqrt(ab_prev) x_hat + sqrt(1 - ab_prev - sigma^2) eps + sigma z
+                  with sigma = eta sqrt(beta tilde)
 
-    The result is the last x0_hat: conjugate gradients after it would put y's noise back. The
-    defaults are those of steerable conditional diffusion (Barbano et al., 2025), whose control this
-    is. Its steps are every 10th of 1000 t from 0 to 990, ours as of all samplers here evenly from 0
-    to 999.
+    The result is the last x0_hat, because conjugate gradients after it would bring back y's noise.
+    The defaults are those of steerable conditional diffusion (Barbano et al., 2025), for which DDS
+    is the control. That method takes every 10th of 1000 timesteps, from 0 to 990. Like all samplers
+    here, this class takes timesteps spread evenly from 0 to 999.
 
-    n_steps: evaluations of the network.
-    eta: share of DDPM's noise in a step, from 0 to 1.
-    gamma: weight of y against x0_hat, in units of the images in [-1, 1]. It acts as gamma times a
-        squared singular value of A, the largest of which is 1 for our blurs and about 1/16 for sr4;
-        0 ignores y.
-    n_cg_steps: the paper's M.
-    clip_x0: clip x0_hat to [-1, 1], the result too.
+    Attributes:
+        n_steps: network evaluations.
+        eta: share of DDPM's noise in a step, from 0 to 1.
+        gamma: weight of y relative to x0_hat, for images in [-1, 1]. It multiplies the squared
+            singular values of A. The largest of them is 1 for our blurs and about 1/16 for sr4. At
+            0, y is ignored.
+        n_cg_steps: steps of conjugate gradients, the paper's M.
+        clip_x0: True clips x0_hat, and therefore the result, to [-1, 1].
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "dds"
     n_steps: int = 100
     eta: float = 0.2
@@ -148,7 +156,10 @@ class DDS:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
+
+        Nothing is differentiated.
+        """
         return self._sample(backbone, operator, y, generators, None)
 
     def restore_steered(
@@ -159,11 +170,11 @@ class DDS:
         generators: list[torch.Generator],
         steering: list[Steered],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one image after the other, each with a network that is tuned
-        to it meanwhile.
+        """Return x_hat from y (B, C, h, w), and tune the network to each image during sampling.
 
-        x0_hat has the tuned network's eps. The direction of the DDIM step keeps the untuned one's,
-        and the noise is that of `restore`. steering: one per image.
+        The images are sampled one after the other, and `steering` has one tuned network per image.
+        x0_hat uses eps of the tuned network, while the direction of the DDIM step uses eps of the
+        untuned network. The random noise is the same as in `restore`.
         """
         order = iter(steering)
         return one_by_one(
@@ -228,5 +239,8 @@ class DDS:
         return watch.finish(x0_hat, remedy, evaluations, gradients)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Any linear task on pixels."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler can run every linear task on a pixel backbone.
+        """
         return needs_pixels(self.name, backbone, task)

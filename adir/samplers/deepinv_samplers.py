@@ -1,10 +1,9 @@
-"""DPS and DDRM as deepinv has them, on our backbone and our y: only the denoiser and the noise are
-ours.
+"""DPS and DDRM of deepinv, run on our backbones and our y.
 
-deepinv works on images in [0, 1] with noise of standard deviation sigma in the same units, and
-draws noise for whole batches from a global generator. `BackboneDenoiser` and `ImageNoise` are the
-two adapters; everything between is a call of the library, which tests compare with the same call
-made by hand.
+deepinv expects images in [0, 1] and states noise levels in the same units. It draws noise for a
+whole batch from the global generator. `BackboneDenoiser` and `ImageNoise` adapt the denoiser and
+the noise to our conventions. Everything else is a call of the library. Tests compare the results
+with the same calls made by hand.
 """
 
 from collections.abc import Callable
@@ -38,15 +37,18 @@ Guidance = Literal["norm", "annealed"]
 
 
 class BackboneDenoiser(deepinv.models.Denoiser):
-    """A backbone as a deepinv denoiser:
+    """deepinv denoiser that calls a backbone.
 
-    E[x | x + sigma n] of images in [0, 1], itself clamped to [0, 1].
+    For images in [0, 1], it returns E[x | x + sigma n], clamped to [0, 1].
 
-    x + sigma n in [0, 1] is, in [-1, 1] and scaled to unit variance, x_t of alpha_bar = 1 / (1 + 4
-    sigma^2); the network is asked at the t whose noise is nearest, as deepinv's DiffUNet is. x0_hat
-    is clipped to [-1, 1], as there. The result has the type of x; the network sees float32.
-    Gradients flow to x.  evaluations: calls so far, and of those gradient_evaluations through which
-    a gradient flows.
+    Mapped to [-1, 1] and scaled to unit variance, x + sigma n is an x_t with alpha_bar = 1 / (1 + 4
+    sigma^2). The network runs at the timestep with the nearest noise level. x0_hat is clipped to
+    [-1, 1]. deepinv's DiffUNet does both in the same way. The result has the dtype of x, while the
+    network sees float32. Gradients flow to x.
+
+    Attributes:
+        evaluations: number of calls so far.
+        gradient_evaluations: number of these calls through which a gradient flows.
     """
 
     def __init__(self, backbone: Denoiser) -> None:
@@ -55,12 +57,15 @@ class BackboneDenoiser(deepinv.models.Denoiser):
         self.evaluations = self.gradient_evaluations = 0
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs: Any) -> Tensor:
-        """x: (B, 3, H, W); sigma: a number, or a tensor of one element or of B."""
+        """Return the denoised x (B, 3, H, W).
+
+        `sigma` is a number, or a tensor with one element or B elements.
+        """
         self.evaluations += 1
         self.gradient_evaluations += torch.is_grad_enabled() and x.requires_grad
         alpha_bar = self.backbone.schedule.alpha_bar.to(x.device)
-        # deepinv hands numbers, arrays' entries and tensors of one element over; float64, as 1 -
-        # alpha_bar cancels.
+        # deepinv passes sigma as a number, as an array entry, or as a tensor with one element.
+        # float64, because 1 - alpha_bar loses digits.
         std = 2 * torch.as_tensor(sigma, dtype=torch.float64, device=x.device).reshape(-1, 1, 1, 1)
         noise = (std / (1 + std**2).sqrt()).reshape(-1, 1)
         t = ((1 - alpha_bar).sqrt() - noise).abs().argmin(1)
@@ -74,11 +79,11 @@ class BackboneDenoiser(deepinv.models.Denoiser):
 
 
 class ImageNoise(TorchFunctionMode):
-    """While active, what draws normal noise draws it from one CPU generator, and moves it to where
-    it is wanted.
+    """Context manager under which torch draws normal noise from one CPU generator.
 
-    So a library's result depends on the image's generator alone, the same on every device, and the
-    global generator is left as it was.
+    The noise is drawn on the CPU and then moved to the requested device. A library's random numbers
+    therefore depend only on the image's generator and are equal on every device. The global
+    generator does not change.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -92,7 +97,7 @@ class ImageNoise(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Stands in for torch.randn_like, Tensor.normal_ and torch.randn; everything else passes."""
+        """Replace torch.randn_like, Tensor.normal_ and torch.randn; pass other calls on."""
         kwargs = kwargs or {}
         if func is torch.randn_like:
             return self._draw(args[0].shape, args[0].dtype, args[0].device)
@@ -104,7 +109,7 @@ class ImageNoise(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _draw(self, shape: Any, dtype: torch.dtype | None, device: Any) -> Tensor:
-        # Inside __torch_function__ the mode is off, so this is torch's own randn.
+        # The mode is inactive inside __torch_function__, so this calls torch's own randn.
         return torch.randn(tuple(shape), generator=self.generator, dtype=dtype).to(device)
 
 
@@ -116,9 +121,16 @@ def restored_by(
     generators: list[torch.Generator],
     remedy: str,
 ) -> Restoration:
-    """x_hat of y (B, C, h, w) by a sampler of deepinv.
+    """Return x_hat from y (B, C, h, w), computed by a sampler of deepinv.
 
-    make: the sampler for a denoiser: from y (1, C, h, w) of an image in [0, 1] to that image.
+    Args:
+        make: builds the sampler for a denoiser. The sampler maps y (1, C, h, w) of an image in [0,
+            1] to the restored image.
+        backbone: the denoiser that the sampler calls.
+        operator: A, for images of one shape.
+        y: measurements of images in [-1, 1].
+        generators: one CPU generator per image.
+        remedy: advice that ends the error of a failed image.
     """
 
     def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
@@ -135,18 +147,23 @@ def restored_by(
 
 @dataclass(frozen=True)
 class DPS:
-    """Diffusion posterior sampling (Chung et al., 2023), by deepinv.sampling.DPS with its DDPM
-    solver.
+    """Sampler for diffusion posterior sampling (Chung et al., 2023).
 
-    n_steps: solver steps; each is one evaluation of the network and one backpropagation through it.
-    guidance: `norm` differentiates |y - A x0_hat| as the paper does, and weight is its step size,
-        of no common scale; `annealed` differentiates |y - A x0_hat|^2 / (2 (sigma_y^2 +
-        sigma_t^2)), where the uncertainty of A x0_hat is rather |A|^2 sigma_t^2: its weight is in
-        units of 1 / |A|^2 (16 for super-resolution x4), and 1 fits any task.
+    It runs deepinv.sampling.DPS with deepinv's DDPM solver.
+
+    Attributes:
+        n_steps: solver steps. Each one costs one network evaluation and one backpropagation through
+            the network.
+        weight: weight of the guidance; `guidance` determines its scale.
+        guidance: `norm` differentiates |y - A x0_hat|, as the paper does. The weight is then the
+            step size, whose best value differs from task to task. `annealed` differentiates |y - A
+            x0_hat|^2 / (2 (sigma_y^2 + sigma_t^2)). The uncertainty of A x0_hat is closer to |A|^2
+            sigma_t^2, so the weight is then in units of 1 / |A|^2 (16 for super-resolution x4), and
+            1 fits any task.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "dps"
     n_steps: int = 1000
     weight: float = 1.0
@@ -162,7 +179,7 @@ class DPS:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         weight = self.weight if self.guidance == "norm" else self.weight / operator.norm**2
         physics = as_physics(operator.build(torch.float32).to(y.device))
         physics.set_noise_model(GaussianNoise(noise_level(operator)).to(y.device))
@@ -170,7 +187,7 @@ class DPS:
         def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
             sampler = deepinv.sampling.DPS(
                 denoiser,
-                num_steps=self.n_steps + 1,  # deepinv counts times, of which the last is 0
+                num_steps=self.n_steps + 1,  # deepinv counts times, and the last time is 0
                 weight=weight,
                 guidance=self.guidance,
                 device=y.device,
@@ -180,24 +197,31 @@ class DPS:
         return restored_by(make, backbone, operator, y, generators, "lower weight")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Any linear task on pixels."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler can run every linear task on a pixel backbone.
+        """
         return needs_pixels(self.name, backbone, task)
 
 
 @dataclass(frozen=True)
 class DDRM:
-    """Denoising diffusion restoration models (Kawar et al., 2022), by deepinv.sampling.DDRM.
+    """Sampler for denoising diffusion restoration models (Kawar et al., 2022), run by deepinv.
 
-    n_steps: noise levels, evenly from 1 to 0 of images in [0, 1]; each is one evaluation of the
-        network.
-    eta, etab: the paper's eta and eta_b, deepinv's defaults.
-    deepinv divides the noise it adds by sqrt(2), which is right where the coefficients are
-    Fourier's, in two parts; for real ones (super-resolution, colorization, inpainting) it adds that
-    much less than it tells the denoiser.
+    deepinv.sampling.DDRM divides the noise that it adds by sqrt(2). This is right for Fourier
+    coefficients, which have a real and an imaginary part. For the real coefficients of
+    super-resolution, colorization and inpainting, the added noise is lower by sqrt(2) than the
+    noise level that the denoiser receives.
+
+    Attributes:
+        n_steps: noise levels, evenly spaced from 1 to 0 for images in [0, 1]. Each one costs one
+            network evaluation.
+        eta: the paper's eta; the default is deepinv's.
+        etab: the paper's eta_b; the default is deepinv's.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "ddrm"
     n_steps: int = 100
     eta: float = 0.85
@@ -209,7 +233,7 @@ class DDRM:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         physics = full_svd(operator, torch.float32, y.device, noise_level(operator))
 
         def make(denoiser: BackboneDenoiser) -> Callable[[Tensor], Tensor]:
@@ -221,14 +245,19 @@ class DDRM:
         return restored_by(make, backbone, operator, y, generators, "change n_steps or eta")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, and an operator whose singular value decomposition is known."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler needs a pixel backbone and an operator whose singular value decomposition is
+        known.
+        """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
 
 def needs_svd(name: str, backbone: Backbone, task: Task) -> str | None:
-    """The reason for which a sampler that works on singular values leaves out a task."""
+    """Return why a sampler that needs singular values cannot run a task, or None if it can."""
     if has_full_svd(task.operator((3, backbone.resolution, backbone.resolution)).physics):
         return None
     return (
-        f"sampler {name} needs the singular value decomposition of A, and task {task.name} has none"
+        f"sampler {name} needs the singular value decomposition of A, which is unknown for task "
+        f"{task.name}"
     )

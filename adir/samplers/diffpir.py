@@ -1,5 +1,6 @@
-"""DiffPIR: diffusion models for plug-and-play restoration (Zhu et al., CVPR workshops 2023, arXiv
-2305.08995).
+"""DiffPIR, diffusion models for plug-and-play image restoration.
+
+Source: Zhu et al., CVPR workshops 2023, arXiv 2305.08995.
 """
 
 import math
@@ -29,8 +30,9 @@ from adir.tasks.operators import Operator
 
 
 def quadratic_steps(n_steps: int, length: int) -> Tensor:
-    """(n_steps,) int64, descending: the authors' `quad` choice of a schedule's indices, from length
-    - 1 to 0, denser near 0.
+    """Return (n_steps,) int64 schedule indices from length - 1 down to 0, denser near 0.
+
+    They are the `quad` option of the authors' code.
     """
     away = torch.linspace(0, length**2, n_steps, dtype=torch.float64).sqrt().long()
     return (length - 1 - away).clamp(min=0)
@@ -38,30 +40,34 @@ def quadratic_steps(n_steps: int, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DiffPIR:
-    """Algorithm 1 of the paper, with the steps and the units of the authors' code
-    (main_ddpir_deblur.py):
+    """Sampler that runs Algorithm 1 of the paper.
+
+    Steps and units are as in the authors' main_ddpir_deblur.py. Each step computes
 
         x0      = clip((x_t - sqrt(1 - ab) eps) / sqrt(ab))
         x0'     = argmin_x |A x - y|^2 + rho |x - x0|^2 = x0 + A^T (A A^T + rho I)^-1 (y - A x0)
-        eps'    = (x_t - sqrt(ab) x0') / sqrt(1 - ab)                                    the effective noise
+        eps'    = (x_t - sqrt(ab) x0') / sqrt(1 - ab)                          the effective noise
         x_{t-1} = sqrt(ab_prev) x0' + sqrt(1 - ab_prev) (sqrt(1 - zeta) eps' + sqrt(zeta) z)
 
-    with rho = lambda_ sigma_y^2 / sigma_t^2, sigma_t^2 = (1 - ab) / ab. As in the authors' code,
-    sigma_y is that of images in [0, 1] and sigma_t that of images in [-1, 1]: a quarter of the
-    paper's rho. deepinv.sampling.DiffPIR has twice this rho. The result is the last x0. The
-    authors' code and deepinv's compute it, and return the x_t that it was made of.
+    with rho = lambda_ sigma_y^2 / sigma_t^2 and sigma_t^2 = (1 - ab) / ab. As in the authors' code,
+    sigma_y is for images in [0, 1] and sigma_t for images in [-1, 1], so this rho is a quarter of
+    the paper's. deepinv.sampling.DiffPIR uses twice this rho. The result is the last x0. The
+    authors' code and deepinv compute the last x0 too, but return the x_t from which it was
+    computed.
 
-    eps' is not of unit variance: where A damps, x0' holds noise of y, up to sigma_t /
-    sqrt(lambda_), and a small zeta carries that on as noise of which the network is not told. So
-    few steps need a zeta near 1 on deblurring: conf/sampler/diffpir.yaml.
+    The variance of eps' is not 1. In directions that A damps, x0' contains noise of y with a
+    standard deviation of up to sigma_t / sqrt(lambda_). A small zeta keeps this noise, about which
+    the network does not know. Deblurring with few steps therefore needs a zeta near 1: see
+    conf/sampler/diffpir.yaml.
 
-    n_steps: evaluations of the network.
-    lambda_: weight of the prior; the paper finds 3 to 25 good.
-    zeta: share of fresh noise in a step, from 0 to 1; the authors' code has 0.1.
+    Attributes:
+        n_steps: network evaluations, at least 2.
+        lambda_: weight of the prior; the paper finds values from 3 to 25 good.
+        zeta: share of fresh noise in a step, from 0 to 1; the authors' code uses 0.1.
     """
 
     version: ClassVar[int] = 2
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "diffpir"
     n_steps: int = 100
     lambda_: float = 7.0
@@ -77,10 +83,10 @@ class DiffPIR:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         sigma_y = noise_level(operator)
-        # float64: A A^T + rho is inverted at rho down to 4e-10, at the first steps and where y is
-        # exact but for rounding.
+        # float64, because A A^T + rho is inverted with rho as small as 4e-10. This happens at the
+        # first steps if y has no noise except rounding.
         physics = full_svd(operator, torch.float64, y.device, sigma_y)
         schedule = backbone.schedule
         steps = quadratic_steps(self.n_steps, len(schedule))
@@ -109,7 +115,9 @@ class DiffPIR:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, and an operator whose singular value decomposition is known, by which the
-        proximal step is exact.
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler needs a pixel backbone and an operator whose singular value decomposition is
+        known. The proximal step is then exact.
         """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

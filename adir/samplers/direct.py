@@ -1,6 +1,6 @@
 """Restoration without a network: bicubic upsampling, the scaled adjoint, the pseudo-inverse.
 
-What any sampler must beat.
+Every sampler should beat these baselines.
 """
 
 from collections.abc import Callable
@@ -16,35 +16,32 @@ from adir.tasks.base import LinearOperator, Task
 
 
 def upsampled(operator: LinearOperator, y: Tensor) -> Tensor:
-    """y (B, C, h, w) as an image (B, 3, H, W): grey in three channels, enlarged by bicubic
-    interpolation (a = -0.5).
+    """Return y (B, C, h, w) as an image (B, 3, H, W), enlarged by bicubic interpolation.
 
-    Pixel centres are those of MATLAB, Pillow and OpenCV, which are super-resolution's default ones;
-    borders are replicated, as such programs do, where A is circular. A y that is as large as the
-    image comes back as it is.
+    The kernel has a = -0.5. A grey y is copied to three channels. A y of the size of the image is
+    not interpolated. Pixel centres follow MATLAB, Pillow and OpenCV, as super-resolution does by
+    default. Borders are replicated as in these programs, even if A is circular.
     """
     image = y.expand(-1, 3, -1, -1)
     if image.shape[-2:] == operator.image_shape[-2:]:
         return image.clone()
-    # antialias changes nothing when enlarging, but for the kernel: a = -0.5, where torch's other
-    # one has -0.75.
+    # For enlarging, antialias only selects the kernel: a = -0.5 instead of torch's usual -0.75.
     return torch.nn.functional.interpolate(
         image, size=operator.image_shape[-2:], mode="bicubic", align_corners=False, antialias=True
     )
 
 
 def scaled_adjoint(operator: LinearOperator, y: Tensor) -> Tensor:
-    """c A^T y with c = (values of x) / (values of y), which keeps the mean: s^2 A^T y for
-    super-resolution by s.
+    """Return c A^T y with c = (values of x) / (values of y), which preserves the mean.
 
-    That is what the authors' page shows as bicubic.
+    For super-resolution by s this is s^2 A^T y, which the ADIR authors' page shows as bicubic.
     """
     values = torch.Size(operator.image_shape).numel()
     return values / y[0].numel() * operator.A_adjoint(y)
 
 
 def pseudo_inverse(operator: LinearOperator, y: Tensor) -> Tensor:
-    """A_dagger y: the image of smallest norm that explains y best.
+    """Return A_dagger y, the image of smallest norm among the best fits to y.
 
     Noise is amplified without bound.
     """
@@ -53,7 +50,7 @@ def pseudo_inverse(operator: LinearOperator, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Direct:
-    """One of the three as a sampler: no network, no steps, no randomness."""
+    """Sampler that applies one of the three methods, without network, steps or randomness."""
 
     METHODS: ClassVar[dict[str, Callable[[LinearOperator, Tensor], Tensor]]] = {
         "bicubic": upsampled,
@@ -61,7 +58,7 @@ class Direct:
         "pseudo_inverse": pseudo_inverse,
     }
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str
     n_steps: ClassVar[int] = 0
 
@@ -79,14 +76,19 @@ class Direct:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w)."""
+        """Return the restoration of y (B, C, h, w)."""
         method = self.METHODS[self.name]
         return one_by_one(
-            lambda y, _: Watch(y).finish(method(operator, y), "y has it already", 0), y, generators
+            lambda y, _: Watch(y).finish(method(operator, y), "check the values of y", 0),
+            y,
+            generators,
         )
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Mode none only: without a network there is nothing to adapt."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler runs only with adaptation=none, because it has no network to adapt.
+        """
         if mode.trains:
             return (
                 f"sampler {self.name} uses no network, so adaptation={mode.name} changes "

@@ -1,4 +1,7 @@
-"""DMSP: restoration with a deep mean-shift prior (Bigdeli et al., NeurIPS 2017, arXiv 1709.03749)."""
+"""DMSP, restoration with a deep mean-shift prior.
+
+Source: Bigdeli et al., NeurIPS 2017, arXiv 1709.03749.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,17 +26,19 @@ from adir.tasks.operators import Operator, SeparableDownsampling
 
 
 def data_weight(data_precision: float, sigma_net: float) -> float:
-    """Share of the data gradient: p / (p + 1 / sigma_net^2), the authors' `relative_weight`; the
-    prior has the rest.
+    """Return the weight of the data gradient, p / (p + 1 / sigma_net^2) with p = data_precision.
+
+    This is `relative_weight` in the authors' code. The weight of the prior is 1 minus this value.
     """
     return data_precision / (data_precision + 1 / sigma_net**2)
 
 
 def energy(operator: LinearOperator) -> tuple[int, float]:
-    """(M, tr(A A^T)): the number of known values of y, and the sum of all squared entries of A.
+    """Return (M, tr(A A^T)): the number of known values of y and the sum of A's squared entries.
 
-    For a blur by k the latter is M |k|^2: rows that see anything have one norm, so one row is
-    enough. Only mirrored borders make rows differ; there the matrices themselves tell.
+    For a blur with kernel k the sum is M |k|^2. All nonzero rows of A have the same norm, so one
+    row is enough to compute it. Only mirrored borders make the norms of rows differ. In that case
+    the sum comes from the matrices themselves.
     """
     known = operator.known()
     physics = operator.build(torch.float64) if isinstance(operator, Operator) else None
@@ -47,12 +52,16 @@ def energy(operator: LinearOperator) -> tuple[int, float]:
 
 
 def blind_precision(known: int, trace: float, residual: Tensor, sigma_net: float) -> float:
-    """1 / sigma_d^2 of noise-blind restoration:
+    """Return 1 / sigma_d^2 of noise-blind restoration.
 
-    M / (|A x - y|^2 + 2 sigma_net^2 tr(A A^T)), see `energy`.
+    It is M / (|A x - y|^2 + 2 sigma_net^2 tr(A A^T)). The denominator is the expected squared
+    residual of x plus noise of variance 2 sigma_net^2, as in the paper's Bayes risk.
 
-    The expected residual under x + noise of variance 2 sigma_net^2, as the paper's Bayes risk has
-    it.
+    Args:
+        known: M, from `energy`.
+        trace: tr(A A^T), from `energy`.
+        residual: A x - y.
+        sigma_net: standard deviation of the denoiser's noise, in the units of x.
     """
     return known / (float(residual.square().sum()) + 2 * sigma_net**2 * trace)
 
@@ -66,10 +75,19 @@ def mean_shift_step(
     alpha: float,
     mu: float,
 ) -> tuple[Tensor, Tensor]:
-    """(x, step) after one update with momentum mu and step length alpha, x clipped to [0, 1].
+    """Return (x, step) after one gradient step with momentum, with x clipped to [0, 1].
 
-    The prior's gradient is x - D(x + noise): minus the mean-shift vector of the smoothed density,
-    times sigma_net^2.
+    The gradient of the prior is x - D(x + noise). This difference is minus the mean-shift vector.
+    It estimates -sigma_net^2 times the gradient of the smoothed log density.
+
+    Args:
+        x: (B, 3, H, W) in [0, 1].
+        denoised: D(x + noise), shaped as x.
+        data_gradient: A^T (A x - y), shaped as x.
+        step: the previous update of x, shaped as x.
+        weight: weight of the data gradient, from 0 to 1; the gradient of the prior has the rest.
+        alpha: step length.
+        mu: momentum.
     """
     gradient = weight * data_gradient + (1 - weight) * (x - denoised)
     step = mu * step - alpha * gradient
@@ -78,19 +96,22 @@ def mean_shift_step(
 
 @dataclass(frozen=True)
 class DMSP:
-    """The authors' DMSPDeblur.m on any of our operators: gradient descent with momentum on data
-    term and prior.
+    """Sampler that follows the authors' DMSPDeblur.m for any of our operators.
 
-    n_steps: iterations, one evaluation of the network each.  sigma_net: noise of the denoiser, in
-        grey levels of 255.
-    alpha, mu: step length and momentum.  Where y has no noise its level is estimated at each
-        iteration (noise-blind, as
-    in the paper), because a known level of 0 would leave the prior no weight.
-    It starts from y where that is an image, else from the scaled adjoint.
+    It minimises the data term plus the prior by gradient descent with momentum. It starts from y if
+    y has the shape of the image, and otherwise from the scaled adjoint. If y has no noise, the
+    noise level is estimated at each iteration (noise-blind, as in the paper), because a known level
+    of 0 would leave the prior no weight.
+
+    Attributes:
+        n_steps: iterations; each one costs one network evaluation.
+        sigma_net: noise level of the denoiser, in grey levels of 255.
+        alpha: step length.
+        mu: momentum.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "dmsp"
     n_steps: int = 300
     sigma_net: float = 11.0
@@ -108,7 +129,7 @@ class DMSP:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         sigma_net, sigma_y = self.sigma_net / 255, operator.sigma_y / 2
         known, trace = energy(operator)
 
@@ -118,7 +139,7 @@ class DMSP:
             x = (start(operator, y) + 1) / 2
             step = torch.zeros_like(x)
             for _ in range(self.n_steps):
-                # In [-1, 1], where y lives: A x - y there is twice that of [0, 1].
+                # y belongs to an image in [-1, 1], whose residual is twice the one in [0, 1].
                 residual = (operator.A(2 * x - 1) - y) / 2
                 precision = (
                     1 / sigma_y**2
@@ -138,5 +159,8 @@ class DMSP:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Any linear task on pixels."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler can run every linear task on a pixel backbone.
+        """
         return needs_pixels(self.name, backbone, task)

@@ -1,4 +1,4 @@
-"""Editing with Stable Diffusion's inpainting model, as diffusers' pipeline does it."""
+"""Editing with Stable Diffusion's inpainting model, equivalent to diffusers' pipeline."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,17 +23,22 @@ from adir.tasks.editing import EditOperator
 
 @dataclass(frozen=True)
 class InpaintingSampler:
-    """Text-guided editing with `StableDiffusionInpaint`: mask and prompt ride on the operator
-    (adir.tasks.editing).
+    """Sampler for text-guided editing with `StableDiffusionInpaint`.
 
-    n_steps: paper: 50 for Stable Diffusion.  guidance_scale, negative_prompt: of classifier-free
-        guidance (Ho and Salimans,
-    2022); 7.5 is the default of diffusers' pipeline.  eta: of DDIM; 0 is deterministic.  paste: put
-    the known pixels back into the result; on the authors' page they are not.
+    The operator carries the mask and the prompt (adir.tasks.editing).
+
+    Attributes:
+        n_steps: sampling steps; the paper uses 50 for Stable Diffusion.
+        guidance_scale: scale of classifier-free guidance (Ho and Salimans, 2022); the default of
+            diffusers' pipeline is 7.5.
+        negative_prompt: text that classifier-free guidance leads away from.
+        eta: eta of DDIM; 0 is deterministic.
+        paste: True copies the known pixels of y into the result; the authors' page does not do
+            this.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "sd_inpaint"
     n_steps: int = 50
     guidance_scale: float = 7.5
@@ -51,10 +56,12 @@ class InpaintingSampler:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat (B, 3, H, W), about [-1, 1], from y (B, 3, H, W), 0 in the hole; one image at a
-        time.
+        """Return x_hat (B, 3, H, W), about [-1, 1], from y (B, 3, H, W), which is 0 in the hole.
 
-        Raises InputError for values outside [-1, 1].
+        Images are restored one at a time.
+
+        Raises:
+            InputError: if y has values outside [-1, 1].
         """
         require_range(y, self.name)
         restore_one = partial(self._restore_one, backbone, operator)
@@ -87,7 +94,7 @@ class InpaintingSampler:
         return watch.finish(x_hat, REMEDY, evaluations)
 
     def not_applicable(self, backbone: Any, task: Task, mode: Adaptation) -> str | None:
-        """A one-line reason why this sampler cannot do a cell; None where it can."""
+        """Return one line on why this sampler cannot run a cell, or None if it can."""
         if backbone.family != "inpainting":
             return (
                 f"sampler {self.name} is for an inpainting model (backbone=sd_inpaint), not "
@@ -95,9 +102,12 @@ class InpaintingSampler:
             )
         if not task.edits:
             return (
-                f"sampler {self.name} needs a mask and a prompt (task=edit), which task "
-                f"{task.name} has not"
+                f"sampler {self.name} needs a mask and a prompt, but task {task.name} has none: "
+                "use task=edit"
             )
         if mode.on_y:
-            return "adaptation=self would teach the network the hole of y: use knn, or none"
+            return (
+                "adaptation to y would teach the network the hole of y: "
+                "use adaptation=knn or adaptation=none"
+            )
         return starts_too_high(backbone, self.n_steps)

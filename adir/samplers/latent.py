@@ -1,8 +1,7 @@
-"""Sampling with Stable Diffusion's parts: the loop that both families share, and super-resolution
-x4 with the upscaler.
+"""Sampling with Stable Diffusion: the loop of both families, and the x4 upscaler's sampler.
 
-The same numbers, in the same order, as diffusers' pipelines take them from a generator: with the
-same weights, steps and seed the result is theirs.
+The loop uses the same random numbers in the same order as diffusers' pipelines. With the same
+weights, steps and seed, it therefore gives the same result.
 """
 
 import inspect
@@ -23,7 +22,7 @@ from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, one_b
 from adir.tasks.base import LinearOperator, Task
 
 Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(raw output, z_t, alpha_bar_t, t) to a corrected output."""
+"""Function from (raw network output, z_t, alpha_bar_t, t) to a corrected network output."""
 
 
 REMEDY = "lower the guidance, or run the network in float32"
@@ -42,12 +41,20 @@ def sample_latent(
     watch: Watch,
     correct: Correction | None = None,
 ) -> tuple[Tensor, int]:
-    """(latent, calls of the network for it), from noise (1, C, h, w), with the backbone's own
-    scheduler.
+    """Return (latent, network evaluations), sampled from noise with the backbone's scheduler.
 
-    unconditional: (1, L, D), the text that classifier-free guidance leads away from; None takes one
-        call a step instead of
-    two.  eta: of DDIM, ignored by schedulers without it.  watch: sees each step.
+    Args:
+        backbone: the latent denoiser and its scheduler.
+        noise: (1, C, h, w), standard normal.
+        condition: the network's condition for one image.
+        unconditional: (1, L, D) embedding of the text that classifier-free guidance leads away
+            from. If it is None, a step counts as one network evaluation, otherwise as two.
+        guidance_scale: scale of classifier-free guidance.
+        n_steps: number of sampling steps.
+        eta: eta of DDIM; schedulers without eta ignore it.
+        generator: source of the scheduler's noise.
+        watch: counter of the steps.
+        correct: changes the network's output at each step; None leaves the output as it is.
     """
     scheduler = scheduler_of(backbone, n_steps)
     taken = inspect.signature(scheduler.step).parameters
@@ -61,8 +68,8 @@ def sample_latent(
         if unconditional is None:
             output = backbone.output(z_t, t_network, condition)
         else:
-            # Both texts in one batch, unconditional first, as the pipelines do: one call, and their
-            # rounding.
+            # Both texts form one batch, unconditional first, as in the pipelines. This saves a call
+            # and gives the same rounding as the pipelines.
             away, towards = backbone.output(
                 torch.cat([z_t, z_t]), t_network, twice(condition, unconditional)
             ).chunk(2)
@@ -71,34 +78,35 @@ def sample_latent(
             output = correct(output, z_t, alpha_bar_at(backbone, t), t)
         latent = scheduler.step(output, t, latent, **options, return_dict=False)[0]
         watch.step(latent)
-    # Not n_steps: some schedulers take one more than asked.
+    # Not n_steps, because some schedulers take one step more than requested.
     return latent, len(scheduler.timesteps) * (1 if unconditional is None else 2)
 
 
 def scheduler_of(backbone: StableDiffusion, n_steps: int) -> Any:
-    """A scheduler as the backbone's own, at the start of n_steps steps."""
+    """Return a new scheduler, configured as the backbone's and set to n_steps steps."""
     scheduler = type(backbone.scheduler).from_config(backbone.scheduler.config)
     scheduler.set_timesteps(n_steps)
     return scheduler
 
 
 def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
-    """The reason why a scheduler cannot take this many steps: with its offset the first is beyond
-    what the network knows.
+    """Return why the backbone's scheduler cannot take n_steps steps, or None if it can.
+
+    Because of the scheduler's offset, its first timestep can lie beyond the network's last
+    timestep. For n_steps above the length of the schedule the result is None, because the harness
+    refuses these itself.
     """
     known = len(backbone.schedule)
-    if (
-        n_steps > known or scheduler_of(backbone, n_steps).timesteps.max() < known
-    ):  # the harness refuses more than known
+    if n_steps > known or scheduler_of(backbone, n_steps).timesteps.max() < known:
         return None
     return (
-        f"n_steps={n_steps}: the {type(backbone.scheduler).__name__} of backbone "
-        f"{backbone.name} takes fewer than {known}"
+        f"n_steps={n_steps} is too many for the {type(backbone.scheduler).__name__} of backbone "
+        f"{backbone.name}: use fewer than {known}"
     )
 
 
 def twice(condition: Condition, unconditional: Tensor) -> Condition:
-    """The condition of one image for both texts."""
+    """Return the condition of one image for two texts, the unconditional one first."""
     labels = condition.class_labels
     return Condition(
         torch.cat([condition.channels] * 2),
@@ -108,32 +116,39 @@ def twice(condition: Condition, unconditional: Tensor) -> Condition:
 
 
 def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
-    """alpha_bar at a scheduler's timestep, which some place between two whole ones: then of the
-    nearest.
+    """Return alpha_bar at a scheduler's timestep, rounded to the nearest integer.
+
+    Some schedulers use fractional timesteps.
     """
     return backbone.schedule.alpha_bar[int(t.round())]
 
 
 def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
-    """Raise ValueError for sampling options out of range."""
+    """Raise ValueError unless all sampling options are in range."""
     require_steps(n_steps)
     if not 1 <= guidance_scale < math.inf:
         raise ValueError(
             f"guidance_scale={guidance_scale!r}: 1 (no classifier-free guidance) or more is needed"
         )
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta!r}: from 0 (deterministic) to 1 is needed")
+        raise ValueError(f"eta={eta!r}: a number from 0 (deterministic) to 1 is needed")
 
 
 def without_effect(prompt: str | None, negative_prompt: str, guidance_scale: float) -> bool:
-    """Whether classifier-free guidance changes nothing: a + s (b - a) with a = b, or s = 1."""
+    """Check whether classifier-free guidance changes nothing.
+
+    The guided output is a + s (b - a). It equals b if both texts agree (a = b) or if s = 1.
+    """
     return guidance_scale == 1 or prompt == negative_prompt
 
 
 def unconditional_text(
     backbone: StableDiffusion, prompt: str, negative_prompt: str, guidance_scale: float
 ) -> Tensor | None:
-    """(1, L, D): what classifier-free guidance leads away from; None where it changes nothing."""
+    """Return the embedding (1, L, D) of the text that classifier-free guidance leads away from.
+
+    Return None if guidance changes nothing.
+    """
     return (
         None
         if without_effect(prompt, negative_prompt, guidance_scale)
@@ -143,22 +158,28 @@ def unconditional_text(
 
 @dataclass(frozen=True)
 class UpscalerSampler:
-    """Super-resolution x4 with `StableDiffusionX4`; y is the small image, and no A is needed but
-    for the last option.
+    """Sampler for super-resolution x4 with `StableDiffusionX4`.
 
-    n_steps: paper: 50 for Stable Diffusion.  guidance_scale, prompt, negative_prompt: of
-        classifier-free guidance (Ho and Salimans, 2022); which prompt the paper gave is unknown,
-        the default is none, where guidance has no effect.
-    noise_level: of the noise added to y before the network sees it, a step of its low-resolution
-        schedule; the network is told.  20 is the default of diffusers' pipeline.
-    eta: of DDIM; 0 is deterministic.
-    measurement_scale: length s of a step down ||A D(z0_hat) - y|| in latent space, through the
-        decoder D but not through the UNet, at each step (DPS, Chung et al., 2023, in latents); 0 is
-        off. Whether the paper used any is unknown.
+    y is the small image. Only the option measurement_scale needs A.
+
+    Attributes:
+        n_steps: sampling steps; the paper uses 50 for Stable Diffusion.
+        guidance_scale: scale of classifier-free guidance (Ho and Salimans, 2022).
+        prompt: text that guidance leads to. The paper's prompt is unknown. With the default, no
+            prompt, guidance has no effect.
+        negative_prompt: text that guidance leads away from.
+        noise_level: level of the noise added to y before the network sees y, as a step of the
+            network's low-resolution schedule. The network receives the level too. The default of
+            diffusers' pipeline is 20.
+        eta: eta of DDIM; 0 is deterministic.
+        measurement_scale: length s of a step down ||A D(z0_hat) - y|| in latent space, taken at
+            each sampling step (DPS, Chung et al., 2023, in latents). The gradient passes through
+            the decoder D but not through the UNet. 0 disables the step. Whether the paper used such
+            a step is unknown.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "sd_x4"
     n_steps: int = 50
     guidance_scale: float = 9.0
@@ -191,15 +212,18 @@ class UpscalerSampler:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w), one image at a time.
+        """Return x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w).
 
-        Raises InputError for values outside [-1, 1] and for a noise level that the network does not
-        know.
+        Images are restored one at a time.
+
+        Raises:
+            InputError: if y has values outside [-1, 1], or if the network does not support
+                noise_level.
         """
         require_range(y, self.name)
         if self.noise_level > backbone.max_noise_level:
             raise InputError(
-                f"noise_level={self.noise_level}: backbone {backbone.name} knows levels from 0 "
+                f"noise_level={self.noise_level}: backbone {backbone.name} accepts levels from 0 "
                 f"to {backbone.max_noise_level}"
             )
         restore_one = partial(self._restore_one, backbone, operator)
@@ -229,7 +253,10 @@ class UpscalerSampler:
     def _towards(
         self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor
     ) -> Correction:
-        """The network's output for a z0_hat that was moved a step towards y, z_t being what it is."""
+        """Return a correction of the network's output that moves z0_hat one step towards y.
+
+        The correction does not change z_t.
+        """
 
         def correct(output: Tensor, z_t: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:
             z0_hat = predict_x0(z_t, backbone.eps_of(output, z_t, alpha_bar), alpha_bar)
@@ -242,7 +269,7 @@ class UpscalerSampler:
         return correct
 
     def not_applicable(self, backbone: Any, task: Task, mode: Adaptation) -> str | None:
-        """A one-line reason why this sampler cannot do a cell; None where it can."""
+        """Return one line on why this sampler cannot run a cell, or None if it can."""
         if backbone.family != "upscaler":
             return (
                 f"sampler {self.name} is for the x4 upscaler (backbone=sd_x4), not for "
@@ -255,7 +282,7 @@ class UpscalerSampler:
         if shape != (3, 64 * backbone.stride, 64 * backbone.stride):
             return (
                 f"backbone {backbone.name} enlarges images {backbone.stride} times, which "
-                f"task {task.name} does not ask"
+                f"task {task.name} does not need: use task=sr4"
             )
         return starts_too_high(backbone, self.n_steps)
 
@@ -263,9 +290,9 @@ class UpscalerSampler:
 def residual_gradient(
     backbone: StableDiffusion, operator: LinearOperator, z0: Tensor, y: Tensor
 ) -> Tensor:
-    """Gradient of ||A D(z0) - y|| with respect to z0, through the decoder D: shaped as z0. y:
+    """Return the gradient of ||A D(z0) - y|| with respect to z0, through the decoder D.
 
-    (B, C, h, w).
+    The result is shaped as z0. y is (B, C, h, w).
     """
     with torch.enable_grad():
         z0 = z0.detach().requires_grad_(True)
@@ -274,8 +301,8 @@ def residual_gradient(
 
 
 def require_range(image: Tensor, who: str) -> None:
-    """Raise InputError unless all values lie in [-1, 1]."""
-    if not (image.min() >= -1 and image.max() <= 1):  # written so that NaN fails too
+    """Raise InputError unless all values of the image lie in [-1, 1]."""
+    if not (image.min() >= -1 and image.max() <= 1):  # this form also refuses NaN
         low, high = image.min().item(), image.max().item()
         raise InputError(
             f"{who} takes images in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them"

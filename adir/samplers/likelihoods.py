@@ -1,10 +1,10 @@
-"""Samplers by an approximation of p(y | x_t), whose score is added to the prior's:
+"""PiGDM, ALD, score SDE and ILVR: samplers that add the score of p(y | x_t) to the prior's.
 
-PiGDM, ALD, score SDE, ILVR.
-
-The last three run in deepinv.sampling.PosteriorDiffusion. PiGDM is our own: deepinv's has the prior
-variance of 1 for images in [0, 1] where the paper has it for those in [-1, 1], and adds the score
-where the paper adds r_t^2 times it to a DDIM step.
+Each one approximates p(y | x_t) differently. ALD, score SDE and ILVR run in
+deepinv.sampling.PosteriorDiffusion. PiGDM is implemented here, because deepinv's PiGDM differs from
+the paper in two ways. deepinv sets the prior variance to 1 for images in [0, 1], while the paper
+sets it to 1 for images in [-1, 1]. deepinv adds the score itself, while the paper adds r_t^2 times
+the score to a DDIM step.
 """
 
 from collections.abc import Callable
@@ -44,28 +44,32 @@ from adir.tasks.operators import Operator
 Likelihood = Literal["ald", "score_sde", "ilvr"]
 
 WORST_CONDITION = 100
-"""Largest singular value of A over the smallest that is not 0, up to which ILVR is tried;
-super-resolution's is 2.
+"""Largest condition number of A for which ILVR runs.
+
+The condition number is the largest singular value over the smallest nonzero one. It is 2 for
+super-resolution.
 """
 
 
 @dataclass(frozen=True)
 class PiGDM:
-    """Pseudo-inverse guided diffusion (Song et al., ICLR 2023), its Algorithm 1: x0 | x_t ~
-    N(x0_hat, r_t^2 I), r_t^2 = 1 - ab.
+    """Sampler for pseudo-inverse guided diffusion (Song et al., ICLR 2023), Algorithm 1.
+
+    It assumes x0 | x_t ~ N(x0_hat, r_t^2 I) with r_t^2 = 1 - ab. Each step computes
 
         g       = (d x0_hat / d x_t)^T A^T (A A^T + sigma_y^2 / r_t^2 I)^-1 (y - A x0_hat)
         x_{t-1} = DDIM step from x0_hat and eps, with eta  +  sqrt(ab_prev ab) g
 
-    Where sigma_y is 0, A^T (A A^T)^-1 is A_dagger; here y has at least the noise of 8 bits. Each
-    step is one evaluation of the network and one backpropagation through it.
+    For sigma_y = 0, A^T (A A^T)^-1 is A_dagger. Here sigma_y is at least the rounding to 8 bits.
+    Each step costs one network evaluation and one backpropagation through the network.
 
-    n_steps: evaluations of the network; the paper has 100.
-    eta: share of DDPM's noise in a step, from 0 to 1; the paper has 1.
+    Attributes:
+        n_steps: network evaluations; the paper uses 100.
+        eta: share of DDPM's noise in a step, from 0 to 1; the paper uses 1.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "pigdm"
     n_steps: int = 100
     eta: float = 1.0
@@ -78,7 +82,7 @@ class PiGDM:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         sigma_y = 2 * noise_level(operator)  # of images in [-1, 1]
         physics = full_svd(operator, y.dtype, y.device, sigma_y / 2)
         schedule = backbone.schedule.respaced(self.n_steps)
@@ -111,16 +115,19 @@ class PiGDM:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, and an operator whose A A^T can be inverted."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler needs a pixel backbone and an operator whose A A^T can be inverted.
+        """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
 
 
 class NoisedMeasurement(ALDDataFidelity):
-    """deepinv's terms of the score SDE (A_adjoint) and of ILVR (A_dagger), with the noise of A x_t
-    in y_t: sigma_t A z.
+    """Data term of the score SDE (lift="A_adjoint") or of ILVR (lift="A_dagger") for deepinv.
 
-    deepinv adds sigma_t z whatever A is: on super-resolution x4 that is four times what A x_t has.
-    They agree where A A^T = I.
+    y_t contains the noise sigma_t A z, which is the noise of A x_t. deepinv's own terms add sigma_t
+    z for any A. For super-resolution x4 this is four times the noise of A x_t. Both agree if A A^T
+    = I.
     """
 
     def __init__(self, lift: Literal["A_adjoint", "A_dagger"], weight: float) -> None:
@@ -128,7 +135,7 @@ class NoisedMeasurement(ALDDataFidelity):
         self.lift = lift
 
     def grad(self, x: Tensor, y: Tensor, physics: LinearPhysics, sigma: Tensor) -> Tensor:
-        """Minus the term's score at x (1, 3, H, W) of noise sigma."""
+        """Return minus the score of the term at x (1, 3, H, W), which has noise level sigma."""
         residual = physics.A(x - sigma * torch.randn_like(x)) - y
         residual = residual / self._guidance_strength(physics, sigma, residual)
         return self.weight * getattr(physics, self.lift)(residual)
@@ -136,27 +143,30 @@ class NoisedMeasurement(ALDDataFidelity):
 
 @dataclass(frozen=True)
 class Annealed:
-    """DDPM's sampler whose score has a term of y at x_t itself, without the network in it: no
-    backpropagation.
+    """DDPM sampler whose score has an additional term that compares y with x_t itself.
 
-        ald:        A^T (y - A x_t) / (sigma_y^2 + sigma_t^2)                      Jalal et al.,
-            2021
-        score_sde:  A^T (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)        Song et al., ICLR
-            2021
-        ilvr:       A_dagger (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)   Choi et al., ICCV
-            2021
+    The term does not contain the network, so nothing is backpropagated. `name` selects the term:
 
-    x_t being x0 + sigma_t noise, the annealed weight deepinv's. A_dagger amplifies the noise of y,
-    so ILVR leaves out operators that damp some of what they see more than `WORST_CONDITION` times
-    as much as the rest.
+        ald        A^T (y - A x_t) / (sigma_y^2 + sigma_t^2)
+        score_sde  A^T (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)
+        ilvr       A_dagger (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)
 
-    name: which of the three.
-    n_steps: evaluations of the network, evenly over the schedule.
-    weight: of the term, in units of 1 / |A|^2 for A^T, and 1 for A_dagger.
+    Sources: Jalal et al., 2021 (ald); Song et al., ICLR 2021 (score_sde); Choi et al., ICCV 2021
+    (ilvr).
+
+    Here x_t is x0 + sigma_t noise, and the annealed weight 1 / (sigma_y^2 + sigma_t^2) is
+    deepinv's. A_dagger amplifies the noise of y, so ILVR refuses operators whose condition number
+    exceeds `WORST_CONDITION`.
+
+    Attributes:
+        name: the term, `ald`, `score_sde` or `ilvr`.
+        n_steps: network evaluations, spread evenly over the schedule.
+        weight: weight of the term, in units of 1 / |A|^2 for `ald` and `score_sde`. For `ilvr` it
+            multiplies the term directly.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: Likelihood
     n_steps: int = 1000
     weight: float = 1.0
@@ -171,7 +181,7 @@ class Annealed:
     def restore(
         self, backbone: Denoiser, operator: Operator, y: Tensor, generators: list[torch.Generator]
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image."""
         weight = self.weight / operator.norm**2
         fidelity = {
             "ald": lambda: ALDDataFidelity(weight=weight),
@@ -182,7 +192,7 @@ class Annealed:
 
         @torch.no_grad()
         def sample(denoiser: BackboneDenoiser, y: Tensor) -> Tensor:
-            # deepinv counts times, of which the last is 0; there DDPM's last step ends at the
+            # deepinv counts times, and the last time is 0. DDPM's last step then ends at the
             # denoised image.
             times = torch.linspace(1, 0, self.n_steps + 1, dtype=torch.float64, device=y.device)
             sampler = PosteriorDiffusion(
@@ -200,8 +210,10 @@ class Annealed:
         return restored_by(make, backbone, operator, y, generators, "lower weight")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Pixels, a known singular value decomposition, and for ILVR one whose A_dagger does not
-        amplify noise.
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler needs a pixel backbone and an operator whose singular value decomposition is
+        known. In addition, ILVR needs an A_dagger that does not amplify noise too much.
         """
         reason = needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)
         if reason is None and self.name == "ilvr":
@@ -210,7 +222,7 @@ class Annealed:
             worst = float(s.max() / s[s > 1e-10 * s.max()].min())
             if worst > WORST_CONDITION:
                 return (
-                    "sampler ilvr takes A_dagger of y, which amplifies the noise of task "
-                    f"{task.name} {worst:.0f} times"
+                    f"sampler ilvr applies A_dagger, which amplifies the noise of task {task.name} "
+                    f"up to {worst:.0f} times: use another sampler"
                 )
         return reason

@@ -1,4 +1,7 @@
-"""RED-diff: a variational sampler (Mardani, Song, Kautz and Vahdat, ICLR 2024, arXiv 2305.04391)."""
+"""RED-diff, a variational sampler.
+
+Source: Mardani, Song, Kautz and Vahdat, ICLR 2024, arXiv 2305.04391.
+"""
 
 import math
 from dataclasses import dataclass
@@ -23,23 +26,26 @@ from adir.tasks.base import LinearOperator, Task
 
 @dataclass(frozen=True)
 class REDDiff:
-    """Algorithm 1 of the paper: stochastic optimisation of one image mu, t going down from the
-    noisiest:
+    """Sampler that optimises one image mu by stochastic steps: Algorithm 1 of the paper.
+
+    The timesteps t go down from the noisiest, with one step each:
 
         x_t  = sqrt(ab) mu + sqrt(1 - ab) z
-        loss = |A mu - y|^2 + lambda_ sqrt((1 - ab) / ab) <eps(x_t, t) - z, mu>          eps held fixed
+        loss = |A mu - y|^2 + lambda_ sqrt((1 - ab) / ab) <eps(x_t, t) - z, mu>     with eps fixed
         mu   = step of Adam on the loss
 
-    Nothing is drawn from the posterior: mu tends to a mode of it. It starts from the scaled
-    adjoint. Adam has the authors' decays, 0.9 and 0.99, so the scale of the loss is of no account.
+    The result is not a draw from the posterior, because mu tends to a mode of the posterior. The
+    start is the scaled adjoint. Adam uses the authors' decays, 0.9 and 0.99. Adam normalises
+    gradients, so the scale of the loss does not matter.
 
-    n_steps: evaluations of the network; the paper has 1000, and 100.
-    lambda_: weight of the prior; the paper's 0.25.
-    learning_rate: Adam's; the paper's 0.1, for images in [-1, 1].
+    Attributes:
+        n_steps: network evaluations; the paper uses 1000, and 100.
+        lambda_: weight of the prior; the paper uses 0.25.
+        learning_rate: learning rate of Adam; the paper uses 0.1, for images in [-1, 1].
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """The class version. Raise it whenever a change of this class alters its results."""
     name: str = "red_diff"
     n_steps: int = 1000
     lambda_: float = 0.25
@@ -60,7 +66,10 @@ class REDDiff:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """x_hat from y (B, C, h, w), one CPU generator per image; nothing is differentiated."""
+        """Return the restoration of y (B, C, h, w), given one CPU generator per image.
+
+        Nothing is differentiated.
+        """
         schedule = backbone.schedule.respaced(self.n_steps)
         watch = Watch(y)
         mu = scaled_adjoint(operator, y).clone()
@@ -77,5 +86,8 @@ class REDDiff:
         return watch.finish(mu, "lower learning_rate", len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Any linear task on pixels."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        The sampler can run every linear task on a pixel backbone.
+        """
         return needs_pixels(self.name, backbone, task)

@@ -1,5 +1,6 @@
-"""Operators as deepinv's samplers ask for them: as its physics, with their full singular value
-decomposition where needed.
+"""Operators converted to the physics of deepinv, as deepinv's samplers require.
+
+If a sampler needs singular values, the physics has a full singular value decomposition.
 """
 
 import functools
@@ -12,13 +13,17 @@ from adir.tasks.operators import CircularDownsampling, Operator, SeparableDownsa
 
 
 class KroneckerPhysics(DecomposablePhysics):
-    """An image X_c (H, W) per channel to sum_c C[d, c] R X_c K^T: channels, rows and columns mixed
-    by a matrix each.
+    """Physics that multiplies the channels, rows and columns of an image by one matrix each.
 
-    channels: (C, 3), rows: (h, H), columns: (w, W), float64, each with no more rows than columns.
-        Their full SVDs make
-    that of A: V is orthogonal on the whole image, the singular values (1, 3, H, W) are 0 where A is
-    blind.
+    It maps the channels X_c (H, W) of an image to sum_c C[d, c] R X_c K^T. The full SVDs of the
+    three matrices make the SVD of A. V is orthogonal on the whole image. The singular values (1, 3,
+    H, W) are 0 in the null space of A.
+
+    Args:
+        channels: C, (C, 3) float64, with no more rows than columns.
+        rows: R, (h, H) float64, with no more rows than columns.
+        columns: K, (w, W) float64, with no more rows than columns.
+        dtype: dtype of images and measurements.
     """
 
     def __init__(self, channels: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype):
@@ -32,39 +37,43 @@ class KroneckerPhysics(DecomposablePhysics):
             self.register_buffer(f"vh_{name}", vh.to(dtype))
 
     def V_adjoint(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to its coefficients (B, 3, H, W)."""
+        """Return the coefficients (B, 3, H, W) of an image x (B, 3, H, W)."""
         return mixed(x, self.vh_channels, self.vh_rows, self.vh_columns)
 
     def V(self, x: Tensor) -> Tensor:
-        """Coefficients (B, 3, H, W) to an image."""
+        """Return the image (B, 3, H, W) with the coefficients x (B, 3, H, W)."""
         return mixed(x, self.vh_channels.T, self.vh_rows.T, self.vh_columns.T)
 
     def U(self, x: Tensor) -> Tensor:
-        """Coefficients (B, 3, H, W), of which the first (C, h, w) count, to a measurement (B, C, h,
-        w).
+        """Return the measurement (B, C, h, w) with the coefficients x (B, 3, H, W).
+
+        Only the first (C, h, w) coefficients count.
         """
         kept = x[:, : len(self.u_channels), : len(self.u_rows), : len(self.u_columns)]
         return mixed(kept, self.u_channels, self.u_rows, self.u_columns)
 
     def U_adjoint(self, y: Tensor) -> Tensor:
-        """(B, C, h, w) to coefficients (B, 3, H, W), 0 beyond (C, h, w)."""
+        """Return the coefficients (B, 3, H, W) of a measurement y (B, C, h, w).
+
+        Coefficients beyond (C, h, w) are 0.
+        """
         short = mixed(y, self.u_channels.T, self.u_rows.T, self.u_columns.T)
         missing = [n - m for n, m in zip(self.mask.shape[1:], short.shape[1:], strict=True)]
         return torch.nn.functional.pad(short, (0, missing[2], 0, missing[1], 0, missing[0]))
 
 
 def mixed(x: Tensor, channels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """x (B, c, h, w) with a matrix applied along each of channels, rows and columns."""
-    # Two products, not one einsum of four tensors: that one may form the product of the matrices
-    # first, 3 GB at 128 pixels.
+    """Return x (B, c, h, w) with its channels, rows and columns multiplied by a matrix each."""
+    # Two products instead of one einsum of four tensors. The einsum may multiply the matrices with
+    # each other first, which takes 3 GB at 128 pixels.
     return torch.einsum("dc,bcij->bdij", channels, rows @ x @ columns.T)
 
 
 def downsampling_matrix(kernel: Tensor, factor: int, n: int) -> Tensor:
-    """(n // factor, n) float64: circular filtering by `kernel`, then every factor-th sample.
+    """Return the (n // factor, n) float64 matrix that filters circularly and subsamples.
 
-    Entry j of the kernel weighs the pixel at offset len(kernel) // 2 - j, as in
-    adir.tasks.operators.
+    The filter is `kernel`, and every factor-th sample remains. Entry j of the kernel weighs the
+    pixel at offset len(kernel) // 2 - j, as in adir.tasks.operators.
     """
     matrix = torch.zeros(n // factor, n, dtype=torch.float64)
     rows = torch.arange(n // factor)
@@ -74,8 +83,10 @@ def downsampling_matrix(kernel: Tensor, factor: int, n: int) -> Tensor:
 
 
 def as_physics(module: nn.Module) -> LinearPhysics:
-    """A physics of deepinv as it is; any other A and A_adjoint in one, on the device where the
-    module is now.
+    """Return the module as a physics of deepinv.
+
+    A LinearPhysics is returned as it is. For any other module, a new LinearPhysics wraps A and
+    A_adjoint of the module on its current device.
     """
     return (
         module
@@ -85,7 +96,10 @@ def as_physics(module: nn.Module) -> LinearPhysics:
 
 
 def has_full_svd(physics: nn.Module) -> bool:
-    """Whether `full_svd` knows the physics: all operators of this package."""
+    """Check whether `full_svd` supports this physics.
+
+    It supports all operators of this package.
+    """
     return isinstance(physics, DecomposablePhysics | CircularDownsampling | SeparableDownsampling)
 
 
@@ -93,20 +107,22 @@ def has_full_svd(physics: nn.Module) -> bool:
 def full_svd(
     operator: Operator, dtype: torch.dtype, device: torch.device, sigma: float
 ) -> DecomposablePhysics:
-    """The operator as a physics with U, V and singular values `mask`, and Gaussian noise of
-    standard deviation sigma.
+    """Return the operator as a physics with U, V, singular values `mask`, and Gaussian noise.
 
-    deepinv's own for blurs (Fourier) and inpainting. For super-resolution it has none; for
-    colorization only an economic one, whose V cannot carry a colour, so that its `prox_l2` would
-    turn every image grey. Raises TypeError for any other physics: see `has_full_svd`.
+    The standard deviation of the noise is sigma. For blurs (Fourier) and inpainting the physics is
+    deepinv's own. For super-resolution deepinv has no singular value decomposition. For
+    colorization deepinv only has an economy-size one. Its V cannot represent colours, so deepinv's
+    `prox_l2` would turn every image grey.
+
+    Raises:
+        TypeError: if `has_full_svd` is False for the operator's physics.
     """
     physics = operator.build(torch.float64)
     _, height, width = operator.image_shape
     eye = functools.partial(torch.eye, dtype=torch.float64)
     if isinstance(physics, CircularDownsampling):
-        kernel = physics.filter[0, 0].sum(
-            1
-        )  # the filter is an outer product of weights that sum to one
+        # The filter is an outer product of weights that sum to one.
+        kernel = physics.filter[0, 0].sum(1)
         rows, columns = (downsampling_matrix(kernel, physics.factor, n) for n in (height, width))
         full: DecomposablePhysics = KroneckerPhysics(eye(3), rows, columns, dtype)
     elif isinstance(physics, SeparableDownsampling):
@@ -117,15 +133,17 @@ def full_svd(
         full = operator.build(dtype)
     else:
         raise TypeError(
-            f"no full singular value decomposition of {type(physics).__name__} is known"
+            f"no full singular value decomposition of {type(physics).__name__} is known: "
+            "check has_full_svd(physics) first"
         )
     full.set_noise_model(GaussianNoise(sigma))
     return full.to(device)
 
 
 def back_projection(physics: DecomposablePhysics, residual: Tensor, eta: float) -> Tensor:
-    """A^T (A A^T + eta I)^-1 residual: the back-projection of a residual (B, C, h, w), regularised
-    by eta > 0.
+    """Return A^T (A A^T + eta I)^-1 residual, the regularised back-projection of a residual.
+
+    The residual is (B, C, h, w), and eta > 0 is the regularisation.
     """
     s = physics.mask
     return physics.V(s / (s**2 + eta) * physics.U_adjoint(residual))

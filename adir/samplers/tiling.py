@@ -1,10 +1,12 @@
-"""Images of any size: padding to what the network takes, and overlapping tiles beyond what it
-should be given at once.
+"""Restoration of images of any size: the image is padded, and a large image is tiled.
 
-Only the network is tiled. At each step its predictions for overlapping tiles of one x_t are blended
-into one (MultiDiffusion, Bar-Tal et al., 2023), and everything else (noise, guidance, operator) is
-the whole image's: all tiles share one noise field and agree in their overlaps after every step, so
-that there is nothing to see where they meet.
+Padding extends an image to a size that the network accepts. Overlapping tiles limit the number of
+pixels that the network processes at once.
+
+Only the network is tiled. At each step, its predictions for the overlapping tiles of one x_t are
+blended into one prediction (MultiDiffusion, Bar-Tal et al., 2023). Noise, guidance and operator
+apply to the whole image. All tiles therefore share one noise field and agree in their overlaps
+after every step, so no seams are visible.
 """
 
 import math
@@ -24,17 +26,22 @@ from adir.samplers.base import Sampler, SteerableSampler, Steering
 from adir.tasks.base import Task
 
 MARGIN = 16
-"""Pixels of x̂ restored around the image and cut off: the operators are circular, a user's image is
-not, and what wraps around the border reaches as far as the operator's support (16 for sr4).
+"""Pixels of x_hat that are restored around the image and then cut off.
+
+The operators are circular, but a user's image is not. Values that wrap around the border reach as
+far as the operator's support (16 pixels for sr4).
 """
 
 
 class TiledBackbone:
-    """A pixel backbone whose network sees no more than `tile` pixels a side of an image at a time.
+    """Pixel backbone whose network sees at most `tile` x `tile` pixels of an image at a time.
 
-    tile: a multiple of the stride, of four strides or more. Tiles overlap by a quarter or more, and
-        are weighted by linear
-    ramps over it. One tile is in the network at a time.
+    Tiles overlap by a quarter or more and are blended with linear ramps. They pass through the
+    network one after the other.
+
+    Args:
+        backbone: the backbone to call on each tile.
+        tile: side of a tile in pixels: a multiple of the stride, and at least four strides.
     """
 
     def __init__(self, backbone: PixelBackbone, tile: int):
@@ -42,7 +49,7 @@ class TiledBackbone:
         self.schedule = backbone.schedule
 
     def tiles(self, height: int, width: int) -> list[tuple[slice, slice]]:
-        """Rows and columns of each."""
+        """Return the slices (rows, columns) of each tile."""
         size = min(height, self.tile), min(width, self.tile)
         tops, lefts = (starts(side, self.tile, self.backbone.stride) for side in (height, width))
         return [
@@ -52,11 +59,11 @@ class TiledBackbone:
         ]
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """The weighted mean of the tiles' predictions: eps and variance_fraction of x_t (B, 3, H,
-        W) at timesteps t (B,).
+        """Return the weighted mean of the tiles' predictions.
 
-        Differentiable as the backbone's is; a backward pass computes each tile again, one at a
-        time.
+        x_t is (B, 3, H, W), and its timesteps t are (B,). The mean covers eps and
+        variance_fraction. The result is differentiable if the backbone's prediction is. A backward
+        pass recomputes one tile at a time.
         """
         predict = self.backbone.predict
         if torch.is_grad_enabled() and x_t.requires_grad:
@@ -74,8 +81,8 @@ class TiledBackbone:
         eps: Tensor | None = None
         fraction: Tensor | None = None
         for place in places:
-            # Contiguous: a view would send the network's convolutions another way, with other
-            # rounding.
+            # Contiguous, because for a view the network's convolutions use another algorithm, with
+            # other rounding.
             one = predict(x_t[:, :, *place].contiguous(), t)
             eps = torch.zeros_like(x_t) if eps is None else eps
             eps[:, :, *place] += window * one.eps
@@ -89,12 +96,13 @@ class TiledBackbone:
 
 @dataclass(frozen=True)
 class TiledRestoration:
-    """x_hat (3, H, W), and how it was made."""
+    """Result of `restore_any_size` for one image, with x_hat (3, H, W)."""
 
     x_hat: Tensor
     n_tiles: int
-    """Tiles of each step: the network is called so many times as often as for an image that fits
-    one.
+    """The number of tiles of each step.
+
+    The network runs this many times as often as for an image that fits into one tile.
     """
     capped_steps: int
 
@@ -109,12 +117,25 @@ def restore_any_size(
     tile: int,
     steering: Steering | None = None,
 ) -> TiledRestoration:
-    """Restore one y (C, h, w) of any size: mirrored at the border, and beyond `tile` pixels a side
-    with a tiled network.
+    """Restore one measurement y of any size.
 
-    Noise comes from (seed, image_id) and does not depend on the tiles. steering: tunes the network
-    meanwhile, through all of its tiles. Raises InputError for images that are too small,
-    FloatingPointError where the sampler diverges.
+    The border of y is mirrored. If a side of the image exceeds `tile` pixels, the network of a
+    pixel backbone is tiled. The noise comes from (seed, image_id) and does not depend on the tiles.
+
+    Args:
+        sampler: the method of restoration.
+        backbone: the denoiser.
+        task: the task whose measurement y is.
+        y: (C, h, w).
+        seed: seed of the noise.
+        image_id: name of the image, which selects the image's noise.
+        tile: side of a tile in pixels.
+        steering: mode that tunes the network during sampling, through all tiles; None leaves the
+            network as it is.
+
+    Raises:
+        InputError: if `require_restorable` refuses y or tile.
+        FloatingPointError: if the sampler diverges.
     """
     require_restorable(backbone, task, y, tile)
     _, height, width = task.image_shape(tuple(y.shape))
@@ -137,31 +158,31 @@ def restore_any_size(
 
 
 def with_margin(backbone: Backbone, task: Task, y: Tensor) -> tuple[Tensor, int]:
-    """(y (C, h, w) with a mirrored border and a size that the network takes, pixels of x above and
-    left of the image).
+    """Return y with a mirrored border, and the width of this border in pixels of x.
+
+    y is (C, h, w). The result is extended further at the bottom and right to a size that the
+    network accepts. Tasks that are not shift-invariant get no border, and y remains as it is.
     """
-    if (
-        not task.shift_invariant
-    ):  # what y knows of the border is not what it would know of a mirrored one
+    if not task.shift_invariant:  # a mirrored y is not the y of a mirrored image
         return y, 0
     factor = task.image_shape(tuple(y.shape))[1] // y.shape[1]
     margin = math.ceil(MARGIN / factor)
-    unit = math.lcm(
-        backbone.stride, factor
-    )  # a side of x that both the network and the operator take
+    # A side of x must suit both the network and the operator.
+    unit = math.lcm(backbone.stride, factor)
     extra = [(-(side + 2 * margin) * factor % unit) // factor for side in y.shape[1:]]
     return mirrored(y, margin, extra), margin * factor
 
 
 def sampled_shape(backbone: Backbone, task: Task, y: Tensor) -> tuple[int, ...]:
-    """(3, H, W) of what is sampled for y: the image with its margin."""
+    """Return the shape (3, H, W) of the image that is sampled for y, including the margin."""
     return task.image_shape(tuple(with_margin(backbone, task, y)[0].shape))
 
 
 def needed_tile(backbone: Backbone, task: Task, y: Tensor, tile: int) -> int | None:
-    """`tile` where y takes several, else None: what of it the restoration depends on.
+    """Return `tile` if y needs several tiles, and None otherwise.
 
-    A latent backbone's images are whole here: its VAE has tiles of its own.
+    Only in the first case does the restoration depend on `tile`. A latent backbone processes the
+    whole image here, because its VAE has tiles of its own.
     """
     return (
         tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
@@ -169,34 +190,36 @@ def needed_tile(backbone: Backbone, task: Task, y: Tensor, tile: int) -> int | N
 
 
 def require_restorable(backbone: Backbone, task: Task, y: Tensor, tile: int) -> None:
-    """Raise InputError unless `restore_any_size` can restore this y (C, h, w): asked before any
-    work, and once more there.
+    """Raise InputError unless `restore_any_size` can restore this y (C, h, w) with this tile.
+
+    Callers check this before any work, and `restore_any_size` checks it again.
     """
     _, height, width = task.image_shape(tuple(y.shape))
     stride = backbone.stride
     if tile < 4 * stride or tile % stride:
         raise InputError(
-            f"tile={tile}: a multiple of {stride}, {4 * stride} or more, is needed for this "
-            "backbone"
+            f"tile={tile}: this backbone needs a multiple of {stride} of at least {4 * stride}"
         )
     if not task.shift_invariant:
         if height % stride or width % stride:
             raise InputError(
                 f"task {task.name}: {width}x{height} pixels, but this backbone takes multiples "
-                f"of {stride}: crop it"
+                f"of {stride}: crop the image"
             )
         return
     margin = math.ceil(MARGIN / (height // y.shape[1]))
     if min(y.shape[1:]) <= margin:
         raise InputError(
-            f"{y.shape[2]}x{y.shape[1]} pixels: too small for task {task.name}, {margin + 1} a "
-            "side are needed"
+            f"{y.shape[2]}x{y.shape[1]} pixels are too few for task {task.name}: use an image of "
+            f"at least {margin + 1}x{margin + 1}"
         )
 
 
 def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:
-    """y (C, h, w) reflected by `margin` on each side, then its bottom and right edge repeated by
-    extra = [rows, columns].
+    """Return y (C, h, w) with reflected borders, then extended at the bottom and right.
+
+    The reflected border is `margin` wide on each side. The extension repeats the last row and the
+    last column as often as extra = [rows, columns] states.
     """
     return pad(
         pad(y[None], (margin,) * 4, mode="reflect"), (0, extra[1], 0, extra[0]), mode="replicate"
@@ -204,15 +227,16 @@ def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:
 
 
 def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
-    """The only image of a batch; FloatingPointError when the sampler gave it up."""
+    """Return the only image of a batch; raise FloatingPointError if the sampler failed on it."""
     if errors[0] is not None:
         raise FloatingPointError(errors[0])
     return x_hat[0]
 
 
 def starts(side: int, tile: int, unit: int) -> list[int]:
-    """First pixels of tiles that cover `side`, multiples of `unit`, overlapping by a quarter or
-    more; [0] if one is enough.
+    """Return the first pixel of each tile along a side: multiples of `unit` that cover `side`.
+
+    Neighbouring tiles overlap by a quarter or more. The result is [0] if one tile is enough.
     """
     if side <= tile:
         return [0]
@@ -221,8 +245,10 @@ def starts(side: int, tile: int, unit: int) -> list[int]:
 
 
 def ramp(side: int, several: bool) -> Tensor:
-    """(side,) blending weights: rising over a quarter at either end, never 0; all 1 for a tile that
-    is alone.
+    """Return (side,) blending weights for one axis of a tile.
+
+    With several tiles the weights rise linearly over a quarter of the tile at either end and are
+    never 0. For a single tile all weights are 1.
     """
     if not several:
         return torch.ones(side)

@@ -187,7 +187,9 @@ def test_where_the_default_sampler_does_not_apply_the_next_is_used_and_said(
     image = saved(tmp_path / "a.png", SMALL)
     done = adir("restore", image, "task=sr4", "--out", tmp_path / "out", "sampler.n_steps=2")
     assert done.status == 0, done.err
-    reason = "sampler ddrm needs the singular value decomposition of A, and task sr4 has none"
+    reason = (
+        "sampler ddrm needs the singular value decomposition of A, which is unknown for task sr4"
+    )
     assert f"sampler=adir_clean, as sampler=ddrm does not apply: {reason}\n" in done.out + done.err
     assert read_json(tmp_path / "out" / "a-sr4-none.json")["axes"]["sampler"] == "adir_clean"
 

@@ -578,11 +578,10 @@ def test_back_projection_of_a_noisy_y_is_refused_in_one_line():
     sampler = ADIR(n_steps=2, variance="small", back_projection=True)
     reason = sampler.not_applicable(GuidedDiffusion(), task, mode)
     assert reason == (
-        "back_projection=true reproduces y exactly, and task deblur has noise of 10 grey "
-        "levels, which would come back "
-        "amplified: use back_projection=false"
+        "back_projection=true would amplify the noise of task deblur, 10 grey levels: "
+        "use back_projection=false"
     )
-    with pytest.raises(ValueError, match="y has noise of 10 grey levels"):
+    with pytest.raises(ValueError, match="the noise of y, 10 grey levels"):
         sampler.restore(Denoiser(unit_eps), task.operator((3, 16, 16)), blurred(), generators(1))
     quiet = RestorationTask("sr4", 1, SuperResolution(4), sigma_y=0, guidance_scale=1)
     assert sampler.not_applicable(GuidedDiffusion(), quiet, mode) is None
@@ -724,7 +723,7 @@ def test_when_all_images_fail_all_are_reported():
 
 
 def test_learned_variance_on_a_network_without_one_raises():
-    with pytest.raises(ValueError, match="use small or large"):
+    with pytest.raises(ValueError, match="use variance=small or variance=large"):
         ADIR(n_steps=2, variance="learned").restore(
             Denoiser(unit_eps), BLUR, blurred(), generators(1)
         )

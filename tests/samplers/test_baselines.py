@@ -455,7 +455,7 @@ def test_the_fewest_steps_give_an_image(backbone, x, sampler, task):
 def test_latents_and_needless_modes_are_not_applicable(sampler):
     latent = SimpleNamespace(kind="latent", name="sd_x4", resolution=64)
     assert sampler.not_applicable(latent, SR, NONE) == (
-        f"sampler {sampler.name} works on pixels, and backbone sd_x4 on latents"
+        f"sampler {sampler.name} works on pixels, but backbone sd_x4 on latents: use a pixel backbone"
     )
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     reason = sampler.not_applicable(pixel, SR, KNN)
@@ -471,9 +471,8 @@ def test_latents_and_needless_modes_are_not_applicable(sampler):
 def test_an_edit_is_not_applicable_to_samplers_that_see_no_prompt(sampler):
     pixel = SimpleNamespace(kind="pixel", name="embedded", resolution=64)
     assert sampler.not_applicable(pixel, EditTask(), NONE) == (
-        "task edit repaints as a prompt says, which neither backbone embedded nor sampler "
-        f"{sampler.name} can: use "
-        "backbone=sd_inpaint sampler=sd_inpaint"
+        "task edit edits images by a prompt, which neither backbone embedded nor sampler "
+        f"{sampler.name} supports: use backbone=sd_inpaint sampler=sd_inpaint"
     )
 
 
@@ -489,7 +488,8 @@ def test_an_operator_without_a_known_decomposition_is_not_applicable_to_those_th
         assert (reason is None) == (sampler.name in ("dps", "dmsp", "dds", "daps", "red_diff"))
         assert (
             reason is None
-            or "needs the singular value decomposition of A, and task mri has none" in reason
+            or "needs the singular value decomposition of A, which is unknown for task mri"
+            in reason
         )
 
 

@@ -205,7 +205,7 @@ def test_cells_that_cannot_be_are_told_why(backbone: StableDiffusionX4) -> None:
     assert sampler.not_applicable(backbone, SR4, NONE) is None
     for degradation in (SuperResolution(8), BoxBlur(5), Colorization()):
         task = RestorationTask("other", 1, degradation, 0, 1)
-        assert "enlarges images 4 times, which task other does not ask" in sampler.not_applicable(
+        assert "enlarges images 4 times, which task other does not need" in sampler.not_applicable(
             backbone, task, KNN
         )
     assert "is for the x4 upscaler" in sampler.not_applicable(GuidedDiffusion(), SR4, NONE)
@@ -223,7 +223,7 @@ def test_steps_of_which_the_first_is_beyond_the_network_are_refused(
     }
     assert (
         reasons.pop(1000)
-        == "n_steps=1000: the DDIMScheduler of backbone sd_x4 takes fewer than 1000"
+        == "n_steps=1000 is too many for the DDIMScheduler of backbone sd_x4: use fewer than 1000"
     )
     assert set(reasons.values()) == {None}
 

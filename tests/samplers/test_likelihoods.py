@@ -230,7 +230,7 @@ def test_ilvr_leaves_out_an_operator_that_damps_what_it_sees():
         backbone, RestorationTask("deblur", 1, BoxBlur(5), 10, 1), SimpleNamespace()
     )
     assert reason.startswith(
-        "sampler ilvr takes A_dagger of y, which amplifies the noise of task deblur "
+        "sampler ilvr applies A_dagger, which amplifies the noise of task deblur up to "
     )
     assert Annealed("ald").not_applicable(backbone, BLUR, SimpleNamespace()) is None
 

@@ -238,7 +238,7 @@ def test_inpainting_is_tiled_too_and_restored_at_the_networks_sizes_only():
 def test_too_small_an_image_is_refused_with_the_size_that_is_needed(task, height, width):
     needed = 17 if task is COPY else 5
     with pytest.raises(
-        InputError, match=rf"{width}x{height} pixels: too small .*, {needed} a side|reaches over"
+        InputError, match=rf"{width}x{height} pixels are too few .* {needed}x{needed}|reaches over"
     ):
         restore_any_size(STRONG, Backbone(), task, image(height, width), 0, "a", 64)
 
@@ -252,7 +252,9 @@ def test_the_smallest_image_that_is_allowed_works():
 
 @pytest.mark.parametrize("tile", [0, -64, 24, 60])
 def test_a_tile_that_is_no_multiple_of_the_stride_or_too_small_is_refused(tile):
-    with pytest.raises(InputError, match=f"tile={tile}: a multiple of 8, 32 or more"):
+    with pytest.raises(
+        InputError, match=f"tile={tile}: this backbone needs a multiple of 8 of at least 32"
+    ):
         restore_any_size(STRONG, Backbone(), COPY, image(40, 40), 0, "a", tile)
 
 
