@@ -49,8 +49,8 @@ class Adapted:
 class HeldOut:
     """Evaluation of an update on held-out images, and the choices that follow from it.
 
-    A relative loss is the loss divided by the untuned denoiser's loss: below 1 is better than
-    untuned.
+    An update is the change of the weights by tuning. A relative loss is the loss divided by the
+    untuned denoiser's loss, so below 1 is better than untuned.
     """
 
     losses: dict[int, float]

@@ -129,12 +129,9 @@ class UpscalingCrops(LatentCrops):
     is empty.
 
     `low` is cut from the y of the whole image, which has the task's noise. The effect of A's
-    circular border is therefore not inside the crops.
+    circular border is therefore outside the crops.
 
-    Args:
-        task: provides A and its noise.
-
-    The other parameters are those of `LatentCrops`.
+    The parameter `task` provides A and its noise. The other parameters are those of `LatentCrops`.
     """
 
     def __init__(

@@ -156,7 +156,8 @@ class SafeFineTuning(FineTuning):
     def held_out_share(self) -> float:
         """The cost of the held-out evaluation divided by the cost of the training.
 
-        It is at most `HELD_OUT_SHARE`, unless there are so few iterations that one crop costs more.
+        It is at most `HELD_OUT_SHARE`, except with very few iterations, because each stratum has at
+        least one crop.
         """
         if self.n_iterations == 0:
             return 0.0

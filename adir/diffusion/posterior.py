@@ -40,8 +40,8 @@ def ddim_coefficients(
             x_{t-1} = sqrt(ab_prev) x0 + sqrt(1 - ab_prev - sigma^2) eps + sigma z,
             eps     = (x_t - sqrt(ab) x0) / sqrt(1 - ab),    sigma = eta sqrt(beta tilde).
 
-    Given x0, eps is standard normal. x_{t-1} therefore has mean sqrt(ab_prev) x0 and variance 1 -
-    ab_prev, as under q(x_{t-1} | x0), for every sigma. Collecting x0 and x_t gives
+    Given x0, eps is standard normal. x_{t-1} therefore has variance 1 - ab_prev and mean
+    sqrt(ab_prev) x0, as under q(x_{t-1} | x0), for every sigma. Collecting x0 and x_t gives
 
             coef2 = sqrt((1 - ab_prev - sigma^2) / (1 - ab)),
             coef1 = sqrt(ab_prev) - coef2 sqrt(ab).

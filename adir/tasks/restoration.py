@@ -24,8 +24,8 @@ class RestorationTask:
         name: in paths and tables.
         version: part of a cell's identity. Raise it when a change alters what the task measures.
         operator: builds A for an image shape (a `Degradation`).
-        sigma_y: standard deviation of the noise in grey levels of 255, before clipping. (10,
-            measured after clipping, is about 9.96.)
+        sigma_y: standard deviation of the noise in grey levels of 255, before clipping. A sigma_y
+            of 10 measures about 9.96 after clipping.
         guidance_scale: the sampler's s for this task. It is tuned for each task because its useful
             size depends on ||A||.
 

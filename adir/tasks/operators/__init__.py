@@ -1,4 +1,4 @@
-"""The operators A of y = A(x) + e.
+"""Operators A of y = A(x) + e, and the degradations that build them.
 
 Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass, whose fields are the
 operator's parameters. Calling it with an image shape builds the `Operator`. Its

@@ -19,14 +19,14 @@ class Operator:
 
     Attributes:
         build: returns A for a dtype, on the CPU, as a linear physics of deepinv or any module with
-            A, A_adjoint and A_dagger. A is built for each dtype anew, because casting a deepinv
+            A, A_adjoint and A_dagger. A is built anew for each dtype, because casting a deepinv
             physics rounds its weights and drops the imaginary part of its Fourier buffers. The
             modules are cached per dtype and device.
         image_shape: (3, H, W).
         y_shape: (C, h, w).
         norm: largest singular value of A.
-        sigma_y: standard deviation of e for images in [-1, 1], which is grey levels of 255 divided
-            by 127.5.
+        sigma_y: standard deviation of e for images in [-1, 1]. It is the value in grey levels of
+            255, divided by 127.5.
     """
 
     build: Callable[[torch.dtype], nn.Module]
@@ -58,9 +58,9 @@ class Operator:
     def A_dagger(self, y: Tensor) -> Tensor:
         """Return the pseudo-inverse of A, applied to y.
 
-        It is the image of smallest norm among the images with the smallest |A x - y|. The result is
-        exact except for blurs. There, frequencies that A damps below 1e-5 are set to zero, and the
-        others are amplified, up to 1e5 times, with their noise.
+        The result is the image of smallest norm among the images with the smallest |A x - y|. It is
+        exact except for blurs. For blurs, frequencies that A damps below 1e-5 are set to zero. The
+        other frequencies are amplified by up to 1e5, and their noise with them.
         """
         return self._apply("A_dagger", y, self.y_shape)
 

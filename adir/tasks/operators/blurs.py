@@ -41,9 +41,9 @@ def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
 
 @dataclass(frozen=True)
 class BoxBlur:
-    """Mean over size x size pixels: y[n] is the mean of x[n - (size-1)//2 .. n + size//2].
+    """Degradation by a box blur: y[n] is the mean of x[n - (size-1)//2 .. n + size//2].
 
-    Size 5 is centred, and size 4 has offsets -1 to +2.
+    The mean is over both directions. Size 5 is centred, and size 4 has offsets -1 to +2.
     """
 
     name: ClassVar[str] = "box_blur"
@@ -68,9 +68,11 @@ class BoxBlur:
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """Centred Gaussian blur of standard deviation `std` pixels, cut to a size x size window.
+    """Degradation by a centred Gaussian blur, cut to a window of size x size pixels.
 
-    The size is odd.
+    Attributes:
+        std: standard deviation in pixels.
+        size: of the window; odd.
     """
 
     name: ClassVar[str] = "gaussian_blur"

@@ -43,10 +43,16 @@ def frequency_response(kernel: Tensor, n: int) -> Tensor:
 def downsampling_norm(kernel: Tensor, factor: int, height: int, width: int) -> float:
     """Return the largest singular value of circular filtering followed by downsampling.
 
-    Filtering with the 1-D kernel and taking every factor-th sample happens in both directions. A
-    A^T is diagonal in Fourier space: entry k is the mean of |F|^2 over the `factor` frequencies
-    that alias to k. The norm of one direction is therefore the square root of the largest entry,
-    and the norm of A is the product of the two.
+    Filtering and taking every factor-th sample happen in both directions. In Fourier space A A^T is
+    diagonal: entry k is the mean of |F|^2 over the `factor` frequencies that alias to k. The norm
+    of one direction is therefore the square root of the largest entry, and the norm of A is the
+    product of the two.
+
+    Args:
+        kernel: 1-D weights of the filter, with Fourier transform F.
+        factor: of the downsampling.
+        height: of the image in pixels.
+        width: of the image in pixels.
     """
 
     def one_direction(n: int) -> float:

@@ -18,12 +18,12 @@ from adir.tasks.operators.kernels import bicubic_kernel, downsampling_norm, filt
 
 
 class CircularDownsampling(nn.Module):
-    """Module of deepinv's circular downsampling, with a closed form for A_dagger.
+    """Module for circular downsampling, with a closed form for A_dagger.
 
-    The operations are deepinv's, one by one, so that a restoration need not import deepinv (2 s).
-    The closed form is A_dagger = A^T (A A^T)^-1. deepinv computes it by conjugate gradients, which
-    stall while A A_dagger y still differs from y by 1e-4 to 8e-4 of y (measured in float64, factors
-    4 and 8). With a lower tolerance they take minutes for a 256 x 256 image.
+    A and A_adjoint repeat deepinv's operations one by one, so that a restoration need not import
+    deepinv (2 s). The closed form is A_dagger = A^T (A A^T)^-1. deepinv computes it by conjugate
+    gradients, which stall while A A_dagger y still differs from y by 1e-4 to 8e-4 of y (measured in
+    float64, factors 4 and 8). With a lower tolerance they take minutes for a 256 x 256 image.
 
     Args:
         kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
@@ -85,9 +85,9 @@ class CircularDownsampling(nn.Module):
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """Bicubic downsampling by `factor`, as MATLAB's imresize with antialiasing (a = -0.5).
+    """Degradation by bicubic downsampling, as MATLAB's imresize with antialiasing (a = -0.5).
 
-    The support is 4 * factor pixels.
+    The support of the kernel is 4 * factor pixels.
 
     Attributes:
         factor: of the downsampling.
@@ -139,7 +139,7 @@ class SuperResolution:
 
 
 class SeparableDownsampling(nn.Module):
-    """Module of x to rows x columns^T in each channel, for borders that are not circular.
+    """Module that maps x to rows x columns^T in each channel, for non-circular borders.
 
     Its A_dagger uses pseudo-inverses, because A A^T is diagonal in Fourier space only for circular
     borders.
@@ -211,7 +211,7 @@ def require_factor(factor: int) -> None:
 
 @dataclass(frozen=True)
 class MeanDownsampling:
-    """Mean of each factor x factor block, as `sr4` in DDRM (Kawar et al., 2022).
+    """Degradation to the means of factor x factor blocks, as `sr4` in DDRM (Kawar et al., 2022).
 
     All singular values are 1 / factor.
     """
