@@ -22,7 +22,7 @@ class Full:
     """
 
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     trains_every_weight: ClassVar[bool] = True
     name: str = "full"
 
@@ -37,7 +37,7 @@ class Full:
         return AttachedFull(network)
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Replace the network's weights by trained ones, and return a function that undoes it.
+        """Replace the network's weights by trained ones, and return a function that restores them.
 
         The network uses the given tensors themselves if their device, dtype and memory layout match
         its parameters. On a CPU a big network is therefore switched without a copy.

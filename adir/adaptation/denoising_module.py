@@ -1,4 +1,4 @@
-"""Lightning module that fine-tunes a backbone with the loss of its pretraining."""
+"""Lightning module that fine-tunes a backbone with its pretraining loss."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ class DenoisingModule(pl.LightningModule):
 
             sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps, t)||^2,
 
-    in which z_k are the K neighbours of y, or y itself. `losses` holds its value at each iteration.
+    in which z_k are the K neighbours of y, or y itself. `losses` holds the loss at each iteration.
 
     Args:
         network: the denoiser, which Lightning moves to its device.

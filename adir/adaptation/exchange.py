@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 
 def exchange(pairs: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
-    """Make each parameter hold the tensor paired with it, and return a function that undoes it."""
+    """Make each parameter hold the tensor paired with it.
+
+    Returns:
+        The function that makes the parameters hold their previous tensors again.
+    """
     former = [(parameter, parameter.data) for parameter, _ in pairs]
     for parameter, tensor in pairs:
         parameter.data = tensor

@@ -129,7 +129,7 @@ class FineTuning:
 
     name: ClassVar[str] = "denoising"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     n_iterations: int = 400
     batch_size: int = 6
     learning_rate: float = 1e-4

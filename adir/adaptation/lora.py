@@ -34,7 +34,7 @@ class Lora:
     """
 
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     trains_every_weight: ClassVar[bool] = False
     rank: int = 16
     alpha: float = 8

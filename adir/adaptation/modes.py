@@ -58,8 +58,8 @@ class Mode:
     """Base class of the adaptation modes; a subclass chooses the images.
 
     Attributes:
-        adapter: what is trained.
-        fine_tuning: how the adapter is trained.
+        adapter: to be trained.
+        fine_tuning: settings of the training.
         name: in paths and tables.
     """
 
@@ -68,7 +68,7 @@ class Mode:
     name: str
 
     version: ClassVar[int] = 1
-    """A version number. Raise it when a change of the class changes which images are chosen."""
+    """A version number. Raise it if a change of the class alters which images are chosen."""
     trains: ClassVar[bool] = True
     """Whether the denoiser is tuned before sampling."""
     encoder: ClassVar[str | None] = None
@@ -121,7 +121,7 @@ class NoAdaptation(Mode):
 class SelfAdaptation(Mode):
     """Mode that tunes on y itself: ADIR's first variant.
 
-    The paper does not say how it augments y.
+    The paper does not say how y is augmented.
 
     Attributes:
         scales: factors by which y is resized, each at most 1. With several factors the network sees

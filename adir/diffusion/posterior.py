@@ -1,6 +1,7 @@
-"""Formulas for p_theta(x_{t-1} | x_t), each in a function.
+"""Formulas for p_theta(x_{t-1} | x_t), one formula in each function.
 
-Images have shape (B, 3, H, W), and values of the schedule's tables (B, 1, 1, 1) or scalar shape.
+Images have shape (B, 3, H, W). Values from the tables of a schedule have shape (B, 1, 1, 1) or are
+scalars.
 """
 
 import torch
@@ -34,8 +35,8 @@ def ddim_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Return the factors of x0 and x_t in the mean of a DDIM step (Song et al., 2021).
 
-    The step has eta times the ancestral noise. With ab = alpha_bar it is (DDIM, eq. 12, with sigma
-    from eq. 16)
+    The step has eta times the ancestral noise. With ab = alpha_bar, the step is (DDIM, eq. 12, with
+    sigma from eq. 16)
 
             x_{t-1} = sqrt(ab_prev) x0 + sqrt(1 - ab_prev - sigma^2) eps + sigma z,
             eps     = (x_t - sqrt(ab) x0) / sqrt(1 - ab),    sigma = eta sqrt(beta tilde).

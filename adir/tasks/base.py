@@ -1,4 +1,4 @@
-"""Interfaces of tasks, degradations and linear operators, and of what tasks need from others."""
+"""Interfaces of tasks, degradations, linear operators, encoders and editing test sets."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -96,7 +96,7 @@ class Task(Protocol):
 
     name: str
     version: int
-    """The version in a cell's identity. Raise it when a change alters what the task measures."""
+    """A cell's identity contains this version. Raise it if the measured quantity changes."""
     sigma_y: float
     """The standard deviation of the noise in grey levels of 255."""
     edits: ClassVar[bool]

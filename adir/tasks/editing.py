@@ -28,7 +28,7 @@ class EditOperator(Operator):
 
     name: ClassVar[str] = "hole"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     hole: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     """(H, W) bool, true in the part to repaint."""
     prompt: str = ""
@@ -137,8 +137,8 @@ class EditTask:
     def operator(self, image_shape: Shape) -> EditOperator | Operator:
         """Return A for an image of this shape.
 
-        If the task is not bound to an image, the operator has no hole. It then serves only to find
-        out shapes.
+        If the task is not bound to an image, the operator has no hole. Use this operator for shapes
+        only.
 
         Raises:
             InputError: if image and mask differ in size.
@@ -237,7 +237,7 @@ class EditTask:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Return the (H, W) bool mask in an image file, true in its white part, which is repainted.
+    """Return the mask in an image file: (H, W) bool, true for white pixels, which are repainted.
 
     Grey levels from 127.5 up count as white.
 

@@ -18,7 +18,7 @@ from adir.tasks.operators import Operator, Shape
 class RestorationTask:
     """Restoration task y = A(x) + e with e ~ N(0, sigma_y^2 I), rounded to 8 bits and clipped.
 
-    Rounding and clipping make y what a user's image file holds.
+    A user's image file is rounded and clipped in the same way.
 
     Args:
         name: in paths and tables.
@@ -57,7 +57,7 @@ class RestorationTask:
     def shift_invariant(self) -> bool:
         """Whether A is the same wherever an image is cut.
 
-        `adir restore` pads and tiles images only if it is.
+        `adir restore` pads and tiles images only if this is true.
         """
         return self.degradation.shift_invariant
 

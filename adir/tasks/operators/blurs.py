@@ -48,7 +48,7 @@ class BoxBlur:
 
     name: ClassVar[str] = "box_blur"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     size: int
 
@@ -77,7 +77,7 @@ class GaussianBlur:
 
     name: ClassVar[str] = "gaussian_blur"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     std: float
     size: int

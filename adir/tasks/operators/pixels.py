@@ -19,7 +19,7 @@ class Colorization:
 
     name: ClassVar[str] = "colorization"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     weights: tuple[float, float, float] = (0.299, 0.587, 0.114)
 
@@ -107,7 +107,7 @@ class BoxInpainting(MaskedPixels):
 
     name: ClassVar[str] = "box_inpainting"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = False
     side: float = 0.5
 
@@ -134,7 +134,7 @@ class RandomInpainting(MaskedPixels):
 
     name: ClassVar[str] = "random_inpainting"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = False
     lost: float
     seed: int = 0

@@ -100,7 +100,7 @@ class SuperResolution:
 
     name: ClassVar[str] = "super_resolution"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     factor: int
     centre: float | None = None
@@ -218,7 +218,7 @@ class MeanDownsampling:
 
     name: ClassVar[str] = "mean_downsampling"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     factor: int
 
@@ -252,7 +252,7 @@ class ReflectiveSuperResolution:
 
     name: ClassVar[str] = "reflective_super_resolution"
     version: ClassVar[int] = 1
-    """The version in a cell's identity. Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     factor: int
 
