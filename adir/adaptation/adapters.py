@@ -1,4 +1,7 @@
-"""All weights of a backbone as what is trained: v1 of the paper. (LoRA, v2's, is in lora.py.)"""
+"""Adapter that trains all weights of a backbone, as in v1 of the paper.
+
+LoRA, the adapter of v2, is in lora.py.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,28 +15,40 @@ from adir.adaptation.exchange import copy_into, exchange, like, on_cpu, require_
 
 @dataclass(frozen=True)
 class Full:
-    """Train every weight, as v1 of the paper does.
+    """Adapter that trains every weight of a network, as in v1 of the paper.
 
-    The stored tensors are the weights themselves, not differences: adding a float32 difference to a
-    float32 weight does not give the trained weight back to the bit.
+    The saved tensors are the trained weights, not their differences from the base weights. Adding a
+    float32 difference to a float32 weight does not restore the trained weight bit for bit.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     trains_every_weight: ClassVar[bool] = True
     name: str = "full"
 
     def attach(self, network: nn.Module) -> "AttachedFull":
-        """Every parameter of the network becomes trainable. Raises ValueError when it has none."""
+        """Make every parameter of the network trainable.
+
+        Raises:
+            ValueError: if the network has no parameters.
+        """
         if not any(True for _ in network.parameters()):
             raise ValueError("adapter=full: this network has no parameters to train")
         return AttachedFull(network)
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Exchange the weights for the stored ones, which the network reads where they lie when
-        device, type and layout
-        allow: on a CPU a big network is switched without a copy. Do not write to `tensors`
-            meanwhile.
+        """Replace the network's weights by trained ones, and return a function that restores them.
+
+        The network uses the given tensors themselves if their device, dtype and memory layout match
+        its parameters. On a CPU a big network is therefore switched without a copy.
+
+        Args:
+            network: with the base weights.
+            tensors: {parameter name: trained weight}. Do not write to them until the returned
+                function has been called.
+
+        Raises:
+            ValueError: if names or shapes differ from those of the network's parameters.
         """
         parameters = dict(network.named_parameters())
         require_fit({name: tuple(p.shape) for name, p in parameters.items()}, tensors)
@@ -42,8 +57,9 @@ class Full:
 
 
 class AttachedFull:
-    """Full fine-tuning in place: the weights that train are copies, the base weights wait, and
-    `remove` puts them back.
+    """Network whose weights are replaced by trainable copies.
+
+    The base weights are saved, and `remove` restores them.
     """
 
     def __init__(self, network: nn.Module):
@@ -57,28 +73,32 @@ class AttachedFull:
         network.requires_grad_(True)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Nothing to draw: full fine-tuning starts from the base weights."""
+        """Do nothing, because full fine-tuning starts from the base weights."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters."""
+        """Return the trainable parameters: all of the network's."""
         return list(self._network.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All weights as they are now, on the CPU."""
+        """Return CPU copies of all weights in their current state."""
         return {name: on_cpu(parameter) for name, parameter in self._network.named_parameters()}
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """Return the weights that far on the way from the base weights to these."""
+        """Return base weights + alpha (tensors - base weights), on the CPU."""
         return {
             name: on_cpu(self._base[name]).lerp(tensor, alpha) for name, tensor in tensors.items()
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put stored weights into the network. Raises ValueError when names or shapes differ."""
+        """Copy saved weights into the network.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
         copy_into(dict(self._network.named_parameters()), tensors)
 
     def remove(self) -> None:
-        """Put the base weights back."""
+        """Restore the base weights and each parameter's requires_grad, and clear gradients."""
         self._put_back()
         for name, parameter in self._network.named_parameters():
             parameter.requires_grad_(self._required_grad[name])

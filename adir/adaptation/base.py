@@ -1,9 +1,9 @@
-"""What an adapter is: what is trained when a backbone is adapted, and how it is put in place to be
-used.
+"""Interfaces of adapters, and context managers that apply a trained adapter to a network.
 
-An adapter is *attached* to be trained and *applied* to be used. Both are switched by exchanging
-pointers, never by adding and subtracting, so the base weights come back to the bit in any precision
-and memory layout, and at once.
+An adapter is the set of tensors that is trained when a backbone is adapted. It is *attached* to a
+network for training and *applied* to a network for inference. Either step exchanges references to
+tensors or modules, and never adds an update to the base weights and subtracts it again. The base
+weights are therefore restored bit for bit, in any precision and memory layout, and at no cost.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,59 +17,73 @@ from adir.backbones.base import Backbone
 
 
 class Attached(Protocol):
-    """An adapter in place on a network, to be trained."""
+    """Adapter that is attached to a network for training."""
 
     layers: list[str]
-    """Names of the modules (of `full`: the parameters) that took the adapter."""
+    """The names of the modules that carry the adapter; for `full`, the names of the parameters."""
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw what is random in it; still without effect on any output."""
+        """Draw the adapter's random initial values, without a change of any network output."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What trains."""
+        """Return the trainable parameters."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored of it, on the CPU."""
+        """Return the tensors of the adapter that are saved, on the CPU."""
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """Return the tensors of alpha times the update of these, alpha in [0, 1]; 0 is without
-        effect.
+        """Return adapter tensors whose update is alpha times the update of `tensors`.
+
+        Args:
+            tensors: of a trained adapter.
+            alpha: in [0, 1]; 0 leaves the network's outputs unchanged.
         """
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put stored tensors in place. Raises ValueError when names or shapes differ."""
+        """Copy saved tensors into the adapter.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
 
     def remove(self) -> None:
-        """Leave the network bit-identical to what it was before."""
+        """Detach the adapter and restore the network bit for bit."""
 
 
 class Adapter(Protocol):
-    """A way to adapt a network."""
+    """Method of adapting a network, with its settings."""
 
     @property
     def name(self) -> str:
-        """In configurations, paths and tables."""
+        """The name in configurations, paths and tables."""
 
     version: ClassVar[int]
-    """Of the class, with `name` and the settings part of a cell's identity: raised when a change
-    changes its result.
+    """The version of the class, to be raised when a change of the class changes its result.
+
+    A cell's identity contains the version, the name and the settings of the adapter.
     """
     trains_every_weight: ClassVar[bool]
-    """Whether it trains the network's own weights, all of them: then a trained one takes no time in
-    the network, and its tensors are as large. Others stand beside the weights, and take time there
-    unless they are merged.
+    """Whether the adapter trains all of the network's own weights.
+
+    If true, a trained adapter adds no computation to the network, and its tensors are as large as
+    the network. If false, the adapter is computed beside the weights, which takes time unless it is
+    merged into them.
     """
 
     def attach(self, network: nn.Module) -> Attached:
-        """Put it in place to be trained, without effect on any output.
+        """Attach a fresh adapter for training, without a change of any network output.
 
-        Raises ValueError where it fits no layer.
+        Raises:
+            ValueError: if the adapter fits no layer of the network.
         """
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Put a trained one in place to be used without gradients; returns what undoes it.
+        """Apply a trained adapter for inference, and return a function that removes it.
 
-        Raises ValueError, and leaves the network as it was, where the tensors do not fit.
+        Gradients are not supported.
+
+        Raises:
+            ValueError: if the tensors do not fit the network, which is then left unchanged.
         """
 
 
@@ -77,8 +91,9 @@ class Adapter(Protocol):
 def adapted(
     network: nn.Module, adapter: Adapter, tensors: dict[str, Tensor]
 ) -> Iterator[nn.Module]:
-    """Put a trained adapter in place on a network; the bare network comes back afterwards, also
-    after an exception.
+    """Yield the network with a trained adapter applied, and restore the bare network at the end.
+
+    The network is restored after an exception too.
     """
     remove = adapter.apply(network, tensors)
     try:
@@ -94,14 +109,16 @@ def adapted_at(
     tensors: dict[str, Tensor],
     ranges: Collection[tuple[int, int]],
 ) -> Iterator[None]:
-    """Let a backbone predict with a trained adapter at some timesteps, and without it at all
-    others.
+    """Apply a trained adapter to a backbone at some timesteps only, within this context.
 
     Args:
-        backbone: whose `predict` obeys, whatever the sampler.
-        adapter: of the tensors.
-        tensors: trained.
-        ranges: (first, last) timesteps, both inclusive, at which the adapter is in place.
+        backbone: whose `predict` switches the adapter on and off, whatever the sampler.
+        adapter: the adapter that the tensors belong to.
+        tensors: of the trained adapter.
+        ranges: (first, last) timesteps, both inclusive, at which the adapter is applied.
+
+    Raises:
+        ValueError: within the context, if the adapter applies to only some of a batch's timesteps.
     """
     remove: Callable[[], None] | None = None
 
@@ -110,10 +127,11 @@ def adapted_at(
         wanted = {any(first <= step <= last for first, last in ranges) for step in t.tolist()}
         if len(wanted) > 1:
             raise ValueError(
-                f"one batch asks for timesteps {t.tolist()}, some with the adapter and some without"
+                f"the adapter applies to only some of the timesteps {t.tolist()} of one batch: "
+                "give all images of a batch one timestep"
             )
-        # It stays until a call wants the other state: a gradient of the last call still needs these
-        # weights.
+        # The state stays until a call needs the other one, because a gradient of the last call
+        # still needs these weights.
         if True in wanted and remove is None:
             remove = adapter.apply(backbone.network, tensors)
         elif False in wanted and remove is not None:
@@ -135,14 +153,15 @@ def in_place(
     tensors: dict[str, Tensor],
     strata: Sequence[dict[str, float]] | None = None,
 ) -> AbstractContextManager[Any]:
-    """Let a backbone predict with a trained adapter, everywhere or only where its held-out loss
-    fell.
+    """Return a context in which a backbone predicts with a trained adapter.
 
     Args:
-        backbone: to be adapted; as it was when the context ends.
-        adapter: of the tensors.
-        tensors: trained.
-        strata: of `adir.adaptation.fine_tuning.HeldOut`; None: everywhere.
+        backbone: to be adapted; restored when the context ends.
+        adapter: the adapter that the tensors belong to.
+        tensors: of the trained adapter.
+        strata: ranges of timesteps with their held-out losses (`HeldOut.strata` of
+            adir.adaptation.fine_tuning). The adapter is applied only in the ranges where `adapted`
+            is below `untuned`. None applies the adapter at every timestep.
     """
     if strata is None:
         return adapted(backbone.network, adapter, tensors)

@@ -1,6 +1,4 @@
-"""Training examples cut from the images that adaptation is given: random crops, timesteps and
-noise.
-"""
+"""Training examples for pixel backbones: random crops of images, with timesteps and noise."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,11 +12,22 @@ from adir.errors import InputError
 def crop_side(
     images: list[Tensor], crop_size: int, stride: int, names: Sequence[str] | None = None
 ) -> tuple[int, str | None]:
-    """(side of the crops, one line on why it is less than crop_size, or None): what the smallest of
-    the images (3, H, W) allows, rounded down to a multiple of the stride.
+    """Return the side of the training crops, and the reason if it is less than `crop_size`.
 
-    Raises InputError that names an image which no crop fits into, by its place where there are no
-    names.
+    The side is the largest multiple of the stride up to `crop_size` that fits into the smallest
+    image.
+
+    Args:
+        images: (3, H, W) each.
+        crop_size: requested side in pixels.
+        stride: of the network, in pixels.
+        names: of the images, for errors; None numbers the images from 1.
+
+    Returns:
+        (side in pixels, one line on why it is less than `crop_size`, or None).
+
+    Raises:
+        InputError: if an image is smaller than the stride, or if `crop_size` is.
     """
     k, smallest = min(enumerate(images), key=lambda item: min(item[1].shape[-2:]))
     height, width = smallest.shape[-2:]
@@ -28,10 +37,9 @@ def crop_side(
         return side, None
     if min(height, width) < stride:
         raise InputError(
-            f"image {name} has {width}x{height} pixels, and the network needs {stride} or more "
-            "on each side to adapt to "
-            "it: take it out of what is adapted to (the corpus, or the test set where "
-            "adaptation=self)"
+            f"image {name} has {width}x{height} pixels, but adaptation needs at least {stride} "
+            "on each side: remove the image from the corpus, or from the test set if "
+            "adaptation=self"
         )
     if side == 0:
         raise InputError(f"crop_size={crop_size}: the network needs {stride} pixels or more")
@@ -42,12 +50,21 @@ def crop_side(
 
 
 class NoisyCrops(IterableDataset):
-    """An endless stream of (z, t, eps): a crop (3, c, c), its int64 timestep and its noise, all
-    from one generator.
+    """Endless stream of (z, t, eps): a crop (3, c, c), its int64 timestep and its noise.
 
-    Each example draws an image, a position, a mirror flip (when `flip`), a timestep uniform in [0,
-    n_timesteps) and noise, in that order; how the paper crops and augments is unknown.  c, `size`,
-    is that of `crop_side`, and `remark` is its reason.  names: of the images, for its errors.
+    For each example the generator draws an image, a position, a mirror flip (if `flip`), a timestep
+    uniform in [0, n_timesteps), and noise, in this order. The paper does not say how it crops and
+    augments.
+
+    Args:
+        images: (3, H, W) each.
+        crop_size: requested side in pixels. `size` is the actual side c, and `remark` the reason if
+            it is less (see `crop_side`).
+        stride: of the network, in pixels.
+        n_timesteps: of the network's noise schedule.
+        flip: mirror half of the crops.
+        generator: the only source of randomness.
+        names: of the images, for errors.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Few-shot fine-tuning of a backbone with the loss it was trained with, as a Lightning module."""
+"""Lightning module that fine-tunes a backbone with its pretraining loss."""
 
 import logging
 import os
@@ -16,18 +16,24 @@ from adir.backbones.execution import Execution
 OptimizerFactory = Callable[
     [list[torch.nn.Parameter]], tuple[torch.optim.Optimizer, Callable[[int], float]]
 ]
-"""From parameters, makes their optimiser and the function that gives its learning rate's factor at
-an iteration.
-"""
+"""A function from parameters to (optimiser, factor of the learning rate at an iteration)."""
 Loss = Callable[[Any], Tensor]
 
 
 class DenoisingModule(pl.LightningModule):
-    """Minimises sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps,
-    t)||^2 over `parameters`.
+    """Lightning module that minimises the paper's fine-tuning loss over `parameters`.
 
-    ADIR (arXiv 2212.03221): z_k are the K neighbours of y, or y itself; `loss` is this sum on one
-    batch, the backbone's `denoising_loss`. Its value at each iteration is in `losses`.
+    The loss of ADIR (arXiv 2212.03221) is
+
+            sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps, t)||^2,
+
+    in which z_k are the K neighbours of y, or y itself. `losses` holds the loss at each iteration.
+
+    Args:
+        network: the denoiser, which Lightning moves to its device.
+        loss: returns the loss of one batch; the backbone's `denoising_loss`.
+        parameters: to be trained.
+        optimizer: makes the optimiser and the learning-rate schedule of the parameters.
     """
 
     def __init__(
@@ -43,7 +49,11 @@ class DenoisingModule(pl.LightningModule):
         self.losses: list[float] = []
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """The loss of one batch. Raises FloatingPointError where it is NaN or Inf."""
+        """Return the loss of one batch.
+
+        Raises:
+            FloatingPointError: if the loss is NaN or Inf.
+        """
         loss = self._loss(batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -53,7 +63,7 @@ class DenoisingModule(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser that was handed in, on the adapter's parameters, with its schedule."""
+        """Return the optimiser of the trained parameters, and its learning-rate schedule."""
         optimizer, factor = self._optimizer(self._trainable)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
@@ -63,10 +73,11 @@ class DenoisingModule(pl.LightningModule):
 
 
 class AveragedWeights(pl.Callback):
-    """Exponential average of the trained parameters, judged at some iterations.
+    """Lightning callback that averages the trained parameters and has the average judged.
 
-    The average starts from the first iterate: it is the plain mean of the iterates as long as that
-    forgets faster, so that the untuned weights have no part in it.
+    The average is exponential and starts from the first iterate, so the untuned weights have no
+    part in it. Until 1 / iteration falls below 1 - decay, the average is the plain mean of the
+    iterates.
     """
 
     def __init__(
@@ -76,13 +87,13 @@ class AveragedWeights(pl.Callback):
         judge_at: Collection[int],
         judge: Callable[[int], None],
     ):
-        """Watch a training.
+        """Prepare the average of one training run.
 
         Args:
-            parameters: those that train.
-            decay: of the average at each iteration, in [0, 1); 0 is the last iterate itself.
+            parameters: that are trained.
+            decay: of the average at each iteration, in [0, 1); 0 gives the last iterate.
             judge_at: iterations after which `judge` is called, counted from 1.
-            judge: called with the iteration while the averaged weights are in place.
+            judge: called with the iteration while the parameters hold the average.
         """
         self._parameters, self._decay, self._judge_at, self._judge = (
             parameters,
@@ -96,7 +107,7 @@ class AveragedWeights(pl.Callback):
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the new weights into the average, and have it judged where it is time."""
+        """Update the average, and call `judge` after the iterations in `judge_at`."""
         self._iteration += 1
         now = [parameter.detach() for parameter in self._parameters]
         if not self._average:
@@ -119,25 +130,31 @@ def quiet_trainer(
     progress: bool,
     clipping: float | None = None,
 ) -> pl.Trainer:
-    """Return a Lightning trainer that writes no file and, unless `progress`, no line. clipping: of
-    the gradient's norm.
+    """Return a Lightning trainer that writes no file, and prints nothing unless `progress`.
+
+    Args:
+        n_iterations: number of training iterations.
+        execution: device and precision.
+        callbacks: of the trainer.
+        progress: show a progress bar.
+        clipping: largest norm of the gradient; None disables clipping.
     """
     device = torch.device(execution.device)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for name in [name for name in os.environ if name.startswith("PL_TRAINER_")]:
-        del os.environ[name]  # Lightning takes arguments from them, such as a limit of batches
+        del os.environ[name]  # Lightning would read arguments from them, such as a batch limit
     return pl.Trainer(
         max_steps=n_iterations,
         max_epochs=1,
         precision=execution.trainer_precision,
         gradient_clip_val=clipping,
         accelerator="cpu" if device.type == "cpu" else "gpu",
-        # Not 1: Lightning would take the first GPU, whichever is this worker's.
+        # A plain 1 would select the first GPU, even if this worker uses another one.
         devices=1
         if device.type == "cpu"
         else [torch.cuda.current_device() if device.index is None else device.index],
-        # One process adapts one image, whatever launched it: Lightning would find SLURM, torchrun
-        # or MPI and join them.
+        # One process adapts one image, even if SLURM, torchrun or MPI launched it. Without this
+        # plugin Lightning would detect the launcher and join its other processes.
         plugins=[LightningEnvironment()],
         logger=False,
         enable_checkpointing=False,

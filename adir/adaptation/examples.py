@@ -1,4 +1,4 @@
-"""Training examples for either kind of backbone."""
+"""Training examples of a backbone, pixel or latent."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,20 +23,20 @@ def training_examples(
     task: Task | None,
     names: Sequence[str] | None,
 ) -> "NoisyCrops | LatentCrops":
-    """Return the endless stream of what the backbone's `denoising_loss` takes.
+    """Return an endless stream of training examples for the backbone's `denoising_loss`.
 
     Args:
         backbone: to be tuned.
         images: (3, H, W) in [-1, 1].
-        crop_size: side of the crops in pixels.
-        flip: mirror half of them.
-        generator: draws all that is random.
-        task: the test image's own, which latent backbones need.
+        crop_size: requested side of the crops in pixels.
+        flip: mirror half of the crops.
+        generator: the only source of randomness.
+        task: the task of the test image; required by latent backbones.
         names: of the images, for errors.
     """
     if backbone.kind == "latent":
         from adir.adaptation.latent import (
-            latent_crops,  # here: it brings Stable Diffusion's networks, 4 s of imports
+            latent_crops,  # here, because Stable Diffusion's networks take 4 s to import
         )
 
         return latent_crops(backbone, images, crop_size, flip, generator, task, names)

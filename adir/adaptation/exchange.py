@@ -1,5 +1,6 @@
-"""Tensors put into a network and taken out of it: by exchanging pointers, so the former ones come
-back to the bit.
+"""Functions that exchange, copy and compare the tensors of a network.
+
+`exchange` swaps references, so the previous tensors can be restored bit for bit.
 """
 
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 
 def exchange(pairs: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
-    """Let each parameter hold the tensor beside it; the function that lets it hold its former one
-    again.
+    """Make each parameter hold the tensor paired with it.
+
+    Returns:
+        The function that makes the parameters hold their previous tensors again.
     """
     former = [(parameter, parameter.data) for parameter, _ in pairs]
     for parameter, tensor in pairs:
@@ -24,8 +27,9 @@ def exchange(pairs: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
 
 
 def like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in the type, on the device and in the memory layout of the parameter; itself where
-    it is so already.
+    """Return the tensor with the dtype, device and memory layout of the parameter.
+
+    A tensor that has them already is returned itself, not copied.
     """
     same = (tensor.dtype, tensor.device, tensor.stride()) == (
         parameter.dtype,
@@ -36,13 +40,14 @@ def like(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 def on_cpu(parameter: Tensor) -> Tensor:
-    """A contiguous copy on the CPU."""
+    """Return a contiguous copy of a parameter on the CPU."""
     return parameter.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def require_fit(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError, which names the first tensor that differs, unless `tensors` has these names
-    and shapes.
+    """Raise ValueError unless the tensors have exactly these names and shapes.
+
+    The message names the first tensor that differs.
     """
     for name in sorted(shapes.keys() | tensors.keys()):
         have = tuple(tensors[name].shape) if name in tensors else None
@@ -50,14 +55,16 @@ def require_fit(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) 
         if have != want:
             raise ValueError(
                 f"the adapter does not fit the network: {name} is {have} in the file, {want} in "
-                "the network"
+                "the network (a shape, or None if missing)"
             )
 
 
 @torch.no_grad()
 def copy_into(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
-    """Copy tensors into parameters of the same names and shapes; ValueError names the first that
-    differs.
+    """Copy tensors into parameters of the same names and shapes.
+
+    Raises:
+        ValueError: if a name or shape differs; the message names the first such tensor.
     """
     require_fit({name: tuple(parameter.shape) for name, parameter in parameters.items()}, tensors)
     for name, parameter in parameters.items():

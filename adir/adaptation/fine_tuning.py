@@ -1,6 +1,4 @@
-"""Few-shot fine-tuning of a backbone on a handful of images: settings, training examples, and the
-fit.
-"""
+"""Few-shot fine-tuning of a backbone on a handful of images: settings and training."""
 
 import math
 import warnings
@@ -24,52 +22,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A trained adapter, ready to be stored."""
+    """Trained adapter, with the facts about its training that a record needs."""
 
     tensors: dict[str, Tensor]
     losses: list[float]
-    """`denoising_loss` at each iteration. Lower is better."""
+    """The `denoising_loss` at each iteration. Lower is better."""
     layers: list[str]
     n_parameters: int
     crop_size: int
-    """Side of the crops it was trained on, in pixels."""
+    """The side of the training crops in pixels."""
     crop_remark: str | None
-    """One line on why that is less than was asked for."""
+    """One line on why `crop_size` is less than requested, or None if it is not."""
     held_out: "HeldOut | None" = None
-    """What held-out images said of it; None where nothing was held out."""
+    """The evaluation on held-out images; None if no image was held out."""
 
     @property
     def gated_strata(self) -> list[dict[str, float]] | None:
-        """The held-out losses that say at which timesteps the adapter is used; None: at all of
-        them.
+        """The held-out losses that decide at which timesteps the adapter is applied.
+
+        None means at every timestep.
         """
         return self.held_out.strata if self.held_out is not None and self.held_out.gate else None
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How held-out images chose the update.
+    """Evaluation of an update on held-out images, and the choices that follow from it.
 
-    Losses are relative to the untuned denoiser's: below 1 is better than untuned.
+    An update is the change of the weights by tuning. A relative loss is the loss divided by the
+    untuned denoiser's loss, so below 1 is better than untuned.
     """
 
     losses: dict[int, float]
-    """{iteration: relative held-out loss of the averaged weights}."""
+    """The map {iteration: relative held-out loss of the averaged weights}."""
     kept_iteration: int
     """The iteration of lowest loss."""
     alphas: dict[float, float]
-    """{alpha: relative held-out loss of the update of that iteration, scaled by alpha}."""
+    """The map {alpha: relative held-out loss of the update of `kept_iteration`, times alpha}."""
     alpha: float
-    """The factor in use; 0 is the untuned denoiser."""
+    """The factor by which the update is scaled; 0 gives the untuned denoiser."""
     gate: bool
-    """Whether the adapter is in place only where `adapted` is below `untuned` in `strata`."""
+    """Whether the adapter is applied only in `strata` whose `adapted` is below `untuned`."""
     fall: float
-    """Mean fall of the relative loss on fresh crops, timesteps and noise."""
+    """The mean decrease of the relative loss, on fresh crops, timesteps and noise."""
     standard_error: float
-    """Of `fall`. An update whose fall does not exceed it is rejected: alpha is 0."""
+    """The standard error of `fall`.
+
+    An update whose `fall` does not exceed it is rejected: alpha is 0.
+    """
     strata: list[dict[str, float]]
-    """For each range of timesteps `t_first`, `t_last` (both inclusive), and the losses `untuned`
-    and `adapted`, on all held-out crops. A rejected update has its `adapted` too.
+    """One entry per range of timesteps, from `t_first` to `t_last`, both inclusive.
+
+    `untuned` and `adapted` are the losses of the two denoisers, averaged over all held-out crops of
+    the range and not divided by the untuned loss. A rejected update has its `adapted` too.
     """
 
 
@@ -80,15 +85,17 @@ def varied(
     stride: int,
     names: Sequence[str] | None,
 ) -> tuple[list[Tensor], list[str] | None]:
-    """Return the variants of all images, and their names, without those that hold no crop of three
-    quarters of the images' own.
+    """Return the variants of all images that are large enough, and their names.
+
+    A variant is left out if its largest possible crop is smaller than three quarters of the crops
+    of the images themselves.
 
     Args:
-        images: (3, H, W).
-        variants: of one image.
-        crop_size: side of the crops in pixels, where the images are large enough.
-        stride: of the network; sides of crops are multiples of it.
-        names: of the images, which their variants share.
+        images: (3, H, W) each.
+        variants: returns the variants of one image.
+        crop_size: requested side of the crops in pixels.
+        stride: of the network, in pixels; the sides of crops are multiples of it.
+        names: of the images; a variant has the name of its image.
     """
     side, _ = crop_side(images, crop_size, stride, names)
     kept = [
@@ -101,23 +108,28 @@ def varied(
 
 
 def itself(image: Tensor) -> list[Tensor]:
-    """Return the image alone: no variants of it are trained on."""
+    """Return a list of the image alone, for training without variants."""
     return [image]
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The paper's few-shot fine-tuning; its defaults are those of v2 (Adam, 1e-4, 400 iterations of
-    batch 6).
+    """Settings of the paper's few-shot fine-tuning; the defaults are those of v2.
 
-    crop_size: side of the training crops in pixels.  flip: mirror half of them.  What an example is
-        besides depends on the
-    backbone (adir.adaptation.crops, adir.adaptation.latent).
+    The backbone determines the rest of a training example: see adir.adaptation.crops and
+    adir.adaptation.latent.
+
+    Attributes:
+        n_iterations: of Adam.
+        batch_size: crops in each iteration.
+        learning_rate: of Adam.
+        crop_size: requested side of the training crops in pixels.
+        flip: mirror half of the crops.
     """
 
     name: ClassVar[str] = "denoising"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     n_iterations: int = 400
     batch_size: int = 6
     learning_rate: float = 1e-4
@@ -125,7 +137,7 @@ class FineTuning:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        # Lightning takes -1 iterations for "without end".
+        # Lightning would train without end if n_iterations were -1.
         for what, least in (("n_iterations", 0), ("batch_size", 1), ("crop_size", 1)):
             value = getattr(self, what)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -135,18 +147,19 @@ class FineTuning:
 
     @property
     def n_others(self) -> int:
-        """Images of the corpus, drawn at random, that `fit` wants besides a single neighbour to
-        judge the update by.
+        """The number of extra corpus images that `fit` needs if there is only one neighbour.
+
+        The update is judged on these images, which are drawn at random. Here none is needed.
         """
         return 0
 
     @property
     def held_out_share(self) -> float:
-        """Cost of the held-out work over that of the training: there is none."""
+        """The cost of the held-out evaluation divided by the cost of the training: 0 here."""
         return 0.0
 
     def usable(self, k: int, n: int) -> int:
-        """Return how many of the k nearest of n images are tuned on: all."""
+        """Return how many of the k nearest of n images to tune on: all k."""
         return k
 
     def fit(
@@ -162,23 +175,25 @@ class FineTuning:
         others: Sequence[Tensor] = (),
         variants: Callable[[Tensor], list[Tensor]] = itself,
     ) -> Adapted:
-        """Return the adapter trained on images; the backbone is as it was when this returns.
+        """Return the adapter trained on the images, and restore the backbone.
 
         Args:
             backbone: to be adapted.
-            adapter: what is trained.
+            adapter: to be trained.
             images: (3, H, W) in [-1, 1], nearest first.
-            generator: draws all that is random.
+            generator: the only source of randomness.
             callbacks: of Lightning's trainer.
-            progress: show a bar.
-            task: the test image's own; latent backbones need its operator or prompt, pixel ones
-                ignore it.
+            progress: show a progress bar.
+            task: the task of the test image. Latent backbones need its operator or prompt, pixel
+                backbones ignore it.
             names: of the images, for errors.
-            others: `n_others` images of the corpus.
-            variants: what is trained on in place of an image, such as its turns.
+            others: `n_others` images of the corpus to judge the update on.
+            variants: returns the versions of an image to train on in its place, such as its turns.
 
-        Raises FloatingPointError when the loss is NaN or Inf, InputError for an image that is too
-        small, ValueError when there are none or the adapter fits no layer.
+        Raises:
+            FloatingPointError: if the loss is NaN or Inf.
+            InputError: if an image is too small.
+            ValueError: if there are no images or the adapter fits no layer.
         """
         if not images:
             raise ValueError("adaptation needs at least one image")
@@ -192,9 +207,8 @@ class FineTuning:
             losses = self.train(backbone, attached, examples, callbacks or [], progress)
             return adapted_of(attached, attached.tensors(), losses, examples)
         finally:
-            backbone.network.to(
-                backbone.device
-            )  # Lightning leaves a network it trained on a GPU on the CPU
+            # Lightning moves a network to the CPU after training it on a GPU.
+            backbone.network.to(backbone.device)
             attached.remove()
 
     def train(
@@ -209,14 +223,15 @@ class FineTuning:
         """Train an attached adapter with Adam, and return the loss of each iteration.
 
         Args:
-            backbone: that it is attached to.
+            backbone: with the adapter attached.
             attached: the adapter.
-            examples: an endless stream of crops.
+            examples: an endless stream of training examples.
             callbacks: of Lightning's trainer.
-            progress: show a bar.
-            clipping: largest norm of the gradient; None leaves it as it is.
+            progress: show a progress bar.
+            clipping: largest norm of the gradient; None disables clipping.
         """
-        # Here: Lightning takes longer to import than torch, and most commands train nothing.
+        # Imported here, because Lightning takes longer to import than torch and most commands
+        # train nothing.
         from adir.adaptation.denoising_module import DenoisingModule, quiet_trainer
 
         module = DenoisingModule(
@@ -224,9 +239,10 @@ class FineTuning:
         )
         if self.n_iterations:
             with warnings.catch_warnings():
-                # The network stays in eval mode (no dropout in adaptation), one process makes the
-                # crops (they cost nothing, and their order is their seed), and the deprecation is
-                # Lightning's own.
+                # The three warnings do not matter. The network stays in eval mode because
+                # adaptation uses no dropout. One process makes the crops because they are cheap
+                # and drawn in the order that the seed determines. The deprecated call (LeafSpec)
+                # is Lightning's own.
                 for message in (
                     ".*in eval mode.*",
                     ".*does not have many workers.*",
@@ -242,9 +258,7 @@ class FineTuning:
     def optimizer(
         self, parameters: list[torch.nn.Parameter]
     ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return the optimiser of the parameters, and the factor of its learning rate at each
-        iteration, from 0 on.
-        """
+        """Return Adam, and the factor of its learning rate at each iteration from 0: always 1."""
         return torch.optim.Adam(parameters, lr=self.learning_rate), lambda iteration: 1.0
 
 
@@ -255,7 +269,7 @@ def adapted_of(
     examples: Any,
     held_out: HeldOut | None = None,
 ) -> Adapted:
-    """Return a trained adapter with these tensors."""
+    """Return an `Adapted` with these tensors and losses, and the facts of adapter and crops."""
     return Adapted(
         tensors=tensors,
         losses=losses,

@@ -1,7 +1,7 @@
-"""Held-out loss: what a denoiser loses on images that it was not tuned on, in strata of the
-timestep.
+"""Held-out loss: the loss of a denoiser on images that it was not tuned on.
 
-It serves `adir.adaptation.safe` to stop early, to scale the update and to reject it. The ground
+The loss is estimated in each of `N_STRATA` strata, which are ranges of timesteps.
+`adir.adaptation.safe` uses the loss to stop early, to scale the update and to reject it. The ground
 truth is never among the images.
 """
 
@@ -23,34 +23,33 @@ N_STRATA = 8
 
 
 def strata(n_timesteps: int) -> list[range]:
-    """Split the timesteps 0 to n_timesteps - 1 into `N_STRATA` ranges of equal length, as far as
-    they can be.
-    """
+    """Split the timesteps 0 to n_timesteps - 1 into `N_STRATA` ranges of nearly equal length."""
     bounds = [n_timesteps * s // N_STRATA for s in range(N_STRATA + 1)]
     return [range(first, end) for first, end in itertools.pairwise(bounds)]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images to tune on, and images or parts of images to judge by."""
+    """Images to tune on, and held-out images or parts of images to judge the update on."""
 
     training: list[Tensor]
     held_out: list[Tensor]
     places: list[int]
-    """Of each training image among the images that were split."""
+    """The index of each training image in the list that was split."""
 
 
 def split(images: list[Tensor], crop_size: int, stride: int, generator: torch.Generator) -> Split:
-    """Hold out one image in five of ten or more, and of fewer images a part of each that no
-    training crop overlaps.
+    """Hold out every fifth image, or a part of each image if there are fewer than ten.
+
+    No training crop overlaps a held-out part.
 
     Args:
-        images: (3, H, W), nearest first; every fifth, from the third on, is held out where there
-            are ten or more.
-        crop_size: side of the crops in pixels. The held-out part is that wide, at most half of the
-            longer side.
-        stride: of the network; the parts' sides are multiples of it.
-        generator: draws the side of each image where the held-out part lies.
+        images: (3, H, W), nearest first. Of ten or more, the third and every fifth after it are
+            held out.
+        crop_size: side of the crops in pixels. A held-out part has this width, but at most half of
+            the image's longer side.
+        stride: of the network, in pixels; the width of a part is a multiple of it.
+        generator: draws the end of each image at which the held-out part lies.
     """
     if len(images) >= 10:
         places = [k for k in range(len(images)) if k % 5 != 2]
@@ -66,10 +65,12 @@ def split(images: list[Tensor], crop_size: int, stride: int, generator: torch.Ge
 def split_image(
     image: Tensor, crop_size: int, stride: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Cut an image (3, H, W) across its longer side into two disjoint images: to tune on, and held
-    out.
+    """Return two disjoint parts of an image (3, H, W): one to tune on and one to hold out.
 
-    Raises InputError for an image too small for two crops of one stride.
+    The cut is across the longer side; see `split` for the parameters.
+
+    Raises:
+        InputError: if the longer side is shorter than two strides.
     """
     at_end = bool(torch.randint(2, (), generator=generator))
     dim = 1 if image.shape[1] > image.shape[2] else 2
@@ -78,16 +79,15 @@ def split_image(
     if width == 0:
         raise InputError(
             f"an image of {image.shape[2]}x{image.shape[1]} pixels is too small to hold a part "
-            "of it out, as "
-            "fine_tuning=safe does with less than ten images: the network needs "
-            f"{2 * stride} pixels"
+            "of it out, as fine_tuning=safe does with fewer than ten images: its longer side "
+            f"needs at least {2 * stride} pixels"
         )
     first, second = image.split([side - width, width] if at_end else [width, side - width], dim)
     return (first, second) if at_end else (second, first)
 
 
 class HeldOutCrops:
-    """Fixed crops with fixed timesteps and noise: every denoiser is judged on the same ones."""
+    """Fixed crops with fixed timesteps and noise, on which every denoiser is judged."""
 
     def __init__(
         self,
@@ -98,16 +98,16 @@ class HeldOutCrops:
         generator: torch.Generator,
         task: Task | None,
     ):
-        """Draw the crops.
+        """Draw the crops, timesteps and noise.
 
         Args:
-            backbone: gives the loss of a crop.
-            images: held-out images (3, H, W), each of which gives the same number of crops, or one
-                more.
-            crop_size: side of the crops in pixels; less where an image is smaller.
-            per_stratum: crops in each stratum of the timestep.
-            generator: draws positions, timesteps and noise.
-            task: the test image's own, which latent backbones need.
+            backbone: computes the loss of a crop.
+            images: held-out images (3, H, W). Any two of them give the same number of crops, up to
+                a difference of one.
+            crop_size: requested side of the crops in pixels; smaller images give smaller crops.
+            per_stratum: number of crops in each stratum.
+            generator: the only source of randomness.
+            task: the task of the test image; required by latent backbones.
         """
         self._backbone = backbone
         streams = [
@@ -118,8 +118,7 @@ class HeldOutCrops:
         self.images = torch.arange(N_STRATA * per_stratum).reshape(N_STRATA, per_stratum) % len(
             images
         )
-        """(N_STRATA, per_stratum): the place in `images` of the image that each crop was cut from.
-        """
+        """(N_STRATA, per_stratum): the index in `images` of the image that each crop is from."""
         self._examples: list[Any] = []
         for stratum, row in zip(self.strata, self.images.tolist(), strict=True):
             for k in row:
@@ -128,9 +127,10 @@ class HeldOutCrops:
 
     @torch.no_grad()
     def losses(self) -> Tensor:
-        """Return the mean squared error of eps on each crop by the network as it stands:
+        """Return the loss of the network in its current state on each crop.
 
-        (N_STRATA, per_stratum) float64.
+        Returns:
+            (N_STRATA, per_stratum) float64, the backbone's `denoising_loss`.
         """
         device = next(self._backbone.network.parameters()).device
         losses = [
@@ -141,7 +141,7 @@ class HeldOutCrops:
 
 
 def at_timestep(example: Any, t: Tensor) -> Any:
-    """Return a training example of either kind with another timestep."""
+    """Return a training example, of a pixel or a latent backbone, with timestep t."""
     if isinstance(example, dict):
         return example | {"t": t}
     z, _, eps = example
@@ -149,7 +149,7 @@ def at_timestep(example: Any, t: Tensor) -> Any:
 
 
 def moved(example: Any, device: torch.device) -> Any:
-    """Return an example with its tensors on a device."""
+    """Return a training example with its tensors on a device."""
     if isinstance(example, dict):
         return {
             key: value.to(device) if isinstance(value, Tensor) else value
@@ -159,28 +159,28 @@ def moved(example: Any, device: torch.device) -> Any:
 
 
 def relative_loss(losses: Tensor, untuned: Tensor) -> float:
-    """Return the mean over the strata of loss / untuned loss: below 1, the denoiser became better.
+    """Return the mean over the strata of loss / untuned loss. Below 1 is better than untuned.
 
-    The plain mean would be the lowest stratum's: there the loss is several times that of the
-    others.
+    The losses are divided first because the loss of the lowest timesteps is several times larger
+    than the others and would dominate a plain mean.
 
     Args:
         losses: (strata, crops) of the tuned denoiser.
-        untuned: the same of the untuned one.
+        untuned: (strata, crops) of the untuned denoiser.
     """
     return float((losses.mean(1) / untuned.mean(1)).mean())
 
 
 def fall_and_error(losses: Tensor, untuned: Tensor, images: Tensor) -> tuple[float, float]:
-    """Return (mean fall of the loss, its standard error), both relative to the untuned loss of the
-    stratum.
+    """Return the mean decrease of the loss by tuning, and its standard error.
 
-    The standard error is over the images; over the crops where there is one image.
+    Each decrease is divided by the mean untuned loss of its stratum. The standard error is over the
+    images, or over the crops if there is only one image.
 
     Args:
         losses: (strata, crops) of the tuned denoiser.
-        untuned: the same of the untuned one.
-        images: (strata, crops), which image each crop is of.
+        untuned: (strata, crops) of the untuned denoiser.
+        images: (strata, crops), the index of the image that each crop is from.
     """
     falls = (untuned - losses) / untuned.mean(1, keepdim=True)
     groups = [falls[images == k].mean() for k in images.unique()]

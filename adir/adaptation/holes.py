@@ -1,7 +1,7 @@
 """Random holes for adapting an inpainting model.
 
-Strokes and boxes, in the manner of LaMa (Suvorov et al., 2022), whose holes Stable Diffusion's
-inpainting models were trained with. What holes the paper adapts with is unknown.
+The holes are strokes and boxes in the manner of LaMa (Suvorov et al., 2022), whose holes Stable
+Diffusion's inpainting models were trained with. The paper does not say which holes it adapts with.
 """
 
 import math
@@ -9,15 +9,19 @@ import math
 import torch
 from torch import Tensor
 
-STROKE_SHARE = 0.5  # of the holes; the others are boxes
+STROKE_SHARE = 0.5  # share of the holes that are strokes; the others are boxes
 MAX_STROKES, MAX_VERTICES, MAX_BOXES = 4, 6, 3
-WIDTH = (1 / 16, 1 / 5)  # of strokes, in sides of the image
-LENGTH = (1 / 8, 1 / 2)  # of a stroke's legs
-SIDE = (1 / 6, 1 / 2)  # of boxes
+# (smallest, largest) as a share of the image's side
+WIDTH = (1 / 16, 1 / 5)  # of a stroke
+LENGTH = (1 / 8, 1 / 2)  # of each straight leg of a stroke
+SIDE = (1 / 6, 1 / 2)  # of a box
 
 
 def random_hole(size: int, generator: torch.Generator) -> Tensor:
-    """(1, size, size) float32, 1 in the hole: never empty, and never the whole square."""
+    """Return a random mask (1, size, size) float32 that is 1 in the hole and 0 outside.
+
+    The hole is never empty and never the whole square.
+    """
     while True:
         strokes = bool(torch.rand((), generator=generator) < STROKE_SHARE)
         hole = random_strokes(size, generator) if strokes else random_boxes(size, generator)
@@ -26,12 +30,12 @@ def random_hole(size: int, generator: torch.Generator) -> Tensor:
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """One draw."""
+    """Return one draw from the uniform distribution on [low, high)."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def random_boxes(size: int, generator: torch.Generator) -> Tensor:
-    """(size, size) bool: the union of 1 to MAX_BOXES rectangles inside the square."""
+    """Return a (size, size) bool mask of 1 to MAX_BOXES rectangles inside the square."""
     hole = torch.zeros(size, size, dtype=torch.bool)
     for _ in range(1 + int(torch.randint(MAX_BOXES, (), generator=generator))):
         height, width = (max(1, round(size * uniform(*SIDE, generator))) for _ in range(2))
@@ -43,8 +47,9 @@ def random_boxes(size: int, generator: torch.Generator) -> Tensor:
 
 
 def random_strokes(size: int, generator: torch.Generator) -> Tensor:
-    """(size, size) bool: 1 to MAX_STROKES polygonal brush strokes with round ends, which may leave
-    the square.
+    """Return a (size, size) bool mask of 1 to MAX_STROKES brush strokes.
+
+    A stroke is a polygonal line with round ends, and may leave the square.
     """
     centres = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(centres, centres, indexing="ij")
@@ -54,7 +59,7 @@ def random_strokes(size: int, generator: torch.Generator) -> Tensor:
         for _ in range(1 + int(torch.randint(MAX_VERTICES, (), generator=generator))):
             angle, length = uniform(0, 2 * math.pi, generator), uniform(*LENGTH, generator)
             leg = length * torch.tensor([math.sin(angle), math.cos(angle)])
-            # Place of the foot of each pixel on the leg from a to a + leg, clipped to its ends.
+            # Project each pixel onto the leg, 0 at a and 1 at a + leg, and clip to its ends.
             along = (((y - a[0]) * leg[0] + (x - a[1]) * leg[1]) / length**2).clamp(0, 1)
             hole |= (y - a[0] - along * leg[0]) ** 2 + (x - a[1] - along * leg[1]) ** 2 < radius**2
             a = a + leg

@@ -1,10 +1,14 @@
-"""Training examples of Stable Diffusion's two families, cut from the images that adaptation is
-given.
+"""Training examples for Stable Diffusion's two families, cut from the images to adapt to.
 
-All that is random is drawn here, on the CPU, from one generator; the backbone turns an example into
-its loss (`StableDiffusion.denoising_loss`). Each example is a dictionary of one crop: `z` (3, c,
-c), its int64 timestep `t`, the noise `eps` of its latent's shape, `posterior_noise` for the VAE's
-draw, `prompt`, and what its family adds.
+Everything random is drawn here, on the CPU, from one generator. The backbone computes the loss of
+an example (`StableDiffusion.denoising_loss`). An example is a dictionary of one crop with these
+keys, and with further ones for each family:
+
+    z: (3, c, c) crop.
+    t: int64 timestep.
+    eps: noise of the latent's shape.
+    posterior_noise: noise of the latent's shape, for the VAE's draw from its posterior.
+    prompt: text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,9 +36,20 @@ def latent_crops(
     task: Task | None,
     names: Sequence[str] | None = None,
 ) -> "LatentCrops":
-    """The stream of examples for a backbone. task: bound to the test image.
+    """Return the stream of training examples for a latent backbone.
 
-    Raises ValueError without one, and for an inpainting model where it has no prompt.
+    Args:
+        backbone: of family `upscaler` or `inpainting`.
+        images: (3, H, W) in [-1, 1].
+        crop_size: requested side of the crops in pixels.
+        flip: mirror half of the crops.
+        generator: the only source of randomness.
+        task: the task of the test image, with its operator or prompt.
+        names: of the images, for errors.
+
+    Raises:
+        ValueError: if the task is None, if an inpainting model gets no prompt, or for an unknown
+            family.
     """
     if task is None or (backbone.family == "inpainting" and task.prompt is None):
         raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
@@ -46,11 +61,20 @@ def latent_crops(
 
 
 class LatentCrops(IterableDataset):
-    """What the families share: an endless stream of crops with timesteps, noise and a prompt.
+    """Base class of the families' endless streams of crops.
 
-    The crops' side, `size`, is that of `crop_side`, and `remark` is its reason. Each example draws
-    an image, a position in steps of the stride, a mirror flip (when `flip`), a timestep, and noise,
-    in that order.  names: of the images, for errors.
+    For each example the generator draws an image, a position in steps of the stride, a mirror flip
+    (if `flip`), a timestep, and noise, in this order.
+
+    Args:
+        backbone: of the family.
+        images: (3, H, W) each.
+        crop_size: requested side in pixels. `size` is the actual side, and `remark` the reason if
+            it is less (see `adir.adaptation.crops.crop_side`).
+        flip: mirror half of the crops.
+        generator: the only source of randomness.
+        prompt: of all examples.
+        names: of the images, for errors.
     """
 
     def __init__(
@@ -93,18 +117,21 @@ class LatentCrops(IterableDataset):
             }
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
-        """What the family adds to the crop of image k at (top, left)."""
+        """Return the family's further keys for the crop of image k at (top, left)."""
         raise NotImplementedError
 
 
 class UpscalingCrops(LatentCrops):
-    """For the x4 upscaler:
+    """Stream of crops for the x4 upscaler, with their low-resolution versions.
 
-    `low`, the crop's low-resolution twin, with `low_noise` at a `noise_level`, drawn uniformly
-    below the highest as in its training; the prompt is empty.
+    The further keys of an example are `low` (the crop of y), `low_noise` (noise of its shape) and
+    `noise_level`, drawn uniformly below the upscaler's highest level as in its training. The prompt
+    is empty.
 
-    The twin is cut from the whole image's y (A and the task's noise), so that A's circular border
-    stays outside of it.
+    `low` is cut from the y of the whole image, which has the task's noise. The effect of A's
+    circular border is therefore outside the crops.
+
+    The parameter `task` provides A and its noise. The other parameters are those of `LatentCrops`.
     """
 
     def __init__(
@@ -123,7 +150,7 @@ class UpscalingCrops(LatentCrops):
             p[:, : p.shape[1] // stride * stride, : p.shape[2] // stride * stride] for p in images
         ]
         self.max_noise_level = backbone.max_noise_level
-        # Mirrored before A, as A of a mirrored image need not be the mirrored A.
+        # The image is mirrored before A, because A of a mirrored image need not be the mirrored y.
         self.low = [
             (task.degrade(p, generator), task.degrade(p.flip(2), generator).flip(2)) for p in whole
         ]
@@ -141,8 +168,10 @@ class UpscalingCrops(LatentCrops):
 
 
 class InpaintingCrops(LatentCrops):
-    """For the inpainting model: a random `hole` (1, c, c) and `masked_noise` for the VAE's draw of
-    what is left.
+    """Stream of crops for the inpainting model, with random holes.
+
+    The further keys of an example are `hole` (1, c, c), which is 1 in the hole, and `masked_noise`,
+    the noise for the VAE's encoding of the crop without the hole.
     """
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""LoRA (Hu et al., 2021) on a backbone's convolutions and attention: which layers take it, wrapping
-them, and merging it.
+"""LoRA (Hu et al., 2021) on a backbone's convolutions and attention layers.
+
+The module selects the layers, wraps them for training, and merges a trained update into them.
 """
 
 import logging
@@ -16,20 +17,24 @@ from adir.adaptation.exchange import copy_into, exchange, on_cpu, require_fit
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA (Hu et al., 2021) through peft; v2 of the paper: every convolution, rank 16, alpha 8.
+    """LoRA adapter (Hu et al., 2021) made by peft; the defaults are those of v2 of the paper.
 
-    The update of a layer is (alpha / rank) B A with B = 0 at first.  layers: where it goes, one or
-    several of `convolutions`, `attention` (projections q, k, v and out, and those into and out of a
-    transformer block), `feed_forward` (linear layers of a transformer block), `all` of these, or
-    ends of layer names such as `to_q` or `mid_block.resnets.0.conv1`.
+    The update of a layer is (alpha / rank) B A, with B = 0 at first. On an accelerator `apply` adds
+    the update to a copy of the weights, so sampling costs as much as with the bare network. On a
+    CPU `apply` wraps the layers instead, because a copy of a big network's weights takes a second.
 
-    Applied on an accelerator, the update is added to a copy of the weights, so that sampling costs
-    what the bare network costs; on a CPU, where such a copy of a big network takes a second, the
-    layers are wrapped.
+    Attributes:
+        rank: of the update.
+        alpha: scale of the update, divided by the rank.
+        layers: one or several of `convolutions`, `attention` (projections q, k, v and out, and
+            those into and out of a transformer block), `feed_forward` (linear layers of a
+            transformer block), `all` (the first three), or ends of layer names such as `to_q` or
+            `mid_block.resnets.0.conv1`.
+        name: in paths and tables.
     """
 
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     trains_every_weight: ClassVar[bool] = False
     rank: int = 16
     alpha: float = 8
@@ -44,21 +49,22 @@ class Lora:
         wanted = [self.layers] if isinstance(self.layers, str) else self.layers
         if not wanted:
             raise ValueError(
-                "adapter=lora: layers=[] names no layer, and an adapter on nothing would score "
-                "like none"
+                "adapter=lora: layers=[] names no layer, so nothing would be adapted; choose from "
+                f"{', '.join(LAYER_KINDS)}"
             )
         if isinstance(self.layers, str) and self.layers not in LAYER_KINDS:
             raise ValueError(
                 f"adapter=lora: unknown layers={self.layers!r}; choose one of "
-                f"{', '.join(LAYER_KINDS)}, or a list of these "
-                "and of ends of layer names, such as [to_q,to_v]"
+                f"{', '.join(LAYER_KINDS)}, or give a list of these and of ends of layer names, "
+                "such as [to_q,to_v]"
             )
 
     def targets(self, network: nn.Module) -> list[str]:
-        """Names of the layers that take the adapter, in the network's order.
+        """Return the names of the layers to adapt, in the network's order.
 
-        Raises ValueError when one of `layers` matches none: an adapter on nothing would score like
-        none.
+        Raises:
+            ValueError: if an entry of `layers` matches no layer. An adapter without layers would
+                silently score like adaptation=none.
         """
         linear_or_convolution = [
             (name, module)
@@ -77,13 +83,24 @@ class Lora:
         return [name for name, _ in linear_or_convolution if name in chosen]
 
     def attach(self, network: nn.Module) -> "AttachedLora":
-        """Wrap the chosen layers. Raises ValueError where there are none."""
+        """Wrap the chosen layers for training.
+
+        Raises:
+            ValueError: if an entry of `layers` matches no layer.
+        """
         attached = AttachedLora(network, wrapped_layers(self, network))
         attached.initialise(torch.Generator().manual_seed(0))
         return attached
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Merged on an accelerator, wrapped on a CPU."""
+        """Apply trained A and B, merged on an accelerator and wrapped on a CPU.
+
+        Returns:
+            The function that restores the network.
+
+        Raises:
+            ValueError: if the tensors do not fit the network.
+        """
         if next(network.parameters()).device.type != "cpu":
             return self.merge(network, tensors)
         attached = AttachedLora(network, wrapped_layers(self, network))
@@ -96,7 +113,14 @@ class Lora:
 
     @torch.no_grad()
     def merge(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Exchange each chosen layer's weight W for W + (alpha / rank) B A, summed in float32."""
+        """Replace each chosen layer's weight W by W + (alpha / rank) B A, summed in float32.
+
+        Returns:
+            The function that restores the weights.
+
+        Raises:
+            ValueError: if the tensors do not fit the network.
+        """
         weights = {name: weight_of(network.get_submodule(name)) for name in self.targets(network)}
         shapes: dict[str, tuple[int, ...]] = {}
         for name, weight in weights.items():
@@ -122,7 +146,10 @@ ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_ou
 
 
 def ends_with(*ends: str) -> Matches:
-    """Whether the name of a layer is one of `ends`, or ends with one after a dot."""
+    """Return a function that checks whether a layer's name equals one of `ends` or ends in it.
+
+    An end must begin at a dot: `to_q` matches `attn1.to_q` but not `into_q`.
+    """
     return lambda name, module: any(f".{name}".endswith(f".{end}") for end in ends)
 
 
@@ -131,9 +158,8 @@ def _is_convolution(name: str, module: nn.Module) -> bool:
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:
-    return ".attentions." in name and ends_with(*ATTENTION_PROJECTIONS)(
-        name, module
-    )  # diffusers' names
+    # diffusers' names of the modules
+    return ".attentions." in name and ends_with(*ATTENTION_PROJECTIONS)(name, module)
 
 
 def _is_feed_forward(name: str, module: nn.Module) -> bool:
@@ -152,7 +178,7 @@ LAYER_KINDS: dict[str, Matches] = {
 
 @dataclass(frozen=True)
 class Wrapped:
-    """One layer and peft's wrapper around it, either of which can stand in the network."""
+    """Layer of a network, and peft's wrapper that can take its place."""
 
     name: str
     plain: nn.Module
@@ -162,14 +188,22 @@ class Wrapped:
 _wrapped: "weakref.WeakKeyDictionary[nn.Module, tuple[Lora, list[Wrapped]]]" = (
     weakref.WeakKeyDictionary()
 )
-"""The last wrappers of each network. peft takes 0.2 s to make those of a network of 500 M
-parameters, a loaded network is adapted once per image, and a compiled one is compiled again for new
-modules but not for these.
+"""The latest wrappers of each network, cached for reuse.
+
+peft takes 0.2 s to wrap a network of 500 M parameters, and a loaded network is adapted once per
+image. A compiled network is compiled again for new modules, but not for cached ones.
 """
 
 
 def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
-    """peft's wrappers for a network, made once; the network itself is as it was."""
+    """Return peft's wrappers of the layers to adapt, and leave the network unchanged.
+
+    The wrappers are cached in `_wrapped`.
+
+    Raises:
+        ValueError: if an entry of `layers` matches no layer, or if the network has an adapter of
+            peft already.
+    """
     known, layers = _wrapped.get(network, (None, []))
     names = lora.targets(network)
     if (
@@ -186,14 +220,13 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
             f"adapter=lora: this {type(network).__name__} carries an adapter of peft already: "
             "remove it first"
         )
-    # Here: peft takes 3 s to import. It imports bitsandbytes where it is installed, which then
-    # warns of a kernel for 4-bit weights that nobody here uses.
+    # Imported here, because peft takes 3 s to import. peft imports bitsandbytes if that is
+    # installed, and bitsandbytes warns of a kernel for 4-bit weights, which ADIR does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # peft draws A from the global generator; `initialise` sets it anew
+    # peft draws A from the global generator, and `initialise` draws A again.
+    with torch.random.fork_rng(devices=[]):
         get_peft_model(
             network, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
         ).eval()
@@ -208,9 +241,7 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
 
 
 class AttachedLora:
-    """LoRA in place: the chosen layers of the network stand wrapped, and nothing but the wrappers'
-    A and B trains.
-    """
+    """LoRA in a network: the chosen layers are wrapped, and only the wrappers' A and B train."""
 
     def __init__(self, network: nn.Module, layers: list[Wrapped]):
         self._network, self._layers = network, layers
@@ -224,16 +255,16 @@ class AttachedLora:
             network.set_submodule(layer.name, layer.wrapper)
             for name, parameter in layer.wrapper.named_parameters():
                 if name.startswith("lora_"):
-                    parameter.data = parameter.data.to(
-                        weight_of(layer.plain).device
-                    )  # the network may have moved since
+                    # The network may have moved since the wrapper was cached.
+                    parameter.data = parameter.data.to(weight_of(layer.plain).device)
                     parameter.requires_grad_(True)
                     self._named[f"{layer.name}.{name}"] = parameter
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw A from the given generator (uniform with bound 1/sqrt(fan_in), peft's default law);
-        B is 0.
+        """Draw A from the generator and set B to 0.
+
+        A is uniform with bound 1 / sqrt(fan_in), as in peft by default.
         """
         for name, parameter in self._named.items():
             if ".lora_A." in name:
@@ -244,26 +275,30 @@ class AttachedLora:
                 parameter.zero_()
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: A and B of every wrapped layer."""
+        """Return the trainable parameters: A and B of every wrapped layer."""
         return list(self._named.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """A and B of every wrapped layer, on the CPU."""
+        """Return A and B of every wrapped layer, on the CPU."""
         return {name: on_cpu(parameter) for name, parameter in self._named.items()}
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """Return A and alpha B: the update is linear in B."""
+        """Return A and alpha B, because the update is linear in B."""
         return {
             name: tensor * alpha if ".lora_B." in name else tensor
             for name, tensor in tensors.items()
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put stored A and B in place. Raises ValueError when names or shapes differ."""
+        """Copy saved A and B into the wrappers.
+
+        Raises:
+            ValueError: if names or shapes differ.
+        """
         copy_into(self._named, tensors)
 
     def remove(self) -> None:
-        """Swap the plain layers back."""
+        """Put the plain layers back, restore each requires_grad, and clear gradients."""
         for layer in self._layers:
             self._network.set_submodule(layer.name, layer.plain)
         for parameter, required in self._required_grad:
@@ -273,7 +308,7 @@ class AttachedLora:
 
 
 def weight_of(layer: nn.Module) -> nn.Parameter:
-    """The weight of a convolution or a linear layer."""
+    """Return the weight of a convolution or a linear layer."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     return weight

@@ -1,8 +1,7 @@
-"""Adaptation modes: which images the denoiser is tuned on for a y (ADIR, arXiv 2212.03221, and its
-controls).
+"""Adaptation modes, which choose the images that the denoiser is tuned on for a given y.
 
-conf/adaptation/NAME.yaml names the class; a mode of your own is one more class with the same
-attributes.
+The modes are those of ADIR (arXiv 2212.03221) and its controls. conf/adaptation/NAME.yaml names the
+class of a mode. To add a mode, write a class with the same attributes.
 """
 
 from collections.abc import Sequence
@@ -19,30 +18,32 @@ from adir.errors import InputError
 
 
 class Chosen(NamedTuple):
-    """An image of the corpus that a mode chose."""
+    """Image of the corpus that a mode chose for adaptation."""
 
     id: str
     distance: float | None
-    """To y in the encoder's measure; None where none was taken."""
+    """The distance to y in the encoder's metric; None if the mode computes no distance."""
 
 
 class Surroundings(Protocol):
-    """The corpus as seen from one y; copies of the test image are left out."""
+    """Corpus as seen from one y, without the copies of the test image."""
 
     @property
     def ids(self) -> list[str]:
-        """Every image that may be chosen, sorted."""
+        """The ids of all images that may be chosen, sorted."""
 
     def nearest(self, k: int) -> list[Chosen]:
         """Return the k images nearest to y, nearest first.
 
-        Raises InputError where there are fewer.
+        Raises:
+            InputError: if there are fewer than k images.
         """
 
 
 def resized(image: Tensor, scale: float) -> Tensor:
-    """Return an image (3, H, W) reduced by `scale`, bicubic and antialiased; the image itself at
-    scale 1.
+    """Return an image (3, H, W) in [-1, 1] resized by the factor `scale`.
+
+    The filter is bicubic with antialiasing. At scale 1 the image itself is returned.
     """
     if scale == 1:
         return image
@@ -54,8 +55,12 @@ def resized(image: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Mode:
-    """Base of the modes: what is trained (`adapter`) and how (`fine_tuning`); a subclass says on
-    which images.
+    """Base class of the adaptation modes; a subclass chooses the images.
+
+    Attributes:
+        adapter: to be trained.
+        fine_tuning: settings of the training.
+        name: in paths and tables.
     """
 
     adapter: Adapter
@@ -63,47 +68,50 @@ class Mode:
     name: str
 
     version: ClassVar[int] = 1
-    """Raise it when a change of the class changes which images are chosen."""
+    """A version number. Raise it if a change of the class alters which images are chosen."""
     trains: ClassVar[bool] = True
-    """Whether the denoiser is tuned at all."""
+    """Whether the denoiser is tuned before sampling."""
     encoder: ClassVar[str | None] = None
-    """Which of the retrieval's encoders it looks with; None: it uses no corpus, and K means
-    nothing.
-    """
+    """The name of the retrieval encoder; None if the mode uses no corpus and ignores K."""
     on_y: ClassVar[bool] = False
     """Whether the denoiser is tuned on y itself."""
     follows_y: ClassVar[bool] = True
-    """Whether the images depend on y: if not, two tasks share them."""
+    """Whether the chosen images depend on y. If not, two tasks share the images."""
 
     def choose(
         self, surroundings: Surroundings, k: int, generator: torch.Generator
     ) -> list[Chosen]:
-        """Return the k images of the corpus to adapt to, nearest first; of modes that use a corpus
-        only.
+        """Return the k images of the corpus to adapt to, nearest first.
+
+        Only modes with an encoder are called.
         """
         return surroundings.nearest(k)
 
     def images(self, y_image: Tensor, chosen: list[Tensor]) -> list[Tensor]:
-        """Return the images (3, H, W) to adapt to, from y as an image and the images that `choose`
-        chose.
+        """Return the images (3, H, W) to adapt to.
+
+        Args:
+            y_image: y as an image (3, H, W).
+            chosen: the images that `choose` returned.
         """
         return chosen
 
     @property
     def own_variants(self) -> list[Any] | None:
-        """Settings of `variants`, for adapters to be known by; None where an image is its only
-        variant.
+        """The settings of `variants`, as part of an adapter's cache key.
+
+        None means that an image is its only variant.
         """
         return None
 
     def variants(self, image: Tensor) -> list[Tensor]:
-        """Return what is trained on in place of an image (3, H, W): the image."""
+        """Return the versions of an image (3, H, W) to train on: here the image alone."""
         return [image]
 
 
 @dataclass(frozen=True)
 class NoAdaptation(Mode):
-    """The pretrained denoiser as it is."""
+    """Mode that samples with the pretrained denoiser, without adaptation."""
 
     name: str = "none"
     trains: ClassVar[bool] = False
@@ -111,15 +119,14 @@ class NoAdaptation(Mode):
 
 @dataclass(frozen=True)
 class SelfAdaptation(Mode):
-    """Tune on y itself: ADIR's first variant. The paper does not say how y is augmented.
+    """Mode that tunes on y itself: ADIR's first variant.
 
-    Args:
-        adapter: what is trained.
-        fine_tuning: how.
-        name: in paths and tables.
-        scales: to which y is resized, each at most 1; with several, the network sees details of
-            several sizes.
-        turns: train on the four quarter turns too, which with `fine_tuning.flip` are all eight
+    The paper does not say how y is augmented.
+
+    Attributes:
+        scales: factors by which y is resized, each at most 1. With several factors the network sees
+            details of several sizes.
+        turns: train on the four quarter turns too. With `fine_tuning.flip` these are all eight
             symmetries of the square.
     """
 
@@ -135,11 +142,11 @@ class SelfAdaptation(Mode):
 
     @property
     def own_variants(self) -> list[Any] | None:
-        """Scales and turns."""
+        """The scales and turns."""
         return [list(self.scales), self.turns]
 
     def variants(self, image: Tensor) -> list[Tensor]:
-        """Return an image (3, H, W) at all scales, and turned."""
+        """Return an image (3, H, W) at all scales, each with its quarter turns if `turns`."""
         scaled = [resized(image, scale) for scale in self.scales]
         return [
             turned
@@ -150,7 +157,7 @@ class SelfAdaptation(Mode):
 
 @dataclass(frozen=True)
 class NearestNeighbours(Mode):
-    """Tune on the K images nearest to y in the encoder's space: ADIR."""
+    """Mode that tunes on the K images nearest to y in the encoder's space: ADIR."""
 
     name: str = "knn"
     encoder: ClassVar[str | None] = "knn"
@@ -158,7 +165,7 @@ class NearestNeighbours(Mode):
 
 @dataclass(frozen=True)
 class NearestPixels(Mode):
-    """Control: tune on the K images nearest to y by pixel distance."""
+    """Control mode that tunes on the K images nearest to y by pixel distance."""
 
     name: str = "pixel"
     encoder: ClassVar[str | None] = "pixel"
@@ -166,23 +173,25 @@ class NearestPixels(Mode):
 
 @dataclass(frozen=True)
 class RandomImages(Mode):
-    """Control: tune on K images drawn at random, the same for every task."""
+    """Control mode that tunes on K images drawn at random, the same for every task."""
 
     name: str = "random"
-    encoder: ClassVar[str | None] = (
-        "knn"  # its distances are not used; a mode without an encoder has no corpus
-    )
+    # Its distances are not used, but a mode without an encoder has no corpus.
+    encoder: ClassVar[str | None] = "knn"
     follows_y: ClassVar[bool] = False
 
     def choose(
         self, surroundings: Surroundings, k: int, generator: torch.Generator
     ) -> list[Chosen]:
-        """Return k images drawn without replacement; for a smaller k, the first of them."""
+        """Return k images drawn without replacement.
+
+        A smaller k gives the first of the images of a larger k.
+        """
         ids = surroundings.ids
         if k > len(ids):
             raise InputError(
-                f"K={k} images asked, {len(ids)} different ones are left without copies of the "
-                "test image"
+                f"K={k} images requested, but only {len(ids)} different ones are left without "
+                "copies of the test image: lower K or extend the corpus"
             )
         return [
             Chosen(ids[row], None)

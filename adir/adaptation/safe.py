@@ -1,4 +1,4 @@
-"""Few-shot fine-tuning that held-out images stop, scale and accept, so that it does little harm."""
+"""Few-shot fine-tuning that held-out images stop early, scale, and accept or reject."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,41 +19,51 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-HELD_OUT_SHARE = 0.3  # most that held-out work may cost, as a share of the training
-CHOOSING_SHARE = (
-    0.65  # of the held-out work, to choose iteration and alpha; the rest accepts or rejects
-)
-# of a crop's training step, in evaluations of the network (measured, embedded prior on a CPU)
+# Largest cost of the held-out evaluation, as a share of the training's cost.
+HELD_OUT_SHARE = 0.3
+# Share of the held-out evaluation that chooses iteration and alpha. The rest accepts or rejects.
+CHOOSING_SHARE = 0.65
+# Cost of training on one crop for one iteration, in evaluations of the network (measured with the
+# embedded prior on a CPU).
 TRAINING_COST = 2.2
 
 
 @dataclass(frozen=True)
 class SafeFineTuning(FineTuning):
-    """Fine-tuning with a held-out rule. The ground truth has no part in it.
+    """Fine-tuning settings with a rule that accepts an update only if held-out images improve.
 
-    One image in five is held out; of fewer than ten images a part of each, which no training crop
-    overlaps. Fixed crops of them, with fixed noise and timesteps in 8 strata, give the loss of the
-    averaged weights after 0, 5, 10, 20, 40, ... iterations. The weights of lowest loss are kept.
-    Their update is scaled by the alpha in {0, 1/4, 1/2, 3/4, 1} of lowest loss. It is accepted
-    where, on fresh crops, noise and timesteps, the mean fall of the loss exceeds one standard error
-    over the held-out images; otherwise alpha is 0, which is the untuned denoiser. A loss is the
-    mean over the strata of the loss relative to the untuned denoiser's.
+    The ground truth has no part in the rule, which has these steps:
 
-    The rule sees whether tuning on some images carries over to others of the same kind. It cannot
-    see that the search brought the wrong kind.
+    1. Hold out one image in five. If there are fewer than ten, hold out a part of each, which no
+    training crop overlaps.
 
-    Args:
+    2. Measure the loss of the averaged weights after 0, 5, 10, 20, 40, ... iterations. The loss is
+    measured on fixed held-out crops with fixed noise and timesteps in 8 strata (ranges of
+    timesteps). It is the mean over the strata of the loss divided by the untuned denoiser's loss.
+
+    3. Take the weights of lowest loss, and scale their update by the alpha in {0, 1/4, 1/2, 3/4, 1}
+    of lowest loss.
+
+    4. Accept the scaled update if its mean decrease of the loss, on fresh crops, noise and
+    timesteps, exceeds one standard error over the held-out images. Otherwise set alpha to 0, which
+    is the untuned denoiser.
+
+    The rule shows whether tuning on some images carries over to others of the same kind. It cannot
+    show that the search returned the wrong kind.
+
+    Attributes:
         n_iterations: of Adam.
-        batch_size: crops in each.
+        batch_size: crops in each iteration.
         learning_rate: after the warm-up.
-        crop_size: side of the crops in pixels.
+        crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
         warm_up: iterations in which the learning rate rises linearly.
-        decay: factor of the learning rate at the end, which it reaches along a cosine; 1 keeps it.
+        decay: factor of the learning rate at the end, reached along a cosine; 1 keeps the rate
+            constant.
         average: decay of the exponential average of the weights at each iteration, in [0, 1); 0
             takes the last iterate.
-        clipping: largest norm of the gradient; None leaves it as it is.
-        gate: use the adapter only in the strata of the timestep where the held-out loss fell.
+        clipping: largest norm of the gradient; None disables clipping.
+        gate: apply the adapter only in the strata whose held-out loss fell.
     """
 
     name: ClassVar[str] = "safe"
@@ -78,26 +88,29 @@ class SafeFineTuning(FineTuning):
                 f"average={self.average!r}: a number of at least 0 and below 1 is needed"
             )
         if self.clipping is not None and not 0 < self.clipping < math.inf:
-            raise ValueError(f"clipping={self.clipping!r}: a positive number is needed, or null")
+            raise ValueError(f"clipping={self.clipping!r}: a positive number or null is needed")
 
     @property
     def n_others(self) -> int:
-        """Four images of the corpus beside a single neighbour: its own parts say little about
-        others of its kind.
+        """The number of extra corpus images that `fit` needs if there is only one neighbour: 4.
+
+        The held-out part of a single image says little about other images of its kind.
         """
         return 4
 
     def usable(self, k: int, n: int) -> int:
-        """Return how many of the k nearest of n images are not farther from y than the median of
-        all n.
+        """Return how many of the k nearest of n images to tune on.
+
+        These are the ones that are not farther from y than the median of all n.
         """
         return min(k, (n + 1) // 2)
 
     def optimizer(
         self, parameters: list[torch.nn.Parameter]
     ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return Adam, and the learning rate's factor: a linear warm-up, then half a cosine down to
-        `decay`.
+        """Return Adam, and the factor of its learning rate at each iteration.
+
+        The factor rises linearly in the warm-up, then falls along half a cosine to `decay`.
         """
         falling = max(1, self.n_iterations - self.warm_up)
 
@@ -109,8 +122,9 @@ class SafeFineTuning(FineTuning):
         return torch.optim.Adam(parameters, lr=self.learning_rate), factor
 
     def judged_at(self) -> list[int]:
-        """Return the iterations after which the held-out loss is taken: 5, 10, 20, 40, ... and the
-        last.
+        """Return the iterations after which the held-out loss is measured.
+
+        They are 5, 10, 20, 40, ... and the last.
         """
         doubling = [5 * 2**i for i in range(max(1, self.n_iterations).bit_length())]
         return sorted({i for i in doubling if i < self.n_iterations} | ({self.n_iterations} - {0}))
@@ -120,25 +134,30 @@ class SafeFineTuning(FineTuning):
         return TRAINING_COST * self.batch_size * self.n_iterations
 
     def crops_per_stratum(self) -> tuple[int, int]:
-        """Return (crops of a stratum that choose iteration and alpha, fresh ones that accept), paid
-        by `HELD_OUT_SHARE`.
+        """Return (crops per stratum for the choice, fresh crops per stratum for the acceptance).
 
-        The choice looks many times; the rest makes the verdict, two looks, as sure as it can be.
+        The choice of iteration and alpha evaluates its crops `n_looks` times. The acceptance
+        evaluates its crops twice, so it can afford more of them. `HELD_OUT_SHARE` limits the total
+        cost.
         """
         paid = HELD_OUT_SHARE * self.training_cost() / N_STRATA
         choosing = min(8, max(1, int(CHOOSING_SHARE * paid / self.n_looks())))
         return choosing, min(16, max(1, int((paid - choosing * self.n_looks()) / 2)))
 
     def n_looks(self) -> int:
-        """Return how often the loss is taken to choose: of the untuned denoiser, along the curve,
-        and of the other alphas.
+        """Return how many times the choice of iteration and alpha evaluates its crops.
+
+        They are evaluated once for the untuned denoiser, once for each iteration in `judged_at`,
+        and once for each alpha other than 0 and 1.
         """
         return 1 + len(self.judged_at()) + len(ALPHAS) - 1
 
     @property
     def held_out_share(self) -> float:
-        """Cost of the held-out work over that of the training: at most `HELD_OUT_SHARE`, except in
-        a few iterations.
+        """The cost of the held-out evaluation divided by the cost of the training.
+
+        It is at most `HELD_OUT_SHARE`, except with very few iterations, because each stratum has at
+        least one crop.
         """
         if self.n_iterations == 0:
             return 0.0
@@ -158,13 +177,13 @@ class SafeFineTuning(FineTuning):
         others: Sequence[Tensor] = (),
         variants: Callable[[Tensor], list[Tensor]] = itself,
     ) -> Adapted:
-        """Return the adapter trained on images as the held-out rule leaves it; see
-        `FineTuning.fit`.
-        """
-        from adir.adaptation.denoising_module import AveragedWeights  # here: it brings Lightning
+        """Return the trained adapter as the held-out rule leaves it; see `FineTuning.fit`."""
+        # Imported here, because it imports Lightning.
+        from adir.adaptation.denoising_module import AveragedWeights
 
         if not images:
             raise ValueError("adaptation needs at least one image")
+        # Split the images into a part to train on and a part to judge on.
         parts = split(images, self.crop_size, backbone.stride, generator)
         names = None if names is None else [names[place] for place in parts.places]
         training, names = varied(parts.training, variants, self.crop_size, backbone.stride, names)
@@ -199,10 +218,10 @@ class SafeFineTuning(FineTuning):
                 progress,
                 self.clipping,
             )
-            backbone.network.to(
-                backbone.device
-            )  # Lightning leaves a network it trained on a GPU on the CPU
+            # Lightning moves a network to the CPU after training it on a GPU.
+            backbone.network.to(backbone.device)
 
+            # Choose the iteration, then the factor alpha of its update.
             kept = min(losses, key=lambda iteration: losses[iteration])
             scaled = {0.0: untuned, 1.0: best_losses}
             for alpha in ALPHAS[:-1] if kept else ():
@@ -211,7 +230,8 @@ class SafeFineTuning(FineTuning):
             alphas = {alpha: relative_loss(scaled[alpha], untuned) for alpha in sorted(scaled)}
             alpha = min(alphas, key=lambda alpha: alphas[alpha])
             attached.load(attached.scaled(best, alpha))
-            # At alpha = 0 the network is the untuned one to the bit.
+            # Accept or reject on fresh crops. At alpha = 0 the network equals the untuned one bit
+            # for bit, so its losses are known.
             tuned, tuned_fresh = scaled[alpha], fresh.losses() if alpha > 0 else untuned_fresh
             fall, error = fall_and_error(tuned_fresh, untuned_fresh, fresh.images)
             facts = HeldOut(

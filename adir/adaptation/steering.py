@@ -1,14 +1,14 @@
-"""Steerable conditional diffusion (SCD): the network is tuned on y while it samples (Barbano et
-al., IEEE TMI 2025).
+"""Steerable conditional diffusion (SCD; Barbano et al., IEEE TMI 2025; arXiv 2308.14409).
 
-At some of the sampler's steps a few iterations of Adam lower, over the weights of an adapter,
+SCD tunes the network on y during sampling. At some of the sampler's steps, a few iterations of Adam
+over the weights of an adapter minimise
 
-    mean (A x_hat - y)^2 + tv_weight TV(x_hat),
+        mean (A x_hat - y)^2 + tv_weight TV(x_hat),
 
-where x_hat follows from the tuned network's eps by Tweedie and the sampler's conjugate gradients
-(arXiv 2308.14409). The image that is being restored is all that the network is tuned to, so the
-adapter belongs to it: it starts without effect, is kept with Adam's moments from one step to the
-next, and is dropped with the image.
+in which x_hat is computed from the tuned network's eps by Tweedie's formula and the sampler's
+conjugate gradients. The network is tuned to the restored image alone, so each image has its own
+adapter. The adapter starts without effect on the network. It is kept from one step to the next with
+Adam's moments, and dropped when the image is finished.
 """
 
 import math
@@ -24,23 +24,28 @@ from adir.adaptation.modes import Mode
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Return the sum of absolute differences between neighbours in rows and columns, over all of x
-    (B, C, H, W).
+    """Return the anisotropic total variation of x (B, C, H, W), summed over all of x.
+
+    It is the sum of absolute differences between neighbours in rows and columns.
     """
     return x.diff(dim=-1).abs().sum() + x.diff(dim=-2).abs().sum()
 
 
 @dataclass(frozen=True)
 class SteerableConditional(Mode):
-    """SCD with the defaults of the authors' program; its control is the same sampler with
-    adaptation=none.
+    """Mode of adaptation by SCD, with the defaults of the authors' program.
 
-    fine_tuning: not used; here as of all modes, so that a grid may set it for those that do.
-    every, lowest: tune at each step whose number, counted from the cleanest, is a multiple of
-        `every` or below `lowest`: of 100 steps 80, 60, 40, 20, 3, 2, 1, 0.
-    n_iterations: of Adam, at each of them.
-    learning_rate: of Adam; no weight decay.
-    tv_weight: weight of the summed total variation, for images in [-1, 1].
+    Its control is the same sampler with adaptation=none.
+
+    Attributes:
+        fine_tuning: ignored. It is a field of all modes, so that a grid can set it for the modes
+            that use it.
+        every, lowest: steps are counted from the cleanest, 0. The network is tuned at each step
+            that is a multiple of `every` or below `lowest`. Of 100 steps these are 80, 60, 40, 20,
+            3, 2, 1, 0.
+        n_iterations: of Adam at each of these steps.
+        learning_rate: of Adam, without weight decay.
+        tv_weight: weight of the summed total variation, for images in [-1, 1].
     """
 
     trains: ClassVar[bool] = False
@@ -65,12 +70,13 @@ class SteerableConditional(Mode):
             )
 
     def is_due(self, i: int) -> bool:
-        """Whether the network is tuned at step i, counted from the cleanest."""
+        """Check whether the network is tuned at step i, counted from the cleanest."""
         return i % self.every == 0 or i < self.lowest
 
     def steered(self, network: nn.Module, generator: torch.Generator) -> "SteeredNetwork":
-        """Return the network with a fresh adapter for one image. generator: of the adapter's first
-        weights.
+        """Return the network with a fresh adapter for one image.
+
+        The generator draws the adapter's initial weights.
         """
         attached = self.adapter.attach(network)
         try:
@@ -81,8 +87,9 @@ class SteerableConditional(Mode):
 
 
 class SteeredNetwork:
-    """The adapter of one image, which stands in the network only while that is tuned or asked
-    (adir.samplers.base.Steered).
+    """Network with the adapter of one image (implements adir.samplers.base.Steered).
+
+    The adapter is in the network only while it is tuned or while the tuned network predicts.
     """
 
     def __init__(
@@ -90,9 +97,9 @@ class SteeredNetwork:
     ) -> None:
         self._mode, self._network = mode, network
         self.tensors = tensors
-        """Of the adapter, as they are now."""
+        """The adapter's tensors in their current state."""
         self.losses: list[float] = []
-        """Before each iteration, of all steps. Lower is better within a step."""
+        """The objective before each iteration, over all steps. Lower is better within a step."""
         self.network_evaluations = self.gradient_evaluations = 0
         self._moments: dict[str, Any] | None = None
 
@@ -103,7 +110,10 @@ class SteeredNetwork:
         predict: Callable[[], Tensor],
         outcome: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Return the tuned network's eps, after the tuning that is due at step i."""
+        """Tune the network if that is due at step i, and return the tuned network's eps.
+
+        For the parameters see `adir.samplers.base.Steered.eps`.
+        """
         mode = self._mode
         if mode.is_due(i):
             self._tune(lambda: objective(*outcome(predict()), mode.tv_weight))
@@ -136,8 +146,11 @@ class SteeredNetwork:
 
 
 def objective(x_hat: Tensor, residual: Tensor, tv_weight: float) -> Tensor:
-    """Return mean (A x_hat - y)^2 + tv_weight TV(x_hat) of one image x_hat (1, 3, H, W). residual:
+    """Return mean residual^2 + tv_weight TV(x_hat) for one image.
 
-    A x_hat - y.
+    Args:
+        x_hat: (1, 3, H, W) image.
+        residual: A x_hat - y.
+        tv_weight: weight of the summed total variation.
     """
     return residual.square().mean() + tv_weight * total_variation(x_hat)

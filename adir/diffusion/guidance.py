@@ -1,7 +1,7 @@
 """Guidance towards y = A x + e by the relaxed gradient of ADIR (arXiv 2212.03221), Algorithm 1.
 
-A and A_adjoint are linear maps on batches; x_t, mu and eps are (B, 3, H, W), y is (B, C, h, w). No
-function here differentiates through the network.
+A and A_adjoint are linear maps on batches. x_t, mu and eps are (B, 3, H, W), and y is (B, C, h, w).
+No function here differentiates through the network.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,17 @@ from torch import Tensor
 LinearMap = Callable[[Tensor], Tensor]
 
 STABLE_STEP = 0.9
-"""Bound on 2 s Sigma ||A||^2.
+"""The upper bound on 2 s Sigma ||A||^2 that keeps the guided step stable.
 
-The guided step multiplies A mu - y by 1 minus that: oscillation above 1, divergence above 2.
+The guided step multiplies A mu - y by 1 - 2 s Sigma ||A||^2. With 2 s Sigma ||A||^2 above 1 the
+step oscillates, and above 2 it diverges.
 """
 
 
 def noisy_measurement(y: Tensor, A_eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """y_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) A eps: the measurement that an image at that
-    noise level would give.
+    """Return y_t = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) A eps.
+
+    y_t is the measurement of an image at the noise level of alpha_bar.
     """
     return alpha_bar.sqrt() * y + (1 - alpha_bar).sqrt() * A_eps
 
@@ -27,10 +29,10 @@ def noisy_measurement(y: Tensor, A_eps: Tensor, alpha_bar: Tensor) -> Tensor:
 def relaxed_gradient(
     mu: Tensor, eps: Tensor, y: Tensor, alpha_bar: Tensor, A: LinearMap, A_adjoint: LinearMap
 ) -> Tensor:
-    """g = -2 A^T (A mu - y_t), with y_t = `noisy_measurement(y, A eps, alpha_bar)`; shaped as mu.
+    """Return g = -2 A^T (A mu - y_t), shaped as mu, with y_t from `noisy_measurement`.
 
-    A is linear, so A mu - y_t = A(mu - sqrt(1 - alpha_bar) eps) - sqrt(alpha_bar) y: one
-    application of A, not two.
+    A is linear, so A mu - y_t = A(mu - sqrt(1 - alpha_bar) eps) - sqrt(alpha_bar) y, which applies
+    A once instead of twice.
     """
     residual = A(mu - (1 - alpha_bar).sqrt() * eps) - alpha_bar.sqrt() * y
     return -2 * A_adjoint(residual)
@@ -39,13 +41,18 @@ def relaxed_gradient(
 def guided_step_size(
     guidance_scale: float, variance: Tensor, operator_norm: float, cap: bool
 ) -> tuple[Tensor, Tensor]:
-    """(s Sigma, capped): the factor of the gradient, and where it was lowered to keep the step
-    stable.
+    """Return (s Sigma, capped): the factor of the gradient, and a mask of capped entries.
 
-    variance: Sigma, any shape that broadcasts with mu.  operator_norm: ||A||, the largest singular
-        value.
-    With cap, 2 s Sigma ||A||^2 <= STABLE_STEP everywhere; without it the literal algorithm, which
-    may diverge. capped is a boolean tensor shaped as variance.
+    Args:
+        guidance_scale: s.
+        variance: Sigma, of any shape that broadcasts with mu.
+        operator_norm: ||A||, the largest singular value of A.
+        cap: limit s Sigma so that 2 s Sigma ||A||^2 <= STABLE_STEP everywhere. Without the cap this
+            is the algorithm of the paper, which may diverge.
+
+    Returns:
+        Two tensors shaped as variance. The second is boolean and true for entries that were
+            lowered.
     """
     step = guidance_scale * variance
     bound = STABLE_STEP / (2 * operator_norm**2)
@@ -54,7 +61,8 @@ def guided_step_size(
 
 
 def back_projected(x: Tensor, y: Tensor, A: LinearMap, A_dagger: LinearMap) -> Tensor:
-    """x + A_dagger (y - A x): of the images that explain y as well as any does, the nearest to x;
-    what A cannot see stays.
+    """Return x + A_dagger (y - A x): of the images that fit y best, the one nearest to x.
+
+    The component of x in the null space of A is unchanged.
     """
     return x + A_dagger(y - A(x))

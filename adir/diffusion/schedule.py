@@ -1,5 +1,6 @@
-"""Noise schedules: the float64 tables of DDPM (Ho et al., 2020) and their respacing (Nichol and
-Dhariwal, 2021).
+"""Noise schedules: the tables of DDPM (Ho et al., 2020), in float64, and their respacing.
+
+Respacing follows Nichol and Dhariwal (2021).
 """
 
 from dataclasses import dataclass
@@ -10,44 +11,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """Tables of one diffusion process, all of shape (n_steps,), index 0 the cleanest step.
+    """Tables of one diffusion process, all of shape (n_steps,); index 0 is the cleanest step.
 
-    float64 throughout: in float32, 1 - alpha_bar keeps only 4 digits near t = 0, and the posterior
-    mean is off by 5e-5.
+    All tables but `timesteps` are float64. In float32, 1 - alpha_bar has only 4 correct digits near
+    t = 0, and the posterior mean is off by 5e-5.
     """
 
     timesteps: Tensor
-    """int64: the original t that the network sees at each step."""
+    """The original timestep t, int64, that the network receives at each step."""
     betas: Tensor
     alpha_bar: Tensor
     alpha_bar_prev: Tensor
-    """alpha_bar of the next, cleaner step; 1 at index 0."""
+    """The alpha_bar of the next, cleaner step; 1 at index 0."""
     posterior_variance: Tensor
-    """beta tilde, 0 at index 0."""
+    """The variance beta tilde; 0 at index 0."""
     posterior_log_variance: Tensor
-    """log beta tilde; at index 0, where that is -inf, the value of index 1 (guided-diffusion's
-    convention).
+    """The logarithm of beta tilde.
+
+    At index 0 it would be -inf and is replaced by the value at index 1, as in guided-diffusion.
     """
     posterior_mean_coef1: Tensor
-    """Factor of x0 in the mean of q(x_{t-1} | x_t, x0)."""
+    """The factor of x0 in the mean of q(x_{t-1} | x_t, x0)."""
     posterior_mean_coef2: Tensor
-    """Factor of x_t in that mean."""
+    """The factor of x_t in the mean of q(x_{t-1} | x_t, x0)."""
 
     def __len__(self) -> int:
         return len(self.betas)
 
     def respaced(self, n_steps: int) -> "Schedule":
-        """The process on `n_steps` of this one's steps, spread evenly from the first to the last
-        inclusive.
+        """Return the schedule of `n_steps` of this schedule's steps.
 
-        Raises ValueError unless 1 <= n_steps <= len(self).
+        The steps are spread evenly from the first to the last, both included. If n_steps is 1, the
+        noisiest is used.
+
+        Raises:
+            ValueError: unless 1 <= n_steps <= len(self).
         """
         if not 1 <= n_steps <= len(self):
             raise ValueError(
                 f"n_steps={n_steps}: choose from 1 to {len(self)}, the number of steps of the "
                 "schedule"
             )
-        # One step keeps the noisiest, as the sampler starts from pure noise.
+        # A single step must be the noisiest, because the sampler starts from pure noise.
         kept = torch.linspace(0, len(self) - 1, n_steps, dtype=torch.float64).round().long()
         kept[-1] = len(self) - 1
         alpha_bar = self.alpha_bar[kept]
@@ -56,12 +61,14 @@ class Schedule:
 
 
 def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
-    """All tables from betas (n,) float64: DDPM, eqs. 6 and 7."""
+    """Return the schedule of betas (n,) float64: DDPM, eqs. 6 and 7.
+
+    `timesteps` (n,) are the original timesteps.
+    """
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     posterior_variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    # A process of a single step has no index 1 to borrow from; beta itself is then the only scale
-    # there is.
+    # With a single step there is no index 1 to take the value from, so take beta itself.
     first = posterior_variance[1:2] if len(betas) > 1 else betas[:1]
     return Schedule(
         timesteps=timesteps,
@@ -76,24 +83,22 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
 
 
 def linear_betas(n_steps: int, first: float, last: float) -> Tensor:
-    """Return betas (n_steps,) float64 spread evenly from first to last:
-
-    DDPM (Ho et al., 2020), section 4.
-    """
+    """Return n_steps float64 betas spread evenly from first to last: DDPM, section 4."""
     return torch.linspace(first, last, n_steps, dtype=torch.float64)
 
 
 def scaled_linear_betas(n_steps: int, first: float, last: float) -> Tensor:
-    """Return betas (n_steps,) float64 whose roots are spread evenly: latent diffusion (Rombach et
-    al., 2022).
+    """Return n_steps float64 betas whose square roots are spread evenly from first to last.
+
+    This is the schedule of latent diffusion (Rombach et al., 2022). `first` and `last` are betas.
     """
     return torch.linspace(first**0.5, last**0.5, n_steps, dtype=torch.float64) ** 2
 
 
 def cosine_betas(n_steps: int) -> Tensor:
-    """Return betas (n_steps,) float64, at most 0.999, of the cosine schedule:
+    """Return n_steps float64 betas of the cosine schedule: Nichol and Dhariwal (2021), eq. 17.
 
-    Nichol and Dhariwal (2021), eq. 17.
+    They are clipped at 0.999.
     """
     t = torch.arange(n_steps + 1, dtype=torch.float64) / n_steps
     f = torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2
@@ -101,8 +106,9 @@ def cosine_betas(n_steps: int) -> Tensor:
 
 
 def linear_schedule(n_steps: int = 1000) -> Schedule:
-    """DDPM's linear schedule, beta from 1e-4 to 0.02 at 1000 steps and scaled to the same total
-    noise at others.
+    """Return DDPM's linear schedule, with beta from 1e-4 to 0.02 at 1000 steps.
+
+    At other numbers of steps the betas are scaled so that the total noise stays the same.
     """
     scale = 1000 / n_steps
     return schedule_from_betas(

@@ -1,4 +1,4 @@
-"""What a metric is, what it refuses, and what metrics of a prompt ask of an encoder."""
+"""Interfaces of metrics and of the encoder for prompts, and the check of a metric's images."""
 
 from typing import Literal, Protocol
 
@@ -11,50 +11,59 @@ Direction = Literal["higher", "lower"]
 
 
 class Metric(Protocol):
-    """One number per image."""
+    """Quality measure that gives each image a score."""
 
     name: str
     direction: Direction
     range: tuple[float | None, float | None]
-    """Usual lowest and highest value; None where there is no bound."""
+    """The usual lowest and highest score; None stands for no bound."""
     needs_reference: bool
-    """Whether it compares with the ground truth."""
+    """Whether the metric compares an image with its ground truth."""
     needs_prompt: bool
-    """Whether it compares with a prompt."""
+    """Whether the metric compares an image with a prompt."""
     weights_files: tuple[WeightsFile, ...]
 
     @property
     def version(self) -> str:
-        """Backend and weights; scores of two versions are not compared."""
+        """The backend and the weights. Scores of different versions are not compared."""
 
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 scores of (B, 3, H, W) images in [0, 1]; x, the ground truth, likewise.
+        """Return (B,) float64 scores of a batch of images.
 
-        x, prompt: None for a metric that needs none.
+        Args:
+            x_hat: (B, 3, H, W) images in [0, 1].
+            x: ground truth, shaped as x_hat and in [0, 1]; None if the metric needs no reference.
+            prompt: None if the metric needs no prompt.
         """
 
     def unavailable(self) -> str | None:
-        """None, or one line: which file is missing, how large it is, where it goes and where it
-        comes from.
+        """Return None if the metric can be computed, else one line on the missing file.
+
+        The line gives the file's size, where to put the file and where to get it.
         """
 
 
 class TextEncoder(Protocol):
-    """An encoder of images and prompts into one space; adir.retrieval.encoders.clip.ClipEncoder."""
+    """Encoder of images and prompts into one vector space.
+
+    adir.retrieval.encoders.clip.ClipEncoder is one.
+    """
 
     name: str
     weights_sha256: str
 
     def image(self, batch: Tensor) -> Tensor:
-        """(B, D) unit vectors of (B, 3, H, W) images in [-1, 1]."""
+        """Return (B, D) unit vectors of (B, 3, H, W) images in [-1, 1]."""
 
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors."""
+        """Return (B, D) unit vectors of B prompts."""
 
 
 def require_images(metric: Metric, x_hat: Tensor, x: Tensor | None) -> None:
-    """Raise ValueError unless x_hat, and x where the metric needs it, are equal-shaped (B, 3, H, W)
-    in [0, 1].
+    """Raise ValueError unless the images fit the metric.
+
+    x_hat, and x if the metric needs a reference, must have equal shapes (B, 3, H, W) and values in
+    [0, 1].
     """
     require_unit(x_hat, metric.name)
     if metric.needs_reference:

@@ -1,6 +1,6 @@
-"""A perceptual distance of deep features:
+"""Perceptual distance of deep features (Zhang et al., CVPR 2018).
 
-Zhang et al. (CVPR 2018), from a small network and without learned weights.
+The features are from a small network, and no weights are learned for them.
 """
 
 from typing import Any
@@ -15,15 +15,14 @@ from adir.weights.efficientnet_lite0 import SHA256, load_network, verified_weigh
 from adir.weights.registry import WeightsFile
 
 BLOCKS = (0, 1, 2, 4, 6)
-"""Indices into timm's `blocks`: the last output at each resolution, 1/2, 1/4, 1/8, 1/16 and 1/32 of
-the image's.
+"""The indices into timm's `blocks` of the last output at each resolution.
+
+The resolutions are 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's.
 """
 
 
 def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Return the distance of two lists of feature maps:
-
-    Zhang et al. (2018), eq. 1, with all w_l = 1.
+    """Return the distance of two lists of feature maps: Zhang et al. (2018), eq. 1, all w_l = 1.
 
     At each position the features are divided by their norm over the channels. The squared
     difference is summed over the channels, averaged over the positions and summed over the list.
@@ -33,7 +32,7 @@ def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
         others: shaped as features.
 
     Returns:
-        (B,) float64, from 0 to 4 L: two unit vectors are at most 2 apart.
+        (B,) float64, from 0 to 4 L, because two unit vectors are at most 2 apart.
     """
     pairs = zip(features, others, strict=True)
     units = (
@@ -44,14 +43,17 @@ def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
 
 
 class DeepLite0:
-    """`deep-lite0`: the distance of EfficientNet-Lite0's features, 0 to 20; lower is better, and 0
-    is an equal image.
+    """Metric `deep-lite0`: distance of EfficientNet-Lite0's features, 0 to 20, lower is better.
 
-    It is not LPIPS, which learns weights for the channels from people's judgements. Kumar et al.
-    (TMLR 2022) find that such distances agree with people better than low-level ones, and that a
-    better classifier agrees less. Images are compared at their own size. The `imagenet` encoder is
-    the same network, so what it chooses may suit this distance: a claim also needs a metric that
-    knows no network, such as `fsim`.
+    Equal images have distance 0. Images are compared at their own size.
+
+    Unlike LPIPS, this distance has no channel weights learned from people's judgements. Kumar et
+    al. (TMLR 2022) find that such distances agree with people better than low-level distances, and
+    that features of a better classifier agree less.
+
+    The `imagenet` encoder of the retrieval is the same network, so the neighbours that it chooses
+    may favour this distance. A claim therefore also needs a metric without a network, such as
+    `fsim`.
 
     Args:
         device: of the network.
@@ -63,14 +65,14 @@ class DeepLite0:
     range: tuple[float | None, float | None] = (0, 20)
     needs_reference = True
     needs_prompt = False
-    weights_files: tuple[WeightsFile, ...] = ()  # a dependency brings them
+    weights_files: tuple[WeightsFile, ...] = ()  # a dependency contains them
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self._network: Any = None
 
     def unavailable(self) -> str | None:
-        """Return None, or why the weights cannot be used.
+        """Return None if the weights can be used, else one line on why not.
 
         The network itself is built for the first score.
         """
@@ -82,22 +84,27 @@ class DeepLite0:
 
     @torch.inference_mode()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """Return (B,) float64 distances.
+        """Return (B,) float64 distances; see `Metric.score`.
 
-        Raises as `require_images` does, and InputError without the weights.
+        Raises:
+            ValueError: if `require_images` raises it.
+            InputError: if the weights are missing.
         """
         require_images(self, x_hat, x)
         assert x is not None
         if self._network is None:
             self._network = load_network().to(self.device)
-        # each alone: a convolution chooses its order of summation by the size of the batch
+        # One image at a time, because a convolution's order of summation depends on the batch size.
         alone = zip(x_hat.split(1), x.split(1), strict=True)
         return torch.cat(
             [feature_distance(self._features(a), self._features(b)).cpu() for a, b in alone]
         )
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        """Return five maps of a (1, 3, H, W) image in [0, 1]; the network takes [-1, 1]."""
+        """Return five feature maps of a (1, 3, H, W) image in [0, 1].
+
+        The image is converted to [-1, 1], the range of the network.
+        """
         found = []
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             h = self._network.bn1(self._network.conv_stem(2 * image.float().to(self.device) - 1))

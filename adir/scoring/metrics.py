@@ -1,11 +1,13 @@
-"""Image quality: fidelity to the ground truth, perceptual quality without it, and agreement with
-the measurement.
+"""Metrics of image quality, and `Scoring`, which applies a list of them to an image.
 
-Metrics take float images (B, 3, H, W), RGB in [0, 1], and score them one by one, so that no score
-depends on the batch. PSNR is a formula here; the others are pyiqa's. pyiqa is imported when the
-first of its metrics is used, because that takes 3 s (measured, 2 cores), and its weights are
-checked against the hash in their names and loaded with weights_only=True, which pyiqa itself does
-not do.
+The metrics measure fidelity to the ground truth, perceptual quality without it, and agreement with
+the measurement. They take float RGB images (B, 3, H, W) in [0, 1] and score them one by one, so no
+score depends on the batch.
+
+PSNR is computed here, `deep-lite0` and `clip-prompt` in modules beside this one, and the other
+metrics by pyiqa. pyiqa is imported when the first of its metrics is used, because the import takes
+3 s (measured, 2 cores). Its weights are checked against the hash in their file names and loaded
+with weights_only=True. pyiqa itself does neither.
 """
 
 import contextlib
@@ -36,22 +38,35 @@ ALEXNET, VGG16 = weights_file("alexnet"), weights_file("vgg16")
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio over all pixels and channels, in dB:
+    """Return the peak signal-to-noise ratio over all pixels and channels, in dB.
 
-    (B,) float64; inf where the images are equal.
+    It is computed on RGB, not luma, and no border is cut.
 
-    x_hat, x: (B, 3, H, W) in [0, 1]. RGB, not luma; no border is cut.
+    Args:
+        x_hat: (B, 3, H, W) images in [0, 1].
+        x: ground truth, shaped as x_hat.
+
+    Returns:
+        (B,) float64, inf for equal images.
     """
     mse = (x_hat.double() - x.double()).square().mean((1, 2, 3))
     return -10 * mse.log10()
 
 
 def data_consistency_residual(operator: LinearOperator, x_hat: Tensor, y: Tensor) -> Tensor:
-    """rms(A x_hat - y) over the known entries of y, in grey levels of 255: (B,).
+    """Return the rms of A x_hat - y over the known entries of y, in grey levels of 255.
 
-    x_hat (B, 3, H, W) and y (B, C, h, w) in [-1, 1]. Neither high nor low is good: without noise
-    about 0, with noise about sigma_y, below which x_hat reproduces the noise. Rounding to 8 bits
-    alone gives 0.29.
+    Neither a high nor a low value is good. The value should be about 0 if y has no noise, and about
+    sigma_y if it has. Below sigma_y, x_hat reproduces the noise. Rounding to 8 bits alone gives
+    0.29.
+
+    Args:
+        operator: A.
+        x_hat: (B, 3, H, W) images in [-1, 1].
+        y: (B, C, h, w) measurements in [-1, 1].
+
+    Returns:
+        (B,) residuals.
     """
     known = operator.known().to(x_hat.device)
     difference = (operator.A(x_hat) - y)[:, known]
@@ -59,7 +74,7 @@ def data_consistency_residual(operator: LinearOperator, x_hat: Tensor, y: Tensor
 
 
 class PSNR:
-    """`psnr` as a metric; higher is better."""
+    """Metric `psnr`; higher is better."""
 
     name = "psnr"
     version = "adir 1"
@@ -70,22 +85,30 @@ class PSNR:
     weights_files: tuple[WeightsFile, ...] = ()
 
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) dB, inf for equal images. Raises as `require_images` does."""
+        """Return (B,) float64 values in dB, inf for equal images; see `Metric.score`.
+
+        Raises:
+            ValueError: if `require_images` raises it.
+        """
         require_images(self, x_hat, x)
         assert x is not None
         return psnr(x_hat, x)
 
     def unavailable(self) -> None:
-        """Always None: a formula needs no file."""
+        """Return None, because a formula needs no file."""
 
 
 class PyiqaMetric:
-    """A metric of pyiqa under our name, its weights checked before pyiqa sees them.
+    """Metric of pyiqa under ADIR's name, with weights that are checked before pyiqa loads them.
 
-    name, direction, range, needs_reference, weights_files: see `Metric`.
-    pyiqa_name: pyiqa's name for it. options: constructor arguments of pyiqa's network.
-    smallest_side: images with a shorter side raise InputError; below it pyiqa fails or has nothing
-        to measure.
+    Args:
+        name: of the metric in ADIR. For this and the parameters `direction`, `range`,
+            `needs_reference` and `weights_files` see `Metric`.
+        pyiqa_name: of the metric in pyiqa.
+        smallest_side: shortest side of an image in pixels. For smaller images pyiqa fails or has
+            nothing to measure, and `score` raises InputError.
+        options: constructor arguments of pyiqa's network.
+        device: of the network.
     """
 
     needs_prompt = False
@@ -104,9 +127,8 @@ class PyiqaMetric:
     ) -> None:
         self.name = name
         backend = f"pyiqa {importlib.metadata.version('pyiqa')}"
-        self.version = ", ".join(
-            [backend, *(file.name for file in weights_files)]
-        )  # the names hold the weights' hashes
+        # The names of the files contain the weights' hashes.
+        self.version = ", ".join([backend, *(file.name for file in weights_files)])
         self.direction = direction
         self.range = range
         self.needs_reference = needs_reference
@@ -116,12 +138,14 @@ class PyiqaMetric:
         self._pyiqa_name = pyiqa_name
         self._options = options or {}
         self._model: torch.nn.Module | None = None
-        self._checked: list[
-            str | None
-        ] = []  # the answer of `unavailable`, once known: hashing takes 0.1 to 0.5 s
+        # The cached result of `unavailable`, because hashing takes 0.1 to 0.5 s.
+        self._checked: list[str | None] = []
 
     def unavailable(self) -> str | None:
-        """None, or why the weights cannot be used (`WeightsFile.unavailable`), asked once."""
+        """Return None if the weights can be used, else one line on why not.
+
+        The result of `WeightsFile.unavailable` is cached.
+        """
         if not self._checked:
             reasons = [reason for file in self.weights_files if (reason := file.unavailable())]
             self._checked.append("; ".join(reasons) or None)
@@ -129,15 +153,17 @@ class PyiqaMetric:
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 scores.
+        """Return (B,) float64 scores; see `Metric.score`.
 
-        Raises as `require_images` does, and InputError when too small or without weights.
+        Raises:
+            ValueError: if `require_images` raises it.
+            InputError: if the images are too small or the weights are missing.
         """
         require_images(self, x_hat, x)
         height, width = x_hat.shape[-2:]
         if min(height, width) < self.smallest_side:
             raise InputError(
-                f"{self.name} needs sides of at least {self.smallest_side} pixels, the image "
+                f"{self.name} needs sides of at least {self.smallest_side} pixels, but the image "
                 f"has {width}x{height}"
             )
         model = self._loaded()
@@ -157,7 +183,7 @@ class PyiqaMetric:
             options = self._options | ({"pretrained_model_path": str(own[0].path)} if own else {})
             try:
                 self._model = _create(self._pyiqa_name, self.device, options)
-            # torch.load raises half a dozen kinds for a file that is not what it should be
+            # torch.load raises half a dozen kinds of exceptions for a damaged or wrong file.
             except Exception as error:
                 if not self.weights_files:
                     raise
@@ -169,8 +195,9 @@ class PyiqaMetric:
 
 @contextlib.contextmanager
 def _quiet_and_safe() -> Iterator[None]:
-    """While pyiqa builds a network: nothing on stdout, and torch.load takes tensors only, though
-    pyiqa asks for more.
+    """Make pyiqa build a network without output, and torch.load accept tensors only.
+
+    pyiqa itself would let torch.load unpickle any object.
     """
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name, None) for name in names}
@@ -188,62 +215,61 @@ def _quiet_and_safe() -> Iterator[None]:
 
 def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.Module:
     with _quiet_and_safe(), uncollected():
-        import pyiqa  # here and not above: 3 s that `psnr` alone does not need
+        import pyiqa  # here, because the import takes 3 s and `psnr` does not need it
     with _quiet_and_safe():
         return pyiqa.create_metric(pyiqa_name, device=torch.device(device), **options)
 
 
 def ssim(device: str = "cpu") -> PyiqaMetric:
-    """SSIM (Wang et al., 2004): mean over RGB of 11x11 Gaussian windows (std 1.5), no padding, no
-    downsampling, 0 to 1.
+    """Return SSIM (Wang et al., 2004), pyiqa's `ssimc`: 0 to 1, higher is better.
 
-    pyiqa's `ssimc`; it sets negative contrast-structure terms to 0, so anticorrelated windows count
-    as 0.
+    It is the mean over RGB of 11x11 Gaussian windows (std 1.5), without padding or downsampling.
+    Negative contrast-structure terms are set to 0, so anticorrelated windows count as 0.
     """
     return PyiqaMetric("ssim", "ssimc", "higher", (0, 1), True, 11, device=device)
 
 
 def fsim(device: str = "cpu") -> PyiqaMetric:
-    """FSIM (Zhang et al., 2011): similarity of phase congruency, gradient and colour, 0 to 1,
-    higher is better.
+    """Return FSIM (Zhang et al., 2011): 0 to 1, higher is better.
 
-    It knows no trained network, and stands beside `deep-lite0`. GMSD and VIF, pyiqa's other metrics
-    without weights, are as monotonic in noise and blur; but GMSD counts a shift by one pixel, which
-    nobody sees, as worse than a 5x5 blur on 11 of the 12 test fields (FSIM on 1), and VIF takes no
-    image under 33 pixels and exceeds 1 where contrast is raised.
+    FSIM compares phase congruency, gradient and colour. It uses no trained network, and is reported
+    beside `deep-lite0` for this reason.
+
+    pyiqa's other metrics without weights, GMSD and VIF, are as monotonic in noise and blur, but
+    have drawbacks. GMSD ranks an invisible shift by one pixel below a 5x5 blur on 11 of the 12 test
+    fields (FSIM on 1). VIF takes no image under 33 pixels, and exceeds 1 if contrast is raised.
     """
     return PyiqaMetric("fsim", "fsim", "higher", (0, 1), True, 16, device=device)
 
 
 def lpips_alex(device: str = "cpu") -> PyiqaMetric:
-    """LPIPS v0.1 (Zhang et al., 2018) on AlexNet features, about 0 to 1, lower is better."""
+    """Return LPIPS v0.1 (Zhang et al., 2018) on AlexNet: about 0 to 1, lower is better."""
     return PyiqaMetric(
         "lpips-alex", "lpips", "lower", (0, None), True, 32, (LPIPS_ALEX, ALEXNET), device=device
     )
 
 
 def lpips_vgg(device: str = "cpu") -> PyiqaMetric:
-    """LPIPS v0.1 (Zhang et al., 2018) on VGG16 features, about 0 to 1, lower is better."""
+    """Return LPIPS v0.1 (Zhang et al., 2018) on VGG16: about 0 to 1, lower is better."""
     return PyiqaMetric(
         "lpips-vgg", "lpips-vgg", "lower", (0, None), True, 32, (LPIPS_VGG, VGG16), device=device
     )
 
 
 def piqe(device: str = "cpu") -> PyiqaMetric:
-    """PIQE (Venkatanath et al., 2015): 0 to 100, lower is better. 16 x 16 blocks of luma, no
-    training.
+    """Return PIQE (Venkatanath et al., 2015): 0 to 100, lower is better.
 
-    Where a side is no multiple of 16, pyiqa pads it by side mod 16, so that up to 7 pixels may go
-    unseen.
+    PIQE rates 16 x 16 blocks of luma and needs no training. If a side is no multiple of 16, pyiqa
+    pads it by side mod 16, so up to 7 pixels at the border may be ignored.
     """
     return PyiqaMetric("piqe", "piqe", "lower", (0, 100), False, 16, device=device)
 
 
 def musiq_koniq(device: str = "cpu") -> PyiqaMetric:
-    """MUSIQ (Ke et al., 2021), KonIQ-10k weights: about 0 to 100, higher is better.
+    """Return MUSIQ (Ke et al., 2021) with KonIQ-10k weights: about 0 to 100, higher is better.
 
-    pyiqa resizes otherwise than the original: +0.42 on average, up to +1.09, the size of published
-    gains.
+    pyiqa resizes images differently from the original code. Its scores differ by +0.42 on average
+    and by up to +1.09, which is as large as published gains.
     """
     return PyiqaMetric(
         "musiq-koniq", "musiq", "higher", (0, 100), False, 32, (MUSIQ_KONIQ,), device=device
@@ -251,10 +277,11 @@ def musiq_koniq(device: str = "cpu") -> PyiqaMetric:
 
 
 def musiq_ava(device: str = "cpu") -> PyiqaMetric:
-    """MUSIQ (Ke et al., 2021), AVA weights: mean of a 10-bin distribution, 1 to 10, higher is
-    better.
+    """Return MUSIQ (Ke et al., 2021) with AVA weights: 1 to 10, higher is better.
+
+    The score is the mean of a 10-bin distribution.
     """
-    # pyiqa sets the 10 outputs only where it fetches the weights itself
+    # pyiqa sets the number of outputs only if it downloads the weights itself.
     options = {"num_class": 10}
     return PyiqaMetric(
         "musiq-ava", "musiq-ava", "higher", (1, 10), False, 32, (MUSIQ_AVA,), options, device
@@ -280,11 +307,14 @@ METRICS: dict[str, Callable[[str], Metric]] = {
 
 
 class Scoring:
-    """A list of metrics, by name (`METRICS`) or built elsewhere, applied to one image at a time.
+    """List of metrics that is applied to one image at a time.
 
-    strict: raise InputError now when a metric's weights are missing, instead of leaving its scores
-        empty.
-    device: where the networks run.  clip: builds the encoder of `clip-prompt`.
+    Args:
+        metrics: names (keys of `METRICS`) or metrics.
+        strict: raise InputError if a metric's weights are missing, instead of leaving its scores
+            empty.
+        device: of the networks of metrics given by name.
+        clip: builds the encoder of `clip-prompt`.
     """
 
     def __init__(
@@ -303,7 +333,7 @@ class Scoring:
                 f"unknown metric {', '.join(unknown)}; choose from {', '.join(METRICS)}"
             )
         if len(set(names)) != len(names):
-            raise InputError(f"a metric is named twice in {', '.join(names)}: name each once")
+            raise InputError(f"a metric is listed twice in {', '.join(names)}: list each once")
 
         def built(metric: str | Metric) -> Metric:
             if not isinstance(metric, str):
@@ -318,19 +348,21 @@ class Scoring:
         if strict and self.unavailable:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unavailable.items())
             raise InputError(
-                f"metrics without their weights (scoring.strict=false leaves them empty): {reasons}"
+                "the weights of some metrics are missing; scoring.strict=false leaves their scores "
+                f"empty: {reasons}"
             )
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """Why metrics cannot be computed, by name; the first call may try to fetch weights."""
+        """The reasons why metrics cannot be computed, by metric name.
+
+        The first access may try to download weights.
+        """
         return {metric.name: reason for metric in self.metrics if (reason := metric.unavailable())}
 
     @property
     def to_fetch(self) -> dict[str, list[WeightsFile]]:
-        """The weights' files that are not here, by the name of the metric that wants them; nothing
-        is fetched.
-        """
+        """The missing weights files, by metric name. Nothing is downloaded."""
         wanted = {
             m.name: [file for file in m.weights_files if not file.path.is_file()]
             for m in self.metrics
@@ -338,7 +370,7 @@ class Scoring:
         return {name: files for name, files in wanted.items() if files}
 
     def of_what_is_here(self) -> "Scoring":
-        """The metrics whose weights need not be fetched."""
+        """Return a `Scoring` of the metrics whose weights need no download."""
         to_fetch = self.to_fetch
         return Scoring([metric for metric in self.metrics if metric.name not in to_fetch])
 
@@ -348,15 +380,24 @@ class Scoring:
         x: Tensor | str | Path | None = None,
         prompt: str | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Scores of one image against its ground truth x (or none) and its prompt (or none), by
-        metric name.
+        """Return the scores of one image by metric name.
 
-        x_hat, x: (3, H, W) in [-1, 1], or image files. Tensors are rounded to 8 bits first, so an
-            image scores the same
-        before and after it is saved. Each entry has value (None where there is none), direction and
-        version, and reason where value is None: no weights, no ground truth or prompt, too small,
-        or not finite, such as PSNR of equal images, which is infinite and has no place in a JSON
-        record. Raises ValueError on NaN pixels and unequal shapes.
+        Tensors are rounded to 8 bits first, so an image has the same scores before and after it is
+        saved.
+
+        Args:
+            x_hat: (3, H, W) image in [-1, 1], or an image file.
+            x: ground truth, like x_hat, or None.
+            prompt: text, or None.
+
+        Returns:
+            {metric name: entry}. An entry has `value`, `direction` and `version`. If the score is
+                missing or not finite, `value` is None and the entry has a `reason`. Reasons are
+                missing weights, no ground truth or prompt, and an image that is too small. PSNR of
+                equal images is infinite, which a JSON record cannot hold.
+
+        Raises:
+            ValueError: if a pixel is NaN or Inf, or if shapes differ.
         """
         x_hat = as_saved(x_hat)
         x = None if x is None else as_saved(x)
@@ -366,14 +407,14 @@ class Scoring:
 def score_one(
     metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | None = None
 ) -> dict[str, Any]:
-    """One entry of `Scoring.score`, for images (1, 3, H, W) in [0, 1]."""
+    """Return one entry of `Scoring.score`, for images (1, 3, H, W) in [0, 1]."""
     entry: dict[str, Any] = {
         "value": None,
         "direction": metric.direction,
         "version": metric.version,
     }
     if metric.needs_reference and x is None:
-        return entry | {"reason": "needs the ground truth, and there is none"}
+        return entry | {"reason": "needs the ground truth, which is missing"}
     if metric.needs_prompt and prompt is None:
         return entry | {"reason": "needs a prompt, and this task has none"}
     reason = metric.unavailable()
@@ -395,9 +436,12 @@ def score_one(
 
 
 def as_saved(x: Tensor | str | Path) -> Tensor:
-    """An image as its 8-bit file holds it:
+    """Return an image as its 8-bit file stores it: (1, 3, H, W) float32, k / 255.
 
-    (1, 3, H, W) float32, k / 255. x: (3, H, W) in [-1, 1], or an image file.
+    The argument is a (3, H, W) tensor in [-1, 1] or an image file.
+
+    Raises:
+        ValueError: if a pixel is NaN or Inf.
     """
     if not isinstance(x, Tensor):
         x = read_image(x)

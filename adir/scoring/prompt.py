@@ -1,4 +1,4 @@
-"""How well an image shows what a prompt says: CLIP similarity."""
+"""CLIP similarity, which measures how well an image shows the content of a prompt."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,15 @@ from adir.weights.registry import WeightsFile
 
 
 class PromptSimilarity:
-    """Cosine of the angle between the vectors of image and prompt (Radford et al., 2021), -1 to 1,
-    higher is better.
+    """Metric `clip-prompt`: cosine similarity of image and prompt, -1 to 1, higher is better.
 
-    In practice about 0.15 to 0.4, and comparable between images of one prompt and encoder only.
-    CLIPScore (Hessel et al., 2021) is 2.5 times it.
+    The vectors are those of CLIP (Radford et al., 2021). In practice scores are about 0.15 to 0.4.
+    They are comparable only between images of one prompt and one encoder. CLIPScore (Hessel et al.,
+    2021) is 2.5 times this score.
 
-    encoder: builds the encoder, when it is first asked for, so that missing weights leave the score
-        empty and stop nothing.
+    Args:
+        encoder: builds the encoder at its first use. If the encoder's weights are missing, the
+            score is left empty and nothing else stops. None means that no encoder is configured.
     """
 
     name = "clip-prompt"
@@ -36,13 +37,16 @@ class PromptSimilarity:
 
     @property
     def version(self) -> str:
-        """The encoder and the start of its weights' hash."""
+        """The encoder's name and the first characters of its weights' hash."""
         if self.unavailable() is not None or self._encoder is None:
             return "no encoder"
         return f"{self._encoder.name} {self._encoder.weights_sha256[:8]}"
 
     def unavailable(self) -> str | None:
-        """None when the encoder is there, else one line: what is missing; asked once."""
+        """Return None if the encoder can be used, else one line on why not.
+
+        The encoder is built here, once.
+        """
         if self._build is None:
             return "no encoder is configured: use scoring=edit, with scoring.clip.checkpoint=FILE"
         if self._encoder is None and self._reason is None:
@@ -54,9 +58,10 @@ class PromptSimilarity:
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """(B,) float64 similarities of (B, 3, H, W) images in [0, 1] and one prompt.
+        """Return (B,) float64 similarities of (B, 3, H, W) images in [0, 1] and one prompt.
 
-        Raises InputError without either.
+        Raises:
+            InputError: if the encoder or the prompt is missing.
         """
         require_unit(x_hat, self.name)
         reason = self.unavailable()
@@ -64,7 +69,7 @@ class PromptSimilarity:
             raise InputError(f"{self.name}: {reason}")
         if prompt is None:
             raise InputError(f"{self.name} compares with a prompt, and none was given")
-        # The nearest 8-bit grey levels: 2 x - 1 of k / 255 may leave [-1, 1] by rounding.
+        # 2 x - 1 of an 8-bit level k / 255 may leave [-1, 1] by rounding.
         images = (2 * x_hat - 1).clamp(-1, 1)
         vectors = torch.cat([self._encoder.image(image[None]) for image in images]).double()
         return vectors @ self._encoder.text([prompt])[0].double()

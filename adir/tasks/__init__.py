@@ -1,1 +1,1 @@
-"""Operators, and what is done to x."""
+"""Tasks: operators, noise, and the reading and writing of measurements."""

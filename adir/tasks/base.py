@@ -1,4 +1,4 @@
-"""What the program asks of a task and of its degradation, and what tasks ask of others."""
+"""Interfaces of tasks, degradations, linear operators, encoders and editing test sets."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -10,19 +10,19 @@ from adir.tasks.operators import Operator, Shape
 
 
 class LinearOperator(Protocol):
-    """A of y = A x + e for one image shape, as samplers and scores ask for it.
+    """Linear operator A of y = A x + e for one image shape, as samplers and scores use it.
 
-    Algorithm 1 needs image_shape, norm, A and A_adjoint alone. `Operator` is one around a physics
-    of deepinv or a module like it, which the samplers of that library ask for besides.
+    Algorithm 1 needs only image_shape, norm, A and A_adjoint. `Operator` implements this interface
+    with a deepinv physics, or a module like it, which deepinv's samplers need besides.
     """
 
     @property
     def image_shape(self) -> Shape:
-        """(3, H, W) of x."""
+        """The shape (3, H, W) of x."""
 
     @property
     def y_shape(self) -> Shape:
-        """(C, h, w) of y."""
+        """The shape (C, h, w) of y."""
 
     @property
     def norm(self) -> float:
@@ -30,121 +30,145 @@ class LinearOperator(Protocol):
 
     @property
     def sigma_y(self) -> float:
-        """Standard deviation of e, for images in [-1, 1]."""
+        """The standard deviation of e, for images in [-1, 1]."""
 
     def A(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, C, h, w), or without the batch axis."""
+        """Return A x: (B, 3, H, W) to (B, C, h, w), or without the batch axis."""
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """The transpose of A, applied to y."""
+        """Return the transpose of A, applied to y."""
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """The pseudo-inverse of A, applied to y."""
+        """Return the pseudo-inverse of A, applied to y."""
 
     def known(self) -> Tensor:
-        """(C, h, w) bool: the entries of y that depend on x at all."""
+        """Return a (C, h, w) bool mask of the entries of y that depend on x at all."""
 
 
 class Degradation(Protocol):
-    """What a task file names under `operator`: builds A for one image shape, and inverts the
-    shapes.
+    """Family of operators A, one for each image shape; `operator` in a task file names one.
+
+    Calling a degradation with an image shape builds A.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """Of the class, with `name` and the parameters part of a cell's identity: raised when a change
-    changes its result.
+    """The version of the class, to be raised when a change of the class changes its result.
+
+    A cell's identity contains the version, the name and the parameters of the degradation.
     """
     shift_invariant: ClassVar[bool]
-    """Whether A is the same wherever an image is cut: then large images can be restored in tiles.
-    """
+    """Whether A is the same wherever an image is cut, so that large images can be tiled."""
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """A for images (3, H, W). Raises InputError for shapes that it cannot take."""
+        """Return A for images (3, H, W).
+
+        Raises:
+            InputError: if A is undefined for this shape.
+        """
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Shape (3, H, W) of the images whose y is (C, h, w).
+        """Return the shape (3, H, W) of the images whose y has shape (C, h, w).
 
-        Raises InputError for a y that cannot be.
+        Raises:
+            InputError: if no y has this shape.
         """
 
 
 class TextEncoder(Protocol):
-    """What a task asks of an encoder to find neighbours with."""
+    """Encoder whose vectors are used to search for neighbours."""
 
     metric: str
 
     def image(self, batch: Tensor) -> Tensor:
-        """(B, D) vectors of (B, 3, H, W) images in [-1, 1]."""
+        """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1]."""
 
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, D) unit vectors. Raises InputError where there is no text side."""
+        """Return (B, D) unit vectors of B prompts.
+
+        Raises:
+            InputError: if the encoder has no text side.
+        """
 
 
 class Task(Protocol):
-    """What is done to an image x, and how the y that is left is read, shown and looked up."""
+    """Restoration or editing task: how y is made from an image x, read, shown and searched with."""
 
     name: str
     version: int
-    """Raise it when a change alters what the task measures; it is part of a cell's identity."""
+    """A cell's identity contains this version. Raise it if the measured quantity changes."""
     sigma_y: float
-    """Standard deviation of the noise in grey levels of 255."""
+    """The standard deviation of the noise in grey levels of 255."""
     edits: ClassVar[bool]
-    """Whether an image is repainted as a prompt says, where a mask says, instead of restored."""
+    """Whether the task repaints a masked part of an image by a prompt, instead of restoring it."""
 
     @property
     def prompt(self) -> str | None:
-        """What is to be seen in the result.
+        """A description of the desired result.
 
-        None for a task of restoration, and for an edit without its image.
+        It is None for a restoration task, and for an editing task without an image.
         """
 
     @property
     def shift_invariant(self) -> bool:
-        """As of the degradation."""
+        """Whether A is the same wherever an image is cut; see `Degradation.shift_invariant`."""
 
     def bound(self, data: Any, image_id: str) -> "Task":
-        """The task for one image of a test set: with its mask and prompt where it has them."""
+        """Return the task for one image of a test set, with the image's mask and prompt if any."""
 
     def operator(self, image_shape: Shape) -> Operator:
-        """A for images of this shape. Raises InputError for shapes that it cannot take."""
+        """Return A for images of this shape.
+
+        Raises:
+            InputError: if A is undefined for this shape.
+        """
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Shape (3, H, W) of the images whose y is (C, h, w).
+        """Return the shape (3, H, W) of the images whose y has shape (C, h, w).
 
-        Raises InputError for a y that the task cannot have.
+        Raises:
+            InputError: if no y of this task has this shape.
         """
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The y of an image x (3, H, W) in [-1, 1]:
+        """Return the y of an image x (3, H, W) in [-1, 1].
 
-        (C, h, w) float32 on the CPU, of 8-bit values.
+        y is (C, h, w) float32 on the CPU, and its values are 8-bit levels.
         """
 
     def read_y(self, path: str | Path) -> Tensor:
-        """The y in an image file. Raises InputError for a file that cannot be a y of this task."""
+        """Return the y in an image file.
+
+        Raises:
+            InputError: if the file cannot be a y of this task.
+        """
 
     def write_y(self, path: str | Path, y: Tensor) -> None:
-        """Write y as an 8-bit PNG, from which `read_y` gives the same y."""
+        """Write y as an 8-bit PNG, from which `read_y` returns the same y."""
 
     def image_of(self, y: Tensor) -> Tensor:
-        """y as an RGB image (3, h, w) in [-1, 1], for encoders, for adapting to y, and for the eye."""
+        """Return y as an RGB image (3, h, w) in [-1, 1].
+
+        The image is used to encode y, to adapt to y, and to show y.
+        """
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
-        """(1, D): the encoder's vector of what neighbours are looked for with, the image of y or a
-        prompt.
+        """Return the (1, D) vector by which neighbours are searched.
+
+        It is the encoder's vector of `image`, which is y as an image, or of the prompt.
         """
 
 
 class EditImages(Protocol):
-    """What a task of edits asks of a test set (adir.data.base.Corpus); both are None in a set that
-    is not one of edits.
+    """Test set of an editing task, such as adir.data.base.Corpus.
+
+    In a test set without edits, `mask` and `prompt` return None.
     """
 
     name: str
 
     def mask(self, image_id: str) -> Tensor | None:
-        """(H, W) bool, true where the image is to be repainted."""
+        """Return a (H, W) bool mask, true in the part to repaint."""
 
     def prompt(self, image_id: str) -> str | None:
-        """What is to be seen there."""
+        """Return the description of the content to paint into the mask."""

@@ -1,4 +1,4 @@
-"""Text-guided editing: repaint the part of an image that a mask marks, as a prompt says."""
+"""Text-guided editing: the masked part of an image is repainted by a prompt."""
 
 import copy
 import functools
@@ -21,26 +21,35 @@ By = Literal["prompt", "image"]
 
 @dataclass(frozen=True, eq=False)
 class EditOperator(Operator):
-    """A of an edit: the image outside the mask, 0 inside; and what a sampler needs besides y."""
+    """Operator A of an edit, which keeps the image outside the mask and gives 0 inside.
+
+    It also has the mask and the prompt, which a sampler needs besides y.
+    """
 
     name: ClassVar[str] = "hole"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     hole: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    """(H, W) bool, true where the image is to be repainted."""
+    """(H, W) bool, true in the part to repaint."""
     prompt: str = ""
 
 
 class EditTask:
-    """y is the image outside the mask, exactly, and 0 inside it; what is to be seen there is the
-    prompt.
+    """Editing task, whose y equals the image outside the mask and 0 inside.
 
-    by: how neighbours are looked for: by the `prompt` (the encoder's text side) or by the `image`,
-        y with its hole in mid
-    grey. (The control `pixel` compares pixels, so it always goes by the image.)
+    The prompt describes the content of the masked part. A test set has a mask and a prompt for each
+    image: `bound` returns the task for one of its images, and `with_mask` the task for a user's own
+    image.
 
-    A test set brings a mask and a prompt for each image: `bound` gives the task of one, `with_mask`
-    that of a user's own. Raises InputError on values that make no task.
+    Args:
+        name: in paths and tables.
+        version: raise it when a change alters what the task measures.
+        by: the query for neighbours: the `prompt` (with the encoder's text side), or the `image`,
+            which is y with mid grey in the hole. The control `pixel` compares pixels and always
+            uses the image.
+
+    Raises:
+        InputError: if a value is invalid.
     """
 
     sigma_y = 0.0
@@ -62,32 +71,38 @@ class EditTask:
         )
 
     def with_mask(self, mask: Tensor, prompt: str) -> "EditTask":
-        """The task of one image. mask:
+        """Return the task for one image.
 
-        (H, W) bool, true where it is to be repainted. Raises InputError for a mask that leaves
-        nothing to do or nothing to go by, and for an empty prompt.
+        Args:
+            mask: (H, W) bool, true in the part to repaint.
+            prompt: description of the content of that part.
+
+        Raises:
+            InputError: if the mask covers nothing or the whole image, or if the prompt is empty.
+            ValueError: if the mask has another shape or dtype.
         """
         if mask.ndim != 2 or mask.dtype != torch.bool:
             raise ValueError(f"a mask is (H, W) bool, got {tuple(mask.shape)} {mask.dtype}")
         if not mask.any():
             raise InputError(
-                "the mask is all black: nothing is to be repainted; paint that part white"
+                "the mask is all black: nothing is to be repainted; paint the part to repaint white"
             )
         if mask.all():
             raise InputError(
-                "the mask is all white: nothing is left of the image; leave the part to keep black"
+                "the mask is all white: nothing is left of the image; paint the part to keep black"
             )
         if not prompt.strip():
-            raise InputError("the prompt is empty: say what is to be seen in the hole")
+            raise InputError("the prompt is empty: describe the content of the part to repaint")
         bound = copy.copy(self)
         bound._mask, bound._prompt = mask, prompt
         bound._operator = functools.lru_cache(maxsize=1)(bound._build)
         return bound
 
     def bound(self, data: EditImages, image_id: str) -> "EditTask":
-        """The task with the mask and prompt of a test image.
+        """Return the task with the mask and prompt of a test image.
 
-        Raises InputError where the test set has none.
+        Raises:
+            InputError: if the test set has no masks and prompts, or if the image's are invalid.
         """
         mask, prompt = data.mask(image_id), data.prompt(image_id)
         if mask is None or prompt is None:
@@ -102,26 +117,31 @@ class EditTask:
 
     @property
     def mask(self) -> Tensor:
-        """(H, W) bool, true where the image is to be repainted.
+        """The (H, W) bool mask, true in the part to repaint.
 
-        Raises InputError for a task that is not bound.
+        Raises:
+            InputError: if the task is not bound to an image.
         """
         if self._mask is None:
             raise InputError(
-                f"task {self.name} needs a mask and a prompt: `adir edit`, or data=edit for a "
-                "test set"
+                f"task {self.name} needs a mask and a prompt: use `adir edit`, or data=edit for "
+                "a test set"
             )
         return self._mask
 
     @property
     def prompt(self) -> str | None:
-        """What is to be seen in the hole; None for a task that is not bound."""
+        """The description of the content to paint; None if the task is not bound to an image."""
         return self._prompt
 
     def operator(self, image_shape: Shape) -> EditOperator | Operator:
-        """A for the image. Raises InputError for another size than the mask's.
+        """Return A for an image of this shape.
 
-        Of a task that is not bound, an operator that keeps all: a stand-in to ask for shapes.
+        If the task is not bound to an image, the operator has no hole. Use this operator for shapes
+        only.
+
+        Raises:
+            InputError: if image and mask differ in size.
         """
         return self._operator(tuple(image_shape))
 
@@ -140,9 +160,10 @@ class EditTask:
         )
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the image.
+        """Return y_shape, because y is as large as the image.
 
-        Raises InputError for one that is not RGB or not as large as the mask.
+        Raises:
+            InputError: if the shape is not RGB, or differs in size from the mask.
         """
         if len(y_shape) != 3 or y_shape[0] != 3:
             raise InputError(
@@ -152,19 +173,23 @@ class EditTask:
             height, width = self._mask.shape
             raise InputError(
                 f"the mask is {width}x{height}, the image {y_shape[2]}x{y_shape[1]}: make them "
-                "one size"
+                "the same size"
             )
         return tuple(y_shape)
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The y of an image x (3, H, W) in [-1, 1]: 8-bit values outside the mask, 0 inside.
+        """Return the y of an image x (3, H, W) in [-1, 1]: 8-bit levels, and 0 inside the mask.
 
-        Nothing is drawn.
+        The generator is not used, because y has no noise.
         """
         return self._as_file(x.detach().cpu().float())
 
     def read_y(self, path: str | Path) -> Tensor:
-        """The y in an image file: 0 inside the mask, whatever the file shows there."""
+        """Return the y in an image file; it is 0 inside the mask, whatever the file shows there.
+
+        Raises:
+            InputError: if the file and the mask differ in size, or if the task is not bound.
+        """
         pixels = read_pixels(path)
         try:
             return self._as_file(from_uint8(pixels))
@@ -172,30 +197,32 @@ class EditTask:
             raise InputError(f"{path}: {error}") from error
 
     def write_y(self, path: str | Path, y: Tensor) -> None:
-        """Write y as an 8-bit PNG, from which `read_y` gives the same y.
+        """Write y as an 8-bit PNG, from which `read_y` returns the same y.
 
-        The hole is written as mid grey.
+        The hole is mid grey in the file.
         """
         self.image_shape(tuple(y.shape))
         write_png(path, y)
 
     def image_of(self, y: Tensor) -> Tensor:
-        """y as an image: mid grey in the hole."""
+        """Return y as an image, with mid grey in the hole."""
         self.image_shape(tuple(y.shape))
         return y.clone()
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
-        """(1, D): what neighbours are looked for with, the prompt or y as an image (3, H, W).
+        """Return the (1, D) vector by which neighbours are searched.
 
-        Raises InputError where the encoder has no text side.
+        It is the vector of the prompt or of `image`, which is y as an image (3, H, W).
+
+        Raises:
+            InputError: if the prompt is needed, and is missing or the encoder has no text side.
         """
-        if (
-            self.by == "image" or encoder.metric == "euclidean"
-        ):  # the pixel control: its space has no prompts
+        # The pixel control has the euclidean metric and no vectors of prompts.
+        if self.by == "image" or encoder.metric == "euclidean":
             return encoder.image(image[None])
         if self._prompt is None:
             raise InputError(
-                f"task {self.name} needs a prompt: `adir edit`, or data=edit for a test set"
+                f"task {self.name} needs a prompt: use `adir edit`, or data=edit for a test set"
             )
         try:
             return encoder.text([self._prompt])
@@ -210,20 +237,21 @@ class EditTask:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """(H, W) bool of a mask file: true where it is white, which is to be repainted; grey counts
-    from the middle up.
+    """Return the mask in an image file: (H, W) bool, true for white pixels, which are repainted.
 
-    Raises InputError as `adir.images.read_pixels` does.
+    Grey levels from 127.5 up count as white.
+
+    Raises:
+        InputError: if `adir.images.read_pixels` raises it.
     """
     pixels = torch.from_numpy(read_pixels(path)).float()
     return pixels.mean(2) >= 127.5
 
 
 def edit_id(name: str, mask: Tensor, prompt: str) -> str:
-    """An id of a test image that changes with its mask and prompt:
+    """Return an id of a test image that changes with its mask and prompt: `0879-3f9a2c51`.
 
-    `0879-3f9a2c51`. What is made under it (records, adapters, noise) belongs to this edit and no
-    other.
+    Records, adapters and noise under this id belong to one edit of the image.
     """
     height, width = mask.shape
     digest = sha256_of_bytes(

@@ -1,4 +1,4 @@
-"""A restoration task: an operator, a noise level, and what a degraded image looks like on disk."""
+"""Restoration tasks: an operator, a noise level, and the file format of measurements."""
 
 import dataclasses
 import functools
@@ -16,16 +16,21 @@ from adir.tasks.operators import Operator, Shape
 
 
 class RestorationTask:
-    """y = A(x) + e, with e ~ N(0, sigma_y^2 I), then rounded to 8 bits and clipped, as a user's
-    image file is.
+    """Restoration task y = A(x) + e with e ~ N(0, sigma_y^2 I), rounded to 8 bits and clipped.
 
-    version: raise it when a change alters what the task measures; it is part of a cell's identity.
-    operator: builds A for an image shape (a `Degradation`).
-    sigma_y: noise in grey levels of 255, before clipping. (10 measured after clipping reads about
-        9.96.)
-    guidance_scale: the sampler's s for this task, tuned per task because its useful size depends on
-        ||A||.
-    Raises InputError on values that make no task.
+    A user's image file is rounded and clipped in the same way.
+
+    Args:
+        name: in paths and tables.
+        version: part of a cell's identity. Raise it when a change alters what the task measures.
+        operator: builds A for an image shape (a `Degradation`).
+        sigma_y: standard deviation of the noise in grey levels of 255, before clipping. A sigma_y
+            of 10 measures about 9.96 after clipping.
+        guidance_scale: the sampler's s for this task. It is tuned for each task because its useful
+            size depends on ||A||.
+
+    Raises:
+        InputError: if a value is invalid.
     """
 
     edits: ClassVar[bool] = False
@@ -50,39 +55,49 @@ class RestorationTask:
 
     @property
     def shift_invariant(self) -> bool:
-        """Whether A is the same wherever an image is cut, as `adir restore` needs to pad and tile."""
+        """Whether A is the same wherever an image is cut.
+
+        `adir restore` pads and tiles images only if this is true.
+        """
         return self.degradation.shift_invariant
 
     def bound(self, data: object, image_id: str) -> "RestorationTask":
-        """The task as it is for one image of a test set: itself.
+        """Return the task itself, because it is the same for all images of a test set.
 
-        (Editing has a mask and a prompt for each.)
+        An editing task has a mask and a prompt for each image.
         """
         return self
 
     def operator(self, image_shape: Shape) -> Operator:
-        """A for images of this shape, cached. Raises InputError for shapes that it cannot take."""
+        """Return A for images of this shape, cached.
+
+        Raises:
+            InputError: if A is undefined for this shape.
+        """
         return self._build(tuple(image_shape))
 
     def _operator(self, image_shape: Shape) -> Operator:
         return dataclasses.replace(self.degradation(image_shape), sigma_y=self.sigma_y / 127.5)
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Shape (3, H, W) of the images whose y is (C, h, w).
+        """Return the shape (3, H, W) of the images whose y has shape (C, h, w).
 
-        Raises InputError for a y that the task cannot have.
+        Raises:
+            InputError: if no y of this task has this shape.
         """
         image_shape = self.degradation.image_shape(tuple(y_shape))
-        return self.operator(
-            image_shape
-        ).image_shape  # so that a y that is too small is refused here
+        # Building the operator raises InputError if the image is too small for it.
+        return self.operator(image_shape).image_shape
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The y of an image x (3, H, W) in [-1, 1]:
+        """Return the y of an image x.
 
-        (C, h, w) float32 on the CPU, of 8-bit values k / 127.5 - 1.
+        Args:
+            x: (3, H, W) in [-1, 1].
+            generator: on the CPU. One draw of y's shape is taken, even if sigma_y is 0.
 
-        generator: a CPU generator; one draw of y's shape is taken, also where sigma_y is 0.
+        Returns:
+            (C, h, w) float32 on the CPU, with 8-bit levels k / 127.5 - 1.
         """
         operator = self.operator(tuple(x.shape))
         noise = torch.randn(operator.y_shape, generator=generator)
@@ -90,11 +105,12 @@ class RestorationTask:
         return self._as_file(y)
 
     def read_y(self, path: str | Path) -> Tensor:
-        """The y in an image file:
+        """Return the y (C, h, w) in an image file.
 
-        (C, h, w). The unknown pixels of inpainting are 0, whatever the file shows.
+        The unknown pixels of inpainting are 0, whatever the file shows.
 
-        Raises InputError when the file is no image, or one that cannot be a y of this task.
+        Raises:
+            InputError: if the file is no image or cannot be a y of this task.
         """
         pixels = read_pixels(path)
         y = from_uint8(pixels)
@@ -105,31 +121,34 @@ class RestorationTask:
         return self._as_file(y)
 
     def write_y(self, path: str | Path, y: Tensor) -> None:
-        """Write y as an 8-bit PNG, from which `read_y` gives the same y.
+        """Write y as an 8-bit PNG, from which `read_y` returns the same y.
 
-        Unknown pixels are written as mid grey.
+        Unknown pixels are mid grey in the file.
         """
         self.image_shape(tuple(y.shape))
         write_png(path, y)
 
     def image_of(self, y: Tensor) -> Tensor:
-        """y as an RGB image (3, h, w) in [-1, 1], for encoders, for adapting to y, and for the eye.
+        """Return y as an RGB image (3, h, w) in [-1, 1].
 
-        Super-resolution: the small image. Colorization: grey in the three channels. Inpainting: mid
-        grey in the hole.
+        The image is used to encode y, to adapt to y, and to show y. For super-resolution it is the
+        small image, for colorization it has the grey level in all channels, and for inpainting it
+        has mid grey in the hole.
         """
         self.image_shape(tuple(y.shape))
         return y.expand(3, -1, -1).clone() if y.shape[0] == 1 else y.clone()
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
-        """(1, D): what neighbours are looked for with, the encoder's vector of y as an image (3, h,
-        w).
+        """Return the (1, D) vector by which neighbours are searched.
+
+        It is the encoder's vector of `image`, which is y as an image (3, h, w).
         """
         return encoder.image(image[None])
 
     def _as_file(self, y: Tensor) -> Tensor:
-        """y rounded to 8 bits and clipped; 0, which no 8-bit value gives, where A lets nothing
-        through.
+        """Return y rounded to 8 bits and clipped, with 0 for entries that do not depend on x.
+
+        0 is no 8-bit level.
         """
         rounded = from_uint8(to_uint8(y))
         operator = self.operator(self.degradation.image_shape(tuple(y.shape)))

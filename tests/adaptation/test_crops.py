@@ -106,7 +106,7 @@ def test_crops_smaller_than_asked_are_remarked_with_the_image_that_makes_them_so
 def test_an_image_smaller_than_the_stride_is_named():
     with pytest.raises(
         InputError,
-        match="image 2 of 2 has 30x7 pixels, and the network needs 8 or more on each side",
+        match="image 2 of 2 has 30x7 pixels, but adaptation needs at least 8 on each side",
     ):
         crops([coordinates(40, 40), coordinates(7, 30)], 64)
     with pytest.raises(InputError, match="image dot has 1x1 pixels"):

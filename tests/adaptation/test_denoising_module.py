@@ -133,7 +133,7 @@ def test_the_backbone_is_bit_identical_after_an_exception_during_training(
     assert_untouched(backbone, before)
     with pytest.raises(ValueError, match="at least one image"):
         SMALL.fit(backbone, adapter, [], seeded())
-    with pytest.raises(ValueError, match="network needs 8"):
+    with pytest.raises(ValueError, match="adaptation needs at least 8"):
         SMALL.fit(backbone, adapter, [torch.zeros(3, 4, 4)], seeded())
     with pytest.raises(InputError, match="image dot has 1x1 pixels"):
         SMALL.fit(

@@ -186,7 +186,7 @@ def test_an_image_smaller_than_the_stride_is_named_and_smaller_crops_are_remarke
 ) -> None:
     backbone, small, names = backbones[family], torch.zeros(3, 50, 3), ["first", "second", "third"]
     with pytest.raises(
-        InputError, match="image third has 3x50 pixels, and the network needs 4 or more"
+        InputError, match="image third has 3x50 pixels, but adaptation needs at least 4"
     ):
         latent_crops(backbone, [*images, small], 16, True, seeded(), task_of(family), names)
     crops = latent_crops(backbone, images, 100, True, seeded(), task_of(family), names[:2])

@@ -320,7 +320,7 @@ def test_an_image_that_cannot_be_scored_has_a_reason(name, side, words):
 
 
 def test_too_small_for_musiq_is_said_before_the_weights_are_needed():
-    with pytest.raises(InputError, match="at least 32 pixels, the image has 64x31"):
+    with pytest.raises(InputError, match="at least 32 pixels, but the image has 64x31"):
         METRICS["musiq-koniq"]("cpu").score(pair(31, 64)[0])
 
 

@@ -123,7 +123,7 @@ def test_an_edit_that_is_none_is_refused(mask, change, prompt, words) -> None:
 def test_a_mask_of_another_size_is_refused(task) -> None:
     for call in (task.operator, task.image_shape):
         with pytest.raises(
-            InputError, match="the mask is 32x24, the image 24x32: make them one size"
+            InputError, match="the mask is 32x24, the image 24x32: make them the same size"
         ):
             call((3, 32, 24))
     with pytest.raises(InputError, match="RGB"):

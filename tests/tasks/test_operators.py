@@ -296,11 +296,11 @@ def test_the_even_box_averages_one_pixel_before_to_two_after():
         (SuperResolution(8), (3, 32, 32), "at least 38x38"),
         (GaussianBlur(2.0, 17), (3, 16, 64), "at least 17x17"),
         (BoxBlur(5), (1, 16, 16), "RGB"),
-        (BoxInpainting(0.01), (3, 8, 8), "leaves nothing"),
+        (BoxInpainting(0.01), (3, 8, 8), "contains no pixel"),
         (MeanDownsampling(4), (3, 30, 32), "multiples of 4.*32x30"),
         (ReflectiveSuperResolution(4), (3, 30, 32), "multiples of 4.*32x30"),
         (ReflectiveSuperResolution(4), (3, 16, 12), "at least 18x18"),
-        (RandomInpainting(0.001), (3, 8, 8), "leaves nothing"),
+        (RandomInpainting(0.001), (3, 8, 8), "contains no pixel"),
     ],
 )
 def test_a_shape_that_an_operator_cannot_take_is_refused(degradation, shape, words):

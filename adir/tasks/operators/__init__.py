@@ -1,11 +1,12 @@
-"""The operators A of y = A(x) + e.
+"""Operators A of y = A(x) + e, and the degradations that build them.
 
-Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass. Its fields are the
-operator's parameters. Calling it with an image shape builds the `Operator`; `image_shape(y_shape)`
-is the shape of the images that give such a y. Borders are circular, as in the authors' images,
-unless a class says otherwise. Weights sum to one, so grey stays grey, and A of an image in [-1, 1]
-is the same image as A of its grey levels. Where inpainting loses a pixel, y is 0, which is mid
-grey.
+Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass, whose fields are the
+operator's parameters. Calling it with an image shape builds the `Operator`. Its
+`image_shape(y_shape)` returns the shape of the images whose y has shape y_shape.
+
+Borders are circular, as in the authors' images, unless a class says otherwise. Weights sum to one,
+so a grey image stays the same grey. A therefore gives the same image whether x is in [-1, 1] or in
+grey levels. Where inpainting loses a pixel, y is 0, which is mid grey.
 """
 
 from adir.tasks.operators.base import Operator, Shape

@@ -1,6 +1,4 @@
-"""An operator A of y = A(x) + e: a linear physics with its norm, and what every degradation
-requires of an image.
-"""
+"""Linear operator A of y = A(x) + e, and checks that degradations make of image shapes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,17 +13,20 @@ Shape = tuple[int, ...]  # (3, H, W) of an image, (C, h, w) of a measurement
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A linear A from images (3, H, W) to measurements (C, h, w), single or batched, in float32 or
-    float64.
+    """Linear operator from images (3, H, W) to measurements (C, h, w), with its norm and noise.
 
-    build: A for a dtype, on the CPU: a linear physics of deepinv, or any module with its A,
-        A_adjoint and A_dagger. It is built per dtype because casting a deepinv physics rounds its
-        weights and drops the imaginary part of its Fourier buffers; copies are kept per dtype and
-        device.
-    norm: largest singular value of A.
-    sigma_y: standard deviation of e in units of [-1, 1], that is, grey levels of 255 divided by
-        127.5.
-    `physics` is the float32 module.
+    Inputs are single or batched, in float32 or float64.
+
+    Attributes:
+        build: returns A for a dtype, on the CPU, as a linear physics of deepinv or any module with
+            A, A_adjoint and A_dagger. A is built anew for each dtype, because casting a deepinv
+            physics rounds its weights and drops the imaginary part of its Fourier buffers. The
+            modules are cached per dtype and device.
+        image_shape: (3, H, W).
+        y_shape: (C, h, w).
+        norm: largest singular value of A.
+        sigma_y: standard deviation of e for images in [-1, 1]. It is the value in grey levels of
+            255, divided by 127.5.
     """
 
     build: Callable[[torch.dtype], nn.Module]
@@ -43,39 +44,39 @@ class Operator:
         return self._physics_for(torch.empty(0))
 
     def A(self, x: Tensor) -> Tensor:
-        """A x:
+        """Return A x: (B, 3, H, W) to (B, C, h, w), or without the batch axis.
 
-        (B, 3, H, W) to (B, C, h, w), or without the batch axis. Raises ValueError on any other
-        shape.
+        Raises:
+            ValueError: if x has another shape.
         """
         return self._apply("A", x, self.image_shape)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """Transpose of A, applied to y."""
+        """Return the transpose of A, applied to y."""
         return self._apply("A_adjoint", y, self.y_shape)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """Pseudo-inverse of A, applied to y: of the images with the smallest |A x - y|, the one of
-        smallest norm.
+        """Return the pseudo-inverse of A, applied to y.
 
-        Exact but for the blurs: there, frequencies that A damps below 1e-5 are set to zero, and the
-        others are amplified, up to 1e5 times, noise included.
+        The result is the image of smallest norm among the images with the smallest |A x - y|. It is
+        exact except for blurs. For blurs, frequencies that A damps below 1e-5 are set to zero. The
+        other frequencies are amplified by up to 1e5, and their noise with them.
         """
         return self._apply("A_dagger", y, self.y_shape)
 
     def known(self) -> Tensor:
-        """(C, h, w) bool: the entries of y that depend on x at all.
+        """Return a (C, h, w) bool mask of the entries of y that depend on x at all.
 
-        False in the hole of inpainting only.
+        Only entries in the hole of inpainting are false.
         """
-        return self.A(torch.ones(self.image_shape)) > 0.5  # weights sum to one, or there are none
+        return self.A(torch.ones(self.image_shape)) > 0.5  # 1 if an entry has weights, else 0
 
     def _apply(self, method: str, z: Tensor, shape: Shape) -> Tensor:
         if tuple(z.shape[-3:]) != shape or z.ndim not in (3, 4):
             raise ValueError(f"{method} takes {shape}, batched or not, got shape {tuple(z.shape)}")
         apply, batch = getattr(self._physics_for(z), method), z if z.ndim == 4 else z[None]
-        # On a CPU each alone: the order of a convolution's sums may follow the size of the batch,
-        # by the instruction set.
+        # On a CPU one image at a time, because a convolution's order of summation may depend on
+        # the batch size, with some instruction sets.
         parts = batch.split(1) if z.device.type == "cpu" else [batch]
         result = torch.cat([apply(part) for part in parts])
         return result if z.ndim == 4 else result[0]
@@ -98,7 +99,6 @@ def require_room(image_shape: Shape, kernel: Tensor, what: str) -> None:
     smallest = len(kernel)
     if min(image_shape[1:]) < smallest:
         raise InputError(
-            f"{what} reaches over {smallest} pixels, the image has "
-            f"{image_shape[2]}x{image_shape[1]}: "
-            f"take one of at least {smallest}x{smallest}"
+            f"{what} reaches over {smallest} pixels, but the image has "
+            f"{image_shape[2]}x{image_shape[1]}: use an image of at least {smallest}x{smallest}"
         )

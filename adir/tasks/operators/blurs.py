@@ -1,4 +1,4 @@
-"""Deblurring: circular blurs by a box and by a Gaussian."""
+"""Operators of deblurring: circular blurs by a box and by a Gaussian."""
 
 import math
 from dataclasses import dataclass
@@ -13,15 +13,19 @@ from adir.tasks.operators.kernels import filter_2d, frequency_response, gaussian
 
 
 def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
-    """Circular blur by outer(kernel, kernel), whose entry j weighs the pixel at offset
-    len(kernel)//2 - j.
+    """Return the circular blur by outer(kernel, kernel).
+
+    Args:
+        image_shape: (3, H, W).
+        kernel: (n,) weights; entry j weighs the pixel at offset n//2 - j.
+        what: name of the blur, for errors.
     """
     require_rgb(image_shape, what)
     require_room(image_shape, kernel, what)
     _, height, width = image_shape
 
     def build(dtype: torch.dtype) -> nn.Module:
-        from deepinv.physics import BlurFFT  # here and below: deepinv takes 2 s to import
+        from deepinv.physics import BlurFFT  # here, because deepinv takes 2 s to import
 
         return BlurFFT(img_size=image_shape, filter=filter_2d(kernel, dtype))
 
@@ -37,13 +41,14 @@ def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
 
 @dataclass(frozen=True)
 class BoxBlur:
-    """Mean over size x size pixels: y[n] sees x[n - (size-1)//2 .. n + size//2]. 5 is centred; 4 is
-    -1 .. +2.
+    """Degradation by a box blur: y[n] is the mean of x[n - (size-1)//2 .. n + size//2].
+
+    The mean is over both directions. Size 5 is centred, and size 4 has offsets -1 to +2.
     """
 
     name: ClassVar[str] = "box_blur"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     size: int
 
@@ -56,18 +61,23 @@ class BoxBlur:
         return circular_blur(image_shape, kernel, f"the {self.size}x{self.size} box blur")
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the image."""
+        """Return y_shape, because y is as large as the image."""
         require_rgb(y_shape, "y of the box blur")
         return y_shape
 
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """Centred Gaussian blur of standard deviation `std` pixels, cut to an odd size x size window."""
+    """Degradation by a centred Gaussian blur, cut to a window of size x size pixels.
+
+    Attributes:
+        std: standard deviation in pixels.
+        size: of the window; odd.
+    """
 
     name: ClassVar[str] = "gaussian_blur"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     std: float
     size: int
@@ -91,6 +101,6 @@ class GaussianBlur:
         )
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """y is as large as the image."""
+        """Return y_shape, because y is as large as the image."""
         require_rgb(y_shape, "y of the Gaussian blur")
         return y_shape

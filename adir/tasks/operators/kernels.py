@@ -1,6 +1,4 @@
-"""One-dimensional filters of blurs and downsamplings, and their singular values on a circular
-signal.
-"""
+"""One-dimensional kernels of blurs and downsamplings, and their circular singular values."""
 
 import math
 
@@ -9,13 +7,14 @@ from torch import Tensor
 
 
 def bicubic_kernel(factor: int, centre: float) -> Tensor:
-    """1-D bicubic weights (Keys, 1981, a = -0.5) stretched by `factor` for downsampling:
+    """Return 1-D bicubic weights (Keys, 1981, a = -0.5) for downsampling: (n,) float64, n even.
 
-    (n,) float64, sum 1, n even.
+    The weights sum to one. Entry j weighs the pixel at offset n/2 - j from the sample's own pixel,
+    which is deepinv's convention for an even filter.
 
-    Entry j weighs the pixel at offset n/2 - j from the sample's own pixel, which is how deepinv
-    reads an even filter. The support is 4 * factor pixels around `centre`, an offset in pixels of
-    the large image.
+    Args:
+        factor: by which the kernel is stretched; its support is 4 * factor pixels.
+        centre: of the support, an offset in pixels of the large image.
     """
     reach = max(math.ceil(2 * factor + centre) - 1, math.ceil(2 * factor - centre))
     offset = reach - torch.arange(2 * reach, dtype=torch.float64)
@@ -27,9 +26,9 @@ def bicubic_kernel(factor: int, centre: float) -> Tensor:
 
 
 def gaussian_kernel(std: float, size: int) -> Tensor:
-    """1-D Gaussian of standard deviation `std` pixels sampled at `size` centred integers:
+    """Return a 1-D Gaussian sampled at `size` centred integers: (size,) float64, sum 1.
 
-    (size,) float64, sum 1.
+    `std` is the standard deviation in pixels.
     """
     offset = torch.arange(size, dtype=torch.float64) - size // 2
     weights = torch.exp(-(offset**2) / (2 * std**2))
@@ -37,17 +36,23 @@ def gaussian_kernel(std: float, size: int) -> Tensor:
 
 
 def frequency_response(kernel: Tensor, n: int) -> Tensor:
-    """|DFT| of a 1-D kernel at the n frequencies of a circular signal: (n,) float64."""
+    """Return |DFT| of a 1-D kernel at the n frequencies of a circular signal: (n,) float64."""
     return torch.fft.fft(kernel, n=n).abs()
 
 
 def downsampling_norm(kernel: Tensor, factor: int, height: int, width: int) -> float:
-    """Largest singular value of 'filter circularly, keep every factor-th sample' in both
-    directions.
+    """Return the largest singular value of circular filtering followed by downsampling.
 
-    A A^T is diagonal in Fourier space: entry k is the mean of |F|^2 over the `factor` frequencies
-    that alias to k, so the norm of one direction is the root of the largest, and the two directions
-    multiply.
+    Filtering and taking every factor-th sample happen in both directions. In Fourier space A A^T is
+    diagonal: entry k is the mean of |F|^2 over the `factor` frequencies that alias to k. The norm
+    of one direction is therefore the square root of the largest entry, and the norm of A is the
+    product of the two.
+
+    Args:
+        kernel: 1-D weights of the filter, with Fourier transform F.
+        factor: of the downsampling.
+        height: of the image in pixels.
+        width: of the image in pixels.
     """
 
     def one_direction(n: int) -> float:

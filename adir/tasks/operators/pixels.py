@@ -12,21 +12,22 @@ from adir.tasks.operators.base import Operator, Shape, require_rgb
 
 @dataclass(frozen=True)
 class Colorization:
-    """y is the grey image, luma by Rec. 601. deepinv's own rec601 weights sum to 1.00003; these sum
-    to one.
+    """Degradation to a grey image, the luma by Rec. 601.
+
+    The weights sum to one. deepinv's own rec601 weights sum to 1.00003.
     """
 
     name: ClassVar[str] = "colorization"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     weights: tuple[float, float, float] = (0.299, 0.587, 0.114)
 
     def __post_init__(self) -> None:
         if len(self.weights) != 3 or not abs(sum(self.weights) - 1) < 1e-9:
             raise InputError(
-                f"colorization weights {tuple(self.weights)}: give three that sum to one, or "
-                "grey shifts"
+                f"colorization weights {tuple(self.weights)}: give three weights that sum to one, "
+                "otherwise grey levels shift"
             )
 
     def __call__(self, image_shape: Shape) -> Operator:
@@ -37,16 +38,19 @@ class Colorization:
             from deepinv.physics import Decolorize
 
             physics: nn.Module = Decolorize(channels=3, srf=tuple(self.weights)).to(dtype)
-            physics.srf = weights.to(dtype).view(
-                1, 3, 1, 1
-            )  # deepinv rounds the weights to float32 on the way in
+            # Set again, because deepinv's constructor rounds the weights to float32.
+            physics.srf = weights.to(dtype).view(1, 3, 1, 1)
             physics.mask = weights.norm().to(dtype).view(1, 1, 1, 1)
             return physics
 
         return Operator(build, image_shape, (1, *image_shape[1:]), norm=weights.norm().item())
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """(1, H, W) to (3, H, W)."""
+        """Return (3, H, W) for a y_shape of (1, H, W).
+
+        Raises:
+            InputError: if y_shape is not the shape of a grey image.
+        """
         if len(y_shape) != 3 or y_shape[0] != 1:
             raise InputError(
                 f"y of colorization is a grey image (1, H, W), got {tuple(y_shape)}: convert it "
@@ -56,8 +60,9 @@ class Colorization:
 
 
 def keeping(mask: Tensor) -> nn.Module:
-    """deepinv's inpainting of images of the mask's shape (3, H, W): 1 where a pixel is kept, 0
-    where it is lost.
+    """Return deepinv's inpainting of images with the mask's shape (3, H, W).
+
+    The mask is 1 for pixels that are kept and 0 for pixels that are lost.
     """
     from deepinv.physics import Inpainting
 
@@ -66,51 +71,52 @@ def keeping(mask: Tensor) -> nn.Module:
 
 
 class MaskedPixels:
-    """Base of the inpaintings: y is 0 where the mask is, and the image elsewhere.
+    """Base class of inpainting degradations: y is 0 in the hole and equals the image elsewhere.
 
-    A subclass draws the mask.
+    A subclass defines the mask.
     """
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """A for images (3, H, W). Raises InputError where the mask hides no pixel, or all."""
+        """Return A for images (3, H, W).
+
+        Raises:
+            InputError: if the hole contains no pixel or all pixels.
+        """
         require_rgb(image_shape, "inpainting")
         mask = self.mask(image_shape)
         if not 0 < mask.sum() < mask.numel():
             raise InputError(
-                f"inpainting: {self} leaves nothing to do or to go by in {tuple(image_shape)}"
+                f"inpainting: the hole of {self} contains no pixel or all pixels of an image of "
+                f"shape {tuple(image_shape)}: use another hole or larger images"
             )
         return Operator(lambda dtype: keeping(mask.to(dtype)), image_shape, image_shape, norm=1.0)
 
     def mask(self, image_shape: Shape) -> Tensor:
-        """Return (3, H, W) float64: 1 where the pixel is known, 0 where it is not."""
+        """Return the mask (3, H, W) float64: 1 for known pixels, 0 in the hole."""
         raise NotImplementedError
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Return the shape of x, which is that of y."""
+        """Return y_shape, because y is as large as the image."""
         require_rgb(y_shape, "y of inpainting")
         return y_shape
 
 
 @dataclass(frozen=True)
 class BoxInpainting(MaskedPixels):
-    """A centred hole of `side` times each side of the image; y is 0 inside it and the image
-    outside.
-    """
+    """Degradation by a centred rectangular hole, `side` times as high and wide as the image."""
 
     name: ClassVar[str] = "box_inpainting"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = False
     side: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.side < 1:
-            raise InputError(
-                f"inpainting hole of {self.side!r} of the side: give a fraction between 0 and 1"
-            )
+            raise InputError(f"box inpainting side {self.side!r}: give a fraction between 0 and 1")
 
     def mask(self, image_shape: Shape) -> Tensor:
-        """(3, H, W) float64: 1 where the pixel is known, 0 in the hole."""
+        """Return the mask (3, H, W) float64: 1 for known pixels, 0 in the hole."""
         mask = torch.ones(image_shape, dtype=torch.float64)
         rows, columns = (round(self.side * n) for n in image_shape[1:])
         top, left = (image_shape[1] - rows) // 2, (image_shape[2] - columns) // 2
@@ -120,17 +126,15 @@ class BoxInpainting(MaskedPixels):
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskedPixels):
-    """Pixels lost at random, `lost` of all, in all channels alike; y is 0 there and the image
-    elsewhere.
+    """Degradation by random loss of pixels, a share `lost` of all, in all channels alike.
 
-    The mask is drawn once for each size of image, by `seed`, and is the same for every image of it:
-    it is part of the task. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw another for
-    every image.
+    The mask is part of the task: it is drawn from `seed` and is the same for all images of one
+    size. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw a new mask for every image.
     """
 
     name: ClassVar[str] = "random_inpainting"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = False
     lost: float
     seed: int = 0
@@ -138,14 +142,15 @@ class RandomInpainting(MaskedPixels):
     def __post_init__(self) -> None:
         if not 0 < self.lost < 1:
             raise InputError(
-                f"inpainting with {self.lost!r} of the pixels lost: give a fraction between 0 and 1"
+                f"random inpainting lost {self.lost!r}: give a fraction between 0 and 1"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InputError(f"inpainting seed {self.seed!r}: give a whole number")
+            raise InputError(f"random inpainting seed {self.seed!r}: give a whole number")
 
     def mask(self, image_shape: Shape) -> Tensor:
-        """(3, H, W) float64: 1 where the pixel is known, 0 where it is lost, which round(lost * H *
-        W) are.
+        """Return the mask (3, H, W) float64: 1 for known pixels, 0 for lost ones.
+
+        The mask loses round(lost * H * W) pixels.
         """
         _, height, width = image_shape
         order = torch.randperm(height * width, generator=torch.Generator().manual_seed(self.seed))

@@ -1,6 +1,6 @@
-"""Super-resolution: downsampling with circular or reflected borders, and the mean of blocks.
+"""Super-resolution operators: bicubic with circular or mirrored borders, and block means.
 
-None imports deepinv.
+None of them imports deepinv.
 """
 
 import itertools
@@ -18,23 +18,24 @@ from adir.tasks.operators.kernels import bicubic_kernel, downsampling_norm, filt
 
 
 class CircularDownsampling(nn.Module):
-    """deepinv's circular downsampling, operation by operation, so that a restoration need not
-    import deepinv for it (2 s); and a closed form for A_dagger = A^T (A A^T)^-1.
+    """Module for circular downsampling, with a closed form for A_dagger.
 
-    deepinv solves that by conjugate gradients, which stall where A A_dagger y is still 1e-4 to 8e-4
-    of y away from y (measured in float64, factors 4 and 8) and take minutes for a 256 x 256 image
-    when the tolerance is lowered.
+    A and A_adjoint repeat deepinv's operations one by one, so that a restoration need not import
+    deepinv (2 s). The closed form is A_dagger = A^T (A A^T)^-1. deepinv computes it by conjugate
+    gradients, which stall while A A_dagger y still differs from y by 1e-4 to 8e-4 of y (measured in
+    float64, factors 4 and 8). With a lower tolerance they take minutes for a 256 x 256 image.
 
-    kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
+    Args:
+        kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
+        factor: of the downsampling.
+        image_shape: (3, H, W).
+        dtype: of the weights.
     """
 
     filter: Tensor
-    """(1, 1, n, n): weights of the pixels."""
+    """(1, 1, n, n) weights of the pixels."""
     gram: Tensor
-    """(H / factor, W / factor):
-
-    A A^T, which is diagonal in Fourier space: see downsampling_norm.
-    """
+    """(H / factor, W / factor) diagonal of A A^T in Fourier space; see `downsampling_norm`."""
 
     def __init__(self, kernel: Tensor, factor: int, image_shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
@@ -50,18 +51,18 @@ class CircularDownsampling(nn.Module):
         self.register_buffer("gram", gram)
 
     def A(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, 3, h, w)."""
+        """Return A x: (B, 3, H, W) to (B, 3, h, w)."""
         x = functional.pad(x, (self.reach - 1, self.reach) * 2, mode="circular")
         return functional.conv2d(x, self._weights(), groups=3)[..., :: self.factor, :: self.factor]
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, 3, H, W)."""
+        """Return A^T y: (B, 3, h, w) to (B, 3, H, W)."""
         s, reach = self.factor, self.reach
         spread = y.new_zeros(*y.shape[:2], s * y.shape[2], s * y.shape[3])
         spread[..., ::s, ::s] = y
         x = functional.conv_transpose2d(spread, self._weights(), groups=3)
-        # What lies beyond a border belongs to the opposite side: (from, to), in the order in which
-        # deepinv adds them.
+        # Add the pixels beyond each border to the opposite side, in deepinv's order. A pair is
+        # (source rows or columns in x, destination in folded).
         sides = (
             (slice(-reach, None), slice(None, reach)),
             (slice(reach - 1, -reach), slice(None)),
@@ -74,29 +75,32 @@ class CircularDownsampling(nn.Module):
         return folded
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """(B, 3, h, w) to the (B, 3, H, W) of smallest norm with A x = y."""
+        """Return the (B, 3, H, W) of smallest norm with A x = y, for y (B, 3, h, w)."""
         return self.A_adjoint(torch.fft.ifft2(torch.fft.fft2(y) / self.gram).real)
 
     def _weights(self) -> Tensor:
-        """(3, 1, n, n): torch correlates where deepinv convolves."""
+        """Return (3, 1, n, n) weights, flipped because torch correlates and deepinv convolves."""
         return self.filter.flip(-2, -1).expand(3, -1, -1, -1).contiguous()
 
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """Bicubic downsampling by `factor`, MATLAB imresize with antialiasing: a = -0.5, support 4 *
-    factor.
+    """Degradation by bicubic downsampling, as MATLAB's imresize with antialiasing (a = -0.5).
 
-    centre: where sample 0 sits in the large image, in its pixels; None is (factor - 1) / 2, the
-        middle of the block that a low-resolution pixel covers, as in MATLAB, Pillow and OpenCV.
-        deepinv's own "bicubic" has it at 0.5 whatever the factor, which moves the image by 1 pixel
-        at factor 4 and by 3 at factor 8. On the authors' cropped images the two cannot be told
-        apart.
+    The support of the kernel is 4 * factor pixels.
+
+    Attributes:
+        factor: of the downsampling.
+        centre: position of sample 0 in the large image, in its pixels. None is (factor - 1) / 2,
+            the middle of the block that a low-resolution pixel covers, as in MATLAB, Pillow and
+            OpenCV. deepinv's own "bicubic" uses 0.5 for every factor, which shifts the image by 1
+            pixel at factor 4 and by 3 at factor 8. The authors' cropped images do not show which of
+            the two was used.
     """
 
     name: ClassVar[str] = "super_resolution"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     factor: int
     centre: float | None = None
@@ -114,7 +118,7 @@ class SuperResolution:
         if height % self.factor or width % self.factor:
             raise InputError(
                 f"super-resolution x{self.factor} needs sides that are multiples of {self.factor}, "
-                f"the image has {width}x{height}: crop it"
+                f"but the image has {width}x{height}: crop it"
             )
         kernel = bicubic_kernel(
             self.factor, (self.factor - 1) / 2 if self.centre is None else self.centre
@@ -129,16 +133,21 @@ class SuperResolution:
         )
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """(3, h, w) to (3, factor * h, factor * w)."""
+        """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
         require_rgb(y_shape, f"y of super-resolution x{self.factor}")
         return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
 
 
 class SeparableDownsampling(nn.Module):
-    """x to rows x columns^T in each channel: for kernels whose borders are not circular, so that
-    Fourier does not serve.
+    """Module that maps x to rows x columns^T in each channel, for non-circular borders.
 
-    rows: (h, H), columns: (w, W), float64, of full row rank.
+    Its A_dagger uses pseudo-inverses, because A A^T is diagonal in Fourier space only for circular
+    borders.
+
+    Args:
+        rows: (h, H) float64, of full row rank.
+        columns: (w, W) float64, of full row rank.
+        dtype: of the module's tensors.
     """
 
     rows: Tensor
@@ -153,29 +162,37 @@ class SeparableDownsampling(nn.Module):
             self.register_buffer(f"{name}_dagger", torch.linalg.pinv(matrix).to(dtype))
 
     def A(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, 3, h, w)."""
+        """Return A x: (B, 3, H, W) to (B, 3, h, w)."""
         return self.rows @ x @ self.columns.T
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, 3, H, W)."""
+        """Return A^T y: (B, 3, h, w) to (B, 3, H, W)."""
         return self.rows.T @ y @ self.columns
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """(B, 3, h, w) to the (B, 3, H, W) of smallest norm with A x = y."""
+        """Return the (B, 3, H, W) of smallest norm with A x = y, for y (B, 3, h, w)."""
         return self.rows_dagger @ y @ self.columns_dagger.T
 
 
 def separable(
     image_shape: Shape, factor: int, matrix: Callable[[int], Tensor], what: str
 ) -> Operator:
-    """Return the downsampling by `factor` whose matrix (n / factor, n) along a side of n pixels is
-    `matrix(n)`.
+    """Return the downsampling by `factor` that applies a matrix along each side.
+
+    Args:
+        image_shape: (3, H, W).
+        factor: of the downsampling.
+        matrix: returns the matrix (n / factor, n) for a side of n pixels.
+        what: name of the operator, for errors.
+
+    Raises:
+        InputError: if a side is no multiple of the factor.
     """
     require_rgb(image_shape, what)
     _, height, width = image_shape
     if height % factor or width % factor:
         raise InputError(
-            f"{what} needs sides that are multiples of {factor}, the image has "
+            f"{what} needs sides that are multiples of {factor}, but the image has "
             f"{width}x{height}: crop it"
         )
     rows, columns = matrix(height), matrix(width)
@@ -194,14 +211,14 @@ def require_factor(factor: int) -> None:
 
 @dataclass(frozen=True)
 class MeanDownsampling:
-    """Mean of each factor x factor block:
+    """Degradation to the means of factor x factor blocks, as `sr4` in DDRM (Kawar et al., 2022).
 
-    DDRM's (Kawar et al., 2022) `sr4`, whose singular values are all 1 / factor.
+    All singular values are 1 / factor.
     """
 
     name: ClassVar[str] = "mean_downsampling"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     factor: int
 
@@ -220,24 +237,22 @@ class MeanDownsampling:
         )
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """(3, h, w) to (3, factor * h, factor * w)."""
+        """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
         require_rgb(y_shape, f"y of the mean of {self.factor}x{self.factor}")
         return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
 
 
 @dataclass(frozen=True)
 class ReflectiveSuperResolution:
-    """`SuperResolution` with borders that mirror the image, the border pixel included:
+    """`SuperResolution` with mirrored borders, as `sr_bicubic4` in DDRM.
 
-    DDRM's `sr_bicubic4`.
-
-    DDRM's code sets singular values along a side that are below 0.03 to zero; at factor 4 none is,
-    the least being 0.35.
+    The border pixel is part of the mirror image. DDRM's code sets singular values along a side to
+    zero if they are below 0.03. At factor 4 none is, because the smallest is 0.35.
     """
 
     name: ClassVar[str] = "reflective_super_resolution"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = True
     factor: int
 
@@ -266,6 +281,6 @@ class ReflectiveSuperResolution:
         return separable(image_shape, self.factor, matrix, what)
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """(3, h, w) to (3, factor * h, factor * w)."""
+        """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
         require_rgb(y_shape, f"y of super-resolution x{self.factor}")
         return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
