@@ -12,7 +12,7 @@ keys, and with further ones for each family:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from adir.adaptation.crops import crop_side
 from adir.adaptation.holes import random_hole
 from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionX4
 from adir.tasks.base import Task
-
-if TYPE_CHECKING:
-    from adir.backbones.stable_diffusion import StableDiffusion, StableDiffusionX4
 
 
 def latent_crops(
@@ -79,7 +76,7 @@ class LatentCrops(IterableDataset):
 
     def __init__(
         self,
-        backbone: "StableDiffusion",
+        backbone: StableDiffusion,
         images: list[Tensor],
         crop_size: int,
         flip: bool,
@@ -136,7 +133,7 @@ class UpscalingCrops(LatentCrops):
 
     def __init__(
         self,
-        backbone: "StableDiffusionX4",
+        backbone: StableDiffusionX4,
         images: list[Tensor],
         crop_size: int,
         flip: bool,
