@@ -24,7 +24,7 @@ from adir.harness.tables.formats import COUNTS, explanation, headings, lead, sco
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
-LARGEST_PAGE = 25_000_000  # bytes that mail and issue trackers still accept
+LARGEST_PAGE = 25_000_000  # bytes; mail and issue trackers still accept a file of this size
 TEXT_BYTES = 300_000  # reserved for everything that is neither image nor data
 MOST_ADAPTERS = 2000
 """Most adapters whose losses are read, spread evenly over the rows.

@@ -11,13 +11,12 @@ from adir.harness.records.layout import Layout
 from adir.harness.records.record import Record
 from adir.harness.report.gather import gather
 from adir.harness.report.images import ground_truth, open_rgb
+from adir.harness.tables.board import Board, label, row_order
+from adir.images import png_bytes
 
 TILE = 256  # pixels: side of an image on the sheet
 TOP = 26  # pixels: height of a caption
 FONT = 13  # the scores fit under an image at this size
-TILE = 256  # pixels of an image on the sheet
-TOP = 26  # pixels of a caption
-FONT = 13  # at which the scores fit under an image
 SHOWN = {"psnr": "PSNR {:.2f}", "deep-lite0": "deep {:.2f}", "residual": "residual {:.1f}"}
 
 

@@ -54,7 +54,7 @@ def row_styles(board: Board) -> list[RowStyle]:
     ]
     others = [name for name in families if name not in MODES]
     colours = MODES | {name: free[place % len(free)] for place, name in enumerate(others)}
-    alike: dict[int, dict[Any, int]] = {}  # of each colour: {setting: how many came before it}
+    alike: dict[int, dict[Any, int]] = {}  # {colour: {setting: its place}}
     found = []
     for row in board.rows:
         colour = colours[family(row)]
@@ -62,7 +62,8 @@ def row_styles(board: Board) -> list[RowStyle]:
             row.axes[name] for name in ("data", "backbone", "sampler", "adaptation", "k", "variant")
         )
         place = alike.setdefault(colour, {}).setdefault(setting, len(alike[colour]))
-        shape = list(SHAPES)[(colour + place) % len(SHAPES)]  # also colours apart differ in shape
+        # The shape also depends on the colour, so rows can be told apart without seeing colours.
+        shape = list(SHAPES)[(colour + place) % len(SHAPES)]
         found.append(RowStyle(colour, shape, row.axes["adapter"] == "lora"))
     return found
 
