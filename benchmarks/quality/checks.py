@@ -1,4 +1,4 @@
-"""Run the tests that docs/checks.md names, and print how much each result differs from its reference.
+"""Run the tests that docs/checks.md names, and print each result's difference from its reference.
 
     python benchmarks/quality/checks.py
     python benchmarks/quality/checks.py tests/samplers/test_diffpir.py::test_a_step_is_that_of_azula

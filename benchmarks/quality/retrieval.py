@@ -1,4 +1,4 @@
-"""Measure retrieval for degraded images: precision@K of category on held-out splits of a Parquet file.
+"""Measure retrieval for degraded images: precision@K of category on splits of a Parquet file.
 
     python benchmarks/quality/retrieval.py --parquet FILE
 

@@ -1,4 +1,4 @@
-"""Measure the seconds of `adir leaderboard` over many records, including Python's start and imports.
+"""Measure the seconds of `adir leaderboard` over many records, Python's start included.
 
 The records are synthetic and as large as real ones (6 kB: identity, configuration, 20 neighbours).
 They are in a temporary folder, for 50 images, 2 seeds and 4 tasks; the number of modes follows from

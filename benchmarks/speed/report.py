@@ -1,4 +1,4 @@
-"""Measure the seconds of `adir report` and `adir leaderboard` on a folder of many synthetic records.
+"""Measure the seconds of `adir report` and `adir leaderboard` on many synthetic records.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/report.py [--records 10000] [--size 256] [--out results/speed/report.md]
 

@@ -97,14 +97,14 @@ class PageAssets:
             f"The first seed's images are in this file, {how}; {page_images.linked:,} of "
             "further seeds are links"
             if self.n_embedded == n
-            else f"The first {self.n_embedded:,} of {n:,} test images (counted once a task) are "
+            else f"The first {self.n_embedded:,} of {n:,} test images (counted once per task) are "
             f"in this file, {how}; "
             f"{page_images.linked:,} files are links"
         )
         return (
-            f"{which} into the results folder and show only while it lies where it was, because "
-            "with all of them the page "
-            "would be larger than 25 MB or take too long to make. Linked images have no error map."
+            f"{which} into the results folder, which must stay where it is. With every image in "
+            "this file, the page would be larger than 25 MB or take too long to make. Linked "
+            "images have no error map."
         )
 
     def _of_seed(self, scene: Scene, first: bool) -> list[tuple[int, Record]]:
