@@ -1,8 +1,8 @@
 """Tune the settings of `fine_tuning=safe`: held-out and oracle loss on tuning images, no sampling.
 
     python benchmarks/quality/fine_tuning.py --parquet caltech101_128.parquet --out runs/fine_tuning
-    python benchmarks/quality/fine_tuning.py --out runs/fine_tuning --table
-    results/embedded/fine_tuning.md
+    python benchmarks/quality/fine_tuning.py --out runs/fine_tuning \\
+        --table results/embedded/fine_tuning.md
 
 No published table uses the tuning images. Some are crops of photographs in the corpus of
 data=domains, 128x128. The others are test images of unseen categories that data=unseen leaves out,

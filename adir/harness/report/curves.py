@@ -66,7 +66,7 @@ def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
 
     The result is that of `mean_curve` with one more entry: `said` is a sentence about all
     trainings. It gives the number of accepted updates and the means of alpha and of the fall,
-    rejected updates included. None without trainings.
+    rejected updates included. Return None without trainings.
     """
     curve = mean_curve(
         [{step: 100 * (one.losses[step] - 1) for step in sorted(one.losses)} for one in found]

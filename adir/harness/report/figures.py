@@ -195,7 +195,7 @@ def titled(gathered: Gathered, metric: str) -> str:
 def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
     """Draw the rows' means of two metrics with standard errors.
 
-    None if fewer than two rows have both metrics.
+    Return None if fewer than two rows have both metrics.
     """
     estimates: dict[int, list[Any]] = {
         n: [gathered.board.rows[n].estimates[m] for m in metrics] for n in numbers
@@ -228,7 +228,7 @@ def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
 def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
     """Draw metric against K, one panel per metric, for rows that differ in K alone.
 
-    `none` is a dashed line. None if no rows differ in K alone.
+    `none` is a dashed line. Return None if no rows differ in K alone.
     """
     rows = gathered.board.rows
     whole = [

@@ -64,7 +64,7 @@ class PageImages:
     def file(self, name: str | None) -> int | None:
         """Return the number of an image file, given by its path in the results folder.
 
-        None if the file is missing or cannot be read.
+        Return None if the file is missing or cannot be read.
         """
         path = file_in(self.folder, name)
         if path is None or name is None:
@@ -143,7 +143,7 @@ def open_rgb(folder: Path, name: str | None) -> Image.Image | None:
 def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
     """Return an embedded image, computed again.
 
-    None if the id is not that of an embedded image, or if its hash is not `sha256`.
+    Return None if the id is not that of an embedded image, or if its hash is not `sha256`.
     """
     field = field_named(image_id)
     if field is None or (sha256 is not None and hash_of_image(from_uint8(cut(field))) != sha256):
@@ -154,7 +154,7 @@ def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
 def ground_truth(folder: Path, image_id: str, sha256: str | None) -> Image.Image | None:
     """Return the ground truth as saved in the results, or an embedded image computed again.
 
-    None if neither exists. sha256: the ground truth's hash, None if unknown.
+    Return None if neither exists. sha256: the ground truth's hash, None if unknown.
     """
     # The first stored image is the one of full size.
     kept = next((open_rgb(folder, name) for name in stored_images(sha256)), None)
@@ -165,7 +165,7 @@ def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.
     """Return |x̂ - x|, the mean over the channels, in the colours of `error_colours`.
 
     The result is a palette image whose pixel values are grey levels, clipped to
-    [0, ERROR_SCALE - 1]. None if an image is missing or their sizes differ.
+    [0, ERROR_SCALE - 1]. Return None if an image is missing or their sizes differ.
     """
     if restored is None or truth is None or restored.size != truth.size:
         return None
