@@ -1,5 +1,4 @@
-"""Train, continue, evaluate, count or ship the embedded prior: a small ADM-type denoiser, on a CPU
-or a GPU.
+"""Train, resume, evaluate, count or ship the embedded prior: a small ADM-type denoiser.
 
     prior="python benchmarks/train_prior.py"
     $prior train --parquet caltech101_128.parquet --init adir/embedded/prior --out runs/prior --steps 4000
@@ -8,13 +7,12 @@ or a GPU.
     $prior count --out results/speed/prior_training.md
     $prior ship runs/new adir/embedded/prior
 
-`train` repeated with the same arguments resumes from the last checkpoint in --out and, with
---steps, ends as an unbroken run
-does: a step's images, noise and t come from a generator seeded by (seed, step). Images and crops
-    live on the device. --out is
-a diffusers folder (the averaged weights, float32) with a card. Of a parquet only the split `train`
-is trained on. --blocks makes a fresh network that begins with a pixel_unshuffle by 2. `ship` rounds
-to float16, which halves the file.
+Training runs on a CPU or a GPU, with images and crops on the device. The same `train` command again
+resumes from the last checkpoint in --out. With --steps, a resumed run ends like an uninterrupted
+one, because images, noise and t of a step come from a generator seeded by (seed, step). --out is a
+diffusers folder (the averaged weights, float32) with a card. Of a Parquet file, only the split
+`train` is trained on. --blocks makes a fresh network that starts with a pixel_unshuffle by 2.
+`ship` rounds to float16, which halves the file.
 """
 
 import argparse
@@ -47,24 +45,25 @@ from adir.errors import InputError
 from adir.files import read_json, sha256_of_file, walk, write_bytes, write_json
 
 SIDE = 128  # pixels of a training image, after reducing its short side and cropping the centre
-# (crop side, crops for one of --batch, scale), one step each in turn: 16,384 pixels for one of
-# --batch. Whole images stand for scale 1; most of the smaller crops are at scale 0.5, where images
-# are sharpest and the error at low noise is largest.
+# (crop side, crops per unit of --batch, scale), used in turn; a step has 16,384 pixels per unit.
+# Whole images are scale 1. Most of the smaller crops have scale 0.5, at which images are sharpest
+# and the error at low noise is largest.
 CYCLE = ((64, 4, 0.5), (128, 1, 1.0), (64, 4, 0.75), (64, 4, 0.5))
 EVALUATION_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 ALPHA_BAR = linear_schedule(1000).alpha_bar
 UNSHUFFLED = ((32, 64, 128), (64, 96, 128), (64, 128, 192))
-"""Channels of the networks with a pixel_unshuffle that were timed on a CPU."""
+"""Channels of the networks with pixel_unshuffle that were timed on a CPU."""
 
 
 def decode_image(source) -> np.ndarray:
-    """(3, 128, 128) uint8 RGB of a file or a byte stream: short side reduced to 128 (Lanczos),
-    centre crop.
+    """Return (3, 128, 128) uint8 RGB of a file or a byte stream.
+
+    The short side is reduced to 128 (Lanczos), then the centre is cropped.
     """
     image = Image.open(source).convert("RGB")
     if min(image.size) < SIDE:
         raise InputError(
-            f"{source}: {image.size[0]}x{image.size[1]} pixels; the short side needs {SIDE} or more"
+            f"{source}: {image.size[0]}x{image.size[1]} pixels; the short side must be {SIDE} or more"
         )
     scale = SIDE / min(image.size)
     if scale < 1:
@@ -76,9 +75,9 @@ def decode_image(source) -> np.ndarray:
 
 
 def read_parquet(path: Path, split: str, limit: int | None = None) -> torch.Tensor:
-    """(N, 3, 128, 128) uint8: one split's images, in the file's order.
+    """Return (N, 3, 128, 128) uint8 images of one split, in the file's order.
 
-    No other split's images are decoded.
+    Images of other splits are not decoded.
     """
     rows = pq.read_table(path, columns=["image"], filters=[("split", "=", split)]).column("image")[
         :limit
@@ -93,9 +92,7 @@ def read_parquet(path: Path, split: str, limit: int | None = None) -> torch.Tens
 
 
 def read_folder(path: Path) -> torch.Tensor:
-    """(N, 3, 128, 128) uint8: every JPEG, PNG and WebP image at or below `path`, in the order of
-    their names.
-    """
+    """Return (N, 3, 128, 128) uint8 of every JPEG, PNG and WebP image at or below `path`, by name."""
     files = sorted(walk(path, (".jpg", ".jpeg", ".png", ".webp")))
     if not files:
         raise InputError(f"no .jpg, .jpeg, .png or .webp file at or below {path}")
@@ -103,15 +100,16 @@ def read_folder(path: Path) -> torch.Tensor:
 
 
 def resize(x: torch.Tensor, side: int) -> torch.Tensor:
-    """(B, 3, side, side) of a (B, 3, H, W) in [-1, 1]: bicubic, antialiased, clipped to [-1, 1]."""
+    """Resize (B, 3, H, W) in [-1, 1] to (B, 3, side, side): antialiased bicubic, clipped to [-1, 1]."""
     return F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def draw_crops(
     images: torch.Tensor, side: int, count: int, scale: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """(count, 3, side, side) float32 in [-1, 1]: random images, reduced by `scale`, cropped, half
-    flipped; where they lie.
+    """Return (count, 3, side, side) float32 crops in [-1, 1], on the images' device.
+
+    Images are drawn at random, reduced by `scale` and cropped; half of the crops are flipped.
     """
 
     def below(n: int) -> torch.Tensor:
@@ -133,31 +131,36 @@ def draw_crops(
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> torch.Tensor:
-    """(count,) int64, one t in each of `count` equal parts of [0, 1000): uniform each, with less
-    variance together.
+    """Return (count,) int64 timesteps, one in each of `count` equal parts of [0, 1000).
+
+    Each is uniform; together they vary less than independent draws.
     """
     u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
     return ((torch.arange(count, device=u.device) + u) / count * len(ALPHA_BAR)).long()
 
 
 def add_noise(x: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x_t of x_0 at original timesteps t (B,), int64; x, eps:
+    """Return x_t of x_0.
 
-    (B, 3, H, W). The type of x is kept.
+    Args:
+        x: (B, 3, H, W) clean images; their dtype is kept.
+        t: (B,) int64 original timesteps.
+        eps: (B, 3, H, W) noise.
     """
     return diffuse(x, eps, ALPHA_BAR.to(x.device)[t].view(-1, 1, 1, 1)).to(x.dtype)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """config.json of the network to train: a folder's, a file's, or that of --blocks."""
+    """Return config.json of the network to train: from a folder, a file, or --blocks."""
     if args.init:
         return read_json(args.init / CONFIG)
     return read_json(args.config) if args.config else unshuffled(args.blocks)
 
 
 def unshuffled(blocks: tuple[int, ...]) -> dict[str, Any]:
-    """config.json of a network like the embedded prior, after a pixel_unshuffle by 2; attention on
-    the two lowest levels.
+    """Return config.json of a network like the embedded prior after a pixel_unshuffle by 2.
+
+    The two lowest levels have attention.
     """
     n = len(blocks) - 2
     return read_json(EMBEDDED_PRIOR / CONFIG) | {
@@ -169,7 +172,7 @@ def unshuffled(blocks: tuple[int, ...]) -> dict[str, Any]:
 
 
 def fresh_network(settings: dict[str, Any]) -> torch.nn.Module:
-    """The network with the first weights that its layers draw from torch's generator."""
+    """Return the network with initial weights drawn from torch's global generator."""
     network = build_network(settings).to_empty(device="cpu")
     for module in network.modules():
         if hasattr(module, "reset_parameters"):
@@ -178,8 +181,9 @@ def fresh_network(settings: dict[str, Any]) -> torch.nn.Module:
 
 
 def write_folder(folder: Path, network: torch.nn.Module, settings: dict[str, Any]) -> None:
-    """config.json without the path it came from, and float32 or float16 safetensors, as the
-    network's are.
+    """Write config.json and safetensors of the network's dtype.
+
+    The config is written without the path that it was read from.
     """
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
@@ -191,17 +195,16 @@ def write_folder(folder: Path, network: torch.nn.Module, settings: dict[str, Any
 
 
 class Training:
-    """Minimises L_simple of DDPM (eq. 14) with AdamW and keeps an exponential average of the
-    weights, `average`.
+    """Training run that minimises L_simple of DDPM (eq. 14) with AdamW.
 
-    The learning rate warms up over `--warmup` steps and falls as a cosine to 0 at the end of
-    --steps or --seconds.
+    `average` is an exponential moving average of the weights. The learning rate warms up over
+    `--warmup` steps and falls as a cosine to 0 at the end of --steps or --seconds.
     """
 
     def __init__(self, args: argparse.Namespace, images: torch.Tensor) -> None:
         self.args, self.device = args, torch.device(args.device)
         self.settings = settings_of(args)
-        torch.manual_seed(args.seed)  # a fresh network's weights; all else has its own generators
+        torch.manual_seed(args.seed)  # for a fresh network's weights; the rest has own generators
         network = (
             load_network(args.init / CONFIG, args.init / WEIGHTS)
             if args.init
@@ -220,11 +223,11 @@ class Training:
         self.step, self.seconds, self.losses = 0, 0.0, []
 
     def progress(self) -> float:
-        """From 0 to 1, where training ends."""
+        """Return the progress from 0 to 1; training ends at 1."""
         return self.step / self.args.steps if self.args.steps else self.seconds / self.args.seconds
 
     def one_step(self) -> torch.Tensor:
-        """Loss of a step, on the device."""
+        """Do one step and return its loss, on the device."""
         generator = torch.Generator(self.device).manual_seed(self.args.seed * 1_000_003 + self.step)
         side, count, scale = CYCLE[self.step % len(CYCLE)]
         x = draw_crops(self.images, side, count * self.args.batch, scale, generator)
@@ -244,9 +247,8 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(
-            0.999, (1 + self.step) / (10 + self.step)
-        )  # it grows, so that early weights are soon forgotten
+        # The decay grows, so that early weights are soon forgotten.
+        decay = min(0.999, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.network.parameters()), 1 - decay
@@ -254,8 +256,9 @@ class Training:
         return loss.detach()
 
     def run(self) -> None:
-        """Train to the end from where the last checkpoint was; log every 50 steps, save every
-        `--save-every` and at the end.
+        """Train from the last checkpoint to the end.
+
+        Log every 50 steps. Save every `--save-every` steps and at the end.
         """
         last = self.args.out / "last.ckpt"
         if last.exists():
@@ -266,9 +269,8 @@ class Training:
             pending.append(self.one_step())
             ends = self.args.steps is not None and self.step == self.args.steps
             if ends or self.step % min(50, self.args.save_every) == 0 or self.step <= len(CYCLE):
-                self.losses += torch.stack(
-                    pending
-                ).tolist()  # waits for the device: clocks and losses are true here
+                # This waits for the device, so clocks and losses are right here.
+                self.losses += torch.stack(pending).tolist()
                 pending = []
             self.seconds = before + time.perf_counter() - started
             if self.step % 50 == 0:
@@ -283,7 +285,7 @@ class Training:
         self.save(last)
 
     def save(self, path: Path) -> None:
-        """Write the averaged network, its card, and what a resumed run needs."""
+        """Write the averaged network, its card, and the state that a resumed run needs."""
         buffer = io.BytesIO()
         state = {
             name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")
@@ -296,7 +298,7 @@ class Training:
         write_bytes(path, buffer.getvalue())
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         for name in ("network", "average", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
@@ -304,7 +306,7 @@ class Training:
 
 
 def card(training: Training) -> str:
-    """The folder's README.md: data, network, steps, losses, seconds."""
+    """Return the folder's README.md: data, network, steps, losses, seconds."""
     args, losses = training.args, training.losses
     source = (
         f"{args.parquet.name}, split train alone"
@@ -335,15 +337,16 @@ def card(training: Training) -> str:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Runs or resumes a training; see the head of this file."""
+    """Start or resume a training; see the top of this file."""
     images = read_parquet(args.parquet, "train") if args.parquet else read_folder(args.folder)
     Training(args, images).run()
 
 
 @torch.no_grad()
 def eps_error(network: Any, x: torch.Tensor, t: int) -> float:
-    """Mean squared error of the noise predicted on x (B, 3, H, W) at one t; the noise is that of
-    seed t.
+    """Return the mean squared error of predicted noise on x (B, 3, H, W) at one t.
+
+    The noise is drawn with seed t.
     """
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t)).to(x.device)
     errors = []
@@ -355,8 +358,9 @@ def eps_error(network: Any, x: torch.Tensor, t: int) -> float:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Prints a Markdown table: the noise error by split, side and t of each folder, and its ratio
-    to the first folder's.
+    """Print a Markdown table of the noise error by split, side and t of each folder.
+
+    Its last columns are the ratios to the first folder's error.
     """
     print(
         "| prior | split, side |"
@@ -383,7 +387,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, each on its own, as without fusion; views move none."""
+    """Counter of the bytes that operations read and write without fusion; views count nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -401,11 +405,12 @@ class Traffic(TorchDispatchMode):
 
 
 def work_of_an_image(settings: dict[str, Any], side: int) -> dict[str, float]:
-    """Operations and bytes of one image's forward and backward pass in bfloat16, as far as they
-    grow with the batch.
+    """Return operations and bytes of one image's forward and backward pass in bfloat16.
+
+    Only the part that grows with the batch counts.
     """
     counts = []
-    for batch in (4, 8):  # weights are read once for any batch: the difference leaves them out
+    for batch in (4, 8):  # weights are read once per batch, so the difference leaves them out
         with FakeTensorMode():
             network = build_network(settings)  # on the meta device
             for module in network.modules():
@@ -423,8 +428,9 @@ def work_of_an_image(settings: dict[str, Any], side: int) -> dict[str, float]:
 
 
 def count(args: argparse.Namespace) -> None:
-    """Writes how many images a second a GPU should train on, by its rates of matrix products and of
-    copies.
+    """Write the images per second that a GPU should train on.
+
+    The limits are its rates of matrix products and of memory copies.
     """
     rows = []
     networks = {"embedded prior": read_json(EMBEDDED_PRIOR / CONFIG)}
@@ -433,8 +439,8 @@ def count(args: argparse.Namespace) -> None:
     }
     for name, settings in networks.items():
         million = sum(p.numel() for p in build_network(settings).parameters()) / 1e6
-        # Three crops of 64x64 steps and one of whole images; four crops have the pixels of an
-        # image.
+        # Of four steps, three use 64x64 crops and one whole images. Four crops have the pixels of
+        # an image.
         small, whole = work_of_an_image(settings, 64), work_of_an_image(settings, SIDE)
         operations, moved = (
             0.75 * 4 * small[key] + 0.25 * whole[key] for key in ("operations", "bytes")
@@ -453,15 +459,15 @@ def count(args: argparse.Namespace) -> None:
 Counted, not measured: operations and bytes of one image of 128x128 pixels, forward and backward, in bfloat16 autocast, over
 the mix of crops that `benchmarks/train_prior.py train` draws. By arithmetic: {share} of {args.teraflops:g} TFLOP/s, the rate of
 a large bfloat16 product measured on such a card. By memory: inputs and outputs of each operation at {args.terabytes:g} TB/s,
-the rate of a copy measured there, as it runs eagerly; compiled, if fusion leaves 1/{args.fusion:g} of the bytes, which is
-assumed. A run is held against the lower of arithmetic and compiled memory; far below the eager bound it waits for the
-processor: raise --batch.
+the rate of a copy measured there. Eager: all bytes; compiled: fusion is assumed to leave 1/{args.fusion:g} of them. Compare
+a run with the lower of arithmetic and compiled memory. If it is far below the eager limit, it waits for the processor: raise
+--batch.
 
 | network | parameters, M | Gop an image | GB an image | images/s by arithmetic | by memory, eager | by memory, compiled |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Weights, gradients, optimiser and average are left out: about 50 bytes a parameter and step, 0.1 ms for the largest network.
+Weights, gradients, optimiser and average are left out: about 50 bytes per parameter and step, 0.1 ms for the largest network.
 
 {date.today().isoformat()}, torch {torch.__version__}. Command: `python benchmarks/train_prior.py count`
 """
@@ -470,8 +476,9 @@ Weights, gradients, optimiser and average are left out: about 50 bytes a paramet
 
 
 def ship(args: argparse.Namespace) -> None:
-    """Writes a network as float16 safetensors, its config without the path it came from; prints the
-    SHA-256.
+    """Write a network as float16 safetensors and print the SHA-256.
+
+    Its config is written without the path that it was read from.
     """
     network = load_network(args.network / CONFIG, args.network / WEIGHTS).half()
     write_folder(args.out, network, read_json(args.network / CONFIG))
@@ -479,7 +486,7 @@ def ship(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line; see the head of this file."""
+    """Run the command line; see the top of this file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -507,12 +514,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     end = p.add_mutually_exclusive_group(required=True)
     end.add_argument("--steps", type=int)
-    end.add_argument("--seconds", type=float, help="of training in all, interruptions not counted")
+    end.add_argument("--seconds", type=float, help="training time, without interruptions")
     p.add_argument(
         "--batch",
         type=int,
         default=2,
-        help="pixels of a step, in images of 128x128 (default: %(default)s)",
+        help="pixels per step, in images of 128x128 (default: %(default)s)",
     )
     p.add_argument("--warmup", type=int, default=100, help="steps (default: %(default)s)")
     p.add_argument(
@@ -546,25 +553,28 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("networks", nargs="+", type=Path, help="diffusers folders")
     p.set_defaults(run=evaluate)
     p = commands.add_parser(
-        "count", help="images a second that a GPU should train on; runs nothing"
+        "count", help="images per second that a GPU should train on; trains nothing"
     )
     p.add_argument(
         "--teraflops",
         type=float,
         default=788,
-        help="of bfloat16 products (default: %(default)s, an H200)",
+        help="rate of bfloat16 products (default: %(default)s, an H200)",
     )
     p.add_argument(
-        "--utilisation", type=float, default=0.4, help="share of it (default: %(default)s)"
+        "--utilisation", type=float, default=0.4, help="share of the rate (default: %(default)s)"
     )
     p.add_argument(
         "--terabytes",
         type=float,
         default=4.3,
-        help="a second, of memory (default: %(default)s, an H200)",
+        help="TB/s of memory (default: %(default)s, an H200)",
     )
     p.add_argument(
-        "--fusion", type=float, default=2, help="times fewer bytes compiled (default: %(default)s)"
+        "--fusion",
+        type=float,
+        default=2,
+        help="factor by which compiling reduces the bytes (default: %(default)s)",
     )
     p.add_argument("--out", type=Path)
     p.set_defaults(run=count)

@@ -2,9 +2,9 @@
 
     python benchmarks/unseen_images.py caltech101_128.parquet
 
-Takes every image of the split `corpus`, and of the split `test` the first three of each category by
-`source_file`. The encoded JPEG files are copied, not encoded again. Needs the columns image,
-category, split and source_file.
+The file gets every image of the split `corpus`. Of the split `test` it gets the first three of each
+category by `source_file`. JPEG files are copied, not encoded again. The source needs the columns
+image, category, split and source_file.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ATTRIBUTION = {
 
 
 def chosen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the test images kept, then the corpus images, each sorted by `source_file`."""
+    """Return the chosen test images, then the corpus images, each sorted by `source_file`."""
     test, corpus, taken = [], [], Counter[str]()
     for row in sorted(rows, key=lambda row: row["source_file"]):
         if row["split"] == "corpus":

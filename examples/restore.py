@@ -2,8 +2,8 @@
 
     python examples/restore.py y.png FOLDER x_hat.png
 
-y.png is four times smaller than the result. FOLDER holds images of its kind, each with at least 64
-pixels per side.
+y.png has a quarter of the result's width and height. FOLDER holds images similar to it, each with
+at least 64 pixels per side.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 import adir
 
 y_file, folder, result = sys.argv[1:]
-cell = adir.setup("task=sr4", "sampler=ddrm", "sampler.n_steps=20")  # any setting of `adir list`
+cell = adir.setup("task=sr4", "sampler=ddrm", "sampler.n_steps=20")  # settings as in `adir list`
 y = cell.task.read_y(y_file)
 images = [adir.read_image(path) for path in sorted(Path(folder).iterdir())]
 adapter = adir.adapt(cell, images)

@@ -1,12 +1,12 @@
-"""ADIR's deterministic step of second order beside the one of first order: on a Gaussian prior, and
-on the 12 fields.
+"""Compare ADIR's deterministic steps of first and second order, on a Gaussian prior and on images.
 
     adir run -m experiment=fast
     python benchmarks/quality/adir_fast.py runs/fast --out results/speed/adir_fast.md
 
-The first table runs both samplers on the ideal denoiser of the prior in gaussian_prior.py, where
-the exact result of the unguided step is known; guided, they are compared with 1000 steps of first
-order. The second table is of the records alone.
+The first table runs both samplers with the ideal denoiser of the prior in gaussian_prior.py.
+Unguided samples are compared with the exact result of the probability flow. Guided samples are
+compared with 1000 steps of first order. The second table is made from the records of
+experiment=fast, on the 12 embedded test images.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from adir.harness.tables.statistics import PairedDifference, paired_difference
 from adir.samplers.adir import ADIR, FastADIR
 from adir.tasks.operators import BoxBlur, SuperResolution
 
-SAMPLERS = {"adir_clean": ADIR, "adir_fast": FastADIR}  # the first with eta=0 and temperature=1
+SAMPLERS = {"adir_clean": ADIR, "adir_fast": FastADIR}  # adir_clean with eta=0 and temperature=1
 COUNTS = (10, 20, 50)
-MARGIN = 0.2  # dB: within it adir_fast may replace the first-order step in small experiments
+MARGIN = 0.2  # dB: adir_fast may replace the first-order step if the difference lies within it
 N_DRAWS = 64
 N_FIELDS = 12
 
 
 class IdealDenoiser:
-    """E[eps | x_t] of N(0, S) as a backbone."""
+    """Backbone that predicts E[eps | x_t] for the prior N(0, S)."""
 
     def __init__(self, S: Tensor) -> None:
         self.schedule = linear_schedule()
@@ -48,7 +48,7 @@ class IdealDenoiser:
 
 
 class Row:
-    """A (k, SIDE) as an operator on images of one row."""
+    """Operator that applies a matrix A (k, SIDE) to images of one row."""
 
     image_shape, sigma_y = (1, 1, SIDE), 0.0
 
@@ -67,8 +67,10 @@ def rms(x: Tensor) -> float:
 
 
 def gaussian_rows() -> list[str]:
-    """Root mean square distances, in units of [-1, 1]: unguided from the probability flow, guided
-    from 1000 steps.
+    """Return the table's rows of rms distances, in units of [-1, 1].
+
+    The reference is the probability flow for unguided runs, and 1000 first-order steps for guided
+    runs.
     """
     S = smooth_prior()
     backbone = IdealDenoiser(S)
@@ -113,10 +115,10 @@ Scores = dict[tuple[str, str, int], dict[str, Record]]
 
 
 def read(results: Path) -> Scores:
-    """{(task, sampler, evaluations):
+    """Return {(task, sampler, evaluations): {image id: record}} of the complete cells.
 
-    {image: record}} of the cells that are whole. InputError for a failed or damaged record, and
-    where no cell is whole.
+    Raises:
+        InputError: if a record failed or is damaged, or if no cell is complete.
     """
     found: Scores = defaultdict(dict)
     for record in all_records(results):
@@ -131,14 +133,14 @@ def read(results: Path) -> Scores:
         ] = record
     whole = {cell: images for cell, images in found.items() if len(images) == N_FIELDS}
     if not whole:
-        raise InputError(f"{results} has no whole cell: run experiment=fast again")
+        raise InputError(f"{results} has no complete cell: run experiment=fast again")
     return whole
 
 
 def difference(
     scores: Scores, a: tuple[str, str, int], b: tuple[str, str, int], metric: str
 ) -> PairedDifference:
-    """a - b over the images, fields of one photograph averaged."""
+    """Return a - b over the images; crops of one photograph are averaged first."""
     clusters = {image: record.image.cluster or image for image, record in scores[a].items()}
     values = [
         {image: record.value(metric) for image, record in scores[cell].items()} for cell in (a, b)
@@ -150,7 +152,7 @@ def difference(
 
 
 def field_rows(scores: Scores) -> list[str]:
-    """Both orders at the same count, and the second at fewer evaluations than the first."""
+    """Return one row per pair: equal evaluations, then second order with fewer evaluations."""
     rows = []
     for task in ("sr4", "deblur"):
         for n, n_first in (*((n, n) for n in COUNTS), (10, 20), (20, 50)):
@@ -174,7 +176,7 @@ def field_rows(scores: Scores) -> list[str]:
 
 
 def shown(difference: PairedDifference, digits: int) -> str:
-    """`+0.12 [+0.03, +0.20]`."""
+    """Return the mean and its interval, such as `+0.12 [+0.03, +0.20]`."""
     if difference.low is None or difference.high is None:
         return f"{difference.mean:+.{digits}f}"
     return (
@@ -184,16 +186,16 @@ def shown(difference: PairedDifference, digits: int) -> str:
 
 
 def fields(results: Path | None) -> str:
-    """The second part of the report."""
+    """Return the second part of the report, on the images."""
     if results is None:
         return "Not run yet: `adir run -m experiment=fast`."
     scores = read(results)
     records = [record for images in scores.values() for record in images.values()]
     commits = ", ".join(sorted({str(record.commit)[:10] for record in records}))
     clusters = {record.image.cluster or record.image.id for record in records}
-    return f"""{N_FIELDS} fields of {len(clusters)} photographs, which are the unit; one seed; means in dB; differences are
-second minus first order, with 90 % intervals (bootstrap-t). Of deep-lite0 less is better. The second order may stand in for the
-first in small experiments where the interval of PSNR lies within ±{MARGIN} dB at the same count.
+    return f"""{N_FIELDS} crops of {len(clusters)} photographs; the photograph is the unit; one seed; means in dB. Differences are
+second minus first order, with 90 % intervals (bootstrap-t). Lower deep-lite0 is better. The second order may replace the
+first in small experiments if the interval of PSNR lies within ±{MARGIN} dB at the same count.
 
 Records of commit {commits}, torch {records[0].versions["torch"]}.
 
@@ -203,18 +205,18 @@ Records of commit {commits}, torch {records[0].versions["torch"]}.
 
 
 def report(results: Path | None, command: str) -> str:
-    """The whole page."""
+    """Return the whole page."""
     counts = " | ".join(map(str, (*COUNTS, 112, 334, 1000)))
     return f"""# ADIR's deterministic step, of first and of second order
 
-`sampler=adir_fast` goes by an x0 that it extrapolates from two predictions (`extrapolated_x0` in adir/diffusion/posterior.py), with
-one network evaluation a step. First order: `sampler=adir_clean sampler.eta=0 sampler.temperature=1`, with the same guidance.
+`sampler=adir_fast` extrapolates x0 from two predictions (`extrapolated_x0` in adir/diffusion/posterior.py) and makes one network
+evaluation per step. First order: `sampler=adir_clean sampler.eta=0 sampler.temperature=1`, with the same guidance.
 
 ## On a Gaussian prior
 
-The ideal denoiser of N(0, S) with power 1 / (k^2 + 1/4), {SIDE} pixels, variance 0.25; the same x_T, {N_DRAWS} of them, no clipping. Root
-mean square distance in units of [-1, 1], by number of evaluations. From 112 to 334 and to 1000 steps are thirds of a step: an error of
-first order falls by 3, one of second order by 9. Guidance itself is of first order, so guided results differ by that.
+The ideal denoiser of N(0, S) with power 1 / (k^2 + 1/4), {SIDE} pixels, variance 0.25; the same {N_DRAWS} draws of x_T, no clipping. Root
+mean square distance in units of [-1, 1], by number of evaluations. From 112 to 334 and to 1000, the step shrinks to a third each time:
+an error of first order falls by 3, one of second order by 9. The guidance step is of first order, so guided results have its error.
 
 | | order | {counts} |
 |---|---|{"---|" * (len(COUNTS) + 3)}
@@ -229,7 +231,7 @@ first order falls by 3, one of second order by 9. Guidance itself is of first or
 
 
 def main() -> None:
-    """Compute, print, and write the report when asked."""
+    """Compute, print, and write the report if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -237,7 +239,7 @@ def main() -> None:
         "results",
         type=Path,
         nargs="?",
-        help="folder of experiment=fast; the Gaussian prior alone without",
+        help="folder of experiment=fast; without it, only the Gaussian prior",
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

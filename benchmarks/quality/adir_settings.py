@@ -1,17 +1,16 @@
-"""ADIR's settings on the embedded prior: how much noise (eta), guidance (s) and how many steps
-serve, on images for tuning.
+"""Tune ADIR on the embedded prior: noise (eta), guidance (s) and number of steps, on tuning images.
 
     python benchmarks/quality/adir_settings.py run FOLDER task=sr4 sampler.eta=0,0.5,1 sampler.guidance_scale=100,1000
     python benchmarks/quality/adir_settings.py run FOLDER task=sr4 sampler=ddrm,bicubic sampler.n_steps=20
     python benchmarks/quality/adir_settings.py table FOLDER --shown ddrm@20 "adir s=100@50" --png rows.png
 
-`run` restores the tuning images with every combination of the comma-separated values, any mode of
-adaptation included (adaptation=knn k=20), and appends a line to FOLDER/scores.jsonl for each image;
-lines that are there are not made again. `table` prints the table and draws the rows named.
-results/embedded/adir_settings.md was made with it.
+`run` restores the tuning images with every combination of the comma-separated values. It also takes
+modes of adaptation, such as adaptation=knn k=20. It appends a line per image to FOLDER/scores.jsonl
+and skips images that have a line. `table` prints the table and draws the named rows.
+results/embedded/adir_settings.md was made with this script.
 
-The tuning images are fields of the embedded corpus, one of each of six photographs, drawn by a
-seed: no table uses them. Modes that look for neighbours see the corpus without the fields that
+The tuning images are crops of the embedded corpus, one from each of six photographs, drawn with a
+seed. No published table uses them. Modes with neighbours use the corpus without the crops that
 share a pixel with a tuning image.
 """
 
@@ -48,16 +47,16 @@ from adir.scoring.deep import DeepLite0
 from adir.scoring.metrics import data_consistency_residual, psnr
 
 N_IMAGES = 6
-SEED = 12  # of the draw of tuning images
+SEED = 12  # for drawing the tuning images
 SHOWN = ("psnr", "deep_lite0", "residual")
 
 
 @cache
 def tuning_fields() -> tuple[Field, ...]:
-    """One corpus field of each of N_IMAGES photographs, both drawn by SEED, in the order of the
-    draw.
+    """Return one corpus crop of each of N_IMAGES photographs, in the order of the draw.
 
-    None on ground of a test field of data=domains.
+    SEED decides the photographs and the crops. Crops that overlap a test image of data=domains are
+    left out.
     """
     draw = random.Random(SEED)
     photographs = draw.sample(sorted({field.photograph for field in corpus_fields()}), N_IMAGES)
@@ -70,7 +69,7 @@ def tuning_fields() -> tuple[Field, ...]:
 
 
 def tuning_corpus() -> Part:
-    """The embedded corpus without the fields that share a pixel with a tuning image."""
+    """Return the embedded corpus without the crops that share a pixel with a tuning image."""
     kept = [
         f.id for f in corpus_fields() if not any(overlap(f, tuning) for tuning in tuning_fields())
     ]
@@ -78,9 +77,7 @@ def tuning_corpus() -> Part:
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
-    """Every combination of the comma-separated values of KEY=VALUE,VALUE words, the last key
-    changing fastest.
-    """
+    """Return all combinations of the values in KEY=VALUE,VALUE words; the last key varies fastest."""
     keys, values = zip(*(word.split("=", 1) for word in overrides), strict=True)
     return [
         [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
@@ -89,8 +86,12 @@ def combinations(overrides: list[str]) -> list[list[str]]:
 
 
 def run(folder: Path, overrides: list[str], images: list[int]) -> None:
-    """Restore and score the tuning images of these numbers with each combination, image after
-    image.
+    """Restore and score tuning images with each combination, image by image.
+
+    Args:
+        folder: the folder for images and scores.
+        overrides: KEY=VALUE,VALUE words.
+        images: indices of the tuning images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scores = folder / "scores.jsonl"
@@ -162,24 +163,23 @@ def metric() -> DeepLite0:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `run`."""
+    """Return the lines that `run` wrote; none without the file."""
     path = folder / "scores.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 SETTINGS = {"eta": 1.0, "temperature": 1.0, "clip_x0": True, "back_projection": False}
-"""Settings of ADIR that a label names where they differ from these, the paper's."""
+"""The paper's settings of ADIR; a label names only settings that differ from them."""
 
 
 def label(line: dict[str, Any]) -> str:
-    """Return what tells a row from others, such as `adir s=1000 temperature=0.5`."""
+    """Return a label that identifies the row, such as `adir s=1000 temperature=0.5`."""
     sampler = line["sampler"]
     words = [sampler["name"]]
     if "guidance_scale" in sampler:
         words.append(f"s={sampler['guidance_scale']:g}")
-    if sampler["name"].startswith(
-        "adir"
-    ):  # those of other samplers, such as DDRM's eta, mean something else
+    # Settings of other samplers, such as DDRM's eta, mean something else.
+    if sampler["name"].startswith("adir"):
         changed = [key for key, usual in SETTINGS.items() if sampler.get(key, usual) != usual]
         words += [f"{key}={str(sampler[key]).lower()}" for key in changed]
     return " ".join(
@@ -188,8 +188,9 @@ def label(line: dict[str, Any]) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each setting, a column for each tuning image, in each PSNR, deep-lite0
-    and residual.
+    """Return a Markdown table with one row per setting and one column per tuning image.
+
+    Each entry has PSNR, deep-lite0 and residual.
     """
     order = [field.id for field in tuning_fields()]
     images = sorted({line["image"] for line in lines}, key=order.index)
@@ -211,15 +212,20 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def scores(line: dict[str, Any]) -> str:
-    """`24.57, 2.48, 1.6`."""
+    """Return PSNR, deep-lite0 and residual, such as `24.57, 2.48, 1.6`."""
     return f"{line['psnr']:.2f}, {line['deep_lite0']:.2f}, {line['residual']:.1f}"
 
 
 def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path) -> None:
-    """A row per task and tuning image that three or more have: the ground truth, then the
-    restoration by each of the `shown`.
+    """Draw one row per task and tuning image: the ground truth, then a restoration per label.
 
-    shown: labels followed by @ and the number of evaluations, as in `ddrm@20`.
+    A row is drawn if at least three of the labels have a restoration of the image.
+
+    Args:
+        folder: the folder that `run` wrote.
+        lines: the lines of `run`.
+        shown: labels, each followed by @ and its number of evaluations, as in `ddrm@20`.
+        path: the PNG file to write.
     """
     found = Counter(
         (line["task"], line["image"])
@@ -251,8 +257,9 @@ def draw(folder: Path, lines: list[dict[str, Any]], shown: list[str], path: Path
 
 
 class Listening:
-    """A backbone that notes, at each call, how much noise x_t has where A is blind, in units of
-    what it is told.
+    """Backbone that measures the noise of x_t at each call, over the noise level it is given.
+
+    Noise is measured in the null space of A, because the measurement does not act there.
     """
 
     def __init__(self, backbone: Any, operator: Any, x: Tensor):
@@ -261,7 +268,7 @@ class Listening:
         self.heard: list[tuple[int, float]] = []
 
     def predict(self, x_t: Tensor, t: Tensor) -> Any:
-        """The backbone's prediction."""
+        """Record t and the relative noise; return the backbone's prediction."""
         alpha_bar = self.schedule.alpha_bar[t[0]]
         noise = (x_t - alpha_bar.sqrt() * self.x) / (1 - alpha_bar).sqrt()
         blind = noise - self.operator.A_dagger(self.operator.A(noise.float()))
@@ -271,11 +278,10 @@ class Listening:
 
 
 def noise(overrides: list[str], number: int) -> list[tuple[int, float]]:
-    """Return (t, noise of x_t over what the network is told) at each step of one tuning image's
-    restoration.
+    """Return (t, noise of x_t over the noise level given to the network) at each step.
 
-    Where A is blind (15 of 16 dimensions for sr4). 1 is right; the last steps also hold what the
-    restoration gets wrong.
+    One tuning image is restored. Noise is measured in the null space of A, which is 15 of 16
+    dimensions for sr4. 1 is right. At the last steps the value also contains the restoration error.
     """
     cell = resolve_cell(compose(overrides))
     field = tuning_fields()[number]
@@ -297,16 +303,16 @@ def main() -> None:
     runs.add_argument("overrides", nargs="+", metavar="KEY=VALUE,VALUE")
     every = list(range(len(tuning_fields())))
     runs.add_argument(
-        "--images", type=int, nargs="+", default=every, help="numbers of tuning images"
+        "--images", type=int, nargs="+", default=every, help="indices of the tuning images"
     )
-    tables = actions.add_parser("table", help="print the table, and draw the rows named")
+    tables = actions.add_parser("table", help="print the table, and draw the named rows")
     tables.add_argument("folder", type=Path)
     tables.add_argument(
         "--shown", nargs="+", default=[], metavar="ROW@EVALUATIONS", help="such as ddrm@20"
     )
-    tables.add_argument("--png", type=Path, help="where to draw them")
+    tables.add_argument("--png", type=Path, help="PNG file for the drawn rows")
     noises = actions.add_parser(
-        "noise", help="how much noise x_t has at each step, over what the network is told"
+        "noise", help="print the noise of x_t over the level given to the network, at each step"
     )
     noises.add_argument("overrides", nargs="+", metavar="KEY=VALUE")
     noises.add_argument("--image", type=int, default=1)

@@ -1,10 +1,9 @@
-"""What a smaller share of the update would have done: the denoiser's error on the ground truth with
-alpha capped.
+"""Measure the denoiser's error on the ground truth if alpha, the share of the update, were capped.
 
     python benchmarks/quality/alpha_cap.py FOLDER --data domains
 
-Reads the trained adapters of a grid that was run with oracle=true, and restores nothing.
-results/embedded/adaptation.md has its table.
+The script reads the trained adapters of a grid that was run with oracle=true. It restores no image.
+Its table is in results/embedded/adaptation.md.
 """
 
 import argparse
@@ -27,9 +26,7 @@ CAPS = (0.25, 0.5, 0.75)
 
 
 def main() -> None:
-    """Print a row for each task and mode: mean changes of the error in percent, without a cap and
-    with each.
-    """
+    """Print one row per task and mode: mean changes of the error in percent, uncapped and capped."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", required=True, help="the data set of the grid")
@@ -65,9 +62,7 @@ def main() -> None:
 
 
 def changes_of(cell: Cell, record: dict, folder: Path) -> list[float]:
-    """Return the change in percent with the alpha of the record, and with that capped at each of
-    CAPS.
-    """
+    """Return the changes of the error in percent: with the record's alpha, then with each cap."""
     errors = tuple(OracleError(**error) for error in record["oracle"])
     found = [oracle_eps_change(errors)]
     alpha = record["adapter"]["held_out"]["alpha"]

@@ -1,14 +1,14 @@
-"""ADIR beside the baselines on the embedded prior: quality against network evaluations and seconds.
+"""Compare ADIR with the baselines on the embedded prior: quality against evaluations and seconds.
 
     adir run -m experiment=baselines
     adir run -m experiment=baselines_steps
     adir run -m experiment=baselines_direct
     python benchmarks/quality/baselines.py runs/baselines --out results/embedded
 
-It reads the records alone, and writes baselines.md (table), baselines.png (curves) and
-baselines_images.png (the images of one field). Seconds are those of the sampler, per image, on the
-machine that ran the grid. Where that one was busy, the same grids with `data.only=[ONE]
-results=TIMINGS hydra/launcher=basic` on an idle one, and then `--timings TIMINGS`.
+The script reads the records alone. It writes baselines.md (table), baselines.png (curves) and
+baselines_images.png (the restorations of one image). Seconds are the sampler's per image, on the
+machine that ran the grid. If that machine was busy, run the same grids on an idle one with
+`data.only=[ONE] results=TIMINGS hydra/launcher=basic`, and pass `--timings TIMINGS`.
 """
 
 import argparse
@@ -59,7 +59,7 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table: the records of one cell."""
+    """One cell of the grid, which is one row of the table, with its records."""
 
     task: str
     sampler: str
@@ -67,26 +67,26 @@ class Cell:
     n_steps: int
     evaluations: int
     gradients: int
-    """Of the evaluations, those that were differentiated."""
+    """Number of evaluations that were differentiated."""
     records: list[Record]
     timed: list[Record]
-    """Records that its seconds are taken from."""
+    """Records from which `seconds` is computed."""
 
     @property
     def seconds(self) -> float:
-        """Median seconds of sampling per image; NaN where none was timed."""
+        """The median seconds of sampling per image; NaN without timed records."""
         return statistics.median([record.seconds["sample"] for record in self.timed] or [math.nan])
 
     def estimate(self, metric: str) -> Estimate:
-        """Mean over images with its standard error; without a value where any lacks it."""
+        """Return the mean over images and its standard error; no value if an image misses it."""
         return mean_over_images([record.value(metric) for record in self.records])
 
     def score(self, metric: str) -> float | None:
-        """Mean over images; None where any lacks it."""
+        """Return the mean over images; None if an image misses the metric."""
         return self.estimate(metric).value
 
     def text(self, metric: str) -> str:
-        """`24.71 ± 0.80`."""
+        """Return the mean and its standard error, such as `24.71 ± 0.80`."""
         estimate = self.estimate(metric)
         if estimate.value is None:
             return "–"
@@ -95,14 +95,20 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """`ddpg`, or `ddpg knn` where the network is adapted."""
+        """The sampler, followed by the mode if the network is adapted: `ddpg` or `ddpg knn`."""
         return self.sampler if self.mode == "none" else f"{self.sampler} {self.mode}"
 
 
 def read_cells(results: Path, timings: Path | None) -> list[Cell]:
-    """The finished cells of a results folder.
+    """Return the finished cells of a results folder.
 
-    InputError where it has none, or cells of unlike sets of images.
+    Args:
+        results: the results folder.
+        timings: a results folder whose records give the seconds; None: `results`.
+
+    Raises:
+        InputError: if there are no records, if a record failed or is damaged, or if cells differ in
+            their images, or images of one cell in their steps or evaluations.
     """
     timed: dict[str, list[Record]] = defaultdict(list)
     for record in all_records(timings) if timings is not None else ():
@@ -122,7 +128,7 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
     images = {cell: {record.image.id for record in records} for cell, records in by_cell.items()}
     if len({frozenset(ids) for ids in images.values()}) > 1:
         raise InputError(
-            f"{results}: its cells have unlike sets of images; run the grids again to finish them"
+            f"{results}: its cells have different images; run the grids again to finish them"
         )
     cells = []
     for records in by_cell.values():
@@ -134,8 +140,8 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
         }
         if len(counts) != 1:
             raise InputError(
-                f"{results}: images of {axes} took unlike numbers of steps and evaluations: "
-                f"{counts}"
+                f"{results}: images of {axes} took different numbers of steps and evaluations: "
+                f"{counts}; run the grid again in a new folder"
             )
         own = records if timings is None else timed[records[0].cell]
         cells.append(Cell(axes.task, axes.sampler, axes.adaptation, *counts.pop(), records, own))
@@ -143,13 +149,13 @@ def read_cells(results: Path, timings: Path | None) -> list[Cell]:
     twice = [row for row, count in rows.items() if count > 1]
     if twice:
         raise InputError(
-            f"{results}: holds cells of unlike settings for {twice[0]}; use a folder for each"
+            f"{results}: holds cells with different settings for {twice[0]}; use a folder for each"
         )
     return sorted(cells, key=lambda c: (c.task, ORDER.index(c.sampler), c.mode, c.evaluations))
 
 
 def table(cells: list[Cell]) -> str:
-    """Markdown, a row per cell."""
+    """Return the Markdown page with one row per cell."""
     first = cells[0].records[0]
     n = len(cells[0].records)
     commits = sorted({str(record.commit)[:10] for cell in cells for record in cell.records})
@@ -187,8 +193,9 @@ def table(cells: list[Cell]) -> str:
 
 
 def draw_curves(cells: list[Cell], path: Path) -> None:
-    """A row per task: each metric against evaluations and against seconds; methods without a
-    network are dotted lines.
+    """Draw each metric against evaluations and against seconds, one row per task.
+
+    Methods without a network are dotted lines.
     """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     figure, grid = plt.subplots(
@@ -248,12 +255,19 @@ def draw_curves(cells: list[Cell], path: Path) -> None:
 
 
 def draw_strip(results: Path, cells: list[Cell], path: Path, image: str | None) -> None:
-    """Two rows per task: y, the ground truth, and the restored image of each label at its most
-    evaluations, with its PSNR.
+    """Draw two rows per task: y, the ground truth, and one restoration per label with its PSNR.
+
+    Each label is shown with its largest number of evaluations.
+
+    Args:
+        results: the results folder.
+        cells: its cells, sorted by evaluations.
+        path: the PNG file to write.
+        image: the id of the test image; None: the first by name.
     """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     chosen: dict[str, dict[str, Record]] = {task: {} for task in tasks}
-    for cell in cells:  # sorted by evaluations: the last one stays
+    for cell in cells:  # sorted by evaluations, so the last cell of a label is kept
         by_id = {record.image.id: record for record in cell.records}
         chosen[cell.task][cell.label] = by_id[image if image is not None else min(by_id)]
     width = math.ceil((2 + max(map(len, chosen.values()))) / 2)
@@ -298,7 +312,7 @@ def main() -> None:
     parser.add_argument(
         "--timings", type=Path, help="results folder whose records give the seconds"
     )
-    parser.add_argument("--image", help="id of the image in the strip; default: the first by name")
+    parser.add_argument("--image", help="id of the drawn image; default: the first by name")
     arguments = parser.parse_args()
     cells = read_cells(arguments.results, arguments.timings)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Run the tests that docs/checks.md names, and print how far from what they compare with the
-results are.
+"""Run the tests that docs/checks.md names, and print each result's difference from its reference.
 
     python benchmarks/quality/checks.py
     python benchmarks/quality/checks.py tests/samplers/test_diffpir.py::test_a_step_is_that_of_azula
 
-A line per test: the largest absolute difference of two tensors that it compares, the largest value
-among them, and the numbers of its other comparisons as pytest shows them. Exit status: pytest's.
+For each test the output has the largest absolute difference between two compared tensors, the
+largest value among the tensors, and the test's other comparisons as pytest shows them. The exit
+status is pytest's.
 """
 
 import re
@@ -72,7 +72,7 @@ CHECKS = """
 
 
 class Differences:
-    """A plugin of pytest that notes what the comparisons of each test compare."""
+    """Pytest plugin that records the values that each test compares."""
 
     def __init__(self) -> None:
         self.test = ""
@@ -80,11 +80,11 @@ class Differences:
         self.numbers: dict[str, set[str]] = defaultdict(set)
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """The test whose comparisons follow, whatever its parameters."""
+        """Remember the test that the next comparisons belong to, without its parameters."""
         self.test = item.nodeid.partition("[")[0]
 
     def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
-        """An assert of two numbers, as `0.0012 < 0.02`."""
+        """Record an assert that compares two numbers, such as `0.0012 < 0.02`."""
         shown = expl.splitlines()[0].strip()
         if (
             len(shown) < 200
@@ -94,7 +94,7 @@ class Differences:
             self.numbers[self.test].add(shown)
 
     def noting(self, compare: Callable[..., None]) -> Callable[..., None]:
-        """The comparison, which notes the largest difference."""
+        """Return `compare` as a function that also records the largest difference."""
 
         def noted(actual: Any, expected: Any, *arguments: Any, **options: Any) -> None:
             compare(actual, expected, *arguments, **options)

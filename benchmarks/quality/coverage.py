@@ -1,13 +1,12 @@
-"""How often the leaderboard's intervals hold the true mean, how often its verdicts are false, and
-what they can show.
+"""Simulate the leaderboard's statistics: coverage of its intervals, false verdicts, and power.
 
-Values of images are few (3 to 50) and neither normal nor symmetric, so the 95 % interval of a mean
-(adir.harness.tables.statistics.mean_interval) and the 90 % interval of a difference, whose ends are
-the verdicts', were chosen by this. The rivals are vectorised over the samples; BCa is compared with
-scipy's on one sample before it is used.
+A study has few images (3 to 50), and their values are neither normal nor symmetric. This simulation
+was used to choose the 95 % interval of a mean (adir.harness.tables.statistics.mean_interval) and
+the 90 % interval of a difference, whose ends decide the verdicts. The alternatives are vectorised
+over the samples. BCa is checked against scipy's on one sample before it is used.
 
 Run: python benchmarks/quality/coverage.py [--samples 2000] [--out results/quality/coverage.md];
-    some five minutes on one core.
+    about five minutes on one core.
 """
 
 import argparse
@@ -48,7 +47,7 @@ POPULATIONS: dict[str, tuple[float, Callable[[np.random.Generator, tuple[int, in
         lambda rng, shape: rng.gamma(2.0, size=shape) - rng.gamma(2.0, size=shape),
     ),
 }
-"""name: (true mean, samples of a shape (n_samples, n))."""
+"""{name: (true mean, function that draws samples of a shape (n_samples, n))}."""
 
 
 GAINS: dict[str, tuple[float, Callable[[np.random.Generator, tuple[int, ...]], Floats]]] = {
@@ -65,30 +64,31 @@ GAINS: dict[str, tuple[float, Callable[[np.random.Generator, tuple[int, ...]], F
         lambda rng, shape: -1.0 * (rng.random(shape) < 0.4) * rng.exponential(size=shape),
     ),
 }
-"""name:
+"""{name: (true mean, function that draws samples of a shape)} of the gains of clusters.
 
-(true mean, samples of a shape): gains of clusters. Zeros: images whose adaptation was not accepted.
+Zeros stand for images whose adaptation was not accepted.
 """
 GAIN_SIZES = (6, 8, 12, 16, 46)
 ROWS = (1, 4, 10)
 
 
 def differences_90(x: Floats) -> Floats:
-    """(2, n_samples): the leaderboard's intervals of differences (n_samples, n); infinite where it
-    gives none.
+    """Return the leaderboard's 90 % intervals (2, n_samples) of differences (n_samples, n).
+
+    An interval is infinite if the leaderboard gives none.
     """
     return np.array([difference_interval(row) or (-math.inf, math.inf) for row in x]).T
 
 
 def student_90(x: Floats) -> Floats:
-    """(2, n_samples): Student's t."""
+    """Return Student's 90 % intervals (2, n_samples) of samples (n_samples, n)."""
     n = x.shape[1]
     reach = stats.t.ppf(1 - TAIL, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
     return np.array([x.mean(1) - reach, x.mean(1) + reach])
 
 
 def symmetric_90(x: Floats) -> Floats:
-    """(2, n_samples): bootstrap-t with symmetric tails (Hall, 1988)."""
+    """Return 90 % intervals (2, n_samples) by bootstrap-t with symmetric tails (Hall, 1988)."""
     reach = []
     for row in x:
         t = np.abs(studentised(row - row.mean()))
@@ -105,29 +105,31 @@ METHODS_90: dict[str, Callable[[Floats], Floats]] = {
 
 
 def ours(x: Floats) -> Floats:
-    """(2, n_samples): the leaderboard's intervals of samples (n_samples, n); infinite where it
-    gives none.
+    """Return the leaderboard's 95 % intervals (2, n_samples) of samples (n_samples, n).
+
+    An interval is infinite if the leaderboard gives none.
     """
     return np.array([mean_interval(row) or (-math.inf, math.inf) for row in x]).T
 
 
 def student(x: Floats) -> Floats:
-    """(2, n_samples): Student's t."""
+    """Return Student's 95 % intervals (2, n_samples) of samples (n_samples, n)."""
     n = x.shape[1]
     reach = stats.t.ppf(0.975, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
     return np.array([x.mean(1) - reach, x.mean(1) + reach])
 
 
 def bca(x: Floats) -> Floats:
-    """(2, n_samples): bias-corrected accelerated bootstrap (Efron, 1987), the same resamples for
-    every sample.
+    """Return 95 % intervals (2, n_samples) by the BCa bootstrap (Efron, 1987).
+
+    BCa is bias-corrected and accelerated. All samples use the same resamples.
     """
     n = x.shape[1]
     means = np.sort(x @ resamples(n).T, axis=1)
     observed = x.mean(1, keepdims=True)
     below = ((means < observed).mean(1) + (means <= observed).mean(1)) / 2
     shift = stats.norm.ppf(below)
-    centred = (x - observed) / (n - 1)  # of the leave-one-out means, up to sign
+    centred = (x - observed) / (n - 1)  # deviations of the leave-one-out means, with opposite sign
     acceleration = (centred**3).sum(1) / (6 * (centred**2).sum(1) ** 1.5)
     ends = []
     for z in stats.norm.ppf((0.025, 0.975)):
@@ -138,7 +140,7 @@ def bca(x: Floats) -> Floats:
 
 
 def bootstrap_t(x: Floats) -> Floats:
-    """(2, n_samples): bootstrap-t with equal tails at every n."""
+    """Return 95 % intervals (2, n_samples) by bootstrap-t with equal tails at every n."""
     ends = []
     for row in x:
         error = row.std(ddof=1) / math.sqrt(len(row))
@@ -156,7 +158,7 @@ METHODS: dict[str, Callable[[Floats], Floats]] = {
 
 
 def require_scipys_bca() -> None:
-    """Raise AssertionError unless `bca` is scipy's BCa, up to the resampling error."""
+    """Raise AssertionError unless `bca` agrees with scipy's BCa up to the resampling error."""
     x = np.random.default_rng(0).gamma(2.0, size=16)
     peer = stats.bootstrap(
         (x,), np.mean, n_resamples=50_000, method="BCa", rng=np.random.default_rng(1)
@@ -171,9 +173,10 @@ def require_scipys_bca() -> None:
 
 
 def measure(n_samples: int) -> dict[tuple[str, int, str], tuple[float, float]]:
-    """(population, n, method):
+    """Return {(population, n, method): (coverage, relative width)}.
 
-    (share of the intervals that hold the true mean, their median width over Student's).
+    The coverage is the share of intervals that contain the true mean. The relative width is the
+    median width over that of Student's intervals.
     """
     found = {}
     for number, (name, (truth, draw)) in enumerate(POPULATIONS.items()):
@@ -182,7 +185,7 @@ def measure(n_samples: int) -> dict[tuple[str, int, str], tuple[float, float]]:
             widths = {}
             for method, interval in METHODS.items():
                 if method.startswith("bootstrap-t") and n < 4:
-                    continue  # 1 of 9 resamples of three has no spread: there is no 2.5 % point
+                    continue  # 1 of 9 resamples of three values has no spread: no 2.5 % quantile
                 low, high = interval(x)
                 widths[method] = float(np.median(high - low))
                 found[name, n, method] = (
@@ -195,25 +198,28 @@ def measure(n_samples: int) -> dict[tuple[str, int, str], tuple[float, float]]:
 
 
 def percent(share: float) -> str:
-    """`4.9`."""
+    """Return a share in percent, such as `4.9`."""
     return f"{100 * share:.1f}"
 
 
 def table(headings: list[str], lines: list[list[str]]) -> list[str]:
-    """A Markdown table."""
+    """Return the lines of a Markdown table."""
     return ["", "| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"] + [
         "| " + " | ".join(line) + " |" for line in lines
     ]
 
 
 def one_sided(n_samples: int) -> list[str]:
-    """How often each end of the 90 % intervals lies on the wrong side of the true mean."""
+    """Return a section on how often each end of the 90 % intervals is on the wrong side."""
     lines = ["", "# The ends of the 90 % interval, by which verdicts are given", ""]
     lines += [
-        "Share (%) of samples whose lower end L lies above the true mean, and whose upper end U "
-        "lies below it: 5 each is"
+        "Share (%) of samples whose lower end L lies above the true mean, and of samples whose "
+        "upper end U lies below it. The"
     ]
-    lines += [f"nominal, with a standard error of {100 * math.sqrt(0.05 * 0.95 / n_samples):.1f}."]
+    lines += [
+        "nominal value of each is 5, with a standard error of "
+        f"{100 * math.sqrt(0.05 * 0.95 / n_samples):.1f}."
+    ]
     for number, (name, (truth, draw)) in enumerate(GAINS.items()):
         rows = []
         for n in GAIN_SIZES:
@@ -233,15 +239,16 @@ def one_sided(n_samples: int) -> list[str]:
 
 
 def clustered(n_samples: int) -> list[str]:
-    """What becomes of the interval where images of one cluster are taken for independent ones."""
+    """Return a section on the interval when images of one cluster are treated as independent."""
     lines = ["", "# Clusters", ""]
     lines += [
-        "Share (%) of samples whose 90 % interval holds the true mean. n clusters of 1 to 4 "
-        "images (3 in the mean): effects"
+        "Share (%) of samples whose 90 % interval contains the true mean. There are n clusters of "
+        "1 to 4 images (mean 3). The"
     ]
     lines += [
-        "of clusters from the population, and within them normal ones of half its standard "
-        "deviation."
+        "cluster effects come from the population. Effects within a cluster are normal, with half "
+        "the population's standard",
+        "deviation.",
     ]
     rows = []
     for number, name in enumerate(("normal", "t, 3 degrees", "minus gamma: a few large losses")):
@@ -267,21 +274,22 @@ def clustered(n_samples: int) -> list[str]:
 
 
 def verdict_errors(n_samples: int) -> list[str]:
-    """False verdicts where nothing differs, and the power at the least gain that the notes of a
-    table give.
+    """Return a section on verdicts: false ones without an effect, and the power with one.
+
+    The power is that at the least detectable gain which the notes of a table give.
     """
     lines = ["", "# Verdicts", ""]
     lines += [
-        "Share (%) of samples whose true gain is 0, with a margin of half a standard deviation, "
-        "by verdict: `better` and"
+        "Share (%) of samples with true gain 0 by verdict, with a margin of half a standard "
+        "deviation. `better` and `worse` are"
     ]
     lines += [
-        "`worse` are false, and a loss of exactly the margin is as often not seen (`better`, by "
-        "translation). Power: share"
+        "then false. By translation, a loss of exactly the margin is overlooked as often as "
+        "`better` is given. Power: share of"
     ]
     lines += [
-        "called better whose true gain is the median of the least gains that a table tells (80 "
-        "wanted)."
+        "samples called better if the true gain is the median of the least gains that a table "
+        "gives (nominal: 80)."
     ]
     rows = []
     for number, (name, (truth, draw)) in enumerate(list(GAINS.items())[:4]):
@@ -308,17 +316,19 @@ def verdict_errors(n_samples: int) -> list[str]:
 
 
 def families(n_samples: int) -> list[str]:
-    """False verdicts of tables of several rows, with and without a correction for their number."""
+    """Return a section on false verdicts in tables of several rows, with and without correction."""
     lines = ["", "# Several rows", ""]
     lines += [
-        "Share (%) of tables of so many rows without effect, all compared with one `none` (so "
-        "that their gains correlate by"
+        "First columns: share (%) of tables of n rows without effect in which any row is called "
+        "better, or has † (signed rank,"
     ]
     lines += [
-        "0.5), in which any is called better; with † (signed rank, Holm) pointing upwards; and "
-        "the share of single rows with a"
+        "Holm) with a positive gain. All rows are compared with one `none`, so their gains have a "
+        "correlation of 0.5. Last columns:"
     ]
-    lines += ["true gain of one standard deviation that each finds, in a table of that many."]
+    lines += [
+        "share of single rows, in a table of n, with a true gain of one standard deviation that each finds."
+    ]
     rows = []
     for n in (12, 46):
         rng = np.random.default_rng([4, n])
@@ -328,7 +338,7 @@ def families(n_samples: int) -> list[str]:
             found = []
             for gain in (0.0, 1.0):
                 moved = x.copy()
-                moved[:, 0] += gain  # one row of them
+                moved[:, 0] += gain  # one row has the gain
                 wanted = slice(0, 1) if gain else slice(None)
                 better = [
                     np.array([difference_interval(row)[0] > 0 for row in one[wanted]])
@@ -347,16 +357,16 @@ def families(n_samples: int) -> list[str]:
 
 
 def report(n_samples: int) -> str:
-    """The study as Markdown."""
+    """Return the study as Markdown."""
     found = measure(n_samples)
     error = 100 * math.sqrt(0.95 * 0.05 / n_samples)
     lines = [
         "# What the intervals cover",
         "",
-        f"Share (%) of {n_samples} samples of n values whose nominal 95 % interval holds the "
+        f"Share (%) of {n_samples} samples of n values whose nominal 95 % interval contains the "
         "true mean, and in brackets the",
-        "median width over that of Student's t. A true 95 % reads with a standard error of "
-        f"{error:.1f}. Wanted: 93 to 97.",
+        "median width over that of Student's t. The standard error of a share of 95 % is "
+        f"{error:.1f}. Goal: 93 to 97.",
     ]
     for name in POPULATIONS:
         lines += [
@@ -379,7 +389,7 @@ def report(n_samples: int) -> str:
         f"`python benchmarks/quality/coverage.py --samples {n_samples}`, "
         f"{date.today().isoformat()}, numpy {np.__version__}, "
         f"scipy {scipy.__version__}, Python {platform.python_version()}. docs/statistics.md "
-        "says what follows from it.",
+        "draws the conclusions.",
     ]
     return "\n".join(lines) + "\n"
 

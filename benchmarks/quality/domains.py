@@ -1,10 +1,10 @@
-"""The rule that chose the photographs of `data=domains`: on which of scikit-image's does the
-embedded prior err enough?
+"""Apply the rule that chose the photographs of `data=domains`.
 
     python benchmarks/quality/domains.py --parquet caltech101_128.parquet
 
-About ten minutes on one busy core; a stopped measurement goes on from --notes. No adaptation and no
-sampling: the error of the untuned denoiser on clean images.
+The rule selects photographs of scikit-image on which the embedded prior has a large error: the
+error of the untuned denoiser on clean images, without adaptation or sampling. The script takes
+about ten minutes on one busy core. A stopped run resumes from the file of --notes.
 """
 
 import argparse
@@ -46,16 +46,17 @@ HEAD = """# The photographs of `data=domains`
 
 The rule. A photograph of scikit-image passes if
 
-1. the error of the untuned embedded denoiser on it is above {factor} of that on Caltech-101's `val`, the prior's own
+1. the error of the untuned embedded denoiser on it is above {factor} of the error on Caltech-101's `val`, the prior's own
    categories: mean over t of (error on the photograph / error on `val` at that t);
-2. three test fields have room in it, and it leaves at least {least} disjoint windows for the corpus: cells of {crop}x{crop}
-   pixels (a crop of fine-tuning) of a lattice, not flat, that share no pixel with what its test fields depend on.
+2. it has room for three test fields, and leaves at least {least} disjoint windows for the corpus. A window is a cell of
+   {crop}x{crop} pixels (a crop of fine-tuning) of a lattice; it is not flat and shares no pixel with those that its test fields
+   depend on.
 
 It is reduced by the largest whole factor that leaves {shortest} pixels of its shorter side (`scale`). Test fields: the top,
-the middle and the bottom one of a column of 128x128 fields, the leftmost of a lattice of {stride} pixels whose three do not
-overlap; flat fields do not count. Error: mean squared error of eps, one fixed noise per t
-(`torch.Generator().manual_seed(t)`), mean over the disjoint 128x128 windows (corners at multiples of 128) that are not flat,
-{windows} of them drawn with seed {seed} where there are more; of `val`, mean over {n_val} of its {all_val} images, drawn alike.
+the middle and the bottom one of a column of 128x128 fields. The column is the leftmost of a lattice of {stride} pixels whose three
+fields do not overlap; flat fields do not count. Error: mean squared error of eps, one fixed noise per t
+(`torch.Generator().manual_seed(t)`), mean over the disjoint 128x128 windows (corners at multiples of 128) that are not flat. If
+there are more than {windows}, {windows} of them are drawn with seed {seed}. On `val`: mean over {n_val} of its {all_val} images, drawn alike.
 
 {date}, commit {commit}:
 
@@ -65,13 +66,13 @@ overlap; flat fields do not count. Error: mean squared error of eps, one fixed n
 | --- | --- | --- | {dashes} | --- | --- | --- | --- | --- |
 """
 TAIL = """
-Columns t: ratio of errors. `corpus fields`: of that photograph, in the corpus if it passes. Errors on `val` at these t:
+Columns t: ratio of errors. `corpus fields`: number of fields of that photograph in the corpus, if it passes. Errors on `val` at these t:
 {known}.
 
-The factor was chosen after a look at this table, and before any adaptation was run on these test fields: low enough that all
-six photographs with room pass, as four clusters carry little statistics. The plain error does not measure how far a domain
+The factor was chosen after a look at this table, and before any adaptation was run on these test fields. It is low enough that all
+six photographs with room pass, because four clusters allow little statistics. The plain error does not measure how far a domain
 lies from the prior's: most of these photographs are smoother than Caltech-101's, and noise is easier to tell from a smooth
-image, whatever the prior has seen. Read the suite as six kinds of image that Caltech-101 does not hold.
+image, whatever the prior was trained on. Read the suite as six kinds of image that Caltech-101 does not hold.
 
 Test fields: {ids}.
 """
@@ -91,7 +92,7 @@ def errors(backbone: GuidedDiffusion, x: Tensor) -> list[float]:
 
 
 def drawn(some: Sequence[T], n: int, seed: int) -> list[T]:
-    """Return n of them, or all if there are fewer."""
+    """Return n elements drawn without replacement, or all elements if there are fewer."""
     return [some[place] for place in np.random.default_rng(seed).permutation(len(some))[:n]]
 
 
@@ -167,7 +168,9 @@ def main() -> None:
     write_bytes(args.out, text.encode())
     print(text)
     if tuple(passed) != DOMAINS:
-        raise SystemExit(f"adir/data/domains.py has {DOMAINS}, and the rule gives {tuple(passed)}")
+        raise SystemExit(
+            f"the rule gives {tuple(passed)}, but adir/data/domains.py has {DOMAINS}: update DOMAINS"
+        )
 
 
 if __name__ == "__main__":

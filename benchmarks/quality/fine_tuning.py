@@ -1,14 +1,13 @@
-"""Settings of `fine_tuning=safe`: held-out and oracle loss on tuning images that no table uses,
-without sampling.
+"""Tune the settings of `fine_tuning=safe`: held-out and oracle loss on tuning images, no sampling.
 
     python benchmarks/quality/fine_tuning.py --parquet caltech101_128.parquet --out runs/fine_tuning
-    python benchmarks/quality/fine_tuning.py --out runs/fine_tuning --table
-    results/embedded/fine_tuning.md
+    python benchmarks/quality/fine_tuning.py --out runs/fine_tuning \\
+        --table results/embedded/fine_tuning.md
 
-Tuning images: one field each of some photographs of the corpus of data=domains, 128x128; and test
-images of unseen categories that data=unseen leaves out, 64x64. y is theirs under sr4; the
-neighbours are those of encoder=imagenet, without the fields that share ground with the image. A
-stopped run goes on where it was.
+No published table uses the tuning images. Some are crops of photographs in the corpus of
+data=domains, 128x128. The others are test images of unseen categories that data=unseen leaves out,
+64x64. y is their degradation by sr4. Neighbours are found by encoder=imagenet, without crops that
+overlap the image. A stopped run resumes when it is started again.
 """
 
 import argparse
@@ -93,11 +92,11 @@ def main() -> None:
 
 
 def configurations() -> list[dict]:
-    """Return the settings by priority.
+    """Return the settings to run, the most important first.
 
-    crop: of 128-pixel images, halved for those of 64 pixels.
-    mode `distilled`: knn, and as many examples that keep the predictions on images it was trained
-    on.
+    `crop` is for 128-pixel images and is halved for 64-pixel images. The mode `distilled` trains
+    on the neighbours and on as many images of the prior's training set. The latter preserve the
+    untuned predictions.
     """
     base = {"mode": "knn", "k": 20, "learning_rate": 5e-5, "crop": 64, "n_iterations": 80}
     changes = [
@@ -118,12 +117,12 @@ def configurations() -> list[dict]:
 
 
 def name_of(settings: dict) -> str:
-    """File name of a run."""
+    """Return the file name of a run with these settings."""
     return "-".join(str(value) for value in settings.values())
 
 
 def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, Corpus, set[str]]]:
-    """Return (id, x, corpus, ids that may not be chosen) of each tuning image."""
+    """Return (id, x, corpus, ids that must not be neighbours) of each tuning image."""
     if suite == "domains":
         corpus: Corpus = DomainCorpus()
         by_photograph: dict[str, list[str]] = {}
@@ -153,8 +152,9 @@ def tuning_images(suite: str, parquet: Path | None) -> list[tuple[str, Tensor, C
 
 
 def left_out(parquet: Path | None, size: int | None) -> Selection:
-    """Return the test images of caltech101_128.parquet that data=unseen leaves out. size: pixels;
-    None keeps their own 128.
+    """Return the test images of caltech101_128.parquet that data=unseen leaves out.
+
+    size: in pixels; None keeps the images' own size of 128.
     """
     return Selection(parquet_corpus(parquet, column="split", value="test"), size=size, skip=3)
 
@@ -168,7 +168,7 @@ def chosen_images(
     encoder: ImagenetEncoder,
     out: Path,
 ) -> list[Tensor]:
-    """Return the K images to tune on: the nearest, random ones, or each kind by turns."""
+    """Return the K images to tune on: the nearest, random ones, or both kinds in turn."""
     task, k = RestorationTask("sr4", 1, SuperResolution(4), 0.0, 100.0), settings["k"]
     y = task.degrade(x, generator(0, image_id, "y"))
     query = task.query(encoder, query_image(task, y, "as_is", encoder.input_size))
@@ -194,15 +194,15 @@ def own_images(parquet: Path, size: int) -> list[Tensor]:
 
 
 class Distilled(IterableDataset):
-    """The examples of a stream, and by turns examples whose target is the untuned prediction:
+    """Stream that alternates examples of a stream with examples that distil the untuned network.
 
-    (x0_hat, t, eps_hat) of x_t.
-
-    Diffusing x0_hat with eps_hat gives x_t again, so the usual loss distils.
+    A distilling example is (x0_hat, t, eps_hat) with the untuned prediction eps_hat of an x_t.
+    Diffusing x0_hat with eps_hat gives x_t again, so the usual loss penalises any change of the
+    prediction.
     """
 
     def __init__(self, examples: NoisyCrops, own: NoisyCrops, backbone: GuidedDiffusion, n: int):
-        """Predict n examples of `own` with the network as it stands."""
+        """Predict n examples of `own` with the network in its present state."""
         self._examples, self._held = examples, []
         alpha_bar = backbone.schedule.alpha_bar
         with torch.no_grad():
@@ -225,16 +225,18 @@ def study(
     settings: dict,
     image_id: str,
 ) -> list[dict]:
-    """Tune once, and judge the averages and the scaled updates at every iteration that the rule
-    looks at.
+    """Tune once, and measure averaged and scaled weights at iterations 20, 40, 80 and 160.
 
     Args:
-        backbone: to be tuned.
-        x: ground truth, (3, H, W).
-        images: to tune on, and to judge by.
-        own: images that the backbone was trained on, to distil on; none where empty.
-        settings: of `configurations`.
-        image_id: for the generator.
+        backbone: the denoiser to tune.
+        x: (3, H, W) ground truth.
+        images: images to tune on; some are held out.
+        own: images that the backbone was trained on, for distillation; empty: no distillation.
+        settings: one of `configurations`.
+        image_id: seeds the generator.
+
+    Returns:
+        One row per iteration, average and alpha.
     """
     crop, noise = settings["crop"] * x.shape[-1] // 128, generator(0, image_id, "adaptation")
     tuning = SafeFineTuning(settings["n_iterations"], 6, settings["learning_rate"], crop)
@@ -289,7 +291,7 @@ def study(
 
 @torch.no_grad()
 def oracle_errors(backbone: GuidedDiffusion, x: Tensor) -> dict[int, float]:
-    """{t: error of eps on the ground truth}, one fixed noise for each t."""
+    """Return {t: error of eps on the ground truth}, with one fixed noise per t."""
     errors = {}
     for t in ORACLE_TIMESTEPS:
         eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(t))[None]
@@ -299,12 +301,11 @@ def oracle_errors(backbone: GuidedDiffusion, x: Tensor) -> dict[int, float]:
 
 
 def table(out: Path) -> str:
-    """Return a Markdown table: a row for each setting and iteration, a column for each kind of
-    weights; means over images.
+    """Return a Markdown table with one row per setting and iteration; means over images.
 
-    In each column the relative change of the held-out loss and of the error on the ground truth, in
-    percent; with a gate: that error where the adapter is used only at timesteps whose stratum's
-    held-out loss fell.
+    There is one column per kind of weights. Each entry has three changes in percent: that of the
+    held-out loss, that of the error on the ground truth, and the latter with a gate. With the gate,
+    the adapter is used only at timesteps in a stratum whose held-out loss fell.
     """
     rows = pd.DataFrame(
         [row for path in sorted(out.glob("*.json")) for row in json.loads(path.read_text())]
@@ -332,15 +333,16 @@ def table(out: Path) -> str:
 
 
 def weights_name(average: float, alpha: float) -> str:
-    """Title of a column."""
+    """Return the column title of this kind of weights."""
     return ("averaged" if average else "last iterate") + (
         "" if alpha == 1 else f", alpha {alpha:g}"
     )
 
 
 def gated(row: pd.Series) -> float:
-    """Return the change of the error on the ground truth, in percent, with the adapter only where
-    the held-out loss fell.
+    """Return the gated change of the error on the ground truth, in percent.
+
+    The adapter is used only at timesteps at which the held-out loss fell.
     """
     used = [
         row[f"t{t}"] if row.strata[t * len(row.strata) // 1000] < 0 else 0.0

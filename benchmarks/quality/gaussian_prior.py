@@ -1,9 +1,8 @@
-"""How far Algorithm 1 of ADIR is from the posterior, on Gaussian priors, where both are known in
-closed form.
+"""Compare ADIR's Algorithm 1 with the exact posterior on Gaussian priors, both in closed form.
 
-For x ~ N(m, S) the ideal denoiser E[eps | x_t] is affine, so each step of Algorithm 1 is affine
-too, and the mean and covariance of its samples follow from those of x_T ~ N(0, I) with no sampling
-error. tests/samplers/test_adir.py checks this recursion against the sampler itself. Pixels are
+For x ~ N(m, S) the ideal denoiser E[eps | x_t] is affine, so each step of Algorithm 1 is affine.
+The mean and covariance of its samples therefore follow from those of x_T ~ N(0, I) without sampling
+error. tests/samplers/test_adir.py checks this recursion against the sampler itself. Images are
 vectors here: m (d,), S (d, d), A (k, d), y (k,) or several as (k, n), all float64.
 
 Run: python benchmarks/quality/gaussian_prior.py [--out results/embedded/gaussian_prior.md]; seconds
@@ -27,16 +26,17 @@ from adir.diffusion.schedule import Schedule, linear_schedule
 from adir.files import write_bytes
 from adir.tasks.operators import BoxBlur, SuperResolution
 
-# pixels in a row of the study's images; rows are enough, as A is a product of its two directions
+# Pixels of an image. One row is enough, because A is a product of its two directions.
 SIDE = 32
-DRAWS = 200  # x and y that a bias is averaged over
+DRAWS = 200  # draws of x and y to average a bias over
 
 
 def exact_eps(
     m: Tensor, S: Tensor, schedule: Schedule | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """E[eps | x_t] for x ~ N(m, S), on images (B, ...) of d values and timesteps (B,), all the same
-    in a batch.
+    """Return the function E[eps | x_t] for x ~ N(m, S).
+
+    It takes images (B, ...) of d values and timesteps (B,), which must be equal in a batch.
     """
     alpha_bars = (schedule or linear_schedule()).alpha_bar
 
@@ -48,8 +48,9 @@ def exact_eps(
 
 
 def eps_map(m: Tensor, S: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """K and k with E[eps | x_t] = K x_t + k: sqrt(1 - ab) (ab S + (1 - ab) I)^-1 (x_t - sqrt(ab)
-    m).
+    """Return K and k with E[eps | x_t] = K x_t + k.
+
+    E[eps | x_t] = sqrt(1 - ab) (ab S + (1 - ab) I)^-1 (x_t - sqrt(ab) m).
     """
     eye = torch.eye(len(m), dtype=torch.float64)
     K = (1 - alpha_bar).sqrt() * torch.linalg.inv(alpha_bar * S + (1 - alpha_bar) * eye)
@@ -70,12 +71,14 @@ def propagate(
     eta: float = 1.0,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d) of the samples of Algorithm 1 without clipping, for the ideal
-    denoiser of N(m, S).
+    """Return the mean and covariance of Algorithm 1's samples for the ideal denoiser of N(m, S).
 
-    eta: of the DDIM step, whose direction is written here with the denoiser's eps, as DDIM's eq. 12
-        has it.
-    The covariance does not depend on y; for y (k, n) the mean is (d, n).
+    x0 is not clipped. `eta` is that of the DDIM step, whose direction uses the denoiser's eps, as
+    in DDIM's eq. 12. The arguments after A and y are those of `adir.samplers.adir.ADIR`.
+
+    Returns:
+        The mean, (d,) for y (k,) or (d, n) for y (k, n), and the covariance (d, d), which does not
+        depend on y.
     """
     tables = schedule.respaced(n_steps)
     m = m.reshape(-1, *[1] * (y.ndim - 1))
@@ -109,8 +112,9 @@ def propagate(
 
 
 def posterior(m: Tensor, S: Tensor, A: Tensor, y: Tensor, sigma_y: float) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of x given y = A x + e, e ~ N(0, sigma_y^2 I), shaped as those of
-    `propagate`.
+    """Return the mean and covariance of x given y = A x + e, e ~ N(0, sigma_y^2 I).
+
+    Their shapes are those of `propagate`.
     """
     m = m.reshape(-1, *[1] * (y.ndim - 1))
     gain = (
@@ -122,12 +126,10 @@ def posterior(m: Tensor, S: Tensor, A: Tensor, y: Tensor, sigma_y: float) -> tup
 
 
 def row_operator(degradation: BoxBlur | SuperResolution) -> Tensor:
-    """The operator of a task in one direction, (k, SIDE):
+    """Return a task's operator in one direction, (k, SIDE).
 
-    A of images that are constant down their columns.
-
-    The kernels are products of one-dimensional ones that sum to 1, so such images see only the one
-    along the row.
+    This is A for images that are constant down their columns. The kernels are products of
+    one-dimensional kernels that sum to 1, so only the kernel along the row acts on such images.
     """
     operator = degradation((3, SIDE, SIDE))
     columns = torch.eye(SIDE, dtype=torch.float64)[:, None, None, :].expand(-1, 3, SIDE, -1)
@@ -135,8 +137,9 @@ def row_operator(degradation: BoxBlur | SuperResolution) -> Tensor:
 
 
 def smooth_prior() -> Tensor:
-    """S (SIDE, SIDE) like a row of a photograph: power 1 / (k^2 + 1/4) at frequency k, variance
-    0.25, circular.
+    """Return a circular covariance S (SIDE, SIDE) like that of a row of a photograph.
+
+    The power is 1 / (k^2 + 1/4) at frequency k, the variance 0.25.
     """
     k = torch.fft.fftfreq(SIDE, 1 / SIDE).double()
     covariance = torch.fft.ifft(1 / (k**2 + 0.25)).real
@@ -145,7 +148,7 @@ def smooth_prior() -> Tensor:
 
 
 def measurements(S: Tensor, A: Tensor, sigma_y: float) -> Tensor:
-    """(k, DRAWS): y = A x + e for x ~ N(0, S), the same numbers on each call."""
+    """Return (k, DRAWS) values of y = A x + e for x ~ N(0, S); every call gives the same."""
     generator = torch.Generator().manual_seed(0)
     x = torch.linalg.cholesky(S) @ torch.randn(
         SIDE, DRAWS, generator=generator, dtype=torch.float64
@@ -154,13 +157,13 @@ def measurements(S: Tensor, A: Tensor, sigma_y: float) -> Tensor:
 
 
 def residual(A: Tensor, y: Tensor, mean: Tensor, covariance: Tensor) -> float:
-    """Root of the expected mean square of A x - y for x ~ N(mean, covariance)."""
+    """Return the root of the expected mean square of A x - y for x ~ N(mean, covariance)."""
     return ((A @ mean - y).square().mean() + (A @ covariance @ A.T).trace() / len(y)).sqrt().item()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A Gaussian prior N(0, S), an operator and its noise, with y drawn from them."""
+    """Gaussian prior N(0, S) with an operator and a noise level; y is drawn from them."""
 
     S: Tensor
     A: Tensor
@@ -168,11 +171,11 @@ class Problem:
 
     @property
     def likelihood_scale(self) -> float:
-        """The s that the likelihood itself has at t = 0: 1 / (2 sigma_y^2)."""
+        """The s for which guidance equals the likelihood's at t = 0: 1 / (2 sigma_y^2)."""
         return 1 / (2 * self.sigma_y**2)
 
     def posterior_residual(self) -> float:
-        """rms(A x - y) of posterior samples over sigma_y."""
+        """Return rms(A x - y) of posterior samples, over sigma_y."""
         y = measurements(self.S, self.A, self.sigma_y)
         return (
             residual(
@@ -190,13 +193,16 @@ class Problem:
         eta: float = 1.0,
         temperature: float = 1.0,
     ) -> tuple[float, float, float]:
-        """(bias, ratio, residual) of Algorithm 1 with the cap on.
+        """Return (bias, ratio, residual) of Algorithm 1 with the cap on.
 
-        bias: rms over pixels and y of its mean minus the posterior's, in posterior standard
-            deviations; 0 is right.
-        ratio: trace of its covariance over the posterior's; 1 is right, below 1 too sure of itself.
-        residual: rms(A x - y) of its samples over sigma_y; right where it equals
-            `posterior_residual`.
+        The arguments are those of `propagate`; s is the guidance scale.
+
+        Returns:
+            bias: rms over pixels and y of its mean minus the posterior's, in posterior standard
+                deviations; 0 is right.
+            ratio: trace of its covariance over the posterior's; 1 is right, below 1 is
+                overconfident.
+            residual: rms(A x - y) of its samples over sigma_y; `posterior_residual` is right.
         """
         m, y = torch.zeros(SIDE, dtype=torch.float64), measurements(self.S, self.A, self.sigma_y)
         mean, covariance = propagate(
@@ -211,8 +217,9 @@ class Problem:
 
 
 def unit_prior_rows() -> list[str]:
-    """One pixel, N(0, 1), y = 1: the posterior, the closed form of the continuous limit, and 1000
-    steps.
+    """Return rows for one pixel, N(0, 1), y = 1.
+
+    They compare the posterior, the closed form of the continuous limit, and 1000 steps.
     """
     rows = []
     one = torch.ones(1, 1, dtype=torch.float64)
@@ -229,8 +236,9 @@ def unit_prior_rows() -> list[str]:
 
 
 def exact_limit_rows() -> list[str]:
-    """A posterior of unit covariance, where only the step size is between Algorithm 1 and the
-    posterior.
+    """Return rows for a posterior of unit covariance.
+
+    Algorithm 1 then differs from the posterior only by the step size.
     """
     A, sigma_y = row_operator(BoxBlur(5)), 1.3
     problem = Problem(torch.linalg.inv(torch.eye(SIDE).double() - A.T @ A / sigma_y**2), A, sigma_y)
@@ -247,7 +255,7 @@ def exact_limit_rows() -> list[str]:
 
 
 def photograph_tables() -> list[str]:
-    """The smooth prior under the shipped operators, over s, number of steps and variance."""
+    """Return tables for the smooth prior and our operators, over s, steps and variance."""
     lines = []
     for name, degradation, levels in (
         ("deblur (5 taps)", BoxBlur(5), 10),
@@ -275,7 +283,7 @@ def photograph_tables() -> list[str]:
 
 
 def level_rows() -> list[str]:
-    """The two readings of the paper's index, deblurring with noise 10."""
+    """Return rows for the two readings of the paper's index: deblurring with noise 10."""
     problem = Problem(smooth_prior(), row_operator(BoxBlur(5)), 10 / 127.5)
     rows = []
     for n in (50, 250, 1000):
@@ -292,7 +300,7 @@ def level_rows() -> list[str]:
 
 
 def noise_rows() -> list[str]:
-    """Less noise than Algorithm 1's, at a third of the likelihood's scale."""
+    """Return rows with less noise than Algorithm 1's, at 0.3 of the likelihood's scale."""
     rows = []
     for name, degradation, levels in (("deblur", BoxBlur(5), 10), ("sr4", SuperResolution(4), 2)):
         problem = Problem(smooth_prior(), row_operator(degradation), levels / 127.5)
@@ -316,18 +324,18 @@ recursion, so these figures have no sampling error. No clipping of x0. In units 
 ## Where it is exact
 
 - Without guidance (s = 0 or A = 0): the prior, with an error of first order in the step. At any number of steps for
-  N(0, I) with `variance=large`, but for the 1e-4 of the last step, which returns its mean.
-- Where the posterior has unit covariance, S^-1 + A^T A / sigma_y^2 = I, and s = 1/(2 sigma_y^2). The exact guidance
-  would use S / (sigma_y^2 C_t + S (1 - ab_t) a^2) for 2 s, with C_t = ab_t S + 1 - ab_t, direction by direction; only
-  then is that the same at all t. First order in the step:
+  N(0, I) with `variance=large`, except for the 1e-4 of the last step, which returns its mean.
+- If the posterior has unit covariance, S^-1 + A^T A / sigma_y^2 = I, and s = 1/(2 sigma_y^2). In each direction the exact
+  guidance would replace 2 s by S / (sigma_y^2 C_t + S (1 - ab_t) a^2), with C_t = ab_t S + 1 - ab_t. Only for unit
+  covariance is this the same at all t. First order in the step:
 
 | n_steps | small: bias | small: covariance ratio | large: bias | large: covariance ratio |
 |---|---|---|---|---|
 {exact}
 
 - For weak measurements of N(0, I), to first order in r = a^2 / sigma_y^2 (next table).
-- Noise-free measurements of an A whose singular values are equal, with a prior that does not correlate what A sees with
-  what it does not: guidance at the cap leaves 0.1 of the residual a step, so A x = y in the end, and the rest is the prior.
+- For noise-free measurements by an A whose singular values are equal, if the prior does not correlate the range of A with its
+  null space: guidance at the cap leaves 0.1 of the residual per step, so A x = y in the end, and the rest is the prior.
 
 ## Where it is not: a unit prior
 
@@ -338,14 +346,14 @@ Algorithm 1 have a closed form: mean (1 - exp(-r)) y/a, variance (1 - exp(-2 r))
 |---|---|---|---|---|---|---|
 {unit}
 
-Guidance that ignores how unsure x0_hat is at high noise is too strong there: the mean leans too far towards y, and for
-strong measurements the variance is half of what it should be.
+Guidance that ignores the uncertainty of x0_hat at high noise is too strong there: the mean is too close to y, and for
+strong measurements the variance is half of the right value.
 
 ## A prior like a row of a photograph
 
-N(0, S) with power 1 / (k^2 + 1/4), variance 0.25, {side} pixels; the shipped operators along the row; cap on; figures over
-{draws} draws of x and y. Bias in posterior standard deviations (0 is right), covariance ratio (1 is right, less is too
-sure), rms(A x - y) over sigma_y.
+N(0, S) with power 1 / (k^2 + 1/4), variance 0.25, {side} pixels; our operators along the row; cap on; figures over
+{draws} draws of x and y. Bias in posterior standard deviations (0 is right), covariance ratio (1 is right, less is
+overconfident), rms(A x - y) over sigma_y.
 {photograph}
 
 ## The two readings of the index
@@ -365,8 +373,8 @@ Deblurring as in the first table, `variance=small`; `measurement_level=mean` and
 {noise}
 
 Unguided, the samples tend to the prior N(m, S) at any eta, and to N(m, temperature^2 S) at eta = 1 (adir/samplers/adir.py).
-Guided, a lower temperature leaves the mean where it is and scales the covariance; a lower eta moves the mean, as guidance of
-the same s then fits the noise of deblurring, and leaves the spread to the prior where y has next to none (sr4).
+With guidance, a lower temperature keeps the mean and scales the covariance. A lower eta moves the mean, because guidance of
+the same s then fits the noise of deblurring. If y has almost no noise (sr4), the spread is that of the prior.
 
 ## What follows
 
@@ -374,22 +382,22 @@ the same s then fits the noise of deblurring, and leaves the spread to the prior
 
 {today}; {processor}; Python {python}, torch {torch}; {seconds:.0f} s. Command: `OMP_NUM_THREADS=1 python benchmarks/quality/gaussian_prior.py`
 """
-CONCLUSION = """The likelihood's own scale, s = 1/(2 sigma_y^2), is an upper end, not a default: with many steps the
-samples then lie closer to y than the truth does (residual below 1), that is, they fit its noise, and the mean of
-deblurring is off by half a posterior standard deviation. About a third of it is best for both blurs, with a mean
-within about 0.2; there the residual is a little above the noise level, so an s tuned until the residual equals it
-(the discrepancy principle) ends up slightly too strong. At a hundredth of it, bias and residual are many times
-larger: too weak costs more than too strong. Where the noise is next to nothing (sr4) the mean is right within 0.1
-from a thirtieth on, and more guidance only lowers the residual. At 50 steps the spread of the samples is set by the
-variance more than by s: at the likelihood's scale `small` gives two thirds of the posterior's variance and, for
-little noise, `large` one and a half times; at 1000 they agree. The cap acts on most of 50 steps and is what keeps
-strong guidance usable there. The two readings of the index differ a little at 50 steps (`mean` is nearer) and not at
-1000. All this is for an ideal denoiser and a Gaussian prior: it bounds what tuning s can do, and says nothing of a
-network's errors."""
+CONCLUSION = """The likelihood's own scale, s = 1/(2 sigma_y^2), is an upper end, not a default. With many steps the
+samples are then closer to y than the truth is (residual below 1), so they fit its noise, and the mean of
+deblurring is off by half a posterior standard deviation. About a third of this scale is best for both blurs: the mean is
+right within about 0.2, and the residual is a little above the noise level. An s tuned until the residual equals the noise
+level (the discrepancy principle) is therefore slightly too strong. At a hundredth of the scale, bias and residual are many
+times larger: guidance that is too weak costs more than guidance that is too strong. If the noise is very small (sr4), the
+mean is right within 0.1 from a thirtieth of the scale on, and more guidance only lowers the residual. At 50 steps the spread
+of the samples depends on the variance more than on s: at the likelihood's scale `small` gives two thirds of the posterior's
+variance and, for little noise, `large` one and a half times; at 1000 steps they agree. The cap acts on most of 50 steps and
+makes strong guidance usable there. The two readings of the index differ a little at 50 steps (`mean` is nearer to the
+posterior) and not at 1000. All this holds for an ideal denoiser and a Gaussian prior: it bounds what tuning s can do, and
+does not cover a network's errors."""
 
 
 def main() -> None:
-    """Compute, print, and write the report when asked."""
+    """Compute, print, and write the report if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

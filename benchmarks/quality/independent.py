@@ -1,21 +1,20 @@
-"""Our noise, ranges and PSNR against figures published elsewhere:
-
-FFDNet for colour images on CBSD68.
+"""Compare our noise, ranges and PSNR with published figures: FFDNet for colour images on CBSD68.
 
     python benchmarks/quality/independent.py FOLDER --out results/quality/independent.md
 
-FOLDER holds `ffdnet_color.pth` and the 68 images of CBSD68, in it or below it. They do not come
-with this repository, as no licence is stated for them; put them there by hand:
+FOLDER holds `ffdnet_color.pth` and, in it or below it, the 68 images of CBSD68. This repository does
+not include them, because they have no stated licence. Download them by hand:
 
     https://github.com/cszn/KAIR/releases/tag/v1.0                ffdnet_color.pth
     https://github.com/cszn/FFDNet/tree/master/testsets/CBSD68    0000.png to 0067.png
 
-An image goes the way of a test image: read in [-1, 1], y by the operator of a task (a box blur of
-one pixel, which changes nothing) and its sigma_y, x_hat as an 8-bit file, scored by the metric
-`psnr` on RGB. The published protocol leaves y as it is; the column "as a task" has it clipped and
-rounded to 8 bits, as every task of `adir run` has, which costs what it says.
+Each image is processed like a test image. It is read in [-1, 1]. The operator of a task (a box blur
+of one pixel, which changes nothing) and its sigma_y give y. x_hat is rounded to an 8-bit file and
+scored by the metric `psnr` on RGB. The published protocol keeps the real values of y. In the column
+"as a task", y is clipped and rounded to 8 bits, as in every task of `adir run`; the column shows
+the cost of doing so.
 
-Returns 1 where a mean is more than 0.1 dB away from what is published.
+The exit status is 1 if a mean differs by more than 0.1 dB from the published value.
 """
 
 import argparse
@@ -39,15 +38,16 @@ from adir.weights.cache import known_sha256
 from adir.weights.checkpoint import read_checkpoint
 
 PUBLISHED = {30: 30.32, 50: 27.97}
-"""{sigma in grey levels: mean PSNR on RGB, in dB}"""
+"""{sigma in grey levels: mean PSNR on RGB, in dB}."""
 AGREES = 0.1
-"""dB. Another draw of the noise moves a mean over 68 images by some 0.005."""
+"""Tolerance in dB. Another draw of the noise changes a mean over 68 images by about 0.005."""
 WEIGHTS = "ffdnet_color.pth"
 
 
 class FFDNet(nn.Module):
-    """FFDNet (Zhang, Zuo and Zhang, 2018) for colour images: 12 convolutions of 96 channels on the
-    four half-size images.
+    """FFDNet (Zhang, Zuo and Zhang, 2018) for colour images.
+
+    It has 12 convolutions of 96 channels, on the image unshuffled to four of half its size.
     """
 
     def __init__(self) -> None:
@@ -58,8 +58,11 @@ class FFDNet(nn.Module):
         self.model = nn.Sequential(*layers, nn.Conv2d(96, 12, 3, padding=1))
 
     def forward(self, y: Tensor, sigma: float) -> Tensor:
-        """The clean images (B, 3, H, W) of y in [0, 1] with noise of standard deviation sigma, in
-        the same units.
+        """Return the denoised images.
+
+        Args:
+            y: (B, 3, H, W) noisy images in [0, 1].
+            sigma: standard deviation of the noise, in the units of y.
         """
         height, width = y.shape[-2:]
         even = functional.pad(y, (0, width % 2, 0, height % 2), mode="replicate")
@@ -70,9 +73,10 @@ class FFDNet(nn.Module):
 
 
 def load_network(path: Path) -> FFDNet:
-    """FFDNet with the weights of a file.
+    """Return FFDNet with the weights of a file.
 
-    Raises InputError where they are not those of FFDNet for colour images.
+    Raises:
+        InputError: if the file does not have the weights of FFDNet for colour images.
     """
     network = FFDNet()
     try:
@@ -84,8 +88,14 @@ def load_network(path: Path) -> FFDNet:
 
 @torch.no_grad()
 def score(network: FFDNet, x: Tensor, name: str, sigma: int, as_task: bool) -> float:
-    """PSNR in dB of a denoised image x (3, H, W) in [-1, 1]. as_task: y is clipped and rounded to 8
-    bits.
+    """Return the PSNR in dB of a denoised image.
+
+    Args:
+        network: FFDNet.
+        x: (3, H, W) ground truth in [-1, 1].
+        name: the image's name, which seeds the noise.
+        sigma: the noise level in grey levels of 255.
+        as_task: clip y and round it to 8 bits.
     """
     task = RestorationTask("denoising", 1, BoxBlur(1), sigma, 0)
     noise = generator(0, name, "y")
@@ -100,10 +110,10 @@ def score(network: FFDNet, x: Tensor, name: str, sigma: int, as_task: bool) -> f
 
 
 def measure(folder: Path) -> list[tuple[int, int, float, float]]:
-    """(sigma, number of images, mean PSNR of y as published, of y as a task has it) for each sigma."""
+    """Return one row per sigma: (sigma, number of images, mean PSNR, mean PSNR with y as a task)."""
     paths = list(walk(folder, IMAGE_SUFFIXES))
     if not paths:
-        raise InputError(f"{folder}: no images; see the top of this script for where they are from")
+        raise InputError(f"{folder}: no images; the top of this script says where to download them")
     network = load_network(folder / WEIGHTS)
     rows = []
     for sigma in PUBLISHED:
@@ -118,12 +128,12 @@ def measure(folder: Path) -> list[tuple[int, int, float, float]]:
 
 
 def report(rows: list[tuple[int, int, float, float]], weights: Path) -> str:
-    """The table in Markdown."""
+    """Return the report in Markdown."""
     lines = [
         "# FFDNet through our noise, ranges and metric",
         "",
-        "Mean PSNR on RGB in dB; seed 0. y as published has real values; as a task of `adir "
-        "run` it is clipped and 8-bit.",
+        "Mean PSNR on RGB in dB; seed 0. y has real values in the published protocol. As a task "
+        "of `adir run` it is clipped and 8-bit.",
         "",
         "| sigma | images | published | here | difference | y as a task |",
         "|---|---|---|---|---|---|",
@@ -143,15 +153,15 @@ def report(rows: list[tuple[int, int, float, float]], weights: Path) -> str:
 
 
 def main() -> int:
-    """Measure, print, and write the report when asked.
+    """Measure, print, and write the report if --out is given.
 
-    Returns 1 where it does not agree, 2 where files are missing.
+    Returns 1 if a mean does not agree with the published value, 2 if files are missing.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help=f"with {WEIGHTS} and the images of CBSD68")
-    parser.add_argument("--out", type=Path, help="the report, in Markdown")
+    parser.add_argument("--out", type=Path, help="file for the report, in Markdown")
     given = parser.parse_args()
     torch.set_num_threads(1)
     try:

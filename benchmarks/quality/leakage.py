@@ -1,10 +1,9 @@
-"""How many copies of a test image the leakage rule finds, by kind, and how many innocent neighbours
-it leaves out.
+"""Test the leakage rule: the share of copies of a test image found, and innocent neighbours lost.
 
     python benchmarks/quality/leakage.py --parquet FILE
 
-Four minutes on one core. What is measured is noted in --notes, and
-the same command goes on from there; a note belongs to one version of the rule and one seed.
+The script takes four minutes on one core. Measurements are saved in --notes. A stopped run resumes
+from there with the same command, if the rule and the seed are the same.
 """
 
 import argparse
@@ -38,8 +37,7 @@ from adir.retrieval.leakage import LEFT_OUT, copies
 REPOSITORY = Path(__file__).resolve().parents[2]
 K = 20
 TEXTURES = ("brick", "grass", "gravel", "hubble_deep_field", "coins", "retina")
-# Images that Caltech-101 holds twice, judged by eye; the Leopards are 100 images and their mirror
-# images.
+# Images that Caltech-101 holds twice, judged by eye. Leopards are 100 images and their mirror images.
 DOUBLES = {
     "kangaroo/image_0035.jpg": "kangaroo/image_0050.jpg",
     "lotus/image_0033.jpg": "lotus/image_0023.jpg",
@@ -76,7 +74,7 @@ def levels(values: np.ndarray) -> Pixels:
 
 
 def crop(pixels: Pixels, height: float, width: float, rng: np.random.Generator) -> Pixels:
-    """Part of an image, as large as these shares of its sides, at a random place."""
+    """Return a crop at a random place, with these shares of the image's height and width."""
     h, w = round(pixels.shape[0] * height), round(pixels.shape[1] * width)
     y, x = rng.integers(pixels.shape[0] - h + 1), rng.integers(pixels.shape[1] - w + 1)
     return pixels[y : y + h, x : x + w]
@@ -138,7 +136,7 @@ the rest of the split `corpus`, drawn with seed {seed}), copied once, all copies
 
 
 class With(Corpus):
-    """A corpus and copies, which come first."""
+    """Corpus with added copies, which come first."""
 
     def __init__(self, corpus: Corpus, held: dict[str, Tensor]) -> None:
         self._corpus, self._held = corpus, held
@@ -154,7 +152,7 @@ class With(Corpus):
 
 
 class Notes:
-    """What was measured, a line each: a stopped measurement goes on."""
+    """Measurements, saved one per line, so that a stopped run can resume."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -174,7 +172,13 @@ def recall(
 ) -> dict[str, float]:
     """Return the share of copies found, by kind.
 
-    together: whether all copies of an image are in the corpus at once, which is faster.
+    Args:
+        images: the test images by id.
+        corpus: the corpus to add copies to.
+        draws: copies per image and kind.
+        seed: seed of the copies.
+        notes: saved measurements.
+        together: add all copies of an image at once, which is faster.
     """
     found: dict[str, list[bool]] = {}
     for name, x in images.items():
@@ -205,15 +209,17 @@ def copies_found(
 
 
 class Lost:
-    """Counts of innocent neighbours: the K nearest to the clean test image by the imagenet encoder,
-    known copies aside.
+    """Counts of innocent neighbours that the rule leaves out.
+
+    Neighbours are the K nearest to the clean test image by the imagenet encoder, without known
+    copies.
     """
 
     def __init__(self) -> None:
         self.chosen, self.lost, self.seconds, self.pairs = 0, 0, 0.0, list[str]()
 
     def add(self, x: Tensor, name: str, corpus: Corpus, index: Index, known: set[str]) -> None:
-        """known: what is no innocent."""
+        """Count for one test image; `known` are the ids of its known copies."""
         encoder = ImagenetEncoder()
         nearest = index.search(encoder.image(x[None]), K, [known])[0][0]
         started = time.process_time()
@@ -243,7 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--n", type=int, default=200, help="images: first its split `test`, then `corpus`"
     )
-    parser.add_argument("--draws", type=int, default=3, help="copies of each test field and kind")
+    parser.add_argument("--draws", type=int, default=3, help="copies per test field and kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--notes", type=Path, default=Path("leakage-notes.jsonl"))
     parser.add_argument(
@@ -268,9 +274,8 @@ def main() -> None:
     index = Index.build(embedded, ImagenetEncoder())
     for name, x in fields.items():
         lost["12 test fields"].add(x, name, embedded, index, set())
-    for (
-        field
-    ) in corpus_fields():  # as if it were a test field: what shares its ground is no innocent
+    # Each field is used like a test image. Fields that overlap it are not innocent.
+    for field in corpus_fields():
         if field.photograph in TEXTURES:
             ground = {other.id for other in corpus_fields() if overlap(field, other)}
             lost[field.photograph].add(embedded.image(field.id), field.id, embedded, index, ground)
@@ -288,11 +293,8 @@ def main() -> None:
     seconds = lost["Caltech-101"].seconds / len(photographs)
     of_fields = recall(fields, embedded, args.draws, args.seed, notes, together=False)
     of_photographs = recall(photographs, caltech, 1, args.seed, notes, together=True)
-    own = (
-        args.parquet,
-        str(args.notes),
-        str(args.out),
-    )  # committed text says nothing of one machine's folders
+    # The command is committed, so it must not name folders of one machine.
+    own = (args.parquet, str(args.notes), str(args.out))
     words = [Path(word).name if word in own else word for word in sys.argv[1:]]
     text = HEAD.format(
         draws=args.draws, fields_size=len(embedded), n=len(photographs), n_test=min(len(test), len(photographs)),
@@ -308,16 +310,16 @@ def main() -> None:
     text += f"""
 ## Innocent neighbours left out
 
-Neighbours: the {K} nearest to the clean test image by the imagenet encoder. No innocents: in Caltech-101 the mirror image of
-a Leopard, and the images that it holds twice ({doubles}); for a
-texture, each of whose corpus fields was taken as a test image, the fields that share its ground.
+Neighbours: the {K} nearest to the clean test image by the imagenet encoder. Not innocent are, in Caltech-101, the mirror image
+of a Leopard and the images that it holds twice ({doubles}). For the textures, each corpus field was used as a
+test image; the fields that overlap it are not innocent.
 
 | test images | neighbours | left out |
 |---|---|---|
 """
     text += "\n".join(some.row(what) for what, some in lost.items())
     text += (
-        f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time a test image with "
+        f"\n\nThe rule takes {1000 * seconds:.0f} ms of processor time per test image with "
         f"{len(caltech)} images.\n"
     )
     write_bytes(args.out, text.encode())
@@ -325,7 +327,7 @@ texture, each of whose corpus fields was taken as a test image, the fields that 
 
 
 def mirrored_leopard(name: str) -> str:
-    """Return the image of which a Leopard of Caltech-101 is the mirror image: numbers 100 apart."""
+    """Return the mirror image of a Leopard of Caltech-101; their numbers are 100 apart."""
     number = int(name.removesuffix(".jpg")[-4:])
     return f"Leopards/image_{number + 100 if number <= 100 else number - 100:04d}.jpg"
 

@@ -1,10 +1,9 @@
-"""How y should be shown to an encoder: precision@K of category for each choice of
-adir/retrieval/query.py, per task.
+"""Compare the preparations of y for an encoder: precision@K of category per task.
 
     python benchmarks/quality/query_preparation.py --parquet FILE
 
-A few minutes on one core. Another encoder wants its own run: --clip CHECKPOINT (with --architecture
-and --tag).
+adir/retrieval/query.py lists the preparations. The script takes a few minutes on one core. To test
+another encoder, run it again with --clip CHECKPOINT, --architecture and --tag.
 """
 
 import argparse
@@ -24,13 +23,13 @@ from adir.retrieval.query import QUERIES
 HEAD = """# How y is shown to the encoder: precision@{k}
 
 Share of the {k} nearest corpus images that are of the query's category; mean over {n} queries and its standard error.
-Data, categories and copies left out as in `retrieval.md`. Each row is a task whose y is shown to the encoder in each way:
+Data, categories and omitted copies are as in `retrieval.md`. Each row is a task whose y is shown to the encoder in each way:
 
 {choices}
 
-The images here are square, so `resized` and `as_is` differ in the order of rounding alone for an encoder that crops (CLIP),
-and not at all for `imagenet`. In each row the bold figure is the highest. The last column: the better of the two inverses
-less `as_is`, mean over the same queries.
+The images are square. For an encoder that crops (CLIP), `resized` and `as_is` therefore differ in the order of rounding only;
+for `imagenet` they are equal. The highest value of each row is bold. Last column: the better of the two inverses minus `as_is`,
+mean over the same queries.
 
 {date}, seed {seed}:
 
@@ -50,7 +49,7 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="files of conf/task")
     parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     add_clip_options(parser)
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "results" / "embedded" / "query_preparation.md"

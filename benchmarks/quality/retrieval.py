@@ -1,10 +1,9 @@
-"""How well neighbours are found for degraded images: precision@K of category on the held-out splits
-of a parquet file.
+"""Measure retrieval for degraded images: precision@K of category on splits of a Parquet file.
 
     python benchmarks/quality/retrieval.py --parquet FILE
 
-Five minutes on one core, four of them CLIP with random weights (the floor). With CLIP weights at
-hand, the same command adds their row: --clip CHECKPOINT, with --architecture and --tag as in
+The script takes five minutes on one core, four of them for CLIP with random weights (the floor).
+For a row of trained CLIP weights, add --clip CHECKPOINT, with --architecture and --tag as in
 conf/encoder/clip.yaml.
 """
 
@@ -38,12 +37,12 @@ TASKS = ("sr4", "sr8", "deblur", "deblur_box4", "deblur_gauss", "colorization", 
 HEAD = """# Retrieval: precision@{k}
 
 Share of the {k} nearest corpus images that are of the query's category; mean over {n} queries and its standard error.
-Queries: the split `test` of `{parquet}`, degraded (clean: not), shown to the encoder `{how}` (`query_preparation.md`). Corpus: the split
-`corpus`, {size} images, {categories} categories, which the prior never saw, but ImageNet has some of. `copies left out`:
-near-duplicates of the clean query are not found ({copies} images, for {affected} queries; most are mirrored Leopards,
-which Caltech-101 holds); `copies kept`: they may be.
-`pixel`: distance between the images at 32x32. `clip-{architecture}-random`: the network at its first random weights (seed
-{random_seed}), the floor that a trained one has to beat. Chance: the share of the query's category in the corpus.
+Queries: the split `test` of `{parquet}`, degraded (clean: not degraded), shown to the encoder `{how}` (`query_preparation.md`).
+Corpus: the split `corpus`, {size} images of {categories} categories. The prior never saw them; ImageNet has some of them.
+`copies left out`: near-duplicates of the clean query cannot be found ({copies} images, for {affected} queries; most are
+mirrored Leopards, which Caltech-101 holds). `copies kept`: they can be found.
+`pixel`: distance between the images at 32x32. `clip-{architecture}-random`: the network with random initial weights (seed
+{random_seed}), the floor for a trained one. Chance: the share of the query's category in the corpus.
 
 {date}, seed {seed}, imagenet encoder {weights}:
 
@@ -55,7 +54,7 @@ which Caltech-101 holds); `copies kept`: they may be.
 
 
 class Study:
-    """Queries and corpus of a parquet file, and who is a copy of whom."""
+    """Queries and corpus of a Parquet file, and the corpus copies of each query."""
 
     def __init__(self, parquet: str, k: int) -> None:
         self.corpus, self.test = (
@@ -67,16 +66,16 @@ class Study:
         self.k = k
 
     def degraded(self, task: str, seed: int) -> list[Tensor]:
-        """The y of every query."""
+        """Return the y of every query."""
         noise = [generator(seed, image_id, "y") for image_id in self.test.ids]
         return [task_named(task).degrade(x, g) for x, g in zip(self.clean, noise, strict=True)]
 
     def shown(self, task: str, ys: list[Tensor], how: str, input_size: int) -> list[Tensor]:
-        """What an encoder sees of them."""
+        """Return the images that an encoder gets for the y of every query."""
         return [query_image(task_named(task), y, how, input_size) for y in ys]
 
     def precisions(self, found: list[list[str]]) -> np.ndarray:
-        """(Q,) share of each query's neighbours that have its category."""
+        """Return (Q,) shares of each query's neighbours that have its category."""
         kinds, wanted = (
             self.corpus.categories,
             [self.test.categories[image_id] for image_id in self.test.ids],
@@ -86,7 +85,7 @@ class Study:
         )
 
     def chance(self) -> float:
-        """Share of a query's category in the corpus, mean over queries."""
+        """Return the share of a query's category in the corpus, mean over queries."""
         share = Counter(self.corpus.categories.values())
         return float(
             np.mean([share[self.test.categories[i]] / len(self.corpus) for i in self.test.ids])
@@ -97,26 +96,26 @@ _tasks: dict[str, RestorationTask] = {}
 
 
 def task_named(name: str) -> RestorationTask:
-    """The task of a file in conf/task; its operators are kept."""
+    """Return the task of a file in conf/task; tasks are cached with their operators."""
     if name not in _tasks:
         _tasks[name] = instantiate(OmegaConf.load(REPOSITORY / "conf" / "task" / f"{name}.yaml"))
     return _tasks[name]
 
 
 def mean_and_error(values: np.ndarray, sign: bool = False) -> str:
-    """`0.393 ± 0.024`: mean and its standard error."""
+    """Return the mean and its standard error, such as `0.393 ± 0.024`."""
     return (
         f"{values.mean():{'+' if sign else ''}.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
     )
 
 
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
-    """Options for CLIP weights at hand."""
+    """Add the options for CLIP weights."""
     parser.add_argument("--clip", type=Path, default=None, help="file of CLIP weights")
     parser.add_argument(
-        "--architecture", default="ViT-B-32", help="of --clip and of the random floor"
+        "--architecture", default="ViT-B-32", help="architecture of --clip and of the random floor"
     )
-    parser.add_argument("--tag", default=None, help="of --clip: brings its preprocessing")
+    parser.add_argument("--tag", default=None, help="tag of --clip, which sets its preprocessing")
 
 
 def clip_of(args: argparse.Namespace) -> ClipEncoder:
@@ -124,8 +123,9 @@ def clip_of(args: argparse.Namespace) -> ClipEncoder:
 
 
 def said(script: str, args: argparse.Namespace) -> str:
-    """The command line, with paths cut to their names: it is committed, and says nothing of one
-    machine's folders.
+    """Return the command line with paths shortened to file names.
+
+    It is committed, so it must not name folders of one machine.
     """
     words = [
         Path(word).name if word in (args.parquet, str(args.clip)) else word for word in sys.argv[1:]
@@ -144,11 +144,11 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), help="files of conf/task")
     parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--query", choices=list(QUERIES), default="as_is", help="how y is shown")
-    parser.add_argument("--random-seed", type=int, default=0, help="of the random CLIP")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_argument("--query", choices=list(QUERIES), default="as_is", help="preparation of y")
+    parser.add_argument("--random-seed", type=int, default=0, help="seed of the random CLIP")
     parser.add_argument(
-        "--no-floor", action="store_true", help="without the random CLIP, which takes four minutes"
+        "--no-floor", action="store_true", help="skip the random CLIP, which takes four minutes"
     )
     add_clip_options(parser)
     parser.add_argument(

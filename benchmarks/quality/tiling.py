@@ -1,12 +1,11 @@
-"""Do tiles show? Restorations with a tiled network beside the same without tiles, same noise:
-
-PSNR between the two, and seams.
+"""Measure whether tiles are visible: restorations with a tiled network against the same without.
 
     OMP_NUM_THREADS=1 python benchmarks/quality/tiling.py --out results/embedded
 
-Half an hour on one core. Beside them: tiles restored each on their own, with noise of their own,
-and blended at the end, which is what tiling the image instead of the network would give; and
-another seed, the distance between two restorations that are equally good.
+Both use the same noise. The script computes the PSNR between the two and the strength of seams. It
+takes half an hour on one core. Two more restorations give the scale. In the first, each tile is
+restored on its own with its own noise and blended at the end, as if the image were tiled instead of
+the network. The second uses another seed: its distance is that of two equally good restorations.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from adir.samplers.tiling import MARGIN, TiledBackbone, ramp, restore_any_size
 from adir.scoring.metrics import psnr
 from adir.tasks.restoration import RestorationTask
 
-SIDE = 192  # pixels; with its margin 224, more than three tiles of 96
+SIDE = 192  # pixels; 224 with the margin, more than three tiles of 96
 WINDOWS = {"astronaut": (60, 150), "chelsea": (40, 170), "coffee": (90, 210)}
 TASKS = ("sr4", "deblur")
 TILES = (64, 96)
@@ -44,18 +43,18 @@ The embedded prior on windows of {side}x{side} pixels of {images} ({n_steps} ste
 {padded}x{padded}) and with tiles of 64 or 96 pixels that overlap by a quarter or more. Means over the images.
 
 `to whole`: PSNR between a restoration and the one without tiles, both in [0, 1], dB; higher: more alike. `seam`: mean absolute
-difference of neighbouring pixels across the edges of tiles, divided by that of all other neighbours, over the same quotient
-of the restoration without tiles; 1: nothing to see at the edges. `to truth`: PSNR with the ground truth, dB.
+difference of neighbouring pixels across the edges of tiles, divided by that of all other neighbours, over the same ratio
+of the restoration without tiles; 1: no visible edges. `to truth`: PSNR with the ground truth, dB.
 
 | task | how | tiles | to whole | seam | to truth |
 |---|---|---|---|---|---|
 """
 TAIL = """
 `tiled network`: `adir restore`, predictions of overlapping tiles blended at each step. `separate tiles`: each tile restored on
-its own, with its own noise, and blended at the end with the same ramps. `another seed`: whole, other noise: so far apart are
-two restorations of the same y that are equally good.
-Guidance scales are those of conf/task. Image, the first task and window, tiles of 96: ground truth, whole, tiled network,
-separate tiles; below, four times larger, the difference of each to the whole (grey: none).
+its own, with its own noise, and blended at the end with the same ramps. `another seed`: whole, other noise, the distance
+between two equally good restorations of the same y.
+Guidance scales are those of conf/task. Image: the first task and window with tiles of 96; ground truth, whole, tiled network,
+separate tiles. Below: the difference of each to the whole, times four (grey: none).
 
 ![tiles](tiling.png)
 
@@ -74,8 +73,9 @@ def separate_tiles(
     name: str,
     tile: int,
 ) -> Tensor:
-    """Each tile of y (C, h, w) restored alone by the same code (border mirrored, noise of its own),
-    and blended: (3, H, W).
+    """Restore each tile of y (C, h, w) on its own and blend the results to (3, H, W).
+
+    The code is that of `restore_any_size`: a tile's border is mirrored, and its noise is its own.
     """
     shape = task.image_shape(tuple(y.shape))
     factor = shape[1] // y.shape[1]
@@ -87,7 +87,7 @@ def separate_tiles(
             rows.start // factor : rows.stop // factor,
             columns.start // factor : columns.stop // factor,
         ]
-        # Room for the margin: one call of the network sees the tile and its border.
+        # 2 * tile leaves room for the margin, so that one network call sees the tile and its border.
         one = restore_any_size(
             sampler, backbone, task, part, seed, f"{name} {rows.start} {columns.start}", 2 * tile
         )
@@ -97,8 +97,11 @@ def separate_tiles(
 
 
 def seam(x: Tensor, edges: tuple[set[int], set[int]]) -> float:
-    """Mean |difference| across the given rows' and columns' upper and left edges, over that across
-    all others. x: (3, H, W).
+    """Return mean |difference| across tile edges, over that across all other places.
+
+    Args:
+        x: (3, H, W) image.
+        edges: rows and columns with an edge at their upper or left side.
     """
     across, elsewhere = [], []
     for dimension, places in ((1, edges[0]), (2, edges[1])):
@@ -109,7 +112,7 @@ def seam(x: Tensor, edges: tuple[set[int], set[int]]) -> float:
 
 
 def edges_of(backbone: GuidedDiffusion, tile: int, margin: int) -> tuple[set[int], set[int]]:
-    """Rows and columns of the image at which a tile of the padded image begins or ends."""
+    """Return the rows and columns of the image at which a tile of the padded image starts or ends."""
     padded = SIDE + 2 * margin
     places = TiledBackbone(backbone, tile).tiles(padded, padded)
     return tuple(  # type: ignore[return-value]
@@ -124,7 +127,7 @@ def edges_of(backbone: GuidedDiffusion, tile: int, margin: int) -> tuple[set[int
 
 
 def decibels(a: Tensor, b: Tensor) -> float:
-    """PSNR of two images in [-1, 1], as they are saved."""
+    """Return the PSNR of two images in [-1, 1] after rounding to 8 bits, as they are saved."""
     one, other = (from_uint8(to_uint8(x))[None] / 2 + 0.5 for x in (a, b))
     return float(psnr(one, other))
 
@@ -132,7 +135,7 @@ def decibels(a: Tensor, b: Tensor) -> float:
 def study(
     n_steps: int, names: Iterable[str], tasks: Iterable[str]
 ) -> tuple[list[str], Tensor | None]:
-    """Rows of the table, and the comparison image of the first task and window."""
+    """Return the table's rows, and the comparison image of the first task and window."""
     backbone, rows, sheet = GuidedDiffusion(), [], None
     for task_name in tasks:
         task: RestorationTask = instantiate(
@@ -192,7 +195,7 @@ def study(
 
 
 def main() -> None:
-    """Measure, print, and write the report and its image when asked."""
+    """Measure, print, and write the report and its image if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

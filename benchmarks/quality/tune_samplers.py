@@ -1,11 +1,12 @@
-"""Tune one or two settings of every sampler by one rule, on images that no table uses.
+"""Tune one or two settings of every sampler by one rule, on images that no published table uses.
 
     python benchmarks/quality/tune_samplers.py run FOLDER --parquet caltech101_128.parquet
     python benchmarks/quality/tune_samplers.py table FOLDER --out results/embedded/tuning.md
 
-`run` appends a line to FOLDER/scores.jsonl for each image restored, and makes none again that is
-there. results/embedded/tuning.md has the rule and what it chose, which conf/sampler/tuned/ holds.
-Cost of all, at 128x128: about 8,000 evaluations, a sixth of them with a gradient.
+`run` appends a line to FOLDER/scores.jsonl for each restored image and skips images that have a
+line. results/embedded/tuning.md has the rule and its choices, which are stored in
+conf/sampler/tuned/. The whole run takes about 8,000 evaluations at 128x128, a sixth of them with a
+gradient.
 """
 
 import argparse
@@ -38,7 +39,7 @@ SEED, N_IMAGES = 14, 4
 REPOSITORY = Path(__file__).resolve().parents[2]
 TASKS = ("sr4", "deblur")
 MARGIN = 0.1
-"""What a value has to gain, in dB less points of deep-lite0, to replace the default."""
+"""A value replaces the default if PSNR - deep-lite0 improves by more than this (1 dB = 1 point)."""
 SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.85, 1.0)
 
 Value = float
@@ -46,14 +47,16 @@ Value = float
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a sampler that is tuned.
+    """Setting of a sampler to be tuned.
 
-    sampler, key: names in conf/sampler/.
-    values: what may be tried, ascending; None: the default times powers of sqrt(10).
-    per_task: one value per task, where the sampler's authors have that too, or where it stands for
-        the noise of y.
-    tasks: those on which it has an effect.
-    n_steps: evaluations of each run.
+    Attributes:
+        sampler: name in conf/sampler/.
+        key: name of the setting in the sampler's file.
+        values: candidates, ascending; None: the default times powers of sqrt(10).
+        per_task: tune one value per task. This is done if the sampler's authors do so, or if the
+            setting depends on the noise of y.
+        tasks: the tasks on which the setting has an effect.
+        n_steps: evaluations of each run.
     """
 
     sampler: str
@@ -64,7 +67,7 @@ class Setting:
     n_steps: int = 20
 
     def ladder(self, default: Value) -> list[Value]:
-        """Return the values with the default among them."""
+        """Return the candidates, the default among them."""
         if self.values is not None:
             return sorted({*self.values, default})
         return [
@@ -95,26 +98,27 @@ SETTINGS = (
     Setting("red_diff", "lambda_"),
     Setting("dmsp", "sigma_net", n_steps=100),
 )
-"""In the order of tuning; the second setting of a sampler is tuned with the value found for the
-first.
+"""Settings in the order of tuning.
+
+The second setting of a sampler is tuned with the value found for the first.
 """
 SAMPLERS = tuple(dict.fromkeys(setting.sampler for setting in SETTINGS))
 
 
 HEAD = """# Settings of the samplers, tuned by one rule
 
-What is tuned: one or two settings of each sampler that its authors leave free. Not `adir`, which has the paper's.
-Where it starts: conf/sampler/, whose settings are the authors' or deepinv's, but for zeta of `diffpir` (the authors' is 0.1)
-and those of `adir_clean`, found before on other images that no table uses (adir_settings.md).
+Tuned: one or two settings of each sampler that its authors leave open. `adir` keeps the paper's settings.
+Start: conf/sampler/, whose settings are the authors' or deepinv's, except zeta of `diffpir` (the authors' is 0.1)
+and the settings of `adir_clean`, found before on other images that no table uses (adir_settings.md).
 
-On what: {n} images that no table uses, test images of unseen categories that data=unseen leaves out, drawn by a seed; their
-middle {size} pixels; `sr4` and `deblur`; {steps} evaluations of the unadapted embedded prior, 100 for `dmsp`; one seed.
+Images: {n} that no table uses, test images of unseen categories that data=unseen leaves out, drawn with a seed; their
+middle {size} pixels. Tasks: `sr4` and `deblur`; {steps} evaluations of the unadapted embedded prior, 100 for `dmsp`; one seed.
 
-The rule: the highest mean of PSNR less deep-lite0 (1 dB counts as 1 point) over images and tasks; over images alone, with a
-value per task, where the authors have that too or the setting stands for the noise of y. The default and the values beside it
-are tried (a factor of sqrt(10) apart, or the next of {shares}), and then the next one for as long as
-the best is at an end and gains more than {margin} on the one beside it. The default stays unless another value gains more than
-{margin}. A sampler's second setting is tuned with the value found for its first.
+The rule: the highest mean of PSNR minus deep-lite0 (1 dB counts as 1 point) over images and tasks. A setting has one value per
+task if its authors do so too, or if it depends on the noise of y; its mean is over images. The default and its two neighbours
+are tried (a factor of sqrt(10) apart, or the next of {shares}). While the best value is at an end of the tried
+ones and gains more than {margin} over its neighbour, the next value beyond that end is tried. The default stays unless another
+value gains more than {margin}. A sampler's second setting is tuned with the value found for its first.
 
     python benchmarks/quality/tune_samplers.py run FOLDER --size {pixels} --images {n} --parquet caltech101_128.parquet
     python benchmarks/quality/tune_samplers.py table FOLDER --images {n} --out results/embedded/tuning.md
@@ -140,7 +144,7 @@ class Scores(NamedTuple):
     """Means over images and tasks."""
 
     gain: float
-    """PSNR less deep-lite0, minus infinity where a restoration failed."""
+    """PSNR minus deep-lite0; minus infinity if a restoration failed."""
     psnr: float
     deep_lite0: float
 
@@ -149,7 +153,7 @@ class Scores(NamedTuple):
 
 
 def scores_of(lines: list[dict[str, Any]]) -> Scores:
-    """Return the means of at least one line."""
+    """Return the means over the lines, of which there must be at least one."""
     if any(line["error"] is not None for line in lines):
         return Scores(-math.inf, math.nan, math.nan)
     psnr, deep_lite0 = (
@@ -159,14 +163,15 @@ def scores_of(lines: list[dict[str, Any]]) -> Scores:
 
 
 class Missing(Exception):
-    """A restoration that was not run yet."""
+    """Error for a restoration that was not run yet."""
 
 
 class Runs:
-    """The restorations of the tuning images, each made once and then read from a folder.
+    """Restorations of the tuning images, each made once and then read from a folder.
 
-    folder: of scores.jsonl and the images.
-    images: {id: x}; None to read alone: then a restoration that is not there raises Missing.
+    Args:
+        folder: the folder of scores.jsonl and the images.
+        images: {id: x}; None: only read, and raise Missing for a missing restoration.
     """
 
     def __init__(self, folder: Path, images: dict[str, Tensor] | None) -> None:
@@ -176,9 +181,12 @@ class Runs:
         self.n_images = len(self.ids)
 
     def scores(self, setting: Setting, before: dict[str, dict[str, Value]], value: Value) -> Scores:
-        """Return the scores of one value, with {task:
+        """Return the scores of one value of a setting.
 
-        {key: value}} of the sampler's other settings found before.
+        Args:
+            setting: the setting to tune.
+            before: {task: {key: value}} of the sampler's settings found before.
+            value: the value to try.
         """
         settings = {task: found | {setting.key: value} for task, found in before.items()}
         lines = [
@@ -190,7 +198,7 @@ class Runs:
     def lines_of(
         self, sampler: str, task: str, n_steps: int, settings: dict[str, Value], n_images: int
     ) -> list[dict[str, Any]]:
-        """Return the lines of the first n_images."""
+        """Return the lines of the first n_images images; missing ones are restored."""
         cfg = composed(sampler, task).copy()
         cfg.results = str(self.folder / "stages")
         cfg.sampler.update({"n_steps": n_steps} | settings)
@@ -214,11 +222,16 @@ class Runs:
 def climb(
     values: list[Value], default: Value, score: Callable[[Value], Scores]
 ) -> tuple[Value, dict[Value, Scores]]:
-    """Return the value chosen, and the scores of all that were tried.
+    """Return (chosen value, {value: scores} of all tried values).
 
-    The default and the values beside it are tried, and then the next one for as long as the best is
-    at an end and gains more than MARGIN on the one beside it. The default stays unless the best
-    gains more than MARGIN on it.
+    The default and its two neighbours are tried. While the best value is at an end of the tried
+    ones and gains more than MARGIN over its neighbour, the next value beyond that end is tried. The
+    default is chosen unless the best gains more than MARGIN over it.
+
+    Args:
+        values: candidates, ascending.
+        default: one of the candidates.
+        score: computes the scores of a value.
     """
     start = values.index(default)
     tried = {i: score(values[i]) for i in (start - 1, start, start + 1) if 0 <= i < len(values)}
@@ -239,7 +252,7 @@ def climb(
 
 @dataclass(frozen=True)
 class Tuned:
-    """A setting with what was found for some tasks."""
+    """Result of tuning a setting for some tasks."""
 
     setting: Setting
     tasks: tuple[str, ...]
@@ -249,8 +262,8 @@ class Tuned:
 
 
 def tune(runs: Runs) -> Iterator[Tuned]:
-    """Tune SETTINGS in their order."""
-    found: dict[tuple[str, str], dict[str, Value]] = defaultdict(dict)  # by sampler and task
+    """Tune SETTINGS in their order and yield each result."""
+    found: dict[tuple[str, str], dict[str, Value]] = defaultdict(dict)  # {(sampler, task): values}
     for setting in SETTINGS:
         for tasks in [(task,) for task in setting.tasks] if setting.per_task else [setting.tasks]:
             default = composed(setting.sampler, tasks[0]).sampler[setting.key]
@@ -265,13 +278,15 @@ def tune(runs: Runs) -> Iterator[Tuned]:
 
 @cache
 def composed(sampler: str, task: str) -> DictConfig:
-    """Return the configuration with the sampler's own settings."""
+    """Return the configuration with the sampler's default settings."""
     return compose([f"sampler={sampler}", f"task={task}"])
 
 
 def check(runs: Runs, rows: list[Tuned]) -> list[tuple[str, str, Scores, Scores]]:
-    """Return (sampler, task, scores of the defaults, of the tuned) where they differ: 100
-    evaluations of the first image.
+    """Return (sampler, task, scores of the defaults, scores of the tuned settings).
+
+    The first image is restored with 100 evaluations. Pairs whose tuned settings are the defaults
+    are left out.
     """
     found = []
     for sampler, task in itertools.product(SAMPLERS, TASKS):
@@ -287,9 +302,9 @@ def check(runs: Runs, rows: list[Tuned]) -> list[tuple[str, str, Scores, Scores]
 
 
 def page(runs: Runs) -> str:
-    """Return the page of what was chosen."""
+    """Return the page of the chosen values."""
     rows = []
-    with contextlib.suppress(Missing):  # as far as it was run
+    with contextlib.suppress(Missing):  # the page shows the settings tuned so far
         for row in tune(runs):
             rows.append(row)
     git = ["git", "describe", "--always", "--dirty"]
@@ -337,14 +352,12 @@ def main() -> None:
     running.add_argument("folder", type=Path)
     running.add_argument("--parquet", type=Path, required=True)
     running.add_argument("--size", type=int, default=128, help="pixels: the middle of each image")
-    for_images = (
-        "how many images; several numbers: first with the fewer, as an answer is there sooner"
-    )
+    for_images = "number of images; with several numbers, earlier ones give results sooner"
     running.add_argument("--images", type=int, nargs="+", default=[N_IMAGES], help=for_images)
     tables = actions.add_parser("table")
     tables.add_argument("folder", type=Path)
     tables.add_argument("--images", type=int, default=N_IMAGES)
-    tables.add_argument("--out", type=Path, help="a file; default: print it")
+    tables.add_argument("--out", type=Path, help="file for the page; default: print it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.action == "table":
@@ -360,7 +373,7 @@ def main() -> None:
 
 
 def images(corpus: Corpus, size: int) -> dict[str, Tensor]:
-    """Return {id: x} of the tuning images: the middle size x size pixels of N_IMAGES drawn by SEED."""
+    """Return {id: x}, the middle size x size pixels of N_IMAGES images drawn with SEED."""
     found = {}
     for image_id in random.Random(SEED).sample(corpus.ids, N_IMAGES):
         x = corpus.image(image_id)

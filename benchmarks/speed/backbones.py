@@ -1,9 +1,8 @@
-"""Speed and memory of the paper's backbones with made weights: a sampling step, an adaptation
-iteration, a whole image.
+"""Measure speed and memory of the paper's backbones: sampling step, adaptation iteration, image.
 
-Beside each time stands what a bare call of the network takes, and the floor that its operations set
-at the rate of a large matrix product on the same device. Every figure is written when it is there,
-so a run that is killed goes on where it was.
+The weights are random. Each time is compared with a bare call of the network and with a floor. The
+floor is the time of the network's operations at the rate of a large matrix product on the same
+device. Each figure is saved as soon as it is measured, so an interrupted run can resume.
 
     python benchmarks/speed/backbones.py --what step --networks gd512     one of step, adapt, switch, total
     python benchmarks/speed/backbones.py --what report                    all figures of this device as Markdown
@@ -51,28 +50,27 @@ SIDES = {
     "real": {"gd256": 256, "gd512": 512, "sd_x4": 256},
     "small": {"gd256": 64, "gd512": 64, "sd_x4": 32},
 }
-"""Of what goes into the network when sampling: pixels, or latent places (256 are an image of 1024).
+"""Side of the network's input during sampling, in pixels or latent positions.
+
+256 latent positions are an image of 1024 pixels.
 """
 CROPS = {
     "real": {"gd256": (256,), "gd512": (256, 512), "sd_x4": (64, 128)},
     "small": dict.fromkeys(NETWORKS, (64,)),
 }
-"""Of adaptation, likewise."""
+"""Sides of the network's input during adaptation, in the same units."""
 PAPER, FAST = (400, 1000), (100, 100)
-"""(iterations, steps): the paper's, and a documented fast setting.
-
-On small networks a twentieth of them.
-"""
+"""(iterations, steps) of the paper and of a documented fast setting; small networks use 1/20."""
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(run: Callable[[], object], device: str) -> float:
-    """Wall clock of one call, its work on the device included."""
+    """Return the wall-clock seconds of one call, including its work on the device."""
     wait(device)
     started = time.perf_counter()
     run()
@@ -81,9 +79,9 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
 
 
 def matmul_rate(device: str, dtype: str) -> float:
-    """Operations a second of a large matrix product here: what `floor` divides by.
+    """Return the operations per second of a large matrix product, by which `floor` divides.
 
-    TF32 off, as in float32 networks.
+    TF32 is off, as in float32 networks.
     """
     n = 8192 if device != "cpu" else 1024
     a, b = (torch.randn(n, n, device=device).to(DTYPES[dtype]) for _ in "ab")
@@ -92,8 +90,9 @@ def matmul_rate(device: str, dtype: str) -> float:
 
 
 def operations(network: str, size: str, batch: int, side: int, train: bool) -> int:
-    """Multiplications and additions of one call, or of forward and backward with LoRA; counted on
-    tensors without numbers.
+    """Return the multiplications and additions of one call.
+
+    With `train`, those of a forward and backward pass with LoRA. They are counted on meta tensors.
     """
     net = empty_network(network, size)
     if train:
@@ -110,7 +109,7 @@ def operations(network: str, size: str, batch: int, side: int, train: bool) -> i
 
 @torch.no_grad()
 def ancestral_loop(backbone: Any, x_t: torch.Tensor, n_steps: int) -> torch.Tensor:
-    """Return x_0 of guided-diffusion's unguided sampling, as a bare loop:
+    """Return x_0 of guided-diffusion's unguided sampling, written as a bare loop.
 
     DDPM (Ho et al., 2020), eq. 7, with x_0 clipped to [-1, 1], and the learned variance of Nichol
     and Dhariwal (2021), eq. 15. Tables and noise are on the device.
@@ -150,8 +149,10 @@ def step_row(
     n_steps: int,
     rounds: int,
 ) -> Row:
-    """Seconds of a step of ADIR (of the latent sampler for sd_x4) and of a bare call, interleaved;
-    peak memory.
+    """Return the figures of a sampling step and of a bare network call, with peak memory.
+
+    Pixel networks take a step of ADIR, sd_x4 takes one of the latent sampler. The two are measured
+    in turn.
     """
     device, side = execution.device, SIDES[size][network]
     generators = [torch.Generator().manual_seed(b) for b in range(batch)]
@@ -214,8 +215,9 @@ def step_row(
 def adapt_row(
     network: str, size: str, weights: Path, batch: int, crop: int, execution: Execution, n: int
 ) -> Row:
-    """Seconds of an iteration of LoRA (rank 16, every convolution), from runs of 2 and 2 + n; peak
-    memory.
+    """Return the figures of a LoRA iteration (rank 16, every convolution), with peak memory.
+
+    Its seconds are the difference between runs of 2 and 2 + n iterations, over n.
     """
     device = execution.device
     if (network, size) in PIXEL:
@@ -252,9 +254,7 @@ def adapt_row(
 
 
 def latent_iterations(backbone: LatentParts, batch: int, side: int, n_iterations: int) -> None:
-    """Iterations of the upscaler's loss on latents that are given: what fine-tuning does after the
-    VAE.
-    """
+    """Run iterations of the upscaler's loss on given latents, as fine-tuning does after the VAE."""
     attached = Lora().attach(backbone.network)
     try:
         optimizer = torch.optim.Adam(attached.parameters(), 1e-4)
@@ -277,8 +277,9 @@ def latent_iterations(backbone: LatentParts, batch: int, side: int, n_iterations
 
 
 def switch_row(network: str, size: str, weights: Path, execution: Execution, rounds: int) -> Row:
-    """Seconds to put a trained adapter in place and to take it away, and whether the base is equal
-    to the bit after it.
+    """Return the seconds to attach and detach a trained adapter.
+
+    The row also says whether the network's weights are bit-equal afterwards.
     """
     device = execution.device
     if (network, size) in PIXEL:
@@ -311,9 +312,10 @@ def switch_row(network: str, size: str, weights: Path, execution: Execution, rou
 def total_row(
     network: str, size: str, weights: Path, execution: Execution, crop: int, rounds: int
 ) -> Row:
-    """Seconds of adaptation (batch 6) and sampling of one image with its adapter, after a warm-up
-    that compiles both: FAST's measured, and PAPER's along the line through a fifth of FAST and
-    FAST, with its standard error over rounds.
+    """Return the seconds to adapt (batch 6) and then to sample one image with the adapter.
+
+    A warm-up compiles both first. Times of FAST are measured. Those of PAPER are extrapolated along
+    the line through a fifth of FAST and FAST; their standard error is over rounds.
     """
     device, side = execution.device, SIDES[size][network]
     backbone = pixel_backbone(network, size, weights, execution)
@@ -375,7 +377,7 @@ def total_row(
 
 
 def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
-    """All rows of one kind."""
+    """Measure all rows of one kind."""
     size, device, weights = arguments.size, arguments.device, arguments.weights
     real = size == "real" and device != "cpu"
     n_steps, rounds, n_iterations = (20, 5, 10) if real else (3, 2, 3)
@@ -400,7 +402,7 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
                 torch._dynamo.reset()
         if what == "switch":
             for dtype in arguments.dtypes:
-                # A CPU reads the weights of `full` where they lie, unless their layout is another.
+                # On a CPU, `full` reads the weights in place unless their layout differs.
                 execution = Execution(
                     device, dtype, channels_last=arguments.channels_last and device != "cpu"
                 )
@@ -436,7 +438,7 @@ def measure(arguments: argparse.Namespace, figures: Figures, what: str) -> None:
 
 
 def main() -> None:
-    """Measure what is asked and not there yet, then write the report."""
+    """Measure the requested figures that are missing, then write the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,8 @@
-"""The cost model of `adir plan` against what is then measured: seconds by stage and memory, on
-cells of the embedded prior.
+"""Compare the cost model of `adir plan` with measurements: seconds by stage, and memory.
 
-Each cell is estimated in a process of its own, then run in another, as a user would; the run does
-one image first that is not counted, as the first one pays for loading. Busy processors spoil both:
-run it on a quiet machine.
+The cells use the embedded prior. Each cell is estimated in one process and run in another, as a
+user would. The first image of a run is not counted, because it includes loading. Run the script on
+a quiet machine: load distorts both the estimate and the measurement.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/cost_model.py [--out results/speed/cost_model.md]
 """
@@ -30,18 +29,15 @@ CELLS = (
     ["task=deblur", "adaptation=knn", "adaptation.fine_tuning.n_iterations=80"],
     ["task=sr4", "adaptation=knn", "adaptation/adapter=lora", "sampler.n_steps=100"],
     ["task=inpaint_box", "adaptation=random", "adaptation.fine_tuning.batch_size=2"],
-    [
-        "task=deblur",
-        "sampler=dps",
-        "sampler.n_steps=100",
-    ],  # whose steps go back through the network
+    # DPS differentiates through the network.
+    ["task=deblur", "sampler=dps", "sampler.n_steps=100"],
 )
 WANTED = 0.3
 STAGES = ("retrieve", "adapt", "sample", "score")
 
 
 def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
-    """In this process: {seconds: {stage: s}, memory_mb} of a cell, estimated or measured."""
+    """Return {seconds: {stage: s}, memory_mb} of a cell, estimated or measured in this process."""
     import torch
 
     from adir.harness.cells.cell import resolve_cell
@@ -70,7 +66,7 @@ def one_cell(overrides: list[str], what: str) -> dict[str, Any]:
 
 
 def in_a_process(overrides: list[str], what: str) -> dict[str, Any]:
-    """`one_cell` in a new process, whose memory is its own."""
+    """Call `one_cell` in a new process, so that its memory can be measured."""
     command = [sys.executable, __file__, "--cell", json.dumps(overrides), "--one", what]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -80,7 +76,7 @@ def in_a_process(overrides: list[str], what: str) -> dict[str, Any]:
 
 
 def row(overrides: list[str], results: str) -> tuple[str, float]:
-    """(a row of the table, the larger of the relative errors of seconds and memory)."""
+    """Return (row of the table, the larger of the relative errors of seconds and memory)."""
     full = ["data=demo", f"results={results}", *overrides]
     estimated, measured = in_a_process(full, "estimate"), in_a_process(full, "run")
     totals = [
@@ -98,13 +94,13 @@ def row(overrides: list[str], results: str) -> tuple[str, float]:
 
 
 def main() -> None:
-    """Compare all cells, print, and write the table when asked."""
+    """Compare all cells, print, and write the table if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cells", type=int, default=len(CELLS), help="only the first so many")
+    parser.add_argument("--cells", type=int, default=len(CELLS), help="number of cells to compare")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # of a process of its own
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # for the processes of single cells
     parser.add_argument("--one", choices=("estimate", "run"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cell is not None:
@@ -119,8 +115,8 @@ def main() -> None:
         worst = max(worst, error)
     text = f"""# The cost model against what is measured
 
-Embedded prior, the three demo images (128x128), {os.environ["OMP_NUM_THREADS"]} thread: estimated / measured. Seconds are an
-image's, the mean of all but the first; memory is the process's peak, in MB. The largest error is {worst:.0%}, wanted is at most {WANTED:.0%}.
+Embedded prior, the three demo images (128x128), {os.environ["OMP_NUM_THREADS"]} thread: estimated / measured. Seconds are per image,
+the mean of all but the first; memory is the process's peak, in MB. The largest error is {worst:.0%}; the goal is at most {WANTED:.0%}.
 
 | cell | retrieve, s | adapt, s | sample, s | score, s | together, s | error | memory, MB | error |
 |---|---|---|---|---|---|---|---|---|

@@ -16,16 +16,14 @@ Row = dict[str, Any]
 
 
 class Figures:
-    """Rows by what they measure, in one JSON file per device and size; a row is written as soon as
-    it is measured.
-    """
+    """Measured rows in one JSON file per device and size; each is saved when it is measured."""
 
     def __init__(self, path: Path, command: str) -> None:
         self.path, self.command = path, command
         self.rows: dict[str, Row] = read_json(path) if path.is_file() else {}
 
     def add(self, what: str, key: Row, measure: Callable[[], Row]) -> None:
-        """Measure unless the row is there. Out of memory is a figure too."""
+        """Measure unless the row is there; running out of memory is saved as a result too."""
         name = " ".join([what, *(f"{k}={v}" for k, v in key.items())])
         if name in self.rows:
             return
@@ -49,7 +47,7 @@ class Figures:
 
 
 def versions() -> Row:
-    """What the figures depend on besides the device."""
+    """Return the versions and the date that the figures depend on."""
     return {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
@@ -58,7 +56,7 @@ def versions() -> Row:
 
 
 def device_name(device: str) -> str:
-    """`NVIDIA H200`, or the processor's name and the number of threads used."""
+    """Return the GPU's name, or the processor's name and the number of threads used."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -69,7 +67,7 @@ def device_name(device: str) -> str:
 TITLES = {
     "step": "One sampling step, and a bare call of the network",
     "adapt": "One adaptation iteration, LoRA of rank 16 on every convolution",
-    "switch": "Putting a trained adapter in place and taking it away",
+    "switch": "Attaching and detaching a trained adapter",
     "total": "A whole image: adaptation with batch 6, then sampling; after a warm-up, which "
     "compiles",
 }
@@ -77,7 +75,7 @@ HIDDEN = ("what", "command", "torch", "diffusers", "date", "took_s")
 
 
 def report(figures: Figures, device: str, size: str) -> str:
-    """All rows as Markdown, one table per kind."""
+    """Return all rows as Markdown, one table per kind."""
     lines = [f"# Speed of the big backbones: {device}", ""]
     if size == "small":
         lines += [
@@ -86,7 +84,7 @@ def report(figures: Figures, device: str, size: str) -> str:
             "",
         ]
     lines += [
-        "Weights are made (random); a floor is the operations at the rate of a large matrix "
+        "Weights are random. A floor is the time of the operations at the rate of a large matrix "
         "product on this device.",
         "",
     ]
@@ -120,5 +118,5 @@ def report(figures: Figures, device: str, size: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A cell of a table."""
+    """Return a value as a cell of a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

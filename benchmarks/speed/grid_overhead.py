@@ -1,12 +1,11 @@
-"""What the harness costs: wall seconds of a grid beside the seconds of its distinct stages, in one
-run.
+"""Measure the harness's overhead: a grid's wall-clock seconds over the seconds of its stages.
 
     python benchmarks/speed/grid_overhead.py
 
-2 tasks x 4 modes x 3 K x 3 seeds on the demo's images: 72 combinations, 48 cells, 144 images. A
-distinct stage is a y, a search for neighbours, a training of an adapter, a sampling or a scoring
-that no other cell could have shared. Prints a table and writes it to
-results/speed/grid_overhead.md. About 10 minutes on one core.
+The grid has 2 tasks x 4 modes x 3 K x 3 seeds on the demo's images: 72 combinations, 48 cells, 144
+images. A distinct stage is a y, a search for neighbours, the training of an adapter, a sampling or
+a scoring that no other cell could have shared. The script prints a table and writes it to
+results/speed/grid_overhead.md. It takes about 10 minutes on one core.
 """
 
 import argparse
@@ -34,8 +33,9 @@ GRID = [
 
 
 def distinct_seconds(results: Path) -> dict[str, float]:
-    """Seconds by stage, each distinct product counted once: trainings from the adapters, the rest
-    from the records.
+    """Return the seconds by stage, with each distinct stage counted once.
+
+    Trainings are read from the adapters, the other stages from the records.
     """
     seconds = dict.fromkeys(("measure", "retrieve", "train", "sample", "score"), 0.0)
     seen: set[tuple[str, str]] = set()
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a quick look")
+    parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a short test")
     parser.add_argument(
         "--out", type=Path, default=REPOSITORY / "results" / "speed" / "grid_overhead.md"
     )
@@ -95,8 +95,8 @@ def main() -> None:
         *(f"| {stage} | {value:.1f} |" for stage, value in seconds.items()),
         f"| sum of distinct stages | {total:.1f} |",
         f"| wall clock of the grid | {wall:.1f} |",
-        f"| **wall / sum** | **{wall / total:.3f}** (to stay below 1.05) |",
-        f"| wall clock of the same command again, all done | {again:.1f} |",
+        f"| **wall / sum** | **{wall / total:.3f}** (goal: below 1.05) |",
+        f"| wall clock of the same command again, all images finished | {again:.1f} |",
     ]
     text = "\n".join(lines) + "\n"
     write_bytes(args.out, text.encode())

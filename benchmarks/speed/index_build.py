@@ -1,21 +1,20 @@
-"""Building an index: whether the encoder's own throughput is the limit, and whether memory grows
-with the corpus.
+"""Measure index building: is the encoder's throughput the limit, and does memory grow?
 
-Made JPEG images (512x384, smooth fields with noise, quality 90), and the code of `adir index build`
-in a fresh process for each size of the corpus. Before each build, in that process and on the same
-images: the encoder alone on prepared images, and one thread alone that loads them (reading,
-hashing, decoding, fingerprints, preparation).
+The corpus consists of synthetic JPEG images (512x384, smooth with noise, quality 90). The code of
+`adir index build` runs in a fresh process for each corpus size. Before each build, the same process
+measures two parts alone on the same images: the encoder on prepared images, and one thread that
+loads images (reading, hashing, decoding, fingerprints, preparation).
 
 "reached" is the throughput of the build, from the first listing to the manifest, over that of the
-encoder alone. Where loading an image takes l seconds of a processor and encoding it e, c processors
-do at most c / (l + e) images a second, and n loader threads n / l; the encoder alone does 1 / e. So
-no build reaches more than min(1, c e / (l + e), n e / l): "possible".
+encoder alone. Let loading an image take l seconds of a processor, and encoding it e. c processors
+process at most c / (l + e) images per second, n loader threads n / l, and the encoder alone 1 / e.
+A build therefore reaches at most min(1, c e / (l + e), n e / l), the column "possible".
 
-Run: OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --sizes 2000 8000 --out
-     results/speed/index_build.md OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py
-     --random-clip ViT-B-32 --sizes 300 900 \\
-         --out results/speed/index_build_clip.md
-     (5 and 5 minutes on two processors that do nothing else; a look: --sizes 100 400)
+Run: OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --sizes 2000 8000 \\
+         --out results/speed/index_build.md
+     OMP_NUM_THREADS=1 python benchmarks/speed/index_build.py --random-clip ViT-B-32 \\
+         --sizes 300 900 --out results/speed/index_build_clip.md
+     (5 minutes each on two idle processors; for a short test: --sizes 100 400)
 """
 
 import argparse
@@ -50,11 +49,11 @@ from adir.retrieval.index.builder import (
 
 SIZE = (512, 384)
 ALONE = 64
-"""Images on which the encoder and loading are measured alone."""
+"""Number of images for measuring the encoder and loading alone."""
 
 
 def make_images(folder: Path, first: int, last: int) -> None:
-    """JPEG files first.jpg ... of made images."""
+    """Write synthetic images as JPEG files with the numbers first to last - 1."""
     folder.mkdir(exist_ok=True)
     for number in range(first, last):
         draw = np.random.default_rng(number)
@@ -70,8 +69,9 @@ def make_images(folder: Path, first: int, last: int) -> None:
 
 
 def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
-    """Seconds of processor time an image of one thread that loads, and seconds an image of the
-    encoder, each with nothing beside it in this process.
+    """Return the seconds per image of loading and of encoding, each measured alone.
+
+    Loading is processor time of one thread, encoding is wall-clock time.
     """
     keys = [key for key, _ in source.listing()][:ALONE]
     for _ in range(2):  # the first warms up
@@ -86,8 +86,10 @@ def alone(source: FolderSource, encoder: Encoder) -> tuple[float, float]:
 
 
 def build(images: Path, folder: Path, encoder: Encoder, shard_size: int, loaders: int) -> None:
-    """Build the index and print what it took: images, seconds, of them encoding and waiting, peak
-    MB, MB at the start, and what `alone` gives.
+    """Build the index and print its measurements as one line of numbers.
+
+    They are the images, the seconds, the seconds of encoding and of waiting, the peak MB, the MB at
+    the start, and the two values of `alone`.
     """
     source = FolderSource(images)
     loading, encoding = alone(source, encoder)
@@ -108,12 +110,12 @@ def build(images: Path, folder: Path, encoder: Encoder, shard_size: int, loaders
 
 
 def resident(name: str) -> float:
-    """MB, of /proc/self/status."""
+    """Return a field of /proc/self/status in MB."""
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
 
 
 def row_of(numbers: list[float], processors: int, loaders: int) -> str:
-    """A line of the table, of what `build` printed."""
+    """Return the table's row for the numbers that `build` printed."""
     n, seconds, encoding, waiting, peak, before, load_s, encode_s = numbers
     possible = min(1, processors * encode_s / (load_s + encode_s), loaders * encode_s / load_s)
     cells = [
@@ -134,16 +136,16 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 8000])
     parser.add_argument(
-        "--encoder", nargs="+", default=["encoder=imagenet"], help="as to adir index build"
+        "--encoder", nargs="+", default=["encoder=imagenet"], help="as for adir index build"
     )
     parser.add_argument(
         "--random-clip",
         metavar="ARCHITECTURE",
-        help="instead of --encoder: CLIP with random weights",
+        help="use CLIP with random weights instead of --encoder",
     )
     parser.add_argument("--shard-size", type=int, default=1000)
     parser.add_argument("--loaders", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="the table to write")
+    parser.add_argument("--out", type=Path, help="file for the table")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -187,11 +189,11 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        "Reached: the build's images/s over those of the encoder alone. Possible: by the "
-        "seconds that loading and encoding",
-        "take on these processors. Rest: listing, writing shards, the manifest. The last column "
-        "must not grow with the number",
-        "of images.",
+        "Reached: the build's images/s over those of the encoder alone. Possible: the limit that "
+        "the seconds of loading and",
+        "encoding set on these processors. Rest: listing, writing shards, the manifest. The last "
+        "column must not grow with the",
+        "number of images.",
         "",
         f"{datetime.date.today()}; {platform.processor() or platform.machine()}, load average "
         "at the start "

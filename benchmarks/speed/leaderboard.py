@@ -1,10 +1,8 @@
-"""Seconds of `adir leaderboard` over many records, from the command to the table, Python's start
-and imports included.
+"""Measure the seconds of `adir leaderboard` over many records, Python's start included.
 
-The records are made up, of the size that real ones have (6 kB: identity, configuration, 20
-neighbours), in a temporary
-folder: 50 images, 2 seeds, 4 tasks, and as many modes as the number of records asks for; half of
-    the time is reading them.
+The records are synthetic and as large as real ones (6 kB: identity, configuration, 20 neighbours).
+They are in a temporary folder, for 50 images, 2 seeds and 4 tasks; the number of modes follows from
+the number of records. Reading the records takes half of the time.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/leaderboard.py [--repeats 5] [--out
     results/speed/leaderboard.md]
@@ -34,17 +32,17 @@ from made_records import made_record, put, sha256_of
 IMAGES, SEEDS, TASKS = 50, 2, 4
 METRICS = ("psnr", "ssim", "lpips-alex", "piqe", "residual")
 WANTED = 3.0
-"""Processor seconds, for 10,000 records."""
+"""Goal in processor seconds for 10,000 records."""
 
 
 def write_records(folder: Path, n_records: int) -> int:
-    """Write about n_records records below `folder`; their number."""
+    """Write about n_records records below `folder`; return their number."""
     n_modes = max(2, round(n_records / (IMAGES * SEEDS * TASKS)))
     return len(put(folder, records(n_modes)))
 
 
 def records(n_modes: int) -> Iterator[Record]:
-    """Yield the records. Mode 0 is `none`, the others neighbours with K = mode."""
+    """Yield the records; mode 0 is `none`, the others are knn with K = mode."""
     draw = random.Random(0)
     neighbours = tuple(
         Neighbour(id=f"corpus-image-s1-y{i:03}-x000", distance=1 + i / 100, image=sha256_of(str(i)))
@@ -72,7 +70,7 @@ def records(n_modes: int) -> Iterator[Record]:
 
 
 def time_command(folder: Path) -> tuple[float, float]:
-    """(wall clock, processor) seconds of one `adir leaderboard`."""
+    """Return the (wall-clock, processor) seconds of one `adir leaderboard`."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run(
@@ -86,9 +84,9 @@ def time_command(folder: Path) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Make the records, time the command, and print or write what came out.
+    """Make the records, time the command, and print or write the result.
 
-    Returns 1 where it took longer than wanted.
+    Returns 1 if the command is slower than WANTED.
     """
     arguments = argparse.ArgumentParser(
         description="Seconds of `adir leaderboard` over many records."
@@ -109,7 +107,7 @@ def main() -> int:
         f"| seconds, wall clock | {wall[0]:.2f} | {wall[len(wall) // 2]:.2f} | {wall[-1]:.2f} |\n"
         f"| seconds, processor | {processor[0]:.2f} | {processor[len(processor) // 2]:.2f} | "
         f"{processor[-1]:.2f} |\n\n"
-        f"Wanted: under {WANTED:g} of the processor for 10,000. {given.repeats} runs, one "
+        f"Goal: under {WANTED:g} processor seconds for 10,000. {given.repeats} runs, one "
         "thread, files in the page cache, "
         "the four files written; "
         f"{date.today().isoformat()}, commit {commit()}, "

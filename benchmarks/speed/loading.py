@@ -1,12 +1,11 @@
-"""Seconds and memory of loading gd256: converting its checkpoint once, loading it again, and
-diffusers' own loader beside it.
+"""Measure loading gd256: converting its checkpoint, loading the result, and diffusers' own loader.
 
     python benchmarks/speed/loading.py --out results/speed/loading.md
 
-Made weights of the real architecture (552 814 086 parameters, 2.2 GB) are written to a scratch
-folder (--folder; 4.5 GB) and removed again. About a minute. --small takes a network of 2 M
-parameters, to try the script. Each step is a process of its own; the time to import torch and
-diffusers is not part of any.
+Random weights of the real architecture (552 814 086 parameters, 2.2 GB) are written to a scratch
+folder (--folder; 4.5 GB) and removed again. The script takes about a minute. --small uses a network
+of 2 M parameters to try the script. Each step runs in its own process. Importing torch and diffusers
+is not part of a step's time.
 """
 
 import argparse
@@ -49,9 +48,8 @@ SMALL = GD256 | {
     "channel_mult": (1, 1, 2),
     "num_head_channels": 32,
 }
-ANY = Architecture(
-    32, (32,), 1, (False,), 6, True, True, -1, -1, -1, False
-)  # overruled by the flags, which are complete
+# Every value is replaced, because the flags are complete.
+ANY = Architecture(32, (32,), 1, (False,), 6, True, True, -1, -1, -1, False)
 STEPS = {
     "import": "imports only",
     "convert": "first load: hash, convert, write",
@@ -61,9 +59,9 @@ STEPS = {
 }
 HEAD = """# Loading gd256
 
-Made weights of gd256's architecture: {parameters} parameters, {size} in float32. Median of {repeats} (conversion: one),
-each in a process of its own, the file cache warm. Memory is the process's largest resident set, {baseline} of it
-imports; pages mapped from the file count, though processes that load the same network share them. Target for loading
+Random weights of gd256's architecture: {parameters} parameters, {size} in float32. Median of {repeats} (conversion: one),
+each in its own process, the file cache warm. Memory is the process's largest resident set, including {baseline} for
+imports. Pages mapped from the file count, though processes that load the same network share them. Goal for loading
 again: 3 s, and no second copy.
 
 | step | seconds | largest resident set | of that, above imports | the process's own at the end (not mapped from files) |
@@ -77,12 +75,12 @@ TAIL = """
 
 
 def flags_of(small: bool) -> Flags:
-    """The network's flags."""
+    """Return the flags of the network."""
     return Flags(**(SMALL if small else GD256))
 
 
 def make(path: Path, flags: Flags) -> int:
-    """Write the checkpoint; returns the number of parameters."""
+    """Write the checkpoint; return the number of parameters."""
     torch.manual_seed(0)
     shapes = {name: shape for name, shape, _ in tensors_of(flags.resolve(ANY))}
     torch.save(
@@ -92,7 +90,7 @@ def make(path: Path, flags: Flags) -> int:
 
 
 def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
-    """Do one step in this process: seconds, and bytes of memory."""
+    """Do one step in this process; return its seconds and memory in bytes."""
     converted = next(
         (path for path in (folder / "cache" / "converted").glob("*/") if path.is_dir()), None
     )
@@ -114,16 +112,16 @@ def step(name: str, folder: Path, flags: Flags) -> dict[str, float]:
 
 
 def resident(field: str) -> float:
-    """Bytes that Linux counts for this process:
+    """Return a field of /proc/self/status in bytes.
 
-    VmHWM, the largest resident set, or RssAnon, its own pages now.
+    field: VmHWM, the largest resident set, or RssAnon, the present pages not mapped from files.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
-    """`step` in a new process."""
+    """Call `step` in a new process."""
     command = [
         sys.executable,
         __file__,
@@ -141,10 +139,10 @@ def in_a_process(name: str, folder: Path, small: bool) -> dict[str, float]:
 
 
 def report(folder: Path, small: bool, repeats: int, command: str) -> str:
-    """Everything, as Markdown."""
+    """Measure all steps and return the report as Markdown."""
     parameters = make(folder / "made.pt", flags_of(small))
     os.sync()
-    time.sleep(3)  # a file that has just changed is hashed again, see adir.weights.cache
+    time.sleep(3)  # adir.weights.cache hashes a file again if it has just changed
     runs: dict[str, list[dict[str, float]]] = {}
     for name in STEPS:
         runs[name] = [
@@ -186,7 +184,7 @@ def report(folder: Path, small: bool, repeats: int, command: str) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write the report when asked."""
+    """Measure, print, and write the report if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,7 @@
-"""Networks of the paper's backbones with made weights, so that speed can be measured where the real
-weights are not.
+"""Networks of the paper's backbones with random weights, to measure speed without the real ones.
 
-Weights are random with the variance that keeps activations near 1; what is timed does not depend on
-them. A pixel network is written as a diffusers folder and read back by the package's own loader.
+The variance of the weights keeps activations near 1; times do not depend on the weights. A pixel
+network is written as a diffusers folder and read by the package's own loader.
 """
 
 from pathlib import Path
@@ -25,8 +24,13 @@ from adir.files import write_json
 def architecture(
     model_channels: int, multiples: tuple[float, ...], attention: int, head: int
 ) -> Architecture:
-    """ADM with learned variance; the `attention` deepest levels have attention, with `head`
-    channels a head.
+    """Return the architecture of an ADM with learned variance.
+
+    Args:
+        model_channels: base number of channels.
+        multiples: channels of each level over model_channels.
+        attention: number of levels with attention, counted from the deepest.
+        head: channels per attention head.
     """
     return Architecture(
         model_channels=model_channels,
@@ -45,7 +49,7 @@ def architecture(
 
 GD256 = (1, 1, 2, 2, 4, 4)
 GD512 = (0.5, 1, 1, 2, 2, 4, 4)
-PIXEL = {  # (network, size) -> architecture; `small` runs on two CPU cores
+PIXEL = {  # {(network, size): architecture}; `small` runs on two CPU cores
     ("gd256", "real"): architecture(256, GD256, attention=3, head=64),
     ("gd512", "real"): architecture(256, GD512, attention=3, head=64),
     ("gd256", "small"): architecture(32, GD256, attention=3, head=32),
@@ -54,8 +58,9 @@ PIXEL = {  # (network, size) -> architecture; `small` runs on two CPU cores
 
 
 def upscaler_settings(widths: tuple[int, ...], text: int, heads: int) -> dict[str, Any]:
-    """UNet2DConditionModel of Stable Diffusion's x4 upscaler: self-attention on its deepest level
-    only.
+    """Return the UNet2DConditionModel settings of Stable Diffusion's x4 upscaler.
+
+    It has self-attention on its deepest level only.
     """
     return {
         "in_channels": 7,
@@ -80,7 +85,7 @@ NETWORKS = ("gd256", "gd512", "sd_x4")
 
 
 def empty_network(network: str, size: str) -> Any:
-    """The network without memory for its weights (device "meta"), in eval mode, nothing trainable."""
+    """Return the network on device "meta", in eval mode, with nothing trainable."""
     if (network, size) in PIXEL:
         made = build_network(configuration(PIXEL[network, size]))
     else:
@@ -92,7 +97,7 @@ def empty_network(network: str, size: str) -> Any:
 def example_inputs(
     network: Any, batch: int, height: int, width: int, device: str
 ) -> dict[str, torch.Tensor]:
-    """Arguments of one call, zeros. height, width: of what goes into the network."""
+    """Return the arguments of one call, all zero; height and width are those of the input."""
     config = network.config
     inputs = {
         "sample": torch.zeros(batch, config.in_channels, height, width, device=device),
@@ -107,8 +112,9 @@ def example_inputs(
 
 
 def fill(network: nn.Module) -> nn.Module:
-    """Give a network on "meta" weights in memory: norms 1 and 0, biases 0, the rest normal with
-    variance 1/fan_in.
+    """Replace the weights of a network on "meta" by weights in memory, and return the network.
+
+    Weights of norms are 1, biases 0, the rest normal with variance 1/fan_in.
     """
     network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +127,7 @@ def fill(network: nn.Module) -> nn.Module:
 
 
 def pixel_backbone(network: str, size: str, folder: Path, execution: Execution) -> GuidedDiffusion:
-    """A backbone read from `folder`, which is made on the first call."""
+    """Return a backbone read from `folder`, which the first call writes."""
     folder = folder / f"{network}-{size}"
     weights = folder / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
@@ -141,8 +147,9 @@ def pixel_backbone(network: str, size: str, folder: Path, execution: Execution) 
 
 
 class LatentParts:
-    """What sampling and adaptation use of StableDiffusionX4, without VAE and text encoder, which
-    they do not call.
+    """Latent backbone with the parts of StableDiffusionX4 that sampling and adaptation call.
+
+    It has no VAE and no text encoder.
     """
 
     kind = "latent"
@@ -160,11 +167,11 @@ class LatentParts:
         self.schedule = linear_schedule(1000)
 
     def output(self, z_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """The UNet's raw output, as the backbone gives it."""
+        """Return the UNet's raw output, as the backbone does."""
         return StableDiffusion.output(self, z_t, t, condition)  # type: ignore[arg-type]
 
     def condition(self, batch: int, side: int) -> Condition:
-        """Noise in place of the small image and the text."""
+        """Return random noise in place of the small image and the text."""
         text = torch.randn(batch, 77, self.network.config.cross_attention_dim, device=self.device)
         channels = torch.randn(batch, 3, side, side, device=self.device)
         return Condition(channels, text, torch.full((batch,), 20, device=self.device))

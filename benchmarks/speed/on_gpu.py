@@ -1,10 +1,11 @@
-"""What is to be known of a GPU that is lent for minutes: the figures of backbones.py that matter,
-most wanted first, and the tests marked gpu. Each figure is written when it is there, so a run that
-is stopped goes on where it was, with the same --out.
+"""Measure a GPU that is available for minutes only: figures of backbones.py and tests marked gpu.
 
-    bash benchmarks/speed/on_gpu.sh --out FOLDER            which installs what the machine lacks, and calls this
-    python benchmarks/speed/on_gpu.py --out FOLDER --small  a rehearsal on a CPU: an eighth of the channels, nothing compiled
-    python benchmarks/speed/on_gpu.py --out FOLDER --report what is there, against the targets; measures nothing
+The most important figures come first. Each is saved as soon as it is measured, so a stopped run
+resumes with the same --out.
+
+    bash benchmarks/speed/on_gpu.sh --out FOLDER            installs missing packages, then runs this script
+    python benchmarks/speed/on_gpu.py --out FOLDER --small  rehearsal on a CPU: an eighth of the channels, nothing compiled
+    python benchmarks/speed/on_gpu.py --out FOLDER --report compares saved figures with the targets, measures nothing
 """
 
 import argparse
@@ -42,7 +43,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One call of `measure`, or of pytest where `what` is tests."""
+    """Arguments of one call of `measure`, or of pytest if `what` is tests."""
 
     what: str
     network: str = "gd512"
@@ -73,7 +74,7 @@ PLAN = (
 
 
 def run_tests() -> Row:
-    """Counts of the tests marked gpu, and the last lines of what they said."""
+    """Return the counts of the tests marked gpu, and the last lines of pytest's output."""
     command = [
         sys.executable,
         "-m",
@@ -94,7 +95,7 @@ def run_tests() -> Row:
 
 
 def versions(device: str) -> Row:
-    """What the figures depend on, for the report's last line."""
+    """Return the versions that the figures depend on, for the report's last line."""
     found: Row = {"python": platform.python_version(), "device": device_name(device)}
     for name in PACKAGES:
         try:
@@ -112,7 +113,7 @@ def versions(device: str) -> Row:
 
 
 def against_targets(rows: dict[str, Row]) -> list[str]:
-    """The issue's targets, each with the best figure that there is for it."""
+    """Return a table of the issue's targets, each with the best measured figure."""
     of = lambda what, network, **more: [  # noqa: E731
         row
         for row in rows.values()
@@ -145,7 +146,7 @@ def against_targets(rows: dict[str, Row]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure what is not there yet, in the order of PLAN, and write the report after each figure.
+    """Measure the missing figures in the order of PLAN; write the report after each figure.
 
     Returns the exit status.
     """
@@ -153,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder of figures; one that has some goes on"
+        "--out", type=Path, required=True, help="folder of figures; saved figures are not redone"
     )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -187,9 +188,8 @@ def main(argv: list[str] | None = None) -> int:
                 figures.add("tests", {"marked": "gpu"}, run_tests)
             else:
                 measure(settings, figures, entry.what)
-        except (
-            Exception
-        ):  # the others are wanted all the same; this one is tried again by the next call
+        # The other entries still run. The next call tries this one again.
+        except Exception:
             failures.append(f"{entry}\n{traceback.format_exc()}")
             print(failures[-1], flush=True)
         write_report(arguments.out, figures, device, size)
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_report(out: Path, figures: Figures, device: str, size: str) -> None:
-    """on_gpu.md: the targets, every figure, and the versions of the last machine that measured any."""
+    """Write on_gpu.md: the targets, every figure, and the versions of the present machine."""
     lines = ["", "## Against the targets", "", *against_targets(figures.rows)]
     tests = [
         f"{key} {row[key]}"

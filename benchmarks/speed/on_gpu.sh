@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# What is to be known of a GPU that is lent for minutes and has torch, but neither a network nor our other packages.
+# Measure a GPU that is lent for minutes. The machine has torch, but no network and none of our other packages.
 #
 #   bash benchmarks/speed/on_gpu.sh --out FOLDER [--wheels FOLDER] [--seconds 290] [--small] [--only step,adapt]
 #
-# --wheels: a folder of wheels, installed beside the machine's own packages, none of which they replace. Before, where there is a
-# network, `bash benchmarks/speed/on_gpu.sh --fetch FOLDER` fills it for Python 3.12 on Linux x86-64, and says how large it is: such
-# a machine takes 64 MiB with the repository. Repeated with the same --out, it goes on where it stopped; each figure is written when
-# it is there. Training is apart: python benchmarks/train_prior.py train --blocks 64,96,128 --seconds 360 --batch 64 ...
+# --wheels: folder of wheels. They are installed beside the machine's own packages and replace none. Fill it before, where there
+# is a network: `bash benchmarks/speed/on_gpu.sh --fetch FOLDER` downloads them for Python 3.12 on Linux x86-64 and prints their
+# size. Such a machine accepts 64 MiB, the repository included.
+# The same --out resumes a stopped run: each figure is written as soon as it is measured.
+# Training is separate: python benchmarks/train_prior.py train --blocks 64,96,128 --seconds 360 --batch 64 ...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -1,9 +1,8 @@
-"""How far sampling in bfloat16 or float16 strays from float32, over ADIR's whole sampler on the
-embedded prior.
+"""Measure how much sampling in bfloat16 or float16 differs from float32, with ADIR's whole sampler.
 
-The same y, the same noise: what differs is the precision of the network alone. In PSNR between the
-two restored images (8 bits not applied), and between each and the ground truth. float16 is autocast
-too; on a CPU it is slow, so it is off unless asked for.
+The embedded prior restores the same y with the same noise, so only the network's precision differs.
+The script computes the PSNR between the two restored images (not rounded to 8 bits), and between
+each and the ground truth. float16 is autocast too. It is slow on a CPU and therefore off by default.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/precision.py [--images 4] [--steps 50] [--side 128]
     [--out FILE]
@@ -34,19 +33,19 @@ TASKS = (
     RestorationTask("sr4", 1, SuperResolution(4), 0, 100),
     RestorationTask("deblur", 1, BoxBlur(5), 10, 30),
 )
-"""As in conf/task."""
+"""The tasks sr4 and deblur, as in conf/task."""
 ENOUGH = 40.0  # dB
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Between images in [-1, 1], clipped there."""
+    """Return the PSNR of two images in [-1, 1]; values outside are clipped."""
     return float(-10 * ((a.clamp(-1, 1) - b.clamp(-1, 1)).double() / 2).square().mean().log10())
 
 
 def restored(
     task: RestorationTask, x: Tensor, name: str, backbone: GuidedDiffusion, steps: int
 ) -> tuple[Tensor, float]:
-    """(the restored image on the CPU, seconds)."""
+    """Return (restored image on the CPU, seconds)."""
     y = task.degrade(x, generator(0, name, "y"))
     sampler = ADIR(n_steps=steps, guidance_scale=task.guidance_scale, variance="small")
     noise = [generator(0, name, "sampler")]
@@ -60,14 +59,16 @@ def restored(
 
 
 def main() -> None:
-    """Measure, print, and write the table when asked."""
+    """Measure, print, and write the table if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--side", type=int, default=128, help="centre crop; a multiple of 8")
-    parser.add_argument("--dtypes", default="bfloat16", help="of bfloat16,float16")
+    parser.add_argument(
+        "--dtypes", default="bfloat16", help="bfloat16, float16, or bfloat16,float16"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -104,7 +105,7 @@ def main() -> None:
     text = f"""# Precision of sampling
 
 ADIR on the embedded prior, {arguments.steps} steps, {arguments.side}x{arguments.side}, no adaptation; y and noise are equal. Lowest PSNR between a
-precision and float32: {lowest:.1f} dB; wanted: {ENOUGH:.0f} dB.
+precision and float32: {lowest:.1f} dB; goal: {ENOUGH:.0f} dB.
 
 | image | task | precision | PSNR to float32, dB | PSNR of float32, dB | PSNR of this precision, dB | s, float32 | s, this precision |
 |---|---|---|---|---|---|---|---|

@@ -1,11 +1,10 @@
-"""Seconds of `adir report` and `adir leaderboard` on a folder of many records, made here: no number
-in it means anything.
+"""Measure the seconds of `adir report` and `adir leaderboard` on many synthetic records.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/report.py [--records 10000] [--size 256] [--out results/speed/report.md]
 
-It makes rows as a study has them: two tasks, eight rows (none, self, knn and random with three K),
-five seeds, 20 neighbours at most, 400 losses an adapter. Images are 16 files, linked to under every
-name: what is read is as large as it would be, and the disk does not fill.
+The scores mean nothing. The rows are those of a typical study: two tasks, eight rows (none, self,
+knn and random with three K), five seeds, up to 20 neighbours, 400 losses per adapter. All image
+files are hard links to 16 files, so as much is read as in a real folder without filling the disk.
 """
 
 import argparse
@@ -43,24 +42,23 @@ SEEDS = range(5)
 TASKS = ("sr4", "deblur")
 MEANS = {"psnr": 24.0, "ssim": 0.7, "lpips-alex": 0.3, "musiq-koniq": 55.0, "piqe": 30.0}
 WANTED = {"report": 20, "leaderboard": 3}
-"""Seconds, for 10,000 records."""
+"""Goals in seconds for 10,000 records."""
 
 
 def link(source: Path, path: Path) -> None:
-    """Another name of a file."""
+    """Create a hard link to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     os.link(source, path)
 
 
 def make_results(folder: Path, n_records: int, size: int) -> int:
-    """Fill a results folder with at least so many records of size x size images; returns how many."""
+    """Fill a results folder with at least n_records records; return their number."""
     rng = np.random.default_rng(0)
     files = []
     for number in range(16):
         field = Image.fromarray(cut(TEST_FIELDS[number % len(TEST_FIELDS)])).resize((size, size))
-        noisy = np.asarray(field, np.float64) + rng.normal(
-            0, 6, (size, size, 3)
-        )  # restored images compress as badly
+        # The noise makes the image as hard to compress as a restored one.
+        noisy = np.asarray(field, np.float64) + rng.normal(0, 6, (size, size, 3))
         files.append(folder / "made" / f"{number}.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         files[-1].write_bytes(png_bytes(noisy.clip(0, 255).astype(np.uint8)))
@@ -99,7 +97,7 @@ def made_results_record(
     rng: np.random.Generator,
     corpus: list[tuple[str, str]],
 ) -> Record:
-    """A record with as many neighbours as it asks for, and the names of its files."""
+    """Return a record with K neighbours and the names of its files."""
     mode, k = row
     scores = {name: mean * float(rng.gamma(50.0, 0.02)) for name, mean in MEANS.items()}
     record = made_record(image, task=task, mode=mode, k=k, seed=seed, adapter="lora", scores=scores)
@@ -123,9 +121,10 @@ def made_results_record(
 
 
 def seconds_of(command: str, folder: Path) -> float:
-    """Wall clock of `adir COMMAND FOLDER`, from the start of Python to its end.
+    """Return the wall-clock seconds of `adir COMMAND FOLDER`, including the start of Python.
 
-    Raises CalledProcessError where it fails.
+    Raises:
+        CalledProcessError: if the command fails.
     """
     started = time.perf_counter()
     subprocess.run(
@@ -135,19 +134,19 @@ def seconds_of(command: str, folder: Path) -> float:
 
 
 def main() -> None:
-    """Make the folder, time the two commands on it, and print or write what came out."""
+    """Make the folder, time the two commands on it, and print or write the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--size", type=int, default=256, help="pixels a side of every image")
+    parser.add_argument("--size", type=int, default=256, help="side of every image in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--folder",
         type=Path,
-        help="make the results here and keep them (default: a temporary folder)",
+        help="create the results here and keep them (default: a temporary folder)",
     )
-    parser.add_argument("--out", type=Path, help="the Markdown to write")
+    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,18 +1,17 @@
-"""Exact search beside its peers: faiss-flat on the same vectors, and SciPy's K-D tree (the paper's
-choice) on fewer.
+"""Compare our exact search with faiss-flat and with SciPy's K-D tree, the paper's choice.
 
-Made vectors: unit, 512 dimensions, around 20,000 centres, as the embeddings of images are neither
-uniform nor few clusters. Our index is the real one: fp16 shards on disk, mapped into memory.
-Everything is measured in one run, in turns; the time of a search is the median over rounds. The K-D
-tree takes so long that it answers `--tree-queries` queries only.
+The vectors are synthetic: unit vectors of 512 dimensions around 20,000 centres, because embeddings
+of images are neither uniform nor in few clusters. Our index is a real one: fp16 shards on disk,
+mapped into memory. Searches of one run alternate, and their time is the median over rounds. The K-D
+tree holds fewer vectors. It is slow, so it answers only `--tree-queries` queries.
 
-Memory is that of a fresh process that opens the index and searches once: its peak resident set,
-which includes the pages of the mapped shards (that the system may take back), and what is its own
-alone (anonymous pages, at the end).
+Memory is measured in a fresh process that opens the index and searches once. The table has its peak
+resident set and its anonymous pages at the end. The resident set includes pages of the mapped
+shards, which the system can reclaim.
 
 Run: OMP_NUM_THREADS=2 python benchmarks/speed/retrieval.py --out results/speed/retrieval.md
-     OMP_NUM_THREADS=1 python benchmarks/speed/retrieval.py --images 100000 --tree 20000     (a
-     look, without --out)
+     OMP_NUM_THREADS=1 python benchmarks/speed/retrieval.py --images 100000 --tree 20000
+     (the second is a short test)
 """
 
 import argparse
@@ -47,7 +46,7 @@ ENCODER = {"name": "made", "weights_sha256": "0" * 64, "metric": "angular"}
 
 
 def made_vectors(count: int, seed: int) -> Tensor:
-    """(count, 512) unit vectors, a third of whose length is their centre's."""
+    """Return (count, 512) unit vectors near centres: centre plus 1.5 times noise, normalised."""
     centres = torch.randn(CENTRES, DIMENSIONS, generator=torch.Generator().manual_seed(0))
     g = torch.Generator().manual_seed(seed)
     chosen = centres[torch.randint(CENTRES, (count,), generator=g)]
@@ -55,7 +54,7 @@ def made_vectors(count: int, seed: int) -> Tensor:
 
 
 def make_index(folder: Path, count: int) -> None:
-    """An index of made vectors, written by the code that writes real ones."""
+    """Write an index of synthetic vectors with the code that writes real ones."""
     fingerprint = np.zeros((16, 16), np.int8)
     shards = []
     for number, first in enumerate(range(0, count, SHARD)):
@@ -88,7 +87,7 @@ def make_index(folder: Path, count: int) -> None:
 
 
 def seconds(function: Callable[[], object], rounds: int) -> list[float]:
-    """Wall-clock seconds of each of some calls."""
+    """Return the wall-clock seconds of each of `rounds` calls."""
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -98,7 +97,7 @@ def seconds(function: Callable[[], object], rounds: int) -> list[float]:
 
 
 def memory_of_a_search(folder: Path, queries: Tensor, k: int) -> tuple[float, float]:
-    """(peak resident GB, anonymous GB) of a fresh process that opens the index and searches once."""
+    """Return (peak resident GB, anonymous GB) of a fresh process that searches once."""
     code = (
         "import sys, torch\n"
         "from adir.retrieval.index.sharded import ShardedIndex\n"
@@ -124,7 +123,7 @@ def main() -> None:
         "--images",
         type=int,
         default=1_743_042,
-        help="as the training images of Open Images with boxes",
+        help="vectors; default: the training images of Open Images with boxes",
     )
     parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--k", type=int, default=50)
@@ -132,9 +131,9 @@ def main() -> None:
     parser.add_argument("--tree-queries", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--folder", type=Path, help="where the made index is kept (default: a temporary folder)"
+        "--folder", type=Path, help="folder to keep the index in (default: a temporary folder)"
     )
-    parser.add_argument("--out", type=Path, help="the table to write")
+    parser.add_argument("--out", type=Path, help="file for the table")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     faiss.omp_set_num_threads(threads)
@@ -150,7 +149,7 @@ def main() -> None:
         first = seconds(lambda: ours.search(queries, args.k), 1)[0]
         peak, own = memory_of_a_search(folder, queries, args.k)
 
-        # The K-D tree first: faiss needs another 3.6 GB.
+        # The K-D tree is measured first, because faiss needs another 3.6 GB.
         few = torch.cat([part.vectors for part in ours.parts])[: args.tree].float().numpy()
         building = time.perf_counter()
         tree = KDTree(few)
@@ -172,7 +171,7 @@ def main() -> None:
         for part in ours.parts:
             flat.add(part.vectors.float().numpy())
         mine, theirs = [], []
-        for _ in range(args.rounds):  # in turns: a busy machine slows both
+        for _ in range(args.rounds):  # alternating, so that load slows both
             mine += seconds(lambda: ours.search(queries, args.k), 1)
             theirs += seconds(lambda: flat.search(queries.numpy(), args.k), 1)
         ids, _ = ours.search(queries, args.k)
@@ -222,12 +221,12 @@ def main() -> None:
 
 
 def few_index(vectors: np.ndarray) -> Index:
-    """The index in memory of the K-D tree's vectors."""
+    """Return an index in memory of the K-D tree's vectors."""
     return Index([f"{row:08d}" for row in range(len(vectors))], torch.from_numpy(vectors).half())
 
 
 def check_against_brute_force(index: ShardedIndex, query: Tensor, ids: list[str]) -> None:
-    """Raise AssertionError unless the ids are those of a float64 sort of everything."""
+    """Raise AssertionError unless the ids are those of a float64 sort of all vectors."""
     squares = np.concatenate(
         [squared_distances(part.vectors.numpy(), query[0].numpy()) for part in index.parts]
     )
@@ -236,7 +235,7 @@ def check_against_brute_force(index: ShardedIndex, query: Tensor, ids: list[str]
 
 
 def spread(times: list[float]) -> str:
-    """Median, least and most."""
+    """Return the median with the minimum and maximum."""
     return f"{statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f})"
 
 

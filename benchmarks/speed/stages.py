@@ -1,12 +1,10 @@
-"""Processor seconds of an `adir` command by stage, each without those that it calls: what a run
-really spends its time on.
+"""Measure the processor seconds of an `adir` command by stage, without the stages that it calls.
 
     python benchmarks/speed/stages.py run -m experiment=demo results=FOLDER hydra/launcher=basic
     python benchmarks/speed/stages.py run -m experiment=demo results=FOLDER existing=report
 
-Everything is in one process, of one thread unless OMP_NUM_THREADS says otherwise. The functions in
-STAGES are wrapped; what is in none of them is `rest`. Modules that a stage imports count as
-`imports`.
+Everything runs in one process with one thread, unless OMP_NUM_THREADS is set. The functions in
+STAGES are wrapped; time outside them is `rest`. Imports during a stage count as `imports`.
 """
 
 import builtins
@@ -58,7 +56,7 @@ class Stages:
 
     @contextmanager
     def inside(self, stage: str) -> Iterator[None]:
-        """Seconds from here on are the stage's."""
+        """Count the time inside this context for the stage."""
         self._settle()
         self._open.append(stage)
         self.calls[stage] += stage != "imports"
@@ -69,7 +67,7 @@ class Stages:
             self._open.pop()
 
     def wrap(self, stage: str, place: str) -> None:
-        """Replace MODULE:NAME or MODULE:CLASS.NAME by one that tells its seconds."""
+        """Replace MODULE:NAME or MODULE:CLASS.NAME by a function that measures its time."""
         module, _, path = place.partition(":")
         *owners, name = path.split(".")
         owner: Any = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -84,7 +82,7 @@ class Stages:
         setattr(owner, name, classmethod(told) if isinstance(found, classmethod) else told)
 
     def watch_imports(self) -> None:
-        """Count what modules take that are not there yet, wherever they are asked for."""
+        """Count the time of imports of modules that are not loaded yet as `imports`."""
         real = builtins.__import__
 
         def told(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -97,7 +95,7 @@ class Stages:
         builtins.__import__ = told
 
     def table(self) -> str:
-        """Markdown, the longest first."""
+        """Return a Markdown table, the longest stage first."""
         self._settle()
         total = sum(self.seconds.values())
         rows = [

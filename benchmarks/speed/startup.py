@@ -1,11 +1,10 @@
-"""Processor seconds of short commands, beside `import torch`: what a user waits for before any work
-is done.
+"""Measure the start-up of short commands: processor seconds, in comparison with `import torch`.
 
     python benchmarks/speed/startup.py --before FOLDER --out results/speed/startup.md
 
-FOLDER is another checkout, which takes turns with this one: `git worktree add FOLDER COMMIT`. Each
-command is a process of its own with one thread; the figure is the median of --rounds of its user
-and system time, and that of its children.
+FOLDER is another checkout (`git worktree add FOLDER COMMIT`); its runs alternate with those of this
+one. Each command runs in its own process with one thread. A figure is the median over --rounds of
+user and system time, including child processes.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent.parent.parent
 RUN = "run task=sr4 sampler=bicubic data=folder data.path=images scoring.metrics=[ssim]"
-# what is typed after `adir`, and the most that it may take, in times `import torch` or in seconds
+# {label: (words after `adir`, the goal in multiples of `import torch` or in seconds)}
 COMMANDS = {
     "list": ("list", "1.5 s"),
     "errors": ("run bogus=1", "1.5 s"),
@@ -42,7 +41,7 @@ COMMANDS = {
 
 
 def seconds(arguments: list[str], checkout: Path, folder: Path) -> float:
-    """Processor time of one process, which may fail as a wrong command line does."""
+    """Return the processor time of one process; exit statuses 0 and 2 are accepted."""
     env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -55,7 +54,7 @@ def seconds(arguments: list[str], checkout: Path, folder: Path) -> float:
 
 
 def commit(checkout: Path) -> str:
-    """The short hash of a checkout's commit."""
+    """Return the short hash of a checkout's commit."""
     git = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
     return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 

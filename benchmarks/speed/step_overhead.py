@@ -1,13 +1,11 @@
-"""What a step of ADIR costs beside the bare network, and beside a step of deepinv's DPS on the same
-network.
+"""Compare a step of ADIR with the bare network and with a step of deepinv's DPS.
 
-ADIR's guidance needs one application of A and one of its transpose, and no backpropagation, so a
-step should cost what the network costs: the target is 1.05 times at most. Everything that is
-compared is interleaved in one run, and a ratio is the median over rounds of the two times of that
-round, so that a busy machine slows both. Processor seconds of the (single) thread are shown beside
-wall-clock seconds: other processes cannot stretch them, except through the shared caches. Steadier
-still is the ratio of an ADIR run to the network calls inside that same run, which share their
-disturbances.
+ADIR's guidance applies A and its transpose once and does not differentiate through the network.
+A step should therefore cost what the network costs; the goal is at most 1.05 times. All runs of a
+comparison alternate, and a ratio is the median over rounds of the ratio in each round, so that load
+affects both times. Processor seconds of the (single) thread are shown beside wall-clock seconds,
+because other processes can lengthen them only through shared caches. The most stable ratio is that
+of an ADIR run to the network calls inside it.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/speed/step_overhead.py [--repeats 9] [--out
     results/speed/step_overhead.md]
@@ -41,7 +39,7 @@ Seconds = tuple[float, float]  # wall clock, processor
 
 
 class ForDeepinv(deepinv.models.Denoiser):
-    """The network as deepinv's samplers want it: x0 in [0, 1] from x0 + sigma n."""
+    """Denoiser for deepinv's samplers: returns x0 in [0, 1] from x0 + sigma n."""
 
     def __init__(self, backbone: GuidedDiffusion) -> None:
         super().__init__()
@@ -50,7 +48,7 @@ class ForDeepinv(deepinv.models.Denoiser):
         self.sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        sigma = 2 * float(torch.as_tensor(sigma).flatten()[0])  # of images in [-1, 1]
+        sigma = 2 * float(torch.as_tensor(sigma).flatten()[0])  # for images in [-1, 1]
         t = int((self.sigmas - sigma).abs().argmin())
         z = (2 * x - 1).float()
         eps = self.backbone.network(
@@ -60,9 +58,7 @@ class ForDeepinv(deepinv.models.Denoiser):
 
 
 class Stopwatch:
-    """The backbone, with the seconds (wall clock, processor) that its predictions take since
-    `reset`.
-    """
+    """Backbone that sums the wall-clock and processor seconds of its predictions since `reset`."""
 
     def __init__(self, backbone: GuidedDiffusion) -> None:
         self.backbone, self.schedule = backbone, backbone.schedule
@@ -80,7 +76,7 @@ class Stopwatch:
 
 
 def timed(run: Callable[[], object]) -> Seconds:
-    """Seconds of one call."""
+    """Return the wall-clock and processor seconds of one call."""
     wall, processor = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - processor
@@ -89,8 +85,9 @@ def timed(run: Callable[[], object]) -> Seconds:
 def contestants(
     stopwatch: Stopwatch, operator: Operator, batch: int
 ) -> dict[str, Callable[[], object]]:
-    """STEPS network calls, STEPS calls of `predict`, STEPS steps of ADIR, STEPS steps of DPS (the
-    last only for batch 1).
+    """Return functions to time: network calls, calls of `predict`, steps of ADIR and of DPS.
+
+    Each makes STEPS calls or steps. DPS is included for batch 1 only.
     """
     backbone = stopwatch.backbone
     x_t = torch.randn(batch, 3, SIDE, SIDE)
@@ -132,9 +129,10 @@ def contestants(
 def measure(
     runs: dict[str, Callable[[], object]], stopwatch: Stopwatch, repeats: int
 ) -> dict[str, list[Seconds]]:
-    """Seconds per step of each contestant, and `inside` ADIR's predictions, in each round.
+    """Return the seconds per step of each function in each round.
 
-    The order of the contestants turns, and one round goes unmeasured.
+    `inside` has the seconds of ADIR's predictions. The order of the functions rotates, and the
+    first round is not counted.
     """
     names = list(runs)
     times: dict[str, list[Seconds]] = {name: [] for name in [*names, "inside"]}
@@ -149,14 +147,14 @@ def measure(
 
 
 def ratio(times: dict[str, list[Seconds]], above: str, below: str, clock: int) -> str:
-    """Median over rounds of above / below, with its quartiles."""
+    """Return the median over rounds of above / below, with its quartiles."""
     ratios = [a[clock] / b[clock] for a, b in zip(times[above], times[below], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 class Free:
-    """A network that costs nothing: what is left of a step is the sampler's own."""
+    """Backbone without cost, so that a step's time is the sampler's own."""
 
     def __init__(self, backbone: GuidedDiffusion) -> None:
         self.schedule = backbone.schedule
@@ -168,8 +166,9 @@ class Free:
 def own_milliseconds(
     backbone: GuidedDiffusion, operator: Operator, batch: int, repeats: int
 ) -> float:
-    """Processor milliseconds of a step of ADIR without its network: median of `repeats` runs of 50
-    steps.
+    """Return the processor milliseconds of a step of ADIR without its network.
+
+    This is the median of `repeats` runs of 50 steps.
     """
     y = operator.A(torch.rand(batch, 3, SIDE, SIDE) * 2 - 1)
     sampler = ADIR(n_steps=50, guidance_scale=1.0, variance="small")
@@ -183,7 +182,7 @@ def own_milliseconds(
 
 
 def cpu_name() -> str:
-    """The processor's name, and how many processors the system shows."""
+    """Return the processor's name and the number of processors."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} processors"
@@ -227,17 +226,17 @@ Ratios are medians over rounds, quartiles in brackets. Lower is better. Target f
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-"Bare network" is one call on the whole batch. ADIR calls `GuidedDiffusion.predict`, which on a CPU takes one image at
+"Bare network" is one call on the whole batch. ADIR calls `GuidedDiffusion.predict`, which on a CPU processes one image at
 a time so that results do not depend on the batch; its own cost is the last column. "ADIR / network inside" divides the
-time of a run by the time of the predictions in that very run, and is the steadiest of the ratios: the others compare runs
-that other processes disturb differently. The sampler's own part is measured apart, on a network that costs nothing.
-Milliseconds are wall clock, but the sampler's own are processor time.
+time of a run by the time of the predictions in the same run. It is the most stable ratio, because the others compare runs
+that other processes disturb differently. The sampler's own part is measured separately, with a network that costs nothing.
+Milliseconds are wall clock, except the sampler's own, which are processor time.
 
 | task, batch 1 | ADIR step, ms | deepinv DPS step, ms | ADIR / DPS, wall clock | ADIR / DPS, processor time |
 |---|---|---|---|---|
 {chr(10).join(dps_rows)}
 
-deepinv's DPS calls the network once a step too, and differentiates through it with respect to x_t.
+deepinv's DPS also calls the network once per step, and differentiates through it with respect to x_t.
 
 {date.today().isoformat()}; {cpu_name()}, load average {os.getloadavg()[1]:.1f}; Python {platform.python_version()}, torch {torch.__version__},
 diffusers {diffusers.__version__}, deepinv {deepinv.__version__}. Command: `{command}`
@@ -245,7 +244,7 @@ diffusers {diffusers.__version__}, deepinv {deepinv.__version__}. Command: `{com
 
 
 def main() -> None:
-    """Measure, print, and write the report when asked."""
+    """Measure, print, and write the report if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,10 @@
-"""Two workers beside one: seconds, and whether the table is the same to the byte, also when one of
-the two is killed.
+"""Compare two workers with one: seconds, and whether the table is byte-equal, also after a kill.
 
     python benchmarks/speed/workers.py
 
-The same grid three times: one worker; two (joblib, one thread each); two of which one is killed
-half way, after which the grid is started again. Prints a table and writes it to
-results/speed/workers.md. About 15 minutes on two free cores.
+The same grid runs three times: with one worker; with two (joblib, one thread each); and with two of
+which one is killed half way, after which the grid is started again. The script prints a table and
+writes it to results/speed/workers.md. It takes about 15 minutes on two idle cores.
 """
 
 import argparse
@@ -27,7 +26,7 @@ GRID = ["data=embedded", "task=sr4,deblur", "adaptation=none,self,knn,random"]
 
 
 def command(results: Path, launcher: str, overrides: list[str]) -> list[str]:
-    """The grid's."""
+    """Return the command that runs the grid."""
     return [
         sys.executable,
         "-m",
@@ -42,7 +41,7 @@ def command(results: Path, launcher: str, overrides: list[str]) -> list[str]:
 
 
 def table_sha256(results: Path) -> str:
-    """Of leaderboard.csv."""
+    """Return the SHA-256 of leaderboard.csv."""
     subprocess.run(
         [sys.executable, "-m", "adir", "leaderboard", str(results)],
         check=True,
@@ -52,13 +51,14 @@ def table_sha256(results: Path) -> str:
 
 
 def count(results: Path) -> int:
-    """Records so far."""
+    """Return the number of records."""
     return len(list(results.glob("cells/**/records/*.json")))
 
 
 def worker_of(pid: int) -> int:
-    """A process below `pid` that has used the most processor time: a worker, not a resource
-    tracker.
+    """Return the process below `pid` that has used the most processor time.
+
+    It is a worker, because a resource tracker uses little.
     """
     listing = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,cputimes="], capture_output=True, text=True, check=True
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a quick look")
+    parser.add_argument("overrides", nargs="*", help="such as sampler.n_steps=5, for a short test")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed" / "workers.md")
     args = parser.parse_args()
     seconds: dict[str, float] = {}
@@ -115,7 +115,7 @@ def main() -> None:
     lines = [
         "# One worker and two",
         "",
-        f"{n_records} records, one thread a worker, {os.cpu_count()} cores, load "
+        f"{n_records} records, one thread per worker, {os.cpu_count()} cores, load "
         f"{os.getloadavg()[0]:.1f} at the end. The "
         f"killed grid ended with status {status} and {at_kill} records.",
         f"{datetime.date.today().isoformat()}, commit {commit()}, {platform.machine()}, Python "

@@ -1,1 +1,1 @@
-"""A results folder for people to look at: one HTML page, figures, the comparison image."""
+"""Views of a results folder for people: an HTML page, figures, and a comparison image."""

@@ -1,6 +1,4 @@
-"""The images of a report and what belongs to each: scores, neighbours, errors; as much as fits into
-the page.
-"""
+"""Images of a report with their scores, neighbours and error maps, as many as fit into the page."""
 
 import json
 from pathlib import Path
@@ -23,18 +21,17 @@ from adir.harness.report.images import (
     open_rgb,
 )
 
-EXACT_BYTES = (
-    12_000_000  # of image files that are embedded without loss; above it they are made smaller
-)
-NEIGHBOUR_BYTES = 4_000_000  # of the page, kept free for neighbours
-PIXELS = 40_000_000  # encoded at most of each kind: about five seconds
+# Image files of up to this many bytes are embedded without loss; a larger total is reduced.
+EXACT_BYTES = 12_000_000
+NEIGHBOUR_BYTES = 4_000_000  # bytes of the page that are reserved for neighbours
+PIXELS = 40_000_000  # most pixels to encode per kind of image: about five seconds
 
 
 class PageAssets:
     """Test images for the page's data block.
 
-    An image is a number into `images`, whose entries are data URIs or links; null where there is
-    none.
+    Each image is referred to by its index in `images`, whose entries are data URIs or links. A
+    missing image is null.
     """
 
     def __init__(self, gathered: Gathered, page_folder: Path) -> None:
@@ -42,7 +39,7 @@ class PageAssets:
         self.metrics = list(gathered.board.metrics)
         self._names: dict[tuple[str, str | None], int] = {}
         self.neighbours: list[list[Any]] = []
-        """[id, image] of each image that is a neighbour of any"""
+        """[id, image] of each image that is a neighbour of any test image."""
         self.scenes = [self._texts(scene) for scene in gathered.scenes]
         first = [
             record for scene in gathered.scenes for _, record in self._of_seed(scene, first=True)
@@ -55,11 +52,12 @@ class PageAssets:
         n_bytes = sum(file.stat().st_size for file in files if file is not None)
         self.page_images = PageImages(gathered.folder, page_folder, exact=n_bytes <= EXACT_BYTES)
         self.n_embedded = 0
-        """Test images whose first seed is embedded."""
+        """Number of test images whose first seed is embedded."""
 
     def fill(self, room: int) -> dict[str, Any]:
-        """The data block's part in `room` bytes, as many of its images as fit: what is shown first
-        goes first.
+        """Return the part of the data block with the images that fit into `room` bytes.
+
+        Images that the page shows first are embedded first.
         """
         room -= len(json.dumps([self.scenes, self.neighbours]))
         for_neighbours = min(NEIGHBOUR_BYTES, room // 4)
@@ -83,7 +81,7 @@ class PageAssets:
         }
 
     def said(self) -> str:
-        """Which images are in the page, which are not, and why."""
+        """Return a sentence on which images are embedded, which are linked, and why."""
         n, page_images = len(self.scenes), self.page_images
         how = (
             "exact in every pixel"
@@ -99,19 +97,20 @@ class PageAssets:
             f"The first seed's images are in this file, {how}; {page_images.linked:,} of "
             "further seeds are links"
             if self.n_embedded == n
-            else f"The first {self.n_embedded:,} of {n:,} test images (counted once a task) are "
+            else f"The first {self.n_embedded:,} of {n:,} test images (counted once per task) are "
             f"in this file, {how}; "
             f"{page_images.linked:,} files are links"
         )
         return (
-            f"{which} into the results folder and show only while it lies where it was, because "
-            "with all of them the page "
-            "would be larger than 25 MB or take too long to make. Linked images have no error map."
+            f"{which} into the results folder, which must stay where it is. With every image in "
+            "this file, the page would be larger than 25 MB or take too long to make. Linked "
+            "images have no error map."
         )
 
     def _of_seed(self, scene: Scene, first: bool) -> list[tuple[int, Record]]:
-        """(row, record) of what was restored with the seed that is shown first (of a row without
-        it, its lowest), or with the others.
+        """Return (row, record) of restorations with the first seed, or with the other seeds.
+
+        The first seed is the one that the page shows first. A row without it uses its lowest seed.
         """
         chosen = []
         for row, seeds in scene.restored.items():
@@ -120,7 +119,7 @@ class PageAssets:
         return chosen
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
-        """Everything but the images. Scores are texts, as people read them."""
+        """Return everything about a test image but its images; scores are formatted as text."""
         return {
             "task": scene.task,
             "data": scene.data,
@@ -153,14 +152,17 @@ class PageAssets:
         return text
 
     def _neighbour(self, near: Neighbour, corpus: str | None) -> int:
-        """Its number in `neighbours`: the same id in another corpus is another image."""
+        """Return the index of a neighbour in `neighbours`.
+
+        The same id in another corpus is another image.
+        """
         number = self._names.setdefault((near.id, near.image or corpus), len(self.neighbours))
         if number == len(self.neighbours):
             self.neighbours.append([near.id, None])
         return number
 
     def _common_images(self, scene: Scene, data: dict[str, Any]) -> None:
-        """Ground truth and y."""
+        """Add the ground truth and y to the test image's data."""
         data["truth"] = self.page_images.file(next(iter(stored_images(scene.sha256)), None))
         if data["truth"] is None:
             field = embedded_field(scene.image_id, scene.sha256)
@@ -170,7 +172,7 @@ class PageAssets:
         data["y"] = self.page_images.file(scene.done[0].y_file) if scene.done else None
 
     def _restored(self, scene: Scene, data: dict[str, Any], first: bool) -> None:
-        """Restored images and their error maps."""
+        """Add the restored images and their error maps to the test image's data."""
         folder, page_images = self.gathered.folder, self.page_images
         truth = None if page_images.full else ground_truth(folder, scene.image_id, scene.sha256)
         for row, record in self._of_seed(scene, first):
@@ -181,7 +183,7 @@ class PageAssets:
                 shown["heat"] = page_images.made(f"heat {file}", heat, LONGEST_SIDE, HEAT_QUALITY)
 
     def _neighbour_images(self, scene: Scene) -> None:
-        """Thumbnails of the neighbours that the first seed had."""
+        """Add thumbnails of the neighbours that the first seed had."""
         for _, record in self._of_seed(scene, first=True):
             corpus = corpus_of(record)
             source = ((record.configuration.get("retrieval") or {}).get("corpus") or {}).get(
@@ -203,6 +205,6 @@ class PageAssets:
 
 
 def corpus_of(record: Record) -> str | None:
-    """Return the hash of the corpus that the neighbours come from."""
+    """Return the hash of the corpus that the record's neighbours come from; None without one."""
     found = record.identity.get("retrieval")
     return found.get("corpus") if isinstance(found, dict) else None

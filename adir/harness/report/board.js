@@ -1,4 +1,5 @@
-// The leaderboard: sort by any column within each task, filter by words. A missing value is last in either direction.
+// The leaderboard can be sorted by any column within each task, and filtered by words. Missing
+// values come last in both directions.
 
 const board = document.getElementById("board");
 const headers = [...board.tHead.rows[0].cells];
@@ -7,7 +8,8 @@ const inOrder = bodies.map((body) => [...body.rows].slice(1));
 
 function sortValue(row, column) {
   const cell = row.cells[column];
-  if (headers[column].classList.contains("number")) return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
+  if (headers[column].classList.contains("number"))
+    return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
   const text = cell.textContent.trim();
   const number = Number(text.split("/")[0]);
   return text === "–" ? null : Number.isNaN(number) ? text : number;
@@ -24,13 +26,15 @@ function sortBoard(column) {
   const bestFirst = header.dataset.direction === "higher" ? "descending" : "ascending";
   const otherWay = bestFirst === "descending" ? "ascending" : "descending";
   const now = header.getAttribute("aria-sort");
-  const next = now === "none" ? bestFirst : now === bestFirst ? otherWay : "none"; // the third press gives the first order back
+  // The third press restores the original order.
+  const next = now === "none" ? bestFirst : now === bestFirst ? otherWay : "none";
   headers.forEach((each) => each.setAttribute("aria-sort", "none"));
   header.setAttribute("aria-sort", next);
   const sign = next === "descending" ? -1 : 1;
   bodies.forEach((body, number) => {
     const rows = [...inOrder[number]];
-    if (next !== "none") rows.sort((a, b) => compareValues(sortValue(a, column), sortValue(b, column), sign));
+    if (next !== "none")
+      rows.sort((a, b) => compareValues(sortValue(a, column), sortValue(b, column), sign));
     body.append(...rows);
   });
 }
@@ -44,7 +48,9 @@ function filterBoard() {
   bodies.forEach((body, number) => {
     let any = false;
     for (const row of inOrder[number]) {
-      const fits = (!task || body.dataset.task === task) && words.every((word) => row.dataset.find.includes(word));
+      const fits =
+        (!task || body.dataset.task === task) &&
+        words.every((word) => row.dataset.find.includes(word));
       row.hidden = !fits;
       any ||= fits;
       shown += fits;
@@ -52,11 +58,15 @@ function filterBoard() {
     body.hidden = !any;
   });
   const total = inOrder.flat().length;
-  document.getElementById("filter-count").textContent = shown === total ? `${total} rows` : `${shown} of ${total} rows`;
+  document.getElementById("filter-count").textContent =
+    shown === total ? `${total} rows` : `${shown} of ${total} rows`;
 }
 
-headers.forEach((header, column) => find("button", header).addEventListener("click", () => sortBoard(column)));
+headers.forEach((header, column) =>
+  find("button", header).addEventListener("click", () => sortBoard(column)),
+);
 filterField.addEventListener("input", filterBoard);
 if (taskFilter) taskFilter.addEventListener("change", filterBoard);
-for (const place of board.querySelectorAll("i.icon")) place.replaceWith(icon(place.closest("tr").dataset.row));
+for (const place of board.querySelectorAll("i.icon"))
+  place.replaceWith(icon(place.closest("tr").dataset.row));
 filterBoard();

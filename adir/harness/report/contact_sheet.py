@@ -1,4 +1,4 @@
-"""A contact sheet: what was looked for on the left, what was found beside it, nearest first."""
+"""Contact sheet of a search: the query on the left, its neighbours on the right, nearest first."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 160  # pixels a side that a neighbour fits in
-QUERY = 256  # pixels a side that the query fits in
+TILE = 160  # pixels: side of the square for a neighbour
+QUERY = 256  # pixels: side of the square for the query
 GAP = 12
 CAPTION = 36  # two lines under an image
 TITLE = 30
 FONT = 13
-COLUMNS = 6  # neighbours in a row
+COLUMNS = 6  # neighbours per row
 GROUND, FRAME, QUIET = "white", (238, 238, 238), (110, 110, 110)
 
 
 class Found(NamedTuple):
-    """One neighbour. image: None where its source could not give it any more."""
+    """One neighbour of a query; its image is None if its source can no longer provide it."""
 
     id: str
     distance: float
@@ -27,8 +27,13 @@ class Found(NamedTuple):
 def contact_sheet(
     query: Image.Image | str, found: Sequence[Found], title: str, unit: str
 ) -> Image.Image:
-    """The sheet, RGB. query: an image or the words that were looked for.  unit: of the distances,
-    for the captions.
+    """Draw the sheet, in RGB.
+
+    Args:
+        query: an image, or the words of a text query.
+        found: the neighbours, nearest first.
+        title: the sheet's title, shortened to one line.
+        unit: the unit of the distances, for the captions.
     """
     columns = min(COLUMNS, max(len(found), 1))
     rows = -(-len(found) // columns)
@@ -57,8 +62,9 @@ def contact_sheet(
 
 
 def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> None:
-    """Put an image into the square at (x, y), as large as fits, on a light ground; a small one is
-    enlarged in blocks.
+    """Paste an image into the square at (x, y) on a light ground, as large as fits.
+
+    A small image is enlarged with nearest-neighbour interpolation.
     """
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -71,7 +77,10 @@ def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> 
 
 
 def written(lines: list[str], side: int) -> Image.Image:
-    """A square of so many pixels a side with words in it, where there is no image."""
+    """Return a square with the lines of text on it, to stand in for an image.
+
+    At most 12 lines are drawn.
+    """
     square = Image.new("RGB", (side, side), FRAME)
     shown = lines[:12] + ["..."] * (len(lines) > 12)
     ImageDraw.Draw(square).multiline_text(
@@ -81,8 +90,9 @@ def written(lines: list[str], side: int) -> Image.Image:
 
 
 def shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text if it is at most `width` pixels wide, else its start and end with ... between: an
-    id's end tells it apart.
+    """Return a text of at most `width` pixels.
+
+    A longer text loses its middle, because the end of an id tells it apart from others.
     """
     text = "".join(c if c.isprintable() else "?" for c in text)
     if font.getlength(text) <= width:

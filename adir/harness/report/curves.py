@@ -1,5 +1,6 @@
-"""Curves of the adapters: losses from the facts beside their tensors, held-out losses and errors of
-eps from the records.
+"""Curves of the adapters: training losses, held-out losses, and errors of predicted noise.
+
+Training losses come from the facts file beside each adapter's tensors, the others from the records.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +11,15 @@ import numpy as np
 from adir.harness.records.record import HeldOut, OracleError
 
 POINTS = 80
-"""Points of a curve: more would not be seen."""
+"""Most points of a curve; more could not be told apart in a chart."""
 
 
 def smoothed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(iteration, mean loss) of at most POINTS windows of equal width along the last axis, the last
-    one shorter.
+    """Return (iteration, mean loss) of windows of equal width along the last axis.
 
-    A single iteration's loss is at one random t and says little: 40 iterations give windows of 2,
-    400 windows of 5. Iterations count from 1, and a window stands at its middle.
+    One iteration's loss is at one random t and therefore noisy. There are at most POINTS windows:
+    40 iterations give windows of 2, 400 iterations windows of 5. The last window may be shorter.
+    Iterations count from 1, and a window is placed at its middle.
     """
     length = losses.shape[-1]
     width = max(2, -(-length // POINTS)) if length > 1 else 1
@@ -30,12 +31,16 @@ def smoothed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def mean_curve(
     curves: Sequence[Mapping[int, float]], smooth: bool = False
 ) -> dict[str, Any] | None:
-    """Mean over curves ({x: y}), with their 10 and 90 % quantiles at each x:
+    """Return the mean and the 10 and 90 % quantiles at each x over curves {x: y}.
 
-    {x, mean, low, high, n}; None where there is none.
+    Curves with other x than the first are left out.
 
-    Those that have other x than the first are left out; n says how many were taken.  smooth: see
-    `smoothed`.
+    Args:
+        curves: the curves to average.
+        smooth: average each curve over windows first, as `smoothed` does.
+
+    Returns:
+        {x, mean, low, high, n}, n the number of curves averaged. None without curves.
     """
     if not curves:
         return None
@@ -57,11 +62,11 @@ def mean_curve(
 
 
 def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
-    """Mean change of the held-out loss by iteration in percent, as `mean_curve`; None when there is
-    none.
+    """Return the mean change of the held-out loss by iteration, in percent.
 
-    `said` tells of all trainings how many updates were accepted, and the means of alpha and of the
-    fall, refused ones included.
+    The result is that of `mean_curve` with one more entry: `said` is a sentence about all
+    trainings. It gives the number of accepted updates and the means of alpha and of the fall,
+    rejected updates included. Return None without trainings.
     """
     curve = mean_curve(
         [{step: 100 * (one.losses[step] - 1) for step in sorted(one.losses)} for one in found]
@@ -80,8 +85,9 @@ def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
 
 
 def oracle_curve(found: Sequence[Sequence[OracleError]]) -> dict[str, Any] | None:
-    """Relative change of the error of eps by timestep in percent, mean over images, as
-    `mean_curve`; None without images.
+    """Return the relative change of the error of eps by timestep, in percent, as `mean_curve` does.
+
+    The mean is over images; None without images.
     """
     return mean_curve(
         [

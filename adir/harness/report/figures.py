@@ -1,6 +1,8 @@
-"""Figures for papers, as PNG and PDF: the paper's comparison (ground truth, y, none, ADIR, and
-other samplers), fidelity against perceived quality, and the sweep of K. The same results give the
-same bytes.
+"""Figures for papers, as PNG and PDF. The same results give the same bytes.
+
+- The paper's comparison: ground truth, y, none, ADIR, and other samplers.
+- Fidelity against perceived quality.
+- The sweep of K.
 """
 
 import io
@@ -23,15 +25,14 @@ from adir.harness.report.images import ground_truth, open_rgb
 from adir.harness.report.styles import LIGHT, MODES, SHAPES
 from adir.harness.tables.board import label, place_of
 
-WIDTH = 6.9  # inches: of a page of text in two columns
-SMALLEST = (
-    0.85  # inches of an image, where a column for each sampler makes a figure wider than the page
-)
+WIDTH = 6.9  # inches: the text width of a page with two columns
+# Smallest side of an image in inches. With many samplers the figure gets wider than the page.
+SMALLEST = 0.85
 IMAGES_PER_FIGURE = 6
-MOST_IMAGES = 24  # a task; a paper's appendix shows no more
-BESIDE = 0.02  # of the sweep's width, between rows of one K, whose error bars would hide each other
+MOST_IMAGES = 24  # per task; a paper's appendix shows no more
+BESIDE = 0.02  # rows of one K are this share of the width apart, so error bars do not overlap
 STYLE = {
-    "pdf.fonttype": 42,  # TrueType: the outlines of type 3 are refused by many publishers
+    "pdf.fonttype": 42,  # TrueType: many publishers refuse fonts of type 3
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 7.5,
     "axes.spines.top": False,
@@ -45,7 +46,7 @@ STYLE = {
 
 
 def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
-    """Write every figure that the results have something for; returns the files."""
+    """Write every figure that the results have data for; return the files."""
     written = []
     with matplotlib.rc_context(STYLE):
         for name, figure in all_figures(gathered):
@@ -59,7 +60,7 @@ def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
 
 
 def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
-    """(name, figure), task by task."""
+    """Yield (name, figure), task by task."""
     rows = gathered.board.rows
     picked = (pick_metric(gathered.board, FIDELITY), pick_metric(gathered.board, PERCEIVED))
     metrics = [metric for metric in picked if metric is not None]
@@ -85,8 +86,10 @@ def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
 
 
 def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
-    """(title, row of the board) of the restored columns, for each sampler of which there is a
-    record: `none`, and the adapted row, which is knn with the largest K, else self.
+    """Return (title, row of the board) of the restored columns.
+
+    Each sampler with a record has up to two columns: `none`, and an adapted row. The adapted row
+    is knn with the largest K, or self if there is no knn.
     """
     rows = gathered.board.rows
     found: list[tuple[str, int]] = []
@@ -105,9 +108,9 @@ def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
 
 
 def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> Figure:
-    """The paper's layout: a row per image; ground truth, y, none, ADIR, and other samplers.
+    """Draw one row per image with the columns ground truth, y, none, ADIR, and other samplers.
 
-    What is missing says so.
+    A place without an image says "missing".
     """
     restored = columns(gathered, numbers)
     titles = ["GT", "y", *(title for title, _ in restored)]
@@ -122,8 +125,7 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
         0, caption_height / height, 1, 1 - above / height, gap / side, caption_height / side
     )
     for scene, line in zip(scenes, places, strict=True):
-        # Names of images start at the left edge: as long as they are, they run on under y, which
-        # has no caption.
+        # The image's id starts at the left edge. A long id continues under y, which has no caption.
         show(
             line[0],
             ground_truth(gathered.folder, scene.image_id, scene.sha256),
@@ -143,8 +145,9 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
 
 
 def show(axes: Axes, image: Image.Image | None, caption: str, left: bool = False) -> None:
-    """An image with a caption, pixel by pixel: an interpolation would restore what the sampler did
-    not.
+    """Draw an image and its caption without interpolation.
+
+    Interpolation would add smoothness that the sampler did not restore.
     """
     axes.set(xticks=[], yticks=[], frame_on=False, aspect="equal")
     if image is None:
@@ -157,7 +160,7 @@ def show(axes: Axes, image: Image.Image | None, caption: str, left: bool = False
 
 
 def look(gathered: Gathered, number: int) -> dict[str, Any]:
-    """What matplotlib's lines are given to look like the row does on the page."""
+    """Return the matplotlib arguments that give a line the row's colour and marker on the page."""
     found = gathered.styles[number]
     colour = LIGHT[found.colour]
     return {
@@ -168,16 +171,15 @@ def look(gathered: Gathered, number: int) -> dict[str, Any]:
 
 
 def legend_below(figure: Figure, width: float, height: float, axes: Axes) -> None:
-    """A legend of the lines of `axes` under the drawing: as many columns as fit, and the figure
-    higher by their lines.
+    """Add a legend of the lines of `axes` under the drawing.
+
+    The legend has as many columns as fit. The figure grows by the legend's height.
     """
     handles, labels = axes.get_legend_handles_labels()
-    handles = [
-        handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles
-    ]  # without its bars
-    columns = max(
-        1, int(width / (0.42 + 0.058 * max(map(len, labels))))
-    )  # inches of a mark and of a letter of 6.5 points
+    # Error bars are left out of the legend.
+    handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+    # 0.42 inches for a marker and 0.058 for a letter of 6.5 points.
+    columns = max(1, int(width / (0.42 + 0.058 * max(map(len, labels)))))
     figure.set_size_inches(width, height + 0.1 + 0.145 * -(-len(labels) // columns))
     figure.legend(
         handles, labels, loc="outside lower left", ncols=columns, fontsize=6.5, columnspacing=1.2
@@ -185,14 +187,15 @@ def legend_below(figure: Figure, width: float, height: float, axes: Axes) -> Non
 
 
 def titled(gathered: Gathered, metric: str) -> str:
-    """`psnr (higher is better)`"""
+    """Return the metric with its direction, as in `psnr (higher is better)`."""
     way = gathered.board.metrics[metric]
     return metric if way == "none" else f"{metric} ({way} is better)"
 
 
 def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
-    """Means of the rows in two metrics with their standard errors; None where fewer than two rows
-    have both.
+    """Draw the rows' means of two metrics with standard errors.
+
+    Return None if fewer than two rows have both metrics.
     """
     estimates: dict[int, list[Any]] = {
         n: [gathered.board.rows[n].estimates[m] for m in metrics] for n in numbers
@@ -223,8 +226,9 @@ def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
 
 
 def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
-    """Metric against K, a panel per metric, for rows that differ in K alone; `none` as a dashed
-    line. None without a sweep.
+    """Draw metric against K, one panel per metric, for rows that differ in K alone.
+
+    `none` is a dashed line. Return None if no rows differ in K alone.
     """
     rows = gathered.board.rows
     whole = [
@@ -258,9 +262,8 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
                 linewidth=1,
                 elinewidth=0.6,
             )
-            for number, (k, estimate) in zip(
-                family, points, strict=True
-            ):  # each K has a mark of its own
+            # Each K has its own marker.
+            for number, (k, estimate) in zip(family, points, strict=True):
                 panel.plot(
                     [k], [estimate.value], markersize=4, linestyle="none", **look(gathered, number)
                 )

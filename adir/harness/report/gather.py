@@ -1,6 +1,4 @@
-"""A board and its records, sorted into what the report shows: rows, and images with what each row
-made of them.
-"""
+"""A results folder sorted for the report: the board's rows, and each image's records by row."""
 
 import json
 from collections import Counter
@@ -18,28 +16,28 @@ from adir.harness.tables.statistics import mean_over_images
 
 FIDELITY = ("psnr", "lpips", "ssim")
 PERCEIVED = ("musiq", "deep-lite0", "piqe")
-"""Metrics a chart starts with, by how their names start: the first that there is."""
+"""Prefixes of the metrics that a chart starts with. The first prefix with a metric is used."""
 
 
 @dataclass
 class Scene:
-    """One test image under one task: everything that was made of one y."""
+    """Records of one test image under one task: all rows restored the same y."""
 
     task: str
     data: str
-    """The data set; empty where no record names one."""
+    """The name of the data set; empty if no record gives one."""
     image_id: str
     cells: dict[int, dict[int, Record]] = field(default_factory=dict)
-    """{row of the board: {seed: record, done or failed}}"""
+    """{row of the board: {seed: record, done or failed}}."""
 
     @property
     def seeds(self) -> list[int]:
-        """Every seed that some row has."""
+        """The seeds of all rows, sorted."""
         return sorted({seed for seeds in self.cells.values() for seed in seeds})
 
     @cached_property
     def restored(self) -> dict[int, dict[int, Record]]:
-        """`cells` without what failed, and without rows of which everything did."""
+        """`cells` with the finished records only; a row without one is left out."""
         done = {
             n: {s: r for s, r in seeds.items() if r.status == "done"}
             for n, seeds in self.cells.items()
@@ -48,42 +46,41 @@ class Scene:
 
     @property
     def done(self) -> list[Record]:
-        """The records of what was restored."""
+        """The records of finished restorations."""
         return [record for seeds in self.restored.values() for record in seeds.values()]
 
     @property
     def sha256(self) -> str | None:
-        """Hash of the ground truth; None where nothing was restored."""
+        """The hash of the ground truth; None if no record is finished."""
         return next((record.image.sha256 for record in self.done), None)
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a results folder holds."""
+    """Contents of a results folder, sorted for the report."""
 
     folder: Path
     board: Board
     labels: list[str]
-    """Of the board's rows, as short as tells them apart within a task."""
+    """One label per row of the board, as short as tells rows of a task apart."""
     styles: list[RowStyle]
-    """Of the board's rows, in every drawing."""
+    """One style per row of the board, the same in every drawing."""
     scenes: list[Scene]
     records: list[tuple[int, Record]]
-    """(row of the board, record) of all that are done or failed, in order of rows, images and
-    seeds.
-    """
+    """(row of the board, record) of every finished or failed record, by row, image id and seed."""
 
     @cached_property
     def first_seed(self) -> int:
-        """The lowest seed that is in every row of every image, or else the lowest of all: the one
-        that is shown first.
+        """The seed that is shown first: the lowest that every row has for every image.
+
+        If there is no common seed, the lowest of all seeds.
         """
         places = [set(seeds) for scene in self.scenes for seeds in scene.cells.values()]
         return min(set.intersection(*places) or set.union(*places))
 
     @cached_property
     def made_with(self) -> list[dict[str, Any]]:
-        """Each distinct {commit, versions, threads}, with `count`, the records that share it."""
+        """Each distinct {commit, versions, threads} with `count`, the number of its records."""
         made_of = (
             {"commit": r.commit, "versions": r.versions, "threads": r.threads}
             for _, r in self.records
@@ -92,15 +89,16 @@ class Gathered:
         return [json.loads(made) | {"count": count} for made, count in counts.items()]
 
     def scenes_of(self, row: Row) -> list[Scene]:
-        """The test images that a row of the board is about."""
+        """Return the test images of the row's task and data set."""
         place = (row.axes["task"], row.axes["data"] or "")
         return [scene for scene in self.scenes if (scene.task, scene.data) == place]
 
 
 def gather(folder: Path) -> Gathered:
-    """The records of a results folder, read once, by the rows of their board.
+    """Read the records of a results folder once and sort them by the rows of their board.
 
-    Raises InputError where there are none.
+    Raises:
+        InputError: if the folder does not exist or holds no records.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such results folder")
@@ -119,8 +117,10 @@ def gather(folder: Path) -> Gathered:
 
 
 def row_labels(board: Board) -> list[str]:
-    """`knn k=20 full` of each row, after data set, backbone and sampler where the board has several
-    of them; of these alone where every row has one mode.
+    """Return the label of each row, such as `knn k=20 full`.
+
+    Data set, backbone and sampler come before the mode if the board has several of them. If every
+    row has the same mode, the mode is left out.
     """
     modes = [label(row.axes) for row in board.rows]
     shown = not board.shown or len(set(modes)) > 1
@@ -131,8 +131,9 @@ def row_labels(board: Board) -> list[str]:
 
 
 def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:
-    """The first metric with a value whose name starts so, in the order of `starts`; None when there
-    is none.
+    """Return the first metric that has a value and starts with one of the prefixes in `starts`.
+
+    Earlier prefixes win; None if no metric matches.
     """
     there = [
         name
@@ -143,11 +144,11 @@ def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:
 
 
 def cost(records: list[Record]) -> tuple[float | None, float | None]:
-    """(mean network evaluations, mean seconds) of restoring an image, over the records; None where
-    any lacks it.
+    """Return (mean network evaluations, mean seconds) of restoring an image, over the records.
 
-    Seconds are retrieval, training of the adapter (counted also where it was found in its store)
-    and sampling; scoring and the making of y are not part of restoring.
+    Each is None if any record misses it. Seconds are retrieval, training of the adapter and
+    sampling. An adapter from the cache counts with the seconds of its training. Scoring and making
+    y do not count.
     """
     evaluations: list[float | None] = [
         None if record.sampler is None else record.sampler.network_evaluations for record in records
@@ -157,7 +158,7 @@ def cost(records: list[Record]) -> tuple[float | None, float | None]:
 
 
 def restoring_seconds(record: Record) -> float | None:
-    """Retrieval, training of the adapter and sampling of one image."""
+    """Return the seconds of retrieval, adapter training and sampling of one image."""
     training = 0.0 if record.adapter is None else record.adapter.training_seconds
     sampling = record.seconds.get("sample")
     return None if sampling is None else sampling + record.seconds.get("retrieve", 0.0) + training

@@ -1,4 +1,4 @@
-"""`adir report`: one HTML file that shows a results folder, and needs nothing but a browser."""
+"""`adir report`: one HTML file that shows a results folder and needs nothing but a browser."""
 
 import base64
 import hashlib
@@ -24,20 +24,26 @@ from adir.harness.tables.formats import COUNTS, explanation, headings, lead, sco
 
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
-LARGEST_PAGE = 25_000_000  # bytes: what mail and issue trackers still take
-TEXT_BYTES = 300_000  # kept free for what is neither image nor data
+LARGEST_PAGE = 25_000_000  # bytes; mail and issue trackers still accept a file of this size
+TEXT_BYTES = 300_000  # reserved for everything that is neither image nor data
 MOST_ADAPTERS = 2000
-"""Adapters whose loss is read, evenly over each row's: the mean of a row does not change by more,
-the time would.
+"""Most adapters whose losses are read, spread evenly over the rows.
+
+More would take longer and not change a row's mean.
 """
 
 
 def write_report(folder: Path, out: Path | None, figures: bool) -> int:
-    """Write FOLDER/report.html, or `out`; with `figures` also PNG and PDF files for papers into
-    FOLDER/figures.
+    """Write FOLDER/report.html, or `out`; with `figures` also PNG and PDF files for papers.
 
-    Returns 0, or 1 where a damaged file was left out. Raises InputError when the folder holds no
-    records, OSError when the place cannot be written to.
+    The figures go to the folder `figures` beside the page.
+
+    Returns:
+        0, or 1 if a damaged file was left out.
+
+    Raises:
+        InputError: if the folder holds no records.
+        OSError: if the page or a figure cannot be written.
     """
     path = out if out is not None else Layout(folder).report
     if path.is_dir():
@@ -48,9 +54,8 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
     print(f"{path}  ({len(content) / 1e6:.1f} MB)")
     print(said)
     if figures:
-        from adir.harness.report.figures import (
-            write_figures,  # here: matplotlib takes a second to import
-        )
+        # Imported here because matplotlib takes a second to import.
+        from adir.harness.report.figures import write_figures
 
         drawn = path.parent / "figures"
         Layout(drawn).mark()
@@ -61,9 +66,9 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
 
 
 def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
-    """(the HTML file that is to lie in `page_folder`, one sentence on which images are in it).
+    """Return (the HTML file for `page_folder`, one sentence on which images are in it).
 
-    Made once more, with fewer images, where the texts took more room than was kept for them.
+    If the texts need more room than was reserved, the page is made again with fewer images.
     """
     board = gathered.board
     losses, adapter_files = loss_curves(gathered)
@@ -90,7 +95,7 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
 
 
 def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
-    """The page with its data block."""
+    """Return the page with its data block."""
     board = gathered.board
     style = colours_css() + (HERE / "style.css").read_text()
     script = "\n".join((HERE / name).read_text() for name in SCRIPTS)
@@ -116,23 +121,23 @@ def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
         groups=board_groups(gathered),
         summary=board.summary,
         explanation=explanation(board),
-        notes=[
-            note for note in board.notes if not note.startswith("failed: ")
-        ],  # these have a table
+        # Failed records have a table, so they are not listed among the notes.
+        notes=[note for note in board.notes if not note.startswith("failed: ")],
         failed=failed_of(gathered),
         images_said=assets.said(),
         made_with=gathered.made_with,
         settings=settings(gathered),
     )
-    # An id from a file name that is not UTF-8 holds lone surrogates, which UTF-8 has no bytes for.
+    # An id from a file name that is not UTF-8 holds lone surrogates, which UTF-8 cannot encode.
     return text.encode("utf-8", "backslashreplace")
 
 
 def content_policy(style: str, script: str, links: bool) -> str:
-    """Content-Security-Policy: this one style and this one script, no network; images from inside,
-    or from beside the page.
+    """Return the Content-Security-Policy of the page.
 
-    Should a text of the data ever escape its escaping, it still could not run.
+    It admits this style, this script, embedded images and, with `links`, image files beside the
+    page. Nothing is loaded from a network. Even if a text of the data escaped its quoting, it could
+    not run as a script.
     """
     images = "data: 'self' file:" if links else "data:"
     return (
@@ -143,20 +148,21 @@ def content_policy(style: str, script: str, links: bool) -> str:
 
 
 def source_hash(text: str) -> str:
-    """A source expression that admits exactly this inline text."""
+    """Return the source expression that admits exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def json_block(data: Any) -> str:
-    """JSON that can stand inside a script element: no character of it can end the element or open a
-    comment.
+    """Return JSON that is safe inside a script element.
+
+    <, > and & are escaped, so no text can end the element or open a comment.
     """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def failed_of(gathered: Gathered) -> list[tuple[str, Record]]:
-    """(its row's label, the record) of those that failed."""
+    """Return (label of its row, record) of each failed record."""
     return [
         (gathered.labels[number], record)
         for number, record in gathered.records
@@ -165,7 +171,7 @@ def failed_of(gathered: Gathered) -> list[tuple[str, Record]]:
 
 
 def facts(gathered: Gathered) -> list[tuple[str, str]]:
-    """What stands under the title."""
+    """Return the (name, text) pairs shown under the title."""
     n_failed = len(failed_of(gathered))
     named = {
         axis: dict.fromkeys(row.axes[axis] for row in gathered.board.rows)
@@ -185,12 +191,15 @@ def facts(gathered: Gathered) -> list[tuple[str, str]]:
 
 
 def lead_headings(board: Board) -> list[str]:
-    """The columns before the metrics, less the task, which stands above its rows."""
+    """Return the headings before the metrics without the task, which stands above its rows."""
     return headings(board)[1 : len(headings(board)) - len(board.metrics)]
 
 
 def lead_classes(board: Board) -> dict[str, str]:
-    """CSS classes of these columns: `same` is hidden where there is little room."""
+    """Return the CSS classes of these columns.
+
+    A column of class `same` has one value in all rows and is hidden on narrow screens.
+    """
     leads = [lead(board, row) for row in board.rows]
     found = {}
     for place, heading in enumerate(lead_headings(board), 1):
@@ -206,7 +215,7 @@ def lead_classes(board: Board) -> dict[str, str]:
 
 
 def empty_metrics(board: Board) -> set[str]:
-    """Metrics of which no row has a value."""
+    """Return the metrics for which no row has a value."""
     return {
         name
         for name in board.metrics
@@ -215,7 +224,7 @@ def empty_metrics(board: Board) -> set[str]:
 
 
 def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
-    """The rows of the leaderboard by task, with the texts that every form of the leaderboard has."""
+    """Return the leaderboard's rows grouped by task, with the texts of its other formats."""
     board, empty = gathered.board, empty_metrics(gathered.board)
     groups: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(board.rows):
@@ -239,7 +248,7 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
 
 
 def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
-    """What the charts need of a row."""
+    """Return the data of a row that the charts need."""
     row = gathered.board.rows[number]
     evaluations, seconds = cost(row.done)
     means = {
@@ -257,8 +266,11 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
 
 
 def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
-    """(mean training loss of each row, rows of which adapters are among the results, with losses in
-    them or without).
+    """Return the rows' training losses and the rows whose adapters are in the results folder.
+
+    Returns:
+        (mean training loss of each row that has losses, rows with at least one adapter file or
+        with losses).
     """
     adapters = grouped(
         (n, r.adapter.key)
@@ -281,13 +293,13 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
 def curves_of(
     board: Board, curve_of: Callable[[Row], dict[str, Any] | None]
 ) -> list[dict[str, Any]]:
-    """The curves of the rows that have one, each with its row's number."""
+    """Return the curves of the rows that have one, each with its row's number."""
     curves = enumerate(map(curve_of, board.rows))
     return [{"row": number} | curve for number, curve in curves if curve is not None]
 
 
 def held_out_of(row: Row) -> dict[str, Any] | None:
-    """Mean held-out loss of a row; an adapter that records share counts once."""
+    """Return the mean held-out loss of a row; an adapter that records share counts once."""
     adapters = {
         record.adapter.key: record.adapter for record in row.done if record.adapter is not None
     }
@@ -297,15 +309,17 @@ def held_out_of(row: Row) -> dict[str, Any] | None:
 
 
 def oracle_of(row: Row) -> dict[str, Any] | None:
-    """Mean change of the error of eps of an adapted row."""
+    """Return the mean change of the error of eps of an adapted row."""
     return oracle_curve(
         [record.oracle for record in row.done if record.adapter is not None and record.oracle]
     )
 
 
 def settings(gathered: Gathered) -> list[tuple[str, str]]:
-    """(title, JSON) of what decides the numbers of each row, less the seed, and of its data and
-    scoring.
+    """Return (title, JSON) of each row's settings.
+
+    They are the settings that decide the row's numbers, without the seed, and those of its data
+    and scoring.
     """
     shown = []
     for row, label in zip(gathered.board.rows, gathered.labels, strict=True):

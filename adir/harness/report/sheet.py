@@ -1,4 +1,4 @@
-"""One image to look at: a row per test image and task, columns ground truth, y, and each mode."""
+"""Comparison image: one row per test image and task, with ground truth, y, and each mode."""
 
 from pathlib import Path
 
@@ -14,18 +14,24 @@ from adir.harness.report.images import ground_truth, open_rgb
 from adir.harness.tables.board import Board, label, row_order
 from adir.images import png_bytes
 
-TILE = 256  # pixels of an image on the sheet
-TOP = 26  # pixels of a caption
-FONT = 13  # at which the scores fit under an image
+TILE = 256  # pixels: side of an image on the sheet
+TOP = 26  # pixels: height of a caption
+FONT = 13  # the scores fit under an image at this size
 SHOWN = {"psnr": "PSNR {:.2f}", "deep-lite0": "deep {:.2f}", "residual": "residual {:.1f}"}
 
 
 def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path, list[str]]:
-    """Write the comparison PNG of a results folder; returns its path, and what could not be read.
+    """Write the comparison PNG of a results folder.
 
-    It shows the lowest seed that every place has. Where there is none, each place shows its own
-    lowest seed and says which. The ground truth is shown where the results hold it, or where it can
-    be built again (embedded). Raises InputError when nothing was restored.
+    The sheet shows the lowest seed that all its images have. If there is no common seed, each image
+    has its own lowest seed, and its caption names the seed. The ground truth is shown if the
+    results hold it or if it is an embedded image, which is computed again.
+
+    Returns:
+        (path of the PNG, one note per file that could not be read).
+
+    Raises:
+        InputError: if no image was restored.
     """
     gathered = gather(results)
     scenes = [scene for scene in gathered.scenes if scene.done and task in (None, scene.task)]
@@ -72,10 +78,10 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
 
 
 def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
-    """{row of the board: title of its column}, in the order of the columns.
+    """Return {row of the board: title of its column}, in the order of the columns.
 
-    A method has one for all tasks and data sets: its mode, after backbone and sampler where there
-    are several.
+    A method has one column for all tasks and data sets. Its title is the mode, after backbone and
+    sampler if there are several.
     """
     axes = {number: board.rows[number].axes for number in numbers}
     several = [
@@ -90,15 +96,17 @@ def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
 
 
 def noise_text(record: Record) -> str:
-    """`noise 10  ` of y in grey levels, beside which residuals are read; empty where the record has
-    none. The font has no σ.
+    """Return the noise level of y in grey levels, such as `noise 10  `; empty if unknown.
+
+    Residuals are compared with it. The word replaces σ, which the font does not have.
     """
     return f"noise {record.sigma_y:g}  " if record.sigma_y is not None else ""
 
 
 def caption(record: Record, say_seed: bool) -> str:
-    """PSNR, deep-lite0 and residual under an image, as far as it has them; the seed where the sheet
-    has several.
+    """Return PSNR, deep-lite0 and residual for the caption, those that the record has.
+
+    The seed follows if `say_seed`.
     """
     values = {name: record.value(name) for name in SHOWN}
     parts = [text.format(values[name]) for name, text in SHOWN.items() if values[name] is not None]

@@ -1,6 +1,4 @@
-"""How the rows of a board look in every drawing, of the page and of the figures alike: a colour, a
-shape, filled or open.
-"""
+"""Colour, shape and fill of the board's rows, the same on the page and in the figures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +7,9 @@ from adir.harness.tables.board import Board, Row
 
 LIGHT = ("#858585", "#cf6f00", "#0057a8", "#006f4c", "#bf529a", "#3393cf", "#8a1c10", "#1a1a1a")
 DARK = ("#828282", "#e69f00", "#5b8def", "#2cc496", "#e08cc0", "#8fd0f5", "#e2603c", "#f4f2ec")
-"""After Okabe and Ito (2008), on light and on dark paper: of contrast 3 and more to it, and apart
-for the colour-blind.
+"""Colours after Okabe and Ito (2008), for light and dark paper.
+
+Each has a contrast of at least 3 with the paper. Colour-blind readers can tell them apart.
 """
 MODES = {"none": 0, "self": 1, "knn": 2, "pixel": 3, "random": 4}
 SHAPES = {
@@ -23,12 +22,18 @@ SHAPES = {
     "cross": "X",
     "star": "*",
 }
-"""{name on the page: matplotlib's}"""
+"""{shape on the page: matplotlib's marker}."""
 
 
 @dataclass(frozen=True)
 class RowStyle:
-    """colour: its place in LIGHT and DARK.  shape: a key of SHAPES.  open: drawn as an outline."""
+    """Style of one row of the board.
+
+    Attributes:
+        colour: index into LIGHT and DARK.
+        shape: a key of SHAPES.
+        open: whether the shape is an outline.
+    """
 
     colour: int
     shape: str
@@ -36,12 +41,12 @@ class RowStyle:
 
 
 def row_styles(board: Board) -> list[RowStyle]:
-    """Of each row: the colour of its mode, or of its sampler where that is not the paper's; a shape
-    for each K and whatever else rows of one colour differ in; open for lora. A row looks the same
-    in every task.
+    """Return the style of each row; a row looks the same in every task.
 
-    More than eight samplers share colours, and differ in shape; 128 rows of a task can be told
-    apart.
+    The colour is that of the mode, or that of the sampler if the sampler is not the paper's. Rows
+    of one colour that differ in K or another setting have different shapes. Outlines are lora.
+    More than eight samplers share colours and differ in shape. Up to 128 rows of a task can be
+    told apart.
     """
     families = dict.fromkeys(map(family, board.rows))
     free = [
@@ -49,7 +54,7 @@ def row_styles(board: Board) -> list[RowStyle]:
     ]
     others = [name for name in families if name not in MODES]
     colours = MODES | {name: free[place % len(free)] for place, name in enumerate(others)}
-    alike: dict[int, dict[Any, int]] = {}  # of each colour: {setting: how many came before it}
+    alike: dict[int, dict[Any, int]] = {}  # {colour: {setting: its place}}
     found = []
     for row in board.rows:
         colour = colours[family(row)]
@@ -57,19 +62,20 @@ def row_styles(board: Board) -> list[RowStyle]:
             row.axes[name] for name in ("data", "backbone", "sampler", "adaptation", "k", "variant")
         )
         place = alike.setdefault(colour, {}).setdefault(setting, len(alike[colour]))
-        shape = list(SHAPES)[(colour + place) % len(SHAPES)]  # also colours apart differ in shape
+        # The shape also depends on the colour, so rows can be told apart without seeing colours.
+        shape = list(SHAPES)[(colour + place) % len(SHAPES)]
         found.append(RowStyle(colour, shape, row.axes["adapter"] == "lora"))
     return found
 
 
 def family(row: Row) -> str:
-    """What has a colour of its own: a mode of the paper's sampler, or another sampler."""
+    """Return the name behind the colour: the mode for the paper's sampler, else the sampler."""
     name: str = row.axes["adaptation"] if row.axes["sampler"] == "adir" else row.axes["sampler"]
     return name
 
 
 def colours_css() -> str:
-    """--c0 to --c7 of the style sheet; print is light."""
+    """Return CSS that defines the colours --c0 to --c7; printed pages use the light ones."""
     light, dark = (
         " ".join(f"--c{n}: {value};" for n, value in enumerate(values)) for values in (LIGHT, DARK)
     )

@@ -150,7 +150,7 @@ def test_full_and_lora_of_one_setting_differ_in_filling_alone() -> None:
 
 def test_the_page_and_the_figures_know_the_same_shapes(results: Any) -> None:
     script = (HERE / "base.js").read_text()
-    assert all(f"\n  {shape}: " in script for shape in SHAPES)
+    assert all(f"\n  {shape}:" in script for shape in SHAPES)
     gathered = gather(results)
     for number in range(len(gathered.board.rows)):
         shown, drawn = row_data(gathered, number)["style"], look(gathered, number)
