@@ -271,4 +271,4 @@ def test_k_above_what_the_corpus_does_not_withhold_is_refused(
         refused.status == 2
         and "without copies and withheld images of test image hubble_deep_field-s1" in said
     )
-    assert f"repeats {left} of" in said
+    assert f"only {left} of" in said
