@@ -78,7 +78,7 @@ def tuned_on(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[s
     Args:
         cell: its fine-tuning may leave out images that are too far from y.
         chosen: ids of corpus images, nearest first.
-        excluded: ids of corpus images that could not be chosen, apart from the corpus's repeats.
+        excluded: ids of corpus images that could not be chosen, apart from repeated images.
     """
     if cell.corpus is None or not cell.mode.follows_y:
         return chosen
@@ -120,9 +120,9 @@ def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
 
 
 ROOM = 100
-"""The number of corpus images beyond K with which the corpus counts as large enough.
+"""The surplus of corpus images over K above which copies of test images are not counted.
 
-Copies of each test image are then not counted.
+With K + ROOM or more different images, a corpus counts as large enough for every test image.
 """
 
 
@@ -152,7 +152,7 @@ def require_enough(cell: Cell) -> None:
 def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
     """Return how many corpus images may be chosen for a test image.
 
-    Repeats, copies of the test image and withheld images do not count.
+    Repeated images, copies of the test image and withheld images do not count.
     """
     withheld = corpus.withheld(cell.data.cluster(image_id))
     return len(corpus) - len(

@@ -264,7 +264,7 @@ def find_or_train_adapter(
         chosen: ids of the corpus images to adapt to, nearest first.
         progress: show a progress bar of the training.
         tell: called with each message for the log.
-        excluded: ids of corpus images that could not be chosen, apart from the corpus's repeats.
+        excluded: ids of corpus images that could not be chosen, apart from repeated images.
 
     Raises:
         Busy: if another worker is training the adapter.
@@ -287,6 +287,7 @@ def find_or_train_adapter(
             return stored
         from adir.harness.running.handlers import HandlersStay  # imports Lightning
 
+        # Train, on `images` and with validation on `others` as well; then cache the result.
         started = time.perf_counter()
         others = judging_images(cell, image_id, used, excluded)
         trained = cell.fine_tuning.fit(

@@ -93,7 +93,7 @@ class MeasurementStore:
         return Layout(self.results).measurements / folder
 
     def path(self, image_id: str) -> Path:
-        """Return the path of an image's y, a PNG; its note is beside it, as JSON."""
+        """Return the path of an image's y, a PNG; a JSON note lies beside the PNG."""
         return self.folder / f"{file_name(image_id)}.png"
 
     def note(self, image_id: str, image_sha256: str) -> dict[str, str] | None:
@@ -124,6 +124,7 @@ class MeasurementStore:
         """
         path = self.path(image_id)
         known = self.note(image_id, hash_of_image(x))
+        # Use the cached y if its pixels match its note.
         stored: Tensor | None = None
         problem = None
         if path.is_file():
@@ -136,6 +137,7 @@ class MeasurementStore:
                 return Measurement(stored, known["sha256"], path)
             stored, problem = None, "its pixels do not match its note"
 
+        # Otherwise compute y, and require that it equals whatever is left of the cached y.
         y = self.task.degrade(
             x, generator(self.noise_seed, image_id, f"y {self.task.name} {self.task.version}")
         )
@@ -151,6 +153,8 @@ class MeasurementStore:
             raise OtherImage(
                 f"{path}: y computed again differs from the cached y; use another results folder"
             )
+
+        # Write the missing or damaged files.
         if stored is None:
             if problem is not None:
                 warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, computed again")

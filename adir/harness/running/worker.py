@@ -200,6 +200,7 @@ def run_batch(
     put_off: list[str] = []
     ready: list[Prepared] = []
 
+    # Write a record, then log and count its result.
     def settle(image_id: str, record: Record) -> None:
         cell.ledger.write(image_id, record)
         number = cell.data.ids.index(image_id) + 1
@@ -216,6 +217,7 @@ def run_batch(
         if tracker is not None:
             tracker.record(record, cell.ledger.image_path(image_id))
 
+    # First all stages before sampling, image by image; then sample in batches and score.
     for image_id in image_ids:
         try:
             with out_of_memory_explained(cell, image_shapes(cell.data)[image_id]):

@@ -73,7 +73,7 @@ class Row:
     base: str
     """The hash of the row's identity without seed, adaptation and retrieval."""
     expected: int = 0
-    """The number of records (image, seed) that any row of the group or the plan has."""
+    """The number of pairs (image, seed) for which any row of the group or the plan has a record."""
     sigma_y: float | None = None
     """The noise of y in grey levels, for comparison with the residual; None if unknown."""
     evaluations: tuple[float | None, float | None] = (None, None)
@@ -185,11 +185,13 @@ def make_board(
     ]
     board = Board([], metrics, versions, against, shown)
     notes: list[Note] = []
+    # Compute the numbers of each group of rows that need the same images and seeds.
     for _, group in groupby(rows, key=lambda row: [row.axes[axis] for axis in GROUP]):
         alike, unclear = told_apart(list(group), shown)
         board.rows += alike
         notes += [*measure(alike, board, clusters), *unclear]
 
+    # Correct the p values over the whole table, then judge each difference and mark the best rows.
     compared = {name: direction for name, direction in metrics.items() if direction != "none"}
     adjusted = iter(
         with_holm([difference for row in board.rows for difference in row.to_reference.values()])
@@ -202,6 +204,8 @@ def make_board(
             if metric in margins()
         }
     notes += mark_best(board.rows, compared, shown)
+
+    # Collect the notes and the summary.
     made_by = ", ".join(f"{name} {versions[name]}" for name in metrics if name in versions)
     reasons = {f"{name}: {why}" for record in records for name, why in record.unavailable.items()}
     board.notes = [f"versions: {made_by}"] * bool(made_by) + gathered(notes)
@@ -241,9 +245,9 @@ def rows_of(records: list[Record]) -> list[Row]:
 def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
     """Return (rows of a group, ordered by setting; notes on settings that cannot be shown).
 
-    Rows with the same label get the settings in which they differ. If rows of the group have
-    several bases, a row with a unique label gets the settings in which the bases differ. Rows with
-    different settings are never averaged together.
+    Rows with the same label get the settings in which they differ. If the rows of the group have
+    several bases (`Row.base`), a row with a unique label gets the settings in which the bases
+    differ. Rows with different settings are never averaged together.
     """
     several_bases = len({row.base for row in rows}) > 1
     of_bases = (
@@ -253,6 +257,7 @@ def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[N
     )
     ordered: list[Row] = []
     notes: list[Note] = []
+    # Rows with the same label follow one another: they share mode, adapter and K.
     for _, same in groupby(rows, key=lambda row: row_order(row.axes)):
         alike = {row.setting_hash: row for row in same}
         identities = {setting: row.identity for setting, row in alike.items()}
@@ -303,6 +308,7 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
     clusters = {image: known.get((rows[0].axes["data"], image), image) for image, _ in expected}
     told = first_known(*(record.sigma_y for row in rows for record in row.records))
     notes: list[Note] = []
+    # Means, noise, network calls and prior of each row.
     for row in rows:
         done = {(record.image.id, record.seed): record for record in row.done}
         row.expected, row.clusters = len(expected), clusters
@@ -328,6 +334,7 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
             notes.append(
                 (f"{row.have} of {row.expected} records are done, so means are missing", name)
             )
+    # Paired differences of each row to its reference row.
     compared = [metric for metric, direction in board.metrics.items() if direction != "none"]
     for row in rows:
         name = named(row.axes, board.shown)
@@ -513,6 +520,7 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
         f"fewer than {FEWEST_TO_TELL_APART}: no two-sided signed rank test can reach p < 0.05, "
         "so no row is marked"
     )
+    # A contest is one metric of one task and data set.
     for metric in metrics:
         known = [row for row in rows if row.estimates[metric].value is not None]
         for field_of in grouped(
@@ -535,6 +543,7 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
             elif len(whole) > 1:
                 clustered = "" if n == len(images) else f" in {n} clusters"
                 notes[f"{len(images)} images{clustered}, {few}", where] = None
+    # All contests are decided together, because the Holm correction covers all of them.
     values = [[row.means(metric) for row in whole] for metric, whole in contests]
     outcomes = best_of(values, [metrics[metric] for metric, _ in contests])
     for (metric, whole), leaders in zip(contests, outcomes, strict=True):

@@ -40,9 +40,8 @@ def best_of(
         directions: `higher` or `lower` (which is better), one per contest.
     """
     leaders: list[int] = []
-    tests: list[
-        tuple[int, int, float, bool]
-    ] = []  # contest, row, p, whether the median favours the leader
+    # (contest, row, p, whether the median difference favours the leader)
+    tests: list[tuple[int, int, float, bool]] = []
     for number, (rows, direction) in enumerate(zip(contests, directions, strict=True)):
         sign = -1.0 if direction == "lower" else 1.0
         values = sign * np.array(

@@ -109,12 +109,12 @@ def headings(board: Board) -> list[str]:
 
 
 def tells_priors(board: Board) -> bool:
-    """Check whether any row names the training set of its prior, so that a column is needed."""
+    """Check whether any row names the training set of its prior; a column then shows it."""
     return any(row.trained_on is not None for row in board.rows)
 
 
 def shows_evaluations(board: Board) -> bool:
-    """Check whether rows differ in their network calls, so that columns show them."""
+    """Check whether rows differ in their network calls; columns then show the calls."""
     return len({row.evaluations for row in board.rows if None not in row.evaluations}) > 1
 
 

@@ -1,4 +1,4 @@
-"""The table of `adir leaderboard`, from the records of results folders and submissions."""
+"""Make the table of `adir leaderboard` from records of results folders and submissions."""
 
 from pathlib import Path
 

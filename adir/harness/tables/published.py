@@ -96,9 +96,8 @@ def published(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((published_dir() / f"{name}.yaml").read_text())
     for metric in loaded["metrics"]:
         values = [row["cells"][metric["name"]]["value"] for row in loaded["rows"]]
-        metric["decimals"] = max(
-            len(str(value).partition(".")[2]) for value in values
-        )  # so that 0.43 is printed as 0.430 beside 0.434
+        # The most decimals of the column, so that 0.43 is printed as 0.430 beside 0.434.
+        metric["decimals"] = max(len(str(value).partition(".")[2]) for value in values)
     return loaded
 
 
