@@ -101,7 +101,7 @@ def run_cell(
     waiting = deque(cell.data.ids)
     batch_size = options.batch_size if not cell.mode.trains else 1
     idle = 0  # number of images postponed since one was last finished
-    pause = 0.0  # seconds before the next check of postponed images and those of other workers
+    pause = 0.0  # seconds before the next check of images that other workers hold
     # {image that another worker holds: stamp of its record when we noticed}
     elsewhere: dict[str, tuple[int, int] | None] = {}
     while waiting or elsewhere:
