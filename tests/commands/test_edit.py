@@ -133,7 +133,7 @@ def test_out_of_memory_is_one_line_that_keeps_what_is_done(
     assert done.status == 2 and done.err.count("\n") == 1, done.err
     for words in (
         "while sampling 1 image of 32x32",
-        "execution=small_gpu or smaller images; what is done is kept",
+        "execution=small_gpu or smaller images; finished work is saved",
     ):
         assert words in done.err
 

@@ -1,1 +1,1 @@
-"""Workers turn cells into records."""
+"""Running of a grid: workers restore the images of cells and write the records."""

@@ -1,11 +1,12 @@
-"""Claims: files that state which worker does which piece of work, so that no two do the same and a
-dead worker's is taken over.
+"""Claims: files that divide work among workers and let a worker take over from a dead one.
 
-A worker claims a piece of work (an image of a cell, an adapter) by creating `NAME.0.claim`
-exclusively. Only one of the processes that share the folder succeeds, also on NFS. To take over
-from a dead holder, a worker creates `NAME.1.claim` exclusively, and so on: the highest number is
-valid, and no file is deleted while others may still read it. A holder removes all of them once its
-result is stored, so a worker must look for the result again after claiming.
+A worker claims a piece of work (an image of a cell, or an adapter) by creating `NAME.0.claim`
+exclusively. Only one of the processes that share the folder succeeds, on NFS too. To take over
+from a dead holder, a worker creates `NAME.1.claim` exclusively, and so on. The claim with the
+highest number is valid, and no file is deleted while other workers may still read it.
+
+A holder removes all claims on the work once the result is stored. A worker must therefore search
+for the result again after claiming.
 """
 
 import errno
@@ -22,18 +23,22 @@ from pathlib import Path
 from adir.harness.records.layout import file_name
 
 HEARTBEAT = 5.0
-"""Seconds between heartbeats of a holder."""
+"""The seconds between two heartbeats of a holder."""
 
 PATIENCE = 60.0
-"""Seconds without a heartbeat after which a holder on another machine counts as dead.
+"""The seconds without a heartbeat after which a holder on another machine counts as dead.
 
-Measured by the observer's monotonic clock, so that clocks that disagree or are set back do not
+The observer measures them with its own monotonic clock, so wrong or changed system clocks do not
 matter.
 """
 
 
 def machine() -> str:
-    """Return where a process number is unique: host, boot and, in containers, process namespace."""
+    """Return a text that identifies the scope in which process ids are unique.
+
+    The text names the host, the boot, and the process namespace, because each container has its
+    own.
+    """
     parts = [platform.node()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
@@ -48,8 +53,8 @@ def machine() -> str:
 def start_of(pid: int) -> str | None:
     """Return when a process of this machine started, in ticks since boot; None if it has ended.
 
-    This distinguishes it from a later process of the same number. Without /proc, returns `alive`
-    for any running process.
+    The start time tells the process from a later process with the same id. Without /proc, return
+    `alive` for any running process.
     """
     if not Path("/proc/self/stat").exists():
         try:
@@ -63,21 +68,21 @@ def start_of(pid: int) -> str | None:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if after_name[0] in "ZX" else after_name[19]  # a zombie works no more
+    return None if after_name[0] in "ZX" else after_name[19]  # zombie or dead
 
 
 _seen: dict[Path, tuple[int, float]] = {}
-"""{claim of another machine:
+"""The heartbeats seen so far of claims from other machines; all cells of a process share them.
 
-(last seen time stamp, our monotonic time when it changed)}. Shared by all cells of a process.
+{claim: (its last modification time in ns, our monotonic time when we first saw that value)}.
 """
 
 
 @dataclass
 class Claims:
-    """The claims of one process in one folder.
+    """Claims of one process in one folder.
 
-    Safe to use from one thread beside the heartbeat's own.
+    Only one thread may use an instance, besides the heartbeat thread.
     """
 
     folder: Path
@@ -85,9 +90,10 @@ class Claims:
     _held: dict[str, list[Path]] = field(default_factory=dict)
 
     def take(self, name: str) -> bool:
-        """Claim a piece of work; return False if a living worker has it.
+        """Claim a piece of work; return False if a living worker already holds it.
 
-        Raises OSError if the folder cannot be written to.
+        Raises:
+            OSError: if the folder cannot be written to.
         """
         assert name not in self._held, f"{name} is claimed by this process already"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +104,7 @@ class Claims:
         path = self.folder / f"{file_name(name)}.{number}.claim"
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:  # another was first
+        except FileExistsError:  # another worker was first
             return False
         try:
             with open(descriptor, "w") as file:
@@ -112,16 +118,16 @@ class Claims:
         Heart.beat_for(path)
         if any(not self._dead(other) for other in self._existing(name) if other != path):
             self._held[name] = [path]  # the lower ones belong to others
-            self.release(
-                name
-            )  # meanwhile the work was finished and claimed again: two workers would have it
+            # Meanwhile the work was finished and claimed again, so two workers would hold it.
+            self.release(name)
             return False
         return True
 
     def release(self, name: str) -> None:
-        """Release the work, done or not.
+        """Remove this process's claim on a piece of work, finished or not.
 
-        A claim that cannot be removed (read-only folder) is dead once this process ends.
+        Claims of dead holders on the same work are removed too. A claim that cannot be removed
+        (read-only folder) counts as dead once this process ends.
         """
         *dead, own = self._held.pop(name)
         Heart.stop_for(own)
@@ -131,7 +137,7 @@ class Claims:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
-        """Take a claim for the block and release it at the end. Yields whether it was taken."""
+        """Yield whether the piece of work could be claimed; release the claim after the block."""
         taken = self.take(name)
         try:
             yield taken
@@ -140,11 +146,11 @@ class Claims:
                 self.release(name)
 
     def held_by_others(self, name: str) -> bool:
-        """Return whether another living worker has it now."""
+        """Check whether another living worker holds a claim on the piece of work."""
         return name not in self._held and any(not self._dead(path) for path in self._existing(name))
 
     def any_there(self) -> bool:
-        """Return whether a worker is active in this folder, or died while it was."""
+        """Check whether the folder holds any claim, of an active or a dead worker."""
         return any(self.folder.glob("*.claim"))
 
     def clear_dead(self) -> None:
@@ -155,7 +161,7 @@ class Claims:
                     path.unlink()
 
     def _existing(self, name: str) -> list[Path]:
-        """Return the claims on one piece of work; the last one is the holder's."""
+        """Return the claims on one piece of work, ordered by number; the last one is valid."""
         filed = file_name(name)
         found = (
             [p for p in self.folder.iterdir() if is_claim_on(p.name, filed)]
@@ -165,8 +171,10 @@ class Claims:
         return sorted(found, key=lambda path: int(path.name.split(".")[-2]))
 
     def _dead(self, path: Path) -> bool:
-        """Return whether its holder has ended: known at once on this machine, by missing heartbeats
-        on another.
+        """Check whether the holder of a claim has ended.
+
+        On this machine, the holder's process id and start time decide at once. A holder on another
+        machine counts as dead after `patience` seconds without a heartbeat.
         """
         try:
             stamp = path.stat().st_mtime_ns
@@ -176,9 +184,9 @@ class Claims:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):  # the latter means the same on NFS
                 raise
-            return False  # just released: the work may be done, so it must not be taken over
+            return False  # just released: the work may be done, so do not take it over
         except (ValueError, KeyError, TypeError):
-            pass  # being written, or truncated by a full disk: decide by its heartbeats
+            pass  # being written, or truncated by a full disk: heartbeats decide
         now = time.monotonic()
         last, since = _seen.setdefault(path, (stamp, now))
         if stamp != last:
@@ -188,24 +196,27 @@ class Claims:
 
 
 def is_claim_on(filename: str, filed: str) -> bool:
-    """Return whether a file name is `FILED.NUMBER.claim`."""
+    """Check whether a file name has the form `FILED.NUMBER.claim`."""
     parts = filename.rsplit(".", 2)
     return len(parts) == 3 and parts[0] == filed and parts[1].isdigit() and parts[2] == "claim"
 
 
 class Heart:
-    """One thread per process that touches its claims, so that other machines see they are alive."""
+    """Heartbeat thread, one per process, that touches the claims of the process.
 
-    _claims: set[Path] = set()  # noqa: RUF012 - of the process, like the thread
+    Other machines thereby see that the holder is alive.
+    """
+
+    _claims: set[Path] = set()  # noqa: RUF012 - shared by the process, like the thread
     _lock = threading.Lock()
     _thread: threading.Thread | None = None
     _pid: int | None = None
 
     @classmethod
     def beat_for(cls, path: Path) -> None:
-        """Start to touch this claim."""
+        """Touch this claim at every heartbeat from now on."""
         with cls._lock:
-            if cls._pid != os.getpid():  # after a fork the thread and its claims are the parent's
+            if cls._pid != os.getpid():  # after a fork, the thread and claims are the parent's
                 cls._claims, cls._thread, cls._pid = set(), None, os.getpid()
             cls._claims.add(path)
             if cls._thread is None:
@@ -214,7 +225,7 @@ class Heart:
 
     @classmethod
     def stop_for(cls, path: Path) -> None:
-        """Stop to touch this claim."""
+        """Stop touching this claim."""
         with cls._lock:
             cls._claims.discard(path)
 
@@ -227,5 +238,5 @@ class Heart:
             for path in paths:
                 try:
                     os.utime(path)
-                except OSError:  # the folder is gone or read-only: others should take over
+                except OSError:  # the folder is gone or read-only: let others take over
                     continue

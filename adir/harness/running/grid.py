@@ -1,6 +1,6 @@
-"""`adir run`:
+"""Run a grid (`adir run`): check its cells, write its plan, and run each cell as a Hydra job.
 
-Hydra composes the cells and hands them to its launcher; every cell is checked before the first one
+Hydra composes the cells and hands them to its launcher. Every cell is checked before the first one
 starts.
 """
 
@@ -43,17 +43,21 @@ from adir.harness.running.worker import (
 )
 
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
-"""Launchers of this machine, and whether their jobs may outlive the process that launched them;
-others are a cluster's.
+"""The Hydra launchers that run jobs on this machine; all others submit jobs to a cluster.
+
+The value says whether jobs may outlive the process that launched them.
 """
 
 
 def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
-    """For each metric whose weights are not here, one line that says so: before the work, whose
-    records will lack it.
+    """Return one warning per metric whose weights are missing; the records will miss the metric.
 
-    fetch: try to fetch them first, as the run would; else those that could be fetched are not among
-        the metrics.
+    The warnings are printed before the work starts.
+
+    Args:
+        cells: the cells of the grid.
+        fetch: try to download missing weights first, as the run would. If False, metrics whose
+            weights could be downloaded are not checked.
     """
     scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}.values()
     asked = scorings if fetch else [scoring.of_what_is_here() for scoring in scorings]
@@ -65,8 +69,10 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
 
 
 class Grid:
-    """The cells of a grid, by the number of the first job that makes them, and what is wrong with
-    the other jobs.
+    """Cells of a grid, and the combinations of axes that cannot run.
+
+    `cells` is {job number: cell}. Jobs with the same cell and test set count once, under the first
+    job's number. `problems` is {job number: reasons why the job cannot run}, without duplicates.
     """
 
     def __init__(self, checked: list[Cell | Refused], launcher: str) -> None:
@@ -74,9 +80,8 @@ class Grid:
         self.combinations = len(checked)
         self.problems: dict[int, Refused] = {}
         self.cells: dict[int, Cell] = {}
-        first: dict[
-            tuple[Path, str], int
-        ] = {}  # the test set is no part of a cell's identity, and all of its images are wanted
+        # The test set is not part of a cell's identity, but images of every test set are wanted.
+        first: dict[tuple[Path, str], int] = {}
         for number, found in enumerate(checked):
             if isinstance(found, Refused):
                 if (found.axes, found.reasons) not in [
@@ -88,18 +93,23 @@ class Grid:
 
     @property
     def sha256(self) -> str:
-        """Hash of its cells and their images: equal whenever the same grid is run."""
+        """The hash of the cells and their images, equal for every run of the same grid."""
         return hash_of([[cell.identity.sha256, cell.data.ids] for cell in self.cells.values()])
 
 
 def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
-    """Resolve and check every cell, in this process.
+    """Return the grid after resolving and checking every cell in this process.
 
-    Raises InputError if the overrides themselves are wrong.
+    Networks of a cell that another process will run are built on the CPU. A cluster's cell may
+    name a device that this machine does not have.
 
-    A cell that another process will run has its networks on the CPU, and a cluster's may ask for a
-    device that this machine lacks. measuring: this process will run a part of each, on its own
-    device.
+    Args:
+        overrides: Hydra's overrides from the command line.
+        multirun: the overrides span a grid, not one cell.
+        measuring: this process will run part of each cell on the cell's own device.
+
+    Raises:
+        InputError: if the overrides themselves are wrong.
     """
     launcher = launcher_of(overrides, multirun)
     own_device = measuring or launcher == "BasicLauncher"
@@ -117,12 +127,12 @@ def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) ->
 
 
 def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Cell | Refused:
-    """Return the cell, or why it cannot run.
+    """Return the cell of one job, or the reasons why the cell cannot run.
 
     Args:
-        cfg: its composed configuration.
-        here: check that this machine has its devices.
-        own_device: build it on its devices; else on the CPU.
+        cfg: the composed configuration of the cell.
+        here: check that this machine has the cell's devices.
+        own_device: build the cell on its own devices; otherwise on the CPU.
     """
     options_of(cfg)
     lacking: list[str] = []
@@ -130,7 +140,7 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
         twin = OmegaConf.create(on_the_cpu(OmegaConf.to_container(cfg), lacking if here else None))
         cell = resolve_cell(cfg if own_device and not lacking else twin)
         if lacking:
-            raise CannotRun([])  # for no other reason
+            raise CannotRun([])  # missing devices are the only reason
         if not own_device:
             asked: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
             cell = dataclasses.replace(cell, configuration=asked)
@@ -154,9 +164,11 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
 
 
 def write_plan(grid: Grid) -> Path:
-    """Write the manifest of each test set, and RESULTS/grids/HASH.json: the requested cells and
-    images, so that a table shows what is missing, and the cells' configurations, so that a worker
-    can help with another's cell. Returns its path.
+    """Write the plan of a grid and the manifest of each test set; return the plan's path.
+
+    The plan is RESULTS/grids/HASH.json. It lists the requested cells and images, so that a table
+    can show which are missing. It also holds the cells' configurations, so that a worker can help
+    with another worker's cell.
     """
     cells = list(grid.cells.values())
     layout = Layout(cells[0].results)
@@ -177,9 +189,8 @@ def write_plan(grid: Grid) -> Path:
     ]
     path = layout.plan(grid.sha256)
     content = json_bytes({"schema": SCHEMA, "grid": grid.sha256, "cells": planned})
-    if (
-        not path.is_file() or path.read_bytes() != content
-    ):  # a finished grid is left alone, also on a read-only disk
+    # An unchanged plan is not rewritten, so a finished grid can be run again on a read-only disk.
+    if not path.is_file() or path.read_bytes() != content:
         write_bytes(path, content)
     for data in {id(cell.data): cell.data for cell in cells}.values():
         manifest = layout.manifest(data.name, data.sha256)
@@ -198,7 +209,7 @@ def write_plan(grid: Grid) -> Path:
 
 @functools.cache
 def tell_rejects(corpus: Corpus) -> None:
-    """Print once how many images of a corpus could not be read. The corpus is used without them."""
+    """Print once how many images of a corpus cannot be read; the corpus is used without them."""
     if corpus.rejects:
         image_id, reason = next(iter(corpus.rejects.items()))
         count = f"{len(corpus.rejects)} unreadable images"
@@ -212,10 +223,19 @@ def run_job(
     launched_by: int,
     cfg: DictConfig,
 ) -> Outcome:
-    """Run one cell, in whatever process the launcher chose, then help with those that other workers
-    are at.
+    """Run one cell in a process of the launcher, then help other workers with their cells.
 
-    Nothing where a grid's job number is not among `kept`.
+    Args:
+        kept: numbers of the jobs that may run; other jobs do nothing. None for a run of a single
+            cell.
+        plan: path of the grid's plan; None with existing=report.
+        stop: stop file of this run (`new_stop_file`).
+        launched_by: process id of the launching process.
+        cfg: the composed configuration of the cell.
+
+    Returns:
+        The counts of images by their result. Images that this job restored for other workers count
+        too.
     """
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
@@ -229,9 +249,8 @@ def run_job(
     use_own_gpu(beside_others())
     if kept is None or plan is None or cfg.existing != "skip" or cfg.retry is not None:
         return run_tracked(cfg, plan, stop)
-    outcome = run_tracked(
-        cfg, plan, stop, wait=False
-    )  # what another worker is at can wait, other cells cannot
+    # First restore all free images of all cells; only then wait for images of other workers.
+    outcome = run_tracked(cfg, plan, stop, wait=False)
     if beside_others() or HydraConfig.get().job.num == max(kept):
         helped = help_others(Path(cfg.results), plan, stop)
         outcome.done, outcome.left = outcome.done + helped.done, outcome.left + helped.left
@@ -239,8 +258,11 @@ def run_job(
 
 
 def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
-    """Do what is free in the cells of a plan that somebody has begun; then, unless some wait for
-    their own jobs, wait for what other workers are at, to take over from those that die.
+    """Help with the cells of a plan that other workers have begun; return the counts of images.
+
+    The first pass restores images that no worker holds. The second pass waits for the images of
+    other workers and takes over images of workers that die. The second pass is skipped if some
+    cells have not begun, because their own jobs will run them.
     """
     planned = [(one, Ledger(results / str(one.folder))) for one in plan_cells(read_json(plan))]
     outcome = Outcome()
@@ -257,7 +279,14 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
 def run_tracked(
     cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True
 ) -> Outcome:
-    """Run the cell of a composed configuration and log it to its tracker."""
+    """Run the cell of a composed configuration and log it to its tracker.
+
+    Args:
+        cfg: the composed configuration.
+        plan: path of the grid's plan, whose name identifies the run for the tracker.
+        stop: stop file of this run (`new_stop_file`).
+        wait: wait for images that other workers hold; otherwise leave these images out.
+    """
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)
     tracker.start(cell, plan.stem if plan is not None else None)
@@ -269,7 +298,11 @@ def run_tracked(
 
 
 def options_of(cfg: DictConfig) -> Options:
-    """Return the options that change no result. Raises InputError for invalid ones."""
+    """Return those options of a configuration that change no result.
+
+    Raises:
+        InputError: if an option is invalid.
+    """
     require_options(cfg)
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
     retry = cfg.retry == "failed"
@@ -279,8 +312,9 @@ def options_of(cfg: DictConfig) -> Options:
 
 
 def beside_others() -> bool:
-    """Return whether this job runs in a launcher's worker, where progress bars would overwrite one
-    another.
+    """Check whether this job runs in a launcher's worker, beside other workers.
+
+    Progress bars of several workers would overwrite one another.
     """
     return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith(
         "BasicLauncher"

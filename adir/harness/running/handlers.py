@@ -1,4 +1,4 @@
-"""Signal handlers that outlast a fit."""
+"""Callback that protects our signal handlers from Lightning during a fit."""
 
 import signal
 import threading
@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 
 
 class HandlersStay(pl.Callback):
-    """Keeps the signal handlers of this moment during a fit:
+    """Callback that keeps the signal handlers of its creation time during a fit.
 
-    Lightning would take SIGTERM, and end the fit midway.
+    Lightning would otherwise handle SIGTERM itself and end the fit midway.
     """
 
     def __init__(self) -> None:
@@ -18,8 +18,9 @@ class HandlersStay(pl.Callback):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called right after Lightning has put in its own."""
+        """Restore our handlers; Lightning calls this right after it has installed its own."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._handlers.items():
-                if handler is not None:  # one that no Python code put in, and none can put back
+                # None: the handler was not installed from Python, so Python cannot restore it.
+                if handler is not None:
                     signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Ctrl-C: a file tells every worker of a run to finish its current record and then stop."""
+"""Handle Ctrl-C: a stop file makes every worker of a run finish its current image and stop."""
 
 import contextlib
 import os
@@ -12,24 +12,26 @@ from typing import Any
 
 
 def new_stop_file(plan: Path) -> Path:
-    """Return the path of a file that, once it exists, tells all workers of one run to stop after
-    their current image.
+    """Return the path of the stop file for a new run.
 
-    It is beside the plan, in a folder that they share. Its name is random, as the same grid may be
-    run twice at once.
+    Once the file exists, all workers of the run stop after their current image. The path lies
+    beside the plan, in a folder that the workers share. Its name contains random digits, because
+    the same grid may be run twice at once.
     """
     return plan.with_suffix(f".{secrets.token_hex(4)}.stop")
 
 
 @contextmanager
 def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
-    """Write the stop file at the first Ctrl-C (or SIGTERM, which clusters send before they kill);
-    at the second, raise KeyboardInterrupt. Neither loses a record. Yields the list of signals
-    received.
+    """Yield the list of signals received; write the stop file at the first one.
 
-    A terminal sends Ctrl-C to the workers too: they ignore it (`leave_to_the_launching_process`).
+    The signals are SIGINT (Ctrl-C) and SIGTERM, which clusters send before they kill a job. The
+    second signal raises KeyboardInterrupt. Neither signal loses a record. A terminal sends Ctrl-C
+    to the workers too, which ignore it (`leave_to_the_launching_process`).
+
+    No signal is handled outside the main thread or without a stop file.
     """
-    received: list[int] = []  # not an Event, whose lock a second signal would wait for
+    received: list[int] = []  # not an Event: a second signal could wait forever for its lock
     if stop_file is None or threading.current_thread() is not threading.main_thread():
         yield received
         return
@@ -39,9 +41,8 @@ def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
         stop_file.touch()
-        with contextlib.suppress(
-            OSError
-        ):  # not print: it may be what was interrupted, and cannot be re-entered
+        # os.write, not print: the signal may interrupt a print, which cannot be re-entered.
+        with contextlib.suppress(OSError):
             os.write(
                 1,
                 b"interrupted: finishing the current images; press Ctrl-C again to stop at once\n",
@@ -58,11 +59,11 @@ def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
 
 
 def leave_to_the_launching_process(stop_file: Path | None) -> None:
-    """Ignore Ctrl-C in a worker: it also reaches the process that launched it, which writes the
-    stop file.
+    """Ignore Ctrl-C in a worker, because the launching process handles it.
 
-    SIGTERM may reach the worker alone. The worker then writes the stop file, unless a cluster's
-    launcher handles this signal.
+    A terminal sends Ctrl-C to the launching process as well, which writes the stop file. SIGTERM
+    may reach the worker alone. The worker then writes the stop file, unless a cluster's launcher
+    handles this signal.
     """
     if threading.current_thread() is not threading.main_thread():
         return

@@ -1,6 +1,4 @@
-"""The neighbours of one test image: found with y in the corpus's index, copies of the test image
-left out.
-"""
+"""Choose the corpus images to adapt to for one test image, leaving out copies of that image."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,29 +20,32 @@ from adir.retrieval.query import query_image
 
 @dataclass(frozen=True)
 class CorpusAround:
-    """The corpus as a mode of adaptation sees it from one y (adir.adaptation.modes.Surroundings)."""
+    """Corpus as an adaptation mode sees it for one y.
+
+    It implements adir.adaptation.modes.Surroundings.
+    """
 
     cell: Cell
     corpus: Corpus
     y: torch.Tensor
     excluded: frozenset[str]
-    """Copies of the test image, and what the corpus withholds from it."""
+    """The ids of copies of the test image, and of images that the corpus withholds from it."""
 
     @property
     def ids(self) -> list[str]:
-        """Every image that may be chosen, sorted.
+        """The ids of all images that may be chosen, sorted.
 
-        Of equal images, only the one with the smallest id may.
+        Of identical images, only the one with the smallest id may be chosen.
         """
         return [name for name in self.corpus.ids if name not in self.hidden]
 
     @property
     def hidden(self) -> frozenset[str]:
-        """What may not be chosen."""
+        """The ids of the images that must not be chosen."""
         return self.excluded | self.corpus.repeats
 
     def nearest(self, k: int) -> list[Chosen]:
-        """Return the k images nearest to y in the encoder's measure, nearest first."""
+        """Return the k images nearest to y by the encoder's distance, nearest first."""
         encoder, task = self.cell.encoder, self.cell.task
         assert encoder is not None
         index = corpus_index(self.corpus, encoder, Layout(self.cell.results).embeddings)
@@ -58,11 +59,10 @@ class CorpusAround:
 def find_neighbours(
     cell: Cell, image_id: str, x: torch.Tensor | None, y: torch.Tensor
 ) -> tuple[list[Chosen], list[str]]:
-    """Return (the K images that the mode adapts to, the corpus ids left out as copies of the test
-    image x).
+    """Return (the K images to adapt to, ids of the corpus images that are copies of x).
 
-    y alone is looked for, as x is unknown at test time. x serves only to keep itself out of a
-    test's corpus, and is None for a user's own image.
+    The search uses y alone, because x is unknown at test time. x serves only to exclude copies of
+    the test image; x is None for a user's own image.
     """
     assert cell.corpus is not None
     excluded = left_out(cell.corpus, x) if x is not None else []
@@ -73,12 +73,12 @@ def find_neighbours(
 
 
 def tuned_on(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[str]:
-    """Return those of the chosen images, nearest first, that the fine-tuning takes.
+    """Return the ids of the chosen images that the fine-tuning uses, nearest first.
 
     Args:
-        cell: its fine-tuning may leave out images that lie too far from y.
-        chosen: ids of the corpus.
-        excluded: ids that could not be chosen, repeats aside.
+        cell: its fine-tuning may leave out images that are too far from y.
+        chosen: ids of corpus images, nearest first.
+        excluded: ids of corpus images that could not be chosen, apart from repeated images.
     """
     if cell.corpus is None or not cell.mode.follows_y:
         return chosen
@@ -89,8 +89,9 @@ def tuned_on(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[s
 def judging_images(
     cell: Cell, image_id: str, chosen: list[str], excluded: Collection[str]
 ) -> list[str]:
-    """Return ids of corpus images, drawn at random, by which the fine-tuning on a single image is
-    judged besides.
+    """Return ids of random corpus images on which a single-image fine-tuning is validated.
+
+    Return an empty list if the fine-tuning uses no corpus or several images.
     """
     if cell.corpus is None or len(chosen) != 1:
         return []
@@ -101,11 +102,17 @@ def judging_images(
 
 
 _copies: dict[tuple[str, str], list[str]] = {}
-"""Cells of several tasks and modes ask for the same."""
+"""The cache of `left_out`: {(corpus hash, image hash): ids}.
+
+Cells of several tasks and modes need the same entries.
+"""
 
 
 def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
-    """Return the ids of corpus images that are copies of x, sorted: the same for all modes."""
+    """Return the sorted ids of corpus images that are copies of x.
+
+    The result is the same for all modes.
+    """
     key = (corpus.sha256, hash_of_image(x))
     if key not in _copies:
         _copies[key] = sorted(copies(x, corpus))
@@ -113,14 +120,17 @@ def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
 
 
 ROOM = 100
-"""A corpus this much larger than K is taken to be large enough without counting the copies of each
-test image.
+"""The surplus of corpus images over K above which copies of test images are not counted.
+
+With K + ROOM or more different images, a corpus counts as large enough for every test image.
 """
 
 
 def require_enough(cell: Cell) -> None:
-    """Raise InputError where the corpus holds fewer than K images for a test image: equal ones
-    count once, copies of the test image not at all. Embeds nothing.
+    """Raise InputError if the corpus has fewer than K usable images for some test image.
+
+    Identical images count once. Copies of the test image and images withheld from it do not count.
+    The check embeds nothing.
     """
     if cell.corpus is None:
         return
@@ -134,15 +144,15 @@ def require_enough(cell: Cell) -> None:
         kept_out = "copies" if cell.corpus.withholds is None else "copies and withheld images"
         copies_too = "" if image_id is None else f"{kept_out} of test image {image_id} and "
         raise InputError(
-            f"K={cell.k} neighbours asked, but without {copies_too}repeats {left} of "
-            f"{len(cell.corpus)} corpus images are "
-            "left: lower K or enlarge the corpus"
+            f"K={cell.k} neighbours requested, but only {left} of {len(cell.corpus)} corpus images "
+            f"are left without {copies_too}repeats: lower K or enlarge the corpus"
         )
 
 
 def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
-    """Return how many images of the corpus a test image may have: no repeats, copies of it or
-    withheld ones.
+    """Return how many corpus images may be chosen for a test image.
+
+    Repeated images, copies of the test image and withheld images do not count.
     """
     withheld = corpus.withheld(cell.data.cluster(image_id))
     return len(corpus) - len(
@@ -151,24 +161,27 @@ def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
-    """Return whether `corpus_index` would find stored embeddings."""
+    """Check whether `corpus_index` would find cached embeddings."""
     return (
         corpus.own_index(encoder) is not None or Index.path(corpus, encoder, cache_folder).is_file()
     )
 
 
 _indices: dict[tuple[str, str, Path], Index] = {}
-"""{(corpus, encoder, folder): index}.
+"""The in-memory indices of this process: {(corpus hash, encoder hash, folder): index}.
 
-By hash of content, as a user's own encoder may be unhashable.
+The keys are hashes, because a user's own encoder may be unhashable.
 """
 
 
 def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> NeighbourIndex:
     """Return the index on disk that the corpus was opened with, or else one in memory.
 
-    The latter is built once per process and stored in `cache_folder` for the next. Raises
-    InputError if the index on disk was made by another encoder.
+    The index in memory is built once per process and cached in `cache_folder` for the next
+    process.
+
+    Raises:
+        InputError: if the index on disk was made with another encoder.
     """
     own = corpus.own_index(encoder)
     key = (corpus.sha256, encoder.weights_sha256, cache_folder)

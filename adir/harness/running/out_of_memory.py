@@ -1,4 +1,4 @@
-"""Out of memory: what was being done, and what to try, as one line."""
+"""Turn out-of-memory errors into one line that says what was running and what to try."""
 
 import traceback
 from collections.abc import Iterator
@@ -11,12 +11,13 @@ from adir.harness.cells.cell import Cell
 
 
 class OutOfMemory(InputError):
-    """Memory is used up: ends a run, as the next image would fare no better."""
+    """Error that ends a run because memory is exhausted; the next image would fail as well."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether this exception, or one that it was raised from, says that memory is used up,
-    on a GPU or a CPU.
+    """Check whether an exception says that memory is exhausted, on a GPU or a CPU.
+
+    The exceptions that it was raised from are checked too.
     """
     while error is not None:
         # The CPU's allocator raises a plain RuntimeError, "DefaultCPUAllocator: can't allocate
@@ -34,17 +35,17 @@ def out_of_memory_explained(
     cell: Cell,
     image_shape: tuple[int, ...],
     batch_size: int = 1,
-    kept: str = "what is done is kept, run the same command again",
+    kept: str = "finished work is saved, so run the same command again",
     tile: int | None = None,
 ) -> Iterator[None]:
-    """Raise OutOfMemory in place of an error that says that memory is used up.
+    """Raise OutOfMemory in place of an error which says that memory is exhausted.
 
     Args:
-        cell: whose image is adapted to or sampled.
-        image_shape: of that image, (..., H, W).
-        batch_size: images sampled at once.
-        kept: what to say of what was done so far.
-        tile: of `adir restore`, which can be lowered; None elsewhere.
+        cell: the cell whose image is being adapted to or sampled.
+        image_shape: shape of that image, (..., H, W).
+        batch_size: number of images sampled at once.
+        kept: the end of the message, which says what happens to finished work.
+        tile: the tile size of `adir restore`, which the user can lower; None elsewhere.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""The stages of one test image: y, neighbours, adapter, restoration, scores, record.
+"""Process one test image: y, neighbours, adapter, restoration, scores, record.
 
-Other cells reuse stored stages.
+y, neighbours and adapters are cached on disk, and other cells reuse them.
 """
 
 import dataclasses
@@ -63,7 +63,10 @@ Tell = Callable[[str], None]
 
 
 class Busy(Exception):
-    """Raised if another worker is making a stage that this image needs: try again later."""
+    """Exception raised if another worker is computing a stage that this image needs.
+
+    The caller tries the image again later.
+    """
 
 
 NO_NEIGHBOURS = FoundNeighbours(neighbours=(), excluded=())
@@ -71,29 +74,30 @@ NO_NEIGHBOURS = FoundNeighbours(neighbours=(), excluded=())
 
 @dataclass
 class Prepared:
-    """A test image with all that its restoration needs."""
+    """Test image with everything that its restoration needs."""
 
     image_id: str
     x: Tensor
     task: Any
-    """The cell's task, bound to this image where images bring masks or prompts of their own."""
+    """The cell's task, bound to this image if images bring masks or prompts of their own."""
     measurement: Measurement
     found: FoundNeighbours = NO_NEIGHBOURS
     recall: float | None = None
-    """The share of the K neighbours that an approximate search finds; None for an exact one."""
+    """The share of the true K neighbours that an approximate search finds; None if exact."""
     adapter: StoredAdapter | None = None
     clock: Clock = field(default_factory=Clock)
 
     @property
     def operator(self) -> Any:
-        """A for this image."""
+        """The operator A for images of this shape."""
         return self.task.operator(tuple(self.x.shape))
 
 
 def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
-    """Load or make all stages before sampling.
+    """Return a test image with all stages before sampling, from the cache or computed now.
 
-    Raises Busy if another worker is making the adapter or the embeddings.
+    Raises:
+        Busy: if another worker is computing the adapter or the embeddings.
     """
     clock = Clock()
     x = cell.data.image(image_id)
@@ -121,8 +125,9 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
 def neighbours_of(
     cell: Cell, image_id: str, x: Tensor, measurement: Measurement
 ) -> FoundNeighbours:
-    """Return the K neighbours, from the store that all cells share or by a search, which is then
-    stored.
+    """Return the K neighbours of an image, from the cache or from a new search.
+
+    All cells share the cache, and a new result is added to it.
     """
     assert cell.corpus is not None
     key = neighbours_key(cell, image_id, hash_of_image(x), measurement)
@@ -144,9 +149,10 @@ def neighbours_of(
 
 
 def embed_once(cell: Cell) -> None:
-    """Embed the corpus if the mode searches it and no embeddings are stored.
+    """Embed the corpus if the mode searches it and no embeddings are cached.
 
-    Raises Busy if another worker is doing it.
+    Raises:
+        Busy: if another worker is embedding the corpus.
     """
     folder = Layout(cell.results).embeddings
     if not cell.mode.follows_y or cell.corpus is None or cell.encoder is None:
@@ -156,21 +162,27 @@ def embed_once(cell: Cell) -> None:
         with Claims(folder).claimed(name) as mine:
             if not mine:
                 raise Busy(name)
-            corpus_index(cell.corpus, cell.encoder, folder)  # looks for the file again
+            # This reads the file if another worker has just written it.
+            corpus_index(cell.corpus, cell.encoder, folder)
 
 
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
-    """Return the cache key of an image's neighbours: all that determines them but K. cell: with its
-    task bound to the image.
+    """Return the cache key of an image's neighbours: everything but K that determines them.
+
+    Args:
+        cell: its task is bound to the image.
+        image_id: id of the test image.
+        image_sha256: hash of the test image's pixels.
+        measurement: y of the test image.
     """
     retrieval = cell.identity.configuration["retrieval"]
     drawn = (
         {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
     )
-    # An edit is looked for by its prompt; other tasks have none.
+    # Edits search by prompt or by image; other tasks have no prompt.
     asked = {"prompt": cell.task.prompt, "by": cell.task.by} if cell.task.edits else {}
-    # What the corpus withholds follows from the test image's cluster; most corpora withhold
-    # nothing.
+    # The images that a corpus withholds depend on the test image's cluster. Most corpora
+    # withhold nothing.
     cluster = {"cluster": cell.data.cluster(image_id)} if "withholds" in retrieval else {}
     return hash_of(
         {
@@ -185,7 +197,14 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
 
 
 def adaptation_images(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
-    """Return the images (3, H, W) that the mode tunes on. chosen: ids of the corpus, nearest first."""
+    """Return the images (3, H, W) that the mode tunes on.
+
+    Args:
+        cell: the cell, for its mode and corpus.
+        task: turns y into an image.
+        y: measurement of the test image.
+        chosen: ids of corpus images, nearest first.
+    """
     corpus = (
         [reduced(cell.corpus.image(name)) for name in chosen] if cell.corpus is not None else []
     )
@@ -195,12 +214,14 @@ def adaptation_images(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> li
 def adapter_made_of(
     cell: Cell, image_id: str, task: Any, image_hashes: list[str]
 ) -> dict[str, Any]:
-    """Return everything that determines an adapter; its hash is the adapter's cache key.
+    """Return everything that determines an adapter; the hash of this dict is the cache key.
 
-    The sampler does not, so cells that differ only in it share adapters, as does `random` of two
-    tasks. Training a latent backbone also depends on the operator (which makes the low-resolution
-    images) or on the prompt. Other corpus images are needed to validate the training on a single
-    one.
+    The sampler does not determine the adapter, so cells that differ only in it share adapters.
+    `random` cells of two tasks share adapters too. For a latent backbone, training also depends on
+    the operator, which makes the low-resolution images, or on the prompt.
+
+    If an adapter is trained on a single image, other corpus images may validate the training. The
+    corpus is then part of the key.
     """
     settings = {
         key: value for key, value in cell.identity.configuration["task"].items() if key != "version"
@@ -232,12 +253,20 @@ def find_or_train_adapter(
     tell: Tell,
     excluded: Collection[str] = (),
 ) -> StoredAdapter | None:
-    """Return the adapter for one image, trained unless its store has it; None in a mode that trains
-    none.
+    """Return the adapter for one image, cached or trained now; None if the mode trains none.
 
-    chosen: ids of the corpus images to adapt to, nearest first.  excluded: ids that could not be
-        chosen, repeats aside.
-    Raises Busy where another worker is training it.
+    Args:
+        cell: the cell that needs the adapter.
+        image_id: id of the test image.
+        task: the cell's task, bound to the image.
+        y: measurement of the test image.
+        chosen: ids of the corpus images to adapt to, nearest first.
+        progress: show a progress bar of the training.
+        tell: called with each message for the log.
+        excluded: ids of corpus images that could not be chosen, apart from repeated images.
+
+    Raises:
+        Busy: if another worker is training the adapter.
     """
     if not cell.mode.trains:
         return None
@@ -245,18 +274,19 @@ def find_or_train_adapter(
     images = adaptation_images(cell, task, y, used)
     made_of = adapter_made_of(cell, image_id, task, [hash_of_image(image) for image in images])
     key, store = hash_of(made_of), AdapterStore(cell.results)
-    warn = lambda message: tell(f"warning: {message}")  # noqa: E731 - both calls below
+    warn = lambda message: tell(f"warning: {message}")  # noqa: E731 - for both calls below
     stored = store.find(key, warn)
     if stored is not None:
         return stored
     with Claims(cell.results / "adapters").claimed(key) as mine:
         if not mine:
             raise Busy(key)
-        stored = store.find(key, warn)  # finished between the look and the claim
+        stored = store.find(key, warn)  # finished by another worker before our claim
         if stored is not None:
             return stored
-        from adir.harness.running.handlers import HandlersStay  # here: it brings Lightning
+        from adir.harness.running.handlers import HandlersStay  # imports Lightning
 
+        # Train, on `images` and with validation on `others` as well; then cache the result.
         started = time.perf_counter()
         others = judging_images(cell, image_id, used, excluded)
         trained = cell.fine_tuning.fit(
@@ -295,13 +325,16 @@ def find_or_train_adapter(
 
 @functools.cache
 def tell_once(tell: Tell, message: str) -> None:
-    """Print a message once per process."""
+    """Log a message once per process."""
     tell(message)
 
 
 def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManager[Any]:
-    """Put a trained adapter in place, everywhere or where its held-out loss fell; nothing where
-    there is none.
+    """Return a context manager that applies a trained adapter to the backbone.
+
+    The adapter applies at all timesteps. If the fine-tuning gates on the held-out loss, the
+    adapter applies only at the timesteps at which that loss fell. Without an adapter, the context
+    manager does nothing.
     """
     if adapter is None:
         return nullcontext()
@@ -311,8 +344,9 @@ def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManage
 
 
 def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
-    """The restorations of images of one shape and operator; of one image where an adapter is in
-    place.
+    """Return the restorations of a batch of images with one shape and one operator.
+
+    A batch with an adapter holds a single image.
     """
     adapter = batch[0].adapter
     assert adapter is None or len(batch) == 1
@@ -340,16 +374,24 @@ def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
 def finish(
     cell: Cell, prepared: Prepared, restored: Restoration, place: int, oracle: bool
 ) -> Record:
-    """Write the restored image and return its record.
+    """Write the restored image, score it, and return its record.
 
-    Raises FloatingPointError where the sampler failed on it.
+    Args:
+        cell: the cell that the image belongs to.
+        prepared: the test image.
+        restored: the restorations of the image's batch.
+        place: index of the image in its batch.
+        oracle: also measure the denoiser's error on the ground truth.
+
+    Raises:
+        FloatingPointError: if the sampler failed on the image.
     """
     clock, x, y = prepared.clock, prepared.x, prepared.measurement.y
     clock.start()
     reason = restored.errors[place]
     if reason is not None:
         raise FloatingPointError(reason)
-    # A steered network is another one at each step: it has no error.
+    # A steered network changes at each step, so its error is not defined.
     errors = oracle_errors(cell, prepared) if oracle and not isinstance(cell.mode, Steering) else ()
     clock.lap("oracle")
     image = cell.ledger.image_path(prepared.image_id)
@@ -389,7 +431,10 @@ def finish(
 
 
 def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
-    """Return what a record says of its adapter; losses and layer names stay beside the tensors."""
+    """Return the part of a record that describes its adapter.
+
+    Losses and layer names stay in the adapter's file.
+    """
     facts = adapter.facts
     return RecordedAdapter(
         key=adapter.key,
@@ -405,8 +450,9 @@ def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
 
 
 def score_image(cell: Cell, task: Any, image: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
-    """Scores of a restored image as its file holds it, so that scoring again gives the same; the
-    residual beside them.
+    """Return the scores of a restored image, including its residual.
+
+    The image is read from its file, so that `adir score` later gives the same values.
     """
     x_hat = read_png(image)
     scores = scores_of(cell.scoring.score(x_hat, x, task.prompt))
@@ -419,8 +465,9 @@ ORACLE_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 
 
 def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
-    """Errors on the ground truth of the untuned denoiser, and of the one that restored this image:
-    equal without adapter.
+    """Return the errors of the untuned and the adapted denoiser on the ground truth.
+
+    Both are equal without an adapter.
     """
     adapter = prepared.adapter
     untuned = tuned = eps_errors(cell, prepared.x)
@@ -432,10 +479,10 @@ def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
 
 @torch.no_grad()
 def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
-    """{t: l_simple of the denoiser as it stands on the ground truth x}, with one noise for each t,
-    always the same.
+    """Return {t: loss l_simple of the current denoiser on the ground truth x}.
 
-    Only the t that the backbone's schedule has: some have fewer than 1000.
+    Each timestep t has one fixed noise sample. Timesteps beyond the backbone's schedule are left
+    out, because some schedules have fewer than 1000.
     """
     errors = {}
     for t in ORACLE_TIMESTEPS:
@@ -449,25 +496,24 @@ def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
 
 
 def oracle_eps_change(errors: tuple[OracleError, ...]) -> float:
-    """Mean over t of the relative change of the error by fine-tuning, in percent: 0 without an
-    adapter, lower is better.
+    """Return the mean over t of the relative change of the error by fine-tuning, in percent.
 
-    Says whether adaptation made the denoiser better for this very image. Relative, as the plain
-    error at t = 10 is twice that of all other t together.
+    Lower is better. The value is 0 without an adapter. It shows whether adaptation improved the
+    denoiser for this very image. The change is relative because the plain error at t = 10 is twice
+    the sum of all others.
     """
     return sum(100 * (error.adapted / error.untuned - 1) for error in errors) / len(errors)
 
 
 def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
-    """Return the record of an image that failed: its error instead of scores."""
+    """Return the record of an image that failed, with its error instead of scores."""
     return Record(
         status="failed",
         image=image_of(cell, image_id, None),
         y=None,
         scores={},
-        error=storable(
-            f"{type(error).__name__}: {first_line(error)}"
-        ),  # it may name a file that is not UTF-8
+        # storable: the error may name a file that is not UTF-8.
+        error=storable(f"{type(error).__name__}: {first_line(error)}"),
         traceback=None
         if isinstance(error, InputError)
         else storable("".join(traceback.format_exception(error))),
@@ -476,8 +522,9 @@ def failure_record(cell: Cell, image_id: str, error: Exception) -> Record:
 
 
 def image_of(cell: Cell, image_id: str, sha256: str | None) -> TestImage:
-    """Return what a record says of its test image; licence and source as far as the data set tells
-    them.
+    """Return the part of a record that describes its test image.
+
+    Licence and source are included if the data set gives them.
     """
     cluster = cell.data.cluster(image_id)
     return TestImage(
@@ -491,7 +538,7 @@ def image_of(cell: Cell, image_id: str, sha256: str | None) -> TestImage:
 
 
 def provenance_of(cell: Cell) -> dict[str, Any]:
-    """Return the fields that say who a record belongs to and what it was made with."""
+    """Return the fields of a record that name its cell and the software and settings used."""
     return {
         "cell": cell.identity.sha256,
         "axes": cell.identity.axes,

@@ -1,4 +1,4 @@
-"""What a record says of the program that made it: versions, commit, memory, seconds by stage."""
+"""Describe the program that made a record: versions, commit, memory, seconds by stage."""
 
 import functools
 import platform
@@ -15,7 +15,7 @@ import adir
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of adir, of Python, and of the packages that the numbers depend on."""
     packages = (
         "torch",
         "diffusers",
@@ -32,8 +32,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the checkout that runs, with `-dirty` where tracked files differ; None for an
-    installed package.
+    """Return the commit of the running checkout; None for an installed package.
+
+    `-dirty` is appended if tracked files differ from the commit. Return None as well if git is not
+    installed or the checkout has no commit.
     """
     root = Path(adir.__file__).parent.parent
     if not (root / ".git").exists():
@@ -48,14 +50,15 @@ def commit() -> str | None:
         changed = subprocess.run(
             ["git", "-C", str(root), "diff", "--quiet", "HEAD"], capture_output=True, check=False
         )
-    except (OSError, subprocess.CalledProcessError):  # no git here, or a checkout without a commit
+    except (OSError, subprocess.CalledProcessError):  # no git, or a checkout without a commit
         return None
     return head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def process_peak_memory_mb(device: torch.device) -> float:
-    """Peak of this process so far, in MB, earlier images included: of the GPU where there is one,
-    else resident memory.
+    """Return the peak memory of this process so far in MB, earlier images included.
+
+    The value is GPU memory if `device` is a GPU, else resident memory.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
@@ -63,34 +66,34 @@ def process_peak_memory_mb(device: torch.device) -> float:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let the peak memory of this process start anew from what it holds now.
+    """Reset the peak memory of this process to its current use.
 
-    Where the system does not allow it, the peak stays that of all that went before: an upper bound.
+    If the system does not allow the reset, the peak still includes all earlier work and is an
+    upper bound.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # proc(5): resets VmHWM, and with it getrusage's ru_maxrss
+        # proc(5): resets VmHWM, and with it getrusage's ru_maxrss.
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         pass
 
 
 class Clock:
-    """Seconds by stage."""
+    """Stopwatch that measures the seconds of each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, stage: str, share: int = 1) -> None:
-        """Ends a stage that `share` images went through together."""
+        """End a stage that `share` images went through together; record the seconds per image."""
         now = time.perf_counter()
         self.seconds[stage] = round((now - self._last) / share, 3)
         self._last = now
 
     def start(self) -> None:
-        """What went by since the last lap was spent on other images."""
+        """Start timing again, because the time since the last lap went to other images."""
         self._last = time.perf_counter()

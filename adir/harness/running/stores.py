@@ -1,5 +1,6 @@
-"""Results that cells share, stored under the hash of their inputs: y, neighbours, trained adapters,
-images for reports.
+"""Caches that cells share: y, neighbours, trained adapters, and images for reports.
+
+Each entry is filed under the hash of its inputs.
 """
 
 import json
@@ -34,9 +35,10 @@ THUMBNAIL = 128  # pixels of the longer side
 
 
 def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
-    """Store a ground truth, or a neighbour's thumbnail, for the report as RESULTS/images/HASH.png.
+    """Write a ground truth, or a neighbour's thumbnail, for the report; return the image's hash.
 
-    Returns HASH, in both cases that of the whole image.
+    The file is RESULTS/images/HASH.png, or HASH-thumbnail.png for a thumbnail. HASH is always the
+    hash of the whole image.
     """
     sha256 = hash_of_image(x)
     path = Layout(results).image(sha256, thumbnail)
@@ -50,16 +52,16 @@ def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
 
 
 class OtherImage(InputError):
-    """The results folder holds results of another image with this id, or of another y of it.
+    """Error for a results folder that holds another image with the same id, or another y of it.
 
-    Stops the run, so that they are not overwritten, and no two rows are compared that are not
-    comparable.
+    The error stops the run. Otherwise earlier results would be overwritten, or rows would be
+    compared that are not comparable.
     """
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """y of one image, the same for every method of a task."""
+    """Measurement y of one image, which is the same for every method of a task."""
 
     y: Tensor
     sha256: str
@@ -68,21 +70,21 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MeasurementStore:
-    """y, made once per (image, task version, noise seed); later, every cell reads it from its PNG.
+    """Cache of y: one PNG per (image, task version, noise seed), which all cells read.
 
-    The folder carries the hash of the task's configuration, so a task that was changed without
-    raising its version does not meet the old y.
+    The folder's name contains the hash of the task's configuration. If a task changes but its
+    version does not, the old y is therefore not used.
     """
 
     results: Path
     task: RestorationTask
     configuration: dict[str, Any]
-    """The task's configuration. All of it but the guidance scale determines y."""
+    """The task's configuration; everything in it but the guidance scale determines y."""
     noise_seed: int
 
     @property
     def folder(self) -> Path:
-        """The folder of this task version, configuration and noise seed."""
+        """The folder for this task version, configuration and noise seed."""
         made_of = {
             key: value for key, value in self.configuration.items() if key != "guidance_scale"
         }
@@ -91,34 +93,38 @@ class MeasurementStore:
         return Layout(self.results).measurements / folder
 
     def path(self, image_id: str) -> Path:
-        """Return the path of an image's y, a PNG. Its note is beside it, as JSON."""
+        """Return the path of an image's y, a PNG; a JSON note lies beside the PNG."""
         return self.folder / f"{file_name(image_id)}.png"
 
     def note(self, image_id: str, image_sha256: str) -> dict[str, str] | None:
-        """Return what is known of an image's y (`read_note`).
+        """Return the note on an image's y (`read_note`), or None.
 
-        Raises OtherImage if it was made of other pixels than these.
+        Raises:
+            OtherImage: if y was computed from an image with other pixels.
         """
         path = self.path(image_id)
         known = read_note(path.with_suffix(".json"))
         if known is not None and known["image_sha256"] != image_sha256:
             raise OtherImage(
-                f"{path}: was made of another image with the id {image_id!r}; use another "
+                f"{path}: was computed from another image with the id {image_id!r}; use another "
                 "results folder"
             )
         return known
 
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
-        """Return y of image x, read from its files or made now.
+        """Return y of image x, read from its file or computed now.
 
-        A damaged y is renamed, reported through `warn(message)`, and made again. A y without its
-        note (after a kill) gets one if x gives that y.
+        A damaged y is renamed, logged with `warn(message)`, and computed again. If y has no note
+        (after a kill), y is computed again from x, and the note is written if both are equal.
 
-        Raises OtherImage, and changes no file, if y was made of other pixels than x, or if y made
-        again differs from the stored one or from its note (as after an update of a library).
+        Raises:
+            OtherImage: if y was computed from an image with other pixels, or if y computed again
+                differs from the cached y or from its note (as after an update of a library). No
+                file is changed.
         """
         path = self.path(image_id)
         known = self.note(image_id, hash_of_image(x))
+        # Use the cached y if its pixels match its note.
         stored: Tensor | None = None
         problem = None
         if path.is_file():
@@ -129,8 +135,9 @@ class MeasurementStore:
         if stored is not None and known is not None:
             if hash_of_image(stored) == known["sha256"]:
                 return Measurement(stored, known["sha256"], path)
-            stored, problem = None, "its pixels are not those it was made with"
+            stored, problem = None, "its pixels do not match its note"
 
+        # Otherwise compute y, and require that it equals whatever is left of the cached y.
         y = self.task.degrade(
             x, generator(self.noise_seed, image_id, f"y {self.task.name} {self.task.version}")
         )
@@ -144,12 +151,13 @@ class MeasurementStore:
         )
         if sha256 != earlier:
             raise OtherImage(
-                f"{path}: made anew, y differs from the one made earlier; use another "
-                "results folder"
+                f"{path}: y computed again differs from the cached y; use another results folder"
             )
+
+        # Write the missing or damaged files.
         if stored is None:
             if problem is not None:
-                warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, made anew")
+                warn(f"{path}: damaged measurement ({problem}); {set_aside(path)}, computed again")
             self.task.write_y(path, y)
         if known is None:
             write_json(
@@ -160,9 +168,9 @@ class MeasurementStore:
 
 
 def read_note(path: Path) -> dict[str, str] | None:
-    """Return {sha256: of y, image_sha256: of x}; None if the file is missing or damaged.
+    """Return {sha256: hash of y, image_sha256: hash of x}; None if missing or damaged.
 
-    It is then made again from y.
+    `MeasurementStore.get` then writes the note again.
     """
     try:
         note = read_json(path)
@@ -173,47 +181,52 @@ def read_note(path: Path) -> dict[str, str] | None:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """A trained adapter with the facts of its training."""
+    """Trained adapter with the facts of its training."""
 
     tensors: dict[str, Tensor]
-    """float32, on the CPU."""
+    """The adapter's weights, float32 on the CPU."""
     sha256: str
-    """Of the tensors (`hash_of_tensors`).
+    """The hash of the tensors (`hash_of_tensors`).
 
-    That of the file would depend on how long the training took.
+    The hash of the file would also depend on the training time.
     """
     key: str
-    """Cache key: hash of everything that determines the adapter."""
+    """The cache key: the hash of everything that determines the adapter."""
     facts: dict[str, Any]
-    """made_of, losses, layers, n_parameters, crop_size, seconds (of the training)."""
+    """The facts of the training, as JSON values.
+
+    The keys are made_of, losses, layers, n_parameters, crop_size, k_used, held_out, seconds (of
+    the training), and sha256 (of the tensors).
+    """
 
 
 def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes, types and values: of a safetensors file of these tensors
-    without metadata.
+    """Return the SHA-256 of the tensors' names, shapes, types and values.
+
+    The hashed bytes are a safetensors file of these tensors without metadata.
     """
     return sha256_of_bytes(save(tensors))
 
 
 @dataclass(frozen=True)
 class AdapterStore:
-    """Adapters, stored under the hash of what determines them: weights, adapter, fine-tuning,
-    images, seed.
+    """Cache of trained adapters, filed under the hash of everything that determines them.
 
-    Each is one safetensors file, so a reader sees tensors and facts of one training. Its metadata
-    has one entry, `facts`: the facts as JSON, the tensors' hash among them.
+    The hash covers backbone weights, adapter, fine-tuning, images and seed. Each adapter is one
+    safetensors file, so tensors and facts always come from one training. The file's metadata has
+    one entry, `facts`: the facts as JSON, including the hash of the tensors.
     """
 
     results: Path
 
     def path(self, key: str) -> Path:
-        """The file."""
+        """Return the path of the adapter's file."""
         return Layout(self.results).adapter(key)
 
     def find(self, key: str, warn: Callable[[str], None]) -> StoredAdapter | None:
-        """Return the adapter, or None.
+        """Return the cached adapter, or None.
 
-        A damaged one is renamed, reported through `warn(message)`, and counts as missing.
+        A damaged file is renamed, logged with `warn(message)`, and counts as missing.
         """
         path = self.path(key)
         try:
@@ -224,10 +237,10 @@ class AdapterStore:
             tensors = load(content)
             facts = json.loads(safetensors_metadata(content)["facts"])
             if hash_of_tensors(tensors) != facts["sha256"]:
-                raise ValueError("its SHA-256 is not the one it was written with")
+                raise ValueError("its tensors do not match their SHA-256")
             return StoredAdapter(tensors, facts["sha256"], key, facts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            warn(f"{path}: damaged adapter ({error}); {set_aside(path)}, trained anew")
+            warn(f"{path}: damaged adapter ({error}); {set_aside(path)}, trained again")
             return None
 
     def put(
@@ -237,10 +250,11 @@ class AdapterStore:
         facts: dict[str, Any],
         warn: Callable[[str], None] = warn_in_one_line,
     ) -> StoredAdapter:
-        """Store a trained adapter and return the one to use.
+        """Cache a trained adapter, and return the adapter to use.
 
-        Two workers may train one key at once (`random` of two tasks shares it), and on a GPU their
-        results differ. The one that was stored first is used, as a record may refer to it.
+        Two workers may train the same adapter at once (`random` of two tasks shares adapters), and
+        on a GPU their results differ. The adapter that was cached first is used, because a record
+        may refer to it.
         """
         first = self.find(key, warn)
         if first is not None:
@@ -255,18 +269,18 @@ class AdapterStore:
 
 
 class FoundNeighbours(Part):
-    """The corpus images to adapt to, nearest first."""
+    """Neighbours of one test image: the corpus images to adapt to, nearest first."""
 
     neighbours: tuple[Neighbour, ...]
     excluded: tuple[str, ...]
-    """Ids left out as copies of the test image."""
+    """The ids of corpus images left out as copies of the test image."""
 
 
 def stored_neighbours(results: Path, key: str, k: int) -> FoundNeighbours | None:
-    """Return the k nearest neighbours stored under a cache key, or None if fewer are stored.
+    """Return the k nearest neighbours cached under a key; None if fewer are cached.
 
-    The key does not contain K: the list for K is a prefix of that for a larger K. A damaged file
-    counts as missing, as the search is fast.
+    The key does not contain K, because the list for K is a prefix of the list for a larger K. A
+    damaged file counts as missing, because a new search is fast.
     """
     try:
         found = FoundNeighbours.model_validate(read_json(Layout(results).neighbours(key)))

@@ -1,4 +1,4 @@
-"""Run a cell: each test image that has no record yet and no other worker, through pipeline.py."""
+"""Run a cell: restore each test image that has no record and that no other worker claims."""
 
 import functools
 import time
@@ -23,26 +23,27 @@ from adir.images import hash_of_image
 Existing = Literal["skip", "redo", "report"]
 
 LONGEST_PAUSE = 2.0
-"""Most seconds between two checks of other workers' images: long enough to cost nothing, short
-enough for Ctrl-C.
+"""The longest pause between two checks of other workers' images, in seconds.
+
+It is long enough to cost nothing and short enough to react to Ctrl-C.
 """
 
 
 class Tracker(Protocol):
-    """A log of a cell's progress besides its records, such as adir.harness.tracking.csv."""
+    """Log of a cell's progress besides its records, such as adir.harness.tracking.csv."""
 
     def record(self, record: Record, image: Path) -> None: ...
 
 
 @dataclass
 class Outcome:
-    """Number of images of a cell by what a run did to them."""
+    """Counts of a cell's images by the result of a run."""
 
     done: int = 0
     skipped: int = 0
     failed: int = 0
     left: int = 0
-    """Not started, as the run was interrupted."""
+    """The number of images that were not started because the run was interrupted."""
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -55,18 +56,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run; changes no result.
+    """Options of a run, none of which changes a result.
 
-    Args:
-        existing: what to do with finished images: `skip`, `redo` or `report` (run nothing).
+    Attributes:
+        existing: treatment of finished images: `skip`, `redo`, or `report` (run nothing).
         retry_failed: run images again whose record holds an error.
-        progress: show a progress bar of adaptation.
-        oracle: also measure the denoiser's error on the ground truth (for studies; the method never
-            sees it).
-        batch_size: images sampled at once, in modes without an adapter per image.
+        progress: show a progress bar of the adaptation.
+        oracle: also measure the denoiser's error on the ground truth (for studies; the method
+            never sees it).
+        batch_size: number of images sampled at once, in modes without an adapter per image.
         stop_file: stop after the current image once this file exists.
-        wait: wait for the images of other workers, and take over those of workers that die; else
-            leave them.
+        wait: wait for the images of other workers, and take over images of workers that die. If
+            False, leave out images of other workers.
     """
 
     existing: Existing = "skip"
@@ -81,13 +82,16 @@ class Options:
 def run_cell(
     cell: Cell, options: Options, tell: Callable[[str], None], tracker: Tracker | None = None
 ) -> Outcome:
-    """Restore and score every image of the cell that has no record yet.
+    """Restore and score every image of the cell that has no record yet; return the counts.
 
-    A kill loses at most the current images.
+    A kill loses at most the current images. An image that fails gets a record with its error, and
+    the run continues with the other images.
 
-    An image that fails gets a record with its error, and the others go on. OSError (full or
-    read-only disk), OtherImage and OutOfMemory stop the run. Raises InputError for an unsuitable
-    test set.
+    Raises:
+        InputError: if the test set is unsuitable.
+        OSError: if the disk is full or read-only.
+        OtherImage: if the results folder holds another image with one of the ids.
+        OutOfMemory: if memory is exhausted.
     """
     require_test_images(cell)
     outcome = Outcome()
@@ -96,11 +100,10 @@ def run_cell(
     claims = Claims(cell.ledger.claims)
     waiting = deque(cell.data.ids)
     batch_size = options.batch_size if not cell.mode.trains else 1
-    idle = 0  # images postponed since the last one was done
-    pause = 0.0  # seconds before the next check of postponed images and those of other workers
-    elsewhere: dict[
-        str, tuple[int, int] | None
-    ] = {}  # {image of another worker: stamp of its record when we found that}
+    idle = 0  # number of images postponed since one was last finished
+    pause = 0.0  # seconds before the next check of images that other workers hold
+    # {image that another worker holds: stamp of its record when we noticed}
+    elsewhere: dict[str, tuple[int, int] | None] = {}
     while waiting or elsewhere:
         if options.stop_file is not None and options.stop_file.exists():
             outcome.left += len(waiting)
@@ -116,7 +119,7 @@ def run_cell(
                     elsewhere[image_id] = stamp
                     continue
                 batch.append(image_id)
-                # It may have been finished between the check and the claim.
+                # Another worker may have finished it between the check and the claim.
                 if options.existing == "skip" and settled(cell, image_id, options, tell, outcome):
                     claims.release(batch.pop())
             put_off = run_batch(cell, batch, options, tell, outcome, tracker)
@@ -141,8 +144,8 @@ def run_cell(
             if pause < LONGEST_PAUSE <= 2 * pause:
                 left = [*waiting, *elsewhere]
                 tell(
-                    f"{cell.label}: waiting for other workers to end {len(left)} images, such "
-                    f"as {left[0]}"
+                    f"{cell.label}: waiting for other workers to finish {len(left)} images, "
+                    f"such as {left[0]}"
                 )
             time.sleep(pause)
             idle, pause = 0, min(LONGEST_PAUSE, max(0.1, 2 * pause))
@@ -153,11 +156,13 @@ def run_cell(
 def settled(
     cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome
 ) -> bool:
-    """Return whether an image needs no run: it has its record, or nothing is to be run.
+    """Check whether an image needs no run, and count its record in `outcome`.
 
-    Counts it in `outcome`.
+    An image needs no run if it has a record that `options` does not replace, or if nothing is to
+    be run.
 
-    Raises OtherImage if the record is of another image with this id.
+    Raises:
+        OtherImage: if the record is of another image with this id.
     """
     try:
         record = cell.ledger.read(image_id, cell.identity.sha256)
@@ -167,9 +172,8 @@ def settled(
     if record is not None and record.status == "done":
         if record.image.sha256 != image_hashes(cell.data)[image_id]:
             raise OtherImage(
-                f"{cell.ledger.record_path(image_id)}: is of another image with the id "
-                f"{image_id!r}; "
-                "use another results folder"
+                f"{cell.ledger.record_path(image_id)}: belongs to another image with the id "
+                f"{image_id!r}; use another results folder"
             )
     if record is not None and options.existing != "redo":
         failed_before = record.status == "failed"
@@ -188,14 +192,15 @@ def run_batch(
     outcome: Outcome,
     tracker: Tracker | None,
 ) -> list[str]:
-    """Restore test images and write their records.
+    """Restore test images and write their records; return the ids of postponed images.
 
-    Returns the ids of images whose adapter another worker is training.
+    An image is postponed if another worker is computing its adapter or the corpus's embeddings.
     """
     started = time.perf_counter()
     put_off: list[str] = []
     ready: list[Prepared] = []
 
+    # Write a record, then log and count its result.
     def settle(image_id: str, record: Record) -> None:
         cell.ledger.write(image_id, record)
         number = cell.data.ids.index(image_id) + 1
@@ -212,6 +217,7 @@ def run_batch(
         if tracker is not None:
             tracker.record(record, cell.ledger.image_path(image_id))
 
+    # First all stages before sampling, image by image; then sample in batches and score.
     for image_id in image_ids:
         try:
             with out_of_memory_explained(cell, image_shapes(cell.data)[image_id]):
@@ -246,11 +252,15 @@ def run_batch(
 
 
 STOPPING = (OSError, OtherImage, OutOfMemory)
-"""Errors that stop the run, and not only one image."""
+"""The errors that stop the whole run, not only one image."""
 
 
 def alike(ready: list[Prepared]) -> list[list[Prepared]]:
-    """Split images into batches for the sampler: same operator and no adapter, or a single image."""
+    """Return the images split into batches for the sampler.
+
+    The images of a batch have the same operator and no adapter. An image with an adapter is a
+    batch of its own.
+    """
     batches: list[list[Prepared]] = []
     for prepared in ready:
         if batches and prepared.adapter is None and batches[-1][0].operator is prepared.operator:
@@ -261,14 +271,14 @@ def alike(ready: list[Prepared]) -> list[list[Prepared]]:
 
 
 def require_test_images(cell: Cell) -> None:
-    """Raise InputError unless every image of the test set can be read and has a size that task and
-    backbone take.
+    """Raise InputError unless all test images are readable and have a suitable size.
 
-    A test set that silently lost an image would give another mean.
+    Task and backbone determine which sizes are suitable. A test set that silently lost an image
+    would give another mean.
     """
     for image_id, reason in cell.data.rejects.items():
         raise InputError(
-            f"test image {image_id}: {reason}; mend it, or take it out of the test set"
+            f"test image {image_id}: {reason}; repair it, or remove it from the test set"
         )
     stride = cell.backbone.stride
     for image_id, shape in image_shapes(cell.data).items():
@@ -280,23 +290,19 @@ def require_test_images(cell: Cell) -> None:
         if height % stride or width % stride:
             raise InputError(
                 f"test image {image_id}: {width}x{height} pixels, but this backbone takes "
-                f"multiples of {stride}; crop it "
-                "(`adir restore` takes any size)"
+                f"multiples of {stride}; crop it (`adir restore` takes any size)"
             )
 
 
 @functools.cache
 def image_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
-    """Return {image: (3, H, W)}. Read once per process, as every cell of a grid asks."""
+    """Return {image: (3, H, W)}, cached because every cell of a grid needs the shapes."""
     return {image_id: tuple(data.image(image_id).shape) for image_id in data.ids}
 
 
 @functools.cache
 def image_hashes(data: Corpus) -> dict[str, str]:
-    """Return {image:
-
-    `hash_of_image`}. Computed once per process, as every record is checked against it.
-    """
+    """Return {image: `hash_of_image`}, cached because every record is checked against it."""
     return {image_id: hash_of_image(data.image(image_id)) for image_id in data.ids}
 
 

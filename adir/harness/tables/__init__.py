@@ -1,1 +1,1 @@
-"""Records into numbers with their errors, and into tables."""
+"""Leaderboards: means, errors and tests computed from records, and tables that show them."""

@@ -1,12 +1,15 @@
-"""Records to rows: one per backbone, sampler, task, mode, adapter, K and setting; means over
-clusters of images.
+"""Turn records into the rows of a leaderboard.
 
-Seeds are averaged within an image, images within a cluster. Computed once here, for every form of
-the table. Missing stays
-missing: a row that lacks a record that another row of its backbone, sampler and task has, or that
-    the grid's plan names,
-shows no mean, and says how many it has. Its difference to its reference (`none`, or another mode)
-is over the images that both have, and says which it left out.
+A row stands for one backbone, sampler, task, data set, mode, adapter, K and setting. Seeds are
+averaged within an image, and images within a cluster. The numbers are computed once, here, for all
+formats of the table.
+
+A missing value stays missing. A row needs every record that another row with the same backbone,
+sampler, task and data set has, or that the grid's plan names. If any of these records is missing,
+the row shows no mean, and a note says how many records the row has.
+
+The difference of a row to its reference (`none` or another mode) uses the images that both rows
+have. A note names the images that are left out.
 """
 
 import math
@@ -43,112 +46,119 @@ from adir.harness.tables.verdicts import Finding, Verdict, margins, sentence, sp
 
 T = TypeVar("T")
 Note = tuple[str, str]
-"""What is to be known, and of which row or task."""
+"""A remark, and the row or task that the remark is about."""
 ORDER = {"none": 0, "self": 1, "knn": 2, "pixel": 3, "random": 4}
 AXES = ("backbone", "sampler", "task", "adaptation", "adapter", "k")
 GROUP = ("task", "data", "backbone", "sampler")
-"""Rows that agree in these expect the same images and seeds."""
+"""Rows that agree in these axes need the same images and seeds."""
 Ranking = Literal["best", "tied"]
 
 
 @dataclass
 class Row:
-    """One line of the table."""
+    """Row of the leaderboard."""
 
     axes: dict[str, Any]
-    """backbone, sampler, task, adaptation, adapter, k, variant, setting, data. variant: eight
-    digits of its setting where a reader could not tell it from another row otherwise, else empty.
-    setting: what that is, `rank=4 alpha=2`, where few numbers or words tell it; else the digits
-    stand for it.
+    """The values of backbone, sampler, task, adaptation, adapter, k, variant, setting and data.
+
+    variant: eight hex digits of the setting's hash if the other values do not identify the row;
+    else empty. setting: the settings in which the row differs from similar rows, such as `rank=4
+    alpha=2`. It is empty if the row has no variant, or if a few numbers or words cannot tell the
+    rows apart.
     """
     records: list[Record]
-    """All of them: done, failed, or missing, which a plan names and nothing was found of."""
+    """All records of the row: done, failed, or missing (planned, but not found)."""
     setting_hash: str
-    """Equal for its seeds alone."""
+    """The hash of the row's identity without the seed."""
     base: str
-    """Equal for rows that differ in adaptation alone."""
+    """The hash of the row's identity without seed, adaptation and retrieval."""
     expected: int = 0
-    """Records (image, seed) that some row of the group or the plan has."""
+    """The number of pairs (image, seed) for which any row of the group or the plan has a record."""
     sigma_y: float | None = None
-    """Noise of y in grey levels, beside which the residual is read; None where no record tells."""
+    """The noise of y in grey levels, for comparison with the residual; None if unknown."""
     evaluations: tuple[float | None, float | None] = (None, None)
-    """Mean calls of the network per image by the sampler: without a gradient, and with one.
+    """The sampler's mean network calls per image: (without a gradient, with a gradient).
 
-    None where a record lacks them.
+    Both are None if a record misses them.
     """
     trained_on: str | None = None
-    """The training set of its prior, as the records have it; None where none tells, or no network
-    was used.
-    """
+    """The training set of the prior; None if no record names it or no network was used."""
     images: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    """{metric: {image: mean over its seeds, None where one is missing}}"""
+    """{metric: {image: mean over its seeds, None if a seed is missing}}."""
     clusters: dict[str, str] = field(default_factory=dict)
-    """{image: its cluster}"""
+    """{image: its cluster}."""
     estimates: dict[str, Estimate] = field(default_factory=dict)
     to_reference: dict[str, PairedDifference] = field(default_factory=dict)
-    """{metric: paired difference to the reference}: the row of equal base whose mode is the board's
-    `against`. No key without such a row, or where they share no image.
+    """{metric: paired difference to the reference row}.
+
+    The reference row has the same base, and its mode is the board's `against`. A metric has no
+    entry if there is no reference row, or if the two rows share no image.
     """
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    """{metric: what the difference to the reference shows}, of metrics that have a margin."""
+    """{metric: verdict on the difference to the reference row}, for metrics with a margin."""
     ranking: dict[str, Ranking] = field(default_factory=dict)
-    """{metric: best, the only one; or tied with the best}; no key for what is worse, missing, or
-    cannot be told.
+    """{metric: "best" for the only best row of a task, or "tied" for a row tied with the best}.
+
+    A metric has no entry if the row is worse, if its value is missing, or if the rows cannot be
+    compared.
     """
 
     @property
     def identity(self) -> dict[str, Any]:
-        """That of one of its records: they differ in the seed alone."""
+        """The identity of one of the records; the others differ only in the seed."""
         return self.records[0].identity
 
     @property
     def have(self) -> int:
-        """How many of the expected records are done."""
+        """The number of expected records that are done."""
         return len(self.done)
 
     @property
     def done(self) -> list[Record]:
-        """The records that were restored."""
+        """The records with status `done`."""
         return [record for record in self.records if record.status == "done"]
 
     def means(self, metric: str) -> dict[str, float | None]:
-        """{cluster: mean over its images} in one metric."""
+        """Return {cluster: mean over its images} in one metric."""
         return cluster_means(self.images[metric], self.clusters)
 
 
 @dataclass
 class Board:
-    """A table with what a reader must know beside it."""
+    """Leaderboard: its rows, its metrics, and the notes shown with them."""
 
     rows: list[Row]
     metrics: dict[str, str]
-    """name: direction, in the order of the records."""
+    """{metric: direction}, in the order of the records."""
     versions: dict[str, str]
-    """name: version with its back end; of the metrics that have a value."""
+    """{metric: version, which names the back end}, for metrics that have a value."""
     against: str = "none"
-    """The mode whose rows the others are compared with."""
+    """The mode of the reference rows."""
     shown: Sequence[str] = ()
-    """Which of data, backbone and sampler there are several of, so that a row's name takes them in.
-    """
+    """Those of data, backbone and sampler that differ between rows; row labels include them."""
     summary: str = ""
-    """One sentence on the verdicts; empty where there are none."""
+    """One sentence on the verdicts; empty if there are none."""
     notes: list[str] = field(default_factory=list)
     damaged: int = 0
-    """Files that could not be read, which the first notes name: what shows this table has not done
-    all it was asked.
+    """The number of files that could not be read; the first notes name them.
+
+    If it is above 0, the commands that show the board exit with status 1.
     """
 
 
 def make_board(
     records: Iterable[Record], planned: Iterable[Record] = (), against: str = "none"
 ) -> Board:
-    """The board of some records.
+    """Return the leaderboard of some records.
 
-    planned: of status `missing`, what the plan of the grid names and nothing was found of.
-    against: the mode whose rows the others are compared with.
+    Args:
+        records: records that were found.
+        planned: records of status `missing`, one per planned image and cell without a record.
+        against: mode of the reference rows.
 
-    Raises InputError when records of one task differ in y or task version, or in the version of a
-    metric, and where no record is of the mode `against`, unless that is none.
+    Raises:
+        InputError: if records of one task differ in y, in the task's version, or in a metric's
+            version; or if no row has the mode `against` (unless it is `none`).
     """
     records = sorted(records, key=lambda r: (r.axes.task, r.axes.backbone, r.cell, r.image.id))
     versions = require_same(records)
@@ -175,11 +185,13 @@ def make_board(
     ]
     board = Board([], metrics, versions, against, shown)
     notes: list[Note] = []
+    # Compute the numbers of each group of rows that need the same images and seeds.
     for _, group in groupby(rows, key=lambda row: [row.axes[axis] for axis in GROUP]):
         alike, unclear = told_apart(list(group), shown)
         board.rows += alike
         notes += [*measure(alike, board, clusters), *unclear]
 
+    # Correct the p values over the whole table, then judge each difference and mark the best rows.
     compared = {name: direction for name, direction in metrics.items() if direction != "none"}
     adjusted = iter(
         with_holm([difference for row in board.rows for difference in row.to_reference.values()])
@@ -192,6 +204,8 @@ def make_board(
             if metric in margins()
         }
     notes += mark_best(board.rows, compared, shown)
+
+    # Collect the notes and the summary.
     made_by = ", ".join(f"{name} {versions[name]}" for name in metrics if name in versions)
     reasons = {f"{name}: {why}" for record in records for name, why in record.unavailable.items()}
     board.notes = [f"versions: {made_by}"] * bool(made_by) + gathered(notes)
@@ -201,10 +215,11 @@ def make_board(
 
 
 def rows_of(records: list[Record]) -> list[Row]:
-    """The rows without their numbers, in order of task, data set, backbone, sampler and
-    `row_order`.
+    """Return the rows without their numbers.
+
+    They are sorted by task, data set, backbone and sampler, then by `row_order` and setting.
     """
-    settings: dict[str, str] = {}  # a cell's records share it, and hashing takes long
+    settings: dict[str, str] = {}  # {cell: setting's hash}, cached because hashing is slow
     found: dict[tuple[Any, ...], Row] = {}
     for record in records:
         setting = settings.get(record.cell) or settings.setdefault(
@@ -228,12 +243,11 @@ def rows_of(records: list[Record]) -> list[Row]:
 
 
 def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
-    """(the rows of a group in order of their settings, notes on those that few words cannot tell
-    apart).
+    """Return (rows of a group, ordered by setting; notes on settings that cannot be shown).
 
-    Rows of one name are told apart among themselves; one that is alone in its name, but has not
-    every other's `none`, by what all rows have in common with theirs. They are never averaged
-    together.
+    Rows with the same label get the settings in which they differ. If the rows of the group have
+    several bases (`Row.base`), a row with a unique label gets the settings in which the bases
+    differ. Rows with different settings are never averaged together.
     """
     several_bases = len({row.base for row in rows}) > 1
     of_bases = (
@@ -243,13 +257,14 @@ def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[N
     )
     ordered: list[Row] = []
     notes: list[Note] = []
+    # Rows with the same label follow one another: they share mode, adapter and K.
     for _, same in groupby(rows, key=lambda row: row_order(row.axes)):
         alike = {row.setting_hash: row for row in same}
         identities = {setting: row.identity for setting, row in alike.items()}
         told = settings_apart(identities) if len(alike) > 1 else of_bases
         if len(alike) > 1 and not told:
             name = named(next(iter(alike.values())).axes, shown)
-            notes.append((f"{len(alike)} settings, {what_differs(identities)}", name))
+            notes.append((f"{len(alike)} rows differ in {what_differs(identities)}", name))
         if len(alike) > 1 or several_bases:
             for setting, row in alike.items():
                 words = {
@@ -266,28 +281,34 @@ def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[N
         firsts = [same[0] for same in grouped((row.base, row) for row in rows).values()]
         parts = {row.setting_hash: base_part(row.identity) for row in firsts}
         notes.append(
-            (f"rows of {len(parts)} settings, {what_differs(parts)}", place_of(rows[0].axes, shown))
+            (
+                f"{len(parts)} groups of rows differ in {what_differs(parts)}",
+                place_of(rows[0].axes, shown),
+            )
         )
     return ordered, notes
 
 
 def setting_order(setting: dict[str, float | str]) -> list[tuple[bool, float, str]]:
-    """By numbers as such, then by words."""
+    """Return a sort key for a setting: numbers by value and before words."""
     return [
         (isinstance(v, str), 0.0 if isinstance(v, str) else v, str(v)) for v in setting.values()
     ]
 
 
 def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], str]) -> list[Note]:
-    """Give the rows of a group, which expect the same images and seeds, their numbers; return the
-    notes on them.
+    """Compute the numbers of the rows of a group; return notes on the rows.
 
-    known: {(data set, image): cluster} of images that are no cluster of their own.
+    Args:
+        rows: rows that need the same images and seeds.
+        board: the board, for its metrics and reference mode.
+        known: {(data set, image): cluster} for images that belong to a cluster with other images.
     """
     expected = sorted({(record.image.id, record.seed) for row in rows for record in row.records})
     clusters = {image: known.get((rows[0].axes["data"], image), image) for image, _ in expected}
     told = first_known(*(record.sigma_y for row in rows for record in row.records))
     notes: list[Note] = []
+    # Means, noise, network calls and prior of each row.
     for row in rows:
         done = {(record.image.id, record.seed): record for record in row.done}
         row.expected, row.clusters = len(expected), clusters
@@ -295,9 +316,8 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
         row.estimates = {
             metric: mean_over_images(list(row.means(metric).values())) for metric in board.metrics
         }
-        planned = flatten(row.identity).get(
-            "task.sigma_y"
-        )  # also where nothing was done yet; an edit's has none
+        # The identity has sigma_y even if no record is done; an editing task has none.
+        planned = flatten(row.identity).get("task.sigma_y")
         noise = float(planned) if isinstance(planned, int | float) else told
         row.sigma_y = first_known(*(record.sigma_y for record in row.done), noise)
         row.evaluations = evaluations_of(row.done)
@@ -311,7 +331,10 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
             for record in failed
         ]
         if row.have < row.expected:
-            notes.append((f"{row.have} of {row.expected} records, so the means stay missing", name))
+            notes.append(
+                (f"{row.have} of {row.expected} records are done, so means are missing", name)
+            )
+    # Paired differences of each row to its reference row.
     compared = [metric for metric, direction in board.metrics.items() if direction != "none"]
     for row in rows:
         name = named(row.axes, board.shown)
@@ -319,8 +342,8 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
         if len(references) > 1:
             notes.append(
                 (
-                    f"{len(references)} rows of the mode {board.against} go with it, so it is "
-                    "not compared",
+                    f"{len(references)} rows of the mode {board.against} could be the reference, "
+                    "so no difference is shown",
                     name,
                 )
             )
@@ -336,16 +359,18 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
     if len(sizes) < len(clusters):
         example = min(name for name, size in sizes.items() if size > 1)
         what = (
-            f"{len(clusters)} images in {len(sizes)} clusters, such as {example}, each of "
-            "which counts once"
+            f"{len(clusters)} images form {len(sizes)} clusters, such as {example}; each "
+            "cluster counts once"
         )
         notes.append((what, place_of(rows[0].axes, board.shown)))
     return notes
 
 
 def references_of(row: Row, rows: list[Row], against: str) -> list[Row]:
-    """The rows of the mode `against` that a row can be compared with: those of its base, and of
-    several those of its K, adapter, fine-tuning and corpus.
+    """Return the rows of the mode `against` that a row can be compared with.
+
+    They have the same base as the row. If there are several, those with the row's K, adapter,
+    fine-tuning and corpus are preferred. A row of the mode `against` is its own reference.
     """
     found = [
         other for other in rows if other.axes["adaptation"] == against and other.base == row.base
@@ -359,9 +384,9 @@ def references_of(row: Row, rows: list[Row], against: str) -> list[Row]:
 
 
 def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """What an adaptation has besides its mode:
+    """Return the settings of an adaptation without its mode.
 
-    K, adapter, fine-tuning, and the images that may be neighbours.
+    They are K, adapter, fine-tuning, and the images that may be neighbours.
     """
     parts, unlike = (
         ("adaptation.", "retrieval.corpus", "retrieval.withholds"),
@@ -371,13 +396,14 @@ def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def gathered(notes: Iterable[Note]) -> list[str]:
-    """`what: one row, another row`: what is said of several rows is said once."""
+    """Return one line per remark, with all rows that it is about: `remark: one row, another`."""
     return [f"{what}: {', '.join(dict.fromkeys(names))}" for what, names in grouped(notes).items()]
 
 
 def evaluations_of(records: list[Record]) -> tuple[float | None, float | None]:
-    """Mean network evaluations per image without and with a gradient; None where a record lacks
-    them, or there is none.
+    """Return the mean network calls per image: (without a gradient, with a gradient).
+
+    Both are None if a record misses them, or if there is no record.
     """
     known = [
         (r.sampler.network_evaluations, r.sampler.gradient_evaluations)
@@ -391,14 +417,14 @@ def evaluations_of(records: list[Record]) -> tuple[float | None, float | None]:
 
 
 def first_known(*values: T | None) -> T | None:
-    """The first that is not None."""
+    """Return the first value that is not None."""
     return next((value for value in values if value is not None), None)
 
 
 def image_means(
     done: dict[tuple[str, int], Record], metric: str, expected: list[tuple[str, int]]
 ) -> dict[str, float | None]:
-    """{image: mean over its seeds}, None where any expected (image, seed) has no value."""
+    """Return {image: mean over its seeds}; None if an expected (image, seed) has no value."""
     places = grouped(
         (image, done[image, seed].value(metric) if (image, seed) in done else None)
         for image, seed in expected
@@ -411,8 +437,10 @@ def image_means(
 
 
 def dropped_notes(row: Row, against: str) -> list[str]:
-    """Which images its differences leave out, as the row or its reference lacks them; metrics that
-    agree in one note.
+    """Return notes on images that the differences leave out.
+
+    Such an image has no value in the row or in the reference row. Metrics that leave out the same
+    images share a note.
     """
     notes = []
     lacking = grouped(
@@ -425,15 +453,14 @@ def dropped_notes(row: Row, against: str) -> list[str]:
         which = "" if len(metrics) == len(row.to_reference) else f" in {', '.join(metrics)}"
         both = len(row.images[metrics[0]]) - len(dropped)
         notes.append(
-            f"the difference to {against}{which} is over the {both} images that both have, so "
-            f"{shown} "
-            f"{'count' if len(dropped) > 1 else 'counts'} in neither"
+            f"the difference to {against}{which} uses the {both} images that both rows have, so "
+            f"{shown} {'are' if len(dropped) > 1 else 'is'} left out"
         )
     return notes
 
 
 def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
-    """The least differences that the rows of a task could show, by metric."""
+    """Return notes on the smallest gains that rows of a task could show, by metric."""
     told = grouped(
         (place_of(row.axes, shown), (metric, verdict.least, row.to_reference[metric].n))
         for row in rows
@@ -450,7 +477,7 @@ def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
         n = span([n for _, _, n in found])
         notes.append(
             (
-                f"least gain that n = {n} would show with 80 % power, by row: {', '.join(parts)}",
+                f"smallest gain that n = {n} shows with 80 % power, by row: {', '.join(parts)}",
                 where,
             )
         )
@@ -458,9 +485,9 @@ def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
 
 
 def sentence_of(rows: list[Row], shown: Sequence[str], against: str) -> str:
-    """The verdicts of the rows in one sentence.
+    """Return one sentence on the verdicts of the rows.
 
-    A row is called by its mode where that says which it is.
+    A row is named by its mode if all rows of that mode have the same label, else by its label.
     """
     judged = [row for row in rows if row.verdicts]
     labels = grouped((row.axes["adaptation"], label(row.axes)) for row in judged)
@@ -481,19 +508,19 @@ def sentence_of(rows: list[Row], shown: Sequence[str], against: str) -> str:
 
 
 def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) -> list[Note]:
-    """Give the rows who is best and who is tied with it; return the notes on who cannot be
-    compared, and why.
+    """Mark the best row of each task and the rows tied with it; return notes on unmarked rows.
 
-    Rows compete, whatever their backbone and sampler, where task and data set are the same, no
-    value is missing, and the images are all that any of them has: the best of those that did a part
-    would pass for the best of the task.
+    All rows with the same task and data set compete, whatever their backbone and sampler. A row
+    competes only if it has no missing value and covers all images that any of these rows has.
+    Otherwise a row with a few easy images could pass for the best of the task.
     """
     contests: list[tuple[str, list[Row]]] = []
     notes: dict[Note, None] = {}
     few = (
-        f"fewer than {FEWEST_TO_TELL_APART}, with which no two-sided signed rank test reaches "
-        "p < 0.05, so no row is marked"
+        f"fewer than {FEWEST_TO_TELL_APART}: no two-sided signed rank test can reach p < 0.05, "
+        "so no row is marked"
     )
+    # A contest is one metric of one task and data set.
     for metric in metrics:
         known = [row for row in rows if row.estimates[metric].value is not None]
         for field_of in grouped(
@@ -507,8 +534,8 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
             whole = [row for row in field_of if len(row.images[metric]) == len(images)]
             if len(whole) < len(field_of):
                 partial = (
-                    f"{len(field_of) - len(whole)} rows are not over all {len(images)} "
-                    "images, so not marked"
+                    f"{len(field_of) - len(whole)} rows do not cover all {len(images)} "
+                    "images, so they are not marked"
                 )
                 notes[partial, where] = None
             if len(whole) > 1 and n >= FEWEST_TO_TELL_APART:
@@ -516,6 +543,7 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
             elif len(whole) > 1:
                 clustered = "" if n == len(images) else f" in {n} clusters"
                 notes[f"{len(images)} images{clustered}, {few}", where] = None
+    # All contests are decided together, because the Holm correction covers all of them.
     values = [[row.means(metric) for row in whole] for metric, whole in contests]
     outcomes = best_of(values, [metrics[metric] for metric, _ in contests])
     for (metric, whole), leaders in zip(contests, outcomes, strict=True):
@@ -525,25 +553,29 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
 
 
 def row_order(axes: dict[str, Any]) -> tuple[Any, ...]:
-    """none, self, knn, pixel, random; then adapter and K."""
+    """Return a sort key: none, self, knn, pixel, random; then adapter and K."""
     mode, k = axes["adaptation"], axes["k"]
     return (ORDER.get(mode, 9), str(mode), str(axes["adapter"]), -math.inf if k is None else k)
 
 
 def place_of(axes: dict[str, Any], shown: Sequence[str]) -> str:
-    """`deblur dps`: the task, and of data, backbone and sampler those that are `shown`."""
+    """Return the task, followed by the axes in `shown`: `deblur dps`."""
     return " ".join([axes["task"], *(axes[name] or "–" for name in shown)])
 
 
 def named(axes: dict[str, Any], shown: Sequence[str]) -> str:
-    """`deblur dps knn k=20 full`, which no other row of the board is called. shown: that of the
-    board.
+    """Return the full label of a row, which no other row of the board has.
+
+    Example: `deblur dps knn k=20 full`. `shown` is the board's.
     """
     return f"{place_of(axes, shown)} {label(axes)}"
 
 
 def label(axes: dict[str, Any]) -> str:
-    """`knn k=20 full`, for notes; `knn k=20 lora rank=4` where a setting tells it from others."""
+    """Return the label of a row within its task: `knn k=20 full`.
+
+    The label includes the setting if the row has one: `knn k=20 lora rank=4`.
+    """
     k = f"k={axes['k']}" if axes["k"] is not None else ""
     return " ".join(
         filter(

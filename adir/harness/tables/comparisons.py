@@ -1,9 +1,8 @@
-"""Comparisons over a whole table: two families of tests, each with Holm's correction over all of
-its own.
+"""Statistical tests over a whole table: two families, each with a Holm correction of its own.
 
-One family is every difference to the reference (`none`, or another mode); the other, every row
-against the best of its task in every metric. All pairs of rows would be a third, and useless: 20
-rows have 190 pairs a metric, and 12 images give no p below 0.0005.
+One family is every difference to the reference (`none` or another mode). The other family compares
+every row with the best row of its task in every metric. A third family, all pairs of rows, would
+be useless: 20 rows have 190 pairs per metric, and 12 images give no p below 0.0005.
 """
 
 from dataclasses import replace
@@ -14,7 +13,7 @@ from adir.harness.tables.statistics import ALPHA, PairedDifference, holm, signed
 
 
 def with_holm(differences: list[PairedDifference]) -> list[PairedDifference]:
-    """The differences with `p_holm`, over all of them that have a p."""
+    """Return the differences with `p_holm`, corrected over all differences that have a p."""
     places = [place for place, difference in enumerate(differences) if difference.p is not None]
     adjusted = dict(
         zip(places, holm([differences[place].p or 0.0 for place in places]), strict=True)
@@ -28,16 +27,21 @@ def with_holm(differences: list[PairedDifference]) -> list[PairedDifference]:
 def best_of(
     contests: list[list[dict[str, float | None]]], directions: list[str]
 ) -> list[list[int]]:
-    """For each contest the places of the leaders: the one with the best mean, and those not shown
-    to be worse.
+    """Return the leaders of each contest: the row with the best mean and the rows tied with it.
 
-    contests: rows {cluster: value}, at least one, over the same clusters, nothing missing.
-        directions: higher or lower.
-    A row is worse where the signed rank test against the best, corrected over all rows of all
-    contests, is below ALPHA and leans the same way as the means.
+    A contest compares rows in one metric; leaders are indices of its rows. A row is tied with the
+    best unless a signed rank test shows that it is worse. It is worse if p, corrected over all
+    rows of all contests, is below ALPHA, and the median difference favours the best row, as the
+    means do.
+
+    Args:
+        contests: the rows of each contest, at least one, as {cluster: value}. The rows of a
+            contest have the same clusters and no missing value.
+        directions: `higher` or `lower` (which is better), one per contest.
     """
     leaders: list[int] = []
-    tests: list[tuple[int, int, float, bool]] = []  # contest, place, p, leans to the leader
+    # (contest, row, p, whether the median difference favours the leader)
+    tests: list[tuple[int, int, float, bool]] = []
     for number, (rows, direction) in enumerate(zip(contests, directions, strict=True)):
         sign = -1.0 if direction == "lower" else 1.0
         values = sign * np.array(

@@ -1,6 +1,6 @@
-"""The board as text: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML page.
+"""Formats of the leaderboard: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML page.
 
-The same board gives the same bytes.
+The same board always gives the same bytes.
 """
 
 import html
@@ -23,53 +23,51 @@ ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 PRIOR = "prior trained on"
 EVALUATIONS = ("evaluations", "with gradient")
 COUNTS = ("K", "n", *EVALUATIONS)
-"""Columns before the metrics that hold numbers."""
+"""The numeric columns before the metrics."""
 TIED = "≈"
 DIFFERS = "†"
 
 
 def explanation(board: Board) -> str:
-    """What stands under a table: how its numbers and marks are to be read."""
+    """Return the text under a table, which explains its numbers and marks."""
     text = (
-        "mean ± standard error over n images, or clusters of images (seeds averaged within an "
-        "image, images within a cluster "
-        "such as a photograph). Bold: the best of its task, every other row being worse; "
-        f"{TIED}: the best and those not shown to be worse than it (Wilcoxon signed rank "
-        "against the best, Holm over the "
-        f"table, p < 0.05). Under a mean: the paired difference to {board.against} on the same "
-        "settings and its 90 % interval "
-        f"(bootstrap-t over images or clusters, Student's t below {STUDENT_BELOW}; none below "
-        f"{FEWEST_IMAGES}); "
-        f"{DIFFERS}: it differs from {board.against} (signed rank, Holm over all differences of "
-        "the table, p < 0.05). "
+        "Scores: mean ± standard error over n images, or over n clusters of images such as the "
+        "fields of one photograph (seeds are averaged within an image, images within a cluster). "
+        f"Bold: the only best row of its task. {TIED}: the best row, and rows not shown to be "
+        "worse than it (Wilcoxon signed rank test against the best, Holm correction over the "
+        "table, p < 0.05). "
+        f"Under a mean: the paired difference to {board.against} with the same settings, and its "
+        f"90 % interval (bootstrap-t over images or clusters; Student's t if n < {STUDENT_BELOW}; "
+        f"no interval if n < {FEWEST_IMAGES}). "
+        f"{DIFFERS}: the difference to {board.against} is significant (signed rank test, Holm "
+        "correction over all differences of the table, p < 0.05). "
     )
     judged = {metric: margins()[metric].text for row in board.rows for metric in row.verdicts}
     if judged:
         n = sum(len(row.verdicts) for row in board.rows)
         text += (
-            "Verdicts, by the interval [L, U] of the gain, which is the difference with its "
-            "sign turned so that positive is "
-            "better, and by a margin m: better, L > 0; worse, U < 0 and L ≤ −m; not worse, L > "
-            "−m; undecided, else or below "
-            f"n = {FEWEST_TO_TELL_APART}. m: "
+            "Verdicts compare the interval [L, U] of the gain with a margin m. The gain is the "
+            "difference, with its sign changed if lower is better. better: L > 0; worse: U < 0 "
+            "and L ≤ −m; not worse: L > −m; undecided: all other cases, and n < "
+            f"{FEWEST_TO_TELL_APART}. m: "
             f"{', '.join(f'{metric} {margin}' for metric, margin in judged.items())}. "
-            f"Verdicts, unlike {DIFFERS}, are not corrected for the number of rows: without any "
-            "effect about one in 20 says "
-            f"better, so {n / 20:.2g} of these {n}. "
+            f"Unlike {DIFFERS}, verdicts are not corrected for the number of rows: without any "
+            f"true effect, about one in 20 reads better, which is {n / 20:.2g} of these {n}. "
         )
     if shows_evaluations(board):
         text += (
-            "evaluations: calls of the network per image by the sampler, without a gradient; "
-            "with gradient: those that were "
-            "differentiated, each of which costs about three. "
+            "evaluations: the sampler's network calls per image without a gradient; with "
+            "gradient: its differentiated calls, each of which costs about three. "
         )
-    return text + "residual: rms(A x̂ − y) in grey levels, to be read beside σ, the noise of y."
+    return text + "residual: rms(A x̂ − y) in grey levels; compare it with σ, the noise of y."
 
 
 def score_text(row: Row, metric: str) -> tuple[str, str, str]:
-    """(`23.14`, ` ± 0.80 ≈`, `+0.31 [+0.12, +0.55] better †`): a mean, what follows it, and the
-    paired difference with its interval, which stands on a line of its own. The mean of the one best
-    row of its task is printed bold.
+    """Return a score as text: (mean, error and mark, paired difference).
+
+    Example: (`23.14`, ` ± 0.80 ≈`, `+0.31 [+0.12, +0.55] better †`). The paired difference with
+    its interval is printed on a line of its own. The mean of the only best row of a task is
+    printed bold.
     """
     estimate, difference, verdict = (
         row.estimates[metric],
@@ -94,7 +92,7 @@ def score_text(row: Row, metric: str) -> tuple[str, str, str]:
 
 
 def headings(board: Board) -> list[str]:
-    """Column titles, shared by every form of the table: those of `lead`, then the metrics."""
+    """Return the column titles of all formats: the titles for `lead`, then the metrics."""
     metrics = (tidy(name) + ARROWS[way] for name, way in board.metrics.items())
     costs = EVALUATIONS if shows_evaluations(board) else ()
     return [
@@ -111,17 +109,17 @@ def headings(board: Board) -> list[str]:
 
 
 def tells_priors(board: Board) -> bool:
-    """Whether any row says what its prior was trained on, so that there is a column for it."""
+    """Check whether any row names the training set of its prior; a column then shows it."""
     return any(row.trained_on is not None for row in board.rows)
 
 
 def shows_evaluations(board: Board) -> bool:
-    """Whether the table says how often the network was called: where its rows differ in that."""
+    """Check whether rows differ in their network calls; columns then show the calls."""
     return len({row.evaluations for row in board.rows if None not in row.evaluations}) > 1
 
 
 def lead(board: Board, row: Row) -> list[str]:
-    """The columns of a row before its metrics."""
+    """Return the columns of a row before its metrics."""
     axes = row.axes
     setting = axes["setting"] or (f"#{axes['variant']}" if axes["variant"] else "")
     n = max((e.n for e in row.estimates.values()), default=0)
@@ -149,8 +147,14 @@ def cells(
     bold: tuple[str, str] = ("", ""),
     safe: Callable[[str], str] = str,
 ) -> list[str]:
-    """One row as text. newline: between a mean and the difference under it.  bold: what goes around
-    the mean of the one best row.  safe: what makes a text from the data harmless in this form.
+    """Return the columns of one row as text.
+
+    Args:
+        board: the board, for its columns.
+        row: the row.
+        newline: text between a mean and the difference under it.
+        bold: markup before and after the mean of the only best row.
+        safe: escapes text from the data for the format.
     """
     texts = [safe(text) for text in lead(board, row)]
     for name in board.metrics:
@@ -161,12 +165,15 @@ def cells(
 
 
 def tidy(text: str) -> str:
-    """One line of printable characters: names and errors come from files and may hold anything."""
+    """Return the text with a blank for each character that is not printable.
+
+    Names and errors come from files and may contain anything, such as line breaks.
+    """
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def to_terminal(board: Board, title: str, width: int) -> list[Table]:
-    """The tables for rich, of as many metrics each as `width` columns hold."""
+    """Return the board as rich tables; each holds as many metrics as fit in `width` columns."""
     n_lead, rows = len(headings(board)) - len(board.metrics), board.rows
     lines = [
         [*map(Text, lead(board, row)), *(score_of(row, name) for name in board.metrics)]
@@ -183,14 +190,14 @@ def to_terminal(board: Board, title: str, width: int) -> list[Table]:
 
 
 def score_of(row: Row, metric: str) -> Text:
-    """A score as the terminal shows it."""
+    """Return a score as text for the terminal, with its style."""
     mean, rest, below = score_text(row, metric)
     style = "bold" if row.ranking.get(metric) == "best" else ""
     return Text.assemble((mean, style), rest, f"\n{below}" if below else "")
 
 
 def to_markdown(board: Board) -> str:
-    """The table for a README; text from data cannot leave its cell."""
+    """Return the board as Markdown for a README; text from the data is escaped."""
     table = [
         [markdown_safe(heading) for heading in headings(board)],
         ["---"] * len(headings(board)),
@@ -203,14 +210,15 @@ def to_markdown(board: Board) -> str:
 
 
 def markdown_safe(text: str) -> str:
-    """Text without what would open a tag or end a cell."""
+    """Return the text with those characters escaped that open a tag or end a table cell."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def to_csv(board: Board) -> str:
-    """Full precision, one line per row, empty where missing.
+    """Return the board as CSV: full precision, one line per row, empty if missing.
 
-    Of a difference: mean, 90 % interval, clusters, p, verdict, least gain shown with 80 % power.
+    The columns of a difference are mean, 90 % interval, clusters, p, corrected p, verdict, and the
+    smallest gain that is shown with 80 % power.
     """
     lines = []
     for row in board.rows:
@@ -242,9 +250,8 @@ def to_csv(board: Board) -> str:
                 f"{minus}_least": getattr(verdict, "least", None),
             }
         lines.append(line)
-    frame = pd.DataFrame(
-        lines, dtype=object
-    )  # so that a whole number stays one in a column where some are missing
+    # dtype=object: integers stay integers in a column with missing values.
+    frame = pd.DataFrame(lines, dtype=object)
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
@@ -270,19 +277,23 @@ TEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
 }
-"""What pdflatex would not take as it stands."""
+"""LaTeX for the characters that pdflatex does not accept as they are."""
 
 
 def tex(text: str) -> str:
-    """Text that LaTeX prints as it is: every special letter escaped."""
+    """Return the text with special characters escaped, so that LaTeX prints it unchanged."""
     return "".join(TEX.get(letter, letter) for letter in tidy(text))
 
 
 def booktabs(
     aligned: str, headings: Sequence[str], groups: Iterable[Iterable[Sequence[str]]]
 ) -> list[str]:
-    """The lines of a booktabs table, whose texts are LaTeX already, with a rule before each group
-    of rows.
+    """Return the lines of a booktabs table; a rule precedes each group of rows.
+
+    Args:
+        aligned: LaTeX column specification, such as `lrr`.
+        headings: column titles, LaTeX already.
+        groups: the rows of each group, LaTeX already.
     """
     lines = [
         r"% \usepackage{booktabs}",
@@ -296,9 +307,9 @@ def booktabs(
 
 
 def to_latex(board: Board) -> str:
-    """A booktabs table: \\usepackage{booktabs}.
+    """Return the board as a LaTeX table, which needs \\usepackage{booktabs}.
 
-    Differences stand in a line of their own under the means.
+    Paired differences have lines of their own under the means.
     """
     n_lead = len(headings(board)) - len(board.metrics)
     groups: list[list[list[str]]] = []
@@ -318,7 +329,7 @@ def to_latex(board: Board) -> str:
                 ]
                 groups[-1].append([""] * n_lead + below)
     lines = booktabs("l" * n_lead + "r" * len(board.metrics), [*map(tex, headings(board))], groups)
-    # On one line each, so that nothing can end the comment.
+    # Each text is on one line, because a line break would end the LaTeX comment.
     return (
         "\n".join(
             [
@@ -366,12 +377,16 @@ p, li {{ max-width: 58rem; font-size: .85rem; }}
 {notes}</body>
 </html>
 """
-"""Few enough lines to read; Canvas and CanvasText are the browser's own light or dark."""
+"""The HTML page.
+
+The CSS colours Canvas and CanvasText are the browser's own, light or dark.
+"""
 
 
 def to_html(board: Board) -> str:
-    """A page of its own: the table with its explanation and notes, every text escaped, no script,
-    light or dark.
+    """Return the board as a self-contained HTML page with its explanation and notes.
+
+    Every text is escaped. The page has no script and follows the browser's light or dark mode.
     """
     columns = headings(board)
     numbers = [
@@ -394,4 +409,4 @@ def to_html(board: Board) -> str:
 
 
 FORMATS = {"csv": to_csv, "md": to_markdown, "tex": to_latex, "html": to_html}
-"""What `adir leaderboard` writes, by the ending of the file."""
+"""{file extension: function that formats the board} for `adir leaderboard`."""

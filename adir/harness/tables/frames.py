@@ -1,8 +1,10 @@
-"""Records and leaderboards as pandas frames, for notebooks and for studies of one's own.
+"""Records and leaderboards as pandas frames, for notebooks and your own studies.
 
-from adir.harness.tables.frames import records_frame
-frame = records_frame("runs/embedded")
-frame.pivot_table(values="psnr", index="adaptation", columns="task")
+Example:
+
+      from adir.harness.tables.frames import records_frame
+      frame = records_frame("runs/embedded")
+      frame.pivot_table(values="psnr", index="adaptation", columns="task")
 """
 
 import io
@@ -18,10 +20,12 @@ from adir.harness.tables.formats import to_csv
 
 
 def records_frame(*sources: str | Path) -> pd.DataFrame:
-    """One line per record of results folders and submissions: axes, image, y, status, scores,
-    seconds by stage.
+    """Return a frame with one line per record of results folders and submissions.
 
-    A score that is missing is NaN. Raises InputError where a source holds no records.
+    The columns are axes, image, y, status, scores, and seconds by stage. A missing score is NaN.
+
+    Raises:
+        InputError: if the sources hold no records.
     """
     records, _, _ = read_sources([Path(source) for source in sources]).counted()
     frame = pd.DataFrame(map(line_of, records)).astype({"k": "Int64"})
@@ -31,7 +35,7 @@ def records_frame(*sources: str | Path) -> pd.DataFrame:
 
 
 def line_of(record: Record) -> dict[str, Any]:
-    """What the frame holds of one record."""
+    """Return {column: value} of one record."""
     image, sampler = record.image, record.sampler
     line = record.axes.model_dump() | {
         "data": image.data,
@@ -52,5 +56,5 @@ def line_of(record: Record) -> dict[str, Any]:
 
 
 def board_frame(board: Board) -> pd.DataFrame:
-    """One line per row of a leaderboard, with the columns of leaderboard.csv."""
+    """Return a frame with one line per row of a leaderboard and the columns of to_csv."""
     return pd.read_csv(io.StringIO(to_csv(board)), dtype={"k": "Int64"})

@@ -1,4 +1,4 @@
-"""`adir leaderboard`: the table of results folders and of submissions, from their records."""
+"""Make the table of `adir leaderboard` from records of results folders and submissions."""
 
 from pathlib import Path
 
@@ -8,11 +8,14 @@ from adir.harness.tables.board import Board, make_board
 
 
 def load_board(*results: Path, against: str = "none") -> Board:
-    """The board of results folders and submission files, taken together.
+    """Return the leaderboard of results folders and submission files, taken together.
 
-    against: the mode whose rows the others are compared with.
+    Args:
+        results: the folders and files.
+        against: mode of the reference rows.
 
-    Raises InputError when they hold no records, or none of that mode.
+    Raises:
+        InputError: if there are no records, or none of the mode `against`.
     """
     with uncollected():
         found = read_sources(list(results))

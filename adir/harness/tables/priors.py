@@ -1,5 +1,6 @@
-"""What a row's prior was trained on, and whether the test set may be part of it: then a score is
-memory, not restoration.
+"""Training sets of priors, and a warning if the test set may be part of one.
+
+If a prior was trained on the test images, scores measure its memory, not restoration.
 """
 
 import re
@@ -13,14 +14,17 @@ COLLECTIONS = {
     "CelebA": ("celeba",),
     "LSUN": ("lsun",),
 }
-"""{collection: words by which a test set's name, path or source, or a prior's, tells that it is
-from there}
+"""{image collection: words that identify it}.
+
+The words are searched in a test set's name, path and source, and in the name of a prior's training
+set.
 """
 
 
 def prior_of(record: Record) -> str | None:
-    """Return what the prior of a record was trained on; None where nobody tells, and for a sampler
-    without a network.
+    """Return the training set of a record's prior.
+
+    Return None if the record does not name it, and for a sampler without a network.
     """
     if record.prior is None or (record.sampler is not None and record.sampler.n_steps == 0):
         return None
@@ -28,17 +32,17 @@ def prior_of(record: Record) -> str | None:
 
 
 def short_prior(trained_on: str | None) -> str:
-    """Return the name of the training set for a column, without its comments:
+    """Return the name of a training set for a table column, without its comments.
 
-    `ImageNet` of `ImageNet (ILSVRC 2012)`.
+    `ImageNet (ILSVRC 2012)` becomes `ImageNet`, and None becomes a dash.
     """
     return "–" if trained_on is None else re.split(r"[,;(]", trained_on)[0].strip()
 
 
 def collections_in(*texts: str | None) -> set[str]:
-    """Return the collections that texts name, however they are written:
+    """Return the collections that the texts name, in any spelling.
 
-    `image-net`, `ILSVRC2012_val`.
+    `image-net` and `ILSVRC2012_val` both name ImageNet.
     """
     plain = [re.sub(r"[^a-z0-9]", "", text.lower()) for text in texts if text]
     return {
@@ -49,8 +53,9 @@ def collections_in(*texts: str | None) -> set[str]:
 
 
 def seen_note(record: Record) -> str | None:
-    """Return the warning for a record whose test set is of a collection that its prior was trained
-    on; else None.
+    """Return a warning if a record's prior may have been trained on its test set, else None.
+
+    The warning appears if the test set and the prior's training set name the same collection.
     """
     of_test_set = collections_in(
         record.image.data, record.image.source, *path_of(record.configuration.get("data"))
@@ -59,7 +64,7 @@ def seen_note(record: Record) -> str | None:
     if not both:
         return None
     return (
-        f"WARNING: the prior was trained on {' and '.join(both)}, and so may be the test set "
-        f"{record.image.data}: unless its "
-        "images were kept out of that training, the scores tell what the prior remembers"
+        f"WARNING: the prior was trained on {' and '.join(both)}, which may include the test set "
+        f"{record.image.data}: unless these images were excluded from the training, the scores "
+        "may show what the prior remembers"
     )

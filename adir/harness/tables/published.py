@@ -1,5 +1,7 @@
-"""`adir table`: the paper's numbers (results/published, one file a table) beside ours, and whether
-the two can be compared.
+"""Compare the paper's published numbers with ours (`adir table`).
+
+Each file in results/published holds one table of the paper. A verdict says whether the two numbers
+can be compared.
 """
 
 import functools
@@ -25,40 +27,44 @@ PACKAGE = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
 NO_ROW = "not run"
 INSIDE = (
-    "inside, outside: whether the paper's number lies in the 95 % interval of our mean. It was "
-    "measured on other draws of "
-    "noise, and has an interval of its own, which is not published."
+    "inside, outside: whether the paper's number lies in the 95 % interval of our mean. The "
+    "paper's number was measured with other noise, and its own interval is not published."
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell of a published table, beside ours."""
+    """Comparison of one cell of a published table with ours."""
 
     method: str
     metric: dict[str, Any]
     paper: float | None
     confidence: str
     source: str
-    """Of this number: the cell's own, or else its table's."""
+    """The source of the paper's number: the cell's own source, or else the table's."""
     ours: float | None
     interval: tuple[float, float] | None
     n: int
     verdict: str
-    """inside, outside or not comparable: whether the paper's number lies in the 95 % interval of
-    our mean.
+    """`inside`, `outside` or `not comparable`.
+
+    The first two say whether the paper's number lies in the 95 % interval of our mean.
     """
     reasons: tuple[str, ...]
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's."""
+        """Our mean minus the paper's number; None if either is missing."""
         return None if self.ours is None or self.paper is None else self.ours - self.paper
 
 
 def published_dir(package: Path = PACKAGE) -> Path:
-    """Where the published tables are: inside an installed package, else in results/ of the
-    checkout.
+    """Return the folder of the published tables.
+
+    It is inside an installed package, or else in results/ of the checkout.
+
+    Raises:
+        InputError: if neither folder has tables.
     """
     candidates = (package / "published", package.parent / "results" / "published")
     if (
@@ -66,12 +72,12 @@ def published_dir(package: Path = PACKAGE) -> Path:
     ) is not None:
         return found
     raise InputError(
-        f"no published tables (looked in {' and '.join(map(str, candidates))}): install adir again"
+        f"no published tables in {' or '.join(map(str, candidates))}: install adir again"
     )
 
 
 def published_names() -> list[str]:
-    """Every table, v2 first."""
+    """Return the names of all published tables, those of v2 of the paper first."""
     return sorted(
         (path.stem for path in published_dir().glob("*.yaml")),
         key=lambda name: (name[:2] != "v2", name),
@@ -80,30 +86,35 @@ def published_names() -> list[str]:
 
 @functools.cache
 def published(name: str) -> dict[str, Any]:
-    """A published table. Raises InputError for a name that is none."""
+    """Return a published table; `decimals` is added to each of its metrics.
+
+    Raises:
+        InputError: if no table has this name.
+    """
     if name not in published_names():
         raise InputError(f"table {name!r}: choose one of {', '.join(published_names())}")
     loaded: dict[str, Any] = yaml.safe_load((published_dir() / f"{name}.yaml").read_text())
     for metric in loaded["metrics"]:
         values = [row["cells"][metric["name"]]["value"] for row in loaded["rows"]]
-        metric["decimals"] = max(
-            len(str(value).partition(".")[2]) for value in values
-        )  # 0.430 beside 0.434
+        # The most decimals of the column, so that 0.43 is printed as 0.430 beside 0.434.
+        metric["decimals"] = max(len(str(value).partition(".")[2]) for value in values)
     return loaded
 
 
 def command_of(experiment: str) -> str:
-    """The command that stands at the top of an experiment's file, with what it needs besides: an
-    index, images.
+    """Return the `adir run` command from the first lines of an experiment's file.
+
+    The command includes other inputs that the experiment needs, such as an index or images.
     """
     lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     line = next(line for line in lines if line.startswith("# adir run"))
-    return line.removeprefix("# ").split("  (")[0]  # what follows in brackets is a remark
+    return line.removeprefix("# ").split("  (")[0]  # a remark follows in brackets
 
 
 def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
-    """Every cell of a published table beside the row of ours that departs least from its
-    conditions.
+    """Return every cell of a published table, compared with our closest row.
+
+    The closest row departs least from the published conditions.
     """
     rows = board.rows if board is not None else []
     judged = [(row, *closest(table["conditions"], row, rows)) for row in table["rows"]]
@@ -123,8 +134,10 @@ def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
 def closest(
     conditions: dict[str, Any], wanted: dict[str, Any], rows: list[Row]
 ) -> tuple[Row | None, list[str]]:
-    """(our row of the task and mode that departs least, how it does); the first of equals, None
-    where there is none.
+    """Return (our row that departs least from the published conditions, its departures).
+
+    The row has the wanted task and mode. The first of equally close rows is returned, or (None,
+    []) if we have no such row.
     """
     candidates = [
         row
@@ -136,7 +149,7 @@ def closest(
 
 
 def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
-    """In what a row of ours is not what was published."""
+    """Return the ways in which our row differs from the published conditions, as texts."""
     wanted = (
         conditions["axes"]
         | conditions["identity"]
@@ -167,7 +180,17 @@ def comparison(
     row: Row | None,
     departures: Sequence[str],
 ) -> Comparison:
-    """One cell with its verdict. Reasons against comparing are gathered, not the first alone."""
+    """Return the comparison of one cell, with its verdict.
+
+    All reasons against comparing are collected, not only the first.
+
+    Args:
+        method: name of the method in the paper.
+        metric: the metric's entry in the published table.
+        cell: the published value with its confidence and source.
+        row: our closest row; None if there is none.
+        departures: differences of our row from the published conditions.
+    """
     paper, ours = cell["value"], metric["ours"]
     estimate = row.estimates.get(ours) if row is not None else None
     value = estimate.value if estimate is not None else None
@@ -210,10 +233,10 @@ def comparison(
 def columns_of(
     comparisons: list[Comparison], source: str
 ) -> tuple[list[Column], list[Column], list[str]]:
-    """(columns that name a line, columns of numbers, notes).
+    """Return (columns that name a line, columns of numbers, notes).
 
-    A note's number stands in brackets in the lines it is of: a reason against comparing, or the
-    source of a number that is not `source`, its table's.
+    A note is a reason against comparing, or the source of a paper's number if it is not `source`,
+    the table's own. Each line refers to its notes by number, in brackets.
     """
     notes: dict[str, int] = {}
 
@@ -266,8 +289,10 @@ def columns_of(
 
 
 def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
-    """The paper's layout (booktabs): a line a method, a column a metric; ours in brackets, with *
-    where not comparable.
+    """Return the comparison as a LaTeX table (booktabs) in the paper's layout.
+
+    Each line is a method and each column a metric. Our number is in brackets, with * if it is not
+    comparable.
     """
     metrics = table["metrics"]
     titles = [tex(metric["title"] + ARROWS[metric["direction"]]) for metric in metrics]

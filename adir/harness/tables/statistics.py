@@ -1,11 +1,11 @@
-"""Means, paired differences, their intervals and tests.
+"""Means and paired differences, with their intervals and tests.
 
-Clusters of images, such as fields of one photograph, are the unit: seeds are averaged within an
-image first, then images within a cluster. Most images are clusters of their own.
+The unit is a cluster of images, such as the fields of one photograph. Seeds are averaged within an
+image first, then images within a cluster. Most images are their own cluster.
 
-docs/statistics.md says why these and not others; benchmarks/quality/coverage.py measures what the
-intervals cover. Only scipy.special is imported: scipy.stats costs 0.6 s at every `adir
-leaderboard`; the tests hold its answers against these.
+docs/statistics.md explains the choice of methods. benchmarks/quality/coverage.py measures the
+coverage of the intervals. Only scipy.special is imported, because scipy.stats would add 0.6 s to
+every `adir leaderboard`. The tests compare these functions with scipy.stats.
 """
 
 import functools
@@ -20,46 +20,56 @@ from scipy.special import ndtr, stdtrit
 Floats = NDArray[np.float64]
 
 ALPHA = 0.05
-"""Below this adjusted p two rows are said to differ."""
+"""The significance level: two rows differ if their adjusted p is below this value."""
 TAIL = 0.05
-"""Chance of the true difference on either side of its interval, which so is one of 90 %: verdicts
-look at one end each.
+"""The probability that the true difference lies beyond one given end of its interval.
+
+The interval is therefore a 90 % interval. Each verdict looks at one end.
 """
 POWER = 0.8
 FEWEST_IMAGES = 3
-"""Clusters below which a mean gets no interval: Student's t for two is 18 standard errors wide."""
+"""The number of clusters below which a mean gets no interval.
+
+For two clusters, the 95 % interval by Student's t is 25 standard errors wide.
+"""
 FEWEST_TO_TELL_APART = 6
-"""Clusters below which no two-sided signed rank test can give p < 0.05: its lowest p is 2 / 2^n,
-0.063 for n = 5.
+"""The number of clusters below which no two-sided signed rank test can give p < 0.05.
+
+The lowest possible p is 2 / 2^n, which is 0.063 for n = 5.
 """
 STUDENT_BELOW = 5
 SYMMETRIC_FROM = 10
 N_RESAMPLES = 9999
 EXACT_UP_TO = 100
-"""Nonzero differences up to which the signed rank distribution is enumerated; above, the normal one
-is within 1e-3.
+"""The largest number of nonzero differences with an exact signed rank distribution.
+
+For larger numbers, the normal approximation is within 1e-3.
 """
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clusters. value and standard_error are None where something is missing, never the
-    mean of the rest.
+    """Mean over clusters.
+
+    value and standard_error are None if any cluster has no value; the others are never averaged
+    alone.
     """
 
     value: float | None
     standard_error: float | None
-    """Standard deviation (n - 1) over the square root of n; None for a single cluster."""
+    """The standard deviation (n - 1) over the square root of n; None for a single cluster."""
     n: int
-    """Clusters that have a value."""
+    """The number of clusters that have a value."""
 
 
 def cluster_means(
     values: Mapping[str, float | None], clusters: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """{cluster: mean over its images} of {image: value}; None where an image of it has none.
+    """Return {cluster: mean over its images}; None if any of its images has no value.
 
-    clusters: {image: cluster}; an image that is not in it is a cluster of its own.
+    Args:
+        values: {image: value}.
+        clusters: {image: cluster}; an image without an entry is its own cluster.
     """
     of_cluster: dict[str, list[float | None]] = {}
     for image in sorted(values):
@@ -68,7 +78,10 @@ def cluster_means(
 
 
 def mean_over_images(values: list[float | None]) -> Estimate:
-    """The mean of one value per cluster (or image, or seed); missing if any is."""
+    """Return the mean of one value per cluster (or image, or seed).
+
+    The mean is missing if any value is.
+    """
     present = [value for value in values if value is not None]
     n = len(present)
     if n == 0 or n < len(values):
@@ -79,38 +92,45 @@ def mean_over_images(values: list[float | None]) -> Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a - b over the clusters of the images that have both, with its 90 % interval and its
-    test.
+    """Mean of a - b over clusters, with its 90 % interval and its test.
+
+    Only images with a value in both a and b count.
     """
 
     mean: float
     low: float | None
     high: float | None
-    """Ends of `difference_interval`; both None where there is none."""
+    """The upper end of `difference_interval`; low and high are None without an interval."""
     n: int
-    """Clusters."""
+    """The number of clusters."""
     standard_error: float = math.nan
     reference: float = math.nan
-    """Mean of b over the same clusters."""
+    """The mean of b over the same clusters."""
     p: float | None = None
-    """Wilcoxon signed rank, two-sided."""
+    """The two-sided p of Wilcoxon's signed rank test."""
     p_holm: float | None = None
-    """The same after Holm's correction over all differences to none of the table; set by the table.
+    """The p after Holm's correction over all differences to the reference in the table.
+
+    `with_holm` sets it.
     """
     dropped: tuple[str, ...] = ()
-    """Images that one of the two lacks: they count in neither."""
+    """The images without a value in a or in b; they do not count in either."""
 
     @property
     def significant(self) -> bool:
-        """Whether the corrected p is below ALPHA."""
+        """True if the corrected p is below ALPHA."""
         return self.p_holm is not None and self.p_holm < ALPHA
 
 
 def paired_difference(
     a: Mapping[str, float | None], b: Mapping[str, float | None], clusters: Mapping[str, str]
 ) -> PairedDifference | None:
-    """a - b over the images that have a value in both ({image: value}), averaged within clusters;
-    None when there are none.
+    """Return the mean of a - b over clusters; None if no image has a value in both.
+
+    Args:
+        a: {image: value}.
+        b: {image: value} of the reference.
+        clusters: {image: cluster}; an image without an entry is its own cluster.
     """
     shared = [
         image
@@ -125,7 +145,7 @@ def paired_difference(
     reference = mean_over_images(
         list(cluster_means({image: b[image] for image in shared}, clusters).values())
     )
-    assert reference.value is not None  # of the shared ones
+    assert reference.value is not None  # because all shared images have a value
     n = len(differences)
     low, high = difference_interval(differences) or (None, None)
     error = float(differences.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
@@ -136,16 +156,18 @@ def paired_difference(
 
 
 def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
-    """90 % interval of the mean of the population that paired differences (n,) were drawn from, 5 %
-    on either side.
+    """Return the 90 % interval of the population mean of paired differences (n,).
 
-    n < 5: Student's t. Else bootstrap-t with equal tails (Efron, 1981): of the usual intervals the
-    one whose worse side errs least on skewed populations, and the only one that holds where most
-    differences are 0 (results/quality/coverage.md). An end is infinite where that many resamples
-    have no spread; where all values are equal, both ends are that value.
+    Each side leaves out 5 %. For n < 5, the interval is Student's t. For larger n, it is the
+    bootstrap-t with equal tails (Efron, 1981). Of the usual intervals, this one errs least on its
+    worse side for skewed populations, and only this one holds if most differences are 0
+    (results/quality/coverage.md).
 
-    None below FEWEST_IMAGES, where both ends are infinite, and where fewer than
-    FEWEST_TO_TELL_APART are all equal.
+    An end is infinite if 5 % of the resamples have no spread. If all values are equal, both ends
+    equal that value.
+
+    Return None for n < FEWEST_IMAGES, if both ends are infinite, or if all values are equal and n
+    < FEWEST_TO_TELL_APART.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
@@ -162,29 +184,37 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
 
 
 def least_difference(reach: float, standard_error: float, n: int) -> float:
-    """The true gain whose interval would lie above 0 with chance POWER, in samples of n with this
-    spread.
+    """Return the true gain whose interval would lie above 0 with probability POWER.
 
-    reach: from the mean down to the lower end of the interval.  Exact for Student's interval of
-        normal differences, up to
-    the t quantile that stands in for the noncentral one (under 2 % from n = 6); simulated in
-    results/quality/coverage.md.
+    The samples have n clusters and the same spread. The gain is exact for Student's
+    interval of normal differences, except that a t quantile replaces the noncentral one (an error
+    under 2 % from n = 6). results/quality/coverage.md checks it by simulation.
+
+    Args:
+        reach: distance from the mean down to the lower end of the interval.
+        standard_error: standard error of the mean.
+        n: number of clusters.
     """
     return reach + float(stdtrit(n - 1, POWER)) * standard_error
 
 
 def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
-    """95 % interval of the mean of the population that `values` (n,) were drawn from.
+    """Return the 95 % interval of the population mean of `values` (n,).
 
-    n < 5: Student's t. n < 10: bootstrap-t with equal tails (Efron, 1981). Else: bootstrap-t with
-    symmetric tails (Hall, 1988). Of 2,000 simulated samples each, with 5 to 50 values, these cover
-    93.8 to 96.4 % (normal), 93.0 to 95.0 % (gamma of shape 2) and 92.8 to 97.5 % (t with 3 degrees
-    of freedom), all ±0.5; with 3 and 4, 94 to 95, 92 to 93 and 96 %. BCa, which is usual, covers
-    85, 82 and 83 % at 5 and 90, 89 and 87 % at 10 (results/quality/coverage.md). Fixed resamples,
-    so the same values have the same interval everywhere.
+    For n < 5, the interval is Student's t. For n < 10, it is the bootstrap-t with equal tails
+    (Efron, 1981), and for larger n the bootstrap-t with symmetric tails (Hall, 1988). The
+    resamples are fixed, so the same values always give the same interval.
 
-    None below FEWEST_IMAGES; None where all values are equal, or so many that a tail of the
-    resamples has no spread.
+    Coverage in % (±0.5) over 2,000 simulated samples, beside BCa, the usual bootstrap interval
+    (results/quality/coverage.md):
+
+          population            n = 3, 4    n = 5 to 50     BCa, n = 5    BCa, n = 10
+          normal                94 to 95    93.8 to 96.4    85            90
+          gamma of shape 2      92 to 93    93.0 to 95.0    82            89
+          t, 3 deg. of freedom  96          92.8 to 97.5    83            87
+
+    Return None for n < FEWEST_IMAGES, if all values are equal, or if too many resamples have no
+    spread.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
@@ -204,8 +234,9 @@ def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | Non
 
 
 def equal_tails(x: Floats, tail: float) -> tuple[float, float]:
-    """Bootstrap-t interval of the mean of values (n,), with the chance `tail` on either side; an
-    end may be infinite.
+    """Return the bootstrap-t interval of the mean of values (n,); an end may be infinite.
+
+    The probability beyond each end is `tail`.
     """
     mean, error = float(x.mean()), float(x.std(ddof=1) / math.sqrt(len(x)))
     place = round((N_RESAMPLES + 1) * tail) - 1
@@ -214,12 +245,13 @@ def equal_tails(x: Floats, tail: float) -> tuple[float, float]:
 
 
 def studentised(centred: Floats) -> Floats:
-    """(N_RESAMPLES,) t statistics of bootstrap resamples of values (n,) whose mean is 0; ±inf where
-    one has no spread.
+    """Return the t statistics (N_RESAMPLES,) of bootstrap resamples of values (n,) with mean 0.
+
+    A resample without spread gives ±inf, or 0 if its mean is 0.
     """
     n = len(centred)
     weights = resamples(n)
-    # einsum and not @: the sums then have one order, whatever the BLAS and its threads
+    # einsum, not @: the order of its sums does not depend on the BLAS or its threads
     means = np.einsum("rn,n->r", weights, centred)
     variances = (np.einsum("rn,n->r", weights, centred**2) - means**2) / (n - 1)
     flat = variances <= 1e-12 * float(np.max(centred**2))
@@ -229,17 +261,20 @@ def studentised(centred: Floats) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def resamples(n: int) -> Floats:
-    """(N_RESAMPLES, n): how often each of n images is drawn in a bootstrap resample, over n."""
+    """Return the weights (N_RESAMPLES, n) of bootstrap resamples.
+
+    A weight is the number of times that an image is drawn, divided by n. The random seed is n.
+    """
     return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES) / n
 
 
 def signed_rank_p(differences: Sequence[float] | Floats) -> float:
-    """Two-sided p of Wilcoxon's signed rank test (1945) that differences (n,) lie symmetrically
-    about 0.
+    """Return the two-sided p of Wilcoxon's signed rank test (1945) for differences (n,).
 
-    Zero differences are dropped, as Wilcoxon did; ties share the mean of their ranks. Exact, ties
-    included, up to EXACT_UP_TO nonzero differences: over all 2^n assignments of signs to these
-    ranks. 1 where all differences are zero.
+    The null hypothesis is that they are distributed symmetrically about 0. Zero differences are
+    dropped, as Wilcoxon did, and ties share the mean of their ranks. Up to EXACT_UP_TO nonzero
+    differences, p is exact, even with ties: it covers all 2^n assignments of signs to the ranks. p
+    is 1 if all differences are zero.
     """
     d = np.asarray(differences, dtype=np.float64)
     d = d[d != 0]
@@ -261,8 +296,9 @@ def signed_rank_p(differences: Sequence[float] | Floats) -> float:
 
 
 def doubled_ranks(x: Floats) -> NDArray[np.int64]:
-    """Twice the rank of each value (n,), 1 the smallest; equal values share the mean rank, so twice
-    it is whole.
+    """Return twice the rank of each value (n,); the smallest value has rank 1.
+
+    Equal values share their mean rank, so twice the rank is always an integer.
     """
     _, place, count = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
@@ -271,8 +307,9 @@ def doubled_ranks(x: Floats) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=1024)
 def sign_distribution(ranks: tuple[int, ...]) -> Floats:
-    """(sum of ranks + 1,): the probability that ranks with random signs give a positive sum of at
-    most 0, 1, 2, ...
+    """Return the distribution of the sum of positive ranks if signs are random.
+
+    Entry s of (sum of ranks + 1,) is the probability that the sum is at most s.
     """
     chances = np.zeros(sum(ranks) + 1)
     chances[0] = 1
@@ -284,8 +321,9 @@ def sign_distribution(ranks: tuple[int, ...]) -> Floats:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm, 1979), in the given order: below ALPHA holds for any false one with
-    chance at most ALPHA.
+    """Return the p values adjusted by Holm's method (1979), in the given order.
+
+    The probability that any true null hypothesis gets an adjusted p below ALPHA is at most ALPHA.
     """
     adjusted = [0.0] * len(p)
     highest = 0.0

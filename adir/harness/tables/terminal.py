@@ -1,5 +1,6 @@
-"""Wide tables in narrow terminals: several tables, one above the other, each with the columns that
-name its rows.
+"""Wide tables in narrow terminals: several tables, one above the other.
+
+Each of them repeats the columns that name the rows.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ from rich.console import Console, JustifyMethod, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
-AROUND = 3  # of a column: a blank on either side and a line
+AROUND = 3  # extra width of a column: a blank on each side and a line
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading with a text a row. number: to the right, and never broken."""
+    """Column of a table: a heading and one text per row.
+
+    If `number` is true, the texts are right-aligned and never wrapped.
+    """
 
     heading: str
     texts: Sequence[Text]
@@ -23,26 +27,31 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Of its longest line, with what stands around it."""
+        """The width of the longest line, with its blanks and border."""
         return AROUND + max(
             cell_len(line) for text in (self.heading, *self.texts) for line in str(text).split("\n")
         )
 
     @property
     def constant(self) -> bool:
-        """Whether several rows all say the same here."""
+        """True if there are several rows and all have the same text in this column."""
         return len(self.texts) > 1 and len(set(map(str, self.texts))) == 1
 
 
 def stacked(
     title: str, names: list[Column], values: list[Column], width: int, ends: Sequence[int] = ()
 ) -> list[Table]:
-    """As many tables as it takes for `values`, in their order, to stand within `width` unbroken,
-    `names` on the left of each.
+    """Return as many tables as needed to show all columns of `values` unwrapped within `width`.
 
-    Where one table is too wide, columns of `names` that say the same in every row stand in the
-    title instead.  ends: the rows with a line under them.  In a terminal that is too narrow for one
-    column of values, names are broken.
+    If one table is too wide, columns of `names` with the same text in every row move to the title.
+    If the terminal is too narrow for one column of values, names are wrapped.
+
+    Args:
+        title: title of the first table.
+        names: columns that name the rows, on the left of each table.
+        values: columns to show, in this order.
+        width: width of the terminal, in characters.
+        ends: indices of the rows with a line under them.
     """
     if 1 + sum(column.width for column in [*names, *values]) > width:
         title = ", ".join(
@@ -69,7 +78,7 @@ def stacked(
 
 
 def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
-    """One table of these columns."""
+    """Return one table of these columns, with a line under each row in `ends`."""
     table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
     for column in columns:
         number = column.number
@@ -82,8 +91,9 @@ def table_of(title: str, columns: list[Column], ends: Sequence[int]) -> Table:
 
 
 def wide_console() -> Console:
-    """Return a console for stdout; at least 160 columns wide if stdout is not a terminal, as a file
-    needs no wrapping.
+    """Return a console for stdout, at least 160 columns wide if stdout is not a terminal.
+
+    Text in a file needs no wrapping.
     """
     console = Console()
     return console if console.is_terminal else Console(width=max(160, console.width))

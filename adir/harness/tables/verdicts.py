@@ -1,10 +1,12 @@
-"""Verdicts on a row against its reference: better, worse, not worse, undecided; and one sentence
-that sums a table up.
+"""Verdicts on a row against its reference, and one sentence that summarises a table.
 
-A gain is a paired difference with its sign turned so that positive is better; L and U are the ends
-of its 90 % interval over clusters, so each of `L > 0` and `L > -m` is a one-sided test at 5 %.
+A verdict is `better`, `worse`, `not worse` or `undecided`. A gain is a paired difference, with its
+sign changed if lower is better, so that a positive gain is an improvement. L and U are the ends of
+its 90 % interval over clusters, and m is the metric's margin. `L > 0` and `L > -m` are therefore
+one-sided tests at 5 %.
+
 Verdicts are not corrected for the number of rows (benchmarks/quality/coverage.py simulates how
-often one of several is false); the signed rank tests beside them are.
+often one of several is false). The signed rank tests in the same table are corrected.
 """
 
 import functools
@@ -24,13 +26,14 @@ from adir.harness.tables.statistics import FEWEST_TO_TELL_APART, PairedDifferenc
 Word = Literal["better", "worse", "not worse", "undecided"]
 WORDS: tuple[Word, ...] = ("better", "not worse", "worse", "undecided")
 SPELLED_OUT = 8
-"""Verdicts of a table up to which its sentence names each; beyond, it counts them."""
+"""The largest number of verdicts that the sentence names one by one; it counts more than that."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """The largest loss in one metric that still counts as none; either absolute, or in percent of
-    the reference's mean.
+    """Largest loss in one metric that still counts as no loss.
+
+    The margin is either absolute (`margin`) or a percentage of the reference's mean (`percent`).
     """
 
     title: str
@@ -46,8 +49,9 @@ class Margin:
             )
 
     def of(self, reference: float) -> float:
-        """The margin in the unit of the metric. reference: the mean of the row that is compared
-        with.
+        """Return the margin in the unit of the metric.
+
+        `reference` is the mean of the reference row.
         """
         return (
             self.margin if self.margin is not None else abs(reference) * (self.percent or 0.0) / 100
@@ -55,7 +59,7 @@ class Margin:
 
     @property
     def text(self) -> str:
-        """`0.1 dB`, `1 % of the reference`."""
+        """The margin as text: `0.1 dB` or `1 % of the reference`."""
         return (
             f"{self.margin:g} {self.unit}".strip()
             if self.margin is not None
@@ -65,24 +69,29 @@ class Margin:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a paired difference shows."""
+    """Verdict on a paired difference."""
 
     word: Word
     least: float | None
-    """The true gain that so many clusters of such a spread would show to be better with 80 % power;
-    None without interval.
+    """The true gain that would be shown to be better with 80 % power.
+
+    It assumes the same number of clusters and the same spread. None without an interval, or with
+    too few clusters for a verdict.
     """
 
 
 @functools.cache
 def margins() -> dict[str, Margin]:
-    """{metric: its margin} of conf/margins.yaml."""
+    """Return {metric: its margin} from conf/margins.yaml."""
     found = yaml.safe_load((config_dir() / "margins.yaml").read_text())
     return {name: Margin(**entry) for name, entry in found.items()}
 
 
 def word_of(low: float, high: float, margin: float) -> Word:
-    """The verdict on a gain in [low, high]; margin: above 0, the largest loss that counts as none."""
+    """Return the verdict on a gain with interval [low, high].
+
+    `margin`, above 0, is the largest loss that counts as no loss.
+    """
     if low > 0:
         return "better"
     if high < 0 and low <= -margin:
@@ -91,7 +100,13 @@ def word_of(low: float, high: float, margin: float) -> Word:
 
 
 def verdict_on(difference: PairedDifference, direction: str, margin: Margin) -> Verdict:
-    """The verdict on a difference. direction: higher or lower, which is better."""
+    """Return the verdict on a paired difference.
+
+    Args:
+        difference: the paired difference to the reference row.
+        direction: `higher` or `lower`, which is better.
+        margin: the margin of the metric.
+    """
     low, high = difference.low, difference.high
     if low is None or high is None or difference.n < FEWEST_TO_TELL_APART:
         return Verdict("undecided", None)
@@ -104,10 +119,10 @@ def verdict_on(difference: PairedDifference, direction: str, margin: Margin) -> 
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict with what the sentence says of it."""
+    """Verdict of one row in one metric, with the names that the summary uses."""
 
     row: str
-    """The row's name, less its task."""
+    """The row's label without its task."""
     metric: str
     task: str
     difference: PairedDifference
@@ -115,12 +130,18 @@ class Finding:
 
 
 def sentence(findings: Sequence[Finding], against: str, clustered: bool) -> str:
-    """`Against none, over 12 images: knn is better in PSNR on sr4 (+0.8 dB) and not worse on deblur
-    (-0.02 dB).`
+    """Return the summary of a table's verdicts as one sentence; empty without findings.
 
-    Empty without findings. Counts the verdicts of each row where there are more than SPELLED_OUT,
-    and those of all rows together where there are more rows than that. clustered: whether any
-    cluster has several images.
+    Example: `Against none, over 12 images: knn is better in PSNR on sr4 (+0.8 dB) and not worse on
+    deblur (-0.02 dB).`
+
+    If there are more than SPELLED_OUT findings, the sentence counts the verdicts of each row. If
+    there are more than SPELLED_OUT rows, it counts the verdicts of all rows together.
+
+    Args:
+        findings: the verdicts of the table.
+        against: mode of the reference rows.
+        clustered: whether any cluster has several images.
     """
     if not findings:
         return ""
@@ -144,8 +165,9 @@ def sentence(findings: Sequence[Finding], against: str, clustered: bool) -> str:
 
 
 def spelled_out(findings: Iterable[Finding], name_tasks: bool) -> list[str]:
-    """`better in PSNR on sr4 (+0.8 dB) and not worse on deblur (-0.02 dB)`, one text for each
-    metric.
+    """Return one text per metric that names every verdict.
+
+    Example: `better in PSNR on sr4 (+0.8 dB) and not worse on deblur (-0.02 dB)`.
     """
     said = []
     for metric, of_metric in grouped((finding.metric, finding) for finding in findings).items():
@@ -167,17 +189,17 @@ def spelled_out(findings: Iterable[Finding], name_tasks: bool) -> list[str]:
 
 
 def counted(findings: Sequence[Finding]) -> str:
-    """`better in 4 of 6 comparisons and not worse in 2`."""
+    """Return the counts of the verdicts: `better in 4 of 6 comparisons and not worse in 2`."""
     counts = Counter(finding.word for finding in findings)
     first, *others = [f"{word} in {counts[word]}" for word in WORDS if counts[word]]
     return listed([f"{first} of {len(findings)} comparisons", *others])
 
 
 def listed(texts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return the texts as a list in prose: `a`, `a and b`, `a, b and c`."""
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def span(values: Sequence[float], form: str = "") -> str:
-    """`8`, or `6 to 8`: the lowest and the highest, in this format."""
+    """Return the lowest and the highest value as `6 to 8`, or as `8` if both are equal."""
     return " to ".join(dict.fromkeys(f"{end:{form}}" for end in (min(values), max(values))))

@@ -310,7 +310,7 @@ def test_adaptation_out_of_memory_names_batch_crop_and_what_to_try(big_cell, mon
         "out of memory on cpu while adapting with batch_size=4 crops of 64x64: try "
         "execution.gradient_checkpointing=true, "
         "then a smaller adaptation.fine_tuning.batch_size or .crop_size; "
-        "what is done is kept, run the same command again"
+        "finished work is saved, so run the same command again"
     )
 
 

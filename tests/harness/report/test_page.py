@@ -185,7 +185,7 @@ def test_missing_and_failed_records_are_said(reader: Reader) -> None:
     )
     assert set(scene["cells"][str(row)]) == {"0"}  # seed 1 has no record
     assert data["rows"][row]["means"]["psnr"] == [None, None]
-    assert "4 of 6 records, so the means stay missing: deblur" in reader.text
+    assert "4 of 6 records are done, so means are missing: deblur" in reader.text
     assert "Failed: 1" in reader.text
 
 

@@ -209,11 +209,17 @@ def test_k_above_what_copies_and_equal_images_leave_is_refused_before_any_work(
     files = {"a.png": a, "b.png": b, "c.png": c, "again.png": b, "grey.png": grey}
     overrides = words(files, "task=sr4", f"adaptation={mode}", "sampler.n_steps=1")
     assert adir(command, *overrides, "k=3").status == 0
-    for k, without in ((4, "copies of test image 1.png and repeats 3"), (5, "repeats 4")):
+    for k, left, without in (
+        (4, 3, "copies of test image 1.png and repeats"),
+        (5, 4, "repeats"),
+    ):
         refused = adir(command, *overrides, f"k={k}", f"results={tmp_path / 'other'}")
         said = " ".join((refused.out + refused.err).split())
         assert refused.status == 2
-        assert f"K={k} neighbours asked, but without {without} of 5 corpus images are left" in said
+        assert (
+            f"K={k} neighbours requested, but only {left} of 5 corpus images are left without "
+            f"{without}: lower K"
+        ) in said
         assert not (tmp_path / "other" / "cells").exists()
 
 
@@ -265,4 +271,4 @@ def test_k_above_what_the_corpus_does_not_withhold_is_refused(
         refused.status == 2
         and "without copies and withheld images of test image hubble_deep_field-s1" in said
     )
-    assert f"repeats {left} of" in said
+    assert f"only {left} of" in said

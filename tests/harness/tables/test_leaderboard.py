@@ -133,7 +133,7 @@ def test_a_row_that_lacks_anything_shows_no_mean_and_says_how_much_it_has(missin
     paired = np.mean([np.mean(KNN[i]) - np.mean(PSNR[i]) for i in others])
     assert (line["psnr_minus_none"], line["psnr_minus_none_n"]) == (pytest.approx(paired), 9)
     assert any(
-        "over the 9 images that both have, so c counts in neither" in note for note in board.notes
+        "uses the 9 images that both rows have, so c is left out" in note for note in board.notes
     )
     assert "(n=9)" in to_markdown(board)
 
@@ -148,7 +148,7 @@ def test_an_image_that_none_lacks_is_dropped_from_the_difference_of_every_other_
     )
     difference = found.to_reference["psnr"]
     assert difference is not None and (difference.n, difference.dropped) == (9, ("c",))
-    assert any("c counts in neither" in note for note in board.notes)
+    assert any("c is left out" in note for note in board.notes)
 
 
 @pytest.mark.parametrize("part", ["guidance scale", "backbone"])
@@ -514,7 +514,7 @@ def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task(
         ("dps", "none"): {},
         ("dps", "knn"): {},
     }
-    assert "2 rows are not over all 10 images, so not marked: sr4" in board.notes
+    assert "2 rows do not cover all 10 images, so they are not marked: sr4" in board.notes
 
 
 def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
@@ -575,7 +575,7 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
         + [r for r in other if r.axes.adaptation == "knn"]
     )
     assert all(r.to_reference == {} and r.axes["variant"] for r in apart.rows)
-    assert any("rows of 2 settings, backbone.weights_sha256" in note for note in apart.notes)
+    assert any("2 groups of rows differ in backbone.weights_sha256" in note for note in apart.notes)
 
 
 def test_other_ground_truths_of_one_name_are_refused() -> None:
@@ -702,7 +702,7 @@ def test_a_cell_that_was_planned_and_never_began_is_a_row_of_missing(tmp_path: P
     assert (planned.have, planned.expected, planned.estimates["psnr"].value) == (0, 10, None)
     assert row(board, "none").estimates["psnr"].value is not None
     assert any(
-        note == "0 of 10 records, so the means stay missing: sr4 random k=20 full"
+        note == "0 of 10 records are done, so means are missing: sr4 random k=20 full"
         for note in board.notes
     )
     # The other seed of both rows was planned too: then their own means are missing.
@@ -729,7 +729,9 @@ def test_a_note_names_its_row_as_the_table_does_and_says_once_what_is_true_of_se
     )
     put_plan(tmp_path, [*records, *later], PSNR, {})
     board = load_board(tmp_path)
-    assert "0 of 10 records, so the means stay missing: sr4 ddrm none, sr4 dps none" in board.notes
+    assert (
+        "0 of 10 records are done, so means are missing: sr4 ddrm none, sr4 dps none" in board.notes
+    )
     assert "failed: ValueError: no: sr4 adir2 none seed=0 a, sr4 adir2 none seed=0 b" in board.notes
     # Also of a row that nothing was done of, the noise is known.
     assert {r.axes["sampler"]: r.sigma_y for r in board.rows} == dict.fromkeys(
@@ -744,7 +746,7 @@ def test_notes_on_equal_rows_of_two_data_sets_and_backbones_name_these(tmp_path:
         records, {"image.data": "other", "axes.backbone": "b", "identity.backbone.name": "b"}
     )
     notes = make_board(records + other).notes
-    both = "the difference to none is over the 9 images that both have, so c counts in neither"
+    both = "the difference to none uses the 9 images that both rows have, so c is left out"
     assert f"{both}: sr4 made made knn k=20 full, sr4 other b knn k=20 full" in notes
 
 
@@ -758,7 +760,7 @@ def test_a_truncated_record_is_named_and_missing_and_stays_in_place(tmp_path: Pa
             None,
         )
         assert any(str(path) in note and "damaged record" in note for note in board.notes)
-        assert any("j counts in neither" in note for note in board.notes)
+        assert any("j is left out" in note for note in board.notes)
     assert path.read_bytes() == content and len(list(path.parent.iterdir())) == 10
 
 

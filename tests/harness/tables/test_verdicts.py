@@ -250,7 +250,7 @@ def test_a_table_of_clusters_is_the_table_of_their_means() -> None:
         "psnr"
     ]
     assert apart is not None and apart.n == len(FIELDS) == 15 and apart.p != ours.p
-    note = "15 images in 8 clusters, such as photo1, each of which counts once: sr4"
+    note = "15 images form 8 clusters, such as photo1; each cluster counts once: sr4"
     assert note in board.notes and "over 8 clusters" in board.summary
     assert not any("clusters" in n for n in single.notes) and "over 8 images" in single.summary
 
@@ -356,7 +356,7 @@ def test_verdicts_stand_in_every_form_and_only_where_a_margin_is() -> None:
     )
     assert (line["psnr_minus_none_low"], line["psnr_minus_none_n"]) == (pytest.approx(gain.low), 8)
     assert (
-        f"least gain that n = 8 would show with 80 % power, by row: psnr {verdict.least:.2g} "
+        f"smallest gain that n = 8 shows with 80 % power, by row: psnr {verdict.least:.2g} "
         "dB: sr4" in board.notes
     )
     assert "not corrected for the number of rows" in to_markdown(board)
@@ -429,7 +429,10 @@ def test_rows_can_be_compared_with_another_mode_of_their_k() -> None:
     found = {(r.axes["adaptation"], r.axes["k"]): r.to_reference.get("psnr") for r in board.rows}
     gains = {key: round(one.mean, 6) for key, one in found.items() if one is not None}
     assert gains == {("knn", 5): 0.5, ("knn", 20): 1.75}  # each against its own K
-    assert "2 rows of the mode random go with it, so it is not compared: sr4 none" in board.notes
+    assert (
+        "2 rows of the mode random could be the reference, so no difference is shown: sr4 none"
+        in board.notes
+    )
     assert board.summary.startswith(
         "Against random, over 8 images: knn k=5 full is better in PSNR (+0.5 dB)"
     )
