@@ -229,7 +229,7 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def require_placed(record: Record) -> None:
-    """Raise ValueError unless the file name fits the image id and `cell` is the hash of `identity`."""
+    """Raise ValueError unless the file name fits the image id and `cell` hashes `identity`."""
     if PurePosixPath(record.path).stem != file_name(record.image.id):
         raise ValueError(f"the file name does not fit its image id, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:

@@ -77,7 +77,7 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def set_of(record: Record) -> str | None:
-    """Return the data set of a record's image: the hash of its manifest, or its name without one."""
+    """Return the data set of a record's image: the hash of its manifest, or else its name."""
     return record.image.manifest or record.image.data
 
 
@@ -182,7 +182,7 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
 
 
 def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) pairs of a finished record; records with an equal key need equal values."""
+    """Yield (key, value) of a finished record; records with an equal key need equal values."""
     task, image, named = record.axes.task, record.image, f"image {record.image.id}"
     assert record.y is not None  # every finished record has y
     yield f"task {task}: version", record.identity["task"]["version"]

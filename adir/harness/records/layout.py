@@ -140,7 +140,7 @@ class Layout:
 
     @property
     def measurements(self) -> Path:
-        """The folder of every y, with one subfolder per task version, configuration and noise seed."""
+        """The folder of every y; one subfolder per task version, configuration and noise seed."""
         return self.folder / "measurements"
 
     @property
@@ -162,7 +162,7 @@ class Layout:
         return self.folder / "embeddings"
 
     def image(self, sha256: str, thumbnail: bool = False) -> Path:
-        """Return the path of a ground truth, or of a neighbour's thumbnail, that the report shows."""
+        """Return the path of a ground truth or of a neighbour's thumbnail, as the report shows."""
         return (
             self.folder / "images" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
         )

@@ -74,7 +74,10 @@ class Ledger:
         return any(self.record_path(image_id).name not in there for image_id in image_ids)
 
     def peek(self, image_id: str) -> Record | None:
-        """Return the record of an image, or None if it is missing or unreadable. Changes no file."""
+        """Return the record of an image, or None if it is missing or unreadable.
+
+        Changes no file.
+        """
         try:
             return read_record(self.record_path(image_id))
         except (FileNotFoundError, DamagedFile, InputError):

@@ -60,7 +60,7 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
 
 
 def require_whole(source: Path) -> None:
-    """Raise InputError unless every member of a submission matches its manifest in size and hash."""
+    """Raise InputError unless every member of a submission agrees with the manifest."""
     archive = open_archive(source)
     with zipfile.ZipFile(source) as packed:
         for name in archive.files:

@@ -220,7 +220,7 @@ class Adapter(Part):
 
 
 class OracleError(Part):
-    """Mean squared error of eps on the ground truth at one timestep, before and after fine-tuning."""
+    """Mean squared error of eps on the ground truth at one timestep, untuned and adapted."""
 
     t: int
     """The timestep, of 1000."""
@@ -441,7 +441,7 @@ def json_value(content: bytes) -> Any:
 
 
 def first_error(error: ValidationError) -> str:
-    """Return a validation's first error as text, such as `axes.k: Input should be a valid integer`."""
+    """Return the first error as text, such as `axes.k: Input should be a valid integer`."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]
