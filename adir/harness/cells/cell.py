@@ -193,7 +193,10 @@ class Parts:
         return self.attempt(lambda: build(OmegaConf.select(self._cfg, what), what))
 
     def attempt(self, do: Callable[[], Any]) -> Any:
-        """Return the result of `do`, or None after an InputError, whose message is added to `reasons`."""
+        """Return the result of `do`.
+
+        After an InputError, return None and add the message to `reasons`.
+        """
         try:
             return do()
         except InputError as error:
@@ -261,6 +264,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             f"K={k} with adaptation={mode_name}: use k=1 or more, or adaptation=none for no "
             "neighbours"
         )
+
+    # Build the method, and check that its parts work together.
     parts = Parts(cfg)
     backbone, task, sampler = (parts.build(part) for part in ("backbone", "task", "sampler"))
     mode: Mode | None = parts.build("adaptation")
@@ -280,6 +285,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     if backbone is not None and (mode is None or mode.trains or sampler is None or sampler.n_steps):
         # The first access may load the network, and so find errors.
         parts.attempt(lambda: made(lambda: backbone.network, "backbone"))
+
+    # Build the test set, the metrics and the corpus.
     data: Corpus = parts.build("data")
     scoring = parts.build("scoring")
     corpus: Corpus | None = None
@@ -297,6 +304,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             parts.attempt(functools.partial(corpus.own_index, encoder))
     if parts.reasons or mode is None:
         raise CannotRun(parts.reasons)
+
     # A direct method uses no random numbers, so all seeds give one cell.
     seed = full["seed"] if sampler.n_steps else 0
     identity = cell_identity(

@@ -43,7 +43,7 @@ NUMBER = re.compile(r"[+-]?[0-9][0-9_.eE+-]*|true|false", re.IGNORECASE)
 
 
 def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
-    """Return command-line arguments with their paths in quotes, which Hydra's grammar leaves unchanged.
+    """Return command-line arguments with their paths in quotes, so that Hydra does not parse them.
 
     A leading `~` is expanded. `null` and texts in Hydra's own quotes stay unchanged.
 
@@ -59,7 +59,7 @@ def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]
 
 
 def word_with_path_quoted(word: str, multirun: bool) -> str:
-    """Return KEY=VALUE with VALUE in quotes if it is a path or a choice that looks like a number."""
+    """Return KEY=VALUE with VALUE in quotes if it is a path or a choice that reads as a number."""
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
     # Names of choices are texts, also 2024_11_24, which Hydra would parse as a number.
