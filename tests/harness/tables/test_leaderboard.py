@@ -625,7 +625,9 @@ def test_images_of_a_renamed_folder_complete_its_table_and_count_once(tmp_path: 
         tmp_path / "elsewhere",
         [changed(other, {"scores.psnr.value": other.scores["psnr"].value + 1})],
     )
-    with pytest.raises(InputError, match="records of one cell and image that differ in score psnr"):
+    with pytest.raises(
+        InputError, match="records of the same cell and image but differ in score psnr"
+    ):
         load_board(tmp_path, tmp_path / "elsewhere")
 
 
@@ -657,9 +659,7 @@ def test_files_that_were_renamed_are_the_same_images_and_their_first_record_coun
     assert [row.estimates for row in board.rows] == [
         row.estimates for row in make_board(records).rows
     ]
-    assert any(
-        "under several names count once" in note and "za.json" in note for note in board.notes
-    )
+    assert any("under different names" in note and "za.json" in note for note in board.notes)
     put(tmp_path, with_fields(again[:1], {"y.sha256": "another"}))
     ledger_of(tmp_path, again[0]).record_path("a").unlink()
     with pytest.raises(InputError, match=r"task sr4, image a of made: y \w+ in .*, \w+ in "):
@@ -774,10 +774,10 @@ def test_a_truncated_record_is_named_and_missing_and_stays_in_place(tmp_path: Pa
             {"scores": {"psnr": {"value": 1.0, "direction": "sideways", "version": "1"}}},
             "scores.psnr.direction: Input should be 'higher', 'lower' or 'none'",
         ),
-        ({"y": None}, "y and image.sha256 are needed in a record that is done"),
+        ({"y": None}, "a finished record needs y and image.sha256"),
         ({"identity": None}, "identity: Input should be a valid dictionary"),
         ({"status": "perhaps"}, "status: Input should be 'done', 'failed' or 'missing'"),
-        ({"seed": 5}, "seed is 5, that of the axes 1"),
+        ({"seed": 5}, "seed is 5, but axes.seed is 1"),
     ],
     ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
 )
@@ -804,7 +804,7 @@ def test_a_record_whose_axes_are_not_its_identitys_is_named_and_not_counted(
     liar["seed"] = liar["axes"]["seed"]
     path.write_bytes(json_bytes(liar))
     assert any(
-        f"(axis {axis} is {value!r}, its identity says" in note
+        f"(axes.{axis} is {value!r}, but identity has" in note
         for note in load_board(tmp_path).notes
     )
 
