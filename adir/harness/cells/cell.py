@@ -49,7 +49,7 @@ class CannotRun(InputError):
 
 @dataclass(frozen=True)
 class Cell:
-    """Cell of a grid: all of its parts, built, and its identity."""
+    """Cell of a grid, with its built parts and its identity."""
 
     identity: CellIdentity
     backbone: Any
@@ -138,7 +138,7 @@ def mode_class(node: Mapping[str, Any]) -> type[Mode]:
 
 
 def build(node: DictConfig, what: str) -> Any:
-    """Return the object that a leaf of the configuration describes.
+    """Return the object that a leaf, a configuration node with `_target_`, describes.
 
     Equal leaves are built once per process. Raises InputError if the constructor rejects an
     argument.

@@ -25,9 +25,8 @@ from adir.harness.cells.devices import gpu_count
 from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
-OmegaConf.register_new_resolver(
-    "half", lambda number: number / 2, replace=True
-)  # LoRA's alpha from its rank
+# The resolver `half` computes LoRA's alpha from its rank.
+OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)
 OmegaConf.register_new_resolver(
     "tenfold_without_noise", lambda s, sigma_y: s if sigma_y > 0 else 10 * s, replace=True
 )

@@ -1,4 +1,4 @@
-"""Settings that are paths, whose values on the command line may contain any characters."""
+"""Settings that hold paths. Their values on the command line may contain any characters."""
 
 import os
 import re

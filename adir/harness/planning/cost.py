@@ -56,9 +56,9 @@ class Cost:
 
 
 def estimate(cell: Cell, folder: Path) -> Cost:
-    """Return the cost of one image of a cell whose parts are built.
+    """Return the cost of one image of a cell.
 
-    It takes seconds with the embedded prior.
+    The estimate takes seconds with the embedded prior.
 
     Args:
         cell: its results folder is not changed and nothing is downloaded for it. A metric without
@@ -202,7 +202,7 @@ def steps_work(cell: Cell, n: int) -> Work:
 
 
 def iterations_work(cell: Cell, n: int) -> Work:
-    """Return the work of n training iterations: (1, n, increased by the share of held-out work)."""
+    """Return the work of n training iterations: (1, n increased by the held-out share)."""
     return 1, n * (1 + dataclasses.replace(cell.fine_tuning, n_iterations=n).held_out_share)
 
 

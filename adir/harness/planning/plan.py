@@ -38,11 +38,11 @@ class CellPlan:
     failed: int = 0
     to_do: int = 0
     adapters_cached: int = 0
-    """The number of images to do whose adapter is cached, from this cell or another one."""
+    """The number of images still to restore whose adapter is cached, from this or another cell."""
     adapters: int = 0
     """The number of adapters to train for this cell that no earlier cell of the grid trains."""
     cost: Cost | None = None
-    """The cost of one image; None if no image is to do."""
+    """The cost of one image; None if no image is left to restore."""
     seconds: float = 0.0
     """The time for all images, without `seconds_once`."""
     seconds_once: float = 0.0

@@ -229,7 +229,10 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def require_placed(record: Record) -> None:
-    """Raise ValueError unless the file name fits the image id and `cell` hashes `identity`."""
+    """Raise ValueError if a record contradicts its file name or its own identity.
+
+    The file name must fit the image id, and `cell` must be the hash of `identity`.
+    """
     if PurePosixPath(record.path).stem != file_name(record.image.id):
         raise ValueError(f"the file name does not fit its image id, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:

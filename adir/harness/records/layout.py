@@ -162,7 +162,7 @@ class Layout:
         return self.folder / "embeddings"
 
     def image(self, sha256: str, thumbnail: bool = False) -> Path:
-        """Return the path of a ground truth or of a neighbour's thumbnail, as the report shows."""
+        """Return the path of a ground truth, or of a neighbour's thumbnail, for the report."""
         return (
             self.folder / "images" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
         )

@@ -20,8 +20,8 @@ class Tracking:
     """Tracker that logs nothing (tracking=none), and base of the other trackers.
 
     A tracker logs a cell's progress in addition to its records. A subclass sets `called`, its name
-    in warnings, and overrides any of `opened`, `told` and `closed`. These may raise any exception:
-    the tracker then prints one line and stays silent for the rest of the cell, because a record is
+    in warnings, and overrides any of `opened`, `told` and `closed`. These may raise any exception.
+    The tracker then prints one line and stays silent for the rest of the cell, because a record is
     worth more than a log entry.
     """
 
