@@ -203,7 +203,7 @@ def test_records_of_different_task_versions_are_refused_and_both_are_named() -> 
     records = two_rows()
     records[-1] = changed(records[-1], {"identity.task.version": 2})
     with pytest.raises(
-        InputError, match=either("task sr4: version {1 in knn-20-0}, {2 in knn-20-1};")
+        InputError, match=either("task sr4: version is {1 in knn-20-0} but {2 in knn-20-1};")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -212,7 +212,7 @@ def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1] = changed(records[-1], {"y.sha256": "0123456789abc"})
     with pytest.raises(
-        InputError, match=r"task sr4, image j of made: y \w+ in knn-20-\d, \w+ in knn-20-\d;"
+        InputError, match=r"task sr4, image j of made: y is \w+ in knn-20-\d but \w+ in knn-20-\d;"
     ) as raised:
         make_board([r for r in records if r.axes.adaptation == "knn"])
     assert "0123456789abc in knn-20-1" in str(raised.value)
@@ -222,7 +222,7 @@ def test_scores_of_different_metric_versions_are_refused_and_both_are_named() ->
     records = two_rows()
     records[-1] = changed(records[-1], {"scores.psnr.version": "2"})
     with pytest.raises(
-        InputError, match=either("psnr: version {1 in knn-20-0}, {2 in knn-20-1}; adir score")
+        InputError, match=either("psnr: version is {1 in knn-20-0} but {2 in knn-20-1}; score both")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -521,7 +521,7 @@ def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
     records = two_rows()
     records[3] = changed(records[3], {"scores.psnr.direction": "lower"})
     with pytest.raises(
-        InputError, match=r"metric psnr: direction (higher|lower) in .*, (higher|lower) in "
+        InputError, match=r"metric psnr: direction is (higher|lower) in .* but (higher|lower) in "
     ):
         make_board(records)
 
@@ -581,7 +581,7 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
 def test_other_ground_truths_of_one_name_are_refused() -> None:
     records = two_rows()
     records[0] = changed(records[0], {"image.sha256": "d" * 64})
-    with pytest.raises(InputError, match=r"image a of made: ground truth \w+ in .*, \w+ in "):
+    with pytest.raises(InputError, match=r"image a of made: ground truth is \w+ in .* but \w+ in "):
         make_board(records)
 
 
@@ -662,7 +662,7 @@ def test_files_that_were_renamed_are_the_same_images_and_their_first_record_coun
     assert any("under different names" in note and "za.json" in note for note in board.notes)
     put(tmp_path, with_fields(again[:1], {"y.sha256": "another"}))
     ledger_of(tmp_path, again[0]).record_path("a").unlink()
-    with pytest.raises(InputError, match=r"task sr4, image a of made: y \w+ in .*, \w+ in "):
+    with pytest.raises(InputError, match=r"task sr4, image a of made: y is \w+ in .* but \w+ in "):
         load_board(tmp_path)
 
 
