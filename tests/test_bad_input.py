@@ -281,7 +281,7 @@ def test_plan_out_of_memory_names_the_cell(
     assert_refused(
         finished,
         "while sampling 1 image of 32x32",
-        "this is for the plan of sr4 none seed=0: nothing was run",
+        "this happened while planning sr4 none seed=0, and no cell was run",
     )
 
 

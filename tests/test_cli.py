@@ -326,7 +326,7 @@ MISSING = {
     "backbone/gd256": "gd256 needs 256x256_diffusion_uncond.pt",
     "backbone/imagenet256": "gd256 needs 256x256_diffusion_uncond.pt",
     "backbone/ffhq256": "ffhq256 needs ffhq_10m.pt",
-    "backbone/diffusers": "backbone.folder is missing: say backbone.folder=...",
+    "backbone/diffusers": "backbone.folder is missing: set backbone.folder=...",
     "backbone/gd512": "gd512 needs 512x512_diffusion_uncond_finetune_008100.pt",
     "backbone/sd_x4": "sd_x4 needs",
     "backbone/sd_inpaint": "sd_inpaint needs",
@@ -336,7 +336,7 @@ MISSING = {
     "encoder/blip": "BLIP: no weights named",
     "execution/small_gpu": "offload=true with device=cpu",
     "data/div2k": "div2k needs DIV2K_valid_HR.zip",
-    "data/edit": "data.path is missing: say data.path=...",
+    "data/edit": "data.path is missing: set data.path=...",
     "retrieval/index": "say index=FOLDER",
 }
 EMBEDDED = [
@@ -426,7 +426,7 @@ def check_tuned(name: str) -> None:
     assert isinstance(found, Cell) and found.identity.axes.sampler == name
     if "for_task" in (config_dir() / "sampler" / "tuned" / f"{name}.yaml").read_text():
         other = check_job(compose(["task=sr8", f"sampler=tuned/{name}"]))
-        assert "tuned for task=sr4, deblur alone, not for sr8" in str(other)
+        assert "task=sr8 has no tuned value, only task=sr4, deblur" in str(other)
 
 
 def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:

@@ -1,1 +1,1 @@
-"""From the choice of an experiment to its table: cells, records, workers, tables, report."""
+"""Benchmark harness: cells, records, workers, tables and reports."""

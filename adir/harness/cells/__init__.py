@@ -1,3 +1,1 @@
-"""One cell: composed from the configuration, built, named by its identity, checked against the
-machine.
-"""
+"""Cells: composed from a configuration, built, identified, and checked against the machine."""

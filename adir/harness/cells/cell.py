@@ -1,7 +1,6 @@
-"""One cell of the grid: its configuration turned into objects, and the walk from image to record.
+"""One cell of a grid, built from its configuration and checked before any work.
 
-This is the only place that calls Hydra's `instantiate`; below it nobody sees a configuration
-object.
+Only this module calls Hydra's `instantiate`. No other class receives a configuration object.
 """
 
 import functools
@@ -31,16 +30,17 @@ from adir.scoring.metrics import Scoring
 
 
 class NotApplicable(InputError):
-    """A combination whose parts do not go together, whatever their values: a grid leaves it out and
-    says so.
+    """Error for parts that do not work together under any settings.
+
+    A grid skips such a cell and reports it.
     """
 
 
 class CannotRun(InputError):
-    """All that keeps a cell from running, as far as it can be told at once."""
+    """Error with all reasons that keep a cell from running, as far as they can be found at once."""
 
     def __init__(self, reasons: list[str]) -> None:
-        super().__init__(reasons)  # as it stands, so that it is the same again from another process
+        super().__init__(reasons)  # the list itself, so that the error survives pickling
         self.reasons = reasons
 
     def __str__(self) -> str:
@@ -49,55 +49,55 @@ class CannotRun(InputError):
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything one cell needs, built; and who it is."""
+    """Cell of a grid, with its built parts and its identity."""
 
     identity: CellIdentity
     backbone: Any
-    """adir.backbones: a GuidedDiffusion or one of Stable Diffusion's."""
+    """A class of adir.backbones: GuidedDiffusion or one of the Stable Diffusion backbones."""
     task: Any
-    """adir.tasks: a RestorationTask or an EditTask."""
+    """A class of adir.tasks: RestorationTask or EditTask."""
     mode: Mode
-    """Which images the backbone is adapted to, and how."""
+    """The adaptation mode, which chooses the images that the backbone is adapted to."""
     k: int
     sampler: Any
-    """adir.samplers: ADIR or one of the baselines."""
+    """A class of adir.samplers: ADIR or a baseline."""
     scoring: Scoring
     data: Corpus
     corpus: Corpus | None
-    """D_IA; None in modes without neighbours."""
+    """The corpus, D_IA in the paper; None in modes without neighbours."""
     encoder: Encoder | None
-    """Where neighbours are looked for; None in modes without a corpus."""
+    """The encoder of the neighbour search; None in modes without a corpus."""
     query: str
-    """How y is shown to it (adir.retrieval.query)."""
+    """The name of the method that turns y into an image for the encoder (adir.retrieval.query)."""
     seed: int
     noise_seed: int
     results: Path
     configuration: dict[str, Any]
-    """The whole resolved configuration, for the record."""
+    """The whole resolved configuration, which is stored in the record."""
 
     @property
     def adapter(self) -> Adapter:
-        """What is trained."""
+        """The adapter, which determines the trained weights."""
         return self.mode.adapter
 
     @property
     def fine_tuning(self) -> FineTuning:
-        """How it is trained."""
+        """The fine-tuning settings."""
         return self.mode.fine_tuning
 
     @property
     def ledger(self) -> Ledger:
-        """Where its records go."""
+        """The ledger that stores the cell's records and images."""
         return Ledger(self.results / self.identity.folder)
 
     @property
     def label(self) -> str:
-        """For people: `sr4 knn k=20 full seed=0`, `deblur dps none seed=0`."""
+        """A readable label, such as `sr4 knn k=20 full seed=0` or `deblur dps none seed=0`."""
         return label_of(self.identity.axes)
 
 
 def label_of(axes: Axes) -> str:
-    """Return a cell's axes, the backbone aside, as text: `sr4 knn k=20 full seed=0`."""
+    """Return axes without the backbone as text, such as `sr4 knn k=20 full seed=0`."""
     k = f" k={axes.k}" if axes.k is not None else ""
     adapter = f" {axes.adapter}" if axes.adapter else ""
     sampler = f" {axes.sampler}" if axes.sampler != "adir" else ""
@@ -105,7 +105,10 @@ def label_of(axes: Axes) -> str:
 
 
 def axes_of(cfg: DictConfig) -> Axes:
-    """Return the axes of a cell that may not be built, as its configuration names them, unchecked."""
+    """Return the axes that a configuration names, without any check.
+
+    The cell itself may be impossible to build.
+    """
     named = {
         name: OmegaConf.select(cfg, f"{name}.name")
         for name in ("backbone", "task", "adaptation", "sampler")
@@ -121,69 +124,79 @@ def axes_of(cfg: DictConfig) -> Axes:
 
 
 def mode_class(node: Mapping[str, Any]) -> type[Mode]:
-    """Return the class of an adaptation's configuration.
+    """Return the mode class that an adaptation's configuration names.
 
-    Raises InputError for one that names none.
+    Raises InputError if `_target_` is missing or names another class.
     """
     target = node.get("_target_")
     found = get_class(target) if target is not None else None
     if found is None or not issubclass(found, Mode):
         raise InputError(
-            f"adaptation: {target!r} is no mode of adaptation; `adir list` shows those there are"
+            f"adaptation: {target!r} is not an adaptation mode; `adir list` shows all modes"
         )
     return found
 
 
 def build(node: DictConfig, what: str) -> Any:
-    """The object that a leaf describes, built once per process for equal leaves; InputError for
-    arguments it refuses.
+    """Return the object that a leaf, a configuration node with `_target_`, describes.
+
+    Equal leaves are built once per process. Raises InputError if the constructor rejects an
+    argument.
     """
     return _build_once(json.dumps(OmegaConf.to_container(node, resolve=True), sort_keys=True), what)
 
 
 @functools.lru_cache(maxsize=64)
 def _build_once(leaf: str, what: str) -> Any:
-    # Escaped twice: `instantiate` resolves the whole leaf, and then every value of it once more.
+    # Texts are escaped here and again in `from_plain`, because `instantiate` resolves the whole
+    # leaf and then each of its values again.
     return made(lambda: instantiate(from_plain(literal(json.loads(leaf))), _convert_="all"), what)
 
 
 def made(make: Callable[[], Any], what: str) -> Any:
-    """Return what `make` gives; InputError for arguments that are refused."""
+    """Return the result of `make`, and raise InputError if a constructor rejects an argument.
+
+    Args:
+        make: instantiates an object.
+        what: dotted key of the object in the configuration, for the message.
+    """
     try:
         return make()
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # Hydra wraps what a constructor raised; the cause says what is wrong
+    except Exception as error:
+        # Hydra wraps the constructor's exception, whose message is the useful one.
         cause = error.__cause__ or error
         if isinstance(cause, InputError):
             raise cause from error
-        if isinstance(
-            cause, (ValueError, TypeError, RuntimeError)
-        ):  # the last is torch's for a missing device
+        # torch raises RuntimeError for a missing device.
+        if isinstance(cause, (ValueError, TypeError, RuntimeError)):
             raise InputError(f"{what}: {first_line(cause)}") from error
         raise
 
 
 class Parts:
-    """The parts of a configuration, built one after the other; what is wrong with one does not hide
-    what is with another.
+    """Builder of a configuration's parts that collects the errors of all parts.
+
+    One bad part does not hide the errors of others.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
         self._missing = sorted(OmegaConf.missing_keys(cfg))
-        self.reasons = [f"{key} is missing: say {key}=..." for key in self._missing]
+        self.reasons = [f"{key} is missing: set {key}=..." for key in self._missing]
 
     def build(self, what: str) -> Any:
-        """The part, or None where that is among the reasons."""
+        """Return the built part, or None if it cannot be built; the reason is then in `reasons`."""
         if any(key.startswith(f"{what}.") for key in self._missing):
             return None
         return self.attempt(lambda: build(OmegaConf.select(self._cfg, what), what))
 
     def attempt(self, do: Callable[[], Any]) -> Any:
-        """What it gives, or None where it raises InputError, which then is among the reasons."""
+        """Return the result of `do`.
+
+        After an InputError, return None and add the message to `reasons`.
+        """
         try:
             return do()
         except InputError as error:
@@ -192,12 +205,14 @@ class Parts:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration without interpolations; what is missing stays `???`. Raises InputError."""
+    """Return the configuration with all interpolations resolved; a missing value stays `???`.
+
+    Raises InputError if an interpolation fails or a whole number is invalid.
+    """
     try:
         full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    except (
-        InterpolationKeyError
-    ) as error:  # such as the variance of a latent backbone, for the sampler adir
+    except InterpolationKeyError as error:
+        # For example, sampler=adir refers to the backbone's variance, and latent ones have none.
         raise unmet(cfg, error) from error
     except OmegaConfBaseException as error:
         raise InputError(f"configuration: {first_line(error)}") from error
@@ -210,7 +225,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def unmet(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
-    """What says that one part asks another for what it has not got."""
+    """Return the error for an interpolation whose source lacks that key.
+
+    If the interpolation links two named parts, the error is NotApplicable.
+    """
     what = (
         str(error)
         .partition("\n")[0]
@@ -221,31 +239,33 @@ def unmet(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
     asking, asked = str(error.full_key).partition(".")[0], what.partition(".")[0]
     names = [OmegaConf.select(cfg, f"{part}.name") for part in (asking, asked)]
     if None in names:
-        return InputError(f"{error.full_key} is that of {what!r}, which there is not")
+        return InputError(
+            f"{error.full_key} refers to {what!r}, which is not set; set one of the two"
+        )
     return NotApplicable(
-        f"{asking}={names[0]} does not go with {asked}={names[1]}, which has no "
-        f"{what.partition('.')[2]}: backbone=sd_x4, or "
-        "backbone=sd_inpaint for editing, brings the task and the sampler that go with it where "
-        "no others are named"
+        f"{asking}={names[0]} does not work with {asked}={names[1]}, which has no "
+        f"{what.partition('.')[2]}; name neither task nor sampler, and backbone=sd_x4 (or "
+        "backbone=sd_inpaint for editing) selects suitable ones"
     )
 
 
 def resolve_cell(cfg: DictConfig) -> Cell:
-    """The cell that a composed configuration describes.
+    """Return the cell that a composed configuration describes.
 
-    Raises InputError for anything that could not run, before any work.
+    Raises InputError, before any work, for anything that would keep the cell from running.
     """
     full = resolved(cfg)
     mode_name, k = full["adaptation"]["name"], full["k"]
     looks_with = mode_class(full["adaptation"]).encoder
     if looks_with is not None and k < 1:
-        kind = (
-            NotApplicable if k == 0 else InputError
-        )  # 0 is a value of a sweep, for its modes without neighbours
+        # A sweep over K may contain 0 for its modes without neighbours.
+        kind = NotApplicable if k == 0 else InputError
         raise kind(
             f"K={k} with adaptation={mode_name}: use k=1 or more, or adaptation=none for no "
             "neighbours"
         )
+
+    # Build the method, and check that its parts work together.
     parts = Parts(cfg)
     backbone, task, sampler = (parts.build(part) for part in ("backbone", "task", "sampler"))
     mode: Mode | None = parts.build("adaptation")
@@ -257,14 +277,16 @@ def resolve_cell(cfg: DictConfig) -> Cell:
             and not isinstance(sampler, SteerableSampler)
         ):
             reason = (
-                f"adaptation={mode_name} tunes the network while it samples, which sampler "
-                f"{sampler.name} does not do: "
-                "use sampler=dds"
+                f"adaptation={mode_name} tunes the network during sampling, which sampler "
+                f"{sampler.name} does not support: use sampler=dds"
             )
         if reason is not None:
             raise NotApplicable(reason)
     if backbone is not None and (mode is None or mode.trains or sampler is None or sampler.n_steps):
-        parts.attempt(lambda: made(lambda: backbone.network, "backbone"))  # may be loaded only now
+        # The first access may load the network, and so find errors.
+        parts.attempt(lambda: made(lambda: backbone.network, "backbone"))
+
+    # Build the test set, the metrics and the corpus.
     data: Corpus = parts.build("data")
     scoring = parts.build("scoring")
     corpus: Corpus | None = None
@@ -275,16 +297,16 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         parts.attempt(lambda: require_query(full["retrieval"]["query"]))
         if corpus is not None and k > len(corpus):
             parts.reasons.append(
-                f"K={k} neighbours asked of a corpus of {len(corpus)} images: lower K or use a "
-                "larger corpus"
+                f"K={k} neighbours requested from a corpus of {len(corpus)} images: lower K or "
+                "use a larger corpus"
             )
         if corpus is not None and encoder is not None:
             parts.attempt(functools.partial(corpus.own_index, encoder))
     if parts.reasons or mode is None:
         raise CannotRun(parts.reasons)
-    seed = (
-        full["seed"] if sampler.n_steps else 0
-    )  # a direct method draws nothing: one cell for all seeds
+
+    # A direct method uses no random numbers, so all seeds give one cell.
+    seed = full["seed"] if sampler.n_steps else 0
     identity = cell_identity(
         full,
         mode,
@@ -320,25 +342,29 @@ def resolve_cell(cfg: DictConfig) -> Cell:
 
 
 def precision(backbone: Any) -> dict[str, str]:
-    """The one part of how a network is executed that changes pixels, where it is not the usual one."""
+    """Return {"dtype": dtype} of the network, or {} for float32.
+
+    The dtype is the only execution setting that changes pixels.
+    """
     dtype = backbone.execution.dtype
     return {} if dtype == "float32" else {"dtype": dtype}
 
 
 def require_fitting_parts(cell: Cell) -> None:
-    """Raise InputError where parts that go together ask for what the backbone has not got."""
+    """Raise InputError if a setting needs more than the backbone supports."""
     sampler, backbone = cell.sampler, cell.backbone
     if sampler.n_steps > len(backbone.schedule):
         raise InputError(
-            f"n_steps={sampler.n_steps}: choose from 1 to {len(backbone.schedule)}, the "
-            "backbone's own steps"
+            f"n_steps={sampler.n_steps}: choose 1 to {len(backbone.schedule)}, the number of "
+            "timesteps of the backbone"
         )
     if getattr(sampler, "variance", None) == "learned" and not backbone.learns_variance:
         raise InputError(
-            f"variance=learned, but backbone {backbone.name} predicts none: use small or large"
+            f"variance=learned: backbone {backbone.name} does not predict a variance; use small "
+            "or large"
         )
     if cell.mode.trains and cell.fine_tuning.crop_size < backbone.stride:
         raise InputError(
-            f"crop_size={cell.fine_tuning.crop_size}: this backbone needs {backbone.stride} "
-            "pixels or more"
+            f"crop_size={cell.fine_tuning.crop_size}: backbone {backbone.name} needs at least "
+            f"{backbone.stride} pixels"
         )

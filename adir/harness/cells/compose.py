@@ -1,6 +1,4 @@
-"""Hydra from Python: compose configurations, and call a function for each job in the launcher's
-processes.
-"""
+"""Composition of configurations with Hydra, and calls of a function for each job of a grid."""
 
 import functools
 import re
@@ -11,9 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hydra._internal.hydra import (
-    Hydra,  # hydra.main would print its own errors, exit with 1 and return nothing
-)
+# hydra.main would print its own errors, exit with status 1 and return nothing.
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
@@ -28,18 +25,22 @@ from adir.harness.cells.devices import gpu_count
 from adir.harness.cells.paths import parses, quoted, with_paths_quoted
 
 OmegaConf.register_new_resolver("gpu_count", gpu_count, replace=True)
-OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)  # alpha of a rank
+# The resolver `half` computes LoRA's alpha from its rank.
+OmegaConf.register_new_resolver("half", lambda number: number / 2, replace=True)
 OmegaConf.register_new_resolver(
     "tenfold_without_noise", lambda s, sigma_y: s if sigma_y > 0 else 10 * s, replace=True
 )
 
 
 def for_task(task: str, values: DictConfig) -> Any:
-    """Return `values[task]`. Raises ValueError if it is missing."""
+    """Return `values[task]`, a value that was tuned for this task.
+
+    Raises ValueError if the task has none.
+    """
     if task not in values:
         raise ValueError(
-            f"tuned for task={', '.join(values)} alone, not for {task}: say a value, or leave "
-            "tuned/ out"
+            f"task={task} has no tuned value, only task={', '.join(values)}: set a value, or use "
+            "the sampler without tuned/"
         )
     return values[task]
 
@@ -61,11 +62,19 @@ def launch(
     multirun: bool,
     config_name: str = "run",
 ) -> list[Any]:
-    """Call `function` on each job that Hydra composes from the overrides, in the launcher's
-    processes, and return its results.
+    """Call `function` on each job that Hydra composes, and return the results.
 
-    Raises InputError for bad overrides, and the exception of the first job whose function raised
-    one.
+    The jobs run in the processes of the configured launcher.
+
+    Args:
+        function: called with the configuration of a job.
+        overrides: arguments of the command line.
+        multirun: whether the overrides describe a grid.
+        config_name: root file in `conf/`.
+
+    Raises:
+        InputError: for bad overrides.
+        Exception: the first one that `function` raised in a job.
     """
     overrides = with_paths_quoted(overrides, multirun)
     job = functools.partial(guarded, function, secrets.token_hex(8))
@@ -86,9 +95,9 @@ def launch(
 
 @contextmanager
 def main_hydra() -> Iterator[Hydra]:
-    """Yield Hydra with our configuration folder.
+    """Yield a Hydra object for adir's configuration folder.
 
-    Raises InputError for overrides that Hydra cannot compose.
+    Raises InputError if Hydra cannot compose the overrides.
     """
     GlobalHydra.instance().clear()
     try:
@@ -102,7 +111,7 @@ def main_hydra() -> Iterator[Hydra]:
 def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") -> str:
     """Return the class name of the launcher, such as `SlurmLauncher`.
 
-    A single job runs in this process (BasicLauncher).
+    A single job runs in this process, so its launcher is always `BasicLauncher`.
     """
     if not multirun:
         return "BasicLauncher"
@@ -115,9 +124,9 @@ def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") 
 
 
 class Raised:
-    """An exception of a job, returned as a value:
+    """Exception of a job, returned as a value.
 
-    Hydra would print its own message about one that is raised.
+    If a job raised the exception, Hydra would print a message of its own.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -125,16 +134,21 @@ class Raised:
 
 
 _stopped: dict[str, Raised] = {}
-"""{launch: what stopped its jobs in this process}.
+"""{launch: exception that stopped its jobs in this process}
 
 On a full disk, later cells must not adapt for minutes before they fail.
 """
 
 
 def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfig) -> Any:
-    """Return the function's result, or what it raised.
+    """Return the function's result, or its exception as a `Raised` object.
 
-    After an OSError or InputError, this launch's later jobs in this process return it at once.
+    After an OSError or InputError, later jobs of the same launch in this process return it at once.
+
+    Args:
+        function: called with `cfg`.
+        launched: random id of the launch.
+        cfg: configuration of the job.
     """
     if launched in _stopped:
         return _stopped[launched]
@@ -148,7 +162,7 @@ def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfi
 
 
 def plain_words(error: Exception) -> str:
-    """Return Hydra's message as one line, without search path and internal types."""
+    """Return Hydra's message on one line, without search path and internal types."""
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         as_text = f"{key}={quoted(value)}"
@@ -172,10 +186,10 @@ def plain_words(error: Exception) -> str:
 
 
 def require_composable(overrides: list[str], multirun: bool, config_name: str = "run") -> None:
-    """Raise InputError for overrides that Hydra cannot compose or `require_options` refuses; of a
-    grid, check the launcher.
+    """Raise InputError for overrides that Hydra cannot compose or that `require_options` refuses.
 
-    Imports nothing large, so that a typing error is reported within a second.
+    For a grid, this function only checks the launcher. No large library is imported, so a typing
+    error is reported within a second.
     """
     if multirun:
         launcher_of(overrides, multirun, config_name)
@@ -188,11 +202,11 @@ EXISTING = ("skip", "redo", "report")
 
 
 def require_options(cfg: DictConfig) -> None:
-    """Raise InputError for invalid values of the settings that change no result."""
+    """Raise InputError for invalid values of settings that change no result."""
     if cfg.existing not in EXISTING:
         raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
     if cfg.retry not in (None, "failed"):
-        raise InputError(f"retry={cfg.retry}: failed is the only choice")
+        raise InputError(f"retry={cfg.retry}: use retry=failed or retry=null")
     if (
         isinstance(cfg.batch_size, bool)
         or not isinstance(cfg.batch_size, int)
@@ -202,9 +216,9 @@ def require_options(cfg: DictConfig) -> None:
 
 
 def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> DictConfig:
-    """Return the configuration.
+    """Return the composed configuration of a single cell.
 
-    Raises InputError for a grid, of which only the first cell would run without -m.
+    Raises InputError for a grid, because without -m only its first cell would run.
     """
     cfg = hydra.compose_config(
         config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -215,18 +229,23 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> Dict
 
 
 def is_override(word: str) -> bool:
-    """Return whether an argument is an override and not a file:
+    """Return whether an argument is an override (KEY=VALUE or ~KEY) and not a file.
 
-    KEY=VALUE or ~KEY. No key begins with a dot or a slash.
+    No key begins with a dot or a slash.
     """
     return re.fullmatch(r"(\+{0,2}|~)\w[\w/.@]*=.*|~\w[\w/.@]*", word, re.DOTALL) is not None
 
 
 def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = False) -> DictConfig:
-    """Return one composed configuration; `with_hydra` adds Hydra's own settings, such as the
-    launcher. Runs nothing.
+    """Return a composed configuration without running anything.
 
-    Raises InputError for bad overrides.
+    Args:
+        overrides: arguments of the command line.
+        config_name: root file in `conf/`.
+        with_hydra: include Hydra's own settings, such as the launcher.
+
+    Raises:
+        InputError: for bad overrides.
     """
     from hydra import compose as hydra_compose, initialize_config_dir
 

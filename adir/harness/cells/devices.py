@@ -1,6 +1,4 @@
-"""Devices of jobs: check that they exist, and give each worker of a node that asks for `cuda` a GPU
-of its own.
-"""
+"""Devices of jobs: check that they exist, and assign a GPU to each worker that requests `cuda`."""
 
 import fcntl
 import os
@@ -13,27 +11,32 @@ from urllib.parse import quote
 from adir.errors import InputError
 
 _held: list[IO[str]] = []
-"""The lock of this process's GPU, held until it ends."""
+"""The locked file of this process's GPU; the lock ends with the process."""
 
 
 def gpu_count() -> int:
-    """Return the number of GPUs of this machine, at least 1, so that a launcher with a worker per
-    GPU has one worker.
+    """Return the number of this machine's GPUs, or 1 without a GPU.
+
+    A launcher with one worker per GPU thus starts at least one worker.
     """
-    # imported here and below, as composing or refusing a configuration does not need it
+    # torch is imported inside functions because composing a configuration does not need it.
     import torch
 
     return max(1, torch.cuda.device_count())
 
 
 def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
-    """Choose a GPU for this process that no other worker of the node uses, and make it the current
-    one.
+    """Choose a GPU for this process that no other worker of the node uses, and make it current.
 
-    Returns its number, or None if there is no choice. Workers beyond the number of GPUs share the
-    last one. A lock on this machine marks a GPU as used; it ends with its process.
+    A lock on this machine marks a GPU as used; the lock ends with its process. Workers in excess of
+    the number of GPUs share the last one.
 
-    count: GPUs of the node; if None, torch is asked.
+    Args:
+        beside_others: whether other workers run on the node.
+        count: number of the node's GPUs; None asks torch.
+
+    Returns:
+        The number of the GPU, or None if there is no choice.
     """
     import torch
 
@@ -63,18 +66,18 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
 def on_the_cpu(configuration: Any, lacking: list[str] | None, path: str = "") -> Any:
     """Return an unresolved configuration (dicts and lists) with every device set to "cpu".
 
-    For a check in a process that will not run the cell, and so must neither need nor occupy a GPU.
+    A process that only checks a cell uses the copy, because it must neither need nor occupy a GPU.
 
     Args:
-        configuration: a part of it, or all.
+        configuration: the whole configuration or a part of it.
         lacking: gets one message per device that this machine lacks; None if another machine will
             run the cell.
         path: dotted key of the part, ending in a dot.
 
     Raises:
-        InputError: for a name that is no device on any machine.
+        InputError: for a name that is not a device on any machine.
     """
-    # Imported here: it imports diffusers, which a process that only chooses its GPU does not need.
+    # This module imports diffusers, which a process that only chooses its GPU does not need.
     from adir.backbones.execution import device_of
 
     if isinstance(configuration, list):
@@ -83,7 +86,7 @@ def on_the_cpu(configuration: Any, lacking: list[str] | None, path: str = "") ->
         return configuration
     twin = {key: on_the_cpu(part, lacking, f"{path}{key}.") for key, part in configuration.items()}
     device = twin.get("device")
-    if isinstance(device, str) and not device.startswith("${"):  # else it refers to another setting
+    if isinstance(device, str) and not device.startswith("${"):  # no interpolation
         try:
             device_of(device)
         except ValueError as error:
@@ -92,6 +95,6 @@ def on_the_cpu(configuration: Any, lacking: list[str] | None, path: str = "") ->
             if lacking is not None:
                 lacking.append(f"{path}{error}")
         twin["device"] = "cpu"
-    if twin.get("offload") is True:  # a CPU has none
+    if twin.get("offload") is True:  # a CPU cannot offload
         twin["offload"] = False
     return twin

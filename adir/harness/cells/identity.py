@@ -1,11 +1,12 @@
-"""What a cell is: the SHA-256 of everything that changes one of its pixels, and the folder that
-carries it.
+"""Identity of a cell: the SHA-256 of all settings that change a pixel, and the cell's folder.
 
-A part of the configuration enters by its name, its version and its settings, and never by the
-Python path of its class: moving a class changes no result's folder, and a class whose results
-change raises its version. Paths, devices, thread counts, batch sizes, tracking and the choice of
-metrics change no pixel and are left out; so is the list of test images, as a record belongs to one
-image. K is part of the identity only where the mode uses a corpus.
+Each part of the configuration is represented by its name, version and settings, but not by the
+Python path of its class. So a class may move without changing any folder, and a class whose results
+change must raise its version.
+
+Paths, devices, thread counts, batch sizes, tracking and metrics change no pixel and are left out.
+The list of test images is left out too, because a record belongs to one image. K is part of the
+identity only if the mode uses a corpus.
 """
 
 import functools
@@ -29,7 +30,10 @@ from adir.retrieval.leakage import LEFT_OUT
 from adir.samplers.base import Steering
 
 EMBEDDINGS = "float16"
-"""Raised to another word when stored embeddings change, as they order the neighbours."""
+"""Format of stored embeddings, on which the order of neighbours depends.
+
+Change the text whenever stored embeddings change.
+"""
 NO_PIXEL = (
     "folder",
     "device",
@@ -40,30 +44,29 @@ NO_PIXEL = (
     "resolution",
     "trained_on",
 )
-"""Settings of a backbone that its hashes stand for, or that change no pixel.
+"""Settings of a backbone that are left out of the identity.
 
-The sampler has the variance that was used.
+They change no pixel or are covered by the backbone's hashes. The variance in use is part of the
+sampler.
 """
 
 
 @dataclass(frozen=True)
 class CellIdentity:
-    """One backbone x task x K x mode x sampler x seed, by its readable axis values and by its full
-    configuration.
-    """
+    """Identity of a cell: its axes and the full configuration that determines its pixels."""
 
     axes: Axes
     configuration: dict[str, Any]
-    """All that is result-relevant, resolved; hashes in place of files."""
+    """All settings that change a pixel, resolved, with hashes in place of files."""
 
     @property
     def sha256(self) -> str:
-        """64 hex digits, the same for equal configurations whatever the order of their keys."""
+        """The hash of the configuration, 64 hex digits that do not depend on the order of keys."""
         return hash_of(self.configuration)
 
     @property
     def folder(self) -> Path:
-        """Where the cell's records and images lie, relative to the results folder."""
+        """The folder of the cell's records and images, relative to the results folder."""
         axes = self.axes
         label = [
             axes.adaptation,
@@ -72,7 +75,7 @@ class CellIdentity:
             axes.sampler,
         ]
         label_name = file_name("-".join(part for part in label if part is not None), most=80)
-        # All three and a suffix fit into one name, which tracking makes of them.
+        # Trackers join the three names and a suffix to one name, which must not be too long.
         above = Path("cells") / file_name(axes.backbone, most=40) / file_name(axes.task, most=40)
         return above / f"{label_name}-s{axes.seed}-{self.sha256[:10]}"
 
@@ -91,22 +94,22 @@ def cell_identity(
 
     Args:
         full: the whole resolved configuration.
-        mode: the adaptation that it names.
-        backbone: hashes of weights and network, and the precision where it is not the usual one.
-        corpus: hash of the corpus's manifest; None where the mode uses none.
-        encoder: hash of the encoder's weights; None where the mode uses none.
-        seed: that of the sampler; 0 for one that draws nothing.
-        withholds: which images the corpus keeps from a test image, copies of it aside; None: none.
+        mode: the adaptation mode that the configuration names.
+        backbone: hashes of weights and network, and the dtype unless it is float32.
+        corpus: hash of the corpus's manifest; None in modes without a corpus.
+        encoder: hash of the encoder's weights; None in modes without an encoder.
+        seed: seed of the sampler; 0 for a deterministic sampler.
+        withholds: rule by which the corpus withholds images from a test image, besides copies of
+            it; None if it withholds none.
 
-    Raises InputError for a part without a name or a version, and for one that has another class's
-    name.
+    Raises:
+        InputError: for a part without a name or version, or with the name of another class.
     """
     adaptation = described("adaptation", full["adaptation"])
     configuration: dict[str, Any] = {
         "backbone": described("backbone", full["backbone"], NO_PIXEL) | dict(backbone),
-        "task": described(
-            "task", full["task"], ["guidance_scale"]
-        ),  # the sampler has the one that was used
+        # The sampler's settings contain the guidance scale in use.
+        "task": described("task", full["task"], ["guidance_scale"]),
         "sampler": described("sampler", full["sampler"]),
         "seed": seed,
         "noise_seed": full["noise_seed"],
@@ -117,7 +120,7 @@ def cell_identity(
     if mode.encoder is not None:
         configuration["adaptation"]["k"] = full["k"]
         configuration["retrieval"] = {"corpus": corpus, "encoder": encoder, "left_out": LEFT_OUT}
-        if withholds is not None:  # a key of its own only here: other cells keep their folders
+        if withholds is not None:  # without the key, so that older cells keep their folders
             configuration["retrieval"]["withholds"] = withholds
         if mode.follows_y:
             configuration["retrieval"] |= {
@@ -137,23 +140,25 @@ def cell_identity(
 
 
 def used(mode: Mode, adaptation: Mapping[str, Any]) -> set[str]:
-    """Return the settings of an adaptation that its mode makes use of."""
+    """Return the settings of an adaptation that its mode uses."""
     if mode.trains:
         return set(adaptation)
     return set(adaptation) - {"fine_tuning"} if isinstance(mode, Steering) else {"name", "version"}
 
 
 def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return name, version and settings of a leaf, defaults of its constructor included; leaves
-    inside it in the same way.
+    """Return name, version and settings of a leaf, including its constructor's defaults.
+
+    Leaves nested inside it are described in the same way.
 
     Args:
-        kind: what the leaf is, such as `sampler`; two classes of one kind never share a name.
-        leaf: a part of the resolved configuration, with `_target_`.
+        kind: kind of the leaf, such as `sampler`; two classes of one kind never share a name.
+        leaf: part of the resolved configuration, with `_target_`.
         left_out: settings that change no pixel.
 
-    Raises InputError where neither the leaf nor its class says name and version, or another class
-    has that name.
+    Raises:
+        InputError: if neither the leaf nor its class has a name and a version, or if another class
+            has the same name.
     """
     cls = get_object(leaf["_target_"])
     given = {
@@ -171,21 +176,21 @@ def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) 
             settings[key] = getattr(cls, key, None)
         if settings[key] is None:
             raise InputError(
-                f"{kind} {leaf['_target_']} has no {key}: give its class `{key}`, as a result "
-                "is known by name and version "
-                "of what made it"
+                f"{kind} {leaf['_target_']} has no {key}: set `{key}` on its class, because "
+                "results are identified by name and version"
             )
     require_own_name(kind, settings["name"], cls)
     return settings
 
 
 _named: dict[tuple[str, str], str] = {}
-"""(kind, name) of every part that this process has described: the path of its class."""
+"""{(kind, name): path of the class} of every part that this process has described."""
 
 
 def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
-    """Raise InputError where another class of this kind has the name: their results would share a
-    folder.
+    """Raise InputError if another class of this kind has the name.
+
+    The results of the two classes would share a folder.
     """
     path = f"{cls.__module__}.{cls.__qualname__}"
     first = ours(kind).get(name) or _named.setdefault((kind, name), path)
@@ -197,7 +202,7 @@ def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
 
 @functools.cache
 def ours(kind: str) -> dict[str, str]:
-    """Return {name: path of its class} of the classes of a kind that this package has."""
+    """Return {name: path of the class} for the classes of a kind that this package defines."""
     folders = {"adapter": "adaptation/adapter"}
     modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:
@@ -217,6 +222,5 @@ def ours(kind: str) -> dict[str, str]:
         yaml.safe_load(read_text(path))
         for path in (config_dir() / folders.get(kind, kind)).glob("*.yaml")
     ]
-    return {
-        leaf["name"]: leaf["_target_"] for leaf in leaves if "name" in leaf
-    }  # another word for a leaf has none
+    # A leaf that is an alias of another one has no name.
+    return {leaf["name"]: leaf["_target_"] for leaf in leaves if "name" in leaf}

@@ -1,6 +1,4 @@
-"""Settings that are paths: on the command line their values are taken as typed, with any
-characters.
-"""
+"""Settings that hold paths. Their values on the command line may contain any characters."""
 
 import os
 import re
@@ -35,25 +33,24 @@ READ = frozenset(
         "hydra.searchpath",
     }
 )
-"""Every setting that names a file or folder to read. With -m, commas separate several paths."""
+"""All settings that name a file or folder to read. With -m, commas separate several paths."""
 WRITTEN = frozenset({"results", "out"})
-"""Every setting that names a folder to write; never several."""
+"""All settings that name a folder to write to, never several folders."""
 LISTS = frozenset({"corpus.lists", "hydra.searchpath"})
-"""Settings that take `[PATH,PATH]`."""
+"""Settings that accept `[PATH,PATH]`."""
 NUMBER = re.compile(r"[+-]?[0-9][0-9_.eE+-]*|true|false", re.IGNORECASE)
-"""Texts that Hydra parses as a number or a boolean."""
+"""Pattern of texts that Hydra parses as a number or a boolean."""
 
 
 def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
-    """Return the arguments of a command line with their paths quoted, so that Hydra's grammar does
-    not change them.
+    """Return command-line arguments with their paths in quotes, so that Hydra does not parse them.
 
-    A leading `~` is expanded. `null` and texts in Hydra's own quotes stay as they are.
+    A leading `~` is expanded. `null` and texts in Hydra's own quotes stay unchanged.
 
     Args:
         overrides: arguments of the form KEY=VALUE.
-        multirun: split a value at its commas, unless a path of that whole name exists. Put quotes
-            around one of several paths that contains a comma.
+        multirun: split a value at its commas, unless the whole value is an existing path. If one of
+            several paths contains a comma, put quotes around it.
 
     Raises:
         InputError: for an empty path, or a name that is not UTF-8.
@@ -62,14 +59,11 @@ def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]
 
 
 def word_with_path_quoted(word: str, multirun: bool) -> str:
-    """Return KEY=VALUE with VALUE quoted if it is a path, or the name of a choice that looks like a
-    number.
-    """
+    """Return KEY=VALUE with VALUE in quotes if it is a path or a choice that reads as a number."""
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
-    if (
-        value and (config_dir() / setting).is_dir()
-    ):  # names of choices are texts: 2024_11_24 is no number here
+    # Names of choices are texts, also 2024_11_24, which Hydra would parse as a number.
+    if value and (config_dir() / setting).is_dir():
         names = [quoted(name) if NUMBER.fullmatch(name) else name for name in value.split(",")]
         return f"{key}={','.join(names)}"
     if setting not in READ | WRITTEN or "=" not in word or is_quoted(value):
@@ -83,14 +77,16 @@ def word_with_path_quoted(word: str, multirun: bool) -> str:
 
 
 def one_path(setting: str, path: str) -> str:
-    """Return one path as a value of Hydra's grammar; null stays null."""
+    """Return one path as a value in Hydra's grammar; null stays null.
+
+    Raises InputError for an empty path, or a name that is not UTF-8.
+    """
     if not path:
         raise InputError(f"{setting}= is empty: name a path, such as . for the current folder")
     if storable(path) != path:
         raise InputError(
-            f"{setting}={storable(path)}: the name is not UTF-8, and records hold nothing else; "
-            "rename it, or work "
-            f"inside it and type {setting}=."
+            f"{setting}={storable(path)}: the name is not UTF-8, so records cannot store it; "
+            f"rename it, or change to that folder and type {setting}=."
         )
     return path if path == "null" or is_quoted(path) else quoted(os.path.expanduser(path))
 
@@ -106,7 +102,7 @@ def exists(path: str) -> bool:
 def is_quoted(value: str) -> bool:
     """Return whether a value is a text in Hydra's own quotes.
 
-    A file whose name includes the quotes is none.
+    The value is not quoted if a file with this whole name, quotes included, exists.
     """
     return (
         value[:1] in ("'", '"')
@@ -128,8 +124,8 @@ def parses(word: str) -> bool:
 def quoted(text: str) -> str:
     """Return the value that Hydra's grammar parses as exactly this text.
 
-    Between quotes, a backslash is an escape only before a quote or the end. The result then passes
-    through OmegaConf.
+    Inside quotes, a backslash is an escape only before a quote or the end. The text is also escaped
+    for OmegaConf, which processes it next.
     """
     return (
         "'"
@@ -146,12 +142,15 @@ def escaped(text: str) -> str:
 
 
 def from_plain(configuration: dict[str, Any]) -> DictConfig:
-    """Return plain values, such as those of a record, as a configuration without interpolations."""
+    """Return plain values, such as a record's configuration, as a DictConfig.
+
+    The result has no interpolations, because every `${` is escaped.
+    """
     return OmegaConf.create(literal(configuration))
 
 
 def literal(value: Any) -> Any:
-    """Return a value with the texts in its dicts and lists escaped."""
+    """Return a value with all texts in its dicts and lists escaped for OmegaConf."""
     if isinstance(value, dict):
         return {key: literal(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Cells that a grid cannot run, with all reasons that can be found at once."""
+"""Error for a grid's cells that cannot run."""
 
 from omegaconf import DictConfig
 
@@ -7,13 +7,18 @@ from adir.harness.cells.cell import CannotRun, NotApplicable, axes_of
 
 
 class Refused(InputError):
-    """A cell of a grid that cannot run or is not applicable, with all reasons that can be found at
-    once.
+    """Error for a cell of a grid that cannot run or is not applicable.
+
+    `reasons` lists all reasons that can be found at once.
     """
 
     def __init__(self, cfg: DictConfig, error: InputError, lacking: list[str]) -> None:
-        """lacking: why its devices are unavailable; ignored if the cell does not apply on any
-        device.
+        """Collect the reasons.
+
+        Args:
+            cfg: composed configuration of the cell.
+            error: the error raised while the cell was built.
+            lacking: messages about unavailable devices; ignored if the cell is not applicable.
         """
         self.applicable = not isinstance(error, NotApplicable)
         reasons = error.reasons if isinstance(error, CannotRun) else [str(error)]

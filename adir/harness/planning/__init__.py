@@ -1,1 +1,1 @@
-"""What a grid will cost, before it is run."""
+"""Estimates of a grid's cost before it runs."""

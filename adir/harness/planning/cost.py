@@ -1,9 +1,9 @@
-"""What an image of a cell costs on this machine, from short runs of the pipeline itself: seconds by
-stage, memory, disk.
+"""Cost of one image of a cell on this machine: seconds per stage, memory and disk space.
 
-One image, the largest, is restored in a temporary folder: with two steps and iterations to warm up,
-with two again, and with some more. What grows with their numbers is extrapolated to the cell's own
-numbers in a straight line.
+The pipeline restores one image, the largest, in a temporary folder. The first run, with two
+sampling steps and two training iterations, warms up. The second has the same numbers, and the third
+has larger ones. The seconds are extrapolated linearly to the cell's own numbers of steps and
+iterations.
 """
 
 import dataclasses
@@ -28,39 +28,47 @@ from adir.harness.running.provenance import forget_peak_memory
 from adir.harness.running.worker import image_shapes
 
 FEW = 2
-"""Steps and iterations of the shorter run. One is too few for some samplers."""
+"""Number of steps and of iterations in the shorter runs. One is too few for some samplers."""
 LONGER = 2.0
-"""Seconds that steps, and iterations, take in the longer run beyond those in the shorter."""
+"""Seconds that the additional steps, and the additional iterations, take in the longer run."""
 EMBEDDED = 32
-"""Images of a corpus that are embedded to see how long all of it takes; more where K needs them."""
+"""Number of corpus images that are embedded to estimate the time for the whole corpus.
+
+More are embedded if K needs them.
+"""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image of a cell, the mean of its test set."""
+    """Mean cost of one image of a cell's test set."""
 
     seconds_per_image: dict[str, float]
-    """By stage of the pipeline."""
+    """{pipeline stage: seconds}"""
     seconds_once: float
-    """What the first image waits for and the others find done: embeddings of the corpus, metrics
-    loaded, a network compiled.
+    """Seconds that only the first image needs.
+
+    They are spent on embeddings of the corpus, on loading metrics and on compiling a network.
     """
     memory_mb: float
-    """Peak of the process for the largest image: of the GPU where there is one, else resident."""
+    """Peak memory of the process for the largest image, on the GPU if there is one."""
     image_disk_mb: float
     adapter_disk_mb: float
 
 
 def estimate(cell: Cell, folder: Path) -> Cost:
-    """Return the cost of one image of a cell whose parts are built; seconds on the embedded prior.
+    """Return the cost of one image of a cell.
 
-    Raises what the stages raise, such as out of memory: then the cell would too.
+    The estimate takes seconds with the embedded prior.
 
     Args:
-        cell: nothing is written to its results or fetched for it. A metric whose weights are not
-            here is not counted.
-        folder: for the embeddings of a part of the corpus, once for all cells, and for what the
-            short runs write meanwhile.
+        cell: its results folder is not changed and nothing is downloaded for it. A metric without
+            local weights is not counted.
+        folder: stores the embeddings of a part of the corpus, once for all cells, and temporarily
+            the files of the short runs.
+
+    Raises:
+        Exception: any error of a pipeline stage, such as out of memory. The cell itself would fail
+            in the same way.
     """
     shapes = image_shapes(cell.data)
     pixels = {image_id: math.prod(shape) for image_id, shape in shapes.items()}
@@ -71,8 +79,8 @@ def estimate(cell: Cell, folder: Path) -> Cost:
     )
     probe = dataclasses.replace(cell, corpus=corpus, scoring=cell.scoring.of_what_is_here())
     n_steps, n_iterations = cell.sampler.n_steps, cell.fine_tuning.n_iterations
-    # Where the network is tuned while it samples, the shorter run holds the steps that are always
-    # tuned, and the longer others.
+    # If the mode tunes the network while sampling, the shorter run has only steps that always
+    # tune, and the longer run has others too.
     lowest = cell.mode.lowest if isinstance(cell.mode, SteerableConditional) else 0
     few_steps, few_iterations = min(n_steps, max(FEW, lowest)), min(n_iterations, FEW)
 
@@ -105,10 +113,16 @@ def estimate(cell: Cell, folder: Path) -> Cost:
 def part_of_corpus(
     cell: Cell, x: Tensor, cluster: str, folder: Path
 ) -> tuple[Corpus | None, float]:
-    """Return (some images of the corpus, seconds to embed all of it once); all, and 0, of one that
-    has an index on disk.
+    """Return (part of the corpus, seconds to embed the whole corpus once).
 
-    Fingerprints are no part of the seconds: they are made where a grid is checked.
+    A corpus with an index on disk is returned whole, with 0 seconds. The seconds do not include
+    fingerprints, which the check of a grid has already computed.
+
+    Args:
+        cell: its corpus may be None.
+        x: (3, H, W) test image in [-1, 1]; its copies are left out of the part.
+        cluster: cluster of x.
+        folder: stores the embeddings of the part.
     """
     corpus, encoder = cell.corpus, cell.encoder
     if corpus is None or encoder is None or corpus.own_index(encoder) is not None:
@@ -133,11 +147,12 @@ def part_of_corpus(
 def short_run(
     cell: Cell, folder: Path, image_id: str, n_steps: int, n_iterations: int
 ) -> tuple[Record, float, float]:
-    """Restore and score an image with so many steps and iterations, where only embeddings are found
-    done.
+    """Restore and score an image with the given numbers of steps and iterations.
+
+    Only the embeddings may be cached from an earlier run.
 
     Returns:
-        (its record, MB that it takes on the disk, MB of its adapter besides)
+        (the record, MB on disk without the adapter, MB of the adapter)
     """
     fine_tuning = dataclasses.replace(cell.fine_tuning, n_iterations=n_iterations)
     cell = dataclasses.replace(cell, mode=dataclasses.replace(cell.mode, fine_tuning=fine_tuning))
@@ -148,7 +163,7 @@ def short_run(
         layout.embeddings.symlink_to(Layout(folder).embeddings)
         cell = dataclasses.replace(cell, results=layout.folder)
         prepared = prepare(cell, image_id, tell=lambda _: None, progress=False)
-        # A few steps may end in NaN, which nothing can score.
+        # Few steps may end in NaN, which has no score, so x itself is scored.
         restored = dataclasses.replace(
             sample(cell, [prepared]), x_hat=prepared.x[None], errors=[None]
         )
@@ -159,21 +174,26 @@ def short_run(
 
 
 def longer(few: int, most: int, seconds: float) -> int:
-    """Return the number, at most `most`, that takes about `LONGER` seconds more than `few` did."""
+    """Return the number, at most `most`, that takes about `LONGER` seconds more than `few`.
+
+    Args:
+        few: number of steps or iterations in the shorter run.
+        most: number in the cell.
+        seconds: time of the shorter run.
+    """
     return min(most, few + math.ceil(LONGER * few / max(seconds, 1e-3)))
 
 
 Work = tuple[float, float]
-"""What the seconds of a run are linear in."""
+"""A pair of quantities in which the seconds of a run are linear."""
 
 
 def steps_work(cell: Cell, n: int) -> Work:
-    """Return the work of n steps:
+    """Return the work of n sampling steps, which is (1, n) for most modes.
 
-    (1, n); (calls of the network, steps at which it is tuned) where that is while it samples.
-
-    From the first of these steps on, the last by number, the tuned network is called besides the
-    untuned one.
+    In a mode that tunes the network while sampling, the work is (network calls, steps that tune).
+    Steps are numbered from the cleanest, 0, so the first step that tunes has the highest number.
+    From this step on, the tuned network is called in addition to the untuned one.
     """
     if not isinstance(cell.mode, SteerableConditional):
         return 1, n
@@ -182,20 +202,24 @@ def steps_work(cell: Cell, n: int) -> Work:
 
 
 def iterations_work(cell: Cell, n: int) -> Work:
-    """Return the work of n iterations: (1, n with the held-out work)."""
+    """Return the work of n training iterations: (1, n increased by the held-out share)."""
     return 1, n * (1 + dataclasses.replace(cell.fine_tuning, n_iterations=n).held_out_share)
 
 
 def extrapolated(work: list[Work], few: float, more: float) -> float:
-    """Return the seconds of the third work, from those of the first two; never less than these
-    took.
+    """Return the seconds for the third work, which are never less than the measured seconds.
+
+    Args:
+        work: work of the shorter run, of the longer run, and of the cell.
+        few: seconds of the shorter run.
+        more: seconds of the longer run.
     """
-    # Where both are the same, as of a cell of two steps, least squares has the solution of least
-    # norm.
+    # If both runs did the same work, as for a cell of two steps, lstsq returns the solution of
+    # least norm.
     per_work = np.linalg.lstsq(np.array(work[:2], float), np.array([few, more]))[0]
     return max(few, more, float(np.array(work[2]) @ per_work))
 
 
 def size_mb(folder: Path) -> float:
-    """Return the size of all files below a folder, without those that it links to."""
+    """Return the size in MB of all files below a folder, without links to folders."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,5 +1,6 @@
-"""`adir plan`: what `adir run` would do with the same words, before any of it is done: cells,
-seconds, disk.
+"""Plan of a grid, printed by `adir plan`: cells, seconds and disk space that `adir run` would need.
+
+Nothing is run.
 """
 
 import dataclasses
@@ -30,26 +31,25 @@ from adir.images import hash_of_image
 
 @dataclass
 class CellPlan:
-    """What would be done for one cell, in images; and what that costs."""
+    """Plan of one cell: its numbers of images by status, and their cost."""
 
     cell: Cell
     done: int = 0
     failed: int = 0
     to_do: int = 0
     adapters_cached: int = 0
-    """Of the images to do: how many have their adapter already, trained for this cell or another.
-    """
+    """The number of images still to restore whose adapter is cached, from this or another cell."""
     adapters: int = 0
-    """To be trained for this cell and no earlier one of the grid."""
+    """The number of adapters to train for this cell that no earlier cell of the grid trains."""
     cost: Cost | None = None
-    """Of one image; None where nothing is to do."""
+    """The cost of one image; None if no image is left to restore."""
     seconds: float = 0.0
-    """Of all images, what is done once aside."""
+    """The time for all images, without `seconds_once`."""
     seconds_once: float = 0.0
     disk_mb: float = 0.0
 
     def status(self) -> str:
-        """Return the words of the table: `done`, `6 to do`, `6 to do, 2 adapters cached`, ..."""
+        """Return the status in the table: `done`, `6 to do`, `6 to do, 2 adapters cached`, ..."""
         if self.to_do == 0:
             return "failed" if self.failed else "done"
         counts = {
@@ -62,11 +62,10 @@ class CellPlan:
 
 
 def plan_cells(cells: list[Cell]) -> list[CellPlan]:
-    """Return the plans of a grid's cells: what several of them need counts for the first.
+    """Return the plans of a grid's cells without running or downloading anything.
 
-    Nothing is made or downloaded.
-
-    Cells that differ in their seeds alone cost the same, and are timed once.
+    If several cells need the same work, it counts for the first of them. Cells that differ only in
+    their seeds cost the same and are timed once.
     """
     plans: list[CellPlan] = []
     costs: dict[str, Cost] = {}
@@ -79,9 +78,9 @@ def plan_cells(cells: list[Cell]) -> list[CellPlan]:
                 continue
             alike = hash_of(cell.configuration | {"seed": None, "noise_seed": None})
             if alike not in costs:
-                torch.set_num_threads(cell.configuration["threads"])  # as a run does
+                torch.set_num_threads(cell.configuration["threads"])  # as `adir run` does
                 largest = max(image_shapes(cell.data).values(), key=math.prod)
-                kept = f"this is for the plan of {cell.label}: nothing was run"
+                kept = f"this happened while planning {cell.label}, and no cell was run"
                 with out_of_memory_explained(cell, largest, kept=kept):
                     costs[alike] = estimate(cell, Path(folder))
                 plan.seconds_once = costs[alike].seconds_once
@@ -94,8 +93,11 @@ def plan_cells(cells: list[Cell]) -> list[CellPlan]:
 
 
 def look(cell: Cell, adapters: set[str]) -> CellPlan:
-    """Return what is there of a cell, and what is to do. adapters: to be trained for earlier cells;
-    this one's are added.
+    """Return a cell's plan with its numbers of images and adapters, but without costs.
+
+    Args:
+        cell: the cell.
+        adapters: names of adapters that earlier cells will train; those of this cell are added.
     """
     plan = CellPlan(cell)
     existing, retry = cell.configuration["existing"], cell.configuration["retry"] == "failed"
@@ -121,8 +123,9 @@ def look(cell: Cell, adapters: set[str]) -> CellPlan:
 
 
 def adapter_key(cell: Cell, image_id: str) -> str | None:
-    """Return where the adapter of an image would be stored, as far as the stored stages before it
-    tell; else None.
+    """Return the cache key of an image's adapter, or None if it is not yet known.
+
+    The key depends on y or on the neighbours, which may not be cached yet.
     """
     task = cell.task.bound(cell.data, image_id)
     store = MeasurementStore(
@@ -135,7 +138,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     if cell.mode.encoder is None:
         images = [hash_of_image(task.image_of(task.read_y(path)))]
     else:
-        # The key needs the hash of y alone, and that of a random draw not even this.
+        # Of y, the key needs only the hash; the key of a random draw needs nothing of y.
         measurement = Measurement(
             torch.empty(0), known["sha256"] if known is not None else "", path
         )
@@ -150,10 +153,11 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
 
 
 def adapter_to_come(cell: Cell, image_id: str) -> str:
-    """Return what names the adapter of an image before the images it is trained on are known: what
-    they will follow from.
+    """Return a name for an image's adapter before its training images are known.
 
-    Equal for the cells that will share it, such as two samplers, or `random` of two tasks.
+    The name is a hash of everything that will determine these images. It is equal for cells that
+    will share the adapter, such as cells that differ only in the sampler, or `random` cells of two
+    tasks.
     """
     configuration = cell.identity.configuration
     follows: dict[str, Any] = {"mode": cell.mode.name, "x": image_hashes(cell.data)[image_id]}

@@ -1,1 +1,1 @@
-"""What a finished image leaves on disk: its record, where everything lies, submissions and merging."""
+"""Files of finished images: records, their paths, submissions and merging."""

@@ -1,8 +1,8 @@
-"""Submissions: one .zip with records, optionally images, and a manifest with the SHA-256 of every
-member.
+"""Submissions: one .zip with records, optionally images, and a manifest with all SHA-256 hashes.
 
-A submission comes from somebody else. Names, sizes, hashes, JSON, every record's fields, and each
-cell's hash over its identity are checked before use. The same content gives the same bytes.
+A submission comes from somebody else. Before use, this module checks names, sizes, hashes, JSON,
+the fields of every record, and that each record's `cell` is the hash of its identity. The same
+content always gives the same bytes.
 """
 
 import zipfile
@@ -34,14 +34,17 @@ UNREADABLE = (
     RuntimeError,
     UnicodeDecodeError,
 )
-"""What zipfile raises for a damaged file."""
+"""The exceptions that zipfile raises for a damaged file."""
 
 LARGEST_MEMBER = 256 * 2**20
 LARGEST_TOTAL = 64 * 2**30
-"""Limits in bytes on what is unpacked: a small file can claim any size."""
+"""Limits in bytes on one unpacked member and on all of them, because a small .zip can unpack to any
+size.
+"""
 
 START = (1980, 1, 1, 0, 0, 0)
-"""The date of every member, the earliest in a .zip: real dates would change the bytes."""
+"""The date of every member, the earliest that a .zip can hold. Real dates would change the bytes.
+"""
 
 
 def write_archive(
@@ -50,13 +53,13 @@ def write_archive(
     names: Iterable[str],
     content_of: Callable[[str], bytes | None],
 ) -> list[str]:
-    """Write a submission atomically, in order of names, and return the names of its members.
+    """Write a submission atomically and return the names of its members, sorted.
 
     Args:
         path: the .zip; replaced if it exists.
-        about: entries of the manifest besides `files`.
-        names: of the files to pack; duplicates count once.
-        content_of: returns the content of a file; None for a missing one, which is skipped.
+        about: additional entries of the manifest.
+        names: files to pack; duplicates count once.
+        content_of: returns the content of a file, or None for a missing file, which is skipped.
     """
     files: dict[str, dict[str, Any]] = {}
     with (
@@ -77,23 +80,23 @@ def write_archive(
 
 
 def put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a member whose bytes depend only on its name and content."""
+    """Add a member to the .zip; its bytes depend only on its name and content."""
     member = zipfile.ZipInfo(name, START)
     member.compress_type = zipfile.ZIP_DEFLATED
-    member.create_system = 3  # Unix, wherever it is written
+    member.create_system = 3  # Unix, on every platform
     member.external_attr = 0o100644 << 16
     archive.writestr(member, content)
 
 
 class Member(BaseModel):
-    """The manifest's entry for a member."""
+    """Manifest entry of one member: its SHA-256 and its size in bytes."""
 
     sha256: str
     bytes: int
 
 
 class Manifest(BaseModel):
-    """The parts of a submission's manifest that are read."""
+    """Manifest of a submission, reduced to the fields that are read."""
 
     format: Literal["adir submission"]
     version: Literal[1]
@@ -102,7 +105,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Archive:
-    """A submission whose list of members was checked.
+    """Submission with a valid list of members.
 
     A member's content is checked when it is read.
     """
@@ -110,10 +113,13 @@ class Archive:
     path: Path
     files: dict[str, Member]
     names: dict[str, list[str]]
-    """{kind: names of the members, sorted}"""
+    """{kind: names of its members, sorted}; the kinds are those of `layout.KINDS`."""
 
     def records(self) -> Iterator[Record]:
-        """Yield every record with its `path`. Raises InputError at the first invalid one."""
+        """Yield every record with its `path`.
+
+        Raises InputError at the first invalid record.
+        """
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["record"]:
                 content = self.content(archive, name)
@@ -123,11 +129,14 @@ class Archive:
                     yield record
                 except ValueError as error:
                     raise InputError(
-                        f"{self.path}: {name}: {error}; ask whoever sent it for a whole one"
+                        f"{self.path}: {name}: {error}; ask the sender for a valid submission"
                     ) from error
 
     def plans(self) -> Iterator[tuple[str, list[PlannedCell]]]:
-        """Yield (name, cells) of each grid's plan. Raises InputError at the first invalid one."""
+        """Yield (name, cells) of each grid's plan.
+
+        Raises InputError at the first invalid plan.
+        """
         with zipfile.ZipFile(self.path) as archive:
             for name in self.names["plan"]:
                 try:
@@ -138,22 +147,21 @@ class Archive:
     def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
         """Return a member's content.
 
-        Raises InputError unless it has the size and hash that the manifest states.
+        Raises InputError unless its size and hash are those in the manifest.
         """
         told = self.files[name]
         try:
             with archive.open(name) as member:
-                found = member.read(
-                    told.bytes + 1
-                )  # no more: the .zip may hold more than it states
+                # One byte more than stated shows that a member is too long, whatever its size.
+                found = member.read(told.bytes + 1)
         except UNREADABLE as error:
             raise InputError(
-                f"{self.path}: {name}: cannot be read ({error}); it was damaged on the way"
+                f"{self.path}: {name} is damaged ({error}); ask the sender for a new copy"
             ) from error
         if len(found) != told.bytes or sha256_of_bytes(found) != told.sha256:
             raise InputError(
-                f"{self.path}: {name}: its SHA-256 is not the manifest's; it was damaged or "
-                "changed on the way"
+                f"{self.path}: {name} does not have the size and SHA-256 of the manifest; "
+                "ask the sender for a new copy"
             )
         return found
 
@@ -161,7 +169,7 @@ class Archive:
 def open_archive(path: Path) -> Archive:
     """Open a submission.
 
-    Raises InputError unless names and sizes of its members are valid and agree with its manifest.
+    Raises InputError unless the members have valid names and sizes and agree with the manifest.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -170,62 +178,62 @@ def open_archive(path: Path) -> Archive:
             by_name = {member.filename: member for member in members}
             if MANIFEST not in by_name:
                 raise InputError(
-                    f"{path}: a .zip without {MANIFEST}, so no submission; `adir submit FOLDER` "
-                    "makes one"
+                    f"{path}: this .zip has no {MANIFEST}, so it is not a submission; create one "
+                    "with `adir submit FOLDER`"
                 )
             manifest = Manifest.model_validate_json(archive.read(MANIFEST))
     except UNREADABLE as error:
         raise InputError(
-            f"{path}: cannot be read as a .zip ({error}); it was damaged on the way"
+            f"{path}: this .zip is damaged ({error}); ask the sender for a new copy"
         ) from error
     except ValidationError as error:
         raise InputError(
-            f"{path}: its manifest is none of ours ({first_error(error)}); use the adir that "
+            f"{path}: invalid manifest ({first_error(error)}); use the version of adir that "
             "wrote it"
         ) from error
     files = manifest.files
     for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
         where = (
-            "in the manifest and not in the file"
+            "in the manifest but not in the .zip"
             if name in files
-            else "in the file and not in the manifest"
+            else "in the .zip but not in the manifest"
         )
-        raise InputError(f"{path}: {name!r} is {where}; it was changed on the way")
+        raise InputError(f"{path}: {name!r} is {where}; ask the sender for a new copy")
     of_kind = grouped((kind_of(name), name) for name in sorted(files))
     return Archive(path, files, {kind: of_kind.get(kind, []) for kind in KINDS})
 
 
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Raise InputError for a name that no results folder has, a duplicate name, or a size above the
-    limits.
+    """Raise InputError for an unknown kind of file, a duplicate name or an excessive size.
+
+    Each member must have a name that a results folder can have (`layout.kind_of`).
     """
     for member in members:
         name, size = member.filename, member.file_size
         if name != MANIFEST and kind_of(name) is None:
             raise InputError(
-                f"{path}: holds {name!r}, which is no record, image or plan; nothing was taken "
-                "from it"
+                f"{path}: {name!r} is not a file of a submission, such as a record, image or plan; "
+                "nothing was read from this .zip"
             )
         if size > LARGEST_MEMBER:
             raise InputError(
-                f"{path}: {name} would be {size} bytes, and {LARGEST_MEMBER} are the most that "
-                "are taken"
+                f"{path}: {name} would unpack to {size} bytes; the limit is {LARGEST_MEMBER}"
             )
     if len({member.filename for member in members}) < len(members):
-        raise InputError(f"{path}: holds a member twice")
+        raise InputError(f"{path}: two members have the same name")
     total = sum(member.file_size for member in members)
     if total > LARGEST_TOTAL:
         raise InputError(
-            f"{path}: would be {total} bytes unpacked, and {LARGEST_TOTAL} are the most that "
-            "are taken"
+            f"{path}: would unpack to {total} bytes in total; the limit is {LARGEST_TOTAL}"
         )
 
 
 def require_placed(record: Record) -> None:
-    """Raise ValueError if the record's path does not fit its image, or its cell is not the hash of
-    its identity.
+    """Raise ValueError if a record contradicts its file name or its own identity.
+
+    The file name must fit the image id, and `cell` must be the hash of `identity`.
     """
     if PurePosixPath(record.path).stem != file_name(record.image.id):
-        raise ValueError(f"is named otherwise than its image, {record.image.id!r}")
+        raise ValueError(f"the file name does not fit its image id, {record.image.id!r}")
     if hash_of(record.identity) != record.cell:
-        raise ValueError("its cell is not the hash of its identity")
+        raise ValueError("`cell` is not the hash of its identity")

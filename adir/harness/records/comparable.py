@@ -1,5 +1,6 @@
-"""What must be equal before two records share a row, a mean or a table, and the words for what
-differs.
+"""Rules on which records are comparable: what must be equal within a row, a mean or a table.
+
+This module also gives images one name across sources and describes the settings that differ.
 """
 
 from collections import Counter
@@ -17,19 +18,21 @@ V = TypeVar("V")
 Name = tuple[str | None, str]
 """(data set, id) of an image.
 
-A data set is the hash of its manifest, or its name where a record has no manifest.
+A data set is identified by the hash of its manifest, or by its name if the record has no manifest.
 """
 STATUSES = ("done", "failed", "missing")
 
 
 def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
-    """Return (the records with one name per image and one record per image in a cell, notes on
-    records that were dropped).
+    """Return (records, notes) with one name per image and one record per image and cell.
 
-    Images are identified by SHA-256, data sets by their manifest; ids and names are labels. Data
-    sets that share an image are merged ("a = b"). An image with several ids keeps the first; if
-    another image has that id, the data set's name is appended. A record without the hash (of a
-    failed image, or from an early plan) belongs to the image of other records with its labels.
+    The notes name the records that were dropped.
+
+    Images are identified by SHA-256 and data sets by their manifest; ids and names are only labels.
+    Data sets that share an image are merged ("a = b"). An image with several ids keeps the first;
+    if another image has that id, the data set's name is appended. A record without the hash (of a
+    failed image, or from an early plan) is assigned to the image that other records give the same
+    id and data set.
     """
     known = dict.fromkeys(
         (r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None
@@ -41,7 +44,7 @@ def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
         return [labelled(record, labels[set_of(record)], record.image.id) for record in records], []
     images = {name: sha256 for sha256, name in known}
     sets = joined([{data for data, _ in several} for several in names.values()], labels)
-    by_label = lambda name: (name[1], labels[name[0]] or "")  # noqa: E731 - an order by id
+    by_label = lambda name: (name[1], labels[name[0]] or "")  # noqa: E731 - sort key
     first = {sha256: min(several, key=by_label) for sha256, several in names.items()}
     taken = Counter((sets[data], image) for data, image in first.values())
     counted: dict[tuple[str, str | None, str], Record] = {}
@@ -58,15 +61,15 @@ def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
         if kept is not named and record.status == "done":
             dropped.append(f"{record.path} and {kept.path}")
     note = (
-        "records of one cell and one image under several names count once, the first by "
-        f"name: {'; '.join(dropped[:3])}"
+        "several records of one cell show the same image under different names; only the first "
+        f"by name counts: {'; '.join(dropped[:3])}"
     )
     more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
     return list(counted.values()), [note + more] if dropped else []
 
 
 def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """Return {key: its values}, in the order of the keys' first."""
+    """Return {key: its values}, with the keys in order of first appearance."""
     found: dict[K, list[V]] = {}
     for key, value in pairs:
         found.setdefault(key, []).append(value)
@@ -74,17 +77,17 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def set_of(record: Record) -> str | None:
-    """Return which data set its image belongs to: the hash of its manifest, or else its name."""
+    """Return the data set of a record's image: the hash of its manifest, or else its name."""
     return record.image.manifest or record.image.data
 
 
 def name_of(record: Record) -> Name:
-    """Return (data set, id) of its image."""
+    """Return (data set, id) of a record's image."""
     return set_of(record), record.image.id
 
 
 def labelled(record: Record, data: str | None, image_id: str) -> Record:
-    """Return the record with its image under these names."""
+    """Return the record with its image renamed to this data set and id."""
     if (record.image.data, record.image.id) == (data, image_id):
         return record
     return record.model_copy(
@@ -113,8 +116,9 @@ def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
 
 
 def path_of(data: Any) -> tuple[str, ...]:
-    """Return the parts of the path that the configuration of a data set names; none where it names
-    none.
+    """Return the parts of the path in a data set's configuration, or () if it has no path.
+
+    The least nested `path` or `folder` entry counts; `path` precedes `folder` at the same depth.
     """
     named = [
         (*key.rpartition(".")[::2], value)
@@ -132,8 +136,11 @@ def path_of(data: Any) -> tuple[str, ...]:
 def joined(
     groups: list[set[str | None]], labels: Mapping[str | None, str | None]
 ) -> dict[str | None, str | None]:
-    """Return {data set: the labels of all that it is joined with, directly or through others, as
-    one name}.
+    """Return {data set: merged label of all data sets in its connected component}.
+
+    Args:
+        groups: sets of data sets; the members of a group share an image.
+        labels: {data set: its own label}.
     """
     sets: dict[str | None, set[str | None]] = {}
     for group in groups:
@@ -146,12 +153,16 @@ def joined(
 
 
 def require_same(records: Iterable[Record]) -> dict[str, str]:
-    """Return {metric: its version}; raise InputError, naming two records, where one thing was not
-    the same for all.
+    """Return {metric: version} after checking that all finished records are comparable.
 
-    A task has one version; one image of a task has one ground truth and one y, and one cluster
-    where records tell it; a metric has one direction and one version, which names its back end and
-    its weights. (A backbone's weights are part of a row's setting: other weights, another row.)
+    Required of all records:
+        a task has one version;
+        an image of a task has one ground truth, one y and one cluster (if the records name it);
+        a metric has one direction and one version, which names its implementation and weights.
+    The weights of a backbone need not be equal, because they define separate rows.
+
+    Raises:
+        InputError: if two records disagree; the message names both.
     """
     firsts: dict[str, tuple[Any, str]] = {}
     versions: dict[str, str] = {}
@@ -163,12 +174,12 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
             first, where = firsts.setdefault(what, (value, path))
             if first != value:
                 mend = (
-                    "adir score mends it"
+                    "score both again with `adir score`"
                     if what.startswith("metric")
-                    else "put them into different results folders"
+                    else "use a separate results folder for each"
                 )
                 raise InputError(
-                    f"{what} {short(first)} in {where}, {short(value)} in {path}; {mend}"
+                    f"{what} is {short(first)} in {where} but {short(value)} in {path}; {mend}"
                 )
         versions |= {
             name: score.version for name, score in record.scores.items() if score.value is not None
@@ -177,11 +188,9 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
 
 
 def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield (what, value) of all that a record which is done has in common with every other that is
-    about the same.
-    """
+    """Yield (key, value) of a finished record; records with an equal key need equal values."""
     task, image, named = record.axes.task, record.image, f"image {record.image.id}"
-    assert record.y is not None  # of a record that is done
+    assert record.y is not None  # every finished record has y
     yield f"task {task}: version", record.identity["task"]["version"]
     yield f"{named} of {image.data}: ground truth", image.sha256
     yield f"task {task}, {named} of {image.data}: y", record.y.sha256
@@ -194,16 +203,17 @@ def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
 
 
 def without_seed(record: Record) -> str:
-    """Eight hex digits of a record's setting: its identity less the seed.
+    """Return the first eight hex digits of the hash of a record's identity without the seed.
 
-    Equal for the seeds of one row.
+    The digits identify a setting: records of one row that differ only in the seed share them.
     """
     return hash_of({key: value for key, value in record.identity.items() if key != "seed"})[:8]
 
 
 def base_part(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity less seed and adaptation: what a row has in common with the `none` that it is
-    compared with.
+    """Return an identity without seed, adaptation and retrieval.
+
+    A row is compared with the `none` row for which the rest of the identity is equal.
     """
     return {
         key: value
@@ -213,8 +223,9 @@ def base_part(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_of(record: Record) -> str:
-    """A hash, equal for records that differ in seed and adaptation alone: a row is compared with
-    the `none` of its base.
+    """Return a hash that is equal for records that differ only in seed, adaptation and retrieval.
+
+    A row is compared with the `none` row of equal hash.
     """
     return hash_of(base_part(record.identity))
 
@@ -222,9 +233,9 @@ def base_of(record: Record) -> str:
 def differing_entries(
     identities: dict[str, dict[str, Any]],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """({name:
+    """Return ({name: {dotted key: leaf}} of the identities, the keys whose values differ).
 
-    {dotted key: leaf}} of identities, the keys in which they differ); the seed is left out.
+    The seed is left out.
     """
     flat = {
         name: flatten({k: v for k, v in identity.items() if k != "seed"})
@@ -239,14 +250,19 @@ def differing_entries(
 def settings_apart(
     identities: dict[str, dict[str, Any]], most: int = 3
 ) -> dict[str, dict[str, float | str]]:
-    """{name:
+    """Return {name: {setting: value}}, such as {rank: 4, alpha: 2.0}, that distinguish identities.
 
-    {rank: 4, alpha: 2.0}}: by which settings identities ({name: identity}) can be told apart, for a
-    table's rows.
+    The result labels a table's rows. A named part such as {fine_tuning: safe} stands for its
+    settings, unless parts of the same name differ in a setting. The value of a setting that is null
+    or absent is "none".
 
-    A part of another name, {fine_tuning: safe}, stands for its settings, except for those in which
-    parts of one name differ. A setting that is null, or that only others have, is `none`. {} where
-    they differ in more than `most`, or in what is no number or word.
+    Args:
+        identities: {name: identity}.
+        most: largest number of settings.
+
+    Returns:
+        The settings; {} if the identities differ in more than `most` settings, or in a value that
+        is neither a number nor a short text (24 characters).
     """
     flat, differing = differing_entries(identities)
     differing = [
@@ -272,8 +288,12 @@ def settings_apart(
 
 
 def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether an entry of flattened identities is a setting of the part named at `part`, with one
-    value for each name.
+    """Return whether a setting follows from the name of the part that contains it.
+
+    Args:
+        key: dotted key of the setting.
+        part: dotted key of the part's name, such as `adaptation.fine_tuning.name`.
+        flat: {name: flattened identity}. The setting follows if parts of one name have one value.
     """
     if key == part or not part.endswith(".name") or not key.startswith(part.removesuffix("name")):
         return False
@@ -282,10 +302,10 @@ def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
-    """`sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`: the entries in which identities ({name:
-    identity}) differ.
+    """Return the entries in which identities ({name: identity}) differ, as text.
 
-    The seed is left out. At most `most` entries are spelled out; hashes are cut to ten digits.
+    An example is `sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`. The seed is left out. At most
+    `most` entries are spelled out; hashes are cut to ten digits.
     """
     flat, differing = differing_entries(identities)
     more = f"; and {len(differing) - most} more" if len(differing) > most else ""
@@ -301,7 +321,7 @@ def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """{dotted key: leaf} of nested dicts; lists are leaves."""
+    """Return {dotted key: leaf} of nested dicts; lists are leaves."""
     if not isinstance(value, dict):
         return {name: value}
     return {
@@ -312,7 +332,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """A leaf as text, cut where it is a hash or long."""
+    """Return a leaf as text: ten digits of a hash, at most 40 characters of any other."""
     text = str(value)
     if is_hash(text):
         return text[:10]

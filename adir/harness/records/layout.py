@@ -1,6 +1,4 @@
-"""Where everything lies below a results folder, the marker that says it is one, and what a
-submission may hold of it.
-"""
+"""Paths of all files in a results folder, its marker, and the files that a submission may hold."""
 
 import json
 import re
@@ -25,16 +23,17 @@ KINDS = {
     "shown": re.compile(r"images/[0-9a-f]{64}(-thumbnail)?\.png"),
     "losses": re.compile(r"losses/[0-9a-f]{64}\.json"),
 }
-"""What a submission may hold, by name.
+"""{kind: pattern that the names of its files match}; a submission may hold no other files.
 
-Task and backbone are folders, so their names hold no slash. data: the manifest of a test set.
-shown: a ground truth, or a neighbour's thumbnail.
+Task and backbone are folders, so their names contain no slash. `restored` is a restored image and
+`data` the manifest of a data set. `shown` is a ground truth or a neighbour's thumbnail.
 """
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of a file by its name; None for a name that a submission may not hold, on any
-    system.
+    """Return the kind of a file by its name, or None if a submission must not contain the name.
+
+    The same names are rejected on every operating system.
     """
     parts = name.split("/")
     if (
@@ -48,80 +47,73 @@ def kind_of(name: str) -> str | None:
 
 
 RESERVED = re.compile(r"\.|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
-"""How a file's name does not begin: hidden files are not ours, and the others are devices of
-Windows.
-"""
+"""Beginnings that a file name must not have: a dot (hidden files) and Windows device names."""
 
 
 def file_name(words: str, most: int = LONGEST_NAME) -> str:
-    """Return the name of a file or folder, without its suffix, that is made of an id or another
-    name from a user's data.
+    """Return a file name without suffix for an id or another name from a user's data.
 
-    Two ids never share a name, on a file system that does not tell capitals from small letters
-    either. A short id of small letters, digits and `_.-~` is its own name; other characters are
-    percent-encoded. A name that has capitals, ends in a dot or would be longer than `most` bytes
-    ends in a hash of the id.
+    Two ids never share a file name, even on a file system that ignores case. A short id of
+    lower-case letters, digits and `_.-~` is its own file name. Other characters are
+    percent-encoded. If the id has capitals, ends in a dot or needs more than `most` bytes, the file
+    name ends in a hash of the id.
     """
     name = quote(words, safe="")
     if RESERVED.match(name):
         name = f"%{ord(name[0]):02X}{name[1:]}"
     if name and len(name) <= most and not re.search(r"[A-Z]|\.\Z", words):
         return name
-    return re.sub("%.?@", "@", with_hash(name, words, most))  # a character that was cut in two
+    return re.sub("%.?@", "@", with_hash(name, words, most))  # "%.?": an incomplete percent code
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of a results folder.
+    """Paths of a results folder, each defined in one place.
 
-    Every path below one is made here, so that a path is written down once.
+    `Ledger` defines the paths inside a cell's folder.
     """
 
     folder: Path
 
     @property
     def marker(self) -> Path:
-        """The file that marks the folder as results, so that nobody takes its images for a data
-        set.
-        """
+        """The file that marks a results folder, so that its images are not read as a data set."""
         return self.folder / RESULTS_MARKER
 
     def mark(self) -> None:
-        """Mark the folder as results, unless it is marked.
+        """Write the marker file if it is missing.
 
-        Raises InputError where it holds results of another schema.
+        Raises InputError if the folder holds results of another schema.
         """
         if not self.is_marked():
             write_json(self.marker, MARK)
 
     def is_marked(self) -> bool:
-        """Return whether the folder says that it holds results.
+        """Return whether the folder has the marker file.
 
-        Raises InputError where it says so of another schema.
+        Raises InputError if the marker states another schema.
         """
         try:
             found = read_json(self.marker)
         except FileNotFoundError:
             return False
         except ValueError:
-            return True  # damaged, and ours by its name
+            return True  # damaged, but the file name is ours
         schema = found.get("schema") if isinstance(found, dict) else None
         if schema != SCHEMA:
             raise InputError(
-                f"{self.folder}: holds results of schema {schema!r}, this version of adir reads "
-                f"and writes schema {SCHEMA}: "
-                "choose another results folder, or use the version that wrote it"
+                f"{self.folder} holds results of schema {schema!r}, but this version of adir reads "
+                f"and writes schema {SCHEMA}; choose another results folder, or use the version "
+                "that wrote this one"
             )
         return True
 
     def records(self) -> Iterator[Path]:
-        """Yield every record file, in path order; also below links to folders of cells."""
+        """Yield every record file in path order, including those in linked cell folders."""
         yield from self._files("cells/*/*/*/records/*.json")
 
     def _files(self, pattern: str) -> list[Path]:
-        """Files in path order, without the hidden ones that other programs leave, such as macOS's
-        ._a.json.
-        """
+        """Return files in path order, without hidden files of other programs (macOS's ._a.json)."""
         depth = len(self.folder.parts)
         return sorted(
             p
@@ -130,68 +122,71 @@ class Layout:
         )
 
     def plans(self) -> list[Path]:
-        """Return the plans of all grids, in order of their names."""
+        """Return the plan files of all grids, sorted by name."""
         return self._files("grids/*.json")
 
     def plan(self, grid_sha256: str) -> Path:
-        """Return where a grid's plan lies: every cell and image that was asked for."""
+        """Return the path of a grid's plan, which lists every requested cell and image."""
         return self.folder / "grids" / f"{grid_sha256[:16]}.json"
 
     def manifest(self, name: str, sha256: str) -> Path:
-        """Return where the list of a data set's images lies."""
+        """Return the path of a data set's manifest, the list of its images."""
         return self.folder / "manifests" / f"{file_name(name)}-{sha256[:10]}.json"
 
     @property
     def manifests(self) -> list[Path]:
-        """The manifests of all data sets, in order of their names."""
+        """The manifests of all data sets, sorted by name."""
         return self._files("manifests/*.json")
 
     @property
     def measurements(self) -> Path:
-        """y of every task, a folder for each version, configuration and noise seed."""
+        """The folder of every y; one subfolder per task version, configuration and noise seed."""
         return self.folder / "measurements"
 
     @property
     def adapters(self) -> Path:
-        """Trained adapters, and the claims of workers that train one."""
+        """The folder of trained adapters and of the claims of workers that train one."""
         return self.folder / "adapters"
 
     def adapter(self, key: str) -> Path:
-        """Return where the adapter under the hash of what made it lies."""
+        """Return the path of the adapter with this cache key."""
         return self.adapters / f"{key}.safetensors"
 
     def neighbours(self, key: str) -> Path:
-        """Return where the neighbours under the hash of what they follow from lie."""
+        """Return the path of the neighbours with this cache key."""
         return self.folder / "neighbours" / f"{key}.json"
 
     @property
     def embeddings(self) -> Path:
-        """Embeddings of corpora that fit into memory."""
+        """The folder of embeddings of corpora that fit into memory."""
         return self.folder / "embeddings"
 
     def image(self, sha256: str, thumbnail: bool = False) -> Path:
-        """Return where a ground truth, or a neighbour's thumbnail, is kept for the report."""
+        """Return the path of a ground truth, or of a neighbour's thumbnail, for the report."""
         return (
             self.folder / "images" / (f"{sha256}-thumbnail.png" if thumbnail else f"{sha256}.png")
         )
 
     def tracking(self, cell_name: str, what: str = "") -> Path:
-        """Return the CSV file of tracking=csv for a cell."""
+        """Return the path of the CSV file that tracking=csv writes for a cell."""
         return self.folder / "tracking" / f"{cell_name}{what}.csv"
 
     @property
     def tensorboard(self) -> Path:
-        """Events of tracking=tensorboard, a folder for each cell."""
+        """The folder of event files of tracking=tensorboard, with one subfolder per cell."""
         return self.folder / "tensorboard"
 
     @property
     def wandb(self) -> Path:
-        """Runs of tracking=wandb."""
+        """The folder of runs of tracking=wandb."""
         return self.folder / "wandb"
 
     def leaderboard(self, ending: str, against: str = "none") -> Path:
-        """Return the table's file: csv, md, tex or html. against: the mode whose rows the others
-        are compared with.
+        """Return the path of the leaderboard file.
+
+        Args:
+            ending: csv, md, tex or html.
+            against: mode whose rows the other rows are compared with.
         """
         return (
             self.folder
@@ -200,31 +195,33 @@ class Layout:
 
     @property
     def report(self) -> Path:
-        """The page of `adir report`."""
+        """The page written by `adir report`."""
         return self.folder / "report.html"
 
     @property
     def comparison(self) -> Path:
-        """The image of `adir sheet`."""
+        """The image written by `adir sheet`."""
         return self.folder / "comparison.png"
 
 
 def is_hash(text: Any) -> TypeGuard[str]:
-    """Whether this is a SHA-256, of which file names are made."""
+    """Return whether the value is a SHA-256 in hex digits, as used in file names."""
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def stored_images(sha256: str | None) -> list[str]:
-    """Where the results may keep the image with this hash (`hash_of_image`), the larger one first."""
+    """Return where a results folder may hold the image with this `hash_of_image`, largest first."""
     return [f"images/{sha256}.png", f"images/{sha256}-thumbnail.png"] if is_hash(sha256) else []
 
 
-MOST_HEADER_BYTES = 100_000_000  # what the safetensors library itself allows
+MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 def losses_of(results: Path, key: str) -> list[float] | None:
-    """The losses of an adapter of a results folder: beside its tensors, or as `adir merge` brings
-    them, which leaves the tensors where they are.
+    """Return an adapter's training losses from a results folder, or None if there are none.
+
+    The losses are in the adapter's own file or, after `adir merge`, which does not copy the
+    tensors, in a separate JSON file.
     """
     losses = read_losses(results / "adapters" / f"{key}.safetensors")
     if losses is None:
@@ -238,15 +235,15 @@ def losses_of(results: Path, key: str) -> list[float] | None:
 
 
 def merged_losses(key: str) -> str:
-    """The name of an adapter's losses without its tensors."""
+    """Return the name of the JSON file that holds an adapter's losses without its tensors."""
     return f"losses/{key}.json"
 
 
 def read_losses(path: Path) -> list[float] | None:
-    """The loss of every iteration of an adapter's training, or None where the file is not there, is
-    damaged or has none.
+    """Return the loss of every training iteration of an adapter.
 
-    Reads the header alone: the tensors of a full adapter are of the size of the network.
+    Returns None if the file is missing, damaged or has no losses. Only the header is read, because
+    the tensors of a full adapter are as large as the network.
     """
     try:
         with open(path, "rb") as file:

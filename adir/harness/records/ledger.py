@@ -1,4 +1,4 @@
-"""The records of a cell: one JSON file per image, written once, when that image is done."""
+"""Records of a cell: one JSON file per image, written once when the image is finished."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,35 +11,36 @@ from adir.harness.records.record import OtherSchema, Record, json_value, parse_r
 
 
 class DamagedFile(ValueError):
-    """A file of ours that cannot be read; the message names it and says why."""
+    """Error for an unreadable file written by adir; the message has its path and the reason."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The records and images of one cell, in `folder`."""
+    """Records and restored images of one cell, stored in `folder`."""
 
     folder: Path
 
     def record_path(self, image_id: str) -> Path:
-        """Return where the record of an image lies."""
+        """Return the path of an image's record."""
         return self.folder / "records" / f"{file_name(image_id)}.json"
 
     def image_path(self, image_id: str) -> Path:
-        """Return where the restored image lies, an 8-bit PNG."""
+        """Return the path of the restored image, an 8-bit PNG."""
         return self.folder / "images" / f"{file_name(image_id)}.png"
 
     @property
     def claims(self) -> Path:
-        """The folder of the workers' claims on images."""
+        """The folder in which workers claim images."""
         return self.folder / "claims"
 
     def read(self, image_id: str, cell_sha256: str | None = None) -> Record | None:
-        """Return the record of an image, or None when there is none.
+        """Return the record of an image, or None if there is none.
 
         Raises:
-            DamagedFile: it is damaged, and was set aside, as its image will be done anew.
-            InputError: it has another schema, or belongs to another cell than the identity's hash
-                that is given.
+            DamagedFile: if the record is damaged. Its file was renamed, so that the image is
+                restored again.
+            InputError: if the record has another schema, or belongs to another cell than
+                `cell_sha256`.
         """
         path = self.record_path(image_id)
         try:
@@ -50,15 +51,15 @@ class Ledger:
             raise DamagedFile(f"{error}; {set_aside(path)}") from error
         if cell_sha256 is not None and record.cell != cell_sha256:
             raise InputError(
-                f"{path}: is the record of another cell ({record.cell[:12]}, not "
-                f"{cell_sha256[:12]}); use another "
-                "results folder, or move its cells' folders back to where they were"
+                f"{path} belongs to another cell ({record.cell[:12]}, not {cell_sha256[:12]}); "
+                "use another results folder, or move the folders of the cells back"
             )
         return record
 
     def stamp(self, image_id: str) -> tuple[int, int] | None:
-        """Return what tells one writing of an image's record from the next; None where there is
-        none.
+        """Return (modification time, inode) of an image's record file. Every write changes them.
+
+        Returns None if there is no file.
         """
         try:
             found = self.record_path(image_id).stat()
@@ -67,14 +68,15 @@ class Ledger:
         return found.st_mtime_ns, found.st_ino
 
     def lacks_any(self, image_ids: list[str]) -> bool:
-        """Return whether an image has no record file, by one look at the folder."""
+        """Return whether any image has no record file, from one listing of the folder."""
         folder = self.folder / "records"
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         return any(self.record_path(image_id).name not in there for image_id in image_ids)
 
     def peek(self, image_id: str) -> Record | None:
-        """Return the record of an image, or None where there is none that can be read; touch
-        nothing.
+        """Return the record of an image, or None if it is missing or unreadable.
+
+        Changes no file.
         """
         try:
             return read_record(self.record_path(image_id))
@@ -82,36 +84,39 @@ class Ledger:
             return None
 
     def write(self, image_id: str, record: Record) -> None:
-        """Write the record, atomically.
+        """Write the record atomically.
 
-        Raises OSError when the disk is full or read-only; nothing else is touched.
+        Raises OSError if the disk is full or read-only; an earlier record then stays intact.
         """
         write_json(self.record_path(image_id), record.as_json())
 
 
 def read_record(path: Path, name: str = "") -> Record:
-    """Return the record in a file, which it knows by `name`; nothing is renamed or written.
+    """Return the record in a file. Changes no file.
+
+    Args:
+        path: the file.
+        name: stored as the record's `path`.
 
     Raises:
-        DamagedFile: the file holds no record.
-        InputError: it holds one of another schema, which another version of this program can read.
+        DamagedFile: if the file holds no valid record.
+        InputError: if the record has another schema, which another version of adir can read.
     """
     content = path.read_bytes()
     try:
         return parse_record(json_value(content), name)
     except OtherSchema as error:
         raise InputError(
-            f"{path}: {error}; use the version that wrote it, or another results folder"
+            f"{path}: {error}; use the version that wrote it, or choose another results folder"
         ) from error
     except ValueError as error:
         raise DamagedFile(f"{path}: damaged record ({error})") from error
 
 
 def all_records(results: Path) -> Iterator[Record | DamagedFile]:
-    """Yield every record below a results folder in path order; a damaged one as the DamagedFile
-    that names it.
+    """Yield every record of a results folder in path order, and a DamagedFile for each damaged one.
 
-    Raises InputError where the folder holds results of another schema.
+    Raises InputError if the folder holds results of another schema.
     """
     layout = Layout(results)
     layout.is_marked()

@@ -1,4 +1,4 @@
-"""Find, copy and check what submissions and merged folders hold besides records."""
+"""Files of submissions and merged folders besides records: find, copy and check them."""
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,37 +20,34 @@ from adir.harness.records.sources import Sources, plans_of
 
 
 def files_of(record: Record) -> list[str]:
-    """Return the paths, below the results folder, of a record's restored image, its y, and the note
-    of its y.
+    """Return the paths of a record's restored image, its y, and the JSON note of its y.
+
+    Paths are relative to the results folder. A record that is not done has no files.
     """
     if record.status != "done":
         return []
     y = record.y_file or ""
     image = record.path.replace("/records/", "/images/").removesuffix(".json") + ".png"
     names = (image, y, y.removesuffix(".png") + ".json")
-    return [
-        name for name in names if kind_of(name) in ("restored", "y")
-    ]  # a record from elsewhere may name any file
+    # The check is needed because a record from elsewhere may name any file.
+    return [name for name in names if kind_of(name) in ("restored", "y")]
 
 
 def copy_from(source: Path, out: Path, found: Sources) -> int:
-    """Copy the records that were first found in this source, their files, and its plans.
+    """Copy records, their files and the plans of one source to `out`; return the number of records.
 
-    Returns the number of records.
+    Only records that were first found in this source are copied.
     """
     mine = [record for place, record in found.records.items() if found.origins[place] == source]
     with members_of(source) as content:
         for record in mine:
-            for name in [
-                *files_of(record),
-                record.path,
-            ]:  # images first: a record states that its image exists
-                shared = (
-                    kind_of(name) == "y" and (out / name).exists()
-                )  # shared by all modes of a task
+            # The record comes last, because it states that its image exists.
+            for name in [*files_of(record), record.path]:
+                # All modes of a task share y.
+                shared = kind_of(name) == "y" and (out / name).exists()
                 if not shared and (found_content := content(name)) is not None:
                     write_bytes(out / name, found_content)
-        # Named by the hash of their content, so files of one name are equal.
+        # These names contain a hash of the content, so files of one name are equal.
         for name in [
             *plans_of(found, source),
             *manifests_of(source),
@@ -63,9 +60,7 @@ def copy_from(source: Path, out: Path, found: Sources) -> int:
 
 
 def require_whole(source: Path) -> None:
-    """Raise InputError unless every member of a submission has the size and hash that its manifest
-    states.
-    """
+    """Raise InputError unless every member of a submission agrees with the manifest."""
     archive = open_archive(source)
     with zipfile.ZipFile(source) as packed:
         for name in archive.files:
@@ -73,13 +68,13 @@ def require_whole(source: Path) -> None:
 
 
 def losses_names(records: Iterable[Record]) -> list[str]:
-    """Return the paths of the losses of these records' adapters, whether or not the files exist."""
+    """Return the paths of the losses of these records' adapters. The files may be missing."""
     keys = dict.fromkeys(record.adapter.key for record in records if record.adapter is not None)
     return [merged_losses(key) for key in keys if is_hash(key)]
 
 
 def manifests_of(source: Path) -> list[str]:
-    """Return the paths of the manifests of a source's data sets."""
+    """Return the paths of the data set manifests in a source."""
     if not source.is_dir():
         return open_archive(source).names["data"]
     names = sorted(path.relative_to(source).as_posix() for path in Layout(source).manifests)
@@ -87,9 +82,7 @@ def manifests_of(source: Path) -> list[str]:
 
 
 def shown_images(records: Iterable[Record]) -> list[str]:
-    """Return the paths of ground truths and neighbours of these records, whether or not the files
-    exist.
-    """
+    """Return the paths of these records' ground truths and neighbours. The files may be missing."""
     hashes = dict.fromkeys(
         h for r in records for h in (r.image.sha256, *(near.image for near in r.neighbours))
     )
@@ -98,8 +91,9 @@ def shown_images(records: Iterable[Record]) -> list[str]:
 
 @contextmanager
 def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
-    """Yield a function from a path to the content of that file of a source; None for a missing file
-    (`content_in`).
+    """Yield a function that returns the content of a source's file by its path, or None if missing.
+
+    The source is a results folder or a submission.
     """
     if source.is_dir():
         yield lambda name: content_in(source, name)
@@ -112,7 +106,7 @@ def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
 def content_in(folder: Path, name: str) -> bytes | None:
     """Return the content of a folder's file, or None if it is missing.
 
-    Losses may also come from the adapter's file.
+    Losses without a file of their own are read from the adapter's file.
     """
     if kind_of(name) == "losses":
         losses = losses_of(folder, PurePosixPath(name).stem)

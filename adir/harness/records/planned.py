@@ -1,6 +1,4 @@
-"""What grids planned: the cells and images of RESULTS/grids/*.json, so that what never began is
-seen to be missing.
-"""
+"""Plans of grids, RESULTS/grids/*.json: their cells and images, which reveal missing records."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,27 +10,27 @@ from adir.harness.records.record import Axes, Part, Record, Sha256, TestImage, f
 
 
 class PlannedCell(Part):
-    """One cell of a grid, as it was asked for."""
+    """Planned cell of a grid, with the ids of its test images."""
 
     cell: Sha256
-    """SHA-256 of `identity`."""
+    """The SHA-256 of `identity`."""
     folder: str | None = None
-    """Where its records go, relative to the results folder."""
+    """The folder of its records, relative to the results folder."""
     axes: Axes
     identity: dict[str, Any]
     images: list[str]
-    """Ids of the test images."""
+    """The ids of the test images."""
     data: str
-    """Name of the data set."""
+    """The name of the data set."""
     manifest: str | None = None
-    """SHA-256 of its manifest, which is what it is."""
+    """The SHA-256 of the data set's manifest, which identifies the data set."""
     image_hashes: dict[str, str] = Field(default_factory=dict)
     """{id: SHA-256 of the image}"""
     configuration: dict[str, Any] = Field(default_factory=dict)
-    """The whole configuration, by which a worker can help with another's cell."""
+    """The whole configuration, from which another worker can build the cell and help with it."""
 
     def missing(self, image_id: str) -> Record:
-        """Return what stands for a planned image without a record."""
+        """Return the `missing` record of a planned image."""
         return Record(
             status="missing",
             cell=self.cell,
@@ -52,14 +50,17 @@ class PlannedCell(Part):
 
 
 def plan_cells(plan: Any) -> list[PlannedCell]:
-    """Return the cells of a plan. Raises ValueError where it is none."""
+    """Return the cells of a plan, given as a JSON value.
+
+    Raises ValueError if it is not a valid plan.
+    """
     cells = plan.get("cells") if isinstance(plan, dict) else None
     if not isinstance(cells, list):
-        raise ValueError("it has no list of cells")
+        raise ValueError("the plan has no list of cells")
     try:
         found = [PlannedCell.model_validate(cell, extra="allow") for cell in cells]
         for cell in found:
-            cell.missing("")  # the identity and the axes must not contradict each other
+            cell.missing("")  # raises if identity and axes contradict each other
     except ValidationError as error:
         raise ValueError(first_error(error)) from error
     return found
@@ -68,7 +69,8 @@ def plan_cells(plan: Any) -> list[PlannedCell]:
 def missing_records(plans: list[PlannedCell], records: Iterable[Record]) -> list[Record]:
     """Return one `missing` record per planned image without a finished record.
 
-    An image whose record has no hash (one that failed) is listed too; `by_image` merges the two.
+    An image whose record has no hash (a failed image) is listed too; `by_image` merges the two
+    records.
     """
     done = {
         (record.cell, *name_of(record)) for record in records if record.image.sha256 is not None

@@ -1,10 +1,10 @@
-"""The record: what one image of one cell leaves on disk, as one JSON file.
+"""Types of the record, the JSON file that one image of one cell leaves on disk.
 
-All code reads and writes records as these types.
+All code reads and writes records through these types.
 
-A record holds what it takes to trust its numbers: scores with their direction and version, the
-whole configuration, hashes of what went in, and the program that ran. A field that is None was not
-measured or does not apply; it never stands for zero.
+A record holds everything needed to trust its numbers: scores with direction and version, the whole
+configuration, hashes of the inputs, and the versions of the program and its libraries. A field that
+is None was not measured or does not apply; None never stands for zero.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,10 @@ from pydantic import (
 from pydantic_core import from_json
 
 SCHEMA = 3
-"""Raised when a field changes its meaning or goes, and not for a new optional one.
+"""Version of the record format.
 
-A folder of another schema is refused.
+Raised when a field is removed or changes its meaning, but not for a new optional field. A folder
+of another schema is refused.
 """
 
 Status = Literal["done", "failed", "missing"]
@@ -36,7 +37,7 @@ Sha256 = Annotated[str, Field(strict=True, min_length=1)]
 
 
 class Part(BaseModel):
-    """Base of the record's types: immutable, and a misspelt field raises."""
+    """Base of the record's types. Instances are immutable, and a misspelt field raises an error."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants"
@@ -44,101 +45,106 @@ class Part(BaseModel):
 
     @model_serializer(mode="wrap")
     def _with_unknown_fields(self, known: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write what a file held beyond these fields as it was: it may be a newer version's."""
+        """Return the fields as a dict, including unknown ones that a newer version wrote."""
         return known(self) | (self.model_extra or {})
 
 
 class Axes(Part):
-    """The readable values that name a cell; its identity has the rest."""
+    """Readable values that name a cell; its identity contains all other settings."""
 
     backbone: StrictStr
     """The pretrained denoiser, such as gd256."""
     task: StrictStr
-    """The task with its operator and noise, such as sr4."""
+    """The task, meaning an operator and its noise, such as sr4."""
     adaptation: StrictStr
-    """The mode: none, self, knn, random, pixel."""
+    """The adaptation mode: none, self, knn, random, pixel or scd."""
     k: StrictInt | None
-    """K, the number of neighbours asked for; None in modes without neighbours."""
+    """K, the requested number of neighbours; None in modes without neighbours."""
     adapter: StrictStr | None
-    """full or lora; None without adaptation."""
+    """The adapter, full or lora; None without adaptation."""
     sampler: StrictStr
-    """What restores x from y, such as adir or ddrm."""
+    """The sampler, such as adir or ddrm."""
     seed: StrictInt
-    """Of sampler, adaptation and random neighbours; 0 for methods that draw nothing."""
+    """The seed of sampler, adaptation and random neighbours; 0 for deterministic methods."""
 
 
 class TestImage(Part):
-    """The test image, x."""
+    """Test image x, the ground truth of a restoration."""
 
-    __test__ = False  # its name would make pytest collect it
+    __test__ = False  # pytest collects classes whose names begin with Test
 
     id: StrictStr
-    """Its name in the data set, for people; `sha256` says which image it is."""
+    """Its name in the data set, a label for people. `sha256` identifies the image."""
     data: StrictStr | None = None
-    """Name of the data set, for people."""
+    """The name of the data set, a label for people."""
     sha256: Sha256 | None = None
-    """`adir.images.hash_of_image` of x; None in a record that failed."""
+    """The hash of x from `adir.images.hash_of_image`; None in a failed record."""
     cluster: StrictStr | None = None
-    """Images of one cluster, such as fields of one photograph, count as one in means and tests;
-    None: a cluster of its own.
+    """The cluster that the image belongs to; None if it is alone in its cluster.
+
+    Images of one cluster, such as crops of one photograph, count as one in means and tests.
     """
     manifest: str | None = None
-    """SHA-256 of the data set's manifest, a list of its images in RESULTS/manifests."""
+    """The SHA-256 of the data set's manifest, a list of its images in RESULTS/manifests."""
     licence: str | None = None
-    """The image's licence as the data set tells it, for whoever shows the image."""
+    """The image's licence according to the data set, needed to publish the image."""
     author: str | None = None
-    """Its author as the data set tells it, whom many licences ask to name."""
+    """The image's author according to the data set; many licences require this name."""
     source: str | None = None
-    """Where the data set found it, often a URL."""
+    """The origin of the image according to the data set, often a URL."""
 
 
 class Measurement(Part):
-    """y = A x + e, which every method of a task shares."""
+    """Measurement y = A x + e, shared by all methods of a task."""
 
     sha256: Sha256
-    """`hash_of_image` of y: rows whose y differ are never compared."""
+    """The `hash_of_image` of y. Rows with different y are never compared."""
     file: str | None = None
-    """Its PNG, relative to the results folder."""
+    """The PNG of y, relative to the results folder."""
 
 
 class Score(Part):
-    """One metric of one restored image."""
+    """Score of one restored image under one metric."""
 
     value: Finite | None
-    """In the metric's own unit (psnr: dB; residual: grey levels of 255); None where it could not be
-    computed.
+    """The value in the metric's own unit (psnr: dB; residual: grey levels of 255).
+
+    None if it could not be computed.
     """
     direction: Direction
-    """Whether higher or lower is better; none for what is only to be read, such as the residual."""
+    """Whether higher or lower is better; "none" for a diagnostic value, such as the residual."""
     version: StrictStr
-    """Implementation and weights: scores of two versions are never averaged."""
+    """The implementation and the weights. Scores of two versions are never averaged."""
     reason: str | None = None
-    """Why `value` is None."""
+    """The reason why `value` is None."""
     sigma_y: Finite | None = None
-    """Of the residual alone: noise of y in grey levels, which the residual is read beside."""
+    """The noise level of y in grey levels, to compare the residual with; None for other metrics."""
 
 
 class Neighbour(Part):
-    """One image of the corpus that the denoiser was adapted to."""
+    """Neighbour of y, an image of the corpus that the denoiser was adapted to."""
 
     id: StrictStr
     """Its name in the corpus."""
     distance: float | None
-    """To y in the encoder's measure (radians for unit vectors); smaller is nearer.
+    """The distance to y in the encoder's measure (radians for unit vectors); smaller is nearer.
 
-    None where none was taken (random).
+    None for a neighbour drawn at random.
     """
     image: str | None = None
-    """`hash_of_image` of what was trained on."""
+    """The `hash_of_image` of the image that was trained on."""
 
 
 class Search(Part):
-    """How the neighbours were searched for, where the search may miss some."""
+    """Recall of an approximate neighbour search."""
 
     approximate: bool
     """Whether the search may miss neighbours."""
     recall: float
-    """Share of the true K nearest that such a search finds, in [0, 1]; higher is better."""
+    """Measured share of the true K nearest neighbours that the search finds, in [0, 1].
+
+    Higher is better.
+    """
 
 
 class Stratum(Part):
@@ -146,173 +152,186 @@ class Stratum(Part):
 
     t_first: int
     t_last: int
-    """Timesteps of the range, of 1000, both inclusive."""
+    """The first and last of the range's timesteps, of 1000, both inclusive."""
     untuned: float
     adapted: float
-    """Mean squared error of eps before and after fine-tuning, whether that was accepted or not;
-    lower is better.
+    """Mean squared error of eps before and after fine-tuning, even if the update was rejected.
+
+    Lower is better.
     """
 
 
 class HeldOut(Part):
-    """What held-out images said while the denoiser was fine-tuned.
+    """Results on held-out images, by which fine-tuning chose and accepted its update.
 
-    The ground truth is never among them.
-
-    A loss is the mean over ranges of timesteps of the error of eps relative to the untuned
-    denoiser's: below 1 is better.
+    The ground truth is never among these images. A loss is the error of eps relative to the untuned
+    denoiser's, averaged over ranges of timesteps: below 1 is better than untuned.
     """
 
     losses: dict[int, float]
     """{iteration: loss}"""
     kept_iteration: int
-    """The iteration of lowest loss, whose weights were kept."""
+    """The iteration of lowest loss, whose weights are used."""
     alphas: dict[float, float]
-    """{factor of the update: loss}"""
+    """{factor by which the update is scaled: loss}"""
     alpha: float
-    """The factor in use, in [0, 1]; 0 is the untuned denoiser."""
+    """The factor in use, in [0, 1]; 0 gives the untuned denoiser."""
     gate: bool
-    """Whether the adapter is in place only in the strata where its loss fell."""
+    """Whether the adapter is used only in the ranges of timesteps in which its loss fell."""
     fall: float
-    """Fall of the loss on crops, noise and timesteps that chose nothing."""
+    """The mean fall of the loss on crops, noise and timesteps not used to choose the update."""
     standard_error: float
-    """Of `fall` over the held-out images. Where the fall does not exceed it, `alpha` is 0."""
+    """The standard error of `fall` over the held-out images.
+
+    `alpha` is 0 unless `fall` exceeds this error.
+    """
     strata: tuple[Stratum, ...] = ()
-    """The error of eps by ranges of timesteps: where the adaptation helped and where it hurt."""
+    """The error of eps per range of timesteps: where adaptation helped and where it hurt."""
 
 
 class Adapter(Part):
-    """The adapter that was in place while sampling; its tensors and losses lie under `key` in
-    RESULTS/adapters.
+    """Adapter used while sampling.
+
+    Its tensors and losses are stored under `key` in RESULTS/adapters.
     """
 
     key: str
-    """Hash of what made it: cells with equal keys share it."""
+    """The cache key, a hash of everything that determines the adapter.
+
+    Cells with equal keys share the adapter.
+    """
     sha256: str
-    """Of its tensors."""
+    """The SHA-256 of the adapter's tensors."""
     n_layers: int
     n_parameters: int
-    """How many layers and numbers of the network were trained."""
+    """The number of layers, and of parameters, that were trained."""
     training_seconds: float
-    """Wall clock of its training, also where it was found in its store."""
+    """Wall-clock time of the training, even if this cell found the adapter in the cache."""
     first_loss: float | None
     last_loss: float | None
-    """l_simple of the first and the last iteration; a single iteration's loss is at random t and
-    says little.
+    """`l_simple` at the first and at the last iteration.
+
+    A single loss says little, because its timesteps are random.
     """
     k_used: int | None = None
-    """Neighbours that it was trained on, where some of the K were dropped; None: all."""
+    """The number of neighbours trained on, if some of the K were dropped; None if all were used."""
     held_out: HeldOut | None = None
-    """None where nothing was held out."""
+    """The results on held-out images; None if no image was held out."""
 
 
 class OracleError(Part):
-    """The denoiser's mean squared error of eps on the ground truth at one timestep, before and
-    after fine-tuning.
-    """
+    """Mean squared error of eps on the ground truth at one timestep, untuned and adapted."""
 
     t: int
-    """Timestep, of 1000."""
+    """The timestep, of 1000."""
     untuned: float
     adapted: float
-    """With the same noise; equal to `untuned` in a record without an adapter. Lower is better."""
+    """The error after fine-tuning, with the same noise as `untuned`; lower is better.
+
+    Equal to `untuned` in a record without an adapter.
+    """
 
 
 class Sampling(Part):
-    """What the sampler did."""
+    """Statistics of one run of the sampler."""
 
     n_steps: int
-    """Steps from noise to x; 0 for a method without a network."""
+    """The number of steps from noise to x; 0 for a method without a network."""
     capped_steps: int
-    """Steps at which the guidance was lowered to stay stable."""
+    """The number of steps at which the guidance was lowered for stability."""
     network_evaluations: int
-    """Calls of the network, with and without gradient."""
+    """The number of network calls, with or without gradient."""
     gradient_evaluations: int = 0
-    """Those among them that were differentiated, which cost about three times as much."""
+    """The number of network calls with gradient, which cost about three times as much as others."""
 
 
 class Prior(Part):
-    """The pretrained denoiser's past: a prior that was trained on the test set makes a score
-    meaningless.
+    """Training data of the pretrained denoiser.
+
+    Scores are meaningless if the denoiser was trained on the test set.
     """
 
     trained_on: str | None
-    """Data set, as its publisher names it; None where it is not known."""
+    """The training data set, named as by its publisher; None if unknown."""
 
 
 class Record(Part):
-    """One image of one cell: done, failed, or (in tables only) missing."""
+    """Record of one image of one cell: done, failed, or (in tables only) missing."""
 
     schema_version: Literal[3] = Field(default=3, alias="schema")
-    """`SCHEMA` of the version that wrote it; `schema` in the file."""
+    """The `SCHEMA` of the version that wrote the record; the key in the file is `schema`."""
     status: Status
-    """done, failed (see `error`), or missing: planned and without a file."""
+    """One of done, failed (see `error`), and missing (planned, but without a file)."""
     cell: Sha256
-    """SHA-256 of `identity`: which cell this is."""
+    """The SHA-256 of `identity`, which identifies the cell."""
     axes: Axes
     """The cell's readable name."""
     identity: dict[str, Any]
-    """Names, versions and settings of all that changes a pixel (adir.harness.cells.identity)."""
+    """Names, versions and settings of everything that changes a pixel (harness.cells.identity)."""
     seed: StrictInt
-    """That of `axes`."""
+    """The seed, equal to the one in `axes`."""
     image: TestImage
-    """Which image was restored."""
+    """The test image."""
     y: Measurement | None
-    """None in a record that failed or is missing."""
+    """The measurement; None in a failed or missing record."""
     restored: str | None = None
     """The restored PNG, relative to the results folder."""
     scores: dict[str, Score]
-    """{metric: score}; empty in a record that failed or is missing."""
+    """{metric: score}; empty in a failed or missing record."""
     unavailable: dict[str, str] = {}
-    """{metric: why it could not be computed on that machine}"""
+    """{metric: reason why this machine could not compute it}"""
     sampler: Sampling | None = None
-    """None in a record that failed or is missing."""
+    """The sampler's statistics; None in a failed or missing record."""
     neighbours: tuple[Neighbour, ...] = ()
-    """Nearest first."""
+    """The neighbours, nearest first."""
     excluded: tuple[str, ...] = ()
-    """Ids of the corpus that were left out as copies of the test image."""
+    """The ids of corpus images that were excluded as copies of the test image."""
     search: Search | None = None
-    """None where the search was exact."""
+    """The recall of the neighbour search; None if the search was exact."""
     adapter: Adapter | None = None
-    """None without adaptation."""
+    """The adapter; None without adaptation."""
     oracle: tuple[OracleError, ...] = ()
-    """What `oracle-eps-change` is made of, by timestep; empty where it was not measured."""
+    """The errors per timestep from which `oracle-eps-change` is computed; empty if not measured."""
     prior: Prior | None = None
-    """None where the backbone does not tell."""
+    """The training data of the backbone; None if the backbone does not name them."""
     seconds: dict[str, float] = {}
-    """{stage: wall-clock seconds}: measure, retrieve, adapt, sample, oracle, score.
+    """{stage: wall-clock seconds}; stages: measure, retrieve, adapt, sample, oracle, score.
 
-    Near 0 where the product was stored.
+    A stage whose result was cached takes about 0 s.
     """
     process_peak_memory_mb: float | None = None
-    """Of the process so far, earlier images included."""
+    """The peak memory of the process so far, which includes earlier images."""
     error: str | None = None
-    """Of a failed record: the exception, on one line."""
+    """The exception of a failed record, on one line."""
     traceback: str | None = None
-    """Of a failed record, for whoever mends it; None where the input was at fault."""
+    """The traceback of a failed record, for debugging; None if the input was at fault."""
     configuration: dict[str, Any] = {}
-    """The whole resolved configuration, with what changes no pixel."""
+    """The whole resolved configuration, including settings that change no pixel."""
     versions: dict[str, str] = {}
     """{package: version}"""
     commit: str | None = None
-    """Of the checkout that ran, `-dirty` where tracked files differ; None for an installed package.
+    """The commit of the checkout, with `-dirty` if tracked files differ.
+
+    None for an installed package.
     """
     threads: int | None = None
-    """Of torch."""
+    """The number of CPU threads that torch used."""
     path: str = Field(default="", exclude=True)
-    """Its file, relative to the folder or archive it was read from; never part of the file."""
+    """The record's file, relative to its folder or archive; not stored in the file."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        """Raise ValueError where two fields contradict each other: a row is named by one and
-        grouped by the other.
+        """Return the record if no two fields contradict each other.
+
+        Tables name a row by `axes` and group it by `identity`, so both must agree. Raises
+        ValueError.
         """
         if self.seed != self.axes.seed:
-            raise ValueError(f"seed is {self.seed}, that of the axes {self.axes.seed}")
+            raise ValueError(f"seed is {self.seed}, but axes.seed is {self.axes.seed}")
         for name, value in named_by(self.identity).items():
             if getattr(self.axes, name) != value:
                 raise ValueError(
-                    f"axis {name} is {getattr(self.axes, name)!r}, its identity says {value!r}"
+                    f"axes.{name} is {getattr(self.axes, name)!r}, but identity has {value!r}"
                 )
         if self.status == "done":
             if (
@@ -321,32 +340,32 @@ class Record(Part):
             ):
                 raise ValueError("identity.task.version is missing")
             if self.y is None or self.image.sha256 is None:
-                raise ValueError("y and image.sha256 are needed in a record that is done")
+                raise ValueError("a finished record needs y and image.sha256")
         return self
 
     def value(self, metric: str) -> float | None:
-        """The value of a metric; None where the record lacks it."""
+        """Return the value of a metric, or None if the record lacks it."""
         score = self.scores.get(metric)
         return None if score is None else score.value
 
     @property
     def y_file(self) -> str | None:
-        """File of y, relative to the results folder; None where the record names none."""
+        """The PNG of y, relative to the results folder; None if the record names none."""
         return None if self.y is None else self.y.file
 
     @property
     def sigma_y(self) -> float | None:
-        """Noise of y in grey levels; None where the record does not tell."""
+        """The noise level of y in grey levels; None if the record does not contain it."""
         residual = self.scores.get("residual")
         return None if residual is None else residual.sigma_y
 
     def as_json(self) -> dict[str, Any]:
-        """The content of its file."""
+        """Return the record as the JSON content of its file."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the axes that an identity tells: {axis: value}."""
+    """Return {axis: value} for the axes that an identity contains."""
     parts = {name: identity.get(name) for name in ("backbone", "task", "sampler", "adaptation")}
     told = {
         name: part["name"]
@@ -362,9 +381,9 @@ def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    """Return what a scoring found as scores.
+    """Return raw scores ({metric: fields of a `Score`}) as Score objects.
 
-    Raises ValueError, naming the metric, for a value that is no finite number.
+    Raises ValueError, with the metric's name, for an invalid score such as one that is not finite.
     """
     scores = {}
     for name, score in found.items():
@@ -376,29 +395,33 @@ def scores_of(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
 
 
 class OtherSchema(ValueError):
-    """A record that another version of this program can read."""
+    """Error for a record of another schema, which another version of adir can read."""
 
 
 def parse_record(content: Any, path: str = "") -> Record:
-    """Return the record in a JSON value, with the path of its file.
+    """Return the record in a JSON value.
 
-    Fields that this version does not know are kept.
+    Fields unknown to this version are kept.
 
-    Raises ValueError, whose text names the field, where it is none; OtherSchema where it is one of
-    another schema.
+    Args:
+        content: the JSON value.
+        path: stored as the record's `path`.
+
+    Raises:
+        OtherSchema: if the record has another schema.
+        ValueError: if the value is not a valid record; the message names the field.
     """
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     if (schema := content.get("schema")) != SCHEMA:
         raise OtherSchema(
-            f"a record of schema {schema!r}, this version of adir reads schema {SCHEMA}"
+            f"the record has schema {schema!r}, but this version of adir reads schema {SCHEMA}"
         )
     content = content | {"path": path}
     try:
         return Record.model_validate(content)
-    except (
-        ValidationError
-    ):  # wrong, or with fields of a newer version; to allow these takes a third longer
+    except ValidationError:
+        # Invalid, or with fields of a newer version. To allow those at once takes a third longer.
         pass
     try:
         return Record.model_validate(content, extra="allow")
@@ -409,19 +432,16 @@ def parse_record(content: Any, path: str = "") -> Record:
 def json_value(content: bytes) -> Any:
     """Return the value of a JSON file.
 
-    Raises ValueError for what is no JSON, NaN and Infinity included.
+    Raises ValueError if the content is not valid JSON; NaN and Infinity are invalid.
     """
     try:
-        return from_json(content, allow_inf_nan=False)  # in half of json's time
+        return from_json(content, allow_inf_nan=False)  # twice as fast as json.loads
     except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from error
+        raise ValueError(f"invalid JSON: {error}") from error
 
 
 def first_error(error: ValidationError) -> str:
-    """Return the first fault of a record in a few words:
-
-    `axes.k: Input should be a valid integer`.
-    """
+    """Return the first error as text, such as `axes.k: Input should be a valid integer`."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]

@@ -1,4 +1,4 @@
-"""Read records of several results folders and submissions; a duplicate record counts once."""
+"""Records of several results folders and submissions. A duplicate record counts once."""
 
 import zipfile
 from collections.abc import Sequence
@@ -17,29 +17,28 @@ from adir.harness.records.planned import PlannedCell, missing_records, plan_cell
 from adir.harness.records.record import Record
 
 Place = tuple[str, str | None, str]
-"""(cell, SHA-256 of the image or else the name of its data set, its id): what there is one record
-of.
-"""
+"""(cell, SHA-256 of the image or else its data set, image id), which identifies a record."""
 
 
 @dataclass
 class Sources:
-    """All that was read."""
+    """Records and plans read from several sources."""
 
     records: dict[Place, Record] = field(default_factory=dict)
-    """Each with `path`, relative to its source."""
+    """{identifying key: record}; the `path` of a record is relative to its source."""
     origins: dict[Place, Path] = field(default_factory=dict)
-    """The source each record was first found in."""
+    """{identifying key: first source that contained the record}"""
     places: dict[tuple[str, str | None, str], Place] = field(default_factory=dict)
-    """By (cell, data set, id)."""
+    """{(cell, data set, id): key in `records`}"""
     plans: dict[tuple[Path, str], list[PlannedCell]] = field(default_factory=dict)
-    """{(source, name in it): cells} of every plan that can be read."""
+    """{(source, file name): cells} of every readable plan."""
     notes: list[str] = field(default_factory=list)
-    """One note per file that could not be read."""
+    """One note per unreadable file."""
 
     def counted(self) -> tuple[list[Record], list[Record], list[str]]:
-        """(records, records of status `missing` for whatever a plan names and no record is there
-        of, notes), each image under one name and once in a cell: see `by_image`.
+        """Return (records, `missing` records of planned images without one, notes).
+
+        Each image has one name and counts once per cell (see `by_image`).
         """
         records = list(self.records.values())
         planned = [cell for cells in self.plans.values() for cell in cells]
@@ -53,10 +52,13 @@ class Sources:
 
 
 def read_sources(sources: Sequence[Path]) -> Sources:
-    """The records of folders and submissions.
+    """Read the records and plans of results folders and submissions.
 
-    A damaged record in a folder is named in the notes; one in a submission, two unlike records of
-    one place, and none at all raise InputError.
+    A damaged record in a folder only adds a note.
+
+    Raises:
+        InputError: for a damaged record in a submission, for duplicates with different results, or
+            if no record was found.
     """
     found = Sources()
     with uncollected():
@@ -64,29 +66,29 @@ def read_sources(sources: Sequence[Path]) -> Sources:
             if source.is_dir():
                 read_folder(source, found)
             elif not source.exists():
-                raise InputError(f"{source}: no such folder or submission")
+                raise InputError(f"{source}: no such folder or submission; check the path")
             elif zipfile.is_zipfile(source):
                 read_archive(source, found)
             else:
                 raise InputError(
-                    f"{source}: neither a results folder nor a submission (a .zip that `adir "
-                    "submit` wrote)"
+                    f"{source} is neither a results folder nor a submission; name a folder, or a "
+                    ".zip written by `adir submit`"
                 )
     if not found.records:
         names = ", ".join(map(str, sources))
         raise InputError(
-            f"{names}: no records below it; `adir run ... results={sources[0]}` makes them"
+            f"{names}: no records found; create some with `adir run ... results={sources[0]}`"
         )
     return found
 
 
 def plans_of(found: Sources, source: Path) -> list[str]:
-    """Return the paths of a source's plans that a submission may hold."""
+    """Return the paths of a source's plans, restricted to names that a submission may hold."""
     return [name for origin, name in found.plans if origin == source and kind_of(name) == "plan"]
 
 
 def read_archive(path: Path, found: Sources) -> None:
-    """Add the records and the plan of a submission."""
+    """Add the records and plans of a submission to `found`."""
     archive = open_archive(path)
     for record in archive.records():
         add(found, record, path)
@@ -94,7 +96,7 @@ def read_archive(path: Path, found: Sources) -> None:
 
 
 def read_folder(folder: Path, found: Sources) -> None:
-    """Add the records and the plans of a results folder."""
+    """Add the records and plans of a results folder to `found`."""
     for item in all_records(folder):
         if isinstance(item, DamagedFile):
             found.notes.append(str(item))
@@ -105,37 +107,38 @@ def read_folder(folder: Path, found: Sources) -> None:
             found.plans[folder, plan.relative_to(folder).as_posix()] = plan_cells(read_json(plan))
         except ValueError as error:
             found.notes.append(
-                f"{plan}: damaged plan ({error}); what it planned is not counted as missing"
+                f"{plan}: damaged plan ({error}); its missing images are not counted"
             )
 
 
 def add(found: Sources, record: Record, source: Path) -> None:
-    """Add a record once.
+    """Add a record unless it is a duplicate.
 
-    Raises InputError if the records so far have another result for its cell and image.
+    Raises InputError if an earlier record of the same cell and image has another result.
     """
     cell, image = record.cell, record.image
     place: Place = (cell, image.sha256 or set_of(record), image.id)
-    place = found.places.setdefault((cell, *name_of(record)), place)  # one that failed has no hash
+    place = found.places.setdefault((cell, *name_of(record)), place)  # a failed image has no hash
     first = found.records.setdefault(place, record)
     found.origins.setdefault(place, source)
     if first is not record and (field_name := disagreement(first, record)):
         raise InputError(
-            f"{found.origins[place] / str(first.path)} and {source / str(record.path)}: records "
-            "of one cell and image that "
-            f"differ in {field_name}; remove the one that is wrong, or make tables of the two apart"
+            f"{found.origins[place] / str(first.path)} and {source / str(record.path)} are records "
+            f"of the same cell and image but differ in {field_name}; remove the wrong record, or "
+            "make a separate table of each"
         )
 
 
 def disagreement(one: Record, other: Record) -> str | None:
-    """Return the first part of the result in which two records differ, or None."""
+    """Return the name of the first field in which two records of one image differ, or None."""
     ours, theirs = result_of(one), result_of(other)
     return next((name for name in ours | theirs if ours.get(name) != theirs.get(name)), None)
 
 
 def result_of(record: Record) -> dict[str, Any]:
-    """Return what duplicates of a record must agree in; seconds, versions and paths may differ
-    between machines.
+    """Return the fields in which duplicates of a record must agree.
+
+    Other fields, such as seconds, versions and paths, may differ between machines.
     """
     found = {name: getattr(record, name) for name in ("status", "axes", "identity", "error")}
     found |= {f"score {name}": score for name, score in record.scores.items()}

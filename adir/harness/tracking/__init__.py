@@ -1,1 +1,1 @@
-"""Records sent elsewhere: CSV, TensorBoard, Weights & Biases."""
+"""Trackers, which copy records to CSV, TensorBoard or Weights & Biases."""

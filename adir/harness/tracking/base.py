@@ -1,6 +1,4 @@
-"""What trackers share: a guard through which no failure gets out; a cell's records as a table, a
-summary and loss curves.
-"""
+"""Base of the trackers, and the table, summary and loss curves of a cell that they log."""
 
 import threading
 from collections.abc import Callable
@@ -19,13 +17,12 @@ T = TypeVar("T")
 
 
 class Tracking:
-    """Where a cell's progress is logged besides its records.
+    """Tracker that logs nothing (tracking=none), and base of the other trackers.
 
-    This one logs nothing (tracking=none); the others derive from it.
-
-    A record is worth more than a line elsewhere: a tracker's own failures are said once, on one
-    line, after which it is silent for the rest of the cell. A subclass has `called` (its name in
-    that line) and `opened`, `told` and `closed`; each may raise anything.
+    A tracker logs a cell's progress in addition to its records. A subclass sets `called`, its name
+    in warnings, and overrides any of `opened`, `told` and `closed`. These may raise any exception.
+    The tracker then prints one line and stays silent for the rest of the cell, because a record is
+    worth more than a log entry.
     """
 
     called = "tracking"
@@ -35,35 +32,41 @@ class Tracking:
         self.grid: str | None = None
 
     def start(self, cell: Cell, grid: str | None = None) -> None:
-        """Begin a cell, before its first image. grid: the hash that cells of one grid share; None
-        for a cell alone.
+        """Begin a cell, before its first image.
+
+        Args:
+            cell: the cell.
+            grid: hash of the grid that contains the cell; None for a single cell.
         """
         self.cell, self.grid = cell, grid
         self._guarded(lambda: self.opened(cell))
 
     def record(self, record: Record, image: Path) -> None:
-        """Take a record that was just written. image: the restored image; there only where the
-        record's status is done.
+        """Log a record that was just written.
+
+        Args:
+            record: the record.
+            image: path of the restored image, which exists only if the record's status is done.
         """
         self._guarded(lambda: self.told(record, image))
 
     def finish(self) -> None:
-        """End the cell, also when it stopped with an error."""
+        """End the cell, even if it stopped with an error."""
         cell = self.cell
         if cell is not None:
             self._guarded(lambda: self.closed(cell))
         self.cell = None
 
     def opened(self, cell: Cell) -> None:
-        """Begin a cell."""
+        """Begin a cell, as `start` does; overridden by trackers."""
 
     def told(self, record: Record, image: Path) -> None:
-        """Log one image."""
+        """Log one record, as `record` does; overridden by trackers."""
 
     def closed(self, cell: Cell) -> None:
-        """End the cell.
+        """End the cell, as `finish` does; overridden by trackers.
 
-        Its records on disk say everything, also of images that were there before.
+        The records on disk are complete and include images finished by earlier runs.
         """
 
     def _guarded(self, call: Callable[[], None]) -> None:
@@ -78,11 +81,13 @@ class Tracking:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Return what the call returns, or raise what it raises; TimeoutError where it takes longer,
-    and then it is left to itself.
+    """Return the result of `call`, or raise its exception.
 
-    In a thread of its own: a library that waits for a server that is gone must not hold up the next
-    cell.
+    The call runs in a thread of its own, so that a library that waits for a dead server does not
+    delay the next cell.
+
+    Raises:
+        TimeoutError: if the call takes longer than `seconds`. Its thread is then left running.
     """
     answer: Future[T] = Future()
 
@@ -100,16 +105,15 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def records_of(cell: Cell) -> list[Record]:
-    """Return the records of the cell that are there, in the order of its images; damaged ones are
-    left out.
-    """
+    """Return the readable records of the cell, in the order of its images."""
     found = (cell.ledger.peek(image_id) for image_id in cell.data.ids)
     return [record for record in found if record is not None]
 
 
 def table_of(records: list[Record]) -> list[dict[str, Any]]:
-    """Return a row per image: its status, restored image (a path in the results folder), scores, y,
-    seconds, error.
+    """Return one row per image: status, restored image, scores, y, seconds and error.
+
+    Paths are relative to the results folder.
     """
     metrics = dict.fromkeys(name for record in records for name in record.scores)
     return [
@@ -127,12 +131,15 @@ def table_of(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
-    """Return each metric's mean over clusters, `_se`, and `_low` and `_high` of the 95 % interval
-    where there is one; counts.
+    """Return counts of images, and statistics of each metric if every image is done.
 
-    n_images: of the cell, with those that have no record yet. As in the leaderboard: a mean that
-        lacks an image, as one
-    failed or the cell was interrupted, is missing, and so is no key here.
+    The statistics are the mean over clusters, its standard error (`_se`), and the ends of its 95 %
+    interval (`_low`, `_high`) if there is one. The mean seconds and the largest number of network
+    evaluations are added. As in the leaderboard, there is no mean if an image is missing or failed.
+
+    Args:
+        records: the records of the cell.
+        n_images: number of images of the cell, including those without a record.
     """
     done = [record for record in records if record.status == "done"]
     summary: dict[str, float | int] = {"images": len(done), "failed": len(records) - len(done)}
@@ -153,8 +160,9 @@ def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
 
 
 def loss_curves(cell: Cell, records: list[Record]) -> dict[str, list[float]]:
-    """Return {image: loss of each training iteration}, from the facts stored with the adapters;
-    empty without adaptation.
+    """Return {image: loss at each training iteration}, read from the adapter cache.
+
+    An image without adaptation has no curve.
     """
     adapters = {
         record.image.id: record.adapter.key for record in records if record.adapter is not None
@@ -167,5 +175,5 @@ def loss_curves(cell: Cell, records: list[Record]) -> dict[str, list[float]]:
 
 
 def mean_curve(curves: dict[str, list[float]]) -> list[float]:
-    """Return the mean over images at each iteration, as far as the shortest goes."""
+    """Return the mean over images at each iteration, up to the end of the shortest curve."""
     return [sum(losses) / len(losses) for losses in zip(*curves.values(), strict=False)]

@@ -1,4 +1,4 @@
-"""The tracker csv: a line per image, and the losses of adaptation."""
+"""CSV tracker: one line per image, and the losses of adaptation."""
 
 from pathlib import Path
 
@@ -9,22 +9,23 @@ from adir.harness.tracking.base import Record, Tracking, loss_curves, records_of
 
 
 class CsvTracking(Tracking):
-    """RESULTS/tracking/CELL.csv, a line per image, and CELL-losses.csv, a column per adapted image.
+    """Tracker that writes CSV files to RESULTS/tracking.
 
-    Each is written whole and atomically after every record, so it can be watched, and two workers
-    on one cell agree.
+    CELL.csv has one line per image, and CELL-losses.csv one column per adapted image. Both files
+    are rewritten atomically after every record, so they can be read during a run, and two workers
+    on one cell write the same content.
     """
 
     called = "tracking=csv"
 
     def told(self, record: Record, image: Path) -> None:
-        """Write both files anew."""
+        """Rewrite both files."""
         assert self.cell is not None
         self.closed(self.cell)
 
     def closed(self, cell: Cell) -> None:
-        """Write both files anew."""
-        import pandas as pd  # 0.6 s to import, and only this tracker needs it
+        """Rewrite both files."""
+        import pandas as pd  # takes 0.6 s to import, and only this tracker needs it
 
         records = records_of(cell)
         if not records:

@@ -1,4 +1,4 @@
-"""TensorBoard: one run per cell, in RESULTS/tensorboard."""
+"""TensorBoard tracker: one run per cell, in RESULTS/tensorboard."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from adir.images import read_png
 
 
 class TensorboardTracking(Tracking):
-    """RESULTS/tensorboard/CELL: scores and restored image of each image (its number is the step),
-    the mean loss of adaptation per iteration, and the cell's axes with the mean of each score (the
-    HPARAMS tab).
+    """Tracker that writes a TensorBoard run to RESULTS/tensorboard/CELL.
 
-    Running a cell again adds another events file, whose values TensorBoard shows in place of the
+    The run has the scores and the restored image of each image, whose position in the test set is
+    the step. It also has the mean loss of adaptation per iteration, and, in the HPARAMS tab, the
+    cell's axes with the mean of each score.
+
+    A second run of the cell adds an events file, whose values TensorBoard shows in place of the
     earlier ones.
     """
 
@@ -33,16 +35,15 @@ class TensorboardTracking(Tracking):
 
     def opened(self, cell: Cell) -> None:
         """Open the events file."""
-        from torch.utils.tensorboard import (
-            SummaryWriter,  # a second to import, and only this tracker needs it
-        )
+        # This import takes a second, and only this tracker needs it.
+        from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(
             str(Layout(cell.results).tensorboard / "-".join(cell.identity.folder.parts[1:]))
         )
 
     def told(self, record: Record, image: Path) -> None:
-        """Scores and image."""
+        """Log the scores and the restored image of one record."""
         assert self.cell is not None
         step = self.cell.data.ids.index(record.image.id)
         for name, score in record.scores.items():
@@ -52,7 +53,7 @@ class TensorboardTracking(Tracking):
             self._writer.add_image("restored", (read_png(image) + 1) / 2, step)
 
     def closed(self, cell: Cell) -> None:
-        """Losses and means, then the file is closed."""
+        """Log losses and means, and close the events file."""
         records = records_of(cell)
         for iteration, loss in enumerate(mean_curve(loss_curves(cell, records)), start=1):
             self._writer.add_scalar("adaptation/loss", loss, iteration)

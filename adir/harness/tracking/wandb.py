@@ -1,6 +1,7 @@
-"""Weights & Biases: one run per cell.
+"""Weights & Biases tracker: one run per cell.
 
-It is told; it never decides, and its failures cost nothing but themselves.
+It only receives copies of the records. No result depends on it, and its failures do not stop a
+cell.
 """
 
 import configparser
@@ -36,25 +37,30 @@ T = TypeVar("T")
 
 
 class WandbTracking(Tracking):
-    """One run per cell: id = the cell's hash, so that running it again updates it; group = the
-    grid's hash; job type = mode.
+    """Tracker that logs one W&B run per cell.
 
-    It has the configuration, scores per image (as history, and as a table with images), the mean of
-    each score with its interval (summary), the mean loss of adaptation per iteration, and, with the
-    last cell of a grid, the leaderboard as an artifact.
+    The run's id is the cell's hash, so that running a cell again updates its run. Its group is the
+    grid's hash and its job type is the adaptation mode.
 
-    mode: online, offline or disabled; None is online where a key is set (WANDB_API_KEY, or `wandb
-        login`) and the network
-    answers, and else offline: the runs then lie in RESULTS/wandb until `adir sync RESULTS`.
-    patience: seconds that W&B may take to start, to log and to finish, each. After a silence that
-        long this process asks
-    it no more.
+    The run has the configuration, the scores per image (as history, and as a table with images),
+    the mean of each score with its interval (summary), and the mean loss of adaptation per
+    iteration. The run of a grid's last cell also has the leaderboard as an artifact.
+
+    Args:
+        project: W&B project.
+        entity: W&B user or team; None is W&B's default.
+        mode: online, offline or disabled. None is online if a key is set (WANDB_API_KEY or
+            `wandb login`) and the network answers, else offline. Offline runs lie in RESULTS/wandb
+            until `adir sync RESULTS`.
+        patience: seconds that W&B may take to start, to log and to finish, each. After a longer
+            silence, this process no longer calls it.
     """
 
     called = "W&B"
     silent: ClassVar[bool] = False
-    """Whether W&B once gave no answer in this process: its service is then gone, and each cell
-    would wait for it anew.
+    """Whether a call of W&B timed out in this process.
+
+    Its service is then gone, and each later cell would wait for it again.
     """
 
     def __init__(
@@ -69,14 +75,17 @@ class WandbTracking(Tracking):
         self._run: Any = None
 
     def opened(self, cell: Cell) -> None:
-        """Open the run, offline where the network does not answer and no mode was asked for."""
+        """Open the run.
+
+        The run is offline if no mode was set and there is no key or no answer from the network.
+        """
         if WandbTracking.silent:
-            self.cell = None  # said once, when it fell silent
+            self.cell = None  # the timeout itself printed a warning
             return
         mode: Mode = self.mode or ("online" if key_for(server_of()) else "offline")
         cell.results.mkdir(parents=True, exist_ok=True)
-        # The images of a table would be put into the home folder, and not travel with
-        # RESULTS/wandb.
+        # By default, the images of a table are stored in the home folder, so a copy of
+        # RESULTS/wandb would lack them.
         os.environ.setdefault("WANDB_DATA_DIR", str(Layout(cell.results.absolute()).wandb))
         try:
             self._run = self._ask(lambda: self._open(cell, mode))
@@ -90,7 +99,7 @@ class WandbTracking(Tracking):
             self._run = self._ask(lambda: self._open(cell, "offline"))
 
     def _open(self, cell: Cell, mode: Mode) -> Any:
-        import wandb  # 2 s to import, and only this tracker needs it
+        import wandb  # takes 2 s to import, and only this tracker needs it
 
         axes = cell.identity.axes
         tags = [axes.backbone, axes.task, axes.sampler, axes.adaptation, axes.adapter]
@@ -103,9 +112,8 @@ class WandbTracking(Tracking):
             group=self.grid,
             job_type=axes.adaptation,
             config=cell.configuration | {"cell": cell.identity.sha256, "grid": self.grid},
-            tags=list(
-                dict.fromkeys(str(tag)[:64] for tag in tags if tag is not None)
-            ),  # 64: W&B refuses longer ones
+            # W&B refuses tags of more than 64 characters.
+            tags=list(dict.fromkeys(str(tag)[:64] for tag in tags if tag is not None)),
             mode=mode,
             dir=str(cell.results),
             resume="allow" if mode == "online" else None,
@@ -118,7 +126,7 @@ class WandbTracking(Tracking):
         )
 
     def told(self, record: Record, image: Path) -> None:
-        """Scores of one image."""
+        """Log the scores of one image."""
         scores = {name: score.value for name, score in record.scores.items()}
         self._ask(
             lambda: self._run.log(
@@ -127,7 +135,7 @@ class WandbTracking(Tracking):
         )
 
     def closed(self, cell: Cell) -> None:
-        """Table, losses, summary and leaderboard; then the run is closed, whatever became of those."""
+        """Log table, losses, summary and leaderboard, and close the run even if logging fails."""
         run = self._run
         try:
             self._ask(lambda: self._report(run, cell))
@@ -180,7 +188,10 @@ class WandbTracking(Tracking):
 
 
 def grid_is_done(results: Path, grid: str | None) -> bool:
-    """Whether every image of a grid has its record; a cell alone is done when it ends."""
+    """Return whether every image of a grid has a record; True without a grid.
+
+    A single cell without a grid calls this function only at its end.
+    """
     if grid is None:
         return True
     plans = plan_cells(read_json(Layout(results).plan(grid)))
@@ -188,13 +199,13 @@ def grid_is_done(results: Path, grid: str | None) -> bool:
 
 
 def server_of() -> str:
-    """The address of W&B's server:
+    """Return the address of the W&B server.
 
-    WANDB_BASE_URL, else what `wandb login --host` wrote, else W&B's own.
+    It is WANDB_BASE_URL, else the host saved by `wandb login --host`, else W&B's public server.
     """
     settings = configparser.ConfigParser(interpolation=None)
     folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
-    with suppress(OSError, configparser.Error):  # W&B itself says what is wrong with it
+    with suppress(OSError, configparser.Error):  # W&B itself reports a bad file
         settings.read(f"{folder}/settings")
     configured = os.environ.get("WANDB_BASE_URL") or settings.get(
         "default", "base_url", fallback=None
@@ -203,12 +214,12 @@ def server_of() -> str:
 
 
 def key_for(server: str) -> str | None:
-    """The W&B key at hand: of the environment, or of ~/.netrc after `wandb login`."""
+    """Return the W&B key from the environment, or from ~/.netrc after `wandb login`, or None."""
     if os.environ.get("WANDB_API_KEY"):
         return os.environ["WANDB_API_KEY"]
     try:
         path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
         login = netrc.netrc(path).authenticators(urllib.parse.urlsplit(server).hostname or server)
-    except (OSError, netrc.NetrcParseError):  # none, or not to be read
+    except (OSError, netrc.NetrcParseError):  # missing or unreadable
         return None
     return login[2] if login is not None else None

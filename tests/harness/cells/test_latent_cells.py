@@ -86,7 +86,7 @@ def test_a_user_s_own_image_is_enlarged_four_times(
     "overrides, words",
     [
         (["task=deblur"], "which task deblur does not ask"),
-        (["task=sr4", "sampler=adir"], "sampler=adir does not go with backbone=sd_x4"),
+        (["task=sr4", "sampler=adir"], "sampler=adir does not work with backbone=sd_x4"),
         (["task=sr4", "backbone=embedded", "sampler=sd_x4"], "is for the x4 upscaler"),
         (["task=sr4", "sampler.noise_level=400"], "noise_level=400"),
         (["task=sr4", "oracle=true"], "oracle=true needs a pixel backbone"),
@@ -122,7 +122,7 @@ def test_a_backbone_brings_what_goes_with_it(
     assert cell.scoring.metrics[0].name == ("psnr" if x4 else "clip-prompt")
     if not x4:
         with pytest.raises(
-            InputError, match=r"data.path is missing: say data.path=.*; also: .* needs a folder"
+            InputError, match=r"data.path is missing: set data.path=.*; also: .* needs a folder"
         ):
             resolve_cell(compose([f"backbone={name}"]))
     # The weights are not here: one line that says how to get them.

@@ -41,7 +41,7 @@ def test_a_folder_of_another_schema_is_refused_in_one_line_and_stays(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for refused in refusing:
         with pytest.raises(
-            InputError, match=rf"schema {schema!r}, this version of adir reads"
+            InputError, match=rf"schema {schema!r}, but this version of adir reads"
         ) as raised:
             refused()
         assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)

@@ -121,7 +121,7 @@ def test_a_table_names_a_damaged_record_and_leaves_it_in_place(tmp_path: Path) -
     for _ in range(2):
         (found,) = all_records(tmp_path)
         assert isinstance(found, DamagedFile) and str(found).startswith(
-            f"{path}: damaged record (no JSON: "
+            f"{path}: damaged record (invalid JSON: "
         )
     assert [file.name for file in path.parent.iterdir()] == ["a.json"]
     assert Ledger(tmp_path / CELL).peek("a") is None and path.exists()

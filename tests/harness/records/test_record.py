@@ -151,18 +151,16 @@ WRONG: dict[str, dict[str, Any]] = {
         "neighbours": [{"id": "n", "distance": 1.0}, {"distance": 1.0}]
     },
     "adapter: Input should be a valid dictionary": {"adapter": "lora"},
-    "axis task is 'sr4', its identity says 'deblur'": {"identity.task.name": "deblur"},
-    "axis backbone is 'made', its identity says 'gd256'": {"identity.backbone.name": "gd256"},
-    "axis sampler is 'dps', its identity says 'adir'": {"axes.sampler": "dps"},
-    "axis adaptation is 'none', its identity says 'knn'": {"axes.adaptation": "none"},
-    "axis adapter is 'full', its identity says 'lora'": {
-        "identity.adaptation.adapter.name": "lora"
-    },
-    "axis k is 5, its identity says 2": {"axes.k": 5},
-    "axis seed is 0, its identity says 1": {"identity.seed": 1},
-    "seed is 1, that of the axes 0": {"seed": 1},
+    "axes.task is 'sr4', but identity has 'deblur'": {"identity.task.name": "deblur"},
+    "axes.backbone is 'made', but identity has 'gd256'": {"identity.backbone.name": "gd256"},
+    "axes.sampler is 'dps', but identity has 'adir'": {"axes.sampler": "dps"},
+    "axes.adaptation is 'none', but identity has 'knn'": {"axes.adaptation": "none"},
+    "axes.adapter is 'full', but identity has 'lora'": {"identity.adaptation.adapter.name": "lora"},
+    "axes.k is 5, but identity has 2": {"axes.k": 5},
+    "axes.seed is 0, but identity has 1": {"identity.seed": 1},
+    "seed is 1, but axes.seed is 0": {"seed": 1},
     "identity.task.version is missing": {"identity.task": {"name": "sr4"}},
-    "y and image.sha256 are needed in a record that is done": {"y": None},
+    "a finished record needs y and image.sha256": {"y": None},
 }
 
 
@@ -177,7 +175,7 @@ def test_what_is_wrong_or_contradicts_itself_is_refused_by_its_name(message: str
 @pytest.mark.parametrize("name", ["y", "image"])
 def test_only_what_is_done_needs_hashes(name: str) -> None:
     change = {"y": None} if name == "y" else {"image.sha256": None}
-    with pytest.raises(ValueError, match="needed in a record that is done"):
+    with pytest.raises(ValueError, match="a finished record needs y and image.sha256"):
         changed(made_record(), change)
     assert changed(made_record(), change | {"status": "failed"}).status == "failed"
 
@@ -194,7 +192,7 @@ def test_a_file_with_a_number_that_json_has_no_word_for_is_refused(field: str, n
     text = json.dumps(changed(made_record(), {"configuration.weight": 1.0}).as_json())
     spoilt = re.sub(f'"{field}": [0-9.]+', f'"{field}": {number}', text)
     assert spoilt != text
-    with pytest.raises(ValueError, match="no JSON: "):
+    with pytest.raises(ValueError, match="invalid JSON: "):
         parse_record(json_value(spoilt.encode()))
 
 
@@ -202,7 +200,7 @@ def test_a_file_with_a_number_that_json_has_no_word_for_is_refused(field: str, n
 def test_a_record_of_another_schema_is_none_of_ours(schema: object) -> None:
     content = made_record().as_json() | {"schema": schema}
     with pytest.raises(
-        OtherSchema, match=f"schema {schema!r}, this version of adir reads schema 3"
+        OtherSchema, match=f"schema {schema!r}, but this version of adir reads schema 3"
     ):
         parse_record(content)
     del content["schema"]

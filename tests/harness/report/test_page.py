@@ -309,7 +309,7 @@ def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> 
 def test_what_cannot_be_reported_is_said_in_one_line(results: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such results folder"):
         write_report(tmp_path / "nothing", None, figures=False)
-    with pytest.raises(InputError, match="no records below it"):
+    with pytest.raises(InputError, match="no records found"):
         write_report(tmp_path, None, figures=False)
     with pytest.raises(InputError, match="is a folder; name the HTML file"):
         write_report(results, tmp_path, figures=False)

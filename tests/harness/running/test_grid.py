@@ -189,7 +189,7 @@ def test_a_mode_that_tunes_while_it_samples_runs_with_dds_and_with_no_other_samp
     refused = adir("run", *words)
     assert refused.status == 2 and refused.err.count("\n") == 1
     assert (
-        "scd tunes the network while it samples, which sampler adir does not do: use sampler=dds"
+        "scd tunes the network during sampling, which sampler adir does not support: use sampler=dds"
         in refused.err
     )
     assert adir("run", *words, "sampler=dds").status == 0
@@ -323,7 +323,7 @@ def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(
 ) -> None:
     finished = adir("plan", "-m", *tiny, "adaptation=none,knn", "k=2,99", f"results={tmp_path}")
     assert finished.status == 2
-    assert "(1) K=99 neighbours asked of a corpus of 6 images" in finished.out
+    assert "(1) K=99 neighbours requested from a corpus of 6 images" in finished.out
     assert re.search(r"embedded sr4 knn k=99 full seed=0 +│ +– │ CANNOT RUN \(1\)", finished.out)
     assert re.search(r"embedded sr4 knn k=2 full seed=0 +│ +3 │ 3 to do", finished.out)
 

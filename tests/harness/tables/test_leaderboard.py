@@ -203,7 +203,7 @@ def test_records_of_different_task_versions_are_refused_and_both_are_named() -> 
     records = two_rows()
     records[-1] = changed(records[-1], {"identity.task.version": 2})
     with pytest.raises(
-        InputError, match=either("task sr4: version {1 in knn-20-0}, {2 in knn-20-1};")
+        InputError, match=either("task sr4: version is {1 in knn-20-0} but {2 in knn-20-1};")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -212,7 +212,7 @@ def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1] = changed(records[-1], {"y.sha256": "0123456789abc"})
     with pytest.raises(
-        InputError, match=r"task sr4, image j of made: y \w+ in knn-20-\d, \w+ in knn-20-\d;"
+        InputError, match=r"task sr4, image j of made: y is \w+ in knn-20-\d but \w+ in knn-20-\d;"
     ) as raised:
         make_board([r for r in records if r.axes.adaptation == "knn"])
     assert "0123456789abc in knn-20-1" in str(raised.value)
@@ -222,7 +222,7 @@ def test_scores_of_different_metric_versions_are_refused_and_both_are_named() ->
     records = two_rows()
     records[-1] = changed(records[-1], {"scores.psnr.version": "2"})
     with pytest.raises(
-        InputError, match=either("psnr: version {1 in knn-20-0}, {2 in knn-20-1}; adir score")
+        InputError, match=either("psnr: version is {1 in knn-20-0} but {2 in knn-20-1}; score both")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -521,7 +521,7 @@ def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
     records = two_rows()
     records[3] = changed(records[3], {"scores.psnr.direction": "lower"})
     with pytest.raises(
-        InputError, match=r"metric psnr: direction (higher|lower) in .*, (higher|lower) in "
+        InputError, match=r"metric psnr: direction is (higher|lower) in .* but (higher|lower) in "
     ):
         make_board(records)
 
@@ -581,7 +581,7 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
 def test_other_ground_truths_of_one_name_are_refused() -> None:
     records = two_rows()
     records[0] = changed(records[0], {"image.sha256": "d" * 64})
-    with pytest.raises(InputError, match=r"image a of made: ground truth \w+ in .*, \w+ in "):
+    with pytest.raises(InputError, match=r"image a of made: ground truth is \w+ in .* but \w+ in "):
         make_board(records)
 
 
@@ -625,7 +625,9 @@ def test_images_of_a_renamed_folder_complete_its_table_and_count_once(tmp_path: 
         tmp_path / "elsewhere",
         [changed(other, {"scores.psnr.value": other.scores["psnr"].value + 1})],
     )
-    with pytest.raises(InputError, match="records of one cell and image that differ in score psnr"):
+    with pytest.raises(
+        InputError, match="records of the same cell and image but differ in score psnr"
+    ):
         load_board(tmp_path, tmp_path / "elsewhere")
 
 
@@ -657,12 +659,10 @@ def test_files_that_were_renamed_are_the_same_images_and_their_first_record_coun
     assert [row.estimates for row in board.rows] == [
         row.estimates for row in make_board(records).rows
     ]
-    assert any(
-        "under several names count once" in note and "za.json" in note for note in board.notes
-    )
+    assert any("under different names" in note and "za.json" in note for note in board.notes)
     put(tmp_path, with_fields(again[:1], {"y.sha256": "another"}))
     ledger_of(tmp_path, again[0]).record_path("a").unlink()
-    with pytest.raises(InputError, match=r"task sr4, image a of made: y \w+ in .*, \w+ in "):
+    with pytest.raises(InputError, match=r"task sr4, image a of made: y is \w+ in .* but \w+ in "):
         load_board(tmp_path)
 
 
@@ -776,10 +776,10 @@ def test_a_truncated_record_is_named_and_missing_and_stays_in_place(tmp_path: Pa
             {"scores": {"psnr": {"value": 1.0, "direction": "sideways", "version": "1"}}},
             "scores.psnr.direction: Input should be 'higher', 'lower' or 'none'",
         ),
-        ({"y": None}, "y and image.sha256 are needed in a record that is done"),
+        ({"y": None}, "a finished record needs y and image.sha256"),
         ({"identity": None}, "identity: Input should be a valid dictionary"),
         ({"status": "perhaps"}, "status: Input should be 'done', 'failed' or 'missing'"),
-        ({"seed": 5}, "seed is 5, that of the axes 1"),
+        ({"seed": 5}, "seed is 5, but axes.seed is 1"),
     ],
     ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
 )
@@ -806,7 +806,7 @@ def test_a_record_whose_axes_are_not_its_identitys_is_named_and_not_counted(
     liar["seed"] = liar["axes"]["seed"]
     path.write_bytes(json_bytes(liar))
     assert any(
-        f"(axis {axis} is {value!r}, its identity says" in note
+        f"(axes.{axis} is {value!r}, but identity has" in note
         for note in load_board(tmp_path).notes
     )
 

@@ -278,7 +278,7 @@ def test_an_image_in_two_clusters_is_refused_and_a_record_that_tells_none_follow
     place = next(n for n, r in enumerate(records) if r.image.cluster)
     records[place] = changed(records[place], {"image.cluster": "another"})
     with pytest.raises(
-        InputError, match=r"image photo0-0 of made: cluster \w+ in .*, \w+ in .*; put them"
+        InputError, match=r"image photo0-0 of made: cluster is \w+ in .* but \w+ in .*; use a"
     ):
         make_board(records)
 
