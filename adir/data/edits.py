@@ -33,9 +33,7 @@ class EditSet(Corpus):
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: no such folder; a set of edits needs {FORMAT}")
-        found = sorted(
-            walk(folder, IMAGE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png"
-        )
+        found = sorted(walk(folder, IMAGE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png")
         # PNG files come last: if NAME.jpg and NAME.png exist, the dict keeps the PNG.
         files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in found}
         self._images: dict[str, Path] = {}
@@ -80,9 +78,7 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
     table, mapping = folder / "prompts.csv", folder / "prompts.json"
     pairs: list[tuple[str, str]] = []
     if not table.is_file() and not mapping.is_file():
-        raise InputError(
-            f"{folder}: no prompts.csv or prompts.json; a set of edits needs {FORMAT}"
-        )
+        raise InputError(f"{folder}: no prompts.csv or prompts.json; a set of edits needs {FORMAT}")
     try:
         if table.is_file():
             pairs = [(row["image"], row["prompt"] or "") for row in read_csv(table)]

@@ -130,5 +130,7 @@ def each_id_once(items: Iterable[Item]) -> Iterator[Item]:
         if times[item.id] == 1:
             yield item
         else:
-            read = functools.partial(fail, "an earlier image of the corpus has the same id; rename one of them")
+            read = functools.partial(
+                fail, "an earlier image of the corpus has the same id; rename one of them"
+            )
             yield Item(f"{item.id} ({times[item.id]})", read, {})

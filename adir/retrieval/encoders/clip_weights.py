@@ -46,8 +46,7 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
     if not published:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         raise InputError(
-            f"CLIP {architecture}: unknown tag {tag!r}; choose one of "
-            f"{', '.join([*tags, 'null'])}"
+            f"CLIP {architecture}: unknown tag {tag!r}; choose one of {', '.join([*tags, 'null'])}"
         )
     if published.get("quick_gelu", False) != config.get("quick_gelu", False):
         stem = architecture.removesuffix("-quickgelu")
