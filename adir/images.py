@@ -69,7 +69,7 @@ The sRGB profiles in use differ by rounding.
 MOST_REMARKS = 20  # per kind of warning
 _said: dict[str, set[str]] = {}
 
-# Pillow warns about odd EXIF and TIFF tags, which change no pixel, and about large images, for which
+# Pillow warns about odd EXIF and TIFF tags, which change no pixel, and about large images, although
 # we have our own limit. The filter is set once, because `warnings.catch_warnings` around each call
 # is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")

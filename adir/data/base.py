@@ -48,7 +48,9 @@ class NeighbourIndex(Protocol):
     def search(
         self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None
     ) -> tuple[list[list[str]], Tensor]:
-        """Return the k nearest images of each query: ids [Q][k] and distances (Q, k), nearest first.
+        """Return the k nearest images of each query: ids [Q][k] and distances (Q, k).
+
+        The nearest image comes first.
 
         Args:
             queries: (Q, D) embeddings.

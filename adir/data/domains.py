@@ -92,8 +92,8 @@ def corpus_fields() -> tuple[Field, ...]:
 def crops_left(photograph: str) -> int:
     """Return the number of crops of a photograph that are usable for fine-tuning.
 
-    Crops are the cells of a grid of CROP pixels. A crop is usable if no test field depends on any of
-    its pixels, and its standard deviation is at least FLAT grey levels.
+    Crops are the cells of a grid of CROP pixels. A crop is usable if no test field depends on its
+    pixels, and its standard deviation is at least FLAT grey levels.
     """
     scale = scale_of(photograph)
     pixels = reduced(photograph, scale)

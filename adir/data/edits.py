@@ -91,7 +91,7 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
                 ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{table if table.is_file() else mapping}: cannot be read; a set of edits needs {FORMAT}"
+            f"{table if table.is_file() else mapping}: wrong content; a set of edits needs {FORMAT}"
         ) from error
     if not pairs:
         raise InputError(f"{folder}: the prompt file is empty; a set of edits needs {FORMAT}")

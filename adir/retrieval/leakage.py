@@ -225,7 +225,7 @@ def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
 
 
 def near(edges: Interval, step: float) -> list[Interval]:
-    """Return the 9 intervals whose edges are each moved by -step, 0 or +step, clipped to the image."""
+    """Return 9 intervals, whose edges are moved by -step, 0 or +step and clipped to the image."""
     moves = (-step, 0.0, step)
     return [
         (max(0.0, edges[0] + a), min(float(SIDE), edges[1] + b)) for a, b in product(moves, moves)
@@ -252,7 +252,7 @@ def intervals(step: float) -> list[Interval]:
 
 @cache
 def cuts(step: float) -> Tensor:
-    """Return (W, 16, 64) matrices that crop each interval from 64 pixels and resize it to 16 cells."""
+    """Return (W, 16, 64) matrices that crop each interval from 64 pixels, resized to 16 cells."""
     return cutting(intervals(step), SIDE)
 
 
@@ -346,7 +346,7 @@ def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
 
 
 def symmetries(batch: Tensor) -> Tensor:
-    """Return the 8 views of (..., n, n) images, (8, ..., n, n): quarter turns, then mirrored ones."""
+    """Return the 8 views (8, ..., n, n) of (..., n, n) images: 4 quarter turns, then 4 mirrored."""
     return torch.stack(
         [
             torch.rot90(view, turns, (-2, -1))

@@ -8,7 +8,7 @@ from adir.files import read_json, sha256_of_bytes, sha256_of_file, write_json
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: ADIR_CACHE, or else the folder adir in XDG_CACHE_HOME or ~/.cache."""
+    """Return the cache folder: ADIR_CACHE, or else `adir` in XDG_CACHE_HOME or ~/.cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adir"
     return Path(os.environ.get("ADIR_CACHE") or default).expanduser().absolute()
 

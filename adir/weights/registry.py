@@ -319,7 +319,7 @@ def read_entry(path: Path) -> Entry:
 
 
 def entry(name: str) -> Entry:
-    """Return the entry with this name. Raises InputError, which lists all names, if it is unknown."""
+    """Return the entry with this name. Raises InputError if the name is unknown."""
     if name not in registry():
         raise InputError(f"unknown weights {name!r}; choose one of {', '.join(registry())}")
     return registry()[name]

@@ -51,8 +51,8 @@ class Item(NamedTuple):
             least_side: pixels; images with a shorter side are refused.
 
         Raises:
-            InputError: if the image must be rejected, because its name is not UTF-8, its file cannot
-                be read, or `decode` refuses it. The message has one line.
+            InputError: if the image must be rejected, because its name is not UTF-8, its file is
+                unreadable, or `decode` refuses it. The message has one line.
             SourceDown: if no image of the source can be read.
         """
         if storable(self.id) != self.id:

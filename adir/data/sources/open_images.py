@@ -150,8 +150,8 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
     """Yield (offset in bytes, number of lines) of each part of a list.
 
-    A part has up to PART bytes, extended to the end of its last line. The number of lines can exceed
-    the number of rows, because a title may contain a line break.
+    A part has up to PART bytes, extended to the end of its last line. There can be more lines than
+    rows, because a title may contain a line break.
     """
     with open(path, "rb") as file:
         file.readline()

@@ -17,7 +17,9 @@ from adir.images import require_unit, to_uint8
 
 
 class Encoder(Protocol):
-    """Base class of encoders. A subclass sets the attributes and implements `prepare` and `vectors`.
+    """Base class of encoders.
+
+    A subclass sets the attributes and implements `prepare` and `vectors`.
 
     Attributes:
         name: label for tables and messages.

@@ -157,7 +157,7 @@ def load_network(folder: Path) -> Any:
             f"BLIP: {folder}: the network cannot be read ({' '.join(str(error).split())[:300]}); "
             f"download {SOURCE} again"
         ) from error
-    # position_ids are 0, 1, 2, ...: older versions of transformers saved them, newer ones compute them
+    # position_ids are 0, 1, 2, ...: transformers saved them until 2023 and computes them today.
     extra = [name for name in report["unexpected_keys"] if not name.endswith("position_ids")]
     faults = {
         "of another shape": [name for name, _, _ in report["mismatched_keys"]],

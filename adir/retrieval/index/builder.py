@@ -1,11 +1,12 @@
 """Build an index on disk: divide the corpus into shards, embed each shard, write the manifest.
 
     FOLDER/index.json                 image source and encoder; written first
-    FOLDER/plan/000003.json           keys of shard 3; written before any image is read, never changed
+    FOLDER/plan/000003.json           keys of shard 3; written before any image is read
     FOLDER/shards/000003.safetensors  embeddings and facts of the images of shard 3
     FOLDER/rejects.json               reason for each rejected image, by id
     FOLDER/manifest.json              checksums of all shards, hash of the corpus; written last
 
+A plan never changes once it is written.
 The caller assigns shards to workers and reports progress (adir/commands/index_build.py).
 """
 
@@ -254,8 +255,8 @@ def build_shard(
     """Read, embed and write one planned shard; return its counts and run times.
 
     Threads read, decode and prepare images two batches ahead of the network. Memory holds these
-    batches and the shard's vectors, so it does not grow with the corpus. An image with a repeated id
-    is rejected.
+    batches and the shard's vectors, so it does not grow with the corpus. Images with a repeated id
+    are rejected.
 
     Args:
         folder: folder of the index.

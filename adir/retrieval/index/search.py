@@ -227,9 +227,9 @@ class VectorIndex:
             block: rows per matrix product.
 
         Returns:
-            Ids [Q][k] and float32 distances (Q, k), nearest first, equal distances by id. A distance
-            is an angle in radians or a Euclidean length, according to `metric`. It does not depend
-            on `block` or on the number of threads.
+            Ids [Q][k] and float32 distances (Q, k), nearest first, equal distances by id. Distances
+            are angles in radians or Euclidean lengths, according to `metric`. They do not depend on
+            `block` or on the number of threads.
 
         Raises:
             InputError: if k is below 1 or larger than the corpus, fewer than k neighbours are left
