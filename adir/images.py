@@ -217,15 +217,16 @@ def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int)
     width, height = image.size
     if width * height > max_pixels:
         raise InputError(
-            f"{name} is {width}x{height}, more than {max_pixels / 1e6:g} million pixels; "
-            "downsample it"
+            f"{name}: {width}x{height}, more than {max_pixels / 1e6:g} million pixels; downsample it"
         )
     if min(width, height) < least_side:
         raise InputError(
-            f"{name} is {width}x{height}; its shorter side is below least_side={least_side}"
+            f"{name}: {width}x{height}, its shorter side is below least_side={least_side}"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"{name} is {width}x{height}, an aspect ratio above {MAX_ASPECT}; crop it")
+        raise InputError(
+            f"{name}: {width}x{height}, more than {MAX_ASPECT} times as long as wide; crop it"
+        )
     n_frames = getattr(image, "n_frames", 1)
     # A phone's MPO file holds previews and gain maps after the image.
     if n_frames > 1 and image.format != "MPO":
@@ -294,7 +295,8 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")  # the only mode that La and RGBa convert to
         if image.getchannel("A").getextrema()[0] != 255:
             raise InputError(
-                f"{name} is transparent; flatten it onto a background and convert it to RGB"
+                f"{name} has a transparent alpha channel; flatten it onto a background and convert "
+                "it to RGB"
             )
     return image.convert(mode)
 
@@ -316,9 +318,10 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         reason = " ".join(str(error).split())
         if image.mode == "CMYK":
             raise InputError(
-                f"{name} is CMYK, and its colour profile is unusable ({reason}); convert it to RGB"
+                f"{name} is CMYK, and its colour profile cannot be used ({reason}); convert it "
+                "to RGB"
             ) from error
-        remark(name, f"the colour profile is unusable ({reason}); colours are interpreted as sRGB")
+        remark(name, f"its colour profile cannot be used ({reason}); its colours are taken as sRGB")
         return image
     if transform is not None:
         converted = transformed(image, transform)

@@ -333,7 +333,7 @@ MISSING = {
     "backbone/sd15_inpaint": "sd15_inpaint needs",
     "encoder/clip": "open_clip_",
     "encoder/cyclip": "CyCLIP: no weights named",
-    "encoder/blip": "BLIP: no weights named",
+    "encoder/blip": "BLIP: no folder of weights is set",
     "execution/small_gpu": "offload=true with device=cpu",
     "data/div2k": "div2k needs DIV2K_valid_HR.zip",
     "data/edit": "data.path is missing: say data.path=...",
