@@ -231,8 +231,8 @@ def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int)
     # A phone's MPO file holds previews and gain maps after the image.
     if n_frames > 1 and image.format != "MPO":
         raise InputError(
-            f"{name} is animated or has several pages ({n_frames} images); save one of them as a "
-            "file"
+            f"{name}: is animated or has several pages ({n_frames} images); save one of "
+            "them as a file"
         )
 
 
@@ -295,7 +295,7 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")  # the only mode that La and RGBa convert to
         if image.getchannel("A").getextrema()[0] != 255:
             raise InputError(
-                f"{name} has a transparent alpha channel; flatten it onto a background and convert "
+                f"{name}: has a transparent alpha channel; flatten it onto a background and convert "
                 "it to RGB"
             )
     return image.convert(mode)
@@ -303,7 +303,7 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
 
 def too_deep(name: str) -> InputError:
     """Return the error for a bit depth that Pillow cannot read safely."""
-    return InputError(f"{name} has more than 8 bits per channel; convert it to 8-bit RGB")
+    return InputError(f"{name}: has more than 8 bits per channel; convert it to 8-bit RGB")
 
 
 def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
@@ -318,7 +318,7 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         reason = " ".join(str(error).split())
         if image.mode == "CMYK":
             raise InputError(
-                f"{name} is CMYK, and its colour profile cannot be used ({reason}); convert it "
+                f"{name}: is CMYK, and its colour profile cannot be used ({reason}); convert it "
                 "to RGB"
             ) from error
         remark(name, f"its colour profile cannot be used ({reason}); its colours are taken as sRGB")
@@ -328,7 +328,7 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         return converted.getchannel(0) if image.mode == "L" else converted
     if image.mode == "CMYK":
         raise InputError(
-            f"{name} is CMYK without a colour profile; convert it to RGB with the profile for "
+            f"{name}: is CMYK without a colour profile; convert it to RGB with the profile for "
             "which it was made"
         )
     return image

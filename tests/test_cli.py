@@ -337,7 +337,7 @@ MISSING = {
     "execution/small_gpu": "offload=true with device=cpu",
     "data/div2k": "div2k needs DIV2K_valid_HR.zip",
     "data/edit": "data.path is missing: say data.path=...",
-    "retrieval/index": "say index=FOLDER",
+    "retrieval/index": "set index=FOLDER",
 }
 EMBEDDED = [
     "backbone=embedded",

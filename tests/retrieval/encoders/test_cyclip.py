@@ -100,7 +100,7 @@ def test_weights_of_another_network_and_missing_ones_are_named(tmp_path):
     )
     with pytest.raises(
         InputError,
-        match=r"part.pt: do not match architecture RN50-quickgelu: .*Missing.*text_projection",
+        match=r"part.pt: the weights do not match architecture RN50-quickgelu: .*Missing.*text_projection",
     ):
         CyclipEncoder(tmp_path / "part.pt")
     with pytest.raises(InputError, match="goel-shashank/CyCLIP"):
