@@ -295,8 +295,8 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")  # the only mode that La and RGBa convert to
         if image.getchannel("A").getextrema()[0] != 255:
             raise InputError(
-                f"{name}: has a transparent alpha channel; flatten it onto a background and convert "
-                "it to RGB"
+                f"{name}: has a transparent alpha channel; flatten it onto a background and "
+                "convert it to RGB"
             )
     return image.convert(mode)
 

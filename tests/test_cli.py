@@ -332,7 +332,7 @@ MISSING = {
     "backbone/sd_inpaint": "sd_inpaint needs",
     "backbone/sd15_inpaint": "sd15_inpaint needs",
     "encoder/clip": "open_clip_",
-    "encoder/cyclip": "CyCLIP: no weights named",
+    "encoder/cyclip": "CLIP RN50-quickgelu: no weights are set",
     "encoder/blip": "BLIP: no folder of weights is set",
     "execution/small_gpu": "offload=true with device=cpu",
     "data/div2k": "div2k needs DIV2K_valid_HR.zip",
