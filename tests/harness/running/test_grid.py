@@ -323,7 +323,7 @@ def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(
 ) -> None:
     finished = adir("plan", "-m", *tiny, "adaptation=none,knn", "k=2,99", f"results={tmp_path}")
     assert finished.status == 2
-    assert "(1) K=99 neighbours requested, but the corpus has 6 images" in finished.out
+    assert "(1) K=99 neighbours asked of a corpus of 6 images" in finished.out
     assert re.search(r"embedded sr4 knn k=99 full seed=0 +│ +– │ CANNOT RUN \(1\)", finished.out)
     assert re.search(r"embedded sr4 knn k=2 full seed=0 +│ +3 │ 3 to do", finished.out)
 
