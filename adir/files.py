@@ -238,7 +238,8 @@ def plain_numbers(value: Any) -> Any:
 
 
 def storable(text: str) -> str:
-    """Return the text with lone surrogates (bytes of a file name that are not UTF-8) written out as
-    \\udcff.
+    """Return the text with lone surrogates escaped as \\udcff.
+
+    Python uses lone surrogates for bytes of a file name that are not UTF-8.
     """
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""Read and write images; value ranges and layout.
+"""Read and write images. This file defines their layout and value range.
 
-Inside the program an image is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], black at -1.
-Metrics take [0, 1], which `require_unit` checks. Files are 8-bit.
+In memory an image is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], with black at -1. Metrics
+take [0, 1], which `require_unit` checks. Files are 8-bit.
 """
 
 import functools
@@ -34,17 +34,23 @@ NOT_TAKEN = (
     ".hdr",
     ".dng",
 )
-"""Refused by name: Pillow reads these only on some machines, or reduces them to 8 bits silently."""
+"""Suffixes that are refused.
+
+Pillow reads these formats only on some machines, or converts them silently to 8 bits.
+"""
 
 MAX_PIXELS = 64_000_000
-"""Larger images are refused before decoding: 64 million pixels take 0.8 GB as float32."""
-MAX_ASPECT = 100
-"""Longer images are refused:
+"""The most pixels of an image. Larger images are refused before decoding.
 
-CLIP resizes the short side to 224 pixels, so 1x60000 would become 224x13 million.
+64 million pixels take 0.8 GB as float32.
 """
-ORIENTATION = 0x0112  # of EXIF; the others are TIFF's
-BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 258, 262, 284
+MAX_ASPECT = 100
+"""The largest ratio of the longer to the shorter side.
+
+CLIP resizes the shorter side to 224 pixels, so a 1x60000 image would become 224x13 million.
+"""
+ORIENTATION = 0x0112  # EXIF tag
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANES = 258, 262, 284  # TIFF tags
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,26 +60,31 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The transposition that turns an image of an EXIF orientation upright."""
+"""The transposition that turns an image upright, by EXIF orientation."""
 SAME_COLOUR = 2
-"""Grey levels.
+"""The largest change of a colour, in grey levels, by a profile that still counts as sRGB.
 
-A profile that moves no colour further counts as sRGB: sRGB profiles in use differ by rounding.
+The sRGB profiles in use differ by rounding.
 """
-MOST_REMARKS = 20
+MOST_REMARKS = 20  # per kind of warning
 _said: dict[str, set[str]] = {}
 
-# Pillow warns of odd EXIF and TIFF tags that change no pixel, and of images above our own limit.
-# Filtered once, not around each call: `warnings.catch_warnings` is not thread-safe.
+# Pillow warns about odd EXIF and TIFF tags, which change no pixel, and about large images, although
+# we have our own limit. The filter is set once, because `warnings.catch_warnings` around each call
+# is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
-    """Return the CPU random generator of one image and one purpose (y, neighbours, adaptation,
-    sampler).
+    """Return the random generator, on the CPU, for one image and one purpose.
 
-    SHA-256 of the three arguments seeds it, so an image gets the same numbers in any batch, order,
-    resume, worker or device.
+    Its seed is SHA-256 of the three arguments. Therefore the random numbers of an image do not
+    depend on batch, order, worker, device, or whether a run was resumed.
+
+    Args:
+        seed: seed of the cell.
+        image_id: id of the image.
+        purpose: y, neighbours, adaptation or sampler.
     """
     digest = hashlib.sha256(f"{seed}\x00{image_id}\x00{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -82,7 +93,10 @@ def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
 def require_unit(x: Tensor, who: str, least: float = 0) -> None:
     """Raise ValueError unless x is a (B, 3, H, W) batch with all values in [least, 1].
 
-    who: the caller, for the message.
+    Args:
+        x: the batch.
+        who: name of the caller, for the message.
+        least: lower end of the range.
     """
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"{who} takes (B, 3, H, W) images, got shape {tuple(x.shape)}")
@@ -94,14 +108,15 @@ def require_unit(x: Tensor, who: str, least: float = 0) -> None:
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """Return (H, W, 3) grey levels, rounded and clipped, of (3, H, W) in [-1, 1]."""
+    """Return a (3, H, W) image in [-1, 1] as (H, W, 3) uint8, rounded and clipped."""
     levels = (x.detach().cpu().double() + 1).mul_(127.5).round_().clamp_(0, 255)
     return levels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def from_uint8(pixels: np.ndarray) -> Tensor:
-    """Return (3, H, W) float32 in [-1, 1] of (H, W, 3) grey levels; inverts `to_uint8` on 8-bit
-    values.
+    """Return (H, W, 3) uint8 pixels as a (3, H, W) float32 image in [-1, 1].
+
+    `to_uint8` restores the pixels exactly.
     """
     return (
         torch.from_numpy(np.ascontiguousarray(pixels))
@@ -114,9 +129,10 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
 
 
 def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB of an image file, or (H, W, 1) of a grey one; see `decode_pixels`.
+    """Return the uint8 pixels of an image file: (H, W, 3) RGB or (H, W, 1) grey.
 
-    Raises InputError for a missing file and for a format in NOT_TAKEN as well.
+    Raises InputError if the file is missing, its format is in NOT_TAKEN, or `decode_pixels` refuses
+    it.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
@@ -125,19 +141,20 @@ def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def require_taken(name: str) -> None:
-    """Raise InputError for the name of a file in a format that is not read (NOT_TAKEN)."""
+    """Raise InputError if a file name has a suffix in NOT_TAKEN."""
     if name.lower().endswith(NOT_TAKEN):
         raise InputError(
-            f"{name}: a kind of file that is not taken ({', '.join(IMAGE_SUFFIXES)} are); "
-            "convert it to one of them"
+            f"{name}: this file format is not supported; convert the file to one of "
+            f"{', '.join(IMAGE_SUFFIXES)}"
         )
 
 
 def decode(
     content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0
 ) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB of an image file's bytes, grey ones repeated in three channels;
-    see `decode_pixels`.
+    """Return the (H, W, 3) uint8 RGB pixels of an image file's bytes; see `decode_pixels`.
+
+    A grey image is repeated in three channels.
     """
     return in_colour(decode_pixels(content, name, max_pixels, least_side))
 
@@ -145,26 +162,24 @@ def decode(
 def decode_pixels(
     content: bytes, name: str, max_pixels: int = MAX_PIXELS, least_side: int = 0
 ) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB, or (H, W, 1) grey, of an image file's bytes.
+    """Return the uint8 pixels of an image file's bytes: (H, W, 3) RGB or (H, W, 1) grey.
 
-    All images are read by this function.
-
-    It applies the EXIF orientation, converts colours to sRGB by the embedded profile, looks up
-    palettes, drops an alpha channel that is opaque everywhere, and scales 16 bits per channel to 8
-    with a warning. Of a phone's MPO file it takes the first image. If a profile is unusable, it
-    warns and takes the colours as sRGB.
+    All images are read by this function. It applies the EXIF orientation, converts colours from the
+    embedded profile to sRGB, looks up palettes, and drops an alpha channel that is opaque
+    everywhere. It scales 16 bits per channel to 8, with a warning. From a phone's MPO file it takes
+    the first image. If a profile is unusable, it warns and interprets the colours as sRGB.
 
     Args:
         content: the file's bytes.
-        name: how errors and warnings call the file.
-        max_pixels: larger images are refused.
+        name: name of the file in errors and warnings.
+        max_pixels: images with more pixels are refused.
         least_side: pixels; images with a shorter side are refused.
 
     Raises:
-        InputError: the file is truncated or no image; it is too large for `max_pixels` or the
-            memory, too small, or longer than MAX_ASPECT times its width; it is animated, multi-page
-            or transparent, CMYK without a profile, or has more than 16 bits per channel. Where the
-            header tells, nothing is decoded.
+        InputError: if the file is truncated or not an image, has too many pixels, a too short side
+            or an aspect ratio above MAX_ASPECT, is animated, multi-page or transparent, is CMYK
+            without a usable profile, has a bit depth that Pillow cannot read safely, or does not
+            fit in memory. If the header shows the fault, nothing is decoded.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -186,13 +201,18 @@ def decode_pixels(
         raise InputError(
             f"{name}: not an image that Pillow {Image.__version__} can read"
         ) from error
-    except Exception as error:  # on damaged data Pillow's decoders raise anything
+    except Exception as error:  # Pillow's decoders raise errors of any class on damaged data
         raise InputError(f"{name}: damaged image ({type(error).__name__}: {error})") from error
 
 
 def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int) -> None:
-    """Raise InputError if the header shows an image that is too large, too small or too long, or
-    several images.
+    """Raise InputError if the header shows an unsuitable size, aspect ratio or number of images.
+
+    Args:
+        image: the opened image, not decoded.
+        name: name of the file, for the message.
+        max_pixels: images with more pixels are refused.
+        least_side: pixels; images with a shorter side are refused.
     """
     width, height = image.size
     if width * height > max_pixels:
@@ -205,33 +225,35 @@ def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int)
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(
-            f"{name}: {width}x{height}, more than {MAX_ASPECT} times as long as wide; cut it"
+            f"{name}: {width}x{height}, more than {MAX_ASPECT} times as long as wide; crop it"
         )
     n_frames = getattr(image, "n_frames", 1)
-    if (
-        n_frames > 1 and image.format != "MPO"
-    ):  # a phone's MPO holds previews and gain maps after the image
-        raise InputError(f"{name}: is animated or has pages ({n_frames} images); take one of them")
+    # A phone's MPO file holds previews and gain maps after the image.
+    if n_frames > 1 and image.format != "MPO":
+        raise InputError(
+            f"{name}: is animated or has several pages ({n_frames} images); save one of "
+            "them as a file"
+        )
 
 
 def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Image.Image:
-    """Return a loaded image of 16 bits per channel at 8 bits: 65535 becomes 255, rounded to
-    nearest.
+    """Return an image of 16 bits per channel at 8 bits; 65535 becomes 255, rounded to nearest.
 
-    Pillow keeps only the upper byte of a 16-bit colour. Decoded with its bytes swapped, the file
-    gives the lower byte.
+    Pillow keeps only the upper byte of a 16-bit colour channel. To get the lower byte, the file is
+    decoded a second time with swapped byte order.
 
     Args:
-        image: grey, RGB or RGBA, loaded.
-        rawmodes: the arguments of its decoder, as text.
-        content: the bytes of the file.
-        name: what errors and warnings call it.
+        image: grey, RGB or RGBA, already decoded.
+        rawmodes: the arguments of Pillow's decoder, as text.
+        content: the file's bytes.
+        name: name of the file in errors and warnings.
 
     Raises:
-        InputError: Pillow misreads such a file, or it has other channels.
+        InputError: if the image has other channels or is of a kind that Pillow misreads.
     """
     tags, is_grey = getattr(image, "tag_v2", {}), image.mode.startswith("I;16")
-    # Pillow misreads white as 0, one plane per channel, a transparent colour, and grey with alpha.
+    # At 16 bits, Pillow misreads four kinds of files: white stored as 0, one plane per channel, a
+    # transparent colour, and grey with alpha.
     misread = (
         tags.get(PHOTOMETRIC) == 0
         or tags.get(PLANES) == 2
@@ -245,12 +267,12 @@ def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Imag
         with Image.open(io.BytesIO(content)) as other:
             other.tile = [tile._replace(args=swapped(tile.args)) for tile in other.tile]
             levels = levels * 256 + np.array(other)
-    remark(name, "16 bits a channel are scaled to 8")
+    remark(name, "16 bits per channel are scaled to 8")
     return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def swapped(args: Any) -> Any:
-    """Return the arguments of Pillow's decoder of 16-bit numbers with the byte order swapped."""
+    """Return the arguments of Pillow's 16-bit decoder with the byte order swapped."""
     if isinstance(args, tuple):
         return (swapped(args[0]), *args[1:])
     native, foreign = ("L", "B") if sys.byteorder == "little" else ("B", "L")
@@ -258,10 +280,10 @@ def swapped(args: Any) -> Any:
 
 
 def flattened(image: Image.Image, name: str) -> Image.Image:
-    """Return a loaded 8-bit image in mode L, RGB or CMYK, with palettes looked up and an opaque
-    alpha channel dropped.
+    """Return a decoded 8-bit image in mode L, RGB or CMYK.
 
-    Raises InputError for more than 8 bits per channel, and for transparent images.
+    Palettes are looked up, and an alpha channel that is opaque everywhere is dropped. Raises
+    InputError if the image has more than 8 bits per channel or is transparent.
     """
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
     if max(bits) > 8 or image.mode.startswith("I") or image.mode == "F":
@@ -273,20 +295,22 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")  # the only mode that La and RGBa convert to
         if image.getchannel("A").getextrema()[0] != 255:
             raise InputError(
-                f"{name}: has an alpha channel; flatten it onto a background first (convert to RGB)"
+                f"{name}: has a transparent alpha channel; flatten it onto a background and "
+                "convert it to RGB"
             )
     return image.convert(mode)
 
 
 def too_deep(name: str) -> InputError:
-    """Return the error for a depth that Pillow cannot read safely."""
-    return InputError(f"{name}: has more than 8 bits a channel; convert it to 8-bit RGB")
+    """Return the error for a bit depth that Pillow cannot read safely."""
+    return InputError(f"{name}: has more than 8 bits per channel; convert it to 8-bit RGB")
 
 
 def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """Convert an image of mode L, RGB or CMYK to sRGB by its ICC profile; see `decode_pixels`.
+    """Convert an image of mode L, RGB or CMYK from its ICC profile to sRGB.
 
-    Grey and RGB images without a profile, or with one of sRGB, are returned unchanged.
+    Grey and RGB images are returned unchanged if they have no profile, an unusable one (with a
+    warning), or an sRGB profile. Raises InputError if a CMYK image has no usable profile.
     """
     try:
         transform = to_srgb(profile, image.mode) if profile else None
@@ -294,8 +318,8 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         reason = " ".join(str(error).split())
         if image.mode == "CMYK":
             raise InputError(
-                f"{name}: is CMYK, and its colour profile cannot be used ({reason}); convert "
-                "it to RGB"
+                f"{name}: is CMYK, and its colour profile cannot be used ({reason}); convert it "
+                "to RGB"
             ) from error
         remark(name, f"its colour profile cannot be used ({reason}); its colours are taken as sRGB")
         return image
@@ -304,24 +328,29 @@ def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         return converted.getchannel(0) if image.mode == "L" else converted
     if image.mode == "CMYK":
         raise InputError(
-            f"{name}: is CMYK; convert it to RGB with the colour profile it was made for (it "
-            "brings none)"
+            f"{name}: is CMYK without a colour profile; convert it to RGB with the profile for "
+            "which it was made"
         )
     return image
 
 
 @functools.lru_cache(maxsize=16)
 def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from an ICC profile to sRGB; None if the profile is sRGB itself (by
-    SAME_COLOUR).
+    """Return the transform from an ICC profile to sRGB; None if the profile is sRGB itself.
 
-    Raises OSError, ValueError or ImageCms.PyCMSError if the profile cannot be used with images of
-    this mode.
+    A profile is sRGB if the transform changes no colour by more than SAME_COLOUR grey levels.
+
+    Args:
+        profile: content of the ICC profile.
+        mode: mode of the image: L, RGB or CMYK.
+
+    Raises:
+        OSError, ValueError, ImageCms.PyCMSError: if the profile cannot be used for this mode.
     """
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = opened.profile.xcolor_space.strip()
     if space not in {"L": ("GRAY", "RGB"), "RGB": ("RGB",), "CMYK": ("CMYK",)}[mode]:
-        raise ValueError(f"it is one for {space} colours")
+        raise ValueError(f"it is for {space} colours")
     transform = ImageCms.buildTransform(
         opened,
         ImageCms.createProfile("sRGB"),
@@ -346,25 +375,34 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
-    """Apply a transform to RGB."""
+    """Apply a colour transform to an image and return an RGB image."""
     return transform.apply(image.convert(transform.input_mode))
 
 
 def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation of the loaded file `image` to its pixels.
+    """Rotate or flip pixels to the upright position according to the EXIF orientation.
 
-    (Pillow applies it to TIFF files itself.)
+    Pillow itself applies the orientation of TIFF files.
+
+    Args:
+        pixels: the pixels after all conversions.
+        image: the decoded file, which has the EXIF data.
     """
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow failed on broken EXIF data; the pixels are good
+    except Exception:  # Pillow failed on damaged EXIF data; the pixels are good
         return pixels
     return pixels if turn is None else pixels.transpose(turn)
 
 
 def remark(name: str, what: str) -> None:
-    """Warn about an image: once per image, and at most MOST_REMARKS times per kind of warning and
-    process.
+    """Warn about an image, once per image and kind of warning.
+
+    A process emits each kind of warning for at most MOST_REMARKS images.
+
+    Args:
+        name: name of the file.
+        what: the warning; equal texts are of one kind.
     """
     said = _said.setdefault(what, set())
     if name in said or len(said) >= MOST_REMARKS:
@@ -372,47 +410,47 @@ def remark(name: str, what: str) -> None:
     said.add(name)
     warn_in_one_line(
         f"{name}: {what}"
-        + ("; more such images are not named" if len(said) == MOST_REMARKS else "")
+        + ("; further images with this warning are not listed" if len(said) == MOST_REMARKS else "")
     )
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return (3, H, W) in [-1, 1] of an image file, a grey one repeated in three channels.
+    """Return an image file as a (3, H, W) image in [-1, 1]; grey is repeated in three channels.
 
-    Errors: `read_pixels`.
+    Raises InputError if `read_pixels` refuses the file.
     """
     return from_uint8(in_colour(read_pixels(path, max_pixels)))
 
 
 def read_png(path: str | Path) -> Tensor:
-    """Return (3, H, W) in [-1, 1] of a PNG that `write_png` wrote, of any size."""
+    """Return a PNG that `write_png` wrote, of any size, as a (3, H, W) image in [-1, 1]."""
     return read_image(path, max_pixels=sys.maxsize)
 
 
 def in_colour(pixels: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) of (H, W, 3), or of (H, W, 1) repeated."""
+    """Return (H, W, 3) pixels; (H, W, 1) pixels are repeated in three channels."""
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """Return the bytes of a PNG file of an (H, W, 3) or (H, W, 1) uint8 array."""
+    """Return an (H, W, 3) or (H, W, 1) uint8 array as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="png")
     return buffer.getvalue()
 
 
 def write_png(path: str | Path, x: Tensor) -> None:
-    """Write (3, H, W) or (1, H, W) in [-1, 1] as an 8-bit PNG, atomically.
+    """Write a (3, H, W) or (1, H, W) image in [-1, 1] as an 8-bit PNG, atomically.
 
-    NaN or Inf raise ValueError.
+    Raises ValueError if the image holds NaN or Inf.
     """
     if not torch.isfinite(x).all():
-        raise ValueError(f"{path}: refusing to write an image with NaN or Inf")
+        raise ValueError(f"{path}: the image holds NaN or Inf, so it is not written")
     write_bytes(path, png_bytes(to_uint8(x)))
 
 
 def hash_of_image(x: Tensor) -> str:
-    """Return SHA-256 of a float32 tensor's shape and values."""
+    """Return SHA-256 of a tensor's shape and its values as float32."""
     return sha256_of_bytes(
         repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes()
     )

@@ -332,12 +332,12 @@ MISSING = {
     "backbone/sd_inpaint": "sd_inpaint needs",
     "backbone/sd15_inpaint": "sd15_inpaint needs",
     "encoder/clip": "open_clip_",
-    "encoder/cyclip": "no weights named; give checkpoint=FILE; get the authors' from",
-    "encoder/blip": "BLIP: no weights named",
+    "encoder/cyclip": "CLIP RN50-quickgelu: no weights are set",
+    "encoder/blip": "BLIP: no folder of weights is set",
     "execution/small_gpu": "offload=true with device=cpu",
     "data/div2k": "div2k needs DIV2K_valid_HR.zip",
     "data/edit": "data.path is missing: set data.path=...",
-    "retrieval/index": "say index=FOLDER",
+    "retrieval/index": "set index=FOLDER",
 }
 EMBEDDED = [
     "backbone=embedded",

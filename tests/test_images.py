@@ -135,7 +135,7 @@ def test_a_palette_is_read_as_the_colours_it_stands_for(tmp_path):
         ("x.png", "LA", {}, "alpha channel; flatten"),
         ("x.png", "P", {"transparency": 0}, "alpha channel; flatten"),
         ("x.tif", "F", {}, "more than 8 bits"),
-        ("x.jpg", "CMYK", {}, "CMYK; convert"),
+        ("x.jpg", "CMYK", {}, "CMYK without a colour profile; convert"),
     ],
 )
 def test_files_that_would_lose_something_are_refused_in_one_line(
@@ -389,7 +389,7 @@ def test_no_profile_and_any_of_srgb_leave_the_pixels_to_the_bit(profile, pixels)
     [
         (b"no profile at all", "cannot open profile"),
         (rgb_profile(SRGB, (1.8,))[:150], "cannot"),
-        (GREY_PROFILE, "it is one for GRAY colours"),
+        (GREY_PROFILE, "it is for GRAY colours"),
         (icc(b"RGB ", {}), "cannot build"),
     ],
 )
@@ -494,7 +494,7 @@ def test_pillow_alone_cuts_16_bit_colours_without_a_word():
         assert image.mode == "RGB" and (np.array(image) != EIGHT).any()
 
 
-@pytest.mark.filterwarnings("ignore:.*16 bits a channel are scaled")
+@pytest.mark.filterwarnings("ignore:.*16 bits per channel are scaled")
 @pytest.mark.parametrize(
     "write, channels",
     [
@@ -528,8 +528,10 @@ def test_scaling_is_said_once_of_each_image_and_not_of_thousands(monkeypatch):
         for number in range(50):
             decode_pixels(content, f"p{number // 2}.png")
     words = [str(warning.message) for warning in said]
-    assert words[:2] == [f"p{n}.png: 16 bits a channel are scaled to 8" for n in range(2)]
-    assert len(words) == MOST_REMARKS and words[-1].endswith("; more such images are not named")
+    assert words[:2] == [f"p{n}.png: 16 bits per channel are scaled to 8" for n in range(2)]
+    assert len(words) == MOST_REMARKS and words[-1].endswith(
+        "; further images with this warning are not listed"
+    )
 
 
 def test_16_bits_that_cannot_be_scaled_safely_are_refused():

@@ -1,1 +1,1 @@
-"""Images by id: test sets and corpora alike."""
+"""Test sets and corpora: collections of images by id."""

@@ -1,4 +1,4 @@
-"""What every set of images is, test set or corpus (D_IA in the paper): images with stable ids."""
+"""Base class of all image sets: test sets, and the corpus of neighbours (D_IA in the paper)."""
 
 import functools
 import hashlib
@@ -14,7 +14,13 @@ from adir.images import hash_of_image
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
-    """SHA-256 of sorted (SHA-256 of the image, id) lines: what a corpus is, wherever it lies."""
+    """Return SHA-256 of the lines "SHA256_OF_IMAGE ID", sorted by id.
+
+    The hash identifies a corpus independently of the folder or file that holds the corpus.
+
+    Args:
+        manifest: SHA-256 of each image, by id.
+    """
     digest = hashlib.sha256()
     for image_id in sorted(manifest):
         digest.update(f"{manifest[image_id]} {image_id}\n".encode())
@@ -22,16 +28,17 @@ def manifest_sha256(manifest: dict[str, str]) -> str:
 
 
 class EncoderIdentity(Protocol):
-    """Which encoder it is (adir.retrieval.encoders)."""
+    """Name and hash of an encoder (adir.retrieval.encoders)."""
 
     name: str
     weights_sha256: str
 
 
 class NeighbourIndex(Protocol):
-    """An index of a corpus under an encoder (adir.retrieval.index.search.VectorIndex).
+    """Nearest-neighbour index of a corpus's embeddings (adir.retrieval.index.search.VectorIndex).
 
-    approximate: whether a search may miss neighbours.
+    Attributes:
+        approximate: whether a search may miss neighbours.
     """
 
     approximate: bool
@@ -41,22 +48,34 @@ class NeighbourIndex(Protocol):
     def search(
         self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None
     ) -> tuple[list[list[str]], Tensor]:
-        """The k nearest of each of (Q, D) queries: ids [Q][k] and distances (Q, k), nearest first."""
+        """Return the k nearest images of each query: ids [Q][k] and distances (Q, k).
+
+        The nearest image comes first.
+
+        Args:
+            queries: (Q, D) embeddings.
+            k: number of neighbours per query.
+            exclude: for each query, ids that must not be returned.
+        """
 
 
 class Corpus:
-    """Images by id.
+    """Set of images that are read by id.
 
-    A subclass fills `manifest` (id: SHA-256 of the image) and `rejects`, and reads in `image`.
+    A subclass passes its manifest to the constructor and implements `image`.
 
-    name: for people.  ids: sorted.  sha256: of the manifest, so it changes with any image, and with
-        nothing else.
-    rejects: id: reason, for the images that could not be read; they are no part of the corpus.
-    categories: id: category, where the source names one.
+    Attributes:
+        name: label for tables and messages.
+        manifest: SHA-256 of each image, by id.
+        rejects: reason for each image that could not be read, by id. Rejected images are not part
+            of the corpus.
+        categories: category of each image, by id, if the source names categories.
+        ids: sorted ids.
+        sha256: hash of the manifest. Changes if and only if an image or an id changes.
     """
 
     withholds: str | None = None
-    """Which images `withheld` keeps from a test image, for the identity of a cell; None: none."""
+    """A name for the images that `withheld` excludes; part of a cell's identity. None: no image."""
 
     def __init__(
         self,
@@ -65,7 +84,7 @@ class Corpus:
         rejects: dict[str, str],
         categories: dict[str, str] | None = None,
     ) -> None:
-        """Raises InputError when no image could be read."""
+        """Store the manifest. Raises InputError if the manifest is empty."""
         if not manifest:
             first = (
                 f"; the first of {len(rejects)} rejects: {next(iter(rejects.values()))}"
@@ -82,52 +101,54 @@ class Corpus:
         return len(self.ids)
 
     def image(self, image_id: str) -> Tensor:
-        """(3, H, W) in [-1, 1] of one image, at its own size.
+        """Return one image, (3, H, W) in [-1, 1], in its original size.
 
-        Raises KeyError on an id that is not in `ids`.
+        Raises KeyError if the id is not in `ids`.
         """
         raise NotImplementedError
 
     def attribution(self, image_id: str) -> dict[str, str]:
-        """Licence, author and source of an image, as far as its source names them."""
+        """Return licence, author and source of an image; unknown ones have no key."""
         return {}
 
     def cluster(self, image_id: str) -> str:
+        """Return the image's cluster; results are averaged within a cluster first."""
         return image_id
 
     def withheld(self, cluster: str) -> frozenset[str]:
-        """Return the ids of the images that are never neighbours of a test image of this cluster,
-        copies of it aside.
+        """Return the ids that are excluded as neighbours of all test images of a cluster.
+
+        Copies of the test image are excluded separately (adir/retrieval/leakage.py).
         """
         return frozenset()
 
     def mask(self, image_id: str) -> Tensor | None:
-        """(H, W) bool, true where the image is to be repainted; None in a set that is not one of
-        edits.
-        """
+        """Return the (H, W) bool mask, true for pixels to repaint; None if the set has no edits."""
         return None
 
     def prompt(self, image_id: str) -> str | None:
-        """What is to be seen there; None in a set that is not one of edits."""
+        """Return the prompt for the masked region; None if the set has no edits."""
         return None
 
     @functools.cached_property
     def fingerprints(self) -> Sequence[np.ndarray]:
-        """(n, 16, 16) int8 fingerprints (adir.data.fingerprints) of all images, in arrays whose
-        rows `ids_of` names.
+        """The fingerprints of all images: arrays of shape (n, 16, 16), int8.
+
+        A fingerprint is a small grey copy of an image (adir.data.fingerprints). Rows are counted
+        over all arrays; `ids_of` returns their ids.
         """
         return [np.stack([fingerprint(self.image(image_id)) for image_id in self.ids])]
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        """Return the ids of rows of the fingerprints, counted over all arrays."""
+        """Return the ids of the given rows of `fingerprints`, counted over all arrays."""
         return [self.ids[row] for row in rows.tolist()]
 
     @functools.cached_property
     def repeats(self) -> frozenset[str]:
-        """Ids of the images with the pixels of another that has a smaller id: among neighbours they
-        do not count again.
+        """The ids of duplicates: images whose pixels equal those of an image with a smaller id.
 
-        Images with equal fingerprints are read and compared.
+        Duplicates are excluded as neighbours, so an image counts once among the K. Only images
+        with equal fingerprints are read and compared.
         """
         hashes = np.array([hash(one.tobytes()) for part in self.fingerprints for one in part])
         _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
@@ -142,12 +163,12 @@ class Corpus:
         return frozenset(repeats)
 
     def own_index(self, encoder: EncoderIdentity) -> NeighbourIndex | None:
-        """The index that the corpus was opened with; None where it has none.
+        """Return the index from which the corpus was opened; None if there is no index on disk.
 
-        Raises InputError where another encoder made it.
+        Raises InputError if the index was built with another encoder.
         """
         return None
 
     def recall(self, k: int) -> float | None:
-        """recall@K of the search for neighbours, where that is approximate; None where it is exact."""
+        """Return recall@K of an approximate neighbour search; None if the search is exact."""
         return None

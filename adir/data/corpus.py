@@ -1,5 +1,6 @@
-"""The images of a source (a folder, a Parquet file, or another of adir/data/sources/) as a test set
-or corpus.
+"""Test sets and corpora from an image source: a folder, a Parquet file, tar files, and so on.
+
+adir/data/sources/ has the sources.
 """
 
 from pathlib import Path
@@ -15,15 +16,18 @@ from adir.files import sha256_of_bytes, storable
 from adir.images import decode, from_uint8
 
 UNSEEN = Path(__file__).parents[1] / "embedded" / "unseen" / "unseen.parquet"
-"""Images of 16 categories that the embedded prior never saw; adir/embedded/unseen/README.md."""
+"""Images of 16 categories that the embedded prior never saw (adir/embedded/unseen/README.md)."""
 
 
 class SourceCorpus(Corpus):
-    """The images of a source.
+    """Test set or corpus with all images of a source.
 
-    Each is decoded once here, so that a damaged one is rejected now and does not stop a run.
+    The constructor decodes each image once, so a damaged image is rejected early and does not stop
+    a run later.
 
-    least_side: pixels; images with a shorter side are rejected.
+    Args:
+        source: the images.
+        least_side: pixels; images with a shorter side are rejected.
     """
 
     def __init__(self, source: Source, least_side: int = 0) -> None:
@@ -52,9 +56,19 @@ class SourceCorpus(Corpus):
 
 
 def read_again(source: Source, image_id: str, sha256: str, remedy: str) -> Tensor:
-    """Return (3, H, W) in [-1, 1] of an image.
+    """Read an image and check that its file is unchanged.
 
-    Raises InputError with the remedy if its file no longer has this SHA-256.
+    Args:
+        source: where to read.
+        image_id: id in the source.
+        sha256: the expected SHA-256 of the file's bytes.
+        remedy: end of the error message; tells the user what to do.
+
+    Returns:
+        (3, H, W) in [-1, 1].
+
+    Raises:
+        InputError: if the file has another SHA-256.
     """
     content = source.read(image_id)
     if sha256_of_bytes(content) != sha256:
@@ -63,22 +77,23 @@ def read_again(source: Source, image_id: str, sha256: str, remedy: str) -> Tenso
 
 
 def folder_corpus(path: str | Path, least_side: int = 0) -> SourceCorpus:
-    """Return all images below a folder; see `FolderSource`."""
+    """Return the image set of all images in a folder and its subfolders; see `FolderSource`."""
     return SourceCorpus(FolderSource(path), least_side)
 
 
 def parquet_corpus(
     path: str | Path | None, column: str = "split", value: str | int = "corpus", least_side: int = 0
 ) -> SourceCorpus:
-    """The rows of Parquet files whose `column` has this value; see `ParquetSource`."""
+    """Return the image set of those rows whose `column` has this value; see `ParquetSource`."""
     if path is None:
-        raise InputError("a Parquet file is needed: say parquet=FILE")
+        raise InputError("a Parquet file is needed: set parquet=FILE")
     return SourceCorpus(ParquetSource(path, column=column, value=value), least_side)
 
 
 def unseen_corpus(split: str) -> SourceCorpus:
-    """Return the Caltech-101 images of 16 categories that the embedded prior never saw, 128x128.
+    """Return the 128x128 Caltech-101 images of 16 categories that the embedded prior never saw.
 
-    split: `test` (46 images, up to three of each category) or `corpus` (1,023 images).
+    Args:
+        split: `test` (46 images, up to three per category) or `corpus` (1,023 images).
     """
     return parquet_corpus(UNSEEN, "split", split)

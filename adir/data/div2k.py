@@ -1,4 +1,4 @@
-"""The paper's test images as far as known: centre squares of the first DIV2K validation images."""
+"""The paper's test images, as far as the paper says: centre squares of DIV2K validation images."""
 
 import functools
 import io
@@ -24,27 +24,28 @@ SOURCE = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 
 
 class Div2kSquares(Corpus):
-    """Centre squares of the first DIV2K validation images (Agustsson and Timofte, 2017) that are
-    large enough.
+    """Test set of centre squares of DIV2K's validation images (Agustsson and Timofte, 2017).
 
-    The largest centre square is reduced to size x size by Pillow's bicubic filter (antialiased, a =
-    -0.5). An id names the size (0801-512), so that results of two sizes are never mixed.
+    It holds the first `count` images that are large enough. The largest centre square of an image
+    is downsampled to size x size by Pillow's bicubic filter (antialiased, a = -0.5). An id contains
+    the size (0801-512), so results of two sizes are never mixed.
 
     Args:
-        folder: of the unpacked PNGs, or the zip file itself; None is the file that `adir weights
-            get div2k` fetched.
+        folder: the folder of unpacked PNGs, or the zip file. None: the file that `adir weights get
+            div2k` downloaded.
         size: pixels per side; images with a shorter side are skipped.
         count: number of images.
 
     Raises:
-        InputError: nothing there, a damaged file, or fewer images than `count`.
+        InputError: if `folder` is missing, a file is damaged, or fewer than `count` images are
+            large enough.
     """
 
     def __init__(self, folder: str | Path | None = None, size: int = 512, count: int = 50) -> None:
         for what, value in (("size", size), ("count", count)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(
-                    f"data=div2k: {what}={value!r}; a whole number of at least 1 is needed"
+                    f"data=div2k: {what}={value!r} must be a whole number of at least 1"
                 )
         self._place = Path(folder) if folder is not None else located("div2k")
         self._size = size
@@ -57,7 +58,8 @@ class Div2kSquares(Corpus):
                     side = min(image.size)
             except (OSError, zipfile.BadZipFile, zlib.error) as error:
                 raise InputError(
-                    f"data=div2k: {self._place}: {file.name} is damaged ({error}); fetch it again"
+                    f"data=div2k: {self._place}: {file.name} is damaged ({error}); download it "
+                    "again"
                 ) from error
             if side < size:
                 too_small.append(file.stem)
@@ -71,18 +73,18 @@ class Div2kSquares(Corpus):
         if len(manifest) < count:
             small = f"; too small for {size} pixels: {', '.join(too_small)}" if too_small else ""
             raise InputError(
-                f"{self._place}: {len(manifest)} images of DIV2K (0801.png and so on), {count} "
-                f"asked{small}; "
-                "data.count=... takes fewer"
+                f"{self._place}: found {len(manifest)} DIV2K images (0801.png and so on), but "
+                f"{count} are requested{small}; lower data.count"
             )
         super().__init__(f"div2k-{size}", manifest, {})
-        self.image = functools.lru_cache(maxsize=count)(self._image)  # type: ignore[method-assign]  # decoding takes 0.2 s
+        # Decoding takes 0.2 s per image.
+        self.image = functools.lru_cache(maxsize=count)(self._image)  # type: ignore[method-assign]
 
     def attribution(self, image_id: str) -> dict[str, str]:
         return {"licence": LICENCE, "source": SOURCE}
 
     def _image(self, image_id: str) -> Tensor:
-        """(3, size, size) in [-1, 1]."""
+        """Return a centre square, (3, size, size) in [-1, 1]."""
         pixels = decode(self._files[image_id].read_bytes(), image_id)
         height, width = pixels.shape[:2]
         side = min(height, width)
@@ -94,9 +96,9 @@ class Div2kSquares(Corpus):
 
 
 def images_of(place: Path) -> Sequence[Path | zipfile.Path]:
-    """Return DIV2K's validation images in a folder or zip file, in order.
+    """Return the files of DIV2K's validation images in a folder or zip file, sorted by name.
 
-    Raises InputError if it is missing or damaged.
+    Raises InputError if the folder or file is missing or damaged.
     """
     files: Iterable[Path | zipfile.Path]
     if place.is_dir():
@@ -108,7 +110,7 @@ def images_of(place: Path) -> Sequence[Path | zipfile.Path]:
             raise InputError(f"data=div2k: {place}: no such file or folder") from error
         except zipfile.BadZipFile as error:
             raise InputError(
-                f"data=div2k: {place}: damaged zip file ({error}); fetch it again"
+                f"data=div2k: {place}: damaged zip file ({error}); download it again"
             ) from error
         files = (zipfile.Path(archive, name) for name in archive.namelist())
     return sorted((file for file in files if NAME.fullmatch(file.name)), key=lambda file: file.name)

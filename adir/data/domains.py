@@ -1,10 +1,10 @@
-"""Test fields of photographs unlike the embedded prior's training images, and a corpus that holds
-their like.
+"""An out-of-domain test set for the embedded prior, and a corpus with similar images.
 
-benchmarks/quality/domains.py holds the rule that chose the photographs, before any adaptation was
-run on them, and results/embedded/domains.md what it measured. No corpus field shares a pixel of its
-photograph with a test field here. The corpus does hold ground of the 12 fields of
-adir/data/embedded.py: do not restore those with it.
+The test fields come from photographs that are unlike the prior's training images. The rule in
+benchmarks/quality/domains.py chose the photographs before any adaptation was run on them;
+results/embedded/domains.md has its measurements. No corpus field shares a pixel of a photograph
+with a test field of this file. The corpus does overlap with the 12 test fields of
+adir/data/embedded.py, so do not restore those 12 fields with this corpus.
 """
 
 from collections.abc import Collection
@@ -15,29 +15,32 @@ from adir.data.fields import FLAT, SIZE, Field, Fields, clear_of, lattice, overl
 from adir.data.photographs import reduced
 
 DOMAINS = ("brick", "grass", "gravel", "ihc", "retina", "hubble_deep_field")
-"""Photographs that passed."""
-SHORTEST = 4 * SIZE  # pixels of the shorter side that a reduced photograph keeps, if it has as many
-STRIDE = SIZE // 2  # of fields, in reduced pixels at the scale of the test fields
-STRIDES_OF = {
-    "hubble_deep_field": SIZE,
-    "retina": SIZE // 4,
-}  # of corpus fields: much room there, little room here
-CROP = 64  # pixels a side of a crop of fine-tuning
+"""The photographs that the rule of benchmarks/quality/domains.py accepted."""
+# least shorter side of a downsampled photograph in pixels, unless the original is smaller
+SHORTEST = 4 * SIZE
+STRIDE = SIZE // 2  # grid spacing of fields, in downsampled pixels at the scale of the test fields
+# exceptions for corpus fields: a wide grid on a large photograph, a narrow one on a small area
+STRIDES_OF = {"hubble_deep_field": SIZE, "retina": SIZE // 4}
+CROP = 64  # side of a fine-tuning crop in pixels
 
 
 def scale_of(photograph: str) -> int:
-    """Return the largest whole factor that leaves SHORTEST pixels of the shorter side; 1 where none
-    does.
+    """Return the scale of a photograph's test fields.
+
+    It is the largest integer factor that leaves at least SHORTEST pixels of the shorter side, or 1
+    if the photograph is smaller than that.
     """
     return max(1, min(reduced(photograph, 1).shape[:2]) // SHORTEST)
 
 
 def three_of_a_column(photograph: str) -> tuple[Field, ...]:
-    """Return three test fields: the top, the middle and the bottom one of a column of fields; none
-    where no column has room.
+    """Return three test fields from one column: its top, middle and bottom field.
 
-    It is the leftmost column, of a lattice of STRIDE, whose three do not overlap; flat fields do
-    not count. The ground of the corpus then is in one piece.
+    The column is the leftmost of the STRIDE grid in which the three do not overlap. Flat fields are
+    ignored. A column is used so that the area left for the corpus is in one piece.
+
+    Returns:
+        Three fields, or () if no column has room for three.
     """
     columns: dict[int, list[Field]] = {}
     for field in lattice(photograph, {scale_of(photograph): STRIDE}):
@@ -52,16 +55,18 @@ def three_of_a_column(photograph: str) -> tuple[Field, ...]:
 
 @cache
 def test_fields() -> tuple[Field, ...]:
-    """Return the test fields, three of each photograph."""
+    """Return the test fields, three per photograph of DOMAINS."""
     return tuple(field for name in DOMAINS for field in three_of_a_column(name))
 
 
-test_fields.__test__ = False  # type: ignore[attr-defined]  # its name would make pytest run it wherever it is imported
+# Without this, pytest would run the function as a test wherever it is imported.
+test_fields.__test__ = False  # type: ignore[attr-defined]
 
 
 def corpus_fields_of(photograph: str) -> list[Field]:
-    """Return the corpus fields of a photograph of DOMAINS, sorted by id: at the scale of its test
-    fields and at twice that.
+    """Return the corpus fields of a photograph of DOMAINS, sorted by id.
+
+    They are cut at the scale of the photograph's test fields and at twice that scale.
     """
     scale, stride = scale_of(photograph), STRIDES_OF.get(photograph, STRIDE)
     return clear_of(
@@ -71,8 +76,9 @@ def corpus_fields_of(photograph: str) -> list[Field]:
 
 @cache
 def corpus_fields() -> tuple[Field, ...]:
-    """Return all corpus fields, sorted by id: those of DOMAINS, and the embedded corpus's of other
-    photographs.
+    """Return the fields of the corpus, sorted by id.
+
+    They are the corpus fields of DOMAINS, and the embedded corpus's fields of other photographs.
     """
     others = [field for field in embedded.corpus_fields() if field.photograph not in DOMAINS]
     return tuple(
@@ -84,8 +90,10 @@ def corpus_fields() -> tuple[Field, ...]:
 
 
 def crops_left(photograph: str) -> int:
-    """Return how many cells of a lattice of CROP pixels share no pixel with what a test field
-    depends on, and are not flat.
+    """Return the number of crops of a photograph that are usable for fine-tuning.
+
+    Crops are the cells of a grid of CROP pixels. A crop is usable if no test field depends on its
+    pixels, and its standard deviation is at least FLAT grey levels.
     """
     scale = scale_of(photograph)
     pixels = reduced(photograph, scale)
@@ -104,9 +112,13 @@ def crops_left(photograph: str) -> int:
 
 
 class DomainTestFields(Fields):
-    """Three 128x128 fields of each photograph of DOMAINS, one cluster each.
+    """Test set of three 128x128 fields per photograph of DOMAINS; a photograph is one cluster.
 
-    only: ids to keep, in any order; None keeps all. Raises InputError for an id that is not there.
+    Args:
+        only: ids to keep, in any order; None keeps all.
+
+    Raises:
+        InputError: if an id in `only` is unknown.
     """
 
     def __init__(self, only: Collection[str] | None = None) -> None:
@@ -114,12 +126,13 @@ class DomainTestFields(Fields):
 
 
 class DomainCorpus(Fields):
-    """Fields of the photographs of DOMAINS and of the embedded corpus's, none on ground of a test
-    field of DOMAINS.
+    """Corpus of fields of the photographs of DOMAINS and of the embedded corpus.
 
-    own_photograph: whether a test image may have neighbours from its own photograph; without them:
-        a control, in which the
-    corpus holds other textures only.
+    No corpus field shares a pixel of a photograph with a test field of DOMAINS.
+
+    Args:
+        own_photograph: whether a test image may have neighbours from its own photograph. False is
+            a control, in which all neighbours show other textures.
     """
 
     def __init__(self, own_photograph: bool = True) -> None:

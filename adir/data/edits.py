@@ -1,4 +1,4 @@
-"""A test set of edits: images, each with a mask and prompts."""
+"""Test sets for text-guided editing: each image has a mask and one or more prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,23 @@ FORMAT = (
 
 
 class EditSet(Corpus):
-    """A folder with images NAME.png, masks NAME_mask.png of the same size (white is repainted), and
-    prompts.
+    """Test set of edits from a folder of images, masks and prompts.
 
+    An image is NAME.png. Its mask is NAME_mask.png, of the same size; white pixels are repainted.
     Prompts are in prompts.csv with the columns image and prompt, or in prompts.json: {NAME: prompt}
     or {NAME: [prompt, ...]}. Each prompt makes one test image. Its id is NAME with a hash of mask
-    and prompt, so results of different masks or prompts are never confused.
+    and prompt, so results of different masks or prompts never share an id.
 
-    Raises InputError for a missing or unsuitable mask, an empty prompt, or an unreadable image: all
-    files are read here.
+    The constructor reads all files. It raises InputError if a mask is missing or unsuitable, a
+    prompt is empty, or an image is unreadable.
     """
 
     def __init__(self, path: str | Path) -> None:
         folder = Path(path)
         if not folder.is_dir():
-            raise InputError(f"{path}: no such folder; a set of edits has {FORMAT}")
-        found = sorted(
-            walk(folder, IMAGE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png"
-        )  # a PNG wins
+            raise InputError(f"{path}: no such folder; a set of edits needs {FORMAT}")
+        found = sorted(walk(folder, IMAGE_SUFFIXES), key=lambda file: file.suffix.lower() == ".png")
+        # PNG files come last: if NAME.jpg and NAME.png exist, the dict keeps the PNG.
         files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in found}
         self._images: dict[str, Path] = {}
         self._masks: dict[str, Tensor] = {}
@@ -45,7 +44,7 @@ class EditSet(Corpus):
             for needed in (name, f"{name}_mask"):
                 if needed not in files:
                     raise InputError(
-                        f"{folder}: no image {needed}.png; a set of edits has {FORMAT}"
+                        f"{folder}: no image {needed}.png; a set of edits needs {FORMAT}"
                     )
             image, file = files[name], files[f"{name}_mask"]
             mask, x = read_mask(file), read_image(image)
@@ -75,11 +74,11 @@ class EditSet(Corpus):
 
 
 def read_prompts(folder: Path) -> list[tuple[str, str]]:
-    """Return (NAME, prompt) pairs in the file's order. Raises InputError if there are none."""
+    """Return the (NAME, prompt) pairs in file order. Raises InputError if there is no prompt."""
     table, mapping = folder / "prompts.csv", folder / "prompts.json"
     pairs: list[tuple[str, str]] = []
     if not table.is_file() and not mapping.is_file():
-        raise InputError(f"{folder}: no prompts; a set of edits has {FORMAT}")
+        raise InputError(f"{folder}: no prompts.csv or prompts.json; a set of edits needs {FORMAT}")
     try:
         if table.is_file():
             pairs = [(row["image"], row["prompt"] or "") for row in read_csv(table)]
@@ -92,13 +91,13 @@ def read_prompts(folder: Path) -> list[tuple[str, str]]:
                 ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{table if table.is_file() else mapping}: not as expected; a set of edits has {FORMAT}"
+            f"{table if table.is_file() else mapping}: wrong content; a set of edits needs {FORMAT}"
         ) from error
     if not pairs:
-        raise InputError(f"{folder}: no prompts in the file; a set of edits has {FORMAT}")
+        raise InputError(f"{folder}: the prompt file is empty; a set of edits needs {FORMAT}")
     return [(without_suffix(name.strip()), prompt) for name, prompt in pairs]
 
 
 def without_suffix(name: str) -> str:
-    """Return NAME for NAME or NAME.png."""
+    """Return a name without its image suffix, if the name has one."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name

@@ -1,9 +1,8 @@
-"""The demo's test set, the other embedded test fields and the embedded corpus: images that need no
-download.
+"""The embedded test set, the demo's test set and the embedded corpus, which need no download.
 
-All are fields (adir/data/fields.py) of 13 photographs. No corpus field shares a pixel of its
-photograph with a test field, at any scale. The right motorcycle of the stereo pair, a near-copy of
-the left, is left out, and so are drawings.
+All images are fields, 128x128 windows of 13 photographs (adir/data/fields.py). No corpus field
+shares a pixel of a photograph with a test field, at any scale. Drawings are excluded. The right
+image of the motorcycle stereo pair is excluded too, because it almost equals the left one.
 """
 
 from functools import cache
@@ -28,10 +27,10 @@ PHOTOGRAPHS = (
     "retina",
     "rocket",
 )
-"""What the embedded corpus is cut from."""
+"""The photographs from which the embedded corpus is cut."""
 
-# Strides of corpus fields, in reduced pixels, by scale. Textures, the retina and the stars repeat
-# themselves: fewer.
+# Grid spacing of corpus fields in downsampled pixels, by scale. Textures, the retina and the stars
+# are repetitive, so STRIDES_OF gives fewer fields for these photographs.
 STRIDES = {1: 40, 2: 24, 3: 24}
 STRIDES_OF = {
     "brick": {1: 64, 2: 64},
@@ -55,15 +54,17 @@ TEST_FIELDS = (
     Field("retina", 3, 147, 17),
     Field("rocket", 2, 80, 98),
 )
-# Chosen to differ: bricks whose like the corpus holds, an eye whose like it does not, an object in
-# between.
+# Three different cases: the corpus has images like the bricks and none like the eye. The motorcycle
+# lies in between.
 DEMO = ("brick-s2-y000-x000", "chelsea-s1-y050-x105", "motorcycle_left-s2-y120-x230")
 
 
 @cache
 def corpus_fields() -> tuple[Field, ...]:
-    """All corpus fields, sorted by id: a regular lattice at each scale, without test ground and
-    without flat fields.
+    """Return the fields of the embedded corpus, sorted by id.
+
+    They lie on a regular grid at each scale. Flat fields, and fields that share a pixel with a test
+    field, are left out.
     """
     fields = [
         field for name in PHOTOGRAPHS for field in lattice(name, STRIDES_OF.get(name, STRIDES))
@@ -72,18 +73,20 @@ def corpus_fields() -> tuple[Field, ...]:
 
 
 def test_fields() -> list[tuple[str, Tensor]]:
-    """The test images: (id, (3, 128, 128) in [-1, 1]) pairs, sorted by id."""
+    """Return the test images as pairs (id, (3, 128, 128) in [-1, 1]), sorted by id."""
     return sorted(
         ((field.id, from_uint8(cut(field))) for field in TEST_FIELDS), key=lambda pair: pair[0]
     )
 
 
-test_fields.__test__ = False  # type: ignore[attr-defined]  # its name would make pytest run it wherever it is imported
+# Without this, pytest would run the function as a test wherever it is imported.
+test_fields.__test__ = False  # type: ignore[attr-defined]
 
 
 class EmbeddedCorpus(Fields):
-    """The corpus that works with no download: fields of scikit-image's photographs, none on ground
-    of a test field.
+    """Corpus of fields of scikit-image's photographs, which needs no download.
+
+    No corpus field shares a pixel of its photograph with a test field.
     """
 
     def __init__(self) -> None:
@@ -91,10 +94,13 @@ class EmbeddedCorpus(Fields):
 
 
 class EmbeddedTestFields(Fields):
-    """The 128x128 test fields of the embedded photographs, none of whose ground is in the embedded
-    corpus.
+    """Test set of 12 fields that share no pixel of a photograph with the embedded corpus.
 
-    only: ids to keep, in any order; None keeps all. Raises InputError for an id that is not there.
+    Args:
+        only: ids to keep, in any order; None keeps all.
+
+    Raises:
+        InputError: if an id in `only` is unknown.
     """
 
     def __init__(self, only: list[str] | None = None) -> None:
@@ -102,7 +108,7 @@ class EmbeddedTestFields(Fields):
 
 
 class DemoFields(EmbeddedTestFields):
-    """The three test fields that the demo restores."""
+    """Test set of the three fields that the demo restores."""
 
     def __init__(self) -> None:
         super().__init__(list(DEMO))

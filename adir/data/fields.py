@@ -1,7 +1,8 @@
-"""Fields: 128x128 windows of the photographs of adir/data/photographs.py, and sets of them.
+"""Fields: 128x128 windows of the photographs in adir/data/photographs.py, and image sets of fields.
 
-A field is cut from a photograph reduced by a whole factor s; its id says where:
-`chelsea-s1-y040-x275` is the window with that top-left corner, in pixels of the reduced photograph.
+A field is cut from a photograph that was downsampled by an integer factor s. The field
+`chelsea-s1-y040-x275` is cut from `chelsea` at s = 1. Its top-left corner is at y = 40, x = 275 in
+pixels of the downsampled photograph.
 """
 
 import re
@@ -17,13 +18,14 @@ from adir.errors import InputError
 from adir.files import sha256_of_bytes
 from adir.images import from_uint8
 
-SIZE = 128  # pixels a side of every field
+SIZE = 128  # side of a field in pixels
 FLAT = 4.0  # grey levels; see `is_flat`
 
 
 class Field(NamedTuple):
-    """A 128x128 window of a photograph reduced by `scale`, its top-left corner (y, x) in reduced
-    pixels.
+    """Position of a 128x128 window in a photograph that was downsampled by `scale`.
+
+    (y, x) is the top-left corner in pixels of the downsampled photograph.
     """
 
     photograph: str
@@ -36,11 +38,10 @@ class Field(NamedTuple):
         return f"{self.photograph}-s{self.scale}-y{self.y:03d}-x{self.x:03d}"
 
     def footprint(self) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right) of the photograph's own pixels that the field depends on, ends
-        exclusive.
+        """Return (top, left, bottom, right) of the original pixels that the field depends on.
 
-        A reduced pixel draws on the bicubic kernel's support, 2 scale to either side of its centre;
-        3 scale around the window leave room to spare.
+        The ends are exclusive. A downsampled pixel depends on the support of the bicubic kernel,
+        2 * scale pixels on each side of its centre. The margin of 3 * scale is more than enough.
         """
         margin = 3 * self.scale
         top, left = self.scale * self.y - margin, self.scale * self.x - margin
@@ -56,7 +57,7 @@ FIELD_ID = re.compile(r"(\w+)-s([1-9])-y(\d+)-x(\d+)")
 
 
 def field_named(image_id: str) -> Field | None:
-    """Return the field of an id; None where there is none, such as for an image of another corpus."""
+    """Return the field with this id; None if the id does not name a field of a known photograph."""
     match = FIELD_ID.fullmatch(image_id)
     if match is None or match[1] not in ORIGINS:
         return None
@@ -67,25 +68,26 @@ def field_named(image_id: str) -> Field | None:
 
 
 def is_flat(pixels: np.ndarray) -> bool:
-    """Whether there is little to restore: over half of the 16x16 tiles have a standard deviation
-    below FLAT.
+    """Check whether a field is flat, so that there is little to restore.
+
+    A field is flat if over half of its 16x16 tiles have a standard deviation below FLAT.
     """
     grey = pixels.astype(np.float64).mean(2).reshape(SIZE // 16, 16, SIZE // 16, 16)
     return bool((grey.std(axis=(1, 3)) < FLAT).mean() > 0.5)
 
 
 def cut(field: Field) -> np.ndarray:
-    """(128, 128, 3) uint8 pixels of a field."""
+    """Return the (128, 128, 3) uint8 pixels of a field."""
     pixels = reduced(field.photograph, field.scale)[
         field.y : field.y + SIZE, field.x : field.x + SIZE
     ]
     if pixels.shape != (SIZE, SIZE, 3):
-        raise ValueError(f"{field.id} reaches beyond its photograph")
+        raise ValueError(f"{field.id} extends beyond the edge of its photograph")
     return pixels
 
 
 def overlap(a: Field, b: Field) -> bool:
-    """Whether two fields depend on a common pixel of a photograph."""
+    """Check whether two fields depend on a common pixel of a photograph."""
     if a.photograph != b.photograph:
         return False
     top, left, bottom, right = a.footprint()
@@ -94,9 +96,11 @@ def overlap(a: Field, b: Field) -> bool:
 
 
 def lattice(photograph: str, strides: Mapping[int, int]) -> list[Field]:
-    """Return the fields of a photograph at regular places, flat ones left out.
+    """Return the fields of a photograph on a regular grid, without flat fields.
 
-    strides: distance of their corners by scale, both ways, in reduced pixels.
+    Args:
+        photograph: name of the photograph.
+        strides: grid spacing in y and x, in downsampled pixels, by scale.
     """
     fields = []
     for scale, stride in strides.items():
@@ -119,22 +123,23 @@ def clear_of(fields: Iterable[Field], tests: Sequence[Field]) -> list[Field]:
 
 
 def manifest(fields: Sequence[Field]) -> dict[str, str]:
-    """SHA-256 of each field's 128x128x3 bytes, by id: what the images are, with this Pillow's
-    resampling.
+    """Return SHA-256 of each field's 128x128x3 bytes, by id.
+
+    The hashes are of the pixels after downsampling, so they change if Pillow's resampling changes.
     """
     return {field.id: sha256_of_bytes(cut(field).tobytes()) for field in fields}
 
 
 class Fields(Corpus):
-    """A set of fields. Their photographs are their categories and clusters.
+    """Image set of fields. The category and the cluster of a field are its photograph.
 
     Args:
-        name: for people.
-        fields: no two alike, in any order.
+        name: label for tables and messages.
+        fields: distinct fields in any order.
         only: ids to keep, in any order; None keeps all.
 
     Raises:
-        InputError: an id in `only` is unknown.
+        InputError: if an id in `only` is unknown.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""The fingerprint of an image: 16x16 grey levels, by which its copies are looked for
-(adir/retrieval/leakage.py).
+"""Fingerprints: 16x16 grey versions of images, used to search for copies of a test image.
+
+adir/retrieval/leakage.py has the search.
 """
 
 import numpy as np
@@ -7,19 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 16  # cells of a fingerprint's side
-# of a fingerprint's numbers for one standard deviation: int8 then holds 8 of them to either side
+SIDE = 16  # a fingerprint has SIDE x SIDE cells
+# integer steps per standard deviation: int8 then covers 8 standard deviations on each side
 STEPS = 16
 # grey levels: an image with a smaller standard deviation at 16x16 has a fingerprint of zeros
 FLAT = 0.5
-LUMA = torch.tensor([0.299, 0.587, 0.114])[
-    :, None, None
-]  # ITU-R BT.601, as Pillow makes images grey
+# luma weights of ITU-R BT.601, which Pillow uses
+LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
 
 def grey(x: Tensor, side: int) -> Tensor:
-    """Return (side, side) luma of (3, H, W) in [-1, 1], antialiased; an image that is not square is
-    squeezed.
+    """Return the luma of an image, resized to side x side with antialiasing.
+
+    An image that is not square is distorted.
+
+    Args:
+        x: (3, H, W) in [-1, 1].
+        side: pixels.
+
+    Returns:
+        (side, side) in [-1, 1].
     """
     luma = (x.float() * LUMA).sum(0)
     return functional.interpolate(luma[None, None], (side, side), mode="bilinear", antialias=True)[
@@ -28,10 +36,13 @@ def grey(x: Tensor, side: int) -> Tensor:
 
 
 def fingerprint(x: Tensor) -> np.ndarray:
-    """Return (16, 16) int8 luma of (3, H, W) in [-1, 1], less its mean, in sixteenths of its
-    standard deviation.
+    """Return the (16, 16) int8 fingerprint of an image: standardised luma in steps of 1/16.
 
-    So brightness and contrast do not matter. A flat image's is zero.
+    The luma has its mean subtracted and is divided by its standard deviation, so brightness and
+    contrast do not matter. The fingerprint of a flat image (see FLAT) is zero.
+
+    Args:
+        x: (3, H, W) in [-1, 1].
     """
     small = grey(x, SIDE)
     deviation = small.std(correction=0)

@@ -1,6 +1,4 @@
-"""The photographs inside scikit-image's wheel: which files they are, where they come from, and
-their pixels.
-"""
+"""The photographs in scikit-image's wheel: their files, their origins and their pixels."""
 
 import importlib.util
 from functools import cache
@@ -12,8 +10,7 @@ from PIL import Image
 from adir.errors import InputError
 from adir.files import sha256_of_file
 
-# file: SHA-256. The pixels are part of every result, so another edition of a photograph must not
-# slip in.
+# SHA-256 of each file. All results depend on the pixels, so a changed file must be refused.
 PHOTOGRAPHS = {
     "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
     "brick.png": "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf",
@@ -34,8 +31,7 @@ PHOTOGRAPHS = {
     "text.png": "bd84aa3a6e3c9887850d45d606c96b2e59433fbef50338570b63c319e668e6d1",
 }
 
-# What scikit-image 0.26 says of each (skimage.data's docstrings); what it does not say is not
-# known.
+# Origins according to skimage.data's docstrings (scikit-image 0.26). A missing key is unknown.
 CC0 = "CC0 1.0"
 FREE = "no known copyright restrictions"
 ORIGINS = {
@@ -86,8 +82,17 @@ ORIGINS = {
 
 @cache
 def reduced(photograph: str, scale: int) -> np.ndarray:
-    """(H // scale, W // scale, 3) uint8: the photograph reduced by `scale`, antialiased bicubic;
-    grey ones repeated.
+    """Return a photograph, downsampled by `scale` with Pillow's antialiased bicubic filter.
+
+    Args:
+        photograph: file name without suffix.
+        scale: integer factor; 1 keeps the original size.
+
+    Returns:
+        (H // scale, W // scale, 3) uint8; a grey photograph is repeated in three channels.
+
+    Raises:
+        InputError: if scikit-image is not installed or its file has another hash.
     """
     file = next(name for name in PHOTOGRAPHS if Path(name).stem == photograph)
     spec = importlib.util.find_spec("skimage")
@@ -95,16 +100,15 @@ def reduced(photograph: str, scale: int) -> np.ndarray:
         raise InputError(
             "the embedded images come with scikit-image, which is missing: pip install scikit-image"
         )
-    path = (
-        Path(spec.origin).parent / "data" / file
-    )  # read from disk: skimage.data's functions may download
+    # skimage.data's own functions may download.
+    path = Path(spec.origin).parent / "data" / file
     if not path.is_file() or sha256_of_file(path) != PHOTOGRAPHS[file]:
         raise InputError(
-            f"{path}: missing, or not the photograph the embedded images are cut from; install "
+            f"{path}: missing, or not the file from which the embedded images are cut; install "
             "scikit-image 0.26"
         )
-    # As stored: applying rocket.jpg's profile (Adobe RGB) would change all published results on its
-    # fields.
+    # The colour profile is ignored: applying rocket.jpg's (Adobe RGB) would change all published
+    # results on its fields.
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if scale > 1:

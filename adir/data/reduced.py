@@ -1,5 +1,6 @@
-"""Neighbours at the size that adaptation can use: a photograph of 24 megapixels is 0.3 GB as
-float32, and K may be 50.
+"""Downsample neighbours to the size that adaptation can use.
+
+This saves memory: an image of 24 megapixels takes 0.3 GB as float32, and K may be 50.
 """
 
 from torch import Tensor
@@ -8,18 +9,24 @@ from torch.nn.functional import interpolate
 from adir.images import from_uint8, to_uint8
 
 LARGEST_SHORT_SIDE = 2048
-"""Pixels: eight times the paper's crops of 256, four times those of a latent backbone's 512.
+"""The largest shorter side of a neighbour, in pixels.
 
-Beyond it, a crop shows next to nothing of the image that retrieval chose as a whole, at 224x224.
+It is 8 times the paper's crops of 256 pixels and 4 times a latent backbone's crops of 512. In a
+larger image, a crop would show almost nothing of the image that retrieval compared as a whole, at
+224x224.
 """
 
 
 def reduced(image: Tensor, short_side: int = LARGEST_SHORT_SIDE) -> Tensor:
-    """(3, h, w) in [-1, 1] whose shorter side is at most `short_side`: antialiased bicubic, rounded
-    to 8 bits as in a file.
+    """Return the image, downsampled if its shorter side is longer than `short_side`.
 
-    image: (3, H, W) in [-1, 1]. One that is small enough is given back itself, not a copy: its
-        pixels stay as they are.
+    Args:
+        image: (3, H, W) in [-1, 1].
+        short_side: pixels.
+
+    Returns:
+        (3, h, w) in [-1, 1], resized by the antialiased bicubic filter and rounded to 8 bits as in
+        a file. An image that is small enough is returned unchanged, not copied.
     """
     height, width = image.shape[1:]
     if min(height, width) <= short_side:

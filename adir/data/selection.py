@@ -1,4 +1,4 @@
-"""A part of a test set or corpus, or all of it at another size."""
+"""Subsets of a test set or corpus, optionally downsampled."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,15 @@ from adir.errors import InputError
 
 
 class Selection(Corpus):
-    """Part of a corpus, or all of it at another size.
+    """Subset of an image set, optionally with downsampled images.
 
-    size: side in pixels to which square images are reduced (bicubic, antialiased); None keeps their
-        own.
-    per_category: the first so many of each category by id; None keeps all.
-    skip: how many of each category, the first by id, to leave out before that.
+    Args:
+        corpus: the image set.
+        size: side in pixels to which square images are downsampled (bicubic, antialiased). None
+            keeps the original size.
+        per_category: number of images to keep per category, the first by id after `skip`. None
+            keeps all.
+        skip: number of images to drop per category, the first by id.
     """
 
     def __init__(
@@ -29,8 +32,8 @@ class Selection(Corpus):
         if per_category is not None or skip:
             if not corpus.categories:
                 raise InputError(
-                    f"per_category={per_category}, skip={skip}: corpus {corpus.name} names no "
-                    "categories"
+                    f"per_category={per_category}, skip={skip}: corpus {corpus.name} has no "
+                    "categories; leave both unset"
                 )
             by_category: dict[str | None, list[str]] = {}
             for image_id in corpus.ids:
@@ -68,19 +71,19 @@ class Selection(Corpus):
             return x
         if x.shape[-1] != x.shape[-2] or x.shape[-1] < self._size:
             raise InputError(
-                f"{image_id}: {x.shape[-1]}x{x.shape[-2]}; size={self._size} needs a larger "
-                "square image"
+                f"{image_id} is {x.shape[-1]}x{x.shape[-2]}, but size={self._size} needs a "
+                "square image that is at least as large"
             )
         small = interpolate(x[None], size=(self._size, self._size), mode="bicubic", antialias=True)[
             0
         ]
-        # 8-bit, as in a file. Not `reduced`, which rounds in float64: a few pixels of published
-        # test sets would change.
+        # Round to 8 bits, as in a file. `adir.data.reduced.reduced` rounds in float64, which would
+        # change a few pixels of published test sets.
         return torch.round((small.clamp(-1, 1) + 1) * 127.5) / 127.5 - 1
 
 
 class Part(Corpus):
-    """Some images of a corpus, by id."""
+    """Subset of an image set, given by ids."""
 
     def __init__(self, corpus: Corpus, ids: list[str]) -> None:
         self._corpus = corpus

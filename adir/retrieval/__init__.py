@@ -1,1 +1,1 @@
-"""The neighbours of y: how it is shown to an encoder, and which images are left out as copies."""
+"""Retrieval of the neighbours of y: query, encoders, index, and the exclusion of copies of x."""

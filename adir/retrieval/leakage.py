@@ -1,24 +1,29 @@
-"""The rule that keeps copies of a test image x out of its neighbours: adapted to x itself, a
-denoiser would look good for the wrong reason.
+"""Find the copies of a test image x in the corpus, which are excluded as neighbours of x.
 
-A corpus image z is a copy of x if, after one of the 8 symmetries of the square (flips and quarter
-turns), one of the two lies in the other as a window of at least 80 % of its width and of its
-height. The whole image is such a window. Both are compared as luma with correlation coefficients,
-so colour, brightness and contrast do not matter.
+A denoiser that is adapted to x itself would score well for the wrong reason.
 
-Every image of the corpus is compared, in three steps, each on what the one before leaves:
+A corpus image z is a copy of x if one of the two equals a window of the other. The window must have
+at least 80 % of the other's width and height; the whole image counts as a window. One of the 8
+symmetries of the square (flips and quarter turns) may be applied first. Images are compared by the
+correlation coefficient of their luma, so colour, brightness and contrast do not matter.
 
-1. Fingerprints at 8x8, windows at steps of 1/16 of the side. Left are those that correlate by
-    COARSE, and the MOST_COARSE best.
-2. Fingerprints at 16x16, windows at steps of 1/32. Left are those that correlate by FINE, and the
-   MOST_FINE best, each with its best window.
-3. The images themselves, the window at 32x32 with its edges moved to the best 1/128. Those whose
-   detail (less its 5x5 surroundings) correlates by DETAIL are copies: two skies or two walls have
-   the same shading, but not the same detail.
+All images of the corpus pass through three stages. Each stage keeps candidates for the next one:
 
-No encoder has a say, so all modes of adaptation leave out the same images.
-results/quality/leakage.md has the measurements behind the thresholds. One core takes 60 ms for a
-test image and a corpus of 1,000, and 5 s a million more.
+1. Compare fingerprints at 8x8, with windows in steps of 1/16 of the side. Keep the images with a
+   correlation of at least COARSE, and at least the MOST_COARSE best.
+2. Compare fingerprints at 16x16, with windows in steps of 1/32. Keep the images with a correlation
+   of at least FINE, and at least the MOST_FINE best. Each keeps its best window.
+3. Compare the images themselves, with the window at 32x32 and its edges refined in steps of 1/64
+   and 1/128. Images whose detail has a correlation of at least DETAIL are copies. Detail is luma
+   minus the mean of its 5x5 neighbourhood. Two skies or two walls have the same shading, but not
+   the same detail.
+
+The encoder is not used, so all adaptation modes exclude the same images. results/quality/leakage.md
+has the measurements behind the thresholds. On one core, a test image takes 60 ms with a corpus of
+1,000 images, and 5 s per million further images.
+
+In this file, a placement is the reverse of a window: it puts one whole image into a window of
+another. A view is an image after one of the 8 symmetries.
 """
 
 from collections.abc import Sequence
@@ -35,15 +40,17 @@ from adir.data.fingerprints import SIDE, fingerprint, grey
 from adir.retrieval.index.search import rows_of
 
 WINDOW = 0.8
-"""Least width and height of a window, relative to the whole."""
+"""Least width and height of a window, relative to the whole image."""
 COARSE, MOST_COARSE = 0.85, 128
-"""Correlation of fingerprints at 8x8 from which on all are looked at again, and how many are in any
-case: fine textures correlate less, as a window seldom meets their cells,
+"""Stage 1: least correlation at 8x8, and number of images that are kept in any case.
+
+Copies with a fine texture can have a lower correlation, because the edges of a window seldom
+coincide with cells of the fingerprint.
 """
 FINE, MOST_FINE = 0.87, 16
-"""the same at 16x16,"""
+"""Stage 2: least correlation at 16x16, and number of images that are kept in any case."""
 DETAIL = 0.9
-"""and the correlation of detail at 32x32 from which on an image is a copy."""
+"""Stage 3: least correlation of detail at 32x32 at which an image counts as a copy."""
 LEFT_OUT = {
     "version": 2,
     "window": WINDOW,
@@ -51,25 +58,32 @@ LEFT_OUT = {
     "fine": [FINE, MOST_FINE],
     "detail": DETAIL,
 }
-"""The rule, for the identity of what follows from it.
+"""The rule as part of cache keys.
 
-Raise the version where the same thresholds leave out others.
+Raise the version if a code change excludes other images with the same thresholds.
 """
-WHOLE = 64  # pixels of the side of an image that windows are cut from
-COMPARED = 32  # pixels of the side of a window when its detail is compared
-BLOCK = 512  # a product with 1,600 patterns then takes 3 MB
+WHOLE = 64  # side in pixels of an image from which windows are cut
+COMPARED = 32  # side in pixels of a window when detail is compared
+BLOCK = 512  # fingerprints per matrix product; a product with 1,600 patterns then takes 3 MB
 VIEWS = 8
-Interval = tuple[
-    float, float
-]  # first and last edge of a window in one direction, in cells of a fingerprint
+# start and end of a window in one direction, in cells of a 16x16 fingerprint
+Interval = tuple[float, float]
 Place = tuple[bool, int, Interval, Interval]
-"""(whether the other image is the whole, its view, rows and columns of the window)."""
+"""Position of a match: (other_is_whole, view, rows, columns).
+
+If other_is_whole, x equals a window of the corpus image; else the corpus image equals a window of
+x. The view is the symmetry of the corpus image. Rows and columns are those of the window.
+"""
 
 
 def copies(x: Tensor, corpus: Corpus) -> set[str]:
-    """Return the ids of the images of a corpus that are copies of (3, H, W) image x in [-1, 1].
+    """Return the ids of all corpus images that are copies of x.
 
-    Of a flat x, whose fingerprint is zero, only equal images are copies.
+    If x is flat, so that its fingerprint is zero, only images with equal pixels are copies.
+
+    Args:
+        x: (3, H, W) in [-1, 1].
+        corpus: the images to search.
     """
     if not fingerprint(x).any():
         flat = [~part.any((1, 2)) for part in corpus.fingerprints]
@@ -96,22 +110,25 @@ def copies(x: Tensor, corpus: Corpus) -> set[str]:
 
 
 def promising(correlations: Tensor, least: float, most: int) -> np.ndarray:
-    """Return the rows of all correlations from `least` on, and of the `most` largest in any case."""
+    """Return the indices of correlations that are at least `least` or among the `most` largest."""
     values = correlations.numpy()
     kth = np.partition(values, -most)[-most] if len(values) > most else -1.0
     return np.flatnonzero(values >= min(least, kth))
 
 
 def as_floats(fingerprints: np.ndarray) -> Tensor:
-    """Return them as float32."""
+    """Return int8 fingerprints as a float32 tensor."""
     return torch.from_numpy(fingerprints.astype(np.float32))
 
 
 class Coarse:
-    """All windows and placements of one image at 8x8, in all views: 1,600 patterns."""
+    """Patterns of stage 1: all windows and placements of one image at 8x8, in all 8 views.
+
+    There are 1,600 patterns.
+    """
 
     def __init__(self, whole: Tensor) -> None:
-        """whole: (64, 64) luma."""
+        """Compute the patterns of an image, given as (64, 64) luma."""
         windows = standardized(halved(separable(cuts(1.0), whole)))
         masks, self.masks, self.which = coarse_masks()
         placed = standardized_within(halved(separable(placements(1.0)[0], whole)), masks)
@@ -120,7 +137,7 @@ class Coarse:
         )
 
     def correlations(self, fingerprints: Tensor) -> Tensor:
-        """Return the (n,) largest correlation of each of (n, 16, 16) fingerprints with any pattern."""
+        """Return (n,): the largest correlation of each (16, 16) fingerprint with any pattern."""
         others = standardized(halved(fingerprints)).flatten(1).T
         as_windows = (self.windows @ others).amax(0)
         as_wholes = ((self.placed @ others) * inverse_lengths(others, self.masks)[self.which]).amax(
@@ -130,19 +147,20 @@ class Coarse:
 
 
 class Fine:
-    """All windows and placements of one image at 16x16, in one view: the others are turned instead."""
+    """Patterns of stage 2: all windows and placements of one image at 16x16, in one view.
+
+    The symmetries are applied to the corpus images instead.
+    """
 
     def __init__(self, whole: Tensor) -> None:
-        """whole: (64, 64) luma."""
+        """Compute the patterns of an image, given as (64, 64) luma."""
         self.windows = standardized(separable(cuts(0.5), whole)).flatten(1)
         placed, masks = placements(0.5)
         self.masks, self.which = fine_masks()
         self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
 
     def places(self, fingerprints: Tensor) -> tuple[Tensor, list[Place]]:
-        """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and where each is
-        found.
-        """
+        """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and their places."""
         others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
         as_windows = self.windows @ others
         as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks)[self.which]
@@ -152,7 +170,7 @@ class Fine:
 
 
 def place_of(number: int) -> Place:
-    """Return the place that has a number among (direction, window's rows, its columns, view)."""
+    """Return the place of a flat index into (other_is_whole, rows, columns, view)."""
     edges = intervals(0.5)
     number, view = divmod(number, VIEWS)
     number, column = divmod(number, len(edges))
@@ -161,10 +179,15 @@ def place_of(number: int) -> Place:
 
 
 def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
-    """Return whether the detail of two (64, 64) images correlates by DETAIL near a place, or as a
-    whole in any view.
+    """Check whether the detail of two images has a correlation of at least DETAIL.
 
-    As a whole, because of a smooth image many windows have the same shading.
+    The images are compared near a place, and as a whole in all views. The whole is compared too
+    because many windows of a smooth image have the same shading, so the place may be wrong.
+
+    Args:
+        x: (64, 64) luma of the test image.
+        other: (64, 64) luma of the corpus image.
+        place: the best match of stage 2.
     """
     mine, others = (standardized(detail_of(shown(batch))) for batch in (x[None], symmetries(other)))
     return (mine * others).sum((1, 2)).amax().item() >= DETAIL or detail_correlation(
@@ -173,14 +196,18 @@ def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
 
 
 def shown(batch: Tensor) -> Tensor:
-    """Return (B, 32, 32) of (B, 64, 64), antialiased."""
+    """Return (B, 64, 64) images downsampled to (B, 32, 32) with antialiasing."""
     return functional.interpolate(
         batch[:, None], (COMPARED, COMPARED), mode="bilinear", antialias=True
     )[:, 0]
 
 
 def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
-    """Return the largest correlation of detail between two (64, 64) images near a place."""
+    """Return the correlation of detail between two (64, 64) images at the best window near a place.
+
+    The window's edges are moved by at most 1/4 and then 1/8 of a cell (1/64 and 1/128 of the side).
+    The best window is the one with the largest sum of the correlations of luma and of detail.
+    """
     other_is_whole, view, rows, columns = place
     other = symmetries(other)[view]
     whole, window = (other, x) if other_is_whole else (x, other)
@@ -198,9 +225,7 @@ def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
 
 
 def near(edges: Interval, step: float) -> list[Interval]:
-    """Return the interval with either edge moved by a step outwards, inwards or not at all, within
-    the image.
-    """
+    """Return 9 intervals, whose edges are moved by -step, 0 or +step and clipped to the image."""
     moves = (-step, 0.0, step)
     return [
         (max(0.0, edges[0] + a), min(float(SIDE), edges[1] + b)) for a, b in product(moves, moves)
@@ -209,8 +234,9 @@ def near(edges: Interval, step: float) -> list[Interval]:
 
 @cache
 def intervals(step: float) -> list[Interval]:
-    """Return the windows of one direction: all of at least WINDOW of the side, at steps in cells;
-    the whole is first.
+    """Return all windows in one direction, of at least WINDOW of the side; the whole is first.
+
+    Their edges lie on a grid of `step` cells.
     """
     sizes = [
         SIDE - number * step
@@ -226,15 +252,18 @@ def intervals(step: float) -> list[Interval]:
 
 @cache
 def cuts(step: float) -> Tensor:
-    """Return (W, 16, 64) matrices that cut each interval out of 64 pixels and show it in 16 cells."""
+    """Return (W, 16, 64) matrices that crop each interval from 64 pixels, resized to 16 cells."""
     return cutting(intervals(step), SIDE)
 
 
 @cache
 def placements(step: float) -> tuple[Tensor, Tensor]:
-    """Return (W, 16, 64) matrices that show 64 pixels in each interval of 16 cells, zero in cells
-    that are not all inside; and (W * W, 16, 16) masks of the cells that are, for each interval of
-    rows with each of columns.
+    """Return matrices that resize 64 pixels into each interval of 16 cells, and masks of the cells.
+
+    Returns:
+        Matrices (W, 16, 64): zero in cells that are not completely inside the interval.
+        Masks (W * W, 16, 16): 1 in cells that are completely inside, for each pair of an interval
+            of rows and an interval of columns.
     """
     cells = torch.arange(SIDE)
     matrices, inside = [], []
@@ -249,8 +278,12 @@ def placements(step: float) -> tuple[Tensor, Tensor]:
 
 @cache
 def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
-    """Return the masks of placements at 8x8; the different ones of their 8 views, (M, 64); which of
-    these each view has.
+    """Return the masks of placements at 8x8, and the distinct masks among all their views.
+
+    Returns:
+        (P, 8, 8) masks of the P placements, in one view.
+        (M, 64) distinct masks of the placements in all 8 views.
+        (8 * P,) index into the distinct masks, for each view and placement.
     """
     masks = (halved(placements(1.0)[1]) == 1).float()
     return masks, *symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
@@ -258,14 +291,17 @@ def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def fine_masks() -> tuple[Tensor, Tensor]:
-    """Return the different masks of placements at 16x16, (M, 256), and which of these each has."""
+    """Return the (M, 256) distinct masks of placements at 16x16, and each placement's index."""
     different, which = placements(0.5)[1].flatten(1).unique(dim=0, return_inverse=True)
     return different, which
 
 
 def cutting(edges: Sequence[Interval], n: int) -> Tensor:
-    """Return (W, n, 64) matrices that cut intervals, in cells of a fingerprint, out of 64 pixels
-    and show them at n.
+    """Return (W, n, 64) matrices that crop intervals from 64 pixels and resize them to n pixels.
+
+    Args:
+        edges: the W intervals, in cells of a 16x16 fingerprint.
+        n: pixels of the result.
     """
     low, high = (torch.tensor(edges, dtype=torch.float64) * WHOLE / SIDE).T[..., None]
     width = (high - low) / n
@@ -280,8 +316,13 @@ def cutting(edges: Sequence[Interval], n: int) -> Tensor:
 def triangles(
     centres: Tensor, half: Tensor | float, low: Tensor | float, high: Tensor | float
 ) -> Tensor:
-    """Return (..., n, 64) weights of pixels around (..., n) centres, falling linearly to 0 at
-    distance `half`; none beyond low and high.
+    """Return (..., n, 64) resampling weights of a triangle filter, with sum 1 for each centre.
+
+    Args:
+        centres: (..., n) positions of the resampled pixels, in pixels.
+        half: distance at which the weights reach 0, in pixels.
+        low: pixels before this position have weight 0.
+        high: pixels after this position have weight 0.
     """
     at = torch.arange(WHOLE, dtype=torch.float64) + 0.5
     weights = (1 - (at - centres[..., None]).abs() / half).clamp_min(0) * (
@@ -291,9 +332,12 @@ def triangles(
 
 
 def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Return (V * W, n, n):
+    """Return (V * W, n, n): an image, resampled by each pair of a row and a column matrix.
 
-    (S, S) x, its rows resampled by each of (V, n, S), its columns by each of (W, n, S) matrices.
+    Args:
+        rows: (V, n, S) matrices for the rows.
+        x: (S, S) image.
+        columns: (W, n, S) matrices for the columns; None uses `rows`.
     """
     columns = rows if columns is None else columns
     both = (rows.flatten(0, 1) @ x) @ columns.flatten(0, 1).T
@@ -302,7 +346,7 @@ def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
 
 
 def symmetries(batch: Tensor) -> Tensor:
-    """Return (8, ..., n, n): the four quarter turns of (..., n, n), and those of its mirror image."""
+    """Return the 8 views (8, ..., n, n) of (..., n, n) images: 4 quarter turns, then 4 mirrored."""
     return torch.stack(
         [
             torch.rot90(view, turns, (-2, -1))
@@ -313,26 +357,27 @@ def symmetries(batch: Tensor) -> Tensor:
 
 
 def halved(batch: Tensor) -> Tensor:
-    """Return (B, n/2, n/2): means of 2x2."""
+    """Return (B, n, n) images downsampled to (B, n/2, n/2) by 2x2 means."""
     return functional.avg_pool2d(batch, 2)
 
 
 @cache
 def surroundings() -> Tensor:
-    """Return the (32, 32) matrix that takes means over 5 cells, the border repeated."""
+    """Return the (32, 32) matrix that averages 5 neighbouring pixels, with the border repeated."""
     at = torch.arange(COMPARED)
     within = (at[:, None] + torch.arange(-2, 3)).clamp(0, COMPARED - 1)
     return functional.one_hot(within, COMPARED).sum(1) / 5
 
 
 def detail_of(batch: Tensor) -> Tensor:
-    """Return (B, 32, 32) less their 5x5 surroundings."""
+    """Return (B, 32, 32) images minus the means of their 5x5 neighbourhoods."""
     return batch - surroundings() @ batch @ surroundings().T
 
 
 def standardized(batch: Tensor) -> Tensor:
-    """Return (B, n, n) less their means, of length 1: then sums of products are correlation
-    coefficients. Flat ones are 0.
+    """Return (B, n, n) images with mean 0 and Euclidean norm 1; flat images become 0.
+
+    The sum of the products of two such images is their correlation coefficient.
     """
     batch = batch - batch.mean((-2, -1), keepdim=True)
     length = batch.flatten(-2).norm(dim=-1)[..., None, None]
@@ -340,18 +385,21 @@ def standardized(batch: Tensor) -> Tensor:
 
 
 def standardized_within(batch: Tensor, masks: Tensor) -> Tensor:
-    """Return (B, n, n), zero outside of their masks, of mean 0 and length 1 inside."""
+    """Return (B, n, n) images with mean 0 and norm 1 inside their (B, n, n) masks, 0 outside."""
     batch = batch * masks
     batch = (batch - batch.sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True)) * masks
     return batch / batch.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-6)
 
 
 def inverse_lengths(vectors: Tensor, masks: Tensor) -> Tensor:
-    """Return (M, N): 1 / length of each of (D, N) vectors within each of (M, D) masks, less its
-    mean there.
+    """Return (M, N): 1 / norm of each vector within each mask, after its mean there is subtracted.
 
-    1e-4 is the least squared length, of vectors whose own is 1: what is flat within a mask
-    correlates with nothing.
+    The squared norm is clamped to at least 1e-4, so a vector that is flat within a mask correlates
+    with nothing.
+
+    Args:
+        vectors: (D, N) of norm 1.
+        masks: (M, D) of 0 and 1.
     """
     squares = masks @ vectors**2 - (masks @ vectors) ** 2 / masks.sum(1, keepdim=True)
     return squares.clamp_min(1e-4).rsqrt()

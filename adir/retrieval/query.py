@@ -1,9 +1,9 @@
-"""How y is shown to an encoder that looks for its neighbours. The paper does not say.
+"""Query image: how a measurement y is prepared for the encoder that searches for its neighbours.
 
-The default is `as_is`: with the `imagenet` encoder it is the best on six tasks of seven
-(precision@20; on `deblur_gauss`, `regularised` gains 0.045 +- 0.026), and the pseudo-inverse of a
-noisy blur finds nothing (0.07 instead of 0.61, chance 0.08).
-benchmarks/quality/query_preparation.py measures it.
+The paper does not specify the query image. The default is `as_is`. With the `imagenet` encoder,
+`as_is` has the best precision@20 on six of seven tasks; on `deblur_gauss`, `regularised` is better
+by 0.045 +- 0.026. The pseudo-inverse of a noisy blur fails: its precision is 0.07 instead of 0.61,
+and chance is 0.08. benchmarks/quality/query_preparation.py has the measurement.
 """
 
 import torch
@@ -14,25 +14,31 @@ from adir.retrieval.encoders.base import resize
 from adir.tasks.base import LinearOperator, Task
 
 QUERIES = {
-    "as_is": "the image of y, at y's own size; the encoder's preprocessing does the rest",
-    "resized": "the whole image of y, squeezed here to the square that the encoder's network sees",
-    "pseudo_inverse": "the pseudo-inverse of y, cut off to [-1, 1], at the size of x",
-    "regularised": "the ridge-regression image of y, cut off to [-1, 1], at the size of x",
+    "as_is": "y as an RGB image of its own size; only the encoder's preprocessing is applied",
+    "resized": "y as an RGB image, resized without cropping to the encoder's square input",
+    "pseudo_inverse": "the pseudo-inverse of y, clamped to [-1, 1], at the size of x",
+    "regularised": "the ridge-regression estimate from y, clamped to [-1, 1], at the size of x",
 }
-"""Choice: what it shows."""
+"""Description of each query preparation, by name."""
 
-# size of a pixel in [-1, 1], for the ridge; root mean square of the embedded corpus 0.53,
-# Caltech-101 0.60
+# prior standard deviation of a pixel in [-1, 1] for the ridge; the root mean square is 0.53 in the
+# embedded corpus and 0.60 in Caltech-101
 SIGNAL = 0.5
-LEAST_RIDGE = 1e-4  # where y has no noise: its rounding to 8 bits is an error of 0.0023
+LEAST_RIDGE = 1e-4  # for y without noise: rounding to 8 bits has a standard deviation of 0.0023
 ITERATIONS = 30
 
 
 def query_image(task: Task, y: Tensor, how: str, input_size: int) -> Tensor:
-    """(3, h, w) in [-1, 1]: y as `how` shows it to an encoder whose network sees input_size x
-    input_size pixels.
+    """Return the query image of a measurement, (3, h, w) in [-1, 1].
 
-    y: (C, h, w), one measurement of the task.  how: a key of QUERIES, else InputError.
+    Args:
+        task: the task that made the measurement.
+        y: (C, h, w) measurement.
+        how: a key of QUERIES.
+        input_size: side in pixels of the encoder network's square input.
+
+    Raises:
+        InputError: if `how` is unknown.
     """
     require_query(how)
     if how == "as_is":
@@ -45,17 +51,18 @@ def query_image(task: Task, y: Tensor, how: str, input_size: int) -> Tensor:
 
 
 def require_query(how: str) -> None:
-    """Raise InputError unless there is such a choice."""
+    """Raise InputError if `how` is not a key of QUERIES."""
     if how not in QUERIES:
         raise InputError(f"unknown query preparation {how!r}; choose one of {', '.join(QUERIES)}")
 
 
 def ridge(operator: LinearOperator, y: Tensor) -> Tensor:
-    """(3, H, W) minimiser of |A x - y|^2 + r |x|^2 with r = (sigma_y / SIGNAL)^2, or LEAST_RIDGE
-    where that is larger.
+    """Return the (3, H, W) minimiser of |A x - y|^2 + r |x|^2.
 
-    The posterior mean of independent pixels of standard deviation SIGNAL. By conjugate gradients
-    (Hestenes and Stiefel, 1952) on (A^T A + r) x = A^T y, at most ITERATIONS steps, from zero.
+    r = max((sigma_y / SIGNAL)^2, LEAST_RIDGE). With the first value, the result is the posterior
+    mean if the pixels of x are independent with mean 0 and standard deviation SIGNAL. The system
+    (A^T A + r) x = A^T y is solved by conjugate gradients (Hestenes and Stiefel, 1952), from zero,
+    in at most ITERATIONS steps.
     """
     r = max((operator.sigma_y / SIGNAL) ** 2, LEAST_RIDGE)
     x = torch.zeros(operator.image_shape, dtype=y.dtype)

@@ -1,1 +1,1 @@
-"""Files of networks and data sets: registered in conf/weights/, fetched, verified, read safely."""
+"""Files of networks and data sets: register (conf/weights/), download, verify, read safely."""

@@ -1,6 +1,4 @@
-"""The folder where weights and converted networks are kept, and the hashes of large files,
-remembered there.
-"""
+"""The cache folder of weights and converted networks, and the cached hashes of large files."""
 
 import os
 import time
@@ -10,23 +8,21 @@ from adir.files import read_json, sha256_of_bytes, sha256_of_file, write_json
 
 
 def cache_dir() -> Path:
-    """Where weights and converted networks are kept:
-
-    ADIR_CACHE, else adir in XDG_CACHE_HOME or ~/.cache.
-    """
+    """Return the cache folder: ADIR_CACHE, or else `adir` in XDG_CACHE_HOME or ~/.cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adir"
     return Path(os.environ.get("ADIR_CACHE") or default).expanduser().absolute()
 
 
-SMALL = 64 << 20  # bytes; below, hashing takes less than remembering is worth
-SETTLED_SECONDS = (
-    2.0  # file systems' clocks are that coarse: a file changed since could look unchanged
-)
+SMALL = 64 << 20  # bytes; hashes of smaller files are not cached, because hashing is fast
+# The clocks of file systems can be this coarse. If a file is changed again within this time, its
+# timestamp can stay the same.
+SETTLED_SECONDS = 2.0
 
 
 def known_sha256(path: Path) -> str:
-    """SHA-256 of a file, from the cache where the file is the one that was hashed: same path,
-    inode, size and times.
+    """Return SHA-256 of a file, from the cache if the file has not changed since it was hashed.
+
+    A file is unchanged if its path, inode, size and timestamps are the same.
     """
     if path.stat().st_size < SMALL:
         return sha256_of_file(path)
@@ -36,7 +32,7 @@ def known_sha256(path: Path) -> str:
         if known["stamp"] == stamp:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or damaged: hash it
+        pass  # no cached hash, or a damaged one: hash the file
     sha256 = sha256_of_file(path)
     if stamp_of(path) == stamp:
         remember_sha256(path, sha256)
@@ -44,8 +40,13 @@ def known_sha256(path: Path) -> str:
 
 
 def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
-    """Note the hash of a large file that has not changed for a while; or of our own, which nobody
-    else knows yet.
+    """Cache the hash of a large file that has not changed for SETTLED_SECONDS.
+
+    Args:
+        path: the file.
+        sha256: its hash.
+        own: whether the caller just created the file, so that no other process can change it. The
+            hash is then cached at once.
     """
     stamp = stamp_of(path)
     settled = own or time.time() - stamp["changed_ns"] / 1e9 >= SETTLED_SECONDS
@@ -54,13 +55,13 @@ def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
     try:
         write_json(note_of(path), {"path": str(path.resolve()), "stamp": stamp, "sha256": sha256})
     except OSError:
-        pass  # a cache that cannot be written: the next run hashes again
+        pass  # the cache is not writable, so the next run hashes the file again
 
 
 def stamp_of(path: Path) -> dict[str, int]:
-    """What changes when a file does.
+    """Return size, timestamps and inode of a file; at least one differs after a change.
 
-    The time of the last change of any kind cannot be set back as mtime can.
+    `changed_ns` is the ctime. Unlike the mtime, programs cannot set it back.
     """
     stat = path.stat()
     return {
@@ -72,5 +73,5 @@ def stamp_of(path: Path) -> dict[str, int]:
 
 
 def note_of(path: Path) -> Path:
-    """Where the hash of a file is remembered."""
+    """Return the path of the cache file with the hash of a file."""
     return cache_dir() / "hashes" / f"{sha256_of_bytes(str(path.resolve()).encode())[:32]}.json"

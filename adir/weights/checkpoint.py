@@ -1,4 +1,4 @@
-"""Read checkpoints safely: tensors only; no code in the file runs."""
+"""Read checkpoints safely: only tensors are loaded, and no code in the file runs."""
 
 import pickle
 import warnings
@@ -16,12 +16,11 @@ from adir.errors import InputError
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors or torch.save file by name, mapped from disk where the
-    format allows.
+    """Return the tensors of a .safetensors or torch.save file, by name.
 
-    No code in the file runs. {"state_dict": {...}} is unwrapped, and the prefix `module.` of
-    networks trained in parallel is removed. Raises InputError for anything but tensors, and for
-    damaged files.
+    No code in the file runs. Tensors are mapped from disk if the format allows it. A dict
+    {"state_dict": {...}} is unwrapped. The prefix `module.`, which parallel training adds, is
+    removed. Raises InputError if the file is damaged or holds anything but tensors.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -29,17 +28,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: refused: it is damaged, or holds more than tensors "
-            f"({first_sentence(error)}); fetch it again from "
-            "a source you trust"
+            f"{path}: the file is refused, because it is damaged or holds more than tensors "
+            f"({first_sentence(error)}); download it again from a source that you trust"
         ) from error
     except OSError as error:
-        if (
-            error.filename is not None
-        ):  # from the file system; torch's own errors about the content name no file
+        # An error of the file system has a file name; torch's errors about the content have none.
+        if error.filename is not None:
             raise
         raise InputError(
-            f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again"
+            f"{path}: damaged, or not a checkpoint ({first_sentence(error)}); download it again"
         ) from error
     except (
         SafetensorError,
@@ -52,22 +49,24 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     ) as error:
         if "TorchScript" in str(error):
             raise InputError(
-                f"{path}: a TorchScript archive, which is code (OpenAI publishes its weights "
-                "so); take the same weights as "
-                "safetensors, or save what torch.jit.load(FILE).state_dict() gives with torch.save"
+                f"{path}: the file is a TorchScript archive, which contains code (OpenAI publishes "
+                "its weights in this format); use the same weights as safetensors, or save "
+                "torch.jit.load(FILE).state_dict() with torch.save"
             ) from error
         raise InputError(
-            f"{path}: damaged, or no checkpoint ({first_sentence(error)}); fetch it again"
+            f"{path}: damaged, or not a checkpoint ({first_sentence(error)}); download it again"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: no tensors in it: it holds a {type(content).__name__}")
+        raise InputError(
+            f"{path}: the file holds a {type(content).__name__} without tensors; use a checkpoint"
+        )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
-                f"{path}: {name!r} in it is a {type(value).__name__}: a checkpoint of tensors "
-                "only is needed"
+                f"{path}: the entry {name!r} is a {type(value).__name__}, not a tensor; use a "
+                "checkpoint that holds only tensors"
             )
     prefixed = all(name.startswith("module.") for name in content)
     return {
@@ -79,15 +78,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def torch_load(path: Path) -> Any:
     """Run torch.load with weights_only=True on the CPU.
 
-    Files of torch before 1.6 are not zip archives and cannot be mapped.
-
-    NumPy scalars of NumPy 1 and 2 are allowed: an optimiser's learning rate beside the weights may
-    be one.
+    The file is mapped into memory unless torch before 1.6 wrote it: those files are not zip
+    archives. NumPy scalars of NumPy 1 and 2 are allowed, because the file may also hold an
+    optimiser's learning rate as such a scalar.
     """
     scalar: Any = np.float64(0).__reduce__()[0]
     numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
-    # hides torch's warning about TorchScript archives: `read_checkpoint` refuses them and says what
-    # to do
+    # Hides torch's warning about TorchScript archives, which `read_checkpoint` refuses anyway.
     with (
         torch.serialization.safe_globals([*numbers, np.dtype, type(np.dtype(np.float64))]),
         warnings.catch_warnings(action="ignore"),
@@ -98,11 +95,11 @@ def torch_load(path: Path) -> Any:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the part of torch's message that says what happened, without its advice to disable the
-    check.
+    """Return the first sentence of an error of torch.
+
+    The rest of the message, such as the advice to disable the check, is dropped.
     """
     _, _, found = str(error).partition("WeightsUnpickler error: ")
-    paragraph = (
-        (found or str(error)).strip().partition("\n\n")[0]
-    )  # the advice follows a blank line
+    # The advice follows a blank line.
+    paragraph = (found or str(error)).strip().partition("\n\n")[0]
     return " ".join(paragraph.split()).partition(". ")[0][:200].strip(" .") or type(error).__name__

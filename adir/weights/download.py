@@ -1,4 +1,4 @@
-"""Large files from mirrors: streamed, resumed after a break, verified, and moved into place whole."""
+"""Download large files from mirrors; interrupted downloads resume, and hashes are verified."""
 
 import fcntl
 import hashlib
@@ -22,11 +22,11 @@ from adir.files import set_aside
 
 HUB = "https://huggingface.co/"
 TIMEOUT_SECONDS = 10.0  # for the connection, and for each read
-ATTEMPTS = 5  # per mirror; an attempt that brings nothing is the last
-CHUNK = 1 << 20
+ATTEMPTS = 5  # per mirror; after an attempt without any new data, the next mirror is tried
+CHUNK = 1 << 20  # bytes
 
 Progress = Callable[[int, int | None], None]
-"""Called with (bytes so far, total bytes or None if unknown)."""
+"""Callback with arguments (bytes so far, total bytes or None if unknown)."""
 
 
 def fetch(
@@ -36,23 +36,30 @@ def fetch(
     size: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Download the file with this SHA-256 (or prefix of one) to `target`, from the first mirror
-    that has it.
+    """Download a file from the first mirror that has it, and verify its hash.
 
     An interrupted download stays in `target`.part, and a later call resumes it from any mirror. A
-    file with a wrong hash is renamed to *.corrupt-*, and the next mirror is tried.
+    file with a wrong hash is renamed to *.corrupt-*, and the next mirror is tried. `target` appears
+    only when the file is complete.
+
+    Args:
+        target: path of the file.
+        mirrors: addresses, tried in this order.
+        sha256: the expected SHA-256, or a prefix of it.
+        size: the expected size in bytes; None if unknown.
+        progress: called after each chunk.
 
     Raises:
-        InputError: all mirrors fail, another process is downloading the same file, or the disk is
-            too small.
-        OSError: of the file system.
+        InputError: if all mirrors fail, another process is downloading the same file, or the disk
+            is too small.
+        OSError: if the file system fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     reasons = []
     for url in map(address_of, mirrors):
         print(
-            f"fetching {target.name} from {urllib.parse.urlsplit(url).netloc}",
+            f"downloading {target.name} from {urllib.parse.urlsplit(url).netloc}",
             file=sys.stderr,
             flush=True,
         )
@@ -66,32 +73,39 @@ def fetch(
     if not kept:
         part.unlink(missing_ok=True)
     going_on = (
-        f"; the {megabytes(kept)} that came are kept, and the same command resumes there"
+        f"; the first {megabytes(kept)} are saved, and the same command resumes the download"
         if kept
         else ""
     )
     raise InputError(
-        f"{target.name} could not be fetched: "
-        f"{'; '.join(reasons) or 'it has no mirror'}{going_on}; or put the file into "
+        f"{target.name}: the download failed: "
+        f"{'; '.join(reasons) or 'no mirror is known'}{going_on}; you can also put the file into "
         f"{target.parent} by hand"
     )
 
 
 def address_of(url: str) -> str:
-    """Return the address to request: HF_ENDPOINT, if set, replaces the Hugging Face hub.
+    """Return the address to request: if HF_ENDPOINT is set, it replaces the Hugging Face hub.
 
-    Raises InputError if HF_ENDPOINT is not an address.
+    Raises InputError if HF_ENDPOINT is not an http or https address.
     """
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     if not endpoint or not url.startswith(HUB):
         return url
     if not endpoint.startswith(("http://", "https://")):
-        raise InputError(f"HF_ENDPOINT={endpoint}: no address; say https://{endpoint}, or unset it")
+        raise InputError(
+            f"HF_ENDPOINT={endpoint} is not an address; set HF_ENDPOINT=https://{endpoint}, or "
+            "unset it"
+        )
     return f"{endpoint}/{url.removeprefix(HUB)}"
 
 
 def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """Send a request, through the proxy of the environment, and to the hub with the user's token."""
+    """Send a request and return the response.
+
+    It uses the proxy of the environment variables. A request to the Hugging Face hub carries the
+    user's token.
+    """
     request = urllib.request.Request(url, headers=headers)
     token = huggingface_hub.get_token() if url.startswith(address_of(HUB)) else None
     if token is not None:  # not sent on to the storage that the hub redirects to
@@ -107,9 +121,15 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 def fetch_from(
     url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress
 ) -> str | None:
-    """Complete the open .part file from one mirror.
+    """Complete the open .part file from one mirror; return None on success, else the reason.
 
-    Returns None if its hash is right, else the reason.
+    Args:
+        url: address of the file on the mirror.
+        file: the open .part file.
+        part: path of the .part file.
+        sha256: the expected SHA-256, or a prefix of it.
+        size: the expected size in bytes; None if unknown.
+        progress: called after each chunk.
     """
     reason = ""
     for attempt in range(ATTEMPTS):
@@ -118,9 +138,8 @@ def fetch_from(
             stream(url, file, size, progress)
         except (OSError, http.client.HTTPException) as error:
             reason = reason_of(error)
-            if (
-                have and getattr(error, "code", None) == 416
-            ):  # no such range: another file, or a complete one
+            # HTTP 416, no such range: the .part file is complete or belongs to another file.
+            if have and getattr(error, "code", None) == 416:
                 file.truncate(0)
                 continue
             if file.seek(0, os.SEEK_END) <= have:
@@ -134,17 +153,27 @@ def fetch_from(
             return None
         if not have:
             note = set_aside(part)
-            return f"what came has a SHA-256 of {found[:8]}..., not {sha256[:8]}...; {note}"
-        # The .part file may come from another mirror, or from an older version: start again.
+            return (
+                f"the downloaded file has SHA-256 {found[:8]}... instead of {sha256[:8]}...; {note}"
+            )
+        # Earlier data may come from another mirror or an older version of the file: start again.
         file.truncate(0)
-        reason = "what came in parts has another SHA-256"
-    return f"{reason}, and so on, {ATTEMPTS} times"
+        reason = "the resumed file has a wrong SHA-256"
+    return f"{reason}; gave up after {ATTEMPTS} attempts"
 
 
 def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> None:
-    """Download the rest of `file`.
+    """Download the missing rest of a file.
 
-    Raises OSError or HTTPException if the connection fails or breaks.
+    Args:
+        url: address of the file.
+        file: the open .part file, whose content is the beginning of the file.
+        size: the expected size in bytes; None if unknown.
+        progress: called after each chunk.
+
+    Raises:
+        OSError, HTTPException: if the connection fails or breaks, or the size is wrong.
+        InputError: if the disk is too small.
     """
     have = file.seek(0, os.SEEK_END)
     if size is not None and have > size:
@@ -159,7 +188,7 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
         if size is not None and total is not None and total != size:
-            raise OSError(f"its file has {total} bytes, {size} are expected")
+            raise OSError(f"the file on this mirror has {total} bytes instead of {size}")
         require_room(Path(file.name).parent, (total or size or have) - have)
         while chunk := response.read1(CHUNK):
             file.write(chunk)
@@ -171,42 +200,42 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
 
 @contextmanager
 def opened_alone(part: Path) -> Iterator[BinaryIO]:
-    """Open and lock the .part file. Raises InputError if another process has locked it."""
+    """Open and lock the .part file. Raises InputError if another process has locked the file."""
     with open(part, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{part}: another process is fetching this file: wait for it"
+                f"{part}: another process is downloading this file; wait until it has finished"
             ) from error
         yield file
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Return SHA-256 of an open file."""
+    """Return SHA-256 of the whole content of an open file."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raise InputError if the disk of `folder` has less than `size` bytes left."""
+    """Raise InputError if the disk of `folder` has less than `size` bytes of free space."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(
-            f"{folder}: {megabytes(size)} more are needed and {megabytes(free)} are free: make "
-            "room there"
+            f"{folder}: {megabytes(size)} are needed, but only {megabytes(free)} are free; free "
+            "some disk space"
         )
 
 
 def reason_of(error: Exception) -> str:
-    """Return why a mirror failed, in one line."""
+    """Return the reason why a mirror failed, in one line."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
 
 
 def megabytes(size: int) -> str:
-    """Return a size for people: '2.21 GB', '109 MB', '6 kB'."""
+    """Return a size in bytes as readable text: '2.21 GB', '109 MB', '6 kB'."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}"

@@ -1,4 +1,4 @@
-"""Pretrained weights: list them (conf/weights/), locate, download and verify them."""
+"""The registry of pretrained weights in conf/weights/: locate, download and verify its files."""
 
 import contextlib
 import functools
@@ -20,43 +20,51 @@ from adir.weights.cache import cache_dir, known_sha256, remember_sha256
 from adir.weights.download import HUB, Progress, fetch, megabytes
 
 HASHES = "sha256.json"
-"""In the folder of a repository: the hashes of its files when they were downloaded, as some are not
-pinned.
+"""File in a downloaded repository with the hashes of its files at download.
+
+Some hashes are not pinned in conf/weights/.
 """
 
 Place = Literal["adir", "pyiqa", "checkpoints"]
 
 
 def require_online(name: str, by_hand: str) -> None:
-    """Raise InputError, which says what to put where by hand, if HF_HUB_OFFLINE=1 forbids
-    downloads.
+    """Raise InputError if HF_HUB_OFFLINE=1 forbids downloads.
+
+    Args:
+        name: of the weights, for the message.
+        by_hand: what the user can put where by hand instead, for the message.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"):
         raise InputError(
-            f"{name}: not fetched: HF_HUB_OFFLINE is set: unset it, or put {by_hand} by hand"
+            f"{name}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or put {by_hand} "
+            "by hand"
         )
 
 
 _failed_fetches: dict[str, str] = {}
-"""Reason by file. A process tries a download once: a cell of 50 images would wait 50 times."""
+"""Reason for each failed download, by file name.
+
+A process tries each download only once. Otherwise, a cell of 50 images would wait 50 times.
+"""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """One file of weights.
+    """Registry entry of a single file.
 
-    Args:
-        entry: its name in the registry.
-        name: of the file.
+    Attributes:
+        entry: name of the entry.
+        name: name of the file.
         size: bytes; None if unknown.
-        sha256: 64 hex digits, or the prefix that the publisher gives; None if no hash is published.
-            Such a file is never
-            downloaded: the user puts it there, and records hold its hash.
+        sha256: 64 hex digits, or the prefix that the publisher gives. None if no hash is published:
+            the file is then never downloaded, the user puts it in place, and records store its
+            hash.
         licence: None if unknown.
-        mirrors: addresses.
-        place: our folder, or one below torch's hub folder (TORCH_HOME), where pyiqa or torchvision
-            look.
-        about: its size in words, if `size` is None.
+        mirrors: addresses, tried in this order.
+        place: "adir" for our cache folder. Otherwise a subfolder of torch's hub folder
+            (TORCH_HOME), where pyiqa and torchvision search.
+        about: the size in words, if `size` is None.
     """
 
     entry: str
@@ -70,7 +78,7 @@ class WeightsFile:
 
     @property
     def path(self) -> Path:
-        """Its path, whether the file exists or not."""
+        """The path of the file, whether it exists or not."""
         return (
             cache_dir() / "weights"
             if self.place == "adir"
@@ -79,73 +87,72 @@ class WeightsFile:
 
     @property
     def size_text(self) -> str:
-        """For people."""
+        """The size as readable text, such as "109 MB"."""
         return (self.about or "size unknown") if self.size is None else megabytes(self.size)
 
     def missing(self) -> str | None:
-        """Return None if the file exists, else one line with name, size, mirrors and folder."""
+        """Return None if the file exists, else a message with name, size, mirrors and folder."""
         if self.path.is_file():
             return None
         if self.sha256 is None:
             return (
-                f"{self.entry} needs {self.name} ({self.size_text}), which is not here: "
+                f"{self.entry} needs {self.name} ({self.size_text}), which is missing: "
                 f"{self.by_hand}"
             )
         return (
-            f"{self.entry} needs {self.name} ({self.size_text}), which is not here: run `adir "
-            f"weights get {self.entry}`, or "
-            f"put it into {self.path.parent}; mirrors: {', '.join(self.mirrors)}"
+            f"{self.entry} needs {self.name} ({self.size_text}), which is missing: run `adir "
+            f"weights get {self.entry}`, or put it into {self.path.parent}; mirrors: "
+            f"{', '.join(self.mirrors)}"
         )
 
     @property
     def by_hand(self) -> str:
-        """What to do about a file without a published hash."""
+        """The instruction for a file without a published hash, which is never downloaded."""
         return (
-            f"put it into {self.path.parent} by hand, from {', '.join(self.mirrors)}; no "
-            "SHA-256 of it is published"
+            f"download it by hand from {', '.join(self.mirrors)} and put it into "
+            f"{self.path.parent}, because its SHA-256 is not published"
         )
 
     def unavailable(self) -> str | None:
-        """Return None if the right file exists, else one line: why not, and what to do.
+        """Return None if the file exists and its hash is right, else a message with a remedy.
 
-        A process tries once to download it, unless HF_HUB_OFFLINE=1. For optional uses, such as a
-        metric.
+        A missing file is downloaded; a process tries this once, unless HF_HUB_OFFLINE=1. The method
+        is meant for optional files, such as the weights of a metric.
         """
         if not self.path.is_file() and self.name not in _failed_fetches:
             try:
                 self.fetch()
             except (InputError, OSError) as error:  # OSError: of the file system
-                _failed_fetches[self.name] = f"fetching it failed: {error}"
+                _failed_fetches[self.name] = f"the download failed: {error}"
         if not self.path.is_file():
             return (
-                f"{self.name} ({self.size_text}) is not here: put it into {self.path.parent}; from "
-                f"{', '.join(self.mirrors)} ({_failed_fetches[self.name]})"
+                f"{self.name} ({self.size_text}) is missing: download it from "
+                f"{', '.join(self.mirrors)} and put it into {self.path.parent} "
+                f"({_failed_fetches[self.name]})"
             )
         found = known_sha256(self.path)
         if self.sha256 is not None and not found.startswith(self.sha256):
             return (
-                f"{self.path}: its SHA-256 starts with {found[:8]}, {self.sha256} is expected, "
-                "so it is damaged or "
-                f"another file: delete it and run `adir weights get {self.entry}`"
+                f"{self.path}: its SHA-256 starts with {found[:8]} instead of {self.sha256}, so "
+                f"the file is damaged or wrong: delete it and run `adir weights get {self.entry}`"
             )
         return None
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """Download and verify the file; return its path.
 
-        Raises as `download.fetch`, and InputError if that is forbidden.
+        Raises InputError if downloads are forbidden, and the errors of `download.fetch`.
         """
         if self.sha256 is None:
-            raise InputError(f"{self.entry}: {self.name} is not fetched: {self.by_hand}")
+            raise InputError(f"{self.entry}: {self.name} is not downloaded: {self.by_hand}")
         require_online(self.name, f"the file into {self.path.parent}")
         fetch(self.path, self.mirrors, self.sha256, self.size, progress)
         return self.path
 
     def verify(self) -> str | None:
-        """Hash the file.
+        """Hash the file; return None if the hash is right or unknown, else a message.
 
-        Returns None if the hash is right or none is known, else the problem. A wrong file is set
-        aside.
+        A file with a wrong hash is renamed to *.corrupt-*.
         """
         found = sha256_of_file(self.path)
         if self.sha256 is None or found.startswith(self.sha256):
@@ -156,7 +163,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Mirror:
-    """A repository of the Hugging Face hub at one commit."""
+    """Repository of the Hugging Face hub at one commit."""
 
     repository: str
     revision: str
@@ -164,15 +171,19 @@ class Mirror:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A folder in diffusers' layout: in our cache, downloaded or put there by hand, or in the hub's
-    cache (HF_HUB_CACHE).
+    """Registry entry of a folder in diffusers' layout.
 
-    Args:
-        entry: its name in the registry.
-        mirrors: repositories of the Hugging Face hub.
-        weights: its large files, with their SHA-256 or None.
-        settings: its small files. The folder is complete if all of `weights` and `settings` exist.
-        size, licence, about: as of a file.
+    The folder is in our cache, where it was downloaded or put by hand, or in the cache of the
+    Hugging Face hub (HF_HUB_CACHE). It is complete if all files of `weights` and `settings` exist.
+
+    Attributes:
+        entry: name of the entry.
+        mirrors: repositories of the Hugging Face hub, tried in this order.
+        weights: SHA-256 or None of each large file, by name.
+        settings: names of the small files.
+        size: bytes of the large files; None if unknown.
+        licence: None if unknown.
+        about: the size in words, if `size` is None.
     """
 
     entry: str
@@ -185,21 +196,21 @@ class HubRepository:
 
     @property
     def path(self) -> Path:
-        """The complete folder, else the one in our cache."""
+        """The first complete folder, or else the folder in our cache."""
         folders = self._folders()
         return next((folder for folder in folders if not self.lacking(folder)), folders[0])
 
     @property
     def size_text(self) -> str:
-        """For people."""
+        """The size as readable text, such as "2.21 GB"."""
         return (self.about or "size unknown") if self.size is None else megabytes(self.size)
 
     def lacking(self, folder: Path) -> list[str]:
-        """Return the files that are missing from a folder."""
+        """Return the names of the files that are missing in a folder."""
         return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
 
     def _folders(self) -> list[Path]:
-        """Return the folders to look in: ours, then the hub's cache."""
+        """Return the folders to search: in our cache, then in the cache of the hub."""
         folders = [cache_dir() / "weights" / self.entry]
         for mirror in self.mirrors:
             with contextlib.suppress(LocalEntryNotFoundError):
@@ -210,11 +221,11 @@ class HubRepository:
         return folders
 
     def missing(self) -> str | None:
-        """Return None if the folder is complete, else one line with name, size, mirrors and folder."""
+        """Return None if the folder is complete, else a message with name, size and mirrors."""
         if not self.lacking(self.path):
             return None
         begun = [
-            f"; {place} lacks {', '.join(self.lacking(place))}"
+            f"; {place} misses {', '.join(self.lacking(place))}"
             for place in self._folders()
             if place.is_dir()
         ]
@@ -223,17 +234,16 @@ class HubRepository:
         )
         return (
             f"{self.entry} needs a folder with {', '.join(self.weights)} ({self.size_text}) and "
-            f"{len(self.settings)} small "
-            f"files, which is not here: run `adir weights get {self.entry}`, or put the "
-            f"folder's content into {self.path}; "
-            f"mirrors: {mirrors}{''.join(begun)}"
+            f"{len(self.settings)} small files, which is missing: run `adir weights get "
+            f"{self.entry}`, or put the folder's content into {self.path}; mirrors: "
+            f"{mirrors}{''.join(begun)}"
         )
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
-        """Download each missing file from the first mirror that has it, verify known hashes, and
-        return the folder.
+        """Download and verify the missing files; return the folder.
 
-        Raises as `download.fetch`, and InputError if downloads are forbidden.
+        Each file comes from the first mirror that has it. Raises InputError if downloads are
+        forbidden, and the errors of `download.fetch`.
         """
         folder = self._folders()[0]
         require_online(self.entry, f"the folder's content into {folder}")
@@ -247,10 +257,10 @@ class HubRepository:
         return folder
 
     def verify(self) -> str | None:
-        """Return None if all known hashes are right, else the wrong files, which are set aside.
+        """Return None if all known hashes are right, else a message about the wrong files.
 
-        Known hashes are pinned ones, those noted at the download, and the names of large files in
-        the hub's cache.
+        Wrong files are renamed to *.corrupt-*. A hash is known if it is pinned in conf/weights/, if
+        it was noted at the download, or if it is the file's name in the hub's cache.
         """
         wrong, folder = [], self.path
         noted = read_json(folder / HASHES) if (folder / HASHES).is_file() else {}
@@ -277,7 +287,7 @@ Entry = WeightsFile | HubRepository
 
 @functools.cache
 def registry(folder: Path | None = None) -> dict[str, Entry]:
-    """Return all entries of conf/weights/ (or of another folder) by name."""
+    """Return all entries of conf/weights/ (or of another folder), by name."""
     return {
         path.stem: read_entry(path)
         for path in sorted((folder or config_dir() / "weights").glob("*.yaml"))
@@ -285,17 +295,17 @@ def registry(folder: Path | None = None) -> dict[str, Entry]:
 
 
 def read_entry(path: Path) -> Entry:
-    """Read an entry: with `file` it is a file, with `repositories` a repository.
+    """Read a YAML entry of the registry.
 
-    Raises InputError for anything else.
+    An entry with the key `file` is a WeightsFile, one with the key `repositories` a HubRepository.
+    Raises InputError for any other content.
     """
     try:
         fields: dict[str, Any] = yaml.safe_load(read_text(path))
         if "file" in fields:
-            if not isinstance(
-                fields["sha256"], str | None
-            ):  # YAML reads 12345678 and 1e234567 as numbers
-                raise TypeError(f"sha256: {fields['sha256']} must stand in quotation marks")
+            # Without quotes, YAML reads 12345678 and 1e234567 as numbers.
+            if not isinstance(fields["sha256"], str | None):
+                raise TypeError(f"sha256: {fields['sha256']} must be in quotation marks")
             name, mirrors = fields.pop("file"), tuple(fields.pop("mirrors"))
             return WeightsFile(path.stem, name=name, mirrors=mirrors, **fields)
         repositories = tuple(Mirror(**mirror) for mirror in fields.pop("repositories"))
@@ -303,27 +313,29 @@ def read_entry(path: Path) -> Entry:
             path.stem, repositories, settings=tuple(fields.pop("settings")), **fields
         )
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no entry of weights ({' '.join(str(error).split())})") from error
+        raise InputError(
+            f"{path}: not a valid weights entry ({' '.join(str(error).split())}); correct the file"
+        ) from error
 
 
 def entry(name: str) -> Entry:
-    """Return the entry of that name. Raises InputError, which lists the names."""
+    """Return the entry with this name. Raises InputError if the name is unknown."""
     if name not in registry():
         raise InputError(f"unknown weights {name!r}; choose one of {', '.join(registry())}")
     return registry()[name]
 
 
 def weights_file(name: str) -> WeightsFile:
-    """Return the entry of that name, which must be a file."""
+    """Return the entry with this name, which must be a single file."""
     found = entry(name)
     assert isinstance(found, WeightsFile), name
     return found
 
 
 def located(name: str) -> Path:
-    """Return the file or folder of an entry.
+    """Return the path of an entry's file or folder.
 
-    If it is missing, raises InputError: what is needed, from where, and where to.
+    Raises InputError if it is missing. The message says where to download it and where to put it.
     """
     found = entry(name)
     reason = found.missing()
@@ -333,12 +345,16 @@ def located(name: str) -> Path:
 
 
 def hub_snapshot(repository: str, patterns: tuple[str, ...]) -> Path:
-    """Return the folder with a repository's files of these names, downloaded from the Hugging Face
-    hub if needed.
+    """Return the folder with files of a Hugging Face repository, downloaded if needed.
 
-    repository: OWNER/NAME, or OWNER/NAME@COMMIT; without a commit, the head of its main branch.
+    Args:
+        repository: OWNER/NAME or OWNER/NAME@COMMIT. Without a commit, the head of the main branch
+            is used.
+        patterns: patterns of the file names.
 
-    Raises InputError, in one line, if there is none, or the hub cannot be reached.
+    Raises:
+        InputError: if the repository does not exist or the hub is unreachable. The message has one
+            line.
     """
     name, _, revision = repository.partition("@")
     try:
@@ -350,7 +366,6 @@ def hub_snapshot(repository: str, patterns: tuple[str, ...]) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{repository}: no such folder here, and not on the Hugging Face hub, or out of "
-            f"reach ({reason}); "
-            "name a folder with its files"
+            f"{repository}: neither an existing folder nor a reachable repository of the Hugging "
+            f"Face hub ({reason}); choose a folder with the files"
         ) from error

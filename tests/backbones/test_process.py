@@ -272,7 +272,7 @@ def test_a_hub_id_that_is_nowhere_says_so_in_one_line(monkeypatch):
 
     monkeypatch.setattr(registry.huggingface_hub, "snapshot_download", snapshot_download)
     message = one_line(lambda: GuidedDiffusion(folder="google/ddpm-nowhere"))
-    assert "google/ddpm-nowhere: no such folder here, and not on the Hugging Face hub" in message
+    assert "google/ddpm-nowhere: neither an existing folder nor a reachable repository" in message
 
 
 def test_imagenet256_is_gd256_before_the_identity_is_taken():

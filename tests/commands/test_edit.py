@@ -197,7 +197,7 @@ def float_levels(folder: Path) -> None:
             lambda folder: None,
             "a tiger",
             ["adaptation=knn", "encoder=imagenet"],
-            "no text side; an encoder such as CLIP has; or look for neighbours by the image: "
+            "cannot encode text; choose an encoder such as CLIP; or look for neighbours by the image: "
             "task.by=image",
         ),
     ],
@@ -232,7 +232,7 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     mask = ["--mask", tmp_path / "cat_mask.png", "--prompt", prompt, "--out", tmp_path / "out"]
     done = adir("edit", image, *mask, *settings, *more)
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1, done.err
-    assert "which is not here" not in done.err  # weights are asked for last
+    assert "which is missing" not in done.err  # weights are asked for last
     assert not list((tmp_path / "out").glob("*.png"))
 
 

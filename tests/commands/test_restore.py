@@ -79,7 +79,7 @@ def test_opaque_images_are_restored_as_those_without_alpha(
             PIXELS[:, :, 0].astype(np.uint16) * 257,
             {},
             "colorization",
-            "16 bits a channel are scaled to 8",
+            "16 bits per channel are scaled to 8",
         ),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_folder_with_a_kind_of_file_that_is_not_taken_is_refused_and_not_short
     saved(tmp_path / "a.png", Image.fromarray(PIXELS))
     (tmp_path / "b.HEIC").write_bytes(b"")
     done = adir("restore", tmp_path, "task=sr4", "sampler=bicubic", "--out", tmp_path / "out")
-    assert done.status == 2 and "b.HEIC: a kind of file that is not taken" in done.err
+    assert done.status == 2 and "b.HEIC: this file format is not supported" in done.err
 
 
 # ---- the sampler of a user who names none, and several samples -----------------------------------

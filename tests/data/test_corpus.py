@@ -304,7 +304,7 @@ def test_an_image_that_has_changed_since_is_not_given_for_the_one_that_was_liste
     with pytest.raises(InputError, match=r"z\.png: has changed since"):
         corpus.image("z.png")
     (folder / "z.png").unlink()
-    with pytest.raises(InputError, match=r"z\.png: is gone"):
+    with pytest.raises(InputError, match=r"z\.png: missing"):
         corpus.image("z.png")
 
 
@@ -319,7 +319,9 @@ def test_of_images_with_one_id_the_later_are_rejects(tmp_path):
         tar.add(tmp_path / "a.png", "a.png")
     corpus = SourceCorpus(Twice(tmp_path / "x.tar"))
     assert corpus.ids == ["x.tar/a"]
-    assert corpus.rejects == {"x.tar/a (2)": "an earlier image of the corpus has the same id"}
+    assert corpus.rejects == {
+        "x.tar/a (2)": "an earlier image of the corpus has the same id; rename one of them"
+    }
 
 
 def test_images_without_a_category_are_a_category_of_their_own(tmp_path):

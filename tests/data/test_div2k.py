@@ -70,7 +70,7 @@ def test_what_is_missing_is_said(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        InputError, match=r"3 images of DIV2K .* 4 asked; too small for 100 pixels: 0802"
+        InputError, match=r"found 3 DIV2K images .* 4 are requested; too small for 100 pixels: 0802"
     ):
         Div2kSquares(folder, size=100, count=4)
     with pytest.raises(InputError, match="no such file"):

@@ -121,10 +121,13 @@ def text(name: str, content: str):
         (grey_mask((16, 16), 0), "cat_mask.png: cat: the mask is all black"),
         (text("prompts.csv", "image,prompt\ncat,\n"), "cat: the prompt is empty"),
         (text("prompts.csv", "image,prompt\nbird,a tit\n"), "no image bird.png"),
-        (text("prompts.csv", "image,prompt\n"), "no prompts in the file"),
-        (text("prompts.csv", "name;text\ncat;a tiger\n"), "prompts.csv: not as expected"),
+        (text("prompts.csv", "image,prompt\n"), "the prompt file is empty"),
+        (text("prompts.csv", "name;text\ncat;a tiger\n"), "prompts.csv: wrong content"),
         (lambda folder: (folder / "dog_mask.png").unlink(), "no image dog_mask.png"),
-        (lambda folder: (folder / "prompts.csv").unlink(), "no prompts; a set of edits has"),
+        (
+            lambda folder: (folder / "prompts.csv").unlink(),
+            "no prompts.csv or prompts.json; a set of edits needs",
+        ),
         (text("cat.png", "no image"), "cat.png"),
     ],
 )

@@ -22,7 +22,7 @@ from adir.tasks.editing import EditTask, read_mask
 from adir.tasks.operators import BoxBlur
 from adir.tasks.restoration import RestorationTask
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*16 bits a channel are scaled")
+pytestmark = pytest.mark.filterwarnings("ignore:.*16 bits per channel are scaled")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 UPRIGHT = np.rot90(PIXELS, -1)
@@ -57,21 +57,21 @@ READ["phone.jpg"] = (MPO, np.rot90(np.array(Image.open(io.BytesIO(MPO))), -1))
 REFUSED = {
     "moving.gif": (
         encoded(FRAMES[0], "gif", save_all=True, append_images=[FRAMES[1].copy()]),
-        "is animated or has pages",
+        "is animated or has several pages",
     ),
     "moving.png": (
         encoded(FRAMES[0], save_all=True, append_images=[FRAMES[1].copy()]),
-        "is animated or has pages",
+        "is animated or has several pages",
     ),
     "pages.tif": (
         encoded(FRAMES[0], "tiff", save_all=True, append_images=[FRAMES[1].copy()]),
-        "is animated or has pages",
+        "is animated or has several pages",
     ),
     "print.jpg": (encoded(FRAMES[0].convert("CMYK"), "jpeg"), "is CMYK"),
     "clear.png": (encoded(Image.new("RGBA", (32, 24), (1, 2, 3, 200))), "alpha channel"),
     "long.png": (encoded(np.zeros((1, 101, 3), np.uint8)), "more than 100 times as long as wide"),
     "large.png": (encoded(Image.new("1", (8_100, 8_000))), "more than 64 million pixels"),
-    "photo.HEIC": (encoded(PIXELS), "a kind of file that is not taken"),
+    "photo.HEIC": (encoded(PIXELS), "this file format is not supported"),
 }
 
 

@@ -101,7 +101,7 @@ def test_a_file_of_unknown_hash_is_not_fetched_but_taken_where_somebody_put_it(c
     for refused in (found.fetch, lambda: located("ffhq256")):
         with pytest.raises(
             InputError,
-            match=r"by hand, from https://drive\.google\.com/.*no SHA-256 of it is published",
+            match=r"by hand from https://drive\.google\.com/.*its SHA-256 is not published",
         ):
             refused()
     found.path.parent.mkdir(parents=True)
@@ -177,7 +177,9 @@ def test_a_repository_is_found_by_hand_and_in_the_hubs_cache_at_its_revision(cac
     assert located("sd_x4") == snapshot
     for name in (*found.weights, *found.settings):  # half a download
         (snapshot / name).rename(tmp_path / "aside")
-        with pytest.raises(InputError, match=rf"sd_x4 needs a folder .*; {snapshot} lacks {name}$"):
+        with pytest.raises(
+            InputError, match=rf"sd_x4 needs a folder .*; {snapshot} misses {name}$"
+        ):
             located("sd_x4")
         (tmp_path / "aside").rename(snapshot / name)
     (snapshot / "vae" / "config.json").unlink()
@@ -302,7 +304,7 @@ def test_a_repository_with_other_weights_is_refused_and_one_line_says_why_of_eac
     message = str(raised.value)
     for part in (
         r"a/gone/\S+ \(HTTP 404 Not Found\)",
-        r"c/good/\S+ \(what came has a SHA-256 of",
+        r"c/good/\S+ \(the downloaded file has SHA-256",
         "set aside",
     ):
         assert re.search(part, message)
@@ -337,7 +339,7 @@ def test_nothing_is_fetched_where_that_is_forbidden(monkeypatch):
 def test_an_entry_that_is_none_is_named(tmp_path, text):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"mine\.yaml: no entry of weights"):
+    with pytest.raises(InputError, match=r"mine\.yaml: not a valid weights entry"):
         read_entry(path)
 
 
@@ -362,7 +364,8 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, wrap, zipped
     path, made = tmp_path / "evil.pt", tmp_path / "made"
     torch.save(wrap(Payload(made)), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        InputError, match=r"evil\.pt: refused: it is damaged, or holds more than tensors"
+        InputError,
+        match=r"evil\.pt: the file is refused, because it is damaged or holds more than tensors",
     ) as raised:
         read_checkpoint(path)
     assert (
@@ -377,11 +380,11 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, wrap, zipped
 @pytest.mark.parametrize(
     "content, words",
     [
-        ({"a": torch.zeros(1), "step": 3}, "'step' in it is a int: a checkpoint of tensors only"),
-        ({"a": {"b": torch.zeros(1)}}, "'a' in it is a dict"),
-        ([torch.zeros(1)], "no tensors in it: it holds a list"),
-        ({}, "no tensors in it"),
-        (3, "it holds a int"),
+        ({"a": torch.zeros(1), "step": 3}, "'step' is a int, not a tensor"),
+        ({"a": {"b": torch.zeros(1)}}, "'a' is a dict, not a tensor"),
+        ([torch.zeros(1)], "the file holds a list without tensors"),
+        ({}, "holds a dict without tensors"),
+        (3, "the file holds a int without tensors"),
     ],
 )
 def test_what_is_no_dictionary_of_tensors_is_refused(tmp_path, content, words):
@@ -398,7 +401,7 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path, name, keep):
     save_file(tensors, path) if name.endswith("safetensors") else torch.save(tensors, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if keep == 0.5 else keep])
-    with pytest.raises(InputError, match=rf"{name}: .*damaged.*fetch it again") as raised:
+    with pytest.raises(InputError, match=rf"{name}: .*damaged.*download it again") as raised:
         read_checkpoint(path)
     assert "\n" not in str(raised.value)
 

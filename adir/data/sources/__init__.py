@@ -1,1 +1,1 @@
-"""Where images are read from: folders, tables, tar files, Open Images."""
+"""Image sources: folders, tables, tar files, Open Images."""

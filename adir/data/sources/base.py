@@ -1,4 +1,4 @@
-"""Image sources: list images without reading them, read them one by one, find them again by id."""
+"""Base class of image sources, which list images without reading them and read images by id."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -17,23 +17,25 @@ ATTRIBUTION = {
     "author": ("author", "Author", "creator", "photographer"),
     "source": ("source", "OriginalLandingURL", "source_url", "url", "OriginalURL"),
 }
-"""What is kept of an image's origin, and the column names that data sets use for it, preferred ones
-first.
-"""
+"""The column names that data sets use for licence, author and source; the preferred name first."""
 
 
 class SourceDown(InputError):
-    """No image can be read now, for example without a network.
+    """Error that no image can be read now, for example because the network is down.
 
-    It stops a build; one unreadable image does not.
+    It stops the build of an index. A single unreadable image does not; it is rejected.
     """
 
 
 class Item(NamedTuple):
-    """An image to read.
+    """Image of a source that has not been read yet.
 
-    read: returns the file's bytes; may be called in another thread. Raises InputError or OSError if
-        this image is unreadable, and SourceDown if all are.
+    Attributes:
+        id: unique in the source.
+        read: returns the file's bytes. It may be called in another thread. It raises InputError or
+            OSError if this image is unreadable, and SourceDown if no image can be read.
+        attribution: licence, author and source, if known.
+        category: None if unknown.
     """
 
     id: str
@@ -42,14 +44,20 @@ class Item(NamedTuple):
     category: str | None = None
 
     def decoded(self, least_side: int = 0) -> tuple[bytes, np.ndarray]:
-        """Return the file's bytes and its (H, W, 3) uint8 RGB pixels, in the same way for test
-        sets, corpora and indexes.
+        """Return the file's bytes and the (H, W, 3) uint8 RGB pixels.
 
-        Raises InputError, in one line, if the image is to be rejected: its name is not UTF-8, it
-        cannot be read, or `decode` refuses it. Raises SourceDown if no image can be read.
+        Test sets, corpora and indexes all decode images by this method.
+
+        Args:
+            least_side: pixels; images with a shorter side are refused.
+
+        Raises:
+            InputError: if the image must be rejected, because its name is not UTF-8, its file is
+                unreadable, or `decode` refuses it. The message has one line.
+            SourceDown: if no image of the source can be read.
         """
         if storable(self.id) != self.id:
-            raise InputError("its name is not UTF-8 and cannot be kept; rename the file")
+            raise InputError("its name is not UTF-8 and cannot be stored; rename the file")
         try:
             content = self.read()
             return content, decode(content, self.id, least_side=least_side)
@@ -60,11 +68,14 @@ class Item(NamedTuple):
 
 
 class Source(ABC):
-    """A collection of image files, listed and read by key: an image, or a file that holds many.
+    """Collection of image files that are listed by key and read by id.
 
-    kind: its name in an index.
-    name: for people.
-    arguments: of its constructor, by which an index opens it again.
+    A key stands for one image, or for a file or a part of a file that holds many images.
+
+    Attributes:
+        kind: name of the class in an index on disk.
+        name: label for tables and messages.
+        arguments: constructor arguments, with which an index opens the source again.
     """
 
     kind: str
@@ -73,21 +84,22 @@ class Source(ABC):
 
     @abstractmethod
     def listing(self) -> Iterator[tuple[str, int | None]]:
-        """Yield (key, number of images in it, or None if that is unknown before reading), always in
-        the same order.
+        """Yield (key, its number of images), always in the same order.
+
+        The number is None if it is unknown before the file is read.
         """
 
     @abstractmethod
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
-        """Yield the images of some keys, one at a time; none is kept in memory."""
+        """Yield the images of the given keys one by one, without keeping them in memory."""
 
     @abstractmethod
     def read(self, image_id: str) -> bytes:
-        """Return the bytes of one image file. Raises InputError if it is missing."""
+        """Return the bytes of one image file. Raises InputError if the file is missing."""
 
 
 def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return licence, author and source from the fields that a data set gives with an image."""
+    """Return licence, author and source from an image's fields; unknown ones have no key."""
     found = {}
     for name, spellings in ATTRIBUTION.items():
         values = [
@@ -99,17 +111,19 @@ def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fail(reason: str) -> bytes:
-    """Raise InputError with this reason; the `read` of an unreadable item."""
+    """Raise InputError with this reason. Used as `read` of an unreadable item."""
     raise InputError(reason)
 
 
 def each_id_once(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items; repeats of an id are renamed `ID (2)`, `ID (3)` and fail when read."""
+    """Yield the items; an item with a repeated id is renamed `ID (2)` and fails when it is read."""
     times: Counter[str] = Counter()
     for item in items:
         times[item.id] += 1
         if times[item.id] == 1:
             yield item
         else:
-            read = functools.partial(fail, "an earlier image of the corpus has the same id")
+            read = functools.partial(
+                fail, "an earlier image of the corpus has the same id; rename one of them"
+            )
             yield Item(f"{item.id} ({times[item.id]})", read, {})

@@ -1,4 +1,4 @@
-"""A folder of image files."""
+"""Image source for a folder."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
 
 
 class FolderSource(Source):
-    """All images below a folder, listed by `adir.files.walk`.
+    """Source of all images in a folder and its subfolders, listed by `adir.files.walk`.
 
-    An id is the path below the folder, with forward slashes.
+    An id is the path relative to the folder, with forward slashes.
     """
 
     kind = "folder"
@@ -34,7 +34,7 @@ class FolderSource(Source):
         if empty:
             raise InputError(
                 f"corpus folder {self.folder}: no image files ({', '.join(IMAGE_SUFFIXES)}) in "
-                "it or below"
+                "the folder or its subfolders"
             )
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
@@ -45,13 +45,13 @@ class FolderSource(Source):
         require_taken(image_id)
         path = self.folder / image_id
         if ".." in Path(image_id).parts or Path(image_id).is_absolute():
-            raise InputError(f"{image_id}: leads out of the corpus folder {self.folder}")
+            raise InputError(f"{image_id}: the path is outside the corpus folder {self.folder}")
         if path.is_file():  # a pipe would block
             return path.read_bytes()
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
             raise SourceDown(
-                f"corpus folder {self.folder}: gone or empty; continue when it is mounted again"
+                f"corpus folder {self.folder}: missing or empty; continue when it is mounted again"
             )
         raise InputError(
-            f"{path}: is gone, a broken link, or not a file; restore it or build the index again"
+            f"{path}: missing, a broken link, or not a file; restore it or build the index again"
         )

@@ -1,10 +1,13 @@
-"""Google Open Images V7: its image lists, and its images from a folder, from tar shards or from its
-public bucket.
+"""Image sources for Google Open Images V7: a folder, tar shards, or its public bucket.
 
-The lists of the subset with boxes (1,743,042 train, 41,620 validation, 125,436 test images) are the
-files train-images-boxable-with-rotation.csv, validation-images-with-rotation.csv and
-test-images-with-rotation.csv of https://storage.googleapis.com/openimages/web/download_v7.html; the
-list of all 9 million images is oidv6-train-images-with-labels-with-rotation.csv.
+https://storage.googleapis.com/openimages/web/download_v7.html has the image lists. The lists of the
+subset with boxes are
+
+    train-images-boxable-with-rotation.csv   1,743,042 images
+    validation-images-with-rotation.csv         41,620 images
+    test-images-with-rotation.csv              125,436 images
+
+The list of all 9 million images is oidv6-train-images-with-labels-with-rotation.csv.
 """
 
 import csv
@@ -31,17 +34,16 @@ PART = 2**16
 
 
 class OpenImagesSource(Source):
-    """Open Images by id, as in `train/000002b66c9c498e`, with licence, author and landing page from
-    the lists.
+    """Source of Open Images from a folder or from the public bucket.
 
-    The lists' column Rotation is not applied. For tar shards see `OpenImagesTars`.
+    An id is SUBSET/ID, as in `train/000002b66c9c498e`. Licence, author and landing page come from
+    the lists. The lists' column Rotation is not applied. For tar shards see `OpenImagesTars`.
 
     Args:
-        lists: CSV files as above.
-        images: a folder with ID.jpg or SUBSET/ID.jpg; None downloads each image from the bucket
-            (about 0.3 MB each,
-            0.5 TB for the training images with boxes).
-        bucket: its address, or a mirror's.
+        lists: CSV image lists (see the top of this file).
+        images: a folder with ID.jpg or SUBSET/ID.jpg. None downloads each image from the bucket:
+            about 0.3 MB per image, 0.5 TB for the training images with boxes.
+        bucket: address of the bucket or of a mirror.
     """
 
     kind = "open_images"
@@ -80,7 +82,10 @@ class OpenImagesSource(Source):
     def read(self, image_id: str) -> bytes:
         subset, _, name = image_id.partition("/")
         if subset not in SUBSETS or not IMAGE_ID.fullmatch(name):
-            raise InputError(f"{image_id!r}: not SUBSET/ID of Open Images")
+            raise InputError(
+                f"{image_id!r} is not an id of Open Images, SUBSET/ID with SUBSET one of "
+                f"{', '.join(SUBSETS)}"
+            )
         if self.folder is None:
             return fetch(f"{self.bucket}/{subset}/{name}.jpg")
         for path in (self.folder / subset / f"{name}.jpg", self.folder / f"{name}.jpg"):
@@ -90,10 +95,10 @@ class OpenImagesSource(Source):
 
 
 class OpenImagesTars(TarSource):
-    """Your tar shards of Open Images (keys end in the ImageID), with licence, author and source
-    from the lists.
+    """Source of Open Images from the user's own tar shards, whose keys end in the ImageID.
 
-    The lists are kept in memory: about 1 GB for the 1.74 million training images with boxes.
+    Licence, author and source come from the lists, which are kept in memory: about 1 GB for the
+    1.74 million training images with boxes.
     """
 
     kind = "open_images_tars"
@@ -106,7 +111,7 @@ class OpenImagesTars(TarSource):
 
     @functools.cached_property
     def _origins(self) -> dict[str, dict[str, str]]:
-        """Licence, author and source by ImageID."""
+        """Licence, author and source of each image, by ImageID."""
         found: dict[str, dict[str, str]] = {}
         for path in self.lists:
             with open(path, newline="", encoding="utf-8-sig") as file:
@@ -120,14 +125,14 @@ class OpenImagesTars(TarSource):
 
 
 def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
-    """Return the paths of the lists. Raises InputError unless they are lists of Open Images."""
+    """Return the paths of the lists. Raises InputError if one is no image list of Open Images."""
     paths = [Path(path) for path in ([lists] if isinstance(lists, str | Path) else lists)]
     if not paths:
         raise InputError(
-            "Open Images: no image list; say corpus.lists=[train-images-boxable-with-rotation.csv]"
+            "Open Images: no image list; set corpus.lists=[train-images-boxable-with-rotation.csv]"
         )
     if len({path.name for path in paths}) < len(paths):
-        raise InputError("Open Images: two lists have the same file name")
+        raise InputError("Open Images: two lists have the same file name; rename one of them")
     for path in paths:
         if not path.is_file():
             raise InputError(f"Open Images list {path}: no such file")
@@ -143,10 +148,10 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
 
 
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (offset in bytes, number of lines) of each part of a list; a part has up to PART bytes,
-    and the rest of a line.
+    """Yield (offset in bytes, number of lines) of each part of a list.
 
-    Lines are counted as rows: a title with a line break counts twice.
+    A part has up to PART bytes, extended to the end of its last line. There can be more lines than
+    rows, because a title may contain a line break.
     """
     with open(path, "rb") as file:
         file.readline()
@@ -159,9 +164,9 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
-    """Yield the rows of one part, by column.
+    """Yield the rows of the part that starts at byte `start`, as {column: value}.
 
-    Lines that start no row (the rest of a title with a line break) are skipped.
+    Lines in the middle of a row are skipped; a title may contain a line break.
     """
     with open(path, "rb") as file:
         header = next(csv.reader([file.readline().decode("utf-8-sig")]))
@@ -175,10 +180,15 @@ def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
 
 
 def fetch(url: str, wait: float = 1.0) -> bytes:
-    """Download a file; temporary faults are retried.
+    """Return the content of a URL, with up to ATTEMPTS attempts after temporary faults.
 
-    Raises InputError if the server refuses it, and SourceDown if it cannot be downloaded in
-    ATTEMPTS attempts.
+    Args:
+        url: address of the file.
+        wait: seconds before the second attempt; doubled for each further attempt.
+
+    Raises:
+        InputError: if the server refuses the file.
+        SourceDown: if all attempts fail.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -191,20 +201,18 @@ def fetch(url: str, wait: float = 1.0) -> bytes:
                     f"{url}: the server answered {error.code} {error.reason}"
                 ) from error
             problem = f"{error.code} {error.reason}"
-        except (
-            OSError,
-            ValueError,
-            http.client.HTTPException,
-        ) as error:  # HTTPException: an incomplete download
+        # HTTPException: an incomplete download
+        except (OSError, ValueError, http.client.HTTPException) as error:
             problem = str(getattr(error, "reason", error))
         if attempt < ATTEMPTS - 1:
             print(
-                f"waiting for {url} ({problem}), attempt {attempt + 2} of {ATTEMPTS}",
+                f"download of {url} failed ({problem}); trying again, attempt {attempt + 2} of "
+                f"{ATTEMPTS}",
                 file=sys.stderr,
                 flush=True,
             )
             time.sleep(wait * 2**attempt)
     raise SourceDown(
-        f"{url}: could not be fetched in {ATTEMPTS} attempts ({problem}); continue when the "
-        "network is back"
+        f"{url}: the download failed {ATTEMPTS} times ({problem}); continue when the network is "
+        "back"
     )

@@ -1,4 +1,4 @@
-"""Tables with an image column: Parquet files, and folders saved by Hugging Face `datasets`."""
+"""Image sources for tables with an image column: Parquet files, and Hugging Face `datasets`."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,26 +15,27 @@ from adir.files import walk
 KEPT = tuple(spelling for spellings in ATTRIBUTION.values() for spelling in spellings)
 ROWS_AT_ONCE = 64
 WHOLE_GROUP = 2**28
-"""Bytes.
+"""Row groups of up to this many bytes are read whole and cached until another group is read.
 
-Row groups up to this size are read whole and kept until another is needed: images are mostly read
-in order, and a single row can only be read together with all rows before it in its group.
+A single row can only be read together with all earlier rows of its group, and images are mostly
+read in order.
 """
 
 
 class ParquetSource(Source):
-    """Rows of Parquet files with an image column: the bytes of an image file, or the struct that
-    `datasets` makes of them.
+    """Source of images in the rows of Parquet files.
 
-    A column `category` names the categories. If `path` is a folder, ids start with the file's name.
+    A cell of the image column holds the bytes of an image file, or the struct that `datasets`
+    stores. The column `category`, if it exists, holds the categories. If `path` is a folder, ids
+    start with the file's path in that folder.
 
     Args:
-        path: a file, or a folder with *.parquet in it or below.
-        image: the image column.
-        column: with `value`: keep the rows in which this column has this value.
+        path: a file, or a folder with *.parquet files in the folder or its subfolders.
+        image: name of the image column.
+        column: keep only the rows in which this column has the value `value`; None keeps all.
         value: compared as text.
-        id_column: ids of the rows. If a file lacks it, or a kept row has a null or repeated id, the
-            file's ids are `row-00042`, counted over all rows of the file.
+        id_column: name of the id column. If a file misses this column, or a kept row has a null or
+            repeated id, the ids of the file are `row-00042`, counted over all its rows.
     """
 
     kind = "parquet"
@@ -52,14 +53,16 @@ class ParquetSource(Source):
             raise InputError(f"Parquet corpus {path}: no such file or folder")
         if (column is None) != (value is None):
             raise InputError(
-                f"Parquet corpus {path}: column={column} and value={value}: give both, or neither"
+                f"Parquet corpus {path}: column={column} and value={value}; set both or neither"
             )
         self.folder, self.several = (path, True) if path.is_dir() else (path.parent, False)
         self.files = sorted(walk(path, (".parquet",))) if path.is_dir() else [path]
         if not self.files:
-            raise InputError(f"Parquet corpus {path}: no *.parquet in it or below")
+            raise InputError(
+                f"Parquet corpus {path}: no *.parquet file in the folder or its subfolders"
+            )
         self.image, self.column, self.id_column = image, column, id_column
-        # Caches per source: the files may have changed when another source is made.
+        # Caches per source object: the files may have changed before the next one is created.
         self._opened = functools.lru_cache(maxsize=64)(opened)
         self._ids = functools.lru_cache(maxsize=4)(self._read_ids)
         self._whole_group = functools.lru_cache(maxsize=1)(self._read_group)
@@ -80,9 +83,8 @@ class ParquetSource(Source):
         if self.column is not None and not any(map(self._ids, self.files)):
             found = {str(value) for file in self.files for value in self._column(file, self.column)}
             raise InputError(
-                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; its "
-                "values: "
-                f"{', '.join(sorted(found)[:20])}"
+                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; choose "
+                f"one of its values: {', '.join(sorted(found)[:20])}"
             )
         for file in self.files:
             groups = self._opened(file).metadata
@@ -97,8 +99,8 @@ class ParquetSource(Source):
             name, _, group = key.rpartition("#")
             try:
                 yield from self._rows(self.folder / name, int(group))
-            except (OSError, pa.ArrowInvalid) as error:  # what stands before the damage is used
-                reason = f"{key}: a damaged row group ({' '.join(str(error).split())})"
+            except (OSError, pa.ArrowInvalid) as error:  # rows before the damage are used
+                reason = f"{key}: damaged row group ({' '.join(str(error).split())})"
                 yield Item(f"{key}/(unreadable)", functools.partial(fail, reason), {})
 
     def _rows(self, file: Path, group: int) -> Iterator[Item]:
@@ -126,7 +128,7 @@ class ParquetSource(Source):
         place = self._places.get(image_id)
         if place is None:
             raise InputError(
-                f"Parquet corpus {self.name}: no longer holds {image_id!r}; build the index again"
+                f"Parquet corpus {self.name} no longer holds {image_id!r}; build the index again"
             )
         file, row = place
         table = self._opened(file)
@@ -138,13 +140,13 @@ class ParquetSource(Source):
             if row < len(batch):
                 return bytes_of(batch.column(0)[row].as_py(), image_id)
             row -= len(batch)
-        raise InputError(f"{file}: the row of {image_id!r} is gone; build the index again")
+        raise InputError(f"{file}: the row of {image_id!r} is missing; build the index again")
 
     def _read_group(self, file: Path, group: int) -> pa.ChunkedArray:
         return self._opened(file).read_row_group(group, columns=[self.image]).column(0)
 
     def _read_ids(self, file: Path) -> dict[int, str]:
-        """Return the ids of a file's kept rows by row number."""
+        """Return {row number: id} of the rows of a file that are kept."""
         rows = list(range(self._opened(file).metadata.num_rows))
         if self.column is not None:
             rows = [
@@ -158,17 +160,18 @@ class ParquetSource(Source):
             own = [told[row] for row in rows]
             if None not in own and len(set(own)) == len(own):
                 names = [str(name) for name in own]
-        # Also in a folder with one file: more files may follow.
+        # The prefix is also used if the folder has one file: files may be added later.
         before = f"{file.relative_to(self.folder).as_posix()}/" if self.several else ""
         return {row: before + name for row, name in zip(rows, names, strict=True)}
 
     def _column(self, file: Path, name: str) -> list[Any]:
-        """Return the values of a column. Raises InputError if it is damaged."""
+        """Return the values of a column. Raises InputError if the column is damaged."""
         try:
             values: list[Any] = self._opened(file).read([name]).column(0).to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
             raise InputError(
-                f"{file}: column {name!r} is damaged ({' '.join(str(error).split())})"
+                f"{file}: column {name!r} is damaged ({' '.join(str(error).split())}); restore "
+                "the file"
             ) from error
         return values
 
@@ -178,7 +181,7 @@ class ParquetSource(Source):
 
 
 def opened(file: Path) -> parquet.ParquetFile:
-    """Open a Parquet file. Raises InputError if it is none."""
+    """Open a Parquet file. Raises InputError if the file is not a readable Parquet file."""
     try:
         return parquet.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
@@ -188,14 +191,19 @@ def opened(file: Path) -> parquet.ParquetFile:
 
 
 def first_row(table: parquet.ParquetFile, group: int) -> int:
-    """Return the row number, in the file, at which a row group starts."""
+    """Return the row number in the file of a row group's first row."""
     return sum(table.metadata.row_group(earlier).num_rows for earlier in range(group))
 
 
 def bytes_of(cell: Any, name: str) -> bytes:
     """Return the image file's bytes in a cell of an image column.
 
-    Raises InputError if there are none.
+    Args:
+        cell: bytes, or the struct {"bytes": ..., "path": ...} that `datasets` stores.
+        name: id of the image, for the error message.
+
+    Raises:
+        InputError: if the cell holds no bytes.
     """
     content = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(content, bytes):
@@ -204,14 +212,14 @@ def bytes_of(cell: Any, name: str) -> bytes:
 
 
 class DatasetSource(Source):
-    """A split saved by `save_to_disk` of Hugging Face `datasets`.
+    """Source of images in a folder that Hugging Face `datasets` wrote with `save_to_disk`.
 
-    Rows are read when needed; ids are `row-0000042`.
+    Rows are read when needed. Ids are `row-0000042`.
 
     Args:
         path: the folder.
-        image: the image column.
-        split: needed if the folder holds several.
+        image: name of the image column.
+        split: name of the split; required if the folder holds several splits.
     """
 
     kind = "datasets"
@@ -228,7 +236,7 @@ class DatasetSource(Source):
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
                 raise InputError(
-                    f"dataset {path}: no split {split!r}; choose one of "
+                    f"dataset {path}: no split {split!r}; set split to one of "
                     f"{', '.join(map(str, saved))}"
                 )
             saved = saved[split]

@@ -1,4 +1,4 @@
-"""Tar shards in the WebDataset format, and tars of plain image files."""
+"""Image source for tar shards in the WebDataset format and for tars of plain image files."""
 
 import functools
 import json
@@ -23,9 +23,15 @@ NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
 
 
 class Member(NamedTuple):
-    """A file in a tar, KEY.SUFFIX or KEY.WORD.SUFFIX.
+    """Member of a tar file, named KEY.SUFFIX or KEY.WORD.SUFFIX.
 
     As in WebDataset, the key ends at the first dot.
+
+    Attributes:
+        key: path up to the first dot.
+        word: text between the first and the last dot; "" if there is only one dot.
+        suffix: text after the last dot, in lower case.
+        place: offset and size in the tar.
     """
 
     key: str
@@ -35,20 +41,21 @@ class Member(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """An image in a tar, and the JSON file beside it."""
+    """Image in a tar, and the position of its JSON file, if it has one."""
 
     image: Member
     note: Place | None
 
 
 class TarSource(Source):
-    """Tar files of samples (00017.jpg, 00017.json): an id is TAR/KEY, as in `train-0003.tar/00017`;
-    see `images_in`.
+    """Source of images in tar files of samples (00017.jpg, 00017.json).
 
-    Licence, author and source come from a sample's JSON. Nothing is unpacked to disk. A member
-    whose path leads out of the tar makes the whole file unusable: InputError.
+    An id is TAR/KEY, as in `train-0003.tar/00017`; see `images_in`. Licence, author and source come
+    from a sample's JSON file. Nothing is unpacked to disk. A tar with a member whose path is
+    absolute or contains ".." is refused with InputError.
 
-    path: a tar file, or a folder with tar files in it or below.
+    Args:
+        path: a tar file, or a folder with tar files in the folder or its subfolders.
     """
 
     kind = "tar"
@@ -60,12 +67,12 @@ class TarSource(Source):
         self.folder = path if path.is_dir() else path.parent
         tars = sorted(walk(path, (".tar",))) if path.is_dir() else [path]
         if not tars or tars[0].suffix.lower() != ".tar":
-            compressed = " (.tar.gz cannot be read at random: unpack it to .tar first)"
+            compressed = " (.tar.gz has no random access: decompress it to .tar first)"
             raise InputError(f"tar shards {path}: no .tar file{compressed}")
         self.tars = {tar.relative_to(self.folder).as_posix(): tar for tar in tars}
         self.name = path.resolve().name
         self.arguments = {"path": str(path.resolve())}
-        # A cache per source: the files may have changed when another source is made.
+        # One cache per source object: the files may have changed before the next one is created.
         self._contents = functools.lru_cache(maxsize=32)(
             lambda key: read_headers(self.tars[key], key)
         )
@@ -88,7 +95,7 @@ class TarSource(Source):
                 )
 
     def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
-        """Return the origin that an image's JSON names; {} if it has no JSON, or a damaged one."""
+        """Return the origin in an image's JSON file; {} if the file is missing or damaged."""
         try:
             fields = json.loads(
                 b"{}" if packed.note is None else bytes_at(self.tars[key], packed.note)
@@ -101,13 +108,13 @@ class TarSource(Source):
         key = next((key for key in self.tars if image_id.startswith(f"{key}/")), None)
         if key is None:
             raise InputError(
-                f"{image_id}: no tar of that name below {self.folder}; restore it or build the "
-                "index again"
+                f"{image_id}: its tar is missing in {self.folder}; restore it or build the index "
+                "again"
             )
         packed = self._contents(key)[0].get(image_id[len(key) + 1 :])
         if packed is None:
             raise InputError(
-                f"{self.tars[key]}: no longer holds {image_id!r}; restore it or build the "
+                f"{self.tars[key]} no longer holds {image_id!r}; restore the file or build the "
                 "index again"
             )
         require_taken(f"{image_id}.{packed.image.suffix}")
@@ -115,9 +122,14 @@ class TarSource(Source):
 
 
 def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
-    """Return (the images in a tar by name, its problems), from one pass over its headers.
+    """Read a tar's headers once; return its images by name, and messages about its problems.
 
-    Raises InputError for a member whose path leads out of the tar.
+    Args:
+        path: of the tar.
+        tar: name of the tar in error messages.
+
+    Raises:
+        InputError: if the path of a member is absolute or contains "..".
     """
     members: list[Member] = []
     problems: list[str] = []
@@ -127,8 +139,8 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
                 place = PurePosixPath(info.name)
                 if place.is_absolute() or ".." in place.parts:
                     raise InputError(
-                        f"{tar}: the member {info.name!r} leads out of the tar; do not trust "
-                        "this file, remove it"
+                        f"{tar}: the path of member {info.name!r} leads out of the tar, so the "
+                        "file is not trustworthy; remove it"
                     )
                 parts = NAME.fullmatch(info.name)
                 if not info.isreg() or parts is None:
@@ -141,7 +153,7 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
     for name, times in Counter(member[:3] for member in members).items():
         if times > 1:
             problems.append(
-                f"{'.'.join(filter(None, name))} comes {times} times; the first is used"
+                f"{'.'.join(filter(None, name))} occurs {times} times; the first is used"
             )
     return images_in(members), problems
 
@@ -149,11 +161,14 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
 def images_in(members: Sequence[Member]) -> dict[str, Packed]:
     """Return the images among the members of a tar, by name.
 
-    A key has one image, called KEY, if one of its files has no word (00017.jpg; 00017.seg.png is a
-    field of it), or if it has only one (00017.image.jpg). Otherwise each is an image of its own,
-    called KEY.WORD: frames of a sequence (shot.0001.png, shot.0002.png), or names with dots (St.
-    Peter.jpg, St. Paul.jpg). Where the word is a number, it is an image of its own in any case
-    (v.2.png beside v.png).
+    A file is KEY.SUFFIX or KEY.WORD.SUFFIX. The image files of one key are named as follows:
+
+    - If one of them has no word, it is the image KEY (00017.jpg). The others are annotations of it
+      and are ignored (00017.seg.png), unless their word is a number: those are the images KEY.WORD
+      (v.2.png beside v.png).
+    - If there is only one, it is the image KEY (00017.image.jpg).
+    - Otherwise each is the image KEY.WORD: frames of a sequence (shot.0001.png, shot.0002.png), or
+      names with dots (St. Peter.jpg, St. Paul.jpg).
     """
     samples: defaultdict[str, list[Member]] = defaultdict(list)
     for member in members:
@@ -163,7 +178,8 @@ def images_in(members: Sequence[Member]) -> dict[str, Packed]:
         notes = {
             member.word: member.place for member in reversed(sample) if member.suffix == "json"
         }
-        # A sample whose only image has an unsupported format is listed, and rejected when read.
+        # A sample whose only images have an unsupported format is listed here and rejected on
+        # reading.
         images = of_kinds(sample, IMAGE_SUFFIXES) or of_kinds(sample, NOT_TAKEN)
         whole = [member for member in images if not member.word][:1]
         for member in whole + [member for member in images if not whole or member.word.isdigit()]:
@@ -178,11 +194,11 @@ def of_kinds(sample: Sequence[Member], suffixes: Sequence[str]) -> list[Member]:
 
 
 def bytes_at(path: Path, place: Place) -> bytes:
-    """Return the bytes at a place in a file. Raises InputError if the file ends before."""
+    """Return the bytes at (offset, size) in a file. Raises InputError if the file is too short."""
     start, size = place
     with open(path, "rb") as stream:
         stream.seek(start)
         content = stream.read(size)
     if len(content) < size:
-        raise InputError(f"{path}: unexpected end of data")
+        raise InputError(f"{path}: unexpected end of file; restore it or build the index again")
     return content

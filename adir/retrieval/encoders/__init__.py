@@ -1,1 +1,1 @@
-"""From images to vectors whose distances say how alike the images are."""
+"""Encoders map images to vectors whose distances measure how similar the images are."""

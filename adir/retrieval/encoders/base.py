@@ -1,7 +1,4 @@
-"""Encoders map images to vectors whose distances measure how similar the images are.
-
-Here: what all encoders share.
-"""
+"""The base class of encoders, and the functions that encoders share."""
 
 import hashlib
 import logging
@@ -20,12 +17,16 @@ from adir.images import require_unit, to_uint8
 
 
 class Encoder(Protocol):
-    """Base class of encoders. A subclass sets the attributes and defines `prepare` and `vectors`.
+    """Base class of encoders.
 
-    metric: "angular" for unit vectors, "euclidean" for others; the metric of the search.
-    weights_sha256: must change whenever a vector does (weights, architecture or preprocessing): it
-        is the cache key of stored embeddings.
-    input_size: side in pixels of the network's square input.
+    A subclass sets the attributes and implements `prepare` and `vectors`.
+
+    Attributes:
+        name: label for tables and messages.
+        metric: metric of the search, "angular" for unit vectors, "euclidean" for others.
+        weights_sha256: cache key of embeddings. It must change if weights, architecture or
+            preprocessing change the vector of any image.
+        input_size: side in pixels of the network's square input.
     """
 
     name: str
@@ -34,43 +35,48 @@ class Encoder(Protocol):
     input_size: int
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the network's input, of the same shape for all images, of one (3, H, W) image in
-        [-1, 1]. Thread-safe.
+        """Return the network's input for one image. The method is thread-safe.
+
+        Args:
+            image: (3, H, W) in [-1, 1].
+
+        Returns:
+            A tensor of the same shape for all images.
         """
 
     def vectors(self, inputs: Tensor) -> Tensor:
-        """Return (B, D) float32 on the CPU of a batch of prepared inputs.
+        """Return the (B, D) float32 vectors, on the CPU, of a batch of prepared inputs.
 
-        With the network on the CPU, a vector must not depend on its batch, to the last bit: indexes
-        on disk and in memory use different batches.
+        If the network runs on the CPU, a vector must not depend on the rest of its batch, not even
+        in the last bit, because indexes on disk and in memory use different batches.
         """
 
     def image(self, batch: Tensor) -> Tensor:
-        """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1] of any size:
-
-        `prepare` and `vectors` in one.
-        """
+        """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1]: `prepare`, then `vectors`."""
         require_images(batch)
         return self.vectors(torch.stack([self.prepare(image) for image in batch]))
 
     def text(self, prompts: list[str]) -> Tensor:
-        """Return (B, D) unit vectors of prompts, in the space of the images.
+        """Return (B, D) unit vectors of prompts, in the same space as the vectors of images.
 
-        Raises InputError without a text encoder.
+        Raises InputError if the encoder has no text network.
         """
-        raise InputError(f"the {self.name} encoder has no text side; an encoder such as CLIP has")
+        raise InputError(
+            f"the {self.name} encoder cannot encode text; choose an encoder such as CLIP"
+        )
 
 
 def require_images(batch: Tensor) -> None:
-    """Raise ValueError unless batch is (B, 3, H, W), finite and in [-1, 1]."""
+    """Raise ValueError unless the batch is (B, 3, H, W), finite and in [-1, 1]."""
     require_unit(batch, "an encoder", least=-1)
 
 
 def resize(image: Tensor, size: int) -> Tensor:
-    """Return (3, size, size) of a (3, H, W) image: antialiased bicubic, clamped to [-1, 1].
+    """Return a (3, H, W) image, resized to (3, size, size) by the antialiased bicubic filter.
 
-    The whole image is resized and not cropped, which distorts it unless it is square: a crop could
-    lose its subject. Raises ValueError unless it is finite and in [-1, 1].
+    The result is clamped to [-1, 1]. The image is not cropped, because a crop could lose its
+    subject, so an image that is not square is distorted. Raises ValueError unless the image is
+    finite and in [-1, 1].
     """
     batch = image[None].float().cpu()
     require_images(batch)
@@ -82,21 +88,23 @@ def resize(image: Tensor, size: int) -> Tensor:
 
 
 def as_pil(image: Tensor) -> Image.Image:
-    """Return (3, H, W) in [-1, 1] as the 8-bit PIL image that the libraries of pretrained encoders
-    preprocess.
-    """
+    """Return a (3, H, W) image in [-1, 1] as an 8-bit PIL image, for preprocessing by libraries."""
     return Image.fromarray(to_uint8(image))
 
 
 def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Tensor:
-    """Return (B, D) unit vectors, float32 on the CPU, of (B, ...) inputs to a pretrained network on
-    `device`.
+    """Run a pretrained network and return (B, D) unit vectors, float32 on the CPU.
 
-    On the CPU each input runs alone, so its vector does not depend on the batch, to the last bit:
-    kernels, and so the order of summation, depend on the batch size. With a random ViT-B/32,
-    batches of 16 changed vectors by 6e-7 and saved 0.02 of
-    0.11 s per image. On other devices the batch runs whole, in full float32: cuDNN's default, TF32,
-        keeps three digits.
+    On the CPU each input runs alone, so its vector does not depend on the rest of the batch, not
+    even in the last bit. In larger batches, the kernels and thus the order of summation depend on
+    the batch size: with a random ViT-B/32, batches of 16 changed vectors by 6e-7 and saved 0.02 of
+    0.11 s per image. On other devices the whole batch runs at once in full float32, because cuDNN's
+    default, TF32, keeps only three digits.
+
+    Args:
+        network: maps a batch of inputs to (B, D) vectors.
+        inputs: (B, ...) prepared inputs.
+        device: device of the network.
     """
 
     def unit(batch: Tensor) -> Tensor:
@@ -109,8 +117,9 @@ def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> 
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return SHA-256 of names, types, shapes and values, which no file format changes. 0.4 s for a
-    ViT-B/32.
+    """Return SHA-256 of the names, data types, shapes and values of tensors.
+
+    The hash does not depend on the file format. It takes 0.4 s for a ViT-B/32.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -121,19 +130,22 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise InputError that names the file and the first tensor with NaN or Inf: every vector would
-    be NaN.
+    """Raise InputError if a tensor holds NaN or Inf, because every vector would be NaN.
+
+    Args:
+        tensors: weights by name.
+        file: their file, for the message.
     """
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(
-                f"{file}: damaged weights: {name} holds NaN or Inf; download the file again"
+                f"{file}: the weights are damaged, {name} holds NaN or Inf; download the file again"
             )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Disable log messages up to WARNING, which libraries emit while they build a network."""
+    """Disable log messages up to WARNING within the context; libraries emit them on loading."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

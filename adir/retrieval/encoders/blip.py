@@ -1,6 +1,4 @@
-"""BLIP (Li et al., 2022) through transformers: the two contrastive encoders, whose vectors share
-one space.
-"""
+"""BLIP (Li et al., 2022) of transformers: its contrastive image and text encoders."""
 
 import functools
 import json
@@ -23,37 +21,40 @@ from adir.retrieval.encoders.base import (
     tensors_sha256,
 )
 
-MAX_TOKENS = 35  # of a prompt, as in the authors' retrieval evaluation
+MAX_TOKENS = 35  # per prompt, as in the authors' retrieval evaluation
 SOURCE = "https://huggingface.co/Salesforce/blip-itm-base-coco"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 class BlipEncoder(Encoder):
-    """BLIP for image-text retrieval, from a folder as `save_pretrained` or the Hugging Face hub
-    make it.
+    """Encoder with BLIP for image-text retrieval.
 
     The network is `BlipForImageTextRetrieval`, whose projections are trained contrastively.
-    transformers' `BlipModel` has projections of other names, which no published checkpoint holds:
-    they would stay random.
+    transformers' `BlipModel` has projections with other names. No published checkpoint holds them,
+    so they would stay random.
 
-    folder: config.json, preprocessor_config.json, model.safetensors (or pytorch_model.bin), and for
-        text the tokenizer.
-    device: of the network.
-    Images are preprocessed by transformers' Pillow processor, as the authors' were. Its default
-    processor, on tensors, gives the same for enlarged images, and differs by up to 2 grey levels
-    (0.005 on average) for reduced ones.
+    Images are preprocessed by transformers' Pillow processor, as in the authors' code. The default
+    processor, which works on tensors, gives the same result for upsampled images. For downsampled
+    images it differs by up to 2 grey levels (0.005 on average).
+
+    Args:
+        folder: a folder as `save_pretrained` writes it, or as the Hugging Face hub has it. It holds
+            config.json, preprocessor_config.json, model.safetensors (or pytorch_model.bin), and the
+            tokenizer if prompts are encoded.
+        device: device of the network.
+
+    Raises:
+        InputError: if the folder or a file is missing, or the weights are damaged or of another
+            network.
     """
 
     metric = "angular"
 
     def __init__(self, folder: str | Path | None = None, device: str = "cpu") -> None:
-        """Raises InputError on a missing folder or file, and on weights that are damaged or of
-        another network.
-        """
-        get = f"get the files of {SOURCE} and give their folder as folder=FOLDER"
+        get = f"download the files of {SOURCE} and set folder=FOLDER"
         if folder is None:
-            raise InputError(f"BLIP: no weights named; {get}")
+            raise InputError(f"BLIP: no folder of weights is set; {get}")
         self.folder = Path(folder)
         missing = [
             name
@@ -63,7 +64,7 @@ class BlipEncoder(Encoder):
         if not any((self.folder / name).is_file() for name in WEIGHTS_FILES):
             missing.append(" or ".join(WEIGHTS_FILES))
         if missing:
-            raise InputError(f"BLIP: {self.folder} lacks {', '.join(missing)}; {get}")
+            raise InputError(f"BLIP: {self.folder} misses {', '.join(missing)}; {get}")
         self.name, self.device = "blip", device
         self.network = load_network(self.folder).to(device)
         self.processor = BlipImageProcessorPil.from_pretrained(self.folder, local_files_only=True)
@@ -80,8 +81,9 @@ class BlipEncoder(Encoder):
         )
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits
-        first.
+        """Return the network's input for one (3, H, W) image in [-1, 1].
+
+        The image is rounded to 8 bits first.
         """
         require_images(image[None])
         inputs: Tensor = self.processor(as_pil(image), return_tensors="pt")["pixel_values"]
@@ -94,17 +96,17 @@ class BlipEncoder(Encoder):
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """Return (B, D) unit vectors of prompts; longer ones than 35 tokens are cut, with a
-        warning.
+        """Return (B, D) unit vectors of prompts.
+
+        A prompt of more than 35 tokens is cut, with a warning.
         """
         rows = []
-        for (
-            prompt
-        ) in prompts:  # one by one: no padding, so no prompt's vector depends on the others
+        # One by one, without padding, so that a prompt's vector does not depend on the others.
+        for prompt in prompts:
             needed = len(self.tokenizer(prompt)["input_ids"])
             if needed > MAX_TOKENS:
                 warn_in_one_line(
-                    f"a prompt of {needed} tokens is cut to the {MAX_TOKENS} that BLIP reads: "
+                    f"a prompt of {needed} tokens is cut to BLIP's limit of {MAX_TOKENS}: "
                     f"{prompt[:40]!r}..."
                 )
             tokens = self.tokenizer(
@@ -115,10 +117,10 @@ class BlipEncoder(Encoder):
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The folder's tokenizer. Raises InputError where it has none."""
+        """The tokenizer in the folder. Raises InputError if the folder has no tokenizer."""
         if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
             raise InputError(
-                f"BLIP: no tokenizer in {self.folder}; get {TOKENIZER_FILES[0]} of {SOURCE}"
+                f"BLIP: no tokenizer in {self.folder}; download {TOKENIZER_FILES[0]} of {SOURCE}"
             )
         return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
@@ -134,15 +136,13 @@ class BlipEncoder(Encoder):
 
 
 def load_network(folder: Path) -> Any:
-    """The network in a folder, float32, in evaluation mode.
+    """Return the network in a folder: float32, in evaluation mode, frozen.
 
-    Raises InputError for weights that are not exactly its own.
-
-    transformers fills what a checkpoint lacks with random numbers and says so in a log line; here
-    that is an error.
+    Raises InputError if the weights do not match the network exactly. If a checkpoint misses a
+    tensor, transformers only logs a warning and initialises the tensor randomly.
     """
     try:
-        with quiet():  # its report of what did not fit: the errors below say it in one line
+        with quiet():  # hides the log of mismatches; the errors below report them in one line
             network, report = BlipForImageTextRetrieval.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -151,12 +151,13 @@ def load_network(folder: Path) -> Any:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    # what transformers, safetensors, torch and json raise of a damaged file has no common class
+    # transformers, safetensors, torch and json have no common error class for damaged files
     except Exception as error:
         raise InputError(
-            f"BLIP: {folder}: its network cannot be read ({' '.join(str(error).split())[:300]})"
+            f"BLIP: {folder}: the network cannot be read ({' '.join(str(error).split())[:300]}); "
+            f"download {SOURCE} again"
         ) from error
-    # position_ids: 0, 1, 2, ...; stored by the transformers of 2023, made anew by today's
+    # position_ids are 0, 1, 2, ...: transformers saved them until 2023 and computes them today.
     extra = [name for name in report["unexpected_keys"] if not name.endswith("position_ids")]
     faults = {
         "of another shape": [name for name, _, _ in report["mismatched_keys"]],
@@ -166,9 +167,8 @@ def load_network(folder: Path) -> Any:
     for fault, names in faults.items():
         if names:
             raise InputError(
-                f"BLIP: {folder}: not weights of its config.json for image-text retrieval: "
-                f"{min(names)} is {fault}; "
-                f"take {SOURCE} or another blip-itm"
+                f"BLIP: {folder}: the weights do not match config.json for image-text retrieval, "
+                f"{min(names)} is {fault}; download {SOURCE} or another blip-itm"
             )
     require_finite(network.state_dict(), folder)
     return network.eval().requires_grad_(False)

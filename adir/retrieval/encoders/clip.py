@@ -1,4 +1,4 @@
-"""CLIP (Radford et al., 2021) through open_clip: the encoder of ADIR's experiments."""
+"""CLIP (Radford et al., 2021) of open_clip, the encoder of ADIR's experiments."""
 
 import functools
 import json
@@ -24,12 +24,22 @@ from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, 
 
 
 class OpenClipEncoder(Encoder):
-    """A network of open_clip with its preprocessing and tokenizer; made by `ClipEncoder`,
-    `CyclipEncoder`, `random_clip`.
+    """Encoder with a network of open_clip, its preprocessing and its tokenizer.
 
-    Images are preprocessed as 8-bit PIL images by open_clip's own transform, as in training. By
-    default: resize the short side to the input size (bicubic), crop the centre, normalise by the
-    mean and standard deviation of OpenAI's data.
+    `ClipEncoder`, `CyclipEncoder` and `random_clip` create it. Images are rounded to 8 bits and
+    preprocessed by open_clip's own transform, as in training. By default, the transform resizes the
+    shorter side to the input size (bicubic), crops the centre, and normalises with the mean and
+    standard deviation of OpenAI's data.
+
+    Args:
+        name: label for tables and messages.
+        architecture: name of the architecture in open_clip.
+        network: network of this architecture, in evaluation mode.
+        preprocess: the fields of open_clip's PreprocessCfg.
+        device: device of the network.
+
+    Raises:
+        InputError: if the network's input is not square.
     """
 
     metric = "angular"
@@ -42,15 +52,12 @@ class OpenClipEncoder(Encoder):
         preprocess: dict[str, Any],
         device: str,
     ) -> None:
-        """network: of `architecture`, in evaluation mode.  preprocess: the fields of open_clip's
-        PreprocessCfg.
-        """
         config = PreprocessCfg(**preprocess)
         size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
         if size[0] != size[1]:
             raise InputError(
-                f"CLIP architecture {architecture}: input {size[1]}x{size[0]}; only square ones "
-                "are supported"
+                f"CLIP architecture {architecture} has {size[1]}x{size[0]} input; choose one with "
+                "square input"
             )
         self.name, self.architecture, self.device = name, architecture, device
         self.input_size = size[0]
@@ -68,8 +75,9 @@ class OpenClipEncoder(Encoder):
         self.preprocess: Any = image_transform_v2(config, is_train=False)
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the network's input for one (3, H, W) image in [-1, 1], which is rounded to 8 bits
-        first.
+        """Return the network's input for one (3, H, W) image in [-1, 1].
+
+        The image is rounded to 8 bits first.
         """
         require_images(image[None])
         return self.preprocess(as_pil(image))
@@ -81,48 +89,53 @@ class OpenClipEncoder(Encoder):
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
-        """Return (B, D) unit vectors of prompts; longer ones than the network's context are cut,
-        with a warning.
+        """Return (B, D) unit vectors of prompts.
+
+        A prompt that is longer than the network's context length is cut, with a warning.
         """
         tokens = self.tokenizer(prompts)
         for prompt, row in zip(prompts, tokens, strict=True):
             needed = len(self.tokenizer.encode(prompt)) + 2
             if needed > len(row):
                 warn_in_one_line(
-                    f"a prompt of {needed} tokens is cut to the {len(row)} that {self.name} "
-                    f"reads: {prompt[:40]!r}..."
+                    f"a prompt of {needed} tokens is cut to {self.name}'s limit of {len(row)}: "
+                    f"{prompt[:40]!r}..."
                 )
         return encode(self.network.encode_text, tokens, self.device).clone()
 
     @functools.cached_property
     def tokenizer(self) -> open_clip.SimpleTokenizer:
-        """CLIP's tokenizer, whose vocabulary open_clip ships.
+        """CLIP's tokenizer, whose vocabulary is part of open_clip.
 
-        Raises InputError if the architecture needs another.
+        Raises InputError if the architecture needs another tokenizer.
         """
         text = open_clip.get_model_config(self.architecture)["text_cfg"]
         if text.get("hf_tokenizer_name") or "siglip" in self.architecture.lower():
             raise InputError(
-                f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip "
-                "and would be downloaded; "
-                "search with an image, or use an architecture with CLIP's own tokenizer, such "
-                "as ViT-B-32"
+                f"{self.name}: the tokenizer of {self.architecture} is not part of open_clip and "
+                "would have to be downloaded; search with an image, or use an architecture with "
+                "CLIP's own tokenizer, such as ViT-B-32"
             )
         return open_clip.get_tokenizer(self.architecture)
 
 
 class ClipEncoder(OpenClipEncoder):
-    """CLIP of any architecture that open_clip knows, with weights from a file.
+    """Encoder with CLIP of any architecture in open_clip, and weights from a file.
 
-    architecture: `open_clip.list_models()`. Weights trained with QuickGELU, as OpenAI's own, need
-        an architecture whose name ends in -quickgelu. The file does not show it: the tensors are
-        the same.
-    tag: published weights (`open_clip.list_pretrained_tags_by_model(architecture)`), which bring
-        their preprocessing;
-        null: open_clip's default preprocessing.
-    checkpoint: their file (.safetensors, .bin or .pt); null: where `adir weights` and the Hugging
-        Face hub keep the tag's. Nothing is downloaded here.
-    device: of the network.
+    Args:
+        architecture: one of `open_clip.list_models()`. Weights that were trained with QuickGELU,
+            such as OpenAI's own, need an architecture whose name ends in -quickgelu. The file does
+            not show this, because the tensors are the same.
+        tag: name of published weights, one of
+            `open_clip.list_pretrained_tags_by_model(architecture)`; it also selects their
+            preprocessing. null: open_clip's default preprocessing.
+        checkpoint: file of the weights (.safetensors, .bin or .pt). null: the tag's file in the
+            cache of `adir weights` or of the Hugging Face hub. Nothing is downloaded.
+        device: device of the network.
+
+    Raises:
+        InputError: if the architecture or tag is unknown, or the weights are missing, damaged or of
+            another network.
     """
 
     def __init__(
@@ -132,9 +145,6 @@ class ClipEncoder(OpenClipEncoder):
         checkpoint: str | Path | None = None,
         device: str = "cpu",
     ) -> None:
-        """Raises InputError on an unknown architecture or tag, and on missing, damaged or other
-        weights.
-        """
         published = published_weights(architecture, tag)
         path = find_checkpoint(architecture, tag, published, checkpoint)
         network = empty_network(architecture)
@@ -147,8 +157,11 @@ class ClipEncoder(OpenClipEncoder):
 
 
 def random_clip(architecture: str, seed: int) -> OpenClipEncoder:
-    """CLIP with the random weights that open_clip starts training from: the floor that a trained
-    one has to beat.
+    """Return CLIP with random initial weights, the baseline that trained weights must beat.
+
+    Args:
+        architecture: name of the architecture in open_clip.
+        seed: seed of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -159,14 +172,15 @@ def random_clip(architecture: str, seed: int) -> OpenClipEncoder:
 
 
 def empty_network(architecture: str) -> Any:
-    """The network of an architecture with random weights, in evaluation mode, float32 on the CPU."""
+    """Return a network with random weights: float32, on the CPU, in evaluation mode, frozen."""
     try:
         with quiet():
             network = open_clip.create_model(
                 architecture, load_weights=False, pretrained_text=False
             )
-    except OSError as error:  # a text tower of transformers, whose configuration is not here
+    except OSError as error:  # the text network needs a configuration of transformers
         raise InputError(
-            f"CLIP {architecture}: open_clip cannot build it without a download: {error}"
+            f"CLIP {architecture}: open_clip cannot build the network without a download; choose "
+            f"another architecture ({error})"
         ) from error
     return network.eval().requires_grad_(False)

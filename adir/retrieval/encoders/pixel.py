@@ -1,4 +1,4 @@
-"""The pixel control: distances between the images themselves."""
+"""The encoder of the control `pixel`, whose distances are pixel differences."""
 
 from torch import Tensor
 
@@ -8,19 +8,21 @@ from adir.retrieval.encoders.base import Encoder, resize
 
 
 class PixelEncoder(Encoder):
-    """The control `pixel`: the image at size x size, flattened.
+    """Encoder whose vector is the flattened image at size x size; a control.
 
-    Distance is the rms difference of pixels.
+    The distance of two vectors is the root mean square difference of pixels. The metric is
+    "euclidean", because with unit vectors a dark image would equal a bright one, and no map to a
+    sphere keeps the order of pixel distances.
 
-    Its metric is "euclidean": unit vectors would make a dark image equal to a bright one, and no
-    map to a sphere keeps the order of pixel distances.
+    Args:
+        size: side in pixels to which images are resized.
     """
 
     metric = "euclidean"
 
     def __init__(self, size: int = 32) -> None:
         if size < 1:
-            raise InputError(f"pixel encoder: size {size} asked, at least 1 needed")
+            raise InputError(f"pixel encoder: size={size} must be at least 1")
         self.name = "pixel"
         self.input_size = size
         self.weights_sha256 = sha256_of_bytes(

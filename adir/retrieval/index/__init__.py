@@ -1,1 +1,1 @@
-"""Exact nearest neighbours among the vectors of a corpus, in memory or on disk."""
+"""Nearest-neighbour search among the embeddings of a corpus, in memory or on disk."""

@@ -1,8 +1,8 @@
-"""Approximate search for more than ten million images: faiss IVF-PQ, with its recall.
+"""Approximate search with faiss IVF-PQ, for more than ten million images.
 
-Never chosen automatically. faiss proposes candidates, which are measured exactly. So distances and
-their order are right, but a neighbour that faiss does not propose is missed; `recall` measures how
-often.
+It is used only on request. faiss proposes candidates, whose distances are then computed exactly, so
+distances and ranks are correct. A neighbour that faiss does not propose is missed; `recall`
+measures how often this happens.
 """
 
 from functools import cached_property
@@ -18,26 +18,27 @@ from adir.files import write_bytes
 from adir.retrieval.index.search import BLOCK, VectorIndex
 
 LEAST = 10_000_000
-"""Images. Below, the exact search takes seconds."""
+"""The fewest images for approximate search. With fewer, the exact search takes only seconds."""
 
 
 class ApproximateIndex(VectorIndex):
-    """A VectorIndex whose candidates faiss proposes. faiss is trained at the first search, on 64
-    vectors per list.
+    """Approximate index, for which faiss proposes the candidates.
+
+    faiss is trained at the first search, on 64 vectors per list.
 
     Args:
-        exact: the index that it approximates.
-        n_lists: cells of the inverted file.
-        n_bytes: bytes per compressed vector.
-        n_probe: cells searched per query.
-        n_proposed: candidates per query that are measured exactly.
-        least: fewest images.
-        stored: file of the trained faiss index, read if it exists and else written. Its name should
-            identify the exact index and these numbers.
+        exact: the exact index of the same vectors.
+        n_lists: lists of the inverted file (IVF).
+        n_bytes: bytes per compressed vector (PQ).
+        n_probe: lists searched per query.
+        n_proposed: candidates per query whose distances are computed exactly.
+        least: fewest images for which approximate search is allowed.
+        stored: file that caches the trained faiss index. It is read if it exists, else written. The
+            caller's file name must identify the exact index and the arguments above.
 
     Raises:
-        InputError: fewer than `least` images, n_bytes does not divide the dimensions, or faiss is
-            not installed.
+        InputError: if there are fewer than `least` images, n_bytes does not divide the dimension,
+            or faiss is not installed.
     """
 
     approximate = True
@@ -59,11 +60,13 @@ class ApproximateIndex(VectorIndex):
             raise InputError("approximate search needs faiss: pip install faiss-cpu") from error
         if len(exact) < least:
             raise InputError(
-                f"approximate search of {len(exact)} images: below {least}, use the exact one, "
-                "which is fast enough"
+                f"approximate search is for at least {least} images, and this corpus has "
+                f"{len(exact)}: use the exact search, which is fast enough"
             )
         if exact.dimensions % n_bytes:
-            raise InputError(f"n_bytes={n_bytes}: must divide the {exact.dimensions} dimensions")
+            raise InputError(
+                f"n_bytes={n_bytes} must divide the embedding dimension, {exact.dimensions}"
+            )
         self.exact, self.parts, self.metric = exact, exact.parts, exact.metric
         self.n_lists, self.n_bytes, self.n_probe, self.n_proposed = (
             n_lists,
@@ -75,7 +78,7 @@ class ApproximateIndex(VectorIndex):
 
     @cached_property
     def faiss(self) -> Any:
-        """The faiss index, read or trained."""
+        """The faiss index, read from its file or trained now."""
         import faiss
 
         index: Any
@@ -105,19 +108,26 @@ class ApproximateIndex(VectorIndex):
         return self.exact.ids_of(rows)
 
     def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
-        """Return for each query the rows that faiss proposes: n_proposed, or fewer if n_probe lists
-        hold fewer.
+        """Return for each query the rows that faiss proposes.
+
+        There are n_proposed rows, or fewer if the searched lists hold fewer. The other arguments of
+        the base class's method are ignored.
         """
         _, proposed = self.faiss.search(queries.numpy(), min(self.n_proposed, len(self)))
         return [rows[rows >= 0] for rows in proposed]
 
 
 def recall(exact: VectorIndex, approximate: VectorIndex, k: int, n_queries: int) -> float:
-    """Return recall@K: the share of the exact K nearest that the approximate index of the same
-    images finds; 1 is best.
+    """Return recall@K: the share of the exact K nearest that approximate search finds; 1 is best.
 
-    Queries are the vectors of n_queries images, evenly spaced. Each is excluded from its own
-    search: it would always be found.
+    The queries are the vectors of n_queries images at evenly spaced rows. An image is excluded from
+    its own search, because it would always be found.
+
+    Args:
+        exact: the exact index.
+        approximate: the approximate index of the same images.
+        k: number of neighbours.
+        n_queries: number of queries.
     """
     rows = np.linspace(0, len(exact) - 1, n_queries).astype(np.int64)
     queries, itself = torch.from_numpy(exact.rows(rows)), [{name} for name in exact.ids_of(rows)]

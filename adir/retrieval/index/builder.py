@@ -1,11 +1,12 @@
-"""Build an index: divide the corpus into shards, embed each shard, describe all shards.
+"""Build an index on disk: divide the corpus into shards, embed each shard, write the manifest.
 
-    FOLDER/index.json             its source and encoder; written first
-    FOLDER/plan/000003.json       the keys of shard 3; written before any image is read, and never changed
-    FOLDER/shards/000003.safetensors
-    FOLDER/rejects.json           id: reason, of the rejected images
-    FOLDER/manifest.json          all shards with their checksums, and the corpus's hash; written last
+    FOLDER/index.json                 image source and encoder; written first
+    FOLDER/plan/000003.json           keys of shard 3; written before any image is read
+    FOLDER/shards/000003.safetensors  embeddings and facts of the images of shard 3
+    FOLDER/rejects.json               reason for each rejected image, by id
+    FOLDER/manifest.json              checksums of all shards, hash of the corpus; written last
 
+A plan never changes once it is written.
 The caller assigns shards to workers and reports progress (adir/commands/index_build.py).
 """
 
@@ -33,8 +34,9 @@ from adir.retrieval.index.shards import SCHEMA, IndexedImage, Shard, write_shard
 
 
 def facts_of(encoder: Encoder) -> dict[str, str]:
-    """Return what an index stores of its encoder; the hash covers weights, architecture and
-    preprocessing.
+    """Return the entry `encoder` of index.json: name, hash and metric.
+
+    The hash covers weights, architecture and preprocessing.
     """
     return {
         "name": encoder.name,
@@ -49,30 +51,38 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def plan_path(folder: Path, number: int) -> Path:
-    """Return the path of a shard's plan."""
+    """Return the path of the plan of a shard, which lists the shard's keys."""
     return folder / "plan" / f"{number:06d}.json"
 
 
 def require_room(folder: Path) -> None:
-    """Raise InputError unless the folder holds an index, finished or not, or nothing."""
-    beside = {"claims", "multirun.yaml"}  # from our workers and from Hydra
+    """Raise InputError if the folder holds files and no index, finished or not."""
+    beside = {"claims", "multirun.yaml"}  # written by our workers and by Hydra
     others = (
         [e for e in folder.iterdir() if e.name not in beside and e.name[0] != "."]
         if folder.is_dir()
         else []
     )
     if others and not (folder / "index.json").exists():
-        raise InputError(f"{folder}: holds other files than an index; choose another folder (out=)")
+        raise InputError(
+            f"{folder}: the folder holds files that are not an index; choose another folder with "
+            "out="
+        )
 
 
 def require_same_index(folder: Path, source: Source, encoder: Encoder, least_side: int = 0) -> None:
-    """Write index.json, or raise InputError if the folder holds another index.
+    """Write index.json, or check that it describes the same index.
 
-    Call it in one process at a time.
+    If the same images have moved, index.json is updated. Only one process at a time may call this.
 
-    If the same images have been moved, index.json is updated.
+    Args:
+        folder: folder of the index.
+        source: the images.
+        encoder: encoder of the index.
+        least_side: pixels; images with a shorter side are rejected.
 
-    least_side: as for `build_shard`.
+    Raises:
+        InputError: if the folder holds another index or other files.
     """
     require_room(folder)
     path = folder / "index.json"
@@ -93,15 +103,17 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
             ", ".join(f"{name}={some.get(name)}" for name in differs) for some in (there, asked)
         )
         raise InputError(
-            f"{folder}: holds an index of {held}, asked is {now}; choose another folder (out=)"
+            f"{folder}: the folder holds an index with {held}, but {now} is requested; choose "
+            "another folder with out="
         )
     if known["source"] != about or not path.exists():
         write_json(path, wanted)
 
 
 def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts in index.json that determine its content: all but the places of the images,
-    which may change.
+    """Return the facts in index.json that determine the content of the index.
+
+    The paths of the images are left out, because images may be moved.
     """
     encoder, source = facts["encoder"], facts["source"]
     places = ("path", "images", "bucket", "lists")
@@ -109,75 +121,81 @@ def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
         **{name: value for name, value in source["arguments"].items() if name not in places},
         "kind": source["kind"],
         "encoder": f"{encoder['name']} ({encoder['weights_sha256'][:10]})",
-        "least_side": facts.get("least_side", 0),  # older indexes lack it, and took all images
+        "least_side": facts.get("least_side", 0),  # indexes without this key accept all images
     }
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the object in index.json or manifest.json.
+    """Return the content of index.json or manifest.json.
 
-    Raises InputError if it is damaged or of another version.
+    Raises InputError if the file is damaged or has another schema.
     """
     try:
         known: dict[str, Any] = read_json(path)
         schema = known["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: damaged ({error}); remove it and run `adir index build` again"
+            f"{path}: the file is damaged ({error}); remove it and run `adir index build` again"
         ) from error
     if schema != SCHEMA:
         raise InputError(
-            f"{path}: of schema {schema}, this version of adir reads {SCHEMA}; build the "
-            "index again"
+            f"{path}: the index has schema {schema}, but this version of adir reads schema "
+            f"{SCHEMA}; build the index again"
         )
     return known
 
 
 def planned(folder: Path) -> list[Path]:
-    """Return the plan files, in order.
+    """Return the plan files in order.
 
-    Raises InputError if one is missing: the images of its shard would be unknown.
+    Raises InputError if one is missing, because the images of its shard would be unknown.
     """
     paths = sorted((folder / "plan").glob("??????.json"))
     missing = {plan_path(folder, number) for number in range(len(paths))} - set(paths)
     if missing:
         raise InputError(
-            f"{min(missing)}: is missing; copy the index here again as a whole, or build anew"
+            f"{min(missing)} is missing; copy the whole index here again, or build a new one"
         )
     return paths
 
 
 def planned_keys(path: Path) -> list[str]:
-    """Return the keys in a plan file. Raises InputError if it is missing or damaged."""
+    """Return the keys in a plan file. Raises InputError if the file is missing or damaged."""
     try:
         keys: list[str] = read_json(path)["keys"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: missing or damaged; copy the index here again as a whole, or build anew"
+            f"{path} is missing or damaged; copy the whole index here again, or build a new one"
         ) from error
     return keys
 
 
 def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
-    """Plan shards for the keys that are in no plan yet, and return the number of shards.
+    """Plan shards for all keys of the source that have no plan yet; return the number of shards.
 
-    Call it in one process at a time.
+    A key is an image in a folder, or a whole tar file, for example. All planned keys are kept in
+    memory, 0.1 GB per million. Only one process at a time may call this.
 
-    It keeps all planned keys in memory, 0.1 GB per million. An image in a folder is a key; so is a
-    whole tar file. Raises InputError, and plans nothing, if planned keys are gone from the source:
-    searches would still find their images. Rejected images may be gone.
+    Args:
+        folder: folder of the index.
+        source: the images.
+        shard_size: least number of images per shard, except for the last.
+
+    Raises:
+        InputError: if planned keys are missing in the source, because a search would still return
+            their images. Keys of rejected images may be missing. Nothing is planned in this case.
     """
     known = {key for path in planned(folder) for key in planned_keys(path)}
-    # Listed before anything is planned: plans made from a wrong corpus could not be undone.
+    # This check comes first, because plans that were made from a wrong corpus could not be undone.
     gone = known.difference(key for key, _ in source.listing()) if known else set()
     if gone and (folder / "rejects.json").exists():
         rejects = read_json(folder / "rejects.json")
         gone = {key for key in gone if storable(key) not in rejects}
     if gone:
         raise InputError(
-            f"{folder}: {len(gone)} of {len(known)} parts of the corpus it was made of are gone "
-            f"from {source.name}, such as "
-            f"{storable(min(gone))}; bring them back, or build a new index (out=)"
+            f"{folder}: {len(gone)} of {len(known)} parts of the indexed corpus are missing in "
+            f"{source.name}, such as {storable(min(gone))}; restore them, or build a new index "
+            "with out="
         )
     new = ((key, count) for key, count in source.listing() if key not in known)
     for number, keys in enumerate(shares(new, shard_size), len(planned(folder))):
@@ -186,8 +204,14 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
 
 
 def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterator[list[str]]:
-    """Yield the keys in shards of at least `shard_size` images; a key with an unknown number of
-    images fills a shard.
+    """Yield the keys of each shard.
+
+    A shard has at least `shard_size` images, except for the last. A key with an unknown number of
+    images completes a shard.
+
+    Args:
+        listing: pairs (key, its number of images or None).
+        shard_size: least number of images per shard.
     """
     keys: list[str] = []
     count = 0
@@ -203,9 +227,13 @@ def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterat
 
 @dataclass
 class Embedded:
-    """Counts of a shard, and its seconds:
+    """Image counts and run times of one shard.
 
-    `encoding` in the encoder, `waiting` for images to be read and decoded.
+    Attributes:
+        images: number of embedded images.
+        rejects: number of rejected images.
+        encoding: seconds in the encoder.
+        waiting: seconds of waiting for images to be read and decoded.
     """
 
     images: int = 0
@@ -224,20 +252,20 @@ def build_shard(
     tell: Callable[[Embedded], None] = lambda done: None,
     least_side: int = 0,
 ) -> Embedded:
-    """Read, embed and write one planned shard.
+    """Read, embed and write one planned shard; return its counts and run times.
 
-    Images are read, decoded and prepared in threads, two batches ahead of the network. Memory holds
-    these batches and the shard's vectors; it does not grow with the corpus. Repeats of an id are
-    rejected.
+    Threads read, decode and prepare images two batches ahead of the network. Memory holds these
+    batches and the shard's vectors, so it does not grow with the corpus. Images with a repeated id
+    are rejected.
 
     Args:
-        folder: of the index.
-        number: of the shard.
-        source: of the images.
-        encoder: of the index.
+        folder: folder of the index.
+        number: number of the shard.
+        source: the images.
+        encoder: encoder of the index.
         batch_size: images per call of the network.
         loaders: number of threads.
-        tell: called after each batch.
+        tell: called with the counts after each batch.
         least_side: pixels; images with a shorter side are rejected.
     """
     keys = planned_keys(plan_path(folder, number))
@@ -278,8 +306,14 @@ def build_shard(
 def loaded_ahead(
     items: Iterator[Item], encoder: Encoder, loaders: int, ahead: int, least_side: int = 0
 ) -> Iterator[tuple[str, tuple[IndexedImage, Tensor] | str]]:
-    """Yield (id, the loaded image or why it is rejected) in the order of the items; threads load
-    `ahead` items in advance.
+    """Yield (id, loaded image or reason for its rejection), in the order of the items.
+
+    Args:
+        items: images to load.
+        encoder: prepares the images.
+        loaders: number of threads.
+        ahead: number of items that the threads load in advance.
+        least_side: pixels; images with a shorter side are rejected.
     """
     with ThreadPoolExecutor(loaders, "adir loader") as pool:
         futures = ((item.id, pool.submit(load, item, encoder, least_side)) for item in items)
@@ -295,9 +329,9 @@ def loaded_ahead(
 
 
 def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImage, Tensor] | str:
-    """Return (image with its fingerprint, prepared input), or the reason why it is rejected.
+    """Return (entry of the index, input of the encoder), or the reason for the rejection.
 
-    Raises SourceDown.
+    Raises SourceDown if no image of the source can be read.
     """
     try:
         content, pixels = item.decoded(least_side)
@@ -316,17 +350,16 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImag
     except InputError as error:
         return str(error)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(
-            error
-        ):  # torch's words for a MemoryError
+        # torch raises RuntimeError with these words instead of MemoryError.
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
-        return "not enough memory to prepare it for the encoder"
+        return "not enough memory to prepare the image for the encoder"
 
 
 def missing_shards(folder: Path) -> list[int]:
-    """Return the numbers of planned shards that are missing.
+    """Return the numbers of the planned shards that are not built yet.
 
-    Two listings: on a network drive, testing each file is slow.
+    The folders are listed once, because testing each file is slow on a network drive.
     """
     there = {path.name for path in (folder / "shards").glob("*.safetensors")}
     return [
@@ -339,26 +372,28 @@ def missing_shards(folder: Path) -> list[int]:
 def finish(folder: Path) -> Mapping[str, Any]:
     """Check all shards, write manifest.json and rejects.json, and return the manifest.
 
-    Raises InputError for a truncated shard, a shard of another plan or encoder, a repeated id, or a
-    corpus without a readable image.
+    Raises InputError if a shard is truncated or was built with another plan or encoder, if an id is
+    repeated, or if no image could be read.
     """
     known = read_facts(folder / "index.json")
     shards = [Shard.open(shard_path(folder, number)) for number in range(len(planned(folder)))]
     for number, shard in enumerate(shards):
         if shard.facts["plan_sha256"] != sha256_of_bytes(plan_path(folder, number).read_bytes()):
             raise InputError(
-                f"{shard.path}: made by another plan; remove it and run `adir index build` again"
+                f"{shard.path}: the shard was built from another plan; remove it and run `adir "
+                "index build` again"
             )
         if shard.facts["encoder"] != known["encoder"]:
             raise InputError(
-                f"{shard.path}: made by another encoder; remove it and run `adir index build` again"
+                f"{shard.path}: the shard was built with another encoder; remove it and run `adir "
+                "index build` again"
             )
     if not any(len(shard) for shard in shards):
         reasons = [reason for shard in shards for reason in shard.rejects.values()]
         first = (
             f"; the first of {len(reasons)} rejects: {reasons[0]}"
             if reasons
-            else ": the corpus has none"
+            else ": the corpus has no image"
         )
         raise InputError(f"{folder}: no image could be read{first}")
     manifest = known | {
@@ -387,9 +422,10 @@ def finish(folder: Path) -> Mapping[str, Any]:
 
 
 def corpus_sha256(shards: Sequence[Shard]) -> str:
-    """Return `manifest_sha256` of all images, merged from the shards, whose rows are sorted by id.
+    """Return the corpus hash, as `manifest_sha256` would, from the shards of an index.
 
-    It keeps one id per shard in memory. Raises InputError for a repeated id.
+    The rows of each shard are sorted by id. Merging them keeps only one id per shard in memory.
+    Raises InputError if an id is repeated.
     """
 
     def images(shard: Shard) -> Iterator[tuple[str, str]]:
@@ -399,7 +435,7 @@ def corpus_sha256(shards: Sequence[Shard]) -> str:
     for image_id, image in heapq.merge(*map(images, shards)):
         if image_id == before:
             raise InputError(
-                f"two images of the corpus have the id {image_id!r}; ids must be unique"
+                f"two images of the corpus have the id {image_id!r}; rename one of them"
             )
         digest.update(f"{image} {image_id}\n".encode())
         before = image_id

@@ -1,7 +1,7 @@
-"""The index in memory, for corpora that fit there.
+"""The index in memory, for corpora whose embeddings fit in memory.
 
-`sharded.py` has the one on disk. Both search the same float16 embeddings in the same way, so they
-give the same neighbours.
+`sharded.py` has the index on disk. Both search the same float16 embeddings with the same code, so
+they return the same neighbours.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,28 +26,33 @@ from adir.retrieval.index.search import VectorIndex, part_of
 
 
 class Index(VectorIndex):
-    """Exact nearest neighbours among (N, D) embeddings, ties by id; metric "angular" (unit vectors)
-    or "euclidean".
+    """Exact nearest-neighbour index in memory.
 
-    Embeddings keep their type: `build` makes float16, as it is on disk.
+    Args:
+        ids: N ids in any order.
+        embeddings: (N, D), in the order of the ids. Their data type is kept; `build` makes float16,
+            as in the index on disk.
+        metric: "angular" for unit vectors, or "euclidean".
+
+    Raises:
+        ValueError: if the metric is unknown, ids repeat, the shape is wrong, values are not finite,
+            or vectors do not have unit length and the metric is angular.
     """
 
     def __init__(self, ids: Sequence[str], embeddings: Tensor, metric: str = "angular") -> None:
-        """Raises ValueError for an unknown metric, repeated ids, a wrong shape, values that are not
-        finite, or vectors that are not of unit length if the metric is angular.
-        """
         if metric not in ("angular", "euclidean"):
             raise ValueError(f"unknown metric {metric!r}; choose angular or euclidean")
         if embeddings.ndim != 2 or len(ids) != len(embeddings):
             raise ValueError(
-                f"{len(ids)} ids with embeddings of shape {tuple(embeddings.shape)}; (N, D) needed"
+                f"{len(ids)} ids, but embeddings of shape {tuple(embeddings.shape)}; shape "
+                f"({len(ids)}, D) is needed"
             )
         if len(set(ids)) != len(ids):
-            raise ValueError("ids repeat")
+            raise ValueError("an id is repeated; ids must be unique")
         if not torch.isfinite(embeddings).all():
-            raise ValueError("embeddings hold NaN or Inf")
+            raise ValueError("embeddings hold NaN or Inf; check the encoder")
         if metric == "angular" and not ((embeddings.float().norm(dim=1) - 1).abs() < 1e-3).all():
-            raise ValueError("angular distance needs unit vectors")
+            raise ValueError("angular distance needs unit vectors; normalise the embeddings")
         order = sorted(range(len(ids)), key=ids.__getitem__)
         self.ids = [ids[row] for row in order]
         self.embeddings = embeddings[order].contiguous()
@@ -62,13 +67,19 @@ class Index(VectorIndex):
         cache_folder: str | Path | None = None,
         warn: Callable[[str], None] = warn_in_one_line,
     ) -> "Index":
-        """Return the index of a corpus.
+        """Return the index of a corpus, with cached embeddings if the cache has them.
 
-        It is embedded unless `cache_folder` holds its embeddings by the same encoder.
+        The cache key is SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged cache file is
+        renamed, reported with `warn`, and computed again.
 
-        The file's name is SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged file is set
-        aside, reported by `warn(message)`, and made again. Raises OSError if it exists but cannot
-        be read.
+        Args:
+            corpus: the images.
+            encoder: computes the embeddings.
+            cache_folder: folder of cached embeddings; None disables the cache.
+            warn: called with the message if a file is damaged.
+
+        Raises:
+            OSError: if the cache file exists but cannot be read.
         """
         if cache_folder is None:
             return cls(corpus.ids, embed(corpus, encoder).half(), encoder.metric)
@@ -78,14 +89,14 @@ class Index(VectorIndex):
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, SafetensorError) as error:
-            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, made again")
+            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, computed again")
         embeddings = embed(corpus, encoder).half()
         write_embeddings(path, embeddings)
         return cls(corpus.ids, embeddings, encoder.metric)
 
     @staticmethod
     def path(corpus: Corpus, encoder: Encoder, cache_folder: str | Path) -> Path:
-        """Return the path at which `build` stores the embeddings."""
+        """Return the path of the cache file for a corpus and an encoder."""
         key = sha256_of_bytes(f"{corpus.sha256}\n{encoder.weights_sha256}".encode())
         return Path(cache_folder) / f"{key}.safetensors"
 
@@ -94,7 +105,7 @@ class Index(VectorIndex):
 
 
 def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
-    """Return (N, D) embeddings of all images of a corpus, in the order of its ids."""
+    """Return (N, D) embeddings of all images of a corpus, in the order of `corpus.ids`."""
     rows = []
     for start in range(0, len(corpus.ids), batch):
         inputs = [
@@ -106,7 +117,7 @@ def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
 
 
 def write_embeddings(path: Path, embeddings: Tensor) -> None:
-    """Write the embeddings atomically as safetensors, with their SHA-256, which the format lacks."""
+    """Write embeddings atomically as safetensors, and their SHA-256 in the metadata."""
     embeddings = embeddings.contiguous()
     write_bytes(
         path,
@@ -115,15 +126,16 @@ def write_embeddings(path: Path, embeddings: Tensor) -> None:
 
 
 def read_embeddings(path: Path) -> Tensor:
-    """Return the embeddings that `write_embeddings` wrote.
+    """Return the embeddings in a file that `write_embeddings` wrote.
 
-    The file's name, not its content, identifies their images.
+    The file does not say which images they belong to; its name is the cache key.
 
-    Raises ValueError, KeyError or SafetensorError if the file is damaged, and OSError if it cannot
-    be read.
+    Raises:
+        ValueError, KeyError, SafetensorError: if the file is damaged.
+        OSError: if the file cannot be read.
     """
     content = path.read_bytes()
     embeddings = load(content)["embeddings"]
     if safetensors_metadata(content).get("sha256") != sha256_of_bytes(embeddings.numpy().tobytes()):
-        raise ValueError("its checksum does not fit")
+        raise ValueError("the checksum is wrong")
     return embeddings

@@ -1,12 +1,10 @@
-"""Exact search among many vectors: fast float32 products propose candidates, float64 distances
-decide.
+"""Exact nearest-neighbour search: float32 products find candidates, float64 distances rank them.
 
-Float32 matrix products differ in their last bits with block shape, thread count and processor. So
-they only propose
-candidates: all rows whose float32 key lies within twice its proven rounding error of the k-th best.
-    Candidates are measured
-again in float64, one row at a time, in a fixed order of summation. The answer is the same for every
-block size and machine; equal distances are ordered by id.
+The last bits of a float32 matrix product depend on block shape, thread count and processor.
+Therefore the products only select candidates: all rows whose float32 key exceeds the k-th smallest
+key by at most twice the proven rounding error. The distances of the candidates are then computed in
+float64, row by row, in a fixed order of summation. The result is the same for every block size and
+machine. Equal distances are ordered by id.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -25,8 +23,11 @@ BLOCK = 2048
 
 
 class Part(NamedTuple):
-    """(N, D) vectors, float16 or float32, perhaps on disk, and (N,) float32 halves of their squared
-    lengths.
+    """Block of vectors with the halves of their squared norms.
+
+    Attributes:
+        vectors: (N, D) float16 or float32; may be mapped from disk.
+        half_squares: (N,) float32 values |a|^2 / 2.
     """
 
     vectors: Tensor
@@ -34,18 +35,22 @@ class Part(NamedTuple):
 
 
 def part_of(vectors: Tensor) -> Part:
-    """Return the vectors with their half squares, computed in float64 in blocks."""
+    """Return the vectors with the halves of their squared norms, computed in float64."""
     halves = [(block.double() ** 2).sum(1) / 2 for block in vectors.split(BLOCK)]
     return Part(vectors, torch.cat(halves).float() if halves else torch.empty(0))
 
 
 def key_error(queries: Tensor, longest: float) -> Tensor:
-    """(Q, 1) bound on |float32 key - key| where key = |a|^2 / 2 - a.q, for rows no longer than
-    `longest`.
+    """Return a (Q, 1) bound on the rounding error of float32 keys, |a|^2 / 2 - a.q.
 
-    Higham (2002), eq. 3.5: a sum of n products, in any order, is off by at most gamma_n = n u / (1
-    - n u) times the sum of their sizes, here at most |a| |q| by Cauchy-Schwarz; u = 2^-24. Four
-    more roundings: |a|^2 / 2, its addition, spare.
+    Higham (2002), eq. 3.5: the error of a sum of n products, in any order, is at most
+    gamma_n = n u / (1 - n u) times the sum of their absolute values, with u = 2^-24. This sum is at
+    most |a| |q| by Cauchy-Schwarz. Four terms are added to n = D for further roundings: |a|^2 / 2,
+    its addition, and a reserve.
+
+    Args:
+        queries: (Q, D).
+        longest: upper bound on the norm |a| of all rows.
     """
     terms = (queries.shape[1] + 4) * 2.0**-24
     lengths = queries.double().norm(dim=1, keepdim=True)
@@ -54,8 +59,9 @@ def key_error(queries: Tensor, longest: float) -> Tensor:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Multiply float32 matrices in float32: a trainer may have allowed bfloat16, whose error is
-    65,000 times larger.
+    """Multiply float32 matrices in full float32 precision within the context.
+
+    A trainer may have allowed bfloat16 products, whose error is 65,000 times larger.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -66,10 +72,10 @@ def full_float32() -> Iterator[None]:
 
 
 def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, (Q, n) keys |a|^2 / 2 - a.q) of one block of rows after the other; the tensor is
-    overwritten by the next.
+    """Yield (number of the first row, (Q, n) keys |a|^2 / 2 - a.q) for each block of rows.
 
-    The key orders as the distance does: |a - q|^2 = 2 key + |q|^2.
+    The next block overwrites the tensor. Keys have the same order as distances, because
+    |a - q|^2 = 2 key + |q|^2.
     """
     first = 0
     buffer, out = torch.empty(block, queries.shape[1]), torch.empty(len(queries) * block)
@@ -90,8 +96,13 @@ def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tupl
 def nearest_candidates(
     parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK
 ) -> list[np.ndarray]:
-    """Return for each of (Q, D) float32 queries the rows, counted over all parts, that can be among
-    its k nearest.
+    """Return for each query the rows that can be among its k nearest, counted over all parts.
+
+    Args:
+        parts: the vectors.
+        queries: (Q, D) float32.
+        k: number of neighbours.
+        block: rows per matrix product.
     """
     total = sum(len(part.vectors) for part in parts)
     margin = 2 * key_error(queries, longest_of(parts))
@@ -99,9 +110,9 @@ def nearest_candidates(
     while True:
         keys, rows = smallest_keys(parts, queries, n_kept, block)
         near = keys <= keys[:, k - 1 : k].double() + margin
-        if (
-            n_kept == total or not near[:, -1].any()
-        ):  # rows not kept are no nearer than the last kept
+        # Rows outside the n_kept smallest are no nearer than the last of these, which must
+        # therefore lie beyond the margin.
+        if n_kept == total or not near[:, -1].any():
             return [row[mask].numpy() for row, mask in zip(rows, near, strict=True)]
         n_kept = min(total, 4 * n_kept)
 
@@ -109,7 +120,7 @@ def nearest_candidates(
 def smallest_keys(
     parts: Sequence[Part], queries: Tensor, n: int, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the (Q, n) smallest keys of each query, in rising order, and their (Q, n) rows."""
+    """Return the (Q, n) smallest keys of each query in ascending order, and their (Q, n) rows."""
     smallest = torch.empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.long)
     for first, keys in keys_of(parts, queries, block):
@@ -123,15 +134,16 @@ def smallest_keys(
 
 
 def longest_of(parts: Sequence[Part]) -> float:
-    """Return the length of the longest vector, rounded up."""
+    """Return the norm of the longest vector, rounded up."""
     return max(
         (2 * float(p.half_squares.max())) ** 0.5 * (1 + 1e-6) for p in parts if len(p.vectors)
     )
 
 
 def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Return (n,) float64 |a - q|^2 of (n, D) vectors; a row's order of summation does not depend
-    on other rows.
+    """Return (n,) float64 distances |a - q|^2 of (n, D) vectors to a (D,) query.
+
+    A row's order of summation does not depend on other rows.
     """
     blocks = range(0, len(vectors), BLOCK)
     difference = (
@@ -144,7 +156,7 @@ def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Return the given rows, counted over all parts, in the given order."""
+    """Return the rows with the given numbers, counted over all parts, in the given order."""
     ends = np.cumsum([len(part) for part in parts])
     found = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
     where = np.searchsorted(ends, rows, side="right")
@@ -155,31 +167,36 @@ def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def chord_to_angle(chord: Tensor) -> Tensor:
-    """Return the angle between unit vectors, 2 arcsin(|a - b| / 2):
+    """Return the angle in radians between unit vectors a and b, 2 arcsin(|a - b| / 2).
 
-    ADIR (Abu-Hussein et al., 2022), in radians.
+    The angle is the distance of ADIR (Abu-Hussein et al., 2022). In float32, arccos(a.b) could not
+    distinguish angles below 3e-4.
 
-    Not arccos(a.b), which in float32 cannot tell angles below 3e-4 apart.
-
-    chord: |a - b|; rounding beyond 2 counts as 2.
+    Args:
+        chord: |a - b|. Values above 2, due to rounding, count as 2.
     """
     return 2 * torch.arcsin((chord / 2).clamp(max=1))
 
 
 class VectorIndex:
-    """Exact nearest neighbours among vectors with ids.
+    """Base class of exact nearest-neighbour indexes of vectors with ids.
 
-    A subclass fills `parts` and `metric`, and says what id a row has.
+    A subclass sets `parts` and `metric` and implements `ids_of`.
+
+    Attributes:
+        parts: the vectors in blocks. Rows are counted over all parts.
+        metric: "angular" for unit vectors, or "euclidean".
+        approximate: whether a search may miss neighbours.
     """
 
     parts: list[Part]
     metric: str
     approximate = False
     remedy = "lower K or enlarge the corpus"
-    """What a user can do if fewer than K neighbours are left."""
+    """Advice in the error message if fewer than K neighbours are left."""
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        """Return the ids of rows, counted over all parts."""
+        """Return the ids of the rows with these numbers, counted over all parts."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -187,11 +204,11 @@ class VectorIndex:
 
     @property
     def dimensions(self) -> int:
-        """D."""
+        """The dimension D of the vectors."""
         return self.parts[0].vectors.shape[1]
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return the (n, D) vectors of rows, in the type in which they are stored."""
+        """Return the (n, D) vectors with these row numbers, in their stored data type."""
         return rows_of([part.vectors.numpy() for part in self.parts], rows)
 
     def search(
@@ -201,27 +218,31 @@ class VectorIndex:
         exclude: Sequence[Collection[str]] | None = None,
         block: int = BLOCK,
     ) -> tuple[list[list[str]], Tensor]:
-        """Return the k nearest of each query: ids [Q][k] and distances (Q, k) float32, nearest
-        first, equal ones by id.
-
-        Distances are angles in radians or Euclidean lengths, by `metric`, and do not depend on
-        `block` or threads.
+        """Return the k nearest neighbours of each query.
 
         Args:
             queries: (Q, D).
             k: number of neighbours.
-            exclude: for each query, ids to leave out; unknown ids are ignored.
+            exclude: for each query, ids that must not be returned; unknown ids are ignored.
             block: rows per matrix product.
 
+        Returns:
+            Ids [Q][k] and float32 distances (Q, k), nearest first, equal distances by id. Distances
+            are angles in radians or Euclidean lengths, according to `metric`. They do not depend on
+            `block` or on the number of threads.
+
         Raises:
-            InputError: k is below 1 or larger than the corpus, fewer than k are left after
-                exclusion, or a query holds NaN or Inf.
+            InputError: if k is below 1 or larger than the corpus, fewer than k neighbours are left
+                after exclusion, or a query holds NaN or Inf.
+            ValueError: if the queries have another shape, or are no unit vectors and the metric is
+                angular.
         """
         if k < 1:
-            raise InputError(f"K={k} neighbours asked; K must be at least 1")
+            raise InputError(f"K={k} neighbours requested; set K to at least 1")
         if k > len(self):
             raise InputError(
-                f"K={k} neighbours asked of a corpus of {len(self)}: lower K or enlarge the corpus"
+                f"K={k} neighbours requested, but the corpus has {len(self)} images: lower K or "
+                "enlarge the corpus"
             )
         queries = self._checked(queries)
         hidden = (
@@ -242,9 +263,9 @@ class VectorIndex:
             ]
             if len(found) < k:
                 raise InputError(
-                    f"K={k} neighbours asked, but of {len(rows)} images "
-                    f"{len(rows) - len(found)} are left out as copies "
-                    f"of the test image or of one another: {self.remedy}"
+                    f"K={k} neighbours requested, but {len(rows) - len(found)} of {len(rows)} "
+                    "candidate images are excluded, such as copies of the test image or of one "
+                    f"another: {self.remedy}"
                 )
             ids.append([name for _, name in found[:k]])
             chords = torch.tensor([square for square, _ in found[:k]], dtype=torch.float64).sqrt()
@@ -252,22 +273,24 @@ class VectorIndex:
         return ids, distances
 
     def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
-        """Return for each query the rows to measure; its n nearest are among them."""
+        """Return for each query the rows to measure, which include its n nearest neighbours."""
         return nearest_candidates(self.parts, queries, n, block)
 
     def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
-        """Return (squared distance, id) of rows, nearest first, equal ones by id."""
+        """Return (squared distance, id) of each row, nearest first, equal distances by id."""
         squares = squared_distances(self.rows(rows), query.numpy())
         return sorted(zip(squares.tolist(), self.ids_of(rows), strict=True))
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.dimensions:
             raise ValueError(
-                f"queries of shape {tuple(queries.shape)}; (Q, {self.dimensions}) needed"
+                f"queries have shape {tuple(queries.shape)}; (Q, {self.dimensions}) is needed"
             )
         queries = queries.detach().float().cpu().contiguous()
         if not torch.isfinite(queries).all():
-            raise InputError("a query embedding holds NaN or Inf: its image is not valid")
+            raise InputError(
+                "a query embedding holds NaN or Inf: check the query image and the encoder"
+            )
         if self.metric == "angular" and not ((queries.norm(dim=1) - 1).abs() < 1e-3).all():
-            raise ValueError("angular distance needs unit vectors")
+            raise ValueError("angular distance needs unit vectors; normalise the queries")
         return queries

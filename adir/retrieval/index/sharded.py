@@ -1,4 +1,4 @@
-"""The index on disk, and the corpus that it describes."""
+"""The index on disk, and the corpus whose images and embeddings it lists."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,26 +37,28 @@ SOURCES: dict[str, type[Source]] = {
 
 
 def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Source:
-    """Open the source of an index.
+    """Open the image source of an index.
 
-    `moved`: constructor arguments that have changed, such as its path.
+    Args:
+        description: the entry `source` in index.json: kind and constructor arguments.
+        moved: constructor arguments that have changed since the build, such as the path.
     """
     kind, arguments = description["kind"], description["arguments"]
     unknown = sorted(set(moved) - set(arguments))
     if unknown:
         raise InputError(
-            f"images of kind {kind}: no argument {', '.join(unknown)}; it has "
+            f"image source of kind {kind} has no argument {', '.join(unknown)}; choose from "
             f"{', '.join(arguments)}"
         )
     return SOURCES[kind](**(arguments | dict(moved)))
 
 
 class ShardedIndex(VectorIndex):
-    """A finished index, its shards mapped into memory.
+    """Finished index on disk, whose shards are mapped into memory.
 
-    Opening it compares the headers of the shards with the manifest; only `damage` reads all data.
-    Raises InputError for a folder without a finished index, and for a shard that is missing,
-    truncated, or not the one in the manifest.
+    The constructor compares the headers of the shards with the manifest. It raises InputError if
+    the folder has no finished index, or a shard is missing, truncated or different from the
+    manifest. Only `damage` reads and checks all data.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -64,9 +66,9 @@ class ShardedIndex(VectorIndex):
         if not (self.folder / "manifest.json").is_file():
             begun = (self.folder / "index.json").is_file()
             state = (
-                "is not finished; run `adir index build` again"
+                "the index is not finished; run `adir index build` again"
                 if begun
-                else "holds no index (adir index build)"
+                else "the folder holds no index; create one with `adir index build`"
             )
             raise InputError(f"{folder}: {state}")
         self.manifest = read_facts(self.folder / "manifest.json")
@@ -78,7 +80,7 @@ class ShardedIndex(VectorIndex):
             shard = Shard.open(self.folder / "shards" / entry["file"])
             if shard.sha256 != entry["sha256"] or len(shard) != entry["images"]:
                 raise InputError(
-                    f"{shard.path}: is not the shard in manifest.json (checksum or count); {BUILD}"
+                    f"{shard.path}: checksum or count differs from manifest.json; {BUILD}"
                 )
             if len(shard):
                 shards.append(shard)
@@ -96,9 +98,9 @@ class ShardedIndex(VectorIndex):
         ]
 
     def find(self, image_id: str) -> tuple[Shard, int]:
-        """Return the shard of an image and its row there.
+        """Return the shard that holds an image, and the image's row in the shard.
 
-        Raises KeyError if it is not in the index.
+        Raises KeyError if the image is not in the index.
         """
         for shard in self.shards:
             row = shard.row(image_id)
@@ -107,18 +109,17 @@ class ShardedIndex(VectorIndex):
         raise KeyError(image_id)
 
     def require_encoder(self, encoder: EncoderIdentity) -> None:
-        """Raise InputError, naming both, unless the index was made by this encoder."""
+        """Raise InputError if the index was built with another encoder."""
         if self.encoder["weights_sha256"] != encoder.weights_sha256:
             raise InputError(
-                f"index {self.folder}: made by encoder {self.encoder['name']} "
-                f"({self.encoder['weights_sha256'][:10]}), but "
-                f"the query is to be encoded by {encoder.name} ({encoder.weights_sha256[:10]}); "
-                "choose that encoder, or "
-                "build an index with this one"
+                f"index {self.folder} was built with encoder {self.encoder['name']} "
+                f"({self.encoder['weights_sha256'][:10]}), but the configured encoder is "
+                f"{encoder.name} ({encoder.weights_sha256[:10]}); configure the encoder of the "
+                "index, or build another index"
             )
 
     def damage(self) -> list[str]:
-        """Read all data, and return a line for each shard whose checksum is wrong."""
+        """Read all data and return one line per shard whose checksum is wrong."""
         return [
             f"{shard.path}: {problem}"
             for shard in self.shards
@@ -127,24 +128,24 @@ class ShardedIndex(VectorIndex):
 
 
 QUERIES = 50
-"""Number of vectors with which the recall of an approximate search is measured."""
+"""Number of queries with which the recall of approximate search is measured."""
 BUILD = (
     "copy the index here again as a whole, or remove manifest.json and run `adir index build` again"
 )
 
 
 class IndexedCorpus(Corpus):
-    """The corpus of a finished index: ids and hashes from the index, images from their source when
-    they are needed.
+    """Corpus of a finished index on disk.
 
-    Each image is checked against its SHA-256 in the index.
+    Ids and hashes come from the index. Images are read from their source when needed, and checked
+    against the SHA-256 in the index.
 
     Args:
-        folder: of the index.
-        images: arguments of the source that have changed since, such as {path: FOLDER} after a
-            move.
-        approximate: arguments of `ApproximateIndex`, for more than ten million images. It changes
-            the neighbours, and so the corpus's sha256.
+        folder: folder of the index.
+        images: constructor arguments of the image source that have changed since the build, such as
+            {path: FOLDER} after a move.
+        approximate: arguments of `ApproximateIndex`, for more than ten million images; None for
+            exact search. They can change the neighbours, so they change the corpus's sha256.
     """
 
     def __init__(
@@ -154,7 +155,9 @@ class IndexedCorpus(Corpus):
         approximate: Mapping[str, Any] | None = None,
     ) -> None:
         if folder is None:
-            raise InputError("an index is needed: say index=FOLDER (adir index build makes one)")
+            raise InputError(
+                "an index is needed: set index=FOLDER (`adir index build` creates an index)"
+            )
         self.index = ShardedIndex(folder)
         description = self.index.manifest["source"]
         self.source = open_source(description, {} if images is None else images)
@@ -162,14 +165,14 @@ class IndexedCorpus(Corpus):
         self.categories = {}
         self.approximate = None if approximate is None else dict(approximate)
         self.searcher: VectorIndex = self.index
-        """The index that is searched: the exact one, or the approximate one."""
+        """The exact or the approximate index, whichever is searched."""
         self._recall_file: Path | None = None
         if self.approximate is not None:
             self.sha256 = sha256_of_bytes(
                 json.dumps([self.sha256, self.approximate], sort_keys=True).encode()
             )
-            # The trained index depends on the vectors, n_lists and n_bytes; the recall on all
-            # arguments.
+            # The trained index depends on the vectors, n_lists and n_bytes only, but the recall in
+            # the file beside it depends on all arguments.
             made_of = [
                 [entry["sha256"] for entry in self.index.manifest["shards"]],
                 self.approximate,
@@ -187,8 +190,9 @@ class IndexedCorpus(Corpus):
         return self.searcher
 
     def recall(self, k: int) -> float | None:
-        """Return the recall@K, measured once per K and stored beside the trained index
-        (approximate-*.json).
+        """Return recall@K of the approximate search; None if the search is exact.
+
+        It is measured once per K and cached beside the trained index (approximate-*.json).
         """
         path = self._recall_file
         if path is None:
@@ -202,8 +206,8 @@ class IndexedCorpus(Corpus):
             )
         return float(shares[str(k)])
 
-    # The base class keeps these in memory; here they are made on demand, as most cells never need
-    # them.
+    # The base class's constructor computes these. Here they are computed on demand, because most
+    # cells never need them.
     @cached_property
     def ids(self) -> list[str]:  # type: ignore[override]
         return sorted(name for shard in self.index.shards for name in shard.ids())

@@ -1,6 +1,7 @@
-"""One shard of an index: a safetensors file, written atomically and read by mapping it into memory.
+"""One shard of an index: a safetensors file, written atomically and mapped into memory to read it.
 
-Texts (ids, attributions) are UTF-8 in one tensor, with the offsets of their ends in another.
+Texts (ids, attributions) are concatenated as UTF-8 in one tensor. Another tensor has the offset at
+which each text ends.
 """
 
 import hashlib
@@ -41,22 +42,27 @@ COLUMNS = (
 
 
 class IndexedImage(NamedTuple):
-    """What a shard stores about one image."""
+    """Entry of a shard about one image.
+
+    Attributes:
+        id: unique in the index.
+        sha256: SHA-256 of the file's bytes, 64 hex digits.
+        n_bytes: size of the file.
+        size: height and width in pixels.
+        fingerprint: (16, 16) int8 (adir.data.fingerprints).
+        attribution: licence, author and source; unknown ones have no key.
+    """
 
     id: str
     sha256: str
-    """Of its file's bytes, 64 hex digits."""
     n_bytes: int
     size: tuple[int, int]
-    """Height and width in pixels."""
     fingerprint: np.ndarray
-    """(16, 16) int8 (adir.data.fingerprints)."""
     attribution: Mapping[str, str]
-    """Licence, author and source, as far as they are known."""
 
 
 def packed(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all texts as UTF-8, concatenated, and the offset at which each ends."""
+    """Return the texts concatenated as UTF-8 bytes, and the offset at which each text ends."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return np.frombuffer(b"".join(encoded), np.uint8), np.asarray(ends, np.int64)
@@ -69,23 +75,26 @@ def write_shard(
     rejects: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a shard atomically, rows in the order of their ids.
+    """Write a shard atomically, with rows sorted by id.
 
     Args:
-        path: of the shard.
-        images: N images, in any order.
-        embeddings: (N, D), rounded to float16.
-        rejects: reason of each rejected id.
+        path: path of the shard.
+        images: N images in any order.
+        embeddings: (N, D), in the order of the images; stored as float16.
+        rejects: reason for each rejected image, by id.
         facts: JSON values for the header, such as the encoder.
 
     Raises:
-        ValueError: a vector is not finite: the encoder gave NaN, or float16 cannot hold it.
+        ValueError: if a vector is not finite as float16.
     """
     order = sorted(range(len(images)), key=lambda row: images[row].id)
     rows = [images[row] for row in order]
     half = embeddings[torch.tensor(order, dtype=torch.long)].half().contiguous()
     if not torch.isfinite(half).all():
-        raise ValueError("the encoder gave vectors with NaN or Inf, or too large for float16")
+        raise ValueError(
+            "the encoder returned vectors with NaN, Inf or values too large for float16; check "
+            "its weights"
+        )
     ids, ids_end = packed([image.id for image in rows])
     notes, notes_end = packed(
         [
@@ -115,7 +124,7 @@ def write_shard(
         "facts": dict(facts),
         "sha256": columns_sha256(columns),
     }
-    # One entry: safetensors writes several in a random order.
+    # A single entry, because safetensors writes several entries in random order.
     metadata = {"adir": json.dumps(about, sort_keys=True)}
     write_bytes(
         path,
@@ -124,7 +133,7 @@ def write_shard(
 
 
 def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
-    """Return SHA-256 of the shard's data, column by column."""
+    """Return SHA-256 of a shard's data, column by column."""
     digest = hashlib.sha256()
     for name in COLUMNS:
         digest.update(f"{name} {columns[name].shape}\n".encode())
@@ -134,40 +143,45 @@ def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard on disk. Its columns are mapped into memory, so only what is used is read."""
+    """Shard on disk, whose columns are mapped into memory and read when needed.
+
+    Attributes:
+        path: path of the file.
+        columns: arrays with one row per image, by the names in COLUMNS. `ids` and `notes` hold
+            concatenated texts instead.
+        sha256: hash of the data according to the header.
+        facts: encoder and hash of the plan, from the header.
+        rejects: reason for each rejected image, by id.
+    """
 
     path: Path
     columns: Mapping[str, np.ndarray]
     sha256: str
-    """Of its data, from its header."""
     facts: Mapping[str, Any]
-    """Encoder and plan, from its header."""
     rejects: Mapping[str, str]
-    """Reason of each rejected id."""
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Open a shard.
+        """Open a shard. Only `damage` checks the hash of its data.
 
-        Raises InputError if the file is missing, truncated, or no shard. Only `damage` checks its
-        hash.
+        Raises InputError if the file is missing, truncated, or not a shard.
         """
         if not os.access(path, os.R_OK):  # safetensors calls every unreadable file missing
             raise InputError(
                 f"{path}: this shard is missing or not readable; copy it here again, or {REBUILD}"
             )
         try:
-            with safe_open(path, "pt") as file:  # maps it
+            with safe_open(path, "pt") as file:  # maps the file into memory
                 about = json.loads(file.metadata()["adir"])
                 if about["schema"] != SCHEMA:
                     raise InputError(
-                        f"{path}: shard of schema {about['schema']}, this version reads "
-                        f"{SCHEMA}; build it anew"
+                        f"{path}: the shard has schema {about['schema']}, but this version of "
+                        f"adir reads schema {SCHEMA}; build the index again"
                     )
                 columns = {name: file.get_tensor(name).numpy() for name in COLUMNS}
             rows = {len(column) for name, column in columns.items() if name not in ("ids", "notes")}
             if len(rows) > 1:
-                raise ValueError("its columns differ in length")
+                raise ValueError("the columns differ in length")
             return cls(path, columns, about["sha256"], about["facts"], about["rejects"])
         except InputError:
             raise
@@ -180,7 +194,7 @@ class Shard:
             AttributeError,
         ) as error:
             raise InputError(
-                f"{path}: not a shard of an index, or cut short; remove it and {REBUILD}"
+                f"{path}: not a shard of an index, or truncated; remove it and {REBUILD}"
             ) from error
 
     def __len__(self) -> int:
@@ -188,14 +202,14 @@ class Shard:
 
     @cached_property
     def part(self) -> Part:
-        """Its vectors, as a search needs them."""
+        """The vectors of the shard, in the form that a search uses."""
         columns = self.columns
         return Part(
             torch.from_numpy(columns["embeddings"]), torch.from_numpy(columns["half_squares"])
         )
 
     def id(self, row: int) -> str:
-        """Return the id of a row."""
+        """Return the id of the image in a row."""
         return self._text("ids", row)
 
     def ids(self) -> list[str]:
@@ -203,16 +217,16 @@ class Shard:
         return [self.id(row) for row in range(len(self))]
 
     def image_sha256(self, row: int) -> str:
-        """Return SHA-256 of an image file's bytes."""
+        """Return SHA-256 of the bytes of the image file in a row."""
         return self.columns["sha256"][row].tobytes().hex()
 
     def attribution(self, row: int) -> dict[str, str]:
-        """Return licence, author and source, as far as they are known."""
+        """Return licence, author and source of the image in a row; unknown ones have no key."""
         text = self._text("notes", row)
         return json.loads(text) if text else {}
 
     def licences(self) -> Counter[str]:
-        """Return the number of images of each licence; 'unknown' counts those without one."""
+        """Return the number of images per licence; 'unknown' counts images without a licence."""
         return Counter(self.attribution(row).get("licence", "unknown") for row in range(len(self)))
 
     def _text(self, column: str, row: int) -> str:
@@ -221,21 +235,21 @@ class Shard:
             return self.columns[column][ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{self.path}: damaged data (no text in {column}); remove it and {REBUILD}"
+                f"{self.path}: damaged data (column {column} is not UTF-8); remove it and {REBUILD}"
             ) from error
 
     def row(self, image_id: str) -> int | None:
-        """Return the row of an image, by bisection; None if it is not here."""
+        """Return the row of an image, by bisection; None if the image is not in this shard."""
         row = bisect_left(range(len(self)), image_id, key=self.id)
         return row if row < len(self) and self.id(row) == image_id else None
 
     def damage(self) -> str | None:
-        """Read and hash all data. Returns None if the hash is right, else the problem."""
+        """Read and hash all data; return None if the hash is right, else a message."""
         return (
             None
             if columns_sha256(self.columns) == self.sha256
-            else "its data do not have the checksum in its header"
+            else "the checksum of the data differs from the header"
         )
 
 
-REBUILD = "run `adir index build` again, which makes what is missing"
+REBUILD = "run `adir index build` again, which builds missing shards"

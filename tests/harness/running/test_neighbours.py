@@ -102,7 +102,9 @@ def test_a_cell_with_another_encoder_than_its_index_names_both(
         "retrieval=index",
         f"retrieval.corpus.folder={index}",
     ]
-    with pytest.raises(InputError, match=r"made by encoder imagenet .* encoded by pixel"):
+    with pytest.raises(
+        InputError, match=r"built with encoder imagenet .* configured encoder is pixel"
+    ):
         resolve_cell(compose(words))
 
 

@@ -98,7 +98,7 @@ def test_what_is_no_batch_of_images_raises(encoder, bad, message):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_an_encoder_without_text_says_so(encoder):
-    with pytest.raises(InputError, match="no text side"):
+    with pytest.raises(InputError, match="cannot encode text"):
         encoder().text(["Taj Mahal"])
 
 

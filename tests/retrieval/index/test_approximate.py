@@ -60,9 +60,11 @@ def test_recall_is_the_share_that_is_found_of_the_others(exact, k):
 
 
 def test_it_is_refused_where_the_exact_search_does(exact, monkeypatch):
-    with pytest.raises(InputError, match="4000 images: below 10000000, use the exact one"):
+    with pytest.raises(
+        InputError, match="at least 10000000 images, and this corpus has 4000: use the exact"
+    ):
         ApproximateIndex(exact)
-    with pytest.raises(InputError, match="divide the 32 dimensions"):
+    with pytest.raises(InputError, match="divide the embedding dimension, 32"):
         ApproximateIndex(exact, n_bytes=7, least=0)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match="pip install faiss-cpu"):
@@ -90,5 +92,5 @@ def test_a_corpus_may_ask_for_it_is_another_corpus_then_and_keeps_the_recall(tmp
     (kept,) = (tmp_path / "index").glob("approximate-*.json")
     assert read_json(kept) == {"arguments": asked, "n_queries": 50, "recall": {"9": 1.0, "3": 1.0}}
     monkeypatch.setattr(ApproximateIndex, "_trained", None)  # refused before anything is trained
-    with pytest.raises(InputError, match="use the exact one"):
+    with pytest.raises(InputError, match="use the exact search"):
         IndexedCorpus(tmp_path / "index", approximate={})
