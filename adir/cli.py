@@ -138,7 +138,7 @@ def add_making(commands: Commands) -> None:
 
 
 def add_reading(commands: Commands) -> None:
-    """Add the commands that read results: leaderboard, merge, table, submit, report, sheet, sync."""
+    """Add the commands leaderboard, merge, table, submit, report, sheet and sync."""
     board = commands.add_parser(
         "leaderboard",
         help="print the table of results folders and submissions; write CSV, Markdown, LaTeX, HTML",

@@ -195,20 +195,21 @@ def test_another_process_is_another_cell(tmp_path):
     [
         (
             {"_class_name": "ScoreSdeVeScheduler"},
-            "a ScoreSdeVeScheduler; a network trained as DDPM has one of DDPMScheduler",
+            "scheduler ScoreSdeVeScheduler is not supported; choose a network trained as DDPM, "
+            "with one of DDPMScheduler",
         ),
         (
             {"beta_schedule": "sigmoid"},
-            "beta_schedule 'sigmoid'; linear, scaled_linear or squaredcos_cap_v2 is needed",
+            "beta_schedule 'sigmoid' must be linear, scaled_linear or squaredcos_cap_v2",
         ),
         (
             {"prediction_type": "flow"},
-            "prediction_type 'flow'; one of epsilon, v_prediction, sample is needed",
+            "prediction_type 'flow' is not supported; it must be one of epsilon, v_prediction, sample",
         ),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr leaves nothing of the image"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is not supported"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0"),
-        ({"beta_end": 1.5}, "betas that are not between 0 and 1"),
-        ({"beta_start": None}, "not a process that is known here"),
+        ({"beta_end": 1.5}, "the betas must be between 0 and 1"),
+        ({"beta_start": None}, "unsupported diffusion process"),
     ],
     ids=str,
 )
