@@ -227,9 +227,12 @@ def test_a_damaged_scheduler_is_refused_in_one_line(content, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"in_channels": 6}, "6 channels in and 3 out; RGB, 3 in and 3 or 6 out, is needed"),
+        (
+            {"in_channels": 6},
+            "6 channels in and 3 out; give a network for RGB, with 3 in and 3 or 6 out",
+        ),
         ({"out_channels": 1}, "3 channels in and 1 out"),
-        ({"num_class_embeds": 10}, "a class-conditional network"),
+        ({"num_class_embeds": 10}, "class-conditional networks are not supported"),
     ],
 )
 def test_a_network_of_other_images_is_refused_in_one_line(change, words, tmp_path):

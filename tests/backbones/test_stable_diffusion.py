@@ -352,7 +352,9 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(spoil, words: str, co
 def test_a_checkpoint_of_the_other_family_is_named(
     folder: Path, made_stable_diffusion: ModuleType, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="has 7 input channels instead of 9: it is the x4 upscaler"):
+    with pytest.raises(
+        InputError, match="has 7 input channels instead of 9: it is the x4 upscaler"
+    ):
         StableDiffusionInpaint(folder=folder)
     other = made_stable_diffusion.saved(made_stable_diffusion.inpainter(), tmp_path)
     with pytest.raises(InputError, match="the folder has no low_res_scheduler; give"):
