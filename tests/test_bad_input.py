@@ -637,7 +637,7 @@ def test_the_leaderboard_names_a_damaged_record_and_leaves_the_mean_missing(
     record.write_bytes(b"\xff\xfe")
     for _ in range(2):  # the table leaves it in place
         finished = adir("leaderboard", tmp_path)
-        assert finished.status == 1 and "1 damaged files are left out" in finished.out
+        assert finished.status == 1 and "1 damaged files were skipped" in finished.out
         table = (tmp_path / "leaderboard.md").read_text()
         assert str(record) in table and re.search(
             r"\| sr4[^|]* \| Caltech-101 \| none \| – \| – \| 2/3 \| – \(n=2\) \|", table

@@ -178,14 +178,14 @@ def float_levels(folder: Path) -> None:
             lambda folder: None,
             "a tiger",
             ["backbone=sd_x4"],
-            "needs an inpainting model (backbone=sd_inpaint), which backbone sd_x4 is not",
+            "backbone sd_x4 is not an inpainting model; use backbone=sd_inpaint",
         ),
         # No weights are there: before they are asked for, it is said that they would not help.
         (
             lambda folder: None,
             "a tiger",
             ["backbone=gd256", "backbone.folder=null"],
-            "needs an inpainting model (backbone=sd_inpaint), which backbone gd256 is not",
+            "backbone gd256 is not an inpainting model; use backbone=sd_inpaint",
         ),
         (
             lambda folder: None,
