@@ -604,7 +604,7 @@ def test_damaged_records_adapters_and_measurements_are_named_set_aside_and_made_
         path.write_bytes(content)
 
     finished = adir(*run)
-    assert finished.status == 0 and "1 images done, 2 were there, 0 failed" in finished.out
+    assert finished.status == 0 and "1 images done, 2 already done, 0 failed" in finished.out
     for path, content in damage.items():
         assert f"{path}: damaged" in finished.out and "set aside" in finished.out
         assert [aside.read_bytes() for aside in path.parent.glob(f"{path.name}.corrupt-*")] == [

@@ -114,7 +114,7 @@ def test_equal_folders_give_equal_bytes_and_another_file_is_not_replaced(
     assert (tmp_path / "again.zip").read_bytes() == submission.read_bytes()
     next(results.glob("cells/**/records/*.json")).unlink()
     before = submission.read_bytes()
-    with pytest.raises(InputError, match=r"mine\.zip: is there already"):
+    with pytest.raises(InputError, match=r"mine\.zip: already exists"):
         submit(results, False, submission)
     assert submission.read_bytes() == before and [p.name for p in tmp_path.glob("*.part*")] == []
 

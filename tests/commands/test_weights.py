@@ -122,7 +122,7 @@ def test_verifying_what_is_missing_is_wrong_only_where_it_was_named(capsys):
     "action, names, words",
     [
         ("get", ["gd1024"], "unknown weights 'gd1024'; choose one of changed, small"),
-        ("get", [], "adir weights get NAME: choose from changed, small"),
+        ("get", [], "`adir weights get` needs a NAME: choose from changed, small"),
     ],
 )
 def test_what_cannot_be_asked_lists_what_can(action, names, words):
