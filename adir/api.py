@@ -104,6 +104,7 @@ def records(*folders: str | Path) -> "pd.DataFrame":
 
     Raises InputError if a folder contains no records.
     """
-    from adir.harness.tables.frames import records_frame  # here: restoring needs no pandas
+    # Imported here because pandas takes time to load, and restoring does not need it.
+    from adir.harness.tables.frames import records_frame
 
     return records_frame(*folders)

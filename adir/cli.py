@@ -290,7 +290,8 @@ def dispatch(args: argparse.Namespace) -> int:
 
     The parameters of that `main` have the names of the command's arguments.
     """
-    if args.command in ("run", "plan"):  # before torch is imported
+    if args.command in ("run", "plan"):
+        # Wrong arguments are refused here, before torch is imported, which takes seconds.
         from adir.harness.cells.compose import require_composable
 
         require_composable(args.overrides, args.multirun)

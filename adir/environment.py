@@ -53,8 +53,9 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if collects:
+            # These two calls move all objects to the oldest generation, which is rarely scanned.
             gc.freeze()
-            gc.unfreeze()  # moves all objects to the oldest generation, which is rarely scanned
+            gc.unfreeze()
             gc.enable()
 
 
@@ -66,7 +67,8 @@ def require_utf8() -> None:
     """
     if sys.getfilesystemencoding() != "utf-8":
         print(
-            f"adir: this locale's encoding is {sys.getfilesystemencoding()}: set PYTHONUTF8=1",
+            f"adir: the encoding of this locale is {sys.getfilesystemencoding()}, but adir needs "
+            "UTF-8: set PYTHONUTF8=1",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -78,9 +80,8 @@ def steady_streams() -> None:
     Standard streams that the caller closed are opened on /dev/null.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if (
-            getattr(sys, name) is None
-        ):  # closed by the caller (>&-): the next file to be opened would get this number
+        # None if the caller closed the stream (>&-). The next opened file would get its number.
+        if getattr(sys, name) is None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
     sys.stdout, sys.stderr = steady(sys.stdout), steady(sys.stderr)
@@ -115,10 +116,7 @@ class Unread(io.FileIO):
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno not in (
-                errno.EPIPE,
-                errno.EIO,
-            ):  # the latter: a terminal that was closed
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
                 raise
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
@@ -136,13 +134,15 @@ def require_user() -> None:
     home = os.path.expanduser("~")
     if not os.access(home, os.W_OK):
         folder = tempfile.mkdtemp(prefix="adir-home-")
-        if home == "~":  # libraries would make a folder of that name
+        if home == "~":  # libraries would create a folder named ~
             os.environ["HOME"] = folder
             print(
-                f"warning: no home folder; caches are in {folder}: set HOME to keep them",
+                f"warning: there is no home folder, so caches are in {folder}; set HOME to keep "
+                "them",
                 file=sys.stderr,
             )
-        for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR"):  # without these, both print many lines
+        # Without these variables, matplotlib and W&B print many warnings.
+        for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR"):
             os.environ.setdefault(name, folder)
     try:
         getpass.getuser()

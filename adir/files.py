@@ -80,8 +80,8 @@ def replacing(path: Path) -> Iterator[Path]:
     SIGKILL can leave one behind, and its name starts with a dot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkstemp: its files are readable by their owner alone, and results folders are
-    # shared.
+    # tempfile.mkstemp is not used because only the owner could read its files, and results folders
+    # are shared.
     temporary = path.with_name(f".{shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield temporary

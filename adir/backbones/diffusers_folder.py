@@ -196,7 +196,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); fetch it again") from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it again")
+        raise InputError(f"{path}: contains no JSON object; fetch it again")
     return settings
 
 

@@ -102,6 +102,7 @@ class GuidedDiffusion:
         self.gate: Callable[[Tensor], None] | None = None
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
+        # Find the source: a folder, a checkpoint file, a repository on the hub, or the prior.
         if folder is not None:
             on_hub = HUB_ID.fullmatch(str(folder)) and not Path(folder).exists()
             source = (
@@ -111,6 +112,7 @@ class GuidedDiffusion:
             )
         else:
             source = EMBEDDED_PRIOR if checkpoint is None else located(checkpoint)
+        # Find the network's folder and its weights file.
         if source.is_file():
             self.folder, self.weights_sha256 = converted(source, architecture or Flags())
             self._weights = self.folder / WEIGHTS
@@ -208,7 +210,7 @@ class GuidedDiffusion:
         """
         z, t, eps = batch
         alpha_bar = self.schedule.alpha_bar.to(z.device)[t].reshape(-1, 1, 1, 1)
-        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
+        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # alpha_bar is float64, the network float32
         with self.execution.autocast():
             output = self.network(z_t, t, return_dict=False)[0]
         return epsilon_loss(
@@ -313,5 +315,5 @@ def require_pixel_network(config: Path, weights: Path) -> None:
                     "pixel network"
                 )
             raise InputError(
-                f"{path}: no such file; a backbone folder holds {CONFIG} and {WEIGHTS}"
+                f"{path}: no such file; a backbone's folder must contain {CONFIG} and {WEIGHTS}"
             )

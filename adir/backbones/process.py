@@ -66,9 +66,8 @@ class Process:
             eps = eps_of_velocity(x_t, found.eps, alpha_bar)
         else:
             eps = (x_t - alpha_bar.sqrt() * found.eps) / (1 - alpha_bar).sqrt()
-        return Prediction(
-            eps.to(x_t.dtype), found.variance_fraction
-        )  # float64 tables, float32 network
+        # The tables of the schedule are float64, and the network is float32.
+        return Prediction(eps.to(x_t.dtype), found.variance_fraction)
 
 
 GUIDED_DIFFUSION = Process(linear_schedule(1000))
@@ -99,7 +98,7 @@ def read_process(folder: Path) -> Process:
             f"{path}: damaged ({' '.join(str(error).split())}); fetch it again"
         ) from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it again")
+        raise InputError(f"{path}: contains no JSON object; fetch it again")
     if (name := settings.get("_class_name")) not in TRAINED_AS_DDPM:
         raise InputError(
             f"{path}: scheduler {name} is not supported; choose a network trained as DDPM, with "

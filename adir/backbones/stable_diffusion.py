@@ -84,11 +84,11 @@ class StableDiffusion:
 
     Memory: decoding 1024x1024 in one piece takes 3.2 GB besides the 2.1 GB of the x4 upscaler's
     weights, and tiles of 512 take 0.8 GB. Both are counted from tensor sizes with torch's fused
-    attention. The attention matrix between 65,536 positions would take 17 GB.
+    attention. Without fused attention, the matrix between 65,536 positions would take 17 GB.
 
-    Effect of tiles: by default, diffusers uses tiles above the `sample_size` in the VAE's
-    config.json. That is 256 pixels for the upscaler and would cut the paper's 1024x1024 images into
-    36 tiles. Tiles change the image considerably, because norms and attention see only one tile.
+    Effect of tiles: diffusers' own default is to tile images above the `sample_size` in the VAE's
+    config.json. The upscaler's is 256 pixels, so the paper's 1024x1024 images would be cut into 36
+    tiles. Tiles change the image considerably, because norms and attention see only one tile.
     With untrained weights (this architecture with an eighth of the channels), decoding 512x512 in
     tiles of 256 differs from decoding in one piece by 0.6 to 1 standard deviations of the image.
     The difference with trained weights has not been measured.
@@ -128,6 +128,7 @@ class StableDiffusion:
         self.gate: Callable[[Tensor], None] | None = None
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
+        # Check the folder before the weights are loaded.
         require_folder(self.folder, self.parts)
         self._require_family()
         self.network: Any = self.execution.prepare(
@@ -154,6 +155,7 @@ class StableDiffusion:
         self.schedule = schedule_from_betas(
             self.scheduler.betas.double().cpu(), torch.arange(len(self.scheduler.betas))
         )
+        # Hash weights and settings, which are part of a cell's identity.
         weights = [weights_file(self.folder / part)[0] for part in ("unet", "vae", "text_encoder")]
         self.weights_sha256 = hash_of_files(self.folder, weights)
         self.config_sha256 = hash_of_settings(self.folder, self.parts)
@@ -275,7 +277,7 @@ class StableDiffusion:
         z = self.encode(batch["z"], batch["posterior_noise"])
         alpha_bar = self.schedule.alpha_bar.to(z.device)[batch["t"]].reshape(-1, 1, 1, 1)
         eps = batch["eps"]
-        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
+        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # alpha_bar is float64, the network float32
         target = velocity(z, eps, alpha_bar).to(z.dtype) if self.predicts_velocity else eps
         output = self.output(z_t, batch["t"], self.condition_of(batch))
         return torch.nn.functional.mse_loss(output, target)
@@ -297,7 +299,7 @@ class StableDiffusionX4(StableDiffusion):
 
     def _complete(self) -> None:
         self.low_res_scheduler: Any = load_scheduler(self.folder / "low_res_scheduler")
-        # The config.json of early copies of this VAE lacks the factor. We overwrite it in all
+        # The config.json of early copies of this VAE misses the scaling factor. We set it in all
         # cases, as diffusers' pipeline does.
         self.vae.register_to_config(scaling_factor=0.08333)
         index = self.folder / "model_index.json"

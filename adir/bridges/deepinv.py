@@ -148,7 +148,7 @@ def in_precision(physics: LinearPhysics, dtype: torch.dtype) -> LinearPhysics:
 
 
 def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0) -> Operator:
-    """Build our operator from a physics.
+    """Build an `Operator` from a physics of deepinv.
 
     Args:
         build: function that returns the physics for a dtype, on the CPU.
@@ -392,7 +392,7 @@ class Fixed:
 
 
 def measured_by(physics: LinearPhysics, y: Tensor) -> Operator:
-    """Build our operator from the physics that gave y.
+    """Build an `Operator` from the deepinv physics that gave y.
 
     Args:
         physics: linear physics with Gaussian noise of one level, or without noise.

@@ -73,6 +73,7 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
             f"{image}: {width}x{height} pixels, but this backbone takes multiples of "
             f"{cell.backbone.stride}; crop the image"
         )
+    # Name the result after everything that determines it, and skip an existing one.
     cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
     edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_image(y), "prompt": prompt})
     target = out / f"{shortened(image.stem)}-{file_name(cell.mode.name, most=40)}-{edit[:8]}.png"
@@ -148,6 +149,7 @@ def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progre
         find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     )
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)
+    # Repaint, score, and write the JSON file and last the image.
     operator = cell.task.operator(tuple(y.shape))
     with in_place(cell, adapter):
         noise = generator(cell.seed, image_id, "sampler")

@@ -101,6 +101,7 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
         raise InputError(
             f"least_side={cfg.least_side} must be a whole number of pixels; 0 takes all images"
         )
+    # Plan the shards, embed the missing ones, and write the manifest.
     torch.set_num_threads(cfg.threads)
     folder = Path(str(cfg.out))
     source: Source = build(cfg.corpus, "corpus")

@@ -33,6 +33,7 @@ def main(overrides: list[str], multirun: bool) -> int:
     grid = check_grid(overrides, multirun, measuring=True)
     # A run also spends this time, before its first image.
     loading = time.perf_counter() - started
+    # One row per cell. The reasons why cells cannot run are numbered and printed below the table.
     plans = plan_cells(list(grid.cells.values()))
     rows = {number: planned_row(plan) for number, plan in zip(grid.cells, plans, strict=True)}
     reasons: dict[str, int] = {}
@@ -54,6 +55,7 @@ def main(overrides: list[str], multirun: bool) -> int:
         table.add_row(*map(Text, rows[number][: len(headings)]))
     console.print(table)
 
+    # Notes below the table: reasons, missing weights, totals, disk space.
     notes = [f"({number}) {reason}" for reason, number in reasons.items()] + score_notes(grid)
     cannot = not plans or any(problem.applicable for problem in grid.problems.values())
     if plans:

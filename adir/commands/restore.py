@@ -84,6 +84,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
             "be equal; omit --samples"
         )
     torch.set_num_threads(cfg.threads)
+    # Read all images, and find out which still have to be restored.
     measurements = {path: cell.task.read_y(path) for path in paths}
     for path, y in measurements.items():
         try:
@@ -250,10 +251,12 @@ def restore_one(
     started = time.perf_counter()
     # The id is a hash of the content, so the same image under another name has the same result.
     image_id = hash_of_image(y)
+    # Retrieve and adapt.
     neighbours, _ = (
         find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     )
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
+    # Restore once per seed.
     seeds = range(cell.seed, cell.seed + samples)
     with in_place(cell, adapter):
         try:
@@ -278,6 +281,7 @@ def restore_one(
         others[sample_file(target, "std")] = (
             (STD_FACTOR * deviation / 127.5 - 1).clamp(-1, 1).expand(3, -1, -1)
         )
+    # Write the JSON file, the other samples, and last the result.
     operator = cell.task.operator(tuple(x_hat.shape))
     residual = float(data_consistency_residual(operator, x_hat[None].clamp(-1, 1), y[None]))
     note = {

@@ -35,6 +35,7 @@ def main(overrides: list[str], multirun: bool) -> int:
         InputError: before the first image, if a cell cannot run. Cells that are not applicable are
             skipped instead, unless all are.
     """
+    # Refuse the grid if a cell cannot run, and name the cells that are skipped.
     grid = check_grid(overrides, multirun)
     for problem in grid.problems.values():
         if problem.applicable or not grid.cells:
@@ -57,6 +58,7 @@ def main(overrides: list[str], multirun: bool) -> int:
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
     stop = new_stop_file(plan) if plan is not None else None
 
+    # Run the cells, in this process or in workers, until all are done or the run is interrupted.
     job = functools.partial(
         run_job, frozenset(grid.cells) if multirun else None, plan, stop, os.getpid()
     )
@@ -84,6 +86,7 @@ def main(overrides: list[str], multirun: bool) -> int:
     finally:
         if stop is not None and all_ended:
             stop.unlink(missing_ok=True)
+    # Print the counts. `outcomes` has those of the workers.
     total = sum(outcomes, Outcome())
     # Failures are counted from the records, because they may come from another process that worked
     # on the same cell, or from an earlier run.

@@ -199,10 +199,10 @@ def numbers(value: Sequence[float] | str, what: str) -> list[float]:
 
 
 def require_whole_heads(architecture: Architecture) -> None:
-    """Raise InputError if the channels of a block do not divide evenly.
+    """Raise InputError unless heads and norm groups divide the channels.
 
-    The channels of every attention block must be a multiple of its heads, and the channels of every
-    level a multiple of the 32 groups of its norms.
+    The channels of every attention block must be a multiple of its number of heads. The channels of
+    every level must be a multiple of 32, the number of groups of its norms.
     """
     blocks = [
         c for c, has in zip(architecture.channels, architecture.attention, strict=True) if has

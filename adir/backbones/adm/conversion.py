@@ -50,10 +50,12 @@ class Block:
 
 def blocks(a: Architecture) -> Iterator[Block]:
     """Yield every block that has tensors, in a checkpoint's order, except the two output layers."""
+    # Time embedding and first convolution.
     embedding, last = 4 * a.model_channels, len(a.channels) - 1
     yield Block("layer", "time_embed.0", "time_embedding.linear_1", a.model_channels, embedding)
     yield Block("layer", "time_embed.2", "time_embedding.linear_2", embedding, embedding)
     yield Block("layer", "input_blocks.0.0", "conv_in", 3, a.channels[0], (3, 3))
+    # Downsampling half. `skips` collects the channels of the skip connections.
     n, current, skips = 1, a.channels[0], [a.channels[0]]
     for level, width in enumerate(a.channels):
         ours = f"down_blocks.{level}"
@@ -81,9 +83,11 @@ def blocks(a: Architecture) -> Iterator[Block]:
                 )
             n += 1
             skips.append(width)
+    # Middle block.
     yield Block("residual", "middle_block.0", "mid_block.resnets.0", current, current)
     yield Block("attention", "middle_block.1", "mid_block.attentions.0", current, current)
     yield Block("residual", "middle_block.2", "mid_block.resnets.1", current, current)
+    # Upsampling half.
     n = 0
     for up, level in enumerate(reversed(range(len(a.channels)))):
         width, ours = a.channels[level], f"up_blocks.{up}"
@@ -179,6 +183,8 @@ def read_architecture(shapes: Shapes) -> Architecture:
         if any(name.startswith(foreign) for name in shapes):
             raise InputError(f"not a checkpoint of guided-diffusion, but {what}")
     try:
+        # Residual blocks per level: the first output block that contains an upsampler is the last
+        # of its level, and each level has num_res_blocks + 1 output blocks.
         inputs = 1 + max(
             int(m[1]) for m in map(re.compile(r"input_blocks\.(\d+)\.").match, shapes) if m
         )
@@ -245,9 +251,6 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
                 f"does not fit the stated architecture: {name} is {have} in the file, {want} in "
                 "the network"
             )
-
-
-# --- the network
 
 
 def configuration(a: Architecture) -> dict[str, Any]:
