@@ -91,7 +91,7 @@ def test_an_image_is_edited_without_and_with_adaptation(
     )  # which the noise follows from
 
     again = adir("edit", image, *mask, *settings, "adaptation=none")
-    assert again.status == 0 and "was there" in again.out
+    assert again.status == 0 and "already done" in again.out
     other = adir(
         "edit", image, *mask[:3], "a wolf", *mask[4:], *settings, "adaptation=none", "paste=true"
     )

@@ -137,7 +137,10 @@ def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
             ["index", "build", "corpus.path=.", "least_side=-1"],
             "least_side=-1 must be a whole number of pixels; 0",
         ),
-        (["index", "build", "corpus.path=.", "loaders=0"], "loaders=0 must be a whole number from 1"),
+        (
+            ["index", "build", "corpus.path=.", "loaders=0"],
+            "loaders=0 must be a whole number from 1",
+        ),
         (["index", "build", "corpus=folders"], "folders"),
         (["index", "info", "/nowhere"], "holds no index"),
     ],

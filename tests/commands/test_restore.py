@@ -159,7 +159,7 @@ def test_the_help_names_the_default_sampler_and_the_paper_s(capsys) -> None:
         cli.main(["restore", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert (
-        f"Unless you name a sampler, it is {SAMPLERS[0]}" in text
+        f"The default sampler is {SAMPLERS[0]}" in text
         and "sampler=adir" in text
         and "--samples N" in text
     )

@@ -357,5 +357,5 @@ def test_no_channel_mult_is_the_references_way_to_leave_it_open():
 def test_class_conditional_flags_are_refused():
     with pytest.raises(InputError, match="class-conditional networks are not supported"):
         Flags(class_cond=True)
-    with pytest.raises(InputError, match="state image_size too"):
+    with pytest.raises(InputError, match="set image_size too"):
         Flags(attention_resolutions="16,8")
