@@ -29,7 +29,7 @@ class Prediction:
 
 
 class Denoiser(Protocol):
-    """Denoiser of pixels that a sampler calls: a pixel backbone, or one that runs in tiles."""
+    """Denoiser of images, as samplers call it: a pixel backbone, whole or applied in tiles."""
 
     schedule: Schedule
 
@@ -48,9 +48,9 @@ class Backbone(Protocol):
 
     name: str
     kind: ClassVar[Kind]
-    """`pixel` if the network denoises images (the class is then a `Denoiser`).
+    """`pixel` if the network denoises images, `latent` if it denoises latents of its VAE.
 
-    `latent` if the network denoises latents of its VAE under a condition.
+    A pixel backbone is also a `Denoiser`. A latent backbone takes a condition besides the latent.
     """
     family: ClassVar[str]
     """`guided_diffusion`, `upscaler` or `inpainting`.
@@ -72,7 +72,7 @@ class Backbone(Protocol):
     network: Any
     """The nn.Module that is adapted: a UNet of diffusers.
 
-    A backbone may load it at first access, which then may raise InputError.
+    Some backbones load it at first access. In that case the access may raise InputError.
     """
     device: torch.device
     execution: Execution

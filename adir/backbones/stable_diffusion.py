@@ -82,20 +82,21 @@ class StableDiffusion:
         execution: precision and other settings.
         trained_on: name of the training images, for the records.
 
-    Memory: decoding 1024x1024 in one piece takes 3.2 GB besides the 2.1 GB of the x4 upscaler's
-    weights, and tiles of 512 take 0.8 GB. Both are counted from tensor sizes with torch's fused
-    attention. Without fused attention, the matrix between 65,536 positions would take 17 GB.
-
-    Effect of tiles: diffusers' own default is to tile images above the `sample_size` in the VAE's
-    config.json. The upscaler's is 256 pixels, so the paper's 1024x1024 images would be cut into 36
-    tiles. Tiles change the image considerably, because norms and attention see only one tile.
-    With untrained weights (this architecture with an eighth of the channels), decoding 512x512 in
-    tiles of 256 differs from decoding in one piece by 0.6 to 1 standard deviations of the image.
-    The difference with trained weights has not been measured.
-
     Raises:
         InputError: if the folder contains another model, or if `vae_tile` is not a multiple of 4
             times `stride`.
+
+    Tiles of the VAE save memory. Decoding 1024x1024 in one piece takes 3.2 GB besides the 2.1 GB of
+    the x4 upscaler's weights, and tiles of 512 take 0.8 GB. Both are counted from tensor sizes with
+    torch's fused attention. Without fused attention, the attention matrix between 65,536 positions
+    would take 17 GB.
+
+    Tiles also change the image considerably, because norms and attention see only one tile. With
+    untrained weights (this architecture with an eighth of the channels), decoding 512x512 in tiles
+    of 256 differs from decoding in one piece by 0.6 to 1 standard deviations of the image. The
+    difference with trained weights has not been measured. diffusers' own default is to tile images
+    larger than the `sample_size` in the VAE's config.json. For the upscaler that is 256 pixels,
+    which would cut the paper's 1024x1024 images into 36 tiles.
     """
 
     kind: ClassVar[Kind] = "latent"
