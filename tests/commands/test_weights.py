@@ -75,7 +75,7 @@ def test_get_fetches_once_and_list_and_verify_tell(tmp_path, capsys):
     assert out == f"small: fetched and verified, {tmp_path / 'cache' / 'weights' / 'small.pt'}\n"
     assert here(tmp_path) == ["small.pt"]
     assert weights("get", ["small"]) == 0
-    assert "small: here" in capsys.readouterr().out
+    assert "small: already here" in capsys.readouterr().out
     weights("list", ["small"])
     assert "small  here  1 kB  licence unknown  sha256 " in capsys.readouterr().out
     assert weights("verify", ["small"]) == 0
