@@ -428,8 +428,9 @@ def test_a_stable_diffusion_unet_is_refused_as_folder_as_pipeline_and_as_file(
     save_file(
         {"down_blocks.0.resnets.0.norm1.weight": torch.zeros(320)}, tmp_path / "unet.safetensors"
     )
-    assert "unet.safetensors: a network in diffusers' names" in refused(
-        folder=tmp_path / "unet.safetensors"
+    assert (
+        "unet.safetensors: not a checkpoint of guided-diffusion, but a network in diffusers' names"
+        in refused(folder=tmp_path / "unet.safetensors")
     )
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
