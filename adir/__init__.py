@@ -1,8 +1,8 @@
-"""ADIR: adaptive diffusion image reconstruction (arXiv 2212.03221), as a benchmark harness.
+"""Benchmark harness for ADIR, adaptive diffusion image reconstruction (arXiv 2212.03221).
 
-The Python interface, documented in docs/python.md, is what `__all__` names; everything else may
-change in any version. Nothing heavy is imported before it is used, so that `import adir` and `adir
---help` answer at once.
+The names in `__all__` are the Python interface. docs/python.md documents them. Everything else
+may change in any version. Heavy packages are imported at first use, so `import adir` and
+`adir --help` answer at once.
 """
 
 import importlib
@@ -16,7 +16,7 @@ __all__ = ["adapt", "adapted", "read_image", "records", "restore", "setup", "wri
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of the interface when it is first used (PEP 562)."""
+    """Import a name in `__all__` from adir.api at its first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(
             f"module 'adir' has no attribute {name!r}; it has {', '.join(__all__)}"

@@ -1,4 +1,4 @@
-"""The Python interface, which `import adir` offers by name; docs/python.md shows it at work."""
+"""The functions that `import adir` offers; docs/python.md has examples."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -20,42 +20,44 @@ if TYPE_CHECKING:
 
 
 def setup(*overrides: str) -> Cell:
-    """Return backbone, task, sampler, adapter and the rest as the command line would make them.
+    """Return a cell: backbone, task, sampler, adapter and data, built as `adir run` builds them.
 
     Args:
-        overrides: settings as `adir run` takes them, such as "task=sr4" or "sampler.n_steps=20".
-            `adir list` prints all.
+        overrides: settings in the form that `adir run` takes, such as "task=sr4" or
+            "sampler.n_steps=20". `adir list` prints the axes and their values.
 
-    Raises InputError for a value that does not exist, or parts that do not go together.
+    Raises:
+        InputError: if a value does not exist, or if two settings cannot be combined.
     """
     return resolve_cell(compose(list(overrides)))
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Return an image file as (3, H, W) float32 in [-1, 1].
+    """Return an image file as a (3, H, W) float32 tensor in [-1, 1].
 
-    Raises InputError for what is no image.
+    Raises InputError if the file is not an image.
     """
     return from_uint8(in_colour(read_pixels(path)))
 
 
 def write_image(path: str | Path, x: Tensor) -> None:
-    """Write an image (3, H, W) in [-1, 1] as an 8-bit PNG, clipped."""
+    """Write an image (3, H, W) as an 8-bit PNG; values outside [-1, 1] are clipped."""
     write_png(path, x)
 
 
 def adapt(cell: Cell, images: Sequence[Tensor], seed: int = 0, progress: bool = False) -> Adapted:
-    """Return an adapter of the cell's backbone, fine-tuned on images as its `adaptation` says.
+    """Fine-tune an adapter of the cell's backbone on images, and return the trained adapter.
 
     Args:
-        cell: of `setup`; adaptation.adapter=lora and adaptation.fine_tuning.n_iterations=200 are
-            examples of settings.
-        images: (3, H, W) in [-1, 1], each at least as large as a crop, in any number from 1 on.
-        seed: of crops, timesteps and noise.
-        progress: show a bar.
+        cell: a cell from `setup`. Its `adaptation` settings, such as adaptation.adapter=lora and
+            adaptation.fine_tuning.n_iterations=200, control the training.
+        images: one or more images (3, H, W) in [-1, 1], each at least as large as a crop.
+        seed: seed of crops, timesteps and noise.
+        progress: whether to show a progress bar.
 
-    Raises InputError for images that are too small, FloatingPointError where the loss is NaN or
-    Inf.
+    Raises:
+        InputError: if an image is too small.
+        FloatingPointError: if the loss is NaN or Inf.
     """
     return cell.fine_tuning.fit(
         cell.backbone,
@@ -69,22 +71,25 @@ def adapt(cell: Cell, images: Sequence[Tensor], seed: int = 0, progress: bool = 
 
 
 def adapted(cell: Cell, trained: Adapted) -> AbstractContextManager[Any]:
-    """Return a context in which the cell's backbone is adapted; after it the backbone is as it was,
-    to the bit.
+    """Return a context manager that puts a trained adapter in place on the cell's backbone.
+
+    On leaving the context, the backbone's weights are restored bit for bit.
     """
     return in_place(cell.backbone, cell.adapter, trained.tensors, trained.gated_strata)
 
 
 def restore(cell: Cell, y: Tensor, seed: int = 0, tile: int = 256) -> Tensor:
-    """Return x_hat (3, H, W), about [-1, 1], of a degraded image.
+    """Restore a degraded image and return x_hat (3, H, W), approximately in [-1, 1].
 
     Args:
-        cell: of `setup`.
-        y: (C, h, w) in [-1, 1], of any size, as `cell.task.read_y` reads it from a file.
-        seed: of the sampler's noise, which depends on the content of y too.
-        tile: side in pixels of the tiles in which the network sees a larger image.
+        cell: a cell from `setup`.
+        y: (C, h, w) in [-1, 1], of any size. `cell.task.read_y` reads such a tensor from a file.
+        seed: seed of the sampler's noise, which also depends on the content of y.
+        tile: side in pixels of the tiles into which a larger image is split for the network.
 
-    Raises InputError for a y that is too small, FloatingPointError where the sampler diverges.
+    Raises:
+        InputError: if y is too small.
+        FloatingPointError: if the sampler diverges.
     """
     steering = cell.mode if isinstance(cell.mode, Steering) else None
     return restore_any_size(
@@ -93,11 +98,13 @@ def restore(cell: Cell, y: Tensor, seed: int = 0, tile: int = 256) -> Tensor:
 
 
 def records(*folders: str | Path) -> "pd.DataFrame":
-    """Return a data frame with a row for each record of results folders: axes, image, status,
-    scores, seconds by stage.
+    """Return a data frame with one row per record of the results folders.
 
-    A missing score is NaN. Raises InputError where a folder holds no records.
+    The columns are axes, image, status, scores, and seconds by stage. A missing score is NaN.
+
+    Raises InputError if a folder contains no records.
     """
-    from adir.harness.tables.frames import records_frame  # here: restoring needs no pandas
+    # Imported here because pandas takes time to load, and restoring does not need it.
+    from adir.harness.tables.frames import records_frame
 
     return records_frame(*folders)

@@ -1,6 +1,7 @@
 """The `adir` command line: commands and their arguments. adir/commands/ has one file per command.
 
-Only the standard library is imported here, so that --help and usage errors are instant."""
+Only the standard library is imported here, so that --help and usage errors are instant.
+"""
 
 import argparse
 import importlib
@@ -17,9 +18,9 @@ EXAMPLES = """examples:
   adir list                                        every choice of every axis
   adir run task=sr4 adaptation=knn k=20            one cell: all embedded test fields
   adir run -m task=sr4,deblur adaptation=none,self,knn
-                                                   a grid; again: only what is missing is done
+                                                   a grid; run it again to do missing images only
   adir run -m experiment=demo                      the demo's grid
-  adir plan -m experiment=demo                     what that grid would do, and what it would cost
+  adir plan -m experiment=demo                     the cells, run time and disk space of that grid
   adir leaderboard runs                            the table, also as CSV, Markdown, LaTeX and HTML
   adir report runs                                 one HTML file: table, images, curves
   adir table v2-table1 runs                        ours beside the paper's
@@ -38,11 +39,11 @@ ELSEWHERE = {
     "edit": "write elsewhere with --out FOLDER",
     "weights": "keep weights elsewhere with ADIR_CACHE=FOLDER and TORCH_HOME=FOLDER",
 }
-"""{command: how to write to another place than one that cannot be written to}."""
+"""{command: advice on how to write elsewhere}, printed if a file cannot be written."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Build the parser of the command line."""
     top = argparse.ArgumentParser(
         prog="adir",
         description="ADIR: adaptive diffusion image reconstruction, as a benchmark (arXiv "
@@ -61,34 +62,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 Commands = Any
-"""The type that `add_subparsers` returns."""
+"""The type that `add_subparsers` returns, which argparse keeps private."""
 WORDS: dict[str, Any] = {"nargs": "*", "metavar": "KEY=VALUE"}
 
 
 def add_making(commands: Commands) -> None:
-    """Add the commands that restore and score: run, plan, restore, edit, score."""
+    """Add the commands run, plan, restore, edit and score."""
     for name, what in {
         "run": "restore and score one cell, or with -m a grid of them",
-        "plan": "what `adir run` would do with the same words: cells, seconds, disk; does nothing",
+        "plan": "print the cells, run time and disk space of `adir run` with the same arguments",
     }.items():
         grid = commands.add_parser(name, help=what)
         grid.add_argument(
-            "overrides", **WORDS, help="axes and parameters; `adir list` shows the axes"
+            "overrides", **WORDS, help="axes and parameters; `adir list` prints the axes"
         )
         grid.add_argument(
             "-m",
             "--multirun",
             action="store_true",
-            help="every combination of comma-separated values",
+            help="take every combination of the comma-separated values",
         )
 
     restore = commands.add_parser(
         "restore",
         help="restore degraded images of your own",
-        description="Restore degraded images of your own. Unless you name a sampler, it is "
-        "ddrm, which comes nearer to the "
-        "truth than the paper's (sampler=adir) with the same network; where it does not apply, "
-        "a line says what is used.",
+        description="Restore your own degraded images. The default sampler is ddrm: with the same "
+        "network it is closer to the ground truth than the paper's sampler (sampler=adir). If ddrm "
+        "does not apply, the sampler used instead is printed.",
     )
     restore.add_argument(
         "inputs", nargs="+", metavar="IMAGE|KEY=VALUE", help="image files, folders, and overrides"
@@ -113,18 +113,17 @@ def add_making(commands: Commands) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="restore each image N times: NAME.png is the mean, NAME-std.png five times the "
-        "standard deviation, and "
-        "NAME-sampleSEED.png are the samples (default: 1)",
+        help="restore each image N times: NAME.png is the mean, NAME-std.png shows five times the "
+        "standard deviation, and each NAME-sampleSEED.png is one sample (default: 1)",
     )
 
     edit = commands.add_parser(
-        "edit", help="repaint the white part of a mask as a prompt says (Stable Diffusion)"
+        "edit", help="repaint the masked part of an image from a prompt (Stable Diffusion)"
     )
     edit.add_argument("image", type=Path)
     edit.add_argument("overrides", **WORDS, help="such as adaptation=knn retrieval=...")
     edit.add_argument(
-        "--mask", type=Path, required=True, help="an image of the same size: white is repainted"
+        "--mask", type=Path, required=True, help="image of the same size; white is repainted"
     )
     edit.add_argument("--prompt", required=True)
     edit.add_argument(
@@ -139,20 +138,18 @@ def add_making(commands: Commands) -> None:
 
 
 def add_reading(commands: Commands) -> None:
-    """Add the commands that read finished results: leaderboard, merge, table, submit, report,
-    sheet, sync.
-    """
+    """Add the commands leaderboard, merge, table, submit, report, sheet and sync."""
     board = commands.add_parser(
         "leaderboard",
-        help="the table of results folders and submissions (also as CSV, Markdown, LaTeX, HTML)",
+        help="print the table of results folders and submissions; write CSV, Markdown, LaTeX, HTML",
     )
     board.add_argument("folders", type=Path, nargs="+", metavar="FOLDER|FILE")
-    board.add_argument("--no-write", action="store_true", help="only print")
+    board.add_argument("--no-write", action="store_true", help="print only, write no files")
     board.add_argument(
         "--against",
         default="none",
         metavar="MODE",
-        help="the mode that every other row is compared with, such as random (default: none)",
+        help="mode with which every other row is compared, such as random (default: none)",
     )
 
     merge = commands.add_parser(
@@ -163,36 +160,36 @@ def add_reading(commands: Commands) -> None:
         "--out",
         type=Path,
         required=True,
-        help="the folder that takes them all; new, or one of ours",
+        help="folder for the merged records: a new one, or a results folder",
     )
 
     table = commands.add_parser(
-        "table", help="a published table, and ours beside it; without a name, which there are"
+        "table", help="print a published table beside ours; without NAME, list the published tables"
     )
     table.add_argument("name", nargs="?")
     table.add_argument("folder", type=Path, nargs="?", help="a results folder")
-    table.add_argument("--latex", action="store_true", help="the paper's layout")
+    table.add_argument("--latex", action="store_true", help="print LaTeX in the paper's layout")
 
     submit = commands.add_parser(
         "submit", help="pack the records of a results folder into one file that others can check"
     )
     submit.add_argument("folder", type=Path)
     submit.add_argument(
-        "--images", action="store_true", help="with all that its report shows: images and losses"
+        "--images", action="store_true", help="include the images and losses that its report shows"
     )
     submit.add_argument("--out", type=Path, help="the file to write")
 
     report = commands.add_parser(
-        "report", help="one HTML file to look at: table, images, curves, configuration"
+        "report", help="write one HTML file with table, images, curves and configuration"
     )
     report.add_argument("folder", type=Path)
     report.add_argument("--out", type=Path, help="the HTML to write (default: FOLDER/report.html)")
     report.add_argument(
-        "--figures", action="store_true", help="also the figures as PNG and PDF, for papers"
+        "--figures", action="store_true", help="also write the figures as PNG and PDF, for papers"
     )
 
     sheet = commands.add_parser(
-        "sheet", help="one comparison image: ground truth, y and every mode side by side"
+        "sheet", help="write one comparison image: ground truth, y and every mode side by side"
     )
     sheet.add_argument("folder", type=Path)
     sheet.add_argument("--task", help="only this task")
@@ -205,55 +202,65 @@ def add_reading(commands: Commands) -> None:
 
 
 def add_index(commands: Commands) -> None:
-    """Add `index` with its actions: build, info, search."""
+    """Add the command `index` with its actions build, info and search."""
     index = commands.add_parser("index", help="build, describe or search the index of a corpus")
     actions = index.add_subparsers(metavar="ACTION", required=True)
     build = actions.add_parser(
-        "build", help="embed a corpus in shards; run it again and only what is missing is done"
+        "build", help="embed a corpus in shards; run it again to embed the missing shards only"
     )
     build.set_defaults(command="index_build")
     build.add_argument(
         "overrides", **WORDS, help="such as corpus=folder corpus.path=FOLDER encoder=clip"
     )
-    build.add_argument("-m", "--multirun", action="store_true", help="several workers: worker=0,1")
-    info = actions.add_parser("info", help="what an index holds, and whether it is whole")
+    build.add_argument(
+        "-m", "--multirun", action="store_true", help="run several workers: -m worker=0,1"
+    )
+    info = actions.add_parser("info", help="print what an index contains and whether it is damaged")
     info.set_defaults(command="index_info")
     info.add_argument("folder", type=Path)
     search = actions.add_parser(
-        "search", help="the images of an index nearest to an image or a text"
+        "search", help="print the images of an index that are nearest to an image or a text"
     )
     search.set_defaults(command="index_search")
     search.add_argument("folder", type=Path)
     search.add_argument("image", type=Path, nargs="?")
     search.add_argument("--text")
-    search.add_argument("--k", type=int, default=20, help="how many (default: 20)")
-    search.add_argument("--out", type=Path, help="a contact sheet to write (PNG)")
+    search.add_argument("--k", type=int, default=20, help="number of images (default: 20)")
+    search.add_argument("--out", type=Path, help="also write a contact sheet to this PNG")
 
 
 def add_machine(commands: Commands) -> None:
-    """Add the commands about this machine: weights, list, doctor."""
+    """Add the commands weights, list and doctor."""
     weights = commands.add_parser(
-        "weights", help="the networks' weights: list them, get one, verify what is there"
+        "weights", help="list, fetch or verify the pretrained weights of the networks"
     )
     weights.add_argument("action", choices=("list", "get", "verify"))
     weights.add_argument("names", nargs="*", metavar="NAME")
 
-    commands.add_parser("list", help="every choice of every axis, one line each")
-    commands.add_parser("doctor", help="what is installed, what is missing and how to get it")
+    commands.add_parser("list", help="print every value of every axis, one line each")
+    commands.add_parser("doctor", help="print what is installed, what is missing, how to get it")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 1 some images failed (see their records), 2
-    impossible request.
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: words of the command line without the program's name; None takes sys.argv.
+
+    Returns:
+        0 if all is done, 1 if some images failed (their records say why), 2 if the request is
+        invalid or a file cannot be read or written, 130 if interrupted.
     """
     if arguments is None:
         settle()
     top = parser()
     args, rest = top.parse_known_args(arguments)
     given = getattr(args, "overrides", getattr(args, "inputs", None))
-    if rest:  # argparse ends a list of arguments at the first option: adir run task=sr4 -m seed=0,1
+    # argparse ends a list of arguments at the first option, so `adir run task=sr4 -m seed=0,1`
+    # leaves seed=0,1 in `rest`.
+    if rest:
         if given is None or any(word.startswith("-") for word in rest):
-            files = "; a file is typed ./-NAME" if any(map(os.path.exists, rest)) else ""
+            files = "; type a file as ./-NAME" if any(map(os.path.exists, rest)) else ""
             top.error(f"unrecognized arguments: {' '.join(rest)}{files}")
         given += rest
     try:
@@ -261,33 +268,30 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return complain(str(error))
     except OSError as error:
-        if (
-            error.filename is None and error.errno is None
-        ):  # not from the operating system, so a bug of ours
-            raise
+        if error.filename is None and error.errno is None:
+            raise  # not raised by the operating system, so a bug in adir
         place = f"{error.filename}: " if error.filename else ""
         remedy = (
-            f"mend that, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "mend that"
+            f"fix this, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "fix this"
         )
-        return complain(
-            f"{place}{error.strerror or error}; {remedy}; what was finished before is kept"
-        )
+        return complain(f"{place}{error.strerror or error}; {remedy}. Finished work is kept.")
     except KeyboardInterrupt:
-        return complain("interrupted; the same command goes on where it stopped", status=130)
+        return complain("interrupted; run the same command again to continue", status=130)
 
 
 def complain(message: str, status: int = 2) -> int:
-    """Print a message as one line on stderr. Returns `status`."""
+    """Print a message on one line of stderr, and return `status`."""
     print(f"adir: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    """Call `main` of adir/commands/COMMAND.py.
+    """Call `main` in adir/commands/COMMAND.py and return its exit status.
 
-    Its parameters are named as the command's arguments.
+    The parameters of that `main` have the names of the command's arguments.
     """
-    if args.command in ("run", "plan"):  # before torch is imported
+    if args.command in ("run", "plan"):
+        # Wrong arguments are refused here, before torch is imported, which takes seconds.
         from adir.harness.cells.compose import require_composable
 
         require_composable(args.overrides, args.multirun)

@@ -1,7 +1,4 @@
-"""Where the configuration files are:
-
-`conf/` of a checkout, or its copy inside the installed package.
-"""
+"""Location of the configuration files: `conf/` in a checkout, or its copy in the package."""
 
 from pathlib import Path
 
@@ -11,13 +8,14 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def config_dir(package: Path = PACKAGE) -> Path:
-    """The folder `conf/`, absolute.
+    """Return the absolute path of the folder `conf/`.
 
-    An installed wheel carries it as adir/conf; a checkout (`pip install -e .`, or none) has it
-    beside adir/. The copy inside the package is asked first: beside an installed package stands
-    whatever else lives in site-packages, and a checkout has no adir/conf.
+    An installed wheel contains the folder as adir/conf. A checkout, installed with
+    `pip install -e .` or not installed, has it beside adir/. adir/conf is tried first: a checkout
+    has no such folder, while a folder named conf beside an installed package may belong to another
+    package in site-packages.
 
-    Raises InputError when neither holds the axis `task`.
+    Raises InputError if neither folder contains the axis `task`.
     """
     candidates = (package / "conf", package.parent / "conf")
     for folder in candidates:
@@ -25,6 +23,6 @@ def config_dir(package: Path = PACKAGE) -> Path:
             return folder
     looked = " and ".join(map(str, candidates))
     raise InputError(
-        f"no configuration files of adir (looked in {looked}): install adir again, or check "
-        "conf/ out"
+        f"the configuration files of adir are missing (searched {looked}): reinstall adir, or "
+        "restore conf/ from git"
     )

@@ -1,7 +1,7 @@
-"""Correct what a process inherits from the shell: text encoding, output streams, home folder,
-plotting backend.
+"""Settings of the process: text encoding, output streams, home folder, plotting backend, garbage
+collection.
 
-Only the standard library is imported here, as `adir` calls this before anything else.
+`adir` calls `settle` before anything else, so this file imports only the standard library.
 """
 
 import errno
@@ -17,14 +17,15 @@ from typing import TextIO
 
 
 def settle() -> None:
-    """Make `adir` behave alike in a notebook, a cron job, a container and a cluster.
+    """Make `adir` behave the same in a notebook, a cron job, a container and a cluster.
 
-    Call once, at the start of a program.
+    Call this function once, at the start of a program.
     """
     require_utf8()
     steady_streams()
     require_user()
-    # A notebook exports its own backend, which matplotlib refuses elsewhere. Our figures need none.
+    # A notebook exports the name of its own plotting backend. matplotlib refuses that backend in
+    # other processes, and our figures are only written to files.
     os.environ["MPLBACKEND"] = "agg"
     leave_out_bitsandbytes()
 
@@ -32,19 +33,19 @@ def settle() -> None:
 def leave_out_bitsandbytes() -> None:
     """Make `import bitsandbytes` fail in this process, as if the package were not installed.
 
-    pyiqa requires it. If it is installed, diffusers and peft import it (2 s of 9) for 4-bit
-    networks, which we do not have. If your own backbone is a 4-bit network, call
-    `sys.modules.pop("bitsandbytes")` before it imports diffusers.
+    pip installs bitsandbytes because pyiqa requires it. diffusers and peft then import it for 4-bit
+    networks, which takes 2 s of the 9 s of all imports. adir has no 4-bit network. If your own
+    backbone is one, call `sys.modules.pop("bitsandbytes")` before diffusers is imported.
     """
     sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Pause garbage collection, for code that makes a million objects that stay.
+    """Pause garbage collection during the block.
 
-    The import of diffusers takes 1.2 s less of 7; reading 10,000 records takes 1.2 s instead of
-    2.0.
+    Use it for code that creates a million objects and keeps them. It saves 1.2 s of the 7 s that
+    the import of diffusers takes, and reading 10,000 records takes 1.2 s instead of 2.0 s.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -52,44 +53,47 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if collects:
+            # These two calls move all objects to the oldest generation, which is rarely scanned.
             gc.freeze()
-            gc.unfreeze()  # now all objects are in the oldest generation, which is rarely searched
+            gc.unfreeze()
             gc.enable()
 
 
 def require_utf8() -> None:
-    """End the program if file names are not UTF-8 (as in an ISO-8859-1 locale).
+    """Exit with status 2 if file names are not UTF-8, as in an ISO-8859-1 locale.
 
-    Image ids would differ, and with them the noise that is drawn for each image. With LC_ALL=C,
-    Python uses UTF-8.
+    With another encoding the image ids would differ, and so would the noise drawn for each image.
+    LC_ALL=C is accepted because Python then uses UTF-8.
     """
     if sys.getfilesystemencoding() != "utf-8":
         print(
-            f"adir: this locale's encoding is {sys.getfilesystemencoding()}: set PYTHONUTF8=1",
+            f"adir: the encoding of this locale is {sys.getfilesystemencoding()}, but adir needs "
+            "UTF-8: set PYTHONUTF8=1",
             file=sys.stderr,
         )
         sys.exit(2)
 
 
 def steady_streams() -> None:
-    """Replace stdout and stderr by streams that survive any character and a closed pipe.
+    """Replace stdout and stderr by streams that accept any character and survive a closed pipe.
 
-    Open the streams that are closed.
+    Standard streams that the caller closed are opened on /dev/null.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if (
-            getattr(sys, name) is None
-        ):  # closed by the caller (>&-): the next file to be opened would get this number
+        # None if the caller closed the stream (>&-). The next opened file would get its number.
+        if getattr(sys, name) is None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
     sys.stdout, sys.stderr = steady(sys.stdout), steady(sys.stderr)
 
 
 def steady(stream: TextIO) -> TextIO:
-    """Return the same stream, which replaces characters that its encoding lacks and survives the
-    end of its reader.
+    """Return a stream to the same descriptor that survives the end of its reader.
+
+    The new stream replaces characters that its encoding lacks. A stream that is not a
+    TextIOWrapper, as in a notebook or a test, is returned unchanged.
     """
-    if not isinstance(stream, io.TextIOWrapper):  # in a notebook or a test
+    if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
     return io.TextIOWrapper(
@@ -102,20 +106,17 @@ def steady(stream: TextIO) -> TextIO:
 
 
 class Unread(io.FileIO):
-    """A descriptor that changes to /dev/null when its reader ends, so that `adir run ...
+    """Raw file whose descriptor is redirected to /dev/null when its reader ends.
 
-    | head -1` does all of its work.
+    With it, `adir run ... | head -1` still finishes its work.
     """
 
     def write(self, content: bytes) -> int | None:  # type: ignore[override]
-        """Write as a file does; once the pipe or the terminal is closed, discard the content."""
+        """Write the content, or discard it if the pipe or the terminal is closed."""
         try:
             return super().write(content)
         except OSError as error:
-            if error.errno not in (
-                errno.EPIPE,
-                errno.EIO,
-            ):  # the latter: a terminal that was closed
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
                 raise
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
@@ -124,22 +125,24 @@ class Unread(io.FileIO):
 
 
 def require_user() -> None:
-    """Set HOME and USER if neither the environment nor the password file has them, as in a
-    container run by user number.
+    """Set HOME and USER if neither the environment nor the password file has them.
 
-    If the home folder is read-only, libraries keep their caches in a temporary folder. Files in the
-    home folder are still read.
+    A container that is run under a user number has neither. If the home folder is read-only,
+    matplotlib and W&B get a temporary folder for their caches, and files in the home folder are
+    still read.
     """
     home = os.path.expanduser("~")
     if not os.access(home, os.W_OK):
         folder = tempfile.mkdtemp(prefix="adir-home-")
-        if home == "~":  # libraries would make a folder of that name
+        if home == "~":  # libraries would create a folder named ~
             os.environ["HOME"] = folder
             print(
-                f"warning: no home folder; caches are in {folder}: set HOME to keep them",
+                f"warning: there is no home folder, so caches are in {folder}; set HOME to keep "
+                "them",
                 file=sys.stderr,
             )
-        for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR"):  # without these, both print many lines
+        # Without these variables, matplotlib and W&B print many warnings.
+        for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR"):
             os.environ.setdefault(name, folder)
     try:
         getpass.getuser()

@@ -1,15 +1,14 @@
-"""The one error that speaks to a user."""
+"""The error for input that cannot be used, and exception messages on one line."""
 
 
 class InputError(ValueError):
-    """Something the user asked for or brought along cannot be used, and the message says what to
-    change.
+    """Error for a request or an input file that cannot be used.
 
-    `adir` prints it as one line and exits with status 2. Any other exception is a defect of ours
-    and keeps its traceback.
+    The message says what to change. `adir` prints the message on one line and exits with status 2.
+    Any other exception is a bug in adir and keeps its traceback.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The message of an exception, on one line."""
+    """Return the whole message of an exception on one line, or its class name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

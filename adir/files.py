@@ -1,6 +1,4 @@
-"""Files and folders: written whole or not at all, hashed, listed by one rule, read whatever program
-wrote them.
-"""
+"""Files and folders: atomic writing, hashing, listing, and reading in any Unicode encoding."""
 
 import codecs
 import csv
@@ -19,39 +17,45 @@ from typing import Any
 from adir.errors import InputError
 
 RESULTS_MARKER = "adir-results.json"
-"""The file that marks a folder as written by this program: its images are results, and no data."""
+"""The file that marks a results folder. Its images are never read as a data set or corpus."""
 
 
 def sha256_of_bytes(content: bytes) -> str:
-    """SHA-256 of `content`, 64 hex digits."""
+    """Return the SHA-256 of `content` as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_of_file(path: str | Path) -> str:
-    """SHA-256 of the file's bytes, 64 hex digits."""
+    """Return the SHA-256 of a file's bytes as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 LONGEST_NAME = 120
-"""Bytes of a file's name that is made of a user's words: file systems take 255, and suffixes are
-put after it.
+"""The limit in bytes of a file name that is made from a user's text.
+
+File systems allow 255 bytes. The rest is left for suffixes.
 """
 
 
 def shortened(name: str, most: int = LONGEST_NAME) -> str:
-    """Return a file's name, or where it has more than `most` bytes as many as leave room for a hash
-    of the whole.
+    """Return a file name, shortened to `most` bytes if it is longer.
+
+    A shortened name ends in a hash of the whole name, so that different names stay different.
     """
     encoded = name.encode(errors="surrogateescape")
     return name if len(encoded) <= most else with_hash(name, name, most)
 
 
 def with_hash(readable: str, whole: str, most: int) -> str:
-    """Return the start of a readable text and `@`, which `urllib.parse.quote` never leaves, with a
-    hash of the whole.
+    """Return the start of a readable text, followed by `@` and a hash.
 
-    most: bytes.
+    The mark `@` is unambiguous because `urllib.parse.quote` never leaves one in its output.
+
+    Args:
+        readable: text to be shortened.
+        whole: text whose hash is appended.
+        most: length in bytes that the result may have.
     """
     mark = "@" + sha256_of_bytes(whole.encode(errors="surrogateescape"))[:16]
     return (
@@ -60,8 +64,9 @@ def with_hash(readable: str, whole: str, most: int) -> str:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file that a reader sees whole or not at all, also when the process is killed or the
-    disk is full.
+    """Write a file atomically.
+
+    A reader sees the whole file or none, even if the process is killed or the disk is full.
     """
     with replacing(Path(path)) as temporary, open(temporary, "xb") as file:
         file.write(content)
@@ -69,27 +74,25 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary neighbour, which the block writes and which then takes the
-    place of `path`.
+    """Yield the path of a temporary file in the same folder, which replaces `path` afterwards.
 
-    It is removed on any failure; only SIGKILL can leave one, and its name starts with a dot.
+    The block must write the temporary file. If the block fails, the temporary file is removed. Only
+    SIGKILL can leave one behind, and its name starts with a dot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile.mkstemp: its files are readable by their owner alone, and results folders are
-    # shared.
+    # tempfile.mkstemp is not used because only the owner could read its files, and results folders
+    # are shared.
     temporary = path.with_name(f".{shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
-            os.fsync(
-                file.fileno()
-            )  # without it a power cut can leave a complete name on an empty file
+            # Without this call, a power cut can leave an empty file under the final name.
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError) and error.filename is None
-        ):  # a full disk's does not say where
+        # The error of a full disk names no file.
+        if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
 
@@ -97,28 +100,29 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically.
 
-    NaN and Inf raise ValueError: they are not JSON, and not results.
+    Raises ValueError for NaN and Inf, which JSON does not allow.
     """
     write_bytes(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    """The content of a JSON file of ours."""
+    """Return `value` as the bytes of an indented JSON file; raise ValueError for NaN and Inf."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
-    Raises json.JSONDecodeError or UnicodeDecodeError (both ValueError) when it is damaged.
+    Raises json.JSONDecodeError or UnicodeDecodeError (both are ValueErrors) if the file is damaged.
     """
     return json.loads(read_text(path))
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file that a user wrote:
+    """Return the text of a file in UTF-8 or UTF-16.
 
-    UTF-8 with or without a byte order mark, or UTF-16 with one; lines end as they do.
+    UTF-16 must start with a byte order mark. UTF-8 may start with one, which is dropped. Line ends
+    are not changed.
 
     Raises UnicodeDecodeError (a ValueError) for another encoding.
     """
@@ -126,42 +130,44 @@ def read_text(path: str | Path) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """The text in the bytes of a file; see `read_text`."""
+    """Return the text in the bytes of a file, decoded as `read_text` does."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if wide else "utf-8-sig")
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by column; encoding and line ends as in `read_text`."""
+    """Return the rows of a CSV file as {column: value}, decoded as `read_text` does."""
     return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 
 def require_no_results(folder: Path) -> None:
-    """Raise InputError where a folder that images are to be read from was written by this program."""
+    """Raise InputError if `folder`, from which images are to be read, holds results of adir."""
     if (folder / RESULTS_MARKER).exists():
         raise InputError(
-            f"{folder}: holds results of adir, which are never taken as images; name another "
-            "folder (or remove "
-            f"{RESULTS_MARKER} from it, if these are images of yours)"
+            f"{folder}: holds results of adir, which are never read as input images; name another "
+            f"folder (or remove {RESULTS_MARKER} from it, if these are images of yours)"
         )
 
 
 def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> Iterator[Path]:
-    """Yield the files of a folder, and of those below it, whose names end so, in any case of
-    letters.
+    """Yield the files in a folder and its subfolders whose names end in one of `suffixes`.
 
-    Sorted within each folder, files before folders. Hidden files and folders are left out, and so
-    are results of this program below. Links are followed; a folder that is reached in several ways
-    is listed once, at its own place if that is below. Raises InputError where a folder cannot be
-    listed, or where `folder` itself holds results.
+    Names are sorted within each folder, and files come before subfolders. Hidden files, hidden
+    folders and subfolders with results of adir are skipped. Links are followed. A folder that is
+    reachable by several paths is listed once, under its own path if that path is inside `folder`.
 
-    suffixes: in lower case, with their dots.
+    Args:
+        folder: folder to list.
+        suffixes: in lower case, with their dots; the case of a file's name is ignored.
+        below: whether subfolders are listed too.
+
+    Raises:
+        InputError: if a folder cannot be listed, or if `folder` itself holds results of adir.
     """
     require_no_results(Path(folder))
     seen: set[tuple[int, int]] = set()
-    waiting = [
-        str(folder)
-    ]  # what links lead to comes last, so that a folder which lies below keeps its own name
+    # Targets of links are listed last, so that a folder inside `folder` keeps its own path.
+    waiting = [str(folder)]
     while waiting:
         for where, folders, files in os.walk(waiting.pop(0), onerror=refuse_folder):
             place = os.stat(where)
@@ -181,46 +187,48 @@ def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> I
 
 
 def refuse_folder(error: OSError) -> None:
-    """Stop a walk at a folder that cannot be listed, which os.walk would pass over with all that is
-    in it.
+    """Raise InputError for a folder that cannot be listed.
+
+    Without this function as its `onerror`, os.walk would silently skip the folder.
     """
     raise InputError(
-        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or take it away"
+        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or remove it"
     ) from error
 
 
 def safetensors_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file of which its library has read the tensors; {} when it has
-    none.
+    """Return the metadata of a safetensors file from its bytes, or {} if it has none.
 
-    The library itself gives it of a path only, and turns every OSError into FileNotFoundError.
+    The file must be valid, so let the safetensors library read its tensors first. The library
+    itself returns metadata only for a path, and turns every OSError into FileNotFoundError.
     """
-    header = json.loads(
-        content[8 : 8 + int.from_bytes(content[:8], "little")]
-    )  # its length, then JSON
+    # The file starts with the length of the header in 8 bytes, then the header as JSON.
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return header.get("__metadata__", {})
 
 
 def set_aside(path: Path) -> str:
-    """Rename a damaged file so that its place is free, keep its content, and say so."""
+    """Rename a damaged file so that its path is free, and return a phrase for a log line.
+
+    The content is kept under the new name. If renaming fails, the phrase says why.
+    """
     target = path.with_name(f"{path.name}.corrupt-{time.time_ns():x}")
     try:
         os.replace(path, target)
-    # a read-only folder, or another process was first: the work goes on without the file
-    except OSError as error:
+    except OSError as error:  # read-only folder, or another process renamed it: not fatal
         return f"it could not be set aside ({error.strerror})"
     return f"set aside as {target.name}"
 
 
 def warn_in_one_line(message: str) -> None:
-    """A Python warning without the line of source that `warnings.warn` prints below it."""
+    """Issue a UserWarning without the source line that `warnings.warn` prints below it."""
     warnings.warn_explicit(message, UserWarning, "<adir>", 1)
 
 
 def hash_of(configuration: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, 10.0 as 10).
+    """Return the SHA-256 of a JSON value in canonical form (sorted keys, no spaces, 10.0 as 10).
 
-    Raises ValueError for NaN, which equals nothing.
+    Raises ValueError for NaN and Inf.
     """
     canonical = json.dumps(
         plain_numbers(configuration), sort_keys=True, separators=(",", ":"), allow_nan=False
@@ -229,7 +237,10 @@ def hash_of(configuration: Any) -> str:
 
 
 def plain_numbers(value: Any) -> Any:
-    """The value with whole floats as integers: sigma_y=10 and sigma_y=10.0 are one cell."""
+    """Return a JSON value with whole floats as integers.
+
+    With it, sigma_y=10 and sigma_y=10.0 are one cell.
+    """
     if isinstance(value, dict):
         return {key: plain_numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -109,7 +109,7 @@ def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(
         for path in reference.rglob("*.*")
         if path.name != "multirun.yaml"
     }
-    assert "0 images done, 9 were there, 0 failed" in adir(*run).out
+    assert "0 images done, 9 already done, 0 failed" in adir(*run).out
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
     expected = images(reference)
@@ -122,20 +122,20 @@ def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(
         and "3 images have no record yet: existing=report runs nothing" in reported.out
     )
     assert "0 images done" in reported.out and len(images(reference)) == 6
-    assert "3 images done, 6 were there, 0 failed" in adir(*run).out
+    assert "3 images done, 6 already done, 0 failed" in adir(*run).out
     assert images(reference) == expected
 
 
 def test_redo_does_all_again_to_the_same_pixels(adir, tiny: list[str], reference: Path) -> None:
     expected = images(reference)
     run = ["run", "-m", *tiny, *MODES, f"results={reference}", "existing=redo"]
-    assert "9 images done, 0 were there, 0 failed" in adir(*run).out
+    assert "9 images done, 0 already done, 0 failed" in adir(*run).out
     assert images(reference) == expected
 
 
 def test_report_runs_nothing_in_an_empty_folder(adir, tiny: list[str], tmp_path: Path) -> None:
     assert (
-        "0 images done, 0 were there"
+        "0 images done, 0 already done"
         in adir("run", *tiny, "existing=report", f"results={tmp_path}").out
     )
     assert not list(tmp_path.glob("cells/**/*.*"))
@@ -146,7 +146,7 @@ def test_modes_without_neighbours_are_run_once_for_all_k(
 ) -> None:
     finished = adir("run", "-m", *tiny, "adaptation=none", "k=1,2", f"results={tmp_path}")
     assert finished.status == 0 and "1 cells (2 combinations, 1 equal to others)" in finished.out
-    assert "3 images done, 0 were there, 0 failed" in finished.out
+    assert "3 images done, 0 already done, 0 failed" in finished.out
 
 
 def test_an_image_that_fails_leaves_its_error_and_the_rest_go_on(
@@ -156,7 +156,7 @@ def test_an_image_that_fails_leaves_its_error_and_the_rest_go_on(
     # every image.
     run = ["run", *tiny, "sampler.cap=false", "sampler.guidance_scale=1e38", f"results={tmp_path}"]
     finished = adir(*run)
-    assert finished.status == 1 and "0 images done, 0 were there, 3 failed" in finished.out
+    assert finished.status == 1 and "0 images done, 0 already done, 3 failed" in finished.out
     for path in tmp_path.glob("cells/**/records/*.json"):
         record = read_json(path)
         assert record["status"] == "failed" and record["scores"] == {}

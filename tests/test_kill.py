@@ -93,7 +93,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     finished = adir(*command)
     assert (
         finished.status == 0
-        and f"{18 - len(after)} images done, {len(after)} were there, 0 failed" in finished.out
+        and f"{18 - len(after)} images done, {len(after)} already done, 0 failed" in finished.out
     )
     assert adir("leaderboard", killed).status == 0
     assert (killed / "leaderboard.csv").read_bytes() == (

@@ -57,7 +57,7 @@ def test_any_file_name_goes_through_run_leaderboard_submit_and_merge_and_comes_b
         assert adir("run", *DIRECT, f"data.path={data}", f"results={runs}").status == 0
         assert ids_of(runs) == names
         again = adir("run", *DIRECT, f"data.path={data}", f"results={runs}", "existing=skip")
-        assert f"0 images done, {len(names)} were there" in again.out
+        assert f"0 images done, {len(names)} already done" in again.out
         assert adir("leaderboard", runs).status == 0
         assert f",{len(names)}," in (runs / "leaderboard.csv").read_text()
         assert adir("submit", runs, "--images", "--out", packed).status == 0
@@ -194,7 +194,7 @@ def test_images_of_one_name_are_restored_side_by_side(adir, tmp_path: Path) -> N
     names = sorted(path.name for path in out.glob("*.png"))
     assert len(names) == 4 and all(len(name.encode()) < 200 for name in names)
     assert sum(name.lower().startswith("x-") for name in names) == 3
-    assert adir(*call).out.count("(was there)") == 5
+    assert adir(*call).out.count("(already done)") == 5
     assert adir("restore", first, "sampler=bicubic", "--out", tmp_path / "alone").status == 0
     assert (tmp_path / "alone" / "x-sr4-none.png").is_file()
 

@@ -107,7 +107,7 @@ def test_the_silent_claim_of_another_machine_is_waited_out_and_its_image_done(
         finished = adir("run", *words, f"existing={existing}")
         assert (
             finished.status == 0
-            and f"{done} images done, {there} were there, 0 failed" in finished.out
+            and f"{done} images done, {there} already done, 0 failed" in finished.out
         )
         assert len(list(tmp_path.glob(RECORDS))) == 3 and leftovers(tmp_path) == []
 
@@ -124,7 +124,7 @@ def test_a_grid_does_its_other_cells_before_it_waits_for_another_worker(
     finished = adir("run", *words)
     assert (
         finished.status == 0
-        and "4 images done, 2 were there" in finished.out
+        and "4 images done, 2 already done" in finished.out
         and "no record" not in finished.out
     )
     last = max(tmp_path.glob(RECORDS), key=lambda path: path.stat().st_mtime_ns)
@@ -153,7 +153,7 @@ def test_a_living_worker_of_another_machine_is_waited_for_and_its_image_left_to_
     worker.start()
     finished = adir("run", *words)
     worker.join()
-    assert finished.status == 0 and "0 images done, 2 were there, 0 failed" in finished.out
+    assert finished.status == 0 and "0 images done, 2 already done, 0 failed" in finished.out
     assert "no record" not in finished.out and record.read_bytes() == content
 
 
@@ -196,16 +196,16 @@ def test_a_signal_during_adaptation_ends_the_record_at_hand_and_counts_it(
         finished = adir("run", *words)
     assert finished.status == 130, finished
     assert (
-        "1 images done, 0 were there, 0 failed" in finished.out
+        "1 images done, 0 already done, 0 failed" in finished.out
         and "ended early" not in finished.out
     )
     assert (
-        "2 images are left; to go on:" in finished.out
+        "2 images are left; to continue:" in finished.out
         and f"adir run {shlex.join(words)}" in finished.out
     )
     assert [read_json(path)["status"] for path in tmp_path.glob(RECORDS)] == ["done"]
     assert len(list(tmp_path.glob("adapters/*.safetensors"))) == 1 and leftovers(tmp_path) == []
-    assert "2 images done, 1 were there" in adir("run", *words).out
+    assert "2 images done, 1 already done" in adir("run", *words).out
 
 
 def test_a_second_ctrl_c_stops_at_once_leaves_no_half_file_and_claims_no_counts(

@@ -1,4 +1,4 @@
-"""What every pretrained denoiser answers."""
+"""Interfaces of the pretrained denoisers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,90 +16,99 @@ Kind = Literal["pixel", "latent"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the denoiser says of x_t."""
+    """Output of a denoiser at x_t."""
 
     eps: Tensor
-    """(B, 3, H, W) predicted noise."""
+    """The predicted noise, (B, 3, H, W)."""
     variance_fraction: Tensor | None
-    """(B, 3, H, W):
+    """(v + 1) / 2, (B, 3, H, W), if the network learns its variance, else None.
 
-    (v + 1) / 2 of a network that learns its variance, see posterior.learned_log_variance; else
-    None.
-
-    The variance itself depends on the sampler's respacing, which the network does not know.
+    See posterior.learned_log_variance. The variance itself is not returned because it depends on
+    the sampler's respacing, which the network does not know.
     """
 
 
 class Denoiser(Protocol):
-    """eps and variance at x_t: what a sampler calls. A pixel backbone is one, whole or in tiles."""
+    """Denoiser of images, as samplers call it: a pixel backbone, whole or applied in tiles."""
 
     schedule: Schedule
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """eps and variance_fraction at x_t (B, 3, H, W), original timesteps t (B,)."""
+        """Return eps and variance_fraction at x_t (B, 3, H, W).
+
+        t: (B,) timesteps of the original schedule, not of a respaced one.
+        """
 
 
 class Backbone(Protocol):
-    """A pretrained denoiser of either kind: what samplers ask before they start, and what
-    adaptation and the harness ask.
+    """Pretrained denoiser of pixels or latents, as adaptation and the harness use it.
+
+    Samplers read its attributes before they start.
     """
 
     name: str
     kind: ClassVar[Kind]
-    """`pixel`: it denoises images, as a `Denoiser`.
+    """`pixel` if the network denoises images, `latent` if it denoises latents of its VAE.
 
-    `latent`: it denoises its VAE's latents under conditions.
+    A pixel backbone is also a `Denoiser`. A latent backbone takes a condition besides the latent.
     """
     family: ClassVar[str]
-    """`guided_diffusion`, `upscaler` or `inpainting`: what its network is given besides x_t and t.
+    """`guided_diffusion`, `upscaler` or `inpainting`.
 
-    Latent samplers and training examples are made for one.
+    The family fixes the inputs of the network besides x_t and t. Each latent sampler and each kind
+    of training example works with one family.
     """
     version: ClassVar[int]
-    """Raise it when a change of the class changes its predictions; part of a cell's identity."""
+    """Raise it if a change of the class changes its predictions; part of a cell's identity."""
     trained_on: str | None
-    """Its training images, as their publisher names them; None where that is not known.
+    """The name of the training images, as their publisher gives it; None if unknown.
 
-    For records: a prior that has seen the test set makes a score meaningless.
+    It is written to the records because a score is meaningless if the test set was in the training
+    images.
     """
     resolution: int
-    """Side in pixels of the images it was trained on; other sizes work."""
+    """The side in pixels of the training images; other sizes work."""
     schedule: Schedule
     network: Any
     """The nn.Module that is adapted: a UNet of diffusers.
 
-    Where it is loaded when first asked for, InputError comes then.
+    Some backbones load it at first access. In that case the access may raise InputError.
     """
     device: torch.device
     execution: Execution
     weights_sha256: str
     config_sha256: str
-    """With the former, changes whenever an output does; both are part of a cell's identity."""
+    """A hash of the network's settings; part of a cell's identity, like `weights_sha256`.
+
+    One of the two hashes changes whenever the network's output changes.
+    """
 
     gate: Callable[[Tensor], None] | None
-    """What `predict` calls with its timesteps (B,) before the network runs
-    (adir.adaptation.base.adapted_at), if anything.
+    """A function that `predict` calls with its timesteps (B,) before the network runs, or None.
+
+    See adir.adaptation.base.adapted_at, which sets it.
     """
 
     @property
     def stride(self) -> int:
-        """Height and width of an image must be multiples of this."""
+        """The number of pixels of which an image's height and width must be multiples."""
 
     @property
     def learns_variance(self) -> bool:
-        """Whether `predict` gives a variance_fraction."""
+        """True if `predict` returns a variance_fraction."""
 
     def denoising_loss(self, batch: Any) -> Tensor:
-        """Return the training loss, a scalar, on a batch of the examples that adir.adaptation makes
-        for this family.
+        """Return the training loss, a scalar.
+
+        batch: examples that adir.adaptation makes for this family.
         """
 
 
 class PixelBackbone(Backbone, Denoiser, Protocol):
-    """A backbone of images."""
+    """Backbone that denoises images."""
 
     variance: Variance
-    """The Sigma that goes with the network, which conf/sampler/adir.yaml takes from here."""
+    """The variance Sigma that suits the network. conf/sampler/adir.yaml reads it from here."""
 
     def prediction(self, output: Tensor) -> Prediction:
-        """The network's raw output, told apart."""
+        """Split the network's raw output into eps and variance_fraction."""

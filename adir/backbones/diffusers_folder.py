@@ -1,9 +1,9 @@
-"""Parts of a pipeline read from a local folder in diffusers' layout: unet/, vae/, text_encoder/,
-tokenizer/, scheduler/.
+"""Loading the parts of a diffusers pipeline from a local folder.
 
-One path for downloaded checkpoints and for the tiny ones that tests make. Nothing is fetched,
-pickles may hold tensors only, and a tensor that is missing, left over or of another shape is an
-error: diffusers itself fills a gap with random numbers and only warns.
+The parts are the subfolders unet/, vae/, text_encoder/, tokenizer/ and scheduler/. The same code
+loads downloaded checkpoints and the tiny ones that tests make. Nothing is downloaded, and pickles
+may contain only tensors. A missing tensor, an unexpected tensor or a tensor of another shape is an
+error, while diffusers would initialise a missing tensor at random and only warn.
 """
 
 import json
@@ -25,15 +25,16 @@ from adir.errors import InputError
 from adir.files import read_json, sha256_of_bytes, sha256_of_file
 from adir.weights.cache import known_sha256
 
-# scheduling_utils lists the schedulers that Stable Diffusion's pipelines take. EDM's has noise
-# levels, but no betas; that of DPM-Solver SDE draws noise that an image's generator does not
-# determine.
+# scheduling_utils lists the schedulers that Stable Diffusion's pipelines take. Two are excluded:
+# EDM's has noise levels but no betas, and the scheduler of DPM-Solver SDE draws noise that an
+# image's generator does not determine.
 SCHEDULERS = sorted(
     {scheduler.name for scheduler in KarrasDiffusionSchedulers}
     - {"EDMEulerScheduler", "DPMSolverSDEScheduler"}
 )
 
-WEIGHTS = (  # of diffusers and of transformers, the better ones first: (file, variant)
+# (file name, variant) of weights in diffusers and transformers, in order of preference.
+WEIGHTS = (
     ("diffusion_pytorch_model.safetensors", None),
     ("model.safetensors", None),
     ("diffusion_pytorch_model.bin", None),
@@ -41,44 +42,44 @@ WEIGHTS = (  # of diffusers and of transformers, the better ones first: (file, v
     ("diffusion_pytorch_model.fp16.safetensors", "fp16"),
     ("model.fp16.safetensors", "fp16"),
 )
-OLD_BUFFERS = (
-    "position_ids",
-)  # earlier transformers stored a CLIP's 0, 1, 2, ... beside its weights
+# Earlier versions of transformers stored CLIP's position ids 0, 1, 2, ... with its weights.
+OLD_BUFFERS = ("position_ids",)
 
 
 def require_folder(folder: Path, parts: tuple[str, ...]) -> None:
-    """Raise InputError unless `folder` has these parts."""
+    """Raise InputError unless `folder` has a subfolder for each of `parts`."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; a Stable Diffusion folder holds {', '.join(parts)}"
+            f"{folder}: no such folder; give a Stable Diffusion folder with {', '.join(parts)}"
         )
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise InputError(
-            f"{folder}: not this kind of Stable Diffusion: it has no {', no '.join(missing)} "
-            "folder; "
-            f"a diffusers folder with {', '.join(parts)} is needed"
+            f"{folder}: the folder has no {', no '.join(missing)}; "
+            f"give a diffusers folder with {', '.join(parts)}"
         )
 
 
 def weights_file(part: Path) -> tuple[Path, str | None]:
-    """(the weights of a part, their variant): full precision before half, safetensors before
-    pickles of tensors.
+    """Return (weights file of a part, its variant: None or "fp16").
+
+    Full precision is preferred to float16, and within full precision safetensors to pickles.
     """
     for name, variant in WEIGHTS:
         if (part / name).is_file():
             return part / name, variant
     raise InputError(
-        f"{part}: no weights; one of {', '.join(name for name, _ in WEIGHTS)} is needed"
+        f"{part}: no weights; it must contain one of {', '.join(name for name, _ in WEIGHTS)}"
     )
 
 
 def load_part(part: Path, kind: type[Any]) -> Any:
-    """A model of diffusers or transformers from part/config.json and its weights: float32, on the
-    CPU, eval mode, frozen.
+    """Load a model of class `kind` from part/config.json and its weights file.
 
-    Raises InputError for a missing or damaged file, another class of model, or the first tensor
-    that does not fit.
+    The model is float32, on the CPU, in eval mode and frozen.
+
+    Raises InputError if a file is missing or damaged, if config.json describes another class, or if
+    a tensor does not fit.
     """
     weights, variant = weights_file(part)
     require_class(part / "config.json", kind.__name__)
@@ -87,12 +88,12 @@ def load_part(part: Path, kind: type[Any]) -> Any:
             model, info = kind.from_pretrained(
                 part,
                 local_files_only=True,
-                use_safetensors=weights.suffix
-                == ".safetensors",  # else torch.load with weights_only=True
+                # If False, diffusers calls torch.load with weights_only=True.
+                use_safetensors=weights.suffix == ".safetensors",
                 variant=variant,
                 torch_dtype=torch.float32,
                 output_loading_info=True,
-                # so that they are listed in `info` and said in our words
+                # Mismatched tensors are then listed in `info`, and require_all_tensors raises.
                 ignore_mismatched_sizes=True,
             )
     except (
@@ -113,21 +114,24 @@ def load_part(part: Path, kind: type[Any]) -> Any:
 
 
 def require_class(config: Path, name: str) -> None:
-    """Raise InputError unless the JSON file says that it configures a `name`."""
+    """Raise InputError unless a config.json describes a model of the class `name`."""
     settings = read_config(config)
     found = settings.get("_class_name") or (settings.get("architectures") or ["nothing"])[0]
     if found != name:
-        raise InputError(f"{config}: describes a {found}, a {name} is needed")
+        raise InputError(f"{config}: describes a {found}; give a folder with a {name}")
 
 
 def require_all_tensors(weights: Path, info: dict[str, Any]) -> None:
-    """Raise InputError, naming the first tensor, where file and network differ."""
+    """Raise InputError if the tensors of file and network differ, naming the first that does.
+
+    info: the loading info of diffusers' or transformers' `from_pretrained`.
+    """
     wrong: list[tuple[str, Any, Any]] = [
         (key, tuple(f), tuple(e)) for key, f, e in info["mismatched_keys"]
     ]
-    wrong += [(key, "missing", "there") for key in info["missing_keys"]]
+    wrong += [(key, "missing", "present") for key in info["missing_keys"]]
     wrong += [
-        (key, "there", "no such tensor")
+        (key, "present", "missing")
         for key in info["unexpected_keys"]
         if not key.endswith(OLD_BUFFERS)
     ]
@@ -140,9 +144,9 @@ def require_all_tensors(weights: Path, info: dict[str, Any]) -> None:
 
 
 def load_scheduler(part: Path) -> Any:
-    """The scheduler that part/scheduler_config.json names.
+    """Build the scheduler that part/scheduler_config.json describes.
 
-    Raises InputError for one that is not in SCHEDULERS.
+    Raises InputError if the scheduler is not in SCHEDULERS or rejects its settings.
     """
     path = part / "scheduler_config.json"
     settings = read_config(path)
@@ -156,18 +160,20 @@ def load_scheduler(part: Path) -> Any:
             return getattr(diffusers, name).from_config(settings)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise InputError(
-            f"{path}: {name} does not take these settings ({' '.join(str(error).split())})"
+            f"{path}: {name} rejects these settings ({' '.join(str(error).split())}); "
+            "fetch it again"
         ) from error
 
 
 def load_tokenizer(part: Path) -> CLIPTokenizer:
-    """The CLIP tokenizer of a folder.
+    """Load the CLIP tokenizer of a folder.
 
-    Raises InputError where its vocabulary is missing or damaged.
+    Raises InputError if its vocabulary is missing or damaged.
     """
     if not (part / "tokenizer.json").is_file() and not (part / "vocab.json").is_file():
         raise InputError(
-            f"{part}: no vocabulary; tokenizer.json, or vocab.json with merges.txt, is needed"
+            f"{part}: no vocabulary; the folder must contain tokenizer.json, or vocab.json and "
+            "merges.txt"
         )
     try:
         with quiet():
@@ -179,7 +185,10 @@ def load_tokenizer(part: Path) -> CLIPTokenizer:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError where the file is missing or holds something else."""
+    """Return the JSON object in a file.
+
+    Raises InputError if the file is missing or damaged, or if it contains no JSON object.
+    """
     try:
         settings = read_json(path)
     except FileNotFoundError as error:
@@ -187,12 +196,15 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); fetch it again") from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it again")
+        raise InputError(f"{path}: contains no JSON object; fetch it again")
     return settings
 
 
 def hash_of_files(folder: Path, files: list[Path]) -> str:
-    """SHA-256 of (SHA-256, path below the folder) lines, sorted by path."""
+    """Return one SHA-256 for several files: the hash of a list with each file's hash and path.
+
+    The list has one line per file, sorted by path. Paths are relative to `folder`.
+    """
     lines = [
         f"{known_sha256(file)} {file.relative_to(folder).as_posix()}\n" for file in sorted(files)
     ]
@@ -200,8 +212,9 @@ def hash_of_files(folder: Path, files: list[Path]) -> str:
 
 
 def hash_of_settings(folder: Path, parts: tuple[str, ...]) -> str:
-    """SHA-256 of the parts' JSON and text files, less what differs between equal models: versions
-    and names of places.
+    """Return one SHA-256 for the JSON and text files of the parts.
+
+    Library versions and source paths are ignored, because they differ between equal models.
     """
     settings: dict[str, Any] = {}
     for part in parts:
@@ -218,8 +231,9 @@ def hash_of_settings(folder: Path, parts: tuple[str, ...]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars and warnings of the hubs; what matters in them is raised as an
-    error here.
+    """Silence progress bars and warnings of diffusers and transformers during the block.
+
+    The callers raise errors for the problems that these warnings report.
     """
     levels = {name: logging.getLogger(name).level for name in ("diffusers", "transformers")}
     bars = transformers.utils.logging.is_progress_bar_enabled()

@@ -1,13 +1,13 @@
-"""How a network is run: device, precision, memory layout, checkpointing, compilation, attention
-kernel, offload.
+"""Settings of how a network runs, which change its speed and memory but hardly its results.
 
-Nothing here but `dtype` changes a result beyond rounding, so `dtype` alone is part of a cell's
-identity.
+The settings are device, precision, memory layout, gradient checkpointing, compilation, attention
+kernel and offload. Only `dtype` changes a result beyond rounding, so only `dtype` is part of a
+cell's identity.
 
-Weights stay float32 in every precision, and autocast casts them where it pays (convolutions, matrix
-products, attention). GroupNorm keeps the precision of what it is given, summing in float32. So one
-loaded network trains with float32 master weights and samples in bfloat16, and what an adapter
-leaves behind is compared in float32. docs/speed.md has what each setting costs.
+Weights stay float32 in every precision. Autocast casts them for convolutions, matrix products and
+attention. GroupNorm keeps the precision of its input and sums in float32. The same loaded network
+can therefore train with float32 master weights and sample in bfloat16, and after an adapter is
+removed, the weights can be compared in float32. docs/speed.md lists the cost of each setting.
 """
 
 from collections.abc import Callable
@@ -38,16 +38,21 @@ HALF_PRECISION_ATTENTION = ("flash", "cudnn")
 class Execution:
     """Settings under which a network runs.
 
-    Raises ValueError for values that do not exist or do not go together.
+    Attributes:
+        device: a torch device.
+        dtype: float32, bfloat16 or float16; the last two are autocast precisions.
+        channels_last: whether to use the NHWC memory layout, which tensor cores prefer.
+        gradient_checkpointing: whether to recompute each residual block in the backward pass
+            instead of storing its activations. It takes about a third more time and a fraction of
+            the memory.
+        compile: whether to use torch.compile. A big network compiles for minutes, once per image
+            size and batch size.
+        attention: kernel of scaled dot product attention, a key of ATTENTION.
+        offload: whether to keep weights in CPU memory and move those of each layer to the device
+            only while the layer runs. In training, the weights stay on the device.
 
-    device: a torch device.  dtype: float32, bfloat16 or float16; the last two are autocast
-        precisions.  channels_last:
-    NHWC memory layout, which tensor cores want.  gradient_checkpointing: recompute each residual
-    block in the backward pass instead of keeping its insides: about a third more time for a
-    fraction of the memory.  compile: torch.compile, one compilation (minutes for a big network) per
-    image size and batch.  attention: kernel of scaled dot product attention, see ATTENTION.
-    offload: weights rest in CPU memory, and each layer's are on the device only while it runs;
-    training keeps them there.
+    Raises:
+        ValueError: if a value is unknown, or if two values cannot be combined.
     """
 
     device: str = "cpu"
@@ -66,16 +71,17 @@ class Execution:
                 )
         for what in ("channels_last", "gradient_checkpointing", "compile", "offload"):
             if not isinstance(getattr(self, what), bool):
-                raise ValueError(f"{what}={getattr(self, what)!r}: true or false is needed")
+                raise ValueError(f"{what}={getattr(self, what)!r} must be true or false")
         kind = device_of(self.device).type
         if self.offload and kind == "cpu":
             raise ValueError(
-                "offload=true with device=cpu: the weights are there already; use offload=false"
+                "offload=true with device=cpu: the weights are already in CPU memory; "
+                "use offload=false"
             )
         if self.offload and self.compile:
             raise ValueError(
-                "offload=true moves weights during a call, which a compiled network cannot: "
-                "choose one"
+                "offload=true and compile=true cannot be combined, because a compiled network "
+                "cannot move its weights during a call; choose one of them"
             )
         if self.attention in HALF_PRECISION_ATTENTION and self.dtype == "float32" and kind != "cpu":
             raise ValueError(
@@ -84,12 +90,12 @@ class Execution:
             )
 
     def prepare(self, network: nn.Module) -> nn.Module:
-        """The same network, moved and set up in place.
+        """Move and set up the network in place, and return it.
 
-        Raises ValueError for one that cannot be checkpointed.
+        This also switches off TF32 in the whole process. TF32 is torch's default for convolutions
+        on a GPU and has an error of 1e-3, but results on two devices may differ only by rounding.
 
-        float32 is float32 from then on, in this process: TF32, torch's default for convolutions on
-        a GPU, has an error of 1e-3, and devices may differ by rounding only.
+        Raises ValueError if gradient_checkpointing is true and the network does not support it.
         """
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if self.channels_last:
@@ -97,15 +103,14 @@ class Execution:
         if self.dtype != "float32":
             keep_precision_of_norms(network)
         if self.gradient_checkpointing:
-            from diffusers import (
-                # here: samplers import this file for a type, and diffusers takes seconds
-                ModelMixin,
-            )
+            # Imported here because diffusers takes seconds, and samplers import this file for a
+            # type.
+            from diffusers import ModelMixin
 
             if not isinstance(network, ModelMixin):
                 raise ValueError(
-                    f"gradient_checkpointing=true: {type(network).__name__} has no blocks to "
-                    "recompute"
+                    f"gradient_checkpointing=true: {type(network).__name__} does not support it; "
+                    "use gradient_checkpointing=false"
                 )
             network.enable_gradient_checkpointing(recompute)
         if self.offload:
@@ -113,13 +118,12 @@ class Execution:
         else:
             network.to(self.device)
         if self.compile:
-            network.compile(
-                dynamic=False
-            )  # in place: the module, its names and its adapters stay what they are
+            # Compiles in place, so that parameter names and adapters stay valid.
+            network.compile(dynamic=False)
         return network
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context for calls of the network: precision and attention kernel."""
+        """Return a context manager for calls of the network: precision and attention kernel."""
         backends = ATTENTION[self.attention]
         if self.dtype == "float32" and backends is None:
             return nullcontext()
@@ -138,22 +142,23 @@ class Execution:
 
     @property
     def trainer_precision(self) -> str:
-        """Lightning's word for the precision: it scales the loss in float16, whose gradients would
-        vanish.
+        """The `precision` argument of a Lightning trainer.
+
+        With "16-mixed", Lightning scales the loss, because float16 gradients would underflow to 0.
         """
         return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[self.dtype]
 
 
 def device_of(name: str) -> torch.device:
-    """The torch device of that name.
+    """Return the torch device of a name.
 
-    Raises ValueError, which says what there is, for one that this machine lacks.
+    Raises ValueError if the name is invalid or this machine has no such CUDA device.
     """
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"device={name!r} is no device of torch: use cpu, cuda or cuda:1"
+            f"device={name!r} is not a torch device; use cpu, cuda or cuda:1"
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -166,24 +171,24 @@ def device_of(name: str) -> torch.device:
 
 
 def recompute(module: Callable[..., Any], *arguments: Any) -> Any:
-    """One block under activation checkpointing (Chen et al., 2016): its insides are computed again
-    in the backward pass.
+    """Call a module under activation checkpointing (Chen et al., 2016), and return its output.
 
-    Non-reentrant: the reentrant variant gives no gradient where no input of the block needs one, as
-    with LoRA on frozen weights. The state of the random generators is not kept: the networks are in
-    eval mode and draw nothing.
+    The activations inside the module are recomputed in the backward pass. The non-reentrant variant
+    is used, because the reentrant one returns no gradient if no input of the module requires one,
+    as with LoRA on frozen weights. The state of the random generators is not saved, because the
+    networks are in eval mode and draw nothing.
     """
     return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class GroupNormAsGiven(nn.GroupNorm):
-    """GroupNorm whose output has its input's precision.
+    """GroupNorm whose output has the precision of its input, also under autocast.
 
-    Mean and variance are float32 inside of the kernel either way.
+    The kernel computes mean and variance in float32 in any case.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, ...) normalised."""
+        """Return the normalised input, (B, C, ...)."""
         with torch.autocast(input.device.type, enabled=False):
             weight, bias = (
                 None if p is None else p.to(input.dtype) for p in (self.weight, self.bias)
@@ -192,27 +197,29 @@ class GroupNormAsGiven(nn.GroupNorm):
 
 
 def keep_precision_of_norms(network: nn.Module) -> None:
-    """Take GroupNorm off autocast's list, in place.
+    """Exempt the GroupNorms of a network from autocast, in place.
 
-    On a GPU autocast gives its output in float32, and what follows saves that for the backward
-    pass: by count, an iteration of gd512's LoRA with 6 crops of 512 takes 41 GB so, and 30 without.
-    Sampling stays 60 dB from float32.
+    On a GPU, autocast makes their output float32, and the next layer saves that output for the
+    backward pass. Counted from tensor sizes, one iteration of gd512's LoRA with 6 crops of 512
+    takes 41 GB with autocast's GroupNorm and 30 GB without. Samples in half precision agree with
+    float32 samples to 60 dB.
     """
     for module in network.modules():
         if type(module) is nn.GroupNorm:
-            module.__class__ = GroupNormAsGiven  # parameters, names and hooks stay
+            # Changing the class keeps parameters, names and hooks.
+            module.__class__ = GroupNormAsGiven
 
 
 def offload_weights(network: nn.Module, device: torch.device) -> None:
-    """Keep weights in CPU memory; hooks bring each layer's to `device` while it runs.
+    """Keep weights in CPU memory, and add hooks that move each layer's to `device` while it runs.
 
-    Outputs are those of device.
-
-    Under autograd they stay on the device, as the backward pass needs them; the next call without
-    it puts them back.
+    Outputs equal those of a network on `device`. While gradients are enabled, the weights stay on
+    the device because the backward pass needs them. The next call without gradients moves them
+    back.
     """
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())  # as tensors name theirs
+        # A tensor's device has an index, and `_bring` compares the two.
+        device = torch.device("cuda", torch.cuda.current_device())
     network.to("cpu")
     for name, buffer in network.named_buffers():
         parent, _, leaf = name.rpartition(".")
@@ -220,7 +227,7 @@ def offload_weights(network: nn.Module, device: torch.device) -> None:
     hooked: set[int] = set()
 
     def hook_every_layer(root: nn.Module, arguments: Any) -> None:
-        """Also of the layers that an adapter has put in since the last call."""
+        """Add the two hooks to every layer without them, such as one that an adapter added."""
         for module in root.modules():
             if module._parameters and id(module) not in hooked:
                 hooked.add(id(module))
@@ -234,7 +241,8 @@ def offload_weights(network: nn.Module, device: torch.device) -> None:
 def _bring(
     resting: dict[str, nn.Parameter], device: torch.device, module: nn.Module, arguments: Any
 ) -> None:
-    module._parameters.update(resting)  # not empty where the last call failed midway
+    """Move a layer's parameters to `device` before it runs; `resting` keeps the CPU originals."""
+    module._parameters.update(resting)  # not empty if the last call failed midway
     resting.clear()
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.device == device:
@@ -250,12 +258,12 @@ def _bring(
 def _put_back(
     resting: dict[str, nn.Parameter], module: nn.Module, arguments: Any, output: Any
 ) -> None:
+    """Put a layer's CPU parameters back after it ran, unless gradients are enabled."""
     if torch.is_grad_enabled():
         return
     for name, parameter in module.named_parameters(recurse=False):
         if name not in resting:
             parameter.data = parameter.data.cpu()  # training left it on the device
-    module._parameters.update(
-        resting
-    )  # the very parameters that rested: no copy back, and not a bit changed
+    # The original objects return, so nothing is copied back and no bit changes.
+    module._parameters.update(resting)
     resting.clear()

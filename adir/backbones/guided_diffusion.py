@@ -1,8 +1,7 @@
-"""Pixel denoisers that are a `diffusers.UNet2DModel`:
+"""Pixel backbones that are a `diffusers.UNet2DModel`.
 
-ADM (Dhariwal and Nichol, 2021), and any trained as a DDPM.
-
-The prior that ships with the package is one such network, small enough for a CPU.
+The network is an ADM (Dhariwal and Nichol, 2021) or any other that was trained as a DDPM. The prior
+that ships with the package is such a network and small enough for a CPU.
 """
 
 import dataclasses
@@ -34,49 +33,55 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 PICKLED = "diffusion_pytorch_model.bin"
-"""Weights as torch.save wrote them, where a folder has no safetensors; read with weights_only=True.
+"""The weights file of a folder without safetensors, written by torch.save.
+
+It is read with weights_only=True.
 """
 TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w+)?")
 OLD_ATTENTION = re.compile(rf"\.({'|'.join(TODAY)})\.")
-"""What diffusers called the layers of attention before 0.17, as the weights of google/ddpm-* still
-do.
+"""The pattern of the names that attention layers had in diffusers before 0.17.
+
+The weights of google/ddpm-* still have these names. TODAY maps each to its present name.
 """
 EMBEDDED_PRIOR = Path(__file__).parent.parent / "embedded" / "prior"
 
 
 class GuidedDiffusion:
-    """A pixel-space denoiser, from a diffusers folder (config.json,
-    diffusion_pytorch_model.safetensors) or from a checkpoint file of guided-diffusion, which is
-    converted once and kept.
+    """Pixel backbone from a diffusers folder or from a checkpoint file of guided-diffusion.
 
-    Schedule, number of steps and what the network predicts are read from scheduler_config.json, in
-    the folder or in scheduler/ inside it or beside it; without one they are guided-diffusion's:
-    linear, 1000, the noise.
+    A diffusers folder contains config.json and diffusion_pytorch_model.safetensors. A checkpoint
+    file is converted once to such a folder, which is cached. The schedule, the number of steps and
+    the predicted quantity are read from a scheduler_config.json in the folder, in its subfolder
+    scheduler/, or in scheduler/ beside it. Without that file they are guided-diffusion's: linear,
+    1000 steps, the noise.
 
     Args:
-        name: in paths and tables.
-        folder: of the network, or of a pipeline with it in unet/; or a checkpoint file; or, where
-            there is no such path, OWNER/NAME of the Hugging Face hub, OWNER/NAME@COMMIT for one
-            that stays as it is. None: what `checkpoint` names.
-        checkpoint: an entry of conf/weights/; None is the embedded prior.
-        architecture: the network's flags, for a checkpoint file only.
-        resolution: side in pixels of the images it was trained on; other sizes work.
-        variance: the Sigma that goes with this network, `learned` where it predicts one (6 output
-            channels), else `small` (beta tilde) or `large` (beta).
-        device: where it runs, whatever `execution` says of that.
-        execution: precision and the like.
-        trained_on: for the record.
+        name: name in paths and tables.
+        folder: one of: folder of the network; folder of a pipeline with the network in unet/;
+            checkpoint file. If no such path exists, OWNER/NAME on the Hugging Face hub, or
+            OWNER/NAME@COMMIT for a fixed commit. None takes `checkpoint`.
+        checkpoint: entry of conf/weights/, used if `folder` is None. None takes the embedded prior.
+        architecture: flags of the network, used for a checkpoint file only.
+        resolution: side in pixels of the training images; other sizes work.
+        variance: variance Sigma that suits the network: `learned` if the network predicts one (6
+            output channels), else `small` (beta tilde) or `large` (beta).
+        device: where the network runs; overrides the device in `execution`.
+        execution: precision and other settings.
+        trained_on: name of the training images, for the records.
 
-    Weights may be float16 on disk and are float32 in memory, mapped from the file where they can
-    be. Those of the source are hashed, and so is the configuration (a wrong norm_eps fits the same
-    tensors); both hashes are part of a cell's identity.  Raises InputError for what is missing, or
-    no such model; damaged weights show when `network` is first used.
+    Weights may be float16 on disk. In memory they are float32, mapped from the file if possible. A
+    cell's identity includes a hash of the source's weights and a hash of the configuration: the
+    same tensors fit a configuration with a wrong norm_eps.
+
+    Raises:
+        InputError: if a file is missing or the configuration is not supported. Damaged weights
+            raise it when `network` is first accessed.
     """
 
     kind: ClassVar[Kind] = "pixel"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its predictions."""
+    """Raise it if a change of this class changes its predictions."""
     family: ClassVar[str] = "guided_diffusion"
 
     def __init__(
@@ -97,6 +102,7 @@ class GuidedDiffusion:
         self.gate: Callable[[Tensor], None] | None = None
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
+        # Find the source: a folder, a checkpoint file, a repository on the hub, or the prior.
         if folder is not None:
             on_hub = HUB_ID.fullmatch(str(folder)) and not Path(folder).exists()
             source = (
@@ -106,6 +112,7 @@ class GuidedDiffusion:
             )
         else:
             source = EMBEDDED_PRIOR if checkpoint is None else located(checkpoint)
+        # Find the network's folder and its weights file.
         if source.is_file():
             self.folder, self.weights_sha256 = converted(source, architecture or Flags())
             self._weights = self.folder / WEIGHTS
@@ -120,9 +127,9 @@ class GuidedDiffusion:
         self.config_sha256 = known_sha256(self.folder / CONFIG)
         self.process = read_process(self.folder)
         self.schedule = self.process.schedule
-        if (
-            self.process.sha256 != GUIDED_DIFFUSION.sha256
-        ):  # a network under its usual process stays the cell it was
+        # Under guided-diffusion's process the hash is that of the file alone, so cells from before
+        # other processes were supported keep their identity.
+        if self.process.sha256 != GUIDED_DIFFUSION.sha256:
             self.config_sha256 = sha256_of_bytes(
                 f"{self.config_sha256} {self.process.sha256}".encode()
             )
@@ -132,13 +139,13 @@ class GuidedDiffusion:
         self.variance = variance
         if (variance == "learned") and not self.learns_variance:
             raise InputError(
-                f"backbone={name}: variance=learned, but its network predicts none: use small "
-                "or large"
+                f"backbone={name}: variance=learned, but the network predicts no variance; use "
+                "small or large"
             )
 
     @functools.cached_property
     def network(self) -> Any:
-        """The UNet2DModel, ready to run; loaded when it is first asked for.
+        """The UNet2DModel, ready to run. It is loaded at first access.
 
         Raises InputError as `load_network` does.
         """
@@ -146,25 +153,31 @@ class GuidedDiffusion:
 
     @property
     def stride(self) -> int:
-        """Height and width of an image must be multiples of this: the network halves them once per
-        level.
+        """The number of pixels of which height and width must be multiples.
+
+        The network halves both once per level.
         """
         return int(self._unshuffle * 2**self._halvings)
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """Noise in x_t (B, 3, H, W) at the original timesteps t (B,), int64 from 0 to the
-        schedule's last, 999 of most; differentiable in an x_t that requires a gradient.
+        """Predict the noise in x_t, and the variance fraction if the network learns its variance.
 
-        On a CPU one image at a time: no slower (7 to 9 images of 128x128 a second on one thread, at
-        batch 1, 4 and 8 alike), and bit-equal in any batch, where oneDNN's batched convolutions
-        differ by 1e-6. Raises InputError for a size that the network cannot halve often enough.
+        Args:
+            x_t: (B, 3, H, W). If it requires a gradient, the result is differentiable.
+            t: (B,) int64 timesteps of the original schedule, from 0 to its last (usually 999).
+
+        Raises:
+            InputError: if H or W is not a multiple of `stride`.
+
+        On a CPU the images of a batch run one at a time. Results are then equal bit for bit in any
+        batch, while oneDNN's batched convolutions differ by 1e-6. It costs no speed: one thread
+        does 7 to 9 images of 128x128 per second at batch sizes 1, 4 and 8.
         """
         height, width = x_t.shape[-2:]
         if height % self.stride or width % self.stride:
             raise InputError(
                 f"backbone {self.name} takes images whose sides are multiples of {self.stride}, "
-                f"got {width}x{height}: "
-                "crop them, or restore them in tiles (adir restore)"
+                f"got {width}x{height}: crop them, or restore them in tiles (adir restore)"
             )
         if self.gate is not None:
             self.gate(t)
@@ -176,14 +189,14 @@ class GuidedDiffusion:
             torch.set_grad_enabled(torch.is_grad_enabled() and x_t.requires_grad),
         ):
             outputs = [self.network(x, s, return_dict=False)[0] for x, s in parts]
-        found = self.prediction(
-            torch.cat(outputs).float()
-        )  # bfloat16 would lose the digits of eps in 1 - alpha_bar
+        # float32, because the samplers' arithmetic on eps would lose too many digits in bfloat16.
+        found = self.prediction(torch.cat(outputs).float())
         return self.process.as_noise(x_t, t, found)
 
     def prediction(self, output: Tensor) -> Prediction:
-        """The network's raw output (B, 3 or 6, H, W), told apart; its eps is yet what the network
-        predicts, see `process`.
+        """Split the network's raw output (B, 3 or 6, H, W) into eps and variance_fraction.
+
+        The result's `eps` still is the quantity that the network predicts, `process.predicts`.
         """
         if not self.learns_variance:
             return Prediction(output, None)
@@ -191,12 +204,13 @@ class GuidedDiffusion:
         return Prediction(eps, (v + 1) / 2)
 
     def denoising_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """DDPM's mean of (eps - eps_theta(z_t, t))^2 over a batch (z, t, eps) of `NoisyCrops`
-        (adir.adaptation.crops).
+        """Return DDPM's loss, the mean of (eps - eps_theta(z_t, t))^2.
+
+        batch: (z, t, eps) of `NoisyCrops` (adir.adaptation.crops).
         """
         z, t, eps = batch
         alpha_bar = self.schedule.alpha_bar.to(z.device)[t].reshape(-1, 1, 1, 1)
-        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
+        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # alpha_bar is float64, the network float32
         with self.execution.autocast():
             output = self.network(z_t, t, return_dict=False)[0]
         return epsilon_loss(
@@ -205,11 +219,18 @@ class GuidedDiffusion:
 
 
 def load_network(config: Path, weights: Path) -> "UNet2DModel":
-    """UNet2DModel in eval mode, float32, from its configuration and safetensors file.
+    """Load a UNet2DModel in eval mode, frozen, float32.
 
-    Float32 weights are mapped from the file, not copied: they take no memory until they are used,
-    and none twice. A write to them stays in this process. Raises InputError as `read_settings`
-    does, and when the weights are damaged or one of their tensors does not fit the configuration.
+    Float32 weights in safetensors are mapped from the file instead of copied. They take no memory
+    until they are used, and processes share it. Writing to them changes only this process.
+
+    Args:
+        config: config.json.
+        weights: safetensors file, or a file of torch.save.
+
+    Raises:
+        InputError: as `read_settings`, and if the weights are damaged or do not fit the
+            configuration.
     """
     settings = read_settings(config, weights)
     try:
@@ -217,12 +238,8 @@ def load_network(config: Path, weights: Path) -> "UNet2DModel":
         tensors = (
             load_file(weights) if weights.suffix == ".safetensors" else read_checkpoint(weights)
         )
-    except (
-        SafetensorError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:  # diffusers raises the latter three
+    # diffusers raises the last three for a wrong configuration.
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise damaged(config, error) from error
     tensors = {
         OLD_ATTENTION.sub(lambda old: f".{TODAY[old[1]]}.", key): tensor
@@ -242,18 +259,17 @@ def load_network(config: Path, weights: Path) -> "UNet2DModel":
 
 
 def read_settings(config: Path, weights: Path) -> dict[str, Any]:
-    """Return config.json.
+    """Return the settings in a network's config.json.
 
-    Raises InputError when it or the weights are missing, and when it is damaged or of another kind
-    of network.
+    Raises InputError if config.json or the weights are missing, or if config.json is damaged or
+    describes an unsupported network.
     """
     require_pixel_network(config, weights)
     try:
         settings = read_json(config)
-        if not isinstance(
-            settings, dict
-        ):  # diffusers would take a text for the name of a model to download
-            raise TypeError(f"{config.name} holds no JSON object")
+        # diffusers would take a string for the name of a model to download.
+        if not isinstance(settings, dict):
+            raise TypeError(f"{config.name} contains no JSON object")
         made_by = settings.get("_class_name", "UNet2DModel")
         lacking = {"out_channels", "block_out_channels"} - settings.keys()
         if made_by == "UNet2DModel" and lacking:
@@ -262,41 +278,42 @@ def read_settings(config: Path, weights: Path) -> dict[str, Any]:
         raise damaged(config, error) from error
     if made_by != "UNet2DModel":
         raise InputError(
-            f"{config}: a {made_by}, and guided diffusion is a UNet2DModel: give another folder "
-            "or backbone"
+            f"{config}: describes a {made_by}, but this backbone takes a UNet2DModel; give another "
+            "folder or backbone"
         )
     channels = settings.get("in_channels", 3), settings["out_channels"]
     if channels not in ((3, 3), (3, 6)):
         raise InputError(
-            f"{config}: {channels[0]} channels in and {channels[1]} out; RGB, 3 in and 3 or 6 "
-            "out, is needed"
+            f"{config}: {channels[0]} channels in and {channels[1]} out; give a network for RGB, "
+            "with 3 in and 3 or 6 out"
         )
     if settings.get("class_embed_type") is not None or settings.get("num_class_embeds") is not None:
         raise InputError(
-            f"{config}: a class-conditional network, and nothing here gives it a class: take "
-            "another"
+            f"{config}: class-conditional networks are not supported, because no class labels are "
+            "given here; give an unconditional network"
         )
     return settings
 
 
 def damaged(config: Path, error: Exception) -> InputError:
-    """The error for a backbone's folder that cannot be read, in one line."""
+    """Build the error for a backbone's folder that cannot be read, on one line."""
     return InputError(
         f"{config.parent}: damaged backbone ({' '.join(str(error).split())}); fetch it again"
     )
 
 
 def require_pixel_network(config: Path, weights: Path) -> None:
-    """Raise InputError when a file is missing, and say so where the folder is a whole pipeline of
-    another family.
+    """Raise InputError if config.json or the weights file is missing.
+
+    If the folder is a pipeline of another family instead, the message says so.
     """
     for path in (config, weights):
         if not path.is_file():
             if (pipeline := path.parent / "model_index.json").is_file():
                 raise InputError(
-                    f"{pipeline}: a pipeline of diffusers, not the folder of a guided-diffusion "
-                    "network"
+                    f"{pipeline}: the folder is a pipeline of diffusers; give the folder of a "
+                    "pixel network"
                 )
             raise InputError(
-                f"{path}: no such file; a backbone folder holds {CONFIG} and {WEIGHTS}"
+                f"{path}: no such file; a backbone's folder must contain {CONFIG} and {WEIGHTS}"
             )

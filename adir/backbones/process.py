@@ -1,6 +1,4 @@
-"""The diffusion process that a UNet2DModel of diffusers was trained with, read from its scheduler's
-file.
-"""
+"""Diffusion process of a diffusers UNet2DModel, read from scheduler_config.json."""
 
 import json
 from dataclasses import dataclass
@@ -25,16 +23,18 @@ from adir.files import read_json, sha256_of_bytes
 
 SCHEDULER = "scheduler_config.json"
 TRAINED_AS_DDPM = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
-"""Schedulers of diffusers whose file says how a DDPM was trained, with the same defaults for what
-it leaves out.
+"""The diffusers schedulers whose configuration describes the training of a DDPM.
+
+All of them have the same defaults for settings that the file omits.
 """
 Predicts = Literal["epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True)
 class Process:
-    """The schedule that a network was trained with, and what it predicts: the noise, the velocity,
-    or the clean image.
+    """Schedule that a network was trained with, and the quantity that the network predicts.
+
+    That quantity is the noise, the velocity or the clean image.
     """
 
     schedule: Schedule
@@ -42,12 +42,22 @@ class Process:
 
     @property
     def sha256(self) -> str:
-        """Of all that changes a prediction; equal for files that say the same in other words."""
+        """A hash of `predicts` and the betas.
+
+        Two scheduler files that describe the same process have the same hash.
+        """
         return sha256_of_bytes(json.dumps([self.predicts, self.schedule.betas.tolist()]).encode())
 
     def as_noise(self, x_t: Tensor, t: Tensor, found: Prediction) -> Prediction:
-        """Return the prediction with the noise in x_t (B, 3, H, W) at timesteps t (B,) for what the
-        network predicts.
+        """Convert a network's prediction to a prediction of the noise.
+
+        Args:
+            x_t: (B, 3, H, W).
+            t: (B,) timesteps.
+            found: the network's prediction. Its `eps` holds the quantity named by `predicts`.
+
+        Returns:
+            The prediction with the noise as `eps`; `variance_fraction` is unchanged.
         """
         if self.predicts == "epsilon":
             return found
@@ -56,21 +66,22 @@ class Process:
             eps = eps_of_velocity(x_t, found.eps, alpha_bar)
         else:
             eps = (x_t - alpha_bar.sqrt() * found.eps) / (1 - alpha_bar).sqrt()
-        return Prediction(
-            eps.to(x_t.dtype), found.variance_fraction
-        )  # float64 tables, float32 network
+        # The tables of the schedule are float64, and the network is float32.
+        return Prediction(eps.to(x_t.dtype), found.variance_fraction)
 
 
 GUIDED_DIFFUSION = Process(linear_schedule(1000))
-"""Of guided-diffusion, and of a folder without a scheduler's file."""
+"""The process of guided-diffusion, also used for a folder without a scheduler_config.json."""
 
 
 def read_process(folder: Path) -> Process:
-    """Return the process of a network's folder: from the scheduler's file in it, in scheduler/
-    inside it or beside it.
+    """Return the process described by the scheduler_config.json of a network's folder.
 
-    Raises InputError, in one line, for a scheduler, schedule or prediction that is not DDPM's, and
-    for a damaged file.
+    The file is searched in the folder, in its subfolder scheduler/, and in scheduler/ beside it. If
+    there is none, the process is guided-diffusion's.
+
+    Raises InputError if the file is damaged, or if its scheduler, schedule or prediction type is
+    not supported.
     """
     places = (
         folder / SCHEDULER,
@@ -87,21 +98,22 @@ def read_process(folder: Path) -> Process:
             f"{path}: damaged ({' '.join(str(error).split())}); fetch it again"
         ) from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: holds no JSON object; fetch it again")
+        raise InputError(f"{path}: contains no JSON object; fetch it again")
     if (name := settings.get("_class_name")) not in TRAINED_AS_DDPM:
         raise InputError(
-            f"{path}: a {name}; a network trained as DDPM has one of {', '.join(TRAINED_AS_DDPM)}"
+            f"{path}: scheduler {name} is not supported; choose a network trained as DDPM, with "
+            f"one of {', '.join(TRAINED_AS_DDPM)}"
         )
     if settings.get("rescale_betas_zero_snr"):
         raise InputError(
-            f"{path}: rescale_betas_zero_snr leaves nothing of the image at the last step: not "
-            "supported"
+            f"{path}: rescale_betas_zero_snr is not supported, because x_t at the last step "
+            "contains nothing of the image; choose another network"
         )
     predicts = settings.get("prediction_type", "epsilon")
     if predicts not in get_args(Predicts):
         raise InputError(
-            f"{path}: prediction_type {predicts!r}; one of {', '.join(get_args(Predicts))} "
-            "is needed"
+            f"{path}: prediction_type {predicts!r} is not supported; "
+            f"it must be one of {', '.join(get_args(Predicts))}"
         )
     return Process(
         schedule_from_betas(betas := read_betas(path, settings), torch.arange(len(betas))), predicts
@@ -109,15 +121,15 @@ def read_process(folder: Path) -> Process:
 
 
 def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
-    """Return the betas (n,) float64, each in (0, 1), of a scheduler's settings.
+    """Return the betas of a scheduler's settings: (n,) float64, each in (0, 1).
 
-    Raises InputError for others.
+    Raises InputError if the settings describe no such betas. `path` is named in its message.
     """
     kind = settings.get("beta_schedule", "linear")
     try:
         n = settings.get("num_train_timesteps", 1000)
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"num_train_timesteps {n!r}")
+            raise ValueError(f"num_train_timesteps {n!r} must be a whole number from 1")
         ends = (float(settings.get("beta_start", 1e-4)), float(settings.get("beta_end", 0.02)))
         if settings.get("trained_betas") is not None:
             betas = torch.tensor(settings["trained_betas"], dtype=torch.float64)
@@ -129,12 +141,12 @@ def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
             betas = cosine_betas(n)
         else:
             raise ValueError(
-                f"beta_schedule {kind!r}; linear, scaled_linear or squaredcos_cap_v2 is needed"
+                f"beta_schedule {kind!r} must be linear, scaled_linear or squaredcos_cap_v2"
             )
         if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError("betas that are not between 0 and 1")
+            raise ValueError("the betas must be between 0 and 1")
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"{path}: not a process that is known here: {' '.join(str(error).split())}"
+            f"{path}: unsupported diffusion process: {' '.join(str(error).split())}"
         ) from error
     return betas

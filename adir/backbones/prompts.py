@@ -1,4 +1,4 @@
-"""Prompts to the vectors that Stable Diffusion's UNet attends to."""
+"""Encoding of prompts to the text embeddings that Stable Diffusion's UNet attends to."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from adir.files import warn_in_one_line
 
 
 class PromptEncoder:
-    """CLIP's text model and its tokenizer, as diffusers' pipelines call them; each prompt is
-    encoded once and kept.
+    """CLIP text model with its tokenizer, called as in diffusers' pipelines.
 
-    It stays on the CPU in float32: one call a prompt is no time there, and up to 1.4 GB of a GPU
-    (the 340 M parameters of Stable Diffusion 2's) are left for the rest.
+    The embedding of each prompt is cached. The model stays on the CPU in float32: one call per
+    prompt takes negligible time there, and it saves up to 1.4 GB of GPU memory (the 340 M
+    parameters of Stable Diffusion 2's text model).
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, text_model: Any) -> None:
@@ -23,9 +23,10 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Tensor:
-        """(1, L, D) hidden states of the last layer, L the tokenizer's full length (77).
+        """Return the hidden states (1, L, D) of the last layer.
 
-        A longer prompt is cut, as the pipelines do, with a warning that quotes what is lost.
+        L is the tokenizer's maximum length (77). A longer prompt is truncated, as in the pipelines,
+        with a warning that quotes the ignored words.
         """
         if prompt not in self._known:
             length = self.tokenizer.model_max_length
@@ -33,7 +34,7 @@ class PromptEncoder:
             if len(whole) > length:
                 lost = self.tokenizer.decode(whole[length - 1 : -1])
                 warn_in_one_line(
-                    f"prompt cut to its first {length - 2} tokens; without effect: {lost!r}"
+                    f"prompt truncated to its first {length - 2} tokens; ignored: {lost!r}"
                 )
             words = self.tokenizer(
                 prompt,

@@ -1,9 +1,10 @@
-"""Stable Diffusion (Rombach et al., 2022) as parts: the x4 upscaler and the inpainting model, from
-a local diffusers folder.
+"""Latent backbones of Stable Diffusion (Rombach et al., 2022): the x4 upscaler and the inpainting
+model.
 
-The UNet is `network`, what adaptation tunes; VAE and text encoder stay as they are. Latents carry
-the VAE's scaling factor, as the UNet sees them. Which data and losses the networks were trained
-with is theirs (Stability's and CompVis's configs).
+Both are loaded from a local diffusers folder. Adaptation fine-tunes the UNet, which is `network`,
+and leaves VAE and text encoder unchanged. Latents are multiplied by the VAE's scaling factor, as
+the UNet expects them. Conditions and losses of training examples follow the configs with which
+Stability and CompVis trained the networks.
 """
 
 import dataclasses
@@ -39,10 +40,10 @@ from adir.weights.registry import located
 
 PREDICTIONS = ("epsilon", "v_prediction")
 GRADIENT_TILE = 256
-"""Side in pixels of the VAE's tiles while a gradient is taken through it.
+"""The side in pixels of the VAE's tiles while gradients are computed through the decoder.
 
-The gradient through the x4 upscaler's decoder takes 1.6 GB at 256 pixels and 25.9 GB at 1024,
-counted from its tensors.
+A gradient through the x4 upscaler's decoder takes 1.6 GB at 256 pixels and 25.9 GB at 1024. Both
+numbers are counted from tensor sizes.
 """
 FAMILIES = {
     7: "the x4 upscaler (backbone=sd_x4)",
@@ -53,51 +54,61 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet is told besides z_t and t, one row per image."""
+    """Inputs of the UNet besides z_t and t, one row per image."""
 
     channels: Tensor
-    """(B, C, h, w), concatenated to z_t."""
+    """The image channels (B, C, h, w) that are concatenated to z_t."""
     text: Tensor
-    """(B, L, D), attended to."""
+    """The text embeddings (B, L, D) for the UNet's cross-attention."""
     class_labels: Tensor | None = None
-    """(B,) int64, added to the time embedding."""
+    """The labels (B,) int64 whose embeddings are added to the time embedding, or None."""
 
     def with_text(self, text: Tensor) -> "Condition":
-        """The same image under another prompt."""
+        """Return a copy of the condition with other text embeddings (B, L, D)."""
         return Condition(self.channels, text, self.class_labels)
 
 
 class StableDiffusion:
-    """What the two families share.
+    """Latent backbone from a Stable Diffusion folder; base class of the two families below.
 
-    folder: in diffusers' layout; None is what `checkpoint`, an entry of conf/weights/, has.
-        resolution: side in pixels of
-    the images it was trained for; other sizes work.  device: where it runs, whatever `execution`
-    says of that.
-    trained_on: for the record.
-    vae_tile: the side in pixels up to which the VAE takes an image whole; larger ones pass it in
-        overlapping tiles of that
-    side, which bounds memory; None: never in tiles. By count, decoding 1024x1024 whole takes 3.2 GB
-    beside the 2.1 GB of the x4 upscaler's weights, and tiles of 512 take 0.8 GB (with torch's fused
-    attention: as a matrix, that between 65,536 places would take 17 GB). diffusers' own tiles begin
-    above `sample_size` of the VAE's config.json, 256 pixels in the upscaler's, so they would cut
-    the paper's 1024x1024 into 36. They are no small change: norms and attention see one tile only.
-    Decoding 512x512 in tiles of 256 strays from the whole by 0.6 to 1 of the image's standard
-    deviation with untrained weights (this architecture, an eighth of the channels); by how much
-    with the trained ones is not measured. Raises InputError for a folder that is not such a model,
-    and for a tile that the VAE cannot take.
+    Args:
+        name: name in paths and tables; None takes `usual`.
+        folder: folder in diffusers' layout; None takes the folder of `checkpoint`.
+        checkpoint: entry of conf/weights/, used if `folder` is None; None takes `usual`.
+        resolution: side in pixels of the training images; other sizes work.
+        vae_tile: largest side in pixels that the VAE processes in one piece. A larger image is
+            processed in overlapping tiles of this side, which bounds memory. None: never in tiles.
+        device: where the network runs; overrides the device in `execution`.
+        execution: precision and other settings.
+        trained_on: name of the training images, for the records.
+
+    Raises:
+        InputError: if the folder contains another model, or if `vae_tile` is not a multiple of 4
+            times `stride`.
+
+    Tiles of the VAE save memory. Decoding 1024x1024 in one piece takes 3.2 GB besides the 2.1 GB of
+    the x4 upscaler's weights, and tiles of 512 take 0.8 GB. Both are counted from tensor sizes with
+    torch's fused attention. Without fused attention, the attention matrix between 65,536 positions
+    would take 17 GB.
+
+    Tiles also change the image considerably, because norms and attention see only one tile. With
+    untrained weights (this architecture with an eighth of the channels), decoding 512x512 in tiles
+    of 256 differs from decoding in one piece by 0.6 to 1 standard deviations of the image. The
+    difference with trained weights has not been measured. diffusers' own default is to tile images
+    larger than the `sample_size` in the VAE's config.json. For the upscaler that is 256 pixels,
+    which would cut the paper's 1024x1024 images into 36 tiles.
     """
 
     kind: ClassVar[Kind] = "latent"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its predictions."""
+    """Raise it if a change of this class changes its predictions."""
     family: ClassVar[str]
     learns_variance: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     channels: ClassVar[int]
-    """Channels that the UNet takes: what tells the families apart."""
+    """The number of input channels of the UNet, which differs between the families."""
     usual: ClassVar[str]
-    """The name and the entry of conf/weights/ where none is given."""
+    """The default name, and the default entry of conf/weights/."""
 
     def __init__(
         self,
@@ -118,19 +129,19 @@ class StableDiffusion:
         self.gate: Callable[[Tensor], None] | None = None
         self.execution = dataclasses.replace(execution or Execution(), device=device)
         self.device = torch.device(device)
+        # Check the folder before the weights are loaded.
         require_folder(self.folder, self.parts)
         self._require_family()
         self.network: Any = self.execution.prepare(
             load_part(self.folder / "unet", UNet2DConditionModel)
         )
         self.vae: Any = load_part(self.folder / "vae", AutoencoderKL).to(self.device)
-        self.vae.enable_slicing()  # one image at a time: the same pixels
+        self.vae.enable_slicing()  # one image at a time: saves memory, same pixels
         self.vae_tile = vae_tile
-        unit = 4 * self.stride  # tiles overlap by a quarter, in whole places
+        unit = 4 * self.stride  # tiles overlap by a quarter, which must be whole latent positions
         if vae_tile is not None and (vae_tile < unit or vae_tile % unit):
             raise InputError(
-                f"backbone={self.name}: vae_tile={vae_tile}: a multiple of {unit} is needed, "
-                "or null"
+                f"backbone={self.name}: vae_tile={vae_tile} must be a multiple of {unit}, or null"
             )
         recompute_in_backward(self.vae.decoder)
         text_model = load_part(self.folder / "text_encoder", CLIPTextModel)
@@ -139,53 +150,60 @@ class StableDiffusion:
         if self.scheduler.config.prediction_type not in PREDICTIONS:
             raise InputError(
                 f"{self.folder / 'scheduler'}: "
-                f"prediction_type={self.scheduler.config.prediction_type!r}; "
-                f"{' or '.join(PREDICTIONS)} is needed"
+                f"prediction_type={self.scheduler.config.prediction_type!r} must be "
+                f"{' or '.join(PREDICTIONS)}"
             )
         self.schedule = schedule_from_betas(
             self.scheduler.betas.double().cpu(), torch.arange(len(self.scheduler.betas))
         )
+        # Hash weights and settings, which are part of a cell's identity.
         weights = [weights_file(self.folder / part)[0] for part in ("unet", "vae", "text_encoder")]
         self.weights_sha256 = hash_of_files(self.folder, weights)
         self.config_sha256 = hash_of_settings(self.folder, self.parts)
         self._complete()
 
     def _complete(self) -> None:
-        """What a family has besides."""
+        """Finish the constructor with the parts and settings of one family."""
 
     def _require_family(self) -> None:
-        """Before the weights are read: a config.json is enough to tell."""
+        """Raise InputError if the UNet has another family's number of input channels.
+
+        The check reads only unet/config.json, so it comes before the weights are loaded.
+        """
         found: Any = read_config(self.folder / "unet" / "config.json").get("in_channels")
         if found != self.channels:
             raise InputError(
-                f"backbone={self.name}: the UNet in {self.folder} takes {found} channels, "
-                f"{self.channels} are needed: "
-                f"it is {FAMILIES.get(found, 'of a family not known here')}, not "
+                f"backbone={self.name}: the UNet in {self.folder} has {found} input channels "
+                f"instead of {self.channels}: "
+                f"it is {FAMILIES.get(found, 'of an unknown family')}, not "
                 f"{FAMILIES[self.channels]}"
             )
 
     @property
     def stride(self) -> int:
-        """Height and width of an image must be multiples of this: pixels a side of one latent
-        place. (The UNet itself takes latents of any size.)
+        """The side in pixels of one latent position.
+
+        Height and width of an image must be multiples of it. The UNet takes latents of any size.
         """
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
+        """The number of channels of a latent."""
         return self.vae.config.latent_channels
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(C, H / stride, W / stride) of an image (3, H, W)."""
+        """Return the latent shape (C, H / stride, W / stride) of an image (3, H, W)."""
         return self.latent_channels, image_shape[-2] // self.stride, image_shape[-1] // self.stride
 
     @torch.no_grad()
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, H / stride, W / stride) of images (B, 3, H, W) in [-1, 1].
+        """Encode images to scaled latents (B, C, H / stride, W / stride).
 
-        noise: standard normal of the latents' shape, for a sample of the VAE's posterior; None
-            takes its mean.
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            noise: standard normal noise of the latents' shape, to sample the VAE's posterior. None
+                returns the posterior's mean.
         """
         self._set_tile(self.vae_tile)
         with torch.autocast(self.device.type, enabled=False):  # in float16 this VAE overflows
@@ -194,8 +212,10 @@ class StableDiffusion:
         return latent * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of latents; differentiable, then in tiles of
-        GRADIENT_TILE.
+        """Decode scaled latents to images (B, 3, H, W), approximately in [-1, 1].
+
+        The result is differentiable. If gradients are enabled and `latent` requires one, tiles have
+        at most GRADIENT_TILE pixels a side. With vae_tile=None there are no tiles.
         """
         tile = self.vae_tile
         if tile is not None and torch.is_grad_enabled() and latent.requires_grad:
@@ -207,19 +227,22 @@ class StableDiffusion:
             )[0]
 
     def _set_tile(self, tile: int | None) -> None:
-        """Let the VAE's next call take tiles of so many pixels a side, or the image whole."""
+        """Set the side in pixels of the VAE's tiles; None processes an image in one piece."""
         self.vae.use_tiling = tile is not None
         if tile is not None:
             self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = tile, tile // self.stride
 
     def text(self, prompts: list[str]) -> Tensor:
-        """(B, L, D) embeddings of prompts, on the device."""
+        """Return the embeddings (B, L, D) of prompts, on the device."""
         return torch.cat([self.embed(prompt) for prompt in prompts]).to(self.device)
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The UNet's raw output (B, C, h, w): eps or v. z_t: variance preserving, as in DDPM; t:
+        """Return the UNet's raw output (B, C, h, w): eps or v.
 
-        (B,) or scalar.
+        Args:
+            z_t: (B, C, h, w), variance preserving, as in DDPM.
+            t: timesteps (B,), or a scalar.
+            condition: the UNet's other inputs.
         """
         with self.execution.autocast():
             return self.network(
@@ -231,12 +254,12 @@ class StableDiffusion:
             )[0].float()
 
     def eps_of(self, output: Tensor, z_t: Tensor, alpha_bar: Tensor) -> Tensor:
-        """The predicted noise in z_t, of the raw output."""
+        """Convert the UNet's raw output, eps or v, to the predicted noise in z_t."""
         return eps_of_velocity(z_t, output, alpha_bar) if self.predicts_velocity else output
 
     @torch.no_grad()
     def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
-        """The noise in z_t (B, C, h, w) at timesteps t (B,)."""
+        """Predict the noise in z_t (B, C, h, w) at timesteps t (B,)."""
         if self.gate is not None:
             self.gate(t)
         alpha_bar = self.schedule.alpha_bar.to(z_t)[t].reshape(-1, 1, 1, 1)
@@ -244,29 +267,32 @@ class StableDiffusion:
 
     @property
     def predicts_velocity(self) -> bool:
-        """Whether the UNet predicts v; else eps."""
+        """True if the UNet predicts v, False if it predicts eps."""
         return self.scheduler.config.prediction_type == "v_prediction"
 
     def denoising_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Mean squared error of the UNet's eps or v on a batch of this family's `LatentCrops`
-        (adir.adaptation.latent).
+        """Return the mean squared error of the UNet's eps or v.
+
+        batch: examples of this family's `LatentCrops` (adir.adaptation.latent).
         """
         z = self.encode(batch["z"], batch["posterior_noise"])
         alpha_bar = self.schedule.alpha_bar.to(z.device)[batch["t"]].reshape(-1, 1, 1, 1)
         eps = batch["eps"]
-        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # float64 tables, float32 network
+        z_t = diffuse(z, eps, alpha_bar).to(z.dtype)  # alpha_bar is float64, the network float32
         target = velocity(z, eps, alpha_bar).to(z.dtype) if self.predicts_velocity else eps
         output = self.output(z_t, batch["t"], self.condition_of(batch))
         return torch.nn.functional.mse_loss(output, target)
 
     def condition_of(self, example: dict[str, Any]) -> Condition:
-        """The condition of a training example."""
+        """Build the condition of a batch of training examples."""
         raise NotImplementedError
 
 
 class StableDiffusionX4(StableDiffusion):
-    """The x4 upscaler: z_t and the low-resolution image, noised to a level that the network is
-    told, to v.
+    """Stable Diffusion's x4 upscaler, which predicts v.
+
+    The UNet takes z_t and the low-resolution image, to which noise is added, and the level of that
+    noise.
     """
 
     parts = (*StableDiffusion.parts, "low_res_scheduler")
@@ -274,8 +300,8 @@ class StableDiffusionX4(StableDiffusion):
 
     def _complete(self) -> None:
         self.low_res_scheduler: Any = load_scheduler(self.folder / "low_res_scheduler")
-        # Early copies of its VAE lack the factor; diffusers' pipeline sets it, whatever the file
-        # says, and so do we.
+        # The config.json of early copies of this VAE misses the scaling factor. We set it in all
+        # cases, as diffusers' pipeline does.
         self.vae.register_to_config(scaling_factor=0.08333)
         index = self.folder / "model_index.json"
         self.max_noise_level: int = (
@@ -288,8 +314,13 @@ class StableDiffusionX4(StableDiffusion):
     def condition(
         self, low: Tensor, noise: Tensor, noise_level: Tensor, prompts: list[str]
     ) -> Condition:
-        """low, noise: (B, 3, h, w), the small image in [-1, 1] and standard normal.  noise_level:
-        (B,) int64.
+        """Build the condition from low-resolution images.
+
+        Args:
+            low: (B, 3, h, w) images in [-1, 1].
+            noise: (B, 3, h, w), standard normal.
+            noise_level: (B,) int64 timesteps of `low_res_scheduler`.
+            prompts: B prompts.
         """
         noised = self.low_res_scheduler.add_noise(low, noise, noise_level)
         return Condition(noised, self.text(prompts), noise_level)
@@ -301,15 +332,16 @@ class StableDiffusionX4(StableDiffusion):
 
 
 class StableDiffusionInpaint(StableDiffusion):
-    """The inpainting model: z_t, the hole, and the latent of the image with the hole at mid grey,
-    to eps or v.
+    """Stable Diffusion's inpainting model, which predicts eps or v.
+
+    The UNet takes z_t, the mask of the hole, and the latent of the image with the hole in mid grey.
     """
 
     family, channels, usual = "inpainting", 9, "sd_inpaint"
 
     def _complete(self) -> None:
-        # Early copies have older settings of the scheduler; diffusers' pipeline changes them on
-        # loading, and so do we.
+        # Early copies have other values of two scheduler settings. We replace them, as diffusers'
+        # pipeline does when it loads them.
         old = {"steps_offset": 1, "skip_prk_steps": True}
         current = {
             key: value
@@ -321,13 +353,17 @@ class StableDiffusionInpaint(StableDiffusion):
     def condition(
         self, image: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]
     ) -> Condition:
-        """image: (B, 3, H, W) in [-1, 1].  hole: (B, 1, H, W), 1 where it is to be repainted.
-        noise: of a latent's shape.
+        """Build the condition from images and masks.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            hole: (B, 1, H, W), 1 in the part to be repainted and 0 elsewhere.
+            noise: (B, C, h, w), standard normal, to sample the VAE's posterior.
+            prompts: B prompts.
         """
         _, _, h, w = noise.shape
-        small = torch.nn.functional.interpolate(
-            hole, size=(h, w)
-        )  # nearest, as the pipeline and the training do
+        # Nearest neighbour interpolation, as in the pipeline and in training.
+        small = torch.nn.functional.interpolate(hole, size=(h, w))
         masked = self.encode(image * (hole < 0.5), noise)
         return Condition(torch.cat([small, masked], dim=1), self.text(prompts))
 
@@ -338,8 +374,9 @@ class StableDiffusionInpaint(StableDiffusion):
 
 
 def recompute_in_backward(module: Any) -> None:
-    """Keep none of the insides of each call for a backward pass, but compute them again: of tiles,
-    one tile's at a time.
+    """Replace a module's forward by one that recomputes its activations in the backward pass.
+
+    If the module is called once per tile, the activations of only one tile are in memory at a time.
     """
     forward = module.forward
 

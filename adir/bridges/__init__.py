@@ -1,3 +1,1 @@
-"""Other libraries' interfaces on both sides: their operators as our tasks, our methods as their
-models.
-"""
+"""Bridges to other libraries: their operators as our tasks, and our methods as their models."""

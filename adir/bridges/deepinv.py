@@ -1,8 +1,7 @@
-"""deepinv's linear physics as our tasks, and our methods as its reconstructors; docs/deepinv.md has
-an example of each.
+"""Bridge to deepinv: its linear physics as our tasks, and our methods as its reconstructors.
 
-deepinv's images are in [0, 1], ours in [-1, 1]: x there is (x + 1) / 2 here, y there (y + A 1) / 2,
-and noise is half as large.
+docs/deepinv.md has an example of each. deepinv's images are in [0, 1] and ours in [-1, 1]. Our x
+is (x + 1) / 2 in deepinv, our y is (y + A 1) / 2, and our sigma_y is sigma_y / 2.
 """
 
 import copy
@@ -40,62 +39,62 @@ from adir.tasks.restoration import RestorationTask
 
 @dataclass(frozen=True, eq=False)
 class PhysicsOperator:
-    """A linear physics of deepinv on RGB images as the operator of a task.
+    """Operator of a task, made from a linear physics of deepinv on RGB images.
 
-    Its y must be an image too.
-
-    Each value of y must weigh values of x by numbers that sum to one, or see none of them (the hole
-    of inpainting): then grey stays grey, and y fits into the 8 bits of an image file. What the
-    physics draws, such as a mask, follows from `seed` and is part of the task.
+    y must be an image too. Each value of y must be a weighted sum of values of x. The weights must
+    sum to 1, or all be 0 if y sees nothing of x (the hole of inpainting). Then grey stays grey, and
+    y can be saved as an 8-bit image. Random parts of the physics, such as a mask, are drawn from
+    `seed` and are part of the task.
 
     Args:
-        physics: import path of a class of physics, such as deepinv.physics.Downsampling.
-        settings: its arguments, `img_size` aside, which is the image's shape; tensors by `_target_`
-            of what makes them.
-        factor: sides of x over those of y.
-        seed: of what it draws when it is made.
+        physics: import path of a physics class, such as deepinv.physics.Downsampling.
+        settings: arguments of the class without `img_size`, which is the image's shape. In
+            YAML, give a tensor as a node with the `_target_` that builds it.
+        factor: side of x divided by side of y.
+        seed: seed of the random parts.
     """
 
     name: ClassVar[str] = "deepinv_physics"
     version: ClassVar[int] = 1
-    """Raise it when a change of this class changes its result."""
+    """Raise it if a change of this class changes its result."""
     shift_invariant: ClassVar[bool] = False
-    """Not known of a physics, so large images are not restored in tiles."""
+    """False because deepinv does not declare it. Large images are therefore not tiled."""
     physics: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     factor: int = 1
     seed: int = 0
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """A for images (3, H, W).
+        """Return the operator A for images of shape (3, H, W).
 
-        Raises InputError for settings that the class refuses, and for a y as excluded above.
+        Raises InputError if the physics class rejects the settings, if y is not an image, or if the
+        weights of a value of y sum to neither 1 nor 0.
         """
         operator = operator_of(
             functools.partial(self.made, image_shape), image_shape, f"{self.physics}"
         )
         if tuple(self.factor * side for side in operator.y_shape[1:]) != tuple(image_shape[1:]):
             raise InputError(
-                f"{self.physics}: y of {tuple(image_shape)} is {operator.y_shape}, and "
-                f"factor={self.factor}: state the factor "
-                "between their sides; a y of other sides is not supported"
+                f"{self.physics}: images {tuple(image_shape)} give y {operator.y_shape}, which "
+                f"contradicts factor={self.factor}: set factor to the ratio of their sides, which "
+                "must be a whole number"
             )
         if operator.y_shape[0] not in (1, 3):
             raise InputError(
-                f"{self.physics}: y has {operator.y_shape[0]} channels; 1 or 3 make an image"
+                f"{self.physics}: y has {operator.y_shape[0]} channels, but an image has 1 or 3; "
+                "choose another physics"
             )
         weights = operator.A(torch.ones(image_shape))
         if not ((weights - 1).abs().minimum(weights.abs()) < 1e-3).all():
             raise InputError(
-                f"{self.physics}: its weights sum to {weights.min():.3g} to "
-                f"{weights.max():.3g}, and 1 (or 0, where y "
-                "sees nothing) is needed: normalise its filter, and take circular, reflect or "
-                "replicate borders"
+                f"{self.physics}: the sums of its weights range from {weights.min():.3g} to "
+                f"{weights.max():.3g}, but each must be 1 (or 0 where y sees nothing): normalise "
+                "the filter, and use circular, reflect or replicate borders"
             )
         return operator
 
     def made(self, image_shape: Shape, dtype: torch.dtype) -> LinearPhysics:
-        """Return the physics for images of a shape, in float32 or float64."""
+        """Build the physics for images of a shape, in float32 or float64."""
         module, _, name = self.physics.rpartition(".")
         try:
             cls = getattr(importlib.import_module(module), name)
@@ -109,7 +108,8 @@ class PhysicsOperator:
             if "rng" in takes:
                 settings.setdefault("rng", torch.Generator().manual_seed(self.seed))
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.filterwarnings("error", "Arguments .* ignored")  # a typo
+                # deepinv warns about an unknown argument, which is a typo.
+                warnings.filterwarnings("error", "Arguments .* ignored")
                 torch.manual_seed(self.seed)
                 physics = cls(**settings)
         except (
@@ -121,24 +121,25 @@ class PhysicsOperator:
             RuntimeError,
             AssertionError,
         ) as error:
-            raise InputError(f"{self.physics} cannot be made: {first_line(error)}") from error
+            raise InputError(f"{self.physics} cannot be built: {first_line(error)}") from error
         if not isinstance(physics, LinearPhysics):
-            raise InputError(f"{self.physics} is no LinearPhysics of deepinv")
+            raise InputError(f"{self.physics} is not a LinearPhysics of deepinv")
         return in_precision(physics, dtype)
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """(C, h, w) to (3, factor * h, factor * w)."""
+        """Return the shape of x, (3, factor * h, factor * w), for a y of shape (C, h, w)."""
         return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
 
 
 def is_real(value: Any) -> bool:
-    """Whether it is a tensor of real numbers, which has a precision."""
+    """Check whether a value is a tensor of real floating point numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def in_precision(physics: LinearPhysics, dtype: torch.dtype) -> LinearPhysics:
-    """Return a copy with its real tensors in float32 or float64; `.to` would drop the imaginary
-    part of the others.
+    """Return a copy of a physics with its real tensors in `dtype`, float32 or float64.
+
+    `physics.to(dtype)` would also convert complex tensors, and drop their imaginary parts.
     """
     result: LinearPhysics = copy.deepcopy(physics)._apply(
         lambda tensor: tensor.to(dtype) if is_real(tensor) else tensor
@@ -147,16 +148,19 @@ def in_precision(physics: LinearPhysics, dtype: torch.dtype) -> LinearPhysics:
 
 
 def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0) -> Operator:
-    """Return the operator around a physics.
+    """Build an `Operator` from a physics of deepinv.
 
     Args:
-        build: the physics for a dtype, on the CPU.
-        image_shape: (3, H, W), else InputError.
-        what: the name of the physics, for errors.
-        sigma_y: of images in [-1, 1].
+        build: function that returns the physics for a dtype, on the CPU.
+        image_shape: (3, H, W).
+        what: name of the physics, for errors.
+        sigma_y: noise level for images in [-1, 1].
+
+    Raises:
+        InputError: if image_shape is not RGB, or if the physics rejects such images.
     """
     if len(image_shape) != 3 or image_shape[0] != 3:
-        raise InputError(f"{what}: images are RGB, (3, H, W), here, got {tuple(image_shape)}")
+        raise InputError(f"{what}: images must be RGB, (3, H, W), got {tuple(image_shape)}")
     try:
         physics = build(torch.float64)
         x = torch.randn(
@@ -164,19 +168,25 @@ def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0)
         )
         y = physics.A(x)
         if not (isinstance(y, Tensor) and y.ndim == 4 and y.is_floating_point()):
-            raise ValueError("y is no image (C, h, w)")
+            raise ValueError("y is not an image (C, h, w)")
         norm = largest_singular_value(physics, x)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"{what} does not take images {tuple(image_shape)}: {first_line(error)}"
+            f"{what} rejects images of shape {tuple(image_shape)}: {first_line(error)}"
         ) from error
     return Operator(build, tuple(image_shape), tuple(y.shape[1:]), norm=norm, sigma_y=sigma_y)
 
 
 def largest_singular_value(physics: LinearPhysics, x: Tensor) -> float:
-    """Return |A|, to 1e-4 of itself, by Lanczos on A^T A (ARPACK) from x (1, 3, H, W) in float64."""
+    """Return the largest singular value of A, with a relative error of 1e-4.
+
+    It is computed by Lanczos iterations on A^T A (ARPACK).
+
+    x: (1, 3, H, W) start vector in float64.
+    """
 
     def gram(v: np.ndarray) -> np.ndarray:
+        """Return A^T A v."""
         applied = physics.A_adjoint(physics.A(torch.from_numpy(v).reshape(x.shape)))
         return np.asarray(applied.reshape(-1).numpy())
 
@@ -187,21 +197,24 @@ def largest_singular_value(physics: LinearPhysics, x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Around:
-    """A corpus as a mode of adaptation sees it from one y (adir.adaptation.modes.Surroundings)."""
+    """Corpus and query image from which an adaptation mode chooses neighbours.
+
+    It implements adir.adaptation.modes.Surroundings.
+    """
 
     corpus: Corpus
     encoder: Encoder
     index: Index
     image: Tensor
-    """y as an image (3, h, w)."""
+    """The query: y as an image (3, h, w)."""
 
     @property
     def ids(self) -> list[str]:
-        """Every image, repeats aside, sorted."""
+        """The sorted ids of all images of the corpus, without its repeats."""
         return [name for name in self.corpus.ids if name not in self.corpus.repeats]
 
     def nearest(self, k: int) -> list[Chosen]:
-        """Return the k images nearest to y, nearest first."""
+        """Return the k images of the corpus that are nearest to y, nearest first."""
         ids, distances = self.index.search(
             self.encoder.image(self.image[None]), k, exclude=[self.corpus.repeats]
         )
@@ -211,21 +224,23 @@ class Around:
 
 
 class Reconstruction(Reconstructor):
-    """A backbone with a sampler, adapted or not, as a deepinv model: x_hat = model(y, physics),
-    images in [0, 1].
+    """deepinv reconstructor made of a backbone, a sampler and an adaptation mode.
 
-    The physics is linear, on RGB images, with Gaussian noise or none; its noise level is taken from
-    it. Each image is restored alone, by noise that follows from `seed` and its y, so a batch
-    changes nothing. Nothing is differentiable.
+    Call it as x_hat = model(y, physics), with images in [0, 1]. The physics must be linear, on RGB
+    images, with Gaussian noise or none. The noise level is read from the physics. Each image is
+    restored alone, with noise that depends only on `seed` and its y, so the result is the same in
+    any batch. The result is not differentiable.
 
     Args:
-        backbone: of pixels.
-        sampler: any of adir.samplers; InputError on use where it does not do the physics.
-        mode: of adaptation; None adapts nothing.
-        k: neighbours, of modes that have any.
-        corpus: where they are from. Copies of a test image are not left out: keep them out of it.
-        encoder: what they are looked for with.
-        seed: of sampler and adaptation.
+        backbone: pixel backbone.
+        sampler: any sampler of adir.samplers. A call raises InputError if the sampler does not
+            support the physics.
+        mode: adaptation mode. None means no adaptation.
+        k: number of neighbours, for modes that retrieve some.
+        corpus: images among which neighbours are retrieved. Copies of a test image are not
+            excluded, so the corpus must not contain any.
+        encoder: encoder for the retrieval.
+        seed: seed of sampler and adaptation.
     """
 
     def __init__(
@@ -243,24 +258,29 @@ class Reconstruction(Reconstructor):
         self.mode = mode = NoAdaptation(Full(), FineTuning()) if mode is None else mode
         self.k, self.corpus, self.encoder, self.seed = k, corpus, encoder, seed
         if mode.encoder is not None and (corpus is None or encoder is None):
-            raise InputError(f"mode {mode.name} has neighbours: give a corpus and an encoder")
+            raise InputError(f"mode {mode.name} needs neighbours: give a corpus and an encoder")
         if isinstance(mode, Steering) and not isinstance(sampler, SteerableSampler):
             raise InputError(
-                f"mode {mode.name} tunes the network while it samples, which {sampler.name} "
-                "does not do"
+                f"mode {mode.name} tunes the network during sampling, which sampler "
+                f"{sampler.name} does not support; choose another mode or sampler"
             )
 
     @functools.cached_property
     def index(self) -> Index:
-        """Of the corpus, made when it is first asked for."""
+        """The index of the corpus, built at first access."""
         assert self.corpus is not None and self.encoder is not None
         return Index.build(self.corpus, self.encoder)
 
     def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
-        """x_hat (B, 3, H, W) of measurements y (B, C, h, w) of images in [0, 1].
+        """Restore a batch and return x_hat (B, 3, H, W), approximately in [0, 1].
 
-        Raises InputError for a physics that the sampler cannot do, FloatingPointError where
-        sampling failed.
+        Args:
+            y: (B, C, h, w) measurements of images in [0, 1].
+            physics: linear physics that gave y.
+
+        Raises:
+            InputError: if the sampler does not support the physics.
+            FloatingPointError: if the sampler diverges.
         """
         operator = measured_by(physics, y)
         task = RestorationTask("physics", 1, Fixed(operator), 0, 0)
@@ -268,14 +288,16 @@ class Reconstruction(Reconstructor):
             raise InputError(reason)
         ones = torch.ones(operator.image_shape, dtype=y.dtype, device=y.device)
         scaled = (2 * y - operator.A(ones)).float()
-        with (
-            torch.enable_grad()
-        ):  # deepinv's test() switches it off, and some samplers and every adaptation differentiate
+        # deepinv's test() disables gradients, but adaptation and some samplers need them.
+        with torch.enable_grad():
             x_hat = torch.cat([self.restored(operator, one[None]) for one in scaled])
         return ((x_hat + 1) / 2).detach().to(y.device, y.dtype)
 
     def restored(self, operator: Operator, y: Tensor) -> Tensor:
-        """Return x_hat (1, 3, H, W) in [-1, 1] of one y (1, C, h, w) of such an image."""
+        """Restore one image and return x_hat (1, 3, H, W), approximately in [-1, 1].
+
+        y: (1, C, h, w), the measurement of an image in [-1, 1].
+        """
         name = hash_of_image(y)
         y, noise = y.to(self.backbone.device), [generator(self.seed, name, "sampler")]
         with self.adapted_to(y[0].cpu(), name):
@@ -292,13 +314,19 @@ class Reconstruction(Reconstructor):
         return found.x_hat
 
     def adapted_to(self, y: Tensor, name: str) -> AbstractContextManager[Any]:
-        """Return the context in which the backbone is adapted to y (C, h, w), as the mode says."""
+        """Train the mode's adapter, and return a context manager that puts it in place.
+
+        Args:
+            y: (C, h, w) in [-1, 1].
+            name: hash of y, from which the random numbers are seeded.
+        """
         mode = self.mode
         if not mode.trains:
             return nullcontext()
         if y.shape[0] not in (1, 3):
             raise InputError(
-                f"mode {mode.name}: y has {y.shape[0]} channels; 1 or 3 make an image to adapt to"
+                f"mode {mode.name}: y has {y.shape[0]} channels, but only an image with 1 or 3 can "
+                "be adapted to; use mode none"
             )
         image = y.expand(3, -1, -1).clamp(-1, 1)
         found, others = self.neighbours_of(image, name) if mode.encoder is not None else ([], [])
@@ -313,8 +341,14 @@ class Reconstruction(Reconstructor):
         return in_place(self.backbone, mode.adapter, trained.tensors, trained.gated_strata)
 
     def neighbours_of(self, image: Tensor, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Return (the images to tune on, nearest first; those to judge the update by besides, if
-        there is one to tune on).
+        """Return (images to fine-tune on, other images to validate the update on).
+
+        The first list is sorted by distance, nearest first. The second is empty unless the first
+        contains exactly one image.
+
+        Args:
+            image: y as an image (3, h, w).
+            name: hash of y, from which the random numbers are seeded.
         """
         assert self.corpus is not None and self.encoder is not None
         around = Around(self.corpus, self.encoder, self.index, image)
@@ -338,7 +372,10 @@ class Reconstruction(Reconstructor):
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """An operator as the degradation of a task, for what a sampler asks of one."""
+    """Degradation of a task that always uses one given operator.
+
+    It wraps the operator in the interface that samplers expect of a task.
+    """
 
     name: ClassVar[str] = "fixed"
     version: ClassVar[int] = 1
@@ -346,29 +383,37 @@ class Fixed:
     operator: Operator
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """The operator, whatever the shape."""
+        """Return the operator; `image_shape` is ignored."""
         return self.operator
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """That of the operator."""
+        """Return the operator's image shape; `y_shape` is ignored."""
         return self.operator.image_shape
 
 
 def measured_by(physics: LinearPhysics, y: Tensor) -> Operator:
-    """Return our operator for the physics that gave y (B, C, h, w).
+    """Build an `Operator` from the deepinv physics that gave y.
 
-    Raises InputError for one that does not fit.
+    Args:
+        physics: linear physics with Gaussian noise of one level, or without noise.
+        y: (B, C, h, w), in deepinv's range.
+
+    Raises:
+        InputError: if the physics is not supported.
     """
     what = type(physics).__name__
     if not isinstance(physics, LinearPhysics):
-        raise InputError(f"{what} is no LinearPhysics of deepinv")
+        raise InputError(f"{what} is not a LinearPhysics of deepinv")
     noise = physics.noise_model
     if not isinstance(noise, GaussianNoise | ZeroNoise):
-        raise InputError(f"{what}: noise is Gaussian or none here, not {type(noise).__name__}")
+        raise InputError(
+            f"{what}: {type(noise).__name__} is not supported; use GaussianNoise or ZeroNoise"
+        )
     sigma = noise.sigma.flatten() if isinstance(noise, GaussianNoise) else torch.zeros(1)
     if not (sigma == sigma[0]).all():
         raise InputError(
-            f"{what}: images of several noise levels in one batch: call the model once for each"
+            f"{what}: the images of the batch have different noise levels; call the model once for "
+            "each level"
         )
     image_shape = getattr(physics, "img_size", None) or physics.A_adjoint(y).shape[1:]
     at_home = copy.deepcopy(physics).cpu()

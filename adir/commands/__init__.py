@@ -1,1 +1,1 @@
-"""What `adir COMMAND` does: `main` of the file of that name. cli.py says what can be typed."""
+"""Commands of `adir`: one file per command, whose `main` runs it. cli.py defines the arguments."""

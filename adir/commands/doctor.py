@@ -1,4 +1,4 @@
-"""`adir doctor`: what is installed, what is missing, and how to get it."""
+"""`adir doctor`: print what is installed, what is missing, and how to install it."""
 
 import platform
 import sys
@@ -25,9 +25,9 @@ PACKAGES = (
 
 
 def main() -> int:
-    """Print what is installed and what is missing.
+    """Print the state of packages, GPUs, embedded files and metrics.
 
-    Returns 0, or 1 if a dependency or an embedded file is missing.
+    Returns 0, or 1 if a package or an embedded file is missing.
     """
     missing = 0
     print(
@@ -50,7 +50,7 @@ def main() -> int:
                 f"backbone.device=cuda:{index}"
             )
     else:
-        print("  none     GPU: everything embedded runs on the CPU; the paper's backbones want one")
+        print("  none     GPU: the embedded parts run on the CPU; the paper's backbones run slowly")
     print(f"  ok       {torch.get_num_threads()} CPU threads")
 
     from adir.errors import InputError
@@ -64,7 +64,7 @@ def main() -> int:
         try:
             found = build(node, what)
             if what == "prior":
-                found.network  # noqa: B018  loaded when it is first asked for
+                found.network  # noqa: B018  loaded at first access
             told = found.weights_sha256[:12] if what in networks else f"{len(found)} images"
             print(f"  ok       embedded {what} ({told})")
         except InputError as error:

@@ -1,5 +1,6 @@
-"""`adir edit`: repaint the white part of a mask in your own image as a prompt says; write a PNG and
-a JSON of what was done.
+"""`adir edit`: repaint the part of your own image that is white in a mask, from a prompt.
+
+It writes a PNG, and a JSON file with settings, scores and versions.
 """
 
 import dataclasses
@@ -33,21 +34,29 @@ DEFAULTS = (
     "sampler=sd_inpaint",
     "adaptation/fine_tuning=sd_inpaint",
     "scoring=edit",
-    # unused: the image comes from the command line; sd_inpaint would ask for a folder
+    # The data set is not used, because the image comes from the command line. Without this line,
+    # backbone=sd_inpaint would set data=edit, which needs a folder.
     "data=embedded",
 )
 SHORT = {"by": "task.by", "paste": "sampler.paste"}
-"""Short names of keys that are often used here."""
+"""Short names for keys that are often given to `adir edit`."""
 
 
 def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
-    """Repaint one image with the cell that the KEY=VALUE overrides describe.
+    """Repaint one image and return the exit status.
 
-    Returns the exit status.
+    Image, mask and prompt are checked before a network is loaded. The name of the result contains a
+    hash of image, mask, prompt and cell. A result that already exists is not computed again.
 
-    Reads and checks image, mask and prompt before it loads a network. The file names contain a hash
-    of image, mask, prompt and cell; an edit that exists already is not made again. Raises
-    InputError.
+    Args:
+        image: image file.
+        mask: image file of the same size; white is repainted.
+        prompt: text.
+        overrides: KEY=VALUE settings that describe the cell.
+        out: folder for the PNG and the JSON file.
+
+    Raises:
+        InputError: if an input or a setting cannot be used.
     """
     hole = read_mask(mask)
     try:
@@ -62,13 +71,14 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
     if height % cell.backbone.stride or width % cell.backbone.stride:
         raise InputError(
             f"{image}: {width}x{height} pixels, but this backbone takes multiples of "
-            f"{cell.backbone.stride}: crop it"
+            f"{cell.backbone.stride}; crop the image"
         )
+    # Name the result after everything that determines it, and skip an existing one.
     cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
     edit = hash_of({"cell": cell.identity.sha256, "y": hash_of_image(y), "prompt": prompt})
     target = out / f"{shortened(image.stem)}-{file_name(cell.mode.name, most=40)}-{edit[:8]}.png"
     if is_done(target, edit):
-        say(f"{image} -> {target}  (was there)")
+        say(f"{image} -> {target}  (already done)")
         return 0
     say(f"{image} -> {target}")
     Layout(out).mark()
@@ -78,22 +88,20 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
 
 
 def require_editing(cfg: DictConfig) -> None:
-    """Raise InputError unless task and backbone can edit. Looks for no network."""
+    """Raise InputError unless task and backbone support editing. No network is loaded."""
     task = build(cfg.task, "task")
     if not task.edits:
-        raise InputError(
-            f"adir edit is for task=edit, not for task={task.name}: see `adir restore`"
-        )
+        raise InputError(f"adir edit does task=edit only, not task={task.name}; use `adir restore`")
     if get_class(cfg.backbone._target_).family != "inpainting":
         raise InputError(
-            "adir edit needs an inpainting model (backbone=sd_inpaint), which backbone "
-            f"{cfg.backbone.name} is not"
+            f"backbone {cfg.backbone.name} is not an inpainting model; use backbone=sd_inpaint"
         )
 
 
 def edit_overrides(overrides: list[str]) -> list[str]:
-    """Return the user's overrides with short names expanded, after the defaults of editing that
-    they do not replace.
+    """Return the defaults of editing that the user does not replace, then the user's overrides.
+
+    Short names in the overrides are expanded.
     """
     given = [item.partition("=") for item in overrides]
     full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in given]
@@ -102,9 +110,13 @@ def edit_overrides(overrides: list[str]) -> list[str]:
 
 
 def is_done(target: Path, edit: str) -> bool:
-    """Return whether this edit exists with all its files.
+    """Check whether this edit exists with both of its files.
 
-    The note is written first: a kill may leave it without its image.
+    The JSON file is written before the image, so a killed process may leave it alone.
+
+    Args:
+        target: path of the image; the JSON file is beside it.
+        edit: hash of cell, image, mask and prompt.
     """
     try:
         known = read_json(target.with_suffix(".json"))
@@ -112,19 +124,32 @@ def is_done(target: Path, edit: str) -> bool:
             known["edit"] == edit and known["image_sha256"] == hash_of_image(read_png(target))
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # missing or damaged: made again
+        return False  # missing or damaged: computed again
 
 
 def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progress: bool) -> None:
-    """Retrieve, adapt, repaint and write one image."""
+    """Retrieve neighbours, adapt, repaint, and write one image and its JSON file.
+
+    Args:
+        cell: cell whose task has the mask and the prompt.
+        image: path of the input, for the JSON file and for errors.
+        y: (3, H, W), the image with zeros in the hole.
+        target: path of the PNG.
+        edit: hash of cell, image, mask and prompt.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: if sampling fails.
+    """
     started = time.perf_counter()
-    # The hole is 0 in y, so the seed depends on the known pixels and the mask: the noise is the
-    # same for every mode and prompt.
+    # The noise depends on the known pixels and the mask only, because y is 0 in the hole. All modes
+    # and prompts therefore get the same noise.
     image_id = hash_of_image(y)
     neighbours, _ = (
         find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     )
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], progress)
+    # Repaint, score, and write the JSON file and last the image.
     operator = cell.task.operator(tuple(y.shape))
     with in_place(cell, adapter):
         noise = generator(cell.seed, image_id, "sampler")
@@ -134,7 +159,7 @@ def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progre
     if restored.errors[0] is not None:
         raise InputError(f"{image}: {restored.errors[0]}")
     scores = cell.scoring.score(restored.x_hat[0], prompt=cell.task.prompt)
-    x_hat = from_uint8(to_uint8(restored.x_hat[0]))  # as the file will hold it
+    x_hat = from_uint8(to_uint8(restored.x_hat[0]))  # rounded as in the file
     residual = float(data_consistency_residual(operator, x_hat[None], y[None]))
     note = {
         "edit": edit,
@@ -159,7 +184,7 @@ def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progre
         "commit": commit(),
     }
     write_json(target.with_suffix(".json"), note)
-    write_png(target, x_hat)  # last: what is_done goes by
+    write_png(target, x_hat)  # written last, see is_done
     known = "".join(
         f", {name} {score['value']:.3g}"
         for name, score in scores.items()

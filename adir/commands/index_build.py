@@ -1,4 +1,4 @@
-"""`adir index build`: workers that claim shards."""
+"""`adir index build`: embed a corpus with workers that claim its shards one by one."""
 
 import os
 import sys
@@ -34,12 +34,18 @@ from adir.retrieval.index.builder import (
 )
 
 POLL = 0.5
-"""Seconds between checks of work that other workers hold."""
+"""The seconds between two checks whether a claim of another worker has been released."""
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Build the missing shards of an index with one worker, or (-m worker=0,1) with several.
-    Returns 0; raises InputError.
+    """Build the missing shards of an index, print a summary, and return 0.
+
+    Args:
+        overrides: KEY=VALUE settings; with `multirun`, worker=0,1 starts two workers.
+        multirun: whether -m was given.
+
+    Raises:
+        InputError: if a setting, the corpus or the encoder cannot be used.
     """
     results: list[tuple[Path, list[Embedded]]] = launch(
         build_job, overrides, multirun, config_name="index"
@@ -50,21 +56,19 @@ def main(overrides: list[str], multirun: bool) -> int:
         sum(getattr(one, what) for one in shards) for what in ("images", "encoding", "waiting")
     )
     manifest = read_facts(folder / "manifest.json")
-    busy = (
-        f", the encoder at work {encoding / (encoding + waiting):.0%} of the time" if images else ""
-    )
-    say(f"{folder}: {images} images embedded now{busy}")
+    busy = f", encoder busy {encoding / (encoding + waiting):.0%} of the time" if images else ""
+    say(f"{folder}: {images} new images embedded{busy}")
     say(described(manifest))
     if manifest["corpus"]["rejects"]:
         say(
-            f"  {manifest['corpus']['rejects']} images could not be used: "
-            f"{folder / 'rejects.json'} says why"
+            f"  {manifest['corpus']['rejects']} images could not be used; "
+            f"see {folder / 'rejects.json'}"
         )
     return 0
 
 
 def described(manifest: Mapping[str, Any]) -> str:
-    """Return a description of an index in two lines."""
+    """Return a description of an index in two lines, from its manifest.json."""
     corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
     return (
         f"  corpus {source['name']} ({source['kind']}): {corpus['images']} images, "
@@ -76,24 +80,28 @@ def described(manifest: Mapping[str, Any]) -> str:
 
 
 def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
-    """Run one worker: embed shards until none is missing, and take over those of workers that die."""
+    """Run one worker, and return (folder of the index, shards that this worker embedded).
+
+    The worker runs until no shard is missing, and takes over the shards of workers that die.
+    """
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise InputError(f"{error.full_key} is missing: say {error.full_key}=...") from error
+        raise InputError(f"{error.full_key} is missing: give {error.full_key}=...") from error
     if cfg.loaders is None:
         cfg.loaders = min(8, os.cpu_count() or 1)
     for key in ("shard_size", "batch_size", "loaders", "threads"):
         if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise InputError(f"{key}={cfg[key]}: a whole number from 1 is needed")
+            raise InputError(f"{key}={cfg[key]} must be a whole number from 1")
     if (
         isinstance(cfg.least_side, bool)
         or not isinstance(cfg.least_side, int)
         or cfg.least_side < 0
     ):
         raise InputError(
-            f"least_side={cfg.least_side}: a whole number of pixels is needed, 0 to take all"
+            f"least_side={cfg.least_side} must be a whole number of pixels; 0 takes all images"
         )
+    # Plan the shards, embed the missing ones, and write the manifest.
     torch.set_num_threads(cfg.threads)
     folder = Path(str(cfg.out))
     source: Source = build(cfg.corpus, "corpus")
@@ -116,7 +124,7 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
 
 @contextmanager
 def alone(claims: Claims, name: str) -> Iterator[None]:
-    """Hold a claim during the block. Waits as long as a living worker holds it."""
+    """Hold a claim during the block. Waits while a living worker holds the claim."""
     while not claims.take(name):
         time.sleep(POLL)
     try:
@@ -128,11 +136,16 @@ def alone(claims: Claims, name: str) -> Iterator[None]:
 def embed_missing(
     folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig
 ) -> list[Embedded]:
-    """Embed missing shards until no worker has one left to do.
+    """Embed missing shards until none is missing, and return those that this worker embedded.
 
-    Returns the shards that this worker did.
+    Prints one line per shard. On a terminal it also shows a progress bar.
 
-    Prints a line per shard; on a terminal, also shows a progress bar.
+    Args:
+        folder: folder of the index.
+        source: source of the corpus.
+        encoder: encoder of the index.
+        claims: claims of the index, shared with the other workers.
+        cfg: configuration of `adir index build`.
     """
     done: list[Embedded] = []
     columns = (
@@ -148,11 +161,12 @@ def embed_missing(
             did_one = False
             for number in missing:
                 with claims.claimed(f"{number:06d}") as mine:
-                    # The previous holder of the claim may have finished the shard since the check.
+                    # The previous holder of the claim may have finished the shard meanwhile.
                     if not mine or shard_path(folder, number).exists():
                         continue
 
                     def show(now: Embedded, number: int = number) -> None:
+                        """Write the progress of the current shard into the bar."""
                         bar.update(
                             task, description=f"{now.images} images of shard {number}, shards"
                         )

@@ -1,4 +1,4 @@
-"""`adir index info`: what an index holds, and whether it is whole."""
+"""`adir index info`: print what an index contains and whether it is damaged."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,19 +12,21 @@ from adir.retrieval.index.sharded import ShardedIndex
 
 
 def main(folder: Path) -> int:
-    """Read a whole index and print what it holds. Raises InputError if it is damaged."""
+    """Read a whole index, print what it contains, and return 0.
+
+    Raises InputError if the index is damaged or not finished.
+    """
     if not (folder / "manifest.json").exists() and (folder / "index.json").exists():
         n_planned, n_missing = len(planned(folder)), len(missing_shards(folder))
         raise InputError(
-            f"{folder}: not finished, {n_planned - n_missing} of {n_planned} planned shards are "
-            "there; "
+            f"{folder}: not finished, {n_planned - n_missing} of {n_planned} planned shards exist; "
             "run `adir index build` again"
         )
     index = ShardedIndex(folder)
     say(f"{folder}")
     say(described(index.manifest))
     n_bytes = sum(shard.path.stat().st_size for shard in index.shards)
-    say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes an image")
+    say(f"  {n_bytes / 1e6:.1f} MB, {n_bytes / max(len(index), 1):.0f} bytes per image")
     damage = index.damage()
     if damage:
         raise InputError(
@@ -33,7 +35,7 @@ def main(folder: Path) -> int:
         )
     licences = sum((shard.licences() for shard in index.shards), Counter[str]())
     for licence, count in sorted(licences.items(), key=lambda pair: (-pair[1], pair[0]))[:5]:
-        say(f"  {count} images of licence {licence}")
+        say(f"  {count} images with licence {licence}")
     for path in sorted(folder.glob("approximate-*.json")):
         found = read_json(path)
         shares = ", ".join(f"{share:.3f} at K={k}" for k, share in found.get("recall", {}).items())
@@ -44,6 +46,6 @@ def main(folder: Path) -> int:
         say(f"    {name}: {reason}")
     newer = len(planned(folder)) - len(index.manifest["shards"])
     if newer > 0:
-        say(f"  {newer} shards more are planned; run `adir index build` again")
-    say("  every shard has the data it was made with")
+        say(f"  {newer} more shards are planned; run `adir index build` again")
+    say("  all shards match their checksums")
     return 0

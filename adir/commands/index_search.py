@@ -1,4 +1,4 @@
-"""`adir index search`: the images of an index nearest to an image or a text, printed and drawn."""
+"""`adir index search`: print the images of an index that are nearest to an image or a text."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,26 +20,32 @@ from adir.retrieval.encoders.base import Encoder, as_pil
 from adir.retrieval.index.sharded import IndexedCorpus, ShardedIndex
 
 ENCODER_FILE = "encoder.json"
-"""The file in an index's folder with the configuration of its encoder, from which `adir index
-search` builds the encoder.
-"""
+"""The file in an index's folder from which `adir index search` builds the encoder."""
 UNITS = {"angular": "rad", "euclidean": "rms"}
 
 
 def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path | None) -> int:
-    """Print rank, distance and id of the k nearest; with `out`, also write a contact sheet (PNG).
+    """Print rank, distance and id of the k images nearest to a query.
 
-    Returns 0, or 1 where the sheet lacks an image.
+    Args:
+        folder: folder of a finished index.
+        image: query image file, or None. Exactly one of image and text must be given.
+        text: query text, or None.
+        k: number of images.
+        out: PNG for a contact sheet, or None.
 
-    folder: of a finished index.  Exactly one of image (a file) and text is given.
-    Raises InputError for a query that is no image, a text if the encoder takes none, k larger than
-    the index, and an index that is damaged or was made by another encoder than its folder
-    describes.
+    Returns:
+        0, or 1 if an image is missing on the contact sheet.
+
+    Raises:
+        InputError: if the query is not an image, if the encoder takes no text, if k exceeds the
+            size of the index, or if the index is damaged or does not match the encoder described
+            in its folder.
     """
     if (image is None) == (text is None):
-        raise InputError("name an image, or give --text WORDS; one of the two")
+        raise InputError("give either an image file or --text WORDS")
     if text is not None and not text.strip():
-        raise InputError("--text: no words given")
+        raise InputError("--text is empty; give some words")
     if out is not None and out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: the contact sheet is a PNG; give a name that ends in .png")
     index = ShardedIndex(folder)
@@ -65,28 +71,29 @@ def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path |
         lost = [neighbour.id for neighbour in found if neighbour.image is None]
         if lost:
             print(
-                f"{len(lost)} images are not to be had where the index found them, {lost[0]} "
-                "for one"
+                f"warning: the sheet misses {len(lost)} images that cannot be read from the "
+                f"corpus any more, such as {lost[0]}"
             )
             return 1
     return 0
 
 
 def read_query(path: Path) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8, read as images of a corpus are.
+    """Return an image file as (H, W, 3) uint8, decoded as the images of a corpus.
 
-    Raises InputError if it is no image.
+    Raises InputError if the file is not an image.
     """
     return in_colour(read_pixels(path))
 
 
 def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:
-    """Return the neighbours with their images, read from where the index found them; None for each
-    that is unavailable.
+    """Yield the neighbours with their images, or None for an image that cannot be read.
+
+    The images are read from the corpus that was indexed.
     """
     try:
         corpus = IndexedCorpus(folder)
-    except (InputError, OSError):  # ids and distances are valid without it
+    except (InputError, OSError):  # ids and distances are valid without the corpus
         yield from (
             Found(image_id, distance, None)
             for image_id, distance in zip(ids, distances, strict=True)
@@ -102,10 +109,8 @@ def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) ->
 def remember_encoder(folder: Path, configuration: DictConfig) -> None:
     """Write the encoder's configuration into the folder of its index.
 
-    Paths are stored as absolute paths.
-
-    The device is left out: it belongs to the machine that builds, and a CPU is enough for one
-    query.
+    Paths are made absolute. The device is omitted because it belongs to the machine that builds the
+    index, and a CPU is enough for one query.
     """
     leaf: dict[str, Any] = OmegaConf.to_container(configuration, resolve=True)  # type: ignore[assignment]
     leaf.pop("device", None)
@@ -116,21 +121,21 @@ def remember_encoder(folder: Path, configuration: DictConfig) -> None:
 
 
 def encoder_of(index: ShardedIndex) -> Encoder:
-    """Return the encoder that made an index, built from its folder's configuration.
+    """Build the encoder of an index from the configuration in its folder.
 
-    Raises InputError if it differs now.
+    The folder may come from someone else. Only encoders of conf/encoder/ with plain arguments are
+    therefore built.
 
-    The folder may come from someone else, so it may only name the encoders of conf/encoder/, with
-    plain arguments.
+    Raises InputError if the configuration cannot be used, or if the encoder is no longer the one
+    that made the index.
     """
     path = index.folder / ENCODER_FILE
     try:
         leaf = read_json(path)
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: is missing, so the encoder {index.encoder['name']} cannot be built; run "
-            "`adir index build` again with "
-            "what the index was built with, which writes it"
+            f"{path}: the file is missing, so the encoder {index.encoder['name']} cannot be built; "
+            "run `adir index build` again with the same settings, which writes it"
         ) from error
     except ValueError as error:
         raise InputError(
@@ -145,12 +150,12 @@ def encoder_of(index: ShardedIndex) -> Encoder:
     )
     if not plain or leaf.get("_target_") not in known:
         raise InputError(
-            f"{path}: names no encoder of conf/encoder/ with plain arguments: "
-            f"{json.dumps(leaf)[:200]}; it is not built"
+            f"{path}: refused, because it does not name an encoder of conf/encoder/ with plain "
+            f"arguments: {json.dumps(leaf)[:200]}"
         )
     try:
         encoder: Encoder = build(from_plain(leaf), "encoder")
     except InputError as error:
-        raise InputError(f"{error} ({path} tells where the encoder of this index was)") from error
+        raise InputError(f"{error} (the path of this index's encoder is in {path})") from error
     index.require_encoder(encoder)
     return encoder

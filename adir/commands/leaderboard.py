@@ -1,5 +1,6 @@
-"""`adir leaderboard`: print the table of results folders and submissions; write it into the folder
-if there is only one.
+"""`adir leaderboard`: print the table of results folders and submissions.
+
+The table of one results folder is also written into that folder.
 """
 
 from pathlib import Path
@@ -12,23 +13,25 @@ from adir.harness.tables.terminal import wide_console
 
 
 def main(folders: list[Path], no_write: bool = False, against: str = "none") -> int:
-    """Print the table.
+    """Print the table of results folders and submissions.
 
-    For one results folder, unless `no_write`, also write leaderboard.csv, .md, .tex and .html into
-    it.
+    If there is exactly one input and it is a folder, leaderboard.csv, .md, .tex and .html are
+    written into it.
 
-    against: the mode whose rows the others are compared with; file names contain it, unless it is
-        none.
-    The table of several folders or of submission files is only printed. Returns 0, or 1 if a
-    damaged file was skipped.
+    Args:
+        folders: results folders and submission files.
+        no_write: whether to write no files.
+        against: mode with which the other rows are compared. The names of the files contain it,
+            unless it is none.
+
+    Returns:
+        0, or 1 if a damaged file was skipped.
     """
     board = load_board(*folders, against=against)
     written: list[Path] = []
     if not no_write and len(folders) == 1 and folders[0].is_dir():
-        for (
-            ending,
-            text_of,
-        ) in FORMATS.items():  # before anything is printed: a terminal may refuse it
+        # Written before anything is printed, because printing to the terminal may fail.
+        for ending, text_of in FORMATS.items():
             written.append(Layout(folders[0]).leaderboard(ending, against))
             write_bytes(written[-1], text_of(board).encode())
     console = wide_console()
@@ -41,8 +44,8 @@ def main(folders: list[Path], no_write: bool = False, against: str = "none") -> 
     if written:
         console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
     elif not no_write:
-        several = "`adir merge ... --out FOLDER` makes one folder of them, which gets its files"
-        console.print(f"not written: {several}", markup=False, highlight=False)
+        several = "run `adir merge ... --out FOLDER` first, then `adir leaderboard FOLDER`"
+        console.print(f"no files written: {several}", markup=False, highlight=False)
     if board.damaged:
-        print(f"{board.damaged} damaged files are left out; the notes name them")
+        print(f"{board.damaged} damaged files were skipped; the notes name them")
     return 1 if board.damaged else 0

@@ -1,4 +1,4 @@
-"""`adir list`: the axes and their values, read from the configuration files."""
+"""`adir list`: print the axes and their values, read from the configuration files."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ AXES = (
 def choices(axis: str) -> dict[str, str]:
     """Return {value: one-line description} of an axis.
 
-    The description is the first comment in the value's file.
+    The description is the first comment in the value's file; see `description`.
     """
     folder = config_dir() / axis
     paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("tuned/*.yaml"))]
@@ -37,7 +37,10 @@ def choices(axis: str) -> dict[str, str]:
 
 
 def description(path: Path) -> str:
-    """Return the first comment line of a configuration file that is not a Hydra directive."""
+    """Return the first comment of a configuration file, except Hydra directives (`# @...`).
+
+    Returns "" if there is none.
+    """
     for line in read_text(path).splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ").strip()

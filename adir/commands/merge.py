@@ -10,13 +10,22 @@ from adir.harness.records.sources import read_sources
 
 
 def main(folders: list[Path], out: Path) -> int:
-    """Copy the records of several folders and submissions into one folder, with whatever they have
-    of what its report shows: restored images and y, ground truths, neighbours, manifests of the
-    data, losses of the adapters (not the adapters).
+    """Copy the records of several folders and submissions into one folder.
 
-    The records already in `out` are included. Reads and checks everything before it writes
-    anything. A duplicate record is taken once; two that differ raise InputError. Returns 0, or 1 if
-    a damaged record was skipped.
+    The files that a report shows are copied too, as far as the sources have them: restored images
+    and y, ground truths, neighbours, manifests of the data, and losses of the adapters. The
+    adapters themselves are not copied. All sources are read and checked before anything is written.
+
+    Args:
+        folders: results folders and submission files.
+        out: folder for the merged records. Records that it already contains are kept.
+
+    Returns:
+        0, or 1 if a damaged record was skipped.
+
+    Raises:
+        InputError: if two sources have different records for the same image of a cell. Identical
+            records are copied once.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder with --out")
@@ -26,13 +35,13 @@ def main(folders: list[Path], out: Path) -> int:
         name = record.path
         if kind_of(name) != "record":
             raise InputError(
-                f"{name!r}: no place for a record; only results folders as `adir run` makes "
-                "them can be merged"
+                f"{name!r}: not the path of a record; only results folders written by `adir run` "
+                "can be merged"
             )
         if paths.setdefault(name.casefold(), record) is not record:
             raise InputError(
-                f"{name}: two sources have records of different cells or images here; make "
-                "tables of them apart"
+                f"{name}: two sources have records of different cells or images under this name; "
+                "make a table of each instead of merging them"
             )
     for source in folders:
         if not source.is_dir():
@@ -44,8 +53,8 @@ def main(folders: list[Path], out: Path) -> int:
         if source.resolve() != out.resolve()
     }
     for note in found.notes:
-        print(f"warning: left out: {note}")
+        print(f"warning: skipped: {note}")
     for source, n in counts.items():
-        print(f"{n} records taken from {source}")
-    print(f"{len(found.records)} records in {out}; `adir leaderboard {out}` shows their table")
+        print(f"{n} records copied from {source}")
+    print(f"{len(found.records)} records in {out}; `adir leaderboard {out}` prints their table")
     return 1 if found.notes else 0

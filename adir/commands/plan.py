@@ -1,4 +1,4 @@
-"""`adir plan`: print what `adir run` would do with the same words."""
+"""`adir plan`: print the cells, run time and disk space of `adir run` with the same arguments."""
 
 import shutil
 import time
@@ -18,14 +18,22 @@ HEADINGS = ("cell", "images", "status", "s per\nimage", "minutes", "memory\nMB",
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Print the plan.
+    """Print a table of the cells, with estimated cost, and the reasons why cells cannot run.
 
-    Returns 0, or 2 if a cell cannot run or none is left. Skips inapplicable cells, as a run does.
+    Args:
+        overrides: KEY=VALUE settings, as for `adir run`.
+        multirun: whether -m was given.
+
+    Returns:
+        0, or 2 if a cell cannot run, no cell is left or the disk is too small. Cells that are not
+        applicable count as skipped, as in a run.
     """
     console = wide_console()
     started = time.perf_counter()
     grid = check_grid(overrides, multirun, measuring=True)
-    loading = time.perf_counter() - started  # a run does this too, before its first image
+    # A run also spends this time, before its first image.
+    loading = time.perf_counter() - started
+    # One row per cell. The reasons why cells cannot run are numbered and printed below the table.
     plans = plan_cells(list(grid.cells.values()))
     rows = {number: planned_row(plan) for number, plan in zip(grid.cells, plans, strict=True)}
     reasons: dict[str, int] = {}
@@ -47,6 +55,7 @@ def main(overrides: list[str], multirun: bool) -> int:
         table.add_row(*map(Text, rows[number][: len(headings)]))
     console.print(table)
 
+    # Notes below the table: reasons, missing weights, totals, disk space.
     notes = [f"({number}) {reason}" for reason, number in reasons.items()] + score_notes(grid)
     cannot = not plans or any(problem.applicable for problem in grid.problems.values())
     if plans:
@@ -63,18 +72,18 @@ def main(overrides: list[str], multirun: bool) -> int:
             + f", {disk_mb:.0f} MB in {results} ({free_mb:.0f} MB free)"
         )
         if disk_mb > free_mb:
-            notes.append("CANNOT RUN: the disk is too small")
+            notes.append("CANNOT RUN: the disk has too little free space")
             cannot = True
         planned = Layout(results).plan(grid.sha256)
         if planned.is_file() and read_json(planned).get("grid") == grid.sha256:
-            notes.append("this grid was begun before; adir run goes on with it")
+            notes.append("this grid was started before; adir run continues it")
     for note in notes:
         console.print(Text(note))
     return 2 if cannot else 0
 
 
 def planned_row(plan: CellPlan) -> list[str]:
-    """Return the table row of a cell that can run."""
+    """Return the row of a cell that can run, in the order of HEADINGS."""
     figures = ["–"] * 4
     if plan.cost is not None:
         per_image = sum(plan.cost.seconds_per_image.values())
@@ -88,14 +97,14 @@ def planned_row(plan: CellPlan) -> list[str]:
 
 
 def cell_name(axes: Axes) -> str:
-    """Return a cell's name with its backbone in front: `embedded sr4 knn k=20 full seed=0`."""
+    """Return backbone and label of a cell, such as `embedded sr4 knn k=20 full seed=0`."""
     return f"{axes.backbone} {label_of(axes)}"
 
 
 def score_notes(grid: Grid) -> list[str]:
     """Return messages on scores that may stay empty because their weights are missing.
 
-    Fetches nothing.
+    Nothing is downloaded.
     """
     notes = empty_scores(list(grid.cells.values()), fetch=False)
     wanted = {
@@ -104,27 +113,31 @@ def score_notes(grid: Grid) -> list[str]:
     if wanted:
         entries = dict.fromkeys(file.entry for files in wanted.values() for file in files)
         notes.append(
-            f"weights of {', '.join(wanted)} are not here: adir run fetches them where it can, "
-            "or `adir weights get "
-            f"{' '.join(entries)}`; else these scores stay empty"
+            f"weights of {', '.join(wanted)} are missing: adir run or `adir weights get "
+            f"{' '.join(entries)}` downloads them; if that fails, these scores stay empty"
         )
     return notes
 
 
 def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
-    """Return the size of the grid and its run time, as text. loading: seconds."""
+    """Return a sentence with the size of the grid and its estimated run time.
+
+    Args:
+        grid: the grid.
+        plans: plans of its cells that can run.
+        loading: seconds that loading took.
+    """
     equal = grid.combinations - len(grid.cells) - len(grid.problems)
-    note = f", {equal} more combinations equal one of them" if equal else ""
+    note = f" ({equal} more combinations are duplicates)" if equal else ""
     images, adapters = sum(plan.to_do for plan in plans), sum(plan.adapters for plan in plans)
     once = loading + sum(plan.seconds_once for plan in plans) if images else 0.0
     return (
         f"{len(plans)} cells{note}: {images} images and {adapters} adapters to do, about "
-        f"{duration(once + sum(plan.seconds for plan in plans))} of one worker "
-        f"({duration(once)} of them once, for loading "
-        "and the corpus)"
+        f"{duration(once + sum(plan.seconds for plan in plans))} with one worker "
+        f"(including {duration(once)} for loading and the corpus, spent once)"
     )
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: `40 s`; `3 minutes` from 90 seconds on."""
+    """Format a duration as seconds below 90 s (`40 s`), else as minutes (`3 minutes`)."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"

@@ -1,5 +1,6 @@
-"""`adir restore`: restore your own degraded images; write a PNG of each and a JSON of what was
-done.
+"""`adir restore`: restore your own degraded images.
+
+It writes a PNG for each image, and a JSON file with settings and versions.
 """
 
 import time
@@ -37,49 +38,53 @@ from adir.samplers.tiling import needed_tile, require_restorable, restore_any_si
 from adir.scoring.metrics import data_consistency_residual
 
 SAMPLERS = ("ddrm", "adir_clean")
-"""Default samplers; the first that applies is used.
+"""The default samplers, of which the first that is applicable is used.
 
-With the same network they come nearer to the ground truth than Algorithm 1 of the paper,
-sampler=adir, and their images are cleaner (results/embedded/adir_settings.md, baselines.md).
+With the same network, their images are closer to the ground truth and cleaner than those of
+Algorithm 1 of the paper, sampler=adir (results/embedded/adir_settings.md, baselines.md).
 """
 STD_FACTOR = 5
-"""Grey levels of the map per grey level of standard deviation: white is a deviation of 51 or more.
+"""The number of grey levels in the map per grey level of standard deviation.
+
+White means a standard deviation of 51 grey levels or more.
 """
 
 
 def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int) -> int:
-    """Restore files and folders of images with the cell that the KEY=VALUE inputs describe.
+    """Restore images with the cell that the KEY=VALUE inputs describe, and return the exit status.
 
-    Returns the exit status.
+    All inputs are read and checked before the first image is restored.
 
     Args:
-        inputs: files, folders and overrides.
-        out: folder of PNGs and JSON.
-        overwrite: replace results that are already there.
-        tile: side in pixels of the tiles of larger images.
-        samples: restorations of each image; of 2 or more the result is the mean, and a map shows
-            their standard deviation.
+        inputs: image files, folders of images, and overrides.
+        out: folder for PNG and JSON files.
+        overwrite: whether existing results are replaced.
+        tile: side in pixels of the tiles into which larger images are split.
+        samples: number of restorations of each image. With 2 or more, the result is their mean, and
+            a map of their standard deviation is written too.
 
-    Everything is read and checked before the first image is restored. Raises InputError.
+    Raises:
+        InputError: if an input or a setting cannot be used, or if sampling fails.
     """
     if samples < 1:
-        raise InputError(f"--samples {samples}: 1 or more are needed")
+        raise InputError(f"--samples {samples} must be at least 1")
     overrides = [item for item in inputs if not Path(item).exists() and is_override(item)]
     named = [item for item in inputs if item not in overrides]
     if any(Path(item).is_dir() and Path(item).resolve() == out.resolve() for item in named):
         raise InputError(
-            f"--out {out}: is the folder of the images, which would be restored again; name "
-            "another one"
+            f"--out {out}: this folder is an input too, so its results would be restored again; "
+            "give another folder"
         )
     paths = image_files(named)
     cfg, cell = chosen_cell([*overrides, f"results={quoted(str(out / 'stages'))}"])
     options = options_of(cfg)
     if samples > 1 and cell.sampler.n_steps == 0:
         raise InputError(
-            f"--samples {samples}: sampler {cell.sampler.name} draws nothing, all would be "
-            "equal; leave it out"
+            f"--samples {samples}: sampler {cell.sampler.name} is not random, so all samples would "
+            "be equal; omit --samples"
         )
     torch.set_num_threads(cfg.threads)
+    # Read all images, and find out which still have to be restored.
     measurements = {path: cell.task.read_y(path) for path in paths}
     for path, y in measurements.items():
         try:
@@ -94,7 +99,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
     ]
     todo = {targets[path]: path for path in fresh}
     for path in paths:
-        say(f"{path} -> {targets[path]}" + ("" if targets[path] in todo else "  (was there)"))
+        say(f"{path} -> {targets[path]}" + ("" if targets[path] in todo else "  (already done)"))
     Layout(out).mark()
     for number, path in enumerate(todo.values()):
         kept = f"{number} of {len(todo)} images are restored and kept, run the same command again"
@@ -108,11 +113,12 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
 def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
     """Return the configuration that the overrides describe, and its cell.
 
-    Uses one of SAMPLERS unless the overrides name one.
+    If the overrides name neither a sampler nor an experiment, the first of SAMPLERS that is
+    applicable is used. If none is, the sampler is the configuration's default. A sampler may not be
+    applicable to a latent backbone, or to an operator whose singular values are unknown. If the
+    first is not applicable, a line with the reason and the chosen sampler is printed.
 
-    An experiment names one too. If the first does not apply (a latent backbone, an operator of
-    unknown singular values), a line says why and what is used: the next, or the configuration's own
-    if none of SAMPLERS applies. Raises InputError.
+    Raises InputError if a setting cannot be used, or if no sampler is applicable.
     """
     named = {word.partition("=")[0].lstrip("+~") for word in overrides} & {"sampler", "experiment"}
     choices = [[]] if named else [*([f"sampler={name}"] for name in SAMPLERS), []]
@@ -126,8 +132,8 @@ def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
             continue
         if reasons:
             say(
-                f"sampler={cell.sampler.name}, as sampler={SAMPLERS[0]} does not apply: "
-                f"{reasons[0]}"
+                f"sampler={cell.sampler.name} is used, because sampler={SAMPLERS[0]} does not "
+                f"apply: {reasons[0]}"
             )
         return cfg, cell
     raise reasons[-1]
@@ -136,8 +142,13 @@ def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
 def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[Path, Path]:
     """Return the output path of each image.
 
-    Files with one stem (in two folders, or with two suffixes) get a hash of their content in their
-    names; the same image twice gets one path.
+    If several inputs have the same stem (in two folders, or with two suffixes), a hash of the
+    content is added to their names. If their content is equal too, they share one path.
+
+    Args:
+        measurements: {path of the input: y}.
+        cell: cell whose task and mode are part of the name.
+        out: output folder.
     """
     stems = {path: shortened(path.stem) for path in measurements}
     times = Counter(stem.casefold() for stem in stems.values())
@@ -151,18 +162,20 @@ def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[
 
 
 def image_files(inputs: list[str]) -> list[Path]:
-    """Return the given files, and the image files directly in the given folders.
+    """Return the given files, and the image files in the given folders without their subfolders.
 
-    Raises InputError if there are none.
+    Raises InputError if nothing is given, if a path does not exist, or if a folder has no images.
     """
     if not inputs:
-        raise InputError("no images given: adir restore IMAGE... task=sr4")
+        raise InputError("no images given; for example: adir restore IMAGE... task=sr4")
     paths: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
             found = list(walk(item, IMAGE_SUFFIXES + NOT_TAKEN, below=False))
             if not found:
-                raise InputError(f"{item}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+                raise InputError(
+                    f"{item}: the folder contains no images ({', '.join(IMAGE_SUFFIXES)})"
+                )
             paths += found
         elif item.is_file():
             paths.append(item)
@@ -172,12 +185,20 @@ def image_files(inputs: list[str]) -> list[Path]:
 
 
 def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> bool:
-    """Return whether this restoration exists with all its files.
+    """Check whether the restoration of an image exists with all its files.
 
-    Raises InputError if another file has its name.
+    The JSON file is written first. It may exist without the images if the process was killed or if
+    images were deleted.
 
-    The note is written first: after a kill, or if images were deleted, it may be there without its
-    images.
+    Args:
+        target: path of the result; the JSON file is beside it.
+        cell: cell that would restore the image.
+        y: the degraded image.
+        tile: requested side of the tiles in pixels.
+        samples: requested number of samples.
+
+    Raises:
+        InputError: if a file of this name exists that was made with other settings.
     """
     note = target.with_suffix(".json")
     if not target.exists() and not note.exists():
@@ -201,26 +222,41 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
             ):
                 return True
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # of another program, or damaged: handled alike
+        pass  # damaged, or written by another program: handled like a file of other settings
     there = target if target.exists() else note
-    raise InputError(f"{there}: exists and was made otherwise; use --overwrite, or another --out")
+    raise InputError(
+        f"{there}: exists and was made with other settings; use --overwrite, or another --out"
+    )
 
 
 def restore_one(
     cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samples: int, options: Any
 ) -> None:
-    """Retrieve, adapt, restore and write one image.
+    """Retrieve neighbours, adapt, restore, and write one image and its JSON file.
 
-    All samples share the adapter; their noise has consecutive seeds.
+    All samples share the adapter. The seeds of their noise are cell.seed, cell.seed + 1, and so on.
+
+    Args:
+        cell: cell that restores the image.
+        path: path of the input, for the JSON file and for errors.
+        y: the degraded image.
+        target: path of the result.
+        tile: requested side of the tiles in pixels.
+        samples: number of samples.
+        options: options of the run; `progress` says whether to show a progress bar.
+
+    Raises:
+        InputError: if sampling fails.
     """
     started = time.perf_counter()
-    image_id = hash_of_image(
-        y
-    )  # of the content, so that the same image under another name has the same result
+    # The id is a hash of the content, so the same image under another name has the same result.
+    image_id = hash_of_image(y)
+    # Retrieve and adapt.
     neighbours, _ = (
         find_neighbours(cell, image_id, None, y) if cell.corpus is not None else ([], [])
     )
     adapter = awaited_adapter(cell, image_id, y, [n.id for n in neighbours], options.progress)
+    # Restore once per seed.
     seeds = range(cell.seed, cell.seed + samples)
     with in_place(cell, adapter):
         try:
@@ -235,7 +271,7 @@ def restore_one(
             raise InputError(f"{path}: {error}") from error
     x_hat, others = results[0].x_hat, {}
     if samples > 1:
-        # 8-bit, as in their files, so that mean and map can be recomputed from the files.
+        # Rounded to 8 bits as in the files, so that mean and map can be recomputed from the files.
         saved = [from_uint8(to_uint8(result.x_hat)) for result in results]
         x_hat, deviation = mean_and_deviation(saved)
         others = {
@@ -245,6 +281,7 @@ def restore_one(
         others[sample_file(target, "std")] = (
             (STD_FACTOR * deviation / 127.5 - 1).clamp(-1, 1).expand(3, -1, -1)
         )
+    # Write the JSON file, the other samples, and last the result.
     operator = cell.task.operator(tuple(x_hat.shape))
     residual = float(data_consistency_residual(operator, x_hat[None].clamp(-1, 1), y[None]))
     note = {
@@ -279,7 +316,7 @@ def restore_one(
     write_json(target.with_suffix(".json"), note)
     for file, image in others.items():
         write_png(file, image)
-    write_png(target, x_hat)  # last: what is_done goes by
+    write_png(target, x_hat)  # written last, see is_done
     say(
         f"{target}: {y.shape[2]}x{y.shape[1]} to {x_hat.shape[2]}x{x_hat.shape[1]}, residual "
         f"{residual:.1f} grey "
@@ -288,20 +325,23 @@ def restore_one(
 
 
 def sample_file(target: Path, what: str) -> Path:
-    """Return the path of a sample or of the map, beside the result."""
+    """Return the path of another output beside the result: NAME.png becomes NAME-WHAT.png.
+
+    what: "sampleSEED" for a sample, "std" for the map of the standard deviation.
+    """
     return target.with_name(f"{target.stem}-{what}.png")
 
 
 def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the mean of samples and a map of their standard deviation (n - 1 in the denominator).
+    """Return (mean of samples, map of their standard deviation).
 
     Args:
-        samples: two or more (3, H, W) images in [-1, 1].
+        samples: two or more images (3, H, W) in [-1, 1].
 
     Returns:
         mean: (3, H, W) in [-1, 1].
-        deviation: (1, H, W) in grey levels of 255, the root of the variance averaged over the
-            channels.
+        deviation: (1, H, W) in grey levels of 255. It is the root of the mean variance of the
+            channels, and each variance has n - 1 in its denominator.
     """
     total = torch.stack(samples).double()
     variance, mean = torch.var_mean(total, dim=0)
@@ -311,7 +351,17 @@ def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
 def awaited_adapter(
     cell: Cell, image_id: str, y: Tensor, chosen: list[str], progress: bool
 ) -> StoredAdapter | None:
-    """Return the adapter. Waits if another `adir restore` is training it."""
+    """Return the adapter for an image, from the cache or trained now; None if the mode trains none.
+
+    Waits while another process is training the same adapter.
+
+    Args:
+        cell: cell whose mode needs the adapter.
+        image_id: hash of y.
+        y: the degraded image.
+        chosen: ids of the neighbours.
+        progress: whether to show a progress bar.
+    """
     while True:
         try:
             return find_or_train_adapter(cell, image_id, cell.task, y, chosen, progress, say)

@@ -1,4 +1,4 @@
-"""`adir run`: run one cell or a grid."""
+"""`adir run`: restore and score the images of one cell or of a grid."""
 
 import functools
 import os
@@ -22,21 +22,29 @@ from adir.harness.running.worker import Outcome
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Run one cell or a grid.
+    """Run one cell or a grid, and print how many images are done, failed and missing.
 
-    Returns the exit status: 0; 1 if images failed or are missing; 130 if interrupted.
+    Args:
+        overrides: KEY=VALUE settings; with `multirun`, values may be separated by commas.
+        multirun: whether -m was given.
 
-    Raises InputError before any work if a cell cannot run.
+    Returns:
+        0; 1 if images failed or have no record; 130 if interrupted.
+
+    Raises:
+        InputError: before the first image, if a cell cannot run. Cells that are not applicable are
+            skipped instead, unless all are.
     """
+    # Refuse the grid if a cell cannot run, and name the cells that are skipped.
     grid = check_grid(overrides, multirun)
     for problem in grid.problems.values():
         if problem.applicable or not grid.cells:
             more = sum(other.applicable for other in grid.problems.values()) - 1
             raise InputError(
                 f"{problem}"
-                + (f" ({more} more cells cannot run: adir plan tells)" if more > 0 else "")
+                + (f" ({more} more cells cannot run; see adir plan)" if more > 0 else "")
             )
-        say(f"left out, not applicable: {label_of(problem.axes)}: {problem}")
+        say(f"skipped, not applicable: {label_of(problem.axes)}: {problem}")
     cells = list(grid.cells.values())
     results = cells[0].results
     if multirun:
@@ -50,10 +58,12 @@ def main(overrides: list[str], multirun: bool) -> int:
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
     stop = new_stop_file(plan) if plan is not None else None
 
+    # Run the cells, in this process or in workers, until all are done or the run is interrupted.
     job = functools.partial(
         run_job, frozenset(grid.cells) if multirun else None, plan, stop, os.getpid()
     )
-    all_ended = not LOCAL_LAUNCHERS.get(grid.launcher, True)  # also where `launch` raises
+    # Jobs of some launchers may outlive this process. The stop file must then stay for them.
+    all_ended = not LOCAL_LAUNCHERS.get(grid.launcher, True)
     try:
         with stop_file_on_interrupt(stop) as interrupted:
             try:
@@ -64,40 +74,40 @@ def main(overrides: list[str], multirun: bool) -> int:
             except BaseException as error:
                 if not interrupted:
                     raise
-                # by a second Ctrl-C, or because a worker that was just starting did not yet handle
-                # the first
+                # A second Ctrl-C, or a worker that had not yet installed its handler for the first.
                 outcomes = []
                 say(
                     f"the workers ended early ({type(error).__name__}: {first_line(error)}); "
                     "their counts are lost"
                 )
                 for folder in {Layout(results).adapters, *(cell.ledger.claims for cell in cells)}:
-                    Claims(folder).clear_dead()  # some workers were killed while they held claims
+                    Claims(folder).clear_dead()  # workers may have been killed while holding claims
         stopped = bool(interrupted) or (stop is not None and stop.exists())
     finally:
         if stop is not None and all_ended:
             stop.unlink(missing_ok=True)
+    # Print the counts. `outcomes` has those of the workers.
     total = sum(outcomes, Outcome())
-    # Count from the records: failures may come from a worker that helped with a cell, or from an
-    # earlier run.
+    # Failures are counted from the records, because they may come from another process that worked
+    # on the same cell, or from an earlier run.
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
     total.failed = sum(record is not None and record.status == "failed" for record in found)
     missing = sum(record is None for record in found)
-    done = f"{total.done} images done, {total.skipped} were there"
+    done = f"{total.done} images done, {total.skipped} already done"
     if not outcomes:
         done = f"of {len(found)} images {len(found) - missing - total.failed} are done"
     say(f"{done}, {total.failed} failed; records and images: {results}/cells")
     if missing and not stopped:
         why = (
-            "another worker is at them, or was; run the same command again"
+            "another process is working on them, or was killed; run the same command again"
             if plan
             else "existing=report runs nothing"
         )
         say(f"{missing} images have no record yet: {why}")
     if total.failed:
-        say("what failed says so in its record; retry=failed runs it again")
+        say("the records of failed images contain the errors; retry=failed runs them again")
     if stopped:
-        say(f"interrupted, {missing} images are left; to go on:")
+        say(f"interrupted, {missing} images are left; to continue:")
         say(f"  adir run {'-m ' if multirun else ''}{shlex.join(overrides)}")
         return 130
     return 1 if total.failed or missing else 0

@@ -1,4 +1,4 @@
-"""`adir score`: score the images of a results folder again, from their files and with no model."""
+"""`adir score`: score the restored images of a results folder again, from their files."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,12 +17,21 @@ from adir.scoring.metrics import Scoring
 
 
 def main(folder: Path, overrides: list[str]) -> int:
-    """Write the scores of `scoring=...` into every record whose restored image exists; other scores
-    stay as they are.
+    """Score all restored images again and write the scores into their records.
 
-    Ground truths come from the record's data set, and must still have the recorded hash. Returns 0,
-    or 1 if a score stays empty, a record is damaged or of a failed image, or a restored image is
-    missing. Raises InputError if there is no record of a restored image.
+    Scores of metrics that `scoring=...` does not contain are kept. Ground truths are read from the
+    record's data set and must have the recorded hash.
+
+    Args:
+        folder: results folder.
+        overrides: KEY=VALUE settings such as scoring=default.
+
+    Returns:
+        0, or 1 if a score stays empty, a record is damaged, an image failed, or a restored image is
+        missing.
+
+    Raises:
+        InputError: if the folder has no record of a restored image.
     """
     scoring: Scoring = build(compose(overrides).scoring, "scoring")
     n, bad, failed = 0, 0, 0
@@ -45,41 +54,50 @@ def main(folder: Path, overrides: list[str]) -> int:
         else:
             failed += 1
     if not n and not bad:
-        raise InputError(f"{folder}: no restored images below it")
+        raise InputError(f"{folder}: contains no restored images; give a results folder")
     for name, reasons in empty.items():
         for reason, times in Counter(reasons).most_common():
             say(f"{name} stays empty in {times} of {n} records: {reason}")
     if failed:
         say(
-            f"{failed} records are of failed images, which have no scores; `adir run ... "
-            "retry=failed` runs them again"
+            f"{failed} images failed and have no scores; `adir run ... retry=failed` runs them "
+            "again"
         )
     if bad:
-        say(f"{bad} records keep their scores, for the reasons above")
+        say(f"{bad} records were not scored, for the reasons above")
     given = [name for name, reasons in empty.items() if len(reasons) < n]
     say(f"{n} records scored with {', '.join(given) or 'nothing'}")
     return 1 if bad or failed or any(empty.values()) else 0
 
 
 def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
-    """Return the record with new scores.
+    """Return a copy of a record with new scores.
 
-    Raises InputError if the data set no longer has the image.
+    Args:
+        record: record of a restored image.
+        results: results folder.
+        scoring: metrics.
+
+    Raises:
+        InputError: if the data set no longer has the image, or if the record names no restored
+            image.
     """
     data: Corpus = build(from_plain(record.configuration["data"]), "data")
     image_id = record.image.id
     if image_id not in data.ids:
         raise InputError(
-            f"{image_id}: no longer in data set {data.name}, so its record keeps its scores"
+            f"{image_id}: no longer in data set {data.name}, so its scores are not changed"
         )
     x = data.image(image_id)
     if hash_of_image(x) != record.image.sha256:
         raise InputError(
-            f"{image_id}: data set {data.name} now holds another image, so its record keeps "
-            "its scores"
+            f"{image_id}: the image in data set {data.name} has changed, so its scores are not "
+            "changed"
         )
     if record.restored is None:
-        raise InputError(f"{image_id}: its record names no restored image, so it keeps its scores")
+        raise InputError(
+            f"{image_id}: its record names no restored image, so its scores are not changed"
+        )
     scores = scores_of(scoring.score(read_png(results / record.restored), x, data.prompt(image_id)))
     return record.model_copy(
         update={"scores": record.scores | scores, "unavailable": scoring.unavailable}

@@ -22,14 +22,20 @@ from adir.harness.records.sources import plans_of, read_sources
 
 
 def main(folder: Path, images: bool, out: Path | None) -> int:
-    """Pack the records of a results folder and the manifests of its data into one file for another
-    machine. With `images`, add what its report shows: restored images and y, ground truths,
-    neighbours, losses of the adapters (not the adapters).
+    """Pack the records of a results folder, and the manifests of its data, into one file.
 
-    out: the file; if None, FOLDER-submission.zip in the current folder. Returns 0, or 1 if a
-        damaged record was skipped.
-    Raises InputError if there is nothing to pack, a record would be refused elsewhere, or the file
-    exists already.
+    Args:
+        folder: results folder.
+        images: whether to add the files that a report shows: restored images and y, ground truths,
+            neighbours, and losses of the adapters. The adapters themselves are never packed.
+        out: file to write; None takes FOLDER-submission.zip in the current folder.
+
+    Returns:
+        0, or 1 if a damaged record was skipped.
+
+    Raises:
+        InputError: if the folder has no records, if `adir merge` would reject a record, or if the
+            file already exists.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -38,14 +44,14 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
         f"{shortened(folder.resolve().name.lstrip('.-') or 'results')}-submission.zip"
     )
     if out.exists():
-        raise InputError(f"{out}: is there already; remove it, or name another file with --out")
+        raise InputError(f"{out}: already exists; remove it, or give another file with --out")
     records = list(found.records.values())
     for record in records:
         try:
             require_placed(record)
         except ValueError as error:
             raise InputError(
-                f"{folder / record.path}: {error}; it would be refused elsewhere"
+                f"{folder / record.path}: {error}; other machines would reject this record"
             ) from error
     names = [*manifests_of(folder), *plans_of(found, folder), *(record.path for record in records)]
     if images:
@@ -53,16 +59,19 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
         names += [*shown_images(records), *losses_names(records)]
     held = write_archive(out, about(records, images), names, functools.partial(content_in, folder))
     for note in found.notes:
-        print(f"warning: left out: {note}")
+        print(f"warning: skipped: {note}")
     n_images = sum(kind_of(name) == "restored" for name in held)
     print(f"{len(records)} records, {n_images} images: {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    print(f"SHA-256 {sha256_of_file(out)}; `adir leaderboard {out}` shows its table anywhere")
+    print(f"SHA-256 {sha256_of_file(out)}; `adir leaderboard {out}` prints its table anywhere")
     return 1 if found.notes else 0
 
 
 def about(records: list[Record], images: bool) -> dict[str, Any]:
-    """Return a manifest's other entries: versions, commits and weights that the records were made
-    with.
+    """Return the entries of a submission's manifest besides its files.
+
+    They are the number of records and the versions, commits and weights of the records.
+
+    images: whether the submission contains images.
     """
     versions = grouped(pair for record in records for pair in record.versions.items())
     return {

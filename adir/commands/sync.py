@@ -13,18 +13,21 @@ from adir.errors import InputError, first_line
 from adir.harness.tracking.wandb import key_for, server_of
 
 PATIENCE = 15.0
-"""Seconds that the server may take to answer the first question."""
+"""The timeout in seconds of the first request to the server."""
 SLOWEST = 50_000.0
-"""Bytes per second: slower sending counts as stuck. Each run gets a minute in addition."""
+"""The lowest accepted upload speed, in bytes per second.
+
+Sending is stopped after the time that this speed needs, plus one minute per run.
+"""
 
 
 def main(folder: Path) -> int:
-    """Send the W&B runs of a results folder that were tracked offline, by `wandb sync`.
+    """Send the W&B runs of a results folder that were tracked offline, with `wandb sync`.
 
-    Returns 0, or 1 if some remain unsent.
+    W&B marks the runs that were sent, so they are not sent again.
 
-    W&B marks the runs that were sent, and they are not sent again. Raises InputError for a missing
-    folder or key.
+    Returns 0, or 1 if some runs were not sent. Raises InputError if the folder or the API key is
+    missing.
     """
     if not folder.is_dir():
         raise InputError(
@@ -32,30 +35,31 @@ def main(folder: Path) -> int:
         )
     runs = offline_runs(folder)
     if not runs:
-        print(f"{folder}: no W&B run waits to be sent")
+        print(f"{folder}: contains no unsent W&B runs")
         return 0
     server = server_of()
     key = key_for(server)
     if key is None:
         raise InputError(
-            f"{len(runs)} W&B runs in {folder / 'wandb'}, but no key: set WANDB_API_KEY or "
-            "`wandb login`"
+            f"the W&B API key is missing, so {len(runs)} runs in {folder / 'wandb'} cannot be "
+            "sent: set WANDB_API_KEY or run `wandb login`"
         )
     print(f"sending {len(runs)} W&B runs of {folder / 'wandb'} to {server}", flush=True)
-    reason = refusal(server, key) or send(runs, folder)  # `wandb sync` would wait a minute per run
+    # Ask the server first: `wandb sync` would wait a minute per run for one that is not reachable.
+    reason = refusal(server, key) or send(runs, folder)
     waiting = offline_runs(folder)
     if waiting:
         print(
-            f"{len(waiting)} of {len(runs)} runs were not sent ({reason}); `adir sync {folder}` "
-            "tries again"
+            f"{len(waiting)} of {len(runs)} runs were not sent ({reason}); run "
+            f"`adir sync {folder}` again"
         )
     return 1 if waiting else 0
 
 
 def refusal(server: str, key: str) -> str | None:
-    """Return why the server accepts no runs now, or None.
+    """Return the reason why the server accepts no runs at present, or None if it accepts them.
 
-    Asks whose key it is, as W&B does at login.
+    The function requests the user of the API key, as W&B does at login.
     """
     question = {
         "operationName": "Viewer",
@@ -69,22 +73,19 @@ def refusal(server: str, key: str) -> str | None:
             f"{server}/graphql", json.dumps(question).encode(), headers
         )
         json.load(urllib.request.urlopen(request, timeout=PATIENCE))
-    except (
-        OSError,
-        ValueError,
-        http.client.HTTPException,
-    ) as error:  # ValueError: no address, or an answer that is no JSON
+    # ValueError: the address is invalid, or the answer is not JSON.
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{server}: {first_line(error)}"
     return None
 
 
 def send(runs: list[Path], folder: Path) -> str:
-    """Send the runs by W&B's own command and return how it ended.
+    """Send runs with the command `wandb sync`, and return a phrase that says how it ended.
 
-    Its exit status is 0 even if no run was sent.
+    The phrase does not tell whether runs were sent, because the command's exit status is 0 even if
+    none was.
     """
-    # A run's staged files are in this folder; offline mode, which made these runs, would forbid
-    # sending them.
+    # The staged files of a run are in WANDB_DATA_DIR. WANDB_MODE=offline would prevent sending.
     environment = os.environ | {"WANDB_DATA_DIR": str(folder.absolute() / "wandb")}
     environment.pop("WANDB_MODE", None)
     size = sum(path.stat().st_size for run in runs for path in run.rglob("*") if path.is_file())
@@ -93,14 +94,12 @@ def send(runs: list[Path], folder: Path) -> str:
         command = [sys.executable, "-m", "wandb", "sync", *map(str, runs)]
         status = subprocess.run(command, env=environment, check=False, timeout=limit).returncode
     except subprocess.TimeoutExpired:
-        return f"`wandb sync` was not done after {limit:.0f} s"
-    return f"`wandb sync` ended with {status}"
+        return f"`wandb sync` was stopped after {limit:.0f} s"
+    return f"`wandb sync` ended with status {status}"
 
 
 def offline_runs(folder: Path) -> list[Path]:
-    """Return the folders below RESULTS/wandb of runs that were tracked offline and not sent yet,
-    oldest first.
-    """
+    """Return the folders of offline runs in FOLDER/wandb that were not sent yet, oldest first."""
     found = sorted((folder / "wandb").glob("offline-run-*"))
     return [
         run

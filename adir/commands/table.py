@@ -1,4 +1,4 @@
-"""`adir table`: a published table, and ours beside it."""
+"""`adir table`: print a published table, with our results beside its numbers."""
 
 import sys
 from pathlib import Path
@@ -18,11 +18,18 @@ from adir.harness.tables.terminal import stacked, wide_console
 
 
 def main(name: str | None, folder: Path | None, latex: bool) -> int:
-    """Print a published table, with ours of a results folder beside it; with `latex`, in the
-    paper's layout. No name: a list.
+    """Print a published table, with our results beside its numbers.
 
-    Returns 0, or 1 where a damaged file of ours was left out. Raises InputError for an unknown
-    table, or a folder that has no records.
+    Args:
+        name: name of the table; None prints a list of the published tables.
+        folder: results folder; None prints the published numbers only.
+        latex: whether to print LaTeX in the paper's layout.
+
+    Returns:
+        0, or 1 if a damaged file was skipped.
+
+    Raises:
+        InputError: if the table is unknown, or if the folder contains no records.
     """
     console = wide_console()
     if name is None:
@@ -44,8 +51,8 @@ def main(name: str | None, folder: Path | None, latex: bool) -> int:
     status = 1 if damaged else 0
     if damaged:
         print(
-            f"warning: {damaged} damaged files in {folder} are left out; `adir leaderboard` "
-            "names them",
+            f"warning: {damaged} damaged files in {folder} were skipped; `adir leaderboard` names "
+            "them",
             file=sys.stderr,
         )
     if latex:
@@ -61,7 +68,6 @@ def main(name: str | None, folder: Path | None, latex: bool) -> int:
     for line in lines:
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     command = command_of(table["experiment"])
-    console.print(
-        f"to run it: {command}", highlight=False, markup=False, soft_wrap=True
-    )  # so that it can be copied
+    # soft_wrap keeps the command on one line, so that it can be copied.
+    console.print(f"to run it: {command}", highlight=False, markup=False, soft_wrap=True)
     return status

@@ -1,6 +1,4 @@
-"""`adir weights`: what pretrained weights there are, fetching them, and checking the ones that are
-here.
-"""
+"""`adir weights`: list, fetch or verify the pretrained weights of the networks."""
 
 from rich.console import Console
 from rich.progress import (
@@ -19,11 +17,17 @@ from adir.weights.registry import Entry, WeightsFile, entry, registry
 
 
 def main(action: str, names: list[str]) -> int:
-    """Run `adir weights ACTION NAME...`.
+    """Run `adir weights ACTION NAME...` and return the exit status.
 
-    Returns the exit status: 1 where something that was to be verified is wrong.
+    Args:
+        action: list, get or verify.
+        names: entries of conf/weights/; none means all, except for get.
 
-    Raises InputError for names that do not exist, and for what could not be fetched.
+    Returns:
+        0, or 1 if a file is wrong, a file to verify is missing, or some files could not be fetched.
+
+    Raises:
+        InputError: if a name does not exist, or if nothing could be fetched.
     """
     entries = [entry(name) for name in names] if names else list(registry().values())
     if action == "list":
@@ -31,12 +35,12 @@ def main(action: str, names: list[str]) -> int:
     if action == "verify":
         return verify(entries, named=bool(names))
     if not names:
-        raise InputError(f"adir weights get NAME: choose from {', '.join(registry())}")
+        raise InputError(f"`adir weights get` needs a NAME: choose from {', '.join(registry())}")
     return get(entries)
 
 
 def show(entries: list[Entry]) -> int:
-    """Name, whether it is here, size, licence, hash and place of each."""
+    """Print name, presence, size, licence, hash and path of each entry, and return 0."""
     rows = [
         (
             found.entry,
@@ -54,32 +58,32 @@ def show(entries: list[Entry]) -> int:
             "  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
         )
     print(
-        f"ADIR_CACHE={cache_dir()}; `adir weights get NAME` fetches, `adir weights verify` "
-        "checks hashes"
+        f"ADIR_CACHE={cache_dir()}; `adir weights get NAME` fetches weights, `adir weights verify` "
+        "checks their hashes"
     )
     return 0
 
 
 def pinned(found: Entry) -> str:
-    """What the content is held to."""
+    """Return the known SHA-256 of a file's content, or the pinned revision of a repository."""
     if isinstance(found, WeightsFile):
         return f"sha256 {'unknown' if found.sha256 is None else found.sha256[:12]}"
     return f"revision {found.mirrors[0].revision[:10]}"
 
 
 def get(entries: list[Entry]) -> int:
-    """Fetch each that is not here; a file that is here with a wrong hash is set aside and fetched
-    again.
+    """Fetch the entries that are missing, or whose hash is wrong.
 
-    Returns 0, or 1 where some could not be fetched and others could. Raises InputError where none
-    could.
+    A file with a wrong hash is renamed before it is fetched again.
+
+    Returns 0, or 1 if some entries could not be fetched. Raises InputError if none could.
     """
     failures = []
     for found in entries:
         if found.missing() is None:
             wrong = found.verify()
             if wrong is None:
-                print(f"{found.entry}: here, {found.path}")
+                print(f"{found.entry}: already here, {found.path}")
                 continue
             print(f"{found.entry}: {wrong}")
         columns = (
@@ -88,7 +92,7 @@ def get(entries: list[Entry]) -> int:
             DownloadColumn(),
             TransferSpeedColumn(),
         )
-        # On stderr, so that what is printed can be read by another program.
+        # The bar is on stderr, so that another program can read stdout.
         with Progress(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
         ) as bar:
@@ -97,6 +101,7 @@ def get(entries: list[Entry]) -> int:
             def show_progress(
                 done: int, total: int | None, task: TaskID = task, bar: Progress = bar
             ) -> None:
+                """Update the progress bar; `done` and `total` are bytes."""
                 bar.update(task, completed=done, total=total)
 
             try:
@@ -113,7 +118,15 @@ def get(entries: list[Entry]) -> int:
 
 
 def verify(entries: list[Entry], named: bool) -> int:
-    """Hash what is here. What is missing counts as wrong where it was asked for by name."""
+    """Check the hashes of the entries that are here, and return the exit status.
+
+    Args:
+        entries: entries to check.
+        named: whether the user named them. Only then a missing entry is an error.
+
+    Returns:
+        0, or 1 if a hash is wrong or a named entry is missing.
+    """
     status = 0
     for found in entries:
         missing = found.missing()

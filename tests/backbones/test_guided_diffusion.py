@@ -107,7 +107,7 @@ def test_a_network_that_learns_its_variance_gives_eps_and_the_fraction_apart(tmp
 
 def test_learned_variance_asked_of_a_network_without_one_raises(folder):
     with pytest.raises(
-        InputError, match="variance=learned, but its network predicts none: use small or large"
+        InputError, match="variance=learned, but the network predicts no variance; use small or"
     ):
         GuidedDiffusion(folder=folder, variance="learned")
 
@@ -424,17 +424,18 @@ def test_a_stable_diffusion_unet_is_refused_as_folder_as_pipeline_and_as_file(
     (folder / "config.json").write_text(
         json.dumps(config | {"_class_name": "UNet2DConditionModel"})
     )
-    assert "a UNet2DConditionModel, and guided diffusion is a UNet2DModel" in refused(folder=folder)
+    assert "describes a UNet2DConditionModel, but this backbone" in refused(folder=folder)
     save_file(
         {"down_blocks.0.resnets.0.norm1.weight": torch.zeros(320)}, tmp_path / "unet.safetensors"
     )
-    assert "unet.safetensors: a network in diffusers' names" in refused(
-        folder=tmp_path / "unet.safetensors"
+    assert (
+        "unet.safetensors: not a checkpoint of guided-diffusion, but a network in diffusers' names"
+        in refused(folder=tmp_path / "unet.safetensors")
     )
     pipeline = tmp_path / "pipeline"
     pipeline.mkdir()
     (pipeline / "model_index.json").write_text("{}")
-    assert "a pipeline of diffusers, not the folder of a guided-diffusion network" in refused(
+    assert "the folder is a pipeline of diffusers; give the folder of a pixel" in refused(
         folder=pipeline
     )
 

@@ -195,20 +195,21 @@ def test_another_process_is_another_cell(tmp_path):
     [
         (
             {"_class_name": "ScoreSdeVeScheduler"},
-            "a ScoreSdeVeScheduler; a network trained as DDPM has one of DDPMScheduler",
+            "scheduler ScoreSdeVeScheduler is not supported; choose a network trained as DDPM, "
+            "with one of DDPMScheduler",
         ),
         (
             {"beta_schedule": "sigmoid"},
-            "beta_schedule 'sigmoid'; linear, scaled_linear or squaredcos_cap_v2 is needed",
+            "beta_schedule 'sigmoid' must be linear, scaled_linear or squaredcos_cap_v2",
         ),
         (
             {"prediction_type": "flow"},
-            "prediction_type 'flow'; one of epsilon, v_prediction, sample is needed",
+            "prediction_type 'flow' is not supported; it must be one of epsilon, v_prediction, sample",
         ),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr leaves nothing of the image"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is not supported"),
         ({"num_train_timesteps": 0}, "num_train_timesteps 0"),
-        ({"beta_end": 1.5}, "betas that are not between 0 and 1"),
-        ({"beta_start": None}, "not a process that is known here"),
+        ({"beta_end": 1.5}, "the betas must be between 0 and 1"),
+        ({"beta_start": None}, "unsupported diffusion process"),
     ],
     ids=str,
 )
@@ -226,9 +227,12 @@ def test_a_damaged_scheduler_is_refused_in_one_line(content, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"in_channels": 6}, "6 channels in and 3 out; RGB, 3 in and 3 or 6 out, is needed"),
+        (
+            {"in_channels": 6},
+            "6 channels in and 3 out; give a network for RGB, with 3 in and 3 or 6 out",
+        ),
         ({"out_channels": 1}, "3 channels in and 1 out"),
-        ({"num_class_embeds": 10}, "a class-conditional network"),
+        ({"num_class_embeds": 10}, "class-conditional networks are not supported"),
     ],
 )
 def test_a_network_of_other_images_is_refused_in_one_line(change, words, tmp_path):

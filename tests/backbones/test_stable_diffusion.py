@@ -75,7 +75,7 @@ def test_a_long_prompt_is_cut_as_the_pipeline_cuts_it_and_says_so(
     prompt = (
         "cat sat on a mat and more"  # 10 tokens of 12 are left for words; most letters are one each
     )
-    with pytest.warns(UserWarning, match="without effect: .*more"):
+    with pytest.warns(UserWarning, match="ignored: .*more"):
         ours = backbone.text([prompt])
     assert torch.equal(
         ours, made_stable_diffusion.upscaler().encode_prompt(prompt, "cpu", 1, False)[0]
@@ -156,7 +156,7 @@ def test_a_gradient_goes_through_small_tiles(folder: Path) -> None:
 
 @pytest.mark.parametrize("tile", [0, -16, 40])
 def test_a_tile_that_the_vae_cannot_take_is_refused(folder: Path, tile: int) -> None:
-    with pytest.raises(InputError, match=f"vae_tile={tile}: a multiple of 16 is needed, or null"):
+    with pytest.raises(InputError, match=f"vae_tile={tile} must be a multiple of 16, or null"):
         StableDiffusionX4(folder=folder, vae_tile=tile)
 
 
@@ -322,21 +322,21 @@ def without_vocabulary(copy: Path) -> None:
         (spoil_tensor("unet", "missing"), "class_embedding.weight is missing in the file"),
         (spoil_tensor("unet", "shape"), r"class_embedding.weight is \(3, 5\) in the file, "
                                         r"\(1000, 64\) in the network"),
-        (spoil_tensor("vae", "extra"), "aaa.weight is there in the file, no such tensor in the "
+        (spoil_tensor("vae", "extra"), "aaa.weight is present in the file, missing in the "
                                        "network"),
         (spoil_tensor("text_encoder", "missing"), "is missing in the file"),
         (spoil_tensor("text_encoder", "shape"), r"is \(3, 5\) in the file"),
         (truncate, "vae: damaged or unfit AutoencoderKL"),
         (trapped, "unet: damaged or unfit UNet2DConditionModel"),
-        (without_weights, "vae: no weights; one of diffusion_pytorch_model.safetensors, "),
+        (without_weights, "vae: no weights; it must contain one of diffusion_pytorch_model.safetensors, "),
         (without_vocabulary, "no vocabulary"),
         (spoil_json("scheduler/scheduler_config.json", _class_name="MagicScheduler"), "unknown scheduler "
                                                                                       "'MagicSch.*DDIM"),
         (spoil_json("scheduler/scheduler_config.json", _class_name="EDMEulerScheduler"), "'EDMEulerScheduler'; choose"),
         (spoil_json("scheduler/scheduler_config.json", prediction_type="sample"), "epsilon or v_prediction"),
-        (spoil_json("unet/config.json", _class_name="UNet2DModel"), "describes a UNet2DModel, a "
-                                                                    "UNet2DConditionModel"),
-        (lambda copy: shutil.rmtree(copy / "vae"), "it has no vae folder"),
+        (spoil_json("unet/config.json", _class_name="UNet2DModel"), "describes a UNet2DModel; give a "
+                                                                    "folder with a UNet2DConditionModel"),
+        (lambda copy: shutil.rmtree(copy / "vae"), "the folder has no vae; give"),
         (lambda copy: (copy / "unet" / "config.json").write_text("{"), "config.json: damaged"),
         (lambda copy: (copy / "unet" / "config.json").unlink(), "config.json: no such file"),
     ],
@@ -352,14 +352,16 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_line(spoil, words: str, co
 def test_a_checkpoint_of_the_other_family_is_named(
     folder: Path, made_stable_diffusion: ModuleType, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="takes 7 channels, 9 are needed: it is the x4 upscaler"):
+    with pytest.raises(
+        InputError, match="has 7 input channels instead of 9: it is the x4 upscaler"
+    ):
         StableDiffusionInpaint(folder=folder)
     other = made_stable_diffusion.saved(made_stable_diffusion.inpainter(), tmp_path)
-    with pytest.raises(InputError, match="no low_res_scheduler folder"):
+    with pytest.raises(InputError, match="the folder has no low_res_scheduler; give"):
         StableDiffusionX4(folder=other)
     shutil.copytree(other / "scheduler", other / "low_res_scheduler")
     with pytest.raises(
-        InputError, match="takes 9 channels, 7 are needed: it is an inpainting model"
+        InputError, match="has 9 input channels instead of 7: it is an inpainting model"
     ):
         StableDiffusionX4(folder=other)
     with pytest.raises(InputError, match="no such folder"):

@@ -80,9 +80,9 @@ def test_an_index_is_built_described_and_not_built_again(
         "least_side=0",
     ]
     done = adir(*words)
-    assert done.status == 0 and "6 images embedded now, the encoder at work" in done.out, done.err
+    assert done.status == 0 and "6 new images embedded, encoder busy" in done.out, done.err
     assert "shard 0: 4 images" in done.out and "; 0 shards missing" in done.out
-    assert "0 images embedded now" in adir(*words).out
+    assert "0 new images embedded" in adir(*words).out
     measured = {"arguments": {"n_probe": 8}, "n_queries": 50, "recall": {"20": 0.91}}
     write_json(tmp_path / "index/approximate-0.json", measured)
     told = adir("index", "info", tmp_path / "index")
@@ -93,7 +93,7 @@ def test_an_index_is_built_described_and_not_built_again(
         and "0 rejects" in told.out
     )
     assert (
-        "6 images of licence unknown" in told.out
+        "6 images with licence unknown" in told.out
         and "{'n_probe': 8}: recall 0.910 at K=20" in told.out
     )
 
@@ -105,7 +105,7 @@ def test_images_below_64_pixels_are_rejects_unless_asked_for(
         neighbourhood_copy(neighbourhood, tmp_path) / "large.png"
     )
     words = ["index", "build", f"corpus.path={tmp_path / 'images'}", f"out={tmp_path / 'index'}"]
-    assert "1 images embedded now" in adir(*words).out
+    assert "1 new images embedded" in adir(*words).out
     reasons = read_json(tmp_path / "index/rejects.json")
     assert (
         len(reasons) == 6
@@ -131,13 +131,16 @@ def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
         (["index", "build", "corpus.path=/nowhere"], "no such folder"),
         (
             ["index", "build", "corpus.path=.", "shard_size=0"],
-            "shard_size=0: a whole number from 1",
+            "shard_size=0 must be a whole number from 1",
         ),
         (
             ["index", "build", "corpus.path=.", "least_side=-1"],
-            "least_side=-1: a whole number of pixels is needed, 0",
+            "least_side=-1 must be a whole number of pixels; 0",
         ),
-        (["index", "build", "corpus.path=.", "loaders=0"], "loaders=0: a whole number from 1"),
+        (
+            ["index", "build", "corpus.path=.", "loaders=0"],
+            "loaders=0 must be a whole number from 1",
+        ),
         (["index", "build", "corpus=folders"], "folders"),
         (["index", "info", "/nowhere"], "holds no index"),
     ],
@@ -176,7 +179,7 @@ def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(
     assert done.status == 2 and f"{path}: " in done.err and "remove it and" in done.err
     path.unlink()
     done = adir(*words)
-    assert done.status == 0 and "2 images embedded now" in done.out
+    assert done.status == 0 and "2 new images embedded" in done.out
     assert path.read_bytes() == good
     (index / "manifest.json").unlink()
     path.unlink()
@@ -236,7 +239,7 @@ def test_what_a_killed_worker_leaves_is_cleared_away(
     holder = {"machine": machine(), "pid": 2**22 + 1, "start": "0"}
     (index / "claims/000001.0.claim").write_text(json.dumps(holder))
     done = adir(*words)
-    assert done.status == 0 and "2 images embedded now" in done.out
+    assert done.status == 0 and "2 new images embedded" in done.out
     assert not list(index.glob("**/.*.part")) and not list((index / "claims").glob("*"))
 
 
@@ -293,7 +296,7 @@ def test_two_workers_share_the_shards(slow, tmp_path: Path, launcher: str) -> No
     ]
     said = tmp_path / "said"
     assert start("index", "build", *several, *words, log=said).wait() == 0, said.read_text()
-    assert "6 images embedded now" in said.read_text()
+    assert "6 new images embedded" in said.read_text()
     embedded = [line.split() for line in log.read_text().splitlines()]
     assert sum(int(count) for _, count in embedded) == 6
     assert len({process for process, _ in embedded}) == 2

@@ -120,7 +120,10 @@ def test_neighbours_whose_images_are_gone_are_still_named(adir, index, images, t
             "index", "search", index, tmp_path / "0.png", "--k", "6", "--out", tmp_path / "a.png"
         )
         assert result.status == 1 and rows(result.out)[0][2] == "0.png"
-        assert "1 images are not to be had where the index found them, 0.png" in result.out
+        assert (
+            "the sheet misses 1 images that cannot be read from the corpus any more, such as 0.png"
+            in result.out
+        )
         images.rename(images.with_name("moved"))
         result = adir(
             "index", "search", index, tmp_path / "0.png", "--k", "6", "--out", tmp_path / "b.png"
@@ -128,7 +131,7 @@ def test_neighbours_whose_images_are_gone_are_still_named(adir, index, images, t
         assert (
             result.status == 1
             and len(rows(result.out)) == 6
-            and "6 images are not to be had" in result.out
+            and "the sheet misses 6 images" in result.out
         )
     finally:
         images.with_name("moved").rename(images)
@@ -233,7 +236,7 @@ def test_an_index_by_other_weights_of_the_same_encoder_is_refused_by_name(
 def test_an_index_from_someone_else_runs_no_code(adir, index, images, tmp_path, monkeypatch, leaf):
     monkeypatch.chdir(tmp_path)
     (index / "encoder.json").write_text(json.dumps(leaf))
-    refused(adir("index", "search", index, images / "0.png"), "encoder.json", "not built")
+    refused(adir("index", "search", index, images / "0.png"), "encoder.json", "refused")
     assert not (tmp_path / "ran").exists()
 
 
@@ -242,9 +245,9 @@ def test_queries_that_are_none_are_answered_in_one_line(adir, index, images, tmp
     (tmp_path / "cut.png").write_bytes((images / "0.png").read_bytes()[:200])
     image = images / "0.png"
     refused(adir("index", "search", index, "--text", "a dog"), "no text side", "CLIP")
-    refused(adir("index", "search", index, "--text", "  "), "no words")
+    refused(adir("index", "search", index, "--text", "  "), "--text is empty")
     refused(adir("index", "search", index), "--text")
-    refused(adir("index", "search", index, image, "--text", "a dog"), "one of the two")
+    refused(adir("index", "search", index, image, "--text", "a dog"), "either an image file or")
     refused(adir("index", "search", index, tmp_path / "none.png"), "no such file")
     refused(adir("index", "search", index, tmp_path), "no such file")
     refused(adir("index", "search", index, tmp_path / "notes.txt"), "notes.txt", "not an image")

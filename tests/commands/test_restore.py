@@ -124,7 +124,7 @@ def test_restored_images_are_not_read_again(adir, tmp_path: Path) -> None:
             and again.err.count("\n") == 1
         )
     refused = adir("restore", tmp_path, *words, tmp_path)
-    assert refused.status == 2 and "is the folder of the images" in refused.err
+    assert refused.status == 2 and "this folder is an input too" in refused.err
     assert not (tmp_path / RESULTS_MARKER).exists()
     assert adir("restore", tmp_path / "a.png", *words, out).status == 0  # the folder itself goes on
 
@@ -159,7 +159,7 @@ def test_the_help_names_the_default_sampler_and_the_paper_s(capsys) -> None:
         cli.main(["restore", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert (
-        f"Unless you name a sampler, it is {SAMPLERS[0]}" in text
+        f"The default sampler is {SAMPLERS[0]}" in text
         and "sampler=adir" in text
         and "--samples N" in text
     )
@@ -190,7 +190,7 @@ def test_where_the_default_sampler_does_not_apply_the_next_is_used_and_said(
     reason = (
         "sampler ddrm needs the singular value decomposition of A, which is unknown for task sr4"
     )
-    assert f"sampler=adir_clean, as sampler=ddrm does not apply: {reason}\n" in done.out + done.err
+    assert f"because sampler=ddrm does not apply: {reason}\n" in done.out + done.err
     assert read_json(tmp_path / "out" / "a-sr4-none.json")["axes"]["sampler"] == "adir_clean"
 
 
@@ -227,17 +227,17 @@ def test_samples_are_made_again_where_one_of_their_files_is_gone_or_their_number
     image, out = saved(tmp_path / "a.png", SMALL), tmp_path / "out"
     words = ["restore", image, "task=sr4", "sampler.n_steps=1", "--out", out, "--samples"]
     assert adir(*words, 2).status == 0
-    assert "(was there)" in adir(*words, 2).out
+    assert "(already done)" in adir(*words, 2).out
     gone = out / "a-sr4-none-std.png"
     gone.unlink()
     assert adir(*words, 2).status == 0 and gone.is_file()
     refused = adir(*words, 3)
-    assert refused.status == 2 and "made otherwise" in refused.err
+    assert refused.status == 2 and "made with other settings" in refused.err
     assert adir(*words, 1).status == 2
 
 
 @pytest.mark.parametrize(
-    "samples, sampler, words", [(0, "ddrm", "1 or more"), (2, "bicubic", "draws nothing")]
+    "samples, sampler, words", [(0, "ddrm", "at least 1"), (2, "bicubic", "is not random")]
 )
 def test_numbers_of_samples_that_make_no_sense_are_refused(
     adir, tmp_path: Path, samples, sampler, words

@@ -53,7 +53,7 @@ def test_a_record_of_another_ground_truth_keeps_its_scores(adir, results: Path) 
     changed = record | {"image": record["image"] | {"sha256": "0" * 64}, "scores": {}}
     write_json(path, changed)
     finished = adir("score", results, "scoring.metrics=[psnr]")
-    assert finished.status == 1 and "another image" in finished.out
+    assert finished.status == 1 and "has changed" in finished.out
     assert read_json(path) == changed
     write_json(path, record)
 
@@ -138,8 +138,8 @@ def test_an_image_that_is_gone_or_failed_is_counted(adir, results: Path) -> None
         finished = adir("score", results, "scoring.metrics=[psnr]")
         assert finished.status == 1 and f"{image}: no such file" in finished.out
         assert (
-            "1 records are of failed images" in finished.out
-            and "1 records keep their scores" in finished.out
+            "1 images failed and have no scores" in finished.out
+            and "1 records were not scored" in finished.out
         )
         assert finished.out.splitlines()[-1] == "1 records scored with psnr"
     finally:

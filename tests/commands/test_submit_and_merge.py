@@ -114,7 +114,7 @@ def test_equal_folders_give_equal_bytes_and_another_file_is_not_replaced(
     assert (tmp_path / "again.zip").read_bytes() == submission.read_bytes()
     next(results.glob("cells/**/records/*.json")).unlink()
     before = submission.read_bytes()
-    with pytest.raises(InputError, match=r"mine\.zip: is there already"):
+    with pytest.raises(InputError, match=r"mine\.zip: already exists"):
         submit(results, False, submission)
     assert submission.read_bytes() == before and [p.name for p in tmp_path.glob("*.part*")] == []
 
@@ -176,7 +176,7 @@ def test_a_damaged_record_is_left_out_said_and_seen_in_the_status(
     min(results.glob("cells/**/records/*.json")).write_text("{")
     assert submit(results, False, tmp_path / "rest.zip") == 1
     assert (
-        "left out" in capsys.readouterr().out
+        "skipped" in capsys.readouterr().out
         and len(list(open_archive(tmp_path / "rest.zip").records())) == 15
     )
 

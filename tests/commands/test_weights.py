@@ -75,7 +75,7 @@ def test_get_fetches_once_and_list_and_verify_tell(tmp_path, capsys):
     assert out == f"small: fetched and verified, {tmp_path / 'cache' / 'weights' / 'small.pt'}\n"
     assert here(tmp_path) == ["small.pt"]
     assert weights("get", ["small"]) == 0
-    assert "small: here" in capsys.readouterr().out
+    assert "small: already here" in capsys.readouterr().out
     weights("list", ["small"])
     assert "small  here  1 kB  licence unknown  sha256 " in capsys.readouterr().out
     assert weights("verify", ["small"]) == 0
@@ -122,7 +122,7 @@ def test_verifying_what_is_missing_is_wrong_only_where_it_was_named(capsys):
     "action, names, words",
     [
         ("get", ["gd1024"], "unknown weights 'gd1024'; choose one of changed, small"),
-        ("get", [], "adir weights get NAME: choose from changed, small"),
+        ("get", [], "`adir weights get` needs a NAME: choose from changed, small"),
     ],
 )
 def test_what_cannot_be_asked_lists_what_can(action, names, words):

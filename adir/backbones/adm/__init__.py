@@ -1,3 +1,1 @@
-"""ADM, guided-diffusion's network: its flags, the conversion of a checkpoint, the converted file
-kept.
-"""
+"""ADM, the network of guided-diffusion: flags, conversion of checkpoints, and their cache."""

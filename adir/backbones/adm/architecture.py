@@ -1,6 +1,4 @@
-"""What an ADM (Dhariwal and Nichol, 2021) is made of, as the flags of OpenAI's guided-diffusion say
-it.
-"""
+"""Architecture of an ADM (Dhariwal and Nichol, 2021), from flags of guided-diffusion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,31 +8,36 @@ from adir.errors import InputError
 
 @dataclass(frozen=True)
 class Architecture:
-    """An ADM as far as its tensors and its arithmetic go; levels are counted from the full
-    resolution.
+    """Settings that determine the tensors and the arithmetic of an ADM.
+
+    Levels are numbered from the full resolution downwards.
     """
 
     model_channels: int
-    """Width of the sinusoidal time embedding; the first level's is another where channel_mult
-    starts with 0.5.
+    """The width of the sinusoidal time embedding.
+
+    It differs from the width of the first level if channel_mult starts with 0.5.
     """
     channels: tuple[int, ...]
-    """Of each level."""
+    """The number of channels of each level."""
     num_res_blocks: int
     attention: tuple[bool, ...]
-    """Whether each level has it; the middle block always has."""
+    """True for each level with attention. The middle block always has attention."""
     out_channels: int
     use_scale_shift_norm: bool
     resblock_updown: bool
     num_heads: int
     num_head_channels: int
-    """-1: num_heads counts."""
+    """The number of channels per attention head. With -1, num_heads is used instead."""
     num_heads_upsample: int
-    """-1: as num_heads."""
+    """The number of heads in the upsampling half. With -1, it is num_heads."""
     use_new_attention_order: bool
 
     def heads(self, channels: int, upward: bool = False) -> int:
-        """Number of heads of an attention block; `upward`: on the way up."""
+        """Return the number of heads of an attention block.
+
+        upward: whether the block is in the upsampling half of the network.
+        """
         if self.num_head_channels != -1:
             return channels // self.num_head_channels
         return (
@@ -44,15 +47,19 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Flags:
-    """The flags of the reference's `create_model` that make a network; None is read off the
-    checkpoint.
+    """Architecture flags of `create_model` in OpenAI's guided-diffusion.
 
-    image_size: pixels; only says what `attention_resolutions`, which are in pixels too, mean.
-        channel_mult: as in
-    [0.5, 1, 1, 2] or "0.5,1,1,2".  num_heads, num_head_channels: one of them must be stated, no
-    tensor tells them; -1 is unset, and num_head_channels wins.  use_new_attention_order: of
-    queries, keys and values in one tensor; no tensor tells it either.  class_cond: must be false,
-    nothing here conditions on a class.
+    The flags have the same meaning as there. A flag that is None is inferred from the checkpoint's
+    tensors. The number of heads and the order of queries, keys and values cannot be inferred.
+
+    Attributes:
+        image_size: in pixels, used only to interpret `attention_resolutions`.
+        channel_mult: [0.5, 1, 1, 2] or "0.5,1,1,2", for example.
+        class_cond: must be false, because class-conditional networks are not supported.
+        attention_resolutions: sides in pixels of the levels with attention.
+        num_heads: -1 means unset. This flag or `num_head_channels` must be set.
+        num_head_channels: -1 means unset. If set, `num_heads` is ignored.
+        use_new_attention_order: order of queries, keys and values in their common tensor.
     """
 
     image_size: int | None = None
@@ -72,23 +79,26 @@ class Flags:
     def __post_init__(self) -> None:
         if self.class_cond:
             raise InputError(
-                "class_cond=true: class-conditional networks are not supported, nothing here "
-                "gives a class"
+                "class_cond=true: class-conditional networks are not supported; give an "
+                "unconditional one"
             )
         if self.attention_resolutions is not None and self.image_size is None:
             raise InputError(
-                "attention_resolutions are in pixels of image_size: state image_size too"
+                "attention_resolutions are sides in pixels of an image of image_size; set "
+                "image_size too"
             )
 
     def resolve(self, found: Architecture) -> Architecture:
-        """The architecture: what is stated here, else what was found.
+        """Return the architecture from these flags, completed from the checkpoint's.
 
-        Raises InputError for what does not go together.
+        found: architecture inferred from a checkpoint, which supplies every flag that is None.
+
+        Raises InputError if flags are missing or contradict each other.
         """
         if self.num_head_channels == -1 and self.num_heads == -1:
             raise InputError(
-                "num_heads or num_head_channels of the network must be stated, no tensor "
-                "tells them "
+                "set num_heads or num_head_channels of the network, which cannot be inferred from "
+                "its tensors "
                 "(backbone.architecture.num_head_channels=64 for OpenAI's unconditional networks)"
             )
         stated = replace(
@@ -105,9 +115,8 @@ class Flags:
             stated = replace(stated, out_channels=6 if self.learn_sigma else 3)
         if self.num_channels is not None:
             stated = replace(stated, model_channels=self.num_channels)
-        if (
-            self.channel_mult is not None and self.channel_mult != ""
-        ):  # "" is the reference's word for its own choice
+        # In guided-diffusion, "" means a default that depends on image_size.
+        if self.channel_mult is not None and self.channel_mult != "":
             widths = tuple(
                 int(m * stated.model_channels) for m in numbers(self.channel_mult, "channel_mult")
             )
@@ -118,9 +127,8 @@ class Flags:
             factors = {self.image_size // int(side) for side in pixels if side >= 1}
             levels = range(len(stated.channels))
             stated = replace(stated, attention=tuple(2**level in factors for level in levels))
-        if len(stated.attention) != len(
-            stated.channels
-        ):  # channel_mult is stated and the resolutions are not
+        # They differ if channel_mult is set and attention_resolutions is not.
+        if len(stated.attention) != len(stated.channels):
             length = len(stated.channels)
             stated = replace(stated, attention=(*stated.attention, *[False] * length)[:length])
         require_whole_heads(stated)
@@ -144,16 +152,19 @@ def flags_of_unet(
     resblock_updown: bool = False,
     use_new_attention_order: bool = False,
 ) -> Flags:
-    """`Flags` from constructor arguments of the reference's UNetModel, where attention_resolutions
-    are downsampling factors.
+    """Build `Flags` from the constructor arguments of guided-diffusion's UNetModel.
+
+    There, attention_resolutions are downsampling factors instead of sides in pixels.
+
+    Raises InputError unless in_channels is 3 and out_channels is 3 or 6.
     """
     if in_channels != 3 or out_channels not in (3, 6):
         raise InputError(
-            f"{in_channels} channels in and {out_channels} out: 3 in, and 3 or 6 out, are supported"
+            f"{in_channels} channels in and {out_channels} out are not supported; give a network "
+            "with 3 in, and 3 or 6 out"
         )
     return Flags(
-        # Pixels of an image that every factor divides, so that both ways of counting mean the same
-        # levels.
+        # A size that every factor divides, so that factors and pixels denote the same levels.
         image_size=2 ** len(channel_mult),
         num_channels=model_channels,
         num_res_blocks=num_res_blocks,
@@ -175,18 +186,23 @@ def flags_of_unet(
 
 
 def numbers(value: Sequence[float] | str, what: str) -> list[float]:
-    """[0.5, 1] of "0.5,1" or of the list itself. Raises InputError for anything else."""
+    """Return the numbers in a list or in a text such as "0.5,1".
+
+    what: name of the flag, for the error.
+
+    Raises InputError if `value` contains anything but numbers.
+    """
     try:
         return [float(part) for part in (value.split(",") if isinstance(value, str) else value)]
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{what}={value!r}: numbers with commas between them are needed"
-        ) from error
+        raise InputError(f"{what}={value!r} must be numbers with commas between them") from error
 
 
 def require_whole_heads(architecture: Architecture) -> None:
-    """Raise InputError unless heads divide the channels of every attention block, and norms the
-    channels of every level.
+    """Raise InputError unless heads and norm groups divide the channels.
+
+    The channels of every attention block must be a multiple of its number of heads. The channels of
+    every level must be a multiple of 32, the number of groups of its norms.
     """
     blocks = [
         c for c, has in zip(architecture.channels, architecture.attention, strict=True) if has
@@ -210,5 +226,6 @@ def require_whole_heads(architecture: Architecture) -> None:
     for channels in architecture.channels:
         if channels % 32:
             raise InputError(
-                f"a level of {channels} channels: the norms of an ADM need multiples of 32"
+                f"a level has {channels} channels, but the norms of an ADM need multiples of 32; "
+                "check num_channels and channel_mult"
             )

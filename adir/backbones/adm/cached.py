@@ -1,4 +1,4 @@
-"""Checkpoints of guided-diffusion, converted once and kept as diffusers folders in the cache."""
+"""Cache of guided-diffusion checkpoints that were converted to diffusers folders."""
 
 import dataclasses
 import fcntl
@@ -28,19 +28,30 @@ from adir.weights.checkpoint import read_checkpoint
 from adir.weights.download import require_room
 
 VERSION = 1
-"""Raise it when the same checkpoint converts to other tensors: conversions of earlier versions are
-then not found.
+"""The version of the conversion, part of the cache key.
+
+Raise it if a change of the code converts the same checkpoint to other tensors.
 """
 
 CONFIG, WEIGHTS, NOTE = "config.json", "diffusion_pytorch_model.safetensors", "source.json"
 
 
 def converted(source: Path, flags: Flags) -> tuple[Path, str]:
-    """(folder with config.json and safetensors, SHA-256 of the source) of a checkpoint file.
+    """Return the converted folder of a checkpoint file, converting the file if it is not cached.
 
-    Found under the source's hash and the flags, or converted now: another process that wants the
-    same waits. A converted file that has changed since is set aside and made again. Raises
-    InputError for a source that is no such checkpoint.
+    The cache key is a hash of the source's hash, the flags and VERSION. Another process that needs
+    the same conversion waits. If a cached folder has been changed, it is renamed and the checkpoint
+    is converted again.
+
+    Args:
+        source: checkpoint file of guided-diffusion.
+        flags: flags of its network.
+
+    Returns:
+        (folder with config.json and safetensors, SHA-256 of the source)
+
+    Raises:
+        InputError: if the source is missing or is not a checkpoint that fits the flags.
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file")
@@ -53,11 +64,11 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_whole(folder):  # another process may have made it meanwhile
+        if not is_whole(folder):  # checked again: another process may have converted it meanwhile
             if folder.exists():
                 warn_in_one_line(
-                    f"{folder}: not what was converted; {set_aside(folder)}, and it is "
-                    "converted again"
+                    f"{folder}: has changed since its conversion; {set_aside(folder)}, and the "
+                    "checkpoint is converted again"
                 )
             try:
                 configuration, tensors = convert(read_checkpoint(source), flags)
@@ -70,7 +81,7 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder holds the very files that were written."""
+    """Check whether the folder contains unchanged files, by the hashes in its note."""
     try:
         note = read_json(folder / NOTE)
         return all(
@@ -83,8 +94,13 @@ def is_whole(folder: Path) -> bool:
 def write_folder(
     folder: Path, configuration: dict[str, Any], tensors: dict[str, Tensor], source: dict[str, str]
 ) -> None:
-    """Write config.json, weights and the note of their hashes; the folder appears whole or not at
-    all.
+    """Write config.json, the weights, and a note with their hashes, atomically.
+
+    Args:
+        folder: new folder, which appears with all its files or not at all.
+        configuration: content of config.json.
+        tensors: weights.
+        source: {"file": name, "sha256": hash} of the checkpoint, for the note.
     """
     require_room(folder.parent, sum(tensor.nbytes for tensor in tensors.values()))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.part")

@@ -1,9 +1,8 @@
-"""ADM checkpoints of OpenAI's guided-diffusion (Dhariwal and Nichol, 2021) as
-`diffusers.UNet2DModel`.
+"""Conversion of guided-diffusion's ADM checkpoints (Dhariwal and Nichol, 2021) to UNet2DModel.
 
-A checkpoint is a dictionary of tensors in the reference's names (`input_blocks.0.0.weight`). Most
-of the architecture can be read off their shapes; heads and the order of queries, keys and values
-cannot, so they are stated (`Flags`).
+A checkpoint is a dictionary of tensors with the names of OpenAI's reference code, such as
+`input_blocks.0.0.weight`. Most of the architecture is inferred from the shapes. The number of heads
+and the order of queries, keys and values cannot be inferred and are given as `Flags`.
 """
 
 import math
@@ -30,10 +29,15 @@ Kind = Literal["layer", "residual", "attention"]
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of the network under its name in the checkpoint and in diffusers.
+    """Layer, residual block or attention block of an ADM.
 
-    in_channels counts what a residual block of the way up takes from its skip connection. kernel:
-    of a layer; (): linear.
+    Attributes:
+        kind: which of the three.
+        reference: name in the checkpoint.
+        ours: name in diffusers.
+        in_channels: input channels, including those of the skip connection in the upsampling half.
+        out_channels: output channels.
+        kernel: kernel size of a convolution; () for a linear layer and for a block.
     """
 
     kind: Kind
@@ -45,11 +49,13 @@ class Block:
 
 
 def blocks(a: Architecture) -> Iterator[Block]:
-    """Every piece that has tensors, in the order of a checkpoint, the norm of the output apart."""
+    """Yield every block that has tensors, in a checkpoint's order, except the two output layers."""
+    # Time embedding and first convolution.
     embedding, last = 4 * a.model_channels, len(a.channels) - 1
     yield Block("layer", "time_embed.0", "time_embedding.linear_1", a.model_channels, embedding)
     yield Block("layer", "time_embed.2", "time_embedding.linear_2", embedding, embedding)
     yield Block("layer", "input_blocks.0.0", "conv_in", 3, a.channels[0], (3, 3))
+    # Downsampling half. `skips` collects the channels of the skip connections.
     n, current, skips = 1, a.channels[0], [a.channels[0]]
     for level, width in enumerate(a.channels):
         ours = f"down_blocks.{level}"
@@ -77,9 +83,11 @@ def blocks(a: Architecture) -> Iterator[Block]:
                 )
             n += 1
             skips.append(width)
+    # Middle block.
     yield Block("residual", "middle_block.0", "mid_block.resnets.0", current, current)
     yield Block("attention", "middle_block.1", "mid_block.attentions.0", current, current)
     yield Block("residual", "middle_block.2", "mid_block.resnets.1", current, current)
+    # Upsampling half.
     n = 0
     for up, level in enumerate(reversed(range(len(a.channels)))):
         width, ours = a.channels[level], f"up_blocks.{up}"
@@ -114,10 +122,10 @@ def blocks(a: Architecture) -> Iterator[Block]:
 
 
 def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
-    """(name in the checkpoint, its shape, name in diffusers) of every tensor; None for qkv, which
-    becomes three.
+    """Yield (name in the checkpoint, shape, name in diffusers) of every tensor.
 
-    In the order of a checkpoint's `state_dict`.
+    The order is that of the checkpoint's `state_dict`. The name in diffusers is None for a qkv
+    tensor, which becomes three tensors.
     """
     embedding = 4 * a.model_channels
 
@@ -160,20 +168,23 @@ def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | No
 
 
 def read_architecture(shapes: Shapes) -> Architecture:
-    """The architecture of a checkpoint as far as shapes tell; heads are left at -1.
+    """Infer the architecture of a checkpoint from the shapes of its tensors.
 
-    InputError when it is no ADM.
+    The numbers of heads remain -1, and use_new_attention_order remains False.
+
+    Raises InputError if the checkpoint is not an unconditional ADM.
     """
     if "label_emb.weight" in shapes:
         raise InputError(
-            f"a class-conditional network (label_emb.weight {shapes['label_emb.weight']}): "
-            "nothing here gives it a class; "
-            "take an unconditional one"
+            f"class-conditional network (label_emb.weight {shapes['label_emb.weight']}): "
+            "these are not supported; give an unconditional one"
         )
     for foreign, what in FOREIGN.items():
         if any(name.startswith(foreign) for name in shapes):
-            raise InputError(f"{what}: not a checkpoint of guided-diffusion")
+            raise InputError(f"not a checkpoint of guided-diffusion, but {what}")
     try:
+        # Residual blocks per level: the first output block that contains an upsampler is the last
+        # of its level, and each level has num_res_blocks + 1 output blocks.
         inputs = 1 + max(
             int(m[1]) for m in map(re.compile(r"input_blocks\.(\d+)\.").match, shapes) if m
         )
@@ -186,7 +197,8 @@ def read_architecture(shapes: Shapes) -> Architecture:
         entry = shapes["input_blocks.0.0.weight"][1]
         if entry != 3:
             raise InputError(
-                f"input_blocks.0.0.weight takes {entry} channels: 3 are supported, and no upsampler"
+                f"input_blocks.0.0.weight has {entry} input channels; give a network with 3, not "
+                "an upsampler"
             )
         return Architecture(
             model_channels=shapes["time_embed.0.weight"][1],
@@ -208,7 +220,7 @@ def read_architecture(shapes: Shapes) -> Architecture:
         what = (
             f"it has no tensor {error}"
             if isinstance(error, KeyError)
-            else f"it has {len(shapes)} other tensors"
+            else f"its {len(shapes)} tensors have other names or shapes"
         )
         raise InputError(f"not a checkpoint of guided-diffusion: {what}") from error
 
@@ -222,12 +234,13 @@ FOREIGN = {
     "decoder.": "an autoencoder",
     "text_model.": "a text encoder",
 }
-"""Starts of names by which other families are known."""
+"""{start of a tensor's name: model to which such a tensor belongs}, for error messages."""
 
 
 def require_fit(shapes: Shapes, architecture: Architecture) -> None:
-    """Raise InputError that names the first tensor, in a checkpoint's order, that the architecture
-    wants otherwise.
+    """Raise InputError if tensors of a checkpoint do not fit the architecture.
+
+    The message names the first of them, in the checkpoint's order.
     """
     expected = {name: shape for name, shape, _ in tensors_of(architecture)}
     for name in [*expected, *(name for name in shapes if name not in expected)]:
@@ -240,12 +253,10 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
             )
 
 
-# --- the network
-
-
 def configuration(a: Architecture) -> dict[str, Any]:
-    """config.json of the converted network: arguments of UNet2DModel, and under "adm" what those
-    cannot say.
+    """Return the config.json of the converted network.
+
+    It contains the arguments of UNet2DModel and, under "adm", the settings that UNet2DModel lacks.
     """
     resnet = a.resblock_updown
     plain_down, plain_up = (
@@ -271,8 +282,8 @@ def configuration(a: Architecture) -> dict[str, Any]:
         "upsample_type": "resnet" if resnet else "conv",
         "dropout": 0.0,
         "act_fn": "silu",
-        # Any number that divides the channels of all blocks will do: `apply_adm` sets the heads of
-        # each.
+        # If num_head_channels is unset, any divisor of all blocks' channels works here, because
+        # `apply_adm` sets the heads of each block.
         "attention_head_dim": a.num_head_channels
         if a.num_head_channels != -1
         else math.gcd(*a.channels),
@@ -287,25 +298,24 @@ def configuration(a: Architecture) -> dict[str, Any]:
             "num_heads": a.num_heads,
             "num_head_channels": a.num_head_channels,
             "num_heads_upsample": a.num_heads_upsample,
-            # of the source; the converted tensors have neither
+            # for information: the converted tensors have separate queries, keys and values
             "use_new_attention_order": a.use_new_attention_order,
         },
     }
 
 
 def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
-    """The network of a config.json, ours or diffusers', without memory for its weights (device
-    "meta").
+    """Build the network of a config.json on the device "meta", so its weights take no memory.
 
-    "unshuffle": f in it lets a pixel_unshuffle by f precede the first convolution, and
-        pixel_shuffle follow the last.
+    The settings may be those of diffusers or of `configuration`. A key "unshuffle" with value f
+    adds a pixel_unshuffle by f before the first convolution and a pixel_shuffle by f after the
+    last.
 
-    Raises ValueError or TypeError for settings that make none.
+    Raises ValueError or TypeError if the settings are invalid.
     """
     with uncollected():
-        from diffusers import (
-            UNet2DModel,  # here: diffusers takes 4 s, and not every sampler asks for the network
-        )
+        # Imported here because diffusers takes 4 s, and not every sampler needs the network.
+        from diffusers import UNet2DModel
 
     settings = dict(settings)
     adm, unshuffle = settings.pop("adm", None), settings.pop("unshuffle", None)
@@ -324,8 +334,9 @@ def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
 
 
 def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
-    """Set what UNet2DModel has no argument for: the width of the time embedding, and a number of
-    heads per block.
+    """Set the width of the time embedding and the number of heads per block.
+
+    UNet2DModel has no argument for either. `adm` is the value of "adm" in config.json.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -346,11 +357,15 @@ def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
 def convert(
     checkpoint: Mapping[str, Tensor], flags: Flags
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config.json, tensors in diffusers' names, float32 and contiguous) of a checkpoint of
-    guided-diffusion.
+    """Convert a checkpoint of guided-diffusion.
 
-    Tensors are those of the checkpoint, not copies, but for queries, keys and values and for what
-    is not float32. Raises InputError that names the first tensor that does not fit.
+    Returns:
+        (content of config.json, {name in diffusers: tensor}). The tensors are float32 and
+        contiguous. They share memory with the checkpoint, except queries, keys and values, and
+        tensors that were not float32.
+
+    Raises:
+        InputError: if a tensor does not fit the flags; it names the first.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.items()}
     architecture = flags.resolve(read_architecture(shapes))
@@ -377,17 +392,25 @@ def convert(
 
 
 def flattened(tensor: Tensor, reference: str) -> Tensor:
-    """Contiguous; the output projection of attention, a convolution over one dimension, as a linear
-    layer (C, C).
+    """Return a contiguous tensor with the shape that diffusers expects.
+
+    The output projection of attention is a 1D convolution in the checkpoint, (C, C, 1), and a
+    linear layer in diffusers, (C, C). Other tensors keep their shapes.
     """
     return (tensor[:, :, 0] if reference.endswith("proj_out.weight") else tensor).contiguous()
 
 
 def split_qkv(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, (C, C) or (C,) each and head after head, of one tensor (3 C, C, 1)
-    or (3 C,).
+    """Split one qkv tensor into queries, keys and values, each ordered by head.
 
-    The legacy order of the rows is (heads, 3, C / heads), the new one (3, heads, C / heads).
+    Args:
+        qkv: weight (3 C, C, 1) or bias (3 C,).
+        heads: number of heads.
+        new_order: whether the rows of qkv are ordered (3, heads, C / heads), as with
+            use_new_attention_order, instead of (heads, 3, C / heads).
+
+    Returns:
+        (q, k, v), each (C, C) or (C,).
     """
     flat = qkv[:, :, 0] if qkv.ndim == 3 else qkv
     channels = len(flat) // 3

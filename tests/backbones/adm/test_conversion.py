@@ -280,9 +280,9 @@ def shapes_of(checkpoint: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
         ({"num_head_channels": -1, "num_heads": 3}, "num_heads=3 does not divide the 64 channels"),
         (
             {"num_head_channels": -1, "num_heads": -1},
-            "num_heads or num_head_channels of the network must be stated",
+            "set num_heads or num_head_channels of the network",
         ),
-        ({"channel_mult": "1,x"}, "channel_mult='1,x': numbers with commas"),
+        ({"channel_mult": "1,x"}, "channel_mult='1,x' must be numbers with commas"),
     ],
 )
 def test_another_architecture_names_the_first_tensor_that_differs(change, words):
@@ -324,7 +324,10 @@ def test_a_tensor_too_few_or_too_many_is_named(change, words):
             "a Stable Diffusion UNet",
         ),
         ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "an autoencoder"),
-        ({"layer.weight": (3, 3)}, "not a checkpoint of guided-diffusion: it has 1 other tensors"),
+        (
+            {"layer.weight": (3, 3)},
+            "not a checkpoint of guided-diffusion: its 1 tensors have other names",
+        ),
         (
             {"input_blocks.0.0.weight": (32, 3, 3, 3), "input_blocks.1.0.weight": (3,)},
             "it has no tensor 'input_blocks",
@@ -340,7 +343,9 @@ def test_a_checkpoint_of_another_family_is_told(names, words):
 def test_a_network_with_six_input_channels_is_refused():
     shapes = shapes_of(made_checkpoint()[0])
     shapes["input_blocks.0.0.weight"] = (32, 6, 3, 3)
-    with pytest.raises(InputError, match="takes 6 channels: 3 are supported, and no upsampler"):
+    with pytest.raises(
+        InputError, match="has 6 input channels; give a network with 3, not an upsampler"
+    ):
         read_architecture(shapes)
 
 
@@ -352,5 +357,5 @@ def test_no_channel_mult_is_the_references_way_to_leave_it_open():
 def test_class_conditional_flags_are_refused():
     with pytest.raises(InputError, match="class-conditional networks are not supported"):
         Flags(class_cond=True)
-    with pytest.raises(InputError, match="state image_size too"):
+    with pytest.raises(InputError, match="set image_size too"):
         Flags(attention_resolutions="16,8")

@@ -59,7 +59,7 @@ def test_shared_adapters_and_what_is_done_once_count_once_in_time_and_disk(
 ) -> None:
     # Six images of 10 s and 2 MB, three adapters of 100 s and 30 MB.
     told = priced("adaptation=random", "task=sr4,deblur")
-    assert re.search(r"about 6 minutes of one worker .* 102 MB in", told)
+    assert re.search(r"about 6 minutes with one worker .* 102 MB in", told)
 
 
 def test_the_first_cell_that_needs_a_stage_pays_for_it(

@@ -32,7 +32,7 @@ def test_results_among_the_test_images_are_not_taken_as_test_images(
             f"task={task}",
             f"results={results}",
         )
-        assert done.status == 0 and "3 images done, 0 were there, 0 failed" in done.out + done.err
+        assert done.status == 0 and "3 images done, 0 already done, 0 failed" in done.out + done.err
     assert len(folder_corpus(".")) == 3
     refused = adir("run", "data=folder", f"data.path={results}", "sampler=bicubic")
     assert (

@@ -132,7 +132,7 @@ def test_combinations_that_do_not_go_together_are_left_out_and_named(
     ]
     finished = adir("run", "-m", *grid, f"results={tmp_path}")
     assert finished.status == 0, finished.err
-    assert re.search(r"left out, not applicable: sr4 bicubic knn", finished.out)
+    assert re.search(r"skipped, not applicable: sr4 bicubic knn", finished.out)
     assert {path.parent.parent.name.split("-s0")[0] for path in tmp_path.glob(RECORDS)} == {
         "none-adir",
         "none-bicubic",
@@ -297,8 +297,7 @@ def test_a_plan_tells_what_is_to_do_and_does_nothing(adir, tiny: list[str], tmp_
     assert planned.status == 0, planned.err
     assert contents(results) == set()
     assert (
-        "3 cells, 1 more combinations equal one of them: 9 images and 6 adapters to do"
-        in planned.out
+        "3 cells (1 more combinations are duplicates): 9 images and 6 adapters to do" in planned.out
     )
 
 
@@ -352,7 +351,7 @@ def test_a_plan_says_of_each_cell_that_is_not_applicable_why(
         == finished.out.count("(2) sampler bicubic")
         == 1
     )
-    assert "2 cells, 2 more combinations equal one of them" in finished.out
+    assert "2 cells (2 more combinations are duplicates)" in finished.out
 
 
 def test_a_plan_names_all_that_is_wrong_with_a_cell_at_once(adir, tmp_path: Path) -> None:
@@ -434,7 +433,7 @@ def test_a_plan_says_which_scores_want_weights_and_fetches_none(
     finished = adir("plan", *tiny, *words)
     assert finished.status == 0 and fetched == []
     told = " ".join(finished.out.split())
-    assert "weights of lpips-alex, musiq-ava are not here: adir run fetches them" in told
+    assert "weights of lpips-alex, musiq-ava are missing: adir run or `adir weights get" in told
     assert "`adir weights get lpips_alex alexnet musiq_ava`" in told
 
 

@@ -430,7 +430,7 @@ def test_sync_sends_what_waits_by_wandbs_own_command(
     finished = adir("sync", tracked)
     assert (
         finished.status == 1
-        and "4 of 4 runs were not sent (`wandb sync` ended with 0)" in finished.out
+        and "4 of 4 runs were not sent (`wandb sync` ended with status 0)" in finished.out
     )
     ((command, environment),) = called
     assert command[1:4] == ["-m", "wandb", "sync"] and len(command) == 4 + 4
@@ -529,15 +529,15 @@ def test_a_server_gets_every_run_once(
         if name == "CreateArtifact"
     }
     assert artifacts == {f"leaderboard-{plan.stem}", *(f"run-{name}-images" for name in sent)}
-    assert "no W&B run waits to be sent" in adir("sync", results).out
+    assert "contains no unsent W&B runs" in adir("sync", results).out
 
 
 def test_sync_leaves_out_what_was_sent_and_needs_a_key(adir: Callable, tmp_path: Path) -> None:
-    assert "no W&B run waits to be sent" in adir("sync", tmp_path).out
+    assert "contains no unsent W&B runs" in adir("sync", tmp_path).out
     run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
     run.mkdir(parents=True)
     (run / "run-abc.wandb").touch()
-    with pytest.raises(InputError, match=r"1 W&B runs in .*, but no key: set WANDB_API_KEY"):
+    with pytest.raises(InputError, match=r"key is missing, so 1 runs in .*: set WANDB_API_KEY"):
         sync_command.main(tmp_path)
     (run / "run-abc.wandb.synced").touch()
     assert sync_command.main(tmp_path) == 0
@@ -609,7 +609,7 @@ def test_a_wandb_sync_that_never_ends_is_ended(
     monkeypatch.setattr(sync_command.subprocess, "run", run)
     monkeypatch.setattr(sync_command, "refusal", lambda server, key: None)
     finished = adir("sync", waiting)
-    assert finished.status == 1 and "(`wandb sync` was not done after 60 s)" in finished.out
+    assert finished.status == 1 and "(`wandb sync` was stopped after 60 s)" in finished.out
 
 
 def test_the_server_is_that_of_the_environment_or_of_the_login(
