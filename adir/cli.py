@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adir import __version__
-from adir.environment import settle, uncollected
+from adir.environment import garbage_collection_paused, prepare_process
 from adir.errors import InputError
 
 EXAMPLES = """examples:
@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
         invalid or a file cannot be read or written, 130 if interrupted.
     """
     if arguments is None:
-        settle()
+        prepare_process()
     top = parser()
     args, rest = top.parse_known_args(arguments)
     given = getattr(args, "overrides", getattr(args, "inputs", None))
@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return dispatch(args)
     except InputError as error:
-        return complain(str(error))
+        return print_error(str(error))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not raised by the operating system, so a bug in adir
@@ -274,12 +274,12 @@ def main(arguments: list[str] | None = None) -> int:
         remedy = (
             f"fix this, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "fix this"
         )
-        return complain(f"{place}{error.strerror or error}; {remedy}. Finished work is kept.")
+        return print_error(f"{place}{error.strerror or error}; {remedy}. Finished work is kept.")
     except KeyboardInterrupt:
-        return complain("interrupted; run the same command again to continue", status=130)
+        return print_error("interrupted; run the same command again to continue", status=130)
 
 
-def complain(message: str, status: int = 2) -> int:
+def print_error(message: str, status: int = 2) -> int:
     """Print a message on one line of stderr, and return `status`."""
     print(f"adir: {' '.join(message.split())}", file=sys.stderr)
     return status
@@ -295,7 +295,7 @@ def dispatch(args: argparse.Namespace) -> int:
         from adir.harness.cells.compose import require_composable
 
         require_composable(args.overrides, args.multirun)
-    with uncollected():
+    with garbage_collection_paused():
         command = importlib.import_module(f"adir.commands.{args.command}")
     status: int = command.main(
         **{word: value for word, value in vars(args).items() if word != "command"}

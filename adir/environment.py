@@ -1,7 +1,7 @@
 """Settings of the process: text encoding, output streams, home folder, plotting backend, garbage
 collection.
 
-`adir` calls `settle` before anything else, so this file imports only the standard library.
+`adir` calls `prepare_process` before anything else, so this file imports only the standard library.
 """
 
 import errno
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 
-def settle() -> None:
+def prepare_process() -> None:
     """Make `adir` behave the same in a notebook, a cron job, a container and a cluster.
 
     Call this function once, at the start of a program.
@@ -27,10 +27,10 @@ def settle() -> None:
     # A notebook exports the name of its own plotting backend. matplotlib refuses that backend in
     # other processes, and our figures are only written to files.
     os.environ["MPLBACKEND"] = "agg"
-    leave_out_bitsandbytes()
+    disable_bitsandbytes()
 
 
-def leave_out_bitsandbytes() -> None:
+def disable_bitsandbytes() -> None:
     """Make `import bitsandbytes` fail in this process, as if the package were not installed.
 
     pip installs bitsandbytes because pyiqa requires it. diffusers and peft then import it for 4-bit
@@ -41,7 +41,7 @@ def leave_out_bitsandbytes() -> None:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """Pause garbage collection during the block.
 
     Use it for code that creates a million objects and keeps them. It saves 1.2 s of the 7 s that

@@ -68,12 +68,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
     A reader sees the whole file or none, even if the process is killed or the disk is full.
     """
-    with replacing(Path(path)) as temporary, open(temporary, "xb") as file:
+    with atomic_path(Path(path)) as temporary, open(temporary, "xb") as file:
         file.write(content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file in the same folder, which replaces `path` afterwards.
 
     The block must write the temporary file. If the block fails, the temporary file is removed. Only
@@ -231,20 +231,20 @@ def hash_of(configuration: Any) -> str:
     Raises ValueError for NaN and Inf.
     """
     canonical = json.dumps(
-        plain_numbers(configuration), sort_keys=True, separators=(",", ":"), allow_nan=False
+        canonical_numbers(configuration), sort_keys=True, separators=(",", ":"), allow_nan=False
     )
     return sha256_of_bytes(canonical.encode())
 
 
-def plain_numbers(value: Any) -> Any:
+def canonical_numbers(value: Any) -> Any:
     """Return a JSON value with whole floats as integers.
 
     With it, sigma_y=10 and sigma_y=10.0 are one cell.
     """
     if isinstance(value, dict):
-        return {key: plain_numbers(item) for key, item in value.items()}
+        return {key: canonical_numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_numbers(item) for item in value]
+        return [canonical_numbers(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

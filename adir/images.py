@@ -21,7 +21,7 @@ from adir.errors import InputError
 from adir.files import sha256_of_bytes, warn_in_one_line, write_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-NOT_TAKEN = (
+UNSUPPORTED_SUFFIXES = (
     ".avif",
     ".heic",
     ".heif",
@@ -136,13 +136,13 @@ def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
-    require_taken(str(path))
+    require_supported(str(path))
     return decode_pixels(Path(path).read_bytes(), str(path), max_pixels)
 
 
-def require_taken(name: str) -> None:
+def require_supported(name: str) -> None:
     """Raise InputError if a file name has a suffix in NOT_TAKEN."""
-    if name.lower().endswith(NOT_TAKEN):
+    if name.lower().endswith(UNSUPPORTED_SUFFIXES):
         raise InputError(
             f"{name}: this file format is not supported; convert the file to one of "
             f"{', '.join(IMAGE_SUFFIXES)}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from adir import environment
-from adir.environment import require_user, require_utf8, settle, steady
+from adir.environment import prepare_process, require_user, require_utf8, steady
 
 # --- streams
 
@@ -198,5 +198,5 @@ def test_settling_changes_nothing_for_a_caller_that_is_fine(
     monkeypatch.setattr(environment, "steady_streams", lambda: None)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     home = os.environ["HOME"]
-    settle()
+    prepare_process()
     assert os.environ["MPLBACKEND"] == "agg" and os.environ["HOME"] == home

@@ -101,7 +101,7 @@ def test_the_silent_claim_of_another_machine_is_waited_out_and_its_image_done(
 ) -> None:
     words = [*tiny, "adaptation=none", f"results={tmp_path}"]
     assert adir("run", *words).status == 0
-    monkeypatch.setattr(claims, "PATIENCE", 0.5)
+    monkeypatch.setattr(claims, "HEARTBEAT_TIMEOUT", 0.5)
     for existing, done, there in (("skip", 1, 2), ("redo", 3, 0)):
         claim_from_elsewhere(tmp_path, "none", "1.png", done=existing == "redo")
         finished = adir("run", *words, f"existing={existing}")
@@ -117,7 +117,7 @@ def test_a_grid_does_its_other_cells_before_it_waits_for_another_worker(
 ) -> None:
     words = ["-m", *tiny, "adaptation=none,self", f"results={tmp_path}"]
     assert adir("run", *words).status == 0
-    monkeypatch.setattr(claims, "PATIENCE", 0.5)
+    monkeypatch.setattr(claims, "HEARTBEAT_TIMEOUT", 0.5)
     claim_from_elsewhere(tmp_path, "none", "1.png")
     for path in tmp_path.glob("cells/*/*/self*/records/*.json"):
         path.unlink()
@@ -139,7 +139,7 @@ def test_a_living_worker_of_another_machine_is_waited_for_and_its_image_left_to_
     assert adir("run", *words).status == 0
     record = next(tmp_path.glob("cells/*/*/none*/records/1.png.json"))
     content = record.read_bytes()
-    monkeypatch.setattr(claims, "PATIENCE", 0.5)
+    monkeypatch.setattr(claims, "HEARTBEAT_TIMEOUT", 0.5)
     claim = claim_from_elsewhere(tmp_path, "none", "1.png")
 
     def work() -> None:

@@ -31,7 +31,7 @@ class Adapted:
     n_parameters: int
     crop_size: int
     """The side of the training crops in pixels."""
-    crop_remark: str | None
+    crop_size_reason: str | None
     """One line on why `crop_size` is less than requested, or None if it is not."""
     held_out: "HeldOut | None" = None
     """The evaluation on held-out images; None if no image was held out."""
@@ -146,7 +146,7 @@ class FineTuning:
             raise ValueError(f"learning_rate={self.learning_rate!r}: a positive number is needed")
 
     @property
-    def n_others(self) -> int:
+    def n_extra_images(self) -> int:
         """The number of extra corpus images that `fit` needs if there is only one neighbour.
 
         The update is judged on these images, which are drawn at random. Here none is needed.
@@ -187,7 +187,7 @@ class FineTuning:
             task: the task of the test image. Latent backbones need its operator or prompt, pixel
                 backbones ignore it.
             names: of the images, for errors.
-            others: `n_others` images of the corpus to judge the update on.
+            others: `n_extra_images` images of the corpus to judge the update on.
             variants: returns the versions of an image to train on in its place, such as its turns.
 
         Raises:
@@ -276,6 +276,6 @@ def adapted_of(
         layers=attached.layers,
         n_parameters=sum(parameter.numel() for parameter in attached.parameters()),
         crop_size=examples.size,
-        crop_remark=examples.remark,
+        crop_size_reason=examples.remark,
         held_out=held_out,
     )

@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
     """The distance to y in the encoder's metric; None if the mode computes no distance."""
 
 
-class Surroundings(Protocol):
+class CorpusView(Protocol):
     """Corpus as seen from one y, without the copies of the test image."""
 
     @property
@@ -75,12 +75,10 @@ class Mode:
     """The name of the retrieval encoder; None if the mode uses no corpus and ignores K."""
     on_y: ClassVar[bool] = False
     """Whether the denoiser is tuned on y itself."""
-    follows_y: ClassVar[bool] = True
+    depends_on_y: ClassVar[bool] = True
     """Whether the chosen images depend on y. If not, two tasks share the images."""
 
-    def choose(
-        self, surroundings: Surroundings, k: int, generator: torch.Generator
-    ) -> list[Chosen]:
+    def choose(self, surroundings: CorpusView, k: int, generator: torch.Generator) -> list[Chosen]:
         """Return the k images of the corpus to adapt to, nearest first.
 
         Only modes with an encoder are called.
@@ -97,7 +95,7 @@ class Mode:
         return chosen
 
     @property
-    def own_variants(self) -> list[Any] | None:
+    def variant_settings(self) -> list[Any] | None:
         """The settings of `variants`, as part of an adapter's cache key.
 
         None means that an image is its only variant.
@@ -141,7 +139,7 @@ class SelfAdaptation(Mode):
         return [y_image]
 
     @property
-    def own_variants(self) -> list[Any] | None:
+    def variant_settings(self) -> list[Any] | None:
         """The scales and turns."""
         return [list(self.scales), self.turns]
 
@@ -178,11 +176,9 @@ class RandomImages(Mode):
     name: str = "random"
     # Its distances are not used, but a mode without an encoder has no corpus.
     encoder: ClassVar[str | None] = "knn"
-    follows_y: ClassVar[bool] = False
+    depends_on_y: ClassVar[bool] = False
 
-    def choose(
-        self, surroundings: Surroundings, k: int, generator: torch.Generator
-    ) -> list[Chosen]:
+    def choose(self, surroundings: CorpusView, k: int, generator: torch.Generator) -> list[Chosen]:
         """Return k images drawn without replacement.
 
         A smaller k gives the first of the images of a larger k.

@@ -91,7 +91,7 @@ class SafeFineTuning(FineTuning):
             raise ValueError(f"clipping={self.clipping!r}: a positive number or null is needed")
 
     @property
-    def n_others(self) -> int:
+    def n_extra_images(self) -> int:
         """The number of extra corpus images that `fit` needs if there is only one neighbour: 4.
 
         The held-out part of a single image says little about other images of its kind.
@@ -136,15 +136,15 @@ class SafeFineTuning(FineTuning):
     def crops_per_stratum(self) -> tuple[int, int]:
         """Return (crops per stratum for the choice, fresh crops per stratum for the acceptance).
 
-        The choice of iteration and alpha evaluates its crops `n_looks` times. The acceptance
+        The choice of iteration and alpha evaluates its crops `n_checks` times. The acceptance
         evaluates its crops twice, so it can afford more of them. `HELD_OUT_SHARE` limits the total
         cost.
         """
         paid = HELD_OUT_SHARE * self.training_cost() / N_STRATA
-        choosing = min(8, max(1, int(CHOOSING_SHARE * paid / self.n_looks())))
-        return choosing, min(16, max(1, int((paid - choosing * self.n_looks()) / 2)))
+        choosing = min(8, max(1, int(CHOOSING_SHARE * paid / self.n_checks())))
+        return choosing, min(16, max(1, int((paid - choosing * self.n_checks()) / 2)))
 
-    def n_looks(self) -> int:
+    def n_checks(self) -> int:
         """Return how many times the choice of iteration and alpha evaluates its crops.
 
         They are evaluated once for the untuned denoiser, once for each iteration in `judged_at`,
@@ -162,7 +162,7 @@ class SafeFineTuning(FineTuning):
         if self.n_iterations == 0:
             return 0.0
         choosing, accepting = self.crops_per_stratum()
-        return (choosing * self.n_looks() + 2 * accepting) * N_STRATA / self.training_cost()
+        return (choosing * self.n_checks() + 2 * accepting) * N_STRATA / self.training_cost()
 
     def fit(
         self,

@@ -358,13 +358,13 @@ class Reconstruction(Reconstructor):
                 around, self.k, generator(self.seed, name, "random neighbours")
             )
         ]
-        if self.mode.follows_y:
+        if self.mode.depends_on_y:
             chosen = chosen[: self.mode.fine_tuning.usable(len(chosen), len(around.ids))]
         left = [one for one in around.ids if one not in chosen] if len(chosen) == 1 else []
         drawn = torch.randperm(
             len(left), generator=generator(self.seed, name, "held-out images")
         ).tolist()
-        others = [left[row] for row in drawn[: self.mode.fine_tuning.n_others]]
+        others = [left[row] for row in drawn[: self.mode.fine_tuning.n_extra_images]]
         return [self.corpus.image(one) for one in chosen], [
             self.corpus.image(one) for one in others
         ]

@@ -19,7 +19,7 @@ from adir.errors import InputError
 from adir.harness.cells.cell import build
 from adir.harness.cells.compose import launch
 from adir.harness.running.claims import Claims
-from adir.harness.running.grid import beside_others, say
+from adir.harness.running.grid import in_parallel_worker, say
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.builder import (
     Embedded,
@@ -116,7 +116,7 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     with alone(claims, "manifest"):
         finish(folder)
     claims.clear_dead()  # left by workers that were killed after a shard, before its release
-    if not claims.any_there():  # left by workers that were killed while they wrote a shard
+    if not claims.any_claims():  # left by workers that were killed while they wrote a shard
         for part in folder.glob("**/.*.part"):
             part.unlink(missing_ok=True)
     return folder, done
@@ -154,7 +154,7 @@ def embed_missing(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not sys.stderr.isatty() or beside_others()) as bar:
+    with Progress(*columns, disable=not sys.stderr.isatty() or in_parallel_worker()) as bar:
         n_missing = len(missing_shards(folder))
         task = bar.add_task("shards", total=n_missing)
         while missing := missing_shards(folder):

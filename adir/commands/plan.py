@@ -108,7 +108,9 @@ def score_notes(grid: Grid) -> list[str]:
     """
     notes = empty_scores(list(grid.cells.values()), fetch=False)
     wanted = {
-        name: files for cell in grid.cells.values() for name, files in cell.scoring.to_fetch.items()
+        name: files
+        for cell in grid.cells.values()
+        for name, files in cell.scoring.weights_to_fetch.items()
     }
     if wanted:
         entries = dict.fromkeys(file.entry for files in wanted.values() for file in files)

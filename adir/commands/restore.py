@@ -26,7 +26,7 @@ from adir.harness.running.provenance import commit, versions
 from adir.harness.running.stores import StoredAdapter
 from adir.images import (
     IMAGE_SUFFIXES,
-    NOT_TAKEN,
+    UNSUPPORTED_SUFFIXES,
     from_uint8,
     hash_of_image,
     read_png,
@@ -171,7 +171,7 @@ def image_files(inputs: list[str]) -> list[Path]:
     paths: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
-            found = list(walk(item, IMAGE_SUFFIXES + NOT_TAKEN, below=False))
+            found = list(walk(item, IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES, below=False))
             if not found:
                 raise InputError(
                     f"{item}: the folder contains no images ({', '.join(IMAGE_SUFFIXES)})"

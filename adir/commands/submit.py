@@ -7,7 +7,7 @@ from typing import Any
 import adir
 from adir.errors import InputError
 from adir.files import sha256_of_file, shortened
-from adir.harness.records.archive import require_placed, write_archive
+from adir.harness.records.archive import require_consistent, write_archive
 from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import kind_of
 from adir.harness.records.merge import (
@@ -48,7 +48,7 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
     records = list(found.records.values())
     for record in records:
         try:
-            require_placed(record)
+            require_consistent(record)
         except ValueError as error:
             raise InputError(
                 f"{folder / record.path}: {error}; other machines would reject this record"

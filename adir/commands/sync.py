@@ -12,7 +12,7 @@ from pathlib import Path
 from adir.errors import InputError, first_line
 from adir.harness.tracking.wandb import key_for, server_of
 
-PATIENCE = 15.0
+SERVER_TIMEOUT = 15.0
 """The timeout in seconds of the first request to the server."""
 SLOWEST = 50_000.0
 """The lowest accepted upload speed, in bytes per second.
@@ -72,7 +72,7 @@ def refusal(server: str, key: str) -> str | None:
         request = urllib.request.Request(
             f"{server}/graphql", json.dumps(question).encode(), headers
         )
-        json.load(urllib.request.urlopen(request, timeout=PATIENCE))
+        json.load(urllib.request.urlopen(request, timeout=SERVER_TIMEOUT))
     # ValueError: the address is invalid, or the answer is not JSON.
     except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{server}: {first_line(error)}"

@@ -51,7 +51,7 @@ FINE, MOST_FINE = 0.87, 16
 """Stage 2: least correlation at 16x16, and number of images that are kept in any case."""
 DETAIL = 0.9
 """Stage 3: least correlation of detail at 32x32 at which an image counts as a copy."""
-LEFT_OUT = {
+COPY_RULE = {
     "version": 2,
     "window": WINDOW,
     "coarse": [COARSE, MOST_COARSE],

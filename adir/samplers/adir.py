@@ -61,8 +61,8 @@ from adir.samplers.base import (
     Watch,
     draw_noise,
     needs_pixels,
-    require_share,
     require_steps,
+    require_unit_interval,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -118,7 +118,7 @@ class ADIR:
             raise ValueError(
                 f"guidance_scale={self.guidance_scale!r}: a number that is not negative is needed"
             )
-        require_share(eta=self.eta, temperature=self.temperature)
+        require_unit_interval(eta=self.eta, temperature=self.temperature)
         for what, choices in (
             ("variance", get_args(Variance)),
             ("measurement_level", ("mean", "current")),

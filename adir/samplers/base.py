@@ -296,7 +296,7 @@ def require_steps(n_steps: Any, least: int = 1) -> None:
         raise ValueError(f"n_steps={n_steps!r}: a whole number of at least {least} is needed")
 
 
-def require_share(**values: float) -> None:
+def require_unit_interval(**values: float) -> None:
     """Raise ValueError for the first setting outside [0, 1]; keywords are the settings' names."""
     for name, value in values.items():
         if not 0 <= value <= 1:

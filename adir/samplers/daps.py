@@ -15,8 +15,8 @@ from adir.samplers.base import (
     Watch,
     draw_noise,
     needs_pixels,
-    require_share,
     require_steps,
+    require_unit_interval,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -113,7 +113,7 @@ class DAPS:
         for what in ("eta_0", "tau", "sigma_min"):
             if not 0 < getattr(self, what) < math.inf:
                 raise ValueError(f"{what}={getattr(self, what)!r}: a positive number is needed")
-        require_share(delta=self.delta)
+        require_unit_interval(delta=self.delta)
         if not self.sigma_min <= self.sigma_max < math.inf:
             raise ValueError(
                 f"sigma_max={self.sigma_max!r}: a number of at least "

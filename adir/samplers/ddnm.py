@@ -19,8 +19,8 @@ from adir.samplers.base import (
     needs_pixels,
     noise_level,
     one_by_one,
-    require_share,
     require_steps,
+    require_unit_interval,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import full_svd
@@ -91,7 +91,7 @@ class DDNM:
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
-        require_share(eta=self.eta)
+        require_unit_interval(eta=self.eta)
 
     @torch.no_grad()
     def restore(

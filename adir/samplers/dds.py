@@ -22,8 +22,8 @@ from adir.samplers.base import (
     draw_noise,
     needs_pixels,
     one_by_one,
-    require_share,
     require_steps,
+    require_unit_interval,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -137,7 +137,7 @@ class DDS:
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
-        require_share(eta=self.eta)
+        require_unit_interval(eta=self.eta)
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"gamma={self.gamma!r}: a number that is not negative is needed")
         if (

@@ -20,8 +20,8 @@ from adir.samplers.base import (
     needs_pixels,
     noise_level,
     one_by_one,
-    require_share,
     require_steps,
+    require_unit_interval,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
@@ -77,7 +77,7 @@ class DiffPIR:
         require_steps(self.n_steps, least=2)
         if not 0 < self.lambda_ < math.inf:
             raise ValueError(f"lambda_={self.lambda_!r}: a positive number is needed")
-        require_share(zeta=self.zeta)
+        require_unit_interval(zeta=self.zeta)
 
     @torch.no_grad()
     def restore(

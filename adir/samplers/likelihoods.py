@@ -32,8 +32,8 @@ from adir.samplers.base import (
     needs_pixels,
     noise_level,
     one_by_one,
-    require_share,
     require_steps,
+    require_unit_interval,
 )
 from adir.samplers.dds import ddim_step
 from adir.samplers.deepinv_samplers import BackboneDenoiser, needs_svd, restored_by
@@ -76,7 +76,7 @@ class PiGDM:
 
     def __post_init__(self) -> None:
         require_steps(self.n_steps)
-        require_share(eta=self.eta)
+        require_unit_interval(eta=self.eta)
 
     @torch.no_grad()
     def restore(

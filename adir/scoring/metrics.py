@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adir.environment import uncollected
+from adir.environment import garbage_collection_paused
 from adir.errors import InputError
 from adir.images import read_image, to_uint8
 from adir.scoring.base import Direction, Metric, TextEncoder, require_images
@@ -214,7 +214,7 @@ def _quiet_and_safe() -> Iterator[None]:
 
 
 def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.Module:
-    with _quiet_and_safe(), uncollected():
+    with _quiet_and_safe(), garbage_collection_paused():
         import pyiqa  # here, because the import takes 3 s and `psnr` does not need it
     with _quiet_and_safe():
         return pyiqa.create_metric(pyiqa_name, device=torch.device(device), **options)
@@ -361,7 +361,7 @@ class Scoring:
         return {metric.name: reason for metric in self.metrics if (reason := metric.unavailable())}
 
     @property
-    def to_fetch(self) -> dict[str, list[WeightsFile]]:
+    def weights_to_fetch(self) -> dict[str, list[WeightsFile]]:
         """The missing weights files, by metric name. Nothing is downloaded."""
         wanted = {
             m.name: [file for file in m.weights_files if not file.path.is_file()]
@@ -369,10 +369,10 @@ class Scoring:
         }
         return {name: files for name, files in wanted.items() if files}
 
-    def of_what_is_here(self) -> "Scoring":
+    def with_local_weights(self) -> "Scoring":
         """Return a `Scoring` of the metrics whose weights need no download."""
-        to_fetch = self.to_fetch
-        return Scoring([metric for metric in self.metrics if metric.name not in to_fetch])
+        weights_to_fetch = self.weights_to_fetch
+        return Scoring([metric for metric in self.metrics if metric.name not in weights_to_fetch])
 
     def score(
         self,

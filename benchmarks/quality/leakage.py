@@ -32,7 +32,7 @@ from adir.files import hash_of, sha256_of_bytes, write_bytes
 from adir.images import from_uint8, to_uint8
 from adir.retrieval.encoders.imagenet import ImagenetEncoder
 from adir.retrieval.index.memory import Index
-from adir.retrieval.leakage import LEFT_OUT, copies
+from adir.retrieval.leakage import COPY_RULE, copies
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 K = 20
@@ -261,7 +261,7 @@ def main() -> None:
         ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
     )
 
-    notes = Notes(args.notes.with_stem(f"{args.notes.stem}-{hash_of([LEFT_OUT, args.seed])[:10]}"))
+    notes = Notes(args.notes.with_stem(f"{args.notes.stem}-{hash_of([COPY_RULE, args.seed])[:10]}"))
     embedded = EmbeddedCorpus()
     test, caltech = (parquet_corpus(args.parquet, "split", part) for part in ("test", "corpus"))
     rng = np.random.default_rng(args.seed)
@@ -300,7 +300,7 @@ def main() -> None:
         draws=args.draws, fields_size=len(embedded), n=len(photographs), n_test=min(len(test), len(photographs)),
         parquet=Path(args.parquet).name, seed=args.seed,
         caltech_size=len(caltech), date=datetime.date.today().isoformat(), commit=commit.stdout.strip(),
-        rule=json.dumps(LEFT_OUT), command="python benchmarks/quality/leakage.py "
+        rule=json.dumps(COPY_RULE), command="python benchmarks/quality/leakage.py "
                                            f"{shlex.join(words)}",
     )  # fmt: skip
     text += "".join(

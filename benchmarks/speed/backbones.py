@@ -39,7 +39,7 @@ from adir.adaptation.fine_tuning import FineTuning
 from adir.adaptation.lora import Lora
 from adir.backbones.execution import DTYPES, Execution
 from adir.files import write_bytes
-from adir.harness.running.provenance import forget_peak_memory, process_peak_memory_mb
+from adir.harness.running.provenance import process_peak_memory_mb, reset_peak_memory
 from adir.samplers.adir import ADIR
 from adir.samplers.base import Watch
 from adir.samplers.latent import sample_latent
@@ -181,7 +181,7 @@ def step_row(
 
     first = seconds_of(bare, device)
     run()
-    forget_peak_memory(torch.device(device))
+    reset_peak_memory(torch.device(device))
     contestants = {"step": run, "bare": bare}
     if (network, size) in PIXEL:
         contestants["loop"] = lambda: ancestral_loop(backbone, inputs["sample"], n_steps)
@@ -234,7 +234,7 @@ def adapt_row(
             latent_iterations(backbone, batch, crop, n_iterations)
 
     first = seconds_of(lambda: run(2), device)
-    forget_peak_memory(torch.device(device))
+    reset_peak_memory(torch.device(device))
     short, long = seconds_of(lambda: run(2), device), seconds_of(lambda: run(2 + n), device)
     n_operations = operations(network, size, batch, crop, train=True)
     attached = Lora().attach(backbone.network)
@@ -344,7 +344,7 @@ def total_row(
         return adapting, seconds_of(sample, device)
 
     warm_up = seconds_of(lambda: one_image(2, 2), device)
-    forget_peak_memory(torch.device(device))
+    reset_peak_memory(torch.device(device))
     fast, paper = [], []
     for _ in range(rounds):
         few, many = (

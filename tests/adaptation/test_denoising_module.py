@@ -116,7 +116,7 @@ def test_the_backbone_is_bit_identical_afterwards(backbone, images, adapter):
     else:
         assert any(tensor.any() for name, tensor in trained.tensors.items() if ".lora_B." in name)
     assert len(trained.losses) == 3 and trained.layers
-    assert (trained.crop_size, trained.crop_remark) == (16, None)
+    assert (trained.crop_size, trained.crop_size_reason) == (16, None)
 
 
 @ADAPTERS

@@ -66,7 +66,7 @@ def test_self_is_given_y_and_the_others_what_was_chosen() -> None:
 
 
 def test_a_random_draw_is_the_same_for_every_task_and_looks_with_the_encoder_of_knn() -> None:
-    assert [mode(name).follows_y for name in ("knn", "pixel", "random")] == [True, True, False]
+    assert [mode(name).depends_on_y for name in ("knn", "pixel", "random")] == [True, True, False]
     assert [mode(name).encoder for name in ("none", "self", "knn", "pixel", "random")] == [
         None,
         None,

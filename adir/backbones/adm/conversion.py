@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adir.backbones.adm.architecture import Architecture, Flags
-from adir.environment import uncollected
+from adir.environment import garbage_collection_paused
 from adir.errors import InputError
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
 
     Raises ValueError or TypeError if the settings are invalid.
     """
-    with uncollected():
+    with garbage_collection_paused():
         # Imported here because diffusers takes 4 s, and not every sampler needs the network.
         from diffusers import UNet2DModel
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from adir.data.sources.base import Item, Source, SourceDown
 from adir.errors import InputError
 from adir.files import require_no_results, storable, walk
-from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
+from adir.images import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, require_supported
 
 
 class FolderSource(Source):
@@ -28,7 +28,7 @@ class FolderSource(Source):
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         empty = True
-        for path in walk(self.folder, IMAGE_SUFFIXES + NOT_TAKEN):
+        for path in walk(self.folder, IMAGE_SUFFIXES + UNSUPPORTED_SUFFIXES):
             empty = False
             yield path.relative_to(self.folder).as_posix(), 1
         if empty:
@@ -42,7 +42,7 @@ class FolderSource(Source):
             yield Item(key, functools.partial(self.read, key), {})
 
     def read(self, image_id: str) -> bytes:
-        require_taken(image_id)
+        require_supported(image_id)
         path = self.folder / image_id
         if ".." in Path(image_id).parts or Path(image_id).is_absolute():
             raise InputError(f"{image_id}: the path is outside the corpus folder {self.folder}")

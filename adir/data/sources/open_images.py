@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adir.data.sources.base import Item, Source, SourceDown, attribution_of
-from adir.data.sources.tars import Packed, TarSource
+from adir.data.sources.tars import TarImage, TarSource
 from adir.errors import InputError
 
 BUCKET = "https://open-images-dataset.s3.amazonaws.com"
@@ -120,7 +120,7 @@ class OpenImagesTars(TarSource):
                 }
         return found
 
-    def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
+    def _attribution(self, key: str, packed: TarImage) -> dict[str, str]:
         return self._origins.get(packed.image.key.rpartition("/")[2], {})
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from adir.data.sources.base import Item, Source, attribution_of, fail
 from adir.errors import InputError
 from adir.files import walk
-from adir.images import IMAGE_SUFFIXES, NOT_TAKEN, require_taken
+from adir.images import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, require_supported
 
 Place = tuple[int, int]
 """(offset, size) of a member in a tar, in bytes."""
@@ -40,7 +40,7 @@ class Member(NamedTuple):
     place: Place
 
 
-class Packed(NamedTuple):
+class TarImage(NamedTuple):
     """Image in a tar, and the position of its JSON file, if it has one."""
 
     image: Member
@@ -94,7 +94,7 @@ class TarSource(Source):
                     f"{key}/(unreadable {number})", functools.partial(fail, f"{key}: {problem}"), {}
                 )
 
-    def _attribution(self, key: str, packed: Packed) -> dict[str, str]:
+    def _attribution(self, key: str, packed: TarImage) -> dict[str, str]:
         """Return the origin in an image's JSON file; {} if the file is missing or damaged."""
         try:
             fields = json.loads(
@@ -117,11 +117,11 @@ class TarSource(Source):
                 f"{self.tars[key]} no longer holds {image_id!r}; restore the file or build the "
                 "index again"
             )
-        require_taken(f"{image_id}.{packed.image.suffix}")
+        require_supported(f"{image_id}.{packed.image.suffix}")
         return bytes_at(self.tars[key], packed.image.place)
 
 
-def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
+def read_headers(path: Path, tar: str) -> tuple[dict[str, TarImage], list[str]]:
     """Read a tar's headers once; return its images by name, and messages about its problems.
 
     Args:
@@ -158,7 +158,7 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, Packed], list[str]]:
     return images_in(members), problems
 
 
-def images_in(members: Sequence[Member]) -> dict[str, Packed]:
+def images_in(members: Sequence[Member]) -> dict[str, TarImage]:
     """Return the images among the members of a tar, by name.
 
     A file is KEY.SUFFIX or KEY.WORD.SUFFIX. The image files of one key are named as follows:
@@ -173,18 +173,18 @@ def images_in(members: Sequence[Member]) -> dict[str, Packed]:
     samples: defaultdict[str, list[Member]] = defaultdict(list)
     for member in members:
         samples[member.key].append(member)
-    found: dict[str, Packed] = {}
+    found: dict[str, TarImage] = {}
     for key, sample in samples.items():
         notes = {
             member.word: member.place for member in reversed(sample) if member.suffix == "json"
         }
         # A sample whose only images have an unsupported format is listed here and rejected on
         # reading.
-        images = of_kinds(sample, IMAGE_SUFFIXES) or of_kinds(sample, NOT_TAKEN)
+        images = of_kinds(sample, IMAGE_SUFFIXES) or of_kinds(sample, UNSUPPORTED_SUFFIXES)
         whole = [member for member in images if not member.word][:1]
         for member in whole + [member for member in images if not whole or member.word.isdigit()]:
             name = key if member in whole or len(images) == 1 else f"{key}.{member.word}"
-            found.setdefault(name, Packed(member, notes.get(member.word, notes.get(""))))
+            found.setdefault(name, TarImage(member, notes.get(member.word, notes.get(""))))
     return found
 
 

@@ -213,7 +213,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except InterpolationKeyError as error:
         # For example, sampler=adir refers to the backbone's variance, and latent ones have none.
-        raise unmet(cfg, error) from error
+        raise interpolation_error(cfg, error) from error
     except OmegaConfBaseException as error:
         raise InputError(f"configuration: {first_line(error)}") from error
     for key in ("seed", "noise_seed", "k", "threads"):
@@ -224,7 +224,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return full
 
 
-def unmet(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
+def interpolation_error(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
     """Return the error for an interpolation whose source lacks that key.
 
     If the interpolation links two named parts, the error is NotApplicable.
@@ -256,8 +256,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     """
     full = resolved(cfg)
     mode_name, k = full["adaptation"]["name"], full["k"]
-    looks_with = mode_class(full["adaptation"]).encoder
-    if looks_with is not None and k < 1:
+    encoder_name = mode_class(full["adaptation"]).encoder
+    if encoder_name is not None and k < 1:
         # A sweep over K may contain 0 for its modes without neighbours.
         kind = NotApplicable if k == 0 else InputError
         raise kind(
@@ -291,9 +291,9 @@ def resolve_cell(cfg: DictConfig) -> Cell:
     scoring = parts.build("scoring")
     corpus: Corpus | None = None
     encoder: Encoder | None = None
-    if looks_with is not None:
+    if encoder_name is not None:
         corpus = parts.build("retrieval.corpus")
-        encoder = parts.build(f"retrieval.encoders.{looks_with}")
+        encoder = parts.build(f"retrieval.encoders.{encoder_name}")
         parts.attempt(lambda: require_query(full["retrieval"]["query"]))
         if corpus is not None and k > len(corpus):
             parts.reasons.append(

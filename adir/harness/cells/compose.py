@@ -103,7 +103,7 @@ def main_hydra() -> Iterator[Hydra]:
     try:
         yield Hydra.create_main_hydra2("adir", create_config_search_path(str(config_dir())))
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(plain_words(error)) from error
+        raise InputError(one_line_message(error)) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -161,7 +161,7 @@ def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfi
         return Raised(error)
 
 
-def plain_words(error: Exception) -> str:
+def one_line_message(error: Exception) -> str:
     """Return Hydra's message on one line, without search path and internal types."""
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
@@ -255,4 +255,4 @@ def compose(overrides: list[str], config_name: str = "run", with_hydra: bool = F
                 config_name, with_paths_quoted(overrides), return_hydra_config=with_hydra
             )
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(plain_words(error)) from error
+        raise InputError(one_line_message(error)) from error

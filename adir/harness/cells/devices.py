@@ -25,14 +25,14 @@ def gpu_count() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
+def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | None:
     """Choose a GPU for this process that no other worker of the node uses, and make it current.
 
     A lock on this machine marks a GPU as used; the lock ends with its process. Workers in excess of
     the number of GPUs share the last one.
 
     Args:
-        beside_others: whether other workers run on the node.
+        in_parallel_worker: whether other workers run on the node.
         count: number of the node's GPUs; None asks torch.
 
     Returns:
@@ -41,7 +41,7 @@ def use_own_gpu(beside_others: bool, count: int | None = None) -> int | None:
     import torch
 
     n_gpus = torch.cuda.device_count() if count is None else count
-    if not beside_others or n_gpus < 2 or _held:
+    if not in_parallel_worker or n_gpus < 2 or _held:
         return None
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     chosen = n_gpus - 1

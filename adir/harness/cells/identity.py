@@ -26,7 +26,7 @@ from adir.errors import InputError
 from adir.files import hash_of, read_text
 from adir.harness.records.layout import file_name
 from adir.harness.records.record import Axes
-from adir.retrieval.leakage import LEFT_OUT
+from adir.retrieval.leakage import COPY_RULE
 from adir.samplers.base import Steering
 
 EMBEDDINGS = "float16"
@@ -119,10 +119,10 @@ def cell_identity(
     }
     if mode.encoder is not None:
         configuration["adaptation"]["k"] = full["k"]
-        configuration["retrieval"] = {"corpus": corpus, "encoder": encoder, "left_out": LEFT_OUT}
+        configuration["retrieval"] = {"corpus": corpus, "encoder": encoder, "left_out": COPY_RULE}
         if withholds is not None:  # without the key, so that older cells keep their folders
             configuration["retrieval"]["withholds"] = withholds
-        if mode.follows_y:
+        if mode.depends_on_y:
             configuration["retrieval"] |= {
                 "embeddings": EMBEDDINGS,
                 "query": full["retrieval"]["query"],

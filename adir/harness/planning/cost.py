@@ -24,7 +24,7 @@ from adir.harness.records.layout import Layout
 from adir.harness.records.record import Record
 from adir.harness.running.neighbours import corpus_index, is_embedded, left_out
 from adir.harness.running.pipeline import finish, prepare, sample
-from adir.harness.running.provenance import forget_peak_memory
+from adir.harness.running.provenance import reset_peak_memory
 from adir.harness.running.worker import image_shapes
 
 FEW = 2
@@ -77,14 +77,14 @@ def estimate(cell: Cell, folder: Path) -> Cost:
     corpus, embedding = part_of_corpus(
         cell, cell.data.image(image_id), cell.data.cluster(image_id), folder
     )
-    probe = dataclasses.replace(cell, corpus=corpus, scoring=cell.scoring.of_what_is_here())
+    probe = dataclasses.replace(cell, corpus=corpus, scoring=cell.scoring.with_local_weights())
     n_steps, n_iterations = cell.sampler.n_steps, cell.fine_tuning.n_iterations
     # If the mode tunes the network while sampling, the shorter run has only steps that always
     # tune, and the longer run has others too.
     lowest = cell.mode.lowest if isinstance(cell.mode, SteerableConditional) else 0
     few_steps, few_iterations = min(n_steps, max(FEW, lowest)), min(n_iterations, FEW)
 
-    forget_peak_memory(cell.backbone.device)
+    reset_peak_memory(cell.backbone.device)
     first = short_run(probe, folder, image_id, few_steps, few_iterations)[0].seconds
     few = short_run(probe, folder, image_id, few_steps, few_iterations)[0].seconds
     more_steps = longer(few_steps, n_steps, few["sample"])
@@ -132,7 +132,7 @@ def part_of_corpus(
         corpus, [name for name in corpus.ids if name not in hidden][: max(EMBEDDED, 2 * cell.k)]
     )
     left_out(part, x)
-    if not cell.mode.follows_y:
+    if not cell.mode.depends_on_y:
         return part, 0.0
     embeddings = Layout(folder).embeddings
     there = is_embedded(corpus, encoder, Layout(cell.results).embeddings) or is_embedded(

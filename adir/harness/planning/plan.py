@@ -15,7 +15,7 @@ import torch
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
 from adir.harness.planning.cost import Cost, estimate
-from adir.harness.running.neighbours import tuned_on
+from adir.harness.running.neighbours import training_ids
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_made_of, neighbours_key
 from adir.harness.running.stores import (
@@ -133,7 +133,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
     )
     path = store.path(image_id)
     known = read_note(path.with_suffix(".json"))
-    if cell.mode.follows_y and (known is None or not path.is_file()):
+    if cell.mode.depends_on_y and (known is None or not path.is_file()):
         return None
     if cell.mode.encoder is None:
         images = [hash_of_image(task.image_of(task.read_y(path)))]
@@ -147,7 +147,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
         found = stored_neighbours(cell.results, key, cell.k)
         if found is None:
             return None
-        used = set(tuned_on(cell, [near.id for near in found.neighbours], found.excluded))
+        used = set(training_ids(cell, [near.id for near in found.neighbours], found.excluded))
         images = [str(near.image) for near in found.neighbours if near.id in used]
     return hash_of(adapter_made_of(cell, image_id, task, images))
 
@@ -163,7 +163,7 @@ def adapter_to_come(cell: Cell, image_id: str) -> str:
     follows: dict[str, Any] = {"mode": cell.mode.name, "x": image_hashes(cell.data)[image_id]}
     if cell.mode.encoder is not None:
         follows |= {"retrieval": configuration["retrieval"], "k": cell.k}
-    if cell.mode.follows_y:
+    if cell.mode.depends_on_y:
         follows |= {"task": configuration["task"], "noise_seed": cell.noise_seed}
     task = cell.task.bound(cell.data, image_id)
     return hash_of([adapter_made_of(cell, image_id, task, []), follows])

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from adir.errors import InputError
-from adir.files import hash_of, json_bytes, replacing, sha256_of_bytes
+from adir.files import atomic_path, hash_of, json_bytes, sha256_of_bytes
 from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import KINDS, file_name, kind_of
 from adir.harness.records.planned import PlannedCell, plan_cells
@@ -63,7 +63,7 @@ def write_archive(
     """
     files: dict[str, dict[str, Any]] = {}
     with (
-        replacing(path) as temporary,
+        atomic_path(path) as temporary,
         zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
     ):
         for name in sorted(set(names)):
@@ -125,7 +125,7 @@ class Archive:
                 content = self.content(archive, name)
                 try:
                     record = parse_record(json_value(content), name)
-                    require_placed(record)
+                    require_consistent(record)
                     yield record
                 except ValueError as error:
                     raise InputError(
@@ -228,7 +228,7 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def require_placed(record: Record) -> None:
+def require_consistent(record: Record) -> None:
     """Raise ValueError if a record contradicts its file name or its own identity.
 
     The file name must fit the image id, and `cell` must be the hash of `identity`.

@@ -67,7 +67,7 @@ class Ledger:
             return None
         return found.st_mtime_ns, found.st_ino
 
-    def lacks_any(self, image_ids: list[str]) -> bool:
+    def any_missing(self, image_ids: list[str]) -> bool:
         """Return whether any image has no record file, from one listing of the folder."""
         folder = self.folder / "records"
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

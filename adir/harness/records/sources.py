@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adir.environment import uncollected
+from adir.environment import garbage_collection_paused
 from adir.errors import InputError
 from adir.files import read_json
 from adir.harness.records.archive import open_archive
@@ -61,7 +61,7 @@ def read_sources(sources: Sequence[Path]) -> Sources:
             if no record was found.
     """
     found = Sources()
-    with uncollected():
+    with garbage_collection_paused():
         for source in sources:
             if source.is_dir():
                 read_folder(source, found)

@@ -25,7 +25,7 @@ from adir.harness.records.layout import file_name
 HEARTBEAT = 5.0
 """The seconds between two heartbeats of a holder."""
 
-PATIENCE = 60.0
+HEARTBEAT_TIMEOUT = 60.0
 """The seconds without a heartbeat after which a holder on another machine counts as dead.
 
 The observer measures them with its own monotonic clock, so wrong or changed system clocks do not
@@ -86,7 +86,7 @@ class Claims:
     """
 
     folder: Path
-    patience: float = field(default_factory=lambda: PATIENCE)
+    patience: float = field(default_factory=lambda: HEARTBEAT_TIMEOUT)
     _held: dict[str, list[Path]] = field(default_factory=dict)
 
     def take(self, name: str) -> bool:
@@ -115,7 +115,7 @@ class Claims:
             path.unlink(missing_ok=True)
             raise
         self._held[name] = [*there, path]
-        Heart.beat_for(path)
+        HeartbeatThread.beat_for(path)
         if any(not self._dead(other) for other in self._existing(name) if other != path):
             self._held[name] = [path]  # the lower ones belong to others
             # Meanwhile the work was finished and claimed again, so two workers would hold it.
@@ -130,7 +130,7 @@ class Claims:
         (read-only folder) counts as dead once this process ends.
         """
         *dead, own = self._held.pop(name)
-        Heart.stop_for(own)
+        HeartbeatThread.stop_for(own)
         for path in (*dead, own):
             with suppress(OSError):
                 path.unlink()
@@ -149,7 +149,7 @@ class Claims:
         """Check whether another living worker holds a claim on the piece of work."""
         return name not in self._held and any(not self._dead(path) for path in self._existing(name))
 
-    def any_there(self) -> bool:
+    def any_claims(self) -> bool:
         """Check whether the folder holds any claim, of an active or a dead worker."""
         return any(self.folder.glob("*.claim"))
 
@@ -201,7 +201,7 @@ def is_claim_on(filename: str, filed: str) -> bool:
     return len(parts) == 3 and parts[0] == filed and parts[1].isdigit() and parts[2] == "claim"
 
 
-class Heart:
+class HeartbeatThread:
     """Heartbeat thread, one per process, that touches the claims of the process.
 
     Other machines thereby see that the holder is alive.

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from adir.data.base import Corpus
-from adir.environment import leave_out_bitsandbytes, steady_streams
+from adir.environment import disable_bitsandbytes, steady_streams
 from adir.errors import InputError
 from adir.files import hash_of, json_bytes, read_json, write_bytes, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
@@ -60,7 +60,7 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
             weights could be downloaded are not checked.
     """
     scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}.values()
-    asked = scorings if fetch else [scoring.of_what_is_here() for scoring in scorings]
+    asked = scorings if fetch else [scoring.with_local_weights() for scoring in scorings]
     reasons = {name: reason for scoring in asked for name, reason in scoring.unavailable.items()}
     return [
         f"warning: no {name} will be in the records (`adir score` adds it later): {reason}"
@@ -159,7 +159,7 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
     except InputError as error:
         return Refused(cfg, error, lacking)
     if cell.corpus is not None:
-        tell_rejects(cell.corpus)
+        warn_of_rejects(cell.corpus)
     return cell
 
 
@@ -208,7 +208,7 @@ def write_plan(grid: Grid) -> Path:
 
 
 @functools.cache
-def tell_rejects(corpus: Corpus) -> None:
+def warn_of_rejects(corpus: Corpus) -> None:
     """Print once how many images of a corpus cannot be read; the corpus is used without them."""
     if corpus.rejects:
         image_id, reason = next(iter(corpus.rejects.items()))
@@ -241,17 +241,17 @@ def run_job(
         return Outcome()
     if os.getpid() != launched_by:
         steady_streams()
-        leave_out_bitsandbytes()
+        disable_bitsandbytes()
         leave_to_the_launching_process(stop)
     if stop is not None and stop.exists():
         return Outcome()
     torch.set_num_threads(cfg.threads)
-    use_own_gpu(beside_others())
+    use_own_gpu(in_parallel_worker())
     if kept is None or plan is None or cfg.existing != "skip" or cfg.retry is not None:
         return run_tracked(cfg, plan, stop)
     # First restore all free images of all cells; only then wait for images of other workers.
     outcome = run_tracked(cfg, plan, stop, wait=False)
-    if beside_others() or HydraConfig.get().job.num == max(kept):
+    if in_parallel_worker() or HydraConfig.get().job.num == max(kept):
         helped = help_others(Path(cfg.results), plan, stop)
         outcome.done, outcome.left = outcome.done + helped.done, outcome.left + helped.left
     return outcome
@@ -267,8 +267,8 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
     planned = [(one, Ledger(results / str(one.folder))) for one in plan_cells(read_json(plan))]
     outcome = Outcome()
     for wait in (False, True):
-        planned = [(one, ledger) for one, ledger in planned if ledger.lacks_any(one.images)]
-        begun = [one for one, ledger in planned if Claims(ledger.claims).any_there()]
+        planned = [(one, ledger) for one, ledger in planned if ledger.any_missing(one.images)]
+        begun = [one for one, ledger in planned if Claims(ledger.claims).any_claims()]
         if wait and len(begun) < len(planned):
             break
         for one in begun:
@@ -307,11 +307,11 @@ def options_of(cfg: DictConfig) -> Options:
     progress = sys.stderr.isatty() if cfg.progress is None else bool(cfg.progress)
     retry = cfg.retry == "failed"
     return Options(
-        cfg.existing, retry, progress and not beside_others(), bool(cfg.oracle), cfg.batch_size
+        cfg.existing, retry, progress and not in_parallel_worker(), bool(cfg.oracle), cfg.batch_size
     )
 
 
-def beside_others() -> bool:
+def in_parallel_worker() -> bool:
     """Check whether this job runs in a launcher's worker, beside other workers.
 
     Progress bars of several workers would overwrite one another.

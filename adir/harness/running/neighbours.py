@@ -19,7 +19,7 @@ from adir.retrieval.query import query_image
 
 
 @dataclass(frozen=True)
-class CorpusAround:
+class CellCorpus:
     """Corpus as an adaptation mode sees it for one y.
 
     It implements adir.adaptation.modes.Surroundings.
@@ -67,12 +67,12 @@ def find_neighbours(
     assert cell.corpus is not None
     excluded = left_out(cell.corpus, x) if x is not None else []
     withheld = cell.corpus.withheld(cell.data.cluster(image_id)) if x is not None else frozenset()
-    around = CorpusAround(cell, cell.corpus, y, withheld.union(excluded))
+    around = CellCorpus(cell, cell.corpus, y, withheld.union(excluded))
     drawn = generator(cell.seed, image_id, "random neighbours")
     return cell.mode.choose(around, cell.k, drawn), excluded
 
 
-def tuned_on(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[str]:
+def training_ids(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[str]:
     """Return the ids of the chosen images that the fine-tuning uses, nearest first.
 
     Args:
@@ -80,13 +80,13 @@ def tuned_on(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[s
         chosen: ids of corpus images, nearest first.
         excluded: ids of corpus images that could not be chosen, apart from repeated images.
     """
-    if cell.corpus is None or not cell.mode.follows_y:
+    if cell.corpus is None or not cell.mode.depends_on_y:
         return chosen
     n = len(cell.corpus) - len(cell.corpus.repeats.union(excluded))
     return chosen[: cell.fine_tuning.usable(len(chosen), n)]
 
 
-def judging_images(
+def validation_images(
     cell: Cell, image_id: str, chosen: list[str], excluded: Collection[str]
 ) -> list[str]:
     """Return ids of random corpus images on which a single-image fine-tuning is validated.
@@ -98,7 +98,7 @@ def judging_images(
     hidden = cell.corpus.repeats.union(excluded, chosen)
     ids = [name for name in cell.corpus.ids if name not in hidden]
     drawn = torch.randperm(len(ids), generator=generator(cell.seed, image_id, "held-out images"))
-    return [ids[row] for row in drawn[: cell.fine_tuning.n_others].tolist()]
+    return [ids[row] for row in drawn[: cell.fine_tuning.n_extra_images].tolist()]
 
 
 _copies: dict[tuple[str, str], list[str]] = {}

@@ -41,8 +41,8 @@ from adir.harness.running.neighbours import (
     corpus_index,
     find_neighbours,
     is_embedded,
-    judging_images,
-    tuned_on,
+    training_ids,
+    validation_images,
 )
 from adir.harness.running.provenance import Clock, commit, process_peak_memory_mb, versions
 from adir.harness.running.stores import (
@@ -59,7 +59,7 @@ from adir.retrieval.index.memory import Index
 from adir.samplers.base import Restoration, Steering
 from adir.scoring.metrics import data_consistency_residual
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Busy(Exception):
@@ -93,7 +93,7 @@ class Prepared:
         return self.task.operator(tuple(self.x.shape))
 
 
-def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
+def prepare(cell: Cell, image_id: str, tell: Log, progress: bool) -> Prepared:
     """Return a test image with all stages before sampling, from the cache or computed now.
 
     Raises:
@@ -112,7 +112,7 @@ def prepare(cell: Cell, image_id: str, tell: Tell, progress: bool) -> Prepared:
     prepared = Prepared(image_id, x, task, measurement, clock=clock)
     if cell.corpus is not None:
         prepared.found = neighbours_of(cell, image_id, x, measurement)
-        prepared.recall = cell.corpus.recall(cell.k) if cell.mode.follows_y else None
+        prepared.recall = cell.corpus.recall(cell.k) if cell.mode.depends_on_y else None
     clock.lap("retrieve")
     chosen = [near.id for near in prepared.found.neighbours]
     prepared.adapter = find_or_train_adapter(
@@ -155,7 +155,7 @@ def embed_once(cell: Cell) -> None:
         Busy: if another worker is embedding the corpus.
     """
     folder = Layout(cell.results).embeddings
-    if not cell.mode.follows_y or cell.corpus is None or cell.encoder is None:
+    if not cell.mode.depends_on_y or cell.corpus is None or cell.encoder is None:
         return
     if not is_embedded(cell.corpus, cell.encoder, folder):
         name = Index.path(cell.corpus, cell.encoder, folder).stem
@@ -177,7 +177,9 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
     """
     retrieval = cell.identity.configuration["retrieval"]
     drawn = (
-        {"y": measurement.sha256} if cell.mode.follows_y else {"seed": cell.seed, "image": image_id}
+        {"y": measurement.sha256}
+        if cell.mode.depends_on_y
+        else {"seed": cell.seed, "image": image_id}
     )
     # Edits search by prompt or by image; other tasks have no prompt.
     asked = {"prompt": cell.task.prompt, "by": cell.task.by} if cell.task.edits else {}
@@ -227,8 +229,12 @@ def adapter_made_of(
         key: value for key, value in cell.identity.configuration["task"].items() if key != "version"
     }
     seen = {} if cell.backbone.kind == "pixel" else {"task": settings | {"prompt": task.prompt}}
-    judged = cell.corpus is not None and len(image_hashes) == 1 and cell.fine_tuning.n_others > 0
-    variants = {} if cell.mode.own_variants is None else {"variants": cell.mode.own_variants}
+    judged = (
+        cell.corpus is not None and len(image_hashes) == 1 and cell.fine_tuning.n_extra_images > 0
+    )
+    variants = (
+        {} if cell.mode.variant_settings is None else {"variants": cell.mode.variant_settings}
+    )
     return {
         "backbone": cell.identity.configuration["backbone"],
         "adaptation": {
@@ -250,7 +256,7 @@ def find_or_train_adapter(
     y: Tensor,
     chosen: list[str],
     progress: bool,
-    tell: Tell,
+    tell: Log,
     excluded: Collection[str] = (),
 ) -> StoredAdapter | None:
     """Return the adapter for one image, cached or trained now; None if the mode trains none.
@@ -270,7 +276,7 @@ def find_or_train_adapter(
     """
     if not cell.mode.trains:
         return None
-    used = tuned_on(cell, chosen, excluded)
+    used = training_ids(cell, chosen, excluded)
     images = adaptation_images(cell, task, y, used)
     made_of = adapter_made_of(cell, image_id, task, [hash_of_image(image) for image in images])
     key, store = hash_of(made_of), AdapterStore(cell.results)
@@ -288,7 +294,7 @@ def find_or_train_adapter(
 
         # Train, on `images` and with validation on `others` as well; then cache the result.
         started = time.perf_counter()
-        others = judging_images(cell, image_id, used, excluded)
+        others = validation_images(cell, image_id, used, excluded)
         trained = cell.fine_tuning.fit(
             cell.backbone,
             cell.adapter,
@@ -303,8 +309,8 @@ def find_or_train_adapter(
             else [],
             variants=cell.mode.variants,
         )
-        if trained.crop_remark is not None:
-            tell_once(tell, f"adaptation: {trained.crop_remark}")
+        if trained.crop_size_reason is not None:
+            tell_once(tell, f"adaptation: {trained.crop_size_reason}")
         facts = {
             "made_of": made_of,
             "losses": trained.losses,
@@ -324,7 +330,7 @@ def find_or_train_adapter(
 
 
 @functools.cache
-def tell_once(tell: Tell, message: str) -> None:
+def tell_once(tell: Log, message: str) -> None:
     """Log a message once per process."""
     tell(message)
 

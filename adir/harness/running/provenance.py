@@ -65,7 +65,7 @@ def process_peak_memory_mb(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Reset the peak memory of this process to its current use.
 
     If the system does not allow the reset, the peak still includes all earlier work and is an

@@ -122,15 +122,15 @@ def run_cell(
                 # Another worker may have finished it between the check and the claim.
                 if options.existing == "skip" and settled(cell, image_id, options, tell, outcome):
                     claims.release(batch.pop())
-            put_off = run_batch(cell, batch, options, tell, outcome, tracker)
+            postponed = run_batch(cell, batch, options, tell, outcome, tracker)
         finally:
             for image_id in batch:
                 claims.release(image_id)
-        waiting.extend(put_off)
-        if len(put_off) < len(batch):
+        waiting.extend(postponed)
+        if len(postponed) < len(batch):
             idle, pause = 0, 0.0
         else:
-            idle += len(put_off)
+            idle += len(postponed)
         if idle < len(waiting):
             continue
         # All remaining images wait for another worker to finish, to release its claim, or to die.
@@ -197,11 +197,11 @@ def run_batch(
     An image is postponed if another worker is computing its adapter or the corpus's embeddings.
     """
     started = time.perf_counter()
-    put_off: list[str] = []
+    postponed: list[str] = []
     ready: list[Prepared] = []
 
     # Write a record, then log and count its result.
-    def settle(image_id: str, record: Record) -> None:
+    def finish(image_id: str, record: Record) -> None:
         cell.ledger.write(image_id, record)
         number = cell.data.ids.index(image_id) + 1
         where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
@@ -223,11 +223,11 @@ def run_batch(
             with out_of_memory_explained(cell, image_shapes(cell.data)[image_id]):
                 ready.append(prepare(cell, image_id, tell, options.progress))
         except Busy:
-            put_off.append(image_id)
+            postponed.append(image_id)
         except STOPPING:
             raise
         except Exception as error:
-            settle(image_id, failure_record(cell, image_id, error))
+            finish(image_id, failure_record(cell, image_id, error))
     for batch in alike(ready):
         try:
             with out_of_memory_explained(
@@ -238,7 +238,7 @@ def run_batch(
             raise
         except Exception as error:
             for prepared in batch:
-                settle(prepared.image_id, failure_record(cell, prepared.image_id, error))
+                finish(prepared.image_id, failure_record(cell, prepared.image_id, error))
             continue
         for place, prepared in enumerate(batch):
             try:
@@ -247,8 +247,8 @@ def run_batch(
                 raise
             except Exception as error:
                 record = failure_record(cell, prepared.image_id, error)
-            settle(prepared.image_id, record)
-    return put_off
+            finish(prepared.image_id, record)
+    return postponed
 
 
 STOPPING = (OSError, OtherImage, OutOfMemory)

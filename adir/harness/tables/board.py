@@ -33,7 +33,7 @@ from adir.harness.records.comparable import (
 )
 from adir.harness.records.record import Record
 from adir.harness.tables.comparisons import best_of, with_holm
-from adir.harness.tables.priors import prior_of, seen_note
+from adir.harness.tables.priors import leakage_warning, prior_of
 from adir.harness.tables.statistics import (
     FEWEST_TO_TELL_APART,
     Estimate,
@@ -187,7 +187,7 @@ def make_board(
     notes: list[Note] = []
     # Compute the numbers of each group of rows that need the same images and seeds.
     for _, group in groupby(rows, key=lambda row: [row.axes[axis] for axis in GROUP]):
-        alike, unclear = told_apart(list(group), shown)
+        alike, unclear = with_settings(list(group), shown)
         board.rows += alike
         notes += [*measure(alike, board, clusters), *unclear]
 
@@ -242,7 +242,7 @@ def rows_of(records: list[Record]) -> list[Row]:
     return sorted(found.values(), key=sort_key)
 
 
-def told_apart(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
+def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
     """Return (rows of a group, ordered by setting; notes on settings that cannot be shown).
 
     Rows with the same label get the settings in which they differ. If the rows of the group have
@@ -323,7 +323,7 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
         row.evaluations = evaluations_of(row.done)
         row.trained_on = first_known(*map(prior_of, row.done))
         name = named(row.axes, board.shown)
-        if (warning := first_known(*map(seen_note, row.done))) is not None:
+        if (warning := first_known(*map(leakage_warning, row.done))) is not None:
             notes.append((warning, name))
         failed = [record for record in row.records if record.status == "failed"]
         notes += [

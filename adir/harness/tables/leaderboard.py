@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adir.environment import uncollected
+from adir.environment import garbage_collection_paused
 from adir.harness.records.sources import read_sources
 from adir.harness.tables.board import Board, make_board
 
@@ -17,7 +17,7 @@ def load_board(*results: Path, against: str = "none") -> Board:
     Raises:
         InputError: if there are no records, or none of the mode `against`.
     """
-    with uncollected():
+    with garbage_collection_paused():
         found = read_sources(list(results))
         records, planned, notes = found.counted()
         board = make_board(records, planned, against)

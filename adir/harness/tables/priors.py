@@ -52,7 +52,7 @@ def collections_in(*texts: str | None) -> set[str]:
     }
 
 
-def seen_note(record: Record) -> str | None:
+def leakage_warning(record: Record) -> str | None:
     """Return a warning if a record's prior may have been trained on its test set, else None.
 
     The warning appears if the test set and the prior's training set name the same collection.

@@ -195,7 +195,7 @@ def grid_is_done(results: Path, grid: str | None) -> bool:
     if grid is None:
         return True
     plans = plan_cells(read_json(Layout(results).plan(grid)))
-    return not any(Ledger(results / str(one.folder)).lacks_any(one.images) for one in plans)
+    return not any(Ledger(results / str(one.folder)).any_missing(one.images) for one in plans)
 
 
 def server_of() -> str:

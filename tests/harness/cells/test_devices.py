@@ -15,7 +15,7 @@ def take(folder: Path, end: Connection) -> None:
 
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     tempfile.tempdir = str(folder)
-    end.send(use_own_gpu(beside_others=True, count=2))
+    end.send(use_own_gpu(in_parallel_worker=True, count=2))
     end.poll(60)
 
 
@@ -50,8 +50,8 @@ def test_a_worker_alone_and_a_machine_of_one_gpu_choose_nothing(
     from adir.harness.cells.devices import use_own_gpu
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert use_own_gpu(beside_others=False, count=4) is None
-    assert use_own_gpu(beside_others=True, count=1) is None
+    assert use_own_gpu(in_parallel_worker=False, count=4) is None
+    assert use_own_gpu(in_parallel_worker=True, count=1) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -73,7 +73,7 @@ def test_the_lock_of_a_gpu_has_its_name_in_the_environment_whatever_that_is(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(devices, "_held", [])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices.use_own_gpu(beside_others=True, count=2) == 0
+    assert devices.use_own_gpu(in_parallel_worker=True, count=2) == 0
     (path,) = tmp_path.iterdir()
     assert path.name.endswith(f"-gpu-{lock}.lock")
 

@@ -312,7 +312,7 @@ def test_the_rule_that_leaves_out_copies_is_part_of_the_modes_that_retrieve(
     full: dict[str, Any], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = identity(full, mode)
-    monkeypatch.setattr(module, "LEFT_OUT", {**module.LEFT_OUT, "detail": 0.5})
+    monkeypatch.setattr(module, "COPY_RULE", {**module.COPY_RULE, "detail": 0.5})
     assert (identity(full, mode) != before) == (mode in WITH_CORPUS)
 
 

@@ -150,6 +150,6 @@ def test_a_stamp_tells_one_writing_of_a_record_from_the_next(tmp_path: Path) -> 
 
 def test_images_without_a_record_are_seen_by_the_names_of_the_files(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    assert ledger.lacks_any(["a/b.png"]) and not ledger.lacks_any([])
+    assert ledger.any_missing(["a/b.png"]) and not ledger.any_missing([])
     ledger.write("a/b.png", RECORD)
-    assert not ledger.lacks_any(["a/b.png"]) and ledger.lacks_any(["a/b.png", "c"])
+    assert not ledger.any_missing(["a/b.png"]) and ledger.any_missing(["a/b.png", "c"])

@@ -40,9 +40,9 @@ def test_of_several_workers_each_piece_of_work_goes_to_exactly_one(tmp_path: Pat
 def test_what_is_released_can_be_taken_and_leaves_no_file(tmp_path: Path) -> None:
     mine, other = Claims(tmp_path), Claims(tmp_path)
     with mine.claimed("a") as taken:
-        assert taken and not other.take("a") and other.held_by_others("a") and other.any_there()
+        assert taken and not other.take("a") and other.held_by_others("a") and other.any_claims()
     assert list(tmp_path.iterdir()) == []
-    assert not other.any_there() and other.take("a")
+    assert not other.any_claims() and other.take("a")
 
 
 DIE_HOLDING = (
@@ -108,7 +108,7 @@ def test_a_claim_cut_off_by_a_full_disk_is_waited_for_and_then_taken_over(
     (tmp_path / "a.0.claim").write_text("{")
     watcher = Claims(tmp_path)
     assert not watcher.take("a")
-    now += claims_module.PATIENCE + 1
+    now += claims_module.HEARTBEAT_TIMEOUT + 1
     assert watcher.take("a")
 
 
@@ -122,7 +122,7 @@ def test_of_two_holders_the_one_that_came_back_to_life_keeps_others_off(
     slept, died = claim_of(tmp_path, "elsewhere"), claim_of(tmp_path, "a third", number=1)
     watcher = Claims(tmp_path)
     assert not watcher.take("a")
-    now += claims_module.PATIENCE + 1
+    now += claims_module.HEARTBEAT_TIMEOUT + 1
     os.utime(slept, (3, 3))
     assert watcher.held_by_others("a") and not watcher.take("a")
     assert {path.name for path in tmp_path.iterdir()} == {slept.name, died.name}
@@ -171,7 +171,7 @@ def test_a_held_claim_is_touched_so_that_other_machines_see_it_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims_module, "HEARTBEAT", 0.02)
-    monkeypatch.setattr(claims_module.Heart, "_thread", None)
+    monkeypatch.setattr(claims_module.HeartbeatThread, "_thread", None)
     claims = Claims(tmp_path)
     with claims.claimed("a"):
         path = tmp_path / "a.0.claim"

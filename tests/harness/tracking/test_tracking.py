@@ -565,7 +565,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run.mkdir(parents=True)
     (run / "run-abc.wandb").write_bytes(b"run")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    monkeypatch.setattr(sync_command, "PATIENCE", 0.5)
+    monkeypatch.setattr(sync_command, "SERVER_TIMEOUT", 0.5)
     return tmp_path
 
 
