@@ -201,7 +201,7 @@ def run_batch(
     ready: list[Prepared] = []
 
     # Write a record, then log and count its result.
-    def finish(image_id: str, record: Record) -> None:
+    def save(image_id: str, record: Record) -> None:
         cell.ledger.write(image_id, record)
         number = cell.data.ids.index(image_id) + 1
         where = f"{cell.label} [{number}/{len(cell.data)}] {image_id}"
@@ -227,7 +227,7 @@ def run_batch(
         except STOPPING:
             raise
         except Exception as error:
-            finish(image_id, failure_record(cell, image_id, error))
+            save(image_id, failure_record(cell, image_id, error))
     for batch in alike(ready):
         try:
             with out_of_memory_explained(
@@ -238,7 +238,7 @@ def run_batch(
             raise
         except Exception as error:
             for prepared in batch:
-                finish(prepared.image_id, failure_record(cell, prepared.image_id, error))
+                save(prepared.image_id, failure_record(cell, prepared.image_id, error))
             continue
         for place, prepared in enumerate(batch):
             try:
@@ -247,7 +247,7 @@ def run_batch(
                 raise
             except Exception as error:
                 record = failure_record(cell, prepared.image_id, error)
-            finish(prepared.image_id, record)
+            save(prepared.image_id, record)
     return postponed
 
 
