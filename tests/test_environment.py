@@ -58,7 +58,7 @@ def test_a_program_in_a_locale_of_other_file_names_says_what_to_set(monkeypatch,
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-15")
     with pytest.raises(SystemExit, match="2"):
         require_utf8()
-    assert "iso8859-15: set PYTHONUTF8=1" in capsys.readouterr().err
+    assert "iso8859-15, but adir needs UTF-8: set PYTHONUTF8=1" in capsys.readouterr().err
 
 
 # --- home folders

@@ -244,7 +244,7 @@ def test_queries_that_are_none_are_answered_in_one_line(adir, index, images, tmp
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "cut.png").write_bytes((images / "0.png").read_bytes()[:200])
     image = images / "0.png"
-    refused(adir("index", "search", index, "--text", "a dog"), "no text side", "CLIP")
+    refused(adir("index", "search", index, "--text", "a dog"), "cannot encode text", "CLIP")
     refused(adir("index", "search", index, "--text", "  "), "--text is empty")
     refused(adir("index", "search", index), "--text")
     refused(adir("index", "search", index, image, "--text", "a dog"), "either an image file or")

@@ -102,7 +102,7 @@ def test_neighbours_are_looked_for_by_the_prompt_or_by_the_image(mask, x) -> Non
 
 
 def test_an_encoder_without_text_names_the_way_out(task, x) -> None:
-    with pytest.raises(InputError, match=r"no text side.*task.by=image"):
+    with pytest.raises(InputError, match=r"cannot encode text; .*task.by=image"):
         task.query(ImagenetEncoder(), task.degrade(x, generator(0, "a", "y")))
 
 

@@ -85,7 +85,7 @@ def test_a_user_s_own_image_is_enlarged_four_times(
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["task=deblur"], "which task deblur does not ask"),
+        (["task=deblur"], "which task deblur does not need"),
         (["task=sr4", "sampler=adir"], "sampler=adir does not work with backbone=sd_x4"),
         (["task=sr4", "backbone=embedded", "sampler=sd_x4"], "is for the x4 upscaler"),
         (["task=sr4", "sampler.noise_level=400"], "noise_level=400"),

@@ -71,7 +71,7 @@ def test_every_setting_of_conf_that_is_a_path_is_listed() -> None:
         if axis[0] not in ("experiment", "sweep", "weights", "hydra"):
             found |= set(path_settings(yaml.safe_load(file.read_text()), axis))
     tops = "".join((config_dir() / f"{name}.yaml").read_text() for name in ("run", "index"))
-    found |= set(re.findall(r"^(\w+): .*# the (?:file|folder) of", tops, re.MULTILINE))
+    found |= set(re.findall(r"^(\w+): .*# (?:the )?(?:file|folder) ", tops, re.MULTILINE))
     assert {"data.path", "parquet", "results", "out"} <= found, (
         "the search finds what is known to be there"
     )
