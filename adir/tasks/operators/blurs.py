@@ -72,7 +72,7 @@ class GaussianBlur:
 
     Attributes:
         std: standard deviation in pixels.
-        size: of the window; odd.
+        size: side of the window in pixels, an odd number.
     """
 
     name: ClassVar[str] = "gaussian_blur"
