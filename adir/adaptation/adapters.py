@@ -37,7 +37,7 @@ class Full:
         return AttachedFull(network)
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Replace the network's weights by trained ones, and return a function that restores them.
+        """Replace the network's weights, and return a function that restores them.
 
         The network uses the given tensors themselves if their device, dtype and memory layout match
         its parameters. On a CPU a big network is therefore switched without a copy.

@@ -260,7 +260,7 @@ class FineTuning:
     def optimizer(
         self, parameters: list[torch.nn.Parameter]
     ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return Adam, and a function that gives the learning-rate factor of an iteration: always 1."""
+        """Return Adam, and a function from an iteration to its learning-rate factor: always 1."""
         return torch.optim.Adam(parameters, lr=self.learning_rate), lambda iteration: 1.0
 
 

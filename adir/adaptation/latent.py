@@ -122,12 +122,12 @@ class LatentCrops(IterableDataset):
 class UpscalingCrops(LatentCrops):
     """Stream of crops for the x4 upscaler, with their low-resolution versions.
 
-    The further keys of an example are `low` (the crop of y), `low_noise` (noise of its shape) and
-    `noise_level`, drawn uniformly below the upscaler's highest level as in its training. The prompt
-    is empty.
+    The keys that this family adds to an example are `low` (the crop of y), `low_noise` (noise of
+    its shape) and `noise_level`, drawn uniformly below the upscaler's highest level as in its
+    training. The prompt is empty.
 
-    `low` is cut from the y of the whole image, which has the task's noise. The effect of A's
-    circular border is therefore outside the crops.
+    `low` is cut from the y of the whole image, which has the task's noise. The circular border of A
+    therefore affects only crops at the border of the image.
 
     The parameter `task` provides A and its noise. The other parameters are those of `LatentCrops`.
     """
@@ -168,8 +168,8 @@ class UpscalingCrops(LatentCrops):
 class InpaintingCrops(LatentCrops):
     """Stream of crops for the inpainting model, with random holes.
 
-    The further keys of an example are `hole` (1, c, c), which is 1 in the hole, and `masked_noise`,
-    the noise for the VAE's encoding of the crop without the hole.
+    The keys that this family adds to an example are `hole` (1, c, c), which is 1 in the hole, and
+    `masked_noise`, the noise for the VAE's encoding of the crop without the hole.
     """
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from adir.adaptation.exchange import copy_into, exchange, on_cpu, require_fit
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA adapter (Hu et al., 2021) made by peft, with the defaults of version 2 of ADIR's paper.
+    """LoRA adapter (Hu et al., 2021) made by peft; the defaults are those of version 2 of ADIR.
 
     The update of a layer is (alpha / rank) B A, with B = 0 at first. On an accelerator `apply` adds
     the update to a copy of the weights, so sampling costs as much as with the bare network. On a

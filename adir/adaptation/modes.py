@@ -120,7 +120,7 @@ class NoAdaptation(Mode):
 
 @dataclass(frozen=True)
 class SelfAdaptation(Mode):
-    """Mode that tunes on y itself: ADIR's first variant.
+    """Mode that tunes on y itself, which is one of the two options in ADIR's paper.
 
     The paper does not say how y is augmented.
 

@@ -61,7 +61,7 @@ def guided_step_size(
 
 
 def back_projected(x: Tensor, y: Tensor, A: LinearMap, A_dagger: LinearMap) -> Tensor:
-    """Return x + A_dagger (y - A x), which is the image nearest to x among those that fit y best.
+    """Return x + A_dagger (y - A x), the image nearest to x among those that fit y best.
 
     The component of x in the null space of A is unchanged.
     """

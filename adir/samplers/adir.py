@@ -226,7 +226,7 @@ class ADIR:
 
 @dataclass(frozen=True)
 class FastADIR(ADIR):
-    """ADIR sampler without fresh noise that takes second-order steps, with one network call each.
+    """ADIR sampler without fresh noise; its steps are second-order, with one network call each.
 
     The parameters are the ones of `ADIR`, except that `eta` must be 0. Any other value raises
     ValueError, because fresh noise makes the step first-order.

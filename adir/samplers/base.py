@@ -87,7 +87,11 @@ class Sampler(Protocol):
         """
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        A cell is one combination of settings in a benchmark. It includes the backbone, the task and
+        the adaptation mode.
+        """
 
 
 class Steered(Protocol):
@@ -225,7 +229,8 @@ def one_by_one(
 ) -> Restoration:
     """Restore each image of the batch y (B, C, h, w) separately.
 
-    Use this for methods whose rounding or noise would depend on the other images of the batch.
+    Use this function for methods whose rounding or noise would depend on the other images of the
+    batch.
     """
     results = [restore_one(y[b : b + 1], [noise]) for b, noise in enumerate(generators)]
     return Restoration(

@@ -42,7 +42,7 @@ def sample_latent(
     watch: Watch,
     correct: Correction | None = None,
 ) -> tuple[Tensor, int]:
-    """Return (latent, number of network evaluations) after sampling with the backbone's scheduler.
+    """Return (latent, number of network evaluations), sampled with the backbone's scheduler.
 
     Args:
         backbone: the latent denoiser and its scheduler.

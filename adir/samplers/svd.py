@@ -16,9 +16,9 @@ from adir.tasks.operators import CircularDownsampling, Operator, SeparableDownsa
 class KroneckerPhysics(DecomposablePhysics):
     """Physics that multiplies the channels, rows and columns of an image by one matrix each.
 
-    It maps the channels X_c (H, W) of an image to sum_c C[d, c] R X_c K^T. The full SVDs of the
-    three matrices make the SVD of A. V is orthogonal on the whole image. The singular values (1, 3,
-    H, W) are 0 in the null space of A.
+    Channel d of the measurement is sum_c C[d, c] R X_c K^T, where X_c (H, W) is channel c of the
+    image. The full SVDs of the three matrices make the SVD of A. V is orthogonal on the whole
+    image. The singular values (1, 3, H, W) are 0 in the null space of A.
 
     Args:
         channels: C, (C, 3) float64, with no more rows than columns.

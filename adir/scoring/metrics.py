@@ -195,7 +195,7 @@ class PyiqaMetric:
 
 @contextlib.contextmanager
 def _quiet_and_safe() -> Iterator[None]:
-    """While pyiqa builds a network, suppress its output, and make torch.load accept tensors only.
+    """While pyiqa builds a network, suppress its output, and let torch.load accept only tensors.
 
     By default, pyiqa lets torch.load unpickle any object.
     """
@@ -237,8 +237,8 @@ def fsim(device: str = "cpu") -> PyiqaMetric:
 
     pyiqa's other metrics without weights, GMSD and VIF, are as monotonic in noise and blur as FSIM,
     but have drawbacks. GMSD ranks an invisible shift by one pixel below a 5x5 blur on 11 of the 12
-    images of adir.data.embedded, and FSIM does so on 1. VIF takes no image with a side under 33
-    pixels, and exceeds 1 if contrast is raised.
+    test images of adir.data.embedded, and FSIM does so on 1 of them. VIF takes no image with a side
+    under 33 pixels, and exceeds 1 if contrast is raised.
     """
     return PyiqaMetric("fsim", "fsim", "higher", (0, 1), True, 16, device=device)
 

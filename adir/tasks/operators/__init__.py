@@ -1,7 +1,7 @@
 """Operators A of y = A(x) + e, and the degradations that build them.
 
 Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass, whose fields are the
-operator's parameters. Calling it with an image shape builds the `Operator`. Its
+operator's parameters. Calling it with an image shape builds the `Operator`. The degradation's
 `image_shape(y_shape)` returns the shape of the images whose y has shape y_shape.
 
 Borders are circular, as in the authors' images, unless a class says otherwise. The weights of each

@@ -103,7 +103,7 @@ class MaskedPixels:
 
 @dataclass(frozen=True)
 class BoxInpainting(MaskedPixels):
-    """Degradation by a centred rectangular hole, whose sides are `side` times those of the image."""
+    """Degradation by a centred rectangular hole, with `side` times the sides of the image."""
 
     name: ClassVar[str] = "box_inpainting"
     version: ClassVar[int] = 1
@@ -126,7 +126,7 @@ class BoxInpainting(MaskedPixels):
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskedPixels):
-    """Degradation that loses a share `lost` of all pixels, drawn at random, in all channels alike.
+    """Degradation that loses pixels at random, a share `lost` of all, in all channels alike.
 
     The mask is part of the task: it is drawn from `seed` and is the same for all images of one
     size. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw a new mask for every image.
