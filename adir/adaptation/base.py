@@ -81,7 +81,7 @@ class Adapter(Protocol):
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """Apply a trained adapter for inference, and return a function that removes it.
 
-        A network with an applied adapter does not support gradients.
+        Do not train the network while the adapter is applied: use `attach` for training.
 
         Raises:
             ValueError: if the tensors do not fit the network, which is then left unchanged.
