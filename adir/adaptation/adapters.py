@@ -1,6 +1,6 @@
-"""Adapter that trains all weights of a backbone, as in v1 of the paper.
+"""Adapter that trains all weights of a backbone, as in version 1 of the paper on arXiv.
 
-LoRA, the adapter of v2, is in lora.py.
+LoRA, the adapter of version 2, is in lora.py.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from adir.adaptation.exchange import copy_into, exchange, like, on_cpu, require_
 
 @dataclass(frozen=True)
 class Full:
-    """Adapter that trains every weight of a network, as in v1 of the paper.
+    """Adapter that trains every weight of a network, as in version 1 of the paper on arXiv.
 
     The saved tensors are the trained weights, not their differences from the base weights. Adding a
     float32 difference to a float32 weight does not restore the trained weight bit for bit.
@@ -37,13 +37,13 @@ class Full:
         return AttachedFull(network)
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Replace the network's weights by trained ones, and return a function that restores them.
+        """Replace the network's weights, and return a function that restores them.
 
         The network uses the given tensors themselves if their device, dtype and memory layout match
         its parameters. On a CPU a big network is therefore switched without a copy.
 
         Args:
-            network: with the base weights.
+            network: the network, with its base weights.
             tensors: {parameter name: trained weight}. Do not write to them until the returned
                 function has been called.
 

@@ -1,9 +1,10 @@
 """Interfaces of adapters, and context managers that apply a trained adapter to a network.
 
 An adapter is the set of tensors that is trained when a backbone is adapted. It is *attached* to a
-network for training and *applied* to a network for inference. Either step exchanges references to
-tensors or modules, and never adds an update to the base weights and subtracts it again. The base
-weights are therefore restored bit for bit, in any precision and memory layout, and at no cost.
+network for training and *applied* to a network for inference. Both attaching and applying exchange
+references to tensors or modules. Neither adds an update to the base weights and subtracts it again.
+The base weights are therefore restored bit for bit, in any precision and memory layout, and at no
+cost.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,7 +24,7 @@ class Attached(Protocol):
     """The names of the modules that carry the adapter; for `full`, the names of the parameters."""
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the adapter's random initial values, without a change of any network output."""
+        """Draw the adapter's random initial values, which change no output of the network."""
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters."""
@@ -35,8 +36,8 @@ class Attached(Protocol):
         """Return adapter tensors whose update is alpha times the update of `tensors`.
 
         Args:
-            tensors: of a trained adapter.
-            alpha: in [0, 1]; 0 leaves the network's outputs unchanged.
+            tensors: the tensors of a trained adapter.
+            alpha: factor in [0, 1]; 0 leaves the network's outputs unchanged.
         """
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -71,7 +72,7 @@ class Adapter(Protocol):
     """
 
     def attach(self, network: nn.Module) -> Attached:
-        """Attach a fresh adapter for training, without a change of any network output.
+        """Attach a fresh adapter for training, which changes no output of the network.
 
         Raises:
             ValueError: if the adapter fits no layer of the network.
@@ -80,7 +81,7 @@ class Adapter(Protocol):
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """Apply a trained adapter for inference, and return a function that removes it.
 
-        Gradients are not supported.
+        Do not train the network while the adapter is applied: use `attach` for training.
 
         Raises:
             ValueError: if the tensors do not fit the network, which is then left unchanged.
@@ -109,12 +110,12 @@ def adapted_at(
     tensors: dict[str, Tensor],
     ranges: Collection[tuple[int, int]],
 ) -> Iterator[None]:
-    """Apply a trained adapter to a backbone at some timesteps only, within this context.
+    """Within this context, apply a trained adapter to a backbone at some timesteps only.
 
     Args:
-        backbone: whose `predict` switches the adapter on and off, whatever the sampler.
+        backbone: the backbone, whose `predict` applies and removes the adapter under any sampler.
         adapter: the adapter that the tensors belong to.
-        tensors: of the trained adapter.
+        tensors: the tensors of the trained adapter.
         ranges: (first, last) timesteps, both inclusive, at which the adapter is applied.
 
     Raises:
@@ -156,9 +157,9 @@ def in_place(
     """Return a context in which a backbone predicts with a trained adapter.
 
     Args:
-        backbone: to be adapted; restored when the context ends.
+        backbone: the backbone to adapt; it is restored when the context ends.
         adapter: the adapter that the tensors belong to.
-        tensors: of the trained adapter.
+        tensors: the tensors of the trained adapter.
         strata: ranges of timesteps with their held-out losses (`HeldOut.strata` of
             adir.adaptation.fine_tuning). The adapter is applied only in the ranges where `adapted`
             is below `untuned`. None applies the adapter at every timestep.

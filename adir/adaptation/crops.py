@@ -20,14 +20,14 @@ def crop_side(
     Args:
         images: (3, H, W) each.
         crop_size: requested side in pixels.
-        stride: of the network, in pixels.
-        names: of the images, for errors; None numbers the images from 1.
+        stride: stride of the network in pixels.
+        names: names of the images, for errors; None numbers the images from 1.
 
     Returns:
         (side in pixels, one line on why it is less than `crop_size`, or None).
 
     Raises:
-        InputError: if an image is smaller than the stride, or if `crop_size` is.
+        InputError: if an image or `crop_size` is smaller than the stride.
     """
     k, smallest = min(enumerate(images), key=lambda item: min(item[1].shape[-2:]))
     height, width = smallest.shape[-2:]
@@ -60,11 +60,11 @@ class NoisyCrops(IterableDataset):
         images: (3, H, W) each.
         crop_size: requested side in pixels. `size` is the actual side c, and `remark` the reason if
             it is less (see `crop_side`).
-        stride: of the network, in pixels.
-        n_timesteps: of the network's noise schedule.
+        stride: stride of the network in pixels.
+        n_timesteps: number of timesteps of the network's noise schedule.
         flip: mirror half of the crops.
         generator: the only source of randomness.
-        names: of the images, for errors.
+        names: names of the images, for errors.
     """
 
     def __init__(

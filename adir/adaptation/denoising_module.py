@@ -32,7 +32,7 @@ class DenoisingModule(pl.LightningModule):
     Args:
         network: the denoiser, which Lightning moves to its device.
         loss: returns the loss of one batch; the backbone's `denoising_loss`.
-        parameters: to be trained.
+        parameters: the parameters to train.
         optimizer: makes the optimiser and the learning-rate schedule of the parameters.
     """
 
@@ -73,7 +73,7 @@ class DenoisingModule(pl.LightningModule):
 
 
 class AveragedWeights(pl.Callback):
-    """Lightning callback that averages the trained parameters and has the average judged.
+    """Lightning callback that averages the trained parameters and calls `judge` on the average.
 
     The average is exponential and starts from the first iterate, so the untuned weights have no
     part in it. Until 1 / iteration falls below 1 - decay, the average is the plain mean of the
@@ -90,8 +90,8 @@ class AveragedWeights(pl.Callback):
         """Prepare the average of one training run.
 
         Args:
-            parameters: that are trained.
-            decay: of the average at each iteration, in [0, 1); 0 gives the last iterate.
+            parameters: the trained parameters.
+            decay: decay of the average at each iteration, in [0, 1); 0 gives the last iterate.
             judge_at: iterations after which `judge` is called, counted from 1.
             judge: called with the iteration while the parameters hold the average.
         """
@@ -135,7 +135,7 @@ def quiet_trainer(
     Args:
         n_iterations: number of training iterations.
         execution: device and precision.
-        callbacks: of the trainer.
+        callbacks: callbacks of the trainer.
         progress: show a progress bar.
         clipping: largest norm of the gradient; None disables clipping.
     """

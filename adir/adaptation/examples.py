@@ -1,4 +1,4 @@
-"""Training examples of a backbone, pixel or latent."""
+"""Training examples for a backbone that denoises pixels or latents."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,13 +26,13 @@ def training_examples(
     """Return an endless stream of training examples for the backbone's `denoising_loss`.
 
     Args:
-        backbone: to be tuned.
+        backbone: the backbone to tune.
         images: (3, H, W) in [-1, 1].
         crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
         generator: the only source of randomness.
         task: the task of the test image; required by latent backbones.
-        names: of the images, for errors.
+        names: names of the images, for errors.
     """
     if backbone.kind == "latent":
         from adir.adaptation.latent import (

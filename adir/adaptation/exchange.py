@@ -29,7 +29,7 @@ def exchange(pairs: list[tuple[nn.Parameter, Tensor]]) -> Callable[[], None]:
 def like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """Return the tensor with the dtype, device and memory layout of the parameter.
 
-    A tensor that has them already is returned itself, not copied.
+    A tensor that has these three already is returned without a copy.
     """
     same = (tensor.dtype, tensor.device, tensor.stride()) == (
         parameter.dtype,

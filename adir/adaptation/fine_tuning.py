@@ -40,7 +40,7 @@ class Adapted:
     def gated_strata(self) -> list[dict[str, float]] | None:
         """The held-out losses that decide at which timesteps the adapter is applied.
 
-        None means at every timestep.
+        None means that the adapter is applied at every timestep.
         """
         return self.held_out.strata if self.held_out is not None and self.held_out.gate else None
 
@@ -58,7 +58,7 @@ class HeldOut:
     kept_iteration: int
     """The iteration of lowest loss."""
     alphas: dict[float, float]
-    """The map {alpha: relative held-out loss of the update of `kept_iteration`, times alpha}."""
+    """The map {alpha: relative held-out loss of alpha times the update of `kept_iteration`}."""
     alpha: float
     """The factor by which the update is scaled; 0 gives the untuned denoiser."""
     gate: bool
@@ -85,17 +85,17 @@ def varied(
     stride: int,
     names: Sequence[str] | None,
 ) -> tuple[list[Tensor], list[str] | None]:
-    """Return the variants of all images that are large enough, and their names.
+    """Return the sufficiently large variants of all images, and the names of these variants.
 
-    A variant is left out if its largest possible crop is smaller than three quarters of the crops
-    of the images themselves.
+    The variants of an image are its resized and turned versions. A variant is left out if its
+    largest possible crop is smaller than three quarters of the crops of the images themselves.
 
     Args:
         images: (3, H, W) each.
         variants: returns the variants of one image.
         crop_size: requested side of the crops in pixels.
-        stride: of the network, in pixels; the sides of crops are multiples of it.
-        names: of the images; a variant has the name of its image.
+        stride: stride of the network in pixels; the sides of crops are multiples of it.
+        names: names of the images; a variant has the name of its image.
     """
     side, _ = crop_side(images, crop_size, stride, names)
     kept = [
@@ -108,21 +108,21 @@ def varied(
 
 
 def itself(image: Tensor) -> list[Tensor]:
-    """Return a list of the image alone, for training without variants."""
+    """Return a list that contains only this image, for training without variants."""
     return [image]
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Settings of the paper's few-shot fine-tuning; the defaults are those of v2.
+    """Settings of ADIR's few-shot fine-tuning; the defaults are those of version 2 of the paper.
 
-    The backbone determines the rest of a training example: see adir.adaptation.crops and
-    adir.adaptation.latent.
+    The settings apply to pixel and latent backbones. The contents of a training example differ
+    between the two: see adir.adaptation.crops (pixel) and adir.adaptation.latent (latent).
 
     Attributes:
-        n_iterations: of Adam.
-        batch_size: crops in each iteration.
-        learning_rate: of Adam.
+        n_iterations: number of iterations of Adam.
+        batch_size: number of crops in each iteration.
+        learning_rate: learning rate of Adam.
         crop_size: requested side of the training crops in pixels.
         flip: mirror half of the crops.
     """
@@ -149,17 +149,18 @@ class FineTuning:
     def n_extra_images(self) -> int:
         """The number of extra corpus images that `fit` needs if there is only one neighbour.
 
-        The update is judged on these images, which are drawn at random. Here none is needed.
+        It is 0, because this class accepts every update. `SafeFineTuning` judges its update on
+        these images, which are drawn at random.
         """
         return 0
 
     @property
     def held_out_share(self) -> float:
-        """The cost of the held-out evaluation divided by the cost of the training: 0 here."""
+        """The cost of the held-out evaluation divided by the cost of the training, which is 0."""
         return 0.0
 
     def usable(self, k: int, n: int) -> int:
-        """Return how many of the k nearest of n images to tune on: all k."""
+        """Return k, because this class tunes on all of the k nearest of n images."""
         return k
 
     def fit(
@@ -178,17 +179,18 @@ class FineTuning:
         """Return the adapter trained on the images, and restore the backbone.
 
         Args:
-            backbone: to be adapted.
-            adapter: to be trained.
+            backbone: the backbone to adapt.
+            adapter: the adapter to train.
             images: (3, H, W) in [-1, 1], nearest first.
             generator: the only source of randomness.
-            callbacks: of Lightning's trainer.
+            callbacks: callbacks of Lightning's trainer.
             progress: show a progress bar.
             task: the task of the test image. Latent backbones need its operator or prompt, pixel
                 backbones ignore it.
-            names: of the images, for errors.
+            names: names of the images, for errors.
             others: `n_extra_images` images of the corpus to judge the update on.
-            variants: returns the versions of an image to train on in its place, such as its turns.
+            variants: returns the versions of an image to train on instead of the image alone, such
+                as the image turned by 0, 90, 180 and 270 degrees.
 
         Raises:
             FloatingPointError: if the loss is NaN or Inf.
@@ -223,10 +225,10 @@ class FineTuning:
         """Train an attached adapter with Adam, and return the loss of each iteration.
 
         Args:
-            backbone: with the adapter attached.
+            backbone: the backbone, with the adapter attached.
             attached: the adapter.
             examples: an endless stream of training examples.
-            callbacks: of Lightning's trainer.
+            callbacks: callbacks of Lightning's trainer.
             progress: show a progress bar.
             clipping: largest norm of the gradient; None disables clipping.
         """
@@ -258,7 +260,7 @@ class FineTuning:
     def optimizer(
         self, parameters: list[torch.nn.Parameter]
     ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return Adam, and the factor of its learning rate at each iteration from 0: always 1."""
+        """Return Adam, and a function from an iteration to its learning-rate factor: always 1."""
         return torch.optim.Adam(parameters, lr=self.learning_rate), lambda iteration: 1.0
 
 
@@ -269,7 +271,7 @@ def adapted_of(
     examples: Any,
     held_out: HeldOut | None = None,
 ) -> Adapted:
-    """Return an `Adapted` with these tensors and losses, and the facts of adapter and crops."""
+    """Return an `Adapted` of these tensors and losses, completed from the adapter and the crops."""
     return Adapted(
         tensors=tensors,
         losses=losses,

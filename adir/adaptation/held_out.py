@@ -2,7 +2,7 @@
 
 The loss is estimated in each of `N_STRATA` strata, which are ranges of timesteps.
 `adir.adaptation.safe` uses the loss to stop early, to scale the update and to reject it. The ground
-truth is never among the images.
+truth of the test image is never among the held-out images.
 """
 
 import itertools
@@ -44,11 +44,11 @@ def split(images: list[Tensor], crop_size: int, stride: int, generator: torch.Ge
     No training crop overlaps a held-out part.
 
     Args:
-        images: (3, H, W), nearest first. Of ten or more, the third and every fifth after it are
-            held out.
+        images: (3, H, W), nearest first. If there are ten or more, the third and every fifth after
+            it are held out.
         crop_size: side of the crops in pixels. A held-out part has this width, but at most half of
             the image's longer side.
-        stride: of the network, in pixels; the width of a part is a multiple of it.
+        stride: stride of the network in pixels; the width of a part is a multiple of it.
         generator: draws the end of each image at which the held-out part lies.
     """
     if len(images) >= 10:
@@ -102,8 +102,8 @@ class HeldOutCrops:
 
         Args:
             backbone: computes the loss of a crop.
-            images: held-out images (3, H, W). Any two of them give the same number of crops, up to
-                a difference of one.
+            images: held-out images (3, H, W). The numbers of crops from any two of them differ by
+                at most one.
             crop_size: requested side of the crops in pixels; smaller images give smaller crops.
             per_stratum: number of crops in each stratum.
             generator: the only source of randomness.
@@ -141,7 +141,7 @@ class HeldOutCrops:
 
 
 def at_timestep(example: Any, t: Tensor) -> Any:
-    """Return a training example, of a pixel or a latent backbone, with timestep t."""
+    """Return a copy of a pixel or latent backbone's training example with the timestep t."""
     if isinstance(example, dict):
         return example | {"t": t}
     z, _, eps = example
@@ -161,8 +161,8 @@ def moved(example: Any, device: torch.device) -> Any:
 def relative_loss(losses: Tensor, untuned: Tensor) -> float:
     """Return the mean over the strata of loss / untuned loss. Below 1 is better than untuned.
 
-    The losses are divided first because the loss of the lowest timesteps is several times larger
-    than the others and would dominate a plain mean.
+    The losses are divided before they are averaged. At the lowest timesteps the loss is several
+    times larger than at the others, and would dominate a mean of undivided losses.
 
     Args:
         losses: (strata, crops) of the tuned denoiser.

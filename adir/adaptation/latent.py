@@ -1,8 +1,9 @@
 """Training examples for Stable Diffusion's two families, cut from the images to adapt to.
 
-Everything random is drawn here, on the CPU, from one generator. The backbone computes the loss of
-an example (`StableDiffusion.denoising_loss`). An example is a dictionary of one crop with these
-keys, and with further ones for each family:
+The families are the x4 upscaler and the inpainting model. All random numbers of an example are
+drawn in this module, on the CPU, from one generator. The backbone computes the loss of an example
+(`StableDiffusion.denoising_loss`). An example is a dictionary of one crop. Each family adds further
+keys to these:
 
     z: (3, c, c) crop.
     t: int64 timestep.
@@ -36,17 +37,17 @@ def latent_crops(
     """Return the stream of training examples for a latent backbone.
 
     Args:
-        backbone: of family `upscaler` or `inpainting`.
+        backbone: backbone of family `upscaler` or `inpainting`.
         images: (3, H, W) in [-1, 1].
         crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
         generator: the only source of randomness.
         task: the task of the test image, with its operator or prompt.
-        names: of the images, for errors.
+        names: names of the images, for errors.
 
     Raises:
-        ValueError: if the task is None, if an inpainting model gets no prompt, or for an unknown
-            family.
+        ValueError: if the task is None, if an inpainting model gets no prompt, or if the family is
+            unknown.
     """
     if task is None or (backbone.family == "inpainting" and task.prompt is None):
         raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
@@ -64,14 +65,14 @@ class LatentCrops(IterableDataset):
     (if `flip`), a timestep, and noise, in this order.
 
     Args:
-        backbone: of the family.
+        backbone: backbone of the family.
         images: (3, H, W) each.
         crop_size: requested side in pixels. `size` is the actual side, and `remark` the reason if
             it is less (see `adir.adaptation.crops.crop_side`).
         flip: mirror half of the crops.
         generator: the only source of randomness.
-        prompt: of all examples.
-        names: of the images, for errors.
+        prompt: prompt of all examples.
+        names: names of the images, for errors.
     """
 
     def __init__(
@@ -114,19 +115,19 @@ class LatentCrops(IterableDataset):
             }
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
-        """Return the family's further keys for the crop of image k at (top, left)."""
+        """Return the keys that the family adds to the example at (top, left) in image k."""
         raise NotImplementedError
 
 
 class UpscalingCrops(LatentCrops):
     """Stream of crops for the x4 upscaler, with their low-resolution versions.
 
-    The further keys of an example are `low` (the crop of y), `low_noise` (noise of its shape) and
-    `noise_level`, drawn uniformly below the upscaler's highest level as in its training. The prompt
-    is empty.
+    The keys that this family adds to an example are `low` (the crop of y), `low_noise` (noise of
+    its shape) and `noise_level`, drawn uniformly below the upscaler's highest level as in its
+    training. The prompt is empty.
 
-    `low` is cut from the y of the whole image, which has the task's noise. The effect of A's
-    circular border is therefore outside the crops.
+    `low` is cut from the y of the whole image, which has the task's noise. The circular border of A
+    therefore affects only crops at the border of the image.
 
     The parameter `task` provides A and its noise. The other parameters are those of `LatentCrops`.
     """
@@ -167,8 +168,8 @@ class UpscalingCrops(LatentCrops):
 class InpaintingCrops(LatentCrops):
     """Stream of crops for the inpainting model, with random holes.
 
-    The further keys of an example are `hole` (1, c, c), which is 1 in the hole, and `masked_noise`,
-    the noise for the VAE's encoding of the crop without the hole.
+    The keys that this family adds to an example are `hole` (1, c, c), which is 1 in the hole, and
+    `masked_noise`, the noise for the VAE's encoding of the crop without the hole.
     """
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:

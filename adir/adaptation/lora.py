@@ -17,20 +17,20 @@ from adir.adaptation.exchange import copy_into, exchange, on_cpu, require_fit
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA adapter (Hu et al., 2021) made by peft; the defaults are those of v2 of the paper.
+    """LoRA adapter (Hu et al., 2021) made by peft; the defaults are those of version 2 of ADIR.
 
     The update of a layer is (alpha / rank) B A, with B = 0 at first. On an accelerator `apply` adds
     the update to a copy of the weights, so sampling costs as much as with the bare network. On a
     CPU `apply` wraps the layers instead, because a copy of a big network's weights takes a second.
 
     Attributes:
-        rank: of the update.
+        rank: rank of the update.
         alpha: scale of the update, divided by the rank.
         layers: one or several of `convolutions`, `attention` (projections q, k, v and out, and
             those into and out of a transformer block), `feed_forward` (linear layers of a
-            transformer block), `all` (the first three), or ends of layer names such as `to_q` or
+            transformer block), `all` (these three groups), or ends of layer names such as `to_q` or
             `mid_block.resnets.0.conv1`.
-        name: in paths and tables.
+        name: name in paths and tables.
     """
 
     version: ClassVar[int] = 1

@@ -26,7 +26,7 @@ class Chosen(NamedTuple):
 
 
 class CorpusView(Protocol):
-    """Corpus as seen from one y, without the copies of the test image."""
+    """Corpus without the copies of the test image, ranked by distance to one y."""
 
     @property
     def ids(self) -> list[str]:
@@ -58,9 +58,9 @@ class Mode:
     """Base class of the adaptation modes; a subclass chooses the images.
 
     Attributes:
-        adapter: to be trained.
+        adapter: the adapter to train.
         fine_tuning: settings of the training.
-        name: in paths and tables.
+        name: name in paths and tables.
     """
 
     adapter: Adapter
@@ -76,12 +76,12 @@ class Mode:
     on_y: ClassVar[bool] = False
     """Whether the denoiser is tuned on y itself."""
     depends_on_y: ClassVar[bool] = True
-    """Whether the chosen images depend on y. If not, two tasks share the images."""
+    """Whether the chosen images depend on y. If not, all tasks share the images."""
 
     def choose(self, surroundings: CorpusView, k: int, generator: torch.Generator) -> list[Chosen]:
         """Return the k images of the corpus to adapt to, nearest first.
 
-        Only modes with an encoder are called.
+        This method is called only if the mode has an `encoder`.
         """
         return surroundings.nearest(k)
 
@@ -98,12 +98,15 @@ class Mode:
     def variant_settings(self) -> list[Any] | None:
         """The settings of `variants`, as part of an adapter's cache key.
 
-        None means that an image is its only variant.
+        None means that `variants` returns the image alone.
         """
         return None
 
     def variants(self, image: Tensor) -> list[Tensor]:
-        """Return the versions of an image (3, H, W) to train on: here the image alone."""
+        """Return the versions of an image (3, H, W) to train on.
+
+        The base class returns the image alone.
+        """
         return [image]
 
 
@@ -117,15 +120,15 @@ class NoAdaptation(Mode):
 
 @dataclass(frozen=True)
 class SelfAdaptation(Mode):
-    """Mode that tunes on y itself: ADIR's first variant.
+    """Mode that tunes on y itself, which is one of the two options in ADIR's paper.
 
     The paper does not say how y is augmented.
 
     Attributes:
         scales: factors by which y is resized, each at most 1. With several factors the network sees
             details of several sizes.
-        turns: train on the four quarter turns too. With `fine_tuning.flip` these are all eight
-            symmetries of the square.
+        turns: True trains on the image turned by 0, 90, 180 and 270 degrees. With
+            `fine_tuning.flip` this gives all eight symmetries of the square.
     """
 
     name: str = "self"
@@ -181,7 +184,7 @@ class RandomImages(Mode):
     def choose(self, surroundings: CorpusView, k: int, generator: torch.Generator) -> list[Chosen]:
         """Return k images drawn without replacement.
 
-        A smaller k gives the first of the images of a larger k.
+        The images for a smaller k are the first ones of the images for a larger k.
         """
         ids = surroundings.ids
         if k > len(ids):

@@ -34,8 +34,8 @@ class SafeFineTuning(FineTuning):
 
     The ground truth has no part in the rule, which has these steps:
 
-    1. Hold out one image in five. If there are fewer than ten, hold out a part of each, which no
-    training crop overlaps.
+    1. Hold out one image in five. If there are fewer than ten images, hold out a part of each
+    image, which no training crop overlaps.
 
     2. Measure the loss of the averaged weights after 0, 5, 10, 20, 40, ... iterations. The loss is
     measured on fixed held-out crops with fixed noise and timesteps in 8 strata (ranges of
@@ -48,16 +48,16 @@ class SafeFineTuning(FineTuning):
     timesteps, exceeds one standard error over the held-out images. Otherwise set alpha to 0, which
     is the untuned denoiser.
 
-    The rule shows whether tuning on some images carries over to others of the same kind. It cannot
-    show that the search returned the wrong kind.
+    The rule shows whether tuning on some images also improves the loss on similar images. It cannot
+    show that the search returned images unlike the ground truth.
 
     Attributes:
-        n_iterations: of Adam.
-        batch_size: crops in each iteration.
-        learning_rate: after the warm-up.
+        n_iterations: number of iterations of Adam.
+        batch_size: number of crops in each iteration.
+        learning_rate: learning rate of Adam after the warm-up.
         crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
-        warm_up: iterations in which the learning rate rises linearly.
+        warm_up: number of iterations in which the learning rate rises linearly.
         decay: factor of the learning rate at the end, reached along a cosine; 1 keeps the rate
             constant.
         average: decay of the exponential average of the weights at each iteration, in [0, 1); 0
@@ -99,9 +99,10 @@ class SafeFineTuning(FineTuning):
         return 4
 
     def usable(self, k: int, n: int) -> int:
-        """Return how many of the k nearest of n images to tune on.
+        """Return the number of images to tune on, out of the k nearest of n images.
 
-        These are the ones that are not farther from y than the median of all n.
+        It is at most half of n, rounded up, so that no image farther from y than the median is
+        used.
         """
         return min(k, (n + 1) // 2)
 
@@ -137,8 +138,8 @@ class SafeFineTuning(FineTuning):
         """Return (crops per stratum for the choice, fresh crops per stratum for the acceptance).
 
         The choice of iteration and alpha evaluates its crops `n_checks` times. The acceptance
-        evaluates its crops twice, so it can afford more of them. `HELD_OUT_SHARE` limits the total
-        cost.
+        evaluates its crops only twice, so it has more crops for the same cost. `HELD_OUT_SHARE`
+        limits the total cost.
         """
         paid = HELD_OUT_SHARE * self.training_cost() / N_STRATA
         choosing = min(8, max(1, int(CHOOSING_SHARE * paid / self.n_checks())))

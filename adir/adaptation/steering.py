@@ -38,13 +38,13 @@ class SteerableConditional(Mode):
     Its control is the same sampler with adaptation=none.
 
     Attributes:
-        fine_tuning: ignored. It is a field of all modes, so that a grid can set it for the modes
-            that use it.
-        every, lowest: steps are counted from the cleanest, 0. The network is tuned at each step
-            that is a multiple of `every` or below `lowest`. Of 100 steps these are 80, 60, 40, 20,
-            3, 2, 1, 0.
-        n_iterations: of Adam at each of these steps.
-        learning_rate: of Adam, without weight decay.
+        fine_tuning: ignored by this mode. All modes have this field, so that one setting of a grid
+            can apply to all modes.
+        every, lowest: the steps at which the network is tuned: all multiples of `every`, and all
+            steps below `lowest`. Step 0 is the cleanest. Of 100 steps, the defaults tune at steps
+            80, 60, 40, 20, 3, 2, 1, 0.
+        n_iterations: number of iterations of Adam at each of these steps.
+        learning_rate: learning rate of Adam, which has no weight decay.
         tv_weight: weight of the summed total variation, for images in [-1, 1].
     """
 
@@ -99,7 +99,7 @@ class SteeredNetwork:
         self.tensors = tensors
         """The adapter's tensors in their current state."""
         self.losses: list[float] = []
-        """The objective before each iteration, over all steps. Lower is better within a step."""
+        """The objective before each iteration of all steps. Lower is better within a step."""
         self.network_evaluations = self.gradient_evaluations = 0
         self._moments: dict[str, Any] | None = None
 

@@ -51,8 +51,8 @@ def guided_step_size(
             is the algorithm of the paper, which may diverge.
 
     Returns:
-        Two tensors shaped as variance. The second is boolean and true for entries that were
-            lowered.
+        Two tensors shaped as variance. `capped` is boolean and true for entries of s Sigma that the
+            cap lowered.
     """
     step = guidance_scale * variance
     bound = STABLE_STEP / (2 * operator_norm**2)
@@ -61,7 +61,7 @@ def guided_step_size(
 
 
 def back_projected(x: Tensor, y: Tensor, A: LinearMap, A_dagger: LinearMap) -> Tensor:
-    """Return x + A_dagger (y - A x): of the images that fit y best, the one nearest to x.
+    """Return x + A_dagger (y - A x), the image nearest to x among those that fit y best.
 
     The component of x in the null space of A is unchanged.
     """

@@ -16,8 +16,8 @@ def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Return the clean-image estimate from predicted noise: DDPM, eq. 15.
 
-    The estimate is not clamped, and leaves [-1, 1] at early steps. At t = 999 the network's error
-    is amplified about 157 times.
+    The estimate is not clamped, and leaves [-1, 1] at large t. At t = 999 the network's error is
+    amplified about 157 times.
     """
     return (x_t - (1 - alpha_bar_t).sqrt() * eps) / alpha_bar_t.sqrt()
 
@@ -69,7 +69,7 @@ def extrapolated_x0(
     alpha_bar: Tensor,
     alpha_bar_prev: Tensor,
 ) -> Tensor:
-    """Return the x0 with which a noiseless DDIM step is of second order.
+    """Return the x0 that makes a DDIM step without fresh noise second-order.
 
     Write alpha = sqrt(alpha_bar) = cos(phi) and sigma = sqrt(1 - alpha_bar) = sin(phi). The
     probability flow (Song et al., 2021) has d(x / sigma) = x0 d(alpha / sigma). A constant x0 gives
@@ -88,8 +88,8 @@ def extrapolated_x0(
 
     Args:
         x0: prediction at x_t.
-        earlier: prediction at the step before x_t, shaped as x0.
-        alpha_bar_earlier: alpha_bar of the step before, in (0, alpha_bar).
+        earlier: prediction at the previous, noisier step, shaped as x0.
+        alpha_bar_earlier: alpha_bar of the previous step, in (0, alpha_bar).
         alpha_bar: alpha_bar of x_t.
         alpha_bar_prev: alpha_bar of the end of the step, in (alpha_bar, 1].
     """
@@ -103,14 +103,14 @@ def extrapolated_x0(
 def learned_log_variance(
     variance_fraction: Tensor, log_beta_tilde: Tensor, log_beta: Tensor
 ) -> Tensor:
-    """Return the log variance between its two bounds: Nichol and Dhariwal (2021), eq. 15.
+    """Return the interpolated log variance of a step: Nichol and Dhariwal (2021), eq. 15.
 
     Args:
         variance_fraction: (v + 1) / 2 of the network's output v. 0 gives log beta tilde, and 1
             gives log beta. As in the reference code it is not clipped, so values outside [0, 1]
             extrapolate.
-        log_beta_tilde: lower bound.
-        log_beta: upper bound.
+        log_beta_tilde: the lower end of the interpolation.
+        log_beta: the upper end of the interpolation.
     """
     return variance_fraction * log_beta + (1 - variance_fraction) * log_beta_tilde
 

@@ -42,7 +42,7 @@ class Schedule:
         """Return the schedule of `n_steps` of this schedule's steps.
 
         The steps are spread evenly from the first to the last, both included. If n_steps is 1, the
-        noisiest is used.
+        noisiest step is used.
 
         Raises:
             ValueError: unless 1 <= n_steps <= len(self).

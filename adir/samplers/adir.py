@@ -6,7 +6,7 @@
     4      mu, Sigma = mean and variance of p_theta(x_{t-1} | x_t)
     5      y_{t-1} = sqrt(alpha_bar_{t-1}) y + sqrt(1 - alpha_bar_{t-1}) A eps
     6      g = -2 A^T (A mu - y_{t-1})
-    7      x_{t-1} ~ N(mu + s Sigma g, Sigma), and at the last step its mean
+    7      x_{t-1} ~ N(mu + s Sigma g, Sigma); the last step takes the mean, without noise
 
 The comments in `ADIR.restore` refer to these line numbers. Nothing is differentiated: g replaces a
 gradient through eps_theta.
@@ -24,17 +24,17 @@ the residual of x0_hat. At eta = 1, mu has less noise than y_{t-1}, so guidance 
 back up to that noise level.
 
 `temperature` tau scales only the noise and leaves mu as it is: x_{t-1} ~ N(mu + s Sigma g, tau^2
-eta^2 Sigma). The network then expects more noise than x_{t-1} contains. To see the effect, take a
-Gaussian prior N(m, S), eta = 1 and no guidance. The variance v along an eigenvector of S obeys
-dv/dr = (1 - 2 / V) v + tau^2, with r = log ab and V = ab S + 1 - ab. Substituting v = V w gives
-dw/dr = (tau^2 - w) / V, starting at w = 1. The samples therefore tend to N(m, tau^2 S), which has
-less spread and lies nearer to the mean: sampling at a lowered temperature (Kingma and Dhariwal,
+eta^2 Sigma). With tau < 1, x_{t-1} contains less noise than the network expects. To see the effect,
+take a Gaussian prior N(m, S), eta = 1 and no guidance. The variance v along an eigenvector of S
+obeys dv/dr = (1 - 2 / V) v + tau^2, with r = log ab and V = ab S + 1 - ab. Substituting v = V w
+gives dw/dr = (tau^2 - w) / V, starting at w = 1. The samples therefore tend to N(m, tau^2 S), which
+has less spread and lies nearer to the mean: sampling at a lowered temperature (Kingma and Dhariwal,
 2018). deepinv's DDRM has the same effect if its coefficients are real, because it adds 1 / sqrt(2)
 of the noise that the network expects.
 
 `FastADIR` takes eta = 0 and a second-order step. In line 4 it uses the x0_hat that
-`extrapolated_x0` predicts for the whole step, not the x0_hat at its start. Lines 5 to 7 do not
-change, so guidance remains first-order. FastADIR and ADIR with eta = 0 have the same limit as
+`extrapolated_x0` predicts for the whole step, not the x0_hat at the step's start. Lines 5 to 7 do
+not change, so guidance remains first-order. FastADIR and ADIR with eta = 0 have the same limit as
 n_steps grows.
 """
 
@@ -81,20 +81,20 @@ class ADIR:
 
     Attributes:
         n_steps: sampling steps, spread evenly over the schedule (paper: 1000 for guided diffusion).
-        guidance_scale: s, which the paper does not state.
+        guidance_scale: s of line 7. The paper does not state its value.
         variance: Sigma, also the variance of the added noise: `learned` by the network, `small`
             (beta tilde) or `large` (beta). `learned` raises ValueError if the network predicts no
             variance.
         clip_x0: True clips x0_hat to [-1, 1].
         cap: True lowers s Sigma if the step would diverge (adir.diffusion.guidance.STABLE_STEP);
             False is the literal algorithm.
-        measurement_level: noise level of line 5. `mean` is the level of mu, which is the next,
-            cleaner one; `current` is the level of x_t. The paper's index allows both readings, and
-            they agree as n_steps grows.
+        measurement_level: noise level of y_{t-1} in line 5. `mean` is the level of mu, which is the
+            level of x_{t-1}. `current` is the level of x_t. The paper's index allows both readings,
+            and they agree as n_steps grows.
         eta: fresh noise of a step relative to Algorithm 1, from 0 (deterministic after x_T) to 1
             (the paper).
         temperature: fresh noise relative to the noise that the network expects, from 0 to 1 (the
-            paper). Lower values give smoother images.
+            paper's value). Lower values give smoother images.
         back_projection: True returns x_hat + A_dagger (y - A x_hat), which reproduces y exactly. It
             requires a y without noise.
     """
@@ -226,7 +226,7 @@ class ADIR:
 
 @dataclass(frozen=True)
 class FastADIR(ADIR):
-    """ADIR sampler without fresh noise that takes second-order steps, with one network call each.
+    """ADIR sampler without fresh noise; its steps are second-order, with one network call each.
 
     The parameters are the ones of `ADIR`, except that `eta` must be 0. Any other value raises
     ValueError, because fresh noise makes the step first-order.

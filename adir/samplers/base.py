@@ -21,14 +21,14 @@ class Restoration:
     """Result of a sampler for one batch; each list has one entry per image."""
 
     x_hat: Tensor
-    """Restored images (B, 3, H, W), about [-1, 1].
+    """Restored images (B, 3, H, W), with values in about [-1, 1].
 
     A failed image is NaN throughout, so that nobody can mistake it for a result.
     """
     capped_steps: list[int]
     """The number of steps, out of `n_steps`, at which guidance was lowered for stability."""
     errors: list[str | None]
-    """None, or the step at which NaN or Inf appeared together with a remedy."""
+    """None, or one line on the step at which NaN or Inf appeared and on a remedy."""
     network_evaluations: int
     """The number of network calls per image, with and without gradients."""
     gradient_evaluations: int
@@ -39,7 +39,10 @@ class Restoration:
 
 
 class Adaptation(Protocol):
-    """Attributes of an adaptation mode that samplers read; adir.adaptation.modes.Mode has them."""
+    """Interface of an adaptation mode, reduced to the attributes that samplers read.
+
+    adir.adaptation.modes.Mode implements it.
+    """
 
     @property
     def name(self) -> str:
@@ -74,8 +77,8 @@ class Sampler(Protocol):
         """Return restored images for a batch of measurements.
 
         Args:
-            backbone: a `Denoiser`; for a latent sampler, the class of the backbone family that it
-                supports.
+            backbone: a `Denoiser`. A latent sampler instead needs a backbone of the one class that
+                it supports.
             operator: a `LinearOperator`; some samplers also need its deepinv physics, or the mask
                 and prompt of an edit.
             y: (B, C, h, w) measurements.
@@ -84,7 +87,11 @@ class Sampler(Protocol):
         """
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can."""
+        """Return one line on why this sampler cannot run a cell, or None if it can.
+
+        A cell is one combination of settings in a benchmark. It includes the backbone, the task and
+        the adaptation mode.
+        """
 
 
 class Steered(Protocol):
@@ -110,7 +117,7 @@ class Steered(Protocol):
     ) -> Tensor:
         """Tune the network if tuning is due at this step, and return the tuned network's eps.
 
-        Afterwards the network has its original weights again.
+        When this method returns, the network has its original weights again.
 
         Args:
             i: index of the step; 0 is the cleanest, and therefore the last.
@@ -138,7 +145,7 @@ class Steering(Protocol):
 
 @runtime_checkable
 class SteerableSampler(Protocol):
-    """`Sampler` that can use a network tuned anew at each step."""
+    """`Sampler` that can use a network which is tuned during sampling."""
 
     def restore_steered(
         self,
@@ -148,7 +155,7 @@ class SteerableSampler(Protocol):
         generators: list[torch.Generator],
         steering: list[Steered],
     ) -> Restoration:
-        """Return what `Sampler.restore` returns, with the network tuned during sampling.
+        """Return the same as `Sampler.restore`, but tune the network during sampling.
 
         The list `steering` has one tuned network per image.
         """
@@ -222,7 +229,8 @@ def one_by_one(
 ) -> Restoration:
     """Restore each image of the batch y (B, C, h, w) separately.
 
-    Use this for methods whose rounding or noise would depend on the rest of the batch.
+    Use this function for methods whose rounding or noise would depend on the other images of the
+    batch.
     """
     results = [restore_one(y[b : b + 1], [noise]) for b, noise in enumerate(generators)]
     return Restoration(

@@ -21,9 +21,9 @@ from adir.samplers.base import (
 from adir.tasks.base import LinearOperator, Task
 
 LOWEST = 0.01
-"""Noise level at which the steps of each probability flow would end.
+"""Noise level towards which the levels of each probability flow are spaced.
 
-The last step goes to 0 instead.
+The last step of the flow goes to 0 instead of this level.
 """
 
 
@@ -64,24 +64,26 @@ class DAPS:
         x0     ~ p(x0 | x, y) by n_langevin steps from x0_hat, with p(x0 | x) = N(x0_hat, sigma^2 I)
         x      = x0 + sigma_next z
 
-    Consecutive levels are decoupled, because x0 is diffused anew and not corrected. Each noise
-    level of the paper is replaced by the nearest level of the network's schedule. The levels within
-    one flow go from sigma towards `LOWEST`, evenly spaced in their 7th root, and the last step ends
-    at 0.
+    Consecutive levels are decoupled, because x0 is diffused to the next level with fresh noise.
+    Each noise level of the paper is replaced by the nearest level of the network's schedule. The
+    levels within one flow go from sigma towards `LOWEST`, evenly spaced in their 7th root, and the
+    last step ends at 0.
 
     The defaults are the authors' settings for pixels, except clip_x0.
 
     Attributes:
-        n_steps: network evaluations in total; 1000 evaluations are 200 noise levels with 5 each.
-            The first level takes the remainder of a division by n_ode_steps.
-        n_ode_steps: Euler steps of each flow. If n_steps is smaller, the only flow takes n_steps.
+        n_steps: network evaluations in total; 1000 evaluations are 200 noise levels with 5 each. If
+            n_steps is no multiple of n_ode_steps, the flow at the first level is longer by the
+            remainder of the division.
+        n_ode_steps: Euler steps of each flow. If n_steps is smaller than n_ode_steps, there is only
+            one noise level, and its flow takes n_steps Euler steps.
         n_langevin: Langevin steps at each noise level; each one applies A and A^T once.
         eta_0: Langevin step size at the first level. Langevin steps diverge if eta_0 |A|^2 / tau^2
             exceeds 2.
         delta: fraction of eta_0 that the step size would reach after the last level. The step size
             falls linearly from level to level.
         tau: assumed standard deviation of y around A x0, for images in [-1, 1]. The authors use the
-            default on a y with noise of 0.05.
+            default for a y whose noise has a standard deviation of 0.05.
         sigma_max, sigma_min: the first and the last noise level.
         clip_x0: True clips the network's clean-image estimates to [-1, 1].
     """

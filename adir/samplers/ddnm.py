@@ -31,13 +31,13 @@ from adir.tasks.operators import Operator
 def range_space_factors(
     s: Tensor, a: float, sigma_t: float, sigma_y: float, eta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors of DDNM+ for each singular direction of A: the paper's appendix.
+    """Return the factors of a DDNM+ step for each singular direction of A.
 
-    The formulas are in the DDIM form of the authors' code. Replacing x0 by data brings noise of
-    standard deviation a sigma_y / s into x_{t-1}. If this is at most sigma_t, the data replace x0,
-    and fresh noise fills up the difference. If it is more, the data are mixed in as far as sigma_t
-    allows. In both cases, and in the null space of A too, the noise of x_{t-1} has standard
-    deviation sigma_t.
+    The formulas are those of the paper's appendix, in the DDIM form of the authors' code. Replacing
+    x0 by data brings noise of standard deviation a sigma_y / s into x_{t-1}. If this is at most
+    sigma_t, the data replace x0, and fresh noise fills up the difference. If it is more, the data
+    are mixed in as far as sigma_t allows. In both cases, and in the null space of A too, the noise
+    of x_{t-1} has standard deviation sigma_t.
 
     Args:
         s: singular values, at least 0; they are 0 in the null space of A.
@@ -66,17 +66,17 @@ def range_space_factors(
 
 @dataclass(frozen=True)
 class DDNM:
-    """Sampler that takes the range of A^T from y and the null space of A from the network.
+    """Sampler that splits the image: its part in the range of A^T comes from y.
 
-    Each step adds noise to complete x_{t-1}:
+    Its part in the null space of A comes from the network. Each step computes
 
         x0      = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
         x0'     = x0 + V gain U^T (y - A x0)
         x_{t-1} = sqrt(ab_prev) x0' + V fresh V^T z + V kept V^T eps
 
     Here A = U diag(s) V^T, and `range_space_factors` returns gain, fresh and kept. The assumed
-    noise of y is at least the rounding to 8 bits. The paper's DDNM, for y without noise, is the
-    limit.
+    noise of y is at least the rounding to 8 bits. As this noise tends to 0, the step becomes that
+    of the paper's DDNM, which is for y without noise.
 
     Attributes:
         n_steps: network evaluations; the authors' code uses 100.

@@ -27,7 +27,7 @@ from adir.tasks.base import Task
 from adir.tasks.operators import Operator
 
 LEAST_ETA = 1e-4
-"""Smallest regularisation of A A^T, which applies to y without noise.
+"""Smallest regularisation of A A^T; it is used for y without noise.
 
 The value is `eta_reg` in the authors' ddpg_scheme.py.
 """
@@ -38,8 +38,8 @@ def preconditioned_guidance(
 ) -> Tensor:
     """Return A^T W residual, where W is the preconditioner of the paper.
 
-    W = (1 - delta) (A A^T + eta I)^-1 + delta c I, with c = step_scale. At delta = 0 this is
-    back-projection, at delta = 1 the gradient of least squares.
+    W = (1 - delta) (A A^T + eta I)^-1 + delta c I, with c = step_scale. At delta = 0 the result is
+    the back-projection of the residual, at delta = 1 the gradient of least squares times c.
 
     Args:
         physics: A with its full singular value decomposition.

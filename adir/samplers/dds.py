@@ -65,7 +65,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def nonzero(value: Tensor) -> Tensor:
     """Return the value with each 0 replaced by 1.
 
-    Dividing by the result makes 0 / 0 of a vanished residual, and its gradient, equal to 0.
+    Once a residual has vanished, a step size is 0 / 0. With this denominator it is 0, and so is its
+    gradient.
     """
     return torch.where(value == 0, 1, value)
 
@@ -82,7 +83,7 @@ def ddim_step(
         eps: shaped as x0, the direction to x_t.
         alpha_bar: alpha_bar of x_t, in (0, 1).
         alpha_bar_prev: alpha_bar of x_{t-1}, in (0, 1].
-        eta: from 0 (deterministic) to 1 (the noise of DDPM).
+        eta: from 0 (deterministic) to 1 (as much noise as in DDPM).
         z: shaped as x0, standard normal; None if eta is 0.
     """
     variance = eta**2 * (1 - alpha_bar / alpha_bar_prev) * (1 - alpha_bar_prev) / (1 - alpha_bar)
@@ -113,8 +114,8 @@ class DDS:
 
     The result is the last x0_hat, because conjugate gradients after it would bring back y's noise.
     The defaults are those of steerable conditional diffusion (Barbano et al., 2025), for which DDS
-    is the control. That method takes every 10th of 1000 timesteps, from 0 to 990. Like all samplers
-    here, this class takes timesteps spread evenly from 0 to 999.
+    is the control. Barbano et al. take every 10th of 1000 timesteps, from 0 to 990. Like all
+    samplers of ADIR, this class takes timesteps spread evenly from 0 to 999.
 
     Attributes:
         n_steps: network evaluations.

@@ -39,12 +39,13 @@ Guidance = Literal["norm", "annealed"]
 class BackboneDenoiser(deepinv.models.Denoiser):
     """deepinv denoiser that calls a backbone.
 
-    For images in [0, 1], it returns E[x | x + sigma n], clamped to [0, 1].
+    Given x + sigma n, where x is an image in [0, 1] and n is standard normal noise, it returns E[x
+    | x + sigma n], clamped to [0, 1].
 
     Mapped to [-1, 1] and scaled to unit variance, x + sigma n is an x_t with alpha_bar = 1 / (1 + 4
-    sigma^2). The network runs at the timestep with the nearest noise level. x0_hat is clipped to
-    [-1, 1]. deepinv's DiffUNet does both in the same way. The result has the dtype of x, while the
-    network sees float32. Gradients flow to x.
+    sigma^2). The network runs at the timestep with the nearest noise level, and x0_hat is clipped
+    to [-1, 1]. deepinv's DiffUNet chooses the timestep and clips in the same way. The result has
+    the dtype of the input, while the network sees float32. Gradients flow to the input.
 
     Attributes:
         evaluations: number of calls so far.
@@ -155,11 +156,11 @@ class DPS:
         n_steps: solver steps. Each one costs one network evaluation and one backpropagation through
             the network.
         weight: weight of the guidance; `guidance` determines its scale.
-        guidance: `norm` differentiates |y - A x0_hat|, as the paper does. The weight is then the
-            step size, whose best value differs from task to task. `annealed` differentiates |y - A
-            x0_hat|^2 / (2 (sigma_y^2 + sigma_t^2)). The uncertainty of A x0_hat is closer to |A|^2
-            sigma_t^2, so the weight is then in units of 1 / |A|^2 (16 for super-resolution x4), and
-            1 fits any task.
+        guidance: `norm` differentiates |y - A x0_hat|, as the paper does. With `norm` the weight is
+            the step size, whose best value differs from task to task. `annealed` differentiates |y
+            - A x0_hat|^2 / (2 (sigma_y^2 + sigma_t^2)). With `annealed` the weight is in units of 1
+            / |A|^2 (16 for super-resolution x4), because the uncertainty of A x0_hat is closer to
+            |A|^2 sigma_t^2 than to sigma_t^2. A weight of 1 therefore fits any task.
     """
 
     version: ClassVar[int] = 1

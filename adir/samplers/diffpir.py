@@ -56,8 +56,8 @@ class DiffPIR:
     computed.
 
     The variance of eps' is not 1. In directions that A damps, x0' contains noise of y with a
-    standard deviation of up to sigma_t / sqrt(lambda_). A small zeta keeps this noise, about which
-    the network does not know. Deblurring with few steps therefore needs a zeta near 1: see
+    standard deviation of up to sigma_t / sqrt(lambda_). A small zeta keeps this noise, which the
+    network does not expect. Deblurring with few steps therefore needs a zeta near 1: see
     conf/sampler/diffpir.yaml.
 
     Attributes:

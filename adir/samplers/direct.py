@@ -18,9 +18,9 @@ from adir.tasks.base import LinearOperator, Task
 def upsampled(operator: LinearOperator, y: Tensor) -> Tensor:
     """Return y (B, C, h, w) as an image (B, 3, H, W), enlarged by bicubic interpolation.
 
-    The kernel has a = -0.5. A grey y is copied to three channels. A y of the size of the image is
-    not interpolated. Pixel centres follow MATLAB, Pillow and OpenCV, as super-resolution does by
-    default. Borders are replicated as in these programs, even if A is circular.
+    The kernel has a = -0.5. A grey y is copied to three channels. If y has the size of the image,
+    it is not interpolated. Pixel centres follow MATLAB, Pillow and OpenCV, as super-resolution does
+    by default. Borders are replicated as in these programs, even if A is circular.
     """
     image = y.expand(-1, 3, -1, -1)
     if image.shape[-2:] == operator.image_shape[-2:]:
@@ -32,9 +32,10 @@ def upsampled(operator: LinearOperator, y: Tensor) -> Tensor:
 
 
 def scaled_adjoint(operator: LinearOperator, y: Tensor) -> Tensor:
-    """Return c A^T y with c = (values of x) / (values of y), which preserves the mean.
+    """Return c A^T y, in which the factor c preserves the mean.
 
-    For super-resolution by s this is s^2 A^T y, which the ADIR authors' page shows as bicubic.
+    c = (number of values in x) / (number of values in y). For super-resolution by s, the result is
+    s^2 A^T y. The ADIR authors' web page shows this image under the name "bicubic".
     """
     values = torch.Size(operator.image_shape).numel()
     return values / y[0].numel() * operator.A_adjoint(y)
@@ -50,7 +51,7 @@ def pseudo_inverse(operator: LinearOperator, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Direct:
-    """Sampler that applies one of the three methods, without network, steps or randomness."""
+    """Sampler that applies one of `METHODS`, without network, steps or randomness."""
 
     METHODS: ClassVar[dict[str, Callable[[LinearOperator, Tensor], Tensor]]] = {
         "bicubic": upsampled,

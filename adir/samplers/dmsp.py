@@ -36,9 +36,9 @@ def data_weight(data_precision: float, sigma_net: float) -> float:
 def energy(operator: LinearOperator) -> tuple[int, float]:
     """Return (M, tr(A A^T)): the number of known values of y and the sum of A's squared entries.
 
-    For a blur with kernel k the sum is M |k|^2. All nonzero rows of A have the same norm, so one
-    row is enough to compute it. Only mirrored borders make the norms of rows differ. In that case
-    the sum comes from the matrices themselves.
+    For a blur with kernel k the sum is M |k|^2. All nonzero rows of A have the same norm, except
+    with mirrored borders. The sum is therefore computed from one row, or, if A is a
+    `SeparableDownsampling`, from its two matrices.
     """
     known = operator.known()
     physics = operator.build(torch.float64) if isinstance(operator, Operator) else None
@@ -85,7 +85,8 @@ def mean_shift_step(
         denoised: D(x + noise), shaped as x.
         data_gradient: A^T (A x - y), shaped as x.
         step: the previous update of x, shaped as x.
-        weight: weight of the data gradient, from 0 to 1; the gradient of the prior has the rest.
+        weight: weight of the data gradient, from 0 to 1. The weight of the gradient of the prior is
+            one minus this weight.
         alpha: step length.
         mu: momentum.
     """
@@ -100,8 +101,8 @@ class DMSP:
 
     It minimises the data term plus the prior by gradient descent with momentum. It starts from y if
     y has the shape of the image, and otherwise from the scaled adjoint. If y has no noise, the
-    noise level is estimated at each iteration (noise-blind, as in the paper), because a known level
-    of 0 would leave the prior no weight.
+    noise level is estimated at each iteration (noise-blind, as in the paper), because with a noise
+    level of 0 the prior would have the weight 0.
 
     Attributes:
         n_steps: iterations; each one costs one network evaluation.

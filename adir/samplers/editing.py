@@ -33,8 +33,8 @@ class InpaintingSampler:
             diffusers' pipeline is 7.5.
         negative_prompt: text that classifier-free guidance leads away from.
         eta: eta of DDIM; 0 is deterministic.
-        paste: True copies the known pixels of y into the result; the authors' page does not do
-            this.
+        paste: True copies the known pixels of y into the result. The results on the authors' web
+            page are without this copy.
     """
 
     version: ClassVar[int] = 1
@@ -56,9 +56,9 @@ class InpaintingSampler:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """Return x_hat (B, 3, H, W), about [-1, 1], from y (B, 3, H, W), which is 0 in the hole.
+        """Return x_hat (B, 3, H, W), given y (B, 3, H, W), which is 0 in the hole.
 
-        Images are restored one at a time.
+        The values of x_hat are in about [-1, 1]. Images are restored one at a time.
 
         Raises:
             InputError: if y has values outside [-1, 1].

@@ -1,7 +1,8 @@
-"""Sampling with Stable Diffusion: the loop of both families, and the x4 upscaler's sampler.
+"""Sampling with Stable Diffusion: the loop of both models, and the x4 upscaler's sampler.
 
-The loop uses the same random numbers in the same order as diffusers' pipelines. With the same
-weights, steps and seed, it therefore gives the same result.
+The two models are the x4 upscaler and the inpainting model. The loop uses the same random numbers
+in the same order as diffusers' pipelines. With the same weights, steps and seed, it therefore gives
+the same result.
 """
 
 import inspect
@@ -41,11 +42,11 @@ def sample_latent(
     watch: Watch,
     correct: Correction | None = None,
 ) -> tuple[Tensor, int]:
-    """Return (latent, network evaluations), sampled from noise with the backbone's scheduler.
+    """Return (latent, number of network evaluations), sampled with the backbone's scheduler.
 
     Args:
         backbone: the latent denoiser and its scheduler.
-        noise: (1, C, h, w), standard normal.
+        noise: (1, C, h, w), standard normal, from which sampling starts.
         condition: the network's condition for one image.
         unconditional: (1, L, D) embedding of the text that classifier-free guidance leads away
             from. If it is None, a step counts as one network evaluation, otherwise as two.
@@ -93,8 +94,8 @@ def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
     """Return why the backbone's scheduler cannot take n_steps steps, or None if it can.
 
     Because of the scheduler's offset, its first timestep can lie beyond the network's last
-    timestep. For n_steps above the length of the schedule the result is None, because the harness
-    refuses these itself.
+    timestep. If n_steps is above the length of the schedule, the result is None, because the
+    harness refuses such an n_steps itself.
     """
     known = len(backbone.schedule)
     if n_steps > known or scheduler_of(backbone, n_steps).timesteps.max() < known:
@@ -106,7 +107,7 @@ def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
 
 
 def twice(condition: Condition, unconditional: Tensor) -> Condition:
-    """Return the condition of one image for two texts, the unconditional one first."""
+    """Return a batch of two conditions of one image: with `unconditional`, with its own text."""
     labels = condition.class_labels
     return Condition(
         torch.cat([condition.channels] * 2),
@@ -160,7 +161,7 @@ def unconditional_text(
 class UpscalerSampler:
     """Sampler for super-resolution x4 with `StableDiffusionX4`.
 
-    y is the small image. Only the option measurement_scale needs A.
+    y is the small image. A is used only if measurement_scale is not 0.
 
     Attributes:
         n_steps: sampling steps; the paper uses 50 for Stable Diffusion.
@@ -212,9 +213,9 @@ class UpscalerSampler:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        """Return x_hat (B, 3, 4 h, 4 w), about [-1, 1], from y (B, 3, h, w).
+        """Return x_hat (B, 3, 4 h, 4 w), given y (B, 3, h, w).
 
-        Images are restored one at a time.
+        The values of x_hat are in about [-1, 1]. Images are restored one at a time.
 
         Raises:
             InputError: if y has values outside [-1, 1], or if the network does not support

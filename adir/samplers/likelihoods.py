@@ -1,10 +1,10 @@
 """PiGDM, ALD, score SDE and ILVR: samplers that add the score of p(y | x_t) to the prior's.
 
 Each one approximates p(y | x_t) differently. ALD, score SDE and ILVR run in
-deepinv.sampling.PosteriorDiffusion. PiGDM is implemented here, because deepinv's PiGDM differs from
-the paper in two ways. deepinv sets the prior variance to 1 for images in [0, 1], while the paper
-sets it to 1 for images in [-1, 1]. deepinv adds the score itself, while the paper adds r_t^2 times
-the score to a DDIM step.
+deepinv.sampling.PosteriorDiffusion. PiGDM is implemented in this module, because deepinv's PiGDM
+differs from the paper in two ways. deepinv sets the prior variance to 1 for images in [0, 1], while
+the paper sets it to 1 for images in [-1, 1]. deepinv adds the score itself, while the paper adds
+r_t^2 times the score to a DDIM step.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ Likelihood = Literal["ald", "score_sde", "ilvr"]
 WORST_CONDITION = 100
 """Largest condition number of A for which ILVR runs.
 
-The condition number is the largest singular value over the smallest nonzero one. It is 2 for
+The condition number is the largest singular value divided by the smallest nonzero one. It is 2 for
 super-resolution.
 """
 
@@ -60,8 +60,8 @@ class PiGDM:
         g       = (d x0_hat / d x_t)^T A^T (A A^T + sigma_y^2 / r_t^2 I)^-1 (y - A x0_hat)
         x_{t-1} = DDIM step from x0_hat and eps, with eta  +  sqrt(ab_prev ab) g
 
-    For sigma_y = 0, A^T (A A^T)^-1 is A_dagger. Here sigma_y is at least the rounding to 8 bits.
-    Each step costs one network evaluation and one backpropagation through the network.
+    For sigma_y = 0, A^T (A A^T)^-1 is A_dagger. This class takes a sigma_y of at least the rounding
+    to 8 bits. Each step costs one network evaluation and one backpropagation through the network.
 
     Attributes:
         n_steps: network evaluations; the paper uses 100.
@@ -125,9 +125,9 @@ class PiGDM:
 class NoisedMeasurement(ALDDataFidelity):
     """Data term of the score SDE (lift="A_adjoint") or of ILVR (lift="A_dagger") for deepinv.
 
-    y_t contains the noise sigma_t A z, which is the noise of A x_t. deepinv's own terms add sigma_t
-    z for any A. For super-resolution x4 this is four times the noise of A x_t. Both agree if A A^T
-    = I.
+    The term compares A x_t with y_t = y + sigma_t A z, which has the same noise as A x_t. deepinv's
+    own terms add sigma_t z for any A. For super-resolution x4 this is four times the noise of A
+    x_t. Both choices agree if A A^T = I.
     """
 
     def __init__(self, lift: Literal["A_adjoint", "A_dagger"], weight: float) -> None:
@@ -135,7 +135,10 @@ class NoisedMeasurement(ALDDataFidelity):
         self.lift = lift
 
     def grad(self, x: Tensor, y: Tensor, physics: LinearPhysics, sigma: Tensor) -> Tensor:
-        """Return minus the score of the term at x (1, 3, H, W), which has noise level sigma."""
+        """Return minus the score of the data term at x (1, 3, H, W).
+
+        The noise in x has standard deviation sigma.
+        """
         residual = physics.A(x - sigma * torch.randn_like(x)) - y
         residual = residual / self._guidance_strength(physics, sigma, residual)
         return self.weight * getattr(physics, self.lift)(residual)

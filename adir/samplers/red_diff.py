@@ -28,18 +28,18 @@ from adir.tasks.base import LinearOperator, Task
 class REDDiff:
     """Sampler that optimises one image mu by stochastic steps: Algorithm 1 of the paper.
 
-    The timesteps t go down from the noisiest, with one step each:
+    It takes one step at each timestep t, from the noisiest to the cleanest:
 
         x_t  = sqrt(ab) mu + sqrt(1 - ab) z
         loss = |A mu - y|^2 + lambda_ sqrt((1 - ab) / ab) <eps(x_t, t) - z, mu>     with eps fixed
         mu   = step of Adam on the loss
 
     The result is not a draw from the posterior, because mu tends to a mode of the posterior. The
-    start is the scaled adjoint. Adam uses the authors' decays, 0.9 and 0.99. Adam normalises
+    initial mu is the scaled adjoint. Adam uses the authors' decays, 0.9 and 0.99. Adam normalises
     gradients, so the scale of the loss does not matter.
 
     Attributes:
-        n_steps: network evaluations; the paper uses 1000, and 100.
+        n_steps: network evaluations; the paper has results for 1000 and for 100.
         lambda_: weight of the prior; the paper uses 0.25.
         learning_rate: learning rate of Adam; the paper uses 0.1, for images in [-1, 1].
     """

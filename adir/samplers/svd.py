@@ -1,6 +1,7 @@
 """Operators converted to the physics of deepinv, as deepinv's samplers require.
 
-If a sampler needs singular values, the physics has a full singular value decomposition.
+`full_svd` returns a physics with its full singular value decomposition (SVD), and `as_physics` a
+physics without it.
 """
 
 import functools
@@ -15,9 +16,9 @@ from adir.tasks.operators import CircularDownsampling, Operator, SeparableDownsa
 class KroneckerPhysics(DecomposablePhysics):
     """Physics that multiplies the channels, rows and columns of an image by one matrix each.
 
-    It maps the channels X_c (H, W) of an image to sum_c C[d, c] R X_c K^T. The full SVDs of the
-    three matrices make the SVD of A. V is orthogonal on the whole image. The singular values (1, 3,
-    H, W) are 0 in the null space of A.
+    Channel d of the measurement is sum_c C[d, c] R X_c K^T, where X_c (H, W) is channel c of the
+    image. The full SVDs of the three matrices make the SVD of A. V is orthogonal on the whole
+    image. The singular values (1, 3, H, W) are 0 in the null space of A.
 
     Args:
         channels: C, (C, 3) float64, with no more rows than columns.
@@ -47,7 +48,7 @@ class KroneckerPhysics(DecomposablePhysics):
     def U(self, x: Tensor) -> Tensor:
         """Return the measurement (B, C, h, w) with the coefficients x (B, 3, H, W).
 
-        Only the first (C, h, w) coefficients count.
+        Only the coefficients at the first (C, h, w) indices have an effect.
         """
         kept = x[:, : len(self.u_channels), : len(self.u_rows), : len(self.u_columns)]
         return mixed(kept, self.u_channels, self.u_rows, self.u_columns)
@@ -55,7 +56,7 @@ class KroneckerPhysics(DecomposablePhysics):
     def U_adjoint(self, y: Tensor) -> Tensor:
         """Return the coefficients (B, 3, H, W) of a measurement y (B, C, h, w).
 
-        Coefficients beyond (C, h, w) are 0.
+        Coefficients at indices beyond (C, h, w) are 0.
         """
         short = mixed(y, self.u_channels.T, self.u_rows.T, self.u_columns.T)
         missing = [n - m for n, m in zip(self.mask.shape[1:], short.shape[1:], strict=True)]
@@ -72,7 +73,7 @@ def mixed(x: Tensor, channels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def downsampling_matrix(kernel: Tensor, factor: int, n: int) -> Tensor:
     """Return the (n // factor, n) float64 matrix that filters circularly and subsamples.
 
-    The filter is `kernel`, and every factor-th sample remains. Entry j of the kernel weighs the
+    The filter is `kernel`, and every factor-th sample is kept. Entry j of the kernel weighs the
     pixel at offset len(kernel) // 2 - j, as in adir.tasks.operators.
     """
     matrix = torch.zeros(n // factor, n, dtype=torch.float64)
@@ -107,12 +108,13 @@ def has_full_svd(physics: nn.Module) -> bool:
 def full_svd(
     operator: Operator, dtype: torch.dtype, device: torch.device, sigma: float
 ) -> DecomposablePhysics:
-    """Return the operator as a physics with U, V, singular values `mask`, and Gaussian noise.
+    """Return the operator as a physics with its full singular value decomposition (SVD).
 
-    The standard deviation of the noise is sigma. For blurs (Fourier) and inpainting the physics is
-    deepinv's own. For super-resolution deepinv has no singular value decomposition. For
-    colorization deepinv only has an economy-size one. Its V cannot represent colours, so deepinv's
-    `prox_l2` would turn every image grey.
+    The physics has U, V, singular values `mask`, and Gaussian noise of standard deviation sigma.
+    For blurs (with Fourier coefficients) and inpainting it is deepinv's own physics. For
+    super-resolution and colorization it is a `KroneckerPhysics`, because deepinv has no SVD of
+    super-resolution and only an economy-size SVD of colorization. The V of this economy-size SVD
+    cannot represent colours, so deepinv's `prox_l2` would turn every image grey.
 
     Raises:
         TypeError: if `has_full_svd` is False for the operator's physics.

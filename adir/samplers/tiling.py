@@ -26,7 +26,7 @@ from adir.samplers.base import Sampler, SteerableSampler, Steering
 from adir.tasks.base import Task
 
 MARGIN = 16
-"""Pixels of x_hat that are restored around the image and then cut off.
+"""Width in pixels of the border that is restored around an image and cut off afterwards.
 
 The operators are circular, but a user's image is not. Values that wrap around the border reach as
 far as the operator's support (16 pixels for sr4).
@@ -36,8 +36,8 @@ far as the operator's support (16 pixels for sr4).
 class TiledBackbone:
     """Pixel backbone whose network sees at most `tile` x `tile` pixels of an image at a time.
 
-    Tiles overlap by a quarter or more and are blended with linear ramps. They pass through the
-    network one after the other.
+    Tiles overlap by a quarter of their side or more and are blended with linear ramps. They pass
+    through the network one after the other.
 
     Args:
         backbone: the backbone to call on each tile.
@@ -102,7 +102,7 @@ class TiledRestoration:
     n_tiles: int
     """The number of tiles of each step.
 
-    The network runs this many times as often as for an image that fits into one tile.
+    Each step needs this many network calls, instead of one for an image that fits into one tile.
     """
     capped_steps: int
 
@@ -160,8 +160,8 @@ def restore_any_size(
 def with_margin(backbone: Backbone, task: Task, y: Tensor) -> tuple[Tensor, int]:
     """Return y with a mirrored border, and the width of this border in pixels of x.
 
-    y is (C, h, w). The result is extended further at the bottom and right to a size that the
-    network accepts. Tasks that are not shift-invariant get no border, and y remains as it is.
+    y is (C, h, w). In addition to the border, y is extended at the bottom and right to a size that
+    the network accepts. If the task is not shift-invariant, the result is the unchanged y and 0.
     """
     if not task.shift_invariant:  # a mirrored y is not the y of a mirrored image
         return y, 0
@@ -181,8 +181,8 @@ def sampled_shape(backbone: Backbone, task: Task, y: Tensor) -> tuple[int, ...]:
 def needed_tile(backbone: Backbone, task: Task, y: Tensor, tile: int) -> int | None:
     """Return `tile` if y needs several tiles, and None otherwise.
 
-    Only in the first case does the restoration depend on `tile`. A latent backbone processes the
-    whole image here, because its VAE has tiles of its own.
+    The restoration depends on `tile` only if y needs several tiles. For a latent backbone the
+    result is None: it processes the whole image at once, and its VAE has tiles of its own.
     """
     return (
         tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
@@ -236,7 +236,8 @@ def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
 def starts(side: int, tile: int, unit: int) -> list[int]:
     """Return the first pixel of each tile along a side: multiples of `unit` that cover `side`.
 
-    Neighbouring tiles overlap by a quarter or more. The result is [0] if one tile is enough.
+    Neighbouring tiles overlap by a quarter of `tile` or more. The result is [0] if one tile is
+    enough.
     """
     if side <= tile:
         return [0]

@@ -1,4 +1,4 @@
-"""Interfaces of metrics and of the encoder for prompts, and the check of a metric's images."""
+"""Interfaces of metrics and of the encoder of prompts, and the check of the images to score."""
 
 from typing import Literal, Protocol
 
@@ -25,7 +25,7 @@ class Metric(Protocol):
 
     @property
     def version(self) -> str:
-        """The backend and the weights. Scores of different versions are not compared."""
+        """The backend and weights in one string. Scores of different versions are not compared."""
 
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
         """Return (B,) float64 scores of a batch of images.

@@ -1,6 +1,7 @@
 """Perceptual distance of deep features (Zhang et al., CVPR 2018).
 
-The features are from a small network, and no weights are learned for them.
+The features are those of EfficientNet-Lite0, a small image classifier. Unlike in LPIPS, no channel
+weights are learned from human judgements.
 """
 
 from typing import Any
@@ -49,14 +50,14 @@ class DeepLite0:
 
     Unlike LPIPS, this distance has no channel weights learned from people's judgements. Kumar et
     al. (TMLR 2022) find that such distances agree with people better than low-level distances, and
-    that features of a better classifier agree less.
+    that the features of better classifiers agree less with people.
 
     The `imagenet` encoder of the retrieval is the same network, so the neighbours that it chooses
-    may favour this distance. A claim therefore also needs a metric without a network, such as
-    `fsim`.
+    may favour this distance. Support a claim that rests on this metric by a metric without a
+    network too, such as `fsim`.
 
     Args:
-        device: of the network.
+        device: device of the network.
     """
 
     name = "deep-lite0"
@@ -74,7 +75,7 @@ class DeepLite0:
     def unavailable(self) -> str | None:
         """Return None if the weights can be used, else one line on why not.
 
-        The network itself is built for the first score.
+        The network itself is built when the first score is computed.
         """
         try:
             verified_weights()

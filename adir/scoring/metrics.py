@@ -4,10 +4,10 @@ The metrics measure fidelity to the ground truth, perceptual quality without it,
 the measurement. They take float RGB images (B, 3, H, W) in [0, 1] and score them one by one, so no
 score depends on the batch.
 
-PSNR is computed here, `deep-lite0` and `clip-prompt` in modules beside this one, and the other
-metrics by pyiqa. pyiqa is imported when the first of its metrics is used, because the import takes
-3 s (measured, 2 cores). Its weights are checked against the hash in their file names and loaded
-with weights_only=True. pyiqa itself does neither.
+This module computes PSNR. `deep-lite0` and `clip-prompt` have modules of their own, and pyiqa
+computes the other metrics. pyiqa is imported when the first of its metrics is used, because the
+import takes 3 s (measured, 2 cores). The weights of pyiqa's metrics are checked against the hash in
+their file names and loaded with weights_only=True. pyiqa itself does neither.
 """
 
 import contextlib
@@ -57,8 +57,8 @@ def data_consistency_residual(operator: LinearOperator, x_hat: Tensor, y: Tensor
     """Return the rms of A x_hat - y over the known entries of y, in grey levels of 255.
 
     Neither a high nor a low value is good. The value should be about 0 if y has no noise, and about
-    sigma_y if it has. Below sigma_y, x_hat reproduces the noise. Rounding to 8 bits alone gives
-    0.29.
+    sigma_y if y has noise. If the value is below sigma_y, x_hat reproduces part of the noise.
+    Rounding y to 8 bits alone gives 0.29.
 
     Args:
         operator: A.
@@ -102,13 +102,13 @@ class PyiqaMetric:
     """Metric of pyiqa under ADIR's name, with weights that are checked before pyiqa loads them.
 
     Args:
-        name: of the metric in ADIR. For this and the parameters `direction`, `range`,
+        name: name of the metric in ADIR. For this and the parameters `direction`, `range`,
             `needs_reference` and `weights_files` see `Metric`.
-        pyiqa_name: of the metric in pyiqa.
+        pyiqa_name: name of the metric in pyiqa.
         smallest_side: shortest side of an image in pixels. For smaller images pyiqa fails or has
             nothing to measure, and `score` raises InputError.
         options: constructor arguments of pyiqa's network.
-        device: of the network.
+        device: device of the network.
     """
 
     needs_prompt = False
@@ -195,9 +195,9 @@ class PyiqaMetric:
 
 @contextlib.contextmanager
 def _quiet_and_safe() -> Iterator[None]:
-    """Make pyiqa build a network without output, and torch.load accept tensors only.
+    """While pyiqa builds a network, suppress its output, and let torch.load accept only tensors.
 
-    pyiqa itself would let torch.load unpickle any object.
+    By default, pyiqa lets torch.load unpickle any object.
     """
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     before = {name: os.environ.pop(name, None) for name in names}
@@ -235,9 +235,10 @@ def fsim(device: str = "cpu") -> PyiqaMetric:
     FSIM compares phase congruency, gradient and colour. It uses no trained network, and is reported
     beside `deep-lite0` for this reason.
 
-    pyiqa's other metrics without weights, GMSD and VIF, are as monotonic in noise and blur, but
-    have drawbacks. GMSD ranks an invisible shift by one pixel below a 5x5 blur on 11 of the 12 test
-    fields (FSIM on 1). VIF takes no image under 33 pixels, and exceeds 1 if contrast is raised.
+    pyiqa's other metrics without weights, GMSD and VIF, are as monotonic in noise and blur as FSIM,
+    but have drawbacks. GMSD ranks an invisible shift by one pixel below a 5x5 blur on 11 of the 12
+    test images of adir.data.embedded, and FSIM does so on 1 of them. VIF takes no image with a side
+    under 33 pixels, and exceeds 1 if contrast is raised.
     """
     return PyiqaMetric("fsim", "fsim", "higher", (0, 1), True, 16, device=device)
 
@@ -311,9 +312,9 @@ class Scoring:
 
     Args:
         metrics: names (keys of `METRICS`) or metrics.
-        strict: raise InputError if a metric's weights are missing, instead of leaving its scores
-            empty.
-        device: of the networks of metrics given by name.
+        strict: True raises InputError if a metric's weights are missing. False gives its scores the
+            value None.
+        device: device of the networks of those metrics that are given by name.
         clip: builds the encoder of `clip-prompt`.
     """
 
@@ -393,8 +394,9 @@ class Scoring:
         Returns:
             {metric name: entry}. An entry has `value`, `direction` and `version`. If the score is
                 missing or not finite, `value` is None and the entry has a `reason`. Reasons are
-                missing weights, no ground truth or prompt, and an image that is too small. PSNR of
-                equal images is infinite, which a JSON record cannot hold.
+                missing weights, no ground truth or prompt, an image that is too small, and a score
+                that is not finite. PSNR of equal images is infinite, which a JSON record cannot
+                hold.
 
         Raises:
             ValueError: if a pixel is NaN or Inf, or if shapes differ.

@@ -19,8 +19,8 @@ class PromptSimilarity:
     2021) is 2.5 times this score.
 
     Args:
-        encoder: builds the encoder at its first use. If the encoder's weights are missing, the
-            score is left empty and nothing else stops. None means that no encoder is configured.
+        encoder: builds the encoder at its first use. If the encoder's weights are missing, only
+            this score is missing, and the run continues. None means that no encoder is configured.
     """
 
     name = "clip-prompt"
@@ -45,7 +45,7 @@ class PromptSimilarity:
     def unavailable(self) -> str | None:
         """Return None if the encoder can be used, else one line on why not.
 
-        The encoder is built here, once.
+        The first call builds the encoder.
         """
         if self._build is None:
             return "no encoder is configured: use scoring=edit, with scoring.clip.checkpoint=FILE"

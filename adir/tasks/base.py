@@ -12,8 +12,8 @@ from adir.tasks.operators import Operator, Shape
 class LinearOperator(Protocol):
     """Linear operator A of y = A x + e for one image shape, as samplers and scores use it.
 
-    Algorithm 1 needs only image_shape, norm, A and A_adjoint. `Operator` implements this interface
-    with a deepinv physics, or a module like it, which deepinv's samplers need besides.
+    Algorithm 1 needs only image_shape, norm, A and A_adjoint. `Operator` implements this interface.
+    It also has a deepinv physics, or a similar module, for the samplers that call deepinv.
     """
 
     @property
@@ -46,9 +46,10 @@ class LinearOperator(Protocol):
 
 
 class Degradation(Protocol):
-    """Family of operators A, one for each image shape; `operator` in a task file names one.
+    """Degradation, such as a box blur, that defines one operator A for each image shape.
 
-    Calling a degradation with an image shape builds A.
+    Calling a degradation with an image shape builds A. The key `operator` of a task file names a
+    degradation.
     """
 
     name: ClassVar[str]
@@ -92,7 +93,11 @@ class TextEncoder(Protocol):
 
 
 class Task(Protocol):
-    """Restoration or editing task: how y is made from an image x, read, shown and searched with."""
+    """Restoration or editing task, which makes a measurement y from an image x.
+
+    It also reads and writes files of y, converts y to an RGB image, and makes the vector by which
+    neighbours are searched.
+    """
 
     name: str
     version: int
@@ -133,7 +138,7 @@ class Task(Protocol):
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the y of an image x (3, H, W) in [-1, 1].
 
-        y is (C, h, w) float32 on the CPU, and its values are 8-bit levels.
+        y is (C, h, w) float32 on the CPU. Its known values are 8-bit levels k / 127.5 - 1.
         """
 
     def read_y(self, path: str | Path) -> Tensor:

@@ -38,15 +38,15 @@ class EditTask:
     """Editing task, whose y equals the image outside the mask and 0 inside.
 
     The prompt describes the content of the masked part. A test set has a mask and a prompt for each
-    image: `bound` returns the task for one of its images, and `with_mask` the task for a user's own
-    image.
+    image. `bound` returns the task for an image of a test set, and `with_mask` returns the task for
+    a user's own image.
 
     Args:
-        name: in paths and tables.
+        name: name in paths and tables.
         version: raise it when a change alters what the task measures.
-        by: the query for neighbours: the `prompt` (with the encoder's text side), or the `image`,
-            which is y with mid grey in the hole. The control `pixel` compares pixels and always
-            uses the image.
+        by: the query of the neighbour search: `prompt` (encoded by the encoder's text side), or
+            `image`, which is y with mid grey in the hole. The control mode `pixel` compares pixels
+            and always uses the image.
 
     Raises:
         InputError: if a value is invalid.
@@ -137,8 +137,8 @@ class EditTask:
     def operator(self, image_shape: Shape) -> EditOperator | Operator:
         """Return A for an image of this shape.
 
-        If the task is not bound to an image, the operator has no hole. Use this operator for shapes
-        only.
+        If the task is not bound to an image, the operator has no hole, and only its shapes are
+        meaningful.
 
         Raises:
             InputError: if image and mask differ in size.

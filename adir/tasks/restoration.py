@@ -21,7 +21,7 @@ class RestorationTask:
     A user's image file is rounded and clipped in the same way.
 
     Args:
-        name: in paths and tables.
+        name: name in paths and tables.
         version: part of a cell's identity. Raise it when a change alters what the task measures.
         operator: builds A for an image shape (a `Degradation`).
         sigma_y: standard deviation of the noise in grey levels of 255, before clipping. A sigma_y
@@ -62,9 +62,9 @@ class RestorationTask:
         return self.degradation.shift_invariant
 
     def bound(self, data: object, image_id: str) -> "RestorationTask":
-        """Return the task itself, because it is the same for all images of a test set.
+        """Return the task itself, because all images of a test set have the same task.
 
-        An editing task has a mask and a prompt for each image.
+        An editing task, in contrast, has a mask and a prompt for each image.
         """
         return self
 
@@ -146,9 +146,10 @@ class RestorationTask:
         return encoder.image(image[None])
 
     def _as_file(self, y: Tensor) -> Tensor:
-        """Return y rounded to 8 bits and clipped, with 0 for entries that do not depend on x.
+        """Return y (C, h, w) in [-1, 1], rounded to 8 bits and clipped, as read from its file.
 
-        0 is no 8-bit level.
+        Entries that do not depend on x, such as the hole of inpainting, are 0. The value 0 marks
+        them: 8-bit levels are k / 127.5 - 1 for whole numbers k, and are therefore never exactly 0.
         """
         rounded = from_uint8(to_uint8(y))
         operator = self.operator(self.degradation.image_shape(tuple(y.shape)))

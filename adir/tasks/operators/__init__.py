@@ -1,12 +1,13 @@
 """Operators A of y = A(x) + e, and the degradations that build them.
 
 Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass, whose fields are the
-operator's parameters. Calling it with an image shape builds the `Operator`. Its
+operator's parameters. Calling it with an image shape builds the `Operator`. The degradation's
 `image_shape(y_shape)` returns the shape of the images whose y has shape y_shape.
 
-Borders are circular, as in the authors' images, unless a class says otherwise. Weights sum to one,
-so a grey image stays the same grey. A therefore gives the same image whether x is in [-1, 1] or in
-grey levels. Where inpainting loses a pixel, y is 0, which is mid grey.
+Borders are circular, as in the authors' images, unless a class says otherwise. The weights of each
+sum over pixels or channels sum to one, so a grey image keeps its grey level. A therefore gives the
+same image whether x is in [-1, 1] or in grey levels. At pixels that inpainting loses, y is 0, which
+is mid grey.
 """
 
 from adir.tasks.operators.base import Operator, Shape

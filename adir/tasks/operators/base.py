@@ -1,4 +1,4 @@
-"""Linear operator A of y = A(x) + e, and checks that degradations make of image shapes."""
+"""Linear operator A of y = A(x) + e, and the checks of image shapes that degradations share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]  # (3, H, W) of an image, (C, h, w) of a measurement
 class Operator:
     """Linear operator from images (3, H, W) to measurements (C, h, w), with its norm and noise.
 
-    Inputs are single or batched, in float32 or float64.
+    Inputs have a batch axis or not, and are float32 or float64.
 
     Attributes:
         build: returns A for a dtype, on the CPU, as a linear physics of deepinv or any module with

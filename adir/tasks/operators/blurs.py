@@ -43,7 +43,8 @@ def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
 class BoxBlur:
     """Degradation by a box blur: y[n] is the mean of x[n - (size-1)//2 .. n + size//2].
 
-    The mean is over both directions. Size 5 is centred, and size 4 has offsets -1 to +2.
+    The mean is taken along rows and along columns. Size 5 is centred, and size 4 has offsets -1 to
+    +2.
     """
 
     name: ClassVar[str] = "box_blur"
@@ -72,7 +73,7 @@ class GaussianBlur:
 
     Attributes:
         std: standard deviation in pixels.
-        size: of the window; odd.
+        size: side of the window in pixels, an odd number.
     """
 
     name: ClassVar[str] = "gaussian_blur"

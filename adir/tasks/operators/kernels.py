@@ -13,8 +13,8 @@ def bicubic_kernel(factor: int, centre: float) -> Tensor:
     which is deepinv's convention for an even filter.
 
     Args:
-        factor: by which the kernel is stretched; its support is 4 * factor pixels.
-        centre: of the support, an offset in pixels of the large image.
+        factor: factor by which the kernel is stretched; its support is 4 * factor pixels.
+        centre: centre of the support, an offset in pixels of the large image.
     """
     reach = max(math.ceil(2 * factor + centre) - 1, math.ceil(2 * factor - centre))
     offset = reach - torch.arange(2 * reach, dtype=torch.float64)
@@ -45,14 +45,14 @@ def downsampling_norm(kernel: Tensor, factor: int, height: int, width: int) -> f
 
     Filtering and taking every factor-th sample happen in both directions. In Fourier space A A^T is
     diagonal: entry k is the mean of |F|^2 over the `factor` frequencies that alias to k. The norm
-    of one direction is therefore the square root of the largest entry, and the norm of A is the
-    product of the two.
+    of one direction is therefore the square root of the largest entry. The norm of A is the product
+    of the norms of the two directions.
 
     Args:
         kernel: 1-D weights of the filter, with Fourier transform F.
-        factor: of the downsampling.
-        height: of the image in pixels.
-        width: of the image in pixels.
+        factor: factor of the downsampling.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
 
     def one_direction(n: int) -> float:

@@ -12,7 +12,7 @@ from adir.tasks.operators.base import Operator, Shape, require_rgb
 
 @dataclass(frozen=True)
 class Colorization:
-    """Degradation to a grey image, the luma by Rec. 601.
+    """Degradation to a grey image, which is the luma of x by Rec. 601.
 
     The weights sum to one. deepinv's own rec601 weights sum to 1.00003.
     """
@@ -103,7 +103,7 @@ class MaskedPixels:
 
 @dataclass(frozen=True)
 class BoxInpainting(MaskedPixels):
-    """Degradation by a centred rectangular hole, `side` times as high and wide as the image."""
+    """Degradation by a centred rectangular hole, with `side` times the sides of the image."""
 
     name: ClassVar[str] = "box_inpainting"
     version: ClassVar[int] = 1
@@ -126,7 +126,7 @@ class BoxInpainting(MaskedPixels):
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskedPixels):
-    """Degradation by random loss of pixels, a share `lost` of all, in all channels alike.
+    """Degradation that loses pixels at random, a share `lost` of all, in all channels alike.
 
     The mask is part of the task: it is drawn from `seed` and is the same for all images of one
     size. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw a new mask for every image.
@@ -142,7 +142,7 @@ class RandomInpainting(MaskedPixels):
     def __post_init__(self) -> None:
         if not 0 < self.lost < 1:
             raise InputError(
-                f"random inpainting lost {self.lost!r}: give a fraction between 0 and 1"
+                f"random inpainting: lost={self.lost!r} must be a fraction between 0 and 1"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"random inpainting seed {self.seed!r}: give a whole number")
@@ -150,7 +150,7 @@ class RandomInpainting(MaskedPixels):
     def mask(self, image_shape: Shape) -> Tensor:
         """Return the mask (3, H, W) float64: 1 for known pixels, 0 for lost ones.
 
-        The mask loses round(lost * H * W) pixels.
+        It is 0 at round(lost * H * W) pixels.
         """
         _, height, width = image_shape
         order = torch.randperm(height * width, generator=torch.Generator().manual_seed(self.seed))

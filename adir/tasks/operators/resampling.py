@@ -21,15 +21,16 @@ class CircularDownsampling(nn.Module):
     """Module for circular downsampling, with a closed form for A_dagger.
 
     A and A_adjoint repeat deepinv's operations one by one, so that a restoration need not import
-    deepinv (2 s). The closed form is A_dagger = A^T (A A^T)^-1. deepinv computes it by conjugate
-    gradients, which stall while A A_dagger y still differs from y by 1e-4 to 8e-4 of y (measured in
-    float64, factors 4 and 8). With a lower tolerance they take minutes for a 256 x 256 image.
+    deepinv, which takes 2 s. The closed form is A_dagger = A^T (A A^T)^-1. deepinv computes
+    A_dagger by conjugate gradients, which stall while A A_dagger y still differs from y by 1e-4 to
+    8e-4 of y (measured in float64, factors 4 and 8). With a lower tolerance, conjugate gradients
+    take minutes for a 256 x 256 image.
 
     Args:
         kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
-        factor: of the downsampling.
+        factor: factor of the downsampling.
         image_shape: (3, H, W).
-        dtype: of the weights.
+        dtype: dtype of the weights.
     """
 
     filter: Tensor
@@ -75,7 +76,7 @@ class CircularDownsampling(nn.Module):
         return folded
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """Return the (B, 3, H, W) of smallest norm with A x = y, for y (B, 3, h, w)."""
+        """Return the x (B, 3, H, W) of smallest norm with A x = y, for y (B, 3, h, w)."""
         return self.A_adjoint(torch.fft.ifft2(torch.fft.fft2(y) / self.gram).real)
 
     def _weights(self) -> Tensor:
@@ -90,12 +91,12 @@ class SuperResolution:
     The support of the kernel is 4 * factor pixels.
 
     Attributes:
-        factor: of the downsampling.
-        centre: position of sample 0 in the large image, in its pixels. None is (factor - 1) / 2,
-            the middle of the block that a low-resolution pixel covers, as in MATLAB, Pillow and
-            OpenCV. deepinv's own "bicubic" uses 0.5 for every factor, which shifts the image by 1
-            pixel at factor 4 and by 3 at factor 8. The authors' cropped images do not show which of
-            the two was used.
+        factor: factor of the downsampling.
+        centre: position of sample 0 in the large image, in its pixels. With None it is (factor - 1)
+            / 2, the middle of the block that a low-resolution pixel covers, as in MATLAB, Pillow
+            and OpenCV. deepinv's own "bicubic" uses 0.5 for every factor, which shifts the image by
+            1 pixel at factor 4 and by 3 at factor 8. The authors' cropped images do not show
+            whether they used (factor - 1) / 2 or 0.5.
     """
 
     name: ClassVar[str] = "super_resolution"
@@ -147,7 +148,7 @@ class SeparableDownsampling(nn.Module):
     Args:
         rows: (h, H) float64, of full row rank.
         columns: (w, W) float64, of full row rank.
-        dtype: of the module's tensors.
+        dtype: dtype of the module's tensors.
     """
 
     rows: Tensor
@@ -170,7 +171,7 @@ class SeparableDownsampling(nn.Module):
         return self.rows.T @ y @ self.columns
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """Return the (B, 3, H, W) of smallest norm with A x = y, for y (B, 3, h, w)."""
+        """Return the x (B, 3, H, W) of smallest norm with A x = y, for y (B, 3, h, w)."""
         return self.rows_dagger @ y @ self.columns_dagger.T
 
 
@@ -181,7 +182,7 @@ def separable(
 
     Args:
         image_shape: (3, H, W).
-        factor: of the downsampling.
+        factor: factor of the downsampling.
         matrix: returns the matrix (n / factor, n) for a side of n pixels.
         what: name of the operator, for errors.
 
@@ -247,7 +248,7 @@ class ReflectiveSuperResolution:
     """`SuperResolution` with mirrored borders, as `sr_bicubic4` in DDRM.
 
     The border pixel is part of the mirror image. DDRM's code sets singular values along a side to
-    zero if they are below 0.03. At factor 4 none is, because the smallest is 0.35.
+    zero if they are below 0.03. At factor 4 this has no effect, because the smallest is 0.35.
     """
 
     name: ClassVar[str] = "reflective_super_resolution"
