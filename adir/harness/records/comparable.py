@@ -33,8 +33,8 @@ def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
     lack the image's hash, because the image failed or the plan is old. It is assigned to the image
     that has the same id and data set in other records.
 
-    If a cell has several records of one image, only the first by name is returned, and a note names
-    the dropped records.
+    If a cell has several records of one image, a finished record precedes a failed or missing one,
+    and only the first by name is returned. A note names the finished records that are dropped.
     """
     known = dict.fromkeys(
         (r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None
@@ -79,7 +79,7 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def set_of(record: Record) -> str | None:
-    """Return the identifier of a record's data set: its manifest's hash, or its name without one."""
+    """Return the identifier of a record's data set: its manifest's hash, or else its name."""
     return record.image.manifest or record.image.data
 
 
@@ -100,10 +100,9 @@ def labelled(record: Record, data: str | None, image_id: str) -> Record:
 def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
     """Return {identifier of a data set: its label}.
 
-    The label is the data set's name. If several data sets share a name, the label is the shortest
-    end of the path that tells them apart (Set5/HR, Set14/HR). If their paths are equal too, because
-    the images of a folder were replaced, the label is the name with six digits of the manifest's
-    hash.
+    The label is the data set's name. If several data sets share a name, the labels are the shortest
+    ends of their paths that differ (Set5/HR, Set14/HR). If their paths are equal too, because the
+    images of a folder were replaced, the label is the name with six digits of the manifest's hash.
     """
     examples = {set_of(record): record for record in records}
     labels: dict[str | None, str | None] = {}
@@ -223,7 +222,7 @@ def without_seed(record: Record) -> str:
 def base_part(identity: dict[str, Any]) -> dict[str, Any]:
     """Return an identity without seed, adaptation and retrieval.
 
-    A row is compared only with rows whose identity is equal in this part.
+    A row and its reference row, such as a `none` row, are equal in this part of their identity.
     """
     return {
         key: value
@@ -235,7 +234,7 @@ def base_part(identity: dict[str, Any]) -> dict[str, Any]:
 def base_of(record: Record) -> str:
     """Return a hash that is equal for records that differ only in seed, adaptation and retrieval.
 
-    A row is compared only with rows of equal hash.
+    A row and its reference row, such as a `none` row, have the same hash.
     """
     return hash_of(base_part(record.identity))
 

@@ -151,7 +151,7 @@ class Layout:
 
     @property
     def adapters(self) -> Path:
-        """The folder of trained adapters, and of the claims of workers that are training adapters."""
+        """The folder of trained adapters, and of the claims of workers that train adapters."""
         return self.folder / "adapters"
 
     def adapter(self, key: str) -> Path:

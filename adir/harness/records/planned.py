@@ -1,4 +1,7 @@
-"""Plans of grids (RESULTS/grids/*.json), which list cells and images and so reveal missing records."""
+"""Plans of grids, the files RESULTS/grids/*.json.
+
+A plan lists the cells and images of a grid, and so reveals which records are missing.
+"""
 
 from collections.abc import Iterable
 from typing import Any

@@ -53,7 +53,7 @@ class Part(BaseModel):
 
 
 class Axes(Part):
-    """Readable values that name a cell. The identity of the cell also contains all other settings."""
+    """Readable values that name a cell; the identity of the cell contains all settings."""
 
     backbone: StrictStr
     """The pretrained denoiser, such as gd256."""
@@ -356,7 +356,7 @@ class Record(Part):
 
     @property
     def y_file(self) -> str | None:
-        """The path of the PNG of y, relative to the results folder; None if the record has no path."""
+        """The path of y, a PNG, relative to the results folder; None if the record names none."""
         return None if self.y is None else self.y.file
 
     @property
