@@ -191,7 +191,10 @@ class Parts:
         self.reasons = [f"{key} is missing: set {key}=..." for key in self._missing]
 
     def build(self, what: str) -> Any:
-        """Return the part with this dotted key; if it cannot be built, add to `reasons` and return None."""
+        """Return the part that a dotted key of the configuration describes.
+
+        If the part cannot be built, add the error to `reasons` and return None.
+        """
         if any(key.startswith(f"{what}.") for key in self._missing):
             return None
         return self.attempt(lambda: build(OmegaConf.select(self._cfg, what), what))

@@ -49,7 +49,7 @@ class CellPlan:
     disk_mb: float = 0.0
 
     def status(self) -> str:
-        """Return the status in the table, such as `done`, `6 to do` or `6 to do, 2 adapters cached`."""
+        """Return the status for the table, such as `done` or `6 to do, 2 adapters cached`."""
         if self.to_do == 0:
             return "failed" if self.failed else "done"
         counts = {
