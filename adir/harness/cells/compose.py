@@ -219,7 +219,7 @@ def require_options(cfg: DictConfig) -> None:
 def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> DictConfig:
     """Return the composed configuration of a single cell.
 
-    Raises InputError for a grid, because without -m only its first cell would run.
+    Raises InputError for an experiment that is a grid, because only its first cell would run.
     """
     cfg = hydra.compose_config(
         config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -232,7 +232,7 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> Dict
 def is_override(word: str) -> bool:
     """Return whether an argument is an override (KEY=VALUE or ~KEY) rather than a file name.
 
-    No key begins with a dot or a slash.
+    No key begins with a dot or a slash, so `./a=b` is a file name.
     """
     return re.fullmatch(r"(\+{0,2}|~)\w[\w/.@]*=.*|~\w[\w/.@]*", word, re.DOTALL) is not None
 

@@ -38,7 +38,7 @@ def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | Non
 
     Returns:
         The number of the chosen GPU. None if no choice is needed, because there are no other
-            workers or fewer than two GPUs, or because this process already has a GPU.
+        workers or fewer than two GPUs, or because this process already has a GPU.
     """
     import torch
 

@@ -218,7 +218,7 @@ def extrapolated(work: list[Work], few: float, more: float) -> float:
     """Return the extrapolated seconds of the cell, which are at least the measured seconds.
 
     Args:
-        work: work of the shorter run, of the longer run, and of the cell.
+        work: the two quantities (`Work`) of the shorter run, of the longer run, and of the cell.
         few: seconds of the shorter run.
         more: seconds of the longer run.
     """

@@ -1,6 +1,6 @@
 """Plan of a grid, printed by `adir plan`: cells, seconds and disk space that `adir run` would need.
 
-No cell is run, and only short runs are made to measure the cost (harness.planning.cost).
+No cell is run. Short runs of single images measure the cost (harness.planning.cost).
 """
 
 import dataclasses

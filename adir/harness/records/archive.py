@@ -105,9 +105,9 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Archive:
-    """Submission with a valid list of members.
+    """Opened submission, whose list of members is valid.
 
-    A member's content is checked when it is read.
+    A member's content is checked only when it is read.
     """
 
     path: Path

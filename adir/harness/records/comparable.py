@@ -272,7 +272,7 @@ def settings_apart(
 
     Returns:
         The settings; {} if the identities differ in more than `most` settings, or in a value that
-            is neither a number nor a short text (24 characters).
+        is neither a number nor a short text (24 characters).
     """
     flat, differing = differing_entries(identities)
     differing = [
@@ -348,7 +348,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """Return a leaf as text: ten digits of a hash, at most 40 characters of any other."""
+    """Return a value as text, cut to ten digits if it is a hash, else to 40 characters."""
     text = str(value)
     if is_hash(text):
         return text[:10]

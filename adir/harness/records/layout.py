@@ -68,9 +68,9 @@ def file_name(words: str, most: int = LONGEST_NAME) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a results folder, each defined in one place.
+    """Paths of the files and folders in a results folder.
 
-    `Ledger` defines the paths inside a cell's folder.
+    No other module defines such a path, except `Ledger` for the paths inside a cell's folder.
     """
 
     folder: Path
@@ -174,7 +174,10 @@ class Layout:
         )
 
     def tracking(self, cell_name: str, what: str = "") -> Path:
-        """Return the path of the CSV file that tracking=csv writes for a cell."""
+        """Return the path of a CSV file that tracking=csv writes for a cell.
+
+        `what` is the end of the file name before `.csv`, for a second file of the cell.
+        """
         return self.folder / "tracking" / f"{cell_name}{what}.csv"
 
     @property

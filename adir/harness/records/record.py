@@ -26,8 +26,8 @@ from pydantic_core import from_json
 SCHEMA = 3
 """Version of the record format.
 
-Raised when a field is removed or changes its meaning, but not for a new optional field. A folder
-of another schema is refused.
+It is increased when a field is removed or changes its meaning, but not for a new optional field. A
+folder of another schema is refused.
 """
 
 Status = Literal["done", "failed", "missing"]
@@ -165,10 +165,11 @@ class Stratum(Part):
 
 
 class HeldOut(Part):
-    """Results on held-out images, by which fine-tuning chose and accepted its update.
+    """Results on held-out images, by which fine-tuning chose, scaled and accepted its update.
 
     The ground truth is never among these images. A loss is the error of eps divided by the untuned
-    denoiser's error, averaged over ranges of timesteps. A loss below 1 is better than untuned.
+    denoiser's error, averaged over ranges of timesteps. A loss below 1 is better than untuned. An
+    update with no clear fall of the loss is rejected (`alpha` is 0).
     """
 
     losses: dict[int, float]

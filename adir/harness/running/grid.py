@@ -45,7 +45,7 @@ from adir.harness.running.worker import (
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
 """The Hydra launchers that run jobs on this machine; all others submit jobs to a cluster.
 
-The value says whether jobs may outlive the process that launched them.
+A value is true if jobs may outlive the process that launched them.
 """
 
 
@@ -71,9 +71,9 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
 class Grid:
     """Cells of a grid, and the combinations of axes that cannot run.
 
-    `cells` is {job number: cell}. Jobs with the same cell and test set count once, under the number
-    of the first of these jobs. `problems` is {job number: error with the reasons why the job cannot
-    run}. Jobs with equal axes and reasons count once there too.
+    `cells` is {job number: cell}. Of several jobs with the same cell and test set, only the first
+    is listed. `problems` is {job number: error with the reasons why the job cannot run}. Of several
+    jobs with equal axes and reasons, only the first is listed.
     """
 
     def __init__(self, checked: list[Cell | Refused], launcher: str) -> None:

@@ -62,7 +62,8 @@ def find_neighbours(
     """Return (the K images to adapt to, ids of the corpus images that are copies of x).
 
     The search uses y alone, because x is unknown at test time. x serves only to exclude copies of
-    the test image; x is None for a user's own image.
+    the test image and images that the corpus withholds from it. For a user's own image, x is None,
+    and only repeated images of the corpus are excluded.
     """
     assert cell.corpus is not None
     excluded = left_out(cell.corpus, x) if x is not None else []

@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Return the commit of the running checkout, with `-dirty` if tracked files differ from it.
 
-    Return None for an installed package, without git, or for a checkout without a commit.
+    Return None for an installed package, if git is not installed, or if the checkout has no commit.
     """
     root = Path(adir.__file__).parent.parent
     if not (root / ".git").exists():

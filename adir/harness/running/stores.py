@@ -1,6 +1,7 @@
 """Caches that cells share: y, neighbours, trained adapters, and images for reports.
 
-Each entry is filed under the hash of its inputs.
+Neighbours and adapters are filed under the hash of everything that determines them, and images
+under their own hash. y is filed under the task's configuration, the noise seed and the image id.
 """
 
 import json

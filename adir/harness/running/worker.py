@@ -273,8 +273,8 @@ def alike(ready: list[Prepared]) -> list[list[Prepared]]:
 def require_test_images(cell: Cell) -> None:
     """Raise InputError unless all test images are readable and have a suitable size.
 
-    Task and backbone determine which sizes are suitable. An unreadable image is not just left out,
-    because the mean would then be one over other images.
+    Task and backbone determine which sizes are suitable. An unreadable image is an error, because
+    the mean over the remaining images would be another one.
     """
     for image_id, reason in cell.data.rejects.items():
         raise InputError(

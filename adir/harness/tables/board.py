@@ -135,7 +135,7 @@ class Board:
     against: str = "none"
     """The mode of the reference rows."""
     shown: Sequence[str] = ()
-    """Those of data, backbone and sampler that differ between rows; row labels include them."""
+    """The axes among data, backbone and sampler in which rows differ; row labels include them."""
     summary: str = ""
     """One sentence on the verdicts; empty if there are none."""
     notes: list[str] = field(default_factory=list)
@@ -246,10 +246,10 @@ def rows_of(records: list[Record]) -> list[Row]:
 def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
     """Add to the rows of a group the settings that tell them apart; return (sorted rows, notes).
 
-    Rows that would have the same label get the settings in which they differ. If the rows of the
-    group have several bases (`Row.base`), a row with a unique label gets the settings in which the
-    bases differ. Rows with the same label are sorted by these settings. The notes name settings
-    that cannot be shown. Rows with different settings are never averaged together.
+    Rows that would have the same label get the settings in which they differ, and are sorted by
+    these settings. If the rows of the group have several bases (`Row.base`), a row with a unique
+    label gets the settings in which the bases differ. The notes name settings that cannot be shown.
+    Rows with different settings are never averaged together.
     """
     several_bases = len({row.base for row in rows}) > 1
     of_bases = (
@@ -401,7 +401,10 @@ def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def gathered(notes: Iterable[Note]) -> list[str]:
-    """Return one line per remark, with all rows that it is about: `remark: one row, another`."""
+    """Return one line per remark, followed by all rows or tasks that it concerns.
+
+    The format is `remark: one row, another`.
+    """
     return [f"{what}: {', '.join(dict.fromkeys(names))}" for what, names in grouped(notes).items()]
 
 
@@ -445,7 +448,7 @@ def image_means(
 
 
 def dropped_notes(row: Row, against: str) -> list[str]:
-    """Return notes on images that the differences leave out.
+    """Return notes on images that the differences to the reference row leave out.
 
     Such an image has no value in the row or in the reference row. Metrics that leave out the same
     images share a note.

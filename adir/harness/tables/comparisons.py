@@ -2,8 +2,8 @@
 
 One family consists of all differences to the reference (`none` or another mode). The other family
 compares every row with the best row of its task in every metric. Not all pairs of rows are tested,
-because their number leaves no test significant: 20 rows have 190 pairs per metric, and 12 images
-give no p below 0.0005.
+because the correction would leave no difference significant: 20 rows have 190 pairs per metric, and
+12 images give no p below 0.0005.
 """
 
 from dataclasses import replace

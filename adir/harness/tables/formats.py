@@ -227,8 +227,8 @@ def to_csv(board: Board) -> str:
     """Return the board as CSV, with one line per row and numbers in full precision.
 
     A missing value is an empty field. The columns of a difference are its mean, both ends of its 90
-    % interval, number of clusters, p, corrected p, verdict, and the smallest gain that is shown
-    with 80 % power.
+    % interval, its number of clusters, p, corrected p, the verdict, and the smallest gain that is
+    shown with 80 % power.
     """
     lines = []
     for row in board.rows:

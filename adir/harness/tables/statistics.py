@@ -169,8 +169,8 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
     An end is infinite if 5 % of the resamples have no spread. If all values are equal, both ends
     equal that value.
 
-    Return None for n < FEWEST_IMAGES, if both ends are infinite, or if all values are equal and n <
-    FEWEST_TO_TELL_APART.
+    Return None for n < FEWEST_IMAGES, if both ends are infinite, or if all values are equal and n
+    is below FEWEST_TO_TELL_APART.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
@@ -189,9 +189,10 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
 def least_difference(reach: float, standard_error: float, n: int) -> float:
     """Return the true gain whose interval would lie above 0 with probability POWER.
 
-    Samples are assumed to have n clusters and the same spread. The gain is exact for Student's
-    interval of normal differences, except that a t quantile replaces the noncentral one (an error
-    under 2 % from n = 6). results/quality/coverage.md checks it by simulation.
+    Samples are assumed to have n clusters and the same spread as the measured sample. The gain is
+    exact for Student's interval of normal differences, except that a t quantile replaces the
+    noncentral one (an error under 2 % from n = 6). results/quality/coverage.md checks it by
+    simulation.
 
     Args:
         reach: distance from the mean down to the lower end of the interval.
@@ -208,8 +209,8 @@ def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | Non
     (Efron, 1981), and for larger n the bootstrap-t with symmetric tails (Hall, 1988). The
     resamples are fixed, so the same values always give the same interval.
 
-    Coverage in % (±0.5) over 2,000 simulated samples, beside BCa, the usual bootstrap interval
-    (results/quality/coverage.md):
+    The table shows the coverage in % (±0.5) over 2,000 simulated samples, first of this interval,
+    then of BCa, the usual bootstrap interval (results/quality/coverage.md).
 
           population            n = 3, 4    n = 5 to 50     BCa, n = 5    BCa, n = 10
           normal                94 to 95    93.8 to 96.4    85            90

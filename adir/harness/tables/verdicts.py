@@ -2,9 +2,9 @@
 
 A gain is a paired difference, with its sign changed if lower is better, so that a positive gain is
 an improvement. L and U are the ends of its 90 % interval over clusters, and m is the metric's
-margin. The verdict is `better` if L > 0, `worse` if U < 0 and L <= -m, `not worse` if L > -m, and
-else `undecided`. Since the interval has 5 % beyond each end, L > 0 and L > -m are one-sided tests
-at 5 %.
+margin. The verdict is `better` if L > 0, `worse` if U < 0 and L <= -m, and `not worse` if L > -m.
+It is `undecided` in all other cases, and for fewer than FEWEST_TO_TELL_APART clusters. The interval
+leaves out 5 % on each side, so L > 0 and L > -m are one-sided tests at 5 %.
 
 Verdicts are not corrected for the number of rows (benchmarks/quality/coverage.py simulates how
 often one of several is false). The signed rank tests in the same table are corrected.
@@ -27,7 +27,10 @@ from adir.harness.tables.statistics import FEWEST_TO_TELL_APART, PairedDifferenc
 Word = Literal["better", "worse", "not worse", "undecided"]
 WORDS: tuple[Word, ...] = ("better", "not worse", "worse", "undecided")
 SPELLED_OUT = 8
-"""The largest number of verdicts that the sentence names one by one; it counts more than that."""
+"""The largest number of verdicts that the sentence names one by one.
+
+If there are more, the sentence gives their counts.
+"""
 
 
 @dataclass(frozen=True)
