@@ -134,7 +134,7 @@ class Raised:
 
 
 _stopped: dict[str, Raised] = {}
-"""{launch: exception that stopped its jobs in this process}
+"""{launch: exception that stopped its jobs in this process}.
 
 On a full disk, later cells must not adapt for minutes before they fail.
 """

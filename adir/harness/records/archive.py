@@ -38,12 +38,15 @@ UNREADABLE = (
 
 LARGEST_MEMBER = 256 * 2**20
 LARGEST_TOTAL = 64 * 2**30
-"""Limits in bytes on one unpacked member and on all of them, because a small .zip can unpack to any
-size.
+"""Limits in bytes on one unpacked member, and on all of them.
+
+They are needed because a small .zip can unpack to any size.
 """
 
 START = (1980, 1, 1, 0, 0, 0)
-"""The date of every member, the earliest that a .zip can hold. Real dates would change the bytes.
+"""The date of every member: the earliest that a .zip can hold.
+
+Real dates would change the bytes.
 """
 
 

@@ -61,15 +61,14 @@ class Row:
     axes: dict[str, Any]
     """The values of backbone, sampler, task, adaptation, adapter, k, variant, setting and data.
 
-    variant: the first eight hex digits of `setting_hash` if the other values do not identify the
-    row; else empty. setting: the settings in which the row differs from similar rows, such as
-    `rank=4 alpha=2`. It is empty if the row has no variant, or if a few numbers or words cannot
-    tell the rows apart.
+    variant: `setting_hash` if the other values do not identify the row; else empty. setting: the
+    settings in which the row differs from similar rows, such as `rank=4 alpha=2`. It is empty if
+    the row has no variant, or if a few numbers or words cannot tell the rows apart.
     """
     records: list[Record]
     """All records of the row: done, failed, or missing (planned, but not found)."""
     setting_hash: str
-    """The hash of the row's identity without the seed."""
+    """The first eight hex digits of the hash of the row's identity without the seed."""
     base: str
     """The hash of the row's identity without seed, adaptation and retrieval."""
     expected: int = 0

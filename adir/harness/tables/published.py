@@ -41,7 +41,7 @@ class Comparison:
     paper: float | None
     confidence: str
     source: str
-    """The source of the paper's number: the cell's own source, or else the table's."""
+    """The source of the paper's number: its own source, or else that of the table."""
     ours: float | None
     interval: tuple[float, float] | None
     n: int

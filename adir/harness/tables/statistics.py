@@ -24,7 +24,8 @@ ALPHA = 0.05
 TAIL = 0.05
 """The probability that the true difference lies beyond one given end of its interval.
 
-The interval is therefore a 90 % interval. Each verdict looks at one end.
+The interval is therefore a 90 % interval. The verdicts `better` and `not worse` depend on its lower
+end alone.
 """
 POWER = 0.8
 FEWEST_IMAGES = 3
