@@ -70,7 +70,7 @@ def file_name(words: str, most: int = LONGEST_NAME) -> str:
 class Layout:
     """Paths of the files and folders in a results folder.
 
-    No other module defines such a path, except `Ledger` for the paths inside a cell's folder.
+    `Ledger` defines the paths inside a cell's folder, and `MeasurementStore` the paths of y.
     """
 
     folder: Path

@@ -110,7 +110,8 @@ def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
 def content_in(folder: Path, name: str) -> bytes | None:
     """Return the content of a folder's file, or None if it is missing.
 
-    If an adapter has no separate file of losses, they are read from the adapter's own file.
+    If the file holds an adapter's losses, they are read from the adapter's own file if there is
+    one.
     """
     if kind_of(name) == "losses":
         losses = losses_of(folder, PurePosixPath(name).stem)
