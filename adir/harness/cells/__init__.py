@@ -1,1 +1,1 @@
-"""Cells: composed from a configuration, built, identified, and checked against the machine."""
+"""Cells of a grid: composed from a configuration, identified, and checked against the machine."""

@@ -1,6 +1,7 @@
 """One cell of a grid, built from its configuration and checked before any work.
 
-Only this module calls Hydra's `instantiate`. No other class receives a configuration object.
+Only this module builds the parts of a cell with Hydra's `instantiate`, so the classes of these
+parts never receive a configuration object.
 """
 
 import functools
@@ -30,9 +31,9 @@ from adir.scoring.metrics import Scoring
 
 
 class NotApplicable(InputError):
-    """Error for parts that do not work together under any settings.
+    """Error for parts of a cell, such as task and sampler, that no settings make work together.
 
-    A grid skips such a cell and reports it.
+    A grid skips a cell with this error and reports it.
     """
 
 
@@ -77,7 +78,7 @@ class Cell:
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter, which determines the trained weights."""
+        """The adapter, which determines the weights that are trained."""
         return self.mode.adapter
 
     @property
@@ -97,7 +98,10 @@ class Cell:
 
 
 def label_of(axes: Axes) -> str:
-    """Return axes without the backbone as text, such as `sr4 knn k=20 full seed=0`."""
+    """Return axes as a text, such as `sr4 knn k=20 full seed=0`.
+
+    The text leaves out the backbone, and the sampler if it is `adir`.
+    """
     k = f" k={axes.k}" if axes.k is not None else ""
     adapter = f" {axes.adapter}" if axes.adapter else ""
     sampler = f" {axes.sampler}" if axes.sampler != "adir" else ""
@@ -105,9 +109,9 @@ def label_of(axes: Axes) -> str:
 
 
 def axes_of(cfg: DictConfig) -> Axes:
-    """Return the axes that a configuration names, without any check.
+    """Return the axes that a configuration names, without checking them.
 
-    The cell itself may be impossible to build.
+    This works even if the cell cannot be built.
     """
     named = {
         name: OmegaConf.select(cfg, f"{name}.name")
@@ -176,9 +180,9 @@ def made(make: Callable[[], Any], what: str) -> Any:
 
 
 class Parts:
-    """Builder of a configuration's parts that collects the errors of all parts.
+    """Builder of the parts of a cell (backbone, task, sampler, ...) that collects all their errors.
 
-    One bad part does not hide the errors of others.
+    The error of one part therefore does not hide the errors of other parts.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -187,7 +191,10 @@ class Parts:
         self.reasons = [f"{key} is missing: set {key}=..." for key in self._missing]
 
     def build(self, what: str) -> Any:
-        """Return the built part, or None if it cannot be built; the reason is then in `reasons`."""
+        """Return the part that a dotted key of the configuration describes.
+
+        If the part cannot be built, add the error to `reasons` and return None.
+        """
         if any(key.startswith(f"{what}.") for key in self._missing):
             return None
         return self.attempt(lambda: build(OmegaConf.select(self._cfg, what), what))
@@ -207,7 +214,8 @@ class Parts:
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """Return the configuration with all interpolations resolved; a missing value stays `???`.
 
-    Raises InputError if an interpolation fails or a whole number is invalid.
+    Raises InputError if an interpolation fails, or if a setting that needs a whole number has
+    another value.
     """
     try:
         full: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -225,9 +233,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def interpolation_error(cfg: DictConfig, error: InterpolationKeyError) -> InputError:
-    """Return the error for an interpolation whose source lacks that key.
+    """Return the error for an interpolation that refers to a missing key.
 
-    If the interpolation links two named parts, the error is NotApplicable.
+    If the interpolation links two named parts, such as sampler and backbone, the error is
+    NotApplicable.
     """
     what = (
         str(error)

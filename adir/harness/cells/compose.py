@@ -1,4 +1,4 @@
-"""Composition of configurations with Hydra, and calls of a function for each job of a grid."""
+"""Compose configurations with Hydra, and call a function for each job of a grid."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ OmegaConf.register_new_resolver(
 def for_task(task: str, values: DictConfig) -> Any:
     """Return `values[task]`, a value that was tuned for this task.
 
-    Raises ValueError if the task has none.
+    Raises ValueError if no value was tuned for the task.
     """
     if task not in values:
         raise ValueError(
@@ -74,7 +74,7 @@ def launch(
 
     Raises:
         InputError: for bad overrides.
-        Exception: the first one that `function` raised in a job.
+        Exception: the exception of the first job in which `function` failed.
     """
     overrides = with_paths_quoted(overrides, multirun)
     job = functools.partial(guarded, function, secrets.token_hex(8))
@@ -124,9 +124,9 @@ def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") 
 
 
 class Raised:
-    """Exception of a job, returned as a value.
+    """Exception of a job, returned as a value instead of raised.
 
-    If a job raised the exception, Hydra would print a message of its own.
+    For an exception that a job raises, Hydra would print a message of its own.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -134,7 +134,7 @@ class Raised:
 
 
 _stopped: dict[str, Raised] = {}
-"""{launch: exception that stopped its jobs in this process}
+"""{launch: exception that stopped its jobs in this process}.
 
 On a full disk, later cells must not adapt for minutes before they fail.
 """
@@ -143,7 +143,8 @@ On a full disk, later cells must not adapt for minutes before they fail.
 def guarded(function: Callable[[DictConfig], Any], launched: str, cfg: DictConfig) -> Any:
     """Return the function's result, or its exception as a `Raised` object.
 
-    After an OSError or InputError, later jobs of the same launch in this process return it at once.
+    After an OSError or InputError, later jobs of the same launch in this process return the same
+    exception without calling the function.
 
     Args:
         function: called with `cfg`.
@@ -188,8 +189,8 @@ def one_line_message(error: Exception) -> str:
 def require_composable(overrides: list[str], multirun: bool, config_name: str = "run") -> None:
     """Raise InputError for overrides that Hydra cannot compose or that `require_options` refuses.
 
-    For a grid, this function only checks the launcher. No large library is imported, so a typing
-    error is reported within a second.
+    For a grid, only its launcher is checked. No large library is imported, so a typing error is
+    reported within a second.
     """
     if multirun:
         launcher_of(overrides, multirun, config_name)
@@ -218,7 +219,7 @@ def require_options(cfg: DictConfig) -> None:
 def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> DictConfig:
     """Return the composed configuration of a single cell.
 
-    Raises InputError for a grid, because without -m only its first cell would run.
+    Raises InputError for an experiment that is a grid, because only its first cell would run.
     """
     cfg = hydra.compose_config(
         config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -229,9 +230,9 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> Dict
 
 
 def is_override(word: str) -> bool:
-    """Return whether an argument is an override (KEY=VALUE or ~KEY) and not a file.
+    """Return whether an argument is an override (KEY=VALUE or ~KEY) rather than a file name.
 
-    No key begins with a dot or a slash.
+    No key begins with a dot or a slash, so `./a=b` is a file name.
     """
     return re.fullmatch(r"(\+{0,2}|~)\w[\w/.@]*=.*|~\w[\w/.@]*", word, re.DOTALL) is not None
 

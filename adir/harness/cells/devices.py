@@ -33,10 +33,12 @@ def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | Non
 
     Args:
         in_parallel_worker: whether other workers run on the node.
-        count: number of the node's GPUs; None asks torch.
+        count: number of the node's GPUs; None asks torch. If a number is given, the chosen GPU is
+            not made current.
 
     Returns:
-        The number of the GPU, or None if there is no choice.
+        The number of the chosen GPU. None if no choice is needed, because there are no other
+        workers or fewer than two GPUs, or because this process already has a GPU.
     """
     import torch
 
@@ -64,14 +66,15 @@ def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | Non
 
 
 def on_the_cpu(configuration: Any, lacking: list[str] | None, path: str = "") -> Any:
-    """Return an unresolved configuration (dicts and lists) with every device set to "cpu".
+    """Return a copy of an unresolved configuration with every device set to "cpu".
 
-    A process that only checks a cell uses the copy, because it must neither need nor occupy a GPU.
+    In the copy, `offload: true` becomes false, because a CPU cannot offload. A process that only
+    checks a cell uses the copy, because it must neither need nor occupy a GPU.
 
     Args:
-        configuration: the whole configuration or a part of it.
-        lacking: gets one message per device that this machine lacks; None if another machine will
-            run the cell.
+        configuration: the whole configuration or a part of it, as dicts and lists.
+        lacking: list to which one message per device that this machine lacks is added; None if
+            another machine will run the cell.
         path: dotted key of the part, ending in a dot.
 
     Raises:

@@ -99,8 +99,8 @@ def cell_identity(
         corpus: hash of the corpus's manifest; None in modes without a corpus.
         encoder: hash of the encoder's weights; None in modes without an encoder.
         seed: seed of the sampler; 0 for a deterministic sampler.
-        withholds: rule by which the corpus withholds images from a test image, besides copies of
-            it; None if it withholds none.
+        withholds: rule by which the corpus withholds images other than copies from a test image;
+            None without such a rule.
 
     Raises:
         InputError: for a part without a name or version, or with the name of another class.
@@ -140,20 +140,21 @@ def cell_identity(
 
 
 def used(mode: Mode, adaptation: Mapping[str, Any]) -> set[str]:
-    """Return the settings of an adaptation that its mode uses."""
+    """Return the names of those settings of an adaptation that its mode uses."""
     if mode.trains:
         return set(adaptation)
     return set(adaptation) - {"fine_tuning"} if isinstance(mode, Steering) else {"name", "version"}
 
 
 def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """Return name, version and settings of a leaf, including its constructor's defaults.
+    """Return name, version and settings of a leaf, a configuration node with `_target_`.
 
-    Leaves nested inside it are described in the same way.
+    The settings include the defaults of the leaf's constructor. A leaf nested inside the leaf is
+    described in the same way.
 
     Args:
         kind: kind of the leaf, such as `sampler`; two classes of one kind never share a name.
-        leaf: part of the resolved configuration, with `_target_`.
+        leaf: part of the resolved configuration.
         left_out: settings that change no pixel.
 
     Raises:
@@ -202,7 +203,7 @@ def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
 
 @functools.cache
 def ours(kind: str) -> dict[str, str]:
-    """Return {name: path of the class} for the classes of a kind that this package defines."""
+    """Return {name: Python path} of the classes of a kind that this package defines."""
     folders = {"adapter": "adaptation/adapter"}
     modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:

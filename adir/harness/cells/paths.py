@@ -1,4 +1,7 @@
-"""Settings that hold paths. Their values on the command line may contain any characters."""
+"""Quote the settings that hold paths, so that paths may contain any characters.
+
+Hydra would otherwise parse the paths on the command line by its own grammar.
+"""
 
 import os
 import re
@@ -49,8 +52,8 @@ def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]
 
     Args:
         overrides: arguments of the form KEY=VALUE.
-        multirun: split a value at its commas, unless the whole value is an existing path. If one of
-            several paths contains a comma, put quotes around it.
+        multirun: split a value at its commas, unless the whole value is an existing path. The user
+            must quote a path that contains a comma if there are several paths.
 
     Raises:
         InputError: for an empty path, or a name that is not UTF-8.
@@ -59,7 +62,11 @@ def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]
 
 
 def word_with_path_quoted(word: str, multirun: bool) -> str:
-    """Return KEY=VALUE with VALUE in quotes if it is a path or a choice that reads as a number."""
+    """Return KEY=VALUE with VALUE in quotes if it is a path.
+
+    VALUE is also quoted if it is a choice in a configuration group, such as 2024_11_24, that Hydra
+    would parse as a number.
+    """
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
     # Names of choices are texts, also 2024_11_24, which Hydra would parse as a number.
@@ -94,7 +101,7 @@ def one_path(setting: str, path: str) -> str:
 def exists(path: str) -> bool:
     """Return whether a file or folder exists.
 
-    Expands a leading `~`; ignores a leading `file://`.
+    A leading `~` is expanded, and a leading `file://` is ignored.
     """
     return os.path.exists(os.path.expanduser(path.removeprefix("file://")))
 
@@ -124,8 +131,8 @@ def parses(word: str) -> bool:
 def quoted(text: str) -> str:
     """Return the value that Hydra's grammar parses as exactly this text.
 
-    Inside quotes, a backslash is an escape only before a quote or the end. The text is also escaped
-    for OmegaConf, which processes it next.
+    In this grammar, a backslash inside quotes is an escape only before a quote or at the end. The
+    text is also escaped for OmegaConf, which processes it next.
     """
     return (
         "'"
@@ -150,7 +157,7 @@ def from_plain(configuration: dict[str, Any]) -> DictConfig:
 
 
 def literal(value: Any) -> Any:
-    """Return a value with all texts in its dicts and lists escaped for OmegaConf."""
+    """Return a value in which every text, in dicts and lists too, is escaped for OmegaConf."""
     if isinstance(value, dict):
         return {key: literal(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,9 +1,9 @@
 """Cost of one image of a cell on this machine: seconds per stage, memory and disk space.
 
-The pipeline restores one image, the largest, in a temporary folder. The first run, with two
-sampling steps and two training iterations, warms up. The second has the same numbers, and the third
-has larger ones. The seconds are extrapolated linearly to the cell's own numbers of steps and
-iterations.
+The pipeline restores the largest image three times in a temporary folder. The first run, usually
+with two sampling steps and two training iterations, warms up. The second run has the same numbers,
+and the third has larger ones. The seconds for the cell's own numbers of steps and iterations are
+extrapolated linearly from the last two runs.
 """
 
 import dataclasses
@@ -58,13 +58,13 @@ class Cost:
 def estimate(cell: Cell, folder: Path) -> Cost:
     """Return the cost of one image of a cell.
 
-    The estimate takes seconds with the embedded prior.
+    With the embedded prior, the estimate is made within seconds.
 
     Args:
-        cell: its results folder is not changed and nothing is downloaded for it. A metric without
-            local weights is not counted.
-        folder: stores the embeddings of a part of the corpus, once for all cells, and temporarily
-            the files of the short runs.
+        cell: the cell. Its results folder is not changed, and nothing is downloaded for it. A
+            metric without local weights is not counted.
+        folder: folder for the embeddings of a part of the corpus, which all cells share, and for
+            the temporary files of the short runs.
 
     Raises:
         Exception: any error of a pipeline stage, such as out of memory. The cell itself would fail
@@ -115,8 +115,9 @@ def part_of_corpus(
 ) -> tuple[Corpus | None, float]:
     """Return (part of the corpus, seconds to embed the whole corpus once).
 
-    A corpus with an index on disk is returned whole, with 0 seconds. The seconds do not include
-    fingerprints, which the check of a grid has already computed.
+    A corpus with an index on disk is returned whole, with 0 seconds. The seconds are also 0 if the
+    mode needs no embeddings or if they are cached. The fingerprints that find copies are not timed,
+    because the check of a grid has already computed them.
 
     Args:
         cell: its corpus may be None.
@@ -149,7 +150,8 @@ def short_run(
 ) -> tuple[Record, float, float]:
     """Restore and score an image with the given numbers of steps and iterations.
 
-    Only the embeddings may be cached from an earlier run.
+    The scores are those of x, because few steps may end in NaN. Embeddings may come from the cache
+    of an earlier run; everything else is computed.
 
     Returns:
         (the record, MB on disk without the adapter, MB of the adapter)
@@ -174,7 +176,9 @@ def short_run(
 
 
 def longer(few: int, most: int, seconds: float) -> int:
-    """Return the number, at most `most`, that takes about `LONGER` seconds more than `few`.
+    """Return the number of steps or iterations that takes about `LONGER` seconds more than `few`.
+
+    The number is at most `most`.
 
     Args:
         few: number of steps or iterations in the shorter run.
@@ -189,11 +193,12 @@ Work = tuple[float, float]
 
 
 def steps_work(cell: Cell, n: int) -> Work:
-    """Return the work of n sampling steps, which is (1, n) for most modes.
+    """Return two quantities in which the seconds of n sampling steps are linear.
 
-    In a mode that tunes the network while sampling, the work is (network calls, steps that tune).
-    Steps are numbered from the cleanest, 0, so the first step that tunes has the highest number.
-    From this step on, the tuned network is called in addition to the untuned one.
+    For most modes, they are 1 and n. For a mode that tunes the network while sampling, they are the
+    network calls and the steps that tune. The cleanest step has number 0, so the first step that
+    tunes has the highest number. From this step on, the tuned network is called in addition to the
+    untuned one.
     """
     if not isinstance(cell.mode, SteerableConditional):
         return 1, n
@@ -202,15 +207,18 @@ def steps_work(cell: Cell, n: int) -> Work:
 
 
 def iterations_work(cell: Cell, n: int) -> Work:
-    """Return the work of n training iterations: (1, n increased by the held-out share)."""
+    """Return two quantities in which the seconds of n training iterations are linear.
+
+    They are 1, and n increased by the share of time that held-out evaluations add.
+    """
     return 1, n * (1 + dataclasses.replace(cell.fine_tuning, n_iterations=n).held_out_share)
 
 
 def extrapolated(work: list[Work], few: float, more: float) -> float:
-    """Return the seconds for the third work, which are never less than the measured seconds.
+    """Return the extrapolated seconds of the cell, which are at least the measured seconds.
 
     Args:
-        work: work of the shorter run, of the longer run, and of the cell.
+        work: the two quantities (`Work`) of the shorter run, of the longer run, and of the cell.
         few: seconds of the shorter run.
         more: seconds of the longer run.
     """
@@ -221,5 +229,5 @@ def extrapolated(work: list[Work], few: float, more: float) -> float:
 
 
 def size_mb(folder: Path) -> float:
-    """Return the size in MB of all files below a folder, without links to folders."""
+    """Return the size in MB of all files below a folder; links to folders are not followed."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,6 +1,6 @@
 """Plan of a grid, printed by `adir plan`: cells, seconds and disk space that `adir run` would need.
 
-Nothing is run.
+No cell is run. Short runs of single images measure the cost (harness.planning.cost).
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class CellPlan:
     disk_mb: float = 0.0
 
     def status(self) -> str:
-        """Return the status in the table: `done`, `6 to do`, `6 to do, 2 adapters cached`, ..."""
+        """Return the status for the table, such as `done` or `6 to do, 2 adapters cached`."""
         if self.to_do == 0:
             return "failed" if self.failed else "done"
         counts = {
@@ -62,10 +62,10 @@ class CellPlan:
 
 
 def plan_cells(cells: list[Cell]) -> list[CellPlan]:
-    """Return the plans of a grid's cells without running or downloading anything.
+    """Return the plans of the cells of a grid, without running these cells or downloading anything.
 
-    If several cells need the same work, it counts for the first of them. Cells that differ only in
-    their seeds cost the same and are timed once.
+    Work that several cells share counts for the first of them. Cells that differ only in their
+    seeds cost the same, and their cost is measured once.
     """
     plans: list[CellPlan] = []
     costs: dict[str, Cost] = {}

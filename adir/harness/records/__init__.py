@@ -1,1 +1,1 @@
-"""Files of finished images: records, their paths, submissions and merging."""
+"""Records, the files of restored images: their format, paths, plans, submissions and merging."""

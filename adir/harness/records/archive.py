@@ -1,8 +1,8 @@
 """Submissions: one .zip with records, optionally images, and a manifest with all SHA-256 hashes.
 
-A submission comes from somebody else. Before use, this module checks names, sizes, hashes, JSON,
-the fields of every record, and that each record's `cell` is the hash of its identity. The same
-content always gives the same bytes.
+A submission comes from somebody else, so this module checks names, sizes, hashes, JSON and the
+fields of every record before anything is used. It also checks that each record's `cell` is the hash
+of its identity. A submission written twice with the same content has the same bytes.
 """
 
 import zipfile
@@ -38,12 +38,15 @@ UNREADABLE = (
 
 LARGEST_MEMBER = 256 * 2**20
 LARGEST_TOTAL = 64 * 2**30
-"""Limits in bytes on one unpacked member and on all of them, because a small .zip can unpack to any
-size.
+"""Limits in bytes on one unpacked member, and on all of them.
+
+They are needed because a small .zip can unpack to any size.
 """
 
 START = (1980, 1, 1, 0, 0, 0)
-"""The date of every member, the earliest that a .zip can hold. Real dates would change the bytes.
+"""The date of every member: the earliest that a .zip can hold.
+
+Real dates would change the bytes.
 """
 
 
@@ -53,7 +56,7 @@ def write_archive(
     names: Iterable[str],
     content_of: Callable[[str], bytes | None],
 ) -> list[str]:
-    """Write a submission atomically and return the names of its members, sorted.
+    """Write a submission atomically and return the sorted names of the packed files.
 
     Args:
         path: the .zip; replaced if it exists.
@@ -96,7 +99,7 @@ class Member(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Manifest of a submission, reduced to the fields that are read."""
+    """Manifest of a submission, with only those fields that adir reads."""
 
     format: Literal["adir submission"]
     version: Literal[1]
@@ -105,9 +108,9 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Archive:
-    """Submission with a valid list of members.
+    """Opened submission, whose list of members is valid.
 
-    A member's content is checked when it is read.
+    A member's content is checked only when it is read.
     """
 
     path: Path
@@ -206,7 +209,7 @@ def open_archive(path: Path) -> Archive:
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Raise InputError for an unknown kind of file, a duplicate name or an excessive size.
 
-    Each member must have a name that a results folder can have (`layout.kind_of`).
+    The name of each member must be the manifest's or one that `layout.kind_of` knows.
     """
     for member in members:
         name, size = member.filename, member.file_size

@@ -1,6 +1,7 @@
 """Rules on which records are comparable: what must be equal within a row, a mean or a table.
 
-This module also gives images one name across sources and describes the settings that differ.
+This module also gives each image one name across sources, and describes the settings in which cells
+differ.
 """
 
 from collections import Counter
@@ -26,13 +27,14 @@ STATUSES = ("done", "failed", "missing")
 def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
     """Return (records, notes) with one name per image and one record per image and cell.
 
-    The notes name the records that were dropped.
-
     Images are identified by SHA-256 and data sets by their manifest; ids and names are only labels.
-    Data sets that share an image are merged ("a = b"). An image with several ids keeps the first;
-    if another image has that id, the data set's name is appended. A record without the hash (of a
-    failed image, or from an early plan) is assigned to the image that other records give the same
-    id and data set.
+    Data sets that share an image are merged ("a = b"). An image with several ids keeps the first in
+    alphabetical order; if another image has that id, the data set's name is appended. A record may
+    lack the image's hash, because the image failed or the plan is old. It is assigned to the image
+    that has the same id and data set in other records.
+
+    If a cell has several records of one image, a finished record precedes a failed or missing one,
+    and only the first by name is returned. A note names the finished records that are dropped.
     """
     known = dict.fromkeys(
         (r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None
@@ -77,12 +79,12 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def set_of(record: Record) -> str | None:
-    """Return the data set of a record's image: the hash of its manifest, or else its name."""
+    """Return the identifier of a record's data set: its manifest's hash, or else its name."""
     return record.image.manifest or record.image.data
 
 
 def name_of(record: Record) -> Name:
-    """Return (data set, id) of a record's image."""
+    """Return (identifier of the data set, id of the image) of a record."""
     return set_of(record), record.image.id
 
 
@@ -96,11 +98,11 @@ def labelled(record: Record, data: str | None, image_id: str) -> Record:
 
 
 def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
-    """Return {data set: its label}.
+    """Return {identifier of a data set: its label}.
 
-    The label is the name. If several sets have one name, it is as much of the end of their paths
-    as tells them apart (Set5/HR, Set14/HR). If their paths are equal too, because the images of a
-    folder were replaced, it is the name with six digits of the manifest's hash.
+    The label is the data set's name. If several data sets share a name, the labels are the shortest
+    ends of their paths that differ (Set5/HR, Set14/HR). If their paths are equal too, because the
+    images of a folder were replaced, the label is the name with six digits of the manifest's hash.
     """
     examples = {set_of(record): record for record in records}
     labels: dict[str | None, str | None] = {}
@@ -116,9 +118,10 @@ def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
 
 
 def path_of(data: Any) -> tuple[str, ...]:
-    """Return the parts of the path in a data set's configuration, or () if it has no path.
+    """Return the components of the path in a data set's configuration, or () without a path.
 
-    The least nested `path` or `folder` entry counts; `path` precedes `folder` at the same depth.
+    If several entries are named `path` or `folder`, the least nested one counts. At the same depth,
+    `path` precedes `folder`.
     """
     named = [
         (*key.rpartition(".")[::2], value)
@@ -136,7 +139,9 @@ def path_of(data: Any) -> tuple[str, ...]:
 def joined(
     groups: list[set[str | None]], labels: Mapping[str | None, str | None]
 ) -> dict[str | None, str | None]:
-    """Return {data set: merged label of all data sets in its connected component}.
+    """Return {data set: joint label of all data sets that it is merged with}.
+
+    Data sets that share an image are merged, directly or through other data sets.
 
     Args:
         groups: sets of data sets; the members of a group share an image.
@@ -159,7 +164,8 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
         a task has one version;
         an image of a task has one ground truth, one y and one cluster (if the records name it);
         a metric has one direction and one version, which names its implementation and weights.
-    The weights of a backbone need not be equal, because they define separate rows.
+
+    Records may differ in the weights of a backbone, because these define separate rows.
 
     Raises:
         InputError: if two records disagree; the message names both.
@@ -188,7 +194,10 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
 
 
 def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of a finished record; records with an equal key need equal values."""
+    """Yield the (key, value) pairs of a finished record that `require_same` compares.
+
+    Records that share a key must have the same value.
+    """
     task, image, named = record.axes.task, record.image, f"image {record.image.id}"
     assert record.y is not None  # every finished record has y
     yield f"task {task}: version", record.identity["task"]["version"]
@@ -205,7 +214,7 @@ def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
 def without_seed(record: Record) -> str:
     """Return the first eight hex digits of the hash of a record's identity without the seed.
 
-    The digits identify a setting: records of one row that differ only in the seed share them.
+    Records of one row differ only in the seed, so they share these digits.
     """
     return hash_of({key: value for key, value in record.identity.items() if key != "seed"})[:8]
 
@@ -213,7 +222,7 @@ def without_seed(record: Record) -> str:
 def base_part(identity: dict[str, Any]) -> dict[str, Any]:
     """Return an identity without seed, adaptation and retrieval.
 
-    A row is compared with the `none` row for which the rest of the identity is equal.
+    A row and its reference row, such as a `none` row, are equal in this part of their identity.
     """
     return {
         key: value
@@ -225,7 +234,7 @@ def base_part(identity: dict[str, Any]) -> dict[str, Any]:
 def base_of(record: Record) -> str:
     """Return a hash that is equal for records that differ only in seed, adaptation and retrieval.
 
-    A row is compared with the `none` row of equal hash.
+    A row and its reference row, such as a `none` row, have the same hash.
     """
     return hash_of(base_part(record.identity))
 
@@ -233,9 +242,9 @@ def base_of(record: Record) -> str:
 def differing_entries(
     identities: dict[str, dict[str, Any]],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return ({name: {dotted key: leaf}} of the identities, the keys whose values differ).
+    """Return (flattened identities, dotted keys whose values differ between identities).
 
-    The seed is left out.
+    The flattened identities are {name: {dotted key: leaf}}, without the seed.
     """
     flat = {
         name: flatten({k: v for k, v in identity.items() if k != "seed"})
@@ -250,15 +259,16 @@ def differing_entries(
 def settings_apart(
     identities: dict[str, dict[str, Any]], most: int = 3
 ) -> dict[str, dict[str, float | str]]:
-    """Return {name: {setting: value}}, such as {rank: 4, alpha: 2.0}, that distinguish identities.
+    """Return {name: {setting: value}} with the settings that distinguish identities.
 
-    The result labels a table's rows. A named part such as {fine_tuning: safe} stands for its
-    settings, unless parts of the same name differ in a setting. The value of a setting that is null
-    or absent is "none".
+    The settings, such as {rank: 4, alpha: 2.0}, label the rows of a table. If a part of the
+    configuration has a name, such as {fine_tuning: safe}, the name stands for the settings of the
+    part. A setting that differs between parts of the same name is returned as well. The value of a
+    setting that is null or absent is "none".
 
     Args:
         identities: {name: identity}.
-        most: largest number of settings.
+        most: largest number of settings to return.
 
     Returns:
         The settings; {} if the identities differ in more than `most` settings, or in a value that
@@ -288,12 +298,14 @@ def settings_apart(
 
 
 def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether a setting follows from the name of the part that contains it.
+    """Return whether the name of a part determines one of its settings.
+
+    It does if the setting has one value in all parts of the same name.
 
     Args:
         key: dotted key of the setting.
         part: dotted key of the part's name, such as `adaptation.fine_tuning.name`.
-        flat: {name: flattened identity}. The setting follows if parts of one name have one value.
+        flat: {name: flattened identity}.
     """
     if key == part or not part.endswith(".name") or not key.startswith(part.removesuffix("name")):
         return False
@@ -302,10 +314,14 @@ def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
-    """Return the entries in which identities ({name: identity}) differ, as text.
+    """Return a text that lists the entries in which identities differ, without the seed.
 
-    An example is `sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`. The seed is left out. At most
-    `most` entries are spelled out; hashes are cut to ten digits.
+    An example is `sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`, in which 1a2b and 3c4d are names
+    of identities. Hashes are cut to ten digits.
+
+    Args:
+        identities: {name: identity}.
+        most: number of entries that are spelled out; further entries are only counted.
     """
     flat, differing = differing_entries(identities)
     more = f"; and {len(differing) - most} more" if len(differing) > most else ""
@@ -332,7 +348,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """Return a leaf as text: ten digits of a hash, at most 40 characters of any other."""
+    """Return a value as text, cut to ten digits if it is a hash, else to 40 characters."""
     text = str(value)
     if is_hash(text):
         return text[:10]

@@ -31,7 +31,7 @@ Task and backbone are folders, so their names contain no slash. `restored` is a 
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of a file by its name, or None if a submission must not contain the name.
+    """Return the kind of a file by its name, or None if no submission may hold such a name.
 
     The same names are rejected on every operating system.
     """
@@ -54,9 +54,9 @@ def file_name(words: str, most: int = LONGEST_NAME) -> str:
     """Return a file name without suffix for an id or another name from a user's data.
 
     Two ids never share a file name, even on a file system that ignores case. A short id of
-    lower-case letters, digits and `_.-~` is its own file name. Other characters are
-    percent-encoded. If the id has capitals, ends in a dot or needs more than `most` bytes, the file
-    name ends in a hash of the id.
+    lower-case letters, digits and `_.-~` is its own file name. All other characters are
+    percent-encoded, and so is the first character of a `RESERVED` beginning. If the id has
+    capitals, ends in a dot or needs more than `most` bytes, the file name ends in a hash of the id.
     """
     name = quote(words, safe="")
     if RESERVED.match(name):
@@ -68,9 +68,9 @@ def file_name(words: str, most: int = LONGEST_NAME) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a results folder, each defined in one place.
+    """Paths of the files and folders in a results folder.
 
-    `Ledger` defines the paths inside a cell's folder.
+    `Ledger` defines the paths inside a cell's folder, and `MeasurementStore` the paths of y.
     """
 
     folder: Path
@@ -113,7 +113,10 @@ class Layout:
         yield from self._files("cells/*/*/*/records/*.json")
 
     def _files(self, pattern: str) -> list[Path]:
-        """Return files in path order, without hidden files of other programs (macOS's ._a.json)."""
+        """Return the files that match a pattern, in path order and without hidden files.
+
+        Hidden files belong to other programs, such as ._a.json to macOS.
+        """
         depth = len(self.folder.parts)
         return sorted(
             p
@@ -140,12 +143,15 @@ class Layout:
 
     @property
     def measurements(self) -> Path:
-        """The folder of every y; one subfolder per task version, configuration and noise seed."""
+        """The folder of all measurements y.
+
+        It has one subfolder per task version, configuration and noise seed.
+        """
         return self.folder / "measurements"
 
     @property
     def adapters(self) -> Path:
-        """The folder of trained adapters and of the claims of workers that train one."""
+        """The folder of trained adapters, and of the claims of workers that train adapters."""
         return self.folder / "adapters"
 
     def adapter(self, key: str) -> Path:
@@ -153,7 +159,7 @@ class Layout:
         return self.adapters / f"{key}.safetensors"
 
     def neighbours(self, key: str) -> Path:
-        """Return the path of the neighbours with this cache key."""
+        """Return the path of the list of neighbours with this cache key."""
         return self.folder / "neighbours" / f"{key}.json"
 
     @property
@@ -168,7 +174,10 @@ class Layout:
         )
 
     def tracking(self, cell_name: str, what: str = "") -> Path:
-        """Return the path of the CSV file that tracking=csv writes for a cell."""
+        """Return the path of a CSV file that tracking=csv writes for a cell.
+
+        `what` is the end of the file name before `.csv`, for a second file of the cell.
+        """
         return self.folder / "tracking" / f"{cell_name}{what}.csv"
 
     @property
@@ -210,7 +219,10 @@ def is_hash(text: Any) -> TypeGuard[str]:
 
 
 def stored_images(sha256: str | None) -> list[str]:
-    """Return where a results folder may hold the image with this `hash_of_image`, largest first."""
+    """Return the paths at which a results folder may hold an image, full size first.
+
+    The result is [] if `sha256`, the image's `hash_of_image`, is not a hash.
+    """
     return [f"images/{sha256}.png", f"images/{sha256}-thumbnail.png"] if is_hash(sha256) else []
 
 
@@ -240,9 +252,9 @@ def merged_losses(key: str) -> str:
 
 
 def read_losses(path: Path) -> list[float] | None:
-    """Return the loss of every training iteration of an adapter.
+    """Return the loss of every training iteration from the file of an adapter.
 
-    Returns None if the file is missing, damaged or has no losses. Only the header is read, because
+    Return None if the file is missing, damaged or has no losses. Only the header is read, because
     the tensors of a full adapter are as large as the network.
     """
     try:

@@ -37,8 +37,8 @@ class Ledger:
         """Return the record of an image, or None if there is none.
 
         Raises:
-            DamagedFile: if the record is damaged. Its file was renamed, so that the image is
-                restored again.
+            DamagedFile: if the record is damaged. Its file is renamed first, so that a later call
+                finds no record and the image is restored again.
             InputError: if the record has another schema, or belongs to another cell than
                 `cell_sha256`.
         """
@@ -57,9 +57,9 @@ class Ledger:
         return record
 
     def stamp(self, image_id: str) -> tuple[int, int] | None:
-        """Return (modification time, inode) of an image's record file. Every write changes them.
+        """Return (modification time, inode) of an image's record file, or None without a file.
 
-        Returns None if there is no file.
+        Every write changes them.
         """
         try:
             found = self.record_path(image_id).stat()
@@ -68,7 +68,10 @@ class Ledger:
         return found.st_mtime_ns, found.st_ino
 
     def any_missing(self, image_ids: list[str]) -> bool:
-        """Return whether any image has no record file, from one listing of the folder."""
+        """Return whether any of these images has no record file.
+
+        The folder is listed only once.
+        """
         folder = self.folder / "records"
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         return any(self.record_path(image_id).name not in there for image_id in image_ids)
@@ -76,7 +79,7 @@ class Ledger:
     def peek(self, image_id: str) -> Record | None:
         """Return the record of an image, or None if it is missing or unreadable.
 
-        Changes no file.
+        Unlike `read`, this function never renames a damaged file.
         """
         try:
             return read_record(self.record_path(image_id))
@@ -92,7 +95,7 @@ class Ledger:
 
 
 def read_record(path: Path, name: str = "") -> Record:
-    """Return the record in a file. Changes no file.
+    """Return the record in a file, without changing any file.
 
     Args:
         path: the file.

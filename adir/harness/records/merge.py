@@ -1,4 +1,4 @@
-"""Files of submissions and merged folders besides records: find, copy and check them."""
+"""Find, copy and check the files that belong to the records of a results folder or submission."""
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +20,9 @@ from adir.harness.records.sources import Sources, plans_of
 
 
 def files_of(record: Record) -> list[str]:
-    """Return the paths of a record's restored image, its y, and the JSON note of its y.
+    """Return the paths of a record's restored image, of its y, and of the JSON note on that y.
 
-    Paths are relative to the results folder. A record that is not done has no files.
+    Paths are relative to the results folder. The list is empty unless the record is done.
     """
     if record.status != "done":
         return []
@@ -34,9 +34,10 @@ def files_of(record: Record) -> list[str]:
 
 
 def copy_from(source: Path, out: Path, found: Sources) -> int:
-    """Copy records, their files and the plans of one source to `out`; return the number of records.
+    """Copy the records of one source, with their files, to `out`; return the number of records.
 
-    Only records that were first found in this source are copied.
+    A record that an earlier source contained is not copied. The plans and the data set manifests of
+    the source are copied too.
     """
     mine = [record for place, record in found.records.items() if found.origins[place] == source]
     with members_of(source) as content:
@@ -68,7 +69,7 @@ def require_whole(source: Path) -> None:
 
 
 def losses_names(records: Iterable[Record]) -> list[str]:
-    """Return the paths of the losses of these records' adapters. The files may be missing."""
+    """Return the paths of the loss files, which may be missing, of these records' adapters."""
     keys = dict.fromkeys(record.adapter.key for record in records if record.adapter is not None)
     return [merged_losses(key) for key in keys if is_hash(key)]
 
@@ -82,7 +83,10 @@ def manifests_of(source: Path) -> list[str]:
 
 
 def shown_images(records: Iterable[Record]) -> list[str]:
-    """Return the paths of these records' ground truths and neighbours. The files may be missing."""
+    """Return the paths of the images that a report shows beside these records.
+
+    They are the ground truths and the neighbours. The files may be missing.
+    """
     hashes = dict.fromkeys(
         h for r in records for h in (r.image.sha256, *(near.image for near in r.neighbours))
     )
@@ -106,7 +110,8 @@ def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
 def content_in(folder: Path, name: str) -> bytes | None:
     """Return the content of a folder's file, or None if it is missing.
 
-    Losses without a file of their own are read from the adapter's file.
+    If the file holds an adapter's losses, they are read from the adapter's own file if there is
+    one.
     """
     if kind_of(name) == "losses":
         losses = losses_of(folder, PurePosixPath(name).stem)

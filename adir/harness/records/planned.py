@@ -1,4 +1,7 @@
-"""Plans of grids, RESULTS/grids/*.json: their cells and images, which reveal missing records."""
+"""Plans of grids, the files RESULTS/grids/*.json.
+
+A plan lists the cells and images of a grid, and so reveals which records are missing.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,7 +33,7 @@ class PlannedCell(Part):
     """The whole configuration, from which another worker can build the cell and help with it."""
 
     def missing(self, image_id: str) -> Record:
-        """Return the `missing` record of a planned image."""
+        """Return a record with the status `missing` for a planned image."""
         return Record(
             status="missing",
             cell=self.cell,
@@ -69,8 +72,8 @@ def plan_cells(plan: Any) -> list[PlannedCell]:
 def missing_records(plans: list[PlannedCell], records: Iterable[Record]) -> list[Record]:
     """Return one `missing` record per planned image without a finished record.
 
-    An image whose record has no hash (a failed image) is listed too; `by_image` merges the two
-    records.
+    A failed image, whose record has no hash, counts as unfinished and gets a `missing` record too.
+    `by_image` merges the two records.
     """
     done = {
         (record.cell, *name_of(record)) for record in records if record.image.sha256 is not None

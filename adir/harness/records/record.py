@@ -1,4 +1,4 @@
-"""Types of the record, the JSON file that one image of one cell leaves on disk.
+"""Types of the record, the JSON file that is written for one image of one cell.
 
 All code reads and writes records through these types.
 
@@ -26,8 +26,8 @@ from pydantic_core import from_json
 SCHEMA = 3
 """Version of the record format.
 
-Raised when a field is removed or changes its meaning, but not for a new optional field. A folder
-of another schema is refused.
+It is increased when a field is removed or changes its meaning, but not for a new optional field. A
+folder of another schema is refused.
 """
 
 Status = Literal["done", "failed", "missing"]
@@ -37,7 +37,10 @@ Sha256 = Annotated[str, Field(strict=True, min_length=1)]
 
 
 class Part(BaseModel):
-    """Base of the record's types. Instances are immutable, and a misspelt field raises an error."""
+    """Base class of the record's types.
+
+    Instances are immutable, and a misspelt field raises an error.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants"
@@ -50,7 +53,7 @@ class Part(BaseModel):
 
 
 class Axes(Part):
-    """Readable values that name a cell; its identity contains all other settings."""
+    """Readable values that name a cell; the identity of the cell contains all settings."""
 
     backbone: StrictStr
     """The pretrained denoiser, such as gd256."""
@@ -122,7 +125,7 @@ class Score(Part):
 
 
 class Neighbour(Part):
-    """Neighbour of y, an image of the corpus that the denoiser was adapted to."""
+    """Corpus image that the denoiser was adapted to, called a neighbour of y."""
 
     id: StrictStr
     """Its name in the corpus."""
@@ -162,10 +165,11 @@ class Stratum(Part):
 
 
 class HeldOut(Part):
-    """Results on held-out images, by which fine-tuning chose and accepted its update.
+    """Results on held-out images, by which fine-tuning chose, scaled and accepted its update.
 
-    The ground truth is never among these images. A loss is the error of eps relative to the untuned
-    denoiser's, averaged over ranges of timesteps: below 1 is better than untuned.
+    The ground truth is never among these images. A loss is the error of eps divided by the untuned
+    denoiser's error, averaged over ranges of timesteps. A loss below 1 is better than untuned. An
+    update with no clear fall of the loss is rejected (`alpha` is 0).
     """
 
     losses: dict[int, float]
@@ -321,10 +325,13 @@ class Record(Part):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        """Return the record if no two fields contradict each other.
+        """Return the record if it is complete and no two of its fields contradict each other.
 
-        Tables name a row by `axes` and group it by `identity`, so both must agree. Raises
-        ValueError.
+        Tables name a row by `axes` and group it by `identity`, so both must agree. A finished
+        record needs y, the hash of the image and the version of the task.
+
+        Raises:
+            ValueError: if the record is incomplete or contradicts itself.
         """
         if self.seed != self.axes.seed:
             raise ValueError(f"seed is {self.seed}, but axes.seed is {self.axes.seed}")
@@ -350,7 +357,7 @@ class Record(Part):
 
     @property
     def y_file(self) -> str | None:
-        """The PNG of y, relative to the results folder; None if the record names none."""
+        """The path of y, a PNG, relative to the results folder; None if the record names none."""
         return None if self.y is None else self.y.file
 
     @property
@@ -430,7 +437,7 @@ def parse_record(content: Any, path: str = "") -> Record:
 
 
 def json_value(content: bytes) -> Any:
-    """Return the value of a JSON file.
+    """Return the parsed content of a JSON file.
 
     Raises ValueError if the content is not valid JSON; NaN and Infinity are invalid.
     """

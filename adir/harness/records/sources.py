@@ -1,4 +1,4 @@
-"""Records of several results folders and submissions. A duplicate record counts once."""
+"""Read the records of several results folders and submissions; a duplicate record counts once."""
 
 import zipfile
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Sources:
     """One note per unreadable file."""
 
     def counted(self) -> tuple[list[Record], list[Record], list[str]]:
-        """Return (records, `missing` records of planned images without one, notes).
+        """Return (records that exist, `missing` records of all other planned images, notes).
 
         Each image has one name and counts once per cell (see `by_image`).
         """
@@ -112,7 +112,7 @@ def read_folder(folder: Path, found: Sources) -> None:
 
 
 def add(found: Sources, record: Record, source: Path) -> None:
-    """Add a record unless it is a duplicate.
+    """Add a record to `found` unless it is a duplicate.
 
     Raises InputError if an earlier record of the same cell and image has another result.
     """
@@ -136,9 +136,9 @@ def disagreement(one: Record, other: Record) -> str | None:
 
 
 def result_of(record: Record) -> dict[str, Any]:
-    """Return the fields in which duplicates of a record must agree.
+    """Return {field: value} for the fields in which duplicates of a record must agree.
 
-    Other fields, such as seconds, versions and paths, may differ between machines.
+    All other fields, such as seconds, versions and paths, may differ between machines.
     """
     found = {name: getattr(record, name) for name in ("status", "axes", "identity", "error")}
     found |= {f"score {name}": score for name, score in record.scores.items()}

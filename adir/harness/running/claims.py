@@ -53,8 +53,8 @@ def machine() -> str:
 def start_of(pid: int) -> str | None:
     """Return when a process of this machine started, in ticks since boot; None if it has ended.
 
-    The start time tells the process from a later process with the same id. Without /proc, return
-    `alive` for any running process.
+    The start time tells the process from a later process with the same id. On a system without
+    /proc, the result is `alive` for any running process.
     """
     if not Path("/proc/self/stat").exists():
         try:
@@ -80,7 +80,7 @@ _seen: dict[Path, tuple[int, float]] = {}
 
 @dataclass
 class Claims:
-    """Claims of one process in one folder.
+    """Claims that one process holds on pieces of work in one folder.
 
     Only one thread may use an instance, besides the heartbeat thread.
     """
@@ -126,8 +126,8 @@ class Claims:
     def release(self, name: str) -> None:
         """Remove this process's claim on a piece of work, finished or not.
 
-        Claims of dead holders on the same work are removed too. A claim that cannot be removed
-        (read-only folder) counts as dead once this process ends.
+        Claims of dead holders on the same work are removed too. If a claim cannot be removed,
+        because the folder is read-only, it counts as dead once this process ends.
         """
         *dead, own = self._held.pop(name)
         HeartbeatThread.stop_for(own)

@@ -45,7 +45,7 @@ from adir.harness.running.worker import (
 LOCAL_LAUNCHERS = {"BasicLauncher": False, "JoblibLauncher": False, "LocalLauncher": True}
 """The Hydra launchers that run jobs on this machine; all others submit jobs to a cluster.
 
-The value says whether jobs may outlive the process that launched them.
+A value is true if jobs may outlive the process that launched them.
 """
 
 
@@ -71,8 +71,9 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
 class Grid:
     """Cells of a grid, and the combinations of axes that cannot run.
 
-    `cells` is {job number: cell}. Jobs with the same cell and test set count once, under the first
-    job's number. `problems` is {job number: reasons why the job cannot run}, without duplicates.
+    `cells` is {job number: cell}. Of several jobs with the same cell and test set, only the first
+    is listed. `problems` is {job number: error with the reasons why the job cannot run}. Of several
+    jobs with equal axes and reasons, only the first is listed.
     """
 
     def __init__(self, checked: list[Cell | Refused], launcher: str) -> None:
@@ -100,13 +101,13 @@ class Grid:
 def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
     """Return the grid after resolving and checking every cell in this process.
 
-    Networks of a cell that another process will run are built on the CPU. A cluster's cell may
-    name a device that this machine does not have.
+    If another process will run a cell, this process builds the cell's networks on the CPU. A cell
+    that a cluster will run may name a device that this machine does not have.
 
     Args:
         overrides: Hydra's overrides from the command line.
         multirun: the overrides span a grid, not one cell.
-        measuring: this process will run part of each cell on the cell's own device.
+        measuring: this process will make short runs of each cell on the cell's own device.
 
     Raises:
         InputError: if the overrides themselves are wrong.
@@ -261,8 +262,8 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
     """Help with the cells of a plan that other workers have begun; return the counts of images.
 
     The first pass restores images that no worker holds. The second pass waits for the images of
-    other workers and takes over images of workers that die. The second pass is skipped if some
-    cells have not begun, because their own jobs will run them.
+    other workers and takes over images of workers that die. If some cells have not begun, the
+    second pass is skipped, because the jobs of these cells will run them.
     """
     planned = [(one, Ledger(results / str(one.folder))) for one in plan_cells(read_json(plan))]
     outcome = Outcome()
@@ -298,7 +299,7 @@ def run_tracked(
 
 
 def options_of(cfg: DictConfig) -> Options:
-    """Return those options of a configuration that change no result.
+    """Return the options of a run from a configuration; none of them changes a result.
 
     Raises:
         InputError: if an option is invalid.
@@ -314,7 +315,8 @@ def options_of(cfg: DictConfig) -> Options:
 def in_parallel_worker() -> bool:
     """Check whether this job runs in a launcher's worker, beside other workers.
 
-    Progress bars of several workers would overwrite one another.
+    Such a job shows no progress bar, because the bars of several workers would overwrite one
+    another.
     """
     return HydraConfig.initialized() and not HydraConfig.get().launcher._target_.endswith(
         "BasicLauncher"
@@ -322,5 +324,5 @@ def in_parallel_worker() -> bool:
 
 
 def say(message: str) -> None:
-    """Print a line on stdout and flush it: workers share stdout."""
+    """Print a line on stdout and flush it, because workers share stdout."""
     print(message, flush=True)

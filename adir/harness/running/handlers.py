@@ -1,4 +1,4 @@
-"""Callback that protects our signal handlers from Lightning during a fit."""
+"""Lightning callback that keeps adir's signal handlers in place during a fit."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 
 
 class HandlersStay(pl.Callback):
-    """Callback that keeps the signal handlers of its creation time during a fit.
+    """Callback that keeps the signal handlers which were set when it was created.
 
     Lightning would otherwise handle SIGTERM itself and end the fit midway.
     """
@@ -18,7 +18,7 @@ class HandlersStay(pl.Callback):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore our handlers; Lightning calls this right after it has installed its own."""
+        """Restore the kept handlers, right after Lightning has installed its own."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._handlers.items():
                 # None: the handler was not installed from Python, so Python cannot restore it.

@@ -20,7 +20,7 @@ from adir.retrieval.query import query_image
 
 @dataclass(frozen=True)
 class CellCorpus:
-    """Corpus as an adaptation mode sees it for one y.
+    """Images of a corpus that an adaptation mode may choose from for one y.
 
     It implements adir.adaptation.modes.Surroundings.
     """
@@ -62,7 +62,8 @@ def find_neighbours(
     """Return (the K images to adapt to, ids of the corpus images that are copies of x).
 
     The search uses y alone, because x is unknown at test time. x serves only to exclude copies of
-    the test image; x is None for a user's own image.
+    the test image and images that the corpus withholds from it. For a user's own image, x is None,
+    and only repeated images of the corpus are excluded.
     """
     assert cell.corpus is not None
     excluded = left_out(cell.corpus, x) if x is not None else []
@@ -89,9 +90,9 @@ def training_ids(cell: Cell, chosen: list[str], excluded: Collection[str]) -> li
 def validation_images(
     cell: Cell, image_id: str, chosen: list[str], excluded: Collection[str]
 ) -> list[str]:
-    """Return ids of random corpus images on which a single-image fine-tuning is validated.
+    """Return ids of random corpus images for validating an adapter trained on one corpus image.
 
-    Return an empty list if the fine-tuning uses no corpus or several images.
+    The list is empty if the mode uses no corpus, or if the adapter is trained on several images.
     """
     if cell.corpus is None or len(chosen) != 1:
         return []
@@ -102,7 +103,7 @@ def validation_images(
 
 
 _copies: dict[tuple[str, str], list[str]] = {}
-"""The cache of `left_out`: {(corpus hash, image hash): ids}.
+"""The cache of `left_out`: {(corpus hash, image hash): ids of copies}.
 
 Cells of several tasks and modes need the same entries.
 """
@@ -111,7 +112,7 @@ Cells of several tasks and modes need the same entries.
 def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
     """Return the sorted ids of corpus images that are copies of x.
 
-    The result is the same for all modes.
+    All modes leave out the same images.
     """
     key = (corpus.sha256, hash_of_image(x))
     if key not in _copies:
@@ -120,9 +121,9 @@ def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
 
 
 ROOM = 100
-"""The surplus of corpus images over K above which copies of test images are not counted.
+"""The surplus of corpus images over K from which copies of test images are not counted.
 
-With K + ROOM or more different images, a corpus counts as large enough for every test image.
+A corpus with at least K + ROOM different images counts as large enough for every test image.
 """
 
 
@@ -145,7 +146,7 @@ def require_enough(cell: Cell) -> None:
         copies_too = "" if image_id is None else f"{kept_out} of test image {image_id} and "
         raise InputError(
             f"K={cell.k} neighbours requested, but only {left} of {len(cell.corpus)} corpus images "
-            f"are left without {copies_too}repeats: lower K or enlarge the corpus"
+            f"remain after excluding {copies_too}repeated images; lower K or enlarge the corpus"
         )
 
 
@@ -161,7 +162,7 @@ def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
 
 
 def is_embedded(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> bool:
-    """Check whether `corpus_index` would find cached embeddings."""
+    """Return whether the corpus has an index on disk or cached embeddings."""
     return (
         corpus.own_index(encoder) is not None or Index.path(corpus, encoder, cache_folder).is_file()
     )
@@ -175,10 +176,9 @@ The keys are hashes, because a user's own encoder may be unhashable.
 
 
 def corpus_index(corpus: Corpus, encoder: Encoder, cache_folder: Path) -> NeighbourIndex:
-    """Return the index on disk that the corpus was opened with, or else one in memory.
+    """Return the index on disk that the corpus was opened with, or else an index in memory.
 
-    The index in memory is built once per process and cached in `cache_folder` for the next
-    process.
+    An index in memory is built once per process and cached in `cache_folder` for other processes.
 
     Raises:
         InputError: if the index on disk was made with another encoder.

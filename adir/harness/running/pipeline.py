@@ -94,7 +94,7 @@ class Prepared:
 
 
 def prepare(cell: Cell, image_id: str, tell: Log, progress: bool) -> Prepared:
-    """Return a test image with all stages before sampling, from the cache or computed now.
+    """Return a test image with its y, neighbours and adapter, each cached or computed now.
 
     Raises:
         Busy: if another worker is computing the adapter or the embeddings.
@@ -127,7 +127,7 @@ def neighbours_of(
 ) -> FoundNeighbours:
     """Return the K neighbours of an image, from the cache or from a new search.
 
-    All cells share the cache, and a new result is added to it.
+    A new result is added to the cache, which all cells share.
     """
     assert cell.corpus is not None
     key = neighbours_key(cell, image_id, hash_of_image(x), measurement)
@@ -167,7 +167,9 @@ def embed_once(cell: Cell) -> None:
 
 
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
-    """Return the cache key of an image's neighbours: everything but K that determines them.
+    """Return the cache key of an image's neighbours.
+
+    The key is the hash of everything except K that determines the neighbours.
 
     Args:
         cell: its task is bound to the image.
@@ -218,12 +220,13 @@ def adapter_made_of(
 ) -> dict[str, Any]:
     """Return everything that determines an adapter; the hash of this dict is the cache key.
 
-    The sampler does not determine the adapter, so cells that differ only in it share adapters.
-    `random` cells of two tasks share adapters too. For a latent backbone, training also depends on
-    the operator, which makes the low-resolution images, or on the prompt.
+    The sampler does not determine the adapter, so cells that differ only in it share adapters. With
+    a pixel backbone, `random` cells of two tasks share adapters too. With a latent backbone, the
+    task is part of the dict, because training uses its operator (to make low-resolution images) or
+    its prompt.
 
     If an adapter is trained on a single image, other corpus images may validate the training. The
-    corpus is then part of the key.
+    corpus is part of the dict if they do.
     """
     settings = {
         key: value for key, value in cell.identity.configuration["task"].items() if key != "version"
@@ -338,9 +341,9 @@ def tell_once(tell: Log, message: str) -> None:
 def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManager[Any]:
     """Return a context manager that applies a trained adapter to the backbone.
 
-    The adapter applies at all timesteps. If the fine-tuning gates on the held-out loss, the
-    adapter applies only at the timesteps at which that loss fell. Without an adapter, the context
-    manager does nothing.
+    The adapter applies at all timesteps. If the fine-tuning gates on the held-out loss, it applies
+    only at the timesteps at which the held-out loss fell. If `adapter` is None, the context manager
+    does nothing.
     """
     if adapter is None:
         return nullcontext()
@@ -473,7 +476,7 @@ ORACLE_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
     """Return the errors of the untuned and the adapted denoiser on the ground truth.
 
-    Both are equal without an adapter.
+    The two errors of a timestep are equal if the image has no adapter.
     """
     adapter = prepared.adapter
     untuned = tuned = eps_errors(cell, prepared.x)
@@ -487,8 +490,8 @@ def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
 def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
     """Return {t: loss l_simple of the current denoiser on the ground truth x}.
 
-    Each timestep t has one fixed noise sample. Timesteps beyond the backbone's schedule are left
-    out, because some schedules have fewer than 1000.
+    Each timestep t has one fixed noise sample. Some schedules have fewer than 1000 timesteps; any t
+    beyond the schedule of the backbone is left out.
     """
     errors = {}
     for t in ORACLE_TIMESTEPS:
@@ -504,9 +507,9 @@ def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
 def oracle_eps_change(errors: tuple[OracleError, ...]) -> float:
     """Return the mean over t of the relative change of the error by fine-tuning, in percent.
 
-    Lower is better. The value is 0 without an adapter. It shows whether adaptation improved the
-    denoiser for this very image. The change is relative because the plain error at t = 10 is twice
-    the sum of all others.
+    Lower is better; 0 means no change, or no adapter. The value shows whether adaptation improved
+    the denoiser for this very image. The change is relative because the absolute error at t = 10 is
+    twice the sum of the errors at all other t.
     """
     return sum(100 * (error.adapted / error.untuned - 1) for error in errors) / len(errors)
 

@@ -32,10 +32,9 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of the running checkout; None for an installed package.
+    """Return the commit of the running checkout, with `-dirty` if tracked files differ from it.
 
-    `-dirty` is appended if tracked files differ from the commit. Return None as well if git is not
-    installed or the checkout has no commit.
+    Return None for an installed package, if git is not installed, or if the checkout has no commit.
     """
     root = Path(adir.__file__).parent.parent
     if not (root / ".git").exists():
@@ -89,11 +88,17 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, stage: str, share: int = 1) -> None:
-        """End a stage that `share` images went through together; record the seconds per image."""
+        """End a stage and record its seconds per image.
+
+        `share` is the number of images that went through the stage together.
+        """
         now = time.perf_counter()
         self.seconds[stage] = round((now - self._last) / share, 3)
         self._last = now
 
     def start(self) -> None:
-        """Start timing again, because the time since the last lap went to other images."""
+        """Start timing a stage now.
+
+        The time since the last lap is not counted, because it went to other images.
+        """
         self._last = time.perf_counter()

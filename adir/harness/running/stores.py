@@ -1,6 +1,7 @@
 """Caches that cells share: y, neighbours, trained adapters, and images for reports.
 
-Each entry is filed under the hash of its inputs.
+Neighbours and adapters are filed under the hash of everything that determines them, and images
+under their own hash. y is filed under the task's configuration, the noise seed and the image id.
 """
 
 import json
@@ -38,7 +39,7 @@ def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
     """Write a ground truth, or a neighbour's thumbnail, for the report; return the image's hash.
 
     The file is RESULTS/images/HASH.png, or HASH-thumbnail.png for a thumbnail. HASH is always the
-    hash of the whole image.
+    hash of x, not of its thumbnail.
     """
     sha256 = hash_of_image(x)
     path = Layout(results).image(sha256, thumbnail)
@@ -52,7 +53,7 @@ def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
 
 
 class OtherImage(InputError):
-    """Error for a results folder that holds another image with the same id, or another y of it.
+    """Error for a results folder with another image of the same id, or another y of the same image.
 
     The error stops the run. Otherwise earlier results would be overwritten, or rows would be
     compared that are not comparable.
@@ -72,8 +73,8 @@ class Measurement:
 class MeasurementStore:
     """Cache of y: one PNG per (image, task version, noise seed), which all cells read.
 
-    The folder's name contains the hash of the task's configuration. If a task changes but its
-    version does not, the old y is therefore not used.
+    The folder's name contains the hash of the task's configuration. A cached y is therefore not
+    used if the task's configuration has changed but its version has not.
     """
 
     results: Path
@@ -114,8 +115,9 @@ class MeasurementStore:
     def get(self, image_id: str, x: Tensor, warn: Callable[[str], None]) -> Measurement:
         """Return y of image x, read from its file or computed now.
 
-        A damaged y is renamed, logged with `warn(message)`, and computed again. If y has no note
-        (after a kill), y is computed again from x, and the note is written if both are equal.
+        A damaged y is renamed, logged with `warn(message)`, and computed again. If y has no note,
+        because an earlier run was killed, y is computed again from x. If the result equals the
+        cached y, the note is written.
 
         Raises:
             OtherImage: if y was computed from an image with other pixels, or if y computed again
@@ -168,9 +170,9 @@ class MeasurementStore:
 
 
 def read_note(path: Path) -> dict[str, str] | None:
-    """Return {sha256: hash of y, image_sha256: hash of x}; None if missing or damaged.
+    """Return {sha256: hash of y, image_sha256: hash of x}; None if the note is missing or damaged.
 
-    `MeasurementStore.get` then writes the note again.
+    `MeasurementStore.get` writes a missing or damaged note again.
     """
     try:
         note = read_json(path)
@@ -212,9 +214,10 @@ def hash_of_tensors(tensors: dict[str, Tensor]) -> str:
 class AdapterStore:
     """Cache of trained adapters, filed under the hash of everything that determines them.
 
-    The hash covers backbone weights, adapter, fine-tuning, images and seed. Each adapter is one
-    safetensors file, so tensors and facts always come from one training. The file's metadata has
-    one entry, `facts`: the facts as JSON, including the hash of the tensors.
+    The hash covers backbone weights, adapter, fine-tuning, images and seed, among others. Each
+    adapter is one safetensors file, so its tensors and the facts about its training always belong
+    together. The file's metadata has one entry, `facts`: the facts as JSON, including the hash of
+    the tensors.
     """
 
     results: Path
@@ -279,7 +282,7 @@ class FoundNeighbours(Part):
 def stored_neighbours(results: Path, key: str, k: int) -> FoundNeighbours | None:
     """Return the k nearest neighbours cached under a key; None if fewer are cached.
 
-    The key does not contain K, because the list for K is a prefix of the list for a larger K. A
+    The key does not contain K, because the list for a smaller K begins the list for a larger K. A
     damaged file counts as missing, because a new search is fast.
     """
     try:

@@ -158,8 +158,8 @@ def settled(
 ) -> bool:
     """Check whether an image needs no run, and count its record in `outcome`.
 
-    An image needs no run if it has a record that `options` does not replace, or if nothing is to
-    be run.
+    An image needs no run if it has a record that `options` does not replace, or if `options` says
+    that nothing is to be run.
 
     Raises:
         OtherImage: if the record is of another image with this id.
@@ -256,10 +256,10 @@ STOPPING = (OSError, OtherImage, OutOfMemory)
 
 
 def alike(ready: list[Prepared]) -> list[list[Prepared]]:
-    """Return the images split into batches for the sampler.
+    """Return the prepared images split into batches for the sampler.
 
-    The images of a batch have the same operator and no adapter. An image with an adapter is a
-    batch of its own.
+    An image with an adapter is a batch of its own. The images of any other batch have the same
+    operator.
     """
     batches: list[list[Prepared]] = []
     for prepared in ready:
@@ -273,8 +273,8 @@ def alike(ready: list[Prepared]) -> list[list[Prepared]]:
 def require_test_images(cell: Cell) -> None:
     """Raise InputError unless all test images are readable and have a suitable size.
 
-    Task and backbone determine which sizes are suitable. A test set that silently lost an image
-    would give another mean.
+    Task and backbone determine which sizes are suitable. An unreadable image is an error, because
+    the mean over the remaining images would be another one.
     """
     for image_id, reason in cell.data.rejects.items():
         raise InputError(
@@ -296,13 +296,13 @@ def require_test_images(cell: Cell) -> None:
 
 @functools.cache
 def image_shapes(data: Corpus) -> dict[str, tuple[int, ...]]:
-    """Return {image: (3, H, W)}, cached because every cell of a grid needs the shapes."""
+    """Return {image id: (3, H, W)}, cached because every cell of a grid needs the shapes."""
     return {image_id: tuple(data.image(image_id).shape) for image_id in data.ids}
 
 
 @functools.cache
 def image_hashes(data: Corpus) -> dict[str, str]:
-    """Return {image: `hash_of_image`}, cached because every record is checked against it."""
+    """Return {image id: `hash_of_image`}, cached because every record is checked against it."""
     return {image_id: hash_of_image(data.image(image_id)) for image_id in data.ids}
 
 

@@ -1,1 +1,1 @@
-"""Leaderboards: means, errors and tests computed from records, and tables that show them."""
+"""Leaderboards: means, standard errors and tests from records, and tables that show them."""

@@ -1,8 +1,8 @@
 """Turn records into the rows of a leaderboard.
 
-A row stands for one backbone, sampler, task, data set, mode, adapter, K and setting. Seeds are
-averaged within an image, and images within a cluster. The numbers are computed once, here, for all
-formats of the table.
+A row stands for one backbone, sampler, task, data set, mode, adapter, K and setting. The setting
+means all other entries of the identity except the seed. Seeds are averaged within an image, and
+images within a cluster. This module computes the numbers once for all formats of the table.
 
 A missing value stays missing. A row needs every record that another row with the same backbone,
 sampler, task and data set has, or that the grid's plan names. If any of these records is missing,
@@ -61,15 +61,14 @@ class Row:
     axes: dict[str, Any]
     """The values of backbone, sampler, task, adaptation, adapter, k, variant, setting and data.
 
-    variant: eight hex digits of the setting's hash if the other values do not identify the row;
-    else empty. setting: the settings in which the row differs from similar rows, such as `rank=4
-    alpha=2`. It is empty if the row has no variant, or if a few numbers or words cannot tell the
-    rows apart.
+    variant: `setting_hash` if the other values do not identify the row; else empty. setting: the
+    settings in which the row differs from similar rows, such as `rank=4 alpha=2`. It is empty if
+    the row has no variant, or if a few numbers or words cannot tell the rows apart.
     """
     records: list[Record]
     """All records of the row: done, failed, or missing (planned, but not found)."""
     setting_hash: str
-    """The hash of the row's identity without the seed."""
+    """The first eight hex digits of the hash of the row's identity without the seed."""
     base: str
     """The hash of the row's identity without seed, adaptation and retrieval."""
     expected: int = 0
@@ -135,7 +134,7 @@ class Board:
     against: str = "none"
     """The mode of the reference rows."""
     shown: Sequence[str] = ()
-    """Those of data, backbone and sampler that differ between rows; row labels include them."""
+    """The axes among data, backbone and sampler in which rows differ; row labels include them."""
     summary: str = ""
     """One sentence on the verdicts; empty if there are none."""
     notes: list[str] = field(default_factory=list)
@@ -215,9 +214,10 @@ def make_board(
 
 
 def rows_of(records: list[Record]) -> list[Row]:
-    """Return the rows without their numbers.
+    """Group records into rows, and return the rows before their numbers are computed.
 
-    They are sorted by task, data set, backbone and sampler, then by `row_order` and setting.
+    The rows are sorted by task, data set, backbone and sampler, then by `row_order` and by the hash
+    of the setting.
     """
     settings: dict[str, str] = {}  # {cell: setting's hash}, cached because hashing is slow
     found: dict[tuple[Any, ...], Row] = {}
@@ -243,11 +243,12 @@ def rows_of(records: list[Record]) -> list[Row]:
 
 
 def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
-    """Return (rows of a group, ordered by setting; notes on settings that cannot be shown).
+    """Add to the rows of a group the settings that tell them apart; return (sorted rows, notes).
 
-    Rows with the same label get the settings in which they differ. If the rows of the group have
-    several bases (`Row.base`), a row with a unique label gets the settings in which the bases
-    differ. Rows with different settings are never averaged together.
+    Rows that would have the same label get the settings in which they differ, and are sorted by
+    these settings. If the rows of the group have several bases (`Row.base`), a row with a unique
+    label gets the settings in which the bases differ. The notes name settings that cannot be shown.
+    Rows with different settings are never averaged together.
     """
     several_bases = len({row.base for row in rows}) > 1
     of_bases = (
@@ -290,7 +291,10 @@ def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], lis
 
 
 def setting_order(setting: dict[str, float | str]) -> list[tuple[bool, float, str]]:
-    """Return a sort key for a setting: numbers by value and before words."""
+    """Return a sort key for the settings of a row, given as {name: value}.
+
+    Numbers come first, in order of value, and words follow.
+    """
     return [
         (isinstance(v, str), 0.0 if isinstance(v, str) else v, str(v)) for v in setting.values()
     ]
@@ -386,7 +390,7 @@ def references_of(row: Row, rows: list[Row], against: str) -> list[Row]:
 def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of an adaptation without its mode.
 
-    They are K, adapter, fine-tuning, and the images that may be neighbours.
+    They are K, adapter, fine-tuning, corpus, and the rule by which the corpus withholds images.
     """
     parts, unlike = (
         ("adaptation.", "retrieval.corpus", "retrieval.withholds"),
@@ -396,14 +400,17 @@ def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def gathered(notes: Iterable[Note]) -> list[str]:
-    """Return one line per remark, with all rows that it is about: `remark: one row, another`."""
+    """Return one line per remark, followed by all rows or tasks that it concerns.
+
+    The format is `remark: one row, another`.
+    """
     return [f"{what}: {', '.join(dict.fromkeys(names))}" for what, names in grouped(notes).items()]
 
 
 def evaluations_of(records: list[Record]) -> tuple[float | None, float | None]:
     """Return the mean network calls per image: (without a gradient, with a gradient).
 
-    Both are None if a record misses them, or if there is no record.
+    Both are None if any record lacks these numbers, or if there is no record.
     """
     known = [
         (r.sampler.network_evaluations, r.sampler.gradient_evaluations)
@@ -424,7 +431,10 @@ def first_known(*values: T | None) -> T | None:
 def image_means(
     done: dict[tuple[str, int], Record], metric: str, expected: list[tuple[str, int]]
 ) -> dict[str, float | None]:
-    """Return {image: mean over its seeds}; None if an expected (image, seed) has no value."""
+    """Return {image: mean over its seeds}.
+
+    The mean of an image is None if a seed that `expected` lists for it has no value.
+    """
     places = grouped(
         (image, done[image, seed].value(metric) if (image, seed) in done else None)
         for image, seed in expected
@@ -437,7 +447,7 @@ def image_means(
 
 
 def dropped_notes(row: Row, against: str) -> list[str]:
-    """Return notes on images that the differences leave out.
+    """Return notes on images that the differences to the reference row leave out.
 
     Such an image has no value in the row or in the reference row. Metrics that leave out the same
     images share a note.
@@ -460,7 +470,7 @@ def dropped_notes(row: Row, against: str) -> list[str]:
 
 
 def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
-    """Return notes on the smallest gains that rows of a task could show, by metric."""
+    """Return notes on the smallest gain per metric that rows of a task show with 80 % power."""
     told = grouped(
         (place_of(row.axes, shown), (metric, verdict.least, row.to_reference[metric].n))
         for row in rows
@@ -511,7 +521,7 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
     """Mark the best row of each task and the rows tied with it; return notes on unmarked rows.
 
     All rows with the same task and data set compete, whatever their backbone and sampler. A row
-    competes only if it has no missing value and covers all images that any of these rows has.
+    competes only if it has no missing value and covers all images that any of these rows covers.
     Otherwise a row with a few easy images could pass for the best of the task.
     """
     contests: list[tuple[str, list[Row]]] = []
@@ -553,26 +563,29 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
 
 
 def row_order(axes: dict[str, Any]) -> tuple[Any, ...]:
-    """Return a sort key: none, self, knn, pixel, random; then adapter and K."""
+    """Return a sort key for rows: first by mode, then by adapter, then by K.
+
+    The order of modes is none, self, knn, pixel, random, and all other modes by name.
+    """
     mode, k = axes["adaptation"], axes["k"]
     return (ORDER.get(mode, 9), str(mode), str(axes["adapter"]), -math.inf if k is None else k)
 
 
 def place_of(axes: dict[str, Any], shown: Sequence[str]) -> str:
-    """Return the task, followed by the axes in `shown`: `deblur dps`."""
+    """Return the task followed by the values of the axes in `shown`, such as `deblur dps`."""
     return " ".join([axes["task"], *(axes[name] or "–" for name in shown)])
 
 
 def named(axes: dict[str, Any], shown: Sequence[str]) -> str:
     """Return the full label of a row, which no other row of the board has.
 
-    Example: `deblur dps knn k=20 full`. `shown` is the board's.
+    An example is `deblur dps knn k=20 full`. `shown` is the attribute of the board.
     """
     return f"{place_of(axes, shown)} {label(axes)}"
 
 
 def label(axes: dict[str, Any]) -> str:
-    """Return the label of a row within its task: `knn k=20 full`.
+    """Return the label of a row within its task, such as `knn k=20 full`.
 
     The label includes the setting if the row has one: `knn k=20 lora rank=4`.
     """

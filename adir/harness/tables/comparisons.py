@@ -1,8 +1,9 @@
 """Statistical tests over a whole table: two families, each with a Holm correction of its own.
 
-One family is every difference to the reference (`none` or another mode). The other family compares
-every row with the best row of its task in every metric. A third family, all pairs of rows, would
-be useless: 20 rows have 190 pairs per metric, and 12 images give no p below 0.0005.
+One family consists of all differences to the reference (`none` or another mode). The other family
+compares every row with the best row of its task in every metric. Not all pairs of rows are tested,
+because the correction would leave no difference significant: 20 rows have 190 pairs per metric, and
+12 images give no p below 0.0005.
 """
 
 from dataclasses import replace
@@ -13,7 +14,10 @@ from adir.harness.tables.statistics import ALPHA, PairedDifference, holm, signed
 
 
 def with_holm(differences: list[PairedDifference]) -> list[PairedDifference]:
-    """Return the differences with `p_holm`, corrected over all differences that have a p."""
+    """Return the differences with their corrected p, `p_holm`.
+
+    The correction covers all differences that have a p.
+    """
     places = [place for place, difference in enumerate(differences) if difference.p is not None]
     adjusted = dict(
         zip(places, holm([differences[place].p or 0.0 for place in places]), strict=True)
@@ -29,14 +33,14 @@ def best_of(
 ) -> list[list[int]]:
     """Return the leaders of each contest: the row with the best mean and the rows tied with it.
 
-    A contest compares rows in one metric; leaders are indices of its rows. A row is tied with the
-    best unless a signed rank test shows that it is worse. It is worse if p, corrected over all
-    rows of all contests, is below ALPHA, and the median difference favours the best row, as the
-    means do.
+    A contest compares rows in one metric, and leaders are indices of its rows. A row is tied with
+    the best row unless a signed rank test shows that it is worse. A row is shown to be worse if its
+    p, corrected over all rows of all contests, is below ALPHA, and if the median difference favours
+    the best row, as the means do.
 
     Args:
-        contests: the rows of each contest, at least one, as {cluster: value}. The rows of a
-            contest have the same clusters and no missing value.
+        contests: the rows of each contest, at least one, as {cluster: value}. The rows of a contest
+            have the same clusters and no missing value.
         directions: `higher` or `lower` (which is better), one per contest.
     """
     leaders: list[int] = []

@@ -92,7 +92,10 @@ def score_text(row: Row, metric: str) -> tuple[str, str, str]:
 
 
 def headings(board: Board) -> list[str]:
-    """Return the column titles of all formats: the titles for `lead`, then the metrics."""
+    """Return the column titles of all formats.
+
+    The titles of the columns of `lead` come first, then those of the metrics.
+    """
     metrics = (tidy(name) + ARROWS[way] for name, way in board.metrics.items())
     costs = EVALUATIONS if shows_evaluations(board) else ()
     return [
@@ -109,17 +112,23 @@ def headings(board: Board) -> list[str]:
 
 
 def tells_priors(board: Board) -> bool:
-    """Check whether any row names the training set of its prior; a column then shows it."""
+    """Return whether any row names the training set of its prior.
+
+    If one does, the table has a column for it.
+    """
     return any(row.trained_on is not None for row in board.rows)
 
 
 def shows_evaluations(board: Board) -> bool:
-    """Check whether rows differ in their network calls; columns then show the calls."""
+    """Return whether rows differ in their numbers of network calls.
+
+    If they do, the table has columns for these numbers.
+    """
     return len({row.evaluations for row in board.rows if None not in row.evaluations}) > 1
 
 
 def lead(board: Board, row: Row) -> list[str]:
-    """Return the columns of a row before its metrics."""
+    """Return the texts of a row for the columns before the metrics."""
     axes = row.axes
     setting = axes["setting"] or (f"#{axes['variant']}" if axes["variant"] else "")
     n = max((e.n for e in row.estimates.values()), default=0)
@@ -147,7 +156,7 @@ def cells(
     bold: tuple[str, str] = ("", ""),
     safe: Callable[[str], str] = str,
 ) -> list[str]:
-    """Return the columns of one row as text.
+    """Return the texts of a row, one per column of the table.
 
     Args:
         board: the board, for its columns.
@@ -173,7 +182,7 @@ def tidy(text: str) -> str:
 
 
 def to_terminal(board: Board, title: str, width: int) -> list[Table]:
-    """Return the board as rich tables; each holds as many metrics as fit in `width` columns."""
+    """Return the board as rich tables; each has as many metrics as fit in `width` characters."""
     n_lead, rows = len(headings(board)) - len(board.metrics), board.rows
     lines = [
         [*map(Text, lead(board, row)), *(score_of(row, name) for name in board.metrics)]
@@ -215,10 +224,11 @@ def markdown_safe(text: str) -> str:
 
 
 def to_csv(board: Board) -> str:
-    """Return the board as CSV: full precision, one line per row, empty if missing.
+    """Return the board as CSV, with one line per row and numbers in full precision.
 
-    The columns of a difference are mean, 90 % interval, clusters, p, corrected p, verdict, and the
-    smallest gain that is shown with 80 % power.
+    A missing value is an empty field. The columns of a difference are its mean, both ends of its 90
+    % interval, its number of clusters, p, corrected p, the verdict, and the smallest gain that is
+    shown with 80 % power.
     """
     lines = []
     for row in board.rows:
@@ -288,12 +298,14 @@ def tex(text: str) -> str:
 def booktabs(
     aligned: str, headings: Sequence[str], groups: Iterable[Iterable[Sequence[str]]]
 ) -> list[str]:
-    """Return the lines of a booktabs table; a rule precedes each group of rows.
+    """Return the lines of a LaTeX table in the style of the booktabs package.
+
+    A rule precedes each group of rows.
 
     Args:
         aligned: LaTeX column specification, such as `lrr`.
-        headings: column titles, LaTeX already.
-        groups: the rows of each group, LaTeX already.
+        headings: column titles, already escaped for LaTeX.
+        groups: the rows of each group, already escaped for LaTeX.
     """
     lines = [
         r"% \usepackage{booktabs}",

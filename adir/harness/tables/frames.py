@@ -22,7 +22,8 @@ from adir.harness.tables.formats import to_csv
 def records_frame(*sources: str | Path) -> pd.DataFrame:
     """Return a frame with one line per record of results folders and submissions.
 
-    The columns are axes, image, y, status, scores, and seconds by stage. A missing score is NaN.
+    The columns are axes, image, status, cell, y, scores, seconds by stage, and network calls. A
+    missing score is NaN.
 
     Raises:
         InputError: if the sources hold no records.
@@ -56,5 +57,8 @@ def line_of(record: Record) -> dict[str, Any]:
 
 
 def board_frame(board: Board) -> pd.DataFrame:
-    """Return a frame with one line per row of a leaderboard and the columns of to_csv."""
+    """Return a frame with one line per row of a leaderboard.
+
+    It has the columns of `to_csv`.
+    """
     return pd.read_csv(io.StringIO(to_csv(board)), dtype={"k": "Int64"})

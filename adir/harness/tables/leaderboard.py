@@ -8,14 +8,15 @@ from adir.harness.tables.board import Board, make_board
 
 
 def load_board(*results: Path, against: str = "none") -> Board:
-    """Return the leaderboard of results folders and submission files, taken together.
+    """Return one leaderboard of several results folders and submission files.
 
     Args:
         results: the folders and files.
         against: mode of the reference rows.
 
     Raises:
-        InputError: if there are no records, or none of the mode `against`.
+        InputError: if there are no records, or if no row has the mode `against` (unless it is
+            `none`).
     """
     with garbage_collection_paused():
         found = read_sources(list(results))

@@ -24,7 +24,7 @@ set.
 def prior_of(record: Record) -> str | None:
     """Return the training set of a record's prior.
 
-    Return None if the record does not name it, and for a sampler without a network.
+    Return None if the record does not name the training set, or if its sampler uses no network.
     """
     if record.prior is None or (record.sampler is not None and record.sampler.n_steps == 0):
         return None

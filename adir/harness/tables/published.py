@@ -1,7 +1,7 @@
 """Compare the paper's published numbers with ours (`adir table`).
 
-Each file in results/published holds one table of the paper. A verdict says whether the two numbers
-can be compared.
+Each file in results/published holds one table of the paper. A verdict says whether a published
+number lies in the 95 % interval of our mean, or that the two cannot be compared.
 """
 
 import functools
@@ -34,14 +34,14 @@ INSIDE = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of one cell of a published table with ours."""
+    """Comparison of one number of a published table with our number."""
 
     method: str
     metric: dict[str, Any]
     paper: float | None
     confidence: str
     source: str
-    """The source of the paper's number: the cell's own source, or else the table's."""
+    """The source of the paper's number: its own source, or else that of the table."""
     ours: float | None
     interval: tuple[float, float] | None
     n: int
@@ -77,7 +77,7 @@ def published_dir(package: Path = PACKAGE) -> Path:
 
 
 def published_names() -> list[str]:
-    """Return the names of all published tables, those of v2 of the paper first."""
+    """Return the names of all published tables; those of version 2 (v2) of the paper come first."""
     return sorted(
         (path.stem for path in published_dir().glob("*.yaml")),
         key=lambda name: (name[:2] != "v2", name),
@@ -86,7 +86,9 @@ def published_names() -> list[str]:
 
 @functools.cache
 def published(name: str) -> dict[str, Any]:
-    """Return a published table; `decimals` is added to each of its metrics.
+    """Return a published table.
+
+    The number of decimals to print, `decimals`, is added to each of its metrics.
 
     Raises:
         InputError: if no table has this name.
@@ -112,9 +114,9 @@ def command_of(experiment: str) -> str:
 
 
 def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
-    """Return every cell of a published table, compared with our closest row.
+    """Return comparisons of all numbers of a published table with our closest rows.
 
-    The closest row departs least from the published conditions.
+    The closest row is the one that departs least from the published conditions.
     """
     rows = board.rows if board is not None else []
     judged = [(row, *closest(table["conditions"], row, rows)) for row in table["rows"]]
@@ -136,8 +138,8 @@ def closest(
 ) -> tuple[Row | None, list[str]]:
     """Return (our row that departs least from the published conditions, its departures).
 
-    The row has the wanted task and mode. The first of equally close rows is returned, or (None,
-    []) if we have no such row.
+    Only rows with the wanted task and mode count. If several rows are equally close, the first is
+    returned; if no row counts, (None, []).
     """
     candidates = [
         row
@@ -180,14 +182,14 @@ def comparison(
     row: Row | None,
     departures: Sequence[str],
 ) -> Comparison:
-    """Return the comparison of one cell, with its verdict.
+    """Return the comparison of one published number with our number, and its verdict.
 
     All reasons against comparing are collected, not only the first.
 
     Args:
         method: name of the method in the paper.
         metric: the metric's entry in the published table.
-        cell: the published value with its confidence and source.
+        cell: the published number with its confidence and source.
         row: our closest row; None if there is none.
         departures: differences of our row from the published conditions.
     """
@@ -233,10 +235,10 @@ def comparison(
 def columns_of(
     comparisons: list[Comparison], source: str
 ) -> tuple[list[Column], list[Column], list[str]]:
-    """Return (columns that name a line, columns of numbers, notes).
+    """Return (columns that name a line, all other columns, notes).
 
     A note is a reason against comparing, or the source of a paper's number if it is not `source`,
-    the table's own. Each line refers to its notes by number, in brackets.
+    the table's own source. Each line refers to its notes by number, in brackets.
     """
     notes: dict[str, int] = {}
 

@@ -1,7 +1,7 @@
 """Means and paired differences, with their intervals and tests.
 
-The unit is a cluster of images, such as the fields of one photograph. Seeds are averaged within an
-image first, then images within a cluster. Most images are their own cluster.
+All statistics are over clusters of images, such as the fields of one photograph. Seeds are averaged
+within an image first, then images within a cluster. Most images are their own cluster.
 
 docs/statistics.md explains the choice of methods. benchmarks/quality/coverage.py measures the
 coverage of the intervals. Only scipy.special is imported, because scipy.stats would add 0.6 s to
@@ -24,7 +24,8 @@ ALPHA = 0.05
 TAIL = 0.05
 """The probability that the true difference lies beyond one given end of its interval.
 
-The interval is therefore a 90 % interval. Each verdict looks at one end.
+The interval is therefore a 90 % interval. The verdicts `better` and `not worse` depend on its lower
+end alone.
 """
 POWER = 0.8
 FEWEST_IMAGES = 3
@@ -51,8 +52,8 @@ For larger numbers, the normal approximation is within 1e-3.
 class Estimate:
     """Mean over clusters.
 
-    value and standard_error are None if any cluster has no value; the others are never averaged
-    alone.
+    If any cluster has no value, value and standard_error are None; the mean of the remaining
+    clusters is never given instead.
     """
 
     value: float | None
@@ -65,7 +66,9 @@ class Estimate:
 def cluster_means(
     values: Mapping[str, float | None], clusters: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """Return {cluster: mean over its images}; None if any of its images has no value.
+    """Return {cluster: mean over its images}.
+
+    The mean of a cluster is None if any of its images has no value.
 
     Args:
         values: {image: value}.
@@ -78,9 +81,9 @@ def cluster_means(
 
 
 def mean_over_images(values: list[float | None]) -> Estimate:
-    """Return the mean of one value per cluster (or image, or seed).
+    """Return the mean of values, one per cluster (or image, or seed), and its standard error.
 
-    The mean is missing if any value is.
+    The mean is missing if any value is missing (None).
     """
     present = [value for value in values if value is not None]
     n = len(present)
@@ -159,15 +162,16 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
     """Return the 90 % interval of the population mean of paired differences (n,).
 
     Each side leaves out 5 %. For n < 5, the interval is Student's t. For larger n, it is the
-    bootstrap-t with equal tails (Efron, 1981). Of the usual intervals, this one errs least on its
-    worse side for skewed populations, and only this one holds if most differences are 0
-    (results/quality/coverage.md).
+    bootstrap-t with equal tails (Efron, 1981). For skewed populations, the worse of its two ends
+    errs less often than the worse end of Student's t or of the bootstrap-t with symmetric tails. If
+    most differences are 0 and the others are losses, only this interval keeps the error of its
+    lower end at about 5 % (results/quality/coverage.md).
 
     An end is infinite if 5 % of the resamples have no spread. If all values are equal, both ends
     equal that value.
 
     Return None for n < FEWEST_IMAGES, if both ends are infinite, or if all values are equal and n
-    < FEWEST_TO_TELL_APART.
+    is below FEWEST_TO_TELL_APART.
     """
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
@@ -186,9 +190,10 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
 def least_difference(reach: float, standard_error: float, n: int) -> float:
     """Return the true gain whose interval would lie above 0 with probability POWER.
 
-    The samples have n clusters and the same spread. The gain is exact for Student's
-    interval of normal differences, except that a t quantile replaces the noncentral one (an error
-    under 2 % from n = 6). results/quality/coverage.md checks it by simulation.
+    Samples are assumed to have n clusters and the same spread as the measured sample. The gain is
+    exact for Student's interval of normal differences, except that a t quantile replaces the
+    noncentral one (an error under 2 % from n = 6). results/quality/coverage.md checks it by
+    simulation.
 
     Args:
         reach: distance from the mean down to the lower end of the interval.
@@ -205,8 +210,8 @@ def mean_interval(values: Sequence[float] | Floats) -> tuple[float, float] | Non
     (Efron, 1981), and for larger n the bootstrap-t with symmetric tails (Hall, 1988). The
     resamples are fixed, so the same values always give the same interval.
 
-    Coverage in % (±0.5) over 2,000 simulated samples, beside BCa, the usual bootstrap interval
-    (results/quality/coverage.md):
+    The table shows the coverage in % (±0.5) over 2,000 simulated samples, first of this interval,
+    then of BCa, the usual bootstrap interval (results/quality/coverage.md).
 
           population            n = 3, 4    n = 5 to 50     BCa, n = 5    BCa, n = 10
           normal                94 to 95    93.8 to 96.4    85            90
@@ -271,10 +276,10 @@ def resamples(n: int) -> Floats:
 def signed_rank_p(differences: Sequence[float] | Floats) -> float:
     """Return the two-sided p of Wilcoxon's signed rank test (1945) for differences (n,).
 
-    The null hypothesis is that they are distributed symmetrically about 0. Zero differences are
-    dropped, as Wilcoxon did, and ties share the mean of their ranks. Up to EXACT_UP_TO nonzero
-    differences, p is exact, even with ties: it covers all 2^n assignments of signs to the ranks. p
-    is 1 if all differences are zero.
+    The null hypothesis is that the differences are distributed symmetrically about 0. Zero
+    differences are dropped, as Wilcoxon did, and ties share the mean of their ranks. Up to
+    EXACT_UP_TO nonzero differences, p is exact, even with ties: it covers all 2^n assignments of
+    signs to the ranks. p is 1 if all differences are zero.
     """
     d = np.asarray(differences, dtype=np.float64)
     d = d[d != 0]
@@ -309,7 +314,8 @@ def doubled_ranks(x: Floats) -> NDArray[np.int64]:
 def sign_distribution(ranks: tuple[int, ...]) -> Floats:
     """Return the distribution of the sum of positive ranks if signs are random.
 
-    Entry s of (sum of ranks + 1,) is the probability that the sum is at most s.
+    The array has shape (sum of ranks + 1,). Entry s is the probability that the sum of positive
+    ranks is at most s.
     """
     chances = np.zeros(sum(ranks) + 1)
     chances[0] = 1

@@ -1,6 +1,6 @@
-"""Wide tables in narrow terminals: several tables, one above the other.
+"""Split a wide table into several tables, one above the other, for a narrow terminal.
 
-Each of them repeats the columns that name the rows.
+Each of these tables repeats the columns that name the rows.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Column:
 
     @property
     def width(self) -> int:
-        """The width of the longest line, with its blanks and border."""
+        """The width of the longest line, including the blanks and the border around the column."""
         return AROUND + max(
             cell_len(line) for text in (self.heading, *self.texts) for line in str(text).split("\n")
         )
@@ -43,8 +43,8 @@ def stacked(
 ) -> list[Table]:
     """Return as many tables as needed to show all columns of `values` unwrapped within `width`.
 
-    If one table is too wide, columns of `names` with the same text in every row move to the title.
-    If the terminal is too narrow for one column of values, names are wrapped.
+    If a single table would be too wide, columns of `names` with the same text in every row move to
+    the title. If the terminal is too narrow for one column of values, names are wrapped.
 
     Args:
         title: title of the first table.

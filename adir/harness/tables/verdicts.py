@@ -1,9 +1,10 @@
 """Verdicts on a row against its reference, and one sentence that summarises a table.
 
-A verdict is `better`, `worse`, `not worse` or `undecided`. A gain is a paired difference, with its
-sign changed if lower is better, so that a positive gain is an improvement. L and U are the ends of
-its 90 % interval over clusters, and m is the metric's margin. `L > 0` and `L > -m` are therefore
-one-sided tests at 5 %.
+A gain is a paired difference, with its sign changed if lower is better, so that a positive gain is
+an improvement. L and U are the ends of its 90 % interval over clusters, and m is the metric's
+margin. The verdict is `better` if L > 0, `worse` if U < 0 and L <= -m, and `not worse` if L > -m.
+It is `undecided` in all other cases, and for fewer than FEWEST_TO_TELL_APART clusters. The interval
+leaves out 5 % on each side, so L > 0 and L > -m are one-sided tests at 5 %.
 
 Verdicts are not corrected for the number of rows (benchmarks/quality/coverage.py simulates how
 often one of several is false). The signed rank tests in the same table are corrected.
@@ -26,7 +27,10 @@ from adir.harness.tables.statistics import FEWEST_TO_TELL_APART, PairedDifferenc
 Word = Literal["better", "worse", "not worse", "undecided"]
 WORDS: tuple[Word, ...] = ("better", "not worse", "worse", "undecided")
 SPELLED_OUT = 8
-"""The largest number of verdicts that the sentence names one by one; it counts more than that."""
+"""The largest number of verdicts that the sentence names one by one.
+
+If there are more, the sentence gives their counts.
+"""
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,12 @@ class Finding:
 
 
 def sentence(findings: Sequence[Finding], against: str, clustered: bool) -> str:
-    """Return the summary of a table's verdicts as one sentence; empty without findings.
+    """Return the summary of a table's verdicts as one sentence; an empty text without verdicts.
 
-    Example: `Against none, over 12 images: knn is better in PSNR on sr4 (+0.8 dB) and not worse on
-    deblur (-0.02 dB).`
+    An example is `Against none, over 12 images: knn is better in PSNR on sr4 (+0.8 dB) and not
+    worse on deblur (-0.02 dB).`
 
-    If there are more than SPELLED_OUT findings, the sentence counts the verdicts of each row. If
+    If there are more than SPELLED_OUT verdicts, the sentence counts the verdicts of each row. If
     there are more than SPELLED_OUT rows, it counts the verdicts of all rows together.
 
     Args:
@@ -201,5 +205,5 @@ def listed(texts: Sequence[str]) -> str:
 
 
 def span(values: Sequence[float], form: str = "") -> str:
-    """Return the lowest and the highest value as `6 to 8`, or as `8` if both are equal."""
+    """Return the range of the values as a text: `6 to 8`, or `8` if all values are equal."""
     return " to ".join(dict.fromkeys(f"{end:{form}}" for end in (min(values), max(values))))

@@ -211,16 +211,16 @@ def test_k_above_what_copies_and_equal_images_leave_is_refused_before_any_work(
     files = {"a.png": a, "b.png": b, "c.png": c, "again.png": b, "grey.png": grey}
     overrides = words(files, "task=sr4", f"adaptation={mode}", "sampler.n_steps=1")
     assert adir(command, *overrides, "k=3").status == 0
-    for k, left, without in (
-        (4, 3, "copies of test image 1.png and repeats"),
-        (5, 4, "repeats"),
+    for k, left, excluded in (
+        (4, 3, "copies of test image 1.png and repeated images"),
+        (5, 4, "repeated images"),
     ):
         refused = adir(command, *overrides, f"k={k}", f"results={tmp_path / 'other'}")
         said = " ".join((refused.out + refused.err).split())
         assert refused.status == 2
         assert (
-            f"K={k} neighbours requested, but only {left} of 5 corpus images are left without "
-            f"{without}: lower K"
+            f"K={k} neighbours requested, but only {left} of 5 corpus images remain after excluding "
+            f"{excluded}; lower K"
         ) in said
         assert not (tmp_path / "other" / "cells").exists()
 
@@ -271,6 +271,6 @@ def test_k_above_what_the_corpus_does_not_withhold_is_refused(
     said = " ".join((refused.out + refused.err).split())
     assert (
         refused.status == 2
-        and "without copies and withheld images of test image hubble_deep_field-s1" in said
+        and "excluding copies and withheld images of test image hubble_deep_field-s1" in said
     )
     assert f"only {left} of" in said
