@@ -124,7 +124,7 @@ class Execution:
         return network
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context manager in which the network's precision and attention kernel are set."""
+        """Return a context manager that sets the precision and attention kernel of a network."""
         backends = ATTENTION[self.attention]
         if self.dtype == "float32" and backends is None:
             return nullcontext()

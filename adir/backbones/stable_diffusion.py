@@ -1,8 +1,8 @@
 """Latent backbones: the x4 upscaler and the inpainting model of Stable Diffusion.
 
-The models are those of Rombach et al. (2022) and their successors, loaded from a local diffusers
-folder. Adaptation fine-tunes the UNet, which is the backbone's `network`, and leaves VAE and text
-encoder unchanged. Latents are multiplied by the VAE's scaling factor, as the UNet expects them. The
+Stable Diffusion is by Rombach et al. (2022). The models are loaded from a local diffusers folder.
+Adaptation fine-tunes the UNet, which is the backbone's `network`, and leaves VAE and text encoder
+unchanged. Latents are multiplied by the VAE's scaling factor, as the UNet expects them. The
 training examples' conditions and losses are those of the configuration files with which Stability
 and CompVis trained the networks.
 """

@@ -229,9 +229,9 @@ class Reconstruction(Reconstructor):
     """deepinv reconstructor made of a backbone, a sampler and an adaptation mode.
 
     Call it as x_hat = model(y, physics), with images in [0, 1]. The physics must be linear and take
-    RGB images. Its noise must be Gaussian or absent, and the noise level is read from it. Each image
-    of a batch is restored alone. Its random numbers depend only on `seed` and its y, so the result
-    is the same in any batch. The result is not differentiable.
+    RGB images. Its noise must be Gaussian or absent, and the noise level is read from it. Each
+    image of a batch is restored alone. Its random numbers depend only on `seed` and its y, so the
+    result is the same in any batch. The result is not differentiable.
 
     Args:
         backbone: pixel backbone.
