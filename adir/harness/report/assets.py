@@ -32,10 +32,10 @@ PIXELS = 40_000_000  # most pixels to encode per kind of image: about five secon
 
 
 class PageAssets:
-    """Collector of the data about test images for the page's data block, a JSON object.
+    """Data about the test images of a results folder, which the page's scripts read as JSON.
 
-    The object has one list `images` of data URIs and links. Everywhere else in the object, an image
-    is given by its index in this list, or by null if it is missing.
+    `fill` returns the data. Their entry "images" is a list of data URIs and links. In all other
+    entries, an image is given by its index in this list, or by null if it is missing.
     """
 
     def __init__(self, gathered: Gathered, page_folder: Path) -> None:

@@ -149,7 +149,7 @@ def content_policy(style: str, script: str, links: bool) -> str:
 
     The policy admits one style sheet, one script, and embedded images. If `links` is true, it also
     admits image files beside the page. It forbids everything else, such as loading from a network,
-    so no text of the data can run as a script, even if a quoting error made it one.
+    so no text of the data can run as a script, even if it is quoted wrongly.
     """
     images = "data: 'self' file:" if links else "data:"
     return (
@@ -205,7 +205,7 @@ def facts(gathered: Gathered) -> list[tuple[str, str]]:
 def lead_headings(board: Board) -> list[str]:
     """Return the headings of the leaderboard's columns before the metrics, without the task.
 
-    The task is the title above its rows instead.
+    The page shows the task as a title above the task's rows.
     """
     return headings(board)[1 : len(headings(board)) - len(board.metrics)]
 
@@ -345,8 +345,8 @@ def oracle_of(row: Row) -> dict[str, Any] | None:
 def settings(gathered: Gathered) -> list[tuple[str, str]]:
     """Return (title, settings as JSON) of each leaderboard row.
 
-    The settings are everything that determines the row's restored images, except the seed, and in
-    addition the settings of the data set and of the scoring.
+    These are all settings that determine the row's restored images, except the seed. The settings
+    of the data set and of the scoring are added.
     """
     shown = []
     for row, label in zip(gathered.board.rows, gathered.labels, strict=True):

@@ -69,7 +69,7 @@ class Tracking:
     def closed(self, cell: Cell) -> None:
         """Finish the log of a cell; called by `finish` and overridden by subclasses.
 
-        At this time, all records are on disk, including those of earlier runs.
+        At this time, all records made so far are on disk, including those of earlier runs.
         """
 
     def _guarded(self, call: Callable[[], None]) -> None:
