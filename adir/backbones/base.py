@@ -94,7 +94,7 @@ class Backbone(Protocol):
 
     @property
     def stride(self) -> int:
-        """The number of which an image's height and width, in pixels, must be multiples."""
+        """An image's height and width, in pixels, must be multiples of this number."""
 
     @property
     def learns_variance(self) -> bool:

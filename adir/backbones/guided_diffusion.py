@@ -154,7 +154,7 @@ class GuidedDiffusion:
 
     @property
     def stride(self) -> int:
-        """The number of which an image's height and width, in pixels, must be multiples.
+        """An image's height and width, in pixels, must be multiples of this number.
 
         The network halves both between two levels. A setting "unshuffle" in config.json divides
         them once more, before the first level.

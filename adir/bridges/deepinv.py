@@ -133,7 +133,7 @@ class PhysicsOperator:
 
 
 def is_real(value: Any) -> bool:
-    """Check whether a value is a tensor of real floating point numbers."""
+    """Return whether a value is a tensor of real floating point numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
 
 

@@ -310,9 +310,11 @@ def configuration(a: Architecture) -> dict[str, Any]:
 def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
     """Build the network that a config.json describes, with weights on the device "meta".
 
-    Weights on this device take no memory. The file may come from diffusers or from `configuration`.
-    If it has a key "unshuffle" with value f, a pixel_unshuffle by f is added before the first
-    convolution, and a pixel_shuffle by f after the last convolution.
+    Weights on this device take no memory.
+
+    settings: content of config.json, from diffusers or from `configuration`. If it has a key
+    "unshuffle" with value f, a pixel_unshuffle by f is added before the first convolution, and a
+    pixel_shuffle by f after the last convolution.
 
     Raises ValueError or TypeError if the settings are invalid.
     """
@@ -370,8 +372,8 @@ def convert(
         that were not float32.
 
     Raises:
-        InputError: if flags are missing, or if a tensor does not fit them. In the second case the
-            message names the first such tensor.
+        InputError: if the checkpoint is not an unconditional ADM, if flags are missing, or if a
+            tensor does not fit the flags. The message names the first such tensor.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.items()}
     architecture = flags.resolve(read_architecture(shapes))
