@@ -52,7 +52,8 @@ class Process:
         Args:
             x_t: (B, 3, H, W).
             t: (B,) timesteps.
-            found: the network's prediction. Its field `eps` contains the quantity `predicts`.
+            found: the network's prediction. Its field `eps` contains the quantity that `predicts`
+                names.
 
         Returns:
             A prediction with the noise in the field `eps` and the same `variance_fraction`.

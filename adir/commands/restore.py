@@ -61,7 +61,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
         overwrite: whether existing results are replaced.
         tile: side in pixels of the tiles into which larger images are split.
         samples: number of restorations of each image. If there are 2 or more, the result is their
-            mean. Each restoration and a map of the standard deviation are then written too.
+            mean, and each restoration and a map of their standard deviation are written too.
 
     Raises:
         InputError: if an input or a setting cannot be used, or if sampling fails.
@@ -114,9 +114,10 @@ def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
     """Return the configuration that the overrides describe, and its cell.
 
     If the overrides name neither a sampler nor an experiment, the sampler is the first of SAMPLERS
-    that is applicable, or the configuration's default if none of them is. A sampler may be not
-    applicable to latent backbones, or to operators whose singular values are unknown. If the first
-    of SAMPLERS is not applicable, a line with the reason and the chosen sampler is printed.
+    that is applicable, or the configuration's default if none of them is. Some
+    samplers are not applicable to latent backbones, or to operators whose singular values are
+    unknown. If the first of SAMPLERS is not applicable, a line with the reason and the chosen
+    sampler is printed.
 
     Raises InputError if a setting cannot be used, or if no sampler is applicable.
     """
@@ -344,8 +345,8 @@ def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
 
     Returns:
         mean: (3, H, W) in [-1, 1].
-        deviation: (1, H, W) in grey levels of 255. It is the square root of the variance, averaged
-            over the channels. The variance of n samples is computed with denominator n - 1.
+        deviation: (1, H, W) in grey levels of 255. It is the square root of the mean variance of
+            the three channels. The variance of n samples is computed with denominator n - 1.
     """
     total = torch.stack(samples).double()
     variance, mean = torch.var_mean(total, dim=0)
