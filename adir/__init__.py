@@ -1,8 +1,8 @@
 """Benchmark harness for ADIR, adaptive diffusion image reconstruction (arXiv 2212.03221).
 
-The names in `__all__` are the Python interface. docs/python.md documents them. Everything else
-may change in any version. Heavy packages are imported at first use, so `import adir` and
-`adir --help` answer at once.
+The names in `__all__` are the Python interface, which docs/python.md documents. Everything else
+may change in any version. torch and other large packages are imported at first use, so `import
+adir` and `adir --help` take no noticeable time.
 """
 
 import importlib

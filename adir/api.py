@@ -1,4 +1,4 @@
-"""The functions that `import adir` offers; docs/python.md has examples."""
+"""Functions of the Python interface, which `import adir` offers; docs/python.md has examples."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def setup(*overrides: str) -> Cell:
-    """Return a cell: backbone, task, sampler, adapter and data, built as `adir run` builds them.
+    """Build a cell: a backbone, task, sampler, adapter and data set, as in `adir run`.
 
     Args:
         overrides: settings in the form that `adir run` takes, such as "task=sr4" or
-            "sampler.n_steps=20". `adir list` prints the axes and their values.
+            "sampler.n_steps=20". `adir list` prints the axes, such as task, and their values.
 
     Raises:
         InputError: if a value does not exist, or if two settings cannot be combined.
@@ -41,7 +41,7 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def write_image(path: str | Path, x: Tensor) -> None:
-    """Write an image (3, H, W) as an 8-bit PNG; values outside [-1, 1] are clipped."""
+    """Write an image (3, H, W) in [-1, 1] as an 8-bit PNG; other values are clipped."""
     write_png(path, x)
 
 
@@ -71,9 +71,13 @@ def adapt(cell: Cell, images: Sequence[Tensor], seed: int = 0, progress: bool = 
 
 
 def adapted(cell: Cell, trained: Adapted) -> AbstractContextManager[Any]:
-    """Return a context manager that puts a trained adapter in place on the cell's backbone.
+    """Return a context manager that applies a trained adapter to the cell's backbone.
 
-    On leaving the context, the backbone's weights are restored bit for bit.
+    At the end of the context, the backbone's weights are restored bit for bit.
+
+    Args:
+        cell: the cell for which the adapter was trained.
+        trained: trained adapter, from `adapt`.
     """
     return in_place(cell.backbone, cell.adapter, trained.tensors, trained.gated_strata)
 
@@ -100,7 +104,8 @@ def restore(cell: Cell, y: Tensor, seed: int = 0, tile: int = 256) -> Tensor:
 def records(*folders: str | Path) -> "pd.DataFrame":
     """Return a data frame with one row per record of the results folders.
 
-    The columns are axes, image, status, scores, and seconds by stage. A missing score is NaN.
+    The columns are the axes, image, status, scores, and the seconds of each stage. A missing score
+    is NaN.
 
     Raises InputError if a folder contains no records.
     """

@@ -1,6 +1,7 @@
-"""The `adir` command line: commands and their arguments. adir/commands/ has one file per command.
+"""Command line of `adir`: the commands and their arguments.
 
-Only the standard library is imported here, so that --help and usage errors are instant.
+adir/commands/ has one file per command with its code. This file imports only the standard library,
+so that --help and usage errors are instant.
 """
 
 import argparse
@@ -39,7 +40,7 @@ ELSEWHERE = {
     "edit": "write elsewhere with --out FOLDER",
     "weights": "keep weights elsewhere with ADIR_CACHE=FOLDER and TORCH_HOME=FOLDER",
 }
-"""{command: advice on how to write elsewhere}, printed if a file cannot be written."""
+"""{command: advice on how to write elsewhere}, which is printed if a file cannot be written."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -248,8 +249,9 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words of the command line without the program's name; None takes sys.argv.
 
     Returns:
-        0 if all is done, 1 if some images failed (their records say why), 2 if the request is
-        invalid or a file cannot be read or written, 130 if interrupted.
+        0 if everything was done, 1 if some of it failed or was skipped (the output or the records
+        say why), 2 if the request is invalid or a file cannot be read or written, 130 if the user
+        interrupted the command.
     """
     if arguments is None:
         prepare_process()
@@ -286,9 +288,9 @@ def print_error(message: str, status: int = 2) -> int:
 
 
 def dispatch(args: argparse.Namespace) -> int:
-    """Call `main` in adir/commands/COMMAND.py and return its exit status.
+    """Call the function `main` in adir/commands/COMMAND.py and return its exit status.
 
-    The parameters of that `main` have the names of the command's arguments.
+    The function's parameters have the names of the command's arguments.
     """
     if args.command in ("run", "plan"):
         # Wrong arguments are refused here, before torch is imported, which takes seconds.

@@ -10,12 +10,11 @@ PACKAGE = Path(__file__).resolve().parent
 def config_dir(package: Path = PACKAGE) -> Path:
     """Return the absolute path of the folder `conf/`.
 
-    An installed wheel contains the folder as adir/conf. A checkout, installed with
-    `pip install -e .` or not installed, has it beside adir/. adir/conf is tried first: a checkout
-    has no such folder, while a folder named conf beside an installed package may belong to another
-    package in site-packages.
+    In an installed wheel, it is adir/conf. In a checkout, installed with `pip install -e .` or not
+    installed, it is beside adir/. adir/conf is tried first, because a folder conf beside an
+    installed package may belong to another package in site-packages.
 
-    Raises InputError if neither folder contains the axis `task`.
+    Raises InputError if neither folder contains a subfolder `task`.
     """
     candidates = (package / "conf", package.parent / "conf")
     for folder in candidates:

@@ -1,8 +1,8 @@
-"""The error for input that cannot be used, and exception messages on one line."""
+"""Exception for input that cannot be used, and a function for exception messages."""
 
 
 class InputError(ValueError):
-    """Error for a request or an input file that cannot be used.
+    """Exception for a request or an input file that cannot be used.
 
     The message says what to change. `adir` prints the message on one line and exits with status 2.
     Any other exception is a bug in adir and keeps its traceback.

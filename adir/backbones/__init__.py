@@ -1,1 +1,1 @@
-"""Pretrained denoisers behind one interface."""
+"""Backbones: pretrained denoisers with a common interface."""

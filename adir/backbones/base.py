@@ -16,20 +16,23 @@ Kind = Literal["pixel", "latent"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Output of a denoiser at x_t."""
+    """Output of a denoiser: the predicted noise and, if learned, the variance."""
 
     eps: Tensor
     """The predicted noise, (B, 3, H, W)."""
     variance_fraction: Tensor | None
-    """(v + 1) / 2, (B, 3, H, W), if the network learns its variance, else None.
+    """(v + 1) / 2, (B, 3, H, W), where v is the network's variance output; None if it has none.
 
-    See posterior.learned_log_variance. The variance itself is not returned because it depends on
-    the sampler's respacing, which the network does not know.
+    posterior.learned_log_variance turns it into the log variance of a step. The denoiser cannot do
+    that, because the variance also depends on the sampler's respacing.
     """
 
 
 class Denoiser(Protocol):
-    """Denoiser of images, as samplers call it: a pixel backbone, whole or applied in tiles."""
+    """Interface of an image denoiser, as samplers call it.
+
+    Pixel backbones have this interface. So do wrappers that apply a pixel backbone in tiles.
+    """
 
     schedule: Schedule
 
@@ -41,9 +44,9 @@ class Denoiser(Protocol):
 
 
 class Backbone(Protocol):
-    """Pretrained denoiser of pixels or latents, as adaptation and the harness use it.
+    """Interface of a pretrained denoiser of pixels or latents, for adaptation and the harness.
 
-    Samplers read its attributes before they start.
+    Samplers read its attributes to decide whether they can use the backbone.
     """
 
     name: str
@@ -55,16 +58,16 @@ class Backbone(Protocol):
     family: ClassVar[str]
     """`guided_diffusion`, `upscaler` or `inpainting`.
 
-    The family fixes the inputs of the network besides x_t and t. Each latent sampler and each kind
-    of training example works with one family.
+    The family determines the inputs of the network besides x_t and t. Each latent sampler and each
+    kind of training example works with only one family.
     """
     version: ClassVar[int]
-    """Raise it if a change of the class changes its predictions; part of a cell's identity."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     trained_on: str | None
-    """The name of the training images, as their publisher gives it; None if unknown.
+    """The name of the data set on which the network was trained, or None if unknown.
 
-    It is written to the records because a score is meaningless if the test set was in the training
-    images.
+    It is written to the records, because a score is meaningless if the network was trained on the
+    test set.
     """
     resolution: int
     """The side in pixels of the training images; other sizes work."""
@@ -86,29 +89,29 @@ class Backbone(Protocol):
     gate: Callable[[Tensor], None] | None
     """A function that `predict` calls with its timesteps (B,) before the network runs, or None.
 
-    See adir.adaptation.base.adapted_at, which sets it.
+    adir.adaptation.base.adapted_at sets it, to use an adapter at some timesteps only.
     """
 
     @property
     def stride(self) -> int:
-        """The number of pixels of which an image's height and width must be multiples."""
+        """An image's height and width, in pixels, must be multiples of this number."""
 
     @property
     def learns_variance(self) -> bool:
         """True if `predict` returns a variance_fraction."""
 
     def denoising_loss(self, batch: Any) -> Tensor:
-        """Return the training loss, a scalar.
+        """Return the training loss of a batch, a scalar.
 
-        batch: examples that adir.adaptation makes for this family.
+        batch: training examples that adir.adaptation makes for this family of backbones.
         """
 
 
 class PixelBackbone(Backbone, Denoiser, Protocol):
-    """Backbone that denoises images."""
+    """Interface of a backbone that denoises images instead of latents."""
 
     variance: Variance
-    """The variance Sigma that suits the network. conf/sampler/adir.yaml reads it from here."""
+    """The variance Sigma that suits the network; the default of sampler=adir."""
 
     def prediction(self, output: Tensor) -> Prediction:
         """Split the network's raw output into eps and variance_fraction."""

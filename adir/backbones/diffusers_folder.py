@@ -1,9 +1,8 @@
-"""Loading the parts of a diffusers pipeline from a local folder.
+"""Functions that load the parts of a diffusers pipeline from a local folder.
 
-The parts are the subfolders unet/, vae/, text_encoder/, tokenizer/ and scheduler/. The same code
-loads downloaded checkpoints and the tiny ones that tests make. Nothing is downloaded, and pickles
-may contain only tensors. A missing tensor, an unexpected tensor or a tensor of another shape is an
-error, while diffusers would initialise a missing tensor at random and only warn.
+The parts are in the subfolders unet/, vae/, text_encoder/, tokenizer/ and scheduler/. Nothing is
+downloaded, and pickles may contain only tensors. A missing tensor, an unexpected tensor or a tensor
+of another shape is an error. (diffusers only warns, and initialises missing tensors at random.)
 """
 
 import json
@@ -47,7 +46,7 @@ OLD_BUFFERS = ("position_ids",)
 
 
 def require_folder(folder: Path, parts: tuple[str, ...]) -> None:
-    """Raise InputError unless `folder` has a subfolder for each of `parts`."""
+    """Raise InputError unless a folder exists and has a subfolder for each of `parts`."""
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; give a Stable Diffusion folder with {', '.join(parts)}"
@@ -63,7 +62,12 @@ def require_folder(folder: Path, parts: tuple[str, ...]) -> None:
 def weights_file(part: Path) -> tuple[Path, str | None]:
     """Return (weights file of a part, its variant: None or "fp16").
 
-    Full precision is preferred to float16, and within full precision safetensors to pickles.
+    If there are several files, full precision is preferred to float16. Among files of full
+    precision, safetensors are preferred to pickles.
+
+    part: subfolder of the part.
+
+    Raises InputError if there is none.
     """
     for name, variant in WEIGHTS:
         if (part / name).is_file():
@@ -74,12 +78,17 @@ def weights_file(part: Path) -> tuple[Path, str | None]:
 
 
 def load_part(part: Path, kind: type[Any]) -> Any:
-    """Load a model of class `kind` from part/config.json and its weights file.
+    """Load a model from the config.json and the weights file of a part.
 
     The model is float32, on the CPU, in eval mode and frozen.
 
-    Raises InputError if a file is missing or damaged, if config.json describes another class, or if
-    a tensor does not fit.
+    Args:
+        part: subfolder of the part.
+        kind: class of the model.
+
+    Raises:
+        InputError: if a file is missing or damaged, if config.json describes another class, or if
+            a tensor does not fit.
     """
     weights, variant = weights_file(part)
     require_class(part / "config.json", kind.__name__)
@@ -114,7 +123,7 @@ def load_part(part: Path, kind: type[Any]) -> Any:
 
 
 def require_class(config: Path, name: str) -> None:
-    """Raise InputError unless a config.json describes a model of the class `name`."""
+    """Raise InputError unless a config.json describes a model of the class with this name."""
     settings = read_config(config)
     found = settings.get("_class_name") or (settings.get("architectures") or ["nothing"])[0]
     if found != name:
@@ -122,9 +131,13 @@ def require_class(config: Path, name: str) -> None:
 
 
 def require_all_tensors(weights: Path, info: dict[str, Any]) -> None:
-    """Raise InputError if the tensors of file and network differ, naming the first that does.
+    """Raise InputError unless a weights file and its network have the same tensors and shapes.
 
-    info: the loading info of diffusers' or transformers' `from_pretrained`.
+    The message names the first tensor that differs.
+
+    Args:
+        weights: path of the weights file, for the message.
+        info: the loading info of diffusers' or transformers' `from_pretrained`.
     """
     wrong: list[tuple[str, Any, Any]] = [
         (key, tuple(f), tuple(e)) for key, f, e in info["mismatched_keys"]
@@ -166,9 +179,9 @@ def load_scheduler(part: Path) -> Any:
 
 
 def load_tokenizer(part: Path) -> CLIPTokenizer:
-    """Load the CLIP tokenizer of a folder.
+    """Load the CLIP tokenizer in a folder.
 
-    Raises InputError if its vocabulary is missing or damaged.
+    Raises InputError if the tokenizer's vocabulary is missing or damaged.
     """
     if not (part / "tokenizer.json").is_file() and not (part / "vocab.json").is_file():
         raise InputError(
@@ -185,7 +198,7 @@ def load_tokenizer(part: Path) -> CLIPTokenizer:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file as a dictionary.
 
     Raises InputError if the file is missing or damaged, or if it contains no JSON object.
     """
@@ -201,9 +214,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def hash_of_files(folder: Path, files: list[Path]) -> str:
-    """Return one SHA-256 for several files: the hash of a list with each file's hash and path.
+    """Return one SHA-256 of the contents and paths of several files.
 
-    The list has one line per file, sorted by path. Paths are relative to `folder`.
+    It is the hash of a text with one line per file, sorted by path: the file's SHA-256 and its path
+    relative to `folder`.
     """
     lines = [
         f"{known_sha256(file)} {file.relative_to(folder).as_posix()}\n" for file in sorted(files)
@@ -212,9 +226,10 @@ def hash_of_files(folder: Path, files: list[Path]) -> str:
 
 
 def hash_of_settings(folder: Path, parts: tuple[str, ...]) -> str:
-    """Return one SHA-256 for the JSON and text files of the parts.
+    """Return one SHA-256 of all JSON and text files in the subfolders `parts` of a folder.
 
-    Library versions and source paths are ignored, because they differ between equal models.
+    The JSON entries for library versions and source paths are ignored, because they can differ
+    between copies of one model.
     """
     settings: dict[str, Any] = {}
     for part in parts:
@@ -231,9 +246,9 @@ def hash_of_settings(folder: Path, parts: tuple[str, ...]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and warnings of diffusers and transformers during the block.
+    """Silence progress bars and warnings of diffusers and transformers within the context.
 
-    The callers raise errors for the problems that these warnings report.
+    The warnings are not needed, because the functions of this file raise errors instead.
     """
     levels = {name: logging.getLogger(name).level for name in ("diffusers", "transformers")}
     bars = transformers.utils.logging.is_progress_bar_enabled()

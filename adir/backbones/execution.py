@@ -1,13 +1,13 @@
-"""Settings of how a network runs, which change its speed and memory but hardly its results.
+"""Execution settings of a network, which affect its speed and memory.
 
 The settings are device, precision, memory layout, gradient checkpointing, compilation, attention
-kernel and offload. Only `dtype` changes a result beyond rounding, so only `dtype` is part of a
-cell's identity.
+kernel and offload. docs/speed.md lists the cost of each. Only the precision, `dtype`, changes
+results by more than rounding errors, so only `dtype` is part of a cell's identity.
 
-Weights stay float32 in every precision. Autocast casts them for convolutions, matrix products and
-attention. GroupNorm keeps the precision of its input and sums in float32. The same loaded network
-can therefore train with float32 master weights and sample in bfloat16, and after an adapter is
-removed, the weights can be compared in float32. docs/speed.md lists the cost of each setting.
+Weights are float32 in every precision. With bfloat16 or float16, autocast casts them for
+convolutions, matrix products and attention, while a GroupNorm keeps the precision of its input and
+computes its sums in float32. One loaded network can therefore be trained with float32 master
+weights and sample in bfloat16. After an adapter is removed, the weights can be compared in float32.
 """
 
 from collections.abc import Callable
@@ -36,16 +36,16 @@ HALF_PRECISION_ATTENTION = ("flash", "cudnn")
 
 @dataclass(frozen=True)
 class Execution:
-    """Settings under which a network runs.
+    """Execution settings of a network.
 
     Attributes:
-        device: a torch device.
+        device: torch device, such as "cuda:1".
         dtype: float32, bfloat16 or float16; the last two are autocast precisions.
-        channels_last: whether to use the NHWC memory layout, which tensor cores prefer.
-        gradient_checkpointing: whether to recompute each residual block in the backward pass
-            instead of storing its activations. It takes about a third more time and a fraction of
-            the memory.
-        compile: whether to use torch.compile. A big network compiles for minutes, once per image
+        channels_last: whether to use the NHWC memory layout, which is faster on tensor cores.
+        gradient_checkpointing: whether to recompute the activations of each residual block in the
+            backward pass instead of storing them. Training then takes about a third more time and a
+            fraction of the memory.
+        compile: whether to use torch.compile. Compiling a big network takes minutes, once per image
             size and batch size.
         attention: kernel of scaled dot product attention, a key of ATTENTION.
         offload: whether to keep weights in CPU memory and move those of each layer to the device
@@ -90,10 +90,11 @@ class Execution:
             )
 
     def prepare(self, network: nn.Module) -> nn.Module:
-        """Move and set up the network in place, and return it.
+        """Apply the settings to a network in place, move it to the device, and return it.
 
-        This also switches off TF32 in the whole process. TF32 is torch's default for convolutions
-        on a GPU and has an error of 1e-3, but results on two devices may differ only by rounding.
+        This function also switches off TF32 in the whole process. TF32 is torch's default precision
+        of convolutions on a GPU. Its error of 1e-3 is too large, because results on two devices
+        should differ only by rounding.
 
         Raises ValueError if gradient_checkpointing is true and the network does not support it.
         """
@@ -123,7 +124,7 @@ class Execution:
         return network
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context manager for calls of the network: precision and attention kernel."""
+        """Return a context manager that sets the precision and attention kernel of a network."""
         backends = ATTENTION[self.attention]
         if self.dtype == "float32" and backends is None:
             return nullcontext()
@@ -142,15 +143,16 @@ class Execution:
 
     @property
     def trainer_precision(self) -> str:
-        """The `precision` argument of a Lightning trainer.
+        """The `precision` argument of a Lightning trainer for this dtype.
 
-        With "16-mixed", Lightning scales the loss, because float16 gradients would underflow to 0.
+        With "16-mixed", Lightning also scales the loss, because float16 gradients could underflow
+        to 0 otherwise.
         """
         return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[self.dtype]
 
 
 def device_of(name: str) -> torch.device:
-    """Return the torch device of a name.
+    """Return the torch device with a name such as "cpu" or "cuda:1".
 
     Raises ValueError if the name is invalid or this machine has no such CUDA device.
     """
@@ -171,20 +173,20 @@ def device_of(name: str) -> torch.device:
 
 
 def recompute(module: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a module under activation checkpointing (Chen et al., 2016), and return its output.
+    """Call a module with gradient checkpointing (Chen et al., 2016), and return its output.
 
-    The activations inside the module are recomputed in the backward pass. The non-reentrant variant
-    is used, because the reentrant one returns no gradient if no input of the module requires one,
-    as with LoRA on frozen weights. The state of the random generators is not saved, because the
-    networks are in eval mode and draw nothing.
+    The activations inside the module are not stored, but recomputed in the backward pass. torch's
+    non-reentrant implementation is used. With the reentrant one, parameters get no gradient if no
+    input of the module requires a gradient, as with LoRA on frozen weights. The state of the random
+    generators is not saved, because networks in eval mode draw no random numbers.
     """
     return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class GroupNormAsGiven(nn.GroupNorm):
-    """GroupNorm whose output has the precision of its input, also under autocast.
+    """GroupNorm whose output has the dtype of its input, also under autocast.
 
-    The kernel computes mean and variance in float32 in any case.
+    In every dtype, torch's kernel computes mean and variance in float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -199,10 +201,11 @@ class GroupNormAsGiven(nn.GroupNorm):
 def keep_precision_of_norms(network: nn.Module) -> None:
     """Exempt the GroupNorms of a network from autocast, in place.
 
-    On a GPU, autocast makes their output float32, and the next layer saves that output for the
-    backward pass. Counted from tensor sizes, one iteration of gd512's LoRA with 6 crops of 512
-    takes 41 GB with autocast's GroupNorm and 30 GB without. Samples in half precision agree with
-    float32 samples to 60 dB.
+    This saves memory, because on a GPU the output of a GroupNorm under autocast is float32, and the
+    next layer saves it for the backward pass. Counted from tensor sizes, one training iteration of
+    backbone gd512 with LoRA and 6 crops of 512x512 takes 41 GB with GroupNorms under autocast, and
+    30 GB with exempt GroupNorms. In the second case, samples in half precision agree with float32
+    samples to 60 dB.
     """
     for module in network.modules():
         if type(module) is nn.GroupNorm:
@@ -211,11 +214,11 @@ def keep_precision_of_norms(network: nn.Module) -> None:
 
 
 def offload_weights(network: nn.Module, device: torch.device) -> None:
-    """Keep weights in CPU memory, and add hooks that move each layer's to `device` while it runs.
+    """Keep a network's weights in CPU memory, except while they are used on `device`.
 
-    Outputs equal those of a network on `device`. While gradients are enabled, the weights stay on
-    the device because the backward pass needs them. The next call without gradients moves them
-    back.
+    Hooks move the weights of a layer to `device` before the layer runs, and back afterwards. The
+    outputs equal those of a network on `device`. While gradients are enabled, weights stay on
+    `device`, because the backward pass needs them. The next call without gradients moves them back.
     """
     if device.type == "cuda" and device.index is None:
         # A tensor's device has an index, and `_bring` compares the two.
@@ -227,7 +230,10 @@ def offload_weights(network: nn.Module, device: torch.device) -> None:
     hooked: set[int] = set()
 
     def hook_every_layer(root: nn.Module, arguments: Any) -> None:
-        """Add the two hooks to every layer without them, such as one that an adapter added."""
+        """Add the hooks `_bring` and `_put_back` to every layer that has weights and no hooks yet.
+
+        It runs before each call of the network, because adapters may have added layers.
+        """
         for module in root.modules():
             if module._parameters and id(module) not in hooked:
                 hooked.add(id(module))
@@ -241,7 +247,10 @@ def offload_weights(network: nn.Module, device: torch.device) -> None:
 def _bring(
     resting: dict[str, nn.Parameter], device: torch.device, module: nn.Module, arguments: Any
 ) -> None:
-    """Move a layer's parameters to `device` before it runs; `resting` keeps the CPU originals."""
+    """Move a layer's parameters to `device` before the layer runs.
+
+    Unless gradients are enabled, `resting` keeps the parameters in CPU memory for `_put_back`.
+    """
     module._parameters.update(resting)  # not empty if the last call failed midway
     resting.clear()
     for name, parameter in module.named_parameters(recurse=False):
@@ -258,7 +267,10 @@ def _bring(
 def _put_back(
     resting: dict[str, nn.Parameter], module: nn.Module, arguments: Any, output: Any
 ) -> None:
-    """Put a layer's CPU parameters back after it ran, unless gradients are enabled."""
+    """Replace a layer's parameters by those in CPU memory after the layer ran.
+
+    Nothing is done if gradients are enabled.
+    """
     if torch.is_grad_enabled():
         return
     for name, parameter in module.named_parameters(recurse=False):

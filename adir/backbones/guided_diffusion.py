@@ -1,7 +1,7 @@
-"""Pixel backbones that are a `diffusers.UNet2DModel`.
+"""Pixel backbones whose network is a `diffusers.UNet2DModel`.
 
-The network is an ADM (Dhariwal and Nichol, 2021) or any other that was trained as a DDPM. The prior
-that ships with the package is such a network and small enough for a CPU.
+The network is an ADM (Dhariwal and Nichol, 2021) or any other UNet2DModel that was trained as a
+DDPM. The embedded prior, a network in the package that is small enough for a CPU, is one of them.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ It is read with weights_only=True.
 TODAY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w+)?")
 OLD_ATTENTION = re.compile(rf"\.({'|'.join(TODAY)})\.")
-"""The pattern of the names that attention layers had in diffusers before 0.17.
+"""The regular expression for names of attention layers in diffusers before version 0.17.
 
 The weights of google/ddpm-* still have these names. TODAY maps each to its present name.
 """
@@ -50,38 +50,39 @@ EMBEDDED_PRIOR = Path(__file__).parent.parent / "embedded" / "prior"
 class GuidedDiffusion:
     """Pixel backbone from a diffusers folder or from a checkpoint file of guided-diffusion.
 
-    A diffusers folder contains config.json and diffusion_pytorch_model.safetensors. A checkpoint
-    file is converted once to such a folder, which is cached. The schedule, the number of steps and
-    the predicted quantity are read from a scheduler_config.json in the folder, in its subfolder
-    scheduler/, or in scheduler/ beside it. Without that file they are guided-diffusion's: linear,
-    1000 steps, the noise.
+    A diffusers folder contains config.json and the weights, diffusion_pytorch_model.safetensors or
+    .bin. A checkpoint file is converted once to such a folder, which is cached. The schedule, the
+    number of steps and the predicted quantity are read from a scheduler_config.json in the folder,
+    in its subfolder scheduler/, or in a folder scheduler/ beside it. If there is no such file, they
+    are those of guided-diffusion: a linear schedule, 1000 steps, and the noise.
 
     Args:
         name: name in paths and tables.
-        folder: one of: folder of the network; folder of a pipeline with the network in unet/;
-            checkpoint file. If no such path exists, OWNER/NAME on the Hugging Face hub, or
-            OWNER/NAME@COMMIT for a fixed commit. None takes `checkpoint`.
+        folder: path of the network's folder, of a pipeline with the network in unet/, or of a
+            checkpoint file. If the path does not exist, OWNER/NAME or OWNER/NAME@COMMIT is taken
+            for a repository on the Hugging Face hub. None takes `checkpoint`.
         checkpoint: entry of conf/weights/, used if `folder` is None. None takes the embedded prior.
         architecture: flags of the network, used for a checkpoint file only.
         resolution: side in pixels of the training images; other sizes work.
-        variance: variance Sigma that suits the network: `learned` if the network predicts one (6
-            output channels), else `small` (beta tilde) or `large` (beta).
+        variance: variance Sigma that suits the network: `learned` if the network predicts a
+            variance (6 output channels), else `small` (beta tilde) or `large` (beta).
         device: where the network runs; overrides the device in `execution`.
         execution: precision and other settings.
         trained_on: name of the training images, for the records.
 
     Weights may be float16 on disk. In memory they are float32, mapped from the file if possible. A
-    cell's identity includes a hash of the source's weights and a hash of the configuration: the
-    same tensors fit a configuration with a wrong norm_eps.
+    cell's identity includes a hash of the weights and a hash of the configuration. The second hash
+    is needed because the tensors also fit a configuration with a wrong setting, such as norm_eps.
 
     Raises:
-        InputError: if a file is missing or the configuration is not supported. Damaged weights
-            raise it when `network` is first accessed.
+        InputError: if a file is missing, if the configuration is not supported, or if `variance` is
+            `learned` and the network predicts no variance. If the weights are damaged, the error
+            is raised later, when `network` is first accessed.
     """
 
     kind: ClassVar[Kind] = "pixel"
     version: ClassVar[int] = 1
-    """Raise it if a change of this class changes its predictions."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     family: ClassVar[str] = "guided_diffusion"
 
     def __init__(
@@ -145,17 +146,18 @@ class GuidedDiffusion:
 
     @functools.cached_property
     def network(self) -> Any:
-        """The UNet2DModel, ready to run. It is loaded at first access.
+        """The UNet2DModel, ready to run, which is loaded at first access.
 
-        Raises InputError as `load_network` does.
+        The first access raises InputError as `load_network` does.
         """
         return self.execution.prepare(load_network(self.folder / CONFIG, self._weights))
 
     @property
     def stride(self) -> int:
-        """The number of pixels of which height and width must be multiples.
+        """An image's height and width, in pixels, must be multiples of this number.
 
-        The network halves both once per level.
+        The network halves both between two levels. A setting "unshuffle" in config.json divides
+        them once more, before the first level.
         """
         return int(self._unshuffle * 2**self._halvings)
 
@@ -169,9 +171,10 @@ class GuidedDiffusion:
         Raises:
             InputError: if H or W is not a multiple of `stride`.
 
-        On a CPU the images of a batch run one at a time. Results are then equal bit for bit in any
-        batch, while oneDNN's batched convolutions differ by 1e-6. It costs no speed: one thread
-        does 7 to 9 images of 128x128 per second at batch sizes 1, 4 and 8.
+        On a CPU, the images of a batch are processed one at a time. The result for an image is then
+        equal bit for bit in any batch, while oneDNN's batched convolutions would change it by 1e-6.
+        This costs no speed: with one thread, batches of 1, 4 and 8 images of 128x128 all take 7 to
+        9 images per second.
         """
         height, width = x_t.shape[-2:]
         if height % self.stride or width % self.stride:
@@ -194,9 +197,10 @@ class GuidedDiffusion:
         return self.process.as_noise(x_t, t, found)
 
     def prediction(self, output: Tensor) -> Prediction:
-        """Split the network's raw output (B, 3 or 6, H, W) into eps and variance_fraction.
+        """Split the network's raw output (B, 3 or 6, H, W) into a prediction's two fields.
 
-        The result's `eps` still is the quantity that the network predicts, `process.predicts`.
+        The field `eps` of the result contains the quantity that the network predicts, which may be
+        the velocity or the clean image. `process.as_noise` converts it.
         """
         if not self.learns_variance:
             return Prediction(output, None)
@@ -204,9 +208,9 @@ class GuidedDiffusion:
         return Prediction(eps, (v + 1) / 2)
 
     def denoising_loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Return DDPM's loss, the mean of (eps - eps_theta(z_t, t))^2.
+        """Return the loss of DDPM, the mean of (eps - eps_theta(z_t, t))^2 over a batch.
 
-        batch: (z, t, eps) of `NoisyCrops` (adir.adaptation.crops).
+        batch: (z, t, eps) from `NoisyCrops` (adir.adaptation.crops): clean crops, timesteps, noise.
         """
         z, t, eps = batch
         alpha_bar = self.schedule.alpha_bar.to(z.device)[t].reshape(-1, 1, 1, 1)
@@ -219,18 +223,19 @@ class GuidedDiffusion:
 
 
 def load_network(config: Path, weights: Path) -> "UNet2DModel":
-    """Load a UNet2DModel in eval mode, frozen, float32.
+    """Load a UNet2DModel, which is float32, in eval mode and frozen.
 
-    Float32 weights in safetensors are mapped from the file instead of copied. They take no memory
-    until they are used, and processes share it. Writing to them changes only this process.
+    Float32 weights in safetensors are mapped from the file into memory instead of being copied.
+    They take no memory before they are used, and processes share this memory. A process that writes
+    to the weights changes only its own copy.
 
     Args:
         config: config.json.
         weights: safetensors file, or a file of torch.save.
 
     Raises:
-        InputError: as `read_settings`, and if the weights are damaged or do not fit the
-            configuration.
+        InputError: in the cases of `read_settings`, and if the weights are damaged or do not fit
+            the configuration.
     """
     settings = read_settings(config, weights)
     try:
@@ -296,7 +301,7 @@ def read_settings(config: Path, weights: Path) -> dict[str, Any]:
 
 
 def damaged(config: Path, error: Exception) -> InputError:
-    """Build the error for a backbone's folder that cannot be read, on one line."""
+    """Return the error for a damaged backbone, with the message of `error` on one line."""
     return InputError(
         f"{config.parent}: damaged backbone ({' '.join(str(error).split())}); fetch it again"
     )
@@ -305,7 +310,7 @@ def damaged(config: Path, error: Exception) -> InputError:
 def require_pixel_network(config: Path, weights: Path) -> None:
     """Raise InputError if config.json or the weights file is missing.
 
-    If the folder is a pipeline of another family instead, the message says so.
+    If the folder contains a diffusers pipeline instead, the message says so.
     """
     for path in (config, weights):
         if not path.is_file():

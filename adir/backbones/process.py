@@ -32,9 +32,10 @@ Predicts = Literal["epsilon", "v_prediction", "sample"]
 
 @dataclass(frozen=True)
 class Process:
-    """Schedule that a network was trained with, and the quantity that the network predicts.
+    """Schedule with which a network was trained, and the quantity that the network predicts.
 
-    That quantity is the noise, the velocity or the clean image.
+    `predicts` is `epsilon` for the noise, `v_prediction` for the velocity, and `sample` for the
+    clean image.
     """
 
     schedule: Schedule
@@ -42,10 +43,7 @@ class Process:
 
     @property
     def sha256(self) -> str:
-        """A hash of `predicts` and the betas.
-
-        Two scheduler files that describe the same process have the same hash.
-        """
+        """A hash of `predicts` and the betas, so equal processes have the same hash."""
         return sha256_of_bytes(json.dumps([self.predicts, self.schedule.betas.tolist()]).encode())
 
     def as_noise(self, x_t: Tensor, t: Tensor, found: Prediction) -> Prediction:
@@ -54,10 +52,11 @@ class Process:
         Args:
             x_t: (B, 3, H, W).
             t: (B,) timesteps.
-            found: the network's prediction. Its `eps` holds the quantity named by `predicts`.
+            found: the network's prediction. Its field `eps` contains the quantity that `predicts`
+                names.
 
         Returns:
-            The prediction with the noise as `eps`; `variance_fraction` is unchanged.
+            A prediction with the noise in the field `eps` and the same `variance_fraction`.
         """
         if self.predicts == "epsilon":
             return found
@@ -77,8 +76,8 @@ GUIDED_DIFFUSION = Process(linear_schedule(1000))
 def read_process(folder: Path) -> Process:
     """Return the process described by the scheduler_config.json of a network's folder.
 
-    The file is searched in the folder, in its subfolder scheduler/, and in scheduler/ beside it. If
-    there is none, the process is guided-diffusion's.
+    The file is searched in the folder, in its subfolder scheduler/, and in a folder scheduler/
+    beside it. If none of them has the file, the process is that of guided-diffusion.
 
     Raises InputError if the file is damaged, or if its scheduler, schedule or prediction type is
     not supported.
@@ -121,9 +120,14 @@ def read_process(folder: Path) -> Process:
 
 
 def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
-    """Return the betas of a scheduler's settings: (n,) float64, each in (0, 1).
+    """Return the betas that a scheduler's settings describe, (n,) float64, each in (0, 1).
 
-    Raises InputError if the settings describe no such betas. `path` is named in its message.
+    Args:
+        path: path of scheduler_config.json, for the error message.
+        settings: content of this file.
+
+    Raises:
+        InputError: if the schedule is unknown or a beta is not in (0, 1).
     """
     kind = settings.get("beta_schedule", "linear")
     try:

@@ -12,8 +12,8 @@ from adir.files import warn_in_one_line
 class PromptEncoder:
     """CLIP text model with its tokenizer, called as in diffusers' pipelines.
 
-    The embedding of each prompt is cached. The model stays on the CPU in float32: one call per
-    prompt takes negligible time there, and it saves up to 1.4 GB of GPU memory (the 340 M
+    The embedding of each prompt is cached. The model stays on the CPU in float32. One call per
+    prompt takes negligible time on a CPU, and this saves up to 1.4 GB of GPU memory (the 340 M
     parameters of Stable Diffusion 2's text model).
     """
 
@@ -23,10 +23,10 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Tensor:
-        """Return the hidden states (1, L, D) of the last layer.
+        """Return the embedding of a prompt: the hidden states (1, L, D) of the last layer.
 
-        L is the tokenizer's maximum length (77). A longer prompt is truncated, as in the pipelines,
-        with a warning that quotes the ignored words.
+        L is the tokenizer's maximum length (77). A longer prompt is truncated, as in diffusers'
+        pipelines, and a warning quotes the ignored words.
         """
         if prompt not in self._known:
             length = self.tokenizer.model_max_length

@@ -1,10 +1,10 @@
-"""Latent backbones of Stable Diffusion (Rombach et al., 2022): the x4 upscaler and the inpainting
-model.
+"""Latent backbones: the x4 upscaler and the inpainting model of Stable Diffusion.
 
-Both are loaded from a local diffusers folder. Adaptation fine-tunes the UNet, which is `network`,
-and leaves VAE and text encoder unchanged. Latents are multiplied by the VAE's scaling factor, as
-the UNet expects them. Conditions and losses of training examples follow the configs with which
-Stability and CompVis trained the networks.
+Stable Diffusion is by Rombach et al. (2022). The models are loaded from a local diffusers folder.
+Adaptation fine-tunes the UNet, which is the backbone's `network`, and leaves VAE and text encoder
+unchanged. Latents are multiplied by the VAE's scaling factor, as the UNet expects them. The
+training examples' conditions and losses are those of the configuration files with which Stability
+and CompVis trained the networks.
 """
 
 import dataclasses
@@ -54,14 +54,17 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Condition:
-    """Inputs of the UNet besides z_t and t, one row per image."""
+    """Inputs of the UNet besides z_t and t, for a batch of images."""
 
     channels: Tensor
     """The image channels (B, C, h, w) that are concatenated to z_t."""
     text: Tensor
     """The text embeddings (B, L, D) for the UNet's cross-attention."""
     class_labels: Tensor | None = None
-    """The labels (B,) int64 whose embeddings are added to the time embedding, or None."""
+    """Labels (B,) int64 whose embeddings are added to the time embedding, or None.
+
+    The x4 upscaler takes the noise level of the low-resolution image as the label.
+    """
 
     def with_text(self, text: Tensor) -> "Condition":
         """Return a copy of the condition with other text embeddings (B, L, D)."""
@@ -69,7 +72,9 @@ class Condition:
 
 
 class StableDiffusion:
-    """Latent backbone from a Stable Diffusion folder; base class of the two families below.
+    """Latent backbone from a Stable Diffusion folder; base class of the two latent families.
+
+    The families are `StableDiffusionX4` and `StableDiffusionInpaint`.
 
     Args:
         name: name in paths and tables; None takes `usual`.
@@ -77,7 +82,8 @@ class StableDiffusion:
         checkpoint: entry of conf/weights/, used if `folder` is None; None takes `usual`.
         resolution: side in pixels of the training images; other sizes work.
         vae_tile: largest side in pixels that the VAE processes in one piece. A larger image is
-            processed in overlapping tiles of this side, which bounds memory. None: never in tiles.
+            processed in overlapping tiles of this side, which limits memory. With None, the VAE
+            processes every image in one piece.
         device: where the network runs; overrides the device in `execution`.
         execution: precision and other settings.
         trained_on: name of the training images, for the records.
@@ -86,22 +92,23 @@ class StableDiffusion:
         InputError: if the folder contains another model, or if `vae_tile` is not a multiple of 4
             times `stride`.
 
-    Tiles of the VAE save memory. Decoding 1024x1024 in one piece takes 3.2 GB besides the 2.1 GB of
-    the x4 upscaler's weights, and tiles of 512 take 0.8 GB. Both are counted from tensor sizes with
-    torch's fused attention. Without fused attention, the attention matrix between 65,536 positions
-    would take 17 GB.
+    Tiles save memory. In addition to the 2.1 GB of the x4 upscaler's weights, decoding an image of
+    1024x1024 takes 3.2 GB in one piece and 0.8 GB in tiles of 512. These numbers are counted from
+    tensor sizes with torch's fused attention. Without fused attention, the attention matrix between
+    65,536 positions alone would take 17 GB.
 
-    Tiles also change the image considerably, because norms and attention see only one tile. With
-    untrained weights (this architecture with an eighth of the channels), decoding 512x512 in tiles
-    of 256 differs from decoding in one piece by 0.6 to 1 standard deviations of the image. The
-    difference with trained weights has not been measured. diffusers' own default is to tile images
-    larger than the `sample_size` in the VAE's config.json. For the upscaler that is 256 pixels,
-    which would cut the paper's 1024x1024 images into 36 tiles.
+    Tiles also change the image considerably, because norms and attention are computed within one
+    tile. With untrained weights (this architecture with an eighth of the channels), an image of
+    512x512 decoded in tiles of 256 differs from the one decoded in one piece by 0.6 to 1 standard
+    deviations of the image. The difference with trained weights has not been measured.
+
+    By default, diffusers tiles images larger than the `sample_size` in the VAE's config.json. For
+    the upscaler this is 256 pixels, so the paper's 1024x1024 images would be cut into 36 tiles.
     """
 
     kind: ClassVar[Kind] = "latent"
     version: ClassVar[int] = 1
-    """Raise it if a change of this class changes its predictions."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     family: ClassVar[str]
     learns_variance: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -163,12 +170,12 @@ class StableDiffusion:
         self._complete()
 
     def _complete(self) -> None:
-        """Finish the constructor with the parts and settings of one family."""
+        """Load what only one family has; called at the end of the constructor."""
 
     def _require_family(self) -> None:
-        """Raise InputError if the UNet has another family's number of input channels.
+        """Raise InputError unless the UNet has this family's number of input channels.
 
-        The check reads only unet/config.json, so it comes before the weights are loaded.
+        The check reads only unet/config.json, so it can be made before the weights are loaded.
         """
         found: Any = read_config(self.folder / "unet" / "config.json").get("in_channels")
         if found != self.channels:
@@ -181,9 +188,10 @@ class StableDiffusion:
 
     @property
     def stride(self) -> int:
-        """The side in pixels of one latent position.
+        """The side of an image divided by the side of its latent.
 
-        Height and width of an image must be multiples of it. The UNet takes latents of any size.
+        An image's height and width, in pixels, must be multiples of this number. The latents may
+        have any size.
         """
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -202,8 +210,8 @@ class StableDiffusion:
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
-            noise: standard normal noise of the latents' shape, to sample the VAE's posterior. None
-                returns the posterior's mean.
+            noise: standard normal noise in the shape of the latents, with which the VAE's posterior
+                is sampled. With None, the latents are the posterior's mean.
         """
         self._set_tile(self.vae_tile)
         with torch.autocast(self.device.type, enabled=False):  # in float16 this VAE overflows
@@ -214,8 +222,8 @@ class StableDiffusion:
     def decode(self, latent: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), approximately in [-1, 1].
 
-        The result is differentiable. If gradients are enabled and `latent` requires one, tiles have
-        at most GRADIENT_TILE pixels a side. With vae_tile=None there are no tiles.
+        The result is differentiable. If gradients are enabled and `latent` requires a gradient, the
+        sides of the tiles are limited to GRADIENT_TILE pixels, unless vae_tile is None.
         """
         tile = self.vae_tile
         if tile is not None and torch.is_grad_enabled() and latent.requires_grad:
@@ -233,15 +241,15 @@ class StableDiffusion:
             self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = tile, tile // self.stride
 
     def text(self, prompts: list[str]) -> Tensor:
-        """Return the embeddings (B, L, D) of prompts, on the device."""
+        """Return the text embeddings (B, L, D) of B prompts, on the backbone's device."""
         return torch.cat([self.embed(prompt) for prompt in prompts]).to(self.device)
 
     def output(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Return the UNet's raw output (B, C, h, w): eps or v.
+        """Return the UNet's raw output (B, C, h, w), which is eps or v.
 
         Args:
-            z_t: (B, C, h, w), variance preserving, as in DDPM.
-            t: timesteps (B,), or a scalar.
+            z_t: latents (B, C, h, w) of the variance-preserving process, as in DDPM.
+            t: timesteps (B,), or one timestep for all latents.
             condition: the UNet's other inputs.
         """
         with self.execution.autocast():
@@ -254,12 +262,12 @@ class StableDiffusion:
             )[0].float()
 
     def eps_of(self, output: Tensor, z_t: Tensor, alpha_bar: Tensor) -> Tensor:
-        """Convert the UNet's raw output, eps or v, to the predicted noise in z_t."""
+        """Return the predicted noise in z_t, computed from the UNet's raw output (eps or v)."""
         return eps_of_velocity(z_t, output, alpha_bar) if self.predicts_velocity else output
 
     @torch.no_grad()
     def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
-        """Predict the noise in z_t (B, C, h, w) at timesteps t (B,)."""
+        """Predict the noise in latents z_t (B, C, h, w) at timesteps t (B,), without gradients."""
         if self.gate is not None:
             self.gate(t)
         alpha_bar = self.schedule.alpha_bar.to(z_t)[t].reshape(-1, 1, 1, 1)
@@ -271,9 +279,9 @@ class StableDiffusion:
         return self.scheduler.config.prediction_type == "v_prediction"
 
     def denoising_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Return the mean squared error of the UNet's eps or v.
+        """Return the mean squared error of the UNet's prediction (eps or v) over a batch.
 
-        batch: examples of this family's `LatentCrops` (adir.adaptation.latent).
+        batch: training examples from this family's `LatentCrops` (adir.adaptation.latent).
         """
         z = self.encode(batch["z"], batch["posterior_noise"])
         alpha_bar = self.schedule.alpha_bar.to(z.device)[batch["t"]].reshape(-1, 1, 1, 1)
@@ -284,15 +292,15 @@ class StableDiffusion:
         return torch.nn.functional.mse_loss(output, target)
 
     def condition_of(self, example: dict[str, Any]) -> Condition:
-        """Build the condition of a batch of training examples."""
+        """Return the condition of a batch of training examples."""
         raise NotImplementedError
 
 
 class StableDiffusionX4(StableDiffusion):
     """Stable Diffusion's x4 upscaler, which predicts v.
 
-    The UNet takes z_t and the low-resolution image, to which noise is added, and the level of that
-    noise.
+    Besides z_t and t, the UNet takes the low-resolution image with added noise, the level of this
+    noise, and a prompt.
     """
 
     parts = (*StableDiffusion.parts, "low_res_scheduler")
@@ -314,12 +322,12 @@ class StableDiffusionX4(StableDiffusion):
     def condition(
         self, low: Tensor, noise: Tensor, noise_level: Tensor, prompts: list[str]
     ) -> Condition:
-        """Build the condition from low-resolution images.
+        """Return the condition that consists of low-resolution images with noise, and prompts.
 
         Args:
-            low: (B, 3, h, w) images in [-1, 1].
-            noise: (B, 3, h, w), standard normal.
-            noise_level: (B,) int64 timesteps of `low_res_scheduler`.
+            low: low-resolution images (B, 3, h, w) in [-1, 1].
+            noise: standard normal noise (B, 3, h, w), which is added to them.
+            noise_level: level of the noise, (B,) int64, as timesteps of `low_res_scheduler`.
             prompts: B prompts.
         """
         noised = self.low_res_scheduler.add_noise(low, noise, noise_level)
@@ -334,7 +342,8 @@ class StableDiffusionX4(StableDiffusion):
 class StableDiffusionInpaint(StableDiffusion):
     """Stable Diffusion's inpainting model, which predicts eps or v.
 
-    The UNet takes z_t, the mask of the hole, and the latent of the image with the hole in mid grey.
+    Besides z_t and t, the UNet takes the mask of the hole, the latent of the image in which the
+    hole is mid grey, and a prompt.
     """
 
     family, channels, usual = "inpainting", 9, "sd_inpaint"
@@ -353,12 +362,12 @@ class StableDiffusionInpaint(StableDiffusion):
     def condition(
         self, image: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]
     ) -> Condition:
-        """Build the condition from images and masks.
+        """Return the condition that consists of masks, masked images and prompts.
 
         Args:
-            image: (B, 3, H, W) in [-1, 1].
-            hole: (B, 1, H, W), 1 in the part to be repainted and 0 elsewhere.
-            noise: (B, C, h, w), standard normal, to sample the VAE's posterior.
+            image: images (B, 3, H, W) in [-1, 1].
+            hole: masks (B, 1, H, W), 1 where the image is repainted and 0 elsewhere.
+            noise: standard normal noise (B, C, h, w), with which the VAE's posterior is sampled.
             prompts: B prompts.
         """
         _, _, h, w = noise.shape
@@ -374,7 +383,7 @@ class StableDiffusionInpaint(StableDiffusion):
 
 
 def recompute_in_backward(module: Any) -> None:
-    """Replace a module's forward by one that recomputes its activations in the backward pass.
+    """Make a module recompute its activations in the backward pass instead of storing them.
 
     If the module is called once per tile, the activations of only one tile are in memory at a time.
     """

@@ -1,7 +1,8 @@
-"""Bridge to deepinv: its linear physics as our tasks, and our methods as its reconstructors.
+"""Bridge to deepinv: use its linear physics as tasks, and our methods as its reconstructors.
 
-docs/deepinv.md has an example of each. deepinv's images are in [0, 1] and ours in [-1, 1]. Our x
-is (x + 1) / 2 in deepinv, our y is (y + A 1) / 2, and our sigma_y is sigma_y / 2.
+docs/deepinv.md has an example of each. deepinv's images are in [0, 1] and ours in [-1, 1].
+Therefore x becomes (x + 1) / 2 in deepinv, y becomes (y + A 1) / 2, where 1 is an image of ones,
+and sigma_y becomes sigma_y / 2.
 """
 
 import copy
@@ -39,24 +40,24 @@ from adir.tasks.restoration import RestorationTask
 
 @dataclass(frozen=True, eq=False)
 class PhysicsOperator:
-    """Operator of a task, made from a linear physics of deepinv on RGB images.
+    """Degradation of a task that applies a linear physics of deepinv to RGB images.
 
-    y must be an image too. Each value of y must be a weighted sum of values of x. The weights must
-    sum to 1, or all be 0 if y sees nothing of x (the hole of inpainting). Then grey stays grey, and
-    y can be saved as an 8-bit image. Random parts of the physics, such as a mask, are drawn from
-    `seed` and are part of the task.
+    y must be an image too, because it is saved as an 8-bit file. Each value of y is a weighted sum
+    of values of x, and the weights must sum to 1, so that a grey image stays grey. They may also
+    all be 0, as in the hole of inpainting. Random parts of the physics, such as a mask, are drawn
+    from `seed` and are part of the task.
 
     Args:
         physics: import path of a physics class, such as deepinv.physics.Downsampling.
-        settings: arguments of the class without `img_size`, which is the image's shape. In
-            YAML, give a tensor as a node with the `_target_` that builds it.
+        settings: arguments of the class. `img_size`, the shape of the image, may be omitted. In
+            YAML, a tensor is given as a node whose `_target_` builds it.
         factor: side of x divided by side of y.
         seed: seed of the random parts.
     """
 
     name: ClassVar[str] = "deepinv_physics"
     version: ClassVar[int] = 1
-    """Raise it if a change of this class changes its result."""
+    """A cell's identity contains this version. Raise it if a change of the class alters results."""
     shift_invariant: ClassVar[bool] = False
     """False because deepinv does not declare it. Large images are therefore not tiled."""
     physics: str
@@ -67,8 +68,8 @@ class PhysicsOperator:
     def __call__(self, image_shape: Shape) -> Operator:
         """Return the operator A for images of shape (3, H, W).
 
-        Raises InputError if the physics class rejects the settings, if y is not an image, or if the
-        weights of a value of y sum to neither 1 nor 0.
+        Raises InputError if the physics class rejects the settings, if y is not an image with the
+        sides of x divided by `factor`, or if the weights of a value of y sum to neither 1 nor 0.
         """
         operator = operator_of(
             functools.partial(self.made, image_shape), image_shape, f"{self.physics}"
@@ -94,7 +95,7 @@ class PhysicsOperator:
         return operator
 
     def made(self, image_shape: Shape, dtype: torch.dtype) -> LinearPhysics:
-        """Build the physics for images of a shape, in float32 or float64."""
+        """Build the physics for images of shape (3, H, W), in float32 or float64."""
         module, _, name = self.physics.rpartition(".")
         try:
             cls = getattr(importlib.import_module(module), name)
@@ -132,14 +133,15 @@ class PhysicsOperator:
 
 
 def is_real(value: Any) -> bool:
-    """Check whether a value is a tensor of real floating point numbers."""
+    """Return whether a value is a tensor of real floating point numbers."""
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def in_precision(physics: LinearPhysics, dtype: torch.dtype) -> LinearPhysics:
     """Return a copy of a physics with its real tensors in `dtype`, float32 or float64.
 
-    `physics.to(dtype)` would also convert complex tensors, and drop their imaginary parts.
+    `physics.to(dtype)` is not used because it would also convert complex tensors, which would lose
+    their imaginary parts.
     """
     result: LinearPhysics = copy.deepcopy(physics)._apply(
         lambda tensor: tensor.to(dtype) if is_real(tensor) else tensor
@@ -151,9 +153,9 @@ def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0)
     """Build an `Operator` from a physics of deepinv.
 
     Args:
-        build: function that returns the physics for a dtype, on the CPU.
+        build: function that takes a dtype and returns the physics, on the CPU.
         image_shape: (3, H, W).
-        what: name of the physics, for errors.
+        what: name of the physics, for error messages.
         sigma_y: noise level for images in [-1, 1].
 
     Raises:
@@ -178,15 +180,15 @@ def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0)
 
 
 def largest_singular_value(physics: LinearPhysics, x: Tensor) -> float:
-    """Return the largest singular value of A, with a relative error of 1e-4.
+    """Return the largest singular value of a physics' matrix A, with a relative error of 1e-4.
 
     It is computed by Lanczos iterations on A^T A (ARPACK).
 
-    x: (1, 3, H, W) start vector in float64.
+    x: start vector (1, 3, H, W) in float64.
     """
 
     def gram(v: np.ndarray) -> np.ndarray:
-        """Return A^T A v."""
+        """Return A^T A v for an image v that is flattened to a vector."""
         applied = physics.A_adjoint(physics.A(torch.from_numpy(v).reshape(x.shape)))
         return np.asarray(applied.reshape(-1).numpy())
 
@@ -197,9 +199,9 @@ def largest_singular_value(physics: LinearPhysics, x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Around:
-    """Corpus and query image from which an adaptation mode chooses neighbours.
+    """Corpus from which an adaptation mode chooses images, with the query image.
 
-    It implements adir.adaptation.modes.Surroundings.
+    It implements adir.adaptation.modes.CorpusView.
     """
 
     corpus: Corpus
@@ -210,7 +212,7 @@ class Around:
 
     @property
     def ids(self) -> list[str]:
-        """The sorted ids of all images of the corpus, without its repeats."""
+        """The sorted ids of the images of the corpus; repeated images are listed once."""
         return [name for name in self.corpus.ids if name not in self.corpus.repeats]
 
     def nearest(self, k: int) -> list[Chosen]:
@@ -226,21 +228,25 @@ class Around:
 class Reconstruction(Reconstructor):
     """deepinv reconstructor made of a backbone, a sampler and an adaptation mode.
 
-    Call it as x_hat = model(y, physics), with images in [0, 1]. The physics must be linear, on RGB
-    images, with Gaussian noise or none. The noise level is read from the physics. Each image is
-    restored alone, with noise that depends only on `seed` and its y, so the result is the same in
-    any batch. The result is not differentiable.
+    Call it as x_hat = model(y, physics), with images in [0, 1]. The physics must be linear and take
+    RGB images. Its noise must be Gaussian or absent, and the noise level is read from it. Each
+    image of a batch is restored alone. Its random numbers depend only on `seed` and its y, so the
+    result is the same in any batch. The result is not differentiable.
 
     Args:
         backbone: pixel backbone.
         sampler: any sampler of adir.samplers. A call raises InputError if the sampler does not
             support the physics.
         mode: adaptation mode. None means no adaptation.
-        k: number of neighbours, for modes that retrieve some.
-        corpus: images among which neighbours are retrieved. Copies of a test image are not
-            excluded, so the corpus must not contain any.
-        encoder: encoder for the retrieval.
+        k: number of neighbours, for modes that retrieve neighbours.
+        corpus: corpus in which neighbours are searched, for these modes. It must not contain copies
+            of a test image, because they are not excluded.
+        encoder: encoder with which neighbours are searched, for these modes.
         seed: seed of sampler and adaptation.
+
+    Raises:
+        InputError: if the mode needs a corpus and an encoder that are not given, or if the sampler
+            does not support the mode.
     """
 
     def __init__(
@@ -314,11 +320,16 @@ class Reconstruction(Reconstructor):
         return found.x_hat
 
     def adapted_to(self, y: Tensor, name: str) -> AbstractContextManager[Any]:
-        """Train the mode's adapter, and return a context manager that puts it in place.
+        """Train the mode's adapter, and return a context manager that applies it to the backbone.
+
+        If the mode trains no adapter, the context manager does nothing.
 
         Args:
-            y: (C, h, w) in [-1, 1].
-            name: hash of y, from which the random numbers are seeded.
+            y: measurement (C, h, w) of an image in [-1, 1].
+            name: hash of y, which seeds the random numbers together with `seed`.
+
+        Raises:
+            InputError: if y is not an image with 1 or 3 channels.
         """
         mode = self.mode
         if not mode.trains:
@@ -343,12 +354,12 @@ class Reconstruction(Reconstructor):
     def neighbours_of(self, image: Tensor, name: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return (images to fine-tune on, other images to validate the update on).
 
-        The first list is sorted by distance, nearest first. The second is empty unless the first
-        contains exactly one image.
+        The first list is in the order of the mode's `choose`, such as nearest first. The second
+        list is empty unless the first contains exactly one image.
 
         Args:
             image: y as an image (3, h, w).
-            name: hash of y, from which the random numbers are seeded.
+            name: hash of y, which seeds the random numbers together with `seed`.
         """
         assert self.corpus is not None and self.encoder is not None
         around = Around(self.corpus, self.encoder, self.index, image)
@@ -372,9 +383,9 @@ class Reconstruction(Reconstructor):
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """Degradation of a task that always uses one given operator.
+    """Degradation of a task that consists of one given operator.
 
-    It wraps the operator in the interface that samplers expect of a task.
+    With this class, the operator has the interface that a task requires of its degradation.
     """
 
     name: ClassVar[str] = "fixed"
@@ -383,11 +394,11 @@ class Fixed:
     operator: Operator
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """Return the operator; `image_shape` is ignored."""
+        """Return the operator for any `image_shape`."""
         return self.operator
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Return the operator's image shape; `y_shape` is ignored."""
+        """Return the operator's image shape for any `y_shape`."""
         return self.operator.image_shape
 
 
@@ -396,10 +407,10 @@ def measured_by(physics: LinearPhysics, y: Tensor) -> Operator:
 
     Args:
         physics: linear physics with Gaussian noise of one level, or without noise.
-        y: (B, C, h, w), in deepinv's range.
+        y: measurements (B, C, h, w) of images in [0, 1].
 
     Raises:
-        InputError: if the physics is not supported.
+        InputError: if the physics is not linear, or if its noise is not supported.
     """
     what = type(physics).__name__
     if not isinstance(physics, LinearPhysics):

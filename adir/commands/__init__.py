@@ -1,1 +1,5 @@
-"""Commands of `adir`: one file per command, whose `main` runs it. cli.py defines the arguments."""
+"""Commands of `adir`.
+
+There is one file per command, and its function `main` runs the command. cli.py defines the
+arguments.
+"""

@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def main() -> int:
-    """Print the state of packages, GPUs, embedded files and metrics.
+    """Print which packages, GPUs, embedded files and metrics are available.
 
     Returns 0, or 1 if a package or an embedded file is missing.
     """

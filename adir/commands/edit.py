@@ -1,6 +1,7 @@
-"""`adir edit`: repaint the part of your own image that is white in a mask, from a prompt.
+"""`adir edit`: repaint a part of your own image as a prompt describes it.
 
-It writes a PNG, and a JSON file with settings, scores and versions.
+The part is white in a mask image. The command writes a PNG, and a JSON file with settings, scores
+and versions.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ DEFAULTS = (
     "data=embedded",
 )
 SHORT = {"by": "task.by", "paste": "sampler.paste"}
-"""Short names for keys that are often given to `adir edit`."""
+"""{short name: key of a setting}, for settings that are often given to `adir edit`."""
 
 
 def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) -> int:
@@ -50,8 +51,8 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
 
     Args:
         image: image file.
-        mask: image file of the same size; white is repainted.
-        prompt: text.
+        mask: image file of the same size; its white part is repainted.
+        prompt: description of the repainted part.
         overrides: KEY=VALUE settings that describe the cell.
         out: folder for the PNG and the JSON file.
 
@@ -88,7 +89,7 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
 
 
 def require_editing(cfg: DictConfig) -> None:
-    """Raise InputError unless task and backbone support editing. No network is loaded."""
+    """Raise InputError unless task and backbone support editing, without loading a network."""
     task = build(cfg.task, "task")
     if not task.edits:
         raise InputError(f"adir edit does task=edit only, not task={task.name}; use `adir restore`")
@@ -99,9 +100,9 @@ def require_editing(cfg: DictConfig) -> None:
 
 
 def edit_overrides(overrides: list[str]) -> list[str]:
-    """Return the defaults of editing that the user does not replace, then the user's overrides.
+    """Return the overrides for a cell of `adir edit`: DEFAULTS, then those of the user.
 
-    Short names in the overrides are expanded.
+    Defaults that the user overrides are omitted, and short names of settings are expanded.
     """
     given = [item.partition("=") for item in overrides]
     full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in given]
@@ -110,9 +111,9 @@ def edit_overrides(overrides: list[str]) -> list[str]:
 
 
 def is_done(target: Path, edit: str) -> bool:
-    """Check whether this edit exists with both of its files.
+    """Return whether both files of an edit exist, the image and the JSON file.
 
-    The JSON file is written before the image, so a killed process may leave it alone.
+    The JSON file is written first, so it may exist without the image if the process was killed.
 
     Args:
         target: path of the image; the JSON file is beside it.
@@ -128,7 +129,9 @@ def is_done(target: Path, edit: str) -> bool:
 
 
 def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progress: bool) -> None:
-    """Retrieve neighbours, adapt, repaint, and write one image and its JSON file.
+    """Repaint one image, and write the result and its JSON file.
+
+    If the cell needs them, neighbours are retrieved and an adapter is trained first.
 
     Args:
         cell: cell whose task has the mask and the prompt.

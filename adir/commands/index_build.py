@@ -1,4 +1,4 @@
-"""`adir index build`: embed a corpus with workers that claim its shards one by one."""
+"""`adir index build`: embed the images of a corpus, shard by shard, with one or more workers."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ from adir.retrieval.index.builder import (
 )
 
 POLL = 0.5
-"""The seconds between two checks whether a claim of another worker has been released."""
+"""The seconds between two checks whether another worker has released a claim."""
 
 
 def main(overrides: list[str], multirun: bool) -> int:
@@ -68,7 +68,10 @@ def main(overrides: list[str], multirun: bool) -> int:
 
 
 def described(manifest: Mapping[str, Any]) -> str:
-    """Return a description of an index in two lines, from its manifest.json."""
+    """Return two lines that describe an index: its corpus and its encoder.
+
+    manifest: content of the index's manifest.json.
+    """
     corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
     return (
         f"  corpus {source['name']} ({source['kind']}): {corpus['images']} images, "
@@ -83,6 +86,8 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     """Run one worker, and return (folder of the index, shards that this worker embedded).
 
     The worker runs until no shard is missing, and takes over the shards of workers that die.
+
+    Raises InputError if a setting, the corpus or the encoder cannot be used.
     """
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -124,7 +129,7 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
 
 @contextmanager
 def alone(claims: Claims, name: str) -> Iterator[None]:
-    """Hold a claim during the block. Waits while a living worker holds the claim."""
+    """Wait until no living worker holds a claim, and hold the claim within the context."""
     while not claims.take(name):
         time.sleep(POLL)
     try:
@@ -136,9 +141,9 @@ def alone(claims: Claims, name: str) -> Iterator[None]:
 def embed_missing(
     folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig
 ) -> list[Embedded]:
-    """Embed missing shards until none is missing, and return those that this worker embedded.
+    """Embed shards until none is missing, and return those that this worker embedded.
 
-    Prints one line per shard. On a terminal it also shows a progress bar.
+    One line is printed per shard. On a terminal, a progress bar is shown too.
 
     Args:
         folder: folder of the index.
@@ -166,7 +171,7 @@ def embed_missing(
                         continue
 
                     def show(now: Embedded, number: int = number) -> None:
-                        """Write the progress of the current shard into the bar."""
+                        """Show the progress of the current shard in the progress bar."""
                         bar.update(
                             task, description=f"{now.images} images of shard {number}, shards"
                         )

@@ -79,7 +79,7 @@ def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path |
 
 
 def read_query(path: Path) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8, decoded as the images of a corpus.
+    """Return an image file as (H, W, 3) uint8, decoded in the same way as a corpus.
 
     Raises InputError if the file is not an image.
     """
@@ -87,9 +87,14 @@ def read_query(path: Path) -> np.ndarray:
 
 
 def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:
-    """Yield the neighbours with their images, or None for an image that cannot be read.
+    """Yield each neighbour with its image, or with None if the image cannot be read.
 
     The images are read from the corpus that was indexed.
+
+    Args:
+        folder: folder of the index.
+        ids: ids of the neighbours.
+        distances: their distances to the query.
     """
     try:
         corpus = IndexedCorpus(folder)
@@ -109,8 +114,8 @@ def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) ->
 def remember_encoder(folder: Path, configuration: DictConfig) -> None:
     """Write the encoder's configuration into the folder of its index.
 
-    Paths are made absolute. The device is omitted because it belongs to the machine that builds the
-    index, and a CPU is enough for one query.
+    Paths are made absolute. The device is omitted, because the index may be searched on another
+    machine, and a CPU is enough for one query.
     """
     leaf: dict[str, Any] = OmegaConf.to_container(configuration, resolve=True)  # type: ignore[assignment]
     leaf.pop("device", None)
@@ -123,10 +128,10 @@ def remember_encoder(folder: Path, configuration: DictConfig) -> None:
 def encoder_of(index: ShardedIndex) -> Encoder:
     """Build the encoder of an index from the configuration in its folder.
 
-    The folder may come from someone else. Only encoders of conf/encoder/ with plain arguments are
-    therefore built.
+    The configuration must describe an encoder of conf/encoder/ with plain arguments, because the
+    folder may come from someone who is not trusted.
 
-    Raises InputError if the configuration cannot be used, or if the encoder is no longer the one
+    Raises InputError if the configuration cannot be used, or if the encoder differs from the one
     that made the index.
     """
     path = index.folder / ENCODER_FILE

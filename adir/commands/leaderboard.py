@@ -21,8 +21,8 @@ def main(folders: list[Path], no_write: bool = False, against: str = "none") -> 
     Args:
         folders: results folders and submission files.
         no_write: whether to write no files.
-        against: mode with which the other rows are compared. The names of the files contain it,
-            unless it is none.
+        against: mode with which the other rows are compared. Unless it is `none`, the names of the
+            written files contain it.
 
     Returns:
         0, or 1 if a damaged file was skipped.

@@ -25,9 +25,9 @@ AXES = (
 
 
 def choices(axis: str) -> dict[str, str]:
-    """Return {value: one-line description} of an axis.
+    """Return {value: one-line description} of an axis, such as `task`.
 
-    The description is the first comment in the value's file; see `description`.
+    The description is the first comment in the value's configuration file.
     """
     folder = config_dir() / axis
     paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("tuned/*.yaml"))]
@@ -37,9 +37,9 @@ def choices(axis: str) -> dict[str, str]:
 
 
 def description(path: Path) -> str:
-    """Return the first comment of a configuration file, except Hydra directives (`# @...`).
+    """Return the first comment line of a configuration file, or "" if it has no comment.
 
-    Returns "" if there is none.
+    Hydra directives (`# @...`) are ignored.
     """
     for line in read_text(path).splitlines():
         if line.startswith("#") and not line.startswith("# @"):
@@ -48,7 +48,7 @@ def description(path: Path) -> str:
 
 
 def main() -> int:
-    """Print every axis with its values. Returns 0."""
+    """Print every axis with its values and their descriptions, and return 0."""
     for axis in AXES:
         print(axis)
         values = choices(axis)

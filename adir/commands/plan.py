@@ -18,15 +18,15 @@ HEADINGS = ("cell", "images", "status", "s per\nimage", "minutes", "memory\nMB",
 
 
 def main(overrides: list[str], multirun: bool) -> int:
-    """Print a table of the cells, with estimated cost, and the reasons why cells cannot run.
+    """Print a table of the cells with their estimated costs, and why some of them cannot run.
 
     Args:
         overrides: KEY=VALUE settings, as for `adir run`.
         multirun: whether -m was given.
 
     Returns:
-        0, or 2 if a cell cannot run, no cell is left or the disk is too small. Cells that are not
-        applicable count as skipped, as in a run.
+        0, or 2 if a cell cannot run, if no cell is left, or if the disk is too small. Cells that
+        are not applicable are skipped, as in `adir run`, and do not change the status.
     """
     console = wide_console()
     started = time.perf_counter()
@@ -83,7 +83,7 @@ def main(overrides: list[str], multirun: bool) -> int:
 
 
 def planned_row(plan: CellPlan) -> list[str]:
-    """Return the row of a cell that can run, in the order of HEADINGS."""
+    """Return the texts of the table's row for a cell that can run, in the order of HEADINGS."""
     figures = ["–"] * 4
     if plan.cost is not None:
         per_image = sum(plan.cost.seconds_per_image.values())
@@ -97,14 +97,17 @@ def planned_row(plan: CellPlan) -> list[str]:
 
 
 def cell_name(axes: Axes) -> str:
-    """Return backbone and label of a cell, such as `embedded sr4 knn k=20 full seed=0`."""
+    """Return a name for a cell: its backbone and its label.
+
+    Example: `embedded sr4 knn k=20 full seed=0`.
+    """
     return f"{axes.backbone} {label_of(axes)}"
 
 
 def score_notes(grid: Grid) -> list[str]:
-    """Return messages on scores that may stay empty because their weights are missing.
+    """Return messages that say which scores may stay empty, because weights are missing.
 
-    Nothing is downloaded.
+    The weights are not downloaded by this function.
     """
     notes = empty_scores(list(grid.cells.values()), fetch=False)
     wanted = {
@@ -125,9 +128,9 @@ def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
     """Return a sentence with the size of the grid and its estimated run time.
 
     Args:
-        grid: the grid.
-        plans: plans of its cells that can run.
-        loading: seconds that loading took.
+        grid: grid of cells.
+        plans: plans of those cells of the grid that can run.
+        loading: seconds that a run takes to load and check the grid.
     """
     equal = grid.combinations - len(grid.cells) - len(grid.problems)
     note = f" ({equal} more combinations are duplicates)" if equal else ""

@@ -38,15 +38,15 @@ from adir.samplers.tiling import needed_tile, require_restorable, restore_any_si
 from adir.scoring.metrics import data_consistency_residual
 
 SAMPLERS = ("ddrm", "adir_clean")
-"""The default samplers, of which the first that is applicable is used.
+"""Default samplers: `adir restore` uses the first one that is applicable.
 
-With the same network, their images are closer to the ground truth and cleaner than those of
-Algorithm 1 of the paper, sampler=adir (results/embedded/adir_settings.md, baselines.md).
+With the same network, their images are closer to the ground truth and less noisy than those of
+sampler=adir, the paper's Algorithm 1 (results/embedded/adir_settings.md and baselines.md).
 """
 STD_FACTOR = 5
-"""The number of grey levels in the map per grey level of standard deviation.
+"""The factor by which standard deviations are multiplied in the image of their map.
 
-White means a standard deviation of 51 grey levels or more.
+White therefore means a standard deviation of 51 grey levels or more.
 """
 
 
@@ -56,12 +56,12 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
     All inputs are read and checked before the first image is restored.
 
     Args:
-        inputs: image files, folders of images, and overrides.
+        inputs: image files, folders of images, and KEY=VALUE settings.
         out: folder for PNG and JSON files.
         overwrite: whether existing results are replaced.
         tile: side in pixels of the tiles into which larger images are split.
-        samples: number of restorations of each image. With 2 or more, the result is their mean, and
-            a map of their standard deviation is written too.
+        samples: number of restorations of each image. If there are 2 or more, the result is their
+            mean, and each restoration and a map of their standard deviation are written too.
 
     Raises:
         InputError: if an input or a setting cannot be used, or if sampling fails.
@@ -113,10 +113,11 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
 def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
     """Return the configuration that the overrides describe, and its cell.
 
-    If the overrides name neither a sampler nor an experiment, the first of SAMPLERS that is
-    applicable is used. If none is, the sampler is the configuration's default. A sampler may not be
-    applicable to a latent backbone, or to an operator whose singular values are unknown. If the
-    first is not applicable, a line with the reason and the chosen sampler is printed.
+    If the overrides name neither a sampler nor an experiment, the sampler is the first of SAMPLERS
+    that is applicable, or the configuration's default if none of them is. Some
+    samplers are not applicable to latent backbones, or to operators whose singular values are
+    unknown. If the first of SAMPLERS is not applicable, a line with the reason and the chosen
+    sampler is printed.
 
     Raises InputError if a setting cannot be used, or if no sampler is applicable.
     """
@@ -140,10 +141,11 @@ def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
 
 
 def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[Path, Path]:
-    """Return the output path of each image.
+    """Return {path of the input: path of the result}.
 
     If several inputs have the same stem (in two folders, or with two suffixes), a hash of the
-    content is added to their names. If their content is equal too, they share one path.
+    content is added to the names of their results. Inputs that also have equal content share one
+    result.
 
     Args:
         measurements: {path of the input: y}.
@@ -162,9 +164,11 @@ def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[
 
 
 def image_files(inputs: list[str]) -> list[Path]:
-    """Return the given files, and the image files in the given folders without their subfolders.
+    """Return the paths of all images in a list of files and folders.
 
-    Raises InputError if nothing is given, if a path does not exist, or if a folder has no images.
+    Images in subfolders are not included.
+
+    Raises InputError if the list is empty, if a path does not exist, or if a folder has no images.
     """
     if not inputs:
         raise InputError("no images given; for example: adir restore IMAGE... task=sr4")
@@ -185,10 +189,10 @@ def image_files(inputs: list[str]) -> list[Path]:
 
 
 def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> bool:
-    """Check whether the restoration of an image exists with all its files.
+    """Return whether the restoration of an image exists with all its files.
 
-    The JSON file is written first. It may exist without the images if the process was killed or if
-    images were deleted.
+    The JSON file may exist without the images, because it is written first and the process may have
+    been killed, or because images were deleted.
 
     Args:
         target: path of the result; the JSON file is beside it.
@@ -198,7 +202,7 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
         samples: requested number of samples.
 
     Raises:
-        InputError: if a file of this name exists that was made with other settings.
+        InputError: if the result or its JSON file exists and was made with other settings.
     """
     note = target.with_suffix(".json")
     if not target.exists() and not note.exists():
@@ -232,9 +236,10 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
 def restore_one(
     cell: Cell, path: Path, y: Tensor, target: Path, tile: int, samples: int, options: Any
 ) -> None:
-    """Retrieve neighbours, adapt, restore, and write one image and its JSON file.
+    """Restore one image, and write the result and its JSON file.
 
-    All samples share the adapter. The seeds of their noise are cell.seed, cell.seed + 1, and so on.
+    If the cell needs them, neighbours are retrieved and an adapter is trained first. All samples
+    share the adapter. The seeds of their noise are cell.seed, cell.seed + 1, and so on.
 
     Args:
         cell: cell that restores the image.
@@ -243,7 +248,7 @@ def restore_one(
         target: path of the result.
         tile: requested side of the tiles in pixels.
         samples: number of samples.
-        options: options of the run; `progress` says whether to show a progress bar.
+        options: options of the run, of which `progress` (whether to show a progress bar) is used.
 
     Raises:
         InputError: if sampling fails.
@@ -325,7 +330,7 @@ def restore_one(
 
 
 def sample_file(target: Path, what: str) -> Path:
-    """Return the path of another output beside the result: NAME.png becomes NAME-WHAT.png.
+    """Return the path of another output, NAME-WHAT.png beside the result NAME.png.
 
     what: "sampleSEED" for a sample, "std" for the map of the standard deviation.
     """
@@ -333,15 +338,15 @@ def sample_file(target: Path, what: str) -> Path:
 
 
 def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (mean of samples, map of their standard deviation).
+    """Return the mean of several samples and a map of their standard deviation.
 
     Args:
         samples: two or more images (3, H, W) in [-1, 1].
 
     Returns:
         mean: (3, H, W) in [-1, 1].
-        deviation: (1, H, W) in grey levels of 255. It is the root of the mean variance of the
-            channels, and each variance has n - 1 in its denominator.
+        deviation: (1, H, W) in grey levels of 255. It is the square root of the mean variance of
+            the three channels. The variance of n samples is computed with denominator n - 1.
     """
     total = torch.stack(samples).double()
     variance, mean = torch.var_mean(total, dim=0)
@@ -351,9 +356,10 @@ def mean_and_deviation(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
 def awaited_adapter(
     cell: Cell, image_id: str, y: Tensor, chosen: list[str], progress: bool
 ) -> StoredAdapter | None:
-    """Return the adapter for an image, from the cache or trained now; None if the mode trains none.
+    """Return the adapter for an image, or None if the cell's mode trains no adapter.
 
-    Waits while another process is training the same adapter.
+    The adapter is read from the cache. If it is not there, it is trained. If another process is
+    training it, this function waits.
 
     Args:
         cell: cell whose mode needs the adapter.

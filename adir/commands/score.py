@@ -1,4 +1,4 @@
-"""`adir score`: score the restored images of a results folder again, from their files."""
+"""`adir score`: read the restored images of a results folder and score them again."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,16 +19,16 @@ from adir.scoring.metrics import Scoring
 def main(folder: Path, overrides: list[str]) -> int:
     """Score all restored images again and write the scores into their records.
 
-    Scores of metrics that `scoring=...` does not contain are kept. Ground truths are read from the
-    record's data set and must have the recorded hash.
+    Scores of metrics that `scoring=...` does not contain are kept. The ground truth of a record is
+    read from the record's data set and must have the recorded hash.
 
     Args:
         folder: results folder.
         overrides: KEY=VALUE settings such as scoring=default.
 
     Returns:
-        0, or 1 if a score stays empty, a record is damaged, an image failed, or a restored image is
-        missing.
+        0, or 1 if a score stays empty, if a record is damaged, if an image failed, or if a restored
+        image is missing.
 
     Raises:
         InputError: if the folder has no record of a restored image.
@@ -79,8 +79,8 @@ def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
         scoring: metrics.
 
     Raises:
-        InputError: if the data set no longer has the image, or if the record names no restored
-            image.
+        InputError: if the data set no longer has the image or has another one with its id, or if
+            the record names no restored image.
     """
     data: Corpus = build(from_plain(record.configuration["data"]), "data")
     image_id = record.image.id

@@ -1,4 +1,4 @@
-"""`adir sheet`: write one comparison image: ground truth, y and every mode side by side."""
+"""`adir sheet`: write an image with ground truth, y and every mode side by side."""
 
 from pathlib import Path
 

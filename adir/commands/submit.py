@@ -26,8 +26,8 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
 
     Args:
         folder: results folder.
-        images: whether to add the files that a report shows: restored images and y, ground truths,
-            neighbours, and losses of the adapters. The adapters themselves are never packed.
+        images: whether to add the files that a report shows: restored images, images y, ground
+            truths, neighbours, and losses of the adapters. The adapters themselves are never added.
         out: file to write; None takes FOLDER-submission.zip in the current folder.
 
     Returns:
@@ -67,9 +67,9 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
 
 
 def about(records: list[Record], images: bool) -> dict[str, Any]:
-    """Return the entries of a submission's manifest besides its files.
+    """Return a description of a submission's records for its manifest.
 
-    They are the number of records and the versions, commits and weights of the records.
+    It contains the number of records, and the versions, commits and weights that made them.
 
     images: whether the submission contains images.
     """

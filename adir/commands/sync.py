@@ -57,9 +57,9 @@ def main(folder: Path) -> int:
 
 
 def refusal(server: str, key: str) -> str | None:
-    """Return the reason why the server accepts no runs at present, or None if it accepts them.
+    """Return the reason why the W&B server accepts no runs at present, or None if it accepts them.
 
-    The function requests the user of the API key, as W&B does at login.
+    This is tested by a request for the user of the API key, which W&B also makes at login.
     """
     question = {
         "operationName": "Viewer",
@@ -80,10 +80,14 @@ def refusal(server: str, key: str) -> str | None:
 
 
 def send(runs: list[Path], folder: Path) -> str:
-    """Send runs with the command `wandb sync`, and return a phrase that says how it ended.
+    """Send W&B runs with the command `wandb sync`, and return a phrase with its exit status.
 
-    The phrase does not tell whether runs were sent, because the command's exit status is 0 even if
-    none was.
+    The phrase does not tell whether runs were sent, because the exit status is 0 even if no run was
+    sent. If the command takes too long, it is stopped, and the phrase says so.
+
+    Args:
+        runs: folders of the runs.
+        folder: results folder.
     """
     # The staged files of a run are in WANDB_DATA_DIR. WANDB_MODE=offline would prevent sending.
     environment = os.environ | {"WANDB_DATA_DIR": str(folder.absolute() / "wandb")}
@@ -99,7 +103,10 @@ def send(runs: list[Path], folder: Path) -> str:
 
 
 def offline_runs(folder: Path) -> list[Path]:
-    """Return the folders of offline runs in FOLDER/wandb that were not sent yet, oldest first."""
+    """Return the folders of the offline W&B runs in FOLDER/wandb that are not yet sent.
+
+    The oldest comes first.
+    """
     found = sorted((folder / "wandb").glob("offline-run-*"))
     return [
         run

@@ -1,4 +1,4 @@
-"""`adir table`: print a published table, with our results beside its numbers."""
+"""`adir table`: print a published table, with the results of a folder beside its numbers."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from adir.harness.tables.terminal import stacked, wide_console
 
 
 def main(name: str | None, folder: Path | None, latex: bool) -> int:
-    """Print a published table, with our results beside its numbers.
+    """Print a published table, with the results of a folder beside its numbers.
 
     Args:
         name: name of the table; None prints a list of the published tables.

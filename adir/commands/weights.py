@@ -21,13 +21,15 @@ def main(action: str, names: list[str]) -> int:
 
     Args:
         action: list, get or verify.
-        names: entries of conf/weights/; none means all, except for get.
+        names: entries of conf/weights/. If there are no names, `list` and `verify` take all
+            entries, while `get` raises an error.
 
     Returns:
-        0, or 1 if a file is wrong, a file to verify is missing, or some files could not be fetched.
+        0, or 1 if a file is wrong, if a named file to verify is missing, or if some files could not
+        be fetched.
 
     Raises:
-        InputError: if a name does not exist, or if nothing could be fetched.
+        InputError: if a name does not exist, if `get` has no names, or if nothing could be fetched.
     """
     entries = [entry(name) for name in names] if names else list(registry().values())
     if action == "list":
@@ -40,7 +42,7 @@ def main(action: str, names: list[str]) -> int:
 
 
 def show(entries: list[Entry]) -> int:
-    """Print name, presence, size, licence, hash and path of each entry, and return 0."""
+    """Print a table of entries, with size, licence, hash and path of each, and return 0."""
     rows = [
         (
             found.entry,
@@ -65,14 +67,14 @@ def show(entries: list[Entry]) -> int:
 
 
 def pinned(found: Entry) -> str:
-    """Return the known SHA-256 of a file's content, or the pinned revision of a repository."""
+    """Return a text with the expected SHA-256 of a file, or the revision of a repository."""
     if isinstance(found, WeightsFile):
         return f"sha256 {'unknown' if found.sha256 is None else found.sha256[:12]}"
     return f"revision {found.mirrors[0].revision[:10]}"
 
 
 def get(entries: list[Entry]) -> int:
-    """Fetch the entries that are missing, or whose hash is wrong.
+    """Fetch those entries that are missing or have a wrong hash.
 
     A file with a wrong hash is renamed before it is fetched again.
 
@@ -118,11 +120,11 @@ def get(entries: list[Entry]) -> int:
 
 
 def verify(entries: list[Entry], named: bool) -> int:
-    """Check the hashes of the entries that are here, and return the exit status.
+    """Check the hashes of the entries that have been fetched, and return the exit status.
 
     Args:
         entries: entries to check.
-        named: whether the user named them. Only then a missing entry is an error.
+        named: whether the user named the entries. If so, a missing entry is an error.
 
     Returns:
         0, or 1 if a hash is wrong or a named entry is missing.

@@ -1,1 +1,1 @@
-"""ADM, the network of guided-diffusion: flags, conversion of checkpoints, and their cache."""
+"""Conversion of checkpoints of ADM, the network of guided-diffusion, to diffusers folders."""

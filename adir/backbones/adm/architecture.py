@@ -1,4 +1,4 @@
-"""Architecture of an ADM (Dhariwal and Nichol, 2021), from flags of guided-diffusion."""
+"""Architecture of an ADM (Dhariwal and Nichol, 2021), and the flags that describe it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +10,14 @@ from adir.errors import InputError
 class Architecture:
     """Settings that determine the tensors and the arithmetic of an ADM.
 
-    Levels are numbered from the full resolution downwards.
+    A level is one resolution of the UNet. Levels are ordered from the full resolution to the
+    lowest.
     """
 
     model_channels: int
     """The width of the sinusoidal time embedding.
 
-    It differs from the width of the first level if channel_mult starts with 0.5.
+    It differs from the number of channels of the first level if channel_mult does not start with 1.
     """
     channels: tuple[int, ...]
     """The number of channels of each level."""
@@ -34,7 +35,7 @@ class Architecture:
     use_new_attention_order: bool
 
     def heads(self, channels: int, upward: bool = False) -> int:
-        """Return the number of heads of an attention block.
+        """Return the number of heads of an attention block with some number of channels.
 
         upward: whether the block is in the upsampling half of the network.
         """
@@ -49,17 +50,24 @@ class Architecture:
 class Flags:
     """Architecture flags of `create_model` in OpenAI's guided-diffusion.
 
-    The flags have the same meaning as there. A flag that is None is inferred from the checkpoint's
-    tensors. The number of heads and the order of queries, keys and values cannot be inferred.
+    The flags have the same meaning as in `create_model`. A flag that is None is inferred from the
+    checkpoint's tensors. The number of heads and the order of queries, keys and values cannot be
+    inferred.
 
     Attributes:
-        image_size: in pixels, used only to interpret `attention_resolutions`.
-        channel_mult: [0.5, 1, 1, 2] or "0.5,1,1,2", for example.
+        image_size: side of the images in pixels, used only to interpret `attention_resolutions`.
+        channel_mult: channels per level relative to `num_channels`, such as [0.5, 1, 1, 2] or
+            "0.5,1,1,2".
         class_cond: must be false, because class-conditional networks are not supported.
         attention_resolutions: sides in pixels of the levels with attention.
         num_heads: -1 means unset. This flag or `num_head_channels` must be set.
         num_head_channels: -1 means unset. If set, `num_heads` is ignored.
-        use_new_attention_order: order of queries, keys and values in their common tensor.
+        use_new_attention_order: whether the rows of the qkv tensor, which holds queries, keys and
+            values, are ordered as in guided-diffusion's new attention; see `split_qkv`.
+
+    Raises:
+        InputError: if `class_cond` is true, or if `attention_resolutions` is given without
+            `image_size`.
     """
 
     image_size: int | None = None
@@ -89,9 +97,9 @@ class Flags:
             )
 
     def resolve(self, found: Architecture) -> Architecture:
-        """Return the architecture from these flags, completed from the checkpoint's.
+        """Return the architecture that the flags describe.
 
-        found: architecture inferred from a checkpoint, which supplies every flag that is None.
+        found: architecture inferred from the checkpoint's tensors; it replaces flags that are None.
 
         Raises InputError if flags are missing or contradict each other.
         """
@@ -154,9 +162,10 @@ def flags_of_unet(
 ) -> Flags:
     """Build `Flags` from the constructor arguments of guided-diffusion's UNetModel.
 
-    There, attention_resolutions are downsampling factors instead of sides in pixels.
+    UNetModel's attention_resolutions are downsampling factors, while those of `Flags` are sides in
+    pixels.
 
-    Raises InputError unless in_channels is 3 and out_channels is 3 or 6.
+    Raises InputError unless in_channels is 3, out_channels is 3 or 6, and num_classes is None.
     """
     if in_channels != 3 or out_channels not in (3, 6):
         raise InputError(
@@ -186,11 +195,14 @@ def flags_of_unet(
 
 
 def numbers(value: Sequence[float] | str, what: str) -> list[float]:
-    """Return the numbers in a list or in a text such as "0.5,1".
+    """Return the numbers of a flag that is a list or a text such as "0.5,1".
 
-    what: name of the flag, for the error.
+    Args:
+        value: value of the flag.
+        what: name of the flag, for the error message.
 
-    Raises InputError if `value` contains anything but numbers.
+    Raises:
+        InputError: if `value` contains anything but numbers.
     """
     try:
         return [float(part) for part in (value.split(",") if isinstance(value, str) else value)]
@@ -199,10 +211,10 @@ def numbers(value: Sequence[float] | str, what: str) -> list[float]:
 
 
 def require_whole_heads(architecture: Architecture) -> None:
-    """Raise InputError unless heads and norm groups divide the channels.
+    """Raise InputError unless heads and norm groups divide the channels evenly.
 
-    The channels of every attention block must be a multiple of its number of heads. The channels of
-    every level must be a multiple of 32, the number of groups of its norms.
+    The number of channels of an attention block must be a multiple of its number of heads. The
+    number of channels of a level must be a multiple of 32, the number of groups of its GroupNorms.
     """
     blocks = [
         c for c, has in zip(architecture.channels, architecture.attention, strict=True) if has

@@ -30,28 +30,29 @@ from adir.weights.download import require_room
 VERSION = 1
 """The version of the conversion, part of the cache key.
 
-Raise it if a change of the code converts the same checkpoint to other tensors.
+Increase it whenever a change of the code changes the tensors of a converted checkpoint.
 """
 
 CONFIG, WEIGHTS, NOTE = "config.json", "diffusion_pytorch_model.safetensors", "source.json"
 
 
 def converted(source: Path, flags: Flags) -> tuple[Path, str]:
-    """Return the converted folder of a checkpoint file, converting the file if it is not cached.
+    """Return the diffusers folder of a checkpoint; convert the checkpoint if it is not cached.
 
-    The cache key is a hash of the source's hash, the flags and VERSION. Another process that needs
-    the same conversion waits. If a cached folder has been changed, it is renamed and the checkpoint
-    is converted again.
+    The cache key is a hash of the checkpoint's hash, the flags and VERSION. If another process is
+    making the same conversion, this function waits for it. If the files of a cached folder have
+    changed, the folder is renamed and the checkpoint is converted again.
 
     Args:
         source: checkpoint file of guided-diffusion.
         flags: flags of its network.
 
     Returns:
-        (folder with config.json and safetensors, SHA-256 of the source)
+        (folder with config.json and safetensors, SHA-256 of the checkpoint file)
 
     Raises:
-        InputError: if the source is missing or is not a checkpoint that fits the flags.
+        InputError: if the file is missing, is not a checkpoint of an ADM, or does not fit the
+            flags.
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file")
@@ -81,7 +82,7 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Check whether the folder contains unchanged files, by the hashes in its note."""
+    """Return whether config.json and the weights have the hashes in the folder's source.json."""
     try:
         note = read_json(folder / NOTE)
         return all(
@@ -94,13 +95,15 @@ def is_whole(folder: Path) -> bool:
 def write_folder(
     folder: Path, configuration: dict[str, Any], tensors: dict[str, Tensor], source: dict[str, str]
 ) -> None:
-    """Write config.json, the weights, and a note with their hashes, atomically.
+    """Write a converted folder atomically: it appears with all its files or not at all.
+
+    The files are config.json, the weights, and source.json with the hashes of both.
 
     Args:
-        folder: new folder, which appears with all its files or not at all.
+        folder: new folder.
         configuration: content of config.json.
         tensors: weights.
-        source: {"file": name, "sha256": hash} of the checkpoint, for the note.
+        source: {"file": name, "sha256": hash} of the checkpoint, for source.json.
     """
     require_room(folder.parent, sum(tensor.nbytes for tensor in tensors.values()))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.part")

@@ -1,8 +1,9 @@
 """Conversion of guided-diffusion's ADM checkpoints (Dhariwal and Nichol, 2021) to UNet2DModel.
 
 A checkpoint is a dictionary of tensors with the names of OpenAI's reference code, such as
-`input_blocks.0.0.weight`. Most of the architecture is inferred from the shapes. The number of heads
-and the order of queries, keys and values cannot be inferred and are given as `Flags`.
+`input_blocks.0.0.weight`. Most of the architecture is inferred from the shapes of the tensors. The
+number of heads and the order of queries, keys and values cannot be inferred. They are given as
+`Flags`.
 """
 
 import math
@@ -29,15 +30,15 @@ Kind = Literal["layer", "residual", "attention"]
 
 @dataclass(frozen=True)
 class Block:
-    """Layer, residual block or attention block of an ADM.
+    """Single layer, residual block or attention block of an ADM.
 
     Attributes:
-        kind: which of the three.
-        reference: name in the checkpoint.
-        ours: name in diffusers.
+        kind: `layer`, `residual` or `attention`.
+        reference: start of its tensors' names in the checkpoint.
+        ours: start of its tensors' names in diffusers.
         in_channels: input channels, including those of the skip connection in the upsampling half.
         out_channels: output channels.
-        kernel: kernel size of a convolution; () for a linear layer and for a block.
+        kernel: kernel size if it is a single convolution, else ().
     """
 
     kind: Kind
@@ -49,7 +50,7 @@ class Block:
 
 
 def blocks(a: Architecture) -> Iterator[Block]:
-    """Yield every block that has tensors, in a checkpoint's order, except the two output layers."""
+    """Yield the blocks of an ADM in the order of a checkpoint, except the two output layers."""
     # Time embedding and first convolution.
     embedding, last = 4 * a.model_channels, len(a.channels) - 1
     yield Block("layer", "time_embed.0", "time_embedding.linear_1", a.model_channels, embedding)
@@ -122,10 +123,10 @@ def blocks(a: Architecture) -> Iterator[Block]:
 
 
 def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | None]]:
-    """Yield (name in the checkpoint, shape, name in diffusers) of every tensor.
+    """Yield (name in the checkpoint, shape, name in diffusers) of every tensor of an ADM.
 
     The order is that of the checkpoint's `state_dict`. The name in diffusers is None for a qkv
-    tensor, which becomes three tensors.
+    tensor, because it is split into queries, keys and values.
     """
     embedding = 4 * a.model_channels
 
@@ -168,9 +169,10 @@ def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | No
 
 
 def read_architecture(shapes: Shapes) -> Architecture:
-    """Infer the architecture of a checkpoint from the shapes of its tensors.
+    """Infer the architecture of a checkpoint from the shapes of its tensors, {name: shape}.
 
-    The numbers of heads remain -1, and use_new_attention_order remains False.
+    Shapes do not determine the number of heads and the order of queries, keys and values. In the
+    result, the fields for heads are therefore -1, and use_new_attention_order is False.
 
     Raises InputError if the checkpoint is not an unconditional ADM.
     """
@@ -234,13 +236,13 @@ FOREIGN = {
     "decoder.": "an autoencoder",
     "text_model.": "a text encoder",
 }
-"""{start of a tensor's name: model to which such a tensor belongs}, for error messages."""
+"""{start of a tensor's name: model that has tensors with this name}, for error messages."""
 
 
 def require_fit(shapes: Shapes, architecture: Architecture) -> None:
-    """Raise InputError if tensors of a checkpoint do not fit the architecture.
+    """Raise InputError unless a checkpoint has the tensors of an architecture, in their shapes.
 
-    The message names the first of them, in the checkpoint's order.
+    The message names the first tensor that differs, in the checkpoint's order.
     """
     expected = {name: shape for name, shape, _ in tensors_of(architecture)}
     for name in [*expected, *(name for name in shapes if name not in expected)]:
@@ -254,9 +256,10 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
 
 
 def configuration(a: Architecture) -> dict[str, Any]:
-    """Return the config.json of the converted network.
+    """Return the content of config.json for the converted network.
 
-    It contains the arguments of UNet2DModel and, under "adm", the settings that UNet2DModel lacks.
+    It contains the arguments of UNet2DModel, and under the key "adm" those settings of an ADM for
+    which UNet2DModel has no argument.
     """
     resnet = a.resblock_updown
     plain_down, plain_up = (
@@ -305,11 +308,13 @@ def configuration(a: Architecture) -> dict[str, Any]:
 
 
 def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
-    """Build the network of a config.json on the device "meta", so its weights take no memory.
+    """Build the network that a config.json describes, with weights on the device "meta".
 
-    The settings may be those of diffusers or of `configuration`. A key "unshuffle" with value f
-    adds a pixel_unshuffle by f before the first convolution and a pixel_shuffle by f after the
-    last.
+    Weights on this device take no memory.
+
+    settings: content of config.json, from diffusers or from `configuration`. If it has a key
+    "unshuffle" with value f, a pixel_unshuffle by f is added before the first convolution, and a
+    pixel_shuffle by f after the last convolution.
 
     Raises ValueError or TypeError if the settings are invalid.
     """
@@ -334,9 +339,11 @@ def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
 
 
 def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
-    """Set the width of the time embedding and the number of heads per block.
+    """Set the width of the time embedding and the number of heads of a network, in place.
 
-    UNet2DModel has no argument for either. `adm` is the value of "adm" in config.json.
+    UNet2DModel has no arguments for these two settings.
+
+    adm: value of the key "adm" in config.json.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -357,15 +364,16 @@ def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
 def convert(
     checkpoint: Mapping[str, Tensor], flags: Flags
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert a checkpoint of guided-diffusion.
+    """Convert a checkpoint of guided-diffusion to the names and shapes of diffusers.
 
     Returns:
         (content of config.json, {name in diffusers: tensor}). The tensors are float32 and
-        contiguous. They share memory with the checkpoint, except queries, keys and values, and
-        tensors that were not float32.
+        contiguous. They share memory with the checkpoint, except queries, keys, values, and tensors
+        that were not float32.
 
     Raises:
-        InputError: if a tensor does not fit the flags; it names the first.
+        InputError: if the checkpoint is not an unconditional ADM, if flags are missing, or if a
+            tensor does not fit the flags. The message names the first such tensor.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.items()}
     architecture = flags.resolve(read_architecture(shapes))
@@ -392,25 +400,27 @@ def convert(
 
 
 def flattened(tensor: Tensor, reference: str) -> Tensor:
-    """Return a contiguous tensor with the shape that diffusers expects.
+    """Return a checkpoint's tensor, contiguous and with the shape that diffusers expects.
 
-    The output projection of attention is a 1D convolution in the checkpoint, (C, C, 1), and a
-    linear layer in diffusers, (C, C). Other tensors keep their shapes.
+    The output projection of attention is a 1D convolution (C, C, 1) in the checkpoint and a linear
+    layer (C, C) in diffusers. Other tensors keep their shapes.
+
+    reference: name in the checkpoint.
     """
     return (tensor[:, :, 0] if reference.endswith("proj_out.weight") else tensor).contiguous()
 
 
 def split_qkv(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Split one qkv tensor into queries, keys and values, each ordered by head.
+    """Split one qkv tensor into the tensors of queries, keys and values.
 
     Args:
         qkv: weight (3 C, C, 1) or bias (3 C,).
         heads: number of heads.
-        new_order: whether the rows of qkv are ordered (3, heads, C / heads), as with
+        new_order: whether the 3 C rows are ordered (3, heads, C / heads), as in networks with
             use_new_attention_order, instead of (heads, 3, C / heads).
 
     Returns:
-        (q, k, v), each (C, C) or (C,).
+        (q, k, v), each (C, C) or (C,), with rows ordered (heads, C / heads).
     """
     flat = qkv[:, :, 0] if qkv.ndim == 3 else qkv
     channels = len(flat) // 3

@@ -1,1 +1,1 @@
-"""Views of a results folder for people: an HTML page, figures, and a comparison image."""
+"""Reports on a results folder: an HTML page, figures for papers, and a comparison image."""

@@ -1,4 +1,7 @@
-"""Images of a report with their scores, neighbours and error maps, as many as fit into the page."""
+"""Data of the test images in an HTML report: images, error maps, scores and neighbours.
+
+As many images as fit are embedded in the page. The others are links.
+"""
 
 import json
 from pathlib import Path
@@ -21,17 +24,18 @@ from adir.harness.report.images import (
     open_rgb,
 )
 
-# Image files of up to this many bytes are embedded without loss; a larger total is reduced.
+# Image files are embedded without loss if they have at most this many bytes in total. Otherwise all
+# of them are reduced.
 EXACT_BYTES = 12_000_000
 NEIGHBOUR_BYTES = 4_000_000  # bytes of the page that are reserved for neighbours
 PIXELS = 40_000_000  # most pixels to encode per kind of image: about five seconds
 
 
 class PageAssets:
-    """Test images for the page's data block.
+    """Data about the test images of a results folder, which the page's scripts read as JSON.
 
-    Each image is referred to by its index in `images`, whose entries are data URIs or links. A
-    missing image is null.
+    `fill` returns the data. Their entry "images" is a list of data URIs and links. In all other
+    entries, an image is given by its index in this list, or by null if it is missing.
     """
 
     def __init__(self, gathered: Gathered, page_folder: Path) -> None:
@@ -39,7 +43,7 @@ class PageAssets:
         self.metrics = list(gathered.board.metrics)
         self._names: dict[tuple[str, str | None], int] = {}
         self.neighbours: list[list[Any]] = []
-        """[id, image] of each image that is a neighbour of any test image."""
+        """[id, index in `images`] of each corpus image that is a neighbour of any test image."""
         self.scenes = [self._texts(scene) for scene in gathered.scenes]
         first = [
             record for scene in gathered.scenes for _, record in self._of_seed(scene, first=True)
@@ -52,10 +56,10 @@ class PageAssets:
         n_bytes = sum(file.stat().st_size for file in files if file is not None)
         self.page_images = PageImages(gathered.folder, page_folder, exact=n_bytes <= EXACT_BYTES)
         self.n_embedded = 0
-        """Number of test images whose first seed is embedded."""
+        """The number of test images whose restorations with the first seed are embedded."""
 
     def fill(self, room: int) -> dict[str, Any]:
-        """Return the part of the data block with the images that fit into `room` bytes.
+        """Return the data about test images, with as many embedded images as fit into `room` bytes.
 
         Images that the page shows first are embedded first.
         """
@@ -108,9 +112,11 @@ class PageAssets:
         )
 
     def _of_seed(self, scene: Scene, first: bool) -> list[tuple[int, Record]]:
-        """Return (row, record) of restorations with the first seed, or with the other seeds.
+        """Return (leaderboard row, record) of a test image's restorations with one seed per row.
 
-        The first seed is the one that the page shows first. A row without it uses its lowest seed.
+        The seed is the one that the page shows first, `Gathered.first_seed`, or the row's lowest
+        seed if the row lacks it. If `first` is false, the restorations with all other seeds are
+        returned instead.
         """
         chosen = []
         for row, seeds in scene.restored.items():
@@ -119,7 +125,10 @@ class PageAssets:
         return chosen
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
-        """Return everything about a test image but its images; scores are formatted as text."""
+        """Return the text fields of a test image's entry, without its image data.
+
+        Scores and distances are formatted as strings.
+        """
         return {
             "task": scene.task,
             "data": scene.data,
@@ -152,9 +161,9 @@ class PageAssets:
         return text
 
     def _neighbour(self, near: Neighbour, corpus: str | None) -> int:
-        """Return the index of a neighbour in `neighbours`.
+        """Return the index of a neighbour in `neighbours`, adding the neighbour if it is new.
 
-        The same id in another corpus is another image.
+        Neighbours with the same id from different corpora are different images.
         """
         number = self._names.setdefault((near.id, near.image or corpus), len(self.neighbours))
         if number == len(self.neighbours):
@@ -162,7 +171,7 @@ class PageAssets:
         return number
 
     def _common_images(self, scene: Scene, data: dict[str, Any]) -> None:
-        """Add the ground truth and y to the test image's data."""
+        """Add the ground truth and y to a test image's entry `data`."""
         data["truth"] = self.page_images.file(next(iter(stored_images(scene.sha256)), None))
         if data["truth"] is None:
             field = embedded_field(scene.image_id, scene.sha256)
@@ -172,7 +181,10 @@ class PageAssets:
         data["y"] = self.page_images.file(scene.done[0].y_file) if scene.done else None
 
     def _restored(self, scene: Scene, data: dict[str, Any], first: bool) -> None:
-        """Add the restored images and their error maps to the test image's data."""
+        """Add restored images and their error maps to a test image's entry `data`.
+
+        first: whether to add those of the first seed or those of the other seeds, as in `_of_seed`.
+        """
         folder, page_images = self.gathered.folder, self.page_images
         truth = None if page_images.full else ground_truth(folder, scene.image_id, scene.sha256)
         for row, record in self._of_seed(scene, first):
@@ -183,7 +195,7 @@ class PageAssets:
                 shown["heat"] = page_images.made(f"heat {file}", heat, LONGEST_SIDE, HEAT_QUALITY)
 
     def _neighbour_images(self, scene: Scene) -> None:
-        """Add thumbnails of the neighbours that the first seed had."""
+        """Add thumbnails of the neighbours in the records of the first seed, as in `_of_seed`."""
         for _, record in self._of_seed(scene, first=True):
             corpus = corpus_of(record)
             source = ((record.configuration.get("retrieval") or {}).get("corpus") or {}).get(
@@ -205,6 +217,6 @@ class PageAssets:
 
 
 def corpus_of(record: Record) -> str | None:
-    """Return the hash of the corpus that the record's neighbours come from; None without one."""
+    """Return the hash of the corpus of a record's neighbours, or None if nothing was retrieved."""
     found = record.identity.get("retrieval")
     return found.get("corpus") if isinstance(found, dict) else None

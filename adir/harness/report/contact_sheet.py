@@ -1,4 +1,4 @@
-"""Contact sheet of a search: the query on the left, its neighbours on the right, nearest first."""
+"""Contact sheet of a search: an image with the query on the left and neighbours on the right."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,7 +17,10 @@ GROUND, FRAME, QUIET = "white", (238, 238, 238), (110, 110, 110)
 
 
 class Found(NamedTuple):
-    """One neighbour of a query; its image is None if its source can no longer provide it."""
+    """One neighbour of a query: its id, distance and image.
+
+    `image` is None if it can no longer be read from the corpus.
+    """
 
     id: str
     distance: float
@@ -27,13 +30,13 @@ class Found(NamedTuple):
 def contact_sheet(
     query: Image.Image | str, found: Sequence[Found], title: str, unit: str
 ) -> Image.Image:
-    """Draw the sheet, in RGB.
+    """Return an RGB image of the query and its neighbours, with captions.
 
     Args:
-        query: an image, or the words of a text query.
-        found: the neighbours, nearest first.
-        title: the sheet's title, shortened to one line.
-        unit: the unit of the distances, for the captions.
+        query: query image, or the words of a text query.
+        found: neighbours, nearest first.
+        title: title of the sheet; a long title is shortened to one line.
+        unit: unit of the distances, for the captions.
     """
     columns = min(COLUMNS, max(len(found), 1))
     rows = -(-len(found) // columns)
@@ -62,9 +65,16 @@ def contact_sheet(
 
 
 def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> None:
-    """Paste an image into the square at (x, y) on a light ground, as large as fits.
+    """Paste an image into a square of the sheet, as large as fits, on a light grey background.
 
-    A small image is enlarged with nearest-neighbour interpolation.
+    An image smaller than the square is enlarged with nearest-neighbour interpolation.
+
+    Args:
+        sheet: sheet, which is changed in place.
+        image: image to paste.
+        x: left edge of the square in pixels.
+        y: upper edge of the square in pixels.
+        side: side of the square in pixels.
     """
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -77,9 +87,9 @@ def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> 
 
 
 def written(lines: list[str], side: int) -> Image.Image:
-    """Return a square with the lines of text on it, to stand in for an image.
+    """Return a square image of `side` pixels with lines of text, used where there is no image.
 
-    At most 12 lines are drawn.
+    At most 12 lines are drawn, and "..." if there are more.
     """
     square = Image.new("RGB", (side, side), FRAME)
     shown = lines[:12] + ["..."] * (len(lines) > 12)
@@ -90,9 +100,10 @@ def written(lines: list[str], side: int) -> Image.Image:
 
 
 def shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Return a text of at most `width` pixels.
+    """Return a text, shortened if it is wider than `width` pixels.
 
-    A longer text loses its middle, because the end of an id tells it apart from others.
+    The middle of a long text is replaced by "...", because ids often differ only at their ends.
+    Unprintable characters are replaced by "?".
     """
     text = "".join(c if c.isprintable() else "?" for c in text)
     if font.getlength(text) <= width:

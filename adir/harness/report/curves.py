@@ -1,6 +1,6 @@
-"""Curves of the adapters: training losses, held-out losses, and errors of predicted noise.
+"""Mean curves of a report: training losses, held-out losses, and errors of the predicted noise.
 
-Training losses come from the facts file beside each adapter's tensors, the others from the records.
+Training losses are stored with each adapter. Held-out losses and errors are in the records.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,22 @@ import numpy as np
 from adir.harness.records.record import HeldOut, OracleError
 
 POINTS = 80
-"""Most points of a curve; more could not be told apart in a chart."""
+"""The largest number of points in a smoothed curve; a chart could not show more."""
 
 
 def smoothed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (iteration, mean loss) of windows of equal width along the last axis.
+    """Return (iterations, mean losses), averaged over windows of consecutive iterations.
 
-    One iteration's loss is at one random t and therefore noisy. There are at most POINTS windows:
-    40 iterations give windows of 2, 400 iterations windows of 5. The last window may be shorter.
-    Iterations count from 1, and a window is placed at its middle.
+    Averaging is needed because an iteration's loss is at one random t and therefore noisy. There
+    are at most POINTS windows of equal width, except that the last may be shorter. For example, 40
+    iterations are averaged in windows of 2, and 400 iterations in windows of 5.
+
+    Args:
+        losses: losses (..., n), the last axis being the iterations.
+
+    Returns:
+        iterations: (windows,), the middle of each window; iterations count from 1.
+        means: (..., windows).
     """
     length = losses.shape[-1]
     width = max(2, -(-length // POINTS)) if length > 1 else 1
@@ -31,16 +38,15 @@ def smoothed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def mean_curve(
     curves: Sequence[Mapping[int, float]], smooth: bool = False
 ) -> dict[str, Any] | None:
-    """Return the mean and the 10 and 90 % quantiles at each x over curves {x: y}.
-
-    Curves with other x than the first are left out.
+    """Return the mean of several curves at each x, with the 10 % and 90 % quantiles.
 
     Args:
-        curves: the curves to average.
-        smooth: average each curve over windows first, as `smoothed` does.
+        curves: curves {x: y}. A curve is ignored if its x differ from those of the first curve.
+        smooth: whether each curve is first averaged over windows, as by `smoothed`.
 
     Returns:
-        {x, mean, low, high, n}, n the number of curves averaged. None without curves.
+        {"x": [...], "mean": [...], "low": [...], "high": [...], "n": number of curves averaged},
+        or None if `curves` is empty.
     """
     if not curves:
         return None
@@ -62,11 +68,15 @@ def mean_curve(
 
 
 def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
-    """Return the mean change of the held-out loss by iteration, in percent.
+    """Return the mean change of the held-out loss at each iteration, in percent.
 
-    The result is that of `mean_curve` with one more entry: `said` is a sentence about all
-    trainings. It gives the number of accepted updates and the means of alpha and of the fall,
-    rejected updates included. Return None without trainings.
+    Args:
+        found: held-out results, one per trained adapter.
+
+    Returns:
+        The dictionary of `mean_curve` with an additional entry "said", or None if `found` is empty.
+        "said" is a sentence with the number of accepted updates, and with the means of alpha and of
+        the fall of the loss over all updates, accepted or not.
     """
     curve = mean_curve(
         [{step: 100 * (one.losses[step] - 1) for step in sorted(one.losses)} for one in found]
@@ -85,9 +95,11 @@ def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
 
 
 def oracle_curve(found: Sequence[Sequence[OracleError]]) -> dict[str, Any] | None:
-    """Return the relative change of the error of eps by timestep, in percent, as `mean_curve` does.
+    """Return the mean relative change of the error of eps at each timestep, in percent.
 
-    The mean is over images; None without images.
+    found: for each image, the errors of eps before and after adaptation at several timesteps.
+
+    Returns the dictionary of `mean_curve` over images, or None if `found` is empty.
     """
     return mean_curve(
         [

@@ -1,8 +1,8 @@
-"""Figures for papers, as PNG and PDF. The same results give the same bytes.
+"""Figures for papers, as PNG and PDF files. The same results give the same bytes.
 
-- The paper's comparison: ground truth, y, none, ADIR, and other samplers.
-- Fidelity against perceived quality.
-- The sweep of K.
+- Comparison, as in the ADIR paper: ground truth, y, no adaptation, ADIR, and other samplers.
+- Scatter plot of a fidelity metric and a metric of perceived quality.
+- Metrics against the number of neighbours K.
 """
 
 import io
@@ -26,11 +26,11 @@ from adir.harness.report.styles import LIGHT, MODES, SHAPES
 from adir.harness.tables.board import label, place_of
 
 WIDTH = 6.9  # inches: the text width of a page with two columns
-# Smallest side of an image in inches. With many samplers the figure gets wider than the page.
+# Smallest side of an image in inches. With many samplers the figure is wider than the page.
 SMALLEST = 0.85
 IMAGES_PER_FIGURE = 6
 MOST_IMAGES = 24  # per task; a paper's appendix shows no more
-BESIDE = 0.02  # rows of one K are this share of the width apart, so error bars do not overlap
+BESIDE = 0.02  # points of one K are this share of the width apart, so error bars do not overlap
 STYLE = {
     "pdf.fonttype": 42,  # TrueType: many publishers refuse fonts of type 3
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
@@ -46,7 +46,7 @@ STYLE = {
 
 
 def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
-    """Write every figure that the results have data for; return the files."""
+    """Write all figures for which the results have data, and return the paths of the files."""
     written = []
     with matplotlib.rc_context(STYLE):
         for name, figure in all_figures(gathered):
@@ -60,7 +60,11 @@ def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
 
 
 def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
-    """Yield (name, figure), task by task."""
+    """Yield (name, figure) of each figure.
+
+    There is a set of figures for each backbone and task, and for each data set if there are
+    several.
+    """
     rows = gathered.board.rows
     picked = (pick_metric(gathered.board, FIDELITY), pick_metric(gathered.board, PERCEIVED))
     metrics = [metric for metric in picked if metric is not None]
@@ -86,10 +90,13 @@ def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
 
 
 def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
-    """Return (title, row of the board) of the restored columns.
+    """Return (title, leaderboard row) of each column of restored images in a comparison.
 
-    Each sampler with a record has up to two columns: `none`, and an adapted row. The adapted row
-    is knn with the largest K, or self if there is no knn.
+    Each sampler that has records gets up to two columns: one for the mode `none`, and one for an
+    adaptation mode, which is knn with the largest K, or self if there is no knn. The sampler `adir`
+    comes first.
+
+    numbers: leaderboard rows to choose from.
     """
     rows = gathered.board.rows
     found: list[tuple[str, int]] = []
@@ -108,9 +115,15 @@ def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
 
 
 def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> Figure:
-    """Draw one row per image with the columns ground truth, y, none, ADIR, and other samplers.
+    """Draw a grid of images with one line per test image.
 
-    A place without an image says "missing".
+    The columns are ground truth, y, and the restored images of `columns`. A missing image is
+    replaced by the word "missing".
+
+    Args:
+        gathered: contents of the results folder.
+        numbers: leaderboard rows from which the columns are chosen.
+        scenes: test images.
     """
     restored = columns(gathered, numbers)
     titles = ["GT", "y", *(title for title, _ in restored)]
@@ -145,9 +158,15 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
 
 
 def show(axes: Axes, image: Image.Image | None, caption: str, left: bool = False) -> None:
-    """Draw an image and its caption without interpolation.
+    """Draw an image and its caption into `axes`, or the word "missing" if the image is None.
 
-    Interpolation would add smoothness that the sampler did not restore.
+    The image is not interpolated, because interpolation would smooth it.
+
+    Args:
+        axes: axes to draw into.
+        image: image, or None.
+        caption: text below the image.
+        left: whether the caption starts at the left edge instead of being centred.
     """
     axes.set(xticks=[], yticks=[], frame_on=False, aspect="equal")
     if image is None:
@@ -160,7 +179,10 @@ def show(axes: Axes, image: Image.Image | None, caption: str, left: bool = False
 
 
 def look(gathered: Gathered, number: int) -> dict[str, Any]:
-    """Return the matplotlib arguments that give a line the row's colour and marker on the page."""
+    """Return matplotlib arguments for the colour and marker of a leaderboard row.
+
+    They are the same as in the charts of the HTML page.
+    """
     found = gathered.styles[number]
     colour = LIGHT[found.colour]
     return {
@@ -171,9 +193,15 @@ def look(gathered: Gathered, number: int) -> dict[str, Any]:
 
 
 def legend_below(figure: Figure, width: float, height: float, axes: Axes) -> None:
-    """Add a legend of the lines of `axes` under the drawing.
+    """Add a legend for the lines of `axes` below them, and enlarge the figure by its height.
 
-    The legend has as many columns as fit. The figure grows by the legend's height.
+    The legend has as many columns as fit.
+
+    Args:
+        figure: figure.
+        width: width of the figure in inches.
+        height: height of the figure without the legend, in inches.
+        axes: axes whose lines have labels.
     """
     handles, labels = axes.get_legend_handles_labels()
     # Error bars are left out of the legend.
@@ -187,15 +215,21 @@ def legend_below(figure: Figure, width: float, height: float, axes: Axes) -> Non
 
 
 def titled(gathered: Gathered, metric: str) -> str:
-    """Return the metric with its direction, as in `psnr (higher is better)`."""
+    """Return an axis label with a metric and its direction, as in `psnr (higher is better)`."""
     way = gathered.board.metrics[metric]
     return metric if way == "none" else f"{metric} ({way} is better)"
 
 
 def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
-    """Draw the rows' means of two metrics with standard errors.
+    """Draw a scatter plot of two metrics, with one point per leaderboard row.
 
-    Return None if fewer than two rows have both metrics.
+    A point is the row's mean, and its error bars are standard errors. Returns None if fewer than
+    two rows have both metrics.
+
+    Args:
+        gathered: contents of the results folder.
+        numbers: leaderboard rows to draw.
+        metrics: the metrics of the x axis and the y axis.
     """
     estimates: dict[int, list[Any]] = {
         n: [gathered.board.rows[n].estimates[m] for m in metrics] for n in numbers
@@ -226,9 +260,15 @@ def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
 
 
 def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figure | None:
-    """Draw metric against K, one panel per metric, for rows that differ in K alone.
+    """Draw metrics against the number of neighbours K, with one panel per metric.
 
-    `none` is a dashed line. Return None if no rows differ in K alone.
+    A line connects leaderboard rows that differ only in K. A dashed line shows the value of the
+    mode `none`. Returns None if no two rows differ only in K.
+
+    Args:
+        gathered: contents of the results folder.
+        numbers: leaderboard rows to draw.
+        metrics: metrics to draw.
     """
     rows = gathered.board.rows
     whole = [

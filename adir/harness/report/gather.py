@@ -1,4 +1,4 @@
-"""A results folder sorted for the report: the board's rows, and each image's records by row."""
+"""Read a results folder for a report: its leaderboard, and the records of each test image."""
 
 import json
 from collections import Counter
@@ -16,19 +16,22 @@ from adir.harness.tables.statistics import mean_over_images
 
 FIDELITY = ("psnr", "lpips", "ssim")
 PERCEIVED = ("musiq", "deep-lite0", "piqe")
-"""Prefixes of the metrics that a chart starts with. The first prefix with a metric is used."""
+"""Prefixes of metric names: each chart first shows the first metric that `pick_metric` finds."""
 
 
 @dataclass
 class Scene:
-    """Records of one test image under one task: all rows restored the same y."""
+    """Records of one test image under one task, in all leaderboard rows.
+
+    All of them restore the same y.
+    """
 
     task: str
     data: str
     """The name of the data set; empty if no record gives one."""
     image_id: str
     cells: dict[int, dict[int, Record]] = field(default_factory=dict)
-    """{row of the board: {seed: record, done or failed}}."""
+    """{number of the leaderboard row: {seed: record}} of finished and failed restorations."""
 
     @property
     def seeds(self) -> list[int]:
@@ -37,7 +40,10 @@ class Scene:
 
     @cached_property
     def restored(self) -> dict[int, dict[int, Record]]:
-        """`cells` with the finished records only; a row without one is left out."""
+        """Finished records, as {number of the leaderboard row: {seed: record}}.
+
+        A row without finished records is omitted.
+        """
         done = {
             n: {s: r for s, r in seeds.items() if r.status == "done"}
             for n, seeds in self.cells.items()
@@ -46,41 +52,51 @@ class Scene:
 
     @property
     def done(self) -> list[Record]:
-        """The records of finished restorations."""
+        """The finished records of all rows and seeds, as a list."""
         return [record for seeds in self.restored.values() for record in seeds.values()]
 
     @property
     def sha256(self) -> str | None:
-        """The hash of the ground truth; None if no record is finished."""
+        """The hash of the ground truth, or None if no record is finished."""
         return next((record.image.sha256 for record in self.done), None)
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Contents of a results folder, sorted for the report."""
+    """Contents of a results folder, grouped for a report.
+
+    Rows of the leaderboard are referred to by their index in `board.rows`.
+    """
 
     folder: Path
     board: Board
     labels: list[str]
-    """One label per row of the board, as short as tells rows of a task apart."""
+    """One label per leaderboard row, from `row_labels`."""
     styles: list[RowStyle]
-    """One style per row of the board, the same in every drawing."""
+    """One style per leaderboard row, used in all charts and figures."""
     scenes: list[Scene]
     records: list[tuple[int, Record]]
-    """(row of the board, record) of every finished or failed record, by row, image id and seed."""
+    """(leaderboard row, record) of each finished or failed record.
+
+    They are sorted by row, image id and seed.
+    """
 
     @cached_property
     def first_seed(self) -> int:
-        """The seed that is shown first: the lowest that every row has for every image.
+        """The seed that the report shows first.
 
-        If there is no common seed, the lowest of all seeds.
+        It is the lowest seed that every row has for each of its images, or the lowest of all seeds
+        if there is no such seed.
         """
         places = [set(seeds) for scene in self.scenes for seeds in scene.cells.values()]
         return min(set.intersection(*places) or set.union(*places))
 
     @cached_property
     def made_with(self) -> list[dict[str, Any]]:
-        """Each distinct {commit, versions, threads} with `count`, the number of its records."""
+        """The software that made the records: one dictionary per distinct combination.
+
+        Its keys are commit, versions, threads, and `count`, the number of records made with it.
+        """
         made_of = (
             {"commit": r.commit, "versions": r.versions, "threads": r.threads}
             for _, r in self.records
@@ -89,16 +105,16 @@ class Gathered:
         return [json.loads(made) | {"count": count} for made, count in counts.items()]
 
     def scenes_of(self, row: Row) -> list[Scene]:
-        """Return the test images of the row's task and data set."""
+        """Return the scenes, one per test image, of a row's task and data set."""
         place = (row.axes["task"], row.axes["data"] or "")
         return [scene for scene in self.scenes if (scene.task, scene.data) == place]
 
 
 def gather(folder: Path) -> Gathered:
-    """Read the records of a results folder once and sort them by the rows of their board.
+    """Read all records of a results folder once, and group them by leaderboard row and image.
 
     Raises:
-        InputError: if the folder does not exist or holds no records.
+        InputError: if the folder does not exist or contains no records.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such results folder")
@@ -117,10 +133,10 @@ def gather(folder: Path) -> Gathered:
 
 
 def row_labels(board: Board) -> list[str]:
-    """Return the label of each row, such as `knn k=20 full`.
+    """Return a label for each row of a leaderboard, such as `knn k=20 full`.
 
-    Data set, backbone and sampler come before the mode if the board has several of them. If every
-    row has the same mode, the mode is left out.
+    If the rows differ in data set, backbone or sampler, the label starts with what differs. In that
+    case the mode with its settings is omitted if it is the same in all rows.
     """
     modes = [label(row.axes) for row in board.rows]
     shown = not board.shown or len(set(modes)) > 1
@@ -131,9 +147,10 @@ def row_labels(board: Board) -> list[str]:
 
 
 def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:
-    """Return the first metric that has a value and starts with one of the prefixes in `starts`.
+    """Return the name of a metric that has a value and starts with one of the prefixes `starts`.
 
-    Earlier prefixes win; None if no metric matches.
+    If several metrics match, the one of the earliest prefix is returned. Returns None if no metric
+    matches.
     """
     there = [
         name
@@ -144,11 +161,11 @@ def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:
 
 
 def cost(records: list[Record]) -> tuple[float | None, float | None]:
-    """Return (mean network evaluations, mean seconds) of restoring an image, over the records.
+    """Return (mean number of network evaluations, mean seconds) per restored image.
 
-    Each is None if any record misses it. Seconds are retrieval, training of the adapter and
-    sampling. An adapter from the cache counts with the seconds of its training. Scoring and making
-    y do not count.
+    Both are means over the records, and None if any record lacks the value. Seconds include
+    retrieval, training of the adapter and sampling, but neither scoring nor making y. For an
+    adapter from the cache, the seconds of its original training are counted.
     """
     evaluations: list[float | None] = [
         None if record.sampler is None else record.sampler.network_evaluations for record in records
@@ -158,7 +175,10 @@ def cost(records: list[Record]) -> tuple[float | None, float | None]:
 
 
 def restoring_seconds(record: Record) -> float | None:
-    """Return the seconds of retrieval, adapter training and sampling of one image."""
+    """Return the seconds that one image took for retrieval, adapter training and sampling.
+
+    Returns None if the record lacks the seconds of sampling.
+    """
     training = 0.0 if record.adapter is None else record.adapter.training_seconds
     sampling = record.seconds.get("sample")
     return None if sampling is None else sampling + record.seconds.get("retrieve", 0.0) + training

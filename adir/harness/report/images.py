@@ -1,4 +1,4 @@
-"""Images of a report: read, compared with the ground truth, reduced, and embedded or linked."""
+"""Functions that read, reduce, embed and link the images of a report, and draw error maps."""
 
 import base64
 import functools
@@ -20,25 +20,32 @@ QUALITY = 88  # WebP quality of reduced images
 HEAT_QUALITY = 70  # WebP quality of an error map, whose exact values nobody reads off
 PER_IMAGE = 5000  # opening a file takes as long as encoding this many pixels
 ERROR_SCALE = 64
-"""The colours of an error map end at this |x̂ - x|, in grey levels."""
+"""The number of colours of an error map, one per grey level of |x̂ - x|.
+
+Larger errors have the last colour.
+"""
 
 
 class PageImages:
     """Numbered images of a page, each stored once as a data URI or as a link to its file.
 
-    Images are embedded while there is room and linked after that. There is no room before the
-    first `allow`.
+    The number of an image is its index in `sources`. Image files are embedded as long as there is
+    room for them, and linked when there is none. `allow` makes room; there is none before its first
+    call.
 
     Args:
-        folder: the results folder.
-        page: the folder that links are relative to.
-        exact: embed images in full size and without loss.
+        folder: results folder.
+        page: folder of the page, to which links are relative.
+        exact: whether image files are embedded in full size and without loss.
     """
 
     def __init__(self, folder: Path, page: Path, exact: bool) -> None:
         self.folder, self.page, self.exact = folder, page, exact
         self.size = (None, None) if exact else (LONGEST_SIDE, QUALITY)
-        """(longest side in pixels, WebP quality) of images; None: full size, without loss."""
+        """(longest side in pixels, WebP quality) of embedded image files.
+
+        (None, None) means full size, without loss.
+        """
         self.budget = 0  # bytes left for data URIs
         self.pixels = 0  # pixels left to encode; a megapixel takes about 0.1 s
         self.sources: list[str] = []
@@ -48,23 +55,24 @@ class PageImages:
 
     @property
     def full(self) -> bool:
-        """Whether no room is left, so that further images are linked."""
+        """True if no room is left; further image files are then linked."""
         return self.budget <= 0 or self.pixels <= 0
 
     def allow(self, n_bytes: int, pixels: int) -> None:
-        """Make room for the next kind of image.
+        """Make room for the next kind of image, such as thumbnails of neighbours.
 
         Args:
-            n_bytes: added to the bytes that are left.
-            pixels: replaces the pixels that are left.
+            n_bytes: bytes of data URIs, in addition to the bytes that are left.
+            pixels: pixels to encode, instead of the pixels that are left.
         """
         self.budget += n_bytes
         self.pixels = pixels
 
     def file(self, name: str | None) -> int | None:
-        """Return the number of an image file, given by its path in the results folder.
+        """Return the number of an image file, which is embedded or linked at its first use.
 
-        Return None if the file is missing or cannot be read.
+        `name` is the file's path in the results folder. Returns None if the file is missing, or if
+        it would be embedded but cannot be read.
         """
         path = file_in(self.folder, name)
         if path is None or name is None:
@@ -77,7 +85,16 @@ class PageImages:
     def made(
         self, key: str, image: Image.Image | None, longest_side: int | None, quality: int | None
     ) -> int | None:
-        """Return the number of an image and remember it under `key`; None without image or room."""
+        """Return the number of an image that is embedded once under `key`.
+
+        Returns None if no image has this key yet and `image` is None or there is no room.
+
+        Args:
+            key: unique name of the image.
+            image: image to embed, or None if it is missing.
+            longest_side: largest side in pixels; larger images are reduced. None: full size.
+            quality: WebP quality. None: without loss.
+        """
         if key not in self._numbers and image is not None and not self.full:
             self._encode(key, image, longest_side, quality)
         return self._numbers.get(key)
@@ -85,7 +102,10 @@ class PageImages:
     def _encode(
         self, key: str, image: Image.Image, longest_side: int | None, quality: int | None
     ) -> None:
-        """Embed an image; quality None is lossless, which takes about four times as long."""
+        """Embed an image under `key`, as `made` does.
+
+        Encoding without loss (quality None) takes about four times as long.
+        """
         self.pixels -= image.width * image.height * (4 if quality is None else 1) + PER_IMAGE
         shown = image.convert("RGB")  # copies RGB images too, so `image` is not resized
         if longest_side is not None:
@@ -114,9 +134,10 @@ class PageImages:
 
 
 def file_in(folder: Path, name: str | None) -> Path | None:
-    """Return the path of a file that a record names; None if it is missing or outside the folder.
+    """Return the path of a file that a record names, or None if there is no such file.
 
-    Records may come from other people, so their paths are not trusted.
+    Returns None also if the path leads out of the results folder: records may come from other
+    people, so their paths are not trusted.
     """
     path = PurePosixPath(name or "..")
     inside = not path.is_absolute() and ".." not in path.parts
@@ -125,7 +146,7 @@ def file_in(folder: Path, name: str | None) -> Path | None:
 
 @functools.lru_cache(maxsize=64)
 def open_rgb(folder: Path, name: str | None) -> Image.Image | None:
-    """Return an image file of the results, or None if it is missing or not an image.
+    """Return an image file of a results folder in RGB, or None if it cannot be read.
 
     The last 64 images are cached, so callers must not change them.
     """
@@ -141,9 +162,10 @@ def open_rgb(folder: Path, name: str | None) -> Image.Image | None:
 
 @functools.cache
 def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
-    """Return an embedded image, computed again.
+    """Return an image of the embedded data sets, computed from its id.
 
-    Return None if the id is not that of an embedded image, or if its hash is not `sha256`.
+    Returns None if no embedded image has this id, or if `sha256` is given and is not the hash of
+    the computed image.
     """
     field = field_named(image_id)
     if field is None or (sha256 is not None and hash_of_image(from_uint8(cut(field))) != sha256):
@@ -152,9 +174,12 @@ def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
 
 
 def ground_truth(folder: Path, image_id: str, sha256: str | None) -> Image.Image | None:
-    """Return the ground truth as saved in the results, or an embedded image computed again.
+    """Return the ground truth of a test image, or None if it is not available.
 
-    Return None if neither exists. sha256: the ground truth's hash, None if unknown.
+    It is read from the results folder. If it is not saved there but is an embedded image, it is
+    computed from its id.
+
+    sha256: the ground truth's hash, or None if unknown.
     """
     # The first stored image is the one of full size.
     kept = next((open_rgb(folder, name) for name in stored_images(sha256)), None)
@@ -162,10 +187,10 @@ def ground_truth(folder: Path, image_id: str, sha256: str | None) -> Image.Image
 
 
 def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.Image | None:
-    """Return |x̂ - x|, the mean over the channels, in the colours of `error_colours`.
+    """Return a palette image of |x̂ - x|, averaged over the channels.
 
-    The result is a palette image whose pixel values are grey levels, clipped to
-    [0, ERROR_SCALE - 1]. Return None if an image is missing or their sizes differ.
+    The pixel values are grey levels, clipped to [0, ERROR_SCALE - 1]. The palette is
+    `error_colours`. Returns None if an image is missing or if the two sizes differ.
     """
     if restored is None or truth is None or restored.size != truth.size:
         return None
@@ -177,10 +202,10 @@ def error_map(restored: Image.Image | None, truth: Image.Image | None) -> Image.
 
 @functools.cache
 def error_colours() -> list[tuple[int, int, int]]:
-    """Return ERROR_SCALE colours from black to pale yellow: matplotlib's perceptually even inferno.
+    """Return ERROR_SCALE colours (r, g, b) from matplotlib's colour map inferno.
 
-    matplotlib is imported here, because importing it takes 0.3 s and a folder without ground truth
-    does not need it.
+    The colour map is perceptually uniform and runs from black to pale yellow. matplotlib is
+    imported in this function because the import takes 0.3 s.
     """
     from matplotlib import colormaps
 

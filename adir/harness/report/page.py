@@ -1,4 +1,4 @@
-"""`adir report`: one HTML file that shows a results folder and needs nothing but a browser."""
+"""Write the HTML page of `adir report`, one file that a browser shows without network access."""
 
 import base64
 import hashlib
@@ -25,24 +25,28 @@ from adir.harness.tables.formats import COUNTS, explanation, headings, lead, sco
 HERE = Path(__file__).parent
 SCRIPTS = ("base.js", "board.js", "compare.js", "charts.js")
 LARGEST_PAGE = 25_000_000  # bytes; mail and issue trackers still accept a file of this size
-TEXT_BYTES = 300_000  # reserved for everything that is neither image nor data
+TEXT_BYTES = 300_000  # reserved for the page without its data block
 MOST_ADAPTERS = 2000
-"""Most adapters whose losses are read, spread evenly over the rows.
+"""The largest number of adapters whose losses are read, divided evenly among the rows.
 
-More would take longer and not change a row's mean.
+More adapters would take longer to read and hardly change a row's mean.
 """
 
 
 def write_report(folder: Path, out: Path | None, figures: bool) -> int:
-    """Write FOLDER/report.html, or `out`; with `figures` also PNG and PDF files for papers.
+    """Write the HTML report of a results folder, print its path, and return the exit status.
 
-    The figures go to the folder `figures` beside the page.
+    Args:
+        folder: results folder.
+        out: HTML file to write; None takes FOLDER/report.html.
+        figures: whether to write figures for papers too, as PNG and PDF files in the folder
+            `figures` beside the page.
 
     Returns:
-        0, or 1 if a damaged file was left out.
+        0, or 1 if a damaged file was skipped.
 
     Raises:
-        InputError: if the folder holds no records.
+        InputError: if the folder does not exist or contains no records, or if `out` is a folder.
         OSError: if the page or a figure cannot be written.
     """
     path = out if out is not None else Layout(folder).report
@@ -66,9 +70,11 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
 
 
 def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
-    """Return (the HTML file for `page_folder`, one sentence on which images are in it).
+    """Return (content of the HTML file, sentence on which images are embedded in it).
 
-    If the texts need more room than was reserved, the page is made again with fewer images.
+    If the page is larger than LARGEST_PAGE, it is made again with fewer embedded images.
+
+    page_folder: folder of the HTML file, to which the links are relative.
     """
     board = gathered.board
     losses, adapter_files = loss_curves(gathered)
@@ -95,7 +101,13 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
 
 
 def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
-    """Return the page with its data block."""
+    """Return the content of the HTML file.
+
+    Args:
+        gathered: contents of the results folder.
+        assets: images of the page.
+        data: content of the page's data block, a JSON object that its scripts read.
+    """
     board = gathered.board
     style = colours_css() + (HERE / "style.css").read_text()
     script = "\n".join((HERE / name).read_text() for name in SCRIPTS)
@@ -135,9 +147,9 @@ def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
 def content_policy(style: str, script: str, links: bool) -> str:
     """Return the Content-Security-Policy of the page.
 
-    It admits this style, this script, embedded images and, with `links`, image files beside the
-    page. Nothing is loaded from a network. Even if a text of the data escaped its quoting, it could
-    not run as a script.
+    The policy admits one style sheet, one script, and embedded images. If `links` is true, it also
+    admits image files beside the page. It forbids everything else, such as loading from a network,
+    so no text of the data can run as a script, even if it is quoted wrongly.
     """
     images = "data: 'self' file:" if links else "data:"
     return (
@@ -148,21 +160,21 @@ def content_policy(style: str, script: str, links: bool) -> str:
 
 
 def source_hash(text: str) -> str:
-    """Return the source expression that admits exactly this inline text."""
+    """Return the CSP source expression that admits an inline script or style with this text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def json_block(data: Any) -> str:
-    """Return JSON that is safe inside a script element.
+    """Return data as JSON that is safe inside an HTML script element.
 
-    <, > and & are escaped, so no text can end the element or open a comment.
+    The characters <, > and & are escaped, so no text can end the element or open a comment.
     """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def failed_of(gathered: Gathered) -> list[tuple[str, Record]]:
-    """Return (label of its row, record) of each failed record."""
+    """Return (label of the leaderboard row, record) of each failed record."""
     return [
         (gathered.labels[number], record)
         for number, record in gathered.records
@@ -171,7 +183,7 @@ def failed_of(gathered: Gathered) -> list[tuple[str, Record]]:
 
 
 def facts(gathered: Gathered) -> list[tuple[str, str]]:
-    """Return the (name, text) pairs shown under the title."""
+    """Return the (name, text) pairs that the page shows under its title, such as its seeds."""
     n_failed = len(failed_of(gathered))
     named = {
         axis: dict.fromkeys(row.axes[axis] for row in gathered.board.rows)
@@ -191,12 +203,15 @@ def facts(gathered: Gathered) -> list[tuple[str, str]]:
 
 
 def lead_headings(board: Board) -> list[str]:
-    """Return the headings before the metrics without the task, which stands above its rows."""
+    """Return the headings of the leaderboard's columns before the metrics, without the task.
+
+    The page shows the task as a title above the task's rows.
+    """
     return headings(board)[1 : len(headings(board)) - len(board.metrics)]
 
 
 def lead_classes(board: Board) -> dict[str, str]:
-    """Return the CSS classes of these columns.
+    """Return {heading: CSS classes} of the columns of `lead_headings`.
 
     A column of class `same` has one value in all rows and is hidden on narrow screens.
     """
@@ -224,7 +239,10 @@ def empty_metrics(board: Board) -> set[str]:
 
 
 def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
-    """Return the leaderboard's rows grouped by task, with the texts of its other formats."""
+    """Return the leaderboard's rows grouped by task.
+
+    The texts of the cells are those of the leaderboard's other formats, such as CSV.
+    """
     board, empty = gathered.board, empty_metrics(gathered.board)
     groups: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(board.rows):
@@ -248,7 +266,7 @@ def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
 
 
 def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
-    """Return the data of a row that the charts need."""
+    """Return the data of a leaderboard row that the charts need."""
     row = gathered.board.rows[number]
     evaluations, seconds = cost(row.done)
     means = {
@@ -266,11 +284,11 @@ def row_data(gathered: Gathered, number: int) -> dict[str, Any]:
 
 
 def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the rows' training losses and the rows whose adapters are in the results folder.
+    """Return the training losses of the leaderboard rows, and the rows that have adapter files.
 
     Returns:
-        (mean training loss of each row that has losses, rows with at least one adapter file or
-        with losses).
+        (one mean curve per row with losses, numbers of the rows that have losses or at least one
+        adapter file in the results folder).
     """
     adapters = grouped(
         (n, r.adapter.key)
@@ -293,13 +311,19 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
 def curves_of(
     board: Board, curve_of: Callable[[Row], dict[str, Any] | None]
 ) -> list[dict[str, Any]]:
-    """Return the curves of the rows that have one, each with its row's number."""
+    """Return one curve per leaderboard row, with the row's number as its entry "row".
+
+    curve_of: function that returns the curve of a row; rows for which it is None are omitted.
+    """
     curves = enumerate(map(curve_of, board.rows))
     return [{"row": number} | curve for number, curve in curves if curve is not None]
 
 
 def held_out_of(row: Row) -> dict[str, Any] | None:
-    """Return the mean held-out loss of a row; an adapter that records share counts once."""
+    """Return the mean curve of a row's held-out losses (see `held_out_curve`), or None.
+
+    An adapter that several records share is counted once.
+    """
     adapters = {
         record.adapter.key: record.adapter for record in row.done if record.adapter is not None
     }
@@ -309,17 +333,20 @@ def held_out_of(row: Row) -> dict[str, Any] | None:
 
 
 def oracle_of(row: Row) -> dict[str, Any] | None:
-    """Return the mean change of the error of eps of an adapted row."""
+    """Return the mean change of a row's error of eps by adaptation (see `oracle_curve`), or None.
+
+    Only records with an adapter are used.
+    """
     return oracle_curve(
         [record.oracle for record in row.done if record.adapter is not None and record.oracle]
     )
 
 
 def settings(gathered: Gathered) -> list[tuple[str, str]]:
-    """Return (title, JSON) of each row's settings.
+    """Return (title, settings as JSON) of each leaderboard row.
 
-    They are the settings that decide the row's numbers, without the seed, and those of its data
-    and scoring.
+    These are all settings that determine the row's restored images, except the seed. The settings
+    of the data set and of the scoring are added.
     """
     shown = []
     for row, label in zip(gathered.board.rows, gathered.labels, strict=True):

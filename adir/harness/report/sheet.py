@@ -1,4 +1,7 @@
-"""Comparison image: one row per test image and task, with ground truth, y, and each mode."""
+"""Comparison image: a sheet with ground truth, y and restored images side by side.
+
+Each line of the sheet is one test image under one task. Each column of restored images is one mode.
+"""
 
 from pathlib import Path
 
@@ -23,9 +26,15 @@ SHOWN = {"psnr": "PSNR {:.2f}", "deep-lite0": "deep {:.2f}", "residual": "residu
 def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path, list[str]]:
     """Write the comparison PNG of a results folder.
 
-    The sheet shows the lowest seed that all its images have. If there is no common seed, each image
-    has its own lowest seed, and its caption names the seed. The ground truth is shown if the
-    results hold it or if it is an embedded image, which is computed again.
+    The restored images are those of the lowest seed for which all of them exist. If there is no
+    such seed, each has the lowest seed for which it exists, and its caption names this seed. A
+    ground truth is read from the results folder, or computed if it is an embedded image. Otherwise
+    it is not shown.
+
+    Args:
+        results: results folder.
+        task: only this task; None takes all.
+        out: PNG to write; None takes comparison.png in the results folder.
 
     Returns:
         (path of the PNG, one note per file that could not be read).
@@ -78,10 +87,12 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
 
 
 def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
-    """Return {row of the board: title of its column}, in the order of the columns.
+    """Return {leaderboard row: title of its column}, in the order of the columns.
 
-    A method has one column for all tasks and data sets. Its title is the mode, after backbone and
-    sampler if there are several.
+    Rows with the same title share a column, such as those of one mode in several tasks or data
+    sets. The title is the mode, preceded by the backbone or the sampler if there are several.
+
+    numbers: leaderboard rows to show.
     """
     axes = {number: board.rows[number].axes for number in numbers}
     several = [
@@ -96,17 +107,18 @@ def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
 
 
 def noise_text(record: Record) -> str:
-    """Return the noise level of y in grey levels, such as `noise 10  `; empty if unknown.
+    """Return a text with the noise level of y in grey levels, such as `noise 10  `.
 
-    Residuals are compared with it. The word replaces σ, which the font does not have.
+    The text is empty if the noise level is unknown. It helps to judge the residuals in the other
+    captions. It says "noise" because the font has no σ.
     """
     return f"noise {record.sigma_y:g}  " if record.sigma_y is not None else ""
 
 
 def caption(record: Record, say_seed: bool) -> str:
-    """Return PSNR, deep-lite0 and residual for the caption, those that the record has.
+    """Return the caption of a restored image: its PSNR, deep-lite0 and residual.
 
-    The seed follows if `say_seed`.
+    Values that the record lacks are omitted. If `say_seed` is true, the seed is appended.
     """
     values = {name: record.value(name) for name in SHOWN}
     parts = [text.format(values[name]) for name, text in SHOWN.items() if values[name] is not None]

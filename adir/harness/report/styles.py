@@ -1,4 +1,4 @@
-"""Colour, shape and fill of the board's rows, the same on the page and in the figures."""
+"""Colours and marker shapes of the leaderboard's rows, for the page and the figures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +7,10 @@ from adir.harness.tables.board import Board, Row
 
 LIGHT = ("#858585", "#cf6f00", "#0057a8", "#006f4c", "#bf529a", "#3393cf", "#8a1c10", "#1a1a1a")
 DARK = ("#828282", "#e69f00", "#5b8def", "#2cc496", "#e08cc0", "#8fd0f5", "#e2603c", "#f4f2ec")
-"""Colours after Okabe and Ito (2008), for light and dark paper.
+"""Colours after Okabe and Ito (2008) for light and dark backgrounds.
 
-Each has a contrast of at least 3 with the paper. Colour-blind readers can tell them apart.
+Each has a contrast ratio of at least 3 with the background. Colour-blind readers can distinguish
+them.
 """
 MODES = {"none": 0, "self": 1, "knn": 2, "pixel": 3, "random": 4}
 SHAPES = {
@@ -22,17 +23,17 @@ SHAPES = {
     "cross": "X",
     "star": "*",
 }
-"""{shape on the page: matplotlib's marker}."""
+"""{name of the shape in the page's scripts: marker in matplotlib}."""
 
 
 @dataclass(frozen=True)
 class RowStyle:
-    """Style of one row of the board.
+    """Colour and marker of one row of the leaderboard.
 
     Attributes:
         colour: index into LIGHT and DARK.
-        shape: a key of SHAPES.
-        open: whether the shape is an outline.
+        shape: key of SHAPES.
+        open: whether the marker is an outline instead of filled.
     """
 
     colour: int
@@ -41,12 +42,14 @@ class RowStyle:
 
 
 def row_styles(board: Board) -> list[RowStyle]:
-    """Return the style of each row; a row looks the same in every task.
+    """Return the style of each row of a leaderboard.
 
-    The colour is that of the mode, or that of the sampler if the sampler is not the paper's. Rows
-    of one colour that differ in K or another setting have different shapes. Outlines are lora.
-    More than eight samplers share colours and differ in shape. Up to 128 rows of a task can be
-    told apart.
+    Rows that differ only in the task have the same style. The colour stands for the adaptation
+    mode if the sampler is the paper's, `adir`, and for the sampler otherwise. Among rows of one
+    colour, the shape stands for K and the other settings. Markers of LoRA adapters are outlines.
+
+    If there are more samplers than free colours, several share a colour and differ in shape. The 8
+    colours, 8 shapes and 2 fills distinguish at most 128 rows of a task.
     """
     families = dict.fromkeys(map(family, board.rows))
     free = [
@@ -69,13 +72,19 @@ def row_styles(board: Board) -> list[RowStyle]:
 
 
 def family(row: Row) -> str:
-    """Return the name behind the colour: the mode for the paper's sampler, else the sampler."""
+    """Return the name that determines a row's colour.
+
+    It is the adaptation mode if the sampler is the paper's, `adir`, and the sampler otherwise.
+    """
     name: str = row.axes["adaptation"] if row.axes["sampler"] == "adir" else row.axes["sampler"]
     return name
 
 
 def colours_css() -> str:
-    """Return CSS that defines the colours --c0 to --c7; printed pages use the light ones."""
+    """Return CSS that defines the colours as variables --c0 to --c7, and as classes c0 to c7.
+
+    They are those of LIGHT, or those of DARK on a screen in dark mode.
+    """
     light, dark = (
         " ".join(f"--c{n}: {value};" for n, value in enumerate(values)) for values in (LIGHT, DARK)
     )

@@ -1,1 +1,1 @@
-"""Trackers, which copy records to CSV, TensorBoard or Weights & Biases."""
+"""Trackers: classes that log records to CSV, TensorBoard or Weights & Biases."""

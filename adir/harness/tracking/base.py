@@ -1,4 +1,4 @@
-"""Base of the trackers, and the table, summary and loss curves of a cell that they log."""
+"""Base class of the trackers, and functions for the data of a cell that they log."""
 
 import threading
 from collections.abc import Callable
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 class Tracking:
-    """Tracker that logs nothing (tracking=none), and base of the other trackers.
+    """Tracker that logs nothing (tracking=none), and base class of the other trackers.
 
     A tracker logs a cell's progress in addition to its records. A subclass sets `called`, its name
-    in warnings, and overrides any of `opened`, `told` and `closed`. These may raise any exception.
-    The tracker then prints one line and stays silent for the rest of the cell, because a record is
-    worth more than a log entry.
+    in warnings, and overrides some of the methods `opened`, `told` and `closed`. These methods may
+    raise any exception. After an exception, a tracker prints one line and logs nothing more of the
+    cell, because a failed log must not stop the cell.
     """
 
     called = "tracking"
@@ -32,7 +32,7 @@ class Tracking:
         self.grid: str | None = None
 
     def start(self, cell: Cell, grid: str | None = None) -> None:
-        """Begin a cell, before its first image.
+        """Begin to log a cell. This method is called before the cell's first image.
 
         Args:
             cell: the cell.
@@ -42,7 +42,7 @@ class Tracking:
         self._guarded(lambda: self.opened(cell))
 
     def record(self, record: Record, image: Path) -> None:
-        """Log a record that was just written.
+        """Log a record. This method is called after the record was written.
 
         Args:
             record: the record.
@@ -51,22 +51,25 @@ class Tracking:
         self._guarded(lambda: self.told(record, image))
 
     def finish(self) -> None:
-        """End the cell, even if it stopped with an error."""
+        """Finish the log of the cell.
+
+        This method is called even if the cell stopped with an error.
+        """
         cell = self.cell
         if cell is not None:
             self._guarded(lambda: self.closed(cell))
         self.cell = None
 
     def opened(self, cell: Cell) -> None:
-        """Begin a cell, as `start` does; overridden by trackers."""
+        """Begin to log a cell; called by `start` and overridden by subclasses."""
 
     def told(self, record: Record, image: Path) -> None:
-        """Log one record, as `record` does; overridden by trackers."""
+        """Log one record; called by `record` and overridden by subclasses."""
 
     def closed(self, cell: Cell) -> None:
-        """End the cell, as `finish` does; overridden by trackers.
+        """Finish the log of a cell; called by `finish` and overridden by subclasses.
 
-        The records on disk are complete and include images finished by earlier runs.
+        At this time, all records made so far are on disk, including those of earlier runs.
         """
 
     def _guarded(self, call: Callable[[], None]) -> None:
@@ -81,13 +84,13 @@ class Tracking:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Return the result of `call`, or raise its exception.
+    """Call a function with a time limit, and return its result or raise its exception.
 
-    The call runs in a thread of its own, so that a library that waits for a dead server does not
+    The function runs in its own thread, so that a library that waits for a dead server does not
     delay the next cell.
 
     Raises:
-        TimeoutError: if the call takes longer than `seconds`. Its thread is then left running.
+        TimeoutError: if the function takes longer than `seconds`. Its thread is not stopped.
     """
     answer: Future[T] = Future()
 
@@ -105,15 +108,16 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def records_of(cell: Cell) -> list[Record]:
-    """Return the readable records of the cell, in the order of its images."""
+    """Return those records of a cell that can be read, in the order of the cell's images."""
     found = (cell.ledger.peek(image_id) for image_id in cell.data.ids)
     return [record for record in found if record is not None]
 
 
 def table_of(records: list[Record]) -> list[dict[str, Any]]:
-    """Return one row per image: status, restored image, scores, y, seconds and error.
+    """Return one row per record, {column: value}.
 
-    Paths are relative to the results folder.
+    The columns are image, status, restored (path of the restored image), the metrics, y (path),
+    seconds and error. Paths are relative to the results folder.
     """
     metrics = dict.fromkeys(name for record in records for name in record.scores)
     return [
@@ -131,11 +135,12 @@ def table_of(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
-    """Return counts of images, and statistics of each metric if every image is done.
+    """Return the numbers of done and failed images and, if all images are done, statistics.
 
-    The statistics are the mean over clusters, its standard error (`_se`), and the ends of its 95 %
-    interval (`_low`, `_high`) if there is one. The mean seconds and the largest number of network
-    evaluations are added. As in the leaderboard, there is no mean if an image is missing or failed.
+    The statistics of a metric are its mean over clusters, the standard error of the mean (suffix
+    `_se`), and the ends of its 95 % interval (`_low`, `_high`) if there is one. The other
+    statistics are the mean seconds per image and the largest number of network evaluations. As in
+    the leaderboard, there are no statistics if an image is missing or failed.
 
     Args:
         records: the records of the cell.
@@ -160,9 +165,9 @@ def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
 
 
 def loss_curves(cell: Cell, records: list[Record]) -> dict[str, list[float]]:
-    """Return {image: loss at each training iteration}, read from the adapter cache.
+    """Return {image id: loss at each training iteration} for the images that have an adapter.
 
-    An image without adaptation has no curve.
+    The losses are read from the adapters in the results folder.
     """
     adapters = {
         record.image.id: record.adapter.key for record in records if record.adapter is not None
@@ -175,5 +180,5 @@ def loss_curves(cell: Cell, records: list[Record]) -> dict[str, list[float]]:
 
 
 def mean_curve(curves: dict[str, list[float]]) -> list[float]:
-    """Return the mean over images at each iteration, up to the end of the shortest curve."""
+    """Return the mean of several curves at each iteration, as far as the shortest curve goes."""
     return [sum(losses) / len(losses) for losses in zip(*curves.values(), strict=False)]

@@ -1,4 +1,4 @@
-"""CSV tracker: one line per image, and the losses of adaptation."""
+"""CSV tracker, which writes a file with the scores of each image and a file with the losses."""
 
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from adir.harness.tracking.base import Record, Tracking, loss_curves, records_of
 class CsvTracking(Tracking):
     """Tracker that writes CSV files to RESULTS/tracking.
 
-    CELL.csv has one line per image, and CELL-losses.csv one column per adapted image. Both files
-    are rewritten atomically after every record, so they can be read during a run, and two workers
-    on one cell write the same content.
+    CELL.csv has one line per image. CELL-losses.csv has one column of training losses per adapted
+    image. Both files are rewritten atomically after every record, so they can be read during a run.
+    If several workers share a cell, each of them writes the lines of all.
     """
 
     called = "tracking=csv"
 
     def told(self, record: Record, image: Path) -> None:
-        """Rewrite both files."""
+        """Rewrite both files from all records of the cell."""
         assert self.cell is not None
         self.closed(self.cell)
 
     def closed(self, cell: Cell) -> None:
-        """Rewrite both files."""
+        """Rewrite both files from all records of the cell."""
         import pandas as pd  # takes 0.6 s to import, and only this tracker needs it
 
         records = records_of(cell)

@@ -1,4 +1,4 @@
-"""TensorBoard tracker: one run per cell, in RESULTS/tensorboard."""
+"""TensorBoard tracker, which writes one run per cell to RESULTS/tensorboard."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from adir.images import read_png
 class TensorboardTracking(Tracking):
     """Tracker that writes a TensorBoard run to RESULTS/tensorboard/CELL.
 
-    The run has the scores and the restored image of each image, whose position in the test set is
-    the step. It also has the mean loss of adaptation per iteration, and, in the HPARAMS tab, the
-    cell's axes with the mean of each score.
+    The run contains scores and restored images, with one step per test image. It also contains the
+    mean training loss at each iteration of adaptation. The HPARAMS tab shows the cell's axes and
+    the mean of each score.
 
-    A second run of the cell adds an events file, whose values TensorBoard shows in place of the
-    earlier ones.
+    If a cell is run again, another events file is added to the TensorBoard run. TensorBoard shows
+    the values of the new file instead of the old ones.
     """
 
     called = "tracking=tensorboard"
@@ -43,7 +43,10 @@ class TensorboardTracking(Tracking):
         )
 
     def told(self, record: Record, image: Path) -> None:
-        """Log the scores and the restored image of one record."""
+        """Log the scores and the restored image of one record.
+
+        The step is the position of the image in the test set.
+        """
         assert self.cell is not None
         step = self.cell.data.ids.index(record.image.id)
         for name, score in record.scores.items():
@@ -53,7 +56,7 @@ class TensorboardTracking(Tracking):
             self._writer.add_image("restored", (read_png(image) + 1) / 2, step)
 
     def closed(self, cell: Cell) -> None:
-        """Log losses and means, and close the events file."""
+        """Log training losses and mean scores, and close the events file."""
         records = records_of(cell)
         for iteration, loss in enumerate(mean_curve(loss_curves(cell, records)), start=1):
             self._writer.add_scalar("adaptation/loss", loss, iteration)

@@ -1,6 +1,6 @@
-"""Weights & Biases tracker: one run per cell.
+"""Weights & Biases tracker, which logs one run per cell.
 
-It only receives copies of the records. No result depends on it, and its failures do not stop a
+W&B only receives copies of the records. No result depends on it, and its failures do not stop a
 cell.
 """
 
@@ -39,28 +39,29 @@ T = TypeVar("T")
 class WandbTracking(Tracking):
     """Tracker that logs one W&B run per cell.
 
-    The run's id is the cell's hash, so that running a cell again updates its run. Its group is the
-    grid's hash and its job type is the adaptation mode.
+    The W&B run's id is the cell's hash, so running a cell again updates the W&B run. Its group is
+    the grid's hash, and its job type is the adaptation mode.
 
-    The run has the configuration, the scores per image (as history, and as a table with images),
-    the mean of each score with its interval (summary), and the mean loss of adaptation per
-    iteration. The run of a grid's last cell also has the leaderboard as an artifact.
+    The W&B run contains the configuration and the scores of each image, as history and as a table
+    with images. It also contains the mean of each score with its interval, as summary, and the mean
+    training loss at each iteration of adaptation. The W&B run of a grid's last cell also contains
+    the leaderboard as an artifact.
 
     Args:
         project: W&B project.
         entity: W&B user or team; None is W&B's default.
-        mode: online, offline or disabled. None is online if a key is set (WANDB_API_KEY or
-            `wandb login`) and the network answers, else offline. Offline runs lie in RESULTS/wandb
-            until `adir sync RESULTS`.
-        patience: seconds that W&B may take to start, to log and to finish, each. After a longer
-            silence, this process no longer calls it.
+        mode: online, offline or disabled. None means online if a key is set (by WANDB_API_KEY or
+            `wandb login`) and the server answers, else offline. Offline runs stay in RESULTS/wandb
+            until `adir sync RESULTS` sends them.
+        patience: time limit in seconds for each call of W&B, such as to start, to log or to finish.
+            If one call takes longer, this process does not call W&B again.
     """
 
     called = "W&B"
     silent: ClassVar[bool] = False
-    """Whether a call of W&B timed out in this process.
+    """True if a call of W&B timed out in this process.
 
-    Its service is then gone, and each later cell would wait for it again.
+    W&B is then not called any more, because each later cell would wait for it again.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class WandbTracking(Tracking):
         self._run: Any = None
 
     def opened(self, cell: Cell) -> None:
-        """Open the run.
+        """Open the W&B run of a cell.
 
-        The run is offline if no mode was set and there is no key or no answer from the network.
+        If no mode was set, the run is offline if there is no API key or the server cannot be
+        reached, and online otherwise.
         """
         if WandbTracking.silent:
             self.cell = None  # the timeout itself printed a warning
@@ -135,7 +137,10 @@ class WandbTracking(Tracking):
         )
 
     def closed(self, cell: Cell) -> None:
-        """Log table, losses, summary and leaderboard, and close the run even if logging fails."""
+        """Log table, losses, summary and leaderboard, and close the W&B run.
+
+        The W&B run is closed even if logging fails.
+        """
         run = self._run
         try:
             self._ask(lambda: self._report(run, cell))
@@ -188,9 +193,9 @@ class WandbTracking(Tracking):
 
 
 def grid_is_done(results: Path, grid: str | None) -> bool:
-    """Return whether every image of a grid has a record; True without a grid.
+    """Return whether every image of a grid has a record.
 
-    A single cell without a grid calls this function only at its end.
+    If `grid` is None, the result is True, because a single cell calls this function at its end.
     """
     if grid is None:
         return True
@@ -201,7 +206,8 @@ def grid_is_done(results: Path, grid: str | None) -> bool:
 def server_of() -> str:
     """Return the address of the W&B server.
 
-    It is WANDB_BASE_URL, else the host saved by `wandb login --host`, else W&B's public server.
+    The address is WANDB_BASE_URL, else the host saved by `wandb login --host`, else that of W&B's
+    public server.
     """
     settings = configparser.ConfigParser(interpolation=None)
     folder = os.environ.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
@@ -214,7 +220,10 @@ def server_of() -> str:
 
 
 def key_for(server: str) -> str | None:
-    """Return the W&B key from the environment, or from ~/.netrc after `wandb login`, or None."""
+    """Return the API key for a W&B server, or None if there is none.
+
+    It is read from WANDB_API_KEY, else from ~/.netrc, to which `wandb login` writes it.
+    """
     if os.environ.get("WANDB_API_KEY"):
         return os.environ["WANDB_API_KEY"]
     try:
