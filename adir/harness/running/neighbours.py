@@ -22,7 +22,7 @@ from adir.retrieval.query import query_image
 class CellCorpus:
     """Images of a corpus that an adaptation mode may choose from for one y.
 
-    It implements adir.adaptation.modes.Surroundings.
+    It implements adir.adaptation.modes.CorpusView.
     """
 
     cell: Cell
