@@ -18,10 +18,10 @@ from adir.errors import InputError
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors or torch.save file, by name.
 
-    No code in the file runs. Tensors are mapped from disk if the format allows it. If the file holds
-    a dict with the entry "state_dict", the tensors in that entry are returned. If all names start
-    with `module.`, which parallel training adds, this prefix is removed. Raises InputError if the
-    file is missing or damaged, or if an entry is not a tensor.
+    No code in the file runs. Tensors are mapped from disk if the format allows it. If the file has
+    an entry "state_dict" that is a dict, the tensors in this dict are returned. If all names start
+    with `module.`, a prefix that parallel training adds, the prefix is removed. Raises InputError
+    if the file is missing or damaged, or if it holds anything but tensors.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")

@@ -38,9 +38,9 @@ def fetch(
 ) -> None:
     """Download a file from the first mirror that has it, and verify its hash.
 
-    The download is written to the file `target`.part, which replaces `target` when it is complete.
-    If the download is interrupted, a later call resumes it from any mirror. A file with a wrong
-    hash is renamed to *.corrupt-*, and the next mirror is tried.
+    The download is written to the file `target`.part, which is renamed to `target` when it is
+    complete and its hash is right. If the download is interrupted, a later call resumes it from any
+    mirror. A file with a wrong hash is renamed to *.corrupt-*, and the next mirror is tried.
 
     Args:
         target: path of the file.

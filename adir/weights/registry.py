@@ -215,7 +215,7 @@ class HubRepository:
         return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
 
     def _folders(self) -> list[Path]:
-        """Return the folders to search: first the one in our cache, then those in the hub's cache."""
+        """Return the folders to search: one in our cache, then those in the hub's cache."""
         folders = [cache_dir() / "weights" / self.entry]
         for mirror in self.mirrors:
             with contextlib.suppress(LocalEntryNotFoundError):
@@ -265,7 +265,7 @@ class HubRepository:
         return folder
 
     def verify(self) -> str | None:
-        """Hash the files; return None if no file has a wrong hash, else a message about those files.
+        """Hash the files; return None if no hash is wrong, else a message about the wrong files.
 
         A file with a wrong hash is renamed to *.corrupt-*. The expected hash is the one pinned in
         conf/weights/, else the one stored at the download (HASHES), else the file's name in the

@@ -19,8 +19,8 @@ of prompts.
 class CyclipEncoder(OpenClipEncoder):
     """Encoder with CyCLIP's ResNet-50, from a checkpoint of the authors (best.pt or epoch_N.pt).
 
-    Images are preprocessed as by OpenAI's CLIP. A prompt that is too long is shortened. It keeps its
-    end token, unlike in the authors' code.
+    Images are preprocessed as by OpenAI's CLIP. A prompt that is too long is shortened, but its end
+    token is kept; the authors' code drops it.
 
     Args:
         checkpoint: a file of torch.save with the weights under "state_dict". The prefix "module."

@@ -164,8 +164,8 @@ class Shard:
     def open(cls, path: Path) -> "Shard":
         """Open a shard and check its header.
 
-        Raises InputError if the file is missing, truncated, or not a shard. The hash of the data is
-        checked only by `damage`.
+        Raises InputError if the file is missing, unreadable, truncated, of another schema, or not a
+        shard. The hash of the data is checked only by `damage`.
         """
         if not os.access(path, os.R_OK):  # safetensors calls every unreadable file missing
             raise InputError(
