@@ -48,7 +48,7 @@ def shortened(name: str, most: int = LONGEST_NAME) -> str:
 
 
 def with_hash(readable: str, whole: str, most: int) -> str:
-    """Return the start of a readable text, followed by `@` and a hash of another text.
+    """Return the start of a readable text, followed by `@` and a hash of `whole`.
 
     If `readable` comes from `urllib.parse.quote`, it holds no `@`, so the start of the hash is
     unambiguous.

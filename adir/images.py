@@ -1,4 +1,4 @@
-"""Read and write images; defines the layout and the value range of images in memory.
+"""Read and write images, and define the layout and the value range of images in memory.
 
 In memory an image is float32 RGB in [-1, 1], with black at -1. Its shape is (3, H, W), and a batch
 has shape (B, 3, H, W). Metrics take images in [0, 1] instead, which `require_unit` checks. Images
@@ -41,7 +41,7 @@ Pillow reads these formats only on some machines, or converts them silently to 8
 """
 
 MAX_PIXELS = 64_000_000
-"""The most pixels of an image. Larger images are refused before decoding.
+"""Maximum number of pixels of an image. Larger images are refused before decoding.
 
 64 million pixels take 0.8 GB as float32.
 """
@@ -79,8 +79,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
     """Return the random generator, on the CPU, for one image and one purpose.
 
-    Its seed is SHA-256 of the three arguments. Therefore the random numbers of an image do not
-    depend on batch, order, worker, device, or whether a run was resumed.
+    The generator's seed is derived from the SHA-256 of the three arguments. Therefore the random
+    numbers of an image do not depend on batch, order, worker, device, or whether a run was resumed.
 
     Args:
         seed: seed of the cell.
@@ -165,12 +165,11 @@ def decode_pixels(
 ) -> np.ndarray:
     """Return the uint8 pixels of an image file's bytes: (H, W, 3) RGB or (H, W, 1) grey.
 
-    All images of data sets and corpora are decoded by this function. It applies the EXIF
-    orientation, converts colours from the embedded profile to sRGB, replaces palette indices by
-    their colours, and drops an alpha channel that is opaque everywhere. It scales 16 bits per
-    channel to 8, with a warning. Of a phone's MPO file, which holds several images, it decodes the
-    first. If the profile of a grey or RGB image is unusable, it warns and interprets the colours as
-    sRGB.
+    All image files are decoded by this function. It applies the EXIF orientation, converts colours
+    from the embedded profile to sRGB, replaces palette indices by their colours, and drops an alpha
+    channel that is opaque everywhere. It scales 16 bits per channel to 8, with a warning. Of a
+    phone's MPO file, which holds several images, it decodes the first. If the profile of a grey or
+    RGB image is unusable, it warns and interprets the colours as sRGB.
 
     Args:
         content: the file's bytes.

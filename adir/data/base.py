@@ -28,14 +28,19 @@ def manifest_sha256(manifest: dict[str, str]) -> str:
 
 
 class EncoderIdentity(Protocol):
-    """Name and hash of an encoder, as the encoders in adir.retrieval.encoders have them."""
+    """Protocol of objects with the name and the hash of an encoder.
+
+    The encoders in adir.retrieval.encoders implement it.
+    """
 
     name: str
     weights_sha256: str
 
 
 class NeighbourIndex(Protocol):
-    """Nearest-neighbour index of a corpus's embeddings (adir.retrieval.index.search.VectorIndex).
+    """Protocol of nearest-neighbour indexes of the embeddings of a corpus.
+
+    adir.retrieval.index.search.VectorIndex implements it.
 
     Attributes:
         approximate: whether a search may miss neighbours.
@@ -141,7 +146,7 @@ class Corpus:
 
         A fingerprint is a small grey version of an image (adir.data.fingerprints). The arrays
         together have one row per image. Row numbers continue from one array to the next; `ids_of`
-        returns the ids of the images.
+        returns the ids for row numbers.
         """
         return [np.stack([fingerprint(self.image(image_id)) for image_id in self.ids])]
 

@@ -1,4 +1,4 @@
-"""Centre squares of DIV2K's validation images: the paper's test images, as far as it names them."""
+"""Centre squares of DIV2K's validation images: the test images of the paper, as far as known."""
 
 import functools
 import io

@@ -27,8 +27,8 @@ CROP = 64  # side of a fine-tuning crop in pixels
 def scale_of(photograph: str) -> int:
     """Return the integer factor by which a photograph is downsampled for its test fields.
 
-    It is the largest factor after which the shorter side has at least SHORTEST pixels. It is
-    1 if even the original photograph has fewer.
+    It is the largest factor after which the shorter side has at least SHORTEST pixels. It is 1 if
+    the shorter side of the original photograph already has fewer pixels.
     """
     return max(1, min(reduced(photograph, 1).shape[:2]) // SHORTEST)
 

@@ -69,7 +69,7 @@ def field_named(image_id: str) -> Field | None:
 
 
 def is_flat(pixels: np.ndarray) -> bool:
-    """Return whether a field is flat, so that it is hardly a test of restoration.
+    """Return whether a field is flat; flat fields are left out, as there is little to restore.
 
     A field is flat if more than half of its tiles of 16x16 pixels have a standard deviation below
     FLAT grey levels.

@@ -19,12 +19,12 @@ and stage 1 compares x with all images of the corpus:
    and then by at most 1/128 of the side, to where x and the image agree best. An image is a copy if
    the correlation of its detail is at least DETAIL. Detail is the luma minus the mean luma of the
    5x5 pixels around each pixel. It is compared because two images of skies or of walls have the
-   same shading, but not the same detail. The whole images are compared in the same way, in
-   all 8 orientations.
+   same shading, but not the same detail. An image is also a copy if the detail of the whole image,
+   in one of its 8 orientations, has such a correlation with the detail of x.
 
 No encoder is used, so the same images are excluded in all adaptation modes. The measurements behind
 the thresholds are in results/quality/leakage.md. On one core, the search for the copies of one test
-image takes 60 ms with a corpus of 1,000 images, and 5 s more per million further images.
+image takes 60 ms with a corpus of 1,000 images, and 5 s more for each further million images.
 
 The docstrings below use two more words. A view is an image after one of the 8 combinations of
 quarter turns and mirroring. A placement is the reverse of a window: one whole image, resized into a
@@ -127,7 +127,7 @@ def as_floats(fingerprints: np.ndarray) -> Tensor:
 
 
 class Coarse:
-    """The test image's windows and placements at 8x8, with which stage 1 compares the corpus.
+    """The test image's windows and placements at 8x8, with which stage 1 compares corpus images.
 
     All 100 windows and 100 placements are computed in all 8 views. The 1,600 results are called
     patterns.
@@ -156,7 +156,7 @@ class Coarse:
 
 
 class Fine:
-    """The test image's windows and placements at 16x16, with which stage 2 compares images.
+    """The test image's windows and placements at 16x16, with which stage 2 compares corpus images.
 
     They are computed in one view only, because `places` computes all 8 views of the corpus images.
     """

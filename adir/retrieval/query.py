@@ -3,7 +3,7 @@
 The paper does not specify the query image. QUERIES lists the four ways to make it; the default is
 `as_is`. With the `imagenet` encoder, `as_is` has the best precision@20 on six of seven tasks. On
 the seventh, `deblur_gauss`, `regularised` is better by 0.045 +- 0.026. The pseudo-inverse of a
-noisy blur fails: its precision is 0.07 instead of 0.61, while random images have 0.08.
+noisy blur fails: its precision is 0.07 instead of 0.61, while images chosen at random have 0.08.
 benchmarks/quality/query_preparation.py makes these measurements.
 """
 

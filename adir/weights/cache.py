@@ -27,7 +27,7 @@ def known_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, from the cache if the file has not changed since it was hashed.
 
     The file counts as unchanged if its path, inode, size and timestamps are the same. Otherwise it
-    is hashed again, and the new hash is cached.
+    is hashed again, and the new hash is cached. A file below SMALL bytes is always hashed.
     """
     if path.stat().st_size < SMALL:
         return sha256_of_file(path)

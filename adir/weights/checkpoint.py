@@ -21,7 +21,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     No code in the file runs. Tensors are mapped from disk if the format allows it. If the file has
     an entry "state_dict" that is a dict, the tensors in this dict are returned. If all names start
     with `module.`, a prefix that parallel training adds, the prefix is removed. Raises InputError
-    if the file is missing or damaged, or if it holds anything but tensors.
+    if the file is missing, damaged or would run code, or if a value to return is not a tensor.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")

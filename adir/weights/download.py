@@ -121,7 +121,9 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 def fetch_from(
     url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress
 ) -> str | None:
-    """Complete the open .part file from one mirror; return None, or why this failed.
+    """Complete the open .part file from one mirror.
+
+    Returns None on success, else the reason why the mirror failed.
 
     Args:
         url: address of the file on the mirror.

@@ -178,7 +178,7 @@ class Mirror:
 class HubRepository:
     """Registry entry of weights that are a folder of files, in the layout of diffusers.
 
-    The folder is searched in our cache, and then in the cache of the Hugging Face hub
+    The folder may be in our cache, which is searched first, or in the cache of the Hugging Face hub
     (HF_HUB_CACHE). It is complete if all files in `weights` and `settings` exist.
 
     Attributes:

@@ -42,7 +42,7 @@ class OpenImagesSource(Source):
     Args:
         lists: CSV image lists (see the top of this file).
         images: a folder with ID.jpg or SUBSET/ID.jpg. None downloads each image from the bucket:
-            about 0.3 MB per image, 0.5 TB for the training images with boxes.
+            about 0.3 MB per image, or 0.5 TB for all training images with boxes.
         bucket: address of the bucket or of a mirror.
     """
 

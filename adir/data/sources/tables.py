@@ -34,7 +34,7 @@ class ParquetSource(Source):
         path: a file, or a folder with *.parquet files in the folder or its subfolders.
         image: name of the image column.
         column: keep only the rows in which this column has the value `value`; None keeps all.
-        value: the value in `column`; both are compared as text.
+        value: value that `column` has in the rows to keep; values are compared as text.
         id_column: name of the id column. If a file lacks this column, or a kept row has a null or
             repeated id, the ids of all rows of the file are row numbers, such as `row-00042`.
             Dropped rows are counted too.

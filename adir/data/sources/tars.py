@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
 
 class TarImage(NamedTuple):
-    """Image in a tar and the position of its JSON file; None if it has no JSON file."""
+    """Image in a tar, with the position of its JSON file (None if it has no JSON file)."""
 
     image: Member
     note: Place | None
@@ -52,8 +52,8 @@ class TarSource(Source):
 
     A sample consists of the files with the same key. An id is TAR/KEY or TAR/KEY.WORD, as in
     `train-0003.tar/00017`; see `images_in`. Licence, author and source come from a sample's JSON
-    file. Nothing is unpacked to disk. A tar with a member whose path is
-    absolute or contains ".." is refused with InputError.
+    file. Nothing is unpacked to disk. A tar with a member whose path is absolute or contains ".."
+    is refused with InputError.
 
     Args:
         path: a tar file, or a folder with tar files in the folder or its subfolders.

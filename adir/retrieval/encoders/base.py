@@ -77,8 +77,7 @@ def resize(image: Tensor, size: int) -> Tensor:
     """Return a (3, H, W) image, resized to (3, size, size) by the antialiased bicubic filter.
 
     The result is clamped to [-1, 1]. An image that is not square is distorted; it is not cropped,
-    because its subject could be lost. Raises ValueError unless the image is
-    finite and in [-1, 1].
+    because its subject could be lost. Raises ValueError unless the image is finite and in [-1, 1].
     """
     batch = image[None].float().cpu()
     require_images(batch)

@@ -125,8 +125,8 @@ class ClipEncoder(OpenClipEncoder):
 
     Args:
         architecture: one of `open_clip.list_models()`. Weights that were trained with QuickGELU,
-            such as OpenAI's own, need an architecture whose name ends in -quickgelu. This cannot be
-            checked from the tensors in the file, which are the same for both activations.
+            such as OpenAI's own, need an architecture whose name ends in -quickgelu. Files
+            have the same tensors for both activations, so the file cannot tell which one is needed.
         tag: name of published weights, one of
             `open_clip.list_pretrained_tags_by_model(architecture)`; it also selects their
             preprocessing. None (null in YAML) selects open_clip's default preprocessing.

@@ -18,7 +18,7 @@ from adir.files import write_bytes
 from adir.retrieval.index.search import BLOCK, VectorIndex
 
 LEAST = 10_000_000
-"""The fewest images for approximate search. With fewer, the exact search takes only seconds."""
+"""Minimum number of images for approximate search. For fewer, exact search takes only seconds."""
 
 
 class ApproximateIndex(VectorIndex):

@@ -2,7 +2,7 @@
 
     FOLDER/index.json                 image source and encoder; written first
     FOLDER/plan/000003.json           keys of shard 3; written before any image is read
-    FOLDER/shards/000003.safetensors  embeddings and facts of the images of shard 3
+    FOLDER/shards/000003.safetensors  embeddings and index entries of the images of shard 3
     FOLDER/rejects.json               reason for each rejected image, by id
     FOLDER/manifest.json              checksums of all shards, hash of the corpus; written last
 
@@ -56,9 +56,10 @@ def plan_path(folder: Path, number: int) -> Path:
 
 
 def require_room(folder: Path) -> None:
-    """Raise InputError if the folder holds files that are not part of an index.
+    """Raise InputError if the folder holds files but no index.json.
 
-    A folder with an unfinished index is accepted.
+    A folder with an unfinished index is accepted, because index.json is written first. Hidden files
+    are ignored, and so are the files of our workers and of Hydra.
     """
     beside = {"claims", "multirun.yaml"}  # written by our workers and by Hydra
     others = (
@@ -184,7 +185,7 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
     Args:
         folder: folder of the index.
         source: the images.
-        shard_size: least number of images per shard, except for the last.
+        shard_size: minimum number of images per shard; the last shard may have fewer.
 
     Raises:
         InputError: if planned keys are missing in the source, because a search would still return
@@ -216,7 +217,7 @@ def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterat
 
     Args:
         listing: pairs (key, number of its images); the number is None if it is unknown.
-        shard_size: least number of images per shard.
+        shard_size: minimum number of images per shard.
     """
     keys: list[str] = []
     count = 0
@@ -270,7 +271,7 @@ def build_shard(
         encoder: encoder of the index.
         batch_size: images per call of the network.
         loaders: number of threads that read, decode and prepare images.
-        tell: called after each batch with the counts and run times so far.
+        tell: called after each batch with the counts and the encoding time so far.
         least_side: pixels; images with a shorter side are rejected.
     """
     keys = planned_keys(plan_path(folder, number))
@@ -364,7 +365,7 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImag
 def missing_shards(folder: Path) -> list[int]:
     """Return the numbers of the planned shards that are not built yet.
 
-    The folders are listed once instead of testing for each file, which is slow on a network drive.
+    The folders are listed once, because a test for each file would be slow on a network drive.
     """
     there = {path.name for path in (folder / "shards").glob("*.safetensors")}
     return [

@@ -35,8 +35,8 @@ class Index(VectorIndex):
         metric: "angular" for unit vectors, or "euclidean".
 
     Raises:
-        ValueError: if the metric is unknown, an id is repeated, the shape is wrong, or a value is
-            not finite. If the metric is angular, also if a vector does not have unit length.
+        ValueError: if the metric is unknown, an id is repeated, the shape is wrong, a value is not
+            finite, or the metric is "angular" and a vector does not have unit length.
     """
 
     def __init__(self, ids: Sequence[str], embeddings: Tensor, metric: str = "angular") -> None:

@@ -50,8 +50,8 @@ def key_error(queries: Tensor, longest: float) -> Tensor:
     The result has shape (Q, 1). By Higham (2002), eq. 3.5, the error of a sum of n products, in any
     order, is at most gamma_n = n u / (1 - n u) times the sum of their absolute values, with
     u = 2^-24. For a.q, the sum of absolute values is at most |a| |q| by Cauchy-Schwarz. Instead of
-    n = D, the bound uses n = D + 4, which covers the rounding of |a|^2 / 2, the rounding of its
-    addition, and a reserve.
+    n = D, the bound uses n = D + 4, which covers the rounding of |a|^2 / 2, the rounding of the
+    sum with a.q, and a reserve.
 
     Args:
         queries: (Q, D).

@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 class IndexedImage(NamedTuple):
-    """Entry of a shard about one image.
+    """What a shard stores about one image, apart from its embedding.
 
     Attributes:
         id: id of the image, unique in the index.
@@ -149,7 +149,7 @@ class Shard:
         path: path of the file.
         columns: arrays by the names in COLUMNS. They have one row per image, except for `ids` and
             `notes`, which hold the concatenated ids and attributions.
-        sha256: hash of the data that the header states.
+        sha256: hash of the data, as stated in the header.
         facts: encoder and hash of the plan, from the header.
         rejects: reason for each rejected image, by id.
     """
