@@ -1,7 +1,7 @@
 """Image sources for Google Open Images V7: a folder, tar shards, or its public bucket.
 
-The image lists are CSV files at https://storage.googleapis.com/openimages/web/download_v7.html. For
-the images with annotated boxes they are
+https://storage.googleapis.com/openimages/web/download_v7.html links to the image lists, which are
+CSV files. The lists of the images with annotated boxes are
 
     train-images-boxable-with-rotation.csv   1,743,042 images
     validation-images-with-rotation.csv         41,620 images
