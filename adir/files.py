@@ -34,7 +34,7 @@ def sha256_of_file(path: str | Path) -> str:
 LONGEST_NAME = 120
 """The limit in bytes of a file name that is made from a user's text.
 
-File systems allow 255 bytes. The rest is left for suffixes.
+File systems allow 255 bytes. The other 135 bytes are left for suffixes.
 """
 
 
@@ -48,14 +48,15 @@ def shortened(name: str, most: int = LONGEST_NAME) -> str:
 
 
 def with_hash(readable: str, whole: str, most: int) -> str:
-    """Return the start of a readable text, followed by `@` and a hash.
+    """Return the start of a readable text, followed by `@` and a hash of `whole`.
 
-    The mark `@` is unambiguous because `urllib.parse.quote` never leaves one in its output.
+    If `readable` comes from `urllib.parse.quote`, it holds no `@`, so the start of the hash is
+    unambiguous.
 
     Args:
         readable: text to be shortened.
         whole: text whose hash is appended.
-        most: length in bytes that the result may have.
+        most: maximum length of the result in bytes.
     """
     mark = "@" + sha256_of_bytes(whole.encode(errors="surrogateescape"))[:16]
     return (
@@ -66,7 +67,7 @@ def with_hash(readable: str, whole: str, most: int) -> str:
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file atomically.
 
-    A reader sees the whole file or none, even if the process is killed or the disk is full.
+    A reader never sees a partly written file, even if the process is killed or the disk is full.
     """
     with atomic_path(Path(path)) as temporary, open(temporary, "xb") as file:
         file.write(content)
@@ -74,10 +75,11 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file in the same folder, which replaces `path` afterwards.
+    """Yield the path of a temporary file that replaces `path` when the `with` block ends.
 
-    The block must write the temporary file. If the block fails, the temporary file is removed. Only
-    SIGKILL can leave one behind, and its name starts with a dot.
+    The temporary file is in the folder of `path`, and its name starts with a dot. The block must
+    write it. If the block fails, the temporary file is removed; only SIGKILL or a power cut can
+    leave it behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # tempfile.mkstemp is not used because only the owner could read its files, and results folders
@@ -136,12 +138,12 @@ def decode_text(content: bytes) -> str:
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as {column: value}, decoded as `read_text` does."""
+    """Return one dict {column: value} per row of a CSV file, decoded as `read_text` does."""
     return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 
 def require_no_results(folder: Path) -> None:
-    """Raise InputError if `folder`, from which images are to be read, holds results of adir."""
+    """Raise InputError if an input folder holds results of adir instead of a user's images."""
     if (folder / RESULTS_MARKER).exists():
         raise InputError(
             f"{folder}: holds results of adir, which are never read as input images; name another "
@@ -153,12 +155,13 @@ def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> I
     """Yield the files in a folder and its subfolders whose names end in one of `suffixes`.
 
     Names are sorted within each folder, and files come before subfolders. Hidden files, hidden
-    folders and subfolders with results of adir are skipped. Links are followed. A folder that is
-    reachable by several paths is listed once, under its own path if that path is inside `folder`.
+    folders and subfolders with results of adir are skipped. Links are followed. A folder that links
+    make reachable by several paths is listed once; its path without links is preferred if that path
+    is inside `folder`.
 
     Args:
         folder: folder to list.
-        suffixes: in lower case, with their dots; the case of a file's name is ignored.
+        suffixes: suffixes in lower case, with their dots; the case of a file's name is ignored.
         below: whether subfolders are listed too.
 
     Raises:
@@ -189,7 +192,7 @@ def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> I
 def refuse_folder(error: OSError) -> None:
     """Raise InputError for a folder that cannot be listed.
 
-    Without this function as its `onerror`, os.walk would silently skip the folder.
+    It is passed to os.walk as `onerror`, because os.walk would otherwise skip the folder silently.
     """
     raise InputError(
         f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or remove it"
@@ -197,10 +200,10 @@ def refuse_folder(error: OSError) -> None:
 
 
 def safetensors_metadata(content: bytes) -> dict[str, str]:
-    """Return the metadata of a safetensors file from its bytes, or {} if it has none.
+    """Return the metadata of a safetensors file from its bytes; {} if the file has no metadata.
 
-    The file must be valid, so let the safetensors library read its tensors first. The library
-    itself returns metadata only for a path, and turns every OSError into FileNotFoundError.
+    The bytes are not checked, so let the safetensors library read the tensors first. The library's
+    own function for metadata takes only a path, and turns every OSError into FileNotFoundError.
     """
     # The file starts with the length of the header in 8 bytes, then the header as JSON.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -237,9 +240,9 @@ def hash_of(configuration: Any) -> str:
 
 
 def canonical_numbers(value: Any) -> Any:
-    """Return a JSON value with whole floats as integers.
+    """Return a JSON value in which floats with a whole value are replaced by integers.
 
-    With it, sigma_y=10 and sigma_y=10.0 are one cell.
+    Therefore sigma_y=10 and sigma_y=10.0 have the same hash and are the same cell.
     """
     if isinstance(value, dict):
         return {key: canonical_numbers(item) for key, item in value.items()}
@@ -249,8 +252,9 @@ def canonical_numbers(value: Any) -> Any:
 
 
 def storable(text: str) -> str:
-    """Return the text with lone surrogates escaped as \\udcff.
+    """Return the text with each lone surrogate replaced by its escape code, such as \\udcff.
 
-    Python uses lone surrogates for bytes of a file name that are not UTF-8.
+    Python represents the bytes of a file name that are not UTF-8 by lone surrogates, which cannot
+    be written to a UTF-8 file.
     """
     return text.encode("utf-8", "backslashreplace").decode()

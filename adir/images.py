@@ -1,7 +1,8 @@
-"""Read and write images. This file defines their layout and value range.
+"""Read and write images, and define the layout and the value range of images in memory.
 
-In memory an image is float32 RGB, (3, H, W) or (B, 3, H, W), in [-1, 1], with black at -1. Metrics
-take [0, 1], which `require_unit` checks. Files are 8-bit.
+In memory an image is float32 RGB in [-1, 1], with black at -1. Its shape is (3, H, W), and a batch
+has shape (B, 3, H, W). Metrics take images in [0, 1] instead, which `require_unit` checks. Images
+are written with 8 bits per channel.
 """
 
 import functools
@@ -40,7 +41,7 @@ Pillow reads these formats only on some machines, or converts them silently to 8
 """
 
 MAX_PIXELS = 64_000_000
-"""The most pixels of an image. Larger images are refused before decoding.
+"""Maximum number of pixels of an image. Larger images are refused before decoding.
 
 64 million pixels take 0.8 GB as float32.
 """
@@ -78,13 +79,13 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
     """Return the random generator, on the CPU, for one image and one purpose.
 
-    Its seed is SHA-256 of the three arguments. Therefore the random numbers of an image do not
-    depend on batch, order, worker, device, or whether a run was resumed.
+    The generator's seed is derived from the SHA-256 of the three arguments. Therefore the random
+    numbers of an image do not depend on batch, order, worker, device, or whether a run was resumed.
 
     Args:
         seed: seed of the cell.
         image_id: id of the image.
-        purpose: y, neighbours, adaptation or sampler.
+        purpose: what the random numbers are for, such as "adaptation" or "sampler".
     """
     digest = hashlib.sha256(f"{seed}\x00{image_id}\x00{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -131,8 +132,8 @@ def from_uint8(pixels: np.ndarray) -> Tensor:
 def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the uint8 pixels of an image file: (H, W, 3) RGB or (H, W, 1) grey.
 
-    Raises InputError if the file is missing, its format is in NOT_TAKEN, or `decode_pixels` refuses
-    it.
+    Raises InputError if the file is missing, its suffix is in UNSUPPORTED_SUFFIXES, or
+    `decode_pixels` refuses it.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
@@ -141,7 +142,7 @@ def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def require_supported(name: str) -> None:
-    """Raise InputError if a file name has a suffix in NOT_TAKEN."""
+    """Raise InputError if a file name has a suffix in UNSUPPORTED_SUFFIXES."""
     if name.lower().endswith(UNSUPPORTED_SUFFIXES):
         raise InputError(
             f"{name}: this file format is not supported; convert the file to one of "
@@ -164,10 +165,11 @@ def decode_pixels(
 ) -> np.ndarray:
     """Return the uint8 pixels of an image file's bytes: (H, W, 3) RGB or (H, W, 1) grey.
 
-    All images are read by this function. It applies the EXIF orientation, converts colours from the
-    embedded profile to sRGB, looks up palettes, and drops an alpha channel that is opaque
-    everywhere. It scales 16 bits per channel to 8, with a warning. From a phone's MPO file it takes
-    the first image. If a profile is unusable, it warns and interprets the colours as sRGB.
+    All image files are decoded by this function. It applies the EXIF orientation, converts colours
+    from the embedded profile to sRGB, replaces palette indices by their colours, and drops an alpha
+    channel that is opaque everywhere. It scales 16 bits per channel to 8, with a warning. Of a
+    phone's MPO file, which holds several images, it decodes the first. If the profile of a grey or
+    RGB image is unusable, it warns and interprets the colours as sRGB.
 
     Args:
         content: the file's bytes.
@@ -176,10 +178,11 @@ def decode_pixels(
         least_side: pixels; images with a shorter side are refused.
 
     Raises:
-        InputError: if the file is truncated or not an image, has too many pixels, a too short side
-            or an aspect ratio above MAX_ASPECT, is animated, multi-page or transparent, is CMYK
-            without a usable profile, has a bit depth that Pillow cannot read safely, or does not
-            fit in memory. If the header shows the fault, nothing is decoded.
+        InputError: if the file is truncated or not an image, has too many pixels, a side that is
+            too short or an aspect ratio above MAX_ASPECT, is animated, multi-page or transparent,
+            is CMYK without a usable profile, has a bit depth that Pillow cannot read safely, or
+            does not fit in memory. Size, aspect ratio and number of frames are checked in the
+            file's header, before decoding.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -206,10 +209,10 @@ def decode_pixels(
 
 
 def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int) -> None:
-    """Raise InputError if the header shows an unsuitable size, aspect ratio or number of images.
+    """Raise InputError if a file's header shows an unsuitable size, aspect ratio or frame count.
 
     Args:
-        image: the opened image, not decoded.
+        image: the image as Pillow opened it, before decoding.
         name: name of the file, for the message.
         max_pixels: images with more pixels are refused.
         least_side: pixels; images with a shorter side are refused.
@@ -237,19 +240,20 @@ def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int)
 
 
 def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Image.Image:
-    """Return an image of 16 bits per channel at 8 bits; 65535 becomes 255, rounded to nearest.
+    """Return an image of 16 bits per channel, scaled to 8 bits per channel.
 
-    Pillow keeps only the upper byte of a 16-bit colour channel. To get the lower byte, the file is
-    decoded a second time with swapped byte order.
+    The level 65535 becomes 255, and the scaled levels are rounded to nearest. Pillow keeps only the
+    upper byte of a 16-bit colour channel. To get the lower byte, the file is decoded a second time
+    with swapped byte order.
 
     Args:
         image: grey, RGB or RGBA, already decoded.
-        rawmodes: the arguments of Pillow's decoder, as text.
+        rawmodes: the arguments of Pillow's decoder as text; they name the file's byte order.
         content: the file's bytes.
         name: name of the file in errors and warnings.
 
     Raises:
-        InputError: if the image has other channels or is of a kind that Pillow misreads.
+        InputError: if the image is not grey, RGB or RGBA, or if Pillow misreads its kind of file.
     """
     tags, is_grey = getattr(image, "tag_v2", {}), image.mode.startswith("I;16")
     # At 16 bits, Pillow misreads four kinds of files: white stored as 0, one plane per channel, a
@@ -282,8 +286,8 @@ def swapped(args: Any) -> Any:
 def flattened(image: Image.Image, name: str) -> Image.Image:
     """Return a decoded 8-bit image in mode L, RGB or CMYK.
 
-    Palettes are looked up, and an alpha channel that is opaque everywhere is dropped. Raises
-    InputError if the image has more than 8 bits per channel or is transparent.
+    Palette indices are replaced by their colours, and an alpha channel that is opaque everywhere is
+    dropped. Raises InputError if the image has more than 8 bits per channel or is transparent.
     """
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
     if max(bits) > 8 or image.mode.startswith("I") or image.mode == "F":
@@ -302,15 +306,15 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
 
 
 def too_deep(name: str) -> InputError:
-    """Return the error for a bit depth that Pillow cannot read safely."""
+    """Return the InputError for an image with a bit depth that Pillow cannot read safely."""
     return InputError(f"{name}: has more than 8 bits per channel; convert it to 8-bit RGB")
 
 
 def in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """Convert an image of mode L, RGB or CMYK from its ICC profile to sRGB.
+    """Convert an image of mode L, RGB or CMYK from the colours of its ICC profile to sRGB.
 
-    Grey and RGB images are returned unchanged if they have no profile, an unusable one (with a
-    warning), or an sRGB profile. Raises InputError if a CMYK image has no usable profile.
+    A grey or RGB image is returned unchanged if it has no profile, an sRGB profile, or an unusable
+    profile; the last case gives a warning. Raises InputError if a CMYK image has no usable profile.
     """
     try:
         transform = to_srgb(profile, image.mode) if profile else None
@@ -380,13 +384,13 @@ def transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Im
 
 
 def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """Rotate or flip pixels to the upright position according to the EXIF orientation.
+    """Return the pixels, rotated or flipped to upright according to the EXIF orientation.
 
-    Pillow itself applies the orientation of TIFF files.
+    Pixels of a TIFF file are not changed, because Pillow has already applied the orientation.
 
     Args:
-        pixels: the pixels after all conversions.
-        image: the decoded file, which has the EXIF data.
+        pixels: the image after all conversions, which lost the EXIF data.
+        image: the same image as decoded, with the EXIF data.
     """
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
@@ -402,7 +406,7 @@ def remark(name: str, what: str) -> None:
 
     Args:
         name: name of the file.
-        what: the warning; equal texts are of one kind.
+        what: the warning; warnings with equal text are of one kind.
     """
     said = _said.setdefault(what, set())
     if name in said or len(said) >= MOST_REMARKS:
@@ -423,12 +427,12 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def read_png(path: str | Path) -> Tensor:
-    """Return a PNG that `write_png` wrote, of any size, as a (3, H, W) image in [-1, 1]."""
+    """Return a PNG of any size, written by `write_png`, as a (3, H, W) image in [-1, 1]."""
     return read_image(path, max_pixels=sys.maxsize)
 
 
 def in_colour(pixels: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) pixels; (H, W, 1) pixels are repeated in three channels."""
+    """Return (H, W, 3) pixels from (H, W, 3) RGB or (H, W, 1) grey, repeating grey three times."""
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 

@@ -14,9 +14,9 @@ from adir.images import hash_of_image
 
 
 def manifest_sha256(manifest: dict[str, str]) -> str:
-    """Return SHA-256 of the lines "SHA256_OF_IMAGE ID", sorted by id.
+    """Return the SHA-256 of a text with one line "SHA256_OF_IMAGE ID" per image, sorted by id.
 
-    The hash identifies a corpus independently of the folder or file that holds the corpus.
+    This hash identifies a corpus independently of the folder or file that holds the corpus.
 
     Args:
         manifest: SHA-256 of each image, by id.
@@ -28,14 +28,19 @@ def manifest_sha256(manifest: dict[str, str]) -> str:
 
 
 class EncoderIdentity(Protocol):
-    """Name and hash of an encoder (adir.retrieval.encoders)."""
+    """Protocol of objects with the name and the hash of an encoder.
+
+    The encoders in adir.retrieval.encoders implement it.
+    """
 
     name: str
     weights_sha256: str
 
 
 class NeighbourIndex(Protocol):
-    """Nearest-neighbour index of a corpus's embeddings (adir.retrieval.index.search.VectorIndex).
+    """Protocol of nearest-neighbour indexes of the embeddings of a corpus.
+
+    adir.retrieval.index.search.VectorIndex implements it.
 
     Attributes:
         approximate: whether a search may miss neighbours.
@@ -48,9 +53,9 @@ class NeighbourIndex(Protocol):
     def search(
         self, queries: Tensor, k: int, exclude: Sequence[Collection[str]] | None = None
     ) -> tuple[list[list[str]], Tensor]:
-        """Return the k nearest images of each query: ids [Q][k] and distances (Q, k).
+        """Return the ids and the distances of the k nearest images of each query.
 
-        The nearest image comes first.
+        There are Q lists of k ids and a (Q, k) tensor of distances. The nearest image comes first.
 
         Args:
             queries: (Q, D) embeddings.
@@ -67,15 +72,17 @@ class Corpus:
     Attributes:
         name: label for tables and messages.
         manifest: SHA-256 of each image, by id.
-        rejects: reason for each image that could not be read, by id. Rejected images are not part
-            of the corpus.
+        rejects: why an image could not be used, by id. Rejected images are not part of the corpus.
         categories: category of each image, by id, if the source names categories.
         ids: sorted ids.
-        sha256: hash of the manifest. Changes if and only if an image or an id changes.
+        sha256: hash of the manifest. It changes if and only if an image or an id changes.
     """
 
     withholds: str | None = None
-    """A name for the images that `withheld` excludes; part of a cell's identity. None: no image."""
+    """Name of the images that `withheld` excludes; part of a cell's identity.
+
+    None if `withheld` excludes no image.
+    """
 
     def __init__(
         self,
@@ -108,11 +115,14 @@ class Corpus:
         raise NotImplementedError
 
     def attribution(self, image_id: str) -> dict[str, str]:
-        """Return licence, author and source of an image; unknown ones have no key."""
+        """Return licence, author and source of an image; the dict omits what is unknown."""
         return {}
 
     def cluster(self, image_id: str) -> str:
-        """Return the image's cluster; results are averaged within a cluster first."""
+        """Return the name of the image's cluster, such as the photograph from which it was cut.
+
+        Results are averaged within each cluster first, and then over the clusters.
+        """
         return image_id
 
     def withheld(self, cluster: str) -> frozenset[str]:
@@ -123,32 +133,33 @@ class Corpus:
         return frozenset()
 
     def mask(self, image_id: str) -> Tensor | None:
-        """Return the (H, W) bool mask, true for pixels to repaint; None if the set has no edits."""
+        """Return the (H, W) bool mask, true where to repaint; None if the images have no masks."""
         return None
 
     def prompt(self, image_id: str) -> str | None:
-        """Return the prompt for the masked region; None if the set has no edits."""
+        """Return the prompt for the masked region; None if the images have no prompts."""
         return None
 
     @functools.cached_property
     def fingerprints(self) -> Sequence[np.ndarray]:
-        """The fingerprints of all images: arrays of shape (n, 16, 16), int8.
+        """The fingerprints of all images, in int8 arrays of shape (n, 16, 16).
 
-        A fingerprint is a small grey copy of an image (adir.data.fingerprints). Rows are counted
-        over all arrays; `ids_of` returns their ids.
+        A fingerprint is a small grey version of an image (adir.data.fingerprints). The arrays
+        together have one row per image. Row numbers continue from one array to the next; `ids_of`
+        returns the ids for row numbers.
         """
         return [np.stack([fingerprint(self.image(image_id)) for image_id in self.ids])]
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        """Return the ids of the given rows of `fingerprints`, counted over all arrays."""
+        """Return the ids of the images whose fingerprints have these row numbers."""
         return [self.ids[row] for row in rows.tolist()]
 
     @functools.cached_property
     def repeats(self) -> frozenset[str]:
-        """The ids of duplicates: images whose pixels equal those of an image with a smaller id.
+        """The ids of duplicates: images with the same pixels as an image with a smaller id.
 
-        Duplicates are excluded as neighbours, so an image counts once among the K. Only images
-        with equal fingerprints are read and compared.
+        Duplicates are excluded as neighbours, so no image occurs twice among the K neighbours. Only
+        images with equal fingerprints are read and compared.
         """
         hashes = np.array([hash(one.tobytes()) for part in self.fingerprints for one in part])
         _, which, counts = np.unique(hashes, return_inverse=True, return_counts=True)
@@ -163,7 +174,7 @@ class Corpus:
         return frozenset(repeats)
 
     def own_index(self, encoder: EncoderIdentity) -> NeighbourIndex | None:
-        """Return the index from which the corpus was opened; None if there is no index on disk.
+        """Return the index on disk that defines this corpus; None if the corpus has no such index.
 
         Raises InputError if the index was built with another encoder.
         """

@@ -1,6 +1,6 @@
-"""Test sets and corpora from an image source: a folder, a Parquet file, tar files, and so on.
+"""Test sets and corpora from an image source, such as a folder, a Parquet file or tar files.
 
-adir/data/sources/ has the sources.
+The sources are in adir/data/sources/.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ class SourceCorpus(Corpus):
     a run later.
 
     Args:
-        source: the images.
+        source: lists and reads the images.
         least_side: pixels; images with a shorter side are rejected.
     """
 
@@ -59,8 +59,8 @@ def read_again(source: Source, image_id: str, sha256: str, remedy: str) -> Tenso
     """Read an image and check that its file is unchanged.
 
     Args:
-        source: where to read.
-        image_id: id in the source.
+        source: source of the image.
+        image_id: id of the image in the source.
         sha256: the expected SHA-256 of the file's bytes.
         remedy: end of the error message; tells the user what to do.
 
@@ -84,7 +84,10 @@ def folder_corpus(path: str | Path, least_side: int = 0) -> SourceCorpus:
 def parquet_corpus(
     path: str | Path | None, column: str = "split", value: str | int = "corpus", least_side: int = 0
 ) -> SourceCorpus:
-    """Return the image set of those rows whose `column` has this value; see `ParquetSource`."""
+    """Return the image set of the table rows whose `column` equals `value`; see `ParquetSource`.
+
+    Raises InputError if `path` is None.
+    """
     if path is None:
         raise InputError("a Parquet file is needed: set parquet=FILE")
     return SourceCorpus(ParquetSource(path, column=column, value=value), least_side)

@@ -1,4 +1,4 @@
-"""The paper's test images, as far as the paper says: centre squares of DIV2K validation images."""
+"""Centre squares of DIV2K's validation images: the test images of the paper, as far as known."""
 
 import functools
 import io
@@ -31,14 +31,14 @@ class Div2kSquares(Corpus):
     the size (0801-512), so results of two sizes are never mixed.
 
     Args:
-        folder: the folder of unpacked PNGs, or the zip file. None: the file that `adir weights get
-            div2k` downloaded.
+        folder: the folder of unpacked PNG files, or the zip file. None uses the zip file that `adir
+            weights get div2k` downloaded.
         size: pixels per side; images with a shorter side are skipped.
         count: number of images.
 
     Raises:
-        InputError: if `folder` is missing, a file is damaged, or fewer than `count` images are
-            large enough.
+        InputError: if `folder` is missing, a file is damaged, fewer than `count` images are large
+            enough, or `size` or `count` is not a whole number of at least 1.
     """
 
     def __init__(self, folder: str | Path | None = None, size: int = 512, count: int = 50) -> None:

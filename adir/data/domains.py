@@ -1,9 +1,9 @@
 """An out-of-domain test set for the embedded prior, and a corpus with similar images.
 
 The test fields come from photographs that are unlike the prior's training images. The rule in
-benchmarks/quality/domains.py chose the photographs before any adaptation was run on them;
-results/embedded/domains.md has its measurements. No corpus field shares a pixel of a photograph
-with a test field of this file. The corpus does overlap with the 12 test fields of
+benchmarks/quality/domains.py chose the photographs before any adaptation was run on them; the
+measurements behind this choice are in results/embedded/domains.md. No corpus field shares a pixel
+of a photograph with a test field of this file. The corpus does overlap with the 12 test fields of
 adir/data/embedded.py, so do not restore those 12 fields with this corpus.
 """
 
@@ -25,19 +25,20 @@ CROP = 64  # side of a fine-tuning crop in pixels
 
 
 def scale_of(photograph: str) -> int:
-    """Return the scale of a photograph's test fields.
+    """Return the integer factor by which a photograph is downsampled for its test fields.
 
-    It is the largest integer factor that leaves at least SHORTEST pixels of the shorter side, or 1
-    if the photograph is smaller than that.
+    It is the largest factor after which the shorter side has at least SHORTEST pixels. It is 1 if
+    the shorter side of the original photograph already has fewer pixels.
     """
     return max(1, min(reduced(photograph, 1).shape[:2]) // SHORTEST)
 
 
 def three_of_a_column(photograph: str) -> tuple[Field, ...]:
-    """Return three test fields from one column: its top, middle and bottom field.
+    """Return the three test fields of a photograph: top, middle and bottom of one grid column.
 
-    The column is the leftmost of the STRIDE grid in which the three do not overlap. Flat fields are
-    ignored. A column is used so that the area left for the corpus is in one piece.
+    The fields lie on a grid with spacing STRIDE, without flat fields. The column is the leftmost
+    one in which these three fields do not overlap. All three are in one column so that the area
+    left for the corpus is in one piece.
 
     Returns:
         Three fields, or () if no column has room for three.
@@ -66,7 +67,8 @@ test_fields.__test__ = False  # type: ignore[attr-defined]
 def corpus_fields_of(photograph: str) -> list[Field]:
     """Return the corpus fields of a photograph of DOMAINS, sorted by id.
 
-    They are cut at the scale of the photograph's test fields and at twice that scale.
+    They are cut at the scale of the photograph's test fields and at twice that scale. They share no
+    pixel with those test fields.
     """
     scale, stride = scale_of(photograph), STRIDES_OF.get(photograph, STRIDE)
     return clear_of(
@@ -78,7 +80,8 @@ def corpus_fields_of(photograph: str) -> list[Field]:
 def corpus_fields() -> tuple[Field, ...]:
     """Return the fields of the corpus, sorted by id.
 
-    They are the corpus fields of DOMAINS, and the embedded corpus's fields of other photographs.
+    They are the corpus fields of the photographs in DOMAINS, and the embedded corpus's fields of
+    all other photographs.
     """
     others = [field for field in embedded.corpus_fields() if field.photograph not in DOMAINS]
     return tuple(
@@ -92,8 +95,9 @@ def corpus_fields() -> tuple[Field, ...]:
 def crops_left(photograph: str) -> int:
     """Return the number of crops of a photograph that are usable for fine-tuning.
 
-    Crops are the cells of a grid of CROP pixels. A crop is usable if no test field depends on its
-    pixels, and its standard deviation is at least FLAT grey levels.
+    The photograph, at the scale of its test fields, is divided into squares of CROP x CROP pixels.
+    A square is usable if no test field depends on its pixels, and if the standard deviation of its
+    pixels is at least FLAT grey levels.
     """
     scale = scale_of(photograph)
     pixels = reduced(photograph, scale)

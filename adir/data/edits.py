@@ -21,12 +21,13 @@ class EditSet(Corpus):
     """Test set of edits from a folder of images, masks and prompts.
 
     An image is NAME.png. Its mask is NAME_mask.png, of the same size; white pixels are repainted.
-    Prompts are in prompts.csv with the columns image and prompt, or in prompts.json: {NAME: prompt}
-    or {NAME: [prompt, ...]}. Each prompt makes one test image. Its id is NAME with a hash of mask
-    and prompt, so results of different masks or prompts never share an id.
+    Other image formats are read too, but PNG is preferred. The prompts are in prompts.csv with the
+    columns image and prompt, or in prompts.json as {NAME: prompt} or {NAME: [prompt, ...]}. Each
+    prompt defines one test image, whose id is NAME with a hash of mask and prompt. Therefore
+    results of different masks or prompts never share an id.
 
-    The constructor reads all files. It raises InputError if a mask is missing or unsuitable, a
-    prompt is empty, or an image is unreadable.
+    The constructor reads all files. It raises InputError if a mask is missing, all black, all white
+    or of another size, a prompt is empty, or an image is missing or unreadable.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The embedded test set, the demo's test set and the embedded corpus, which need no download.
+"""The embedded test set, the demo's test set and the embedded corpus; none needs a download.
 
 All images are fields, 128x128 windows of 13 photographs (adir/data/fields.py). No corpus field
 shares a pixel of a photograph with a test field, at any scale. Drawings are excluded. The right
@@ -63,8 +63,8 @@ DEMO = ("brick-s2-y000-x000", "chelsea-s1-y050-x105", "motorcycle_left-s2-y120-x
 def corpus_fields() -> tuple[Field, ...]:
     """Return the fields of the embedded corpus, sorted by id.
 
-    They lie on a regular grid at each scale. Flat fields, and fields that share a pixel with a test
-    field, are left out.
+    They lie on a regular grid at each scale. Flat fields are left out, and so are fields that share
+    a pixel with a test field.
     """
     fields = [
         field for name in PHOTOGRAPHS for field in lattice(name, STRIDES_OF.get(name, STRIDES))

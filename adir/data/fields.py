@@ -38,10 +38,11 @@ class Field(NamedTuple):
         return f"{self.photograph}-s{self.scale}-y{self.y:03d}-x{self.x:03d}"
 
     def footprint(self) -> tuple[int, int, int, int]:
-        """Return (top, left, bottom, right) of the original pixels that the field depends on.
+        """Return (top, left, bottom, right) of the original pixels on which the field depends.
 
-        The ends are exclusive. A downsampled pixel depends on the support of the bicubic kernel,
-        2 * scale pixels on each side of its centre. The margin of 3 * scale is more than enough.
+        `bottom` and `right` are exclusive. A downsampled pixel depends on the original pixels
+        within the support of the bicubic kernel, 2 * scale pixels on each side of its centre. The
+        result includes a margin of 3 * scale pixels around the field, which is more than enough.
         """
         margin = 3 * self.scale
         top, left = self.scale * self.y - margin, self.scale * self.x - margin
@@ -68,9 +69,10 @@ def field_named(image_id: str) -> Field | None:
 
 
 def is_flat(pixels: np.ndarray) -> bool:
-    """Check whether a field is flat, so that there is little to restore.
+    """Return whether a field is flat; flat fields are left out, as there is little to restore.
 
-    A field is flat if over half of its 16x16 tiles have a standard deviation below FLAT.
+    A field is flat if more than half of its tiles of 16x16 pixels have a standard deviation below
+    FLAT grey levels.
     """
     grey = pixels.astype(np.float64).mean(2).reshape(SIZE // 16, 16, SIZE // 16, 16)
     return bool((grey.std(axis=(1, 3)) < FLAT).mean() > 0.5)
@@ -87,7 +89,7 @@ def cut(field: Field) -> np.ndarray:
 
 
 def overlap(a: Field, b: Field) -> bool:
-    """Check whether two fields depend on a common pixel of a photograph."""
+    """Return whether two fields depend on a common pixel of a photograph."""
     if a.photograph != b.photograph:
         return False
     top, left, bottom, right = a.footprint()
@@ -100,7 +102,7 @@ def lattice(photograph: str, strides: Mapping[int, int]) -> list[Field]:
 
     Args:
         photograph: name of the photograph.
-        strides: grid spacing in y and x, in downsampled pixels, by scale.
+        strides: {scale: grid spacing in y and x, in downsampled pixels}.
     """
     fields = []
     for scale, stride in strides.items():
@@ -131,7 +133,7 @@ def manifest(fields: Sequence[Field]) -> dict[str, str]:
 
 
 class Fields(Corpus):
-    """Image set of fields. The category and the cluster of a field are its photograph.
+    """Image set of fields; both the category and the cluster of a field are its photograph.
 
     Args:
         name: label for tables and messages.

@@ -1,6 +1,6 @@
 """Fingerprints: 16x16 grey versions of images, used to search for copies of a test image.
 
-adir/retrieval/leakage.py has the search.
+The search is in adir/retrieval/leakage.py.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def grey(x: Tensor, side: int) -> Tensor:
 
     Args:
         x: (3, H, W) in [-1, 1].
-        side: pixels.
+        side: height and width of the result in pixels.
 
     Returns:
         (side, side) in [-1, 1].
@@ -38,8 +38,8 @@ def grey(x: Tensor, side: int) -> Tensor:
 def fingerprint(x: Tensor) -> np.ndarray:
     """Return the (16, 16) int8 fingerprint of an image: standardised luma in steps of 1/16.
 
-    The luma has its mean subtracted and is divided by its standard deviation, so brightness and
-    contrast do not matter. The fingerprint of a flat image (see FLAT) is zero.
+    The mean of the luma is subtracted, and the difference is divided by the standard deviation, so
+    brightness and contrast do not matter. The fingerprint of a flat image (see FLAT) is all zeros.
 
     Args:
         x: (3, H, W) in [-1, 1].

@@ -12,8 +12,8 @@ LARGEST_SHORT_SIDE = 2048
 """The largest shorter side of a neighbour, in pixels.
 
 It is 8 times the paper's crops of 256 pixels and 4 times a latent backbone's crops of 512. In a
-larger image, a crop would show almost nothing of the image that retrieval compared as a whole, at
-224x224.
+larger image, a crop would show only a small fraction of what retrieval has compared, which is the
+whole image at 224x224.
 """
 
 
@@ -22,7 +22,7 @@ def reduced(image: Tensor, short_side: int = LARGEST_SHORT_SIDE) -> Tensor:
 
     Args:
         image: (3, H, W) in [-1, 1].
-        short_side: pixels.
+        short_side: the largest shorter side, in pixels, that is not downsampled.
 
     Returns:
         (3, h, w) in [-1, 1], resized by the antialiased bicubic filter and rounded to 8 bits as in

@@ -15,9 +15,9 @@ class Selection(Corpus):
         corpus: the image set.
         size: side in pixels to which square images are downsampled (bicubic, antialiased). None
             keeps the original size.
-        per_category: number of images to keep per category, the first by id after `skip`. None
-            keeps all.
-        skip: number of images to drop per category, the first by id.
+        per_category: number of images to keep per category: the first by id, not counting the
+            `skip` images that are dropped. None keeps all.
+        skip: number of images to drop per category: the first by id.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Selection(Corpus):
 
 
 class Part(Corpus):
-    """Subset of an image set, given by ids."""
+    """Subset of an image set that consists of the images with the given ids."""
 
     def __init__(self, corpus: Corpus, ids: list[str]) -> None:
         self._corpus = corpus

@@ -1,29 +1,34 @@
 """Find the copies of a test image x in the corpus, which are excluded as neighbours of x.
 
-A denoiser that is adapted to x itself would score well for the wrong reason.
+A denoiser that was adapted to a copy of x would score well only because it has seen x.
 
-A corpus image z is a copy of x if one of the two equals a window of the other. The window must have
-at least 80 % of the other's width and height; the whole image counts as a window. One of the 8
-symmetries of the square (flips and quarter turns) may be applied first. Images are compared by the
-correlation coefficient of their luma, so colour, brightness and contrast do not matter.
+A corpus image z is a copy of x if x equals a window of z, or z equals a window of x. A window is a
+rectangle with at least 80 % of the width and of the height of its image; the whole image counts as
+a window. z may be rotated by quarter turns and mirrored before the comparison. Images are compared
+by the correlation coefficient of their luma, so colour, brightness and contrast do not matter.
 
-All images of the corpus pass through three stages. Each stage keeps candidates for the next one:
+The search has three stages. Each stage compares x with the images that the stage before has kept,
+and stage 1 compares x with all images of the corpus:
 
-1. Compare fingerprints at 8x8, with windows in steps of 1/16 of the side. Keep the images with a
-   correlation of at least COARSE, and at least the MOST_COARSE best.
-2. Compare fingerprints at 16x16, with windows in steps of 1/32. Keep the images with a correlation
-   of at least FINE, and at least the MOST_FINE best. Each keeps its best window.
-3. Compare the images themselves, with the window at 32x32 and its edges refined in steps of 1/64
-   and 1/128. Images whose detail has a correlation of at least DETAIL are copies. Detail is luma
-   minus the mean of its 5x5 neighbourhood. Two skies or two walls have the same shading, but not
-   the same detail.
+1. Compare fingerprints, downsampled to 8x8. The edges of windows lie on a grid of 1/16 of the side.
+   Keep an image if its correlation is at least COARSE or among the MOST_COARSE largest.
+2. Compare fingerprints at their full size of 16x16. The edges of windows lie on a grid of 1/32 of
+   the side. Keep an image, together with its best window, if its correlation is at least FINE or
+   among the MOST_FINE largest.
+3. Compare the images at 32x32. First shift the edges of the best window of stage 2 by at most 1/64
+   and then by at most 1/128 of the side, to where x and the image agree best. An image is a copy if
+   the correlation of its detail is at least DETAIL. Detail is the luma minus the mean luma of the
+   5x5 pixels around each pixel. It is compared because two images of skies or of walls have the
+   same shading, but not the same detail. An image is also a copy if the detail of the whole image,
+   in one of its 8 orientations, has such a correlation with the detail of x.
 
-The encoder is not used, so all adaptation modes exclude the same images. results/quality/leakage.md
-has the measurements behind the thresholds. On one core, a test image takes 60 ms with a corpus of
-1,000 images, and 5 s per million further images.
+No encoder is used, so the same images are excluded in all adaptation modes. The measurements behind
+the thresholds are in results/quality/leakage.md. On one core, the search for the copies of one test
+image takes 60 ms with a corpus of 1,000 images, and 5 s more for each further million images.
 
-In this file, a placement is the reverse of a window: it puts one whole image into a window of
-another. A view is an image after one of the 8 symmetries.
+The docstrings below use two more words. A view is an image after one of the 8 combinations of
+quarter turns and mirroring. A placement is the reverse of a window: one whole image, resized into a
+window of another image.
 """
 
 from collections.abc import Sequence
@@ -42,13 +47,13 @@ from adir.retrieval.index.search import rows_of
 WINDOW = 0.8
 """Least width and height of a window, relative to the whole image."""
 COARSE, MOST_COARSE = 0.85, 128
-"""Stage 1: least correlation at 8x8, and number of images that are kept in any case.
+"""Stage 1: least correlation at 8x8, and number of best images that are kept below it as well.
 
-Copies with a fine texture can have a lower correlation, because the edges of a window seldom
-coincide with cells of the fingerprint.
+Copies with a fine texture can have a correlation below COARSE, because the edges of a window seldom
+coincide with the edges of a fingerprint's cells.
 """
 FINE, MOST_FINE = 0.87, 16
-"""Stage 2: least correlation at 16x16, and number of images that are kept in any case."""
+"""Stage 2: least correlation at 16x16, and number of best images that are kept below it as well."""
 DETAIL = 0.9
 """Stage 3: least correlation of detail at 32x32 at which an image counts as a copy."""
 COPY_RULE = {
@@ -58,9 +63,9 @@ COPY_RULE = {
     "fine": [FINE, MOST_FINE],
     "detail": DETAIL,
 }
-"""The rule as part of cache keys.
+"""The definition of a copy, as part of cache keys.
 
-Raise the version if a code change excludes other images with the same thresholds.
+Increase the version if a code change alters which images are copies at the same thresholds.
 """
 WHOLE = 64  # side in pixels of an image from which windows are cut
 COMPARED = 32  # side in pixels of a window when detail is compared
@@ -110,7 +115,7 @@ def copies(x: Tensor, corpus: Corpus) -> set[str]:
 
 
 def promising(correlations: Tensor, least: float, most: int) -> np.ndarray:
-    """Return the indices of correlations that are at least `least` or among the `most` largest."""
+    """Return the indices of all correlations that are >= `least` or among the `most` largest."""
     values = correlations.numpy()
     kth = np.partition(values, -most)[-most] if len(values) > most else -1.0
     return np.flatnonzero(values >= min(least, kth))
@@ -122,13 +127,14 @@ def as_floats(fingerprints: np.ndarray) -> Tensor:
 
 
 class Coarse:
-    """Patterns of stage 1: all windows and placements of one image at 8x8, in all 8 views.
+    """The test image's windows and placements at 8x8, with which stage 1 compares corpus images.
 
-    There are 1,600 patterns.
+    All 100 windows and 100 placements are computed in all 8 views. The 1,600 results are called
+    patterns.
     """
 
     def __init__(self, whole: Tensor) -> None:
-        """Compute the patterns of an image, given as (64, 64) luma."""
+        """Compute the patterns of the test image, whose (64, 64) luma is `whole`."""
         windows = standardized(halved(separable(cuts(1.0), whole)))
         masks, self.masks, self.which = coarse_masks()
         placed = standardized_within(halved(separable(placements(1.0)[0], whole)), masks)
@@ -137,7 +143,10 @@ class Coarse:
         )
 
     def correlations(self, fingerprints: Tensor) -> Tensor:
-        """Return (n,): the largest correlation of each (16, 16) fingerprint with any pattern."""
+        """Return, for each of (n, 16, 16) fingerprints, its largest correlation with a pattern.
+
+        The result has shape (n,).
+        """
         others = standardized(halved(fingerprints)).flatten(1).T
         as_windows = (self.windows @ others).amax(0)
         as_wholes = ((self.placed @ others) * inverse_lengths(others, self.masks)[self.which]).amax(
@@ -147,20 +156,23 @@ class Coarse:
 
 
 class Fine:
-    """Patterns of stage 2: all windows and placements of one image at 16x16, in one view.
+    """The test image's windows and placements at 16x16, with which stage 2 compares corpus images.
 
-    The symmetries are applied to the corpus images instead.
+    They are computed in one view only, because `places` computes all 8 views of the corpus images.
     """
 
     def __init__(self, whole: Tensor) -> None:
-        """Compute the patterns of an image, given as (64, 64) luma."""
+        """Compute windows and placements of the test image, whose (64, 64) luma is `whole`."""
         self.windows = standardized(separable(cuts(0.5), whole)).flatten(1)
         placed, masks = placements(0.5)
         self.masks, self.which = fine_masks()
         self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
 
     def places(self, fingerprints: Tensor) -> tuple[Tensor, list[Place]]:
-        """Return the (n,) largest correlations of (n, 16, 16) fingerprints, and their places."""
+        """Return the largest correlation of each of (n, 16, 16) fingerprints, and its place.
+
+        There are (n,) correlations and n places.
+        """
         others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
         as_windows = self.windows @ others
         as_wholes = (self.placed @ others) * inverse_lengths(others, self.masks)[self.which]
@@ -170,7 +182,10 @@ class Fine:
 
 
 def place_of(number: int) -> Place:
-    """Return the place of a flat index into (other_is_whole, rows, columns, view)."""
+    """Return the place for a flat index into an array (other_is_whole, rows, columns, view).
+
+    The indices along the axes `rows` and `columns` refer to `intervals(0.5)`.
+    """
     edges = intervals(0.5)
     number, view = divmod(number, VIEWS)
     number, column = divmod(number, len(edges))
@@ -179,10 +194,11 @@ def place_of(number: int) -> Place:
 
 
 def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
-    """Check whether the detail of two images has a correlation of at least DETAIL.
+    """Return whether the detail of two images has a correlation of at least DETAIL.
 
-    The images are compared near a place, and as a whole in all views. The whole is compared too
-    because many windows of a smooth image have the same shading, so the place may be wrong.
+    The images are compared twice: at windows near `place`, and as whole images in all views. One of
+    the two correlations must reach DETAIL. The second comparison is needed for smooth images: many
+    of their windows have the same shading, so `place` may be wrong.
 
     Args:
         x: (64, 64) luma of the test image.
@@ -196,7 +212,7 @@ def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
 
 
 def shown(batch: Tensor) -> Tensor:
-    """Return (B, 64, 64) images downsampled to (B, 32, 32) with antialiasing."""
+    """Return (B, 64, 64) images, downsampled to (B, 32, 32) with antialiasing."""
     return functional.interpolate(
         batch[:, None], (COMPARED, COMPARED), mode="bilinear", antialias=True
     )[:, 0]
@@ -205,8 +221,9 @@ def shown(batch: Tensor) -> Tensor:
 def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
     """Return the correlation of detail between two (64, 64) images at the best window near a place.
 
-    The window's edges are moved by at most 1/4 and then 1/8 of a cell (1/64 and 1/128 of the side).
-    The best window is the one with the largest sum of the correlations of luma and of detail.
+    Each edge of the window is first moved by up to 1/4 of a fingerprint's cell, and then by up to
+    1/8 of a cell (1/64 and 1/128 of the side). The best window is the one for which the sum of the
+    correlations of luma and of detail is largest.
     """
     other_is_whole, view, rows, columns = place
     other = symmetries(other)[view]
@@ -225,7 +242,10 @@ def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
 
 
 def near(edges: Interval, step: float) -> list[Interval]:
-    """Return 9 intervals, whose edges are moved by -step, 0 or +step and clipped to the image."""
+    """Return 9 intervals: each of the two edges is moved by -step, 0 or +step.
+
+    Edges are clipped to the image.
+    """
     moves = (-step, 0.0, step)
     return [
         (max(0.0, edges[0] + a), min(float(SIDE), edges[1] + b)) for a, b in product(moves, moves)
@@ -234,9 +254,10 @@ def near(edges: Interval, step: float) -> list[Interval]:
 
 @cache
 def intervals(step: float) -> list[Interval]:
-    """Return all windows in one direction, of at least WINDOW of the side; the whole is first.
+    """Return the (start, end) of all windows along one axis, in cells of a 16x16 fingerprint.
 
-    Their edges lie on a grid of `step` cells.
+    Start and end lie on a grid of `step` cells. The whole side comes first. The shortest windows
+    have WINDOW times the side, rounded to the grid.
     """
     sizes = [
         SIDE - number * step
@@ -252,18 +273,24 @@ def intervals(step: float) -> list[Interval]:
 
 @cache
 def cuts(step: float) -> Tensor:
-    """Return (W, 16, 64) matrices that crop each interval from 64 pixels, resized to 16 cells."""
+    """Return (W, 16, 64) matrices that crop an interval from 64 pixels and resize it to 16 cells.
+
+    The intervals are the W windows of `intervals(step)`.
+    """
     return cutting(intervals(step), SIDE)
 
 
 @cache
 def placements(step: float) -> tuple[Tensor, Tensor]:
-    """Return matrices that resize 64 pixels into each interval of 16 cells, and masks of the cells.
+    """Return matrices that resize 64 pixels into an interval of 16 cells, and masks of the cells.
+
+    There are W intervals, those of `intervals(step)`.
 
     Returns:
-        Matrices (W, 16, 64): zero in cells that are not completely inside the interval.
-        Masks (W * W, 16, 16): 1 in cells that are completely inside, for each pair of an interval
-            of rows and an interval of columns.
+        (W, 16, 64) matrices, one per interval. Their rows are zero for cells that are not
+            completely inside the interval.
+        (W * W, 16, 16) masks, one per pair of an interval of rows and an interval of columns. They
+            are 1 in cells that are completely inside both intervals, else 0.
     """
     cells = torch.arange(SIDE)
     matrices, inside = [], []
@@ -278,11 +305,11 @@ def placements(step: float) -> tuple[Tensor, Tensor]:
 
 @cache
 def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
-    """Return the masks of placements at 8x8, and the distinct masks among all their views.
+    """Return the masks of the P placements at 8x8, and the distinct masks among their 8 views.
 
     Returns:
-        (P, 8, 8) masks of the P placements, in one view.
-        (M, 64) distinct masks of the placements in all 8 views.
+        (P, 8, 8) masks of the placements in the first view: 1 in cells that are completely inside.
+        (M, 64) distinct masks among the 8 * P masks in all views.
         (8 * P,) index into the distinct masks, for each view and placement.
     """
     masks = (halved(placements(1.0)[1]) == 1).float()
@@ -291,17 +318,20 @@ def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def fine_masks() -> tuple[Tensor, Tensor]:
-    """Return the (M, 256) distinct masks of placements at 16x16, and each placement's index."""
+    """Return the (M, 256) distinct masks among the P placements at 16x16, and a (P,) index.
+
+    The index says which of the distinct masks each placement has.
+    """
     different, which = placements(0.5)[1].flatten(1).unique(dim=0, return_inverse=True)
     return different, which
 
 
 def cutting(edges: Sequence[Interval], n: int) -> Tensor:
-    """Return (W, n, 64) matrices that crop intervals from 64 pixels and resize them to n pixels.
+    """Return (W, n, 64) matrices that crop an interval from 64 pixels and resize it to n pixels.
 
     Args:
-        edges: the W intervals, in cells of a 16x16 fingerprint.
-        n: pixels of the result.
+        edges: start and end of the W intervals, in cells of a 16x16 fingerprint.
+        n: number of pixels after resizing.
     """
     low, high = (torch.tensor(edges, dtype=torch.float64) * WHOLE / SIDE).T[..., None]
     width = (high - low) / n
@@ -316,11 +346,14 @@ def cutting(edges: Sequence[Interval], n: int) -> Tensor:
 def triangles(
     centres: Tensor, half: Tensor | float, low: Tensor | float, high: Tensor | float
 ) -> Tensor:
-    """Return (..., n, 64) resampling weights of a triangle filter, with sum 1 for each centre.
+    """Return (..., n, 64) weights that resample 64 pixels at n positions by a triangle filter.
+
+    The weights for each position have sum 1. All positions and distances are in units of the 64
+    pixels.
 
     Args:
-        centres: (..., n) positions of the resampled pixels, in pixels.
-        half: distance at which the weights reach 0, in pixels.
+        centres: (..., n) positions of the resampled pixels.
+        half: distance from the centre at which the weights reach 0.
         low: pixels before this position have weight 0.
         high: pixels after this position have weight 0.
     """
@@ -332,12 +365,12 @@ def triangles(
 
 
 def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Return (V * W, n, n): an image, resampled by each pair of a row and a column matrix.
+    """Return an image, resampled by each pair of a row matrix and a column matrix: (V * W, n, n).
 
     Args:
-        rows: (V, n, S) matrices for the rows.
+        rows: (V, n, S) matrices that resample the rows.
         x: (S, S) image.
-        columns: (W, n, S) matrices for the columns; None uses `rows`.
+        columns: (W, n, S) matrices that resample the columns; None uses `rows`.
     """
     columns = rows if columns is None else columns
     both = (rows.flatten(0, 1) @ x) @ columns.flatten(0, 1).T
@@ -346,7 +379,10 @@ def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
 
 
 def symmetries(batch: Tensor) -> Tensor:
-    """Return the 8 views (8, ..., n, n) of (..., n, n) images: 4 quarter turns, then 4 mirrored."""
+    """Return the 8 views of (..., n, n) images, as a tensor of shape (8, ..., n, n).
+
+    The images rotated by 0 to 3 quarter turns come first, then the mirrored images rotated alike.
+    """
     return torch.stack(
         [
             torch.rot90(view, turns, (-2, -1))
@@ -357,27 +393,30 @@ def symmetries(batch: Tensor) -> Tensor:
 
 
 def halved(batch: Tensor) -> Tensor:
-    """Return (B, n, n) images downsampled to (B, n/2, n/2) by 2x2 means."""
+    """Return (B, n, n) images, downsampled to (B, n/2, n/2) by the means of 2x2 pixels."""
     return functional.avg_pool2d(batch, 2)
 
 
 @cache
 def surroundings() -> Tensor:
-    """Return the (32, 32) matrix that averages 5 neighbouring pixels, with the border repeated."""
+    """Return the (32, 32) matrix that replaces each of 32 pixels by the mean of 5 neighbours.
+
+    The 5 neighbours include the pixel itself. Beyond the border, the last pixel is repeated.
+    """
     at = torch.arange(COMPARED)
     within = (at[:, None] + torch.arange(-2, 3)).clamp(0, COMPARED - 1)
     return functional.one_hot(within, COMPARED).sum(1) / 5
 
 
 def detail_of(batch: Tensor) -> Tensor:
-    """Return (B, 32, 32) images minus the means of their 5x5 neighbourhoods."""
+    """Return (B, 32, 32) images, each pixel minus the mean of the 5x5 pixels around it."""
     return batch - surroundings() @ batch @ surroundings().T
 
 
 def standardized(batch: Tensor) -> Tensor:
-    """Return (B, n, n) images with mean 0 and Euclidean norm 1; flat images become 0.
+    """Return (..., n, n) images, standardised to mean 0 and Euclidean norm 1; flat images become 0.
 
-    The sum of the products of two such images is their correlation coefficient.
+    The correlation coefficient of two images is then the sum of the products of their pixels.
     """
     batch = batch - batch.mean((-2, -1), keepdim=True)
     length = batch.flatten(-2).norm(dim=-1)[..., None, None]
@@ -385,20 +424,24 @@ def standardized(batch: Tensor) -> Tensor:
 
 
 def standardized_within(batch: Tensor, masks: Tensor) -> Tensor:
-    """Return (B, n, n) images with mean 0 and norm 1 inside their (B, n, n) masks, 0 outside."""
+    """Return (B, n, n) images, standardised to mean 0 and norm 1 inside their (B, n, n) masks.
+
+    Pixels outside the masks become 0.
+    """
     batch = batch * masks
     batch = (batch - batch.sum((1, 2), keepdim=True) / masks.sum((1, 2), keepdim=True)) * masks
     return batch / batch.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-6)
 
 
 def inverse_lengths(vectors: Tensor, masks: Tensor) -> Tensor:
-    """Return (M, N): 1 / norm of each vector within each mask, after its mean there is subtracted.
+    """Return 1 / norm of each vector within each mask, as an (M, N) tensor.
 
-    The squared norm is clamped to at least 1e-4, so a vector that is flat within a mask correlates
-    with nothing.
+    The mean of the vector within the mask is subtracted before the norm is computed. The squared
+    norm is clamped to at least 1e-4, so the correlation of a vector that is flat within a mask is
+    near 0.
 
     Args:
-        vectors: (D, N) of norm 1.
+        vectors: (D, N), whose N columns have norm 1.
         masks: (M, D) of 0 and 1.
     """
     squares = masks @ vectors**2 - (masks @ vectors) ** 2 / masks.sum(1, keepdim=True)

@@ -1,9 +1,10 @@
-"""Query image: how a measurement y is prepared for the encoder that searches for its neighbours.
+"""Query image: the image, made from a measurement y, whose nearest neighbours are searched.
 
-The paper does not specify the query image. The default is `as_is`. With the `imagenet` encoder,
-`as_is` has the best precision@20 on six of seven tasks; on `deblur_gauss`, `regularised` is better
-by 0.045 +- 0.026. The pseudo-inverse of a noisy blur fails: its precision is 0.07 instead of 0.61,
-and chance is 0.08. benchmarks/quality/query_preparation.py has the measurement.
+The paper does not specify the query image. QUERIES lists the four ways to make it; the default is
+`as_is`. With the `imagenet` encoder, `as_is` has the best precision@20 on six of seven tasks. On
+the seventh, `deblur_gauss`, `regularised` is better by 0.045 +- 0.026. The pseudo-inverse of a
+noisy blur fails: its precision is 0.07 instead of 0.61, while images chosen at random have 0.08.
+benchmarks/quality/query_preparation.py makes these measurements.
 """
 
 import torch
@@ -29,12 +30,12 @@ ITERATIONS = 30
 
 
 def query_image(task: Task, y: Tensor, how: str, input_size: int) -> Tensor:
-    """Return the query image of a measurement, (3, h, w) in [-1, 1].
+    """Return the query image of a measurement, with shape (3, h, w) and values in [-1, 1].
 
     Args:
         task: the task that made the measurement.
         y: (C, h, w) measurement.
-        how: a key of QUERIES.
+        how: way to make the query image; a key of QUERIES.
         input_size: side in pixels of the encoder network's square input.
 
     Raises:
@@ -59,10 +60,10 @@ def require_query(how: str) -> None:
 def ridge(operator: LinearOperator, y: Tensor) -> Tensor:
     """Return the (3, H, W) minimiser of |A x - y|^2 + r |x|^2.
 
-    r = max((sigma_y / SIGNAL)^2, LEAST_RIDGE). With the first value, the result is the posterior
-    mean if the pixels of x are independent with mean 0 and standard deviation SIGNAL. The system
-    (A^T A + r) x = A^T y is solved by conjugate gradients (Hestenes and Stiefel, 1952), from zero,
-    in at most ITERATIONS steps.
+    r = max((sigma_y / SIGNAL)^2, LEAST_RIDGE). If r is the first of these two values, and if the
+    pixels of x are independent with mean 0 and standard deviation SIGNAL, the result is the
+    posterior mean of x given y. The system (A^T A + r) x = A^T y is solved by conjugate gradients
+    (Hestenes and Stiefel, 1952), starting from zero, in at most ITERATIONS steps.
     """
     r = max((operator.sigma_y / SIGNAL) ** 2, LEAST_RIDGE)
     x = torch.zeros(operator.image_shape, dtype=y.dtype)

@@ -8,7 +8,11 @@ from adir.files import read_json, sha256_of_bytes, sha256_of_file, write_json
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: ADIR_CACHE, or else `adir` in XDG_CACHE_HOME or ~/.cache."""
+    """Return the cache folder of adir.
+
+    It is the environment variable ADIR_CACHE if that is set, else $XDG_CACHE_HOME/adir, else
+    ~/.cache/adir.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adir"
     return Path(os.environ.get("ADIR_CACHE") or default).expanduser().absolute()
 
@@ -20,9 +24,10 @@ SETTLED_SECONDS = 2.0
 
 
 def known_sha256(path: Path) -> str:
-    """Return SHA-256 of a file, from the cache if the file has not changed since it was hashed.
+    """Return the SHA-256 of a file, from the cache if the file has not changed since it was hashed.
 
-    A file is unchanged if its path, inode, size and timestamps are the same.
+    The file counts as unchanged if its path, inode, size and timestamps are the same. Otherwise it
+    is hashed again, and the new hash is cached. A file below SMALL bytes is always hashed.
     """
     if path.stat().st_size < SMALL:
         return sha256_of_file(path)
@@ -40,13 +45,13 @@ def known_sha256(path: Path) -> str:
 
 
 def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
-    """Cache the hash of a large file that has not changed for SETTLED_SECONDS.
+    """Cache the hash of a large file, unless the file changed less than SETTLED_SECONDS ago.
 
     Args:
         path: the file.
-        sha256: its hash.
-        own: whether the caller just created the file, so that no other process can change it. The
-            hash is then cached at once.
+        sha256: hash of the file.
+        own: whether the caller has just created the file and no other process can change it. If so,
+            the hash is cached even though the file has just changed.
     """
     stamp = stamp_of(path)
     settled = own or time.time() - stamp["changed_ns"] / 1e9 >= SETTLED_SECONDS
@@ -59,9 +64,9 @@ def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
 
 
 def stamp_of(path: Path) -> dict[str, int]:
-    """Return size, timestamps and inode of a file; at least one differs after a change.
+    """Return size, timestamps and inode of a file; a change of the file alters at least one.
 
-    `changed_ns` is the ctime. Unlike the mtime, programs cannot set it back.
+    `changed_ns` is the ctime, which programs cannot set back, unlike the mtime.
     """
     stat = path.stat()
     return {
@@ -73,5 +78,5 @@ def stamp_of(path: Path) -> dict[str, int]:
 
 
 def note_of(path: Path) -> Path:
-    """Return the path of the cache file with the hash of a file."""
+    """Return the path of the cache file that holds the hash of a file."""
     return cache_dir() / "hashes" / f"{sha256_of_bytes(str(path.resolve()).encode())[:32]}.json"

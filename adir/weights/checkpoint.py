@@ -18,9 +18,10 @@ from adir.errors import InputError
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors or torch.save file, by name.
 
-    No code in the file runs. Tensors are mapped from disk if the format allows it. A dict
-    {"state_dict": {...}} is unwrapped. The prefix `module.`, which parallel training adds, is
-    removed. Raises InputError if the file is damaged or holds anything but tensors.
+    No code in the file runs. Tensors are mapped from disk if the format allows it. If the file has
+    an entry "state_dict" that is a dict, the tensors in this dict are returned. If all names start
+    with `module.`, a prefix that parallel training adds, the prefix is removed. Raises InputError
+    if the file is missing, damaged or would run code, or if a value to return is not a tensor.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -78,9 +79,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def torch_load(path: Path) -> Any:
     """Run torch.load with weights_only=True on the CPU.
 
-    The file is mapped into memory unless torch before 1.6 wrote it: those files are not zip
-    archives. NumPy scalars of NumPy 1 and 2 are allowed, because the file may also hold an
-    optimiser's learning rate as such a scalar.
+    The file is mapped into memory if it is a zip archive, as files of torch 1.6 and later are.
+    Scalars of NumPy 1 and 2 are loaded besides tensors, because the learning rate in an optimiser's
+    state may be such a scalar.
     """
     scalar: Any = np.float64(0).__reduce__()[0]
     numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
@@ -95,9 +96,9 @@ def torch_load(path: Path) -> Any:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of an error of torch.
+    """Return the first sentence of the message of an error that torch raised.
 
-    The rest of the message, such as the advice to disable the check, is dropped.
+    The sentences after it, such as torch's advice to disable the check, are dropped.
     """
     _, _, found = str(error).partition("WeightsUnpickler error: ")
     # The advice follows a blank line.

@@ -38,20 +38,20 @@ def fetch(
 ) -> None:
     """Download a file from the first mirror that has it, and verify its hash.
 
-    An interrupted download stays in `target`.part, and a later call resumes it from any mirror. A
-    file with a wrong hash is renamed to *.corrupt-*, and the next mirror is tried. `target` appears
-    only when the file is complete.
+    The download is written to the file `target`.part, which is renamed to `target` when it is
+    complete and its hash is right. If the download is interrupted, a later call resumes it from any
+    mirror. A file with a wrong hash is renamed to *.corrupt-*, and the next mirror is tried.
 
     Args:
         target: path of the file.
         mirrors: addresses, tried in this order.
         sha256: the expected SHA-256, or a prefix of it.
         size: the expected size in bytes; None if unknown.
-        progress: called after each chunk.
+        progress: called after each chunk of the download.
 
     Raises:
         InputError: if all mirrors fail, another process is downloading the same file, or the disk
-            is too small.
+            has too little free space.
         OSError: if the file system fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def fetch(
 
 
 def address_of(url: str) -> str:
-    """Return the address to request: if HF_ENDPOINT is set, it replaces the Hugging Face hub.
+    """Return the address to request for a URL; HF_ENDPOINT, if set, replaces the Hugging Face hub.
 
     Raises InputError if HF_ENDPOINT is not an http or https address.
     """
@@ -103,8 +103,8 @@ def address_of(url: str) -> str:
 def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     """Send a request and return the response.
 
-    It uses the proxy of the environment variables. A request to the Hugging Face hub carries the
-    user's token.
+    The request goes through the proxy that the environment variables name, if any. A request to the
+    Hugging Face hub carries the user's token.
     """
     request = urllib.request.Request(url, headers=headers)
     token = huggingface_hub.get_token() if url.startswith(address_of(HUB)) else None
@@ -121,7 +121,9 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 def fetch_from(
     url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress
 ) -> str | None:
-    """Complete the open .part file from one mirror; return None on success, else the reason.
+    """Complete the open .part file from one mirror.
+
+    Returns None on success, else the reason why the mirror failed.
 
     Args:
         url: address of the file on the mirror.
@@ -163,17 +165,19 @@ def fetch_from(
 
 
 def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> None:
-    """Download the missing rest of a file.
+    """Download what is missing at the end of a .part file.
+
+    If the server cannot send only the missing bytes, the file is downloaded from the start.
 
     Args:
         url: address of the file.
-        file: the open .part file, whose content is the beginning of the file.
+        file: the open .part file, which holds the beginning of the file so far.
         size: the expected size in bytes; None if unknown.
         progress: called after each chunk.
 
     Raises:
         OSError, HTTPException: if the connection fails or breaks, or the size is wrong.
-        InputError: if the disk is too small.
+        InputError: if the disk has too little free space.
     """
     have = file.seek(0, os.SEEK_END)
     if size is not None and have > size:
@@ -200,7 +204,10 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
 
 @contextmanager
 def opened_alone(part: Path) -> Iterator[BinaryIO]:
-    """Open and lock the .part file. Raises InputError if another process has locked the file."""
+    """Open a .part file, locked within the context.
+
+    Raises InputError if another process has locked the file.
+    """
     with open(part, "a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,7 +225,7 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Raise InputError if the disk of `folder` has less than `size` bytes of free space."""
+    """Raise InputError if the disk that holds `folder` has less than `size` bytes of free space."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(

@@ -20,9 +20,9 @@ from adir.weights.cache import cache_dir, known_sha256, remember_sha256
 from adir.weights.download import HUB, Progress, fetch, megabytes
 
 HASHES = "sha256.json"
-"""File in a downloaded repository with the hashes of its files at download.
+"""Name of the file in a downloaded repository that holds the hashes of the files at download.
 
-Some hashes are not pinned in conf/weights/.
+It is needed because not all hashes are pinned in conf/weights/.
 """
 
 Place = Literal["adir", "pyiqa", "checkpoints"]
@@ -32,8 +32,8 @@ def require_online(name: str, by_hand: str) -> None:
     """Raise InputError if HF_HUB_OFFLINE=1 forbids downloads.
 
     Args:
-        name: of the weights, for the message.
-        by_hand: what the user can put where by hand instead, for the message.
+        name: name of the weights, for the message.
+        by_hand: "FILES into FOLDER", for the message: what the user can put into place by hand.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"):
         raise InputError(
@@ -51,19 +51,19 @@ A process tries each download only once. Otherwise, a cell of 50 images would wa
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Registry entry of a single file.
+    """Registry entry of weights that are a single file.
 
     Attributes:
         entry: name of the entry.
         name: name of the file.
         size: bytes; None if unknown.
-        sha256: 64 hex digits, or the prefix that the publisher gives. None if no hash is published:
-            the file is then never downloaded, the user puts it in place, and records store its
-            hash.
-        licence: None if unknown.
+        sha256: 64 hex digits, or the prefix that the publisher gives. It is None if no hash is
+            published. Such a file is never downloaded; the user puts it in place, and records store
+            its hash.
+        licence: licence of the weights; None if unknown.
         mirrors: addresses, tried in this order.
-        place: "adir" for our cache folder. Otherwise a subfolder of torch's hub folder
-            (TORCH_HOME), where pyiqa and torchvision search.
+        place: "adir" for the folder `weights` in our cache folder. Other values name a subfolder of
+            torch's hub folder (TORCH_HOME), where pyiqa and torchvision search.
         about: the size in words, if `size` is None.
     """
 
@@ -91,7 +91,10 @@ class WeightsFile:
         return (self.about or "size unknown") if self.size is None else megabytes(self.size)
 
     def missing(self) -> str | None:
-        """Return None if the file exists, else a message with name, size, mirrors and folder."""
+        """Return None if the file exists, else a message that says how to get it.
+
+        The message has the file's name, size, mirrors and folder.
+        """
         if self.path.is_file():
             return None
         if self.sha256 is None:
@@ -107,17 +110,18 @@ class WeightsFile:
 
     @property
     def by_hand(self) -> str:
-        """The instruction for a file without a published hash, which is never downloaded."""
+        """Instruction to download the file by hand, for a file without a published hash."""
         return (
             f"download it by hand from {', '.join(self.mirrors)} and put it into "
             f"{self.path.parent}, because its SHA-256 is not published"
         )
 
     def unavailable(self) -> str | None:
-        """Return None if the file exists and its hash is right, else a message with a remedy.
+        """Return None if the file can be used, else a message with a remedy.
 
-        A missing file is downloaded; a process tries this once, unless HF_HUB_OFFLINE=1. The method
-        is meant for optional files, such as the weights of a metric.
+        The file can be used if it exists and its hash is right or not published. A missing file is
+        downloaded first, unless HF_HUB_OFFLINE=1; a process tries each download only once. The
+        method is meant for optional files, such as the weights of a metric.
         """
         if not self.path.is_file() and self.name not in _failed_fetches:
             try:
@@ -141,7 +145,8 @@ class WeightsFile:
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """Download and verify the file; return its path.
 
-        Raises InputError if downloads are forbidden, and the errors of `download.fetch`.
+        Raises InputError if HF_HUB_OFFLINE=1 forbids downloads or no hash of the file is published,
+        and the errors of `download.fetch`.
         """
         if self.sha256 is None:
             raise InputError(f"{self.entry}: {self.name} is not downloaded: {self.by_hand}")
@@ -171,18 +176,18 @@ class Mirror:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """Registry entry of a folder in diffusers' layout.
+    """Registry entry of weights that are a folder of files, in the layout of diffusers.
 
-    The folder is in our cache, where it was downloaded or put by hand, or in the cache of the
-    Hugging Face hub (HF_HUB_CACHE). It is complete if all files of `weights` and `settings` exist.
+    The folder may be in our cache, which is searched first, or in the cache of the Hugging Face hub
+    (HF_HUB_CACHE). It is complete if all files in `weights` and `settings` exist.
 
     Attributes:
         entry: name of the entry.
         mirrors: repositories of the Hugging Face hub, tried in this order.
-        weights: SHA-256 or None of each large file, by name.
+        weights: SHA-256 of each large file, by name; None for a file whose hash is not pinned.
         settings: names of the small files.
-        size: bytes of the large files; None if unknown.
-        licence: None if unknown.
+        size: total bytes of the large files; None if unknown.
+        licence: licence of the weights; None if unknown.
         about: the size in words, if `size` is None.
     """
 
@@ -210,7 +215,7 @@ class HubRepository:
         return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
 
     def _folders(self) -> list[Path]:
-        """Return the folders to search: in our cache, then in the cache of the hub."""
+        """Return the folders to search: one in our cache, then those in the hub's cache."""
         folders = [cache_dir() / "weights" / self.entry]
         for mirror in self.mirrors:
             with contextlib.suppress(LocalEntryNotFoundError):
@@ -221,7 +226,10 @@ class HubRepository:
         return folders
 
     def missing(self) -> str | None:
-        """Return None if the folder is complete, else a message with name, size and mirrors."""
+        """Return None if the folder is complete, else a message that says how to get it.
+
+        The message has the files' names, size, mirrors and folder.
+        """
         if not self.lacking(self.path):
             return None
         begun = [
@@ -242,8 +250,8 @@ class HubRepository:
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
         """Download and verify the missing files; return the folder.
 
-        Each file comes from the first mirror that has it. Raises InputError if downloads are
-        forbidden, and the errors of `download.fetch`.
+        Each file comes from the first mirror that has it. Raises InputError if HF_HUB_OFFLINE=1
+        forbids downloads, and the errors of `download.fetch`.
         """
         folder = self._folders()[0]
         require_online(self.entry, f"the folder's content into {folder}")
@@ -257,10 +265,11 @@ class HubRepository:
         return folder
 
     def verify(self) -> str | None:
-        """Return None if all known hashes are right, else a message about the wrong files.
+        """Hash the files; return None if no hash is wrong, else a message about the wrong files.
 
-        Wrong files are renamed to *.corrupt-*. A hash is known if it is pinned in conf/weights/, if
-        it was noted at the download, or if it is the file's name in the hub's cache.
+        A file with a wrong hash is renamed to *.corrupt-*. The expected hash is the one pinned in
+        conf/weights/, else the one stored at the download (HASHES), else the file's name in the
+        hub's cache. A file without an expected hash is not checked.
         """
         wrong, folder = [], self.path
         noted = read_json(folder / HASHES) if (folder / HASHES).is_file() else {}
@@ -287,7 +296,7 @@ Entry = WeightsFile | HubRepository
 
 @functools.cache
 def registry(folder: Path | None = None) -> dict[str, Entry]:
-    """Return all entries of conf/weights/ (or of another folder), by name."""
+    """Return all entries in `folder`, by name; None stands for conf/weights/."""
     return {
         path.stem: read_entry(path)
         for path in sorted((folder or config_dir() / "weights").glob("*.yaml"))
@@ -295,10 +304,10 @@ def registry(folder: Path | None = None) -> dict[str, Entry]:
 
 
 def read_entry(path: Path) -> Entry:
-    """Read a YAML entry of the registry.
+    """Return the registry entry in a YAML file.
 
-    An entry with the key `file` is a WeightsFile, one with the key `repositories` a HubRepository.
-    Raises InputError for any other content.
+    An entry with the key `file` is a WeightsFile. An entry with the key `repositories` is a
+    HubRepository. Raises InputError for any other content.
     """
     try:
         fields: dict[str, Any] = yaml.safe_load(read_text(path))
@@ -326,16 +335,17 @@ def entry(name: str) -> Entry:
 
 
 def weights_file(name: str) -> WeightsFile:
-    """Return the entry with this name, which must be a single file."""
+    """Return the entry with this name, which must be a WeightsFile."""
     found = entry(name)
     assert isinstance(found, WeightsFile), name
     return found
 
 
 def located(name: str) -> Path:
-    """Return the path of an entry's file or folder.
+    """Return the path of the file or folder of the entry with this name.
 
-    Raises InputError if it is missing. The message says where to download it and where to put it.
+    Raises InputError if the file or folder is missing. The message says where to download it and
+    where to put it.
     """
     found = entry(name)
     reason = found.missing()
@@ -345,12 +355,12 @@ def located(name: str) -> Path:
 
 
 def hub_snapshot(repository: str, patterns: tuple[str, ...]) -> Path:
-    """Return the folder with files of a Hugging Face repository, downloaded if needed.
+    """Return a folder with selected files of a Hugging Face repository, downloaded if needed.
 
     Args:
         repository: OWNER/NAME or OWNER/NAME@COMMIT. Without a commit, the head of the main branch
             is used.
-        patterns: patterns of the file names.
+        patterns: glob patterns that select the files.
 
     Raises:
         InputError: if the repository does not exist or the hub is unreachable. The message has one

@@ -21,9 +21,10 @@ ATTRIBUTION = {
 
 
 class SourceDown(InputError):
-    """Error that no image can be read now, for example because the network is down.
+    """Raised if no image of a source can be read now, for example because the network is down.
 
-    It stops the build of an index. A single unreadable image does not; it is rejected.
+    It stops the build of an index. A single unreadable image does not stop the build, but is
+    rejected.
     """
 
 
@@ -35,7 +36,7 @@ class Item(NamedTuple):
         read: returns the file's bytes. It may be called in another thread. It raises InputError or
             OSError if this image is unreadable, and SourceDown if no image can be read.
         attribution: licence, author and source, if known.
-        category: None if unknown.
+        category: category of the image; None if unknown.
     """
 
     id: str
@@ -44,16 +45,16 @@ class Item(NamedTuple):
     category: str | None = None
 
     def decoded(self, least_side: int = 0) -> tuple[bytes, np.ndarray]:
-        """Return the file's bytes and the (H, W, 3) uint8 RGB pixels.
+        """Return the bytes of the image file and its (H, W, 3) uint8 RGB pixels.
 
-        Test sets, corpora and indexes all decode images by this method.
+        Test sets, corpora and indexes check all images of a source by this method.
 
         Args:
             least_side: pixels; images with a shorter side are refused.
 
         Raises:
-            InputError: if the image must be rejected, because its name is not UTF-8, its file is
-                unreadable, or `decode` refuses it. The message has one line.
+            InputError: if the image's name is not UTF-8, its file is unreadable, or `decode`
+                refuses it. The caller then rejects the image. The message has one line.
             SourceDown: if no image of the source can be read.
         """
         if storable(self.id) != self.id:
@@ -70,12 +71,12 @@ class Item(NamedTuple):
 class Source(ABC):
     """Collection of image files that are listed by key and read by id.
 
-    A key stands for one image, or for a file or a part of a file that holds many images.
+    A key stands for one image, for a file with many images, or for a section of such a file.
 
     Attributes:
-        kind: name of the class in an index on disk.
+        kind: name by which an index on disk refers to this class.
         name: label for tables and messages.
-        arguments: constructor arguments, with which an index opens the source again.
+        arguments: constructor arguments; an index stores them to open the source again.
     """
 
     kind: str
@@ -86,7 +87,7 @@ class Source(ABC):
     def listing(self) -> Iterator[tuple[str, int | None]]:
         """Yield (key, its number of images), always in the same order.
 
-        The number is None if it is unknown before the file is read.
+        The number is None if it is unknown until the file is read.
         """
 
     @abstractmethod
@@ -99,7 +100,7 @@ class Source(ABC):
 
 
 def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return licence, author and source from an image's fields; unknown ones have no key."""
+    """Return licence, author and source from an image's fields; the dict omits what is unknown."""
     found = {}
     for name, spellings in ATTRIBUTION.items():
         values = [
@@ -111,12 +112,15 @@ def attribution_of(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fail(reason: str) -> bytes:
-    """Raise InputError with this reason. Used as `read` of an unreadable item."""
+    """Raise InputError with this reason; used as the function `read` of an unreadable item."""
     raise InputError(reason)
 
 
 def each_id_once(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items; an item with a repeated id is renamed `ID (2)` and fails when it is read."""
+    """Yield the items, with a replacement for each item whose id occurred before.
+
+    The replacement has the id `ID (2)`, `ID (3)` and so on, and raises InputError when it is read.
+    """
     times: Counter[str] = Counter()
     for item in items:
         times[item.id] += 1

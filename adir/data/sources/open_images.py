@@ -1,13 +1,13 @@
 """Image sources for Google Open Images V7: a folder, tar shards, or its public bucket.
 
-https://storage.googleapis.com/openimages/web/download_v7.html has the image lists. The lists of the
-subset with boxes are
+https://storage.googleapis.com/openimages/web/download_v7.html links to the image lists, which are
+CSV files. The lists of the images with annotated boxes are
 
     train-images-boxable-with-rotation.csv   1,743,042 images
     validation-images-with-rotation.csv         41,620 images
     test-images-with-rotation.csv              125,436 images
 
-The list of all 9 million images is oidv6-train-images-with-labels-with-rotation.csv.
+The list of all 9 million training images is oidv6-train-images-with-labels-with-rotation.csv.
 """
 
 import csv
@@ -42,7 +42,7 @@ class OpenImagesSource(Source):
     Args:
         lists: CSV image lists (see the top of this file).
         images: a folder with ID.jpg or SUBSET/ID.jpg. None downloads each image from the bucket:
-            about 0.3 MB per image, 0.5 TB for the training images with boxes.
+            about 0.3 MB per image, or 0.5 TB for all training images with boxes.
         bucket: address of the bucket or of a mirror.
     """
 
@@ -97,8 +97,12 @@ class OpenImagesSource(Source):
 class OpenImagesTars(TarSource):
     """Source of Open Images from the user's own tar shards, whose keys end in the ImageID.
 
-    Licence, author and source come from the lists, which are kept in memory: about 1 GB for the
-    1.74 million training images with boxes.
+    Licence, author and source come from the image lists. They are kept in memory, which takes about
+    1 GB for the 1.74 million training images with boxes.
+
+    Args:
+        path: a tar file, or a folder with tar files (see `TarSource`).
+        lists: CSV image lists (see the top of this file).
     """
 
     kind = "open_images_tars"
@@ -125,7 +129,11 @@ class OpenImagesTars(TarSource):
 
 
 def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
-    """Return the paths of the lists. Raises InputError if one is no image list of Open Images."""
+    """Return the paths of the image lists.
+
+    Raises InputError if there is no list, two lists have the same file name, or a file is missing
+    or not an image list of Open Images.
+    """
     paths = [Path(path) for path in ([lists] if isinstance(lists, str | Path) else lists)]
     if not paths:
         raise InputError(
@@ -148,10 +156,10 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
 
 
 def parts_of(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (offset in bytes, number of lines) of each part of a list.
+    """Yield (offset in bytes, number of lines) of each section of a CSV image list.
 
-    A part has up to PART bytes, extended to the end of its last line. There can be more lines than
-    rows, because a title may contain a line break.
+    A section has up to PART bytes, extended to the end of its last line. It can have more lines
+    than images, because the title of an image may contain a line break.
     """
     with open(path, "rb") as file:
         file.readline()
@@ -164,9 +172,11 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
-    """Yield the rows of the part that starts at byte `start`, as {column: value}.
+    """Yield one dict {column: value} per image in the section that starts at byte `start`.
 
-    Lines in the middle of a row are skipped; a title may contain a line break.
+    `parts_of` defines the sections. If the title of an image contains a line break, a section can
+    start within that image's row. The section before has then yielded the image, so the remaining
+    lines of the row are skipped.
     """
     with open(path, "rb") as file:
         header = next(csv.reader([file.readline().decode("utf-8-sig")]))

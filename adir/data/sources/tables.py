@@ -17,25 +17,27 @@ ROWS_AT_ONCE = 64
 WHOLE_GROUP = 2**28
 """Row groups of up to this many bytes are read whole and cached until another group is read.
 
-A single row can only be read together with all earlier rows of its group, and images are mostly
-read in order.
+The reason is that a row can only be read together with all earlier rows of its group, and images
+are mostly read in order.
 """
 
 
 class ParquetSource(Source):
     """Source of images in the rows of Parquet files.
 
-    A cell of the image column holds the bytes of an image file, or the struct that `datasets`
-    stores. The column `category`, if it exists, holds the categories. If `path` is a folder, ids
-    start with the file's path in that folder.
+    A cell of the image column holds the bytes of an image file, or the struct {"bytes": ...,
+    "path": ...} that Hugging Face `datasets` stores. The column `category`, if it exists, holds the
+    categories. If `path` is a folder, each id starts with the path of its Parquet file in that
+    folder.
 
     Args:
         path: a file, or a folder with *.parquet files in the folder or its subfolders.
         image: name of the image column.
         column: keep only the rows in which this column has the value `value`; None keeps all.
-        value: compared as text.
-        id_column: name of the id column. If a file misses this column, or a kept row has a null or
-            repeated id, the ids of the file are `row-00042`, counted over all its rows.
+        value: value that `column` has in the rows to keep; values are compared as text.
+        id_column: name of the id column. If a file lacks this column, or a kept row has a null or
+            repeated id, the ids of all rows of the file are row numbers, such as `row-00042`.
+            Dropped rows are counted too.
     """
 
     kind = "parquet"
@@ -146,7 +148,7 @@ class ParquetSource(Source):
         return self._opened(file).read_row_group(group, columns=[self.image]).column(0)
 
     def _read_ids(self, file: Path) -> dict[int, str]:
-        """Return {row number: id} of the rows of a file that are kept."""
+        """Return {row number: id} for the kept rows of a file."""
         rows = list(range(self._opened(file).metadata.num_rows))
         if self.column is not None:
             rows = [
@@ -191,12 +193,12 @@ def opened(file: Path) -> parquet.ParquetFile:
 
 
 def first_row(table: parquet.ParquetFile, group: int) -> int:
-    """Return the row number in the file of a row group's first row."""
+    """Return the row number of the first row of a row group, counted from the start of the file."""
     return sum(table.metadata.row_group(earlier).num_rows for earlier in range(group))
 
 
 def bytes_of(cell: Any, name: str) -> bytes:
-    """Return the image file's bytes in a cell of an image column.
+    """Return the bytes of the image file that a cell of an image column holds.
 
     Args:
         cell: bytes, or the struct {"bytes": ..., "path": ...} that `datasets` stores.
@@ -214,7 +216,7 @@ def bytes_of(cell: Any, name: str) -> bytes:
 class DatasetSource(Source):
     """Source of images in a folder that Hugging Face `datasets` wrote with `save_to_disk`.
 
-    Rows are read when needed. Ids are `row-0000042`.
+    Rows are read when needed. Ids are row numbers, such as `row-0000042`.
 
     Args:
         path: the folder.

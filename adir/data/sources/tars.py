@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
 
 class TarImage(NamedTuple):
-    """Image in a tar, and the position of its JSON file, if it has one."""
+    """Image in a tar, with the position of its JSON file (None if it has no JSON file)."""
 
     image: Member
     note: Place | None
@@ -50,9 +50,10 @@ class TarImage(NamedTuple):
 class TarSource(Source):
     """Source of images in tar files of samples (00017.jpg, 00017.json).
 
-    An id is TAR/KEY, as in `train-0003.tar/00017`; see `images_in`. Licence, author and source come
-    from a sample's JSON file. Nothing is unpacked to disk. A tar with a member whose path is
-    absolute or contains ".." is refused with InputError.
+    A sample consists of the files with the same key. An id is TAR/KEY or TAR/KEY.WORD, as in
+    `train-0003.tar/00017`; see `images_in`. Licence, author and source come from a sample's JSON
+    file. Nothing is unpacked to disk. A tar with a member whose path is absolute or contains ".."
+    is refused with InputError.
 
     Args:
         path: a tar file, or a folder with tar files in the folder or its subfolders.
@@ -95,7 +96,10 @@ class TarSource(Source):
                 )
 
     def _attribution(self, key: str, packed: TarImage) -> dict[str, str]:
-        """Return the origin in an image's JSON file; {} if the file is missing or damaged."""
+        """Return licence, author and source from an image's JSON file.
+
+        Returns {} if the JSON file is missing or damaged.
+        """
         try:
             fields = json.loads(
                 b"{}" if packed.note is None else bytes_at(self.tars[key], packed.note)
@@ -125,7 +129,7 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, TarImage], list[str]]:
     """Read a tar's headers once; return its images by name, and messages about its problems.
 
     Args:
-        path: of the tar.
+        path: path of the tar.
         tar: name of the tar in error messages.
 
     Raises:
@@ -163,12 +167,14 @@ def images_in(members: Sequence[Member]) -> dict[str, TarImage]:
 
     A file is KEY.SUFFIX or KEY.WORD.SUFFIX. The image files of one key are named as follows:
 
-    - If one of them has no word, it is the image KEY (00017.jpg). The others are annotations of it
-      and are ignored (00017.seg.png), unless their word is a number: those are the images KEY.WORD
-      (v.2.png beside v.png).
-    - If there is only one, it is the image KEY (00017.image.jpg).
-    - Otherwise each is the image KEY.WORD: frames of a sequence (shot.0001.png, shot.0002.png), or
-      names with dots (St. Peter.jpg, St. Paul.jpg).
+    - If a file has no word, it is the image KEY (00017.jpg). Another file whose word is a number is
+      the image KEY.WORD (v.2.png beside v.png). Other files with a word are annotations of the
+      image KEY and are ignored (00017.seg.png).
+    - If the key has a single image file, and this file has a word, it is the image KEY
+      (00017.image.jpg).
+    - If the key has several image files, and all have a word, each is the image KEY.WORD. They are
+      frames of a sequence (shot.0001.png, shot.0002.png) or have names with dots (St. Peter.jpg,
+      St. Paul.jpg).
     """
     samples: defaultdict[str, list[Member]] = defaultdict(list)
     for member in members:

@@ -23,9 +23,9 @@ class Encoder(Protocol):
 
     Attributes:
         name: label for tables and messages.
-        metric: metric of the search, "angular" for unit vectors, "euclidean" for others.
-        weights_sha256: cache key of embeddings. It must change if weights, architecture or
-            preprocessing change the vector of any image.
+        metric: metric of the search: "angular" if the vectors are unit vectors, else "euclidean".
+        weights_sha256: hash by which embeddings are cached. It must change whenever a change of
+            weights, architecture or preprocessing changes the vector of any image.
         input_size: side in pixels of the network's square input.
     """
 
@@ -35,13 +35,12 @@ class Encoder(Protocol):
     input_size: int
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the network's input for one image. The method is thread-safe.
+        """Return the network's input for one image.
+
+        All inputs have the same shape. The method is thread-safe.
 
         Args:
             image: (3, H, W) in [-1, 1].
-
-        Returns:
-            A tensor of the same shape for all images.
         """
 
     def vectors(self, inputs: Tensor) -> Tensor:
@@ -52,7 +51,10 @@ class Encoder(Protocol):
         """
 
     def image(self, batch: Tensor) -> Tensor:
-        """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1]: `prepare`, then `vectors`."""
+        """Return the (B, D) vectors of (B, 3, H, W) images in [-1, 1].
+
+        The images are passed to `prepare`, and the results to `vectors`.
+        """
         require_images(batch)
         return self.vectors(torch.stack([self.prepare(image) for image in batch]))
 
@@ -74,9 +76,8 @@ def require_images(batch: Tensor) -> None:
 def resize(image: Tensor, size: int) -> Tensor:
     """Return a (3, H, W) image, resized to (3, size, size) by the antialiased bicubic filter.
 
-    The result is clamped to [-1, 1]. The image is not cropped, because a crop could lose its
-    subject, so an image that is not square is distorted. Raises ValueError unless the image is
-    finite and in [-1, 1].
+    The result is clamped to [-1, 1]. An image that is not square is distorted; it is not cropped,
+    because its subject could be lost. Raises ValueError unless the image is finite and in [-1, 1].
     """
     batch = image[None].float().cpu()
     require_images(batch)
@@ -95,11 +96,12 @@ def as_pil(image: Tensor) -> Image.Image:
 def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Tensor:
     """Run a pretrained network and return (B, D) unit vectors, float32 on the CPU.
 
-    On the CPU each input runs alone, so its vector does not depend on the rest of the batch, not
-    even in the last bit. In larger batches, the kernels and thus the order of summation depend on
-    the batch size: with a random ViT-B/32, batches of 16 changed vectors by 6e-7 and saved 0.02 of
-    0.11 s per image. On other devices the whole batch runs at once in full float32, because cuDNN's
-    default, TF32, keeps only three digits.
+    On the CPU, the network gets one input per call, so a vector does not depend on the rest of the
+    batch, not even in the last bit. With larger batches, the kernels and thus the order of
+    summation would depend on the batch size: for a random ViT-B/32, batches of 16 changed vectors
+    by 6e-7 and saved only 0.02 of 0.11 s per image. On other devices, the network gets the whole
+    batch in one call. It computes in full float32, because cuDNN's default, TF32, keeps only three
+    digits.
 
     Args:
         network: maps a batch of inputs to (B, D) vectors.
@@ -130,11 +132,11 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raise InputError if a tensor holds NaN or Inf, because every vector would be NaN.
+    """Raise InputError if a weight is NaN or Inf; every vector would then be NaN.
 
     Args:
         tensors: weights by name.
-        file: their file, for the message.
+        file: file of the weights, for the message.
     """
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -145,7 +147,10 @@ def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Disable log messages up to WARNING within the context; libraries emit them on loading."""
+    """Disable log messages up to WARNING within the context.
+
+    It hides the messages that libraries log while they load a network.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""BLIP (Li et al., 2022) of transformers: its contrastive image and text encoders."""
+"""The contrastive image and text encoders of BLIP (Li et al., 2022), from transformers."""
 
 import functools
 import json
@@ -30,23 +30,23 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 class BlipEncoder(Encoder):
     """Encoder with BLIP for image-text retrieval.
 
-    The network is `BlipForImageTextRetrieval`, whose projections are trained contrastively.
-    transformers' `BlipModel` has projections with other names. No published checkpoint holds them,
-    so they would stay random.
+    The network is transformers' `BlipForImageTextRetrieval`, whose projections are trained
+    contrastively. `BlipModel` is not used: its projections have other names, which no published
+    checkpoint has, so they would stay random.
 
     Images are preprocessed by transformers' Pillow processor, as in the authors' code. The default
-    processor, which works on tensors, gives the same result for upsampled images. For downsampled
-    images it differs by up to 2 grey levels (0.005 on average).
+    processor, which works on tensors, gives the same result if the image is upsampled. If it is
+    downsampled, the results differ by up to 2 grey levels (0.005 on average).
 
     Args:
         folder: a folder as `save_pretrained` writes it, or as the Hugging Face hub has it. It holds
-            config.json, preprocessor_config.json, model.safetensors (or pytorch_model.bin), and the
-            tokenizer if prompts are encoded.
+            config.json, preprocessor_config.json and model.safetensors (or pytorch_model.bin). It
+            must hold the tokenizer too if prompts are encoded.
         device: device of the network.
 
     Raises:
-        InputError: if the folder or a file is missing, or the weights are damaged or of another
-            network.
+        InputError: if the folder or a file is missing, or if the weights are damaged or belong to
+            another network.
     """
 
     metric = "angular"
@@ -98,7 +98,7 @@ class BlipEncoder(Encoder):
     def text(self, prompts: list[str]) -> Tensor:
         """Return (B, D) unit vectors of prompts.
 
-        A prompt of more than 35 tokens is cut, with a warning.
+        A prompt of more than 35 tokens is shortened to 35, with a warning.
         """
         rows = []
         # One by one, without padding, so that a prompt's vector does not depend on the others.
@@ -138,8 +138,8 @@ class BlipEncoder(Encoder):
 def load_network(folder: Path) -> Any:
     """Return the network in a folder: float32, in evaluation mode, frozen.
 
-    Raises InputError if the weights do not match the network exactly. If a checkpoint misses a
-    tensor, transformers only logs a warning and initialises the tensor randomly.
+    Raises InputError if the weights do not match the network exactly. transformers itself would
+    only log a warning, and would initialise a missing tensor randomly.
     """
     try:
         with quiet():  # hides the log of mismatches; the errors below report them in one line
@@ -167,8 +167,9 @@ def load_network(folder: Path) -> Any:
     for fault, names in faults.items():
         if names:
             raise InputError(
-                f"BLIP: {folder}: the weights do not match config.json for image-text retrieval, "
-                f"{min(names)} is {fault}; download {SOURCE} or another blip-itm"
+                f"BLIP: {folder}: these are not the weights of the image-text retrieval model that "
+                f"config.json describes ({min(names)} is {fault}); download {SOURCE} or another "
+                "blip-itm checkpoint"
             )
     require_finite(network.state_dict(), folder)
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""CLIP (Radford et al., 2021) of open_clip, the encoder of ADIR's experiments."""
+"""CLIP (Radford et al., 2021), the encoder of ADIR's experiments, from the library open_clip."""
 
 import functools
 import json
@@ -26,10 +26,10 @@ from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, 
 class OpenClipEncoder(Encoder):
     """Encoder with a network of open_clip, its preprocessing and its tokenizer.
 
-    `ClipEncoder`, `CyclipEncoder` and `random_clip` create it. Images are rounded to 8 bits and
-    preprocessed by open_clip's own transform, as in training. By default, the transform resizes the
-    shorter side to the input size (bicubic), crops the centre, and normalises with the mean and
-    standard deviation of OpenAI's data.
+    `ClipEncoder` and `CyclipEncoder` are its subclasses; `random_clip` returns an instance. Images
+    are rounded to 8 bits and preprocessed by open_clip's own transform, as in training. By default,
+    the transform resizes the shorter side to the input size (bicubic), crops the centre, and
+    normalises with the mean and standard deviation of OpenAI's data.
 
     Args:
         name: label for tables and messages.
@@ -91,7 +91,8 @@ class OpenClipEncoder(Encoder):
     def text(self, prompts: list[str]) -> Tensor:
         """Return (B, D) unit vectors of prompts.
 
-        A prompt that is longer than the network's context length is cut, with a warning.
+        A prompt that is longer than the network's context length is shortened to it, with a
+        warning.
         """
         tokens = self.tokenizer(prompts)
         for prompt, row in zip(prompts, tokens, strict=True):
@@ -124,18 +125,18 @@ class ClipEncoder(OpenClipEncoder):
 
     Args:
         architecture: one of `open_clip.list_models()`. Weights that were trained with QuickGELU,
-            such as OpenAI's own, need an architecture whose name ends in -quickgelu. The file does
-            not show this, because the tensors are the same.
+            such as OpenAI's own, need an architecture whose name ends in -quickgelu. Files
+            have the same tensors for both activations, so the file cannot tell which one is needed.
         tag: name of published weights, one of
             `open_clip.list_pretrained_tags_by_model(architecture)`; it also selects their
-            preprocessing. null: open_clip's default preprocessing.
-        checkpoint: file of the weights (.safetensors, .bin or .pt). null: the tag's file in the
-            cache of `adir weights` or of the Hugging Face hub. Nothing is downloaded.
+            preprocessing. None (null in YAML) selects open_clip's default preprocessing.
+        checkpoint: file of the weights (.safetensors, .bin or .pt). None selects the tag's file in
+            the cache of `adir weights` or of the Hugging Face hub. Nothing is downloaded.
         device: device of the network.
 
     Raises:
-        InputError: if the architecture or tag is unknown, or the weights are missing, damaged or of
-            another network.
+        InputError: if the architecture or the tag is unknown, or if the weights are missing,
+            damaged or those of another network.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """CLIP's weights: find the file of a tag, and load it into a network of open_clip.
 
-A tensor that is missing or left over is an error.
+The file must hold exactly the tensors of the network; a missing or an extra tensor is an error.
 """
 
 import os
@@ -31,8 +31,9 @@ ENTRIES = {("ViT-B-32", "laion2b_s34b_b79k"): "clip"}
 def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
     """Return open_clip's settings for the weights of a tag; {} if the tag is None.
 
-    Raises InputError if the architecture or tag is unknown, or if the weights were trained with
-    another activation than the architecture's.
+    The settings include the address and the preprocessing of the weights. Raises InputError if the
+    architecture or the tag is unknown, or if the weights were trained with another activation than
+    the architecture has.
     """
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -61,10 +62,10 @@ def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
 def find_checkpoint(
     architecture: str, tag: str | None, published: Mapping[str, Any], checkpoint: str | Path | None
 ) -> Path:
-    """Return the path of the weights.
+    """Return the path of the file with the weights.
 
-    It is `checkpoint`, or else the tag's file in the cache of `adir weights` or of the Hugging Face
-    hub.
+    It is `checkpoint` if that is set. Otherwise it is the tag's file in the cache of `adir weights`
+    or of the Hugging Face hub.
 
     Args:
         architecture: name of the architecture.
@@ -108,7 +109,7 @@ def find_checkpoint(
 
 
 def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
-    """Load a checkpoint into a network, with exactly matching tensors.
+    """Load a checkpoint into a network; names and shapes of all tensors must match.
 
     `open_clip.load_checkpoint` is not used, because it would silently resize the position
     embeddings of weights for another input size.

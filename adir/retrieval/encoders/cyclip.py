@@ -19,16 +19,17 @@ of prompts.
 class CyclipEncoder(OpenClipEncoder):
     """Encoder with CyCLIP's ResNet-50, from a checkpoint of the authors (best.pt or epoch_N.pt).
 
-    Images are preprocessed as by OpenAI's CLIP. A prompt that is too long keeps its end token when
-    it is cut; the authors' code drops the end token.
+    Images are preprocessed as by OpenAI's CLIP. A prompt that is too long is shortened, but its end
+    token is kept; the authors' code drops it.
 
     Args:
-        checkpoint: a file of torch.save with the weights under "state_dict". After training on
-            several GPUs their names start with "module.". The optimiser's state is ignored.
+        checkpoint: a file of torch.save with the weights under "state_dict". The prefix "module."
+            of their names, which training on several GPUs adds, is removed. The optimiser's state
+            is ignored.
         device: device of the network.
 
     Raises:
-        InputError: if the weights are missing, damaged or of another network.
+        InputError: if the weights are missing, damaged or those of another network.
     """
 
     def __init__(self, checkpoint: str | Path | None = None, device: str = "cpu") -> None:

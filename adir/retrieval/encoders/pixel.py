@@ -1,4 +1,4 @@
-"""The encoder of the control `pixel`, whose distances are pixel differences."""
+"""The encoder `pixel`, a control whose distances between images are their pixel differences."""
 
 from torch import Tensor
 
@@ -8,11 +8,11 @@ from adir.retrieval.encoders.base import Encoder, resize
 
 
 class PixelEncoder(Encoder):
-    """Encoder whose vector is the flattened image at size x size; a control.
+    """Encoder, used as a control, whose vector is the flattened image at size x size.
 
-    The distance of two vectors is the root mean square difference of pixels. The metric is
-    "euclidean", because with unit vectors a dark image would equal a bright one, and no map to a
-    sphere keeps the order of pixel distances.
+    The distance of two vectors is the root mean square difference of the images' pixels. The metric
+    is "euclidean" rather than "angular", because no map to unit vectors keeps the order of pixel
+    distances. For example, after normalisation a dark and a bright image can have equal vectors.
 
     Args:
         size: side in pixels to which images are resized.

@@ -1,8 +1,8 @@
 """Approximate search with faiss IVF-PQ, for more than ten million images.
 
-It is used only on request. faiss proposes candidates, whose distances are then computed exactly, so
-distances and ranks are correct. A neighbour that faiss does not propose is missed; `recall`
-measures how often this happens.
+It is used only on request. faiss proposes candidates, and the distances of the candidates are then
+computed exactly. Therefore the candidates' distances and order are correct, but a neighbour that
+faiss does not propose is missed; `recall` measures how often this happens.
 """
 
 from functools import cached_property
@@ -18,27 +18,28 @@ from adir.files import write_bytes
 from adir.retrieval.index.search import BLOCK, VectorIndex
 
 LEAST = 10_000_000
-"""The fewest images for approximate search. With fewer, the exact search takes only seconds."""
+"""Minimum number of images for approximate search. For fewer, exact search takes only seconds."""
 
 
 class ApproximateIndex(VectorIndex):
-    """Approximate index, for which faiss proposes the candidates.
+    """Approximate nearest-neighbour index, for which faiss proposes the candidates.
 
-    faiss is trained at the first search, on 64 vectors per list.
+    The faiss index is trained at the first search, on 64 vectors per list.
 
     Args:
         exact: the exact index of the same vectors.
-        n_lists: lists of the inverted file (IVF).
+        n_lists: number of lists of the inverted file (IVF).
         n_bytes: bytes per compressed vector (PQ).
-        n_probe: lists searched per query.
-        n_proposed: candidates per query whose distances are computed exactly.
+        n_probe: number of lists that are searched per query.
+        n_proposed: number of candidates per query whose distances are computed exactly.
         least: fewest images for which approximate search is allowed.
         stored: file that caches the trained faiss index. It is read if it exists, else written. The
-            caller's file name must identify the exact index and the arguments above.
+            file name, which the caller chooses, must differ for different exact indexes, n_lists
+            and n_bytes.
 
     Raises:
-        InputError: if there are fewer than `least` images, n_bytes does not divide the dimension,
-            or faiss is not installed.
+        InputError: if there are fewer than `least` images, n_bytes does not divide the dimension
+            of the vectors, or faiss is not installed.
     """
 
     approximate = True
@@ -78,7 +79,7 @@ class ApproximateIndex(VectorIndex):
 
     @cached_property
     def faiss(self) -> Any:
-        """The faiss index, read from its file or trained now."""
+        """The faiss index, read from `stored` if that file exists, else trained."""
         import faiss
 
         index: Any
@@ -108,10 +109,10 @@ class ApproximateIndex(VectorIndex):
         return self.exact.ids_of(rows)
 
     def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
-        """Return for each query the rows that faiss proposes.
+        """Return, for each query, the numbers of the rows that faiss proposes.
 
-        There are n_proposed rows, or fewer if the searched lists hold fewer. The other arguments of
-        the base class's method are ignored.
+        These are n_proposed rows, or fewer if the searched lists hold fewer. `n` and `block` are
+        ignored.
         """
         _, proposed = self.faiss.search(queries.numpy(), min(self.n_proposed, len(self)))
         return [rows[rows >= 0] for rows in proposed]

@@ -2,12 +2,12 @@
 
     FOLDER/index.json                 image source and encoder; written first
     FOLDER/plan/000003.json           keys of shard 3; written before any image is read
-    FOLDER/shards/000003.safetensors  embeddings and facts of the images of shard 3
+    FOLDER/shards/000003.safetensors  embeddings and index entries of the images of shard 3
     FOLDER/rejects.json               reason for each rejected image, by id
     FOLDER/manifest.json              checksums of all shards, hash of the corpus; written last
 
-A plan never changes once it is written.
-The caller assigns shards to workers and reports progress (adir/commands/index_build.py).
+A plan never changes once it is written. The caller, adir/commands/index_build.py, assigns shards to
+workers and reports progress.
 """
 
 import heapq
@@ -56,7 +56,11 @@ def plan_path(folder: Path, number: int) -> Path:
 
 
 def require_room(folder: Path) -> None:
-    """Raise InputError if the folder holds files and no index, finished or not."""
+    """Raise InputError if the folder holds files but no index.json.
+
+    A folder with an unfinished index is accepted, because index.json is written first. Hidden files
+    are ignored, and so are the files of our workers and of Hydra.
+    """
     beside = {"claims", "multirun.yaml"}  # written by our workers and by Hydra
     others = (
         [e for e in folder.iterdir() if e.name not in beside and e.name[0] != "."]
@@ -71,9 +75,10 @@ def require_room(folder: Path) -> None:
 
 
 def require_same_index(folder: Path, source: Source, encoder: Encoder, least_side: int = 0) -> None:
-    """Write index.json, or check that it describes the same index.
+    """Write index.json or, if it exists, check that it describes the requested index.
 
-    If the same images have moved, index.json is updated. Only one process at a time may call this.
+    If it does but the images have moved, index.json is updated. Only one process at a time may call
+    this function.
 
     Args:
         folder: folder of the index.
@@ -111,9 +116,9 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
 
 
 def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts in index.json that determine the content of the index.
+    """Return the facts of an index.json that determine the content of the index.
 
-    The paths of the images are left out, because images may be moved.
+    They do not include the paths of the images, because images may be moved.
     """
     encoder, source = facts["encoder"], facts["source"]
     places = ("path", "images", "bucket", "lists")
@@ -146,9 +151,9 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def planned(folder: Path) -> list[Path]:
-    """Return the plan files in order.
+    """Return the paths of the plan files, ordered by shard number.
 
-    Raises InputError if one is missing, because the images of its shard would be unknown.
+    Raises InputError if a plan file is missing, because the images of its shard are then unknown.
     """
     paths = sorted((folder / "plan").glob("??????.json"))
     missing = {plan_path(folder, number) for number in range(len(paths))} - set(paths)
@@ -173,17 +178,18 @@ def planned_keys(path: Path) -> list[str]:
 def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
     """Plan shards for all keys of the source that have no plan yet; return the number of shards.
 
-    A key is an image in a folder, or a whole tar file, for example. All planned keys are kept in
-    memory, 0.1 GB per million. Only one process at a time may call this.
+    A key stands for one image in a folder or for a whole tar file, for example (see `Source`). All
+    planned keys are kept in memory, which takes 0.1 GB per million keys. Only one process at a time
+    may call this function.
 
     Args:
         folder: folder of the index.
         source: the images.
-        shard_size: least number of images per shard, except for the last.
+        shard_size: minimum number of images per shard; the last shard may have fewer.
 
     Raises:
         InputError: if planned keys are missing in the source, because a search would still return
-            their images. Keys of rejected images may be missing. Nothing is planned in this case.
+            their images. Nothing is planned in this case. Keys of rejected images may be missing.
     """
     known = {key for path in planned(folder) for key in planned_keys(path)}
     # This check comes first, because plans that were made from a wrong corpus could not be undone.
@@ -206,12 +212,12 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
 def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterator[list[str]]:
     """Yield the keys of each shard.
 
-    A shard has at least `shard_size` images, except for the last. A key with an unknown number of
-    images completes a shard.
+    Each shard but the last has at least `shard_size` images. If the number of images of a key is
+    unknown, the shard ends after that key.
 
     Args:
-        listing: pairs (key, its number of images or None).
-        shard_size: least number of images per shard.
+        listing: pairs (key, number of its images); the number is None if it is unknown.
+        shard_size: minimum number of images per shard.
     """
     keys: list[str] = []
     count = 0
@@ -232,8 +238,8 @@ class Embedded:
     Attributes:
         images: number of embedded images.
         rejects: number of rejected images.
-        encoding: seconds in the encoder.
-        waiting: seconds of waiting for images to be read and decoded.
+        encoding: seconds during which the encoder ran.
+        waiting: all other seconds, mostly spent waiting for images to be read and decoded.
     """
 
     images: int = 0
@@ -254,9 +260,9 @@ def build_shard(
 ) -> Embedded:
     """Read, embed and write one planned shard; return its counts and run times.
 
-    Threads read, decode and prepare images two batches ahead of the network. Memory holds these
-    batches and the shard's vectors, so it does not grow with the corpus. Images with a repeated id
-    are rejected.
+    Threads read, decode and prepare images two batches ahead of the network. Only these batches and
+    the results for one shard are in memory, so the memory does not grow with the corpus. An image
+    whose id occurred before in the shard is rejected.
 
     Args:
         folder: folder of the index.
@@ -264,8 +270,8 @@ def build_shard(
         source: the images.
         encoder: encoder of the index.
         batch_size: images per call of the network.
-        loaders: number of threads.
-        tell: called with the counts after each batch.
+        loaders: number of threads that read, decode and prepare images.
+        tell: called after each batch with the counts and the encoding time so far.
         least_side: pixels; images with a shorter side are rejected.
     """
     keys = planned_keys(plan_path(folder, number))
@@ -306,11 +312,11 @@ def build_shard(
 def loaded_ahead(
     items: Iterator[Item], encoder: Encoder, loaders: int, ahead: int, least_side: int = 0
 ) -> Iterator[tuple[str, tuple[IndexedImage, Tensor] | str]]:
-    """Yield (id, loaded image or reason for its rejection), in the order of the items.
+    """Yield (id, result of `load`) for each item, in the order of the items.
 
     Args:
         items: images to load.
-        encoder: prepares the images.
+        encoder: prepares the images for its network.
         loaders: number of threads.
         ahead: number of items that the threads load in advance.
         least_side: pixels; images with a shorter side are rejected.
@@ -329,7 +335,7 @@ def loaded_ahead(
 
 
 def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImage, Tensor] | str:
-    """Return (entry of the index, input of the encoder), or the reason for the rejection.
+    """Return an image's (index entry, network input) or, if it is rejected, the reason as a text.
 
     Raises SourceDown if no image of the source can be read.
     """
@@ -359,7 +365,7 @@ def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImag
 def missing_shards(folder: Path) -> list[int]:
     """Return the numbers of the planned shards that are not built yet.
 
-    The folders are listed once, because testing each file is slow on a network drive.
+    The folders are listed once, because a test for each file would be slow on a network drive.
     """
     there = {path.name for path in (folder / "shards").glob("*.safetensors")}
     return [
@@ -372,8 +378,8 @@ def missing_shards(folder: Path) -> list[int]:
 def finish(folder: Path) -> Mapping[str, Any]:
     """Check all shards, write manifest.json and rejects.json, and return the manifest.
 
-    Raises InputError if a shard is truncated or was built with another plan or encoder, if an id is
-    repeated, or if no image could be read.
+    Raises InputError if a shard is missing, truncated or built with another plan or encoder, if an
+    id is repeated, or if no image could be read.
     """
     known = read_facts(folder / "index.json")
     shards = [Shard.open(shard_path(folder, number)) for number in range(len(planned(folder)))]
@@ -422,10 +428,10 @@ def finish(folder: Path) -> Mapping[str, Any]:
 
 
 def corpus_sha256(shards: Sequence[Shard]) -> str:
-    """Return the corpus hash, as `manifest_sha256` would, from the shards of an index.
+    """Return the hash of the corpus in the shards of an index, as `manifest_sha256` defines it.
 
-    The rows of each shard are sorted by id. Merging them keeps only one id per shard in memory.
-    Raises InputError if an id is repeated.
+    The rows of each shard are sorted by id, and the shards are merged row by row. Therefore only
+    one id per shard is in memory. Raises InputError if an id is repeated.
     """
 
     def images(shard: Shard) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The index in memory, for corpora whose embeddings fit in memory.
 
-`sharded.py` has the index on disk. Both search the same float16 embeddings with the same code, so
-they return the same neighbours.
+The index on disk is in `sharded.py`. Both indexes search the same float16 embeddings with the same
+code, so they return the same neighbours.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ class Index(VectorIndex):
 
     Args:
         ids: N ids in any order.
-        embeddings: (N, D), in the order of the ids. Their data type is kept; `build` makes float16,
-            as in the index on disk.
+        embeddings: (N, D), in the order of the ids. Their data type is kept; `build` passes
+            float16, as in the index on disk.
         metric: "angular" for unit vectors, or "euclidean".
 
     Raises:
-        ValueError: if the metric is unknown, ids repeat, the shape is wrong, values are not finite,
-            or vectors do not have unit length and the metric is angular.
+        ValueError: if the metric is unknown, an id is repeated, the shape is wrong, a value is not
+            finite, or the metric is "angular" and a vector does not have unit length.
     """
 
     def __init__(self, ids: Sequence[str], embeddings: Tensor, metric: str = "angular") -> None:
@@ -67,10 +67,10 @@ class Index(VectorIndex):
         cache_folder: str | Path | None = None,
         warn: Callable[[str], None] = warn_in_one_line,
     ) -> "Index":
-        """Return the index of a corpus, with cached embeddings if the cache has them.
+        """Return the index of a corpus; its embeddings are read from the cache or computed.
 
         The cache key is SHA-256 of (corpus.sha256, encoder.weights_sha256). A damaged cache file is
-        renamed, reported with `warn`, and computed again.
+        renamed and reported with `warn`, and its embeddings are computed again.
 
         Args:
             corpus: the images.
@@ -117,7 +117,7 @@ def embed(corpus: Corpus, encoder: Encoder, batch: int = 64) -> Tensor:
 
 
 def write_embeddings(path: Path, embeddings: Tensor) -> None:
-    """Write embeddings atomically as safetensors, and their SHA-256 in the metadata."""
+    """Write embeddings to a safetensors file, atomically, with their SHA-256 in its metadata."""
     embeddings = embeddings.contiguous()
     write_bytes(
         path,
@@ -128,7 +128,7 @@ def write_embeddings(path: Path, embeddings: Tensor) -> None:
 def read_embeddings(path: Path) -> Tensor:
     """Return the embeddings in a file that `write_embeddings` wrote.
 
-    The file does not say which images they belong to; its name is the cache key.
+    The file does not name the images of the embeddings; they follow from its name, the cache key.
 
     Raises:
         ValueError, KeyError, SafetensorError: if the file is damaged.

@@ -1,10 +1,14 @@
 """Exact nearest-neighbour search: float32 products find candidates, float64 distances rank them.
 
-The last bits of a float32 matrix product depend on block shape, thread count and processor.
-Therefore the products only select candidates: all rows whose float32 key exceeds the k-th smallest
+The key of a row a for a query q is |a|^2 / 2 - a.q; a smaller key means a smaller distance. Keys
+are computed by float32 matrix products, whose last bits depend on block shape, thread count and
+processor. Therefore the keys only select candidates: all rows whose key exceeds the k-th smallest
 key by at most twice the proven rounding error. The distances of the candidates are then computed in
 float64, row by row, in a fixed order of summation. The result is the same for every block size and
 machine. Equal distances are ordered by id.
+
+The vectors may be stored in several tensors, called parts. Row numbers continue from one part to
+the next.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +27,7 @@ BLOCK = 2048
 
 
 class Part(NamedTuple):
-    """Block of vectors with the halves of their squared norms.
+    """Vectors and half of the squared norm of each of them.
 
     Attributes:
         vectors: (N, D) float16 or float32; may be mapped from disk.
@@ -35,22 +39,23 @@ class Part(NamedTuple):
 
 
 def part_of(vectors: Tensor) -> Part:
-    """Return the vectors with the halves of their squared norms, computed in float64."""
+    """Return the `Part` of these vectors; the squared norms are computed in float64."""
     halves = [(block.double() ** 2).sum(1) / 2 for block in vectors.split(BLOCK)]
     return Part(vectors, torch.cat(halves).float() if halves else torch.empty(0))
 
 
 def key_error(queries: Tensor, longest: float) -> Tensor:
-    """Return a (Q, 1) bound on the rounding error of float32 keys, |a|^2 / 2 - a.q.
+    """Return, for each query, a bound on the rounding error of its float32 keys |a|^2 / 2 - a.q.
 
-    Higham (2002), eq. 3.5: the error of a sum of n products, in any order, is at most
-    gamma_n = n u / (1 - n u) times the sum of their absolute values, with u = 2^-24. This sum is at
-    most |a| |q| by Cauchy-Schwarz. Four terms are added to n = D for further roundings: |a|^2 / 2,
-    its addition, and a reserve.
+    The result has shape (Q, 1). By Higham (2002), eq. 3.5, the error of a sum of n products, in any
+    order, is at most gamma_n = n u / (1 - n u) times the sum of their absolute values, with
+    u = 2^-24. For a.q, the sum of absolute values is at most |a| |q| by Cauchy-Schwarz. Instead of
+    n = D, the bound uses n = D + 4, which covers the rounding of |a|^2 / 2, the rounding of the
+    sum with a.q, and a reserve.
 
     Args:
         queries: (Q, D).
-        longest: upper bound on the norm |a| of all rows.
+        longest: upper bound on the norms |a| of all rows.
     """
     terms = (queries.shape[1] + 4) * 2.0**-24
     lengths = queries.double().norm(dim=1, keepdim=True)
@@ -61,7 +66,8 @@ def key_error(queries: Tensor, longest: float) -> Tensor:
 def full_float32() -> Iterator[None]:
     """Multiply float32 matrices in full float32 precision within the context.
 
-    A trainer may have allowed bfloat16 products, whose error is 65,000 times larger.
+    Training code may have allowed products in bfloat16, whose rounding error is 65,000 times
+    larger.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -72,10 +78,15 @@ def full_float32() -> Iterator[None]:
 
 
 def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the first row, (Q, n) keys |a|^2 / 2 - a.q) for each block of rows.
+    """Yield, for each block of n rows, the number of its first row and its (Q, n) float32 keys.
 
-    The next block overwrites the tensor. Keys have the same order as distances, because
-    |a - q|^2 = 2 key + |q|^2.
+    The keys |a|^2 / 2 - a.q have the same order as the distances, because
+    |a - q|^2 = 2 key + |q|^2. The tensor of keys is overwritten by the next block.
+
+    Args:
+        parts: the vectors.
+        queries: (Q, D) float32.
+        block: maximum number of rows per block.
     """
     first = 0
     buffer, out = torch.empty(block, queries.shape[1]), torch.empty(len(queries) * block)
@@ -96,7 +107,7 @@ def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tupl
 def nearest_candidates(
     parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK
 ) -> list[np.ndarray]:
-    """Return for each query the rows that can be among its k nearest, counted over all parts.
+    """Return, for each query, the numbers of the rows that can be among its k nearest.
 
     Args:
         parts: the vectors.
@@ -120,7 +131,16 @@ def nearest_candidates(
 def smallest_keys(
     parts: Sequence[Part], queries: Tensor, n: int, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the (Q, n) smallest keys of each query in ascending order, and their (Q, n) rows."""
+    """Return the n smallest keys of each query in ascending order, and their row numbers.
+
+    Both tensors have shape (Q, n).
+
+    Args:
+        parts: the vectors.
+        queries: (Q, D) float32.
+        n: number of keys per query.
+        block: rows per matrix product.
+    """
     smallest = torch.empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.long)
     for first, keys in keys_of(parts, queries, block):
@@ -134,7 +154,7 @@ def smallest_keys(
 
 
 def longest_of(parts: Sequence[Part]) -> float:
-    """Return the norm of the longest vector, rounded up."""
+    """Return an upper bound on the norms of all vectors: the largest norm, rounded up."""
     return max(
         (2 * float(p.half_squares.max())) ** 0.5 * (1 + 1e-6) for p in parts if len(p.vectors)
     )
@@ -143,7 +163,7 @@ def longest_of(parts: Sequence[Part]) -> float:
 def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Return (n,) float64 distances |a - q|^2 of (n, D) vectors to a (D,) query.
 
-    A row's order of summation does not depend on other rows.
+    The order of summation within a row does not depend on the other rows.
     """
     blocks = range(0, len(vectors), BLOCK)
     difference = (
@@ -156,7 +176,7 @@ def squared_distances(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Return the rows with the given numbers, counted over all parts, in the given order."""
+    """Return the rows with the given row numbers, in the given order, as one array."""
     ends = np.cumsum([len(part) for part in parts])
     found = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
     where = np.searchsorted(ends, rows, side="right")
@@ -169,11 +189,11 @@ def rows_of(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 def chord_to_angle(chord: Tensor) -> Tensor:
     """Return the angle in radians between unit vectors a and b, 2 arcsin(|a - b| / 2).
 
-    The angle is the distance of ADIR (Abu-Hussein et al., 2022). In float32, arccos(a.b) could not
-    distinguish angles below 3e-4.
+    ADIR (Abu-Hussein et al., 2022) uses this angle as the distance. It is not computed as
+    arccos(a.b), which cannot distinguish angles below 3e-4 in float32.
 
     Args:
-        chord: |a - b|. Values above 2, due to rounding, count as 2.
+        chord: |a - b|. Values above 2, which rounding can cause, count as 2.
     """
     return 2 * torch.arcsin((chord / 2).clamp(max=1))
 
@@ -184,7 +204,7 @@ class VectorIndex:
     A subclass sets `parts` and `metric` and implements `ids_of`.
 
     Attributes:
-        parts: the vectors in blocks. Rows are counted over all parts.
+        parts: the vectors. Row numbers continue from one part to the next.
         metric: "angular" for unit vectors, or "euclidean".
         approximate: whether a search may miss neighbours.
     """
@@ -196,7 +216,7 @@ class VectorIndex:
     """Advice in the error message if fewer than K neighbours are left."""
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
-        """Return the ids of the rows with these numbers, counted over all parts."""
+        """Return the ids of the vectors with these row numbers."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -227,15 +247,15 @@ class VectorIndex:
             block: rows per matrix product.
 
         Returns:
-            Ids [Q][k] and float32 distances (Q, k), nearest first, equal distances by id. Distances
-            are angles in radians or Euclidean lengths, according to `metric`. They do not depend on
-            `block` or on the number of threads.
+            Q lists of k ids, and (Q, k) float32 distances. The nearest neighbour comes first; equal
+            distances are ordered by id. Distances are angles in radians if `metric` is "angular",
+            else Euclidean. They do not depend on `block` or on the number of threads.
 
         Raises:
             InputError: if k is below 1 or larger than the corpus, fewer than k neighbours are left
                 after exclusion, or a query holds NaN or Inf.
-            ValueError: if the queries have another shape, or are no unit vectors and the metric is
-                angular.
+            ValueError: if the shape of the queries is not (Q, D), `exclude` does not have one entry
+                per query, or the metric is angular and a query is not a unit vector.
         """
         if k < 1:
             raise InputError(f"K={k} neighbours requested; set K to at least 1")
@@ -273,11 +293,14 @@ class VectorIndex:
         return ids, distances
 
     def candidates(self, queries: Tensor, n: int, block: int) -> list[np.ndarray]:
-        """Return for each query the rows to measure, which include its n nearest neighbours."""
+        """Return, for each query, the numbers of the rows whose distances must be computed exactly.
+
+        They include the n nearest neighbours of the query.
+        """
         return nearest_candidates(self.parts, queries, n, block)
 
     def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
-        """Return (squared distance, id) of each row, nearest first, equal distances by id."""
+        """Return (squared distance, id) of each row, sorted by distance and then by id."""
         squares = squared_distances(self.rows(rows), query.numpy())
         return sorted(zip(squares.tolist(), self.ids_of(rows), strict=True))
 

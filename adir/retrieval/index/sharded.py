@@ -40,8 +40,8 @@ def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Sou
     """Open the image source of an index.
 
     Args:
-        description: the entry `source` in index.json: kind and constructor arguments.
-        moved: constructor arguments that have changed since the build, such as the path.
+        description: the entry `source` of index.json, with kind and constructor arguments.
+        moved: constructor arguments that replace those in index.json, such as a new path.
     """
     kind, arguments = description["kind"], description["arguments"]
     unknown = sorted(set(moved) - set(arguments))
@@ -57,8 +57,8 @@ class ShardedIndex(VectorIndex):
     """Finished index on disk, whose shards are mapped into memory.
 
     The constructor compares the headers of the shards with the manifest. It raises InputError if
-    the folder has no finished index, or a shard is missing, truncated or different from the
-    manifest. Only `damage` reads and checks all data.
+    the folder has no finished index, or if a shard is missing, truncated or different from what the
+    manifest says. The data themselves are read and checked only by `damage`.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -135,17 +135,18 @@ BUILD = (
 
 
 class IndexedCorpus(Corpus):
-    """Corpus of a finished index on disk.
+    """Corpus of the images in a finished index on disk.
 
-    Ids and hashes come from the index. Images are read from their source when needed, and checked
-    against the SHA-256 in the index.
+    Ids and hashes come from the index. An image is read from the image source when it is needed,
+    and its file is checked against the SHA-256 in the index.
 
     Args:
         folder: folder of the index.
-        images: constructor arguments of the image source that have changed since the build, such as
-            {path: FOLDER} after a move.
-        approximate: arguments of `ApproximateIndex`, for more than ten million images; None for
-            exact search. They can change the neighbours, so they change the corpus's sha256.
+        images: constructor arguments of the image source that replace those in index.json, such as
+            {path: FOLDER} if the images have moved.
+        approximate: arguments of `ApproximateIndex`, for more than ten million images. None selects
+            exact search. The arguments can change the neighbours, so they enter the corpus's
+            sha256.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class IndexedCorpus(Corpus):
     def recall(self, k: int) -> float | None:
         """Return recall@K of the approximate search; None if the search is exact.
 
-        It is measured once per K and cached beside the trained index (approximate-*.json).
+        The recall is measured once per K and cached in approximate-*.json, beside the faiss index.
         """
         path = self._recall_file
         if path is None:

@@ -1,7 +1,7 @@
 """One shard of an index: a safetensors file, written atomically and mapped into memory to read it.
 
-Texts (ids, attributions) are concatenated as UTF-8 in one tensor. Another tensor has the offset at
-which each text ends.
+The ids of all images are concatenated as UTF-8 in one tensor, and another tensor holds the offset
+at which each id ends. The attributions are stored in the same way.
 """
 
 import hashlib
@@ -42,15 +42,15 @@ COLUMNS = (
 
 
 class IndexedImage(NamedTuple):
-    """Entry of a shard about one image.
+    """What a shard stores about one image, apart from its embedding.
 
     Attributes:
-        id: unique in the index.
+        id: id of the image, unique in the index.
         sha256: SHA-256 of the file's bytes, 64 hex digits.
         n_bytes: size of the file.
         size: height and width in pixels.
         fingerprint: (16, 16) int8 (adir.data.fingerprints).
-        attribution: licence, author and source; unknown ones have no key.
+        attribution: licence, author and source; the dict omits what is unknown.
     """
 
     id: str
@@ -133,7 +133,7 @@ def write_shard(
 
 
 def columns_sha256(columns: Mapping[str, np.ndarray]) -> str:
-    """Return SHA-256 of a shard's data, column by column."""
+    """Return the SHA-256 of the data in all columns of a shard."""
     digest = hashlib.sha256()
     for name in COLUMNS:
         digest.update(f"{name} {columns[name].shape}\n".encode())
@@ -147,9 +147,9 @@ class Shard:
 
     Attributes:
         path: path of the file.
-        columns: arrays with one row per image, by the names in COLUMNS. `ids` and `notes` hold
-            concatenated texts instead.
-        sha256: hash of the data according to the header.
+        columns: arrays by the names in COLUMNS. They have one row per image, except for `ids` and
+            `notes`, which hold the concatenated ids and attributions.
+        sha256: hash of the data, as stated in the header.
         facts: encoder and hash of the plan, from the header.
         rejects: reason for each rejected image, by id.
     """
@@ -162,9 +162,10 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Open a shard. Only `damage` checks the hash of its data.
+        """Open a shard and check its header.
 
-        Raises InputError if the file is missing, truncated, or not a shard.
+        Raises InputError if the file is missing, unreadable, truncated, of another schema, or not a
+        shard. The hash of the data is checked only by `damage`.
         """
         if not os.access(path, os.R_OK):  # safetensors calls every unreadable file missing
             raise InputError(
@@ -202,7 +203,7 @@ class Shard:
 
     @cached_property
     def part(self) -> Part:
-        """The vectors of the shard, in the form that a search uses."""
+        """The vectors of the shard as a `Part`, the form that a search uses."""
         columns = self.columns
         return Part(
             torch.from_numpy(columns["embeddings"]), torch.from_numpy(columns["half_squares"])
@@ -221,12 +222,12 @@ class Shard:
         return self.columns["sha256"][row].tobytes().hex()
 
     def attribution(self, row: int) -> dict[str, str]:
-        """Return licence, author and source of the image in a row; unknown ones have no key."""
+        """Return licence, author and source of the image in a row, as far as they are known."""
         text = self._text("notes", row)
         return json.loads(text) if text else {}
 
     def licences(self) -> Counter[str]:
-        """Return the number of images per licence; 'unknown' counts images without a licence."""
+        """Return {licence: number of images}; the key 'unknown' is for images without a licence."""
         return Counter(self.attribution(row).get("licence", "unknown") for row in range(len(self)))
 
     def _text(self, column: str, row: int) -> str:
@@ -239,7 +240,7 @@ class Shard:
             ) from error
 
     def row(self, image_id: str) -> int | None:
-        """Return the row of an image, by bisection; None if the image is not in this shard."""
+        """Return the row number of an image; None if the image is not in this shard."""
         row = bisect_left(range(len(self)), image_id, key=self.id)
         return row if row < len(self) and self.id(row) == image_id else None
 

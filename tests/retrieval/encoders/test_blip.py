@@ -152,7 +152,7 @@ def test_a_checkpoint_of_2023_which_also_holds_position_numbers_is_read(folder, 
 def test_a_captioning_checkpoint_is_refused_instead_of_filled_with_random_numbers(folder):
     BlipForConditionalGeneration(small_config()).save_pretrained(folder)
     with pytest.raises(
-        InputError, match=r"itm_head.bias is missing; download .*blip-itm-base-coco"
+        InputError, match=r"itm_head.bias is missing\); download .*blip-itm-base-coco"
     ) as raised:
         BlipEncoder(folder)
     assert "\n" not in str(raised.value)
@@ -160,7 +160,7 @@ def test_a_captioning_checkpoint_is_refused_instead_of_filled_with_random_number
 
 def test_weights_that_disagree_with_their_configuration_name_a_tensor(folder):
     small_config(hidden=40).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"config.json.*, text_encoder.* is of another shape"):
+    with pytest.raises(InputError, match=r"config.json.*\(text_encoder.* is of another shape"):
         BlipEncoder(folder)
 
 
