@@ -189,8 +189,8 @@ class RandomImages(Mode):
         ids = surroundings.ids
         if k > len(ids):
             raise InputError(
-                f"K={k} images requested, but only {len(ids)} different ones are left without "
-                "copies of the test image: lower K or extend the corpus"
+                f"K={k} images requested, but only {len(ids)} different ones remain after "
+                "excluding copies of the test image: lower K or extend the corpus"
             )
         return [
             Chosen(ids[row], None)

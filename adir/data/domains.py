@@ -95,9 +95,9 @@ def corpus_fields() -> tuple[Field, ...]:
 def crops_left(photograph: str) -> int:
     """Return the number of crops of a photograph that are usable for fine-tuning.
 
-    The photograph, at the scale of its test fields, is divided into squares of CROP x CROP pixels.
-    A square is usable if no test field depends on its pixels, and if the standard deviation of its
-    pixels is at least FLAT grey levels.
+    The photograph is resized to the scale at which its test images are cut out, and divided into
+    squares of CROP x CROP pixels. A square is usable if no test image depends on its pixels, and if
+    the standard deviation of its pixels is at least FLAT grey levels.
     """
     scale = scale_of(photograph)
     pixels = reduced(photograph, scale)

@@ -108,7 +108,7 @@ class EmbeddedTestFields(Fields):
 
 
 class DemoFields(EmbeddedTestFields):
-    """Test set of the three fields that the demo restores."""
+    """Test set of three of the 12 images of `data=embedded`."""
 
     def __init__(self) -> None:
         super().__init__(list(DEMO))

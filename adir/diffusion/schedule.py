@@ -39,7 +39,7 @@ class Schedule:
         return len(self.betas)
 
     def respaced(self, n_steps: int) -> "Schedule":
-        """Return the schedule of `n_steps` of this schedule's steps.
+        """Return a shorter schedule that keeps `n_steps` of the steps of this one.
 
         The steps are spread evenly from the first to the last, both included. If n_steps is 1, the
         noisiest step is used.

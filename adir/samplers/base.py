@@ -137,9 +137,9 @@ class Steering(Protocol):
     """
 
     def steered(self, network: nn.Module, generator: torch.Generator) -> Steered:
-        """Return the network with a fresh adapter for one image.
+        """Return the network with a new adapter for one image.
 
-        The generator draws the first weights of the adapter.
+        The generator draws the adapter's initial weights.
         """
 
 

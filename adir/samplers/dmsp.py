@@ -54,11 +54,11 @@ def energy(operator: LinearOperator) -> tuple[int, float]:
 def blind_precision(known: int, trace: float, residual: Tensor, sigma_net: float) -> float:
     """Return 1 / sigma_d^2 of noise-blind restoration.
 
-    It is M / (|A x - y|^2 + 2 sigma_net^2 tr(A A^T)). The denominator is the expected squared
-    residual of x plus noise of variance 2 sigma_net^2, as in the paper's Bayes risk.
+    It is M / (|A x - y|^2 + 2 sigma_net^2 tr(A A^T)). The denominator is the mean of
+    |A (x + n) - y|^2 over Gaussian noise n of variance 2 sigma_net^2, as in the paper's Bayes risk.
 
     Args:
-        known: M, from `energy`.
+        known: M, the number of values of y that depend on x, from `energy`.
         trace: tr(A A^T), from `energy`.
         residual: A x - y.
         sigma_net: standard deviation of the denoiser's noise, in the units of x.

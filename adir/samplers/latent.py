@@ -129,7 +129,8 @@ def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
     require_steps(n_steps)
     if not 1 <= guidance_scale < math.inf:
         raise ValueError(
-            f"guidance_scale={guidance_scale!r}: 1 (no classifier-free guidance) or more is needed"
+            f"guidance_scale={guidance_scale!r}: must be at least 1; 1 means no classifier-free "
+            "guidance"
         )
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta!r}: a number from 0 (deterministic) to 1 is needed")

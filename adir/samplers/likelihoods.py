@@ -126,8 +126,8 @@ class NoisedMeasurement(ALDDataFidelity):
     """Data term of the score SDE (lift="A_adjoint") or of ILVR (lift="A_dagger") for deepinv.
 
     The term compares A x_t with y_t = y + sigma_t A z, which has the same noise as A x_t. deepinv's
-    own terms add sigma_t z for any A. For super-resolution x4 this is four times the noise of A
-    x_t. Both choices agree if A A^T = I.
+    own terms add sigma_t z, whatever A is. For super-resolution x4, the standard deviation of
+    sigma_t z is four times that of the noise in A x_t. If A A^T = I, they are equal.
     """
 
     def __init__(self, lift: Literal["A_adjoint", "A_dagger"], weight: float) -> None:

@@ -178,7 +178,7 @@ class EditTask:
         return tuple(y_shape)
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the y of an image x (3, H, W) in [-1, 1]: 8-bit levels, and 0 inside the mask.
+        """Return y: the image x (3, H, W) in [-1, 1], rounded to 8 bits, and 0 inside the mask.
 
         The generator is not used, because y has no noise.
         """
@@ -228,7 +228,7 @@ class EditTask:
             return encoder.text([self._prompt])
         except InputError as error:
             raise InputError(
-                f"{error}; or look for neighbours by the image: task.by=image"
+                f"{error}; or search with the image instead of the prompt: task.by=image"
             ) from error
 
     def _as_file(self, y: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def test_random_has_no_distances_and_asks_for_no_more_than_there_are() -> None:
     chosen = mode("random").choose(corpus, 2, torch.Generator())
     assert [one.distance for one in chosen] == [None, None]
     with pytest.raises(
-        InputError, match="K=11 images requested, but only 10 different ones are left"
+        InputError, match="K=11 images requested, but only 10 different ones remain"
     ):
         mode("random").choose(corpus, 11, torch.Generator())
 

@@ -197,7 +197,7 @@ def float_levels(folder: Path) -> None:
             lambda folder: None,
             "a tiger",
             ["adaptation=knn", "encoder=imagenet"],
-            "cannot encode text; choose an encoder such as CLIP; or look for neighbours by the image: "
+            "cannot encode text; choose an encoder such as CLIP; or search with the image instead of the prompt: "
             "task.by=image",
         ),
     ],

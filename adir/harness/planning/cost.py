@@ -207,9 +207,9 @@ def steps_work(cell: Cell, n: int) -> Work:
 
 
 def iterations_work(cell: Cell, n: int) -> Work:
-    """Return two quantities in which the seconds of n training iterations are linear.
+    """Return the regressors (1, n (1 + e)) of a linear model for the seconds of n iterations.
 
-    They are 1, and n increased by the share of time that held-out evaluations add.
+    e is the time that held-out evaluations add, relative to training without them.
     """
     return 1, n * (1 + dataclasses.replace(cell.fine_tuning, n_iterations=n).held_out_share)
 

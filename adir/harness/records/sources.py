@@ -107,7 +107,7 @@ def read_folder(folder: Path, found: Sources) -> None:
             found.plans[folder, plan.relative_to(folder).as_posix()] = plan_cells(read_json(plan))
         except ValueError as error:
             found.notes.append(
-                f"{plan}: damaged plan ({error}); its missing images are not counted"
+                f"{plan}: damaged plan ({error}); its images without a record are not counted"
             )
 
 

@@ -69,9 +69,10 @@ class PageImages:
         self.pixels = pixels
 
     def file(self, name: str | None) -> int | None:
-        """Return the number of an image file, which is embedded or linked at its first use.
+        """Return the number by which the page refers to an image file.
 
-        `name` is the file's path in the results folder. Returns None if the file is missing, or if
+        The first call for a file adds it to the page, embedded or as a link. `name` is the file's
+        path in the results folder. Returns None if the file is missing, or if
         it would be embedded but cannot be read.
         """
         path = file_in(self.folder, name)

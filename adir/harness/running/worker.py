@@ -30,7 +30,7 @@ It is long enough to cost nothing and short enough to react to Ctrl-C.
 
 
 class Tracker(Protocol):
-    """Log of a cell's progress besides its records, such as adir.harness.tracking.csv."""
+    """Log of a cell that is kept in addition to its records; see adir.harness.tracking."""
 
     def record(self, record: Record, image: Path) -> None: ...
 

@@ -92,9 +92,9 @@ def score_text(row: Row, metric: str) -> tuple[str, str, str]:
 
 
 def headings(board: Board) -> list[str]:
-    """Return the column titles of all formats.
+    """Return the column titles, which are the same in every format.
 
-    The titles of the columns of `lead` come first, then those of the metrics.
+    First come the titles of the columns of `lead`, then those of the metrics.
     """
     metrics = (tidy(name) + ARROWS[way] for name, way in board.metrics.items())
     costs = EVALUATIONS if shows_evaluations(board) else ()

@@ -55,7 +55,7 @@ class Margin:
     def of(self, reference: float) -> float:
         """Return the margin in the unit of the metric.
 
-        `reference` is the mean of the reference row.
+        A margin in percent is a share of `reference`, the mean of the row compared with.
         """
         return (
             self.margin if self.margin is not None else abs(reference) * (self.percent or 0.0) / 100

@@ -110,7 +110,7 @@ def nearest_candidates(
     """Return, for each query, the numbers of the rows that can be among its k nearest.
 
     Args:
-        parts: the vectors.
+        parts: blocks of the indexed vectors, each (n, D); rows are numbered across all blocks.
         queries: (Q, D) float32.
         k: number of neighbours.
         block: rows per matrix product.

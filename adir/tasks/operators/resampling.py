@@ -140,10 +140,10 @@ class SuperResolution:
 
 
 class SeparableDownsampling(nn.Module):
-    """Module that maps x to rows x columns^T in each channel, for non-circular borders.
+    """Module that multiplies each channel X (H, W) by two matrices: rows @ X @ columns^T.
 
-    Its A_dagger uses pseudo-inverses, because A A^T is diagonal in Fourier space only for circular
-    borders.
+    It is used where borders are not circular. Its A_dagger uses pseudo-inverses, because A A^T is
+    diagonal in Fourier space only for circular borders.
 
     Args:
         rows: (h, H) float64, of full row rank.
