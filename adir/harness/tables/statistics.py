@@ -77,7 +77,10 @@ def cluster_means(
     of_cluster: dict[str, list[float | None]] = {}
     for image in sorted(values):
         of_cluster.setdefault(clusters.get(image, image), []).append(values[image])
-    return {name: mean_over_images(found).value for name, found in of_cluster.items()}
+    return {
+        name: found[0] if len(found) == 1 else mean_over_images(found).value
+        for name, found in of_cluster.items()
+    }
 
 
 def mean_over_images(values: list[float | None]) -> Estimate:
