@@ -95,7 +95,7 @@ def varied(
         variants: returns the variants of one image.
         crop_size: requested side of the crops in pixels.
         stride: stride of the network in pixels; the sides of crops are multiples of it.
-        names: names of the images; a variant has the name of its image.
+        names: the name of each image. A scaled or rotated variant has the name of its original.
     """
     side, _ = crop_side(images, crop_size, stride, names)
     kept = [

@@ -174,8 +174,8 @@ def relative_loss(losses: Tensor, untuned: Tensor) -> float:
 def fall_and_error(losses: Tensor, untuned: Tensor, images: Tensor) -> tuple[float, float]:
     """Return the mean decrease of the loss by tuning, and its standard error.
 
-    Each decrease is divided by the mean untuned loss of its stratum. The standard error is over the
-    images, or over the crops if there is only one image.
+    The decrease in each stratum is divided by the mean loss of the untuned denoiser there. The
+    standard error is over the images, or over the crops if there is only one image.
 
     Args:
         losses: (strata, crops) of the tuned denoiser.

@@ -94,7 +94,7 @@ class SafeFineTuning(FineTuning):
     def n_extra_images(self) -> int:
         """The number of extra corpus images that `fit` needs if there is only one neighbour: 4.
 
-        The held-out part of a single image says little about other images of its kind.
+        A held-out part of one image does not show whether the update helps on other images.
         """
         return 4
 
@@ -109,7 +109,7 @@ class SafeFineTuning(FineTuning):
     def optimizer(
         self, parameters: list[torch.nn.Parameter]
     ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return Adam, and the factor of its learning rate at each iteration.
+        """Return Adam and a function from the iteration to the factor of its learning rate.
 
         The factor rises linearly in the warm-up, then falls along half a cosine to `decay`.
         """
