@@ -28,6 +28,7 @@ from adir.harness.cells.cell import Cell, NotApplicable, resolve_cell
 from adir.harness.cells.compose import compose, launch
 from adir.harness.cells.refused import Refused
 from adir.harness.running.grid import check_job
+from adir.weights.registry import WeightsFile
 
 IMAGES = "cells/**/images/*.png"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -550,12 +551,19 @@ def test_help_is_on_stdout(words: list[str], capsys: pytest.CaptureFixture[str])
     assert stop.value.code == 0 and printed.out and not printed.err
 
 
-def test_doctor_says_what_is_there(adir) -> None:
+def test_doctor_says_what_is_there_and_downloads_nothing(
+    adir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(file: WeightsFile) -> None:
+        pytest.fail(f"{file.name} would be downloaded")
+
+    monkeypatch.setattr(WeightsFile, "fetch", fetch)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     finished = adir("doctor")
     assert (
         finished.status == 0 and "embedded corpus" in finished.out and "MISSING" not in finished.out
     )
-    assert "musiq" in finished.out
+    assert "adir weights get musiq_koniq" in finished.out
 
 
 def test_the_sheet_shows_a_row_per_image_and_a_column_per_mode(

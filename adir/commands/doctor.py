@@ -72,12 +72,11 @@ def main() -> int:
             print(f"  MISSING  embedded {what}: {error}")
 
     scoring = build(cfg.scoring, "scoring")
+    to_fetch = scoring.weights_to_fetch
     for metric in scoring.metrics:
-        why = metric.unavailable()
-        print(
-            f"  ok       metric {metric.name}"
-            if why is None
-            else f"  none     metric {metric.name}: {why}"
-        )
+        # A metric without its files is not asked for a reason, because that would download them.
+        why = "; ".join(file.missing() or "" for file in to_fetch.get(metric.name, []))
+        why = why or metric.unavailable()
+        print(f"  {'none' if why else 'ok':8} metric {metric.name}{f': {why}' if why else ''}")
     sys.stdout.flush()
     return 1 if missing else 0
