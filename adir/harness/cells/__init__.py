@@ -1,1 +1,1 @@
-"""Cells of a grid: composed from a configuration, identified, and checked against the machine."""
+"""Compose, identify and check the cells of a grid, each of which is a combination of settings."""

@@ -31,14 +31,14 @@ from adir.scoring.metrics import Scoring
 
 
 class NotApplicable(InputError):
-    """Error for parts of a cell, such as task and sampler, that no settings make work together.
+    """Error for parts of a cell, such as task and sampler, that cannot work together.
 
-    A grid skips a cell with this error and reports it.
+    No settings would help, so a grid skips the cell and reports it.
     """
 
 
 class CannotRun(InputError):
-    """Error with all reasons that keep a cell from running, as far as they can be found at once."""
+    """Error for a cell that cannot run, with all reasons that a single check finds."""
 
     def __init__(self, reasons: list[str]) -> None:
         super().__init__(reasons)  # the list itself, so that the error survives pickling
@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter, which determines the weights that are trained."""
+        """The adapter, which determines which weights of the network are trained."""
         return self.mode.adapter
 
     @property
@@ -360,7 +360,7 @@ def precision(backbone: Any) -> dict[str, str]:
 
 
 def require_fitting_parts(cell: Cell) -> None:
-    """Raise InputError if a setting needs more than the backbone supports."""
+    """Raise InputError if the steps, the variance or the crop size do not fit the backbone."""
     sampler, backbone = cell.sampler, cell.backbone
     if sampler.n_steps > len(backbone.schedule):
         raise InputError(

@@ -126,7 +126,7 @@ def launcher_of(overrides: list[str], multirun: bool, config_name: str = "run") 
 class Raised:
     """Exception of a job, returned as a value instead of raised.
 
-    For an exception that a job raises, Hydra would print a message of its own.
+    If a job raised the exception, Hydra would print its own error message.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -189,8 +189,8 @@ def one_line_message(error: Exception) -> str:
 def require_composable(overrides: list[str], multirun: bool, config_name: str = "run") -> None:
     """Raise InputError for overrides that Hydra cannot compose or that `require_options` refuses.
 
-    For a grid, only its launcher is checked. No large library is imported, so a typing error is
-    reported within a second.
+    With `multirun`, only the grid's launcher is checked. No large library is imported, so a typing
+    error is reported within a second.
     """
     if multirun:
         launcher_of(overrides, multirun, config_name)
@@ -203,7 +203,10 @@ EXISTING = ("skip", "redo", "report")
 
 
 def require_options(cfg: DictConfig) -> None:
-    """Raise InputError for invalid values of settings that change no result."""
+    """Raise InputError for an invalid value of `existing`, `retry` or `batch_size`.
+
+    These settings change no result.
+    """
     if cfg.existing not in EXISTING:
         raise InputError(f"existing={cfg.existing}: choose one of {', '.join(EXISTING)}")
     if cfg.retry not in (None, "failed"):

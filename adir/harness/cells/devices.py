@@ -26,19 +26,18 @@ def gpu_count() -> int:
 
 
 def use_own_gpu(in_parallel_worker: bool, count: int | None = None) -> int | None:
-    """Choose a GPU for this process that no other worker of the node uses, and make it current.
+    """Choose a GPU for this process that no other worker on this machine uses.
 
-    A lock on this machine marks a GPU as used; the lock ends with its process. Workers in excess of
-    the number of GPUs share the last one.
+    A locked file marks a GPU as used until the process ends. If all GPUs are used, the last GPU is
+    chosen. The chosen GPU becomes torch's current device unless `count` is given.
 
     Args:
-        in_parallel_worker: whether other workers run on the node.
-        count: number of the node's GPUs; None asks torch. If a number is given, the chosen GPU is
-            not made current.
+        in_parallel_worker: whether other workers run on this machine.
+        count: number of the machine's GPUs; None asks torch.
 
     Returns:
-        The number of the chosen GPU. None if no choice is needed, because there are no other
-        workers or fewer than two GPUs, or because this process already has a GPU.
+        The index of the chosen GPU. None if this process already chose a GPU, if there are no other
+        workers, or if the machine has fewer than two GPUs.
     """
     import torch
 

@@ -53,7 +53,7 @@ sampler.
 
 @dataclass(frozen=True)
 class CellIdentity:
-    """Identity of a cell: its axes and the full configuration that determines its pixels."""
+    """Identity of a cell: its readable axes, and all settings that change a pixel."""
 
     axes: Axes
     configuration: dict[str, Any]
@@ -98,9 +98,9 @@ def cell_identity(
         backbone: hashes of weights and network, and the dtype unless it is float32.
         corpus: hash of the corpus's manifest; None in modes without a corpus.
         encoder: hash of the encoder's weights; None in modes without an encoder.
-        seed: seed of the sampler; 0 for a deterministic sampler.
-        withholds: rule by which the corpus withholds images other than copies from a test image;
-            None without such a rule.
+        seed: seed of the sampler; 0 for a sampler without steps.
+        withholds: the corpus's rule for withholding images that are not copies of the test image;
+            None if the corpus has no such rule.
 
     Raises:
         InputError: for a part without a name or version, or with the name of another class.
@@ -140,7 +140,7 @@ def cell_identity(
 
 
 def used(mode: Mode, adaptation: Mapping[str, Any]) -> set[str]:
-    """Return the names of those settings of an adaptation that its mode uses."""
+    """Return the names of the settings in `adaptation` that the mode uses."""
     if mode.trains:
         return set(adaptation)
     return set(adaptation) - {"fine_tuning"} if isinstance(mode, Steering) else {"name", "version"}
@@ -158,8 +158,8 @@ def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) 
         left_out: settings that change no pixel.
 
     Raises:
-        InputError: if neither the leaf nor its class has a name and a version, or if another class
-            has the same name.
+        InputError: if both the leaf and its class lack a name, if both lack a version, or if
+            another class has the same name.
     """
     cls = get_object(leaf["_target_"])
     given = {
@@ -203,7 +203,7 @@ def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
 
 @functools.cache
 def ours(kind: str) -> dict[str, str]:
-    """Return {name: Python path} of the classes of a kind that this package defines."""
+    """Return {name: Python path} of this package's own classes of a kind, such as `sampler`."""
     folders = {"adapter": "adaptation/adapter"}
     modules = {"operator": "adir.tasks.operators", "fine_tuning": "adir.adaptation.fine_tuning"}
     if kind in modules:

@@ -48,12 +48,13 @@ NUMBER = re.compile(r"[+-]?[0-9][0-9_.eE+-]*|true|false", re.IGNORECASE)
 def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]:
     """Return command-line arguments with their paths in quotes, so that Hydra does not parse them.
 
-    A leading `~` is expanded. `null` and texts in Hydra's own quotes stay unchanged.
+    A leading `~` of a path is expanded. `null` and values in Hydra's own quotes stay unchanged.
 
     Args:
         overrides: arguments of the form KEY=VALUE.
-        multirun: split a value at its commas, unless the whole value is an existing path. The user
-            must quote a path that contains a comma if there are several paths.
+        multirun: whether a comma separates several paths. If the whole value is an existing path,
+            it is not split. In a list of paths, the user must quote each path that contains a
+            comma.
 
     Raises:
         InputError: for an empty path, or a name that is not UTF-8.
@@ -64,8 +65,8 @@ def with_paths_quoted(overrides: list[str], multirun: bool = False) -> list[str]
 def word_with_path_quoted(word: str, multirun: bool) -> str:
     """Return KEY=VALUE with VALUE in quotes if it is a path.
 
-    VALUE is also quoted if it is a choice in a configuration group, such as 2024_11_24, that Hydra
-    would parse as a number.
+    VALUE is also quoted if it names a file of a configuration group and Hydra would parse the name
+    as a number, such as 2024_11_24.
     """
     key, _, value = word.partition("=")
     setting = key.lstrip("+")
@@ -107,9 +108,9 @@ def exists(path: str) -> bool:
 
 
 def is_quoted(value: str) -> bool:
-    """Return whether a value is a text in Hydra's own quotes.
+    """Return whether a value is a text in quotes of Hydra's grammar.
 
-    The value is not quoted if a file with this whole name, quotes included, exists.
+    If a file exists whose name includes the quotes, the result is False.
     """
     return (
         value[:1] in ("'", '"')
@@ -129,10 +130,10 @@ def parses(word: str) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Return the value that Hydra's grammar parses as exactly this text.
+    """Return a text in quotes, so that Hydra parses exactly this text.
 
-    In this grammar, a backslash inside quotes is an escape only before a quote or at the end. The
-    text is also escaped for OmegaConf, which processes it next.
+    Inside quotes, Hydra takes a backslash as an escape only before a quote or at the end of the
+    text. The text is also escaped for OmegaConf, which processes it after Hydra.
     """
     return (
         "'"

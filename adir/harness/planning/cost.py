@@ -1,9 +1,9 @@
 """Cost of one image of a cell on this machine: seconds per stage, memory and disk space.
 
-The pipeline restores the largest image three times in a temporary folder. The first run, usually
-with two sampling steps and two training iterations, warms up. The second run has the same numbers,
-and the third has larger ones. The seconds for the cell's own numbers of steps and iterations are
-extrapolated linearly from the last two runs.
+The pipeline restores the largest test image three times in a temporary folder. The first two runs
+usually have two sampling steps and two training iterations, and the third run has more of both. The
+first run warms up. From the second and the third run, the seconds for the cell's own numbers of
+steps and iterations are extrapolated linearly.
 """
 
 import dataclasses
@@ -58,13 +58,13 @@ class Cost:
 def estimate(cell: Cell, folder: Path) -> Cost:
     """Return the cost of one image of a cell.
 
-    With the embedded prior, the estimate is made within seconds.
+    With the embedded prior, the small network in the package, the estimate takes seconds.
 
     Args:
-        cell: the cell. Its results folder is not changed, and nothing is downloaded for it. A
-            metric without local weights is not counted.
-        folder: folder for the embeddings of a part of the corpus, which all cells share, and for
-            the temporary files of the short runs.
+        cell: the cell. Its results folder is not changed, and nothing is downloaded. A metric whose
+            weights are not on this machine is left out.
+        folder: folder for the temporary files of the short runs, and for embeddings of images of
+            the corpus, which all cells share.
 
     Raises:
         Exception: any error of a pipeline stage, such as out of memory. The cell itself would fail
@@ -115,14 +115,15 @@ def part_of_corpus(
 ) -> tuple[Corpus | None, float]:
     """Return (part of the corpus, seconds to embed the whole corpus once).
 
-    A corpus with an index on disk is returned whole, with 0 seconds. The seconds are also 0 if the
-    mode needs no embeddings or if they are cached. The fingerprints that find copies are not timed,
-    because the check of a grid has already computed them.
+    The part has at most max(`EMBEDDED`, 2 K) images. A corpus with an index on disk is returned
+    whole, with 0 seconds. The seconds are also 0 if the mode needs no embeddings or if these are
+    cached. Computing the fingerprints that find copies of x is not timed, because the check of a
+    grid has already done this.
 
     Args:
-        cell: its corpus may be None.
+        cell: the cell; if its corpus is None, so is the part.
         x: (3, H, W) test image in [-1, 1]; its copies are left out of the part.
-        cluster: cluster of x.
+        cluster: cluster of x; images that the corpus withholds from this cluster are left out.
         folder: stores the embeddings of the part.
     """
     corpus, encoder = cell.corpus, cell.encoder
@@ -150,11 +151,11 @@ def short_run(
 ) -> tuple[Record, float, float]:
     """Restore and score an image with the given numbers of steps and iterations.
 
-    The scores are those of x, because few steps may end in NaN. Embeddings may come from the cache
-    of an earlier run; everything else is computed.
+    The ground truth x is scored instead of the restored image, which may be NaN after few steps.
+    Embeddings may come from the cache of an earlier run; everything else is computed.
 
     Returns:
-        (the record, MB on disk without the adapter, MB of the adapter)
+        (the record, MB on disk without the adapter, MB on disk of the adapter)
     """
     fine_tuning = dataclasses.replace(cell.fine_tuning, n_iterations=n_iterations)
     cell = dataclasses.replace(cell, mode=dataclasses.replace(cell.mode, fine_tuning=fine_tuning))
@@ -176,29 +177,29 @@ def short_run(
 
 
 def longer(few: int, most: int, seconds: float) -> int:
-    """Return the number of steps or iterations that takes about `LONGER` seconds more than `few`.
+    """Return the number of steps or iterations for the longer run, at most `most`.
 
-    The number is at most `most`.
+    The longer run takes about `LONGER` seconds more than the shorter run.
 
     Args:
         few: number of steps or iterations in the shorter run.
-        most: number in the cell.
+        most: number of steps or iterations in the cell.
         seconds: time of the shorter run.
     """
     return min(most, few + math.ceil(LONGER * few / max(seconds, 1e-3)))
 
 
 Work = tuple[float, float]
-"""A pair of quantities in which the seconds of a run are linear."""
+"""Two regressors of a linear model for the seconds of a run, such as (1, number of steps)."""
 
 
 def steps_work(cell: Cell, n: int) -> Work:
-    """Return two quantities in which the seconds of n sampling steps are linear.
+    """Return the two regressors of a linear model for the seconds of n sampling steps.
 
-    For most modes, they are 1 and n. For a mode that tunes the network while sampling, they are the
-    network calls and the steps that tune. The cleanest step has number 0, so the first step that
-    tunes has the highest number. From this step on, the tuned network is called in addition to the
-    untuned one.
+    For most modes, the regressors are 1 and n. For a mode that tunes the network while sampling,
+    they are the number of network calls and the number of steps that tune. Steps are numbered down
+    to 0, the cleanest. From the first step that tunes, the one of highest number, down to step 0,
+    the tuned network is called in addition to the untuned one.
     """
     if not isinstance(cell.mode, SteerableConditional):
         return 1, n
@@ -209,16 +210,18 @@ def steps_work(cell: Cell, n: int) -> Work:
 def iterations_work(cell: Cell, n: int) -> Work:
     """Return the regressors (1, n (1 + e)) of a linear model for the seconds of n iterations.
 
-    e is the time that held-out evaluations add, relative to training without them.
+    e is the time of the held-out evaluations divided by the time of the training alone.
     """
     return 1, n * (1 + dataclasses.replace(cell.fine_tuning, n_iterations=n).held_out_share)
 
 
 def extrapolated(work: list[Work], few: float, more: float) -> float:
-    """Return the extrapolated seconds of the cell, which are at least the measured seconds.
+    """Return the seconds of the cell, extrapolated linearly from a shorter and a longer run.
+
+    The result is at least the time of the slower run.
 
     Args:
-        work: the two quantities (`Work`) of the shorter run, of the longer run, and of the cell.
+        work: regressors (`Work`) of the shorter run, of the longer run, and of the cell.
         few: seconds of the shorter run.
         more: seconds of the longer run.
     """

@@ -31,7 +31,7 @@ from adir.images import hash_of_image
 
 @dataclass
 class CellPlan:
-    """Plan of one cell: its numbers of images by status, and their cost."""
+    """Plan of one cell: its numbers of images by status, its adapters to train, and its cost."""
 
     cell: Cell
     done: int = 0
@@ -62,10 +62,10 @@ class CellPlan:
 
 
 def plan_cells(cells: list[Cell]) -> list[CellPlan]:
-    """Return the plans of the cells of a grid, without running these cells or downloading anything.
+    """Return one plan per cell of a grid, without running the cells or downloading anything.
 
-    Work that several cells share counts for the first of them. Cells that differ only in their
-    seeds cost the same, and their cost is measured once.
+    Work that several cells share, such as training an adapter, counts only for the first of them.
+    Cells that differ only in their seeds cost the same, and their cost is measured once.
     """
     plans: list[CellPlan] = []
     costs: dict[str, Cost] = {}
@@ -153,11 +153,11 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
 
 
 def adapter_to_come(cell: Cell, image_id: str) -> str:
-    """Return a name for an image's adapter before its training images are known.
+    """Return a name for an image's adapter whose training images are not yet known.
 
-    The name is a hash of everything that will determine these images. It is equal for cells that
-    will share the adapter, such as cells that differ only in the sampler, or `random` cells of two
-    tasks.
+    The name is a hash of everything that will determine the adapter. Cells that will share the
+    adapter get the same name, for example cells that differ only in the sampler, or cells of the
+    mode `random` that differ only in the task.
     """
     configuration = cell.identity.configuration
     follows: dict[str, Any] = {"mode": cell.mode.name, "x": image_hashes(cell.data)[image_id]}

@@ -209,7 +209,8 @@ def open_archive(path: Path) -> Archive:
 def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Raise InputError for an unknown kind of file, a duplicate name or an excessive size.
 
-    The name of each member must be the manifest's or one that `layout.kind_of` knows.
+    Allowed names are `manifest.json` and all names to which `layout.kind_of` assigns a kind. Sizes
+    are limited per member and in total (`LARGEST_MEMBER`, `LARGEST_TOTAL`).
     """
     for member in members:
         name, size = member.filename, member.file_size
@@ -234,7 +235,8 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 def require_consistent(record: Record) -> None:
     """Raise ValueError if a record contradicts its file name or its own identity.
 
-    The file name must fit the image id, and `cell` must be the hash of `identity`.
+    The file name must be the one that `layout.file_name` makes of the image id, and `cell` must be
+    the hash of `identity`.
     """
     if PurePosixPath(record.path).stem != file_name(record.image.id):
         raise ValueError(f"the file name does not fit its image id, {record.image.id!r}")

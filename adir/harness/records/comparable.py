@@ -1,7 +1,7 @@
-"""Rules on which records are comparable: what must be equal within a row, a mean or a table.
+"""Rules on which records may be averaged or compared in one table.
 
-This module also gives each image one name across sources, and describes the settings in which cells
-differ.
+A record holds the result of one image in one cell, a combination of task, method and seed. This
+module also gives each image one name across sources, and lists the settings in which cells differ.
 """
 
 from collections import Counter
@@ -25,16 +25,19 @@ STATUSES = ("done", "failed", "missing")
 
 
 def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
-    """Return (records, notes) with one name per image and one record per image and cell.
+    """Return (records, notes), with one record per cell and image, and one name per image.
 
-    Images are identified by SHA-256 and data sets by their manifest; ids and names are only labels.
-    Data sets that share an image are merged ("a = b"). An image with several ids keeps the first in
-    alphabetical order; if another image has that id, the data set's name is appended. A record may
-    lack the image's hash, because the image failed or the plan is old. It is assigned to the image
-    that has the same id and data set in other records.
+    An image is identified by its SHA-256, and a data set by its manifest. Ids and names are labels:
+    data sets that share an image are merged under one label ("a = b"), and an image with several
+    ids keeps the alphabetically first. If two images would then share an id, each id is followed by
+    the name of the image's data set.
 
-    If a cell has several records of one image, a finished record precedes a failed or missing one,
-    and only the first by name is returned. A note names the finished records that are dropped.
+    A failed record and a record from an old plan lack the image's hash. Such a record belongs to
+    the image that has the same id and data set in other records.
+
+    If a cell has several records of one image, only one is returned. A done record is preferred to
+    a failed one, and a failed one to a missing one. Among records of equal status, the first by
+    image id is returned. A note names the done records that are dropped.
     """
     known = dict.fromkeys(
         (r.image.sha256, name_of(r)) for r in records if r.image.sha256 is not None
@@ -89,7 +92,7 @@ def name_of(record: Record) -> Name:
 
 
 def labelled(record: Record, data: str | None, image_id: str) -> Record:
-    """Return the record with its image renamed to this data set and id."""
+    """Return the record with its `image.data` and `image.id` replaced by the given values."""
     if (record.image.data, record.image.id) == (data, image_id):
         return record
     return record.model_copy(
@@ -100,9 +103,10 @@ def labelled(record: Record, data: str | None, image_id: str) -> Record:
 def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
     """Return {identifier of a data set: its label}.
 
-    The label is the data set's name. If several data sets share a name, the labels are the shortest
-    ends of their paths that differ (Set5/HR, Set14/HR). If their paths are equal too, because the
-    images of a folder were replaced, the label is the name with six digits of the manifest's hash.
+    The label is the data set's name. If several data sets share a name, each label is the end of
+    the data set's path, just long enough that the labels differ (Set5/HR, Set14/HR). If the paths
+    are equal too, because the images of a folder were replaced, the label is the name with six
+    digits of the manifest's hash.
     """
     examples = {set_of(record): record for record in records}
     labels: dict[str | None, str | None] = {}
@@ -118,10 +122,10 @@ def labels_of_sets(records: Iterable[Record]) -> dict[str | None, str | None]:
 
 
 def path_of(data: Any) -> tuple[str, ...]:
-    """Return the components of the path in a data set's configuration, or () without a path.
+    """Return the components of the path that a data set's configuration names, or () if none.
 
-    If several entries are named `path` or `folder`, the least nested one counts. At the same depth,
-    `path` precedes `folder`.
+    The path is the value of a key `path` or `folder`. If there are several such keys, the least
+    nested one counts. At the same depth, `path` precedes `folder`.
     """
     named = [
         (*key.rpartition(".")[::2], value)
@@ -139,12 +143,12 @@ def path_of(data: Any) -> tuple[str, ...]:
 def joined(
     groups: list[set[str | None]], labels: Mapping[str | None, str | None]
 ) -> dict[str | None, str | None]:
-    """Return {data set: joint label of all data sets that it is merged with}.
+    """Return {data set: label}; data sets that share an image get one label ("a = b").
 
-    Data sets that share an image are merged, directly or through other data sets.
+    Sharing is transitive: if a shares an image with b, and b with c, all three get one label.
 
     Args:
-        groups: sets of data sets; the members of a group share an image.
+        groups: one set per image, of the data sets that contain the image.
         labels: {data set: its own label}.
     """
     sets: dict[str | None, set[str | None]] = {}
@@ -162,13 +166,15 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
 
     Required of all records:
         a task has one version;
-        an image of a task has one ground truth, one y and one cluster (if the records name it);
+        an image has one ground truth and, where records name it, one cluster;
+        an image has one y per task;
         a metric has one direction and one version, which names its implementation and weights.
 
-    Records may differ in the weights of a backbone, because these define separate rows.
+    Records may differ in the weights of the backbone, because other weights give another row of the
+    table.
 
     Raises:
-        InputError: if two records disagree; the message names both.
+        InputError: if two records disagree; the message names both records.
     """
     firsts: dict[str, tuple[Any, str]] = {}
     versions: dict[str, str] = {}
@@ -220,9 +226,10 @@ def without_seed(record: Record) -> str:
 
 
 def base_part(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity without seed, adaptation and retrieval.
+    """Return an identity without its entries `seed`, `adaptation` and `retrieval`.
 
-    A row and its reference row, such as a `none` row, are equal in this part of their identity.
+    The result is equal for a row of the leaderboard and its reference row, such as the row without
+    adaptation.
     """
     return {
         key: value
@@ -232,9 +239,10 @@ def base_part(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def base_of(record: Record) -> str:
-    """Return a hash that is equal for records that differ only in seed, adaptation and retrieval.
+    """Return the hash of a record's identity without seed, adaptation and retrieval.
 
-    A row and its reference row, such as a `none` row, have the same hash.
+    The hash is equal for a row of the leaderboard and its reference row, such as the row without
+    adaptation.
     """
     return hash_of(base_part(record.identity))
 
@@ -244,7 +252,8 @@ def differing_entries(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return (flattened identities, dotted keys whose values differ between identities).
 
-    The flattened identities are {name: {dotted key: leaf}}, without the seed.
+    The argument is {name: identity}, and the flattened identities are {name: {dotted key: leaf}}.
+    The seed is left out of both results.
     """
     flat = {
         name: flatten({k: v for k, v in identity.items() if k != "seed"})
@@ -259,20 +268,20 @@ def differing_entries(
 def settings_apart(
     identities: dict[str, dict[str, Any]], most: int = 3
 ) -> dict[str, dict[str, float | str]]:
-    """Return {name: {setting: value}} with the settings that distinguish identities.
+    """Return {name: {setting: value}} with the settings in which identities differ.
 
     The settings, such as {rank: 4, alpha: 2.0}, label the rows of a table. If a part of the
-    configuration has a name, such as {fine_tuning: safe}, the name stands for the settings of the
-    part. A setting that differs between parts of the same name is returned as well. The value of a
-    setting that is null or absent is "none".
+    configuration differs in its name, such as {fine_tuning: safe}, the name replaces all settings
+    of the part that follow from it (see `follows_from`). The value of a null or
+    absent setting is "none".
 
     Args:
         identities: {name: identity}.
         most: largest number of settings to return.
 
     Returns:
-        The settings; {} if the identities differ in more than `most` settings, or in a value that
-        is neither a number nor a short text (24 characters).
+        The settings; {} if there are more than `most`, or if a value is neither a number nor a text
+        of at most 24 characters.
     """
     flat, differing = differing_entries(identities)
     differing = [
@@ -298,14 +307,14 @@ def settings_apart(
 
 
 def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Return whether the name of a part determines one of its settings.
+    """Return whether the name of a part of the configuration determines a setting of this part.
 
-    It does if the setting has one value in all parts of the same name.
+    The name determines the setting if equal names always come with equal values of the setting.
 
     Args:
         key: dotted key of the setting.
         part: dotted key of the part's name, such as `adaptation.fine_tuning.name`.
-        flat: {name: flattened identity}.
+        flat: {name of an identity: flattened identity}.
     """
     if key == part or not part.endswith(".name") or not key.startswith(part.removesuffix("name")):
         return False
@@ -314,10 +323,10 @@ def follows_from(key: str, part: str, flat: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def what_differs(identities: dict[str, dict[str, Any]], most: int = 3) -> str:
-    """Return a text that lists the entries in which identities differ, without the seed.
+    """Return a text that lists the entries, other than the seed, in which identities differ.
 
-    An example is `sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`, in which 1a2b and 3c4d are names
-    of identities. Hashes are cut to ten digits.
+    In the example `sampler.guidance_scale 30 (#1a2b), 100 (#3c4d)`, the scale is 30 in the identity
+    named 1a2b and 100 in 3c4d. Hashes are cut to ten digits, and other values to 40 characters.
 
     Args:
         identities: {name: identity}.

@@ -1,4 +1,4 @@
-"""Paths of all files in a results folder, its marker, and the files that a submission may hold."""
+"""Paths of the files in a results folder, and the file names that a submission may contain."""
 
 import json
 import re
@@ -31,9 +31,11 @@ Task and backbone are folders, so their names contain no slash. `restored` is a 
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of a file by its name, or None if no submission may hold such a name.
+    """Return the kind of a file (a key of `KINDS`), or None if a submission must not contain it.
 
-    The same names are rejected on every operating system.
+    Args:
+        name: path of the file in the submission. The same paths are rejected on every operating
+            system.
     """
     parts = name.split("/")
     if (
@@ -51,12 +53,13 @@ RESERVED = re.compile(r"\.|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORE
 
 
 def file_name(words: str, most: int = LONGEST_NAME) -> str:
-    """Return a file name without suffix for an id or another name from a user's data.
+    """Return a file name without suffix for an image id or another text from a user's data.
 
     Two ids never share a file name, even on a file system that ignores case. A short id of
     lower-case letters, digits and `_.-~` is its own file name. All other characters are
-    percent-encoded, and so is the first character of a `RESERVED` beginning. If the id has
-    capitals, ends in a dot or needs more than `most` bytes, the file name ends in a hash of the id.
+    percent-encoded. The first character is percent-encoded too if the id begins with a dot or is a
+    Windows device name, with or without a suffix (`RESERVED`). If the id has capitals, ends in a
+    dot or needs more than `most` bytes, the file name ends in a hash of the id.
     """
     name = quote(words, safe="")
     if RESERVED.match(name):
@@ -115,7 +118,7 @@ class Layout:
     def _files(self, pattern: str) -> list[Path]:
         """Return the files that match a pattern, in path order and without hidden files.
 
-        Hidden files belong to other programs, such as ._a.json to macOS.
+        Hidden files belong to other programs; for example, macOS creates ._a.json.
         """
         depth = len(self.folder.parts)
         return sorted(
@@ -151,7 +154,10 @@ class Layout:
 
     @property
     def adapters(self) -> Path:
-        """The folder of trained adapters, and of the claims of workers that train adapters."""
+        """The folder of trained adapters.
+
+        A worker that trains an adapter marks it with a claim file in this folder.
+        """
         return self.folder / "adapters"
 
     def adapter(self, key: str) -> Path:
@@ -159,7 +165,7 @@ class Layout:
         return self.adapters / f"{key}.safetensors"
 
     def neighbours(self, key: str) -> Path:
-        """Return the path of the list of neighbours with this cache key."""
+        """Return the path of the JSON file with the neighbours stored under this cache key."""
         return self.folder / "neighbours" / f"{key}.json"
 
     @property
@@ -195,7 +201,7 @@ class Layout:
 
         Args:
             ending: csv, md, tex or html.
-            against: mode whose rows the other rows are compared with.
+            against: adaptation mode of the reference rows, which all other rows are compared with.
         """
         return (
             self.folder
@@ -219,9 +225,9 @@ def is_hash(text: Any) -> TypeGuard[str]:
 
 
 def stored_images(sha256: str | None) -> list[str]:
-    """Return the paths at which a results folder may hold an image, full size first.
+    """Return the two paths, in a results folder, of an image and of its thumbnail.
 
-    The result is [] if `sha256`, the image's `hash_of_image`, is not a hash.
+    The result is [] if `sha256`, which should be the image's hash, is not a hash.
     """
     return [f"images/{sha256}.png", f"images/{sha256}-thumbnail.png"] if is_hash(sha256) else []
 
@@ -230,10 +236,10 @@ MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 def losses_of(results: Path, key: str) -> list[float] | None:
-    """Return an adapter's training losses from a results folder, or None if there are none.
+    """Return the loss of every training iteration of an adapter, or None if there are none.
 
-    The losses are in the adapter's own file or, after `adir merge`, which does not copy the
-    tensors, in a separate JSON file.
+    The losses are in the adapter's own file. In a folder written by `adir merge`, which does not
+    copy adapters, they are in a separate JSON file.
     """
     losses = read_losses(results / "adapters" / f"{key}.safetensors")
     if losses is None:

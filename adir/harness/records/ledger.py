@@ -30,7 +30,7 @@ class Ledger:
 
     @property
     def claims(self) -> Path:
-        """The folder in which workers claim images."""
+        """The folder of claim files, each of which marks an image that a worker is restoring."""
         return self.folder / "claims"
 
     def read(self, image_id: str, cell_sha256: str | None = None) -> Record | None:
@@ -39,8 +39,8 @@ class Ledger:
         Raises:
             DamagedFile: if the record is damaged. Its file is renamed first, so that a later call
                 finds no record and the image is restored again.
-            InputError: if the record has another schema, or belongs to another cell than
-                `cell_sha256`.
+            InputError: if the record has another schema, or if `cell_sha256` is given and is not
+                the hash of the record's cell.
         """
         path = self.record_path(image_id)
         try:

@@ -20,9 +20,9 @@ from adir.harness.records.sources import Sources, plans_of
 
 
 def files_of(record: Record) -> list[str]:
-    """Return the paths of a record's restored image, of its y, and of the JSON note on that y.
+    """Return the paths of a record's restored image, its y, and the JSON file with y's hash.
 
-    Paths are relative to the results folder. The list is empty unless the record is done.
+    Paths are relative to the results folder. The list is empty for a failed or missing record.
     """
     if record.status != "done":
         return []
@@ -69,7 +69,7 @@ def require_whole(source: Path) -> None:
 
 
 def losses_names(records: Iterable[Record]) -> list[str]:
-    """Return the paths of the loss files, which may be missing, of these records' adapters."""
+    """Return the paths of the loss files of the records' adapters; the files may be missing."""
     keys = dict.fromkeys(record.adapter.key for record in records if record.adapter is not None)
     return [merged_losses(key) for key in keys if is_hash(key)]
 
@@ -95,9 +95,10 @@ def shown_images(records: Iterable[Record]) -> list[str]:
 
 @contextmanager
 def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
-    """Yield a function that returns the content of a source's file by its path, or None if missing.
+    """Yield a function that reads the files of a source, a results folder or a submission.
 
-    The source is a results folder or a submission.
+    The function takes a path in the source and returns the file's content, or None if the file is
+    missing.
     """
     if source.is_dir():
         yield lambda name: content_in(source, name)
@@ -108,10 +109,10 @@ def members_of(source: Path) -> Iterator[Callable[[str], bytes | None]]:
 
 
 def content_in(folder: Path, name: str) -> bytes | None:
-    """Return the content of a folder's file, or None if it is missing.
+    """Return the content of a file in a results folder, or None if it is missing.
 
-    If the file holds an adapter's losses, they are read from the adapter's own file if there is
-    one.
+    For the JSON file of an adapter's losses, the losses are read from the adapter's own file if the
+    folder has it.
     """
     if kind_of(name) == "losses":
         losses = losses_of(folder, PurePosixPath(name).stem)

@@ -72,8 +72,8 @@ def plan_cells(plan: Any) -> list[PlannedCell]:
 def missing_records(plans: list[PlannedCell], records: Iterable[Record]) -> list[Record]:
     """Return one `missing` record per planned image without a finished record.
 
-    A failed image, whose record has no hash, counts as unfinished and gets a `missing` record too.
-    `by_image` merges the two records.
+    A failed record has no image hash, so its image gets a `missing` record too. Of the two records,
+    `by_image` keeps the failed one.
     """
     done = {
         (record.cell, *name_of(record)) for record in records if record.image.sha256 is not None

@@ -53,7 +53,10 @@ class Part(BaseModel):
 
 
 class Axes(Part):
-    """Readable values that name a cell; the identity of the cell contains all settings."""
+    """Readable name of a cell, with one value per axis of the benchmark.
+
+    Cells with equal axes may differ in other settings, which the cell's identity contains.
+    """
 
     backbone: StrictStr
     """The pretrained denoiser, such as gd256."""
@@ -68,7 +71,7 @@ class Axes(Part):
     sampler: StrictStr
     """The sampler, such as adir or ddrm."""
     seed: StrictInt
-    """The seed of sampler, adaptation and random neighbours; 0 for deterministic methods."""
+    """The seed of sampler, adaptation and random neighbours; 0 for methods without a network."""
 
 
 class TestImage(Part):
@@ -151,7 +154,7 @@ class Search(Part):
 
 
 class Stratum(Part):
-    """Held-out loss in one range of timesteps."""
+    """Error of eps on held-out images in one range of timesteps, untuned and adapted."""
 
     t_first: int
     t_last: int
@@ -165,11 +168,11 @@ class Stratum(Part):
 
 
 class HeldOut(Part):
-    """Results on held-out images, by which fine-tuning chose, scaled and accepted its update.
+    """Losses on held-out images, by which fine-tuning chose, scaled and accepted its update.
 
-    The ground truth is never among these images. A loss is the error of eps divided by the untuned
-    denoiser's error, averaged over ranges of timesteps. A loss below 1 is better than untuned. An
-    update with no clear fall of the loss is rejected (`alpha` is 0).
+    The ground truth is never among the held-out images. A loss is the error of eps divided by the
+    untuned denoiser's error, averaged over ranges of timesteps. A loss below 1 is an improvement.
+    If the loss does not clearly fall, the update is rejected (`alpha` is 0).
     """
 
     losses: dict[int, float]
@@ -372,7 +375,7 @@ class Record(Part):
 
 
 def named_by(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {axis: value} for the axes that an identity contains."""
+    """Return {field of `Axes`: value} for those fields that can be read from an identity."""
     parts = {name: identity.get(name) for name in ("backbone", "task", "sampler", "adaptation")}
     told = {
         name: part["name"]
@@ -448,7 +451,10 @@ def json_value(content: bytes) -> Any:
 
 
 def first_error(error: ValidationError) -> str:
-    """Return the first error as text, such as `axes.k: Input should be a valid integer`."""
+    """Return the first error of a validation as text.
+
+    An example is `axes.k: Input should be a valid integer`.
+    """
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ").partition(" or instance of ")[0]

@@ -36,9 +36,10 @@ class Sources:
     """One note per unreadable file."""
 
     def counted(self) -> tuple[list[Record], list[Record], list[str]]:
-        """Return (records that exist, `missing` records of all other planned images, notes).
+        """Return (existing records, `missing` records, notes).
 
-        Each image has one name and counts once per cell (see `by_image`).
+        A `missing` record stands for a planned image that has no record. Each image has one name
+        and one record per cell (see `by_image`).
         """
         records = list(self.records.values())
         planned = [cell for cells in self.plans.values() for cell in cells]

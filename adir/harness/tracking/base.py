@@ -1,4 +1,4 @@
-"""Base class of the trackers, and functions for the data of a cell that they log."""
+"""Base class of the trackers, and functions that collect the data of a cell for the log."""
 
 import threading
 from collections.abc import Callable
@@ -135,12 +135,13 @@ def table_of(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def summary_of(records: list[Record], n_images: int) -> dict[str, float | int]:
-    """Return the numbers of done and failed images and, if all images are done, statistics.
+    """Return {name: value} with the numbers of done and failed images, and statistics.
 
-    The statistics of a metric are its mean over clusters, the standard error of the mean (suffix
-    `_se`), and the ends of its 95 % interval (`_low`, `_high`) if there is one. The other
-    statistics are the mean seconds per image and the largest number of network evaluations. As in
-    the leaderboard, there are no statistics if an image is missing or failed.
+    As in the leaderboard, the statistics are left out if an image is missing or failed. The
+    statistics of a metric are its mean over clusters of images, the standard error of the mean
+    (suffix `_se`) and, where it can be computed, the 95 % interval of the mean (`_low`, `_high`).
+    The other statistics are the mean seconds per image and the largest number of network
+    evaluations of an image.
 
     Args:
         records: the records of the cell.

@@ -13,7 +13,7 @@ class CsvTracking(Tracking):
 
     CELL.csv has one line per image. CELL-losses.csv has one column of training losses per adapted
     image. Both files are rewritten atomically after every record, so they can be read during a run.
-    If several workers share a cell, each of them writes the lines of all.
+    If several workers share a cell, each worker writes the lines of all workers.
     """
 
     called = "tracking=csv"

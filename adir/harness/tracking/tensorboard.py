@@ -19,12 +19,12 @@ from adir.images import read_png
 class TensorboardTracking(Tracking):
     """Tracker that writes a TensorBoard run to RESULTS/tensorboard/CELL.
 
-    The run contains scores and restored images, with one step per test image. It also contains the
-    mean training loss at each iteration of adaptation. The HPARAMS tab shows the cell's axes and
-    the mean of each score.
+    The run contains the scores and the restored images; the step of both is the position of the
+    image in the test set. It also contains the training loss at each iteration of adaptation,
+    averaged over images. The HPARAMS tab shows the cell's axes and the mean of each score.
 
-    If a cell is run again, another events file is added to the TensorBoard run. TensorBoard shows
-    the values of the new file instead of the old ones.
+    If a cell is run again, another events file is added to the TensorBoard run. TensorBoard then
+    shows the values of the new file.
     """
 
     called = "tracking=tensorboard"

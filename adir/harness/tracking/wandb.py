@@ -39,13 +39,16 @@ T = TypeVar("T")
 class WandbTracking(Tracking):
     """Tracker that logs one W&B run per cell.
 
-    The W&B run's id is the cell's hash, so running a cell again updates the W&B run. Its group is
-    the grid's hash, and its job type is the adaptation mode.
+    The W&B run's id is the cell's hash, so running a cell again updates the W&B run. The group is
+    the grid's hash, and the job type is the adaptation mode.
 
-    The W&B run contains the configuration and the scores of each image, as history and as a table
-    with images. It also contains the mean of each score with its interval, as summary, and the mean
-    training loss at each iteration of adaptation. The W&B run of a grid's last cell also contains
-    the leaderboard as an artifact.
+    The W&B run contains:
+        config: the configuration of the cell;
+        history: the scores of each image, and the training loss at each iteration of adaptation,
+            averaged over images;
+        table: one row per image, with its scores, its y and the restored image;
+        summary: the mean of each score with its interval;
+        artifact: the leaderboard, only in the W&B run of a single cell or of a grid's last cell.
 
     Args:
         project: W&B project.
