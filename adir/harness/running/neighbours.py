@@ -128,7 +128,7 @@ def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
 ROOM = 100
 """The number of images beyond K with which a corpus counts as large enough.
 
-If it has K + ROOM different images or more, copies of test images are not searched for.
+`require_enough` then does not search for copies of test images, if the corpus withholds no images.
 """
 
 

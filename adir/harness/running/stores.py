@@ -56,8 +56,8 @@ def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
 class OtherImage(InputError):
     """Error for a results folder with another image of the same id, or another y of an image.
 
-    The error stops the run, because it would overwrite earlier results or compare rows that are not
-    comparable.
+    The error stops the run, because the run would overwrite earlier results or compare rows that
+    are not comparable.
     """
 
 

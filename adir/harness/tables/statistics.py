@@ -52,7 +52,8 @@ For larger numbers, the normal approximation is within 1e-3.
 class Estimate:
     """Mean over clusters, with its standard error.
 
-    Both are None if any cluster has no value, even though the other clusters have a mean.
+    Both are None if any cluster has no value. The mean of the other clusters is never given
+    instead.
     """
 
     value: float | None
