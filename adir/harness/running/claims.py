@@ -1,12 +1,16 @@
-"""Claims: files that divide work among workers and let a worker take over from a dead one.
+"""Divide work among workers by claim files, and let a worker take over from a dead one.
 
-A worker claims a piece of work (an image of a cell, or an adapter) by creating `NAME.0.claim`
-exclusively. Only one of the processes that share the folder succeeds, on NFS too. To take over
-from a dead holder, a worker creates `NAME.1.claim` exclusively, and so on. The claim with the
-highest number is valid, and no file is deleted while other workers may still read it.
+A worker is a process that runs cells of a grid; a cell is one combination of settings. A piece of
+work is one image of a cell, the training of one adapter, or the embedding of a corpus.
 
-A holder removes all claims on the work once the result is stored. A worker must therefore search
-for the result again after claiming.
+A worker claims a piece of work by creating the file NAME.0.claim exclusively, where NAME stands for
+the work. If several workers try at once, only one succeeds, on NFS too. If the holder of a claim
+dies, another worker takes over by creating NAME.1.claim exclusively, and so on. The claim with the
+highest number is valid. A take-over leaves the old file in place, because other workers may still
+read it.
+
+Once the result is stored, the holder removes its claim and those of dead holders. A worker must
+therefore search for the result again after claiming.
 """
 
 import errno
@@ -34,10 +38,10 @@ matter.
 
 
 def machine() -> str:
-    """Return a text that identifies the scope in which process ids are unique.
+    """Return a text that names the host, its boot and the process namespace.
 
-    The text names the host, the boot, and the process namespace, because each container has its
-    own.
+    Process ids are unique within this scope. Each container has a process namespace of its own. On
+    a system other than Linux, the text is the host name alone.
     """
     parts = [platform.node()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
@@ -51,10 +55,10 @@ def machine() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """Return when a process of this machine started, in ticks since boot; None if it has ended.
+    """Return the start time of a process, in clock ticks since boot; None if it has ended.
 
-    The start time tells the process from a later process with the same id. On a system without
-    /proc, the result is `alive` for any running process.
+    The process runs on this machine. Its start time distinguishes it from a later process with the
+    same id. On a system without /proc, the text `alive` is returned for any running process.
     """
     if not Path("/proc/self/stat").exists():
         try:
@@ -80,9 +84,9 @@ _seen: dict[Path, tuple[int, float]] = {}
 
 @dataclass
 class Claims:
-    """Claims that one process holds on pieces of work in one folder.
+    """Claims that this process holds on pieces of work in one folder.
 
-    Only one thread may use an instance, besides the heartbeat thread.
+    Only one thread may use an instance.
     """
 
     folder: Path
@@ -196,15 +200,19 @@ class Claims:
 
 
 def is_claim_on(filename: str, filed: str) -> bool:
-    """Check whether a file name has the form `FILED.NUMBER.claim`."""
+    """Check whether a file name has the form `FILED.NUMBER.claim`.
+
+    `filed` is the name of a piece of work, made safe for file names (`file_name`).
+    """
     parts = filename.rsplit(".", 2)
     return len(parts) == 3 and parts[0] == filed and parts[1].isdigit() and parts[2] == "claim"
 
 
 class HeartbeatThread:
-    """Heartbeat thread, one per process, that touches the claims of the process.
+    """Thread, one per process, that renews the modification time of the process's claims.
 
-    Other machines thereby see that the holder is alive.
+    It renews them every HEARTBEAT seconds. Workers on other machines thereby see that the holder is
+    alive.
     """
 
     _claims: set[Path] = set()  # noqa: RUF012 - shared by the process, like the thread
@@ -214,7 +222,7 @@ class HeartbeatThread:
 
     @classmethod
     def beat_for(cls, path: Path) -> None:
-        """Touch this claim at every heartbeat from now on."""
+        """Renew the modification time of this claim at every heartbeat from now on."""
         with cls._lock:
             if cls._pid != os.getpid():  # after a fork, the thread and claims are the parent's
                 cls._claims, cls._thread, cls._pid = set(), None, os.getpid()
@@ -225,7 +233,7 @@ class HeartbeatThread:
 
     @classmethod
     def stop_for(cls, path: Path) -> None:
-        """Stop touching this claim."""
+        """Stop renewing the modification time of this claim."""
         with cls._lock:
             cls._claims.discard(path)
 

@@ -1,7 +1,8 @@
 """Run a grid (`adir run`): check its cells, write its plan, and run each cell as a Hydra job.
 
-Hydra composes the cells and hands them to its launcher. Every cell is checked before the first one
-starts.
+A cell is one combination of settings, such as backbone, task, sampler and adaptation mode; a grid
+is a set of cells. Hydra composes the cells and hands them to its launcher. Every cell is checked
+before the first one starts.
 """
 
 import dataclasses
@@ -56,8 +57,8 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
 
     Args:
         cells: the cells of the grid.
-        fetch: try to download missing weights first, as the run would. If False, metrics whose
-            weights could be downloaded are not checked.
+        fetch: try to download missing weights first, as the run would. If False, only metrics whose
+            weights files are present are checked.
     """
     scorings = {hash_of(cell.configuration["scoring"]): cell.scoring for cell in cells}.values()
     asked = scorings if fetch else [scoring.with_local_weights() for scoring in scorings]
@@ -69,11 +70,16 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
 
 
 class Grid:
-    """Cells of a grid, and the combinations of axes that cannot run.
+    """Checked grid: its cells, and the combinations of settings that cannot run.
 
-    `cells` is {job number: cell}. Of several jobs with the same cell and test set, only the first
-    is listed. `problems` is {job number: error with the reasons why the job cannot run}. Of several
-    jobs with equal axes and reasons, only the first is listed.
+    Attributes:
+        launcher: class name of the Hydra launcher.
+        combinations: number of jobs in the grid.
+        cells: {job number: cell}. If several jobs have the same cell and test set, only the first
+            job is listed.
+        problems: {job number: error with the reasons why the job cannot run}. If several jobs have
+            equal axes (backbone, task, mode and so on) and equal reasons, only the first job is
+            listed.
     """
 
     def __init__(self, checked: list[Cell | Refused], launcher: str) -> None:
@@ -99,15 +105,16 @@ class Grid:
 
 
 def check_grid(overrides: list[str], multirun: bool, measuring: bool = False) -> Grid:
-    """Return the grid after resolving and checking every cell in this process.
+    """Return the grid after building and checking every cell in this process.
 
-    If another process will run a cell, this process builds the cell's networks on the CPU. A cell
-    that a cluster will run may name a device that this machine does not have.
+    A cell's networks are built on the cell's device if this process will run the cell, and on the
+    CPU if another process will. A cell that a cluster will run may name a device that this machine
+    does not have.
 
     Args:
         overrides: Hydra's overrides from the command line.
-        multirun: the overrides span a grid, not one cell.
-        measuring: this process will make short runs of each cell on the cell's own device.
+        multirun: whether the overrides describe a grid; False for a single cell.
+        measuring: whether this process will make short runs of each cell on the cell's device.
 
     Raises:
         InputError: if the overrides themselves are wrong.
@@ -169,7 +176,7 @@ def write_plan(grid: Grid) -> Path:
 
     The plan is RESULTS/grids/HASH.json. It lists the requested cells and images, so that a table
     can show which are missing. It also holds the cells' configurations, so that a worker can help
-    with another worker's cell.
+    with another worker's cell. A manifest lists the images of a test set with their hashes.
     """
     cells = list(grid.cells.values())
     layout = Layout(cells[0].results)
@@ -227,16 +234,16 @@ def run_job(
     """Run one cell in a process of the launcher, then help other workers with their cells.
 
     Args:
-        kept: numbers of the jobs that may run; other jobs do nothing. None for a run of a single
-            cell.
-        plan: path of the grid's plan; None with existing=report.
+        kept: numbers of the jobs that may run; a job with another number does nothing. None if the
+            run has a single cell.
+        plan: path of the grid's plan; None if `existing` is `report`, which runs nothing.
         stop: stop file of this run (`new_stop_file`).
         launched_by: process id of the launching process.
         cfg: the composed configuration of the cell.
 
     Returns:
-        The counts of images by their result. Images that this job restored for other workers count
-        too.
+        The counts of the cell's images by result. `done` and `left` also count images of the cells
+        that this job helped with.
     """
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
@@ -262,8 +269,8 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
     """Help with the cells of a plan that other workers have begun; return the counts of images.
 
     The first pass restores images that no worker holds. The second pass waits for the images of
-    other workers and takes over images of workers that die. If some cells have not begun, the
-    second pass is skipped, because the jobs of these cells will run them.
+    other workers and takes over images of workers that die. The second pass is skipped if any cell
+    has not begun, because the job of that cell will run it.
     """
     planned = [(one, Ledger(results / str(one.folder))) for one in plan_cells(read_json(plan))]
     outcome = Outcome()
@@ -280,13 +287,15 @@ def help_others(results: Path, plan: Path, stop: Path | None) -> Outcome:
 def run_tracked(
     cfg: DictConfig, plan: Path | None, stop: Path | None, wait: bool = True
 ) -> Outcome:
-    """Run the cell of a composed configuration and log it to its tracker.
+    """Run the cell of a composed configuration and log it; return the counts of its images.
+
+    The configuration names the tracker that keeps the log, such as TensorBoard.
 
     Args:
         cfg: the composed configuration.
         plan: path of the grid's plan, whose name identifies the run for the tracker.
         stop: stop file of this run (`new_stop_file`).
-        wait: wait for images that other workers hold; otherwise leave these images out.
+        wait: wait for images that other workers hold. If False, leave these images out.
     """
     cell = resolve_cell(cfg)
     tracker = instantiate(cfg.tracking)

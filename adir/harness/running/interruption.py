@@ -23,13 +23,14 @@ def new_stop_file(plan: Path) -> Path:
 
 @contextmanager
 def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
-    """Yield the list of signals received; write the stop file at the first one.
+    """Yield the list of signals received so far; write the stop file at the first signal.
 
-    The signals are SIGINT (Ctrl-C) and SIGTERM, which clusters send before they kill a job. The
-    second signal raises KeyboardInterrupt. Neither signal loses a record. A terminal sends Ctrl-C
-    to the workers too, which ignore it (`leave_to_the_launching_process`).
+    SIGINT (Ctrl-C) and SIGTERM are handled; clusters send SIGTERM before they kill a job. The
+    second signal raises KeyboardInterrupt. No record is lost in either case. A terminal sends
+    Ctrl-C to the workers too, which ignore it (`leave_to_the_launching_process`).
 
-    No signal is handled outside the main thread or without a stop file.
+    If `stop_file` is None, or outside the main thread, no signal is handled and the list stays
+    empty.
     """
     received: list[int] = []  # not an Event: a second signal could wait forever for its lock
     if stop_file is None or threading.current_thread() is not threading.main_thread():
@@ -61,9 +62,9 @@ def stop_file_on_interrupt(stop_file: Path | None) -> Iterator[list[int]]:
 def leave_to_the_launching_process(stop_file: Path | None) -> None:
     """Ignore Ctrl-C in a worker, because the launching process handles it.
 
-    A terminal sends Ctrl-C to the launching process as well, which writes the stop file. SIGTERM
-    may reach the worker alone. The worker then writes the stop file, unless a cluster's launcher
-    handles this signal.
+    A terminal sends Ctrl-C to all processes of a run, and the launching process writes the stop
+    file. SIGTERM may reach a worker alone. The worker then writes the stop file itself. If a
+    cluster's launcher has installed a handler of SIGTERM, that handler is kept instead.
     """
     if threading.current_thread() is not threading.main_thread():
         return

@@ -20,7 +20,7 @@ from adir.retrieval.query import query_image
 
 @dataclass(frozen=True)
 class CellCorpus:
-    """Images of a corpus that an adaptation mode may choose from for one y.
+    """Images of a corpus that an adaptation mode may choose from for one measurement y.
 
     It implements adir.adaptation.modes.CorpusView.
     """
@@ -45,7 +45,10 @@ class CellCorpus:
         return self.excluded | self.corpus.repeats
 
     def nearest(self, k: int) -> list[Chosen]:
-        """Return the k images nearest to y by the encoder's distance, nearest first."""
+        """Return the k images nearest to y by the encoder's distance, nearest first.
+
+        Edits that search by prompt use the distance to the prompt instead.
+        """
         encoder, task = self.cell.encoder, self.cell.task
         assert encoder is not None
         index = corpus_index(self.corpus, encoder, Layout(self.cell.results).embeddings)
@@ -61,9 +64,9 @@ def find_neighbours(
 ) -> tuple[list[Chosen], list[str]]:
     """Return (the K images to adapt to, ids of the corpus images that are copies of x).
 
-    The search uses y alone, because x is unknown at test time. x serves only to exclude copies of
-    the test image and images that the corpus withholds from it. For a user's own image, x is None,
-    and only repeated images of the corpus are excluded.
+    The test image x is unknown at test time, so the search uses its measurement y. x serves only to
+    exclude its copies and the images that the corpus withholds from it (`Corpus.withheld`). For a
+    user's own image, x is None, and only repeated images of the corpus are excluded.
     """
     assert cell.corpus is not None
     excluded = left_out(cell.corpus, x) if x is not None else []
@@ -76,10 +79,12 @@ def find_neighbours(
 def training_ids(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[str]:
     """Return the ids of the chosen images that the fine-tuning uses, nearest first.
 
+    If the mode searches by y, the fine-tuning may leave out images that are too far from y.
+
     Args:
-        cell: its fine-tuning may leave out images that are too far from y.
+        cell: the cell, for its corpus, mode and fine-tuning.
         chosen: ids of corpus images, nearest first.
-        excluded: ids of corpus images that could not be chosen, apart from repeated images.
+        excluded: ids of the corpus images that are copies of the test image.
     """
     if cell.corpus is None or not cell.mode.depends_on_y:
         return chosen
@@ -112,7 +117,7 @@ Cells of several tasks and modes need the same entries.
 def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
     """Return the sorted ids of corpus images that are copies of x.
 
-    All modes leave out the same images.
+    The copies are the same for all adaptation modes.
     """
     key = (corpus.sha256, hash_of_image(x))
     if key not in _copies:
@@ -121,17 +126,17 @@ def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
 
 
 ROOM = 100
-"""The surplus of corpus images over K from which copies of test images are not counted.
+"""The number of images beyond K with which a corpus counts as large enough.
 
-A corpus with at least K + ROOM different images counts as large enough for every test image.
+`require_enough` then does not search for copies of test images, if the corpus withholds no images.
 """
 
 
 def require_enough(cell: Cell) -> None:
     """Raise InputError if the corpus has fewer than K usable images for some test image.
 
-    Identical images count once. Copies of the test image and images withheld from it do not count.
-    The check embeds nothing.
+    Identical images count once. Copies of the test image, and images that the corpus withholds from
+    it, do not count. The check computes no embeddings.
     """
     if cell.corpus is None:
         return

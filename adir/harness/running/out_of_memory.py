@@ -45,7 +45,8 @@ def out_of_memory_explained(
         image_shape: shape of that image, (..., H, W).
         batch_size: number of images sampled at once.
         kept: the end of the message, which says what happens to finished work.
-        tile: the tile size of `adir restore`, which the user can lower; None in other commands.
+        tile: tile size of `adir restore` in pixels, which the user can lower; None in other
+            commands.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Process one test image: y, neighbours, adapter, restoration, scores, record.
+"""Process one test image: measure y, find neighbours, adapt, restore, score, and record.
 
-y, neighbours and adapters are cached on disk, and other cells reuse them.
+The measurement y, the neighbours and the adapter are cached on disk, and other cells reuse them.
 """
 
 import dataclasses
@@ -63,9 +63,9 @@ Log = Callable[[str], None]
 
 
 class Busy(Exception):
-    """Exception raised if another worker is computing a stage that this image needs.
+    """Exception raised if another worker is computing the adapter, or the corpus's embeddings.
 
-    The caller tries the image again later.
+    The image needs this result, so the caller tries the image again later.
     """
 
 
@@ -89,7 +89,7 @@ class Prepared:
 
     @property
     def operator(self) -> Any:
-        """The operator A for images of this shape."""
+        """The task's operator A for images of the shape of x."""
         return self.task.operator(tuple(self.x.shape))
 
 
@@ -169,10 +169,10 @@ def embed_once(cell: Cell) -> None:
 def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Measurement) -> str:
     """Return the cache key of an image's neighbours.
 
-    The key is the hash of everything except K that determines the neighbours.
+    The key is the hash of everything that determines the neighbours, except K.
 
     Args:
-        cell: its task is bound to the image.
+        cell: the cell, with its task bound to the test image (`Task.bound`).
         image_id: id of the test image.
         image_sha256: hash of the test image's pixels.
         measurement: y of the test image.
@@ -201,11 +201,11 @@ def neighbours_key(cell: Cell, image_id: str, image_sha256: str, measurement: Me
 
 
 def adaptation_images(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> list[Tensor]:
-    """Return the images (3, H, W) that the mode tunes on.
+    """Return the images (3, H, W) in [-1, 1] that the denoiser is tuned on.
 
     Args:
         cell: the cell, for its mode and corpus.
-        task: turns y into an image.
+        task: the cell's task, which turns y into an image.
         y: measurement of the test image.
         chosen: ids of corpus images, nearest first.
     """
@@ -220,13 +220,14 @@ def adapter_made_of(
 ) -> dict[str, Any]:
     """Return everything that determines an adapter; the hash of this dict is the cache key.
 
-    The sampler does not determine the adapter, so cells that differ only in it share adapters. With
-    a pixel backbone, `random` cells of two tasks share adapters too. With a latent backbone, the
-    task is part of the dict, because training uses its operator (to make low-resolution images) or
-    its prompt.
+    The dict does not contain the sampler, so cells that differ only in the sampler share adapters.
+    With a pixel backbone, the dict does not contain the task either. Cells of two tasks then share
+    an adapter if they adapt to the same images, as in the mode `random`. With a latent backbone,
+    the dict contains the task, because training uses the task's operator (to make low-resolution
+    images) or its prompt.
 
-    If an adapter is trained on a single image, other corpus images may validate the training. The
-    corpus is part of the dict if they do.
+    An adapter that is trained on a single image may be validated on other images of the corpus. The
+    dict then contains the corpus.
     """
     settings = {
         key: value for key, value in cell.identity.configuration["task"].items() if key != "version"
@@ -272,7 +273,7 @@ def find_or_train_adapter(
         chosen: ids of the corpus images to adapt to, nearest first.
         progress: show a progress bar of the training.
         tell: called with each message for the log.
-        excluded: ids of corpus images that could not be chosen, apart from repeated images.
+        excluded: ids of the corpus images that are copies of the test image.
 
     Raises:
         Busy: if another worker is training the adapter.
@@ -341,9 +342,9 @@ def tell_once(tell: Log, message: str) -> None:
 def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManager[Any]:
     """Return a context manager that applies a trained adapter to the backbone.
 
-    The adapter applies at all timesteps. If the fine-tuning gates on the held-out loss, it applies
-    only at the timesteps at which the held-out loss fell. If `adapter` is None, the context manager
-    does nothing.
+    If the fine-tuning has `gate=True`, the adapter applies only in the ranges of timesteps in which
+    the held-out loss fell. Otherwise it applies at all timesteps. If `adapter` is None, the context
+    manager does nothing.
     """
     if adapter is None:
         return nullcontext()
@@ -353,9 +354,10 @@ def in_place(cell: Cell, adapter: StoredAdapter | None) -> AbstractContextManage
 
 
 def sample(cell: Cell, batch: list[Prepared]) -> Restoration:
-    """Return the restorations of a batch of images with one shape and one operator.
+    """Run the sampler on a batch of test images, and return the restorations.
 
-    A batch with an adapter holds a single image.
+    All images of the batch have the same shape and operator. An image with an adapter is a batch of
+    its own.
     """
     adapter = batch[0].adapter
     assert adapter is None or len(batch) == 1
@@ -388,7 +390,7 @@ def finish(
     Args:
         cell: the cell that the image belongs to.
         prepared: the test image.
-        restored: the restorations of the image's batch.
+        restored: the sampler's result for the batch that contains the image.
         place: index of the image in its batch.
         oracle: also measure the denoiser's error on the ground truth.
 
@@ -442,7 +444,8 @@ def finish(
 def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
     """Return the part of a record that describes its adapter.
 
-    Losses and layer names stay in the adapter's file.
+    It holds the first and the last training loss. All losses and the layer names stay in the
+    adapter's file.
     """
     facts = adapter.facts
     return RecordedAdapter(
@@ -459,9 +462,10 @@ def adapter_of(adapter: StoredAdapter) -> RecordedAdapter:
 
 
 def score_image(cell: Cell, task: Any, image: Path, x: Tensor, y: Tensor) -> dict[str, Score]:
-    """Return the scores of a restored image, including its residual.
+    """Return the scores of a restored image, including `residual`.
 
-    The image is read from its file, so that `adir score` later gives the same values.
+    The residual is the rms of A x_hat - y, in grey levels of 255. The image is read from its file,
+    so that `adir score` later gives the same values.
     """
     x_hat = read_png(image)
     scores = scores_of(cell.scoring.score(x_hat, x, task.prompt))
@@ -476,7 +480,8 @@ ORACLE_TIMESTEPS = (10, 50, 100, 200, 400, 700)
 def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
     """Return the errors of the untuned and the adapted denoiser on the ground truth.
 
-    The two errors of a timestep are equal if the image has no adapter.
+    There is one entry per timestep, computed by `eps_errors`. Its two errors are equal if the image
+    has no adapter.
     """
     adapter = prepared.adapter
     untuned = tuned = eps_errors(cell, prepared.x)
@@ -488,10 +493,11 @@ def oracle_errors(cell: Cell, prepared: Prepared) -> tuple[OracleError, ...]:
 
 @torch.no_grad()
 def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
-    """Return {t: loss l_simple of the current denoiser on the ground truth x}.
+    """Return {t: mean squared error of the predicted noise (l_simple)} on the ground truth x.
 
-    Each timestep t has one fixed noise sample. Some schedules have fewer than 1000 timesteps; any t
-    beyond the schedule of the backbone is left out.
+    The denoiser is used in its current state. The timesteps t are ORACLE_TIMESTEPS, each with one
+    fixed noise sample. Any t beyond the backbone's schedule, which may have fewer than 1000
+    timesteps, is left out.
     """
     errors = {}
     for t in ORACLE_TIMESTEPS:
@@ -507,9 +513,10 @@ def eps_errors(cell: Cell, x: Tensor) -> dict[int, float]:
 def oracle_eps_change(errors: tuple[OracleError, ...]) -> float:
     """Return the mean over t of the relative change of the error by fine-tuning, in percent.
 
-    Lower is better; 0 means no change, or no adapter. The value shows whether adaptation improved
-    the denoiser for this very image. The change is relative because the absolute error at t = 10 is
-    twice the sum of the errors at all other t.
+    The error is that of the predicted noise on the ground truth, so the value shows whether
+    adaptation improved the denoiser for this very image. Lower is better; 0 means no change, or no
+    adapter. The change is relative because the absolute error at t = 10 is twice the sum of the
+    errors at all other t.
     """
     return sum(100 * (error.adapted / error.untuned - 1) for error in errors) / len(errors)
 

@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Return the commit of the running checkout, with `-dirty` if tracked files differ from it.
 
-    Return None for an installed package, if git is not installed, or if the checkout has no commit.
+    Return None for an installed package, without git, and in a checkout without a commit.
     """
     root = Path(adir.__file__).parent.parent
     if not (root / ".git").exists():
@@ -90,7 +90,8 @@ class Clock:
     def lap(self, stage: str, share: int = 1) -> None:
         """End a stage and record its seconds per image.
 
-        `share` is the number of images that went through the stage together.
+        The time since the last lap is divided by `share`, the number of images that went through
+        the stage together.
         """
         now = time.perf_counter()
         self.seconds[stage] = round((now - self._last) / share, 3)

@@ -1,4 +1,4 @@
-"""Caches that cells share: y, neighbours, trained adapters, and images for reports.
+"""Caches that cells share: measurements y, neighbours, adapters, and images for reports.
 
 Neighbours and adapters are filed under the hash of everything that determines them, and images
 under their own hash. y is filed under the task's configuration, the noise seed and the image id.
@@ -36,10 +36,11 @@ THUMBNAIL = 128  # pixels of the longer side
 
 
 def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
-    """Write a ground truth, or a neighbour's thumbnail, for the report; return the image's hash.
+    """Write an image, or its thumbnail, for the report; return the hash of the full image.
 
-    The file is RESULTS/images/HASH.png, or HASH-thumbnail.png for a thumbnail. HASH is always the
-    hash of x, not of its thumbnail.
+    The image x, (3, H, W) in [-1, 1], is a ground truth or a neighbour. The file is
+    RESULTS/images/HASH.png or, with `thumbnail`, RESULTS/images/HASH-thumbnail.png. HASH is the
+    hash of x in both cases. The longer side of a thumbnail has at most 128 pixels.
     """
     sha256 = hash_of_image(x)
     path = Layout(results).image(sha256, thumbnail)
@@ -53,10 +54,10 @@ def keep_image(results: Path, x: Tensor, thumbnail: bool = False) -> str:
 
 
 class OtherImage(InputError):
-    """Error for a results folder with another image of the same id, or another y of the same image.
+    """Error for a results folder with another image of the same id, or another y of an image.
 
-    The error stops the run. Otherwise earlier results would be overwritten, or rows would be
-    compared that are not comparable.
+    The error stops the run, because the run would overwrite earlier results or compare rows that
+    are not comparable.
     """
 
 
@@ -73,8 +74,8 @@ class Measurement:
 class MeasurementStore:
     """Cache of y: one PNG per (image, task version, noise seed), which all cells read.
 
-    The folder's name contains the hash of the task's configuration. A cached y is therefore not
-    used if the task's configuration has changed but its version has not.
+    The folder's name contains the hash of the task's configuration. If the configuration changes,
+    an earlier y is therefore not used, even if the task's version is the same.
     """
 
     results: Path
@@ -120,9 +121,9 @@ class MeasurementStore:
         cached y, the note is written.
 
         Raises:
-            OtherImage: if y was computed from an image with other pixels, or if y computed again
-                differs from the cached y or from its note (as after an update of a library). No
-                file is changed.
+            OtherImage: if the cached y was computed from an image with other pixels, or if y
+                computed again differs from the cached y or from the hash in its note (for example
+                after an update of a library). No file is changed.
         """
         path = self.path(image_id)
         known = self.note(image_id, hash_of_image(x))
@@ -170,9 +171,10 @@ class MeasurementStore:
 
 
 def read_note(path: Path) -> dict[str, str] | None:
-    """Return {sha256: hash of y, image_sha256: hash of x}; None if the note is missing or damaged.
+    """Return {sha256: hash of y, image_sha256: hash of x} from the note on a cached y.
 
-    `MeasurementStore.get` writes a missing or damaged note again.
+    A note is a JSON file beside the PNG of y. Return None if it is missing or damaged;
+    `MeasurementStore.get` then writes it again.
     """
     try:
         note = read_json(path)
@@ -183,7 +185,7 @@ def read_note(path: Path) -> dict[str, str] | None:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """Trained adapter with the facts of its training."""
+    """Trained adapter with the facts of its training, such as losses and duration."""
 
     tensors: dict[str, Tensor]
     """The adapter's weights, float32 on the CPU."""
@@ -255,9 +257,9 @@ class AdapterStore:
     ) -> StoredAdapter:
         """Cache a trained adapter, and return the adapter to use.
 
-        Two workers may train the same adapter at once (`random` of two tasks shares adapters), and
-        on a GPU their results differ. The adapter that was cached first is used, because a record
-        may refer to it.
+        Two workers may train the same adapter at once, such as workers on `random` cells of two
+        tasks, and on a GPU their results differ. The adapter that was cached first is used, because
+        a record may refer to it.
         """
         first = self.find(key, warn)
         if first is not None:
@@ -282,8 +284,8 @@ class FoundNeighbours(Part):
 def stored_neighbours(results: Path, key: str, k: int) -> FoundNeighbours | None:
     """Return the k nearest neighbours cached under a key; None if fewer are cached.
 
-    The key does not contain K, because the list for a smaller K begins the list for a larger K. A
-    damaged file counts as missing, because a new search is fast.
+    One key serves all K, because the list for a smaller K is the beginning of the list for a larger
+    K. A damaged file counts as missing, because a new search is fast.
     """
     try:
         found = FoundNeighbours.model_validate(read_json(Layout(results).neighbours(key)))

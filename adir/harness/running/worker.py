@@ -156,10 +156,10 @@ def run_cell(
 def settled(
     cell: Cell, image_id: str, options: Options, tell: Callable[[str], None], outcome: Outcome
 ) -> bool:
-    """Check whether an image needs no run, and count its record in `outcome`.
+    """Check whether an image needs no run; if it has a record, count the record in `outcome`.
 
-    An image needs no run if it has a record that `options` does not replace, or if `options` says
-    that nothing is to be run.
+    An image needs no run if it has a record that `options` does not replace, or if
+    `options.existing` is `report`.
 
     Raises:
         OtherImage: if the record is of another image with this id.
@@ -271,10 +271,10 @@ def alike(ready: list[Prepared]) -> list[list[Prepared]]:
 
 
 def require_test_images(cell: Cell) -> None:
-    """Raise InputError unless all test images are readable and have a suitable size.
+    """Raise InputError if a test image cannot be read or has an unsuitable size.
 
     Task and backbone determine which sizes are suitable. An unreadable image is an error, because
-    the mean over the remaining images would be another one.
+    leaving it out would change the mean.
     """
     for image_id, reason in cell.data.rejects.items():
         raise InputError(

@@ -1,15 +1,17 @@
 """Turn records into the rows of a leaderboard.
 
-A row stands for one backbone, sampler, task, data set, mode, adapter, K and setting. The setting
-means all other entries of the identity except the seed. Seeds are averaged within an image, and
-images within a cluster. This module computes the numbers once for all formats of the table.
+A record holds the scores of one restored image, and its identity lists everything that changes a
+pixel. A row combines the records with the same backbone, sampler, task, data set, adaptation mode,
+adapter, K (number of neighbours) and setting. The setting is the rest of the identity, without the
+seed. Seeds are averaged within an image, and images within a cluster (such as the fields of one
+photograph). This module computes the numbers once for all formats of the table.
 
-A missing value stays missing. A row needs every record that another row with the same backbone,
-sampler, task and data set has, or that the grid's plan names. If any of these records is missing,
-the row shows no mean, and a note says how many records the row has.
+A missing value stays missing. A row needs a record of every image and seed that the grid's plan
+names, or that another row with the same backbone, sampler, task and data set has. If one of these
+records is missing, the row shows no mean, and a note says how many records the row has.
 
-The difference of a row to its reference (`none` or another mode) uses the images that both rows
-have. A note names the images that are left out.
+The difference of a row to its reference row (mode `none` or another mode) uses the images that both
+rows have. A note names the images that are left out.
 """
 
 import math
@@ -104,7 +106,10 @@ class Row:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The identity of one of the records; the others differ only in the seed."""
+        """The identity of the first record: everything that changes a pixel.
+
+        The other records of the row differ only in the seed.
+        """
         return self.records[0].identity
 
     @property
@@ -156,8 +161,8 @@ def make_board(
         against: mode of the reference rows.
 
     Raises:
-        InputError: if records of one task differ in y, in the task's version, or in a metric's
-            version; or if no row has the mode `against` (unless it is `none`).
+        InputError: if records of one task differ in the y of an image, in the task's version, or in
+            a metric's version; or if `against` is not `none` and no row has this mode.
     """
     records = sorted(records, key=lambda r: (r.axes.task, r.axes.backbone, r.cell, r.image.id))
     versions = require_same(records)
@@ -245,10 +250,13 @@ def rows_of(records: list[Record]) -> list[Row]:
 def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], list[Note]]:
     """Add to the rows of a group the settings that tell them apart; return (sorted rows, notes).
 
-    Rows that would have the same label get the settings in which they differ, and are sorted by
-    these settings. If the rows of the group have several bases (`Row.base`), a row with a unique
-    label gets the settings in which the bases differ. The notes name settings that cannot be shown.
-    Rows with different settings are never averaged together.
+    The rows of a group have the same task, data set, backbone and sampler. Rows with the same label
+    (mode, adapter and K) get the settings in which they differ, and are sorted by these settings. A
+    row with a unique label gets settings only if rows of the group differ in settings outside seed,
+    adaptation and retrieval (`Row.base`). In that case it gets these settings.
+
+    The notes name settings that cannot be shown. Rows with different settings are never averaged
+    together.
     """
     several_bases = len({row.base for row in rows}) > 1
     of_bases = (
@@ -301,7 +309,7 @@ def setting_order(setting: dict[str, float | str]) -> list[tuple[bool, float, st
 
 
 def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], str]) -> list[Note]:
-    """Compute the numbers of the rows of a group; return notes on the rows.
+    """Compute the numbers of the rows of a group, store them in the rows, and return notes.
 
     Args:
         rows: rows that need the same images and seeds.
@@ -373,8 +381,9 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
 def references_of(row: Row, rows: list[Row], against: str) -> list[Row]:
     """Return the rows of the mode `against` that a row can be compared with.
 
-    They have the same base as the row. If there are several, those with the row's K, adapter,
-    fine-tuning and corpus are preferred. A row of the mode `against` is its own reference.
+    They agree with the row in everything except seed, adaptation and retrieval (`Row.base`). If
+    there are several, those with the row's K, adapter, fine-tuning and corpus are preferred. A row
+    of the mode `against` is its own reference.
     """
     found = [
         other for other in rows if other.axes["adaptation"] == against and other.base == row.base
@@ -388,9 +397,10 @@ def references_of(row: Row, rows: list[Row], against: str) -> list[Row]:
 
 
 def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of an adaptation without its mode.
+    """Return the adaptation settings of a row's identity, except the mode.
 
-    They are K, adapter, fine-tuning, corpus, and the rule by which the corpus withholds images.
+    They are K, adapter, fine-tuning, corpus, and the rule by which the corpus withholds images from
+    a test image.
     """
     parts, unlike = (
         ("adaptation.", "retrieval.corpus", "retrieval.withholds"),
@@ -400,9 +410,9 @@ def tuning_of(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def gathered(notes: Iterable[Note]) -> list[str]:
-    """Return one line per remark, followed by all rows or tasks that it concerns.
+    """Return one line per remark, which lists all rows or tasks that the remark is about.
 
-    The format is `remark: one row, another`.
+    The format is `remark: one row, another row`.
     """
     return [f"{what}: {', '.join(dict.fromkeys(names))}" for what, names in grouped(notes).items()]
 
@@ -431,9 +441,14 @@ def first_known(*values: T | None) -> T | None:
 def image_means(
     done: dict[tuple[str, int], Record], metric: str, expected: list[tuple[str, int]]
 ) -> dict[str, float | None]:
-    """Return {image: mean over its seeds}.
+    """Return {image: mean of a metric over the image's seeds}.
 
-    The mean of an image is None if a seed that `expected` lists for it has no value.
+    The mean is None if a seed that `expected` lists for the image has no value.
+
+    Args:
+        done: {(image, seed): finished record}.
+        metric: name of the metric.
+        expected: the pairs (image, seed) that the row needs.
     """
     places = grouped(
         (image, done[image, seed].value(metric) if (image, seed) in done else None)
@@ -470,7 +485,10 @@ def dropped_notes(row: Row, against: str) -> list[str]:
 
 
 def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
-    """Return notes on the smallest gain per metric that rows of a task show with 80 % power."""
+    """Return one note per task on the smallest true gains that its rows show with 80 % power.
+
+    A note gives one gain per metric, or the range of the gains of several rows (`Verdict.least`).
+    """
     told = grouped(
         (place_of(row.axes, shown), (metric, verdict.least, row.to_reference[metric].n))
         for row in rows
@@ -572,14 +590,17 @@ def row_order(axes: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def place_of(axes: dict[str, Any], shown: Sequence[str]) -> str:
-    """Return the task followed by the values of the axes in `shown`, such as `deblur dps`."""
+    """Return a row's task and its values of the axes in `shown`, such as `deblur dps`.
+
+    `shown` is `Board.shown`: the axes among data, backbone and sampler in which rows differ.
+    """
     return " ".join([axes["task"], *(axes[name] or "–" for name in shown)])
 
 
 def named(axes: dict[str, Any], shown: Sequence[str]) -> str:
     """Return the full label of a row, which no other row of the board has.
 
-    An example is `deblur dps knn k=20 full`. `shown` is the attribute of the board.
+    An example is `deblur dps knn k=20 full`. `shown` is `Board.shown`, as in `place_of`.
     """
     return f"{place_of(axes, shown)} {label(axes)}"
 

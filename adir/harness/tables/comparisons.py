@@ -1,9 +1,10 @@
-"""Statistical tests over a whole table: two families, each with a Holm correction of its own.
+"""Test the differences of a whole table for significance, in two families of tests.
 
-One family consists of all differences to the reference (`none` or another mode). The other family
-compares every row with the best row of its task in every metric. Not all pairs of rows are tested,
-because the correction would leave no difference significant: 20 rows have 190 pairs per metric, and
-12 images give no p below 0.0005.
+All tests are Wilcoxon's signed rank tests, and each family has a Holm correction of its own. One
+family consists of all differences to the reference rows (mode `none` or another mode). The other
+family compares every row with the best row of its task, in every metric. Not all pairs of rows are
+tested, because no difference would remain significant after the correction: 20 rows have 190 pairs
+per metric, and the lowest p that 12 images can give is 0.0005.
 """
 
 from dataclasses import replace
@@ -33,10 +34,11 @@ def best_of(
 ) -> list[list[int]]:
     """Return the leaders of each contest: the row with the best mean and the rows tied with it.
 
-    A contest compares rows in one metric, and leaders are indices of its rows. A row is tied with
-    the best row unless a signed rank test shows that it is worse. A row is shown to be worse if its
-    p, corrected over all rows of all contests, is below ALPHA, and if the median difference favours
-    the best row, as the means do.
+    A contest compares rows in one metric. Its leaders are given as indices of its rows.
+
+    A row loses to the best row if two conditions hold. First, its p of the signed rank test against
+    the best row, corrected over all rows of all contests, is below ALPHA. Second, the median
+    difference favours the best row, as the means do. All other rows are tied with the best row.
 
     Args:
         contests: the rows of each contest, at least one, as {cluster: value}. The rows of a contest

@@ -1,6 +1,6 @@
-"""Formats of the leaderboard: terminal, CSV, Markdown, LaTeX (booktabs) and an HTML page.
+"""Format the leaderboard for the terminal, or as CSV, Markdown, LaTeX or an HTML page.
 
-The same board always gives the same bytes.
+The same board always gives the same bytes. LaTeX tables use the package booktabs.
 """
 
 import html
@@ -63,11 +63,11 @@ def explanation(board: Board) -> str:
 
 
 def score_text(row: Row, metric: str) -> tuple[str, str, str]:
-    """Return a score as text: (mean, error and mark, paired difference).
+    """Return a score as three texts: (mean, standard error and mark, paired difference).
 
-    Example: (`23.14`, ` ± 0.80 ≈`, `+0.31 [+0.12, +0.55] better †`). The paired difference with
-    its interval is printed on a line of its own. The mean of the only best row of a task is
-    printed bold.
+    Example: (`23.14`, ` ± 0.80 ≈`, `+0.31 [+0.12, +0.55] better †`). `explanation` explains the
+    marks. Callers print the third text on a line of its own. They print the mean in bold if this
+    row alone is the best of its task.
     """
     estimate, difference, verdict = (
         row.estimates[metric],
@@ -162,8 +162,8 @@ def cells(
         board: the board, for its columns.
         row: the row.
         newline: text between a mean and the difference under it.
-        bold: markup before and after the mean of the only best row.
-        safe: escapes text from the data for the format.
+        bold: markup before and after a mean if the row alone is the best of its task.
+        safe: function that escapes text from the data for the format.
     """
     texts = [safe(text) for text in lead(board, row)]
     for name in board.metrics:
@@ -219,16 +219,16 @@ def to_markdown(board: Board) -> str:
 
 
 def markdown_safe(text: str) -> str:
-    """Return the text with those characters escaped that open a tag or end a table cell."""
+    """Return the text with `&`, `<` and `|` escaped, which could open a tag or end a cell."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def to_csv(board: Board) -> str:
     """Return the board as CSV, with one line per row and numbers in full precision.
 
-    A missing value is an empty field. The columns of a difference are its mean, both ends of its 90
-    % interval, its number of clusters, p, corrected p, the verdict, and the smallest gain that is
-    shown with 80 % power.
+    A missing value is an empty field. The columns of a paired difference are its mean, both ends of
+    its 90 % interval, its number of clusters, p, corrected p, the verdict, and the smallest true
+    gain that would be shown with 80 % power.
     """
     lines = []
     for row in board.rows:

@@ -1,4 +1,4 @@
-"""Records and leaderboards as pandas frames, for notebooks and your own studies.
+"""Convert records and leaderboards to pandas frames, for notebooks and your own studies.
 
 Example:
 
@@ -22,8 +22,8 @@ from adir.harness.tables.formats import to_csv
 def records_frame(*sources: str | Path) -> pd.DataFrame:
     """Return a frame with one line per record of results folders and submissions.
 
-    The columns are axes, image, status, cell, y, scores, seconds by stage, and network calls. A
-    missing score is NaN.
+    The columns are the axes (backbone, task and so on), data set, image, cluster, status, hash of
+    the cell, hash of y, scores, seconds by stage, and network calls. A missing score is NaN.
 
     Raises:
         InputError: if the sources hold no records.

@@ -1,6 +1,7 @@
-"""Training sets of priors, and a warning if the test set may be part of one.
+"""Name the training set of a prior, and warn if the test set may be part of it.
 
-If a prior was trained on the test images, scores measure its memory, not restoration.
+A prior is a pretrained denoiser. If it was trained on the test images, scores measure its memory,
+not restoration.
 """
 
 import re
@@ -32,7 +33,7 @@ def prior_of(record: Record) -> str | None:
 
 
 def short_prior(trained_on: str | None) -> str:
-    """Return the name of a training set for a table column, without its comments.
+    """Return the name of a training set for a table column, cut at the first comma, `;` or `(`.
 
     `ImageNet (ILSVRC 2012)` becomes `ImageNet`, and None becomes a dash.
     """

@@ -1,7 +1,7 @@
 """Compare the paper's published numbers with ours (`adir table`).
 
-Each file in results/published holds one table of the paper. A verdict says whether a published
-number lies in the 95 % interval of our mean, or that the two cannot be compared.
+Each file in results/published holds one table of the paper. The verdict on a published number is
+`inside` or `outside` (the 95 % interval of our mean), or `not comparable`.
 """
 
 import functools
@@ -61,7 +61,7 @@ class Comparison:
 def published_dir(package: Path = PACKAGE) -> Path:
     """Return the folder of the published tables.
 
-    It is inside an installed package, or else in results/ of the checkout.
+    An installed package contains the folder. In a checkout it is results/published.
 
     Raises:
         InputError: if neither folder has tables.
@@ -86,9 +86,9 @@ def published_names() -> list[str]:
 
 @functools.cache
 def published(name: str) -> dict[str, Any]:
-    """Return a published table.
+    """Return a published table as a dict, read from its YAML file.
 
-    The number of decimals to print, `decimals`, is added to each of its metrics.
+    Each of its metrics gets a further entry, `decimals`: the number of decimals to print.
 
     Raises:
         InputError: if no table has this name.
@@ -104,9 +104,9 @@ def published(name: str) -> dict[str, Any]:
 
 
 def command_of(experiment: str) -> str:
-    """Return the `adir run` command from the first lines of an experiment's file.
+    """Return the `adir run` command of an experiment, read from the comments in its file.
 
-    The command includes other inputs that the experiment needs, such as an index or images.
+    The command names the inputs that the user must supply, such as an index or images.
     """
     lines = (config_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     line = next(line for line in lines if line.startswith("# adir run"))
@@ -114,9 +114,10 @@ def command_of(experiment: str) -> str:
 
 
 def compare(table: dict[str, Any], board: Board | None) -> list[Comparison]:
-    """Return comparisons of all numbers of a published table with our closest rows.
+    """Return one comparison per number of a published table, with our closest row.
 
-    The closest row is the one that departs least from the published conditions.
+    The closest row is the one that departs least from the published conditions. If `board` is None,
+    there is no row to compare with.
     """
     rows = board.rows if board is not None else []
     judged = [(row, *closest(table["conditions"], row, rows)) for row in table["rows"]]
@@ -138,8 +139,8 @@ def closest(
 ) -> tuple[Row | None, list[str]]:
     """Return (our row that departs least from the published conditions, its departures).
 
-    Only rows with the wanted task and mode count. If several rows are equally close, the first is
-    returned; if no row counts, (None, []).
+    Only rows with the task and mode of `wanted`, a row of the published table, are considered. Of
+    equally close rows, the first is returned. If there is no such row, return (None, []).
     """
     candidates = [
         row
@@ -184,12 +185,12 @@ def comparison(
 ) -> Comparison:
     """Return the comparison of one published number with our number, and its verdict.
 
-    All reasons against comparing are collected, not only the first.
+    The comparison lists every reason why the two numbers cannot be compared.
 
     Args:
         method: name of the method in the paper.
         metric: the metric's entry in the published table.
-        cell: the published number with its confidence and source.
+        cell: the published number, with its source and a word on how certain it is.
         row: our closest row; None if there is none.
         departures: differences of our row from the published conditions.
     """
@@ -235,10 +236,11 @@ def comparison(
 def columns_of(
     comparisons: list[Comparison], source: str
 ) -> tuple[list[Column], list[Column], list[str]]:
-    """Return (columns that name a line, all other columns, notes).
+    """Return (columns that name a line, all other columns, notes) of a comparison table.
 
-    A note is a reason against comparing, or the source of a paper's number if it is not `source`,
-    the table's own source. Each line refers to its notes by number, in brackets.
+    A line shows one comparison, and refers to its notes by numbers in square brackets. Some notes
+    are reasons why two numbers cannot be compared. The other notes name the source of a paper's
+    number, if it differs from `source`, the source of the whole table.
     """
     notes: dict[str, int] = {}
 
@@ -293,8 +295,8 @@ def columns_of(
 def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
     """Return the comparison as a LaTeX table (booktabs) in the paper's layout.
 
-    Each line is a method and each column a metric. Our number is in brackets, with * if it is not
-    comparable.
+    Each line is a method and each column a metric. The paper's number comes first. Our number
+    follows in brackets, with * if it is not comparable.
     """
     metrics = table["metrics"]
     titles = [tex(metric["title"] + ARROWS[metric["direction"]]) for metric in metrics]

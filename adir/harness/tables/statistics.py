@@ -50,10 +50,10 @@ For larger numbers, the normal approximation is within 1e-3.
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over clusters.
+    """Mean over clusters, with its standard error.
 
-    If any cluster has no value, value and standard_error are None; the mean of the remaining
-    clusters is never given instead.
+    Both are None if any cluster has no value. The mean of the other clusters is never given
+    instead.
     """
 
     value: float | None
@@ -100,7 +100,8 @@ def mean_over_images(values: list[float | None]) -> Estimate:
 class PairedDifference:
     """Mean of a - b over clusters, with its 90 % interval and its test.
 
-    Only images with a value in both a and b count.
+    a and b are the scores of a row and of its reference row. Only images with a value in both
+    count.
     """
 
     mean: float
@@ -165,10 +166,13 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
     """Return the 90 % interval of the population mean of paired differences (n,).
 
     Each side leaves out 5 %. For n < 5, the interval is Student's t. For larger n, it is the
-    bootstrap-t with equal tails (Efron, 1981). For skewed populations, the worse of its two ends
-    errs less often than the worse end of Student's t or of the bootstrap-t with symmetric tails. If
-    most differences are 0 and the others are losses, only this interval keeps the error of its
-    lower end at about 5 % (results/quality/coverage.md).
+    bootstrap-t with equal tails (Efron, 1981).
+
+    Simulations led to the bootstrap-t with equal tails (results/quality/coverage.md). If the
+    population is skewed, one end of an interval errs more often than the other. With equal tails,
+    this worse end errs less often than with Student's t or with symmetric tails. If most
+    differences are 0 and the others are losses, only equal tails keep the error of the lower end at
+    about 5 %.
 
     An end is infinite if 5 % of the resamples have no spread. If all values are equal, both ends
     equal that value.
@@ -193,9 +197,9 @@ def difference_interval(values: Sequence[float] | Floats) -> tuple[float, float]
 def least_difference(reach: float, standard_error: float, n: int) -> float:
     """Return the true gain whose interval would lie above 0 with probability POWER.
 
-    Samples are assumed to have n clusters and the same spread as the measured sample. The gain is
-    exact for Student's interval of normal differences, except that a t quantile replaces the
-    noncentral one (an error under 2 % from n = 6). results/quality/coverage.md checks it by
+    Samples are assumed to have n clusters and the same spread as the measured sample. For Student's
+    interval of normal differences, the formula makes one approximation: a t quantile replaces the
+    noncentral one (an error under 2 % from n = 6). results/quality/coverage.md checks the gain by
     simulation.
 
     Args:
@@ -315,7 +319,7 @@ def doubled_ranks(x: Floats) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=1024)
 def sign_distribution(ranks: tuple[int, ...]) -> Floats:
-    """Return the distribution of the sum of positive ranks if signs are random.
+    """Return the distribution function of the sum of positive ranks if signs are random.
 
     The array has shape (sum of ranks + 1,). Entry s is the probability that the sum of positive
     ranks is at most s.

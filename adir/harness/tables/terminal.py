@@ -27,7 +27,7 @@ class Column:
 
     @property
     def width(self) -> int:
-        """The width of the longest line, including the blanks and the border around the column."""
+        """The width in characters of the longest line, with the blanks and border around it."""
         return AROUND + max(
             cell_len(line) for text in (self.heading, *self.texts) for line in str(text).split("\n")
         )

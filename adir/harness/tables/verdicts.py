@@ -1,13 +1,20 @@
 """Verdicts on a row against its reference, and one sentence that summarises a table.
 
 A gain is a paired difference, with its sign changed if lower is better, so that a positive gain is
-an improvement. L and U are the ends of its 90 % interval over clusters, and m is the metric's
-margin. The verdict is `better` if L > 0, `worse` if U < 0 and L <= -m, and `not worse` if L > -m.
-It is `undecided` in all other cases, and for fewer than FEWEST_TO_TELL_APART clusters. The interval
-leaves out 5 % on each side, so L > 0 and L > -m are one-sided tests at 5 %.
+an improvement. L and U are the ends of its 90 % interval over clusters. m is the metric's margin,
+the largest loss that counts as no loss. The verdict is the first of these that applies:
 
-Verdicts are not corrected for the number of rows (benchmarks/quality/coverage.py simulates how
-often one of several is false). The signed rank tests in the same table are corrected.
+      undecided    no interval, or fewer than FEWEST_TO_TELL_APART clusters
+      better       L > 0
+      worse        U < 0 and L <= -m
+      not worse    L > -m
+      undecided    all other cases
+
+The interval leaves out 5 % on each side, so L > 0 and L > -m are one-sided tests at 5 %.
+
+Verdicts are not corrected for the number of rows. benchmarks/quality/coverage.py simulates how
+often at least one of several verdicts is false. The signed rank tests in the same table are
+corrected.
 """
 
 import functools
@@ -55,7 +62,7 @@ class Margin:
     def of(self, reference: float) -> float:
         """Return the margin in the unit of the metric.
 
-        A margin in percent is a share of `reference`, the mean of the row compared with.
+        `reference` is the mean of the reference row, to which a margin in percent is relative.
         """
         return (
             self.margin if self.margin is not None else abs(reference) * (self.percent or 0.0) / 100
@@ -134,13 +141,13 @@ class Finding:
 
 
 def sentence(findings: Sequence[Finding], against: str, clustered: bool) -> str:
-    """Return the summary of a table's verdicts as one sentence; an empty text without verdicts.
+    """Return the summary of a table's verdicts as one sentence; empty if there are no verdicts.
 
     An example is `Against none, over 12 images: knn is better in PSNR on sr4 (+0.8 dB) and not
     worse on deblur (-0.02 dB).`
 
     If there are more than SPELLED_OUT verdicts, the sentence counts the verdicts of each row. If
-    there are more than SPELLED_OUT rows, it counts the verdicts of all rows together.
+    there are also more than SPELLED_OUT rows, it counts the verdicts of all rows together.
 
     Args:
         findings: the verdicts of the table.
