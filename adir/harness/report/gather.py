@@ -137,7 +137,8 @@ def row_labels(board: Board) -> list[str]:
     """Return a label for each row of a leaderboard, such as `knn k=20 full`.
 
     A label has up to four parts: data set, backbone, sampler, and the mode with its settings. Parts
-    that are the same in all rows are omitted. If all four are the same, the label is the mode with its settings.
+    that are the same in all rows are omitted. If all four are the same, the label is the mode with
+    its settings.
     """
     modes = [label(row.axes) for row in board.rows]
     shown = not board.shown or len(set(modes)) > 1
