@@ -51,12 +51,13 @@ def adapt(cell: Cell, images: Sequence[Tensor], seed: int = 0, progress: bool = 
     Args:
         cell: a cell from `setup`. Its `adaptation` settings, such as adaptation.adapter=lora and
             adaptation.fine_tuning.n_iterations=200, control the training.
-        images: one or more images (3, H, W) in [-1, 1], each at least as large as a crop.
+        images: one or more images (3, H, W) in [-1, 1]. If a side of one is shorter than
+            adaptation.fine_tuning.crop_size, all training crops are made smaller.
         seed: seed of crops, timesteps and noise.
         progress: whether to show a progress bar.
 
     Raises:
-        InputError: if an image is too small.
+        InputError: if an image is too small for any crop.
         FloatingPointError: if the loss is NaN or Inf.
     """
     return cell.fine_tuning.fit(
@@ -87,12 +88,13 @@ def restore(cell: Cell, y: Tensor, seed: int = 0, tile: int = 256) -> Tensor:
 
     Args:
         cell: a cell from `setup`.
-        y: (C, h, w) in [-1, 1], of any size. `cell.task.read_y` reads such a tensor from a file.
+        y: (C, h, w) in [-1, 1]. `cell.task.read_y` reads such a tensor from a file.
         seed: seed of the sampler's noise, which also depends on the content of y.
-        tile: side in pixels of the tiles into which a larger image is split for the network.
+        tile: side in pixels of the tiles into which a larger image is split for the network. A
+            latent backbone takes the whole image at once.
 
     Raises:
-        InputError: if y is too small.
+        InputError: if y is too small, or if the backbone does not support its size or `tile`.
         FloatingPointError: if the sampler diverges.
     """
     steering = cell.mode if isinstance(cell.mode, Steering) else None
@@ -102,12 +104,12 @@ def restore(cell: Cell, y: Tensor, seed: int = 0, tile: int = 256) -> Tensor:
 
 
 def records(*folders: str | Path) -> "pd.DataFrame":
-    """Return a data frame with one row per record of the results folders.
+    """Return a data frame with one row per record (one image) of the results folders.
 
-    The columns are the axes, image, status, scores, and the seconds of each stage. A missing score
-    is NaN.
+    The columns include the axes (task, sampler and so on), image, status, scores, and the seconds
+    of each stage. A missing score is NaN.
 
-    Raises InputError if a folder contains no records.
+    Raises InputError if a folder does not exist, or if the folders contain no records.
     """
     # Imported here because pandas takes time to load, and restoring does not need it.
     from adir.harness.tables.frames import records_frame

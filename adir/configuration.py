@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).resolve().parent
 def config_dir(package: Path = PACKAGE) -> Path:
     """Return the absolute path of the folder `conf/`.
 
-    In an installed wheel, it is adir/conf. In a checkout, installed with `pip install -e .` or not
-    installed, it is beside adir/. adir/conf is tried first, because a folder conf beside an
-    installed package may belong to another package in site-packages.
+    In an installed wheel, the folder is adir/conf. In a checkout, it is beside adir/, also after
+    `pip install -e .`. adir/conf is tried first, because a folder conf beside an installed package
+    may belong to another package in site-packages.
 
     Raises InputError if neither folder contains a subfolder `task`.
     """

@@ -64,8 +64,9 @@ def garbage_collection_paused() -> Iterator[None]:
 def require_utf8() -> None:
     """Exit with status 2 unless Python decodes file names as UTF-8.
 
-    In an ISO-8859-1 locale, for example, image ids made from file names would differ, and so would
-    the noise drawn for each image. LC_ALL=C is accepted, because Python uses UTF-8 in this locale.
+    In an ISO-8859-1 locale, for example, image ids made from file names would differ from those on
+    other machines, and so would the noise drawn for each image. LC_ALL=C is accepted, because
+    Python uses UTF-8 in this locale.
     """
     if sys.getfilesystemencoding() != "utf-8":
         print(
@@ -90,10 +91,10 @@ def steady_streams() -> None:
 
 
 def steady(stream: TextIO) -> TextIO:
-    """Return a stream with the same file descriptor that survives the end of its reader.
+    """Return a stream on the same file descriptor that keeps working after its reader has ended.
 
-    Characters that its encoding lacks are replaced. A stream that is not a TextIOWrapper, as in a
-    notebook or a test, is returned unchanged.
+    The new stream replaces characters that its encoding lacks. If `stream` is not a TextIOWrapper,
+    as in a notebook or a test, it is returned unchanged.
     """
     if not isinstance(stream, io.TextIOWrapper):
         return stream
@@ -108,9 +109,10 @@ def steady(stream: TextIO) -> TextIO:
 
 
 class Unread(io.FileIO):
-    """Raw file whose file descriptor is redirected to /dev/null when its reader ends.
+    """Raw file that discards what is written to it after its reader has ended.
 
-    With stdout of this class, `adir run ... | head -1` finishes its work although `head` ends.
+    The first write that fails redirects the file descriptor to /dev/null. Therefore
+    `adir run ... | head -1` finishes its work although `head` ends first.
     """
 
     def write(self, content: bytes) -> int | None:  # type: ignore[override]
@@ -127,11 +129,13 @@ class Unread(io.FileIO):
 
 
 def require_user() -> None:
-    """Set HOME and USER if they are neither in the environment nor in the password file.
+    """Set HOME and USER if neither the environment nor the password file defines them.
 
-    This happens in a container that runs under a user number. HOME is then a temporary folder, and
-    USER is the number. If there is a home folder but it is read-only, matplotlib and W&B get a
-    temporary folder for their caches. Files in the home folder are still read.
+    They are undefined in a container that runs under a user id without a name. HOME becomes a
+    temporary folder, and USER becomes the id.
+
+    If a home folder is defined but not writable, matplotlib and W&B get a temporary folder for
+    their caches. Files in the home folder are still read.
     """
     home = os.path.expanduser("~")
     if not os.access(home, os.W_OK):

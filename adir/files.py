@@ -48,10 +48,10 @@ def shortened(name: str, most: int = LONGEST_NAME) -> str:
 
 
 def with_hash(readable: str, whole: str, most: int) -> str:
-    """Return the start of a readable text, followed by `@` and a hash of `whole`.
+    """Return the start of a readable text, followed by `@` and 16 hex digits of a hash of `whole`.
 
-    If `readable` comes from `urllib.parse.quote`, it holds no `@`, so the start of the hash is
-    unambiguous.
+    A text from `urllib.parse.quote` contains no `@`. If `readable` is such a text, the hash is what
+    follows the only `@`.
 
     Args:
         readable: text to be shortened.
@@ -78,8 +78,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that replaces `path` when the `with` block ends.
 
     The temporary file is in the folder of `path`, and its name starts with a dot. The block must
-    write it. If the block fails, the temporary file is removed; only SIGKILL or a power cut can
-    leave it behind.
+    write this file. If the block fails, the file is removed. Only SIGKILL or a power cut can leave
+    it behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # tempfile.mkstemp is not used because only the owner could read its files, and results folders
@@ -143,7 +143,7 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 
 
 def require_no_results(folder: Path) -> None:
-    """Raise InputError if an input folder holds results of adir instead of a user's images."""
+    """Raise InputError if a folder that is given as input is marked as a results folder of adir."""
     if (folder / RESULTS_MARKER).exists():
         raise InputError(
             f"{folder}: holds results of adir, which are never read as input images; name another "
@@ -155,9 +155,8 @@ def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> I
     """Yield the files in a folder and its subfolders whose names end in one of `suffixes`.
 
     Names are sorted within each folder, and files come before subfolders. Hidden files, hidden
-    folders and subfolders with results of adir are skipped. Links are followed. A folder that links
-    make reachable by several paths is listed once; its path without links is preferred if that path
-    is inside `folder`.
+    folders and results folders of adir are skipped. Symbolic links are followed. A folder that is
+    reachable by several paths is listed once, if possible under a path without links.
 
     Args:
         folder: folder to list.
@@ -165,7 +164,7 @@ def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> I
         below: whether subfolders are listed too.
 
     Raises:
-        InputError: if a folder cannot be listed, or if `folder` itself holds results of adir.
+        InputError: if a folder cannot be listed, or if `folder` itself is a results folder of adir.
     """
     require_no_results(Path(folder))
     seen: set[tuple[int, int]] = set()
@@ -192,7 +191,7 @@ def walk(folder: str | Path, suffixes: tuple[str, ...], below: bool = True) -> I
 def refuse_folder(error: OSError) -> None:
     """Raise InputError for a folder that cannot be listed.
 
-    It is passed to os.walk as `onerror`, because os.walk would otherwise skip the folder silently.
+    The function is passed to os.walk as `onerror`. Without it, os.walk skips the folder silently.
     """
     raise InputError(
         f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or remove it"
@@ -202,8 +201,9 @@ def refuse_folder(error: OSError) -> None:
 def safetensors_metadata(content: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file from its bytes; {} if the file has no metadata.
 
-    The bytes are not checked, so let the safetensors library read the tensors first. The library's
-    own function for metadata takes only a path, and turns every OSError into FileNotFoundError.
+    The bytes are not checked. To check them, read the tensors with the safetensors library first.
+    Its own function for metadata is not used, because it takes only a path, and turns every OSError
+    into FileNotFoundError.
     """
     # The file starts with the length of the header in 8 bytes, then the header as JSON.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -242,7 +242,8 @@ def hash_of(configuration: Any) -> str:
 def canonical_numbers(value: Any) -> Any:
     """Return a JSON value in which floats with a whole value are replaced by integers.
 
-    Therefore sigma_y=10 and sigma_y=10.0 have the same hash and are the same cell.
+    Therefore settings with sigma_y=10 and sigma_y=10.0 have the same hash and describe the same
+    cell (combination of settings).
     """
     if isinstance(value, dict):
         return {key: canonical_numbers(item) for key, item in value.items()}

@@ -77,13 +77,13 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def generator(seed: int, image_id: str, purpose: str) -> torch.Generator:
-    """Return the random generator, on the CPU, for one image and one purpose.
+    """Return a random generator on the CPU for one image and one purpose.
 
     The generator's seed is derived from the SHA-256 of the three arguments. Therefore the random
     numbers of an image do not depend on batch, order, worker, device, or whether a run was resumed.
 
     Args:
-        seed: seed of the cell.
+        seed: value of the setting `seed`.
         image_id: id of the image.
         purpose: what the random numbers are for, such as "adaptation" or "sampler".
     """
@@ -117,7 +117,7 @@ def to_uint8(x: Tensor) -> np.ndarray:
 def from_uint8(pixels: np.ndarray) -> Tensor:
     """Return (H, W, 3) uint8 pixels as a (3, H, W) float32 image in [-1, 1].
 
-    `to_uint8` restores the pixels exactly.
+    If `to_uint8` is applied to the result, it returns the same pixels.
     """
     return (
         torch.from_numpy(np.ascontiguousarray(pixels))
@@ -165,11 +165,15 @@ def decode_pixels(
 ) -> np.ndarray:
     """Return the uint8 pixels of an image file's bytes: (H, W, 3) RGB or (H, W, 1) grey.
 
-    All image files are decoded by this function. It applies the EXIF orientation, converts colours
-    from the embedded profile to sRGB, replaces palette indices by their colours, and drops an alpha
-    channel that is opaque everywhere. It scales 16 bits per channel to 8, with a warning. Of a
-    phone's MPO file, which holds several images, it decodes the first. If the profile of a grey or
-    RGB image is unusable, it warns and interprets the colours as sRGB.
+    All image files are decoded by this function:
+
+    - The EXIF orientation is applied.
+    - Colours are converted from the embedded profile to sRGB. If the profile of a grey or RGB image
+      is unusable, a warning is issued, and the colours are interpreted as sRGB.
+    - Palette indices are replaced by their colours.
+    - An alpha channel that is opaque everywhere is dropped.
+    - 16 bits per channel are scaled to 8, with a warning.
+    - The first image of an MPO file is taken. Phones write such files, which hold several images.
 
     Args:
         content: the file's bytes.
@@ -178,10 +182,10 @@ def decode_pixels(
         least_side: pixels; images with a shorter side are refused.
 
     Raises:
-        InputError: if the file is truncated or not an image, has too many pixels, a side that is
-            too short or an aspect ratio above MAX_ASPECT, is animated, multi-page or transparent,
-            is CMYK without a usable profile, has a bit depth that Pillow cannot read safely, or
-            does not fit in memory. Size, aspect ratio and number of frames are checked in the
+        InputError: if the file is truncated or not an image; if it has too many pixels, too short a
+            side, or an aspect ratio above MAX_ASPECT; if it is animated, multi-page or transparent;
+            if it is CMYK without a usable profile; if Pillow cannot read its bit depth safely; or
+            if it does not fit in memory. Size, aspect ratio and number of frames are checked in the
             file's header, before decoding.
     """
     try:
@@ -248,7 +252,8 @@ def scaled(image: Image.Image, rawmodes: str, content: bytes, name: str) -> Imag
 
     Args:
         image: grey, RGB or RGBA, already decoded.
-        rawmodes: the arguments of Pillow's decoder as text; they name the file's byte order.
+        rawmodes: the arguments of Pillow's decoder as text; they name the file's channels, bits and
+            byte order.
         content: the file's bytes.
         name: name of the file in errors and warnings.
 
@@ -384,13 +389,13 @@ def transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Im
 
 
 def upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """Return the pixels, rotated or flipped to upright according to the EXIF orientation.
+    """Return `pixels`, rotated or flipped according to the EXIF orientation of `image`.
 
     Pixels of a TIFF file are not changed, because Pillow has already applied the orientation.
 
     Args:
-        pixels: the image after all conversions, which lost the EXIF data.
-        image: the same image as decoded, with the EXIF data.
+        pixels: the image after all conversions, without EXIF data.
+        image: the same image before the conversions, with EXIF data.
     """
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
@@ -454,7 +459,7 @@ def write_png(path: str | Path, x: Tensor) -> None:
 
 
 def hash_of_image(x: Tensor) -> str:
-    """Return SHA-256 of a tensor's shape and its values as float32."""
+    """Return the SHA-256 of a tensor's shape and its values as float32, as 64 hex digits."""
     return sha256_of_bytes(
         repr(tuple(x.shape)).encode() + x.detach().cpu().float().contiguous().numpy().tobytes()
     )

@@ -25,9 +25,10 @@ PACKAGES = (
 
 
 def main() -> int:
-    """Print which packages, GPUs, embedded files and metrics are available.
+    """Print which packages, GPUs, embedded parts and metrics are available.
 
-    Returns 0, or 1 if a package or an embedded file is missing.
+    The embedded parts are the networks and images that the adir package contains. Returns 0, or 1
+    if a package or an embedded part is missing.
     """
     missing = 0
     print(

@@ -47,13 +47,13 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
     """Repaint one image and return the exit status.
 
     Image, mask and prompt are checked before a network is loaded. The name of the result contains a
-    hash of image, mask, prompt and cell. A result that already exists is not computed again.
+    hash of image, mask, prompt and settings. A result that already exists is not computed again.
 
     Args:
         image: image file.
         mask: image file of the same size; its white part is repainted.
         prompt: description of the repainted part.
-        overrides: KEY=VALUE settings that describe the cell.
+        overrides: KEY=VALUE settings, such as adaptation=knn.
         out: folder for the PNG and the JSON file.
 
     Raises:
@@ -89,7 +89,10 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
 
 
 def require_editing(cfg: DictConfig) -> None:
-    """Raise InputError unless task and backbone support editing, without loading a network."""
+    """Raise InputError unless the configured task and backbone support editing.
+
+    No network is loaded.
+    """
     task = build(cfg.task, "task")
     if not task.edits:
         raise InputError(f"adir edit does task=edit only, not task={task.name}; use `adir restore`")
@@ -100,9 +103,10 @@ def require_editing(cfg: DictConfig) -> None:
 
 
 def edit_overrides(overrides: list[str]) -> list[str]:
-    """Return the overrides for a cell of `adir edit`: DEFAULTS, then those of the user.
+    """Return all settings of an edit as KEY=VALUE: first DEFAULTS, then those of the user.
 
-    Defaults that the user overrides are omitted, and short names of settings are expanded.
+    Defaults that the user overrides are omitted. Short names of settings (see SHORT) are replaced
+    by their full names.
     """
     given = [item.partition("=") for item in overrides]
     full = [f"{SHORT.get(key, key)}{equals}{value}" for key, equals, value in given]
@@ -111,13 +115,13 @@ def edit_overrides(overrides: list[str]) -> list[str]:
 
 
 def is_done(target: Path, edit: str) -> bool:
-    """Return whether both files of an edit exist, the image and the JSON file.
+    """Return whether the image and the JSON file of this edit exist and are intact.
 
     The JSON file is written first, so it may exist without the image if the process was killed.
 
     Args:
         target: path of the image; the JSON file is beside it.
-        edit: hash of cell, image, mask and prompt.
+        edit: hash of image, mask, prompt and settings.
     """
     try:
         known = read_json(target.with_suffix(".json"))
@@ -134,12 +138,12 @@ def edit_one(cell: Cell, image: Path, y: Tensor, target: Path, edit: str, progre
     If the cell needs them, neighbours are retrieved and an adapter is trained first.
 
     Args:
-        cell: cell whose task has the mask and the prompt.
+        cell: settings and the parts built from them; its task has the mask and the prompt.
         image: path of the input, for the JSON file and for errors.
         y: (3, H, W), the image with zeros in the hole.
         target: path of the PNG.
-        edit: hash of cell, image, mask and prompt.
-        progress: whether to show a progress bar.
+        edit: hash of image, mask, prompt and settings.
+        progress: whether to show a progress bar of the training.
 
     Raises:
         InputError: if sampling fails.

@@ -1,4 +1,7 @@
-"""`adir index build`: embed the images of a corpus, shard by shard, with one or more workers."""
+"""`adir index build`: embed the images of a corpus, shard by shard, with one or more workers.
+
+A shard is a part of the corpus, whose embeddings are stored in one file.
+"""
 
 import os
 import sys
@@ -85,7 +88,7 @@ def described(manifest: Mapping[str, Any]) -> str:
 def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     """Run one worker, and return (folder of the index, shards that this worker embedded).
 
-    The worker runs until no shard is missing, and takes over the shards of workers that die.
+    The worker stops when no shard is missing. It takes over the shards of workers that die.
 
     Raises InputError if a setting, the corpus or the encoder cannot be used.
     """
@@ -129,7 +132,10 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
 
 @contextmanager
 def alone(claims: Claims, name: str) -> Iterator[None]:
-    """Wait until no living worker holds a claim, and hold the claim within the context."""
+    """Hold a claim within the context, after waiting for any living worker that holds it.
+
+    A claim is a lock file. The claim of a dead worker is taken over.
+    """
     while not claims.take(name):
         time.sleep(POLL)
     try:
@@ -147,9 +153,9 @@ def embed_missing(
 
     Args:
         folder: folder of the index.
-        source: source of the corpus.
+        source: images of the corpus.
         encoder: encoder of the index.
-        claims: claims of the index, shared with the other workers.
+        claims: lock files that divide the shards among the workers.
         cfg: configuration of `adir index build`.
     """
     done: list[Embedded] = []

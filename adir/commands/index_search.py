@@ -89,7 +89,7 @@ def read_query(path: Path) -> np.ndarray:
 def with_images(folder: Path, ids: Sequence[str], distances: Sequence[float]) -> Iterator[Found]:
     """Yield each neighbour with its image, or with None if the image cannot be read.
 
-    The images are read from the corpus that was indexed.
+    The images are read from the corpus from which the index was built.
 
     Args:
         folder: folder of the index.
@@ -128,8 +128,8 @@ def remember_encoder(folder: Path, configuration: DictConfig) -> None:
 def encoder_of(index: ShardedIndex) -> Encoder:
     """Build the encoder of an index from the configuration in its folder.
 
-    The configuration must describe an encoder of conf/encoder/ with plain arguments, because the
-    folder may come from someone who is not trusted.
+    The configuration is accepted only if its class is one of conf/encoder/ and its arguments are
+    plain values, because the folder may come from an untrusted person.
 
     Raises InputError if the configuration cannot be used, or if the encoder differs from the one
     that made the index.

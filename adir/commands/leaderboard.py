@@ -13,15 +13,14 @@ from adir.harness.tables.terminal import wide_console
 
 
 def main(folders: list[Path], no_write: bool = False, against: str = "none") -> int:
-    """Print the table of results folders and submissions.
+    """Print one table of all results folders and submissions.
 
-    If there is exactly one input and it is a folder, leaderboard.csv, .md, .tex and .html are
-    written into it.
+    If the only input is a folder, leaderboard.csv, .md, .tex and .html are written into it.
 
     Args:
         folders: results folders and submission files.
         no_write: whether to write no files.
-        against: mode with which the other rows are compared. Unless it is `none`, the names of the
+        against: mode with which all others are compared. If it is not `none`, the names of the
             written files contain it.
 
     Returns:

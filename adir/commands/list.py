@@ -1,4 +1,7 @@
-"""`adir list`: print the axes and their values, read from the configuration files."""
+"""`adir list`: print the axes and their values, read from the configuration files.
+
+An axis is a setting whose value names a configuration file, such as `task` in task=sr4.
+"""
 
 from pathlib import Path
 

@@ -12,9 +12,10 @@ from adir.harness.records.sources import read_sources
 def main(folders: list[Path], out: Path) -> int:
     """Copy the records of several folders and submissions into one folder.
 
-    The files that a report shows are copied too, if the sources have them: restored images, images
-    y, ground truths, neighbours, manifests of the data, and losses of the adapters. The adapters
-    themselves are not copied. All sources are read and checked before anything is written.
+    The files that a report shows are copied too, if the sources have them: restored images,
+    degraded images y, ground truths, neighbours, manifests of the data, and losses of the adapters.
+    The adapters themselves are not copied. All sources are read and checked before anything is
+    written.
 
     Args:
         folders: results folders and submission files.
@@ -24,8 +25,9 @@ def main(folders: list[Path], out: Path) -> int:
         0, or 1 if a damaged record was skipped.
 
     Raises:
-        InputError: if two sources have different records of the same image of a cell. (Identical
-            records are copied once.)
+        InputError: if a source does not exist, if a submission is damaged, if there are no records,
+            or if two sources have different records of one image and cell (combination of
+            settings). Equal records are copied once.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder with --out")

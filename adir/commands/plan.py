@@ -1,4 +1,7 @@
-"""`adir plan`: print the cells, run time and disk space of `adir run` with the same arguments."""
+"""`adir plan`: print the cells, run time and disk space of `adir run` with the same arguments.
+
+A cell is one combination of settings.
+"""
 
 import shutil
 import time
@@ -83,7 +86,7 @@ def main(overrides: list[str], multirun: bool) -> int:
 
 
 def planned_row(plan: CellPlan) -> list[str]:
-    """Return the texts of the table's row for a cell that can run, in the order of HEADINGS."""
+    """Return the table row of a cell that can run: one text per column of HEADINGS."""
     figures = ["–"] * 4
     if plan.cost is not None:
         per_image = sum(plan.cost.seconds_per_image.values())
@@ -97,7 +100,7 @@ def planned_row(plan: CellPlan) -> list[str]:
 
 
 def cell_name(axes: Axes) -> str:
-    """Return a name for a cell: its backbone and its label.
+    """Return the name of a cell: its backbone, task, mode, seed and other settings.
 
     Example: `embedded sr4 knn k=20 full seed=0`.
     """
@@ -105,9 +108,9 @@ def cell_name(axes: Axes) -> str:
 
 
 def score_notes(grid: Grid) -> list[str]:
-    """Return messages that say which scores may stay empty, because weights are missing.
+    """Return messages about scores that may stay empty because weights are missing.
 
-    The weights are not downloaded by this function.
+    This function does not download the weights.
     """
     notes = empty_scores(list(grid.cells.values()), fetch=False)
     wanted = {
@@ -129,7 +132,7 @@ def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
 
     Args:
         grid: grid of cells.
-        plans: plans of those cells of the grid that can run.
+        plans: plans of the grid's cells that can run.
         loading: seconds that a run takes to load and check the grid.
     """
     equal = grid.combinations - len(grid.cells) - len(grid.problems)

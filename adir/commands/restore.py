@@ -44,14 +44,14 @@ With the same network, their images are closer to the ground truth and less nois
 sampler=adir, the paper's Algorithm 1 (results/embedded/adir_settings.md and baselines.md).
 """
 STD_FACTOR = 5
-"""The factor by which standard deviations are multiplied in the image of their map.
+"""The factor by which standard deviations are multiplied in the PNG of their map.
 
 White therefore means a standard deviation of 51 grey levels or more.
 """
 
 
 def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int) -> int:
-    """Restore images with the cell that the KEY=VALUE inputs describe, and return the exit status.
+    """Restore images with the settings among the inputs, and return the exit status.
 
     All inputs are read and checked before the first image is restored.
 
@@ -59,7 +59,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
         inputs: image files, folders of images, and KEY=VALUE settings.
         out: folder for PNG and JSON files.
         overwrite: whether existing results are replaced.
-        tile: side in pixels of the tiles into which larger images are split.
+        tile: side in pixels of the tiles into which larger images are split for the network.
         samples: number of restorations of each image. If there are 2 or more, the result is their
             mean, and each restoration and a map of their standard deviation are written too.
 
@@ -113,11 +113,11 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
 def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
     """Return the configuration that the overrides describe, and its cell.
 
-    If the overrides name neither a sampler nor an experiment, the sampler is the first of SAMPLERS
-    that is applicable, or the configuration's default if none of them is. Some
+    If the overrides name a sampler or an experiment, they determine the sampler. Otherwise the
+    sampler is the first of SAMPLERS that is applicable, or the configuration's default if none is.
+    If the first of SAMPLERS is not applicable, the chosen sampler and the reason are printed. Some
     samplers are not applicable to latent backbones, or to operators whose singular values are
-    unknown. If the first of SAMPLERS is not applicable, a line with the reason and the chosen
-    sampler is printed.
+    unknown.
 
     Raises InputError if a setting cannot be used, or if no sampler is applicable.
     """
@@ -143,13 +143,13 @@ def chosen_cell(overrides: list[str]) -> tuple[DictConfig, Cell]:
 def targets_of(measurements: dict[Path, Tensor], cell: Cell, out: Path) -> dict[Path, Path]:
     """Return {path of the input: path of the result}.
 
-    If several inputs have the same stem (in two folders, or with two suffixes), a hash of the
-    content is added to the names of their results. Inputs that also have equal content share one
-    result.
+    A result is named after its input's stem (the file name without suffix). If several inputs have
+    the same stem, a hash of y is added to the names of their results. Inputs that have the same
+    stem and equal y share one result.
 
     Args:
         measurements: {path of the input: y}.
-        cell: cell whose task and mode are part of the name.
+        cell: its task and mode are part of the name.
         out: output folder.
     """
     stems = {path: shortened(path.stem) for path in measurements}
@@ -189,20 +189,21 @@ def image_files(inputs: list[str]) -> list[Path]:
 
 
 def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> bool:
-    """Return whether the restoration of an image exists with all its files.
+    """Return whether the result for an image exists with all its files.
 
-    The JSON file may exist without the images, because it is written first and the process may have
-    been killed, or because images were deleted.
+    The JSON file may exist without the images: it is written first, so the process may have been
+    killed before it wrote them. Images may also have been deleted.
 
     Args:
         target: path of the result; the JSON file is beside it.
-        cell: cell that would restore the image.
+        cell: settings with which the image would be restored.
         y: the degraded image.
         tile: requested side of the tiles in pixels.
         samples: requested number of samples.
 
     Raises:
-        InputError: if the result or its JSON file exists and was made with other settings.
+        InputError: if the result exists but was made with other settings, or if a file is damaged
+            or does not match the JSON file.
     """
     note = target.with_suffix(".json")
     if not target.exists() and not note.exists():
@@ -239,16 +240,17 @@ def restore_one(
     """Restore one image, and write the result and its JSON file.
 
     If the cell needs them, neighbours are retrieved and an adapter is trained first. All samples
-    share the adapter. The seeds of their noise are cell.seed, cell.seed + 1, and so on.
+    share the adapter. The seeds of the samples are cell.seed, cell.seed + 1, and so on.
 
     Args:
-        cell: cell that restores the image.
+        cell: settings and the parts built from them.
         path: path of the input, for the JSON file and for errors.
         y: the degraded image.
         target: path of the result.
         tile: requested side of the tiles in pixels.
         samples: number of samples.
-        options: options of the run, of which `progress` (whether to show a progress bar) is used.
+        options: options of the run. Only `progress` is used: whether to show a progress bar of the
+            training.
 
     Raises:
         InputError: if sampling fails.
@@ -330,9 +332,9 @@ def restore_one(
 
 
 def sample_file(target: Path, what: str) -> Path:
-    """Return the path of another output, NAME-WHAT.png beside the result NAME.png.
+    """Return the path NAME-WHAT.png of an additional output beside the result NAME.png.
 
-    what: "sampleSEED" for a sample, "std" for the map of the standard deviation.
+    what: "sample3" for the sample with seed 3, or "std" for the map of the standard deviation.
     """
     return target.with_name(f"{target.stem}-{what}.png")
 
@@ -362,11 +364,11 @@ def awaited_adapter(
     training it, this function waits.
 
     Args:
-        cell: cell whose mode needs the adapter.
+        cell: settings and the parts built from them.
         image_id: hash of y.
         y: the degraded image.
-        chosen: ids of the neighbours.
-        progress: whether to show a progress bar.
+        chosen: ids of the neighbours, the corpus images to adapt to.
+        progress: whether to show a progress bar of the training.
     """
     while True:
         try:

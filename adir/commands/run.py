@@ -1,4 +1,7 @@
-"""`adir run`: restore and score the images of one cell or of a grid."""
+"""`adir run`: restore and score the images of one cell or of a grid.
+
+A cell is one combination of settings, and a grid is a set of cells.
+"""
 
 import functools
 import os
@@ -29,11 +32,11 @@ def main(overrides: list[str], multirun: bool) -> int:
         multirun: whether -m was given.
 
     Returns:
-        0; 1 if images failed or have no record; 130 if interrupted.
+        0, or 1 if images failed or have no record, or 130 if interrupted.
 
     Raises:
-        InputError: before the first image, if a cell cannot run. Cells that are not applicable are
-            skipped instead, unless all are.
+        InputError: before the first image, if a cell cannot run or if no cell is applicable.
+            Otherwise cells that are not applicable are skipped.
     """
     # Refuse the grid if a cell cannot run, and name the cells that are skipped.
     grid = check_grid(overrides, multirun)

@@ -19,16 +19,16 @@ from adir.scoring.metrics import Scoring
 def main(folder: Path, overrides: list[str]) -> int:
     """Score all restored images again and write the scores into their records.
 
-    Scores of metrics that `scoring=...` does not contain are kept. The ground truth of a record is
-    read from the record's data set and must have the recorded hash.
+    Old scores of metrics that are not in `scoring=...` are kept. The ground truth is read from the
+    data set that the record names, and must have the hash that the record contains.
 
     Args:
         folder: results folder.
         overrides: KEY=VALUE settings such as scoring=default.
 
     Returns:
-        0, or 1 if a score stays empty, if a record is damaged, if an image failed, or if a restored
-        image is missing.
+        0, or 1 if any image lacks a score, because a metric has no value, the restoration failed,
+        the record is damaged, or `rescored` raised InputError.
 
     Raises:
         InputError: if the folder has no record of a restored image.
@@ -76,11 +76,11 @@ def rescored(record: Record, results: Path, scoring: Scoring) -> Record:
     Args:
         record: record of a restored image.
         results: results folder.
-        scoring: metrics.
+        scoring: metrics to compute.
 
     Raises:
         InputError: if the data set no longer has the image or has another one with its id, or if
-            the record names no restored image.
+            the record names no restored image or its file is missing.
     """
     data: Corpus = build(from_plain(record.configuration["data"]), "data")
     image_id = record.image.id

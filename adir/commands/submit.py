@@ -26,8 +26,9 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
 
     Args:
         folder: results folder.
-        images: whether to add the files that a report shows: restored images, images y, ground
-            truths, neighbours, and losses of the adapters. The adapters themselves are never added.
+        images: whether to add the files that a report shows: restored images, degraded images y,
+            ground truths, neighbours, and losses of the adapters. The adapters themselves are never
+            added.
         out: file to write; None takes FOLDER-submission.zip in the current folder.
 
     Returns:
@@ -67,9 +68,10 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
 
 
 def about(records: list[Record], images: bool) -> dict[str, Any]:
-    """Return a description of a submission's records for its manifest.
+    """Return the description of a submission that is stored in its manifest.
 
-    It contains the number of records, and the versions, commits and weights that made them.
+    It contains the number of records, and the commits, package versions and hashes of weights with
+    which they were made.
 
     images: whether the submission contains images.
     """

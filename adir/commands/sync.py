@@ -59,7 +59,8 @@ def main(folder: Path) -> int:
 def refusal(server: str, key: str) -> str | None:
     """Return the reason why the W&B server accepts no runs at present, or None if it accepts them.
 
-    This is tested by a request for the user of the API key, which W&B also makes at login.
+    The test is a request for the user to whom the API key belongs. W&B makes the same request at
+    login.
     """
     question = {
         "operationName": "Viewer",

@@ -25,11 +25,11 @@ def main(action: str, names: list[str]) -> int:
             entries, while `get` raises an error.
 
     Returns:
-        0, or 1 if a file is wrong, if a named file to verify is missing, or if some files could not
-        be fetched.
+        0, or 1 if `verify` finds a wrong hash, if a named entry to verify is missing, or if `get`
+        fails for some entries.
 
     Raises:
-        InputError: if a name does not exist, if `get` has no names, or if nothing could be fetched.
+        InputError: if a name does not exist, if `get` has no names, or if `get` fails for all.
     """
     entries = [entry(name) for name in names] if names else list(registry().values())
     if action == "list":
@@ -67,18 +67,18 @@ def show(entries: list[Entry]) -> int:
 
 
 def pinned(found: Entry) -> str:
-    """Return a text with the expected SHA-256 of a file, or the revision of a repository."""
+    """Return a text with the start of a file's expected SHA-256 or of a repository's revision."""
     if isinstance(found, WeightsFile):
         return f"sha256 {'unknown' if found.sha256 is None else found.sha256[:12]}"
     return f"revision {found.mirrors[0].revision[:10]}"
 
 
 def get(entries: list[Entry]) -> int:
-    """Fetch those entries that are missing or have a wrong hash.
+    """Download the weights of all entries that are missing or have a wrong hash.
 
-    A file with a wrong hash is renamed before it is fetched again.
+    A file with a wrong hash is renamed before it is downloaded again.
 
-    Returns 0, or 1 if some entries could not be fetched. Raises InputError if none could.
+    Returns 0, or 1 if some entries failed. Raises InputError if all entries failed.
     """
     failures = []
     for found in entries:

@@ -1,6 +1,7 @@
 """Data of the test images in an HTML report: images, error maps, scores and neighbours.
 
-As many images as fit are embedded in the page. The others are links.
+Neighbours are the corpus images to which the denoiser was adapted. As many images as fit are
+embedded in the page. The page links to the files of the others.
 """
 
 import json
@@ -34,8 +35,9 @@ PIXELS = 40_000_000  # most pixels to encode per kind of image: about five secon
 class PageAssets:
     """Data about the test images of a results folder, which the page's scripts read as JSON.
 
-    `fill` returns the data. Their entry "images" is a list of data URIs and links. In all other
-    entries, an image is given by its index in this list, or by null if it is missing.
+    `fill` returns the data as a dictionary. Its entry "images" is a list of all images, as data
+    URIs and links. All other entries refer to an image by its index in this list, or contain None
+    if the image is missing.
     """
 
     def __init__(self, gathered: Gathered, page_folder: Path) -> None:
@@ -61,7 +63,8 @@ class PageAssets:
     def fill(self, room: int) -> dict[str, Any]:
         """Return the data about test images, with as many embedded images as fit into `room` bytes.
 
-        Images that the page shows first are embedded first.
+        Images are embedded in this order: ground truth, y and the images of each row's first seed
+        (see `_of_seed`); thumbnails of neighbours; images of the other seeds.
         """
         room -= len(json.dumps([self.scenes, self.neighbours]))
         for_neighbours = min(NEIGHBOUR_BYTES, room // 4)
@@ -85,7 +88,7 @@ class PageAssets:
         }
 
     def said(self) -> str:
-        """Return a sentence on which images are embedded, which are linked, and why."""
+        """Return a text that says which images are embedded, which are linked, and why."""
         n, page_images = len(self.scenes), self.page_images
         how = (
             "exact in every pixel"
@@ -112,11 +115,11 @@ class PageAssets:
         )
 
     def _of_seed(self, scene: Scene, first: bool) -> list[tuple[int, Record]]:
-        """Return (leaderboard row, record) of a test image's restorations with one seed per row.
+        """Return the finished records of a test image, as (number of the leaderboard row, record).
 
-        The seed is the one that the page shows first, `Gathered.first_seed`, or the row's lowest
-        seed if the row lacks it. If `first` is false, the restorations with all other seeds are
-        returned instead.
+        If `first` is true, they are the records of each row's first seed, otherwise those of all
+        other seeds. A row's first seed is `Gathered.first_seed`, which the page shows first, or the
+        row's lowest seed if the row lacks it.
         """
         chosen = []
         for row, seeds in scene.restored.items():
@@ -125,9 +128,9 @@ class PageAssets:
         return chosen
 
     def _texts(self, scene: Scene) -> dict[str, Any]:
-        """Return the text fields of a test image's entry, without its image data.
+        """Return the data about a test image, without its images.
 
-        Scores and distances are formatted as strings.
+        Other methods add the images later. Scores and distances are formatted as strings.
         """
         return {
             "task": scene.task,
@@ -163,7 +166,8 @@ class PageAssets:
     def _neighbour(self, near: Neighbour, corpus: str | None) -> int:
         """Return the index of a neighbour in `neighbours`, adding the neighbour if it is new.
 
-        Neighbours with the same id from different corpora are different images.
+        Two neighbours count as the same image if they have the same id and hash. If the hashes are
+        unknown, they must come from the same corpus instead.
         """
         number = self._names.setdefault((near.id, near.image or corpus), len(self.neighbours))
         if number == len(self.neighbours):
@@ -171,7 +175,7 @@ class PageAssets:
         return number
 
     def _common_images(self, scene: Scene, data: dict[str, Any]) -> None:
-        """Add the ground truth and y to a test image's entry `data`."""
+        """Add the ground truth and y to `data`, the data about a test image."""
         data["truth"] = self.page_images.file(next(iter(stored_images(scene.sha256)), None))
         if data["truth"] is None:
             field = embedded_field(scene.image_id, scene.sha256)
@@ -181,9 +185,10 @@ class PageAssets:
         data["y"] = self.page_images.file(scene.done[0].y_file) if scene.done else None
 
     def _restored(self, scene: Scene, data: dict[str, Any], first: bool) -> None:
-        """Add restored images and their error maps to a test image's entry `data`.
+        """Add restored images and their error maps to `data`, the data about a test image.
 
-        first: whether to add those of the first seed or those of the other seeds, as in `_of_seed`.
+        If `first` is true, the images of each row's first seed are added (see `_of_seed`),
+        otherwise those of all other seeds.
         """
         folder, page_images = self.gathered.folder, self.page_images
         truth = None if page_images.full else ground_truth(folder, scene.image_id, scene.sha256)
@@ -195,7 +200,10 @@ class PageAssets:
                 shown["heat"] = page_images.made(f"heat {file}", heat, LONGEST_SIDE, HEAT_QUALITY)
 
     def _neighbour_images(self, scene: Scene) -> None:
-        """Add thumbnails of the neighbours in the records of the first seed, as in `_of_seed`."""
+        """Add thumbnails of a test image's neighbours.
+
+        The neighbours are those in the records of each row's first seed (see `_of_seed`).
+        """
         for _, record in self._of_seed(scene, first=True):
             corpus = corpus_of(record)
             source = ((record.configuration.get("retrieval") or {}).get("corpus") or {}).get(
@@ -217,6 +225,6 @@ class PageAssets:
 
 
 def corpus_of(record: Record) -> str | None:
-    """Return the hash of the corpus of a record's neighbours, or None if nothing was retrieved."""
+    """Return the hash of the corpus that holds a record's neighbours; None without retrieval."""
     found = record.identity.get("retrieval")
     return found.get("corpus") if isinstance(found, dict) else None

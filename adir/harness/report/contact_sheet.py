@@ -1,4 +1,4 @@
-"""Contact sheet of a search: an image with the query on the left and neighbours on the right."""
+"""Contact sheet of a search: the query on the left and the nearest images on the right."""
 
 import textwrap
 from collections.abc import Sequence
@@ -87,9 +87,10 @@ def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> 
 
 
 def written(lines: list[str], side: int) -> Image.Image:
-    """Return a square image of `side` pixels with lines of text, used where there is no image.
+    """Return an image of `side` x `side` pixels with lines of text.
 
-    At most 12 lines are drawn, and "..." if there are more.
+    The sheet shows it for a text query, or for a neighbour whose image is missing. At most 12 lines
+    are drawn; if there are more, "..." follows.
     """
     square = Image.new("RGB", (side, side), FRAME)
     shown = lines[:12] + ["..."] * (len(lines) > 12)

@@ -1,6 +1,7 @@
 """Mean curves of a report: training losses, held-out losses, and errors of the predicted noise.
 
-Training losses are stored with each adapter. Held-out losses and errors are in the records.
+Training losses are read from the results folder, one list per adapter. Held-out losses and errors
+are in the records, of which there is one per restored image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ POINTS = 80
 def smoothed(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (iterations, mean losses), averaged over windows of consecutive iterations.
 
-    Averaging is needed because an iteration's loss is at one random t and therefore noisy. There
-    are at most POINTS windows of equal width, except that the last may be shorter. For example, 40
+    The loss of a single iteration is noisy, because its timesteps are random. There are at most
+    POINTS windows. They have equal widths, except that the last may be shorter. For example, 40
     iterations are averaged in windows of 2, and 400 iterations in windows of 5.
 
     Args:
@@ -68,15 +69,15 @@ def mean_curve(
 
 
 def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
-    """Return the mean change of the held-out loss at each iteration, in percent.
+    """Return the mean change of the held-out loss by iteration, in percent of the untuned loss.
 
     Args:
         found: held-out results, one per trained adapter.
 
     Returns:
         The dictionary of `mean_curve` with an additional entry "said", or None if `found` is empty.
-        "said" is a sentence with the number of accepted updates, and with the means of alpha and of
-        the fall of the loss over all updates, accepted or not.
+        "said" is a text with the number of accepted updates, the mean of alpha (the factor by which
+        an update is scaled), and the mean fall of the loss. Both means include rejected updates.
     """
     curve = mean_curve(
         [{step: 100 * (one.losses[step] - 1) for step in sorted(one.losses)} for one in found]
@@ -95,7 +96,7 @@ def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
 
 
 def oracle_curve(found: Sequence[Sequence[OracleError]]) -> dict[str, Any] | None:
-    """Return the mean relative change of the error of eps at each timestep, in percent.
+    """Return the mean change of the error of eps by timestep, in percent of the untuned error.
 
     found: for each image, the errors of eps before and after adaptation at several timesteps.
 

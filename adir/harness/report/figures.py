@@ -62,8 +62,8 @@ def write_figures(gathered: Gathered, folder: Path) -> list[Path]:
 def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
     """Yield (name, figure) of each figure.
 
-    There is a set of figures for each backbone and task, and for each data set if there are
-    several.
+    There is one set of figures for each combination of backbone, task and data set. The name
+    contains the data set only if there are several.
     """
     rows = gathered.board.rows
     picked = (pick_metric(gathered.board, FIDELITY), pick_metric(gathered.board, PERCEIVED))
@@ -90,13 +90,13 @@ def all_figures(gathered: Gathered) -> Iterator[tuple[str, Figure]]:
 
 
 def columns(gathered: Gathered, numbers: list[int]) -> list[tuple[str, int]]:
-    """Return (title, leaderboard row) of each column of restored images in a comparison.
+    """Return (title, number of the leaderboard row) of each column of restored images.
 
-    Each sampler that has records gets up to two columns: one for the mode `none`, and one for an
-    adaptation mode, which is knn with the largest K, or self if there is no knn. The sampler `adir`
-    comes first.
+    Each sampler with finished records gets up to two columns, one without and one with adaptation.
+    The mode of the first is `none`. The mode of the second is `knn` with the largest K, or `self`
+    if there is no `knn`. The sampler `adir` comes first.
 
-    numbers: leaderboard rows to choose from.
+    numbers: numbers of the leaderboard rows to choose from.
     """
     rows = gathered.board.rows
     found: list[tuple[str, int]] = []
@@ -122,7 +122,7 @@ def comparison(gathered: Gathered, numbers: list[int], scenes: list[Scene]) -> F
 
     Args:
         gathered: contents of the results folder.
-        numbers: leaderboard rows from which the columns are chosen.
+        numbers: numbers of the leaderboard rows from which the columns are chosen.
         scenes: test images.
     """
     restored = columns(gathered, numbers)
@@ -193,7 +193,7 @@ def look(gathered: Gathered, number: int) -> dict[str, Any]:
 
 
 def legend_below(figure: Figure, width: float, height: float, axes: Axes) -> None:
-    """Add a legend for the lines of `axes` below them, and enlarge the figure by its height.
+    """Add a legend below the plot, and make the figure taller to hold it.
 
     The legend has as many columns as fit.
 

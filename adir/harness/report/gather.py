@@ -16,14 +16,14 @@ from adir.harness.tables.statistics import mean_over_images
 
 FIDELITY = ("psnr", "lpips", "ssim")
 PERCEIVED = ("musiq", "deep-lite0", "piqe")
-"""Prefixes of metric names: each chart first shows the first metric that `pick_metric` finds."""
+"""Prefixes of metric names, from which `pick_metric` chooses the metrics that charts first show."""
 
 
 @dataclass
 class Scene:
-    """Records of one test image under one task, in all leaderboard rows.
+    """Records of one test image under one task, from all rows of the leaderboard.
 
-    All of them restore the same y.
+    Each record describes one restoration. All restorations have the same y.
     """
 
     task: str
@@ -35,7 +35,7 @@ class Scene:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of all rows, sorted."""
+        """The seeds of all records, sorted."""
         return sorted({seed for seeds in self.cells.values() for seed in seeds})
 
     @cached_property
@@ -57,7 +57,7 @@ class Scene:
 
     @property
     def sha256(self) -> str | None:
-        """The hash of the ground truth, or None if no record is finished."""
+        """The `hash_of_image` of the ground truth, or None if no record is finished."""
         return next((record.image.sha256 for record in self.done), None)
 
 
@@ -65,7 +65,7 @@ class Scene:
 class Gathered:
     """Contents of a results folder, grouped for a report.
 
-    Rows of the leaderboard are referred to by their index in `board.rows`.
+    The number of a leaderboard row is its index in `board.rows`.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class Gathered:
     """One style per leaderboard row, used in all charts and figures."""
     scenes: list[Scene]
     records: list[tuple[int, Record]]
-    """(leaderboard row, record) of each finished or failed record.
+    """(number of the leaderboard row, record) of each finished or failed record.
 
     They are sorted by row, image id and seed.
     """
@@ -85,17 +85,18 @@ class Gathered:
     def first_seed(self) -> int:
         """The seed that the report shows first.
 
-        It is the lowest seed that every row has for each of its images, or the lowest of all seeds
-        if there is no such seed.
+        It is the lowest seed with which every row has a record of each of its images. If there is
+        no such seed, it is the lowest of all seeds.
         """
         places = [set(seeds) for scene in self.scenes for seeds in scene.cells.values()]
         return min(set.intersection(*places) or set.union(*places))
 
     @cached_property
     def made_with(self) -> list[dict[str, Any]]:
-        """The software that made the records: one dictionary per distinct combination.
+        """The software that made the records: one dictionary per combination of versions.
 
-        Its keys are commit, versions, threads, and `count`, the number of records made with it.
+        A dictionary has the keys `commit`, `versions`, `threads`, and `count`, which is the number
+        of records made with this combination.
         """
         made_of = (
             {"commit": r.commit, "versions": r.versions, "threads": r.threads}
@@ -105,7 +106,7 @@ class Gathered:
         return [json.loads(made) | {"count": count} for made, count in counts.items()]
 
     def scenes_of(self, row: Row) -> list[Scene]:
-        """Return the scenes, one per test image, of a row's task and data set."""
+        """Return all scenes (one per test image) that have the task and data set of a row."""
         place = (row.axes["task"], row.axes["data"] or "")
         return [scene for scene in self.scenes if (scene.task, scene.data) == place]
 
@@ -135,8 +136,9 @@ def gather(folder: Path) -> Gathered:
 def row_labels(board: Board) -> list[str]:
     """Return a label for each row of a leaderboard, such as `knn k=20 full`.
 
-    If the rows differ in data set, backbone or sampler, the label starts with what differs. In that
-    case the mode with its settings is omitted if it is the same in all rows.
+    A label has up to four parts: data set, backbone, sampler, and the mode with its settings. Parts
+    that are the same in all rows are omitted. If all four are the same, the label is the mode with
+    its settings.
     """
     modes = [label(row.axes) for row in board.rows]
     shown = not board.shown or len(set(modes)) > 1
@@ -163,9 +165,9 @@ def pick_metric(board: Board, starts: tuple[str, ...]) -> str | None:
 def cost(records: list[Record]) -> tuple[float | None, float | None]:
     """Return (mean number of network evaluations, mean seconds) per restored image.
 
-    Both are means over the records, and None if any record lacks the value. Seconds include
-    retrieval, training of the adapter and sampling, but neither scoring nor making y. For an
-    adapter from the cache, the seconds of its original training are counted.
+    A mean is None if any record lacks the value. The seconds are those of retrieval, training of
+    the adapter and sampling; scoring and making y are excluded. For an adapter from the cache, the
+    seconds of its original training are counted.
     """
     evaluations: list[float | None] = [
         None if record.sampler is None else record.sampler.network_evaluations for record in records

@@ -27,11 +27,10 @@ Larger errors have the last colour.
 
 
 class PageImages:
-    """Numbered images of a page, each stored once as a data URI or as a link to its file.
+    """Images of a page, each stored once as a data URI or as a link to its file.
 
-    The number of an image is its index in `sources`. Image files are embedded as long as there is
-    room for them, and linked when there is none. `allow` makes room; there is none before its first
-    call.
+    The number of an image is its index in `sources`. An image file is embedded if there is room for
+    it, and linked otherwise. There is no room before the first call of `allow`.
 
     Args:
         folder: results folder.
@@ -55,25 +54,26 @@ class PageImages:
 
     @property
     def full(self) -> bool:
-        """True if no room is left; further image files are then linked."""
+        """True if no room is left, so that further image files will be linked."""
         return self.budget <= 0 or self.pixels <= 0
 
     def allow(self, n_bytes: int, pixels: int) -> None:
         """Make room for the next kind of image, such as thumbnails of neighbours.
 
         Args:
-            n_bytes: bytes of data URIs, in addition to the bytes that are left.
-            pixels: pixels to encode, instead of the pixels that are left.
+            n_bytes: bytes of data URIs, added to the bytes that are left.
+            pixels: pixels to encode, replacing the pixels that are left.
         """
         self.budget += n_bytes
         self.pixels = pixels
 
     def file(self, name: str | None) -> int | None:
-        """Return the number by which the page refers to an image file.
+        """Return the number of an image file, adding the file to the page at the first call.
 
-        The first call for a file adds it to the page, embedded or as a link. `name` is the file's
-        path in the results folder. Returns None if the file is missing, or if
-        it would be embedded but cannot be read.
+        The file is embedded if there is room, and linked otherwise. Returns None if it is missing,
+        or if there is room but it cannot be read.
+
+        name: path of the file in the results folder, or None.
         """
         path = file_in(self.folder, name)
         if path is None or name is None:
@@ -86,9 +86,10 @@ class PageImages:
     def made(
         self, key: str, image: Image.Image | None, longest_side: int | None, quality: int | None
     ) -> int | None:
-        """Return the number of an image that is embedded once under `key`.
+        """Return the number of the image with this key, embedding it at the first call.
 
-        Returns None if no image has this key yet and `image` is None or there is no room.
+        Returns None if the key is new and the image cannot be embedded, because it is None or no
+        room is left.
 
         Args:
             key: unique name of the image.
@@ -103,9 +104,9 @@ class PageImages:
     def _encode(
         self, key: str, image: Image.Image, longest_side: int | None, quality: int | None
     ) -> None:
-        """Embed an image under `key`, as `made` does.
+        """Embed an image under a new key; see `made` for the parameters.
 
-        Encoding without loss (quality None) takes about four times as long.
+        Encoding without loss (quality None) takes about four times as long as with loss.
         """
         self.pixels -= image.width * image.height * (4 if quality is None else 1) + PER_IMAGE
         shown = image.convert("RGB")  # copies RGB images too, so `image` is not resized
@@ -163,7 +164,7 @@ def open_rgb(folder: Path, name: str | None) -> Image.Image | None:
 
 @functools.cache
 def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
-    """Return an image of the embedded data sets, computed from its id.
+    """Return an image of the data sets embedded in the adir package, computed from its id.
 
     Returns None if no embedded image has this id, or if `sha256` is given and is not the hash of
     the computed image.
@@ -177,10 +178,10 @@ def embedded_field(image_id: str, sha256: str | None) -> Image.Image | None:
 def ground_truth(folder: Path, image_id: str, sha256: str | None) -> Image.Image | None:
     """Return the ground truth of a test image, or None if it is not available.
 
-    It is read from the results folder. If it is not saved there but is an embedded image, it is
-    computed from its id.
+    The image is read from the results folder. If it is not saved there, it is computed from its id,
+    which works for the data sets embedded in the adir package only.
 
-    sha256: the ground truth's hash, or None if unknown.
+    sha256: hash of the ground truth, or None if unknown.
     """
     # The first stored image is the one of full size.
     kept = next((open_rgb(folder, name) for name in stored_images(sha256)), None)

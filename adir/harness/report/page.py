@@ -203,9 +203,9 @@ def facts(gathered: Gathered) -> list[tuple[str, str]]:
 
 
 def lead_headings(board: Board) -> list[str]:
-    """Return the headings of the leaderboard's columns before the metrics, without the task.
+    """Return the headings of the leaderboard's columns between the task and the metrics.
 
-    The page shows the task as a title above the task's rows.
+    The page has no column for the task, because it groups the rows by task.
     """
     return headings(board)[1 : len(headings(board)) - len(board.metrics)]
 
@@ -239,9 +239,9 @@ def empty_metrics(board: Board) -> set[str]:
 
 
 def board_groups(gathered: Gathered) -> list[dict[str, Any]]:
-    """Return the leaderboard's rows grouped by task.
+    """Return the leaderboard's rows grouped by task, for the page's template.
 
-    The texts of the cells are those of the leaderboard's other formats, such as CSV.
+    The texts of the table are the same as in leaderboard.md.
     """
     board, empty = gathered.board, empty_metrics(gathered.board)
     groups: dict[str, dict[str, Any]] = {}
@@ -287,8 +287,9 @@ def loss_curves(gathered: Gathered) -> tuple[list[dict[str, Any]], list[int]]:
     """Return the training losses of the leaderboard rows, and the rows that have adapter files.
 
     Returns:
-        (one mean curve per row with losses, numbers of the rows that have losses or at least one
-        adapter file in the results folder).
+        curves: one mean curve per row with stored losses.
+        numbers: numbers of the rows with stored losses or at least one adapter file in the results
+            folder.
     """
     adapters = grouped(
         (n, r.adapter.key)
@@ -320,9 +321,9 @@ def curves_of(
 
 
 def held_out_of(row: Row) -> dict[str, Any] | None:
-    """Return the mean curve of a row's held-out losses (see `held_out_curve`), or None.
+    """Return the mean curve of a row's held-out losses (see `held_out_curve`).
 
-    An adapter that several records share is counted once.
+    An adapter that several records share is counted once. Returns None without held-out losses.
     """
     adapters = {
         record.adapter.key: record.adapter for record in row.done if record.adapter is not None
@@ -333,9 +334,9 @@ def held_out_of(row: Row) -> dict[str, Any] | None:
 
 
 def oracle_of(row: Row) -> dict[str, Any] | None:
-    """Return the mean change of a row's error of eps by adaptation (see `oracle_curve`), or None.
+    """Return the mean change of the error of eps in a row's records (see `oracle_curve`).
 
-    Only records with an adapter are used.
+    Only records with an adapter are used. Returns None if none of them contains these errors.
     """
     return oracle_curve(
         [record.oracle for record in row.done if record.adapter is not None and record.oracle]
@@ -345,8 +346,8 @@ def oracle_of(row: Row) -> dict[str, Any] | None:
 def settings(gathered: Gathered) -> list[tuple[str, str]]:
     """Return (title, settings as JSON) of each leaderboard row.
 
-    These are all settings that determine the row's restored images, except the seed. The settings
-    of the data set and of the scoring are added.
+    The JSON contains all settings that determine the row's restored images, except the seed. It
+    also contains the settings of the data set and of the scoring.
     """
     shown = []
     for row, label in zip(gathered.board.rows, gathered.labels, strict=True):

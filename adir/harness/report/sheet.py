@@ -26,10 +26,12 @@ SHOWN = {"psnr": "PSNR {:.2f}", "deep-lite0": "deep {:.2f}", "residual": "residu
 def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path, list[str]]:
     """Write the comparison PNG of a results folder.
 
-    The restored images are those of the lowest seed for which all of them exist. If there is no
-    such seed, each has the lowest seed for which it exists, and its caption names this seed. A
-    ground truth is read from the results folder, or computed if it is an embedded image. Otherwise
-    it is not shown.
+    All restored images have the same seed: the lowest for which all of them exist. If there is no
+    such seed, each image has the lowest seed for which it exists, and its caption names this seed.
+
+    A ground truth is read from the results folder. If it is not saved there, it is computed from
+    its id, which works for the data sets embedded in the adir package only. Other ground truths are
+    not shown.
 
     Args:
         results: results folder.
@@ -87,12 +89,13 @@ def write_sheet(results: Path, task: str | None, out: Path | None) -> tuple[Path
 
 
 def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
-    """Return {leaderboard row: title of its column}, in the order of the columns.
+    """Return {number of the leaderboard row: title of its column}, in the order of the columns.
 
-    Rows with the same title share a column, such as those of one mode in several tasks or data
-    sets. The title is the mode, preceded by the backbone or the sampler if there are several.
+    The title is the mode, preceded by the backbone if there are several backbones, and by the
+    sampler if there are several samplers. Rows with the same title share a column; for example, the
+    rows of one mode in several tasks or data sets.
 
-    numbers: leaderboard rows to show.
+    numbers: numbers of the leaderboard rows to show.
     """
     axes = {number: board.rows[number].axes for number in numbers}
     several = [
@@ -109,16 +112,17 @@ def columns_of(board: Board, numbers: set[int]) -> dict[int, str]:
 def noise_text(record: Record) -> str:
     """Return a text with the noise level of y in grey levels, such as `noise 10  `.
 
-    The text is empty if the noise level is unknown. It helps to judge the residuals in the other
-    captions. It says "noise" because the font has no σ.
+    The text is empty if the noise level is unknown. A good restoration's residual, given in its
+    caption, is about as large as the noise level. The text says "noise" because the font lacks σ.
     """
     return f"noise {record.sigma_y:g}  " if record.sigma_y is not None else ""
 
 
 def caption(record: Record, say_seed: bool) -> str:
-    """Return the caption of a restored image: its PSNR, deep-lite0 and residual.
+    """Return the caption of a restored image: its scores psnr, deep-lite0 and residual.
 
-    Values that the record lacks are omitted. If `say_seed` is true, the seed is appended.
+    deep-lite0 is a perceptual distance to the ground truth. Scores that the record lacks are
+    omitted. If `say_seed` is true, the seed is appended.
     """
     values = {name: record.value(name) for name in SHOWN}
     parts = [text.format(values[name]) for name, text in SHOWN.items() if values[name] is not None]

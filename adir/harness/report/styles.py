@@ -44,12 +44,14 @@ class RowStyle:
 def row_styles(board: Board) -> list[RowStyle]:
     """Return the style of each row of a leaderboard.
 
-    Rows that differ only in the task have the same style. The colour stands for the adaptation
-    mode if the sampler is the paper's, `adir`, and for the sampler otherwise. Among rows of one
-    colour, the shape stands for K and the other settings. Markers of LoRA adapters are outlines.
+    Rows that differ only in the task have the same style. With the paper's sampler, `adir`, the
+    colour stands for the adaptation mode. With any other sampler, it stands for the sampler. Among
+    rows of one colour, the shape stands for K and the other settings. Markers of LoRA adapters are
+    outlines.
 
-    If there are more samplers than free colours, several share a colour and differ in shape. The 8
-    colours, 8 shapes and 2 fills distinguish at most 128 rows of a task.
+    The other samplers get the colours that no mode in the leaderboard uses. If there are too few of
+    these, several samplers share a colour and differ in shape. The 8 colours, 8 shapes and 2 fills
+    distinguish at most 128 rows of a task.
     """
     families = dict.fromkeys(map(family, board.rows))
     free = [
@@ -74,7 +76,8 @@ def row_styles(board: Board) -> list[RowStyle]:
 def family(row: Row) -> str:
     """Return the name that determines a row's colour.
 
-    It is the adaptation mode if the sampler is the paper's, `adir`, and the sampler otherwise.
+    With the paper's sampler, `adir`, it is the adaptation mode. With any other sampler, it is the
+    sampler.
     """
     name: str = row.axes["adaptation"] if row.axes["sampler"] == "adir" else row.axes["sampler"]
     return name
@@ -83,7 +86,7 @@ def family(row: Row) -> str:
 def colours_css() -> str:
     """Return CSS that defines the colours as variables --c0 to --c7, and as classes c0 to c7.
 
-    They are those of LIGHT, or those of DARK on a screen in dark mode.
+    The colours are those of LIGHT. On a screen in dark mode, they are those of DARK.
     """
     light, dark = (
         " ".join(f"--c{n}: {value};" for n, value in enumerate(values)) for values in (LIGHT, DARK)
