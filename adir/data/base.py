@@ -67,13 +67,13 @@ class NeighbourIndex(Protocol):
 class Corpus:
     """Set of images that are read by id.
 
-    A subclass passes its manifest to the constructor and implements `image`.
+    A subclass passes a manifest to the constructor and implements `image`.
 
     Attributes:
         name: label for tables and messages.
         manifest: SHA-256 of each image, by id.
-        rejects: why an image could not be used, by id. Rejected images are not part of the corpus.
-        categories: category of each image, by id, if the source names categories.
+        rejects: reason for each rejected image, by id. Rejected images are not part of the corpus.
+        categories: category of each image, by id; images without a category are omitted.
         ids: sorted ids.
         sha256: hash of the manifest. It changes if and only if an image or an id changes.
     """
@@ -126,9 +126,10 @@ class Corpus:
         return image_id
 
     def withheld(self, cluster: str) -> frozenset[str]:
-        """Return the ids that are excluded as neighbours of all test images of a cluster.
+        """Return the ids that are excluded as neighbours of every test image in a cluster.
 
-        Copies of the test image are excluded separately (adir/retrieval/leakage.py).
+        `cluster` returns the cluster of a test image. Copies of a test image are excluded
+        separately (adir/retrieval/leakage.py).
         """
         return frozenset()
 
@@ -142,11 +143,10 @@ class Corpus:
 
     @functools.cached_property
     def fingerprints(self) -> Sequence[np.ndarray]:
-        """The fingerprints of all images, in int8 arrays of shape (n, 16, 16).
+        """The fingerprints of all images, in one or more int8 arrays of shape (n, 16, 16).
 
-        A fingerprint is a small grey version of an image (adir.data.fingerprints). The arrays
-        together have one row per image. Row numbers continue from one array to the next; `ids_of`
-        returns the ids for row numbers.
+        A fingerprint is a small grey version of an image (adir.data.fingerprints). There is one row
+        per image. Row numbers continue from one array to the next; `ids_of` maps them to ids.
         """
         return [np.stack([fingerprint(self.image(image_id)) for image_id in self.ids])]
 

@@ -68,7 +68,7 @@ def read_again(source: Source, image_id: str, sha256: str, remedy: str) -> Tenso
         (3, H, W) in [-1, 1].
 
     Raises:
-        InputError: if the file has another SHA-256.
+        InputError: if the file is missing or has another SHA-256.
     """
     content = source.read(image_id)
     if sha256_of_bytes(content) != sha256:
@@ -95,6 +95,8 @@ def parquet_corpus(
 
 def unseen_corpus(split: str) -> SourceCorpus:
     """Return the 128x128 Caltech-101 images of 16 categories that the embedded prior never saw.
+
+    The embedded prior is the small diffusion model in this package.
 
     Args:
         split: `test` (46 images, up to three per category) or `corpus` (1,023 images).

@@ -1,10 +1,11 @@
 """An out-of-domain test set for the embedded prior, and a corpus with similar images.
 
-The test fields come from photographs that are unlike the prior's training images. The rule in
-benchmarks/quality/domains.py chose the photographs before any adaptation was run on them; the
-measurements behind this choice are in results/embedded/domains.md. No corpus field shares a pixel
-of a photograph with a test field of this file. The corpus does overlap with the 12 test fields of
-adir/data/embedded.py, so do not restore those 12 fields with this corpus.
+The embedded prior is the small diffusion model in this package. All images are fields, 128x128
+windows of photographs (adir/data/fields.py). The photographs of the test fields are unlike the
+prior's training images. A rule in benchmarks/quality/domains.py chose these photographs before any
+adaptation was run on them; the measurements are in results/embedded/domains.md. No corpus field
+shares a pixel of a photograph with a test field of this file. The corpus does overlap with the 12
+test fields of adir/data/embedded.py, so do not restore those 12 fields with this corpus.
 """
 
 from collections.abc import Collection
@@ -27,8 +28,8 @@ CROP = 64  # side of a fine-tuning crop in pixels
 def scale_of(photograph: str) -> int:
     """Return the integer factor by which a photograph is downsampled for its test fields.
 
-    It is the largest factor after which the shorter side has at least SHORTEST pixels. It is 1 if
-    the shorter side of the original photograph already has fewer pixels.
+    It is the largest factor that leaves at least SHORTEST pixels on the shorter side. It is 1 if
+    the original photograph is too small for that.
     """
     return max(1, min(reduced(photograph, 1).shape[:2]) // SHORTEST)
 
@@ -36,9 +37,9 @@ def scale_of(photograph: str) -> int:
 def three_of_a_column(photograph: str) -> tuple[Field, ...]:
     """Return the three test fields of a photograph: top, middle and bottom of one grid column.
 
-    The fields lie on a grid with spacing STRIDE, without flat fields. The column is the leftmost
-    one in which these three fields do not overlap. All three are in one column so that the area
-    left for the corpus is in one piece.
+    The grid has spacing STRIDE and no flat fields. The column is the leftmost one whose top, middle
+    and bottom fields do not overlap. One column is used so that the area left for the corpus is in
+    one piece.
 
     Returns:
         Three fields, or () if no column has room for three.
@@ -116,7 +117,9 @@ def crops_left(photograph: str) -> int:
 
 
 class DomainTestFields(Fields):
-    """Test set of three 128x128 fields per photograph of DOMAINS; a photograph is one cluster.
+    """Test set of three 128x128 fields per photograph of DOMAINS.
+
+    The fields of a photograph are a cluster: results are averaged over them first.
 
     Args:
         only: ids to keep, in any order; None keeps all.
@@ -136,7 +139,7 @@ class DomainCorpus(Fields):
 
     Args:
         own_photograph: whether a test image may have neighbours from its own photograph. False is
-            a control, in which all neighbours show other textures.
+            for a control experiment, because all neighbours then show other textures.
     """
 
     def __init__(self, own_photograph: bool = True) -> None:

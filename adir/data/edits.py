@@ -75,7 +75,11 @@ class EditSet(Corpus):
 
 
 def read_prompts(folder: Path) -> list[tuple[str, str]]:
-    """Return the (NAME, prompt) pairs in file order. Raises InputError if there is no prompt."""
+    """Return a pair (NAME, prompt) for each prompt, in file order.
+
+    NAME is the path of the image in the folder, without suffix. Raises InputError if there is no
+    prompt file, or if it is empty or damaged.
+    """
     table, mapping = folder / "prompts.csv", folder / "prompts.json"
     pairs: list[tuple[str, str]] = []
     if not table.is_file() and not mapping.is_file():

@@ -40,9 +40,9 @@ class Field(NamedTuple):
     def footprint(self) -> tuple[int, int, int, int]:
         """Return (top, left, bottom, right) of the original pixels on which the field depends.
 
-        `bottom` and `right` are exclusive. A downsampled pixel depends on the original pixels
-        within the support of the bicubic kernel, 2 * scale pixels on each side of its centre. The
-        result includes a margin of 3 * scale pixels around the field, which is more than enough.
+        `bottom` and `right` are exclusive. Edges may lie outside the photograph. A downsampled
+        pixel depends on original pixels up to 2 * scale from its centre, the support of the bicubic
+        kernel. The result has a margin of 3 * scale original pixels around the field, to be safe.
         """
         margin = 3 * self.scale
         top, left = self.scale * self.y - margin, self.scale * self.x - margin
@@ -133,7 +133,9 @@ def manifest(fields: Sequence[Field]) -> dict[str, str]:
 
 
 class Fields(Corpus):
-    """Image set of fields; both the category and the cluster of a field are its photograph.
+    """Image set of fields.
+
+    The photograph of a field is both its category and its cluster (see `Corpus.cluster`).
 
     Args:
         name: label for tables and messages.

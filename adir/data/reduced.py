@@ -22,7 +22,7 @@ def reduced(image: Tensor, short_side: int = LARGEST_SHORT_SIDE) -> Tensor:
 
     Args:
         image: (3, H, W) in [-1, 1].
-        short_side: the largest shorter side, in pixels, that is not downsampled.
+        short_side: the longest allowed shorter side, in pixels.
 
     Returns:
         (3, h, w) in [-1, 1], resized by the antialiased bicubic filter and rounded to 8 bits as in

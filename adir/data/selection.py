@@ -15,9 +15,12 @@ class Selection(Corpus):
         corpus: the image set.
         size: side in pixels to which square images are downsampled (bicubic, antialiased). None
             keeps the original size.
-        per_category: number of images to keep per category: the first by id, not counting the
-            `skip` images that are dropped. None keeps all.
-        skip: number of images to drop per category: the first by id.
+        per_category: number of images to keep in each category, in the order of ids, after `skip`
+            images. None keeps all.
+        skip: number of images to drop at the start of each category, in the order of ids.
+
+    Raises:
+        InputError: if `per_category` or `skip` is set, but the image set has no categories.
     """
 
     def __init__(

@@ -2,33 +2,33 @@
 
 A denoiser that was adapted to a copy of x would score well only because it has seen x.
 
-A corpus image z is a copy of x if x equals a window of z, or z equals a window of x. A window is a
-rectangle with at least 80 % of the width and of the height of its image; the whole image counts as
-a window. z may be rotated by quarter turns and mirrored before the comparison. Images are compared
-by the correlation coefficient of their luma, so colour, brightness and contrast do not matter.
+A corpus image z is a copy of x if x matches a window of z, or z matches a window of x. A window is
+a rectangle with at least 80 % of the width and of the height of its image; the whole image counts
+as a window. z may be rotated by quarter turns and mirrored; the 8 results are called its views.
+Images are compared by the correlation coefficient of their luma, so colour, brightness and contrast
+do not matter.
 
-The search has three stages. Each stage compares x with the images that the stage before has kept,
-and stage 1 compares x with all images of the corpus:
+The search has three stages. Stage 1 compares x with all images of the corpus. Each later stage
+compares x with the images that the stage before has kept:
 
 1. Compare fingerprints, downsampled to 8x8. The edges of windows lie on a grid of 1/16 of the side.
-   Keep an image if its correlation is at least COARSE or among the MOST_COARSE largest.
+   The correlation of an image is the largest one over all windows and views. Keep an image if its
+   correlation is at least COARSE or among the MOST_COARSE largest.
 2. Compare fingerprints at their full size of 16x16. The edges of windows lie on a grid of 1/32 of
-   the side. Keep an image, together with its best window, if its correlation is at least FINE or
-   among the MOST_FINE largest.
-3. Compare the images at 32x32. First shift the edges of the best window of stage 2 by at most 1/64
-   and then by at most 1/128 of the side, to where x and the image agree best. An image is a copy if
-   the correlation of its detail is at least DETAIL. Detail is the luma minus the mean luma of the
-   5x5 pixels around each pixel. It is compared because two images of skies or of walls have the
-   same shading, but not the same detail. An image is also a copy if the detail of the whole image,
-   in one of its 8 orientations, has such a correlation with the detail of x.
+   the side. Keep an image if its correlation is at least FINE or among the MOST_FINE largest. The
+   window and view with the largest correlation are passed to stage 3.
+3. Compare the detail of images at 32x32. Detail is the luma minus the mean luma of the 5x5 pixels
+   around each pixel. Two images of skies or of walls have the same shading, but different detail.
+   First move the edges of the window of stage 2 by at most 1/64 and then by at most 1/128 of the
+   side, to where x and the image agree best. An image is a copy if the correlation of detail is at
+   least DETAIL, either at this window or between x and the whole image in one of its views.
 
 No encoder is used, so the same images are excluded in all adaptation modes. The measurements behind
 the thresholds are in results/quality/leakage.md. On one core, the search for the copies of one test
 image takes 60 ms with a corpus of 1,000 images, and 5 s more for each further million images.
 
-The docstrings below use two more words. A view is an image after one of the 8 combinations of
-quarter turns and mirroring. A placement is the reverse of a window: one whole image, resized into a
-window of another image.
+In the docstrings below, a placement of the test image is the whole test image, resized into a
+window of a corpus image.
 """
 
 from collections.abc import Sequence
@@ -47,13 +47,13 @@ from adir.retrieval.index.search import rows_of
 WINDOW = 0.8
 """Least width and height of a window, relative to the whole image."""
 COARSE, MOST_COARSE = 0.85, 128
-"""Stage 1: least correlation at 8x8, and number of best images that are kept below it as well.
+"""Stage 1: least correlation at 8x8, and number of best images that are kept even below it.
 
 Copies with a fine texture can have a correlation below COARSE, because the edges of a window seldom
 coincide with the edges of a fingerprint's cells.
 """
 FINE, MOST_FINE = 0.87, 16
-"""Stage 2: least correlation at 16x16, and number of best images that are kept below it as well."""
+"""Stage 2: least correlation at 16x16, and number of best images that are kept even below it."""
 DETAIL = 0.9
 """Stage 3: least correlation of detail at 32x32 at which an image counts as a copy."""
 COPY_RULE = {
@@ -127,10 +127,10 @@ def as_floats(fingerprints: np.ndarray) -> Tensor:
 
 
 class Coarse:
-    """The test image's windows and placements at 8x8, with which stage 1 compares corpus images.
+    """The test image's windows and placements at 8x8, which stage 1 compares with corpus images.
 
-    All 100 windows and 100 placements are computed in all 8 views. The 1,600 results are called
-    patterns.
+    A placement is the whole test image, resized into a window. All 100 windows and 100 placements
+    are computed in all 8 views. The 1,600 results are called patterns.
     """
 
     def __init__(self, whole: Tensor) -> None:
@@ -143,10 +143,7 @@ class Coarse:
         )
 
     def correlations(self, fingerprints: Tensor) -> Tensor:
-        """Return, for each of (n, 16, 16) fingerprints, its largest correlation with a pattern.
-
-        The result has shape (n,).
-        """
+        """Return the (n,) largest correlations of (n, 16, 16) fingerprints with any pattern."""
         others = standardized(halved(fingerprints)).flatten(1).T
         as_windows = (self.windows @ others).amax(0)
         as_wholes = ((self.placed @ others) * inverse_lengths(others, self.masks)[self.which]).amax(
@@ -156,9 +153,10 @@ class Coarse:
 
 
 class Fine:
-    """The test image's windows and placements at 16x16, with which stage 2 compares corpus images.
+    """The test image's windows and placements at 16x16, which stage 2 compares with corpus images.
 
-    They are computed in one view only, because `places` computes all 8 views of the corpus images.
+    A placement is the whole test image, resized into a window. Windows and placements are computed
+    in one view only, because `places` computes all 8 views of the corpus images.
     """
 
     def __init__(self, whole: Tensor) -> None:
@@ -169,9 +167,10 @@ class Fine:
         self.placed = standardized_within(separable(placed, whole), masks).flatten(1)
 
     def places(self, fingerprints: Tensor) -> tuple[Tensor, list[Place]]:
-        """Return the largest correlation of each of (n, 16, 16) fingerprints, and its place.
+        """Return the best correlations of (n, 16, 16) fingerprints, and their `Place`s.
 
-        There are (n,) correlations and n places.
+        The best correlation of a fingerprint is the largest one with any window or placement, in
+        any view. The correlations have shape (n,).
         """
         others = symmetries(standardized(fingerprints)).flatten(0, 1).flatten(1).T
         as_windows = self.windows @ others
@@ -182,7 +181,7 @@ class Fine:
 
 
 def place_of(number: int) -> Place:
-    """Return the place for a flat index into an array (other_is_whole, rows, columns, view).
+    """Return the `Place` of a flat index into an array (other_is_whole, rows, columns, view).
 
     The indices along the axes `rows` and `columns` refer to `intervals(0.5)`.
     """
@@ -221,9 +220,9 @@ def shown(batch: Tensor) -> Tensor:
 def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
     """Return the correlation of detail between two (64, 64) images at the best window near a place.
 
-    Each edge of the window is first moved by up to 1/4 of a fingerprint's cell, and then by up to
-    1/8 of a cell (1/64 and 1/128 of the side). The best window is the one for which the sum of the
-    correlations of luma and of detail is largest.
+    Each edge of the window is first moved by -1/64, 0 or 1/64 of the side, and then by -1/128, 0 or
+    1/128. The best window is the one for which the sum of the correlations of luma and of detail is
+    largest.
     """
     other_is_whole, view, rows, columns = place
     other = symmetries(other)[view]
@@ -244,7 +243,7 @@ def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
 def near(edges: Interval, step: float) -> list[Interval]:
     """Return 9 intervals: each of the two edges is moved by -step, 0 or +step.
 
-    Edges are clipped to the image.
+    All numbers are in cells of a 16x16 fingerprint. Edges are clipped to the image.
     """
     moves = (-step, 0.0, step)
     return [
@@ -254,10 +253,10 @@ def near(edges: Interval, step: float) -> list[Interval]:
 
 @cache
 def intervals(step: float) -> list[Interval]:
-    """Return the (start, end) of all windows along one axis, in cells of a 16x16 fingerprint.
+    """Return (start, end) of all windows along one axis, in cells of a 16x16 fingerprint.
 
-    Start and end lie on a grid of `step` cells. The whole side comes first. The shortest windows
-    have WINDOW times the side, rounded to the grid.
+    Start and end lie on a grid of `step` cells. The whole side comes first. The length of the
+    shortest windows is WINDOW times the side, rounded to the grid.
     """
     sizes = [
         SIDE - number * step
@@ -273,22 +272,22 @@ def intervals(step: float) -> list[Interval]:
 
 @cache
 def cuts(step: float) -> Tensor:
-    """Return (W, 16, 64) matrices that crop an interval from 64 pixels and resize it to 16 cells.
+    """Return matrices that crop an interval from 64 pixels and resize it to 16 pixels.
 
-    The intervals are the W windows of `intervals(step)`.
+    The shape is (W, 16, 64): one matrix for each of the W intervals of `intervals(step)`.
     """
     return cutting(intervals(step), SIDE)
 
 
 @cache
 def placements(step: float) -> tuple[Tensor, Tensor]:
-    """Return matrices that resize 64 pixels into an interval of 16 cells, and masks of the cells.
+    """Return matrices that resize 64 pixels into an interval of 16 cells, and masks of intervals.
 
-    There are W intervals, those of `intervals(step)`.
+    The cells are the pixels of a fingerprint. The W intervals are those of `intervals(step)`.
 
     Returns:
-        (W, 16, 64) matrices, one per interval. Their rows are zero for cells that are not
-            completely inside the interval.
+        (W, 16, 64) matrices, one per interval. A row is zero if its cell is not completely inside
+            the interval.
         (W * W, 16, 16) masks, one per pair of an interval of rows and an interval of columns. They
             are 1 in cells that are completely inside both intervals, else 0.
     """
@@ -305,12 +304,13 @@ def placements(step: float) -> tuple[Tensor, Tensor]:
 
 @cache
 def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
-    """Return the masks of the P placements at 8x8, and the distinct masks among their 8 views.
+    """Return the 8x8 masks of the P placements, the distinct masks in all 8 views, and an index.
 
     Returns:
-        (P, 8, 8) masks of the placements in the first view: 1 in cells that are completely inside.
+        (P, 8, 8) masks in the first view: 1 in cells that are completely inside the placement,
+            else 0.
         (M, 64) distinct masks among the 8 * P masks in all views.
-        (8 * P,) index into the distinct masks, for each view and placement.
+        (8 * P,) number of the distinct mask of each view and placement; views vary slowest.
     """
     masks = (halved(placements(1.0)[1]) == 1).float()
     return masks, *symmetries(masks).flatten(0, 1).flatten(1).unique(dim=0, return_inverse=True)
@@ -318,9 +318,9 @@ def coarse_masks() -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def fine_masks() -> tuple[Tensor, Tensor]:
-    """Return the (M, 256) distinct masks among the P placements at 16x16, and a (P,) index.
+    """Return the distinct 16x16 masks of the P placements, and the number of each placement's mask.
 
-    The index says which of the distinct masks each placement has.
+    The shapes are (M, 256) for the M distinct masks and (P,) for the numbers.
     """
     different, which = placements(0.5)[1].flatten(1).unique(dim=0, return_inverse=True)
     return different, which
@@ -365,7 +365,9 @@ def triangles(
 
 
 def separable(rows: Tensor, x: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Return an image, resampled by each pair of a row matrix and a column matrix: (V * W, n, n).
+    """Return an image, resampled by each pair of a row matrix and a column matrix.
+
+    The result has shape (V * W, n, n); the pairs of the first row matrix come first.
 
     Args:
         rows: (V, n, S) matrices that resample the rows.

@@ -23,8 +23,7 @@ ATTRIBUTION = {
 class SourceDown(InputError):
     """Raised if no image of a source can be read now, for example because the network is down.
 
-    It stops the build of an index. A single unreadable image does not stop the build, but is
-    rejected.
+    It stops the build of an index. A single unreadable image is rejected, and the build goes on.
     """
 
 

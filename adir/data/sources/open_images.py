@@ -95,10 +95,11 @@ class OpenImagesSource(Source):
 
 
 class OpenImagesTars(TarSource):
-    """Source of Open Images from the user's own tar shards, whose keys end in the ImageID.
+    """Source of Open Images from the user's own tar shards.
 
-    Licence, author and source come from the image lists. They are kept in memory, which takes about
-    1 GB for the 1.74 million training images with boxes.
+    The name of an image file, up to its first dot, must be the ImageID; otherwise licence, author
+    and source are unknown. They come from the image lists, which are kept in memory. This takes
+    about 1 GB for the 1.74 million training images with boxes.
 
     Args:
         path: a tar file, or a folder with tar files (see `TarSource`).
@@ -174,9 +175,9 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
 def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
     """Yield one dict {column: value} per image in the section that starts at byte `start`.
 
-    `parts_of` defines the sections. If the title of an image contains a line break, a section can
-    start within that image's row. The section before has then yielded the image, so the remaining
-    lines of the row are skipped.
+    `parts_of` defines the sections. A section can start within the row of an image whose title
+    contains a line break. That image belongs to the section before, so the remaining lines of its
+    row are skipped.
     """
     with open(path, "rb") as file:
         header = next(csv.reader([file.readline().decode("utf-8-sig")]))

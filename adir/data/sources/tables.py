@@ -33,11 +33,14 @@ class ParquetSource(Source):
     Args:
         path: a file, or a folder with *.parquet files in the folder or its subfolders.
         image: name of the image column.
-        column: keep only the rows in which this column has the value `value`; None keeps all.
-        value: value that `column` has in the rows to keep; values are compared as text.
+        column: name of a column that selects rows; None keeps all rows.
+        value: value that a row must have in `column`; values are compared as text.
         id_column: name of the id column. If a file lacks this column, or a kept row has a null or
-            repeated id, the ids of all rows of the file are row numbers, such as `row-00042`.
-            Dropped rows are counted too.
+            repeated id, all ids of the file are row numbers instead, such as `row-00042`. Row
+            numbers count dropped rows too. None always uses row numbers.
+
+    Raises:
+        InputError: if a file or a column is missing, or only one of `column` and `value` is set.
     """
 
     kind = "parquet"

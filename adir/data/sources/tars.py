@@ -25,13 +25,13 @@ NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
 class Member(NamedTuple):
     """Member of a tar file, named KEY.SUFFIX or KEY.WORD.SUFFIX.
 
-    As in WebDataset, the key ends at the first dot.
+    As in WebDataset, the key ends at the first dot of the file name.
 
     Attributes:
-        key: path up to the first dot.
-        word: text between the first and the last dot; "" if there is only one dot.
+        key: path up to this dot.
+        word: text between the first and the last dot of the file name; "" if it has only one dot.
         suffix: text after the last dot, in lower case.
-        place: offset and size in the tar.
+        place: offset and size in the tar, in bytes.
     """
 
     key: str
@@ -48,12 +48,12 @@ class TarImage(NamedTuple):
 
 
 class TarSource(Source):
-    """Source of images in tar files of samples (00017.jpg, 00017.json).
+    """Source of images in tar files that hold samples such as 00017.jpg and 00017.json.
 
-    A sample consists of the files with the same key. An id is TAR/KEY or TAR/KEY.WORD, as in
-    `train-0003.tar/00017`; see `images_in`. Licence, author and source come from a sample's JSON
-    file. Nothing is unpacked to disk. A tar with a member whose path is absolute or contains ".."
-    is refused with InputError.
+    A sample consists of the files with the same key, the path up to the first dot of the file name.
+    An id is TAR/KEY or TAR/KEY.WORD, as in `train-0003.tar/00017`; see `images_in`. Licence, author
+    and source come from a sample's JSON file. Nothing is unpacked to disk. A tar with a member
+    whose path is absolute or contains ".." is refused with InputError.
 
     Args:
         path: a tar file, or a folder with tar files in the folder or its subfolders.
@@ -165,14 +165,13 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, TarImage], list[str]]:
 def images_in(members: Sequence[Member]) -> dict[str, TarImage]:
     """Return the images among the members of a tar, by name.
 
-    A file is KEY.SUFFIX or KEY.WORD.SUFFIX. The image files of one key are named as follows:
+    A file is KEY.SUFFIX or KEY.WORD.SUFFIX. The image files of a key are named as follows:
 
-    - If a file has no word, it is the image KEY (00017.jpg). Another file whose word is a number is
-      the image KEY.WORD (v.2.png beside v.png). Other files with a word are annotations of the
-      image KEY and are ignored (00017.seg.png).
-    - If the key has a single image file, and this file has a word, it is the image KEY
-      (00017.image.jpg).
-    - If the key has several image files, and all have a word, each is the image KEY.WORD. They are
+    - A file without a word is the image KEY (00017.jpg). If a key has such a file, its other files
+      count as images KEY.WORD if the word is a number (v.2.png beside v.png). With any other word,
+      they are annotations of the image KEY and are ignored (00017.seg.png).
+    - If the only image file of a key has a word, it is the image KEY (00017.image.jpg).
+    - If a key has several image files, and all have a word, each is the image KEY.WORD. They are
       frames of a sequence (shot.0001.png, shot.0002.png) or have names with dots (St. Peter.jpg,
       St. Paul.jpg).
     """

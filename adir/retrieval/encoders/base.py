@@ -24,8 +24,8 @@ class Encoder(Protocol):
     Attributes:
         name: label for tables and messages.
         metric: metric of the search: "angular" if the vectors are unit vectors, else "euclidean".
-        weights_sha256: hash by which embeddings are cached. It must change whenever a change of
-            weights, architecture or preprocessing changes the vector of any image.
+        weights_sha256: part of the cache key of embeddings. Any change of weights, architecture or
+            preprocessing that changes a vector must change this hash.
         input_size: side in pixels of the network's square input.
     """
 
@@ -44,10 +44,10 @@ class Encoder(Protocol):
         """
 
     def vectors(self, inputs: Tensor) -> Tensor:
-        """Return the (B, D) float32 vectors, on the CPU, of a batch of prepared inputs.
+        """Return the vectors of prepared inputs: (B, D), float32, on the CPU.
 
-        If the network runs on the CPU, a vector must not depend on the rest of its batch, not even
-        in the last bit, because indexes on disk and in memory use different batches.
+        If the network runs on the CPU, the vector of an input must be the same in every batch, even
+        in the last bit. Indexes on disk and in memory encode the same images in different batches.
         """
 
     def image(self, batch: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ def require_images(batch: Tensor) -> None:
 def resize(image: Tensor, size: int) -> Tensor:
     """Return a (3, H, W) image, resized to (3, size, size) by the antialiased bicubic filter.
 
-    The result is clamped to [-1, 1]. An image that is not square is distorted; it is not cropped,
-    because its subject could be lost. Raises ValueError unless the image is finite and in [-1, 1].
+    The result is clamped to [-1, 1]. An image that is not square is distorted, because a crop could
+    lose its subject. Raises ValueError unless the image is finite and in [-1, 1].
     """
     batch = image[None].float().cpu()
     require_images(batch)
@@ -94,14 +94,13 @@ def as_pil(image: Tensor) -> Image.Image:
 
 
 def encode(network: Callable[[Tensor], Tensor], inputs: Tensor, device: str) -> Tensor:
-    """Run a pretrained network and return (B, D) unit vectors, float32 on the CPU.
+    """Run a pretrained network and return unit vectors: (B, D), float32, on the CPU.
 
-    On the CPU, the network gets one input per call, so a vector does not depend on the rest of the
-    batch, not even in the last bit. With larger batches, the kernels and thus the order of
-    summation would depend on the batch size: for a random ViT-B/32, batches of 16 changed vectors
-    by 6e-7 and saved only 0.02 of 0.11 s per image. On other devices, the network gets the whole
-    batch in one call. It computes in full float32, because cuDNN's default, TF32, keeps only three
-    digits.
+    On the CPU, the network gets one input per call, so the vector of an input is the same in every
+    batch, even in the last bit. Larger batches would change the order of summation: for a ViT-B/32
+    with random weights, batches of 16 changed vectors by 6e-7 and saved only 0.02 of 0.11 s per
+    image. On other devices, the network gets the whole batch in one call. cuDNN's default data
+    type, TF32, is disabled there, because it keeps only three decimal digits.
 
     Args:
         network: maps a batch of inputs to (B, D) vectors.

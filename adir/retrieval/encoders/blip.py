@@ -31,17 +31,17 @@ class BlipEncoder(Encoder):
     """Encoder with BLIP for image-text retrieval.
 
     The network is transformers' `BlipForImageTextRetrieval`, whose projections are trained
-    contrastively. `BlipModel` is not used: its projections have other names, which no published
-    checkpoint has, so they would stay random.
+    contrastively. `BlipModel` names its projections differently. No published checkpoint has these
+    names, so its projections would stay random.
 
     Images are preprocessed by transformers' Pillow processor, as in the authors' code. The default
-    processor, which works on tensors, gives the same result if the image is upsampled. If it is
-    downsampled, the results differ by up to 2 grey levels (0.005 on average).
+    processor works on tensors. For an upsampled image, both processors give the same result. For a
+    downsampled image, the results differ by up to 2 grey levels (0.005 on average).
 
     Args:
-        folder: a folder as `save_pretrained` writes it, or as the Hugging Face hub has it. It holds
-            config.json, preprocessor_config.json and model.safetensors (or pytorch_model.bin). It
-            must hold the tokenizer too if prompts are encoded.
+        folder: folder with config.json, preprocessor_config.json and model.safetensors (or
+            pytorch_model.bin), from `save_pretrained` or from the Hugging Face hub. To encode
+            prompts, the folder must also hold tokenizer.json or vocab.txt.
         device: device of the network.
 
     Raises:

@@ -124,14 +124,15 @@ class ClipEncoder(OpenClipEncoder):
     """Encoder with CLIP of any architecture in open_clip, and weights from a file.
 
     Args:
-        architecture: one of `open_clip.list_models()`. Weights that were trained with QuickGELU,
-            such as OpenAI's own, need an architecture whose name ends in -quickgelu. Files
-            have the same tensors for both activations, so the file cannot tell which one is needed.
-        tag: name of published weights, one of
-            `open_clip.list_pretrained_tags_by_model(architecture)`; it also selects their
+        architecture: one of `open_clip.list_models()`. Weights that were trained with the
+            activation QuickGELU, such as OpenAI's own, need an architecture whose name ends in
+            -quickgelu. The tensors of a network do not depend on its activation, so a wrong
+            choice is detected only for OpenAI's own files and for weights with a tag.
+        tag: open_clip's name of published weights, one of
+            `open_clip.list_pretrained_tags_by_model(architecture)`. The tag also selects the
             preprocessing. None (null in YAML) selects open_clip's default preprocessing.
-        checkpoint: file of the weights (.safetensors, .bin or .pt). None selects the tag's file in
-            the cache of `adir weights` or of the Hugging Face hub. Nothing is downloaded.
+        checkpoint: file of the weights (.safetensors, .bin or .pt). None selects the file of `tag`
+            in the cache of `adir weights` or of the Hugging Face hub. Nothing is downloaded.
         device: device of the network.
 
     Raises:

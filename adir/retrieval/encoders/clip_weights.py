@@ -1,6 +1,7 @@
-"""CLIP's weights: find the file of a tag, and load it into a network of open_clip.
+"""Find a file of CLIP's weights, and load it into a network of open_clip.
 
-The file must hold exactly the tensors of the network; a missing or an extra tensor is an error.
+The file must hold exactly the tensors of the network; a missing or an extra tensor is an error. A
+tag is open_clip's name of published weights of an architecture.
 """
 
 import os
@@ -29,11 +30,11 @@ ENTRIES = {("ViT-B-32", "laion2b_s34b_b79k"): "clip"}
 
 
 def published_weights(architecture: str, tag: str | None) -> dict[str, Any]:
-    """Return open_clip's settings for the weights of a tag; {} if the tag is None.
+    """Return open_clip's settings for the published weights of a tag; {} if the tag is None.
 
     The settings include the address and the preprocessing of the weights. Raises InputError if the
-    architecture or the tag is unknown, or if the weights were trained with another activation than
-    the architecture has.
+    architecture or the tag is unknown, or if the weights were trained with another activation (GELU
+    or QuickGELU) than the architecture has.
     """
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -64,18 +65,18 @@ def find_checkpoint(
 ) -> Path:
     """Return the path of the file with the weights.
 
-    It is `checkpoint` if that is set. Otherwise it is the tag's file in the cache of `adir weights`
-    or of the Hugging Face hub.
+    It is `checkpoint` if that is set. Otherwise it is the file of the published weights in the
+    cache of `adir weights` or of the Hugging Face hub.
 
     Args:
         architecture: name of the architecture.
-        tag: name of published weights, or None.
+        tag: open_clip's name of published weights, or None.
         published: the settings that `published_weights` returned.
         checkpoint: file of the weights, or None.
 
     Raises:
-        InputError: if the file is missing. The message says where to download it and where to put
-            it.
+        InputError: if `tag` and `checkpoint` are None, or if the file is missing. The message says
+            what to download and what to set.
     """
     repository, name = os.path.split(published.get("hf_hub", ""))
     address = (
@@ -111,8 +112,8 @@ def find_checkpoint(
 def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
     """Load a checkpoint into a network; names and shapes of all tensors must match.
 
-    `open_clip.load_checkpoint` is not used, because it would silently resize the position
-    embeddings of weights for another input size.
+    `open_clip.load_checkpoint` is not used: if the weights are for another input size, it silently
+    resizes their position embeddings.
 
     Args:
         network: network of open_clip.

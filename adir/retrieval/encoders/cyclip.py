@@ -23,9 +23,9 @@ class CyclipEncoder(OpenClipEncoder):
     token is kept; the authors' code drops it.
 
     Args:
-        checkpoint: a file of torch.save with the weights under "state_dict". The prefix "module."
-            of their names, which training on several GPUs adds, is removed. The optimiser's state
-            is ignored.
+        checkpoint: a file of torch.save with the weights under "state_dict". Training on several
+            GPUs adds the prefix "module." to the names of the weights; it is removed. The
+            optimiser's state is ignored.
         device: device of the network.
 
     Raises:

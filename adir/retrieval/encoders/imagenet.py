@@ -35,7 +35,7 @@ class ImagenetEncoder(Encoder):
         self.network: Any = load_network().to(device)
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Return the (3, 224, 224) input, in [-1, 1], of one (3, H, W) image in [-1, 1]."""
+        """Return a (3, H, W) image as the (3, 224, 224) input of the network; both in [-1, 1]."""
         return resize(image, INPUT_SIZE)
 
     @torch.inference_mode()

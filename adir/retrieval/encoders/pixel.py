@@ -1,4 +1,4 @@
-"""The encoder `pixel`, a control whose distances between images are their pixel differences."""
+"""The encoder `pixel`, a baseline that compares images pixel by pixel."""
 
 from torch import Tensor
 
@@ -8,11 +8,12 @@ from adir.retrieval.encoders.base import Encoder, resize
 
 
 class PixelEncoder(Encoder):
-    """Encoder, used as a control, whose vector is the flattened image at size x size.
+    """Baseline encoder whose vector is the image, resized to size x size and flattened.
 
-    The distance of two vectors is the root mean square difference of the images' pixels. The metric
-    is "euclidean" rather than "angular", because no map to unit vectors keeps the order of pixel
-    distances. For example, after normalisation a dark and a bright image can have equal vectors.
+    The vector is scaled so that the distance of two vectors is the root mean square difference of
+    the images' pixels. The metric is "euclidean", because "angular" needs unit vectors, and
+    normalisation would change the order of the distances. For example, a dark and a bright image
+    could have equal unit vectors.
 
     Args:
         size: side in pixels to which images are resized.

@@ -22,20 +22,21 @@ LEAST = 10_000_000
 
 
 class ApproximateIndex(VectorIndex):
-    """Approximate nearest-neighbour index, for which faiss proposes the candidates.
+    """Nearest-neighbour index that computes exact distances only for candidates proposed by faiss.
 
-    The faiss index is trained at the first search, on 64 vectors per list.
+    The faiss index divides the vectors into lists and compresses them. It is trained at the first
+    search on 64 * n_lists vectors, or on all vectors if there are fewer.
 
     Args:
         exact: the exact index of the same vectors.
         n_lists: number of lists of the inverted file (IVF).
-        n_bytes: bytes per compressed vector (PQ).
+        n_bytes: bytes per compressed vector (product quantisation, PQ).
         n_probe: number of lists that are searched per query.
-        n_proposed: number of candidates per query whose distances are computed exactly.
+        n_proposed: number of candidates per query.
         least: fewest images for which approximate search is allowed.
-        stored: file that caches the trained faiss index. It is read if it exists, else written. The
-            file name, which the caller chooses, must differ for different exact indexes, n_lists
-            and n_bytes.
+        stored: file that caches the trained faiss index. It is read if it exists, else written.
+            Different exact indexes, n_lists or n_bytes need files of different names. None disables
+            the cache.
 
     Raises:
         InputError: if there are fewer than `least` images, n_bytes does not divide the dimension

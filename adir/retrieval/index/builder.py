@@ -1,13 +1,14 @@
 """Build an index on disk: divide the corpus into shards, embed each shard, write the manifest.
 
     FOLDER/index.json                 image source and encoder; written first
-    FOLDER/plan/000003.json           keys of shard 3; written before any image is read
+    FOLDER/plan/000003.json           plan: keys of shard 3; written before any image is read
     FOLDER/shards/000003.safetensors  embeddings and index entries of the images of shard 3
     FOLDER/rejects.json               reason for each rejected image, by id
     FOLDER/manifest.json              checksums of all shards, hash of the corpus; written last
 
-A plan never changes once it is written. The caller, adir/commands/index_build.py, assigns shards to
-workers and reports progress.
+A key stands for one image, for a file with many images, or for a section of such a file (see
+`Source`). A plan never changes once it is written. The caller, adir/commands/index_build.py,
+assigns shards to workers and reports progress.
 """
 
 import heapq
@@ -51,15 +52,15 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def plan_path(folder: Path, number: int) -> Path:
-    """Return the path of the plan of a shard, which lists the shard's keys."""
+    """Return the path of the plan of a shard: the file that lists the keys of its images."""
     return folder / "plan" / f"{number:06d}.json"
 
 
 def require_room(folder: Path) -> None:
     """Raise InputError if the folder holds files but no index.json.
 
-    A folder with an unfinished index is accepted, because index.json is written first. Hidden files
-    are ignored, and so are the files of our workers and of Hydra.
+    A folder with an unfinished index is accepted, because index.json is written first. Hidden
+    files, the workers' folder `claims` and Hydra's multirun.yaml are ignored.
     """
     beside = {"claims", "multirun.yaml"}  # written by our workers and by Hydra
     others = (
@@ -77,8 +78,8 @@ def require_room(folder: Path) -> None:
 def require_same_index(folder: Path, source: Source, encoder: Encoder, least_side: int = 0) -> None:
     """Write index.json or, if it exists, check that it describes the requested index.
 
-    If it does but the images have moved, index.json is updated. Only one process at a time may call
-    this function.
+    If only the name of the source or the location of its images differs, index.json is updated.
+    Only one process at a time may call this function.
 
     Args:
         folder: folder of the index.
@@ -116,9 +117,9 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
 
 
 def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of an index.json that determine the content of the index.
+    """Return the entries of index.json that determine the content of the index.
 
-    They do not include the paths of the images, because images may be moved.
+    The location of the images is left out, because images may be moved.
     """
     encoder, source = facts["encoder"], facts["source"]
     places = ("path", "images", "bucket", "lists")
@@ -165,7 +166,10 @@ def planned(folder: Path) -> list[Path]:
 
 
 def planned_keys(path: Path) -> list[str]:
-    """Return the keys in a plan file. Raises InputError if the file is missing or damaged."""
+    """Return the keys of a shard's images (see `Source`) from the plan file of the shard.
+
+    Raises InputError if the file is missing or damaged.
+    """
     try:
         keys: list[str] = read_json(path)["keys"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -176,7 +180,7 @@ def planned_keys(path: Path) -> list[str]:
 
 
 def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
-    """Plan shards for all keys of the source that have no plan yet; return the number of shards.
+    """Plan shards for the keys that no plan has yet; return the number of all planned shards.
 
     A key stands for one image in a folder or for a whole tar file, for example (see `Source`). All
     planned keys are kept in memory, which takes 0.1 GB per million keys. Only one process at a time
@@ -185,11 +189,12 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
     Args:
         folder: folder of the index.
         source: the images.
-        shard_size: minimum number of images per shard; the last shard may have fewer.
+        shard_size: number of images at which a shard ends (see `shares`).
 
     Raises:
-        InputError: if planned keys are missing in the source, because a search would still return
-            their images. Nothing is planned in this case. Keys of rejected images may be missing.
+        InputError: if a planned key is missing in the source, because a search would still return
+            its images. Keys of rejected images may be missing. No shard is planned before this
+            check.
     """
     known = {key for path in planned(folder) for key in planned_keys(path)}
     # This check comes first, because plans that were made from a wrong corpus could not be undone.
@@ -210,14 +215,14 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
 
 
 def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterator[list[str]]:
-    """Yield the keys of each shard.
+    """Divide keys into shards, and yield the keys of each shard.
 
-    Each shard but the last has at least `shard_size` images. If the number of images of a key is
-    unknown, the shard ends after that key.
+    A shard ends once it has at least `shard_size` images, or after a key whose number of images is
+    unknown. The last shard may have fewer images.
 
     Args:
         listing: pairs (key, number of its images); the number is None if it is unknown.
-        shard_size: minimum number of images per shard.
+        shard_size: number of images at which a shard ends.
     """
     keys: list[str] = []
     count = 0
@@ -335,7 +340,7 @@ def loaded_ahead(
 
 
 def load(item: Item, encoder: Encoder, least_side: int = 0) -> tuple[IndexedImage, Tensor] | str:
-    """Return an image's (index entry, network input) or, if it is rejected, the reason as a text.
+    """Return an image's index entry and network input; if the image is rejected, return the reason.
 
     Raises SourceDown if no image of the source can be read.
     """
@@ -428,10 +433,10 @@ def finish(folder: Path) -> Mapping[str, Any]:
 
 
 def corpus_sha256(shards: Sequence[Shard]) -> str:
-    """Return the hash of the corpus in the shards of an index, as `manifest_sha256` defines it.
+    """Return the hash of all images in the shards of an index; `manifest_sha256` defines the hash.
 
-    The rows of each shard are sorted by id, and the shards are merged row by row. Therefore only
-    one id per shard is in memory. Raises InputError if an id is repeated.
+    The rows of each shard are sorted by id. The shards are merged row by row, so only one id per
+    shard is in memory. Raises InputError if an id is repeated.
     """
 
     def images(shard: Shard) -> Iterator[tuple[str, str]]:

@@ -128,7 +128,7 @@ def write_embeddings(path: Path, embeddings: Tensor) -> None:
 def read_embeddings(path: Path) -> Tensor:
     """Return the embeddings in a file that `write_embeddings` wrote.
 
-    The file does not name the images of the embeddings; they follow from its name, the cache key.
+    The file holds no ids. Its name, the cache key, determines the images and their order.
 
     Raises:
         ValueError, KeyError, SafetensorError: if the file is damaged.

@@ -1,14 +1,14 @@
 """Exact nearest-neighbour search: float32 products find candidates, float64 distances rank them.
 
-The key of a row a for a query q is |a|^2 / 2 - a.q; a smaller key means a smaller distance. Keys
-are computed by float32 matrix products, whose last bits depend on block shape, thread count and
-processor. Therefore the keys only select candidates: all rows whose key exceeds the k-th smallest
-key by at most twice the proven rounding error. The distances of the candidates are then computed in
-float64, row by row, in a fixed order of summation. The result is the same for every block size and
-machine. Equal distances are ordered by id.
+The stored vectors are called rows. The key of a row a for a query q is |a|^2 / 2 - a.q; a smaller
+key means a smaller distance. Keys are computed by float32 matrix products, whose last bits depend
+on block shape, thread count and processor. Therefore the keys only select candidates. A row is a
+candidate if its key is at most the k-th smallest key plus twice the bound on the rounding error.
+The distances of the candidates are computed in float64, row by row, in a fixed order of summation.
+The result is the same for every block size and machine. Equal distances are ordered by id.
 
-The vectors may be stored in several tensors, called parts. Row numbers continue from one part to
-the next.
+The rows may be stored in several tensors, called parts. Row numbers continue from one part to the
+next.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -27,7 +27,7 @@ BLOCK = 2048
 
 
 class Part(NamedTuple):
-    """Vectors and half of the squared norm of each of them.
+    """Vectors, and half the squared norm of each vector.
 
     Attributes:
         vectors: (N, D) float16 or float32; may be mapped from disk.
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 def part_of(vectors: Tensor) -> Part:
-    """Return the `Part` of these vectors; the squared norms are computed in float64."""
+    """Return a `Part` with these vectors; the squared norms are computed in float64."""
     halves = [(block.double() ** 2).sum(1) / 2 for block in vectors.split(BLOCK)]
     return Part(vectors, torch.cat(halves).float() if halves else torch.empty(0))
 
@@ -47,11 +47,11 @@ def part_of(vectors: Tensor) -> Part:
 def key_error(queries: Tensor, longest: float) -> Tensor:
     """Return, for each query, a bound on the rounding error of its float32 keys |a|^2 / 2 - a.q.
 
-    The result has shape (Q, 1). By Higham (2002), eq. 3.5, the error of a sum of n products, in any
-    order, is at most gamma_n = n u / (1 - n u) times the sum of their absolute values, with
-    u = 2^-24. For a.q, the sum of absolute values is at most |a| |q| by Cauchy-Schwarz. Instead of
-    n = D, the bound uses n = D + 4, which covers the rounding of |a|^2 / 2, the rounding of the
-    sum with a.q, and a reserve.
+    The result has shape (Q, 1). By Higham (2002), eq. 3.5, the rounding error of a sum of n
+    products, in any order, is at most n u / (1 - n u) times the sum of their absolute values, where
+    u = 2^-24. For a.q, the sum of absolute values is at most |a| |q| by Cauchy-Schwarz. The bound
+    uses n = D + 4: D products, the rounding of |a|^2 / 2, the rounding of its sum with a.q, and a
+    reserve.
 
     Args:
         queries: (Q, D).
@@ -110,7 +110,7 @@ def nearest_candidates(
     """Return, for each query, the numbers of the rows that can be among its k nearest.
 
     Args:
-        parts: blocks of the indexed vectors, each (n, D); rows are numbered across all blocks.
+        parts: the vectors; row numbers continue from one part to the next.
         queries: (Q, D) float32.
         k: number of neighbours.
         block: rows per matrix product.
@@ -133,7 +133,8 @@ def smallest_keys(
 ) -> tuple[Tensor, Tensor]:
     """Return the n smallest keys of each query in ascending order, and their row numbers.
 
-    Both tensors have shape (Q, n).
+    Both tensors have shape (Q, n), or (Q, N) if there are only N < n vectors. The key of a vector a
+    for a query q is |a|^2 / 2 - a.q.
 
     Args:
         parts: the vectors.
@@ -300,7 +301,7 @@ class VectorIndex:
         return nearest_candidates(self.parts, queries, n, block)
 
     def _measured(self, rows: np.ndarray, query: Tensor) -> list[tuple[float, str]]:
-        """Return (squared distance, id) of each row, sorted by distance and then by id."""
+        """Return pairs (squared distance, id) of these rows, sorted by distance and then by id."""
         squares = squared_distances(self.rows(rows), query.numpy())
         return sorted(zip(squares.tolist(), self.ids_of(rows), strict=True))
 

@@ -56,9 +56,9 @@ def open_source(description: Mapping[str, Any], moved: Mapping[str, Any]) -> Sou
 class ShardedIndex(VectorIndex):
     """Finished index on disk, whose shards are mapped into memory.
 
-    The constructor compares the headers of the shards with the manifest. It raises InputError if
-    the folder has no finished index, or if a shard is missing, truncated or different from what the
-    manifest says. The data themselves are read and checked only by `damage`.
+    The constructor compares the headers of the shards with manifest.json. It raises InputError if
+    the folder has no finished index, or if a shard is missing, truncated or different from its
+    entry in manifest.json. The data are read and checked only by `damage`.
     """
 
     def __init__(self, folder: str | Path) -> None:

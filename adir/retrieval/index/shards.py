@@ -1,4 +1,4 @@
-"""One shard of an index: a safetensors file, written atomically and mapped into memory to read it.
+"""One shard of an index: a safetensors file that is written atomically and memory-mapped to read.
 
 The ids of all images are concatenated as UTF-8 in one tensor, and another tensor holds the offset
 at which each id ends. The attributions are stored in the same way.
@@ -47,7 +47,7 @@ class IndexedImage(NamedTuple):
     Attributes:
         id: id of the image, unique in the index.
         sha256: SHA-256 of the file's bytes, 64 hex digits.
-        n_bytes: size of the file.
+        n_bytes: size of the file in bytes.
         size: height and width in pixels.
         fingerprint: (16, 16) int8 (adir.data.fingerprints).
         attribution: licence, author and source; the dict omits what is unknown.
@@ -147,10 +147,10 @@ class Shard:
 
     Attributes:
         path: path of the file.
-        columns: arrays by the names in COLUMNS. They have one row per image, except for `ids` and
+        columns: arrays, by the names in COLUMNS. They have one row per image, except for `ids` and
             `notes`, which hold the concatenated ids and attributions.
-        sha256: hash of the data, as stated in the header.
-        facts: encoder and hash of the plan, from the header.
+        sha256: hash of the data, from the header.
+        facts: encoder of the index and SHA-256 of the shard's plan file, from the header.
         rejects: reason for each rejected image, by id.
     """
 
