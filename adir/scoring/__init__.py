@@ -1,1 +1,1 @@
-"""Image quality: metrics with their direction, range and weights."""
+"""Metrics of image quality, each with its direction, range and weights."""

@@ -1,4 +1,4 @@
-"""Interfaces of metrics and of the encoder of prompts, and the check of the images to score."""
+"""Interfaces of metrics and of the encoder of prompts, and a check of the images to be scored."""
 
 from typing import Literal, Protocol
 
@@ -15,6 +15,7 @@ class Metric(Protocol):
 
     name: str
     direction: Direction
+    """The better direction of the score."""
     range: tuple[float | None, float | None]
     """The usual lowest and highest score; None stands for no bound."""
     needs_reference: bool
@@ -25,7 +26,10 @@ class Metric(Protocol):
 
     @property
     def version(self) -> str:
-        """The backend and weights in one string. Scores of different versions are not compared."""
+        """The software and the weights of the metric, in one string.
+
+        Scores of different versions are not compared.
+        """
 
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
         """Return (B,) float64 scores of a batch of images.
@@ -33,24 +37,25 @@ class Metric(Protocol):
         Args:
             x_hat: (B, 3, H, W) images in [0, 1].
             x: ground truth, shaped as x_hat and in [0, 1]; None if the metric needs no reference.
-            prompt: None if the metric needs no prompt.
+            prompt: the prompt of all B images; None if the metric needs no prompt.
         """
 
     def unavailable(self) -> str | None:
-        """Return None if the metric can be computed, else one line on the missing file.
+        """Return None if the metric can be computed, else one line that says why not.
 
-        The line gives the file's size, where to put the file and where to get it.
+        If a weights file is to be downloaded, the line gives its size, its address and its folder.
         """
 
 
 class TextEncoder(Protocol):
     """Encoder of images and prompts into one vector space.
 
-    adir.retrieval.encoders.clip.ClipEncoder is one.
+    adir.retrieval.encoders.clip.ClipEncoder implements this interface.
     """
 
     name: str
     weights_sha256: str
+    """Hash of the weights, the architecture and the preprocessing."""
 
     def image(self, batch: Tensor) -> Tensor:
         """Return (B, D) unit vectors of (B, 3, H, W) images in [-1, 1]."""
@@ -60,10 +65,10 @@ class TextEncoder(Protocol):
 
 
 def require_images(metric: Metric, x_hat: Tensor, x: Tensor | None) -> None:
-    """Raise ValueError unless the images fit the metric.
+    """Raise ValueError if the metric cannot score these images.
 
-    x_hat, and x if the metric needs a reference, must have equal shapes (B, 3, H, W) and values in
-    [0, 1].
+    The images x_hat must have the shape (B, 3, H, W) and values in [0, 1]. If the metric needs a
+    reference, the ground truth x must be given and fulfil the same conditions.
     """
     require_unit(x_hat, metric.name)
     if metric.needs_reference:

@@ -1,7 +1,7 @@
 """Perceptual distance of deep features (Zhang et al., CVPR 2018).
 
-The features are those of EfficientNet-Lite0, a small image classifier. Unlike in LPIPS, no channel
-weights are learned from human judgements.
+The features are those of EfficientNet-Lite0, a small image classifier. All channels have the same
+weight, whereas LPIPS learns channel weights from human judgements.
 """
 
 from typing import Any
@@ -16,24 +16,25 @@ from adir.weights.efficientnet_lite0 import SHA256, load_network, verified_weigh
 from adir.weights.registry import WeightsFile
 
 BLOCKS = (0, 1, 2, 4, 6)
-"""The indices into timm's `blocks` of the last output at each resolution.
+"""The indices of the blocks of timm's network whose outputs are the features.
 
-The resolutions are 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's.
+Each block is the last one of its resolution: 1/2, 1/4, 1/8, 1/16 or 1/32 of the image's.
 """
 
 
 def feature_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Return the distance of two lists of feature maps: Zhang et al. (2018), eq. 1, all w_l = 1.
+    """Return the perceptual distance of two lists of feature maps, per image.
 
-    At each position the features are divided by their norm over the channels. The squared
-    difference is summed over the channels, averaged over the positions and summed over the list.
+    It is eq. 1 of Zhang et al. (2018) with all w_l = 1. At each position, the features are divided
+    by their norm over the channels. The squared difference of the two maps of a layer is summed
+    over the channels and averaged over the positions. The results are summed over the layers.
 
     Args:
-        features: L maps, each (B, C_l, H_l, W_l).
-        others: shaped as features.
+        features: one map (B, C_l, H_l, W_l) for each of L layers.
+        others: maps of the same shapes.
 
     Returns:
-        (B,) float64, from 0 to 4 L, because two unit vectors are at most 2 apart.
+        (B,) float64, from 0 to 4 L, because the squared distance of two unit vectors is at most 4.
     """
     pairs = zip(features, others, strict=True)
     units = (
@@ -48,13 +49,13 @@ class DeepLite0:
 
     Equal images have distance 0. Images are compared at their own size.
 
-    Unlike LPIPS, this distance has no channel weights learned from people's judgements. Kumar et
-    al. (TMLR 2022) find that such distances agree with people better than low-level distances, and
-    that the features of better classifiers agree less with people.
+    All channels have the same weight, whereas LPIPS learns channel weights from human judgements.
+    Kumar et al. (TMLR 2022) find that distances without learned weights agree with people better
+    than low-level distances do, and that the features of better classifiers agree with people less.
 
-    The `imagenet` encoder of the retrieval is the same network, so the neighbours that it chooses
-    may favour this distance. Support a claim that rests on this metric by a metric without a
-    network too, such as `fsim`.
+    The encoder `imagenet`, which may choose the images that ADIR fine-tunes on, is the same
+    network. The choice may therefore favour this distance. Also report a metric that uses no
+    network, such as `fsim`.
 
     Args:
         device: device of the network.
@@ -73,9 +74,9 @@ class DeepLite0:
         self._network: Any = None
 
     def unavailable(self) -> str | None:
-        """Return None if the weights can be used, else one line on why not.
+        """Return None if the weights can be used, else one line that says why not.
 
-        The network itself is built when the first score is computed.
+        The network is built later, when the first score is computed.
         """
         try:
             verified_weights()
@@ -88,8 +89,8 @@ class DeepLite0:
         """Return (B,) float64 distances; see `Metric.score`.
 
         Raises:
-            ValueError: if `require_images` raises it.
-            InputError: if the weights are missing.
+            ValueError: if the shapes differ or are not (B, 3, H, W), or a value is outside [0, 1].
+            InputError: if the weights are missing or damaged.
         """
         require_images(self, x_hat, x)
         assert x is not None
@@ -102,9 +103,9 @@ class DeepLite0:
         )
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        """Return five feature maps of a (1, 3, H, W) image in [0, 1].
+        """Return the five feature maps (1, C_l, H_l, W_l) of a (1, 3, H, W) image in [0, 1].
 
-        The image is converted to [-1, 1], the range of the network.
+        The network's input is the image converted to [-1, 1].
         """
         found = []
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -1,13 +1,14 @@
 """Metrics of image quality, and `Scoring`, which applies a list of them to an image.
 
-The metrics measure fidelity to the ground truth, perceptual quality without it, and agreement with
-the measurement. They take float RGB images (B, 3, H, W) in [0, 1] and score them one by one, so no
-score depends on the batch.
+A metric measures fidelity to the ground truth, perceptual quality without ground truth, or
+similarity to a prompt. It takes float RGB images (B, 3, H, W) in [0, 1] and scores each image
+separately, so no score depends on the batch. `data_consistency_residual` measures how well images
+agree with the measurement y.
 
-This module computes PSNR. `deep-lite0` and `clip-prompt` have modules of their own, and pyiqa
-computes the other metrics. pyiqa is imported when the first of its metrics is used, because the
-import takes 3 s (measured, 2 cores). The weights of pyiqa's metrics are checked against the hash in
-their file names and loaded with weights_only=True. pyiqa itself does neither.
+This module computes PSNR. `deep-lite0` and `clip-prompt` have modules of their own. The package
+pyiqa computes the other metrics. pyiqa is imported at its first use, because the import takes 3 s
+(measured, 2 cores). Its weights are verified by their SHA-256 and loaded with weights_only=True.
+pyiqa alone would load them without verification and with weights_only=False.
 """
 
 import contextlib
@@ -54,11 +55,11 @@ def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def data_consistency_residual(operator: LinearOperator, x_hat: Tensor, y: Tensor) -> Tensor:
-    """Return the rms of A x_hat - y over the known entries of y, in grey levels of 255.
+    """Return the root mean square of A x_hat - y for each image, in grey levels of 255.
 
-    Neither a high nor a low value is good. The value should be about 0 if y has no noise, and about
-    sigma_y if y has noise. If the value is below sigma_y, x_hat reproduces part of the noise.
-    Rounding y to 8 bits alone gives 0.29.
+    The mean is over the entries of y that depend on x. A good value is about sigma_y, the standard
+    deviation of the noise. If the value is lower, x_hat reproduces part of the noise. If y has no
+    noise, a good value is about 0; rounding y to 8 bits alone gives 0.29.
 
     Args:
         operator: A.
@@ -74,7 +75,7 @@ def data_consistency_residual(operator: LinearOperator, x_hat: Tensor, y: Tensor
 
 
 class PSNR:
-    """Metric `psnr`; higher is better."""
+    """Metric `psnr`: peak signal-to-noise ratio in dB, higher is better."""
 
     name = "psnr"
     version = "adir 1"
@@ -88,26 +89,29 @@ class PSNR:
         """Return (B,) float64 values in dB, inf for equal images; see `Metric.score`.
 
         Raises:
-            ValueError: if `require_images` raises it.
+            ValueError: if the shapes differ or are not (B, 3, H, W), or a value is outside [0, 1].
         """
         require_images(self, x_hat, x)
         assert x is not None
         return psnr(x_hat, x)
 
     def unavailable(self) -> None:
-        """Return None, because a formula needs no file."""
+        """Return None, because PSNR needs no file."""
 
 
 class PyiqaMetric:
-    """Metric of pyiqa under ADIR's name, with weights that are checked before pyiqa loads them.
+    """Metric that pyiqa computes, with weights that are verified before pyiqa loads them.
 
     Args:
-        name: name of the metric in ADIR. For this and the parameters `direction`, `range`,
-            `needs_reference` and `weights_files` see `Metric`.
+        name: name of the metric in ADIR.
         pyiqa_name: name of the metric in pyiqa.
-        smallest_side: shortest side of an image in pixels. For smaller images pyiqa fails or has
-            nothing to measure, and `score` raises InputError.
-        options: constructor arguments of pyiqa's network.
+        direction: the better direction of the score.
+        range: the usual lowest and highest score; None stands for no bound.
+        needs_reference: whether the metric compares an image with its ground truth.
+        smallest_side: least height and width of an image, in pixels. pyiqa fails or has nothing to
+            measure on smaller images, so `score` raises InputError for them.
+        weights_files: the files of pretrained weights.
+        options: further arguments of pyiqa.create_metric.
         device: device of the network.
     """
 
@@ -142,9 +146,9 @@ class PyiqaMetric:
         self._checked: list[str | None] = []
 
     def unavailable(self) -> str | None:
-        """Return None if the weights can be used, else one line on why not.
+        """Return None if the weights can be used, else one line that says why not.
 
-        The result of `WeightsFile.unavailable` is cached.
+        The first call tries to download missing weights. Its result is cached.
         """
         if not self._checked:
             reasons = [reason for file in self.weights_files if (reason := file.unavailable())]
@@ -156,8 +160,8 @@ class PyiqaMetric:
         """Return (B,) float64 scores; see `Metric.score`.
 
         Raises:
-            ValueError: if `require_images` raises it.
-            InputError: if the images are too small or the weights are missing.
+            ValueError: if the shapes differ or are not (B, 3, H, W), or a value is outside [0, 1].
+            InputError: if the images are too small, or the weights are missing or damaged.
         """
         require_images(self, x_hat, x)
         height, width = x_hat.shape[-2:]
@@ -195,7 +199,7 @@ class PyiqaMetric:
 
 @contextlib.contextmanager
 def _quiet_and_safe() -> Iterator[None]:
-    """While pyiqa builds a network, suppress its output, and let torch.load accept only tensors.
+    """Suppress pyiqa's output and make torch.load accept only tensors, within the context.
 
     By default, pyiqa lets torch.load unpickle any object.
     """
@@ -223,8 +227,9 @@ def _create(pyiqa_name: str, device: str, options: dict[str, Any]) -> torch.nn.M
 def ssim(device: str = "cpu") -> PyiqaMetric:
     """Return SSIM (Wang et al., 2004), pyiqa's `ssimc`: 0 to 1, higher is better.
 
-    It is the mean over RGB of 11x11 Gaussian windows (std 1.5), without padding or downsampling.
-    Negative contrast-structure terms are set to 0, so anticorrelated windows count as 0.
+    SSIM is computed in Gaussian windows of 11x11 pixels (standard deviation 1.5 pixels), without
+    padding or downsampling, and averaged over all windows and the three channels. Negative
+    contrast-structure terms are set to 0, so anticorrelated windows count as 0.
     """
     return PyiqaMetric("ssim", "ssimc", "higher", (0, 1), True, 11, device=device)
 
@@ -232,13 +237,14 @@ def ssim(device: str = "cpu") -> PyiqaMetric:
 def fsim(device: str = "cpu") -> PyiqaMetric:
     """Return FSIM (Zhang et al., 2011): 0 to 1, higher is better.
 
-    FSIM compares phase congruency, gradient and colour. It uses no trained network, and is reported
-    beside `deep-lite0` for this reason.
+    FSIM compares phase congruency, gradient and colour. It is reported beside `deep-lite0` because
+    it uses no trained network.
 
-    pyiqa's other metrics without weights, GMSD and VIF, are as monotonic in noise and blur as FSIM,
-    but have drawbacks. GMSD ranks an invisible shift by one pixel below a 5x5 blur on 11 of the 12
-    test images of adir.data.embedded, and FSIM does so on 1 of them. VIF takes no image with a side
-    under 33 pixels, and exceeds 1 if contrast is raised.
+    GMSD and VIF, the other metrics of pyiqa without weights, get worse with noise and blur as
+    steadily as FSIM, but have drawbacks. GMSD rates an image shifted by one pixel, which looks the
+    same, worse than the image with a 5x5 blur. It does so on 11 of the 12 test images of
+    adir.data.embedded, and FSIM on 1 of them. VIF needs sides of at least 33 pixels, and exceeds 1
+    if the contrast is raised.
     """
     return PyiqaMetric("fsim", "fsim", "higher", (0, 1), True, 16, device=device)
 
@@ -260,8 +266,9 @@ def lpips_vgg(device: str = "cpu") -> PyiqaMetric:
 def piqe(device: str = "cpu") -> PyiqaMetric:
     """Return PIQE (Venkatanath et al., 2015): 0 to 100, lower is better.
 
-    PIQE rates 16 x 16 blocks of luma and needs no training. If a side is no multiple of 16, pyiqa
-    pads it by side mod 16, so up to 7 pixels at the border may be ignored.
+    PIQE rates blocks of 16x16 luma pixels and needs no training. If a side is not a multiple of 16,
+    pyiqa pads it by (side mod 16) pixels. It may thus ignore up to 7 pixels at the right or bottom
+    border.
     """
     return PyiqaMetric("piqe", "piqe", "lower", (0, 100), False, 16, device=device)
 
@@ -269,8 +276,8 @@ def piqe(device: str = "cpu") -> PyiqaMetric:
 def musiq_koniq(device: str = "cpu") -> PyiqaMetric:
     """Return MUSIQ (Ke et al., 2021) with KonIQ-10k weights: about 0 to 100, higher is better.
 
-    pyiqa resizes images differently from the original code. Its scores differ by +0.42 on average
-    and by up to +1.09, which is as large as published gains.
+    pyiqa resizes images differently from the original code. Its scores are higher by 0.42 on
+    average and by up to 1.09, which is as large as published gains.
     """
     return PyiqaMetric(
         "musiq-koniq", "musiq", "higher", (0, 100), False, 32, (MUSIQ_KONIQ,), device=device
@@ -280,7 +287,7 @@ def musiq_koniq(device: str = "cpu") -> PyiqaMetric:
 def musiq_ava(device: str = "cpu") -> PyiqaMetric:
     """Return MUSIQ (Ke et al., 2021) with AVA weights: 1 to 10, higher is better.
 
-    The score is the mean of a 10-bin distribution.
+    The score is the mean of the distribution that the network predicts over the ratings 1 to 10.
     """
     # pyiqa sets the number of outputs only if it downloads the weights itself.
     options = {"num_class": 10}
@@ -311,11 +318,14 @@ class Scoring:
     """List of metrics that is applied to one image at a time.
 
     Args:
-        metrics: names (keys of `METRICS`) or metrics.
-        strict: True raises InputError if a metric's weights are missing. False gives its scores the
-            value None.
-        device: device of the networks of those metrics that are given by name.
-        clip: builds the encoder of `clip-prompt`.
+        metrics: names (keys of `METRICS`) or instances of metrics.
+        strict: whether to raise InputError if a metric cannot be computed, for example because
+            weights are missing. If false, the scores of this metric are None.
+        device: device of the networks of the metrics that are given by name.
+        clip: builds the encoder of `clip-prompt` if this metric is given by name.
+
+    Raises:
+        InputError: if a name is unknown or listed twice, or because of `strict`.
     """
 
     def __init__(
@@ -355,7 +365,7 @@ class Scoring:
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """The reasons why metrics cannot be computed, by metric name.
+        """The metrics that cannot be computed: {metric name: reason}.
 
         The first access may try to download weights.
         """
@@ -363,7 +373,10 @@ class Scoring:
 
     @property
     def weights_to_fetch(self) -> dict[str, list[WeightsFile]]:
-        """The missing weights files, by metric name. Nothing is downloaded."""
+        """The metrics that lack weights files: {metric name: missing files}.
+
+        Nothing is downloaded.
+        """
         wanted = {
             m.name: [file for file in m.weights_files if not file.path.is_file()]
             for m in self.metrics
@@ -371,7 +384,7 @@ class Scoring:
         return {name: files for name, files in wanted.items() if files}
 
     def with_local_weights(self) -> "Scoring":
-        """Return a `Scoring` of the metrics whose weights need no download."""
+        """Return a `Scoring` with only the metrics whose weights need no download."""
         weights_to_fetch = self.weights_to_fetch
         return Scoring([metric for metric in self.metrics if metric.name not in weights_to_fetch])
 
@@ -387,19 +400,19 @@ class Scoring:
         saved.
 
         Args:
-            x_hat: (3, H, W) image in [-1, 1], or an image file.
-            x: ground truth, like x_hat, or None.
-            prompt: text, or None.
+            x_hat: (3, H, W) image in [-1, 1], or path of an image file.
+            x: ground truth in the form of x_hat; None if there is none.
+            prompt: text; None if there is none.
 
         Returns:
-            {metric name: entry}. An entry has `value`, `direction` and `version`. If the score is
-                missing or not finite, `value` is None and the entry has a `reason`. Reasons are
-                missing weights, no ground truth or prompt, an image that is too small, and a score
-                that is not finite. PSNR of equal images is infinite, which a JSON record cannot
-                hold.
+            {metric name: dict}. Each dict has the keys `value`, `direction` and `version`. If there
+                is no finite score, `value` is None and the key `reason` says why: unusable weights,
+                no ground truth or prompt, too small an image, or an infinite or undefined score.
+                For example, PSNR of equal images is infinite, and JSON has no infinite numbers.
 
         Raises:
             ValueError: if a pixel is NaN or Inf, or if shapes differ.
+            InputError: if a file cannot be read as an image.
         """
         x_hat = as_saved(x_hat)
         x = None if x is None else as_saved(x)
@@ -409,7 +422,10 @@ class Scoring:
 def score_one(
     metric: Metric, x_hat: Tensor, x: Tensor | None, prompt: str | None = None
 ) -> dict[str, Any]:
-    """Return one entry of `Scoring.score`, for images (1, 3, H, W) in [0, 1]."""
+    """Return the dict that `Scoring.score` returns for one metric.
+
+    The images are (1, 3, H, W) in [0, 1].
+    """
     entry: dict[str, Any] = {
         "value": None,
         "direction": metric.direction,
@@ -438,12 +454,14 @@ def score_one(
 
 
 def as_saved(x: Tensor | str | Path) -> Tensor:
-    """Return an image as its 8-bit file stores it: (1, 3, H, W) float32, k / 255.
+    """Return an image rounded to the 8-bit levels that a file stores.
 
-    The argument is a (3, H, W) tensor in [-1, 1] or an image file.
+    The argument is a (3, H, W) tensor in [-1, 1] or the path of an image file. The result is
+    (1, 3, H, W) float32 with values k / 255.
 
     Raises:
         ValueError: if a pixel is NaN or Inf.
+        InputError: if the file cannot be read as an image.
     """
     if not isinstance(x, Tensor):
         x = read_image(x)

@@ -19,8 +19,8 @@ class PromptSimilarity:
     2021) is 2.5 times this score.
 
     Args:
-        encoder: builds the encoder at its first use. If the encoder's weights are missing, only
-            this score is missing, and the run continues. None means that no encoder is configured.
+        encoder: builds the encoder at its first use; None if no encoder is configured. If it
+            raises InputError, for example because weights are missing, only this score is missing.
     """
 
     name = "clip-prompt"
@@ -37,13 +37,16 @@ class PromptSimilarity:
 
     @property
     def version(self) -> str:
-        """The encoder's name and the first characters of its weights' hash."""
+        """The encoder's name and the first 8 characters of its `weights_sha256`.
+
+        It is "no encoder" if the encoder cannot be used.
+        """
         if self.unavailable() is not None or self._encoder is None:
             return "no encoder"
         return f"{self._encoder.name} {self._encoder.weights_sha256[:8]}"
 
     def unavailable(self) -> str | None:
-        """Return None if the encoder can be used, else one line on why not.
+        """Return None if the encoder can be used, else one line that says why not.
 
         The first call builds the encoder.
         """
@@ -58,9 +61,10 @@ class PromptSimilarity:
 
     @torch.no_grad()
     def score(self, x_hat: Tensor, x: Tensor | None = None, prompt: str | None = None) -> Tensor:
-        """Return (B,) float64 similarities of (B, 3, H, W) images in [0, 1] and one prompt.
+        """Return (B,) float64 similarities of (B, 3, H, W) images in [0, 1] to one prompt.
 
         Raises:
+            ValueError: if the shape is not (B, 3, H, W), or a value is outside [0, 1].
             InputError: if the encoder or the prompt is missing.
         """
         require_unit(x_hat, self.name)

@@ -1,4 +1,4 @@
-"""Interfaces of tasks, degradations, linear operators, encoders and editing test sets."""
+"""Interfaces of tasks, linear operators, degradations, encoders and editing test sets."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -10,10 +10,11 @@ from adir.tasks.operators import Operator, Shape
 
 
 class LinearOperator(Protocol):
-    """Linear operator A of y = A x + e for one image shape, as samplers and scores use it.
+    """Linear operator A for images of one shape, with the level of the noise e in y = A x + e.
 
-    Algorithm 1 needs only image_shape, norm, A and A_adjoint. `Operator` implements this interface.
-    It also has a deepinv physics, or a similar module, for the samplers that call deepinv.
+    Samplers and metrics use this interface. Algorithm 1 of ADIR needs only image_shape, norm, A and
+    A_adjoint. The class `Operator` implements the interface and adds a deepinv physics, or a
+    similar module, for the samplers that call deepinv.
     """
 
     @property
@@ -36,33 +37,36 @@ class LinearOperator(Protocol):
         """Return A x: (B, 3, H, W) to (B, C, h, w), or without the batch axis."""
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """Return the transpose of A, applied to y."""
+        """Return A^T y: (B, C, h, w) to (B, 3, H, W), or without the batch axis."""
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """Return the pseudo-inverse of A, applied to y."""
+        """Return A^+ y: (B, C, h, w) to (B, 3, H, W), or without the batch axis.
+
+        A^+ is the pseudo-inverse of A.
+        """
 
     def known(self) -> Tensor:
-        """Return a (C, h, w) bool mask of the entries of y that depend on x at all."""
+        """Return a (C, h, w) bool mask, true at the entries of y that depend on x."""
 
 
 class Degradation(Protocol):
-    """Degradation, such as a box blur, that defines one operator A for each image shape.
+    """Degradation, such as a box blur, which builds the operator A when called with an image shape.
 
-    Calling a degradation with an image shape builds A. The key `operator` of a task file names a
-    degradation.
+    The key `operator` of a task file (conf/task/) names a degradation.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
-    """The version of the class, to be raised when a change of the class changes its result.
+    """The version of the class. Raise it when a change of the class alters its results.
 
-    A cell's identity contains the version, the name and the parameters of the degradation.
+    The identity of a cell (one configuration of the benchmark) contains the version, the name and
+    the parameters of the degradation.
     """
     shift_invariant: ClassVar[bool]
-    """Whether A is the same wherever an image is cut, so that large images can be tiled."""
+    """Whether A acts in the same way on every part of an image, so that images can be tiled."""
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """Return A for images (3, H, W).
+        """Return A for images of shape image_shape, which is (3, H, W).
 
         Raises:
             InputError: if A is undefined for this shape.
@@ -77,9 +81,10 @@ class Degradation(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Encoder whose vectors are used to search for neighbours."""
+    """Encoder of images, and possibly of text, whose vectors are used to find similar images."""
 
     metric: str
+    """The distance of the search: "angular" for unit vectors, else "euclidean"."""
 
     def image(self, batch: Tensor) -> Tensor:
         """Return (B, D) vectors of (B, 3, H, W) images in [-1, 1]."""
@@ -88,41 +93,47 @@ class TextEncoder(Protocol):
         """Return (B, D) unit vectors of B prompts.
 
         Raises:
-            InputError: if the encoder has no text side.
+            InputError: if the encoder cannot encode text.
         """
 
 
 class Task(Protocol):
     """Restoration or editing task, which makes a measurement y from an image x.
 
-    It also reads and writes files of y, converts y to an RGB image, and makes the vector by which
-    neighbours are searched.
+    A task also reads and writes files of y, converts y to an RGB image, and makes the vector that
+    is used to search a corpus for images similar to y.
     """
 
     name: str
     version: int
-    """A cell's identity contains this version. Raise it if the measured quantity changes."""
+    """The version of the task. Raise it when a change alters what the task measures.
+
+    The identity of a cell (one configuration of the benchmark) contains it.
+    """
     sigma_y: float
     """The standard deviation of the noise in grey levels of 255."""
     edits: ClassVar[bool]
-    """Whether the task repaints a masked part of an image by a prompt, instead of restoring it."""
+    """True for an editing task, which repaints a masked part of an image; False for restoration."""
 
     @property
     def prompt(self) -> str | None:
-        """A description of the desired result.
+        """The description of the content to paint; None for a restoration task.
 
-        It is None for a restoration task, and for an editing task without an image.
+        It is also None for an editing task that is not bound to an image.
         """
 
     @property
     def shift_invariant(self) -> bool:
-        """Whether A is the same wherever an image is cut; see `Degradation.shift_invariant`."""
+        """Whether A acts in the same way on every part of an image."""
 
     def bound(self, data: Any, image_id: str) -> "Task":
-        """Return the task for one image of a test set, with the image's mask and prompt if any."""
+        """Return the task for one image of the test set `data`.
+
+        An editing task gets the mask and the prompt of this image.
+        """
 
     def operator(self, image_shape: Shape) -> Operator:
-        """Return A for images of this shape.
+        """Return A for images of shape image_shape, which is (3, H, W).
 
         Raises:
             InputError: if A is undefined for this shape.
@@ -138,11 +149,12 @@ class Task(Protocol):
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the y of an image x (3, H, W) in [-1, 1].
 
-        y is (C, h, w) float32 on the CPU. Its known values are 8-bit levels k / 127.5 - 1.
+        y is (C, h, w) float32 on the CPU. An entry that depends on x is an 8-bit level
+        k / 127.5 - 1, and any other entry is 0.
         """
 
     def read_y(self, path: str | Path) -> Tensor:
-        """Return the y in an image file.
+        """Return the y (C, h, w) in an image file.
 
         Raises:
             InputError: if the file cannot be a y of this task.
@@ -154,20 +166,25 @@ class Task(Protocol):
     def image_of(self, y: Tensor) -> Tensor:
         """Return y as an RGB image (3, h, w) in [-1, 1].
 
-        The image is used to encode y, to adapt to y, and to show y.
+        The image is encoded to search for similar images, and it is shown to the user. The
+        adaptation mode `self` fine-tunes on it.
         """
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
-        """Return the (1, D) vector by which neighbours are searched.
+        """Return the (1, D) vector whose nearest neighbours are searched in a corpus.
 
-        It is the encoder's vector of `image`, which is y as an image, or of the prompt.
+        It is the encoder's vector of `image`, or of the prompt of an editing task.
+
+        Args:
+            encoder: the encoder of the corpus.
+            image: (3, h, w) image made from y by adir.retrieval.query.query_image.
         """
 
 
 class EditImages(Protocol):
-    """Test set of an editing task, such as adir.data.base.Corpus.
+    """Test set whose images may have masks and prompts, such as adir.data.base.Corpus.
 
-    In a test set without edits, `mask` and `prompt` return None.
+    `mask` and `prompt` return None if the test set has no masks and prompts.
     """
 
     name: str

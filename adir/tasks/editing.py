@@ -1,4 +1,4 @@
-"""Text-guided editing: the masked part of an image is repainted by a prompt."""
+"""Text-guided editing, which repaints the masked part of an image as a prompt describes."""
 
 import copy
 import functools
@@ -23,12 +23,15 @@ By = Literal["prompt", "image"]
 class EditOperator(Operator):
     """Operator A of an edit, which keeps the image outside the mask and gives 0 inside.
 
-    It also has the mask and the prompt, which a sampler needs besides y.
+    The operator also stores the mask and the prompt, because a sampler needs them besides y.
     """
 
     name: ClassVar[str] = "hole"
     version: ClassVar[int] = 1
-    """A cell's identity contains this version. Raise it if a change of the class alters results."""
+    """The version of the class. Raise it when a change of the class alters its results.
+
+    The identity of a cell (one configuration of the benchmark) contains it.
+    """
     hole: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     """(H, W) bool, true in the part to repaint."""
     prompt: str = ""
@@ -37,16 +40,15 @@ class EditOperator(Operator):
 class EditTask:
     """Editing task, whose y equals the image outside the mask and 0 inside.
 
-    The prompt describes the content of the masked part. A test set has a mask and a prompt for each
-    image. `bound` returns the task for an image of a test set, and `with_mask` returns the task for
-    a user's own image.
+    Each image has a mask and a prompt, which describes the content of the masked part. `bound`
+    returns the task for an image of a test set, and `with_mask` for a user's own image.
 
     Args:
         name: name in paths and tables.
         version: raise it when a change alters what the task measures.
-        by: the query of the neighbour search: `prompt` (encoded by the encoder's text side), or
-            `image`, which is y with mid grey in the hole. The control mode `pixel` compares pixels
-            and always uses the image.
+        by: what the encoder encodes to search for similar images: `prompt`, or `image`, which is
+            y with mid grey in the masked part. With a euclidean encoder, such as `pixel`, it is
+            always the image.
 
     Raises:
         InputError: if a value is invalid.
@@ -71,7 +73,7 @@ class EditTask:
         )
 
     def with_mask(self, mask: Tensor, prompt: str) -> "EditTask":
-        """Return the task for one image.
+        """Return the task bound to one image by a mask and a prompt.
 
         Args:
             mask: (H, W) bool, true in the part to repaint.
@@ -99,10 +101,11 @@ class EditTask:
         return bound
 
     def bound(self, data: EditImages, image_id: str) -> "EditTask":
-        """Return the task with the mask and prompt of a test image.
+        """Return the task bound to an image of the test set `data`.
 
         Raises:
-            InputError: if the test set has no masks and prompts, or if the image's are invalid.
+            InputError: if the test set has no masks and prompts, or if the mask or the prompt of
+                this image is invalid.
         """
         mask, prompt = data.mask(image_id), data.prompt(image_id)
         if mask is None or prompt is None:
@@ -135,13 +138,13 @@ class EditTask:
         return self._prompt
 
     def operator(self, image_shape: Shape) -> EditOperator | Operator:
-        """Return A for an image of this shape.
+        """Return A for an image of shape image_shape, which is (3, H, W).
 
-        If the task is not bound to an image, the operator has no hole, and only its shapes are
+        If the task is not bound to an image, A keeps every pixel, and only its shapes are
         meaningful.
 
         Raises:
-            InputError: if image and mask differ in size.
+            InputError: if the shape is not RGB, or if image and mask differ in size.
         """
         return self._operator(tuple(image_shape))
 
@@ -163,7 +166,7 @@ class EditTask:
         """Return y_shape, because y is as large as the image.
 
         Raises:
-            InputError: if the shape is not RGB, or differs in size from the mask.
+            InputError: if the shape is not RGB, or if its height or width is not the mask's.
         """
         if len(y_shape) != 3 or y_shape[0] != 3:
             raise InputError(
@@ -178,17 +181,23 @@ class EditTask:
         return tuple(y_shape)
 
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return y: the image x (3, H, W) in [-1, 1], rounded to 8 bits, and 0 inside the mask.
+        """Return y, which is the image x rounded to 8 bits outside the mask, and 0 inside.
 
-        The generator is not used, because y has no noise.
+        Args:
+            x: (3, H, W) in [-1, 1].
+            generator: not used, because y has no noise.
+
+        Raises:
+            InputError: if image and mask differ in size, or if the task is not bound to an image.
         """
         return self._as_file(x.detach().cpu().float())
 
     def read_y(self, path: str | Path) -> Tensor:
-        """Return the y in an image file; it is 0 inside the mask, whatever the file shows there.
+        """Return the y (3, H, W) in an image file, with 0 inside the mask.
 
         Raises:
-            InputError: if the file and the mask differ in size, or if the task is not bound.
+            InputError: if the file is not an RGB image, if image and mask differ in size, or if the
+                task is not bound to an image.
         """
         pixels = read_pixels(path)
         try:
@@ -199,25 +208,31 @@ class EditTask:
     def write_y(self, path: str | Path, y: Tensor) -> None:
         """Write y as an 8-bit PNG, from which `read_y` returns the same y.
 
-        The hole is mid grey in the file.
+        The masked part is mid grey in the file.
         """
         self.image_shape(tuple(y.shape))
         write_png(path, y)
 
     def image_of(self, y: Tensor) -> Tensor:
-        """Return y as an image, with mid grey in the hole."""
+        """Return y as an RGB image (3, H, W) in [-1, 1], with mid grey in the masked part."""
         self.image_shape(tuple(y.shape))
         return y.clone()
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
-        """Return the (1, D) vector by which neighbours are searched.
+        """Return the (1, D) vector whose nearest neighbours are searched in a corpus.
 
-        It is the vector of the prompt or of `image`, which is y as an image (3, H, W).
+        It is the encoder's vector of the prompt or of `image`. The constructor's argument `by`
+        chooses between them.
+
+        Args:
+            encoder: the encoder of the corpus.
+            image: (3, h, w) image made from y by adir.retrieval.query.query_image.
 
         Raises:
-            InputError: if the prompt is needed, and is missing or the encoder has no text side.
+            InputError: if the prompt is to be encoded, but the task is not bound to an image or the
+                encoder cannot encode text.
         """
-        # The pixel control has the euclidean metric and no vectors of prompts.
+        # The encoder `pixel` has the euclidean metric and cannot encode text.
         if self.by == "image" or encoder.metric == "euclidean":
             return encoder.image(image[None])
         if self._prompt is None:
@@ -237,21 +252,22 @@ class EditTask:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """Return the mask in an image file: (H, W) bool, true for white pixels, which are repainted.
+    """Return the (H, W) bool mask in an image file, true at white pixels, which are repainted.
 
-    Grey levels from 127.5 up count as white.
+    A pixel counts as white if the mean of its channels is at least 127.5 of 255.
 
     Raises:
-        InputError: if `adir.images.read_pixels` raises it.
+        InputError: if the file is missing or cannot be read as an image.
     """
     pixels = torch.from_numpy(read_pixels(path)).float()
     return pixels.mean(2) >= 127.5
 
 
 def edit_id(name: str, mask: Tensor, prompt: str) -> str:
-    """Return an id of a test image that changes with its mask and prompt: `0879-3f9a2c51`.
+    """Return an id for one edit of a test image, such as `0879-3f9a2c51`.
 
-    Records, adapters and noise under this id belong to one edit of the image.
+    The id is the image's name and a hash of the mask and the prompt. Two edits of an image
+    therefore have separate results, fine-tuned weights and random numbers.
     """
     height, width = mask.shape
     digest = sha256_of_bytes(

@@ -16,18 +16,19 @@ from adir.tasks.operators import Operator, Shape
 
 
 class RestorationTask:
-    """Restoration task y = A(x) + e with e ~ N(0, sigma_y^2 I), rounded to 8 bits and clipped.
+    """Restoration task y = A x + e with noise e ~ N(0, sigma_y^2 I).
 
-    A user's image file is rounded and clipped in the same way.
+    y is rounded to 8 bits and clipped, as in a user's image file.
 
     Args:
         name: name in paths and tables.
-        version: part of a cell's identity. Raise it when a change alters what the task measures.
-        operator: builds A for an image shape (a `Degradation`).
-        sigma_y: standard deviation of the noise in grey levels of 255, before clipping. A sigma_y
-            of 10 measures about 9.96 after clipping.
-        guidance_scale: the sampler's s for this task. It is tuned for each task because its useful
-            size depends on ||A||.
+        version: version of the task. Raise it when a change alters what the task measures. The
+            identity of a cell (one configuration of the benchmark) contains it.
+        operator: the degradation, which builds A for an image shape.
+        sigma_y: standard deviation of e in grey levels of 255, before clipping. Clipping reduces
+            it, for example from 10 to about 9.96.
+        guidance_scale: scale s of the guidance in Algorithm 1 of ADIR. It is tuned for each task
+            because its useful size depends on ||A||.
 
     Raises:
         InputError: if a value is invalid.
@@ -55,21 +56,21 @@ class RestorationTask:
 
     @property
     def shift_invariant(self) -> bool:
-        """Whether A is the same wherever an image is cut.
+        """Whether A acts in the same way on every part of an image.
 
         `adir restore` pads and tiles images only if this is true.
         """
         return self.degradation.shift_invariant
 
     def bound(self, data: object, image_id: str) -> "RestorationTask":
-        """Return the task itself, because all images of a test set have the same task.
+        """Return the task itself, which is the same for all images of a test set.
 
         An editing task, in contrast, has a mask and a prompt for each image.
         """
         return self
 
     def operator(self, image_shape: Shape) -> Operator:
-        """Return A for images of this shape, cached.
+        """Return A for images of shape image_shape, which is (3, H, W). The result is cached.
 
         Raises:
             InputError: if A is undefined for this shape.
@@ -94,10 +95,11 @@ class RestorationTask:
 
         Args:
             x: (3, H, W) in [-1, 1].
-            generator: on the CPU. One draw of y's shape is taken, even if sigma_y is 0.
+            generator: generator of the noise, on the CPU. It advances even if sigma_y is 0.
 
         Returns:
-            (C, h, w) float32 on the CPU, with 8-bit levels k / 127.5 - 1.
+            (C, h, w) float32 on the CPU: 8-bit levels k / 127.5 - 1, and 0 at pixels that
+            inpainting loses.
         """
         operator = self.operator(tuple(x.shape))
         noise = torch.randn(operator.y_shape, generator=generator)
@@ -107,10 +109,10 @@ class RestorationTask:
     def read_y(self, path: str | Path) -> Tensor:
         """Return the y (C, h, w) in an image file.
 
-        The unknown pixels of inpainting are 0, whatever the file shows.
+        Pixels that inpainting loses are 0, whatever the file shows.
 
         Raises:
-            InputError: if the file is no image or cannot be a y of this task.
+            InputError: if the file cannot be read as an image, or cannot be a y of this task.
         """
         pixels = read_pixels(path)
         y = from_uint8(pixels)
@@ -123,7 +125,7 @@ class RestorationTask:
     def write_y(self, path: str | Path, y: Tensor) -> None:
         """Write y as an 8-bit PNG, from which `read_y` returns the same y.
 
-        Unknown pixels are mid grey in the file.
+        Pixels that inpainting loses are mid grey in the file.
         """
         self.image_shape(tuple(y.shape))
         write_png(path, y)
@@ -131,25 +133,24 @@ class RestorationTask:
     def image_of(self, y: Tensor) -> Tensor:
         """Return y as an RGB image (3, h, w) in [-1, 1].
 
-        The image is used to encode y, to adapt to y, and to show y. For super-resolution it is the
-        small image, for colorization it has the grey level in all channels, and for inpainting it
-        has mid grey in the hole.
+        For super-resolution this is the small image. For colorization its three channels are equal.
+        For inpainting the lost pixels are mid grey.
         """
         self.image_shape(tuple(y.shape))
         return y.expand(3, -1, -1).clone() if y.shape[0] == 1 else y.clone()
 
     def query(self, encoder: TextEncoder, image: Tensor) -> Tensor:
-        """Return the (1, D) vector by which neighbours are searched.
+        """Return the encoder's (1, D) vector of `image`, to search a corpus for neighbours.
 
-        It is the encoder's vector of `image`, which is y as an image (3, h, w).
+        `image` is a (3, h, w) image made from y by adir.retrieval.query.query_image.
         """
         return encoder.image(image[None])
 
     def _as_file(self, y: Tensor) -> Tensor:
-        """Return y (C, h, w) in [-1, 1], rounded to 8 bits and clipped, as read from its file.
+        """Return y (C, h, w) as it is read from its file: rounded to 8 bits, clipped to [-1, 1].
 
-        Entries that do not depend on x, such as the hole of inpainting, are 0. The value 0 marks
-        them: 8-bit levels are k / 127.5 - 1 for whole numbers k, and are therefore never exactly 0.
+        Pixels that inpainting loses are set to 0. No 8-bit level k / 127.5 - 1 with a whole number
+        k is exactly 0, so the value identifies these pixels.
         """
         rounded = from_uint8(to_uint8(y))
         operator = self.operator(self.degradation.image_shape(tuple(y.shape)))

@@ -1,1 +1,1 @@
-"""Files of networks and data sets: register (conf/weights/), download, verify, read safely."""
+"""Registry, download, verification and safe reading of files of weights and data sets."""

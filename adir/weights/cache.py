@@ -10,7 +10,7 @@ from adir.files import read_json, sha256_of_bytes, sha256_of_file, write_json
 def cache_dir() -> Path:
     """Return the cache folder of adir.
 
-    It is the environment variable ADIR_CACHE if that is set, else $XDG_CACHE_HOME/adir, else
+    It is $ADIR_CACHE if this variable is set, else $XDG_CACHE_HOME/adir if that is set, else
     ~/.cache/adir.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adir"
@@ -18,8 +18,8 @@ def cache_dir() -> Path:
 
 
 SMALL = 64 << 20  # bytes; hashes of smaller files are not cached, because hashing is fast
-# The clocks of file systems can be this coarse. If a file is changed again within this time, its
-# timestamp can stay the same.
+# The timestamps of file systems can be this coarse. A file that is changed twice within this time
+# can keep the timestamp of the first change.
 SETTLED_SECONDS = 2.0
 
 
@@ -27,7 +27,8 @@ def known_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, from the cache if the file has not changed since it was hashed.
 
     The file counts as unchanged if its path, inode, size and timestamps are the same. Otherwise it
-    is hashed again, and the new hash is cached. A file below SMALL bytes is always hashed.
+    is hashed again, and the new hash is cached. A file smaller than SMALL (64 MiB) is always hashed
+    and never cached.
     """
     if path.stat().st_size < SMALL:
         return sha256_of_file(path)
@@ -45,13 +46,16 @@ def known_sha256(path: Path) -> str:
 
 
 def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
-    """Cache the hash of a large file, unless the file changed less than SETTLED_SECONDS ago.
+    """Cache the hash of a file, if the file is large and has not changed recently.
+
+    Large means at least SMALL (64 MiB). Recently means less than SETTLED_SECONDS (2 s) ago: a
+    further change might then leave the timestamps as they are.
 
     Args:
         path: the file.
         sha256: hash of the file.
-        own: whether the caller has just created the file and no other process can change it. If so,
-            the hash is cached even though the file has just changed.
+        own: whether the caller has just created the file and no other process can change it. If
+            true, the hash is cached even after a recent change.
     """
     stamp = stamp_of(path)
     settled = own or time.time() - stamp["changed_ns"] / 1e9 >= SETTLED_SECONDS
@@ -64,9 +68,10 @@ def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
 
 
 def stamp_of(path: Path) -> dict[str, int]:
-    """Return size, timestamps and inode of a file; a change of the file alters at least one.
+    """Return the size in bytes, timestamps and inode of a file, which detect a change of the file.
 
-    `changed_ns` is the ctime, which programs cannot set back, unlike the mtime.
+    `modified_ns` is the mtime and `changed_ns` the ctime, in nanoseconds. Programs can set back the
+    mtime but not the ctime.
     """
     stat = path.stat()
     return {
@@ -78,5 +83,5 @@ def stamp_of(path: Path) -> dict[str, int]:
 
 
 def note_of(path: Path) -> Path:
-    """Return the path of the cache file that holds the hash of a file."""
+    """Return the path of the JSON file in the cache that stores the hash of the file `path`."""
     return cache_dir() / "hashes" / f"{sha256_of_bytes(str(path.resolve()).encode())[:32]}.json"

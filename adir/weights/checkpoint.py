@@ -18,10 +18,13 @@ from adir.errors import InputError
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors or torch.save file, by name.
 
-    No code in the file runs. Tensors are mapped from disk if the format allows it. If the file has
+    No code in the file runs. The tensors are memory-mapped if the format allows it. If the file has
     an entry "state_dict" that is a dict, the tensors in this dict are returned. If all names start
-    with `module.`, a prefix that parallel training adds, the prefix is removed. Raises InputError
-    if the file is missing, damaged or would run code, or if a value to return is not a tensor.
+    with `module.`, a prefix that parallel training adds, the prefix is removed.
+
+    Raises:
+        InputError: if the file is missing or damaged, if it contains code, or if a value to be
+            returned is not a tensor.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -79,9 +82,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def torch_load(path: Path) -> Any:
     """Run torch.load with weights_only=True on the CPU.
 
-    The file is mapped into memory if it is a zip archive, as files of torch 1.6 and later are.
-    Scalars of NumPy 1 and 2 are loaded besides tensors, because the learning rate in an optimiser's
-    state may be such a scalar.
+    The file is memory-mapped if it is a zip archive, the default format since torch 1.6.
+    Besides tensors, scalars of NumPy 1 and 2 are accepted, because the learning rate in an
+    optimiser's state may be one.
     """
     scalar: Any = np.float64(0).__reduce__()[0]
     numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
@@ -96,9 +99,10 @@ def torch_load(path: Path) -> Any:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of the message of an error that torch raised.
+    """Return the first sentence of an error's message, of at most 200 characters.
 
-    The sentences after it, such as torch's advice to disable the check, are dropped.
+    The rest is dropped, such as torch's advice to disable the safety check. If the message is
+    empty, the name of the error's class is returned.
     """
     _, _, found = str(error).partition("WeightsUnpickler error: ")
     # The advice follows a blank line.

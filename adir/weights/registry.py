@@ -1,4 +1,4 @@
-"""The registry of pretrained weights in conf/weights/: locate, download and verify its files."""
+"""Registry of pretrained weights (conf/weights/), which finds, downloads and verifies files."""
 
 import contextlib
 import functools
@@ -20,9 +20,9 @@ from adir.weights.cache import cache_dir, known_sha256, remember_sha256
 from adir.weights.download import HUB, Progress, fetch, megabytes
 
 HASHES = "sha256.json"
-"""Name of the file in a downloaded repository that holds the hashes of the files at download.
+"""Name of the file that stores the SHA-256 of each weights file in a downloaded folder.
 
-It is needed because not all hashes are pinned in conf/weights/.
+It is needed because conf/weights/ does not give the hash of every file.
 """
 
 Place = Literal["adir", "pyiqa", "checkpoints"]
@@ -32,8 +32,8 @@ def require_online(name: str, by_hand: str) -> None:
     """Raise InputError if HF_HUB_OFFLINE=1 forbids downloads.
 
     Args:
-        name: name of the weights, for the message.
-        by_hand: "FILES into FOLDER", for the message: what the user can put into place by hand.
+        name: name of the weights, for the error message.
+        by_hand: text "FILES into FOLDER" for the advice to put files in place by hand.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"):
         raise InputError(
@@ -45,7 +45,7 @@ def require_online(name: str, by_hand: str) -> None:
 _failed_fetches: dict[str, str] = {}
 """Reason for each failed download, by file name.
 
-A process tries each download only once. Otherwise, a cell of 50 images would wait 50 times.
+A process does not repeat a failed download. Otherwise, a run of 50 images would wait 50 times.
 """
 
 
@@ -56,15 +56,15 @@ class WeightsFile:
     Attributes:
         entry: name of the entry.
         name: name of the file.
-        size: bytes; None if unknown.
-        sha256: 64 hex digits, or the prefix that the publisher gives. It is None if no hash is
-            published. Such a file is never downloaded; the user puts it in place, and records store
-            its hash.
+        size: size in bytes; None if unknown.
+        sha256: the SHA-256 in 64 hex digits, or the prefix that the publisher gives; None if no
+            hash is published. A file without a published hash is never downloaded. The user puts it
+            in place, and each result stores the hash that the file has.
         licence: licence of the weights; None if unknown.
-        mirrors: addresses, tried in this order.
-        place: "adir" for the folder `weights` in our cache folder. Other values name a subfolder of
-            torch's hub folder (TORCH_HOME), where pyiqa and torchvision search.
-        about: the size in words, if `size` is None.
+        mirrors: URLs of the file, tried in this order.
+        place: where the file is: "adir" is the folder `weights` in adir's cache folder. "pyiqa" and
+            "checkpoints" are subfolders of torch's hub folder, where pyiqa and torchvision search.
+        about: the approximate size as text, such as "about 244 MB", if `size` is None.
     """
 
     entry: str
@@ -93,7 +93,7 @@ class WeightsFile:
     def missing(self) -> str | None:
         """Return None if the file exists, else a message that says how to get it.
 
-        The message has the file's name, size, mirrors and folder.
+        The message gives the file's name, size, mirrors and folder.
         """
         if self.path.is_file():
             return None
@@ -110,18 +110,19 @@ class WeightsFile:
 
     @property
     def by_hand(self) -> str:
-        """Instruction to download the file by hand, for a file without a published hash."""
+        """The instruction to download the file by hand, because no hash of it is published."""
         return (
             f"download it by hand from {', '.join(self.mirrors)} and put it into "
             f"{self.path.parent}, because its SHA-256 is not published"
         )
 
     def unavailable(self) -> str | None:
-        """Return None if the file can be used, else a message with a remedy.
+        """Return None if the file can be used, else a message that says what to do.
 
-        The file can be used if it exists and its hash is right or not published. A missing file is
-        downloaded first, unless HF_HUB_OFFLINE=1; a process tries each download only once. The
-        method is meant for optional files, such as the weights of a metric.
+        The file can be used if it exists and has the expected hash, if one is published. A missing
+        file is downloaded first, except with HF_HUB_OFFLINE=1. If this fails, later calls in the
+        process do not try again. The method is meant for optional files, such as the weights of a
+        metric.
         """
         if not self.path.is_file() and self.name not in _failed_fetches:
             try:
@@ -143,10 +144,12 @@ class WeightsFile:
         return None
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
-        """Download and verify the file; return its path.
+        """Download and verify the file, and return its path.
 
-        Raises InputError if HF_HUB_OFFLINE=1 forbids downloads or no hash of the file is published,
-        and the errors of `download.fetch`.
+        Raises:
+            InputError: if no hash of the file is published, if HF_HUB_OFFLINE=1 forbids downloads,
+                or if the download fails.
+            OSError: if the file system fails.
         """
         if self.sha256 is None:
             raise InputError(f"{self.entry}: {self.name} is not downloaded: {self.by_hand}")
@@ -155,9 +158,10 @@ class WeightsFile:
         return self.path
 
     def verify(self) -> str | None:
-        """Hash the file; return None if the hash is right or unknown, else a message.
+        """Hash the file, and return None if it has the expected hash, else a message.
 
-        A file with a wrong hash is renamed to *.corrupt-*.
+        If no hash is published, any file is accepted. A file with a wrong hash is renamed to
+        *.corrupt-*.
         """
         found = sha256_of_file(self.path)
         if self.sha256 is None or found.startswith(self.sha256):
@@ -171,24 +175,26 @@ class Mirror:
     """Repository of the Hugging Face hub at one commit."""
 
     repository: str
+    """OWNER/NAME."""
     revision: str
+    """The commit."""
 
 
 @dataclass(frozen=True)
 class HubRepository:
     """Registry entry of weights that are a folder of files, in the layout of diffusers.
 
-    The folder may be in our cache, which is searched first, or in the cache of the Hugging Face hub
+    The folder is searched first in adir's cache, then in the cache of the Hugging Face hub
     (HF_HUB_CACHE). It is complete if all files in `weights` and `settings` exist.
 
     Attributes:
         entry: name of the entry.
         mirrors: repositories of the Hugging Face hub, tried in this order.
-        weights: SHA-256 of each large file, by name; None for a file whose hash is not pinned.
+        weights: expected SHA-256 of each large file, by name; None if the entry gives no hash.
         settings: names of the small files.
-        size: total bytes of the large files; None if unknown.
+        size: total size of the large files in bytes; None if unknown.
         licence: licence of the weights; None if unknown.
-        about: the size in words, if `size` is None.
+        about: the approximate size as text, such as "about 244 MB", if `size` is None.
     """
 
     entry: str
@@ -201,7 +207,7 @@ class HubRepository:
 
     @property
     def path(self) -> Path:
-        """The first complete folder, or else the folder in our cache."""
+        """The path of the first complete folder, else of the folder in adir's cache."""
         folders = self._folders()
         return next((folder for folder in folders if not self.lacking(folder)), folders[0])
 
@@ -211,11 +217,14 @@ class HubRepository:
         return (self.about or "size unknown") if self.size is None else megabytes(self.size)
 
     def lacking(self, folder: Path) -> list[str]:
-        """Return the names of the files that are missing in a folder."""
+        """Return the names of the files of this entry that are missing in `folder`."""
         return [name for name in (*self.weights, *self.settings) if not (folder / name).is_file()]
 
     def _folders(self) -> list[Path]:
-        """Return the folders to search: one in our cache, then those in the hub's cache."""
+        """Return the folders to search: one in adir's cache, then those in the hub's cache.
+
+        The folder in adir's cache may not exist.
+        """
         folders = [cache_dir() / "weights" / self.entry]
         for mirror in self.mirrors:
             with contextlib.suppress(LocalEntryNotFoundError):
@@ -228,7 +237,8 @@ class HubRepository:
     def missing(self) -> str | None:
         """Return None if the folder is complete, else a message that says how to get it.
 
-        The message has the files' names, size, mirrors and folder.
+        The message gives the names and total size of the large files, the number of small files,
+        the mirrors and the folder. It also names the missing files of each incomplete folder.
         """
         if not self.lacking(self.path):
             return None
@@ -248,10 +258,13 @@ class HubRepository:
         )
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:
-        """Download and verify the missing files; return the folder.
+        """Download and verify the files that adir's cache lacks, and return their folder.
 
-        Each file comes from the first mirror that has it. Raises InputError if HF_HUB_OFFLINE=1
-        forbids downloads, and the errors of `download.fetch`.
+        Each file comes from the first mirror that has it.
+
+        Raises:
+            InputError: if HF_HUB_OFFLINE=1 forbids downloads, or if a download fails.
+            OSError: if the file system fails.
         """
         folder = self._folders()[0]
         require_online(self.entry, f"the folder's content into {folder}")
@@ -265,11 +278,11 @@ class HubRepository:
         return folder
 
     def verify(self) -> str | None:
-        """Hash the files; return None if no hash is wrong, else a message about the wrong files.
+        """Hash the files, and return None if no hash is wrong, else a message about wrong files.
 
-        A file with a wrong hash is renamed to *.corrupt-*. The expected hash is the one pinned in
-        conf/weights/, else the one stored at the download (HASHES), else the file's name in the
-        hub's cache. A file without an expected hash is not checked.
+        The expected hash of a file is the one in conf/weights/, else the one stored after the
+        download (in sha256.json), else the file's name in the hub's cache. A file without an
+        expected hash is not checked. A file with a wrong hash is renamed to *.corrupt-*.
         """
         wrong, folder = [], self.path
         noted = read_json(folder / HASHES) if (folder / HASHES).is_file() else {}
@@ -296,7 +309,7 @@ Entry = WeightsFile | HubRepository
 
 @functools.cache
 def registry(folder: Path | None = None) -> dict[str, Entry]:
-    """Return all entries in `folder`, by name; None stands for conf/weights/."""
+    """Return all registry entries in `folder`, by name; None stands for conf/weights/."""
     return {
         path.stem: read_entry(path)
         for path in sorted((folder or config_dir() / "weights").glob("*.yaml"))
@@ -306,8 +319,8 @@ def registry(folder: Path | None = None) -> dict[str, Entry]:
 def read_entry(path: Path) -> Entry:
     """Return the registry entry in a YAML file.
 
-    An entry with the key `file` is a WeightsFile. An entry with the key `repositories` is a
-    HubRepository. Raises InputError for any other content.
+    With the key `file` it is a WeightsFile, and with the key `repositories` a HubRepository. Raises
+    InputError if the file is no valid entry.
     """
     try:
         fields: dict[str, Any] = yaml.safe_load(read_text(path))
@@ -328,24 +341,27 @@ def read_entry(path: Path) -> Entry:
 
 
 def entry(name: str) -> Entry:
-    """Return the entry with this name. Raises InputError if the name is unknown."""
+    """Return the registry entry with this name. Raises InputError if the name is unknown."""
     if name not in registry():
         raise InputError(f"unknown weights {name!r}; choose one of {', '.join(registry())}")
     return registry()[name]
 
 
 def weights_file(name: str) -> WeightsFile:
-    """Return the entry with this name, which must be a WeightsFile."""
+    """Return the registry entry with this name, which must be a single file.
+
+    Raises InputError if the name is unknown, and AssertionError if the entry is a folder.
+    """
     found = entry(name)
     assert isinstance(found, WeightsFile), name
     return found
 
 
 def located(name: str) -> Path:
-    """Return the path of the file or folder of the entry with this name.
+    """Return the path of the weights, a file or folder, of the registry entry with this name.
 
-    Raises InputError if the file or folder is missing. The message says where to download it and
-    where to put it.
+    Raises InputError if the name is unknown or the weights are missing. For missing weights, the
+    message says where to download them and where to put them.
     """
     found = entry(name)
     reason = found.missing()
@@ -363,8 +379,8 @@ def hub_snapshot(repository: str, patterns: tuple[str, ...]) -> Path:
         patterns: glob patterns that select the files.
 
     Raises:
-        InputError: if the repository does not exist or the hub is unreachable. The message has one
-            line.
+        InputError: if the repository does not exist or the hub cannot be reached. The message is a
+            single line.
     """
     name, _, revision = repository.partition("@")
     try:
