@@ -17,8 +17,8 @@ from adir.adaptation.exchange import copy_into, exchange, like, on_cpu, require_
 class Full:
     """Adapter that trains every weight of a network, as in version 1 of the paper on arXiv.
 
-    The saved tensors are the trained weights, not their differences from the base weights. Adding a
-    float32 difference to a float32 weight does not restore the trained weight bit for bit.
+    The saved tensors are the trained weights themselves. Saved differences from the base weights
+    would be inexact, because a float32 sum of base weight and difference is rounded.
     """
 
     version: ClassVar[int] = 1
@@ -39,8 +39,8 @@ class Full:
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """Replace the network's weights, and return a function that restores them.
 
-        The network uses the given tensors themselves if their device, dtype and memory layout match
-        its parameters. On a CPU a big network is therefore switched without a copy.
+        A tensor with the device, dtype and memory layout of its parameter is used without a copy.
+        This makes it fast to apply the adapter to a big network on a CPU.
 
         Args:
             network: the network, with its base weights.
@@ -57,9 +57,9 @@ class Full:
 
 
 class AttachedFull:
-    """Network whose weights are replaced by trainable copies.
+    """Full adapter that is attached to a network: the network's weights are trainable copies.
 
-    The base weights are saved, and `remove` restores them.
+    The original weights are kept as the base weights, and `remove` restores them.
     """
 
     def __init__(self, network: nn.Module):
@@ -84,7 +84,7 @@ class AttachedFull:
         return {name: on_cpu(parameter) for name, parameter in self._network.named_parameters()}
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """Return base weights + alpha (tensors - base weights), on the CPU."""
+        """Return the weights base + alpha (tensors - base), on the CPU; alpha is in [0, 1]."""
         return {
             name: on_cpu(self._base[name]).lerp(tensor, alpha) for name, tensor in tensors.items()
         }
@@ -93,7 +93,7 @@ class AttachedFull:
         """Copy saved weights into the network.
 
         Raises:
-            ValueError: if names or shapes differ.
+            ValueError: if names or shapes differ from those of the network's parameters.
         """
         copy_into(dict(self._network.named_parameters()), tensors)
 

@@ -1,10 +1,10 @@
 """Interfaces of adapters, and context managers that apply a trained adapter to a network.
 
-An adapter is the set of tensors that is trained when a backbone is adapted. It is *attached* to a
-network for training and *applied* to a network for inference. Both attaching and applying exchange
-references to tensors or modules. Neither adds an update to the base weights and subtracts it again.
-The base weights are therefore restored bit for bit, in any precision and memory layout, and at no
-cost.
+An adapter adds trainable tensors to a network, or makes the network's own weights trainable. It is
+*attached* to a network for training, and *applied* to a network for inference. Both exchange
+references to tensors or modules, and leave the values of the base weights untouched. Removing an
+adapter therefore restores the base weights bit for bit, in any precision and memory layout, and at
+no cost.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,10 +30,10 @@ class Attached(Protocol):
         """Return the trainable parameters."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the adapter that are saved, on the CPU."""
+        """Return copies of the adapter's tensors on the CPU, to be saved or loaded later."""
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """Return adapter tensors whose update is alpha times the update of `tensors`.
+        """Return adapter tensors that change the weights by alpha times the change by `tensors`.
 
         Args:
             tensors: the tensors of a trained adapter.
@@ -44,7 +44,7 @@ class Attached(Protocol):
         """Copy saved tensors into the adapter.
 
         Raises:
-            ValueError: if names or shapes differ.
+            ValueError: if names or shapes differ from those of the adapter's tensors.
         """
 
     def remove(self) -> None:
@@ -56,7 +56,7 @@ class Adapter(Protocol):
 
     @property
     def name(self) -> str:
-        """The name in configurations, paths and tables."""
+        """The adapter's name in configurations, paths and tables."""
 
     version: ClassVar[int]
     """The version of the class, to be raised when a change of the class changes its result.
@@ -72,7 +72,7 @@ class Adapter(Protocol):
     """
 
     def attach(self, network: nn.Module) -> Attached:
-        """Attach a fresh adapter for training, which changes no output of the network.
+        """Attach a new adapter for training; before training, it changes no output of the network.
 
         Raises:
             ValueError: if the adapter fits no layer of the network.
@@ -110,16 +110,19 @@ def adapted_at(
     tensors: dict[str, Tensor],
     ranges: Collection[tuple[int, int]],
 ) -> Iterator[None]:
-    """Within this context, apply a trained adapter to a backbone at some timesteps only.
+    """Return a context in which a backbone predicts with a trained adapter at some timesteps only.
+
+    In the context, each call of the backbone's `predict` applies or removes the adapter, depending
+    on the timestep. This works with every sampler.
 
     Args:
-        backbone: the backbone, whose `predict` applies and removes the adapter under any sampler.
+        backbone: the backbone to adapt; it is restored when the context ends.
         adapter: the adapter that the tensors belong to.
         tensors: the tensors of the trained adapter.
         ranges: (first, last) timesteps, both inclusive, at which the adapter is applied.
 
     Raises:
-        ValueError: within the context, if the adapter applies to only some of a batch's timesteps.
+        ValueError: from `predict`, if a batch has timesteps inside and outside the ranges.
     """
     remove: Callable[[], None] | None = None
 
@@ -160,9 +163,10 @@ def in_place(
         backbone: the backbone to adapt; it is restored when the context ends.
         adapter: the adapter that the tensors belong to.
         tensors: the tensors of the trained adapter.
-        strata: ranges of timesteps with their held-out losses (`HeldOut.strata` of
-            adir.adaptation.fine_tuning). The adapter is applied only in the ranges where `adapted`
-            is below `untuned`. None applies the adapter at every timestep.
+        strata: one dictionary per range of timesteps, as in the field `strata` of
+            adir.adaptation.fine_tuning.HeldOut. The adapter is applied only in the ranges whose
+            held-out loss with the adapter, `adapted`, is below the loss without it, `untuned`. None
+            applies the adapter at every timestep.
     """
     if strata is None:
         return adapted(backbone.network, adapter, tensors)

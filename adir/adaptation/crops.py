@@ -24,7 +24,7 @@ def crop_side(
         names: names of the images, for errors; None numbers the images from 1.
 
     Returns:
-        (side in pixels, one line on why it is less than `crop_size`, or None).
+        (side in pixels, reason). The reason is one line, or None if the side is `crop_size`.
 
     Raises:
         InputError: if an image or `crop_size` is smaller than the stride.
@@ -52,14 +52,16 @@ def crop_side(
 class NoisyCrops(IterableDataset):
     """Endless stream of (z, t, eps): a crop (3, c, c), its int64 timestep and its noise.
 
-    For each example the generator draws an image, a position, a mirror flip (if `flip`), a timestep
-    uniform in [0, n_timesteps), and noise, in this order. The paper does not say how it crops and
-    augments.
+    For each example the generator draws an image, a crop position, a mirror flip (if `flip`), a
+    timestep uniform in [0, n_timesteps), and noise, in this order. The paper does not say how it
+    crops and augments.
+
+    The attribute `size` is the side c of the crops in pixels. If it is less than `crop_size`, the
+    attribute `remark` gives the reason (see `crop_side`), otherwise it is None.
 
     Args:
         images: (3, H, W) each.
-        crop_size: requested side in pixels. `size` is the actual side c, and `remark` the reason if
-            it is less (see `crop_side`).
+        crop_size: requested side of the crops in pixels.
         stride: stride of the network in pixels.
         n_timesteps: number of timesteps of the network's noise schedule.
         flip: mirror half of the crops.

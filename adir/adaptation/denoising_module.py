@@ -21,19 +21,21 @@ Loss = Callable[[Any], Tensor]
 
 
 class DenoisingModule(pl.LightningModule):
-    """Lightning module that minimises the paper's fine-tuning loss over `parameters`.
+    """Lightning module that fine-tunes `parameters` with a backbone's denoising loss.
 
-    The loss of ADIR (arXiv 2212.03221) is
+    The loss in the paper on ADIR (arXiv 2212.03221) is
 
             sum_k sum_t ||eps - eps_theta(sqrt(alpha_bar_t) z_k + sqrt(1 - alpha_bar_t) eps, t)||^2,
 
-    in which z_k are the K neighbours of y, or y itself. `losses` holds the loss at each iteration.
+    in which z_k are the K neighbours of the degraded image y, or y itself. The backbones compute a
+    mean over a batch of random crops and timesteps instead of this sum. The attribute `losses` is
+    the list of the losses of all iterations so far.
 
     Args:
         network: the denoiser, which Lightning moves to its device.
-        loss: returns the loss of one batch; the backbone's `denoising_loss`.
+        loss: function from a batch to its loss, such as the backbone's `denoising_loss`.
         parameters: the parameters to train.
-        optimizer: makes the optimiser and the learning-rate schedule of the parameters.
+        optimizer: function from parameters to (optimiser, learning-rate schedule).
     """
 
     def __init__(
@@ -73,11 +75,14 @@ class DenoisingModule(pl.LightningModule):
 
 
 class AveragedWeights(pl.Callback):
-    """Lightning callback that averages the trained parameters and calls `judge` on the average.
+    """Lightning callback that averages the trained parameters over the iterations.
 
-    The average is exponential and starts from the first iterate, so the untuned weights have no
-    part in it. Until 1 / iteration falls below 1 - decay, the average is the plain mean of the
-    iterates.
+    At first, the average is the plain mean of the parameters after each iteration so far. Once
+    1 / iteration is below 1 - decay, it becomes an exponential average. The parameters before the
+    first iteration are never included.
+
+    After given iterations, the callback puts the average into the network, calls a function that
+    evaluates the average, and restores the parameters.
     """
 
     def __init__(
@@ -87,13 +92,15 @@ class AveragedWeights(pl.Callback):
         judge_at: Collection[int],
         judge: Callable[[int], None],
     ):
-        """Prepare the average of one training run.
+        """Create the callback for one training run.
 
         Args:
             parameters: the trained parameters.
-            decay: decay of the average at each iteration, in [0, 1); 0 gives the last iterate.
-            judge_at: iterations after which `judge` is called, counted from 1.
-            judge: called with the iteration while the parameters hold the average.
+            decay: factor of the old average at each iteration, in [0, 1). With 0, the average is
+                the parameters after the last iteration.
+            judge_at: iterations, counted from 1, after which `judge` is called.
+            judge: function that evaluates the average. It is called with the number of the
+                iteration, while the parameters hold the average.
         """
         self._parameters, self._decay, self._judge_at, self._judge = (
             parameters,
@@ -130,14 +137,14 @@ def quiet_trainer(
     progress: bool,
     clipping: float | None = None,
 ) -> pl.Trainer:
-    """Return a Lightning trainer that writes no file, and prints nothing unless `progress`.
+    """Return a Lightning trainer without logs and checkpoints, which prints at most a progress bar.
 
     Args:
         n_iterations: number of training iterations.
         execution: device and precision.
         callbacks: callbacks of the trainer.
-        progress: show a progress bar.
-        clipping: largest norm of the gradient; None disables clipping.
+        progress: whether to show a progress bar.
+        clipping: norm to which larger gradients are clipped; None disables clipping.
     """
     device = torch.device(execution.device)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

@@ -27,12 +27,12 @@ def training_examples(
 
     Args:
         backbone: the backbone to tune.
-        images: (3, H, W) in [-1, 1].
+        images: (3, H, W) each, in [-1, 1].
         crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
         generator: the only source of randomness.
-        task: the task of the test image; required by latent backbones.
-        names: names of the images, for errors.
+        task: the task of the test image; required by latent backbones, ignored by pixel backbones.
+        names: names of the images, for error messages; None numbers the images from 1.
     """
     if backbone.kind == "latent":
         from adir.adaptation.latent import (

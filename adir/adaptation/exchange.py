@@ -45,7 +45,7 @@ def on_cpu(parameter: Tensor) -> Tensor:
 
 
 def require_fit(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError unless the tensors have exactly these names and shapes.
+    """Raise ValueError unless the names and shapes of the tensors are those in `shapes`.
 
     The message names the first tensor that differs.
     """

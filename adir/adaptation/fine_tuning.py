@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapted:
-    """Trained adapter, with the facts about its training that a record needs."""
+    """Trained adapter, and the facts about its training that are saved with the results."""
 
     tensors: dict[str, Tensor]
     losses: list[float]
@@ -38,19 +38,20 @@ class Adapted:
 
     @property
     def gated_strata(self) -> list[dict[str, float]] | None:
-        """The held-out losses that decide at which timesteps the adapter is applied.
+        """The held-out losses per range of timesteps, if they gate the adapter; otherwise None.
 
-        None means that the adapter is applied at every timestep.
+        A gated adapter is applied only in the ranges where it lowers the loss (see `in_place` in
+        adir.adaptation.base). With None, the adapter is applied at every timestep.
         """
         return self.held_out.strata if self.held_out is not None and self.held_out.gate else None
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Evaluation of an update on held-out images, and the choices that follow from it.
+    """Losses of a tuned denoiser on held-out images, and the decisions that follow from them.
 
-    An update is the change of the weights by tuning. A relative loss is the loss divided by the
-    untuned denoiser's loss, so below 1 is better than untuned.
+    An update is the change of the weights by tuning. A relative loss is the tuned denoiser's loss
+    divided by the untuned denoiser's. A relative loss below 1 is an improvement.
     """
 
     losses: dict[int, float]
@@ -71,10 +72,11 @@ class HeldOut:
     An update whose `fall` does not exceed it is rejected: alpha is 0.
     """
     strata: list[dict[str, float]]
-    """One entry per range of timesteps, from `t_first` to `t_last`, both inclusive.
+    """One dictionary per range of timesteps, from `t_first` to `t_last`, both inclusive.
 
-    `untuned` and `adapted` are the losses of the two denoisers, averaged over all held-out crops of
-    the range and not divided by the untuned loss. A rejected update has its `adapted` too.
+    `untuned` and `adapted` are the undivided losses of the untuned and the tuned denoiser, averaged
+    over all held-out crops of the range. For a rejected update, `adapted` is the loss that the
+    update would have given.
     """
 
 
@@ -85,17 +87,17 @@ def varied(
     stride: int,
     names: Sequence[str] | None,
 ) -> tuple[list[Tensor], list[str] | None]:
-    """Return the sufficiently large variants of all images, and the names of these variants.
+    """Return (variants of all images, their names), leaving out variants that are too small.
 
-    The variants of an image are its resized and turned versions. A variant is left out if its
-    largest possible crop is smaller than three quarters of the crops of the images themselves.
+    The variants of an image are its resized and rotated versions. A variant is too small if the
+    side of its largest crop is less than 3/4 of the side of the crops from the original images.
 
     Args:
-        images: (3, H, W) each.
-        variants: returns the variants of one image.
+        images: original images, (3, H, W) each.
+        variants: function from one image to its variants.
         crop_size: requested side of the crops in pixels.
         stride: stride of the network in pixels; the sides of crops are multiples of it.
-        names: the name of each image. A scaled or rotated variant has the name of its original.
+        names: name of each image; its variants get the same name. With None, None is returned.
     """
     side, _ = crop_side(images, crop_size, stride, names)
     kept = [
@@ -147,20 +149,20 @@ class FineTuning:
 
     @property
     def n_extra_images(self) -> int:
-        """The number of extra corpus images that `fit` needs if there is only one neighbour.
+        """The number of extra corpus images that `fit` needs to validate training on one image.
 
-        It is 0, because this class accepts every update. `SafeFineTuning` judges its update on
-        these images, which are drawn at random.
+        It is 0, because this class accepts the trained adapter without validation. The subclass
+        `SafeFineTuning` needs some, which are drawn at random.
         """
         return 0
 
     @property
     def held_out_share(self) -> float:
-        """The cost of the held-out evaluation divided by the cost of the training, which is 0."""
+        """The cost of evaluating held-out images, divided by that of training: 0 in this class."""
         return 0.0
 
     def usable(self, k: int, n: int) -> int:
-        """Return k, because this class tunes on all of the k nearest of n images."""
+        """Return how many of the k nearest of n corpus images to tune on: in this class, k."""
         return k
 
     def fit(
@@ -176,7 +178,7 @@ class FineTuning:
         others: Sequence[Tensor] = (),
         variants: Callable[[Tensor], list[Tensor]] = itself,
     ) -> Adapted:
-        """Return the adapter trained on the images, and restore the backbone.
+        """Train the adapter on the images, restore the backbone, and return the trained adapter.
 
         Args:
             backbone: the backbone to adapt.
@@ -184,13 +186,14 @@ class FineTuning:
             images: (3, H, W) in [-1, 1], nearest first.
             generator: the only source of randomness.
             callbacks: callbacks of Lightning's trainer.
-            progress: show a progress bar.
-            task: the task of the test image. Latent backbones need its operator or prompt, pixel
+            progress: whether to show a progress bar.
+            task: the task of the test image. Latent backbones need its operator or prompt. Pixel
                 backbones ignore it.
-            names: names of the images, for errors.
-            others: `n_extra_images` images of the corpus to judge the update on.
-            variants: returns the versions of an image to train on instead of the image alone, such
-                as the image turned by 0, 90, 180 and 270 degrees.
+            names: names of the images, for error messages.
+            others: `n_extra_images` other images of the corpus, on which `SafeFineTuning` validates
+                the training.
+            variants: function from an image to the list of versions to train on, such as rotations
+                by 0, 90, 180 and 270 degrees. By default the list contains only the image.
 
         Raises:
             FloatingPointError: if the loss is NaN or Inf.
@@ -226,11 +229,11 @@ class FineTuning:
 
         Args:
             backbone: the backbone, with the adapter attached.
-            attached: the adapter.
+            attached: the attached adapter.
             examples: an endless stream of training examples.
             callbacks: callbacks of Lightning's trainer.
-            progress: show a progress bar.
-            clipping: largest norm of the gradient; None disables clipping.
+            progress: whether to show a progress bar.
+            clipping: norm to which larger gradients are clipped; None disables clipping.
         """
         # Imported here, because Lightning takes longer to import than torch and most commands
         # train nothing.
@@ -260,7 +263,10 @@ class FineTuning:
     def optimizer(
         self, parameters: list[torch.nn.Parameter]
     ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return Adam, and a function from an iteration to its learning-rate factor: always 1."""
+        """Return (Adam, function from an iteration to a factor of the learning rate).
+
+        In this class the factor is always 1.
+        """
         return torch.optim.Adam(parameters, lr=self.learning_rate), lambda iteration: 1.0
 
 
@@ -271,7 +277,15 @@ def adapted_of(
     examples: Any,
     held_out: HeldOut | None = None,
 ) -> Adapted:
-    """Return an `Adapted` of these tensors and losses, completed from the adapter and the crops."""
+    """Return the `Adapted` of a finished training run.
+
+    Args:
+        attached: the adapter, which gives the names of layers and the number of parameters.
+        tensors: the trained tensors.
+        losses: the loss of each iteration.
+        examples: the stream of crops, which gives their side and the reason for a smaller side.
+        held_out: the evaluation on held-out images, if there was one.
+    """
     return Adapted(
         tensors=tensors,
         losses=losses,

@@ -1,8 +1,9 @@
 """Held-out loss: the loss of a denoiser on images that it was not tuned on.
 
 The loss is estimated in each of `N_STRATA` strata, which are ranges of timesteps.
-`adir.adaptation.safe` uses the loss to stop early, to scale the update and to reject it. The ground
-truth of the test image is never among the held-out images.
+`adir.adaptation.safe` uses the loss to choose an iteration of the training, to scale the update of
+the weights, and to accept or reject it. The ground truth of the test image is never among the
+held-out images.
 """
 
 import itertools
@@ -30,7 +31,7 @@ def strata(n_timesteps: int) -> list[range]:
 
 @dataclass(frozen=True)
 class Split:
-    """Images to tune on, and held-out images or parts of images to judge the update on."""
+    """Training images and held-out images; both may be parts of larger images."""
 
     training: list[Tensor]
     held_out: list[Tensor]
@@ -41,15 +42,14 @@ class Split:
 def split(images: list[Tensor], crop_size: int, stride: int, generator: torch.Generator) -> Split:
     """Hold out every fifth image, or a part of each image if there are fewer than ten.
 
-    No training crop overlaps a held-out part.
+    With ten images or more, the third image and every fifth image after it are held out. With
+    fewer, each image is cut into two disjoint parts, as in `split_image`.
 
     Args:
-        images: (3, H, W), nearest first. If there are ten or more, the third and every fifth after
-            it are held out.
-        crop_size: side of the crops in pixels. A held-out part has this width, but at most half of
-            the image's longer side.
-        stride: stride of the network in pixels; the width of a part is a multiple of it.
-        generator: draws the end of each image at which the held-out part lies.
+        images: (3, H, W) each, nearest first.
+        crop_size: requested side of the crops in pixels.
+        stride: stride of the network in pixels.
+        generator: draws for each image which end is held out; unused with ten images or more.
     """
     if len(images) >= 10:
         places = [k for k in range(len(images)) if k % 5 != 2]
@@ -65,9 +65,16 @@ def split(images: list[Tensor], crop_size: int, stride: int, generator: torch.Ge
 def split_image(
     image: Tensor, crop_size: int, stride: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return two disjoint parts of an image (3, H, W): one to tune on and one to hold out.
+    """Cut an image (3, H, W) in two, and return (part to tune on, held-out part).
 
-    The cut is across the longer side; see `split` for the parameters.
+    The held-out part is a strip at one end of the longer side. Its width is the largest multiple of
+    `stride` that is at most `crop_size` and at most half of the longer side.
+
+    Args:
+        image: (3, H, W).
+        crop_size: requested side of the crops in pixels.
+        stride: stride of the network in pixels.
+        generator: draws the end at which the held-out part lies.
 
     Raises:
         InputError: if the longer side is shorter than two strides.
@@ -87,7 +94,7 @@ def split_image(
 
 
 class HeldOutCrops:
-    """Fixed crops with fixed timesteps and noise, on which every denoiser is judged."""
+    """Held-out crops with fixed timesteps and noise, which make losses of denoisers comparable."""
 
     def __init__(
         self,
@@ -101,9 +108,9 @@ class HeldOutCrops:
         """Draw the crops, timesteps and noise.
 
         Args:
-            backbone: computes the loss of a crop.
-            images: held-out images (3, H, W). The numbers of crops from any two of them differ by
-                at most one.
+            backbone: the backbone, whose `denoising_loss` is the loss of a crop.
+            images: held-out images, (3, H, W) each. In each stratum (range of timesteps), all of
+                them give equally many crops, up to a difference of one.
             crop_size: requested side of the crops in pixels; smaller images give smaller crops.
             per_stratum: number of crops in each stratum.
             generator: the only source of randomness.
@@ -141,7 +148,7 @@ class HeldOutCrops:
 
 
 def at_timestep(example: Any, t: Tensor) -> Any:
-    """Return a copy of a pixel or latent backbone's training example with the timestep t."""
+    """Return a training example in which the timestep is replaced by t."""
     if isinstance(example, dict):
         return example | {"t": t}
     z, _, eps = example
@@ -149,7 +156,7 @@ def at_timestep(example: Any, t: Tensor) -> Any:
 
 
 def moved(example: Any, device: torch.device) -> Any:
-    """Return a training example with its tensors on a device."""
+    """Return a training example with its tensors moved to a device."""
     if isinstance(example, dict):
         return {
             key: value.to(device) if isinstance(value, Tensor) else value
@@ -159,27 +166,29 @@ def moved(example: Any, device: torch.device) -> Any:
 
 
 def relative_loss(losses: Tensor, untuned: Tensor) -> float:
-    """Return the mean over the strata of loss / untuned loss. Below 1 is better than untuned.
+    """Return the mean of loss / untuned loss over the strata (ranges of timesteps).
 
-    The losses are divided before they are averaged. At the lowest timesteps the loss is several
-    times larger than at the others, and would dominate a mean of undivided losses.
+    A result below 1 is an improvement. The losses of each stratum are divided before the mean over
+    the strata is taken, because the loss at the lowest timesteps is several times larger than at
+    the others and would dominate a mean of undivided losses.
 
     Args:
-        losses: (strata, crops) of the tuned denoiser.
-        untuned: (strata, crops) of the untuned denoiser.
+        losses: (strata, crops), the losses of the tuned denoiser.
+        untuned: (strata, crops), the losses of the untuned denoiser.
     """
     return float((losses.mean(1) / untuned.mean(1)).mean())
 
 
 def fall_and_error(losses: Tensor, untuned: Tensor, images: Tensor) -> tuple[float, float]:
-    """Return the mean decrease of the loss by tuning, and its standard error.
+    """Return the mean relative decrease of the loss by tuning, and its standard error.
 
-    The decrease in each stratum is divided by the mean loss of the untuned denoiser there. The
-    standard error is over the images, or over the crops if there is only one image.
+    The decrease on a crop is divided by the untuned denoiser's mean loss in the crop's stratum
+    (range of timesteps). The decreases are averaged per image. The mean and the standard error are
+    those of the images' averages, or those of the crops if there is only one image.
 
     Args:
-        losses: (strata, crops) of the tuned denoiser.
-        untuned: (strata, crops) of the untuned denoiser.
+        losses: (strata, crops), the losses of the tuned denoiser.
+        untuned: (strata, crops), the losses of the untuned denoiser.
         images: (strata, crops), the index of the image that each crop is from.
     """
     falls = (untuned - losses) / untuned.mean(1, keepdim=True)

@@ -1,15 +1,15 @@
-"""Training examples for Stable Diffusion's two families, cut from the images to adapt to.
+"""Training examples for Stable Diffusion's x4 upscaler and its inpainting model: random crops.
 
-The families are the x4 upscaler and the inpainting model. All random numbers of an example are
-drawn in this module, on the CPU, from one generator. The backbone computes the loss of an example
-(`StableDiffusion.denoising_loss`). An example is a dictionary of one crop. Each family adds further
-keys to these:
+All random numbers of an example are drawn in this module, on the CPU, from one generator. The
+backbone's `denoising_loss` draws none. An example is a dictionary. The keys for both models are:
 
     z: (3, c, c) crop.
     t: int64 timestep.
-    eps: noise of the latent's shape.
-    posterior_noise: noise of the latent's shape, for the VAE's draw from its posterior.
+    eps: standard normal noise in the shape of the crop's latent.
+    posterior_noise: standard normal noise in the shape of `eps`, for sampling the VAE's posterior.
     prompt: text.
+
+`UpscalingCrops` and `InpaintingCrops` list the further keys for each model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,17 +37,18 @@ def latent_crops(
     """Return the stream of training examples for a latent backbone.
 
     Args:
-        backbone: backbone of family `upscaler` or `inpainting`.
-        images: (3, H, W) in [-1, 1].
+        backbone: backbone whose `family` is `upscaler` or `inpainting`.
+        images: (3, H, W) each, in [-1, 1].
         crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
         generator: the only source of randomness.
-        task: the task of the test image, with its operator or prompt.
-        names: names of the images, for errors.
+        task: the task of the test image. The upscaler needs its operator, the inpainting model its
+            prompt.
+        names: names of the images, for error messages.
 
     Raises:
-        ValueError: if the task is None, if an inpainting model gets no prompt, or if the family is
-            unknown.
+        ValueError: if the task is None, if the task of an inpainting model has no prompt, or if the
+            family is unknown.
     """
     if task is None or (backbone.family == "inpainting" and task.prompt is None):
         raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
@@ -59,20 +60,23 @@ def latent_crops(
 
 
 class LatentCrops(IterableDataset):
-    """Base class of the families' endless streams of crops.
+    """Endless stream of training examples for a latent backbone; base class.
 
-    For each example the generator draws an image, a position in steps of the stride, a mirror flip
-    (if `flip`), a timestep, and noise, in this order.
+    For each example the generator draws an image, a crop position (a multiple of the stride), a
+    mirror flip (if `flip`), a timestep, and noise, in this order.
+
+    The attribute `size` is the side of the crops in pixels. If it is less than `crop_size`, the
+    attribute `remark` gives the reason (see `adir.adaptation.crops.crop_side`), otherwise it is
+    None.
 
     Args:
-        backbone: backbone of the family.
+        backbone: the latent backbone.
         images: (3, H, W) each.
-        crop_size: requested side in pixels. `size` is the actual side, and `remark` the reason if
-            it is less (see `adir.adaptation.crops.crop_side`).
+        crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
         generator: the only source of randomness.
         prompt: prompt of all examples.
-        names: names of the images, for errors.
+        names: names of the images, for error messages.
     """
 
     def __init__(
@@ -115,21 +119,24 @@ class LatentCrops(IterableDataset):
             }
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:
-        """Return the keys that the family adds to the example at (top, left) in image k."""
+        """Return the additional keys of the example whose crop begins at (top, left) in image k."""
         raise NotImplementedError
 
 
 class UpscalingCrops(LatentCrops):
-    """Stream of crops for the x4 upscaler, with their low-resolution versions.
+    """Stream of training examples for the x4 upscaler, with low-resolution versions of the crops.
 
-    The keys that this family adds to an example are `low` (the crop of y), `low_noise` (noise of
-    its shape) and `noise_level`, drawn uniformly below the upscaler's highest level as in its
-    training. The prompt is empty.
+    The prompt is empty. Each example has three additional keys:
 
-    `low` is cut from the y of the whole image, which has the task's noise. The circular border of A
-    therefore affects only crops at the border of the image.
+        low: the low-resolution version of the crop, (3, c / stride, c / stride).
+        low_noise: standard normal noise in the shape of `low`.
+        noise_level: int64, uniform in [0, max_noise_level), as in the upscaler's training.
 
-    The parameter `task` provides A and its noise. The other parameters are those of `LatentCrops`.
+    The task degrades each whole image and its mirror image once, with the task's noise, and `low`
+    is cut from the results. A circular border of the task's operator therefore affects only crops
+    at the image's border.
+
+    The parameter `task` is the task of the test image. The others are those of `LatentCrops`.
     """
 
     def __init__(
@@ -166,10 +173,13 @@ class UpscalingCrops(LatentCrops):
 
 
 class InpaintingCrops(LatentCrops):
-    """Stream of crops for the inpainting model, with random holes.
+    """Stream of training examples for the inpainting model, with random holes.
 
-    The keys that this family adds to an example are `hole` (1, c, c), which is 1 in the hole, and
-    `masked_noise`, the noise for the VAE's encoding of the crop without the hole.
+    Each example has two additional keys:
+
+        hole: (1, c, c) mask, 1 in the hole and 0 outside.
+        masked_noise: standard normal noise in the shape of the crop's latent, for sampling the
+            VAE's posterior of the crop with the hole.
     """
 
     def _more(self, k: int, top: int, left: int, flipped: bool) -> dict[str, Any]:

@@ -19,17 +19,19 @@ from adir.adaptation.exchange import copy_into, exchange, on_cpu, require_fit
 class Lora:
     """LoRA adapter (Hu et al., 2021) made by peft; the defaults are those of version 2 of ADIR.
 
-    The update of a layer is (alpha / rank) B A, with B = 0 at first. On an accelerator `apply` adds
-    the update to a copy of the weights, so sampling costs as much as with the bare network. On a
-    CPU `apply` wraps the layers instead, because a copy of a big network's weights takes a second.
+    LoRA adds the update (alpha / rank) B A to the weight of a layer, with B = 0 before training. On
+    an accelerator `apply` adds the update to a copy of the weight, so that sampling takes as long
+    as with the network alone. On a CPU `apply` wraps the layers in modules that compute the update,
+    because a copy of a big network's weights takes a second.
 
     Attributes:
         rank: rank of the update.
-        alpha: scale of the update, divided by the rank.
-        layers: one or several of `convolutions`, `attention` (projections q, k, v and out, and
-            those into and out of a transformer block), `feed_forward` (linear layers of a
-            transformer block), `all` (these three groups), or ends of layer names such as `to_q` or
-            `mid_block.resnets.0.conv1`.
+        alpha: numerator of the update's scale, alpha / rank.
+        layers: kind of layers to adapt, or a list of kinds and ends of layer names. Such an end is
+            `to_q` or `mid_block.resnets.0.conv1`. The kinds are `convolutions`; `attention` (the
+            projections q, k, v and out, and the projections into and out of a transformer block);
+            `feed_forward` (the linear layers in the feed-forward part of a transformer block); and
+            `all`, which is these three.
         name: name in paths and tables.
     """
 
@@ -63,8 +65,8 @@ class Lora:
         """Return the names of the layers to adapt, in the network's order.
 
         Raises:
-            ValueError: if an entry of `layers` matches no layer. An adapter without layers would
-                silently score like adaptation=none.
+            ValueError: if an entry of `layers` matches no layer. Without this error, the adapter
+                would have no effect, and results would silently equal those without adaptation.
         """
         linear_or_convolution = [
             (name, module)
@@ -83,7 +85,7 @@ class Lora:
         return [name for name, _ in linear_or_convolution if name in chosen]
 
     def attach(self, network: nn.Module) -> "AttachedLora":
-        """Wrap the chosen layers for training.
+        """Wrap the layers to adapt, for training.
 
         Raises:
             ValueError: if an entry of `layers` matches no layer.
@@ -93,7 +95,7 @@ class Lora:
         return attached
 
     def apply(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Apply trained A and B, merged on an accelerator and wrapped on a CPU.
+        """Apply trained A and B: merge them into the weights, or wrap the layers if on a CPU.
 
         Returns:
             The function that restores the network.
@@ -113,7 +115,7 @@ class Lora:
 
     @torch.no_grad()
     def merge(self, network: nn.Module, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """Replace each chosen layer's weight W by W + (alpha / rank) B A, summed in float32.
+        """Replace the weight W of each layer to adapt by W + (alpha / rank) B A, summed in float32.
 
         Returns:
             The function that restores the weights.
@@ -146,9 +148,10 @@ ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_ou
 
 
 def ends_with(*ends: str) -> Matches:
-    """Return a function that checks whether a layer's name equals one of `ends` or ends in it.
+    """Return a function that checks whether a layer's name ends in one of `ends`.
 
-    An end must begin at a dot: `to_q` matches `attn1.to_q` but not `into_q`.
+    Only whole components of the dotted name match: `to_q` matches `to_q` and `attn1.to_q`, but not
+    `into_q`.
     """
     return lambda name, module: any(f".{name}".endswith(f".{end}") for end in ends)
 
@@ -196,13 +199,13 @@ image. A compiled network is compiled again for new modules, but not for cached 
 
 
 def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
-    """Return peft's wrappers of the layers to adapt, and leave the network unchanged.
+    """Return the layers to adapt and peft's wrappers of them, and leave the network unchanged.
 
-    The wrappers are cached in `_wrapped`.
+    The wrappers are cached in `_wrapped` for the next call.
 
     Raises:
-        ValueError: if an entry of `layers` matches no layer, or if the network has an adapter of
-            peft already.
+        ValueError: if an entry of `lora.layers` matches no layer, or if the network already has an
+            adapter of peft.
     """
     known, layers = _wrapped.get(network, (None, []))
     names = lora.targets(network)
@@ -241,7 +244,7 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
 
 
 class AttachedLora:
-    """LoRA in a network: the chosen layers are wrapped, and only the wrappers' A and B train."""
+    """LoRA adapter that is attached to a network: only A and B of the wrapped layers train."""
 
     def __init__(self, network: nn.Module, layers: list[Wrapped]):
         self._network, self._layers = network, layers
@@ -283,7 +286,7 @@ class AttachedLora:
         return {name: on_cpu(parameter) for name, parameter in self._named.items()}
 
     def scaled(self, tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-        """Return A and alpha B, because the update is linear in B."""
+        """Return A and B with B multiplied by `alpha`, because the update is linear in B."""
         return {
             name: tensor * alpha if ".lora_B." in name else tensor
             for name, tensor in tensors.items()
@@ -293,12 +296,12 @@ class AttachedLora:
         """Copy saved A and B into the wrappers.
 
         Raises:
-            ValueError: if names or shapes differ.
+            ValueError: if names or shapes differ from those of the wrappers' A and B.
         """
         copy_into(self._named, tensors)
 
     def remove(self) -> None:
-        """Put the plain layers back, restore each requires_grad, and clear gradients."""
+        """Put the original layers back, restore requires_grad, and clear gradients."""
         for layer in self._layers:
             self._network.set_submodule(layer.name, layer.plain)
         for parameter, required in self._required_grad:

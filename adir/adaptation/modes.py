@@ -1,7 +1,8 @@
-"""Adaptation modes, which choose the images that the denoiser is tuned on for a given y.
+"""Adaptation modes, which choose the images that the denoiser is tuned on before y is restored.
 
-The modes are those of ADIR (arXiv 2212.03221) and its controls. conf/adaptation/NAME.yaml names the
-class of a mode. To add a mode, write a class with the same attributes.
+The degraded image is called y. The modes are those of ADIR (arXiv 2212.03221) and control modes for
+comparison. The file conf/adaptation/NAME.yaml names the class of the mode NAME. To add a mode,
+write a class with the attributes of `Mode`, and such a file.
 """
 
 from collections.abc import Sequence
@@ -26,17 +27,17 @@ class Chosen(NamedTuple):
 
 
 class CorpusView(Protocol):
-    """Corpus without the copies of the test image, ranked by distance to one y."""
+    """Corpus without copies of the test image, ranked by distance to a degraded image y."""
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all images that may be chosen, sorted."""
+        """The ids of all images in this view of the corpus, sorted."""
 
     def nearest(self, k: int) -> list[Chosen]:
         """Return the k images nearest to y, nearest first.
 
         Raises:
-            InputError: if there are fewer than k images.
+            InputError: if `ids` has fewer than k entries.
         """
 
 
@@ -79,9 +80,9 @@ class Mode:
     """Whether the chosen images depend on y. If not, all tasks share the images."""
 
     def choose(self, surroundings: CorpusView, k: int, generator: torch.Generator) -> list[Chosen]:
-        """Return the k images of the corpus to adapt to, nearest first.
+        """Choose k images of the corpus to adapt to, and return them, nearest to y first.
 
-        This method is called only if the mode has an `encoder`.
+        This method is called only if `encoder` is set, because other modes use no corpus.
         """
         return surroundings.nearest(k)
 
@@ -90,15 +91,15 @@ class Mode:
 
         Args:
             y_image: y as an image (3, H, W).
-            chosen: the images that `choose` returned.
+            chosen: the images (3, H, W) that `choose` selected; empty if `encoder` is None.
         """
         return chosen
 
     @property
     def variant_settings(self) -> list[Any] | None:
-        """The settings of `variants`, as part of an adapter's cache key.
+        """The settings that determine `variants`, or None if it returns the image alone.
 
-        None means that `variants` returns the image alone.
+        They are part of the cache key of a trained adapter.
         """
         return None
 
@@ -112,7 +113,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class NoAdaptation(Mode):
-    """Mode that samples with the pretrained denoiser, without adaptation."""
+    """Mode without adaptation, which samples with the pretrained denoiser."""
 
     name: str = "none"
     trains: ClassVar[bool] = False
@@ -120,15 +121,15 @@ class NoAdaptation(Mode):
 
 @dataclass(frozen=True)
 class SelfAdaptation(Mode):
-    """Mode that tunes on y itself, which is one of the two options in ADIR's paper.
+    """Mode that tunes on the degraded image y itself, one of the two modes in the paper on ADIR.
 
     The paper does not say how y is augmented.
 
     Attributes:
         scales: factors by which y is resized, each at most 1. With several factors the network sees
             details of several sizes.
-        turns: True trains on the image turned by 0, 90, 180 and 270 degrees. With
-            `fine_tuning.flip` this gives all eight symmetries of the square.
+        turns: whether to train on y rotated by 0, 90, 180 and 270 degrees instead of y alone. With
+            `fine_tuning.flip`, the crops then have all eight symmetries of the square.
     """
 
     name: str = "self"
@@ -138,16 +139,19 @@ class SelfAdaptation(Mode):
     on_y: ClassVar[bool] = True
 
     def images(self, y_image: Tensor, chosen: list[Tensor]) -> list[Tensor]:
-        """Return y alone."""
+        """Return a list that contains only y."""
         return [y_image]
 
     @property
     def variant_settings(self) -> list[Any] | None:
-        """The scales and turns."""
+        """The list [scales, turns], which determines what `variants` returns."""
         return [list(self.scales), self.turns]
 
     def variants(self, image: Tensor) -> list[Tensor]:
-        """Return an image (3, H, W) at all scales, each with its quarter turns if `turns`."""
+        """Return an image (3, H, W) at each of the scales.
+
+        If `turns` is set, each is returned in four rotations, by 0, 90, 180 and 270 degrees.
+        """
         scaled = [resized(image, scale) for scale in self.scales]
         return [
             turned
@@ -158,7 +162,7 @@ class SelfAdaptation(Mode):
 
 @dataclass(frozen=True)
 class NearestNeighbours(Mode):
-    """Mode that tunes on the K images nearest to y in the encoder's space: ADIR."""
+    """ADIR's mode, which tunes on the K corpus images nearest to y in feature space."""
 
     name: str = "knn"
     encoder: ClassVar[str | None] = "knn"
@@ -166,7 +170,7 @@ class NearestNeighbours(Mode):
 
 @dataclass(frozen=True)
 class NearestPixels(Mode):
-    """Control mode that tunes on the K images nearest to y by pixel distance."""
+    """Control mode that tunes on the K corpus images nearest to y by pixel distance."""
 
     name: str = "pixel"
     encoder: ClassVar[str | None] = "pixel"
@@ -174,7 +178,7 @@ class NearestPixels(Mode):
 
 @dataclass(frozen=True)
 class RandomImages(Mode):
-    """Control mode that tunes on K images drawn at random, the same for every task."""
+    """Control mode that tunes on K corpus images drawn at random, the same for every task."""
 
     name: str = "random"
     # Its distances are not used, but a mode without an encoder has no corpus.
@@ -184,7 +188,10 @@ class RandomImages(Mode):
     def choose(self, surroundings: CorpusView, k: int, generator: torch.Generator) -> list[Chosen]:
         """Return k images drawn without replacement.
 
-        The images for a smaller k are the first ones of the images for a larger k.
+        With the same generator state, a smaller k gives the first images of a larger k.
+
+        Raises:
+            InputError: if the corpus has fewer than k images.
         """
         ids = surroundings.ids
         if k > len(ids):

@@ -1,4 +1,8 @@
-"""Few-shot fine-tuning that held-out images stop early, scale, and accept or reject."""
+"""Few-shot fine-tuning validated on held-out images.
+
+The loss on the held-out images decides which iteration of the training is kept, how far its update
+of the weights is scaled down, and whether it is used at all.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,26 +34,28 @@ TRAINING_COST = 2.2
 
 @dataclass(frozen=True)
 class SafeFineTuning(FineTuning):
-    """Fine-tuning settings with a rule that accepts an update only if held-out images improve.
+    """Fine-tuning that accepts an update of the weights only if it helps on held-out images.
 
-    The ground truth has no part in the rule, which has these steps:
+    The ground truth of the test image is not used. The steps are:
 
-    1. Hold out one image in five. If there are fewer than ten images, hold out a part of each
-    image, which no training crop overlaps.
+    1. Hold out every fifth image. If there are fewer than ten images, hold out a part of each image
+    instead. Training crops never overlap held-out parts.
 
-    2. Measure the loss of the averaged weights after 0, 5, 10, 20, 40, ... iterations. The loss is
-    measured on fixed held-out crops with fixed noise and timesteps in 8 strata (ranges of
-    timesteps). It is the mean over the strata of the loss divided by the untuned denoiser's loss.
+    2. Train, and measure the relative loss of the averaged weights after 0, 5, 10, 20, 40, ...
+    iterations. The crops, noise and timesteps for this are drawn once, in each of 8 strata (ranges
+    of timesteps). The relative loss is the loss divided by the untuned denoiser's loss in the same
+    stratum, averaged over the strata.
 
-    3. Take the weights of lowest loss, and scale their update by the alpha in {0, 1/4, 1/2, 3/4, 1}
-    of lowest loss.
+    3. Keep the weights with the lowest relative loss. Their update is their difference from the
+    untuned weights. Scale it by the factor alpha in {0, 1/4, 1/2, 3/4, 1} with the lowest relative
+    loss.
 
-    4. Accept the scaled update if its mean decrease of the loss, on fresh crops, noise and
-    timesteps, exceeds one standard error over the held-out images. Otherwise set alpha to 0, which
-    is the untuned denoiser.
+    4. Draw fresh crops, noise and timesteps. Accept the scaled update if it decreases the loss on
+    them by more than one standard error over the held-out images. Otherwise set alpha to 0, which
+    restores the untuned denoiser.
 
-    The rule shows whether tuning on some images also improves the loss on similar images. It cannot
-    show that the search returned images unlike the ground truth.
+    These steps show whether tuning on some images also improves the loss on similar images. They
+    cannot detect that the retrieved images are unlike the ground truth.
 
     Attributes:
         n_iterations: number of iterations of Adam.
@@ -58,12 +64,12 @@ class SafeFineTuning(FineTuning):
         crop_size: requested side of the crops in pixels.
         flip: mirror half of the crops.
         warm_up: number of iterations in which the learning rate rises linearly.
-        decay: factor of the learning rate at the end, reached along a cosine; 1 keeps the rate
-            constant.
-        average: decay of the exponential average of the weights at each iteration, in [0, 1); 0
-            takes the last iterate.
-        clipping: largest norm of the gradient; None disables clipping.
-        gate: apply the adapter only in the strata whose held-out loss fell.
+        decay: final learning rate divided by `learning_rate`, in (0, 1]. It is reached along half a
+            cosine after the warm-up. With 1, the learning rate stays constant.
+        average: decay per iteration of the exponential average of the weights, in [0, 1). With 0,
+            the weights of the last iteration are used.
+        clipping: norm to which larger gradients are clipped; None disables clipping.
+        gate: whether to apply the adapter only in the strata in which it lowered the held-out loss.
     """
 
     name: ClassVar[str] = "safe"
@@ -92,24 +98,25 @@ class SafeFineTuning(FineTuning):
 
     @property
     def n_extra_images(self) -> int:
-        """The number of extra corpus images that `fit` needs if there is only one neighbour: 4.
+        """The number of extra corpus images that `fit` needs to validate training on one image: 4.
 
-        A held-out part of one image does not show whether the update helps on other images.
+        They complement the held-out part of that image, which does not show whether the update
+        helps on other images.
         """
         return 4
 
     def usable(self, k: int, n: int) -> int:
-        """Return the number of images to tune on, out of the k nearest of n images.
+        """Return how many of the k nearest of n corpus images to tune on.
 
-        It is at most half of n, rounded up, so that no image farther from y than the median is
-        used.
+        The result is min(k, (n + 1) // 2). Images farther from y than the median image of the
+        corpus are therefore left out.
         """
         return min(k, (n + 1) // 2)
 
     def optimizer(
         self, parameters: list[torch.nn.Parameter]
     ) -> "tuple[torch.optim.Optimizer, Callable[[int], float]]":
-        """Return Adam and a function from the iteration to the factor of its learning rate.
+        """Return (Adam, function from an iteration to a factor of the learning rate).
 
         The factor rises linearly in the warm-up, then falls along half a cosine to `decay`.
         """
@@ -131,34 +138,35 @@ class SafeFineTuning(FineTuning):
         return sorted({i for i in doubling if i < self.n_iterations} | ({self.n_iterations} - {0}))
 
     def training_cost(self) -> float:
-        """Return the cost of the training in evaluations of the network on one crop."""
+        """Return the cost of the training, in evaluations of the network on one crop."""
         return TRAINING_COST * self.batch_size * self.n_iterations
 
     def crops_per_stratum(self) -> tuple[int, int]:
-        """Return (crops per stratum for the choice, fresh crops per stratum for the acceptance).
+        """Return (crops per stratum to choose with, fresh crops per stratum to accept with).
 
-        The choice of iteration and alpha evaluates its crops `n_checks` times. The acceptance
-        evaluates its crops only twice, so it has more crops for the same cost. `HELD_OUT_SHARE`
-        limits the total cost.
+        A stratum is a range of timesteps. Iteration and alpha are chosen on 1 to 8 crops, which are
+        evaluated `n_checks` times. The update is accepted or rejected on 1 to 16 crops, which are
+        evaluated at most twice: without and with the update. If one crop per stratum allows it, the
+        total cost is at most `HELD_OUT_SHARE` of the training cost.
         """
         paid = HELD_OUT_SHARE * self.training_cost() / N_STRATA
         choosing = min(8, max(1, int(CHOOSING_SHARE * paid / self.n_checks())))
         return choosing, min(16, max(1, int((paid - choosing * self.n_checks()) / 2)))
 
     def n_checks(self) -> int:
-        """Return how many times the choice of iteration and alpha evaluates its crops.
+        """Return the largest number of evaluations of the crops that choose iteration and alpha.
 
-        They are evaluated once for the untuned denoiser, once for each iteration in `judged_at`,
-        and once for each alpha other than 0 and 1.
+        These crops are evaluated once for the untuned denoiser, once for each iteration in
+        `judged_at`, and once for each alpha strictly between 0 and 1.
         """
         return 1 + len(self.judged_at()) + len(ALPHAS) - 1
 
     @property
     def held_out_share(self) -> float:
-        """The cost of the held-out evaluation divided by the cost of the training.
+        """The cost of evaluating held-out images, divided by that of training.
 
-        It is at most `HELD_OUT_SHARE`, except with very few iterations, because each stratum has at
-        least one crop.
+        It is at most `HELD_OUT_SHARE` (0.3). With very few iterations it is larger, because each
+        stratum (range of timesteps) has at least one crop. With 0 iterations it is 0.
         """
         if self.n_iterations == 0:
             return 0.0
@@ -178,7 +186,10 @@ class SafeFineTuning(FineTuning):
         others: Sequence[Tensor] = (),
         variants: Callable[[Tensor], list[Tensor]] = itself,
     ) -> Adapted:
-        """Return the trained adapter as the held-out rule leaves it; see `FineTuning.fit`."""
+        """Train, choose and validate the adapter in the steps of this class, and return it.
+
+        For the parameters see `FineTuning.fit`.
+        """
         # Imported here, because it imports Lightning.
         from adir.adaptation.denoising_module import AveragedWeights
 

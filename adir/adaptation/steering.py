@@ -1,14 +1,15 @@
 """Steerable conditional diffusion (SCD; Barbano et al., IEEE TMI 2025; arXiv 2308.14409).
 
-SCD tunes the network on y during sampling. At some of the sampler's steps, a few iterations of Adam
-over the weights of an adapter minimise
+SCD tunes the network on the degraded image y during sampling. At some of the sampler's steps, a few
+iterations of Adam over the weights of an adapter minimise
 
         mean (A x_hat - y)^2 + tv_weight TV(x_hat),
 
-in which x_hat is computed from the tuned network's eps by Tweedie's formula and the sampler's
-conjugate gradients. The network is tuned to the restored image alone, so each image has its own
-adapter. The adapter starts without effect on the network. It is kept from one step to the next with
-Adam's moments, and dropped when the image is finished.
+where A is the task's operator, TV the total variation, and x_hat the estimate of the clean image
+that follows from the tuned network's eps by Tweedie's formula and the sampler's conjugate
+gradients. Each image has its own adapter, which initially leaves the network's outputs unchanged.
+The adapter and Adam's moments are kept from one sampling step to the next, and discarded when the
+image is finished.
 """
 
 import math
@@ -24,28 +25,32 @@ from adir.adaptation.modes import Mode
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Return the anisotropic total variation of x (B, C, H, W), summed over all of x.
+    """Return the anisotropic total variation of x (B, C, H, W), a scalar.
 
-    It is the sum of absolute differences between neighbours in rows and columns.
+    It is the sum of the absolute differences of horizontally and vertically adjacent pixels, over
+    all images and channels.
     """
     return x.diff(dim=-1).abs().sum() + x.diff(dim=-2).abs().sum()
 
 
 @dataclass(frozen=True)
 class SteerableConditional(Mode):
-    """Mode of adaptation by SCD, with the defaults of the authors' program.
+    """Adaptation mode SCD, with the defaults of its authors' code.
 
-    Its control is the same sampler with adaptation=none.
+    To measure its effect, compare it with the same sampler under adaptation=none.
+
+    Sampling counts its steps down to step 0, the cleanest. The network is tuned at step i if i is a
+    multiple of `every` or below `lowest`. With the defaults and 100 steps, these are steps 80, 60,
+    40, 20, 3, 2, 1, 0.
 
     Attributes:
-        fine_tuning: ignored by this mode. All modes have this field, so that one setting of a grid
-            can apply to all modes.
-        every, lowest: the steps at which the network is tuned: all multiples of `every`, and all
-            steps below `lowest`. Step 0 is the cleanest. Of 100 steps, the defaults tune at steps
-            80, 60, 40, 20, 3, 2, 1, 0.
-        n_iterations: number of iterations of Adam at each of these steps.
+        fine_tuning: ignored by this mode; present because one setting of a grid of experiments can
+            apply to all modes.
+        every: spacing of the tuned steps.
+        lowest: number of final steps that are all tuned.
+        n_iterations: number of iterations of Adam at each tuned step.
         learning_rate: learning rate of Adam, which has no weight decay.
-        tv_weight: weight of the summed total variation, for images in [-1, 1].
+        tv_weight: weight of the total variation, which is a sum over images in [-1, 1].
     """
 
     trains: ClassVar[bool] = False
@@ -70,11 +75,11 @@ class SteerableConditional(Mode):
             )
 
     def is_due(self, i: int) -> bool:
-        """Check whether the network is tuned at step i, counted from the cleanest."""
+        """Return whether the network is tuned at step i; step 0 is the last and cleanest."""
         return i % self.every == 0 or i < self.lowest
 
     def steered(self, network: nn.Module, generator: torch.Generator) -> "SteeredNetwork":
-        """Return the network with a fresh adapter for one image.
+        """Return a `SteeredNetwork` with a new adapter, for sampling one image.
 
         The generator draws the adapter's initial weights.
         """
@@ -87,9 +92,10 @@ class SteerableConditional(Mode):
 
 
 class SteeredNetwork:
-    """Network with the adapter of one image (implements adir.samplers.base.Steered).
+    """Network that is tuned to one image while this image is sampled, with the image's adapter.
 
-    The adapter is in the network only while it is tuned or while the tuned network predicts.
+    The adapter is attached to the network during tuning and applied to it during predictions.
+    Between these, the network is unchanged. The class implements adir.samplers.base.Steered.
     """
 
     def __init__(
@@ -110,7 +116,7 @@ class SteeredNetwork:
         predict: Callable[[], Tensor],
         outcome: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Tune the network if that is due at step i, and return the tuned network's eps.
+        """Tune the network if step i is one of the tuned steps, and return the tuned network's eps.
 
         For the parameters see `adir.samplers.base.Steered.eps`.
         """
@@ -146,11 +152,11 @@ class SteeredNetwork:
 
 
 def objective(x_hat: Tensor, residual: Tensor, tv_weight: float) -> Tensor:
-    """Return mean residual^2 + tv_weight TV(x_hat) for one image.
+    """Return SCD's objective for one image, mean residual^2 + tv_weight TV(x_hat), a scalar.
 
     Args:
-        x_hat: (1, 3, H, W) image.
-        residual: A x_hat - y.
-        tv_weight: weight of the summed total variation.
+        x_hat: estimate of the clean image, (1, 3, H, W).
+        residual: A x_hat - y, in the shape of y.
+        tv_weight: weight of the total variation, which is summed over x_hat.
     """
     return residual.square().mean() + tv_weight * total_variation(x_hat)

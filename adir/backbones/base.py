@@ -44,9 +44,9 @@ class Denoiser(Protocol):
 
 
 class Backbone(Protocol):
-    """Interface of a pretrained denoiser of pixels or latents, for adaptation and the harness.
+    """Interface of a pretrained denoiser of pixels or latents, for adaptation and experiments.
 
-    Samplers read its attributes to decide whether they can use the backbone.
+    Samplers read its attributes, such as `kind`, to decide whether they can use the backbone.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Backbone(Protocol):
     def denoising_loss(self, batch: Any) -> Tensor:
         """Return the training loss of a batch, a scalar.
 
-        batch: training examples that adir.adaptation makes for this family of backbones.
+        batch: collated training examples from adir.adaptation.examples.training_examples.
         """
 
 

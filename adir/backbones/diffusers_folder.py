@@ -1,8 +1,9 @@
 """Functions that load the parts of a diffusers pipeline from a local folder.
 
-The parts are in the subfolders unet/, vae/, text_encoder/, tokenizer/ and scheduler/. Nothing is
-downloaded, and pickles may contain only tensors. A missing tensor, an unexpected tensor or a tensor
-of another shape is an error. (diffusers only warns, and initialises missing tensors at random.)
+A part is a model, tokenizer or scheduler in a subfolder of its own: unet/, vae/, text_encoder/,
+tokenizer/ or scheduler/. Nothing is downloaded, and pickles may contain only tensors. A missing
+tensor, an unexpected tensor or a tensor of another shape is an error. (diffusers only warns, and
+initialises missing tensors at random.)
 """
 
 import json
@@ -60,14 +61,12 @@ def require_folder(folder: Path, parts: tuple[str, ...]) -> None:
 
 
 def weights_file(part: Path) -> tuple[Path, str | None]:
-    """Return (weights file of a part, its variant: None or "fp16").
+    """Return (weights file in the subfolder `part`, the file's variant).
 
-    If there are several files, full precision is preferred to float16. Among files of full
-    precision, safetensors are preferred to pickles.
+    The variant is "fp16" for a float16 file, and None for a full-precision file. If there are
+    several files, full precision is preferred to float16, and then safetensors to pickles.
 
-    part: subfolder of the part.
-
-    Raises InputError if there is none.
+    Raises InputError if the subfolder contains no weights file.
     """
     for name, variant in WEIGHTS:
         if (part / name).is_file():
@@ -78,17 +77,17 @@ def weights_file(part: Path) -> tuple[Path, str | None]:
 
 
 def load_part(part: Path, kind: type[Any]) -> Any:
-    """Load a model from the config.json and the weights file of a part.
+    """Load a model from the config.json and the weights file in the subfolder `part`.
 
     The model is float32, on the CPU, in eval mode and frozen.
 
     Args:
-        part: subfolder of the part.
-        kind: class of the model.
+        part: subfolder of a pipeline's folder, such as unet/.
+        kind: class of the model, from diffusers or transformers.
 
     Raises:
         InputError: if a file is missing or damaged, if config.json describes another class, or if
-            a tensor does not fit.
+            a tensor is missing, unexpected or of another shape.
     """
     weights, variant = weights_file(part)
     require_class(part / "config.json", kind.__name__)
@@ -157,7 +156,7 @@ def require_all_tensors(weights: Path, info: dict[str, Any]) -> None:
 
 
 def load_scheduler(part: Path) -> Any:
-    """Build the scheduler that part/scheduler_config.json describes.
+    """Build the diffusers scheduler that scheduler_config.json in the subfolder `part` describes.
 
     Raises InputError if the scheduler is not in SCHEDULERS or rejects its settings.
     """
@@ -179,7 +178,7 @@ def load_scheduler(part: Path) -> Any:
 
 
 def load_tokenizer(part: Path) -> CLIPTokenizer:
-    """Load the CLIP tokenizer in a folder.
+    """Load the CLIP tokenizer in the subfolder `part`.
 
     Raises InputError if the tokenizer's vocabulary is missing or damaged.
     """
@@ -216,8 +215,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def hash_of_files(folder: Path, files: list[Path]) -> str:
     """Return one SHA-256 of the contents and paths of several files.
 
-    It is the hash of a text with one line per file, sorted by path: the file's SHA-256 and its path
-    relative to `folder`.
+    The hashed text has one line per file, "SHA-256 PATH". PATH is relative to `folder`, and the
+    lines are sorted by path.
     """
     lines = [
         f"{known_sha256(file)} {file.relative_to(folder).as_posix()}\n" for file in sorted(files)
@@ -246,9 +245,9 @@ def hash_of_settings(folder: Path, parts: tuple[str, ...]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and warnings of diffusers and transformers within the context.
+    """Return a context in which diffusers and transformers print no progress bars and warnings.
 
-    The warnings are not needed, because the functions of this file raise errors instead.
+    The warnings are not needed, because the functions of this module raise errors instead.
     """
     levels = {name: logging.getLogger(name).level for name in ("diffusers", "transformers")}
     bars = transformers.utils.logging.is_progress_bar_enabled()

@@ -1,13 +1,15 @@
 """Execution settings of a network, which affect its speed and memory.
 
 The settings are device, precision, memory layout, gradient checkpointing, compilation, attention
-kernel and offload. docs/speed.md lists the cost of each. Only the precision, `dtype`, changes
-results by more than rounding errors, so only `dtype` is part of a cell's identity.
+kernel, and offload of weights to CPU memory. docs/speed.md lists the cost of each. Only the
+precision, `dtype`, changes results by more than rounding errors. It alone is therefore part of the
+settings that identify a result.
 
-Weights are float32 in every precision. With bfloat16 or float16, autocast casts them for
-convolutions, matrix products and attention, while a GroupNorm keeps the precision of its input and
-computes its sums in float32. One loaded network can therefore be trained with float32 master
-weights and sample in bfloat16. After an adapter is removed, the weights can be compared in float32.
+Weights are stored in float32 whatever the precision. With bfloat16 or float16, autocast casts
+copies of them for convolutions, matrix products and attention. A GroupNorm returns the dtype of its
+input and computes its sums in float32. The same loaded network can therefore be trained with
+float32 master weights and used for sampling in bfloat16. After an adapter is removed, the weights
+can be compared in float32.
 """
 
 from collections.abc import Callable
@@ -40,15 +42,16 @@ class Execution:
 
     Attributes:
         device: torch device, such as "cuda:1".
-        dtype: float32, bfloat16 or float16; the last two are autocast precisions.
+        dtype: float32, or the autocast precision bfloat16 or float16.
         channels_last: whether to use the NHWC memory layout, which is faster on tensor cores.
         gradient_checkpointing: whether to recompute the activations of each residual block in the
             backward pass instead of storing them. Training then takes about a third more time and a
             fraction of the memory.
         compile: whether to use torch.compile. Compiling a big network takes minutes, once per image
             size and batch size.
-        attention: kernel of scaled dot product attention, a key of ATTENTION.
-        offload: whether to keep weights in CPU memory and move those of each layer to the device
+        attention: kernel of scaled dot product attention: default (torch's choice), math,
+            efficient, flash or cudnn.
+        offload: whether to keep the weights in CPU memory, and each layer's weights on the device
             only while the layer runs. In training, the weights stay on the device.
 
     Raises:
@@ -124,7 +127,7 @@ class Execution:
         return network
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context manager that sets the precision and attention kernel of a network."""
+        """Return a context in which networks run with this precision and attention kernel."""
         backends = ATTENTION[self.attention]
         if self.dtype == "float32" and backends is None:
             return nullcontext()
@@ -145,8 +148,8 @@ class Execution:
     def trainer_precision(self) -> str:
         """The `precision` argument of a Lightning trainer for this dtype.
 
-        With "16-mixed", Lightning also scales the loss, because float16 gradients could underflow
-        to 0 otherwise.
+        For float16 it is "16-mixed", with which Lightning also scales the loss. This prevents
+        gradients from underflowing to 0.
         """
         return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[self.dtype]
 
@@ -175,18 +178,18 @@ def device_of(name: str) -> torch.device:
 def recompute(module: Callable[..., Any], *arguments: Any) -> Any:
     """Call a module with gradient checkpointing (Chen et al., 2016), and return its output.
 
-    The activations inside the module are not stored, but recomputed in the backward pass. torch's
-    non-reentrant implementation is used. With the reentrant one, parameters get no gradient if no
-    input of the module requires a gradient, as with LoRA on frozen weights. The state of the random
-    generators is not saved, because networks in eval mode draw no random numbers.
+    The backward pass recomputes the activations inside the module, which are not stored. torch's
+    non-reentrant implementation is used, because the reentrant implementation gives parameters no
+    gradient if no input of the module requires one, as with LoRA on frozen weights. The state of
+    the random generators is not saved, because networks in eval mode draw no random numbers.
     """
     return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class GroupNormAsGiven(nn.GroupNorm):
-    """GroupNorm whose output has the dtype of its input, also under autocast.
+    """GroupNorm whose output has the dtype of its input, even under autocast.
 
-    In every dtype, torch's kernel computes mean and variance in float32.
+    torch's kernel computes the mean and the variance in float32 for every input dtype.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -201,11 +204,11 @@ class GroupNormAsGiven(nn.GroupNorm):
 def keep_precision_of_norms(network: nn.Module) -> None:
     """Exempt the GroupNorms of a network from autocast, in place.
 
-    This saves memory, because on a GPU the output of a GroupNorm under autocast is float32, and the
-    next layer saves it for the backward pass. Counted from tensor sizes, one training iteration of
-    backbone gd512 with LoRA and 6 crops of 512x512 takes 41 GB with GroupNorms under autocast, and
-    30 GB with exempt GroupNorms. In the second case, samples in half precision agree with float32
-    samples to 60 dB.
+    This saves memory in training. On a GPU, a GroupNorm under autocast returns float32, and the
+    next layer stores this output for the backward pass. For example, one training iteration of
+    backbone gd512 with LoRA and 6 crops of 512x512 pixels takes 41 GB with GroupNorms under
+    autocast, and 30 GB with exempt GroupNorms (counted from tensor sizes). With exempt GroupNorms,
+    samples in half precision agree with float32 samples to 60 dB.
     """
     for module in network.modules():
         if type(module) is nn.GroupNorm:
@@ -214,11 +217,13 @@ def keep_precision_of_norms(network: nn.Module) -> None:
 
 
 def offload_weights(network: nn.Module, device: torch.device) -> None:
-    """Keep a network's weights in CPU memory, except while they are used on `device`.
+    """Keep a network's weights in CPU memory, and on `device` only those of the running layer.
 
-    Hooks move the weights of a layer to `device` before the layer runs, and back afterwards. The
-    outputs equal those of a network on `device`. While gradients are enabled, weights stay on
-    `device`, because the backward pass needs them. The next call without gradients moves them back.
+    Hooks copy the weights of a layer to `device` before the layer runs, and drop the copies
+    afterwards. The outputs equal those of the whole network on `device`.
+
+    If gradients are enabled, the weights are moved to `device` and stay there, because the backward
+    pass needs them. The next call without gradients moves them back.
     """
     if device.type == "cuda" and device.index is None:
         # A tensor's device has an index, and `_bring` compares the two.
@@ -230,7 +235,7 @@ def offload_weights(network: nn.Module, device: torch.device) -> None:
     hooked: set[int] = set()
 
     def hook_every_layer(root: nn.Module, arguments: Any) -> None:
-        """Add the hooks `_bring` and `_put_back` to every layer that has weights and no hooks yet.
+        """Add hooks `_bring` and `_put_back` to each layer with weights that has no hooks yet.
 
         It runs before each call of the network, because adapters may have added layers.
         """
@@ -247,9 +252,10 @@ def offload_weights(network: nn.Module, device: torch.device) -> None:
 def _bring(
     resting: dict[str, nn.Parameter], device: torch.device, module: nn.Module, arguments: Any
 ) -> None:
-    """Move a layer's parameters to `device` before the layer runs.
+    """Replace a layer's parameters by copies on `device`, before the layer runs.
 
-    Unless gradients are enabled, `resting` keeps the parameters in CPU memory for `_put_back`.
+    The original parameters, which are in CPU memory, are stored in `resting` for `_put_back`. If
+    gradients are enabled, the original parameters are moved to `device` instead.
     """
     module._parameters.update(resting)  # not empty if the last call failed midway
     resting.clear()
@@ -267,9 +273,10 @@ def _bring(
 def _put_back(
     resting: dict[str, nn.Parameter], module: nn.Module, arguments: Any, output: Any
 ) -> None:
-    """Replace a layer's parameters by those in CPU memory after the layer ran.
+    """Restore a layer's original parameters, which are in `resting`, after the layer has run.
 
-    Nothing is done if gradients are enabled.
+    Parameters that training left on the device are moved to CPU memory. If gradients are enabled,
+    this function does nothing.
     """
     if torch.is_grad_enabled():
         return

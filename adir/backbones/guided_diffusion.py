@@ -1,7 +1,8 @@
 """Pixel backbones whose network is a `diffusers.UNet2DModel`.
 
 The network is an ADM (Dhariwal and Nichol, 2021) or any other UNet2DModel that was trained as a
-DDPM. The embedded prior, a network in the package that is small enough for a CPU, is one of them.
+DDPM. The default network is the embedded prior, which ships with the package and is small enough
+for a CPU.
 """
 
 import dataclasses
@@ -51,28 +52,33 @@ class GuidedDiffusion:
     """Pixel backbone from a diffusers folder or from a checkpoint file of guided-diffusion.
 
     A diffusers folder contains config.json and the weights, diffusion_pytorch_model.safetensors or
-    .bin. A checkpoint file is converted once to such a folder, which is cached. The schedule, the
-    number of steps and the predicted quantity are read from a scheduler_config.json in the folder,
-    in its subfolder scheduler/, or in a folder scheduler/ beside it. If there is no such file, they
-    are those of guided-diffusion: a linear schedule, 1000 steps, and the noise.
+    .bin. A checkpoint file is converted once to such a folder, which is cached.
+
+    The noise schedule, the number of timesteps and the predicted quantity are read from a file
+    scheduler_config.json in the folder, in its subfolder scheduler/, or in a folder scheduler/
+    beside it. Without this file, the schedule is linear with 1000 timesteps and the network
+    predicts the noise, as in guided-diffusion.
+
+    Weights may be float16 on disk. In memory they are float32, mapped from the file if possible.
+
+    The settings that identify a result include a hash of the weights and a hash of the
+    configuration. A hash of the weights alone would miss a wrong setting that fits the same
+    tensors, such as norm_eps.
 
     Args:
         name: name in paths and tables.
         folder: path of the network's folder, of a pipeline with the network in unet/, or of a
-            checkpoint file. If the path does not exist, OWNER/NAME or OWNER/NAME@COMMIT is taken
-            for a repository on the Hugging Face hub. None takes `checkpoint`.
-        checkpoint: entry of conf/weights/, used if `folder` is None. None takes the embedded prior.
+            checkpoint file. If there is no such path, OWNER/NAME or OWNER/NAME@COMMIT means a
+            repository on the Hugging Face hub. With None, `checkpoint` is used.
+        checkpoint: name of an entry in conf/weights/, used if `folder` is None. If it is also None,
+            the embedded prior is used.
         architecture: flags of the network, used for a checkpoint file only.
         resolution: side in pixels of the training images; other sizes work.
         variance: variance Sigma that suits the network: `learned` if the network predicts a
             variance (6 output channels), else `small` (beta tilde) or `large` (beta).
         device: where the network runs; overrides the device in `execution`.
         execution: precision and other settings.
-        trained_on: name of the training images, for the records.
-
-    Weights may be float16 on disk. In memory they are float32, mapped from the file if possible. A
-    cell's identity includes a hash of the weights and a hash of the configuration. The second hash
-    is needed because the tensors also fit a configuration with a wrong setting, such as norm_eps.
+        trained_on: name of the training images, to be saved with the results.
 
     Raises:
         InputError: if a file is missing, if the configuration is not supported, or if `variance` is
@@ -146,9 +152,9 @@ class GuidedDiffusion:
 
     @functools.cached_property
     def network(self) -> Any:
-        """The UNet2DModel, ready to run, which is loaded at first access.
+        """The UNet2DModel, loaded and prepared for `device` at first access.
 
-        The first access raises InputError as `load_network` does.
+        The first access raises InputError if `load_network` does.
         """
         return self.execution.prepare(load_network(self.folder / CONFIG, self._weights))
 
@@ -156,25 +162,25 @@ class GuidedDiffusion:
     def stride(self) -> int:
         """An image's height and width, in pixels, must be multiples of this number.
 
-        The network halves both between two levels. A setting "unshuffle" in config.json divides
-        them once more, before the first level.
+        It is the factor by which the network reduces height and width: 2 from each level to the
+        next, multiplied by the setting "unshuffle" in config.json, if present.
         """
         return int(self._unshuffle * 2**self._halvings)
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
         """Predict the noise in x_t, and the variance fraction if the network learns its variance.
 
+        On a CPU, the images of a batch are processed one at a time. The result for an image is then
+        the same bit for bit in any batch. With oneDNN's batched convolutions it would differ by
+        1e-6. Speed is unaffected: with one thread, 7 to 9 images of 128x128 pixels are processed
+        per second in batches of 1, 4 and 8.
+
         Args:
             x_t: (B, 3, H, W). If it requires a gradient, the result is differentiable.
-            t: (B,) int64 timesteps of the original schedule, from 0 to its last (usually 999).
+            t: (B,) int64 timesteps of the training schedule, from 0 to its last (usually 999).
 
         Raises:
             InputError: if H or W is not a multiple of `stride`.
-
-        On a CPU, the images of a batch are processed one at a time. The result for an image is then
-        equal bit for bit in any batch, while oneDNN's batched convolutions would change it by 1e-6.
-        This costs no speed: with one thread, batches of 1, 4 and 8 images of 128x128 all take 7 to
-        9 images per second.
         """
         height, width = x_t.shape[-2:]
         if height % self.stride or width % self.stride:
@@ -197,10 +203,10 @@ class GuidedDiffusion:
         return self.process.as_noise(x_t, t, found)
 
     def prediction(self, output: Tensor) -> Prediction:
-        """Split the network's raw output (B, 3 or 6, H, W) into a prediction's two fields.
+        """Split the network's raw output (B, 3 or 6, H, W) into eps and variance_fraction.
 
-        The field `eps` of the result contains the quantity that the network predicts, which may be
-        the velocity or the clean image. `process.as_noise` converts it.
+        The field `eps` holds the quantity that the network was trained to predict: the noise, the
+        velocity or the clean image. `process.as_noise` converts it to the noise.
         """
         if not self.learns_variance:
             return Prediction(output, None)
@@ -223,19 +229,19 @@ class GuidedDiffusion:
 
 
 def load_network(config: Path, weights: Path) -> "UNet2DModel":
-    """Load a UNet2DModel, which is float32, in eval mode and frozen.
+    """Load a UNet2DModel on the CPU, in float32, in eval mode and frozen.
 
-    Float32 weights in safetensors are mapped from the file into memory instead of being copied.
-    They take no memory before they are used, and processes share this memory. A process that writes
-    to the weights changes only its own copy.
+    Float32 weights in a safetensors file are memory-mapped. They take no memory before they are
+    used, and processes share this memory. A process that writes to the weights changes only its own
+    copy.
 
     Args:
-        config: config.json.
-        weights: safetensors file, or a file of torch.save.
+        config: path of config.json.
+        weights: path of the weights, a safetensors file or a file of torch.save.
 
     Raises:
-        InputError: in the cases of `read_settings`, and if the weights are damaged or do not fit
-            the configuration.
+        InputError: if `read_settings` raises it, or if the weights are damaged or do not fit the
+            configuration.
     """
     settings = read_settings(config, weights)
     try:
@@ -310,7 +316,7 @@ def damaged(config: Path, error: Exception) -> InputError:
 def require_pixel_network(config: Path, weights: Path) -> None:
     """Raise InputError if config.json or the weights file is missing.
 
-    If the folder contains a diffusers pipeline instead, the message says so.
+    If the folder is that of a whole diffusers pipeline, the message says so.
     """
     for path in (config, weights):
         if not path.is_file():

@@ -50,10 +50,10 @@ class Process:
         """Convert a network's prediction to a prediction of the noise.
 
         Args:
-            x_t: (B, 3, H, W).
+            x_t: noisy images, (B, 3, H, W).
             t: (B,) timesteps.
-            found: the network's prediction. Its field `eps` contains the quantity that `predicts`
-                names.
+            found: the network's prediction, with the quantity that `predicts` names in the field
+                `eps`.
 
         Returns:
             A prediction with the noise in the field `eps` and the same `variance_fraction`.
@@ -76,8 +76,9 @@ GUIDED_DIFFUSION = Process(linear_schedule(1000))
 def read_process(folder: Path) -> Process:
     """Return the process described by the scheduler_config.json of a network's folder.
 
-    The file is searched in the folder, in its subfolder scheduler/, and in a folder scheduler/
-    beside it. If none of them has the file, the process is that of guided-diffusion.
+    The file is looked for in the folder, in its subfolder scheduler/, and in a folder scheduler/
+    beside it. If there is none, the process is guided-diffusion's: a linear schedule with 1000
+    timesteps, and a network that predicts the noise.
 
     Raises InputError if the file is damaged, or if its scheduler, schedule or prediction type is
     not supported.

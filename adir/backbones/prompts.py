@@ -12,9 +12,9 @@ from adir.files import warn_in_one_line
 class PromptEncoder:
     """CLIP text model with its tokenizer, called as in diffusers' pipelines.
 
-    The embedding of each prompt is cached. The model stays on the CPU in float32. One call per
-    prompt takes negligible time on a CPU, and this saves up to 1.4 GB of GPU memory (the 340 M
-    parameters of Stable Diffusion 2's text model).
+    The embedding of each prompt is cached, so the model is called once per prompt. It stays on the
+    CPU in float32, where a call takes negligible time. This saves up to 1.4 GB of GPU memory (the
+    340 M parameters of Stable Diffusion 2's text model).
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, text_model: Any) -> None:

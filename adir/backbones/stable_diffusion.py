@@ -2,9 +2,9 @@
 
 Stable Diffusion is by Rombach et al. (2022). The models are loaded from a local diffusers folder.
 Adaptation fine-tunes the UNet, which is the backbone's `network`, and leaves VAE and text encoder
-unchanged. Latents are multiplied by the VAE's scaling factor, as the UNet expects them. The
-training examples' conditions and losses are those of the configuration files with which Stability
-and CompVis trained the networks.
+unchanged. Latents are multiplied by the VAE's scaling factor, as the UNet expects them. The losses
+and the UNet's inputs in training follow the configuration files with which Stability and CompVis
+trained the networks.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Condition:
-    """Inputs of the UNet besides z_t and t, for a batch of images."""
+    """Inputs of the UNet besides the latents z_t and the timesteps t, for a batch of images."""
 
     channels: Tensor
     """The image channels (B, C, h, w) that are concatenated to z_t."""
@@ -67,43 +67,45 @@ class Condition:
     """
 
     def with_text(self, text: Tensor) -> "Condition":
-        """Return a copy of the condition with other text embeddings (B, L, D)."""
+        """Return a copy of the condition in which the text embeddings are `text` (B, L, D)."""
         return Condition(self.channels, text, self.class_labels)
 
 
 class StableDiffusion:
-    """Latent backbone from a Stable Diffusion folder; base class of the two latent families.
+    """Latent backbone from a Stable Diffusion folder.
 
-    The families are `StableDiffusionX4` and `StableDiffusionInpaint`.
+    This is the base class of `StableDiffusionX4` and `StableDiffusionInpaint`.
 
     Args:
-        name: name in paths and tables; None takes `usual`.
-        folder: folder in diffusers' layout; None takes the folder of `checkpoint`.
-        checkpoint: entry of conf/weights/, used if `folder` is None; None takes `usual`.
+        name: name in paths and tables. With None, it is the class attribute `usual`.
+        folder: folder in diffusers' layout. With None, it is the folder of `checkpoint`.
+        checkpoint: name of an entry in conf/weights/, used if `folder` is None. With None, it is
+            `usual`.
         resolution: side in pixels of the training images; other sizes work.
         vae_tile: largest side in pixels that the VAE processes in one piece. A larger image is
             processed in overlapping tiles of this side, which limits memory. With None, the VAE
             processes every image in one piece.
         device: where the network runs; overrides the device in `execution`.
         execution: precision and other settings.
-        trained_on: name of the training images, for the records.
+        trained_on: name of the training images, to be saved with the results.
 
     Raises:
         InputError: if the folder contains another model, or if `vae_tile` is not a multiple of 4
             times `stride`.
 
-    Tiles save memory. In addition to the 2.1 GB of the x4 upscaler's weights, decoding an image of
-    1024x1024 takes 3.2 GB in one piece and 0.8 GB in tiles of 512. These numbers are counted from
-    tensor sizes with torch's fused attention. Without fused attention, the attention matrix between
-    65,536 positions alone would take 17 GB.
+    Tiles save memory. For the x4 upscaler, whose weights take 2.1 GB, decoding an image of
+    1024x1024 pixels takes another 3.2 GB in one piece, or 0.8 GB in tiles of 512 pixels. These
+    numbers are counted from tensor sizes with torch's fused attention. Without fused attention, the
+    attention matrix between 65,536 positions alone would take 17 GB.
 
-    Tiles also change the image considerably, because norms and attention are computed within one
-    tile. With untrained weights (this architecture with an eighth of the channels), an image of
-    512x512 decoded in tiles of 256 differs from the one decoded in one piece by 0.6 to 1 standard
-    deviations of the image. The difference with trained weights has not been measured.
+    Tiles also change the image considerably, because norms and attention are computed per tile. The
+    effect was measured with untrained weights, in this architecture with an eighth of the channels:
+    an image of 512x512 pixels decoded in tiles of 256 differs from the image decoded in one piece
+    by 0.6 to 1 standard deviations of the image. It has not been measured with trained weights.
 
     By default, diffusers tiles images larger than the `sample_size` in the VAE's config.json. For
-    the upscaler this is 256 pixels, so the paper's 1024x1024 images would be cut into 36 tiles.
+    the upscaler this is 256 pixels, and the paper's images of 1024x1024 pixels would be cut into 36
+    tiles. The default of `vae_tile`, 1024, decodes them in one piece.
     """
 
     kind: ClassVar[Kind] = "latent"
@@ -170,10 +172,10 @@ class StableDiffusion:
         self._complete()
 
     def _complete(self) -> None:
-        """Load what only one family has; called at the end of the constructor."""
+        """Load additional parts that a subclass needs; called at the end of the constructor."""
 
     def _require_family(self) -> None:
-        """Raise InputError unless the UNet has this family's number of input channels.
+        """Raise InputError unless the UNet has the number of input channels of this class's model.
 
         The check reads only unet/config.json, so it can be made before the weights are loaded.
         """
@@ -188,10 +190,9 @@ class StableDiffusion:
 
     @property
     def stride(self) -> int:
-        """The side of an image divided by the side of its latent.
+        """The height of an image in pixels divided by the height of its latent; same for widths.
 
-        An image's height and width, in pixels, must be multiples of this number. The latents may
-        have any size.
+        An image's height and width must be multiples of this number. Latents may have any size.
         """
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -210,8 +211,8 @@ class StableDiffusion:
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
-            noise: standard normal noise in the shape of the latents, with which the VAE's posterior
-                is sampled. With None, the latents are the posterior's mean.
+            noise: standard normal noise in the shape of the latents, for sampling the VAE's
+                posterior. With None, the latents are the posterior's mean.
         """
         self._set_tile(self.vae_tile)
         with torch.autocast(self.device.type, enabled=False):  # in float16 this VAE overflows
@@ -222,8 +223,8 @@ class StableDiffusion:
     def decode(self, latent: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), approximately in [-1, 1].
 
-        The result is differentiable. If gradients are enabled and `latent` requires a gradient, the
-        sides of the tiles are limited to GRADIENT_TILE pixels, unless vae_tile is None.
+        The result is differentiable. If gradients are enabled, `latent` requires a gradient and
+        `vae_tile` is set, the sides of the tiles are at most GRADIENT_TILE (256) pixels.
         """
         tile = self.vae_tile
         if tile is not None and torch.is_grad_enabled() and latent.requires_grad:
@@ -281,7 +282,7 @@ class StableDiffusion:
     def denoising_loss(self, batch: dict[str, Any]) -> Tensor:
         """Return the mean squared error of the UNet's prediction (eps or v) over a batch.
 
-        batch: training examples from this family's `LatentCrops` (adir.adaptation.latent).
+        batch: collated training examples from adir.adaptation.latent.latent_crops.
         """
         z = self.encode(batch["z"], batch["posterior_noise"])
         alpha_bar = self.schedule.alpha_bar.to(z.device)[batch["t"]].reshape(-1, 1, 1, 1)
@@ -292,7 +293,7 @@ class StableDiffusion:
         return torch.nn.functional.mse_loss(output, target)
 
     def condition_of(self, example: dict[str, Any]) -> Condition:
-        """Return the condition of a batch of training examples."""
+        """Return the condition that a batch of collated training examples describes."""
         raise NotImplementedError
 
 
@@ -322,12 +323,12 @@ class StableDiffusionX4(StableDiffusion):
     def condition(
         self, low: Tensor, noise: Tensor, noise_level: Tensor, prompts: list[str]
     ) -> Condition:
-        """Return the condition that consists of low-resolution images with noise, and prompts.
+        """Add noise to low-resolution images, and return the condition made of them and prompts.
 
         Args:
             low: low-resolution images (B, 3, h, w) in [-1, 1].
-            noise: standard normal noise (B, 3, h, w), which is added to them.
-            noise_level: level of the noise, (B,) int64, as timesteps of `low_res_scheduler`.
+            noise: standard normal noise (B, 3, h, w).
+            noise_level: (B,) int64, the timestep of `low_res_scheduler` whose noise is added.
             prompts: B prompts.
         """
         noised = self.low_res_scheduler.add_noise(low, noise, noise_level)
@@ -362,12 +363,13 @@ class StableDiffusionInpaint(StableDiffusion):
     def condition(
         self, image: Tensor, hole: Tensor, noise: Tensor, prompts: list[str]
     ) -> Condition:
-        """Return the condition that consists of masks, masked images and prompts.
+        """Return the condition made of masks, latents of the images with holes, and prompts.
 
         Args:
             image: images (B, 3, H, W) in [-1, 1].
             hole: masks (B, 1, H, W), 1 where the image is repainted and 0 elsewhere.
-            noise: standard normal noise (B, C, h, w), with which the VAE's posterior is sampled.
+            noise: standard normal noise (B, C, h, w) in the shape of the latents, for sampling the
+                VAE's posterior.
             prompts: B prompts.
         """
         _, _, h, w = noise.shape

@@ -35,8 +35,9 @@ class Architecture:
     use_new_attention_order: bool
 
     def heads(self, channels: int, upward: bool = False) -> int:
-        """Return the number of heads of an attention block with some number of channels.
+        """Return the number of heads of an attention block.
 
+        channels: the number of channels of the block.
         upward: whether the block is in the upsampling half of the network.
         """
         if self.num_head_channels != -1:
@@ -60,8 +61,9 @@ class Flags:
             "0.5,1,1,2".
         class_cond: must be false, because class-conditional networks are not supported.
         attention_resolutions: sides in pixels of the levels with attention.
-        num_heads: -1 means unset. This flag or `num_head_channels` must be set.
-        num_head_channels: -1 means unset. If set, `num_heads` is ignored.
+        num_heads: heads per attention block; -1 means unset. `num_heads` or `num_head_channels`
+            must be set.
+        num_head_channels: channels per head; -1 means unset. If it is set, `num_heads` is ignored.
         use_new_attention_order: whether the rows of the qkv tensor, which holds queries, keys and
             values, are ordered as in guided-diffusion's new attention; see `split_qkv`.
 
@@ -97,11 +99,12 @@ class Flags:
             )
 
     def resolve(self, found: Architecture) -> Architecture:
-        """Return the architecture that the flags describe.
+        """Return the architecture that the flags and the checkpoint describe together.
 
-        found: architecture inferred from the checkpoint's tensors; it replaces flags that are None.
+        found: architecture inferred from the checkpoint's tensors, used where a flag is None.
 
-        Raises InputError if flags are missing or contradict each other.
+        Raises InputError if both `num_heads` and `num_head_channels` are unset, if a list of
+        numbers is malformed, or if heads or norm groups do not divide the channels evenly.
         """
         if self.num_head_channels == -1 and self.num_heads == -1:
             raise InputError(
@@ -195,14 +198,14 @@ def flags_of_unet(
 
 
 def numbers(value: Sequence[float] | str, what: str) -> list[float]:
-    """Return the numbers of a flag that is a list or a text such as "0.5,1".
+    """Return the list of numbers in a flag's value, which is a list or a text such as "0.5,1".
 
     Args:
         value: value of the flag.
         what: name of the flag, for the error message.
 
     Raises:
-        InputError: if `value` contains anything but numbers.
+        InputError: if part of `value` is not a number.
     """
     try:
         return [float(part) for part in (value.split(",") if isinstance(value, str) else value)]

@@ -37,11 +37,12 @@ CONFIG, WEIGHTS, NOTE = "config.json", "diffusion_pytorch_model.safetensors", "s
 
 
 def converted(source: Path, flags: Flags) -> tuple[Path, str]:
-    """Return the diffusers folder of a checkpoint; convert the checkpoint if it is not cached.
+    """Return the cached diffusers folder of a checkpoint, after converting it if necessary.
 
-    The cache key is a hash of the checkpoint's hash, the flags and VERSION. If another process is
-    making the same conversion, this function waits for it. If the files of a cached folder have
-    changed, the folder is renamed and the checkpoint is converted again.
+    The cache key is a hash of the checkpoint's hash, the flags and VERSION, the version of the
+    conversion. If another process is making the same conversion, this function waits for it. If the
+    files of a cached folder have changed, the folder is renamed and the checkpoint is converted
+    again.
 
     Args:
         source: checkpoint file of guided-diffusion.
@@ -82,7 +83,7 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether config.json and the weights have the hashes in the folder's source.json."""
+    """Return whether a folder's config.json and weights have the hashes in its source.json."""
     try:
         note = read_json(folder / NOTE)
         return all(
@@ -97,13 +98,14 @@ def write_folder(
 ) -> None:
     """Write a converted folder atomically: it appears with all its files or not at all.
 
-    The files are config.json, the weights, and source.json with the hashes of both.
+    The files are config.json, the weights, and source.json, which contains `source` and the hashes
+    of the other two files.
 
     Args:
         folder: new folder.
         configuration: content of config.json.
         tensors: weights.
-        source: {"file": name, "sha256": hash} of the checkpoint, for source.json.
+        source: {"file": name, "sha256": hash} of the checkpoint.
     """
     require_room(folder.parent, sum(tensor.nbytes for tensor in tensors.values()))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.part")

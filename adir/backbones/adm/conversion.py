@@ -2,8 +2,8 @@
 
 A checkpoint is a dictionary of tensors with the names of OpenAI's reference code, such as
 `input_blocks.0.0.weight`. Most of the architecture is inferred from the shapes of the tensors. The
-number of heads and the order of queries, keys and values cannot be inferred. They are given as
-`Flags`.
+caller gives the number of heads and the order of queries, keys and values as `Flags`, because they
+cannot be inferred.
 """
 
 import math
@@ -34,11 +34,12 @@ class Block:
 
     Attributes:
         kind: `layer`, `residual` or `attention`.
-        reference: start of its tensors' names in the checkpoint.
-        ours: start of its tensors' names in diffusers.
-        in_channels: input channels, including those of the skip connection in the upsampling half.
-        out_channels: output channels.
-        kernel: kernel size if it is a single convolution, else ().
+        reference: start of the names of the block's tensors in the checkpoint.
+        ours: start of the names of these tensors in diffusers.
+        in_channels: number of input channels. In the upsampling half it includes the channels of
+            the skip connection.
+        out_channels: number of output channels.
+        kernel: kernel size of a single convolution, such as (3, 3); () for other blocks.
     """
 
     kind: Kind
@@ -169,7 +170,7 @@ def tensors_of(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], str | No
 
 
 def read_architecture(shapes: Shapes) -> Architecture:
-    """Infer the architecture of a checkpoint from the shapes of its tensors, {name: shape}.
+    """Infer the architecture of a checkpoint from {tensor name: shape}.
 
     Shapes do not determine the number of heads and the order of queries, keys and values. In the
     result, the fields for heads are therefore -1, and use_new_attention_order is False.
@@ -240,9 +241,12 @@ FOREIGN = {
 
 
 def require_fit(shapes: Shapes, architecture: Architecture) -> None:
-    """Raise InputError unless a checkpoint has the tensors of an architecture, in their shapes.
+    """Raise InputError if a checkpoint's tensor names or shapes differ from an architecture's.
 
-    The message names the first tensor that differs, in the checkpoint's order.
+    The message names the first tensor that differs. Missing tensors and tensors of another shape
+    come first, in the usual order of checkpoints, and unexpected tensors last.
+
+    shapes: {tensor name: shape} of the checkpoint.
     """
     expected = {name: shape for name, shape, _ in tensors_of(architecture)}
     for name in [*expected, *(name for name in shapes if name not in expected)]:
@@ -258,8 +262,8 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
 def configuration(a: Architecture) -> dict[str, Any]:
     """Return the content of config.json for the converted network.
 
-    It contains the arguments of UNet2DModel, and under the key "adm" those settings of an ADM for
-    which UNet2DModel has no argument.
+    It contains the arguments of UNet2DModel. Settings of the ADM for which UNet2DModel has no
+    argument are in a dictionary under the key "adm".
     """
     resnet = a.resblock_updown
     plain_down, plain_up = (
@@ -308,13 +312,13 @@ def configuration(a: Architecture) -> dict[str, Any]:
 
 
 def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
-    """Build the network that a config.json describes, with weights on the device "meta".
+    """Build the network that a config.json describes, with weights on torch's device "meta".
 
-    Weights on this device take no memory.
+    Weights on this device have shapes but no values, and take no memory.
 
-    settings: content of config.json, from diffusers or from `configuration`. If it has a key
-    "unshuffle" with value f, a pixel_unshuffle by f is added before the first convolution, and a
-    pixel_shuffle by f after the last convolution.
+    settings: content of config.json, as written by diffusers or returned by `configuration`. A key
+    "unshuffle" with value f is also allowed. It adds a pixel_unshuffle by f before the first
+    convolution and a pixel_shuffle by f after the last convolution.
 
     Raises ValueError or TypeError if the settings are invalid.
     """
@@ -339,11 +343,11 @@ def build_network(settings: Mapping[str, Any]) -> "UNet2DModel":
 
 
 def apply_adm(network: "UNet2DModel", adm: Mapping[str, Any]) -> None:
-    """Set the width of the time embedding and the number of heads of a network, in place.
+    """Set the width of a network's sinusoidal time embedding and its numbers of heads, in place.
 
-    UNet2DModel has no arguments for these two settings.
+    This cannot be done with the arguments of UNet2DModel.
 
-    adm: value of the key "adm" in config.json.
+    adm: value of the key "adm" in config.json; see `configuration`.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -368,12 +372,12 @@ def convert(
 
     Returns:
         (content of config.json, {name in diffusers: tensor}). The tensors are float32 and
-        contiguous. They share memory with the checkpoint, except queries, keys, values, and tensors
-        that were not float32.
+        contiguous. They share memory with the checkpoint where neither the dtype nor the order of
+        the values changes.
 
     Raises:
-        InputError: if the checkpoint is not an unconditional ADM, if flags are missing, or if a
-            tensor does not fit the flags. The message names the first such tensor.
+        InputError: if the checkpoint is not an unconditional ADM, if the number of heads is not
+            given, or if a tensor does not fit the flags. The message names the first such tensor.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.items()}
     architecture = flags.resolve(read_architecture(shapes))
@@ -400,12 +404,12 @@ def convert(
 
 
 def flattened(tensor: Tensor, reference: str) -> Tensor:
-    """Return a checkpoint's tensor, contiguous and with the shape that diffusers expects.
+    """Return a tensor of a checkpoint as a contiguous tensor in the shape that diffusers expects.
 
-    The output projection of attention is a 1D convolution (C, C, 1) in the checkpoint and a linear
-    layer (C, C) in diffusers. Other tensors keep their shapes.
+    The weight of attention's output projection is (C, C, 1) in the checkpoint, a 1D convolution. It
+    is (C, C) in diffusers, a linear layer. Other tensors keep their shapes.
 
-    reference: name in the checkpoint.
+    reference: name of the tensor in the checkpoint.
     """
     return (tensor[:, :, 0] if reference.endswith("proj_out.weight") else tensor).contiguous()
 
