@@ -42,16 +42,16 @@ from adir.tasks.restoration import RestorationTask
 class PhysicsOperator:
     """Degradation of a task that applies a linear physics of deepinv to RGB images.
 
-    y must be an image too, because it is saved as an 8-bit file. Each value of y is a weighted sum
-    of values of x, and the weights must sum to 1, so that a grey image stays grey. They may also
-    all be 0, as in the hole of inpainting. Random parts of the physics, such as a mask, are drawn
-    from `seed` and are part of the task.
+    The measurement y must be an image with 1 or 3 channels, because it is saved as an 8-bit file.
+    Each value of y is a weighted sum of values of x. Its weights must sum to 1, so that a grey
+    image stays grey, or to 0, as in the hole of inpainting. Random parts of the physics, such as a
+    mask, are drawn from `seed` and are part of the task.
 
     Args:
         physics: import path of a physics class, such as deepinv.physics.Downsampling.
         settings: arguments of the class. `img_size`, the shape of the image, may be omitted. In
             YAML, a tensor is given as a node whose `_target_` builds it.
-        factor: side of x divided by side of y.
+        factor: ratio of the sides of x to the sides of y, a whole number.
         seed: seed of the random parts.
     """
 
@@ -68,8 +68,10 @@ class PhysicsOperator:
     def __call__(self, image_shape: Shape) -> Operator:
         """Return the operator A for images of shape (3, H, W).
 
-        Raises InputError if the physics class rejects the settings, if y is not an image with the
-        sides of x divided by `factor`, or if the weights of a value of y sum to neither 1 nor 0.
+        Raises:
+            InputError: if the physics class rejects the settings or the images, if the sides of x
+                are not `factor` times the sides of y, if y has neither 1 nor 3 channels, or if the
+                weights of a value of y sum to neither 1 nor 0.
         """
         operator = operator_of(
             functools.partial(self.made, image_shape), image_shape, f"{self.physics}"
@@ -95,7 +97,12 @@ class PhysicsOperator:
         return operator
 
     def made(self, image_shape: Shape, dtype: torch.dtype) -> LinearPhysics:
-        """Build the physics for images of shape (3, H, W), in float32 or float64."""
+        """Return the physics for images of shape (3, H, W), in float32 or float64.
+
+        Raises:
+            InputError: if the class cannot be imported, rejects the settings, or is not a
+                LinearPhysics.
+        """
         module, _, name = self.physics.rpartition(".")
         try:
             cls = getattr(importlib.import_module(module), name)
@@ -150,13 +157,13 @@ def in_precision(physics: LinearPhysics, dtype: torch.dtype) -> LinearPhysics:
 
 
 def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0) -> Operator:
-    """Build an `Operator` from a physics of deepinv.
+    """Return an `Operator` that applies a physics of deepinv.
 
     Args:
         build: function that takes a dtype and returns the physics, on the CPU.
         image_shape: (3, H, W).
         what: name of the physics, for error messages.
-        sigma_y: noise level for images in [-1, 1].
+        sigma_y: standard deviation of y's noise, for images in [-1, 1].
 
     Raises:
         InputError: if image_shape is not RGB, or if the physics rejects such images.
@@ -182,9 +189,8 @@ def operator_of(build: Any, image_shape: Shape, what: str, sigma_y: float = 0.0)
 def largest_singular_value(physics: LinearPhysics, x: Tensor) -> float:
     """Return the largest singular value of a physics' matrix A, with a relative error of 1e-4.
 
-    It is computed by Lanczos iterations on A^T A (ARPACK).
-
-    x: start vector (1, 3, H, W) in float64.
+    It is computed by Lanczos iterations on A^T A (ARPACK), which start at the image x (1, 3, H, W),
+    float64.
     """
 
     def gram(v: np.ndarray) -> np.ndarray:
@@ -199,7 +205,7 @@ def largest_singular_value(physics: LinearPhysics, x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Around:
-    """Corpus from which an adaptation mode chooses images, with the query image.
+    """View of a corpus in which an adaptation mode finds images similar to one query image.
 
     It implements adir.adaptation.modes.CorpusView.
     """
@@ -216,7 +222,7 @@ class Around:
         return [name for name in self.corpus.ids if name not in self.corpus.repeats]
 
     def nearest(self, k: int) -> list[Chosen]:
-        """Return the k images of the corpus that are nearest to y, nearest first."""
+        """Return the k images of the corpus that are nearest to the query image, nearest first."""
         ids, distances = self.index.search(
             self.encoder.image(self.image[None]), k, exclude=[self.corpus.repeats]
         )
@@ -237,11 +243,12 @@ class Reconstruction(Reconstructor):
         backbone: pixel backbone.
         sampler: any sampler of adir.samplers. A call raises InputError if the sampler does not
             support the physics.
-        mode: adaptation mode. None means no adaptation.
-        k: number of neighbours, for modes that retrieve neighbours.
-        corpus: corpus in which neighbours are searched, for these modes. It must not contain copies
-            of a test image, because they are not excluded.
-        encoder: encoder with which neighbours are searched, for these modes.
+        mode: adaptation mode, which tunes the backbone's network to y. None means no adaptation.
+        k: number of neighbours. k, corpus and encoder are used only by modes that retrieve
+            neighbours.
+        corpus: corpus in which neighbours are searched. It must be free of copies of the test
+            images, because this class does not exclude them.
+        encoder: encoder whose vectors are compared in the search.
         seed: seed of sampler and adaptation.
 
     Raises:
@@ -273,12 +280,12 @@ class Reconstruction(Reconstructor):
 
     @functools.cached_property
     def index(self) -> Index:
-        """The index of the corpus, built at first access."""
+        """The search index of the corpus for finding neighbours, built at first access."""
         assert self.corpus is not None and self.encoder is not None
         return Index.build(self.corpus, self.encoder)
 
     def forward(self, y: Tensor, physics: LinearPhysics) -> Tensor:
-        """Restore a batch and return x_hat (B, 3, H, W), approximately in [0, 1].
+        """Return the restored images (B, 3, H, W), with values in about [0, 1].
 
         Args:
             y: (B, C, h, w) measurements of images in [0, 1].
@@ -300,9 +307,12 @@ class Reconstruction(Reconstructor):
         return ((x_hat + 1) / 2).detach().to(y.device, y.dtype)
 
     def restored(self, operator: Operator, y: Tensor) -> Tensor:
-        """Restore one image and return x_hat (1, 3, H, W), approximately in [-1, 1].
+        """Return one restored image (1, 3, H, W), with values in about [-1, 1].
 
-        y: (1, C, h, w), the measurement of an image in [-1, 1].
+        y is (1, C, h, w), the measurement of an image in [-1, 1].
+
+        Raises:
+            FloatingPointError: if the sampler diverges.
         """
         name = hash_of_image(y)
         y, noise = y.to(self.backbone.device), [generator(self.seed, name, "sampler")]
@@ -320,13 +330,14 @@ class Reconstruction(Reconstructor):
         return found.x_hat
 
     def adapted_to(self, y: Tensor, name: str) -> AbstractContextManager[Any]:
-        """Train the mode's adapter, and return a context manager that applies it to the backbone.
+        """Return a context manager that applies an adapter for y to the backbone.
 
-        If the mode trains no adapter, the context manager does nothing.
+        The adapter is trained in this call. If the mode trains no adapter before sampling, the
+        context manager does nothing.
 
         Args:
             y: measurement (C, h, w) of an image in [-1, 1].
-            name: hash of y, which seeds the random numbers together with `seed`.
+            name: hash of y, which seeds the random numbers together with `self.seed`.
 
         Raises:
             InputError: if y is not an image with 1 or 3 channels.
@@ -352,14 +363,14 @@ class Reconstruction(Reconstructor):
         return in_place(self.backbone, mode.adapter, trained.tensors, trained.gated_strata)
 
     def neighbours_of(self, image: Tensor, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Return (images to fine-tune on, other images to validate the update on).
+        """Return the images to fine-tune on, and other images to validate the fine-tuning on.
 
-        The first list is in the order of the mode's `choose`, such as nearest first. The second
-        list is empty unless the first contains exactly one image.
+        The images to fine-tune on are in the order of the mode's `choose`, usually nearest first.
+        The second list is empty unless the first contains exactly one image.
 
         Args:
             image: y as an image (3, h, w).
-            name: hash of y, which seeds the random numbers together with `seed`.
+            name: hash of y, which seeds the random numbers together with `self.seed`.
         """
         assert self.corpus is not None and self.encoder is not None
         around = Around(self.corpus, self.encoder, self.index, image)
@@ -383,9 +394,9 @@ class Reconstruction(Reconstructor):
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """Degradation of a task that consists of one given operator.
+    """Degradation that consists of one given operator.
 
-    With this class, the operator has the interface that a task requires of its degradation.
+    It gives the operator the interface that a task requires of its degradation.
     """
 
     name: ClassVar[str] = "fixed"
@@ -394,23 +405,24 @@ class Fixed:
     operator: Operator
 
     def __call__(self, image_shape: Shape) -> Operator:
-        """Return the operator for any `image_shape`."""
+        """Return the given operator; `image_shape` is ignored."""
         return self.operator
 
     def image_shape(self, y_shape: Shape) -> Shape:
-        """Return the operator's image shape for any `y_shape`."""
+        """Return the shape (3, H, W) of the given operator's images; `y_shape` is ignored."""
         return self.operator.image_shape
 
 
 def measured_by(physics: LinearPhysics, y: Tensor) -> Operator:
-    """Build an `Operator` from the deepinv physics that gave y.
+    """Return an `Operator` that applies the deepinv physics that gave y.
 
     Args:
         physics: linear physics with Gaussian noise of one level, or without noise.
         y: measurements (B, C, h, w) of images in [0, 1].
 
     Raises:
-        InputError: if the physics is not linear, or if its noise is not supported.
+        InputError: if the physics is not linear, or if its noise is neither Gaussian of one level
+            nor absent.
     """
     what = type(physics).__name__
     if not isinstance(physics, LinearPhysics):

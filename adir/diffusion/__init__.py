@@ -1,1 +1,1 @@
-"""The mathematics of the paper: pure functions on tensors."""
+"""Mathematics of diffusion models and of ADIR's guidance, as pure functions on tensors."""

@@ -31,8 +31,8 @@ def relaxed_gradient(
 ) -> Tensor:
     """Return g = -2 A^T (A mu - y_t), shaped as mu, with y_t from `noisy_measurement`.
 
-    A is linear, so A mu - y_t = A(mu - sqrt(1 - alpha_bar) eps) - sqrt(alpha_bar) y, which applies
-    A once instead of twice.
+    A is applied once instead of twice. This is possible because A is linear: A mu - y_t = A(mu -
+    sqrt(1 - alpha_bar) eps) - sqrt(alpha_bar) y.
     """
     residual = A(mu - (1 - alpha_bar).sqrt() * eps) - alpha_bar.sqrt() * y
     return -2 * A_adjoint(residual)
@@ -41,18 +41,18 @@ def relaxed_gradient(
 def guided_step_size(
     guidance_scale: float, variance: Tensor, operator_norm: float, cap: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return (s Sigma, capped): the factor of the gradient, and a mask of capped entries.
+    """Return the factor s Sigma of the gradient, and a mask of its capped entries.
 
     Args:
         guidance_scale: s.
         variance: Sigma, of any shape that broadcasts with mu.
         operator_norm: ||A||, the largest singular value of A.
-        cap: limit s Sigma so that 2 s Sigma ||A||^2 <= STABLE_STEP everywhere. Without the cap this
-            is the algorithm of the paper, which may diverge.
+        cap: True limits s Sigma so that 2 s Sigma ||A||^2 <= STABLE_STEP everywhere. False is the
+            algorithm of the paper, which may diverge.
 
     Returns:
-        Two tensors shaped as variance. `capped` is boolean and true for entries of s Sigma that the
-            cap lowered.
+        Two tensors shaped as variance. The mask is boolean and True at the entries of s Sigma that
+        the cap lowered.
     """
     step = guidance_scale * variance
     bound = STABLE_STEP / (2 * operator_norm**2)

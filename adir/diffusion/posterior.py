@@ -16,8 +16,8 @@ def diffuse(x0: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Return the clean-image estimate from predicted noise: DDPM, eq. 15.
 
-    The estimate is not clamped, and leaves [-1, 1] at large t. At t = 999 the network's error is
-    amplified about 157 times.
+    The estimate is not clamped, and its values leave [-1, 1] at large t. At t = 999 of DDPM's
+    schedule, the error of eps is amplified about 157 times.
     """
     return (x_t - (1 - alpha_bar_t).sqrt() * eps) / alpha_bar_t.sqrt()
 
@@ -35,8 +35,8 @@ def ddim_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Return the factors of x0 and x_t in the mean of a DDIM step (Song et al., 2021).
 
-    The step has eta times the ancestral noise. With ab = alpha_bar, the step is (DDIM, eq. 12, with
-    sigma from eq. 16)
+    The fresh noise of the step has eta times the standard deviation of DDPM's (ancestral) noise.
+    With ab = alpha_bar, the step is (DDIM, eq. 12, with sigma from eq. 16)
 
             x_{t-1} = sqrt(ab_prev) x0 + sqrt(1 - ab_prev - sigma^2) eps + sigma z,
             eps     = (x_t - sqrt(ab) x0) / sqrt(1 - ab),    sigma = eta sqrt(beta tilde).
@@ -71,20 +71,24 @@ def extrapolated_x0(
 ) -> Tensor:
     """Return the x0 that makes a DDIM step without fresh noise second-order.
 
-    Write alpha = sqrt(alpha_bar) = cos(phi) and sigma = sqrt(1 - alpha_bar) = sin(phi). The
-    probability flow (Song et al., 2021) has d(x / sigma) = x0 d(alpha / sigma). A constant x0 gives
-    the DDIM step x_prev = coef1 x0 + coef2 x_t. Now let x0 be linear in alpha through the
-    predictions at both steps, with slope b = (x0 - earlier) / (alpha - alpha_earlier). Because
-    alpha d(alpha / sigma) = d(1 / sigma), x_prev is then the DDIM step with x0 replaced by
+    Notation: alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar), and `prev` marks the end of the
+    step. The probability flow (Song et al., 2021) has d(x / sigma) = x0 d(alpha / sigma). If x0 is
+    constant during the step, this gives the DDIM step x_prev = coef1 x0 + coef2 x_t, with
 
-            x0 + b (1 - coef2 - alpha coef1) / coef1,
             coef2 = sigma_prev / sigma,    coef1 = alpha_prev - coef2 alpha.
 
-    The linear x0 is off by O(h^2), so a step is off by O(h^3). DPM-Solver++(2M) (Lu et al., 2022)
-    makes x0 linear in log(alpha / sigma) instead. In this variable the last step, to sigma = 0, is
-    infinitely long, and earlier steps overshoot if there are few. In alpha every step has finite
-    length, and the last one extrapolates to alpha = 1. For data from N(0, I), x0 = alpha x is
-    linear in alpha.
+    This function assumes that x0 is linear in alpha and passes through the predictions at this step
+    and at the previous one. The slope is b = (x0 - earlier) / (alpha - alpha_earlier). Because
+    alpha d(alpha / sigma) = d(1 / sigma), x_prev is then the DDIM step with x0 replaced by
+
+            x0 + b (1 - coef2 - alpha coef1) / coef1.
+
+    For a step of size h, the linear x0 is off by O(h^2), so the step is off by O(h^3). For data
+    from N(0, I), x0 = alpha x is linear in alpha.
+
+    DPM-Solver++(2M) (Lu et al., 2022) makes x0 linear in log(alpha / sigma) instead. In this
+    variable the last step, to sigma = 0, is infinitely long, and earlier steps overshoot if there
+    are few. In alpha every step has finite length, and the last one extrapolates to alpha = 1.
 
     Args:
         x0: prediction at x_t.
@@ -109,8 +113,8 @@ def learned_log_variance(
         variance_fraction: (v + 1) / 2 of the network's output v. 0 gives log beta tilde, and 1
             gives log beta. As in the reference code it is not clipped, so values outside [0, 1]
             extrapolate.
-        log_beta_tilde: the lower end of the interpolation.
-        log_beta: the upper end of the interpolation.
+        log_beta_tilde: logarithm of beta tilde, the lower end of the interpolation.
+        log_beta: logarithm of beta, the upper end of the interpolation.
     """
     return variance_fraction * log_beta + (1 - variance_fraction) * log_beta_tilde
 

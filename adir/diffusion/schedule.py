@@ -63,7 +63,7 @@ class Schedule:
 def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
     """Return the schedule of betas (n,) float64: DDPM, eqs. 6 and 7.
 
-    `timesteps` (n,) are the original timesteps.
+    `timesteps` (n,) are the original timesteps, which the network receives.
     """
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
@@ -108,7 +108,7 @@ def cosine_betas(n_steps: int) -> Tensor:
 def linear_schedule(n_steps: int = 1000) -> Schedule:
     """Return DDPM's linear schedule, with beta from 1e-4 to 0.02 at 1000 steps.
 
-    At other numbers of steps the betas are scaled so that the total noise stays the same.
+    At other numbers of steps the betas are scaled so that their sum stays the same.
     """
     scale = 1000 / n_steps
     return schedule_from_betas(

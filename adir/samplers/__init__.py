@@ -1,1 +1,1 @@
-"""Sampling loops built on adir.diffusion that restore x from y."""
+"""Samplers: methods that restore an image x from its measurement y."""

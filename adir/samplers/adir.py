@@ -1,4 +1,4 @@
-"""ADIR's sampler (arXiv 2212.03221): Algorithm 1 goes from x_T ~ N(0, I) to x_0, guided by y.
+"""ADIR's sampler (arXiv 2212.03221): Algorithm 1 samples x_0 from noise x_T, guided by y.
 
     1  x_T ~ N(0, I)
     2  for t = T..1:
@@ -8,34 +8,36 @@
     6      g = -2 A^T (A mu - y_{t-1})
     7      x_{t-1} ~ N(mu + s Sigma g, Sigma); the last step takes the mean, without noise
 
-The comments in `ADIR.restore` refer to these line numbers. Nothing is differentiated: g replaces a
-gradient through eps_theta.
+The comments in `ADIR.restore` refer to these line numbers. The gradient g is computed without
+backpropagation through eps_theta. In the formulas below, ab is alpha_bar, and beta_tilde is the
+variance of q(x_{t-1} | x_t, x_0).
 
-`eta` scales the noise of line 7 as in DDIM (Song et al., 2021; `ddim_coefficients` derives it):
+`eta` scales the fresh noise of line 7, as in DDIM (Song et al., 2021). It changes lines 4 and 7, as
+`ddim_coefficients` derives:
 
     4  mu = sqrt(ab_{t-1}) x0_hat + sqrt(1 - ab_{t-1} - eta^2 beta_tilde) eps~
             with eps~ = (x_t - sqrt(ab_t) x0_hat) / sqrt(1 - ab_t)
     7  x_{t-1} ~ N(mu + s Sigma g, eta^2 Sigma)
 
-A step that adds less fresh noise keeps more noise in the direction of eps~, so the noise level of
-x_{t-1} does not depend on eta. At eta = 1 this is Algorithm 1. At eta = 0 and without clipping of
-x0_hat, eps~ = eps and A mu - y_{t-1} = sqrt(ab_{t-1}) (A x0_hat - y). Guidance then depends only on
-the residual of x0_hat. At eta = 1, mu has less noise than y_{t-1}, so guidance also pushes A mu
-back up to that noise level.
+With less fresh noise, the step keeps more of the noise eps~, so the noise level of x_{t-1} does not
+depend on eta. At eta = 1 this is Algorithm 1: mu contains less noise than y_{t-1}, so guidance also
+adds noise to A mu. At eta = 0 and without clipping of x0_hat, eps~ = eps and A mu - y_{t-1} =
+sqrt(ab_{t-1}) (A x0_hat - y), so guidance depends only on the residual A x0_hat - y.
 
-`temperature` tau scales only the noise and leaves mu as it is: x_{t-1} ~ N(mu + s Sigma g, tau^2
-eta^2 Sigma). With tau < 1, x_{t-1} contains less noise than the network expects. To see the effect,
-take a Gaussian prior N(m, S), eta = 1 and no guidance. The variance v along an eigenvector of S
-obeys dv/dr = (1 - 2 / V) v + tau^2, with r = log ab and V = ab S + 1 - ab. Substituting v = V w
-gives dw/dr = (tau^2 - w) / V, starting at w = 1. The samples therefore tend to N(m, tau^2 S), which
-has less spread and lies nearer to the mean: sampling at a lowered temperature (Kingma and Dhariwal,
-2018). deepinv's DDRM has the same effect if its coefficients are real, because it adds 1 / sqrt(2)
-of the noise that the network expects.
+`temperature` tau also scales the fresh noise, but it leaves mu unchanged: x_{t-1} ~ N(mu + s Sigma
+g, tau^2 eta^2 Sigma). With tau < 1, x_{t-1} contains less noise than the network expects.
 
-`FastADIR` takes eta = 0 and a second-order step. In line 4 it uses the x0_hat that
-`extrapolated_x0` predicts for the whole step, not the x0_hat at the step's start. Lines 5 to 7 do
-not change, so guidance remains first-order. FastADIR and ADIR with eta = 0 have the same limit as
-n_steps grows.
+The effect can be derived for a Gaussian prior N(m, S), eta = 1 and no guidance. The variance v of
+x_t along an eigenvector of S with eigenvalue q obeys dv/dr = (1 - 2 / V) v + tau^2, where r = log
+ab and V = ab q + 1 - ab. Substituting v = V w gives dw/dr = (tau^2 - w) / V, starting at w = 1.
+Therefore w tends to tau^2, and the distribution of the samples to N(m, tau^2 S). These samples have
+less spread than the prior and lie nearer to m: sampling at a lowered temperature (Kingma and
+Dhariwal, 2018). deepinv's DDRM has the same effect if the SVD of A is real, because it adds
+1 / sqrt(2) of the noise that the network expects.
+
+`FastADIR` sets eta = 0 and takes second-order steps: in line 4 it replaces x0_hat by the result of
+`extrapolated_x0`. Lines 5 to 7 do not change, so guidance remains first-order. As n_steps grows,
+FastADIR converges to the result of ADIR with eta = 0.
 """
 
 import math
@@ -77,24 +79,25 @@ class ADIR:
     """Sampler that runs Algorithm 1 and exposes its free parameters.
 
     The defaults are the paper's values if the paper states them. The files in conf/sampler/ have
-    our values.
+    the values of this project. Line numbers refer to Algorithm 1 in the docstring of this module.
 
     Attributes:
-        n_steps: sampling steps, spread evenly over the schedule (paper: 1000 for guided diffusion).
+        n_steps: number of sampling steps, spread evenly over the schedule (paper: 1000 for guided
+            diffusion).
         guidance_scale: s of line 7. The paper does not state its value.
         variance: Sigma, also the variance of the added noise: `learned` by the network, `small`
             (beta tilde) or `large` (beta). `learned` raises ValueError if the network predicts no
             variance.
         clip_x0: True clips x0_hat to [-1, 1].
-        cap: True lowers s Sigma if the step would diverge (adir.diffusion.guidance.STABLE_STEP);
-            False is the literal algorithm.
-        measurement_level: noise level of y_{t-1} in line 5. `mean` is the level of mu, which is the
-            level of x_{t-1}. `current` is the level of x_t. The paper's index allows both readings,
-            and they agree as n_steps grows.
-        eta: fresh noise of a step relative to Algorithm 1, from 0 (deterministic after x_T) to 1
-            (the paper).
-        temperature: fresh noise relative to the noise that the network expects, from 0 to 1 (the
-            paper's value). Lower values give smoother images.
+        cap: True limits s Sigma so that the step remains stable
+            (adir.diffusion.guidance.STABLE_STEP); False is the literal algorithm.
+        measurement_level: alpha_bar in line 5. `mean` takes the alpha_bar of x_{t-1}, whose mean is
+            mu, and `current` takes the alpha_bar of x_t. The index in the paper can be read in both
+            ways, and the results agree as n_steps grows.
+        eta: factor by which the standard deviation of the fresh noise is multiplied, from 0
+            (deterministic after x_T) to 1 (the paper).
+        temperature: further factor of the fresh noise, from 0 to 1 (the paper). Unlike eta, it
+            leaves mu unchanged, and lower values give smoother images.
         back_projection: True returns x_hat + A_dagger (y - A x_hat), which reproduces y exactly. It
             requires a y without noise.
     """
@@ -189,7 +192,7 @@ class ADIR:
         return watch.finish(x_t, remedy, network_evaluations=len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can."""
+        """Return one line on why these arguments are not supported, or None if they are."""
         reason = needs_pixels(self.name, backbone, task)
         if reason is None and self.back_projection and task.sigma_y > 0:
             return NOISY.format(source=f"task {task.name}", level=task.sigma_y)
@@ -198,9 +201,10 @@ class ADIR:
     def _x0_of_step(
         self, x0_hat: Tensor, earlier: Tensor | None, schedule: Schedule, i: int
     ) -> Tensor:
-        """Return the x_0 that the mean of step i is computed from.
+        """Return the estimate of x_0 from which mu of step i is computed.
 
-        The argument `earlier` is x0_hat of the previous step, or None at the first step.
+        `x0_hat` is the network's estimate at step i. `earlier` is its estimate at the previous
+        step, or None at the first step.
         """
         return x0_hat
 
@@ -228,8 +232,8 @@ class ADIR:
 class FastADIR(ADIR):
     """ADIR sampler without fresh noise; its steps are second-order, with one network call each.
 
-    The parameters are the ones of `ADIR`, except that `eta` must be 0. Any other value raises
-    ValueError, because fresh noise makes the step first-order.
+    It has the parameters of `ADIR`, but `eta` must be 0. Any other value raises ValueError, because
+    fresh noise makes the step first-order.
     """
 
     version: ClassVar[int] = 1

@@ -1,7 +1,7 @@
 """Interface of samplers, and helpers that several samplers share.
 
-The helpers count failed and capped steps, draw noise, convert value ranges, and explain why a
-sampler cannot run a cell.
+The helpers count steps, draw noise, convert value ranges, validate settings, and explain why a
+sampler does not support a backbone or a task.
 """
 
 import math
@@ -39,9 +39,9 @@ class Restoration:
 
 
 class Adaptation(Protocol):
-    """Interface of an adaptation mode, reduced to the attributes that samplers read.
+    """Interface of an adaptation mode, which determines how the network is tuned to a measurement.
 
-    adir.adaptation.modes.Mode implements it.
+    It has only the attributes that samplers read. adir.adaptation.modes.Mode implements it.
     """
 
     @property
@@ -55,7 +55,7 @@ class Adaptation(Protocol):
 
 
 class Sampler(Protocol):
-    """Method that restores an image from a measurement y; ADIR is one."""
+    """Method that restores an image from a measurement y, such as ADIR."""
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class Sampler(Protocol):
 
     @property
     def n_steps(self) -> int:
-        """The number of sampling steps; 0 for methods without steps, which draw no noise."""
+        """The number of sampling steps; 0 for a method that takes no steps and draws no noise."""
 
     def restore(
         self, backbone: Any, operator: Any, y: Tensor, generators: list[torch.Generator]
@@ -87,11 +87,7 @@ class Sampler(Protocol):
         """
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
-
-        A cell is one combination of settings in a benchmark. It includes the backbone, the task and
-        the adaptation mode.
-        """
+        """Return one line on why these arguments are not supported, or None if they are."""
 
 
 class Steered(Protocol):
@@ -115,17 +111,17 @@ class Steered(Protocol):
         predict: Callable[[], Tensor],
         outcome: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Tune the network if tuning is due at this step, and return the tuned network's eps.
+        """Return the tuned network's eps at step i, after tuning the network if step i requires it.
 
-        When this method returns, the network has its original weights again.
+        On return, the network has its original weights again.
 
         Args:
-            i: index of the step; 0 is the cleanest, and therefore the last.
+            i: index of the step; 0 is the cleanest and last step.
             eps: (1, 3, H, W) prediction of the untuned network.
             predict: returns eps of the network in its current state. The result is differentiable
                 in the network's weights if gradients are enabled.
-            outcome: maps an eps to (x_hat, A x_hat - y), where x_hat is the clean image that
-                follows from this eps. Both are differentiable.
+            outcome: maps an eps to (x_hat, A x_hat - y), where x_hat is the clean-image estimate
+                that follows from this eps. x_hat and A x_hat - y are differentiable in eps.
         """
 
 
@@ -155,18 +151,21 @@ class SteerableSampler(Protocol):
         generators: list[torch.Generator],
         steering: list[Steered],
     ) -> Restoration:
-        """Return the same as `Sampler.restore`, but tune the network during sampling.
+        """Return the restoration of y, with the network tuned to each image during sampling.
 
-        The list `steering` has one tuned network per image.
+        The list `steering` has one tuned network per image. For the other parameters see
+        `Sampler.restore`.
         """
 
 
 class Watch:
-    """Per-image counter of capped steps, and of steps before the first NaN or Inf.
+    """Counter of the steps of each image of a batch.
 
-    The counts stay on y's device until `finish` reads them. Reading them from a GPU at every step
-    would leave the GPU idle until the next step is queued. A failed image is therefore sampled to
-    the end. It counts as failed even if its later values are finite.
+    It counts capped steps, at which guidance was lowered for stability, and the steps before the
+    first NaN or Inf. The counts stay on y's device until `finish` reads them, because reading them
+    from a GPU at every step would leave the GPU idle until the next step is queued. An image with
+    NaN or Inf is therefore sampled to the end. It counts as failed even if its later values are
+    finite.
     """
 
     def __init__(self, y: Tensor) -> None:
@@ -177,10 +176,10 @@ class Watch:
         self._capped_steps = torch.zeros_like(self._sound_steps)
 
     def step(self, x_t: Tensor, capped: Tensor | None = None) -> None:
-        """Count one step, which resulted in x_t (B, C, h, w).
+        """Count one step, whose result is x_t (B, C, h, w).
 
-        `capped` is True at the entries whose guidance was lowered. It is shaped as x_t or
-        0-dimensional.
+        `capped` is True where guidance was lowered for stability. It has one value for each entry
+        of x_t, or is 0-dimensional and applies to all of them.
         """
         self._n_steps += 1
         if capped is not None:
@@ -194,11 +193,11 @@ class Watch:
     def finish(
         self, x_hat: Tensor, remedy: str, network_evaluations: int, gradient_evaluations: int = 0
     ) -> Restoration:
-        """Return the batch's restoration in the dtype of y, with failed images set to NaN.
+        """Return the `Restoration` of the batch, with failed images set to NaN.
 
         Args:
-            x_hat: (B, 3, H, W) restored images.
-            remedy: advice that ends the error of a failed image, such as "lower alpha".
+            x_hat: (B, 3, H, W) restored images, which are converted to the dtype of y.
+            remedy: advice at the end of a failed image's error message, such as "lower alpha".
             network_evaluations: number of network calls per image.
             gradient_evaluations: number of these calls that were differentiated.
         """
@@ -227,10 +226,10 @@ def one_by_one(
     y: Tensor,
     generators: list[torch.Generator],
 ) -> Restoration:
-    """Restore each image of the batch y (B, C, h, w) separately.
+    """Return the restoration of y (B, C, h, w), with each image restored on its own.
 
-    Use this function for methods whose rounding or noise would depend on the other images of the
-    batch.
+    `restore_one` receives one image (1, C, h, w) and a list with its generator. This function is
+    for methods whose rounding or noise would otherwise depend on the other images of the batch.
     """
     results = [restore_one(y[b : b + 1], [noise]) for b, noise in enumerate(generators)]
     return Restoration(
@@ -263,24 +262,25 @@ It is the uncertainty of a y without noise.
 
 
 def in_unit_range(operator: LinearOperator, y: Tensor) -> Tensor:
-    """Return y of an image in [0, 1], given y of the same image in [-1, 1].
+    """Return the measurement of (x + 1) / 2, given the measurement y of x.
 
-    By linearity A((x + 1) / 2) = (y + A 1) / 2. In the hole of inpainting, A 1 = 0, so y stays 0.
+    If x is in [-1, 1], then (x + 1) / 2 is in [0, 1]. By linearity the result is (y + A 1) / 2,
+    where 1 is an image of ones. In the hole of inpainting A 1 = 0, so y stays 0.
     """
     ones = torch.ones(operator.image_shape, dtype=y.dtype, device=y.device)
     return (y + operator.A(ones)) / 2
 
 
 def noise_level(operator: LinearOperator) -> float:
-    """Return the standard deviation of y's noise in the units of images in [0, 1].
+    """Return the standard deviation of y's noise, for images in [0, 1].
 
-    The value is at least `ROUNDING`, because y comes from an 8-bit file and is never exact.
+    The value is at least `ROUNDING`, the rounding error of the 8-bit file that y comes from.
     """
     return max(operator.sigma_y / 2, ROUNDING)
 
 
 def needs_pixels(name: str, backbone: Backbone, task: Task) -> str | None:
-    """Return why a sampler that restores pixels cannot run a cell, or None if it can.
+    """Return why a pixel sampler cannot run with this backbone and task, or None if it can.
 
     Such a sampler supports neither latent backbones nor tasks with a prompt.
     """

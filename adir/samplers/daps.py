@@ -38,7 +38,9 @@ def polynomial_levels(high: float, low: float, n: int) -> Tensor:
 def langevin_step(
     x0: Tensor, x0_hat: Tensor, data_gradient: Tensor, eta: float, r: float, tau: float, z: Tensor
 ) -> Tensor:
-    """Return x0 after one Langevin step on N(x0_hat, r^2 I) exp(-|A x - y|^2 / (2 tau^2)).
+    """Return x0 after one Langevin step, which samples from p(x0 | x0_hat, y).
+
+    The density is proportional to N(x0; x0_hat, r^2 I) exp(-|A x0 - y|^2 / (2 tau^2)).
 
     Args:
         x0: (B, 3, H, W), the start of the step.
@@ -57,10 +59,10 @@ def langevin_step(
 class DAPS:
     """Sampler that runs the paper's Algorithm 1.
 
-    At a noise level sigma, x is x0 plus noise of standard deviation sigma. Each noise level takes
-    these steps, and the result is the last x0:
+    At a noise level sigma, x is x0 plus noise of standard deviation sigma. The sampler takes three
+    steps at each noise level, from the highest to the lowest, and returns the last x0:
 
-        x0_hat = end of the probability flow that starts at x and sigma, by n_ode_steps of Euler
+        x0_hat = end of the probability flow that starts at x and sigma, in n_ode_steps Euler steps
         x0     ~ p(x0 | x, y) by n_langevin steps from x0_hat, with p(x0 | x) = N(x0_hat, sigma^2 I)
         x      = x0 + sigma_next z
 
@@ -72,19 +74,18 @@ class DAPS:
     The defaults are the authors' settings for pixels, except clip_x0.
 
     Attributes:
-        n_steps: network evaluations in total; 1000 evaluations are 200 noise levels with 5 each. If
-            n_steps is no multiple of n_ode_steps, the flow at the first level is longer by the
-            remainder of the division.
-        n_ode_steps: Euler steps of each flow. If n_steps is smaller than n_ode_steps, there is only
-            one noise level, and its flow takes n_steps Euler steps.
+        n_steps: total number of network evaluations. There are n_steps // n_ode_steps noise levels,
+            200 by default. A remainder of this division is added to the flow at the first level.
+        n_ode_steps: Euler steps of each flow, with one network evaluation each. If n_ode_steps
+            exceeds n_steps, there is one noise level, whose flow takes n_steps Euler steps.
         n_langevin: Langevin steps at each noise level; each one applies A and A^T once.
-        eta_0: Langevin step size at the first level. Langevin steps diverge if eta_0 |A|^2 / tau^2
+        eta_0: size of the Langevin steps at the first level. They diverge if eta_0 |A|^2 / tau^2
             exceeds 2.
-        delta: fraction of eta_0 that the step size would reach after the last level. The step size
-            falls linearly from level to level.
+        delta: decrease of the Langevin step size. At level k of n, counted from 0, the step size is
+            eta_0 (delta + (1 - delta) (1 - k / n)).
         tau: assumed standard deviation of y around A x0, for images in [-1, 1]. The authors use the
             default for a y whose noise has a standard deviation of 0.05.
-        sigma_max, sigma_min: the first and the last noise level.
+        sigma_max, sigma_min: the first and the last noise level, for images in [-1, 1].
         clip_x0: True clips the network's clean-image estimates to [-1, 1].
     """
 
@@ -175,7 +176,7 @@ class DAPS:
         return watch.finish(x0, "lower eta_0 or raise tau", self.n_steps)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler can run every linear task on a pixel backbone.
         """

@@ -31,25 +31,26 @@ from adir.tasks.operators import Operator
 def range_space_factors(
     s: Tensor, a: float, sigma_t: float, sigma_y: float, eta: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors of a DDNM+ step for each singular direction of A.
+    """Return the factors (gain, fresh, kept) of a DDNM+ step for each singular direction of A.
 
-    The formulas are those of the paper's appendix, in the DDIM form of the authors' code. Replacing
-    x0 by data brings noise of standard deviation a sigma_y / s into x_{t-1}. If this is at most
-    sigma_t, the data replace x0, and fresh noise fills up the difference. If it is more, the data
-    are mixed in as far as sigma_t allows. In both cases, and in the null space of A too, the noise
-    of x_{t-1} has standard deviation sigma_t.
+    The formulas are those of the paper's appendix, in the DDIM form of the authors' code. In every
+    direction the noise of x_{t-1} has standard deviation sigma_t. If x0 were replaced by the data
+    y / s, the noise of y would contribute a standard deviation of a sigma_y / s. If this is at most
+    sigma_t, the data replace x0, and fresh noise fills the gap to sigma_t. If it is more, x0 moves
+    only part of the way to the data. In the null space of A, x0 does not change.
 
     Args:
         s: singular values, at least 0; they are 0 in the null space of A.
         a: sqrt(alpha_bar) of x_{t-1}.
         sigma_t: sqrt(1 - alpha_bar) of x_{t-1}.
         sigma_y: standard deviation of the noise of y, above 0.
-        eta: share of fresh noise in directions whose noise the data do not determine, from 0 to 1.
+        eta: standard deviation of the fresh noise divided by sigma_t, from 0 to 1, in the
+            directions in which the data do not fully replace x0.
 
     Returns:
-        (gain, fresh, kept), each shaped as s. `gain` multiplies U^T (y - A x0), so that V gain U^T
-        is the paper's Sigma_t A_dagger. `fresh` multiplies standard normal noise, and `kept`
-        multiplies the network's eps.
+        Three tensors shaped as s. `gain` multiplies U^T (y - A x0), so that V gain U^T is the
+        paper's Sigma_t A_dagger. `fresh` multiplies standard normal noise, and `kept` multiplies
+        the network's eps.
     """
     seen = s > 1e-10 * s.max()
     at_most = sigma_t / (a * sigma_y)  # upper bound of the gain, before the factor sqrt(1 - eta^2)
@@ -66,21 +67,24 @@ def range_space_factors(
 
 @dataclass(frozen=True)
 class DDNM:
-    """Sampler that splits the image: its part in the range of A^T comes from y.
+    """Sampler that takes from y what A preserves, and the rest of the image from the network.
 
-    Its part in the null space of A comes from the network. Each step computes
+    The part of the image in the range of A^T comes from y, and the part in the null space of A from
+    the network. Each step computes
 
         x0      = (x_t - sqrt(1 - ab) eps) / sqrt(ab)
         x0'     = x0 + V gain U^T (y - A x0)
         x_{t-1} = sqrt(ab_prev) x0' + V fresh V^T z + V kept V^T eps
 
-    Here A = U diag(s) V^T, and `range_space_factors` returns gain, fresh and kept. The assumed
-    noise of y is at least the rounding to 8 bits. As this noise tends to 0, the step becomes that
-    of the paper's DDNM, which is for y without noise.
+    A = U diag(s) V^T is the singular value decomposition of A, z is standard normal, and
+    `range_space_factors` returns gain, fresh and kept. The assumed noise of y is at least the
+    rounding to 8 bits. As it tends to 0, the step tends to the step of the paper's DDNM, the method
+    for y without noise.
 
     Attributes:
         n_steps: network evaluations; the authors' code uses 100.
-        eta: share of fresh noise, from 0 to 1; the authors' code uses 0.85.
+        eta: standard deviation of the fresh noise in the null space of A, divided by sqrt(1 -
+            ab_prev), from 0 to 1; the authors' code uses 0.85.
     """
 
     version: ClassVar[int] = 1
@@ -133,7 +137,7 @@ class DDNM:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler needs a pixel backbone and an operator whose singular value decomposition is
         known.

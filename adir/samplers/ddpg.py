@@ -39,7 +39,7 @@ def preconditioned_guidance(
     """Return A^T W residual, where W is the preconditioner of the paper.
 
     W = (1 - delta) (A A^T + eta I)^-1 + delta c I, with c = step_scale. At delta = 0 the result is
-    the back-projection of the residual, at delta = 1 the gradient of least squares times c.
+    the back-projection of the residual. At delta = 1 it is c times the gradient of least squares.
 
     Args:
         physics: A with its full singular value decomposition.
@@ -67,13 +67,14 @@ class DDPG:
 
     If y has noise, mu = (1 - ab_prev) / (1 - ab), eta = max(1e-4, eta_tilde sigma_y^2) and w =
     delta, and the result is the last x0. If y has no noise, mu = w = 1 and eta = 1e-4, and the
-    result is the last x~. sigma_y is in the units of [-1, 1].
+    result is the last x~. sigma_y is for images in [-1, 1], and z is standard normal.
 
     Attributes:
         n_steps: network evaluations.
-        zeta: share of fresh noise if y has no noise.
-        zeta_noisy: share of fresh noise if y has noise.
-        gamma: controls when guidance turns to least squares; a larger value turns later.
+        zeta: variance of the fresh noise divided by 1 - ab_prev, from 0 to 1, if y has no noise.
+        zeta_noisy: the value of zeta if y has noise.
+        gamma: exponent that determines, if y has noise, when guidance moves to least squares; with
+            a larger value it moves later.
         eta_tilde: regularisation eta in units of sigma_y^2.
         step_scale: c, at most 1 / |A|^2.
     """
@@ -129,7 +130,7 @@ class DDPG:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler needs a pixel backbone and an operator whose A A^T can be inverted.
         """

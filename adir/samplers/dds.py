@@ -63,10 +63,10 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nonzero(value: Tensor) -> Tensor:
-    """Return the value with each 0 replaced by 1.
+    """Return the value with each 0 replaced by 1, as the denominator of a step size.
 
-    Once a residual has vanished, a step size is 0 / 0. With this denominator it is 0, and so is its
-    gradient.
+    If the residual has vanished, the step size of conjugate gradients would be 0 / 0. With this
+    denominator, the step size and its gradient are 0.
     """
     return torch.where(value == 0, 1, value)
 
@@ -112,17 +112,17 @@ class DDS:
         x_{t-1} = sqrt(ab_prev) x_hat + sqrt(1 - ab_prev - sigma^2) eps + sigma z
                   with sigma = eta sqrt(beta tilde)
 
-    The result is the last x0_hat, because conjugate gradients after it would bring back y's noise.
-    The defaults are those of steerable conditional diffusion (Barbano et al., 2025), for which DDS
-    is the control. Barbano et al. take every 10th of 1000 timesteps, from 0 to 990. Like all
-    samplers of ADIR, this class takes timesteps spread evenly from 0 to 999.
+    The result is the last x0_hat. Conjugate gradients after it would bring back y's noise. The
+    defaults are those of steerable conditional diffusion (Barbano et al., 2025), which is DDS with
+    a network tuned during sampling. Barbano et al. take every 10th of 1000 timesteps, from 0 to
+    990. This class takes timesteps spread evenly from 0 to 999.
 
     Attributes:
         n_steps: network evaluations.
-        eta: share of DDPM's noise in a step, from 0 to 1.
+        eta: standard deviation of the fresh noise divided by DDPM's, from 0 to 1.
         gamma: weight of y relative to x0_hat, for images in [-1, 1]. It multiplies the squared
-            singular values of A. The largest of them is 1 for our blurs and about 1/16 for sr4. At
-            0, y is ignored.
+            singular values of A, the largest of which is 1 for the blurs of this package and about
+            1/16 for super-resolution x4. At gamma = 0, y is ignored.
         n_cg_steps: steps of conjugate gradients, the paper's M.
         clip_x0: True clips x0_hat, and therefore the result, to [-1, 1].
     """
@@ -171,11 +171,12 @@ class DDS:
         generators: list[torch.Generator],
         steering: list[Steered],
     ) -> Restoration:
-        """Return x_hat from y (B, C, h, w), and tune the network to each image during sampling.
+        """Return the restoration of y (B, C, h, w), with the network tuned to each image.
 
-        The images are sampled one after the other, and `steering` has one tuned network per image.
-        x0_hat uses eps of the tuned network, while the direction of the DDIM step uses eps of the
-        untuned network. The random noise is the same as in `restore`.
+        The network is tuned during sampling. The images are sampled one after the other, and
+        `steering` has one tuned network per image. x0_hat uses eps of the tuned network, while the
+        direction of the DDIM step uses eps of the untuned network. The random noise is the same as
+        in `restore`.
         """
         order = iter(steering)
         return one_by_one(
@@ -240,7 +241,7 @@ class DDS:
         return watch.finish(x0_hat, remedy, evaluations, gradients)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler can run every linear task on a pixel backbone.
         """

@@ -1,9 +1,9 @@
-"""DPS and DDRM of deepinv, run on our backbones and our y.
+"""DPS and DDRM of deepinv, called with the backbones and measurements of this package.
 
-deepinv expects images in [0, 1] and states noise levels in the same units. It draws noise for a
-whole batch from the global generator. `BackboneDenoiser` and `ImageNoise` adapt the denoiser and
-the noise to our conventions. Everything else is a call of the library. Tests compare the results
-with the same calls made by hand.
+deepinv's images are in [0, 1], and its noise levels refer to this range. deepinv draws the noise of
+a whole batch from the global generator. `BackboneDenoiser` wraps a backbone as a deepinv denoiser,
+and `ImageNoise` draws an image's noise from the image's own generator. Everything else is a call of
+the library. Tests compare the results with the same calls made by hand.
 """
 
 from collections.abc import Callable
@@ -39,13 +39,14 @@ Guidance = Literal["norm", "annealed"]
 class BackboneDenoiser(deepinv.models.Denoiser):
     """deepinv denoiser that calls a backbone.
 
-    Given x + sigma n, where x is an image in [0, 1] and n is standard normal noise, it returns E[x
-    | x + sigma n], clamped to [0, 1].
+    Its input is x + sigma n, where x is an image in [0, 1] and n is standard normal noise. It
+    returns an estimate of x, E[x | x + sigma n], clamped to [0, 1].
 
-    Mapped to [-1, 1] and scaled to unit variance, x + sigma n is an x_t with alpha_bar = 1 / (1 + 4
-    sigma^2). The network runs at the timestep with the nearest noise level, and x0_hat is clipped
-    to [-1, 1]. deepinv's DiffUNet chooses the timestep and clips in the same way. The result has
-    the dtype of the input, while the network sees float32. Gradients flow to the input.
+    For the network's x_t, the input is mapped to [-1, 1] and multiplied by sqrt(alpha_bar), where
+    alpha_bar = 1 / (1 + 4 sigma^2). The network runs at the timestep with the nearest noise level,
+    and x0_hat is clipped to [-1, 1]. deepinv's DiffUNet chooses the timestep and clips in the same
+    way. The result has the dtype of the input, while the network sees float32. Gradients flow to
+    the input.
 
     Attributes:
         evaluations: number of calls so far.
@@ -122,16 +123,16 @@ def restored_by(
     generators: list[torch.Generator],
     remedy: str,
 ) -> Restoration:
-    """Return x_hat from y (B, C, h, w), computed by a sampler of deepinv.
+    """Return the restoration of y (B, C, h, w), computed by a sampler of deepinv.
 
     Args:
-        make: builds the sampler for a denoiser. The sampler maps y (1, C, h, w) of an image in [0,
-            1] to the restored image.
+        make: builds the sampler for a denoiser. The sampler maps y (1, C, h, w), the measurement of
+            an image in [0, 1], to the restored image in [0, 1].
         backbone: the denoiser that the sampler calls.
         operator: A, for images of one shape.
         y: measurements of images in [-1, 1].
         generators: one CPU generator per image.
-        remedy: advice that ends the error of a failed image.
+        remedy: advice at the end of a failed image's error message.
     """
 
     def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
@@ -155,12 +156,13 @@ class DPS:
     Attributes:
         n_steps: solver steps. Each one costs one network evaluation and one backpropagation through
             the network.
-        weight: weight of the guidance; `guidance` determines its scale.
-        guidance: `norm` differentiates |y - A x0_hat|, as the paper does. With `norm` the weight is
-            the step size, whose best value differs from task to task. `annealed` differentiates |y
-            - A x0_hat|^2 / (2 (sigma_y^2 + sigma_t^2)). With `annealed` the weight is in units of 1
-            / |A|^2 (16 for super-resolution x4), because the uncertainty of A x0_hat is closer to
-            |A|^2 sigma_t^2 than to sigma_t^2. A weight of 1 therefore fits any task.
+        weight: weight of the guidance, in units that depend on `guidance`.
+        guidance: the function that is differentiated, `norm` or `annealed`. `norm` is
+            |y - A x0_hat|, as in the paper. Its weight is a step size, whose best value differs
+            from task to task. `annealed` is |y - A x0_hat|^2 / (2 (sigma_y^2 + sigma_t^2)). Its
+            weight is in units of 1 / |A|^2, which is 16 for super-resolution x4. In these units a
+            weight of 1 fits any task, because the variance of A x0_hat is closer to |A|^2 sigma_t^2
+            than to the sigma_t^2 of the formula.
     """
 
     version: ClassVar[int] = 1
@@ -198,7 +200,7 @@ class DPS:
         return restored_by(make, backbone, operator, y, generators, "lower weight")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler can run every linear task on a pixel backbone.
         """
@@ -210,13 +212,13 @@ class DDRM:
     """Sampler for denoising diffusion restoration models (Kawar et al., 2022), run by deepinv.
 
     deepinv.sampling.DDRM divides the noise that it adds by sqrt(2). This is right for Fourier
-    coefficients, which have a real and an imaginary part. For the real coefficients of
-    super-resolution, colorization and inpainting, the added noise is lower by sqrt(2) than the
+    coefficients, which have a real and an imaginary part. Super-resolution, colorization and
+    inpainting have real coefficients. For them the added noise is sqrt(2) times lower than the
     noise level that the denoiser receives.
 
     Attributes:
-        n_steps: noise levels, evenly spaced from 1 to 0 for images in [0, 1]. Each one costs one
-            network evaluation.
+        n_steps: number of noise levels, each with one network evaluation. The levels are evenly
+            spaced from 1 to 0, for images in [0, 1].
         eta: the paper's eta; the default is deepinv's.
         etab: the paper's eta_b; the default is deepinv's.
     """
@@ -246,7 +248,7 @@ class DDRM:
         return restored_by(make, backbone, operator, y, generators, "change n_steps or eta")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler needs a pixel backbone and an operator whose singular value decomposition is
         known.

@@ -63,7 +63,8 @@ class DiffPIR:
     Attributes:
         n_steps: network evaluations, at least 2.
         lambda_: weight of the prior; the paper finds values from 3 to 25 good.
-        zeta: share of fresh noise in a step, from 0 to 1; the authors' code uses 0.1.
+        zeta: variance of the fresh noise divided by 1 - ab_prev, from 0 to 1; the authors' code
+            uses 0.1.
     """
 
     version: ClassVar[int] = 2
@@ -115,9 +116,9 @@ class DiffPIR:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
-        The sampler needs a pixel backbone and an operator whose singular value decomposition is
-        known. The proximal step is then exact.
+        The sampler needs a pixel backbone. For an exact proximal step, it also needs an operator
+        whose singular value decomposition is known.
         """
         return needs_pixels(self.name, backbone, task) or needs_svd(self.name, backbone, task)

@@ -18,9 +18,10 @@ from adir.tasks.base import LinearOperator, Task
 def upsampled(operator: LinearOperator, y: Tensor) -> Tensor:
     """Return y (B, C, h, w) as an image (B, 3, H, W), enlarged by bicubic interpolation.
 
-    The kernel has a = -0.5. A grey y is copied to three channels. If y has the size of the image,
-    it is not interpolated. Pixel centres follow MATLAB, Pillow and OpenCV, as super-resolution does
-    by default. Borders are replicated as in these programs, even if A is circular.
+    The bicubic kernel has a = -0.5. A grey y is copied to three channels. If y already has the size
+    of the image, it is not interpolated. Pixel centres are those of MATLAB, Pillow and OpenCV, and
+    of `SuperResolution` by default. Borders are replicated, as in MATLAB, Pillow and OpenCV, even
+    if A has circular borders.
     """
     image = y.expand(-1, 3, -1, -1)
     if image.shape[-2:] == operator.image_shape[-2:]:
@@ -32,10 +33,10 @@ def upsampled(operator: LinearOperator, y: Tensor) -> Tensor:
 
 
 def scaled_adjoint(operator: LinearOperator, y: Tensor) -> Tensor:
-    """Return c A^T y, in which the factor c preserves the mean.
+    """Return c A^T y, where the factor c makes the mean equal to the mean of y.
 
-    c = (number of values in x) / (number of values in y). For super-resolution by s, the result is
-    s^2 A^T y. The ADIR authors' web page shows this image under the name "bicubic".
+    c is the number of values of x divided by the number of values of y. For super-resolution by s,
+    the result is s^2 A^T y. The ADIR authors' web page shows this image under the name "bicubic".
     """
     values = torch.Size(operator.image_shape).numel()
     return values / y[0].numel() * operator.A_adjoint(y)
@@ -44,14 +45,18 @@ def scaled_adjoint(operator: LinearOperator, y: Tensor) -> Tensor:
 def pseudo_inverse(operator: LinearOperator, y: Tensor) -> Tensor:
     """Return A_dagger y, the image of smallest norm among the best fits to y.
 
-    Noise is amplified without bound.
+    The noise of y is not suppressed: its component along a singular vector of A is divided by the
+    singular value.
     """
     return operator.A_dagger(y)
 
 
 @dataclass(frozen=True)
 class Direct:
-    """Sampler that applies one of `METHODS`, without network, steps or randomness."""
+    """Sampler that restores y by one formula, without network, steps or random numbers.
+
+    `name` selects the formula from `METHODS`: `bicubic`, `adjoint` or `pseudo_inverse`.
+    """
 
     METHODS: ClassVar[dict[str, Callable[[LinearOperator, Tensor], Tensor]]] = {
         "bicubic": upsampled,
@@ -86,7 +91,7 @@ class Direct:
         )
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler runs only with adaptation=none, because it has no network to adapt.
         """

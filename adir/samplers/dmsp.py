@@ -28,17 +28,19 @@ from adir.tasks.operators import Operator, SeparableDownsampling
 def data_weight(data_precision: float, sigma_net: float) -> float:
     """Return the weight of the data gradient, p / (p + 1 / sigma_net^2) with p = data_precision.
 
-    This is `relative_weight` in the authors' code. The weight of the prior is 1 minus this value.
+    `data_precision` is the inverse of the variance of y's noise. The authors' code calls the weight
+    `relative_weight`. The weight of the prior is 1 minus this weight.
     """
     return data_precision / (data_precision + 1 / sigma_net**2)
 
 
 def energy(operator: LinearOperator) -> tuple[int, float]:
-    """Return (M, tr(A A^T)): the number of known values of y and the sum of A's squared entries.
+    """Return M, the number of values of y that depend on x, and tr(A A^T).
 
-    For a blur with kernel k the sum is M |k|^2. All nonzero rows of A have the same norm, except
-    with mirrored borders. The sum is therefore computed from one row, or, if A is a
-    `SeparableDownsampling`, from its two matrices.
+    tr(A A^T) is the sum of A's squared entries; for a blur with the 2-D kernel k it is M |k|^2. In
+    general it is computed as M times the squared norm of one nonzero row of A, because all nonzero
+    rows have the same norm. This is not so with mirrored borders, so for a `SeparableDownsampling`
+    the sum is computed from its two matrices.
     """
     known = operator.known()
     physics = operator.build(torch.float64) if isinstance(operator, Operator) else None
@@ -52,9 +54,9 @@ def energy(operator: LinearOperator) -> tuple[int, float]:
 
 
 def blind_precision(known: int, trace: float, residual: Tensor, sigma_net: float) -> float:
-    """Return 1 / sigma_d^2 of noise-blind restoration.
+    """Return an estimate of 1 / sigma_d^2, where sigma_d is the unknown noise level of y.
 
-    It is M / (|A x - y|^2 + 2 sigma_net^2 tr(A A^T)). The denominator is the mean of
+    The estimate is M / (|A x - y|^2 + 2 sigma_net^2 tr(A A^T)). The denominator is the mean of
     |A (x + n) - y|^2 over Gaussian noise n of variance 2 sigma_net^2, as in the paper's Bayes risk.
 
     Args:
@@ -75,7 +77,7 @@ def mean_shift_step(
     alpha: float,
     mu: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return (x, step) after one gradient step with momentum, with x clipped to [0, 1].
+    """Return the new x, clipped to [0, 1], and the new step of gradient descent with momentum.
 
     The gradient of the prior is x - D(x + noise). This difference is minus the mean-shift vector.
     It estimates -sigma_net^2 times the gradient of the smoothed log density.
@@ -97,12 +99,12 @@ def mean_shift_step(
 
 @dataclass(frozen=True)
 class DMSP:
-    """Sampler that follows the authors' DMSPDeblur.m for any of our operators.
+    """Sampler that extends the authors' DMSPDeblur.m to every linear operator.
 
     It minimises the data term plus the prior by gradient descent with momentum. It starts from y if
     y has the shape of the image, and otherwise from the scaled adjoint. If y has no noise, the
-    noise level is estimated at each iteration (noise-blind, as in the paper), because with a noise
-    level of 0 the prior would have the weight 0.
+    sampler estimates a noise level at each iteration, as in the paper's noise-blind method. With a
+    noise level of 0 the prior would have the weight 0.
 
     Attributes:
         n_steps: iterations; each one costs one network evaluation.
@@ -160,7 +162,7 @@ class DMSP:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler can run every linear task on a pixel backbone.
         """

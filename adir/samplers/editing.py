@@ -94,7 +94,7 @@ class InpaintingSampler:
         return watch.finish(x_hat, REMEDY, evaluations)
 
     def not_applicable(self, backbone: Any, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can."""
+        """Return one line on why these arguments are not supported, or None if they are."""
         if backbone.family != "inpainting":
             return (
                 f"sampler {self.name} is for an inpainting model (backbone=sd_inpaint), not "

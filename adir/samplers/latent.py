@@ -1,8 +1,8 @@
-"""Sampling with Stable Diffusion: the loop of both models, and the x4 upscaler's sampler.
+"""Sampling loop for Stable Diffusion, and the sampler for its x4 upscaler.
 
-The two models are the x4 upscaler and the inpainting model. The loop uses the same random numbers
-in the same order as diffusers' pipelines. With the same weights, steps and seed, it therefore gives
-the same result.
+The loop serves the x4 upscaler and the inpainting model. It uses the same random numbers in the
+same order as diffusers' pipelines. With the same weights, steps and seed, it therefore gives the
+same result.
 """
 
 import inspect
@@ -49,13 +49,15 @@ def sample_latent(
         noise: (1, C, h, w), standard normal, from which sampling starts.
         condition: the network's condition for one image.
         unconditional: (1, L, D) embedding of the text that classifier-free guidance leads away
-            from. If it is None, a step counts as one network evaluation, otherwise as two.
+            from. None switches guidance off, and a step then counts as one network evaluation
+            instead of two.
         guidance_scale: scale of classifier-free guidance.
         n_steps: number of sampling steps.
         eta: eta of DDIM; schedulers without eta ignore it.
         generator: source of the scheduler's noise.
         watch: counter of the steps.
-        correct: changes the network's output at each step; None leaves the output as it is.
+        correct: function that changes the network's output at each step; None leaves the output as
+            it is.
     """
     scheduler = scheduler_of(backbone, n_steps)
     taken = inspect.signature(scheduler.step).parameters
@@ -93,9 +95,9 @@ def scheduler_of(backbone: StableDiffusion, n_steps: int) -> Any:
 def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
     """Return why the backbone's scheduler cannot take n_steps steps, or None if it can.
 
-    Because of the scheduler's offset, its first timestep can lie beyond the network's last
-    timestep. If n_steps is above the length of the schedule, the result is None, because the
-    harness refuses such an n_steps itself.
+    With many steps, the scheduler's offset can put its first timestep beyond the network's last
+    one. The result is also None if n_steps exceeds the length of the schedule, because the harness
+    refuses such an n_steps itself.
     """
     known = len(backbone.schedule)
     if n_steps > known or scheduler_of(backbone, n_steps).timesteps.max() < known:
@@ -107,7 +109,10 @@ def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
 
 
 def twice(condition: Condition, unconditional: Tensor) -> Condition:
-    """Return a batch of two conditions of one image: with `unconditional`, with its own text."""
+    """Return a batch of two conditions of one image that differ only in the text.
+
+    The first has the text embedding `unconditional` (1, L, D), the second the text of `condition`.
+    """
     labels = condition.class_labels
     return Condition(
         torch.cat([condition.channels] * 2),
@@ -117,7 +122,7 @@ def twice(condition: Condition, unconditional: Tensor) -> Condition:
 
 
 def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
-    """Return alpha_bar at a scheduler's timestep, rounded to the nearest integer.
+    """Return alpha_bar at the integer timestep nearest to t.
 
     Some schedulers use fractional timesteps.
     """
@@ -125,7 +130,7 @@ def alpha_bar_at(backbone: StableDiffusion, t: Tensor) -> Tensor:
 
 
 def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
-    """Raise ValueError unless all sampling options are in range."""
+    """Raise ValueError unless n_steps, guidance_scale and eta are in range."""
     require_steps(n_steps)
     if not 1 <= guidance_scale < math.inf:
         raise ValueError(
@@ -137,9 +142,11 @@ def require_options(n_steps: Any, guidance_scale: float, eta: float) -> None:
 
 
 def without_effect(prompt: str | None, negative_prompt: str, guidance_scale: float) -> bool:
-    """Check whether classifier-free guidance changes nothing.
+    """Return True if classifier-free guidance changes nothing.
 
-    The guided output is a + s (b - a). It equals b if both texts agree (a = b) or if s = 1.
+    The guided output is a + s (b - a), where s is guidance_scale, a is the output for
+    negative_prompt, and b is the output for prompt. It equals b if s = 1 or if the two prompts are
+    equal.
     """
     return guidance_scale == 1 or prompt == negative_prompt
 
@@ -147,9 +154,9 @@ def without_effect(prompt: str | None, negative_prompt: str, guidance_scale: flo
 def unconditional_text(
     backbone: StableDiffusion, prompt: str, negative_prompt: str, guidance_scale: float
 ) -> Tensor | None:
-    """Return the embedding (1, L, D) of the text that classifier-free guidance leads away from.
+    """Return the embedding (1, L, D) of negative_prompt, or None if guidance changes nothing.
 
-    Return None if guidance changes nothing.
+    negative_prompt is the text that classifier-free guidance leads away from.
     """
     return (
         None
@@ -162,7 +169,7 @@ def unconditional_text(
 class UpscalerSampler:
     """Sampler for super-resolution x4 with `StableDiffusionX4`.
 
-    y is the small image. A is used only if measurement_scale is not 0.
+    y is the small image. The operator A is used only if measurement_scale is above 0.
 
     Attributes:
         n_steps: sampling steps; the paper uses 50 for Stable Diffusion.
@@ -170,14 +177,14 @@ class UpscalerSampler:
         prompt: text that guidance leads to. The paper's prompt is unknown. With the default, no
             prompt, guidance has no effect.
         negative_prompt: text that guidance leads away from.
-        noise_level: level of the noise added to y before the network sees y, as a step of the
-            network's low-resolution schedule. The network receives the level too. The default of
-            diffusers' pipeline is 20.
+        noise_level: level of the noise that is added to y before the network sees y. It is a
+            timestep of the network's noise schedule for y, and the network also receives it. The
+            default of diffusers' pipeline is 20.
         eta: eta of DDIM; 0 is deterministic.
-        measurement_scale: length s of a step down ||A D(z0_hat) - y|| in latent space, taken at
-            each sampling step (DPS, Chung et al., 2023, in latents). The gradient passes through
-            the decoder D but not through the UNet. 0 disables the step. Whether the paper used such
-            a step is unknown.
+        measurement_scale: step size of a gradient descent step on ||A D(z0_hat) - y||, which
+            changes z0_hat at each sampling step (DPS, Chung et al., 2023, in latents). The gradient
+            passes through the decoder D but not through the UNet. 0 disables the gradient descent
+            step. Whether the paper used it is unknown.
     """
 
     version: ClassVar[int] = 1
@@ -255,9 +262,10 @@ class UpscalerSampler:
     def _towards(
         self, backbone: StableDiffusionX4, operator: LinearOperator, y: Tensor
     ) -> Correction:
-        """Return a correction of the network's output that moves z0_hat one step towards y.
+        """Return a function that changes the network's output to move z0_hat towards y.
 
-        The correction does not change z_t.
+        z0_hat is the clean latent that follows from the output. It takes one gradient step, while
+        z_t does not change.
         """
 
         def correct(output: Tensor, z_t: Tensor, alpha_bar: Tensor, t: Tensor) -> Tensor:
@@ -271,7 +279,7 @@ class UpscalerSampler:
         return correct
 
     def not_applicable(self, backbone: Any, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can."""
+        """Return one line on why these arguments are not supported, or None if they are."""
         if backbone.family != "upscaler":
             return (
                 f"sampler {self.name} is for the x4 upscaler (backbone=sd_x4), not for "

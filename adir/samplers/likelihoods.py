@@ -1,10 +1,10 @@
-"""PiGDM, ALD, score SDE and ILVR: samplers that add the score of p(y | x_t) to the prior's.
+"""Samplers PiGDM, ALD, score SDE and ILVR, which add a score of p(y | x_t) to the prior's score.
 
-Each one approximates p(y | x_t) differently. ALD, score SDE and ILVR run in
+Each sampler approximates p(y | x_t) differently. ALD, score SDE and ILVR run in
 deepinv.sampling.PosteriorDiffusion. PiGDM is implemented in this module, because deepinv's PiGDM
-differs from the paper in two ways. deepinv sets the prior variance to 1 for images in [0, 1], while
-the paper sets it to 1 for images in [-1, 1]. deepinv adds the score itself, while the paper adds
-r_t^2 times the score to a DDIM step.
+differs from the paper in two ways. First, deepinv sets the prior variance to 1 for images in
+[0, 1], while the paper sets it to 1 for images in [-1, 1]. Second, deepinv adds the score itself,
+while the paper adds r_t^2 times the score to a DDIM step.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class PiGDM:
 
     Attributes:
         n_steps: network evaluations; the paper uses 100.
-        eta: share of DDPM's noise in a step, from 0 to 1; the paper uses 1.
+        eta: standard deviation of the fresh noise divided by DDPM's, from 0 to 1; the paper uses 1.
     """
 
     version: ClassVar[int] = 1
@@ -115,7 +115,7 @@ class PiGDM:
         return one_by_one(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler needs a pixel backbone and an operator whose A A^T can be inverted.
         """
@@ -123,11 +123,12 @@ class PiGDM:
 
 
 class NoisedMeasurement(ALDDataFidelity):
-    """Data term of the score SDE (lift="A_adjoint") or of ILVR (lift="A_dagger") for deepinv.
+    """deepinv data term of the score SDE (lift="A_adjoint") or of ILVR (lift="A_dagger").
 
-    The term compares A x_t with y_t = y + sigma_t A z, which has the same noise as A x_t. deepinv's
-    own terms add sigma_t z, whatever A is. For super-resolution x4, the standard deviation of
-    sigma_t z is four times that of the noise in A x_t. If A A^T = I, they are equal.
+    It compares A x_t with y_t = y + sigma_t A z, where z is standard normal. The noise sigma_t A z
+    has the same distribution as the noise in A x_t. deepinv's own terms add sigma_t z for every A,
+    which agrees only if A A^T = I. For super-resolution x4, sigma_t z has four times the standard
+    deviation of the noise in A x_t.
     """
 
     def __init__(self, lift: Literal["A_adjoint", "A_dagger"], weight: float) -> None:
@@ -135,9 +136,9 @@ class NoisedMeasurement(ALDDataFidelity):
         self.lift = lift
 
     def grad(self, x: Tensor, y: Tensor, physics: LinearPhysics, sigma: Tensor) -> Tensor:
-        """Return minus the score of the data term at x (1, 3, H, W).
+        """Return the gradient of the data term at x_t = x (1, 3, H, W).
 
-        The noise in x has standard deviation sigma.
+        It is minus the score of p(y | x_t). The noise in x has standard deviation sigma.
         """
         residual = physics.A(x - sigma * torch.randn_like(x)) - y
         residual = residual / self._guidance_strength(physics, sigma, residual)
@@ -146,9 +147,10 @@ class NoisedMeasurement(ALDDataFidelity):
 
 @dataclass(frozen=True)
 class Annealed:
-    """DDPM sampler whose score has an additional term that compares y with x_t itself.
+    """DDPM sampler that adds to the score a data term, which compares y with A x_t.
 
-    The term does not contain the network, so nothing is backpropagated. `name` selects the term:
+    The data term does not contain the network, so nothing is backpropagated through the network.
+    `name` selects the data term:
 
         ald        A^T (y - A x_t) / (sigma_y^2 + sigma_t^2)
         score_sde  A^T (y + sigma_t A z - A x_t) / (sigma_y^2 + sigma_t^2)
@@ -157,15 +159,14 @@ class Annealed:
     Sources: Jalal et al., 2021 (ald); Song et al., ICLR 2021 (score_sde); Choi et al., ICCV 2021
     (ilvr).
 
-    Here x_t is x0 + sigma_t noise, and the annealed weight 1 / (sigma_y^2 + sigma_t^2) is
-    deepinv's. A_dagger amplifies the noise of y, so ILVR refuses operators whose condition number
-    exceeds `WORST_CONDITION`.
+    x_t is x0 + sigma_t noise, and z is standard normal. The annealed weight 1 / (sigma_y^2 +
+    sigma_t^2) is deepinv's. A_dagger amplifies the noise of y, so ILVR refuses operators whose
+    condition number exceeds `WORST_CONDITION`.
 
     Attributes:
-        name: the term, `ald`, `score_sde` or `ilvr`.
+        name: the data term, `ald`, `score_sde` or `ilvr`.
         n_steps: network evaluations, spread evenly over the schedule.
-        weight: weight of the term, in units of 1 / |A|^2 for `ald` and `score_sde`. For `ilvr` it
-            multiplies the term directly.
+        weight: factor of the data term. For `ald` and `score_sde` it is in units of 1 / |A|^2.
     """
 
     version: ClassVar[int] = 1
@@ -213,7 +214,7 @@ class Annealed:
         return restored_by(make, backbone, operator, y, generators, "lower weight")
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler needs a pixel backbone and an operator whose singular value decomposition is
         known. In addition, ILVR needs an A_dagger that does not amplify noise too much.

@@ -34,9 +34,10 @@ class REDDiff:
         loss = |A mu - y|^2 + lambda_ sqrt((1 - ab) / ab) <eps(x_t, t) - z, mu>     with eps fixed
         mu   = step of Adam on the loss
 
-    The result is not a draw from the posterior, because mu tends to a mode of the posterior. The
-    initial mu is the scaled adjoint. Adam uses the authors' decays, 0.9 and 0.99. Adam normalises
-    gradients, so the scale of the loss does not matter.
+    z is standard normal. mu tends to a mode of the posterior, so the result is not a posterior
+    sample. The initial mu is the scaled adjoint c A^T y (adir.samplers.direct). Adam uses the
+    authors' decays, 0.9 and 0.99. Adam normalises gradients, so the scale of the loss does not
+    matter.
 
     Attributes:
         n_steps: network evaluations; the paper has results for 1000 and for 100.
@@ -86,7 +87,7 @@ class REDDiff:
         return watch.finish(mu, "lower learning_rate", len(schedule))
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
-        """Return one line on why this sampler cannot run a cell, or None if it can.
+        """Return one line on why these arguments are not supported, or None if they are.
 
         The sampler can run every linear task on a pixel backbone.
         """

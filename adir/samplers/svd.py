@@ -38,25 +38,25 @@ class KroneckerPhysics(DecomposablePhysics):
             self.register_buffer(f"vh_{name}", vh.to(dtype))
 
     def V_adjoint(self, x: Tensor) -> Tensor:
-        """Return the coefficients (B, 3, H, W) of an image x (B, 3, H, W)."""
+        """Return V^T x, the SVD coefficients (B, 3, H, W) of an image x (B, 3, H, W)."""
         return mixed(x, self.vh_channels, self.vh_rows, self.vh_columns)
 
     def V(self, x: Tensor) -> Tensor:
-        """Return the image (B, 3, H, W) with the coefficients x (B, 3, H, W)."""
+        """Return V x, the image (B, 3, H, W) that has the SVD coefficients x (B, 3, H, W)."""
         return mixed(x, self.vh_channels.T, self.vh_rows.T, self.vh_columns.T)
 
     def U(self, x: Tensor) -> Tensor:
-        """Return the measurement (B, C, h, w) with the coefficients x (B, 3, H, W).
+        """Return U x, the measurement (B, C, h, w) that has the SVD coefficients x (B, 3, H, W).
 
-        Only the coefficients at the first (C, h, w) indices have an effect.
+        Only the coefficients x[:, :C, :h, :w] have an effect.
         """
         kept = x[:, : len(self.u_channels), : len(self.u_rows), : len(self.u_columns)]
         return mixed(kept, self.u_channels, self.u_rows, self.u_columns)
 
     def U_adjoint(self, y: Tensor) -> Tensor:
-        """Return the coefficients (B, 3, H, W) of a measurement y (B, C, h, w).
+        """Return U^T y, the SVD coefficients (B, 3, H, W) of a measurement y (B, C, h, w).
 
-        Coefficients at indices beyond (C, h, w) are 0.
+        All coefficients outside [:, :C, :h, :w] are 0.
         """
         short = mixed(y, self.u_channels.T, self.u_rows.T, self.u_columns.T)
         missing = [n - m for n, m in zip(self.mask.shape[1:], short.shape[1:], strict=True)]
@@ -71,10 +71,10 @@ def mixed(x: Tensor, channels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def downsampling_matrix(kernel: Tensor, factor: int, n: int) -> Tensor:
-    """Return the (n // factor, n) float64 matrix that filters circularly and subsamples.
+    """Return the (n // factor, n) float64 matrix of circular filtering and subsampling in 1-D.
 
-    The filter is `kernel`, and every factor-th sample is kept. Entry j of the kernel weighs the
-    pixel at offset len(kernel) // 2 - j, as in adir.tasks.operators.
+    Every factor-th sample of the filtered signal is kept. Entry j of `kernel`, the filter's
+    weights, weighs the pixel at offset len(kernel) // 2 - j, as in adir.tasks.operators.
     """
     matrix = torch.zeros(n // factor, n, dtype=torch.float64)
     rows = torch.arange(n // factor)

@@ -41,7 +41,7 @@ class TiledBackbone:
 
     Args:
         backbone: the backbone to call on each tile.
-        tile: side of a tile in pixels: a multiple of the stride, and at least four strides.
+        tile: side of a tile in pixels, a multiple of `backbone.stride` and at least four times it.
     """
 
     def __init__(self, backbone: PixelBackbone, tile: int):
@@ -59,11 +59,11 @@ class TiledBackbone:
         ]
 
     def predict(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """Return the weighted mean of the tiles' predictions.
+        """Return the blended prediction for x_t (B, 3, H, W) at the timesteps t (B,).
 
-        x_t is (B, 3, H, W), and its timesteps t are (B,). The mean covers eps and
-        variance_fraction. The result is differentiable if the backbone's prediction is. A backward
-        pass recomputes one tile at a time.
+        Its eps and its variance_fraction are weighted means over the tiles. The result is
+        differentiable if the backbone's prediction is. A backward pass recomputes one tile at a
+        time.
         """
         predict = self.backbone.predict
         if torch.is_grad_enabled() and x_t.requires_grad:
@@ -117,21 +117,22 @@ def restore_any_size(
     tile: int,
     steering: Steering | None = None,
 ) -> TiledRestoration:
-    """Restore one measurement y of any size.
+    """Return the restoration of one measurement y of any size.
 
     The border of y is mirrored. If a side of the image exceeds `tile` pixels, the network of a
-    pixel backbone is tiled. The noise comes from (seed, image_id) and does not depend on the tiles.
+    pixel backbone is tiled. The noise depends only on `seed` and `image_id`, so it is the same for
+    all values of `tile`.
 
     Args:
         sampler: the method of restoration.
         backbone: the denoiser.
-        task: the task whose measurement y is.
+        task: the task that y is a measurement of.
         y: (C, h, w).
         seed: seed of the noise.
         image_id: name of the image, which selects the image's noise.
         tile: side of a tile in pixels.
-        steering: mode that tunes the network during sampling, through all tiles; None leaves the
-            network as it is.
+        steering: adaptation mode that tunes the network during sampling, on all tiles; None leaves
+            the network as it is.
 
     Raises:
         InputError: if `require_restorable` refuses y or tile.
@@ -158,10 +159,10 @@ def restore_any_size(
 
 
 def with_margin(backbone: Backbone, task: Task, y: Tensor) -> tuple[Tensor, int]:
-    """Return y with a mirrored border, and the width of this border in pixels of x.
+    """Return y (C, h, w) with a mirrored border, and the border's width in pixels of x.
 
-    y is (C, h, w). In addition to the border, y is extended at the bottom and right to a size that
-    the network accepts. If the task is not shift-invariant, the result is the unchanged y and 0.
+    Beyond the border, y is extended at the bottom and right to a size that the network accepts. If
+    the task is not shift-invariant, the result is the unchanged y and 0.
     """
     if not task.shift_invariant:  # a mirrored y is not the y of a mirrored image
         return y, 0
@@ -179,10 +180,10 @@ def sampled_shape(backbone: Backbone, task: Task, y: Tensor) -> tuple[int, ...]:
 
 
 def needed_tile(backbone: Backbone, task: Task, y: Tensor, tile: int) -> int | None:
-    """Return `tile` if y needs several tiles, and None otherwise.
+    """Return `tile` if the image of y needs several tiles, and None if it fits into one.
 
-    The restoration depends on `tile` only if y needs several tiles. For a latent backbone the
-    result is None: it processes the whole image at once, and its VAE has tiles of its own.
+    The restoration depends on `tile` only if several tiles are needed. A latent backbone gives
+    None, because it processes the whole image at once, and its VAE has tiles of its own.
     """
     return (
         tile if backbone.kind == "pixel" and max(sampled_shape(backbone, task, y)) > tile else None
@@ -218,8 +219,8 @@ def require_restorable(backbone: Backbone, task: Task, y: Tensor, tile: int) -> 
 def mirrored(y: Tensor, margin: int, extra: list[int]) -> Tensor:
     """Return y (C, h, w) with reflected borders, then extended at the bottom and right.
 
-    The reflected border is `margin` wide on each side. The extension repeats the last row and the
-    last column as often as extra = [rows, columns] states.
+    The reflected border is `margin` pixels of y wide on each side. The extension repeats the last
+    row extra[0] times and the last column extra[1] times.
     """
     return pad(
         pad(y[None], (margin,) * 4, mode="reflect"), (0, extra[1], 0, extra[0]), mode="replicate"
@@ -234,10 +235,10 @@ def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
 
 
 def starts(side: int, tile: int, unit: int) -> list[int]:
-    """Return the first pixel of each tile along a side: multiples of `unit` that cover `side`.
+    """Return the index of the first pixel of each tile along one side of an image.
 
-    Neighbouring tiles overlap by a quarter of `tile` or more. The result is [0] if one tile is
-    enough.
+    The tiles, `tile` pixels wide, cover all `side` pixels, and neighbours overlap by a quarter of
+    `tile` or more. The indices are multiples of `unit`. The result is [0] if one tile is enough.
     """
     if side <= tile:
         return [0]
@@ -248,8 +249,8 @@ def starts(side: int, tile: int, unit: int) -> list[int]:
 def ramp(side: int, several: bool) -> Tensor:
     """Return (side,) blending weights for one axis of a tile.
 
-    With several tiles the weights rise linearly over a quarter of the tile at either end and are
-    never 0. For a single tile all weights are 1.
+    If `several` is True, the axis has several tiles. The weights then rise linearly over a quarter
+    of the tile at either end and are never 0. For a single tile, all weights are 1.
     """
     if not several:
         return torch.ones(side)

@@ -1,13 +1,13 @@
-"""Operators A of y = A(x) + e, and the degradations that build them.
+"""Operators A of y = A x + e, and the degradations that build them.
 
-Each degradation (adir.tasks.base.Degradation) is a small frozen dataclass, whose fields are the
-operator's parameters. Calling it with an image shape builds the `Operator`. The degradation's
+A degradation implements adir.tasks.base.Degradation. It is a small frozen dataclass, whose fields
+are the operator's parameters. Calling it with an image shape builds the `Operator`. Its method
 `image_shape(y_shape)` returns the shape of the images whose y has shape y_shape.
 
-Borders are circular, as in the authors' images, unless a class says otherwise. The weights of each
-sum over pixels or channels sum to one, so a grey image keeps its grey level. A therefore gives the
-same image whether x is in [-1, 1] or in grey levels. At pixels that inpainting loses, y is 0, which
-is mid grey.
+Borders are circular, as in the authors' images, unless a class says otherwise. Each value of y is a
+weighted sum over pixels or channels of x, with weights that sum to one. A grey image therefore
+keeps its grey level, and A gives the same image whether x is in [-1, 1] or in grey levels. At
+pixels that inpainting loses, y is 0, which is mid grey.
 """
 
 from adir.tasks.operators.base import Operator, Shape

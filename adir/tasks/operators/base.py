@@ -15,13 +15,13 @@ Shape = tuple[int, ...]  # (3, H, W) of an image, (C, h, w) of a measurement
 class Operator:
     """Linear operator from images (3, H, W) to measurements (C, h, w), with its norm and noise.
 
-    Inputs have a batch axis or not, and are float32 or float64.
+    x and y are float32 or float64, with or without a batch axis.
 
     Attributes:
-        build: returns A for a dtype, on the CPU, as a linear physics of deepinv or any module with
-            A, A_adjoint and A_dagger. A is built anew for each dtype, because casting a deepinv
-            physics rounds its weights and drops the imaginary part of its Fourier buffers. The
-            modules are cached per dtype and device.
+        build: function that returns A for a dtype, on the CPU. A is a linear physics of deepinv, or
+            any module with A, A_adjoint and A_dagger. A is built anew for each dtype, because
+            casting a deepinv physics rounds its weights and drops the imaginary part of its Fourier
+            buffers. The modules are cached per dtype and device.
         image_shape: (3, H, W).
         y_shape: (C, h, w).
         norm: largest singular value of A.
@@ -40,7 +40,7 @@ class Operator:
 
     @property
     def physics(self) -> nn.Module:
-        """The module in float32 on the CPU."""
+        """A as a module in float32 on the CPU: a physics of deepinv, or a similar module."""
         return self._physics_for(torch.empty(0))
 
     def A(self, x: Tensor) -> Tensor:
@@ -52,22 +52,26 @@ class Operator:
         return self._apply("A", x, self.image_shape)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        """Return the transpose of A, applied to y."""
+        """Return A^T y: (B, C, h, w) to (B, 3, H, W), or without the batch axis.
+
+        Raises:
+            ValueError: if y has another shape.
+        """
         return self._apply("A_adjoint", y, self.y_shape)
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """Return the pseudo-inverse of A, applied to y.
+        """Return A_dagger y, the pseudo-inverse of A applied to y.
 
         The result is the image of smallest norm among the images with the smallest |A x - y|. It is
-        exact except for blurs. For blurs, frequencies that A damps below 1e-5 are set to zero. The
-        other frequencies are amplified by up to 1e5, and their noise with them.
+        exact except for blurs. For blurs, frequencies that A multiplies by less than 1e-5 are set
+        to zero. The other frequencies, with their noise, are amplified by up to 1e5.
         """
         return self._apply("A_dagger", y, self.y_shape)
 
     def known(self) -> Tensor:
-        """Return a (C, h, w) bool mask of the entries of y that depend on x at all.
+        """Return a (C, h, w) bool mask that is True at the entries of y that depend on x.
 
-        Only entries in the hole of inpainting are false.
+        It is False only in the hole of inpainting.
         """
         return self.A(torch.ones(self.image_shape)) > 0.5  # 1 if an entry has weights, else 0
 

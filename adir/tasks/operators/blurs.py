@@ -13,7 +13,7 @@ from adir.tasks.operators.kernels import filter_2d, frequency_response, gaussian
 
 
 def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
-    """Return the circular blur by outer(kernel, kernel).
+    """Return the operator of a circular blur with the 2-D kernel outer(kernel, kernel).
 
     Args:
         image_shape: (3, H, W).
@@ -43,8 +43,8 @@ def circular_blur(image_shape: Shape, kernel: Tensor, what: str) -> Operator:
 class BoxBlur:
     """Degradation by a box blur: y[n] is the mean of x[n - (size-1)//2 .. n + size//2].
 
-    The mean is taken along rows and along columns. Size 5 is centred, and size 4 has offsets -1 to
-    +2.
+    The mean is taken along rows and along columns. The offsets are -2 to +2 at size 5, which is
+    centred, and -1 to +2 at size 4.
     """
 
     name: ClassVar[str] = "box_blur"

@@ -7,14 +7,16 @@ from torch import Tensor
 
 
 def bicubic_kernel(factor: int, centre: float) -> Tensor:
-    """Return 1-D bicubic weights (Keys, 1981, a = -0.5) for downsampling: (n,) float64, n even.
+    """Return (n,) float64 bicubic weights for downsampling along one axis, with n even.
 
-    The weights sum to one. Entry j weighs the pixel at offset n/2 - j from the sample's own pixel,
-    which is deepinv's convention for an even filter.
+    The kernel is that of Keys (1981) with a = -0.5, and its weights sum to one. In sample i of the
+    small image, entry j weighs pixel factor * i + n/2 - j of the large image, which is deepinv's
+    convention for an even filter.
 
     Args:
-        factor: factor by which the kernel is stretched; its support is 4 * factor pixels.
-        centre: centre of the support, an offset in pixels of the large image.
+        factor: factor of the downsampling, by which the kernel is stretched; its support is
+            4 * factor pixels.
+        centre: centre of the support for sample 0, in pixels of the large image.
     """
     reach = max(math.ceil(2 * factor + centre) - 1, math.ceil(2 * factor - centre))
     offset = reach - torch.arange(2 * reach, dtype=torch.float64)
@@ -26,7 +28,7 @@ def bicubic_kernel(factor: int, centre: float) -> Tensor:
 
 
 def gaussian_kernel(std: float, size: int) -> Tensor:
-    """Return a 1-D Gaussian sampled at `size` centred integers: (size,) float64, sum 1.
+    """Return the (size,) float64 weights of a centred 1-D Gaussian, which sum to one.
 
     `std` is the standard deviation in pixels.
     """
@@ -43,13 +45,14 @@ def frequency_response(kernel: Tensor, n: int) -> Tensor:
 def downsampling_norm(kernel: Tensor, factor: int, height: int, width: int) -> float:
     """Return the largest singular value of circular filtering followed by downsampling.
 
-    Filtering and taking every factor-th sample happen in both directions. In Fourier space A A^T is
-    diagonal: entry k is the mean of |F|^2 over the `factor` frequencies that alias to k. The norm
-    of one direction is therefore the square root of the largest entry. The norm of A is the product
-    of the norms of the two directions.
+    Rows and columns are both filtered, and every factor-th one is kept. The norm of A is the
+    product of the norms along the two directions. Along one direction A A^T is diagonal in Fourier
+    space: entry k is the mean of |F|^2 over the `factor` frequencies that alias to k, where F is
+    the Fourier transform of the kernel. The norm along this direction is the square root of the
+    largest entry.
 
     Args:
-        kernel: 1-D weights of the filter, with Fourier transform F.
+        kernel: 1-D weights of the filter.
         factor: factor of the downsampling.
         height: height of the image in pixels.
         width: width of the image in pixels.

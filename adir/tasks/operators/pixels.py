@@ -60,7 +60,7 @@ class Colorization:
 
 
 def keeping(mask: Tensor) -> nn.Module:
-    """Return deepinv's inpainting of images with the mask's shape (3, H, W).
+    """Return deepinv's inpainting physics for a mask (3, H, W).
 
     The mask is 1 for pixels that are kept and 0 for pixels that are lost.
     """
@@ -103,7 +103,10 @@ class MaskedPixels:
 
 @dataclass(frozen=True)
 class BoxInpainting(MaskedPixels):
-    """Degradation by a centred rectangular hole, with `side` times the sides of the image."""
+    """Degradation by a centred rectangular hole.
+
+    The sides of the hole are `side` times the sides of the image, with `side` between 0 and 1.
+    """
 
     name: ClassVar[str] = "box_inpainting"
     version: ClassVar[int] = 1
@@ -126,10 +129,11 @@ class BoxInpainting(MaskedPixels):
 
 @dataclass(frozen=True)
 class RandomInpainting(MaskedPixels):
-    """Degradation that loses pixels at random, a share `lost` of all, in all channels alike.
+    """Degradation that sets a random fraction `lost` of the pixels to 0, in all channels alike.
 
-    The mask is part of the task: it is drawn from `seed` and is the same for all images of one
-    size. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw a new mask for every image.
+    `lost` is between 0 and 1. The mask is part of the task: it is drawn from `seed` and is the same
+    for all images of one size. DPS (Chung et al., 2023) and DAPS (Zhang et al., 2025) draw a new
+    mask for every image.
     """
 
     name: ClassVar[str] = "random_inpainting"

@@ -1,6 +1,6 @@
 """Super-resolution operators: bicubic with circular or mirrored borders, and block means.
 
-None of them imports deepinv.
+This module does not import deepinv.
 """
 
 import itertools
@@ -18,16 +18,16 @@ from adir.tasks.operators.kernels import bicubic_kernel, downsampling_norm, filt
 
 
 class CircularDownsampling(nn.Module):
-    """Module for circular downsampling, with a closed form for A_dagger.
+    """Module that filters an image circularly and keeps every factor-th row and column.
 
     A and A_adjoint repeat deepinv's operations one by one, so that a restoration need not import
-    deepinv, which takes 2 s. The closed form is A_dagger = A^T (A A^T)^-1. deepinv computes
-    A_dagger by conjugate gradients, which stall while A A_dagger y still differs from y by 1e-4 to
-    8e-4 of y (measured in float64, factors 4 and 8). With a lower tolerance, conjugate gradients
-    take minutes for a 256 x 256 image.
+    deepinv, which takes 2 s. A_dagger has the closed form A^T (A A^T)^-1. deepinv computes A_dagger
+    by conjugate gradients, which stall while A A_dagger y still differs from y by a relative error
+    of 1e-4 to 8e-4 (measured in float64, factors 4 and 8). With a lower tolerance, conjugate
+    gradients take minutes for a 256 x 256 image.
 
     Args:
-        kernel: 1-D weights, an even number n of them; entry j weighs the pixel at offset n/2 - j.
+        kernel: (n,) weights, with n even; entry j weighs the pixel at offset n/2 - j.
         factor: factor of the downsampling.
         image_shape: (3, H, W).
         dtype: dtype of the weights.
@@ -80,7 +80,10 @@ class CircularDownsampling(nn.Module):
         return self.A_adjoint(torch.fft.ifft2(torch.fft.fft2(y) / self.gram).real)
 
     def _weights(self) -> Tensor:
-        """Return (3, 1, n, n) weights, flipped because torch correlates and deepinv convolves."""
+        """Return the filter as (3, 1, n, n) weights for torch's convolutions.
+
+        The filter is flipped, because torch correlates and deepinv convolves.
+        """
         return self.filter.flip(-2, -1).expand(3, -1, -1, -1).contiguous()
 
 
@@ -92,11 +95,11 @@ class SuperResolution:
 
     Attributes:
         factor: factor of the downsampling.
-        centre: position of sample 0 in the large image, in its pixels. With None it is (factor - 1)
-            / 2, the middle of the block that a low-resolution pixel covers, as in MATLAB, Pillow
-            and OpenCV. deepinv's own "bicubic" uses 0.5 for every factor, which shifts the image by
-            1 pixel at factor 4 and by 3 at factor 8. The authors' cropped images do not show
-            whether they used (factor - 1) / 2 or 0.5.
+        centre: position of the kernel's centre for sample 0, in pixels of the large image. None
+            means (factor - 1) / 2, the middle of the block that a low-resolution pixel covers, as
+            in MATLAB, Pillow and OpenCV. deepinv's own "bicubic" uses 0.5 for every factor, which
+            shifts the image by 1 pixel at factor 4 and by 3 at factor 8. The authors' cropped
+            images do not show whether they used (factor - 1) / 2 or 0.5.
     """
 
     name: ClassVar[str] = "super_resolution"
@@ -247,8 +250,9 @@ class MeanDownsampling:
 class ReflectiveSuperResolution:
     """`SuperResolution` with mirrored borders, as `sr_bicubic4` in DDRM.
 
-    The border pixel is part of the mirror image. DDRM's code sets singular values along a side to
-    zero if they are below 0.03. At factor 4 this has no effect, because the smallest is 0.35.
+    The mirror image repeats the border pixel. DDRM's code sets singular values along a side to zero
+    if they are below 0.03. At factor 4 this has no effect, because the smallest singular value is
+    0.35.
     """
 
     name: ClassVar[str] = "reflective_super_resolution"
