@@ -15,7 +15,7 @@ import torch
 from adir.files import hash_of
 from adir.harness.cells.cell import Cell
 from adir.harness.planning.cost import Cost, estimate
-from adir.harness.running.neighbours import training_ids
+from adir.harness.running.neighbours import excluded_ids, training_ids
 from adir.harness.running.out_of_memory import out_of_memory_explained
 from adir.harness.running.pipeline import adapter_made_of, neighbours_key
 from adir.harness.running.stores import (
@@ -147,7 +147,8 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
         found = stored_neighbours(cell.results, key, cell.k)
         if found is None:
             return None
-        used = set(training_ids(cell, [near.id for near in found.neighbours], found.excluded))
+        excluded = excluded_ids(cell, image_id, found.excluded)
+        used = set(training_ids(cell, [near.id for near in found.neighbours], excluded))
         images = [str(near.image) for near in found.neighbours if near.id in used]
     return hash_of(adapter_made_of(cell, image_id, task, images))
 

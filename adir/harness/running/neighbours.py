@@ -69,11 +69,26 @@ def find_neighbours(
     user's own image, x is None, and only repeated images of the corpus are excluded.
     """
     assert cell.corpus is not None
-    excluded = left_out(cell.corpus, x) if x is not None else []
-    withheld = cell.corpus.withheld(cell.data.cluster(image_id)) if x is not None else frozenset()
-    around = CellCorpus(cell, cell.corpus, y, withheld.union(excluded))
+    found = left_out(cell.corpus, x) if x is not None else []
+    excluded = excluded_ids(cell, image_id, found) if x is not None else frozenset()
+    around = CellCorpus(cell, cell.corpus, y, excluded)
     drawn = generator(cell.seed, image_id, "random neighbours")
-    return cell.mode.choose(around, cell.k, drawn), excluded
+    return cell.mode.choose(around, cell.k, drawn), found
+
+
+def excluded_ids(cell: Cell, image_id: str, copies: Collection[str]) -> frozenset[str]:
+    """Return the ids of the corpus images that a test image must not use.
+
+    They are its copies, and the images that the corpus withholds from its cluster.
+
+    Args:
+        cell: the cell, for its data set and corpus.
+        image_id: id of the test image.
+        copies: ids of the copies of the test image.
+    """
+    if cell.corpus is None:
+        return frozenset(copies)
+    return cell.corpus.withheld(cell.data.cluster(image_id)).union(copies)
 
 
 def training_ids(cell: Cell, chosen: list[str], excluded: Collection[str]) -> list[str]:
@@ -84,7 +99,7 @@ def training_ids(cell: Cell, chosen: list[str], excluded: Collection[str]) -> li
     Args:
         cell: the cell, for its corpus, mode and fine-tuning.
         chosen: ids of corpus images, nearest first.
-        excluded: ids of the corpus images that are copies of the test image.
+        excluded: ids of the corpus images that the test image must not use; see `excluded_ids`.
     """
     if cell.corpus is None or not cell.mode.depends_on_y:
         return chosen

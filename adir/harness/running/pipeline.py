@@ -39,6 +39,7 @@ from adir.harness.records.record import (
 from adir.harness.running.claims import Claims
 from adir.harness.running.neighbours import (
     corpus_index,
+    excluded_ids,
     find_neighbours,
     is_embedded,
     training_ids,
@@ -115,8 +116,9 @@ def prepare(cell: Cell, image_id: str, tell: Log, progress: bool) -> Prepared:
         prepared.recall = cell.corpus.recall(cell.k) if cell.mode.depends_on_y else None
     clock.lap("retrieve")
     chosen = [near.id for near in prepared.found.neighbours]
+    excluded = excluded_ids(cell, image_id, prepared.found.excluded)
     prepared.adapter = find_or_train_adapter(
-        cell, image_id, task, measurement.y, chosen, progress, tell, prepared.found.excluded
+        cell, image_id, task, measurement.y, chosen, progress, tell, excluded
     )
     clock.lap("adapt")
     return prepared
@@ -273,7 +275,7 @@ def find_or_train_adapter(
         chosen: ids of the corpus images to adapt to, nearest first.
         progress: show a progress bar of the training.
         tell: called with each message for the log.
-        excluded: ids of the corpus images that are copies of the test image.
+        excluded: ids of the corpus images that the test image must not use; see `excluded_ids`.
 
     Raises:
         Busy: if another worker is training the adapter.

@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from adir.adaptation.safe import SafeFineTuning
 from adir.data.domains import DOMAINS, DomainCorpus
 from adir.errors import InputError
 from adir.harness.cells.cell import Cell, resolve_cell
 from adir.harness.cells.compose import compose
 from adir.harness.running.claims import Claims
 from adir.harness.running.neighbours import corpus_index, find_neighbours
-from adir.harness.running.pipeline import Busy, embed_once
-from adir.images import from_uint8, generator, read_image, to_uint8, write_png
+from adir.harness.running.pipeline import Busy, embed_once, prepare
+from adir.images import from_uint8, generator, hash_of_image, read_image, to_uint8, write_png
 from adir.retrieval.index.memory import Index
 
 
@@ -253,6 +254,41 @@ def test_without_the_own_photograph_no_neighbour_is_of_it_and_of_others_all_are_
         control, "grass", None, y
     )  # a user's own image has no photograph here
     assert len(mine) == 20
+
+
+def test_what_the_corpus_withholds_is_no_validation_image_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "data=domains",
+        "retrieval=domains",
+        "retrieval.corpus.own_photograph=false",
+        "adaptation=random",
+        "adaptation/fine_tuning=safe",
+        "task=sr4",
+        "k=1",
+        f"results={tmp_path}",
+    ]
+    cell = resolve_cell(compose(words))
+    seen: list[torch.Tensor] = []
+
+    class Stop(Exception):
+        pass
+
+    def fit(self: object, *arguments: object, **keywords: object) -> None:
+        seen.extend(keywords["others"])
+        raise Stop
+
+    monkeypatch.setattr(SafeFineTuning, "fit", fit)
+    monkeypatch.setattr(SafeFineTuning, "n_extra_images", len(cell.corpus))  # all that may be drawn
+    with pytest.raises(Stop):
+        prepare(cell, "grass-s1-y192-x000", print, False)
+    hashes = {hash_of_image(x) for x in seen}
+    withheld = cell.corpus.withheld("grass")
+    assert withheld and not any(
+        hash_of_image(cell.corpus.image(name)) in hashes for name in withheld
+    )
+    assert len(seen) == len(cell.corpus) - len(withheld | cell.corpus.repeats) - 1
 
 
 def test_k_above_what_the_corpus_does_not_withhold_is_refused(
