@@ -115,9 +115,9 @@ Images: {n} that no table uses, test images of unseen categories that data=unsee
 middle {size} pixels. Tasks: `sr4` and `deblur`; {steps} evaluations of the unadapted embedded prior, 100 for `dmsp`; one seed.
 
 The rule: the highest mean of PSNR minus deep-lite0 (1 dB counts as 1 point) over images and tasks. A setting has one value per
-task if its authors do so too, or if it depends on the noise of y; its mean is over images. The default and its two neighbours
-are tried (a factor of sqrt(10) apart, or the next of {shares}). While the best value is at an end of the tried
-ones and gains more than {margin} over its neighbour, the next value beyond that end is tried. The default stays unless another
+task if its authors do so too, or if it depends on the noise of y; its mean is over images. A setting between 0 and 1 takes every
+value of {shares}. Of others, the default and the values a factor of sqrt(10) beside it are tried. While the best
+is at an end of the tried ones and gains more than {margin} over its neighbour, the next value beyond that end is tried. The default stays unless another
 value gains more than {margin}. A sampler's second setting is tuned with the value found for its first.
 
     python benchmarks/quality/tune_samplers.py run FOLDER --size {pixels} --images {n} --parquet caltech101_128.parquet
@@ -133,7 +133,7 @@ In each column of values PSNR in dB, deep-lite0 (lower is better); **bold**: cho
 CHECK = """
 ## With 100 evaluations
 
-The first image with the defaults and with the settings above, which were tuned with 20.
+The same images with the defaults and with the settings above, which were tuned with 20.
 
 | sampler | task | defaults | tuned | gain |
 |---|---|---|---|---|
@@ -220,21 +220,27 @@ class Runs:
 
 
 def climb(
-    values: list[Value], default: Value, score: Callable[[Value], Scores]
+    values: list[Value],
+    default: Value,
+    score: Callable[[Value], Scores],
+    try_all: bool = False,
 ) -> tuple[Value, dict[Value, Scores]]:
     """Return (chosen value, {value: scores} of all tried values).
 
-    The default and its two neighbours are tried. While the best value is at an end of the tried
-    ones and gains more than MARGIN over its neighbour, the next value beyond that end is tried. The
-    default is chosen unless the best gains more than MARGIN over it.
+    With `try_all`, every value is tried. Otherwise the default and its two neighbours are tried
+    first. While the best value is at an end of the tried ones and gains more than MARGIN over its
+    neighbour, the next value beyond that end is tried. The default is chosen unless the best gains
+    more than MARGIN over it.
 
     Args:
         values: candidates, ascending.
         default: one of the candidates.
         score: computes the scores of a value.
+        try_all: try every value.
     """
     start = values.index(default)
-    tried = {i: score(values[i]) for i in (start - 1, start, start + 1) if 0 <= i < len(values)}
+    first = range(len(values)) if try_all else (start - 1, start, start + 1)
+    tried = {i: score(values[i]) for i in first if 0 <= i < len(values)}
     while True:
         best = max(tried, key=lambda i: tried[i].gain)
         step = -1 if best == min(tried) else 1
@@ -269,7 +275,10 @@ def tune(runs: Runs) -> Iterator[Tuned]:
             default = composed(setting.sampler, tasks[0]).sampler[setting.key]
             before = {task: dict(found[setting.sampler, task]) for task in tasks}
             chosen, tried = climb(
-                setting.ladder(default), default, partial(runs.scores, setting, before)
+                setting.ladder(default),
+                default,
+                partial(runs.scores, setting, before),
+                try_all=setting.values is not None,
             )
             for task in tasks:
                 found[setting.sampler, task][setting.key] = chosen
@@ -285,7 +294,7 @@ def composed(sampler: str, task: str) -> DictConfig:
 def check(runs: Runs, rows: list[Tuned]) -> list[tuple[str, str, Scores, Scores]]:
     """Return (sampler, task, scores of the defaults, scores of the tuned settings).
 
-    The first image is restored with 100 evaluations. Pairs whose tuned settings are the defaults
+    The images are restored with 100 evaluations. Pairs whose tuned settings are the defaults
     are left out.
     """
     found = []
@@ -295,7 +304,8 @@ def check(runs: Runs, rows: list[Tuned]) -> list[tuple[str, str, Scores, Scores]
             chosen = {row.setting.key: row.chosen for row in own}
             with contextlib.suppress(Missing):
                 default, tuned = (
-                    scores_of(runs.lines_of(sampler, task, 100, one, 1)) for one in ({}, chosen)
+                    scores_of(runs.lines_of(sampler, task, 100, one, runs.n_images))
+                    for one in ({}, chosen)
                 )
                 found.append((sampler, task, default, tuned))
     return found

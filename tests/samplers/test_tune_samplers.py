@@ -47,6 +47,13 @@ def test_it_does_not_follow_a_plateau(study):
     assert (chosen, list(tried)) == (1.0, [0.0, 1.0, 2.0])
 
 
+def test_all_values_finds_what_lies_behind_a_plateau(study):
+    scores = lambda value: study.Scores(1.0 if value == 5 else 0.0, 0, 0)  # noqa: E731
+    assert study.climb(VALUES, 1.0, scores)[0] == 1.0
+    chosen, tried = study.climb(VALUES, 1.0, scores, try_all=True)
+    assert (chosen, list(tried)) == (5.0, VALUES)
+
+
 @pytest.mark.parametrize("gain, chosen", [(0.09, 2.0), (0.11, 3.0)])
 def test_the_default_stays_unless_another_gains_a_tenth(study, gain, chosen):
     assert (
