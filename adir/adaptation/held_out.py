@@ -85,9 +85,9 @@ def split_image(
     width = min(crop_size, side // 2) // stride * stride
     if width == 0:
         raise InputError(
-            f"an image of {image.shape[2]}x{image.shape[1]} pixels is too small to hold a part "
-            "of it out, as fine_tuning=safe does with fewer than ten images: its longer side "
-            f"needs at least {2 * stride} pixels"
+            f"an image of {image.shape[2]}x{image.shape[1]} pixels is too small: with fewer than "
+            "ten images, fine_tuning=safe holds out a part of each, which needs a longer side of "
+            f"at least {2 * stride} pixels"
         )
     first, second = image.split([side - width, width] if at_end else [width, side - width], dim)
     return (first, second) if at_end else (second, first)

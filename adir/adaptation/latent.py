@@ -51,7 +51,8 @@ def latent_crops(
             family is unknown.
     """
     if task is None or (backbone.family == "inpainting" and task.prompt is None):
-        raise ValueError(f"adapting {backbone.name} needs the task: its operator or its prompt")
+        needed = "task" if task is None else "prompt of the task"
+        raise ValueError(f"adapting {backbone.name} needs the {needed}: pass task=...")
     if backbone.family == "upscaler":
         return UpscalingCrops(backbone, images, crop_size, flip, generator, task, names)
     if backbone.family == "inpainting" and task.prompt is not None:

@@ -172,8 +172,8 @@ def load_scheduler(part: Path) -> Any:
             return getattr(diffusers, name).from_config(settings)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise InputError(
-            f"{path}: {name} rejects these settings ({' '.join(str(error).split())}); "
-            "fetch it again"
+            f"{path}: {name} rejects the settings in this file ({' '.join(str(error).split())}); "
+            "download the file again"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Bridges to other libraries: use their operators as tasks, and our methods as their models."""
+"""Bridges to other libraries: their operators become tasks, and they can call our methods."""

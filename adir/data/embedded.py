@@ -61,10 +61,10 @@ DEMO = ("brick-s2-y000-x000", "chelsea-s1-y050-x105", "motorcycle_left-s2-y120-x
 
 @cache
 def corpus_fields() -> tuple[Field, ...]:
-    """Return the fields of the embedded corpus, sorted by id.
+    """Return the fields (crops of photographs) of the embedded corpus, sorted by id.
 
-    They lie on a regular grid at each scale. Flat fields are left out, and so are fields that share
-    a pixel with a test field.
+    The fields lie on a regular grid at each scale. Fields without contrast are left out, and so are
+    fields that share a pixel with a test field.
     """
     fields = [
         field for name in PHOTOGRAPHS for field in lattice(name, STRIDES_OF.get(name, STRIDES))

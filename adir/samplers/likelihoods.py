@@ -58,10 +58,11 @@ class PiGDM:
     It assumes x0 | x_t ~ N(x0_hat, r_t^2 I) with r_t^2 = 1 - ab. Each step computes
 
         g       = (d x0_hat / d x_t)^T A^T (A A^T + sigma_y^2 / r_t^2 I)^-1 (y - A x0_hat)
-        x_{t-1} = DDIM step from x0_hat and eps, with eta  +  sqrt(ab_prev ab) g
+        x_{t-1} = DDIM(x0_hat, eps; eta) + sqrt(ab_prev ab) g
 
-    For sigma_y = 0, A^T (A A^T)^-1 is A_dagger. This class takes a sigma_y of at least the rounding
-    to 8 bits. Each step costs one network evaluation and one backpropagation through the network.
+    For sigma_y = 0, A^T (A A^T)^-1 is A_dagger. A smaller sigma_y than the standard deviation of
+    rounding y to 8 bits is raised to that value. Each step costs one network evaluation and one
+    backpropagation through the network.
 
     Attributes:
         n_steps: network evaluations; the paper uses 100.

@@ -149,8 +149,8 @@ class RestorationTask:
     def _as_file(self, y: Tensor) -> Tensor:
         """Return y (C, h, w) as it is read from its file: rounded to 8 bits, clipped to [-1, 1].
 
-        Pixels that inpainting loses are set to 0. No 8-bit level k / 127.5 - 1 with a whole number
-        k is exactly 0, so the value identifies these pixels.
+        Pixels that inpainting loses are set to 0. The 8-bit levels are k / 127.5 - 1 for k = 0 to
+        255, and none of them is 0. Therefore 0 marks exactly the lost pixels.
         """
         rounded = from_uint8(to_uint8(y))
         operator = self.operator(self.degradation.image_shape(tuple(y.shape)))

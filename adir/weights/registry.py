@@ -238,7 +238,8 @@ class HubRepository:
         """Return None if the folder is complete, else a message that says how to get it.
 
         The message gives the names and total size of the large files, the number of small files,
-        the mirrors and the folder. It also names the missing files of each incomplete folder.
+        the mirrors and the folder. If a download was begun, it also names the files that its folder
+        still misses.
         """
         if not self.lacking(self.path):
             return None

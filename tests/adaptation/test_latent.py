@@ -173,10 +173,10 @@ def test_crops_fit_the_smallest_image_and_the_latents(backbones, images, family)
         )
     with pytest.raises(ValueError, match="crop_size=3: the network needs 4 pixels or more"):
         examples(backbones[family], images, 3)
-    with pytest.raises(ValueError, match="needs the task"):
+    with pytest.raises(ValueError, match="needs the task: pass task"):
         latent_crops(backbones[family], images, 16, True, seeded(), None)
     if family == "sd_inpaint":  # an edit that is not bound to an image yet
-        with pytest.raises(ValueError, match="needs the task: its operator or its prompt"):
+        with pytest.raises(ValueError, match="needs the prompt of the task"):
             latent_crops(backbones[family], images, 16, True, seeded(), EditTask())
 
 

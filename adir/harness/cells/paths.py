@@ -93,8 +93,8 @@ def one_path(setting: str, path: str) -> str:
         raise InputError(f"{setting}= is empty: name a path, such as . for the current folder")
     if storable(path) != path:
         raise InputError(
-            f"{setting}={storable(path)}: the name is not UTF-8, so records cannot store it; "
-            f"rename it, or change to that folder and type {setting}=."
+            f"{setting}={storable(path)}: the path is not valid UTF-8, so records cannot store it; "
+            f"rename it, or change to that folder and pass `{setting}=.`"
         )
     return path if path == "null" or is_quoted(path) else quoted(os.path.expanduser(path))
 

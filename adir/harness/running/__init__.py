@@ -1,1 +1,1 @@
-"""Running of a grid: workers restore the images of cells and write the records."""
+"""Run a grid of cells: workers restore the test images of each cell and write the records."""

@@ -515,7 +515,8 @@ def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
 def sentence_of(rows: list[Row], shown: Sequence[str], against: str) -> str:
     """Return one sentence on the verdicts of the rows.
 
-    A row is named by its mode if all rows of that mode have the same label, else by its label.
+    The sentence calls a row by its adaptation mode. Where rows of one mode have different labels,
+    it calls them by their labels.
     """
     judged = [row for row in rows if row.verdicts]
     labels = grouped((row.axes["adaptation"], label(row.axes)) for row in judged)
@@ -539,7 +540,7 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
     """Mark the best row of each task and the rows tied with it; return notes on unmarked rows.
 
     All rows with the same task and data set compete, whatever their backbone and sampler. A row
-    competes only if it has no missing value and covers all images that any of these rows covers.
+    competes only if it has a score for every image of the task and data set that any row scored.
     Otherwise a row with a few easy images could pass for the best of the task.
     """
     contests: list[tuple[str, list[Row]]] = []

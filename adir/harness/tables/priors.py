@@ -41,9 +41,9 @@ def short_prior(trained_on: str | None) -> str:
 
 
 def collections_in(*texts: str | None) -> set[str]:
-    """Return the collections that the texts name, in any spelling.
+    """Return the image collections, such as ImageNet, that are named in the texts.
 
-    `image-net` and `ILSVRC2012_val` both name ImageNet.
+    Spellings do not matter: `image-net` and `ILSVRC2012_val` both name ImageNet.
     """
     plain = [re.sub(r"[^a-z0-9]", "", text.lower()) for text in texts if text]
     return {

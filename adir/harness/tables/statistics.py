@@ -273,9 +273,10 @@ def studentised(centred: Floats) -> Floats:
 
 @functools.lru_cache(maxsize=8)
 def resamples(n: int) -> Floats:
-    """Return the weights (N_RESAMPLES, n) of bootstrap resamples.
+    """Return the weights (N_RESAMPLES, n) of bootstrap resamples of n images.
 
-    A weight is the number of times that an image is drawn, divided by n. The random seed is n.
+    A weight is the number of times that an image is drawn, divided by n. The random generator is
+    seeded with n, so the weights depend on n alone.
     """
     return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES) / n
 

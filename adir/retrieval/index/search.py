@@ -107,7 +107,9 @@ def keys_of(parts: Sequence[Part], queries: Tensor, block: int) -> Iterator[tupl
 def nearest_candidates(
     parts: Sequence[Part], queries: Tensor, k: int, block: int = BLOCK
 ) -> list[np.ndarray]:
-    """Return, for each query, the numbers of the rows that can be among its k nearest.
+    """Return, for each query, the indices of all rows that may be among its k nearest.
+
+    These can be more than k rows, because matrix products in float32 leave close distances open.
 
     Args:
         parts: the vectors; row numbers continue from one part to the next.

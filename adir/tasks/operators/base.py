@@ -25,8 +25,8 @@ class Operator:
         image_shape: (3, H, W).
         y_shape: (C, h, w).
         norm: largest singular value of A.
-        sigma_y: standard deviation of e for images in [-1, 1]. It is the value in grey levels of
-            255, divided by 127.5.
+        sigma_y: standard deviation of the noise e on the scale of images in [-1, 1]. It is the
+            standard deviation on the scale of 0 to 255, divided by 127.5.
     """
 
     build: Callable[[torch.dtype], nn.Module]
