@@ -84,7 +84,7 @@ class Div2kSquares(Corpus):
         return {"licence": LICENCE, "source": SOURCE}
 
     def _image(self, image_id: str) -> Tensor:
-        """Return a centre square, (3, size, size) in [-1, 1]."""
+        """Return the centre crop of an image, resized to (3, size, size), in [-1, 1]."""
         pixels = decode(self._files[image_id].read_bytes(), image_id)
         height, width = pixels.shape[:2]
         side = min(height, width)

@@ -348,8 +348,8 @@ def triangles(
 ) -> Tensor:
     """Return (..., n, 64) weights that resample 64 pixels at n positions by a triangle filter.
 
-    The weights for each position have sum 1. All positions and distances are in units of the 64
-    pixels.
+    The weights for each position have sum 1. Positions and distances are in widths of one pixel,
+    and pixel j has its centre at j + 0.5.
 
     Args:
         centres: (..., n) positions of the resampled pixels.

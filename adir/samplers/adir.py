@@ -91,8 +91,8 @@ class ADIR:
         clip_x0: True clips x0_hat to [-1, 1].
         cap: True limits s Sigma so that the step remains stable
             (adir.diffusion.guidance.STABLE_STEP); False is the literal algorithm.
-        measurement_level: alpha_bar in line 5. `mean` takes the alpha_bar of x_{t-1}, whose mean is
-            mu, and `current` takes the alpha_bar of x_t. The index in the paper can be read in both
+        measurement_level: timestep of alpha_bar in line 5: `mean` takes t-1, because mu is the mean
+            of x_{t-1}, and `current` takes t. The index in the paper can be read in both
             ways, and the results agree as n_steps grows.
         eta: factor by which the standard deviation of the fresh noise is multiplied, from 0
             (deterministic after x_T) to 1 (the paper).

@@ -149,8 +149,8 @@ class Task(Protocol):
     def degrade(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the y of an image x (3, H, W) in [-1, 1].
 
-        y is (C, h, w) float32 on the CPU. An entry that depends on x is an 8-bit level
-        k / 127.5 - 1, and any other entry is 0.
+        y is (C, h, w) float32 on the CPU. Its entries are 8-bit levels k / 127.5 - 1
+        with k = 0 to 255. Entries that the operator masks out are 0.
         """
 
     def read_y(self, path: str | Path) -> Tensor:

@@ -33,7 +33,7 @@ def require_online(name: str, by_hand: str) -> None:
 
     Args:
         name: name of the weights, for the error message.
-        by_hand: text "FILES into FOLDER" for the advice to put files in place by hand.
+        by_hand: files and folder for the error message, such as "model.pth into /weights".
     """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes"):
         raise InputError(

@@ -158,7 +158,7 @@ def from_plain(configuration: dict[str, Any]) -> DictConfig:
 
 
 def literal(value: Any) -> Any:
-    """Return a value in which every text, in dicts and lists too, is escaped for OmegaConf."""
+    """Return a copy of a value whose strings, at any depth, are escaped for OmegaConf."""
     if isinstance(value, dict):
         return {key: literal(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -55,13 +55,13 @@ def commit() -> str | None:
 
 
 def process_peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory of this process so far in MB, earlier images included.
+    """Return the peak memory of this process since its start or its last reset, in MB.
 
     The value is GPU memory if `device` is a GPU, else resident memory.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)  # KiB on Linux
 
 
 def reset_peak_memory(device: torch.device) -> None:
