@@ -30,6 +30,7 @@ from adir.samplers.dmsp import DMSP
 from adir.samplers.editing import InpaintingSampler
 from adir.samplers.latent import UpscalerSampler
 from adir.samplers.likelihoods import Annealed, PiGDM
+from adir.samplers.pnp_dm import PnPDM
 from adir.samplers.tiling import TiledBackbone
 from adir.scoring.base import Metric
 from adir.scoring.metrics import METRICS
@@ -66,6 +67,7 @@ SAMPLERS = [
     DDPG(),
     DDNM(),
     DAPS(),
+    PnPDM(),
     PiGDM(),
     Annealed("ald"),
     DMSP(),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
 from adir.diffusion.posterior import predict_x0
+from adir.diffusion.schedule import Schedule
 from adir.samplers.base import (
     Adaptation,
     Restoration,
@@ -33,6 +34,31 @@ def polynomial_levels(high: float, low: float, n: int) -> Tensor:
     This is EDM (Karras et al., 2022), eq. 5 with rho = 7.
     """
     return torch.linspace(high ** (1 / 7), low ** (1 / 7), n, dtype=torch.float64) ** 7
+
+
+class NoiseLevels:
+    """Noise levels sigma of a network's schedule, where x is x0 plus noise of deviation sigma.
+
+    Args:
+        schedule: schedule of the network.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.sigma = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
+        """(T,) noise levels, ascending."""
+
+    def nearest(self, sigma: float | Tensor) -> int:
+        """Return the index of the level nearest to sigma."""
+        return int((self.sigma - sigma).abs().argmin())
+
+    def down_from(self, start: int, n: int) -> list[int]:
+        """Return the indices of n levels from `start` towards `LOWEST`, which is not one of them.
+
+        They are the levels nearest to sigmas that are evenly spaced in their 7th root.
+        """
+        high = float(self.sigma[start])
+        sigmas = polynomial_levels(high, min(LOWEST, high), n + 1)
+        return [self.nearest(sigma) for sigma in sigmas[:-1]]
 
 
 def langevin_step(
@@ -136,16 +162,11 @@ class DAPS:
         Nothing is differentiated.
         """
         alpha_bar, timesteps = backbone.schedule.alpha_bar, backbone.schedule.timesteps
-        table = ((1 - alpha_bar) / alpha_bar).sqrt()
-
-        def nearest(sigma: Tensor) -> int:
-            return int((table - sigma).abs().argmin())
+        levels = NoiseLevels(backbone.schedule)
+        table = levels.sigma
 
         def flow(x: Tensor, start: int, n_steps: int) -> Tensor:
-            levels = polynomial_levels(
-                float(table[start]), min(LOWEST, float(table[start])), n_steps + 1
-            )
-            steps = [nearest(sigma) for sigma in levels[:-1]]
+            steps = levels.down_from(start, n_steps)
             for i, i_next in zip(steps, [*steps[1:], None], strict=True):
                 t = timesteps[i].expand(len(x)).to(x.device)
                 x_t = alpha_bar[i].sqrt() * x
@@ -158,7 +179,7 @@ class DAPS:
         n_levels = max(1, self.n_steps // self.n_ode_steps)
         first = self.n_steps - (n_levels - 1) * self.n_ode_steps
         anneal = polynomial_levels(self.sigma_max, self.sigma_min, n_levels)
-        starts = [nearest(sigma) for sigma in anneal]
+        starts = [levels.nearest(sigma) for sigma in anneal]
         watch = Watch(y)
         x = table[starts[0]] * draw_noise(operator.image_shape, generators, y)
         for k, i in enumerate(starts):

@@ -46,6 +46,7 @@ ORDER = (
         "pigdm",
         "dps",
         "daps",
+        "pnp_dm",
         "ald",
         "score_sde",
         "ilvr",

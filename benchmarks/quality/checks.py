@@ -36,6 +36,8 @@ CHECKS = """
     samplers/test_ddnm.py::test_it_is_the_papers_algorithm_with_matrices
     samplers/test_daps.py::test_samples_have_the_moments_that_the_affine_recursion_gives
     samplers/test_daps.py::test_langevin_steps_sample_the_posterior
+    samplers/test_pnp_dm.py::test_it_is_the_papers_algorithm_with_matrices
+    samplers/test_pnp_dm.py::test_its_samples_have_the_stationary_density_of_the_gibbs_chain
     samplers/test_red_diff.py::test_it_is_adam_on_the_energy_of_a_gaussian_prior
     samplers/test_dds.py::test_the_sampler_is_the_listing_with_matrices
     samplers/test_dds.py::test_samples_have_the_moments_that_the_affine_recursion_gives

@@ -82,6 +82,7 @@ SETTINGS = (
     Setting("dds", "gamma", per_task=True),
     Setting("daps", "tau", per_task=True),
     Setting("ddpg", "zeta", SHARES, tasks=("sr4",)),
+    Setting("pnp_dm", "rho_min", per_task=True),
     Setting("ddpg", "zeta_noisy", SHARES, tasks=("deblur",)),
     Setting("adir_clean", "temperature", SHARES),
     Setting("ald", "weight"),
@@ -96,6 +97,7 @@ SETTINGS = (
     Setting("daps", "eta_0", per_task=True),
     Setting("adir_clean", "guidance_scale", per_task=True),
     Setting("red_diff", "lambda_"),
+    Setting("pnp_dm", "n_prior_steps", (1, 2, 4, 10)),
     Setting("dmsp", "sigma_net", n_steps=100),
 )
 """Settings in the order of tuning.

@@ -33,6 +33,7 @@ from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
 from adir.samplers.likelihoods import Annealed, PiGDM
+from adir.samplers.pnp_dm import PnPDM
 from adir.samplers.red_diff import REDDiff
 from adir.samplers.svd import back_projection, full_svd
 from adir.tasks.editing import EditTask
@@ -69,6 +70,7 @@ LEARNED = [
     DDNM(n_steps=3),
     PiGDM(n_steps=3),
     DAPS(n_steps=3, n_ode_steps=1, n_langevin=3),
+    PnPDM(n_steps=3, n_prior_steps=1),
     REDDiff(n_steps=3),
     Annealed("ald", n_steps=3),
     Annealed("score_sde", n_steps=3),
