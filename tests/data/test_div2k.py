@@ -70,7 +70,7 @@ def test_what_is_missing_is_said(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        InputError, match=r"found 3 DIV2K images .* 4 are requested; too small for 100 pixels: 0802"
+        InputError, match=r"found 3 DIV2K images .* 4 are requested .too small for 100 pixels: 0802.; lower"
     ):
         Div2kSquares(folder, size=100, count=4)
     with pytest.raises(InputError, match="no such file"):
@@ -81,7 +81,7 @@ def test_what_is_missing_is_said(
     content = bytearray(zipped(folder).read_bytes())
     content[5000] ^= 1  # in 0801.png
     (tmp_path / "flipped.zip").write_bytes(content)
-    with pytest.raises(InputError, match=r"flipped.zip: 0801.png is damaged \(Bad CRC-32"):
+    with pytest.raises(InputError, match=r"0801.png in .*flipped.zip is damaged \(Bad CRC-32"):
         Div2kSquares(tmp_path / "flipped.zip", size=64, count=1)
     (folder / "DIV2K_valid_HR" / "0801.png").write_bytes(b"<html>")
     with pytest.raises(InputError, match=r"0801.png is damaged"):

@@ -156,7 +156,7 @@ def test_images_added_later_cost_only_themselves(images, tmp_path):
 def test_images_that_are_gone_stop_a_build(images, tmp_path):
     build(tmp_path / "index", images)
     (images / "0.png").unlink()
-    with pytest.raises(InputError, match=r"1 of 23 parts of the indexed corpus .* such as 0\.png"):
+    with pytest.raises(InputError, match=r"1 of the 23 indexed entries, such as 0\.png"):
         build(tmp_path / "index", images)
     corpus = IndexedCorpus(tmp_path / "index")
     with pytest.raises(InputError, match="missing"):
@@ -601,7 +601,7 @@ def test_a_corpus_of_rejects_alone_says_why(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/x.png").write_bytes(b"no image")
     with pytest.raises(
-        InputError, match=r"no image could be read; the first of 1 rejects: x.png: not an image"
+        InputError, match=r"no image could be read .1 rejected; first reason: x.png: not an image"
     ):
         build(tmp_path / "index", tmp_path / "images")
 
