@@ -196,7 +196,7 @@ def test_another_process_is_another_cell(tmp_path):
         (
             {"_class_name": "ScoreSdeVeScheduler"},
             "scheduler ScoreSdeVeScheduler is not supported; choose a network trained as DDPM, "
-            "with one of DDPMScheduler",
+            "whose scheduler is one of DDPMScheduler",
         ),
         (
             {"beta_schedule": "sigmoid"},

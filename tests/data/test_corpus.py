@@ -320,7 +320,7 @@ def test_of_images_with_one_id_the_later_are_rejects(tmp_path):
     corpus = SourceCorpus(Twice(tmp_path / "x.tar"))
     assert corpus.ids == ["x.tar/a"]
     assert corpus.rejects == {
-        "x.tar/a (2)": "an earlier image of the corpus has the same id; rename one of them"
+        "x.tar/a (2)": "an earlier image of the corpus has the same id; rename one of the two"
     }
 
 

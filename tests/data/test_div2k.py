@@ -70,10 +70,11 @@ def test_what_is_missing_is_said(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        InputError, match=r"found 3 DIV2K images .* 4 are requested .too small for 100 pixels: 0802.; lower"
+        InputError,
+        match=r"found 3 DIV2K images .* 4 are requested .too small for 100 pixels: 0802.; lower",
     ):
         Div2kSquares(folder, size=100, count=4)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no file or folder"):
         Div2kSquares(folder / "nothing.zip")
     (tmp_path / "broken.zip").write_bytes(zipped(folder).read_bytes()[:1000])
     with pytest.raises(InputError, match="damaged zip file"):

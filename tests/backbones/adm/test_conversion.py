@@ -293,7 +293,8 @@ def test_another_architecture_names_the_first_tensor_that_differs(change, words)
 
 
 @pytest.mark.parametrize(
-    "change, words", [("drop", "is missing in the file"), ("add", "is .1,. in the file, but missing")]
+    "change, words",
+    [("drop", "is missing in the file"), ("add", "is .1,. in the file, but missing")],
 )
 def test_a_tensor_too_few_or_too_many_is_named(change, words):
     checkpoint, flags = made_checkpoint()
@@ -318,7 +319,10 @@ def test_a_tensor_too_few_or_too_many_is_named(change, words):
             {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
             "a whole Stable Diffusion checkpoint",
         ),
-        ({"down_blocks.0.resnets.0.norm1.weight": (320,)}, "diffusers' tensor names .give the folder"),
+        (
+            {"down_blocks.0.resnets.0.norm1.weight": (320,)},
+            "diffusers' tensor names .give the folder",
+        ),
         (
             {"input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": (320, 320)},
             "a Stable Diffusion UNet",
