@@ -107,7 +107,8 @@ def test_a_network_that_learns_its_variance_gives_eps_and_the_fraction_apart(tmp
 
 def test_learned_variance_asked_of_a_network_without_one_raises(folder):
     with pytest.raises(
-        InputError, match="variance=learned, but the network predicts no variance; use small or"
+        InputError,
+        match="variance=learned, but the network predicts no variance; use variance=small or",
     ):
         GuidedDiffusion(folder=folder, variance="learned")
 

@@ -165,7 +165,7 @@ def test_rows_without_names_of_their_own_are_numbered_over_the_whole_file(tmp_pa
 
 def test_a_parquet_file_that_does_not_fit_raises(tmp_path):
     path = write_parquet(tmp_path / "set.parquet")
-    with pytest.raises(InputError, match="values: corpus, test"):
+    with pytest.raises(InputError, match="set value to one of corpus, test"):
         parquet_corpus(path, "split", "train")
     with pytest.raises(InputError, match="no column 'fold'; it has image, split"):
         parquet_corpus(path, "fold", "1")

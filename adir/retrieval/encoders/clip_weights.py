@@ -88,9 +88,10 @@ def find_checkpoint(
     if checkpoint is not None:
         path = Path(checkpoint)
         if not path.is_file():
-            put = f"download {address} to this path" if published else "put the weights there"
+            get = f"download {address} and " if published else ""
             raise InputError(
-                f"CLIP {architecture}: no file {path}; {put}, or set checkpoint to another file"
+                f"CLIP {architecture}: no file {path}; {get}put the weights there, or set "
+                "checkpoint to another file"
             )
         return path
     if tag is None:

@@ -105,5 +105,7 @@ def test_weights_of_another_network_and_missing_ones_are_named(tmp_path):
         CyclipEncoder(tmp_path / "part.pt")
     with pytest.raises(InputError, match="goel-shashank/CyCLIP"):
         CyclipEncoder()
-    with pytest.raises(InputError, match=r"no file .*best.pt; put the weights there"):
+    with pytest.raises(
+        InputError, match=r"no file .*best.pt; download the authors.* and put the weights there"
+    ):
         CyclipEncoder(tmp_path / "best.pt")
