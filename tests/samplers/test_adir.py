@@ -581,7 +581,7 @@ def test_back_projection_of_a_noisy_y_is_refused_in_one_line():
         "back_projection=true would amplify the noise of task deblur (10 grey levels): "
         "use back_projection=false"
     )
-    with pytest.raises(ValueError, match="the noise of y .10 grey levels"):
+    with pytest.raises(ValueError, match=r"the noise of y \(10 grey levels"):
         sampler.restore(Denoiser(unit_eps), task.operator((3, 16, 16)), blurred(), generators(1))
     quiet = RestorationTask("sr4", 1, SuperResolution(4), sigma_y=0, guidance_scale=1)
     assert sampler.not_applicable(GuidedDiffusion(), quiet, mode) is None

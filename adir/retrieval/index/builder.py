@@ -204,9 +204,9 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
         gone = {key for key in gone if storable(key) not in rejects}
     if gone:
         raise InputError(
-            f"{folder}: corpus {source.name} lacks {len(gone)} of the {len(known)} indexed entries, "
-            f"such as {storable(min(gone))}; restore what is missing, or build a new index with "
-            "out="
+            f"{folder}: corpus {source.name} lacks {len(gone)} of the {len(known)} indexed "
+            f"entries, such as {storable(min(gone))}; restore what is missing, or build a new "
+            "index with out="
         )
     new = ((key, count) for key, count in source.listing() if key not in known)
     for number, keys in enumerate(shares(new, shard_size), len(planned(folder))):
