@@ -147,7 +147,7 @@ def require_no_results(folder: Path) -> None:
     if (folder / RESULTS_MARKER).exists():
         raise InputError(
             f"{folder}: holds results of adir, which are never read as input images; name another "
-            f"folder (or remove {RESULTS_MARKER} from it, if these are images of yours)"
+            f"folder, or remove {RESULTS_MARKER} from this folder if the images are your own"
         )
 
 
@@ -194,7 +194,8 @@ def refuse_folder(error: OSError) -> None:
     The function is passed to os.walk as `onerror`. Without it, os.walk skips the folder silently.
     """
     raise InputError(
-        f"{error.filename}: cannot be listed ({error.strerror}); make it readable, or remove it"
+        f"{error.filename}: cannot be listed ({error.strerror}); make the folder readable, "
+        "or remove the folder"
     ) from error
 
 

@@ -224,7 +224,7 @@ def require_fit(image: Image.Image, name: str, max_pixels: int, least_side: int)
     width, height = image.size
     if width * height > max_pixels:
         raise InputError(
-            f"{name}: {width}x{height}, more than {max_pixels / 1e6:g} million pixels; reduce it"
+            f"{name}: {width}x{height}, more than {max_pixels / 1e6:g} million pixels; shrink it"
         )
     if min(width, height) < least_side:
         raise InputError(

@@ -131,8 +131,8 @@ def adapted_at(
         wanted = {any(first <= step <= last for first, last in ranges) for step in t.tolist()}
         if len(wanted) > 1:
             raise ValueError(
-                f"the adapter applies to only some of the timesteps {t.tolist()} of one batch: "
-                "give all images of a batch one timestep"
+                f"the adapter applies to only some of the timesteps {t.tolist()} of this batch: "
+                "use the same timestep for all images of a batch"
             )
         # The state stays until a call needs the other one, because a gradient of the last call
         # still needs these weights.

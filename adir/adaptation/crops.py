@@ -43,10 +43,11 @@ def crop_side(
         )
     if side == 0:
         raise InputError(f"crop_size={crop_size}: the network needs {stride} pixels or more")
-    short = f"crops of {side} pixels, not crop_size={crop_size}"
+    short = f"crops of {side} pixels instead of crop_size={crop_size}, because"
     if min(height, width) >= crop_size:
-        return side, f"{short}: {crop_size} is no multiple of the network's stride, {stride}"
-    return side, f"{short}: image {name} has {width}x{height}, and the network's stride is {stride}"
+        return side, f"{short} {crop_size} is not a multiple of the network's stride, {stride}"
+    size = f"{width}x{height} pixels"
+    return side, f"{short} image {name} has {size} and the network's stride is {stride}"
 
 
 class NoisyCrops(IterableDataset):

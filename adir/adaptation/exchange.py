@@ -54,8 +54,8 @@ def require_fit(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) 
         want = shapes.get(name)
         if have != want:
             raise ValueError(
-                f"the adapter does not fit the network: {name} is {have} in the file, {want} in "
-                "the network (a shape, or None if missing)"
+                f"the adapter does not fit the network: tensor {name} has shape {have} in the "
+                f"file, but {want} in the network (None: there is no such tensor)"
             )
 
 

@@ -57,8 +57,8 @@ class Lora:
         if isinstance(self.layers, str) and self.layers not in LAYER_KINDS:
             raise ValueError(
                 f"adapter=lora: unknown layers={self.layers!r}; choose one of "
-                f"{', '.join(LAYER_KINDS)}, or give a list of these and of ends of layer names, "
-                "such as [to_q,to_v]"
+                f"{', '.join(LAYER_KINDS)}, or give a list of these and of suffixes of layer "
+                "names, such as [to_q,to_v]"
             )
 
     def targets(self, network: nn.Module) -> list[str]:
@@ -220,8 +220,8 @@ def wrapped_layers(lora: Lora, network: nn.Module) -> list[Wrapped]:
     base_parameters, configured = list(network.parameters()), hasattr(network, "peft_config")
     if configured:
         raise ValueError(
-            f"adapter=lora: this {type(network).__name__} carries an adapter of peft already: "
-            "remove it first"
+            f"adapter=lora: this {type(network).__name__} already has an adapter of peft; "
+            "remove that adapter first"
         )
     # Imported here, because peft takes 3 s to import. peft imports bitsandbytes if that is
     # installed, and bitsandbytes warns of a kernel for 4-bit weights, which ADIR does not use.

@@ -72,7 +72,8 @@ def weights_file(part: Path) -> tuple[Path, str | None]:
         if (part / name).is_file():
             return part / name, variant
     raise InputError(
-        f"{part}: no weights; it must contain one of {', '.join(name for name, _ in WEIGHTS)}"
+        f"{part}: no weights; the folder must contain one of "
+        f"{', '.join(name for name, _ in WEIGHTS)}"
     )
 
 
@@ -115,7 +116,7 @@ def load_part(part: Path, kind: type[Any]) -> Any:
     ) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{part}: damaged or unfit {kind.__name__} ({reason}); fetch it again"
+            f"{part}: damaged or unsuitable {kind.__name__} ({reason}); download the folder again"
         ) from error
     require_all_tensors(weights, info)
     return model.eval().requires_grad_(False)
@@ -124,7 +125,8 @@ def load_part(part: Path, kind: type[Any]) -> Any:
 def require_class(config: Path, name: str) -> None:
     """Raise InputError unless a config.json describes a model of the class with this name."""
     settings = read_config(config)
-    found = settings.get("_class_name") or (settings.get("architectures") or ["nothing"])[0]
+    classes = settings.get("architectures") or ["model of unknown class"]
+    found = settings.get("_class_name") or classes[0]
     if found != name:
         raise InputError(f"{config}: describes a {found}; give a folder with a {name}")
 
@@ -150,8 +152,9 @@ def require_all_tensors(weights: Path, info: dict[str, Any]) -> None:
     if wrong:
         key, found, expected = min(wrong, key=lambda item: item[0])
         raise InputError(
-            f"{weights}: does not fit config.json: {key} is {found} in the file, {expected} in "
-            "the network" + (f" ({len(wrong)} tensors differ)" if len(wrong) > 1 else "")
+            f"{weights}: the tensors do not fit config.json ({key} is {found} in the file, but "
+            f"{expected} in the network"
+            + (f"; {len(wrong)} tensors differ)" if len(wrong) > 1 else ")")
         )
 
 
@@ -192,7 +195,8 @@ def load_tokenizer(part: Path) -> CLIPTokenizer:
             return CLIPTokenizer.from_pretrained(part, local_files_only=True)
     except Exception as error:  # the Rust library behind it raises plain Exception
         raise InputError(
-            f"{part}: damaged tokenizer ({' '.join(str(error).split())[:300]}); fetch it again"
+            f"{part}: damaged tokenizer ({' '.join(str(error).split())[:300]}); "
+            "download the folder again"
         ) from error
 
 
@@ -204,11 +208,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         settings = read_json(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; fetch the whole folder") from error
+        raise InputError(f"{path}: no such file; download the whole folder") from error
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); fetch it again") from error
+        raise InputError(f"{path}: damaged ({error}); download the file again") from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: contains no JSON object; fetch it again")
+        raise InputError(f"{path}: contains no JSON object; download the file again")
     return settings
 
 

@@ -169,8 +169,8 @@ def device_of(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise ValueError(
-                f"device={name}: torch finds {count} CUDA devices here; use device=cpu or "
-                "another index"
+                f"device={name}: torch finds {count} CUDA device{'' if count == 1 else 's'} here; "
+                "use device=cpu or another index"
             )
     return device
 

@@ -147,7 +147,7 @@ class GuidedDiffusion:
         if (variance == "learned") and not self.learns_variance:
             raise InputError(
                 f"backbone={name}: variance=learned, but the network predicts no variance; use "
-                "small or large"
+                "variance=small or variance=large"
             )
 
     @functools.cached_property
@@ -258,12 +258,12 @@ def load_network(config: Path, weights: Path) -> "UNet2DModel":
     }
     expected = network.state_dict()
     for key in sorted(expected.keys() | tensors.keys()):
-        want = tuple(expected[key].shape) if key in expected else "no such tensor"
+        want = tuple(expected[key].shape) if key in expected else "missing"
         have = tuple(tensors[key].shape) if key in tensors else "missing"
         if want != have:
             raise InputError(
-                f"{weights}: does not fit {config.name}: {key} is {have} in the file, {want} in "
-                "the network"
+                f"{weights}: the tensors do not fit {config.name} ({key} is {have} in the file, "
+                f"but {want} in the network)"
             )
     network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
@@ -295,13 +295,13 @@ def read_settings(config: Path, weights: Path) -> dict[str, Any]:
     channels = settings.get("in_channels", 3), settings["out_channels"]
     if channels not in ((3, 3), (3, 6)):
         raise InputError(
-            f"{config}: {channels[0]} channels in and {channels[1]} out; give a network for RGB, "
-            "with 3 in and 3 or 6 out"
+            f"{config}: the network has {channels[0]} input channels and {channels[1]} output "
+            "channels; give a network for RGB images, with 3 input and 3 or 6 output channels"
         )
     if settings.get("class_embed_type") is not None or settings.get("num_class_embeds") is not None:
         raise InputError(
-            f"{config}: class-conditional networks are not supported, because no class labels are "
-            "given here; give an unconditional network"
+            f"{config}: class-conditional networks are not supported, because "
+            "backbones get no class labels; give an unconditional network"
         )
     return settings
 
@@ -309,7 +309,8 @@ def read_settings(config: Path, weights: Path) -> dict[str, Any]:
 def damaged(config: Path, error: Exception) -> InputError:
     """Return the error for a damaged backbone, with the message of `error` on one line."""
     return InputError(
-        f"{config.parent}: damaged backbone ({' '.join(str(error).split())}); fetch it again"
+        f"{config.parent}: damaged backbone ({' '.join(str(error).split())}); "
+        "download the folder again"
     )
 
 

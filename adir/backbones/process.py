@@ -95,18 +95,18 @@ def read_process(folder: Path) -> Process:
         settings = read_json(path)
     except ValueError as error:
         raise InputError(
-            f"{path}: damaged ({' '.join(str(error).split())}); fetch it again"
+            f"{path}: damaged ({' '.join(str(error).split())}); download the file again"
         ) from error
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: contains no JSON object; fetch it again")
+        raise InputError(f"{path}: contains no JSON object; download the file again")
     if (name := settings.get("_class_name")) not in TRAINED_AS_DDPM:
         raise InputError(
-            f"{path}: scheduler {name} is not supported; choose a network trained as DDPM, with "
-            f"one of {', '.join(TRAINED_AS_DDPM)}"
+            f"{path}: scheduler {name} is not supported; choose a network trained as DDPM, whose "
+            f"scheduler is one of {', '.join(TRAINED_AS_DDPM)}"
         )
     if settings.get("rescale_betas_zero_snr"):
         raise InputError(
-            f"{path}: rescale_betas_zero_snr is not supported, because x_t at the last step "
+            f"{path}: rescale_betas_zero_snr is not supported, because x_t at the last timestep "
             "contains nothing of the image; choose another network"
         )
     predicts = settings.get("prediction_type", "epsilon")
@@ -134,7 +134,7 @@ def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
     try:
         n = settings.get("num_train_timesteps", 1000)
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"num_train_timesteps {n!r} must be a whole number from 1")
+            raise ValueError(f"num_train_timesteps={n!r} must be a whole number of at least 1")
         ends = (float(settings.get("beta_start", 1e-4)), float(settings.get("beta_end", 0.02)))
         if settings.get("trained_betas") is not None:
             betas = torch.tensor(settings["trained_betas"], dtype=torch.float64)
@@ -152,6 +152,6 @@ def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
             raise ValueError("the betas must be between 0 and 1")
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"{path}: unsupported diffusion process: {' '.join(str(error).split())}"
+            f"{path}: unsupported diffusion process ({' '.join(str(error).split())})"
         ) from error
     return betas

@@ -183,9 +183,8 @@ class StableDiffusion:
         if found != self.channels:
             raise InputError(
                 f"backbone={self.name}: the UNet in {self.folder} has {found} input channels "
-                f"instead of {self.channels}: "
-                f"it is {FAMILIES.get(found, 'of an unknown family')}, not "
-                f"{FAMILIES[self.channels]}"
+                f"instead of {self.channels}, so it is "
+                f"{FAMILIES.get(found, 'of an unknown family')}, not {FAMILIES[self.channels]}"
             )
 
     @property

@@ -78,9 +78,9 @@ class PhysicsOperator:
         )
         if tuple(self.factor * side for side in operator.y_shape[1:]) != tuple(image_shape[1:]):
             raise InputError(
-                f"{self.physics}: images {tuple(image_shape)} give y {operator.y_shape}, which "
-                f"contradicts factor={self.factor}: set factor to the ratio of their sides, which "
-                "must be a whole number"
+                f"{self.physics}: images of shape {tuple(image_shape)} give y of shape "
+                f"{operator.y_shape}, which contradicts factor={self.factor}; set factor to the "
+                "ratio of their sides, which must be a whole number"
             )
         if operator.y_shape[0] not in (1, 3):
             raise InputError(
@@ -92,7 +92,7 @@ class PhysicsOperator:
             raise InputError(
                 f"{self.physics}: the weights that form a pixel of y must sum to 1 (or to 0 where "
                 f"y is masked), but their sums range from {weights.min():.3g} to "
-                f"{weights.max():.3g}: normalise the filter, and use circular, reflect or "
+                f"{weights.max():.3g}; normalise the filter, and use circular, reflect or "
                 "replicate borders"
             )
         return operator
@@ -348,8 +348,8 @@ class Reconstruction(Reconstructor):
             return nullcontext()
         if y.shape[0] not in (1, 3):
             raise InputError(
-                f"mode {mode.name}: y has {y.shape[0]} channels, but only an image with 1 or 3 can "
-                "be adapted to; use mode none"
+                f"mode {mode.name}: y has {y.shape[0]} channels, but adaptation needs 1 or 3; "
+                "use mode none"
             )
         image = y.expand(3, -1, -1).clamp(-1, 1)
         found, others = self.neighbours_of(image, name) if mode.encoder is not None else ([], [])

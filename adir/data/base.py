@@ -94,11 +94,11 @@ class Corpus:
         """Store the manifest. Raises InputError if the manifest is empty."""
         if not manifest:
             first = (
-                f"; the first of {len(rejects)} rejects: {next(iter(rejects.values()))}"
+                f" ({len(rejects)} rejected; first reason: {next(iter(rejects.values()))})"
                 if rejects
                 else ""
             )
-            raise InputError(f"corpus {name}: no image found{first}")
+            raise InputError(f"corpus {name}: no usable image{first}")
         self.name, self.manifest, self.rejects = name, manifest, rejects
         self.categories = {} if categories is None else categories
         self.ids = sorted(manifest)

@@ -72,7 +72,9 @@ def read_again(source: Source, image_id: str, sha256: str, remedy: str) -> Tenso
     """
     content = source.read(image_id)
     if sha256_of_bytes(content) != sha256:
-        raise InputError(f"{image_id}: has changed since {source.name} was listed; {remedy}")
+        raise InputError(
+            f"{image_id}: the file has changed since {source.name} was listed; {remedy}"
+        )
     return from_uint8(decode(content, image_id))
 
 

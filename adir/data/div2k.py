@@ -58,8 +58,8 @@ class Div2kSquares(Corpus):
                     side = min(image.size)
             except (OSError, zipfile.BadZipFile, zlib.error) as error:
                 raise InputError(
-                    f"data=div2k: {self._place}: {file.name} is damaged ({error}); download it "
-                    "again"
+                    f"data=div2k: {file.name} in {self._place} is damaged ({error}); download "
+                    "DIV2K again"
                 ) from error
             if side < size:
                 too_small.append(file.stem)
@@ -71,7 +71,7 @@ class Div2kSquares(Corpus):
             if len(manifest) == count:
                 break
         if len(manifest) < count:
-            small = f"; too small for {size} pixels: {', '.join(too_small)}" if too_small else ""
+            small = f" (too small for {size} pixels: {', '.join(too_small)})" if too_small else ""
             raise InputError(
                 f"{self._place}: found {len(manifest)} DIV2K images (0801.png and so on), but "
                 f"{count} are requested{small}; lower data.count"
@@ -107,10 +107,10 @@ def images_of(place: Path) -> Sequence[Path | zipfile.Path]:
         try:
             archive = zipfile.ZipFile(place)
         except FileNotFoundError as error:
-            raise InputError(f"data=div2k: {place}: no such file or folder") from error
+            raise InputError(f"data=div2k: no file or folder {place}") from error
         except zipfile.BadZipFile as error:
             raise InputError(
-                f"data=div2k: {place}: damaged zip file ({error}); download it again"
+                f"data=div2k: {place} is a damaged zip file ({error}); download the file again"
             ) from error
         files = (zipfile.Path(archive, name) for name in archive.namelist())
     return sorted((file for file in files if NAME.fullmatch(file.name)), key=lambda file: file.name)

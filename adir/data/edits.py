@@ -13,7 +13,7 @@ from adir.tasks.editing import EditTask, edit_id, read_mask
 
 FORMAT = (
     "images NAME.png, masks NAME_mask.png (white is repainted), and prompts.csv "
-    "(image,prompt) or prompts.json"
+    "(columns image,prompt) or prompts.json"
 )
 
 
@@ -52,9 +52,8 @@ class EditSet(Corpus):
             try:
                 EditTask().with_mask(mask, prompt).image_shape(tuple(x.shape))
             except InputError as error:
-                raise InputError(
-                    f"{file if prompt.strip() else folder}: {name}: {error}"
-                ) from error
+                where = f"{file}" if prompt.strip() else f"{folder}, image {name}"
+                raise InputError(f"{where}: {error}") from error
             image_id = edit_id(name, mask, prompt)
             self._images[image_id], self._masks[image_id], self._prompts[image_id] = (
                 image,

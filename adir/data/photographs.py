@@ -98,14 +98,15 @@ def reduced(photograph: str, scale: int) -> np.ndarray:
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise InputError(
-            "the embedded images come with scikit-image, which is missing: pip install scikit-image"
+            "the images of this data set are crops of photographs in scikit-image, which is not "
+            "installed; run `pip install scikit-image`"
         )
     # skimage.data's own functions may download.
     path = Path(spec.origin).parent / "data" / file
     if not path.is_file() or sha256_of_file(path) != PHOTOGRAPHS[file]:
         raise InputError(
-            f"{path}: missing, or not the file from which the embedded images are cut; install "
-            "scikit-image 0.26"
+            f"{path}: the images of this data set are crops of the photographs in scikit-image "
+            "0.26, but this photograph is missing or differs; install scikit-image 0.26"
         )
     # The colour profile is ignored: applying rocket.jpg's (Adobe RGB) would change all published
     # results on its fields.

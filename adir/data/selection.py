@@ -35,8 +35,8 @@ class Selection(Corpus):
         if per_category is not None or skip:
             if not corpus.categories:
                 raise InputError(
-                    f"per_category={per_category}, skip={skip}: corpus {corpus.name} has no "
-                    "categories; leave both unset"
+                    f"per_category={per_category} and skip={skip} need categories, but corpus "
+                    f"{corpus.name} has none; leave both unset"
                 )
             by_category: dict[str | None, list[str]] = {}
             for image_id in corpus.ids:

@@ -69,7 +69,7 @@ from adir.samplers.base import (
 from adir.tasks.base import LinearOperator, Task
 
 NOISY = (
-    "back_projection=true would amplify the noise of {source}, {level:g} grey levels: "
+    "back_projection=true would amplify the noise of {source} ({level:g} grey levels): "
     "use back_projection=false"
 )
 
@@ -244,7 +244,8 @@ class FastADIR(ADIR):
         super().__post_init__()
         if self.eta != 0:
             raise ValueError(
-                f"eta={self.eta!r}: the second-order step has no noise: use eta=0, or sampler=adir"
+                f"eta={self.eta!r} adds noise, which the second-order step does not allow: use "
+                "eta=0, or sampler=adir"
             )
 
     def _x0_of_step(

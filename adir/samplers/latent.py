@@ -315,5 +315,6 @@ def require_range(image: Tensor, who: str) -> None:
     if not (image.min() >= -1 and image.max() <= 1):  # this form also refuses NaN
         low, high = image.min().item(), image.max().item()
         raise InputError(
-            f"{who} takes images in [-1, 1], got values from {low:.3g} to {high:.3g}: scale them"
+            f"{who} takes images in [-1, 1], got values from {low:.3g} to {high:.3g}: scale the "
+            "values"
         )

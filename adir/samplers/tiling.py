@@ -199,13 +199,13 @@ def require_restorable(backbone: Backbone, task: Task, y: Tensor, tile: int) -> 
     stride = backbone.stride
     if tile < 4 * stride or tile % stride:
         raise InputError(
-            f"tile={tile}: this backbone needs a multiple of {stride} of at least {4 * stride}"
+            f"tile={tile}: this backbone needs a multiple of {stride} that is at least {4 * stride}"
         )
     if not task.shift_invariant:
         if height % stride or width % stride:
             raise InputError(
-                f"task {task.name}: {width}x{height} pixels, but this backbone takes multiples "
-                f"of {stride}: crop the image"
+                f"task {task.name}: the image has {width}x{height} pixels, but this backbone takes "
+                f"multiples of {stride}; crop the image"
             )
         return
     margin = math.ceil(MARGIN / (height // y.shape[1]))

@@ -193,7 +193,7 @@ class PyiqaMetric:
                     raise
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 files = ", ".join(str(file.path) for file in self.weights_files)
-                raise InputError(f"{self.name}: cannot load {files}: {reason}") from error
+                raise InputError(f"{self.name}: cannot load {files} ({reason})") from error
         return self._model
 
 
@@ -359,8 +359,8 @@ class Scoring:
         if strict and self.unavailable:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unavailable.items())
             raise InputError(
-                "the weights of some metrics are missing; scoring.strict=false leaves their scores "
-                f"empty: {reasons}"
+                "some metrics cannot be computed (set scoring.strict=false to leave their scores "
+                f"empty): {reasons}"
             )
 
     @property
@@ -447,8 +447,8 @@ def score_one(
     if not math.isfinite(value):
         equal = math.isinf(value) and x is not None and torch.equal(x_hat, x)
         return entry | {
-            "reason": f"it is {value}: "
-            + ("the images are equal" if equal else "undefined for this image")
+            "reason": f"the score is {value}, "
+            + ("because the images are equal" if equal else "which is undefined for this image")
         }
     return entry | {"value": value}
 
@@ -467,6 +467,6 @@ def as_saved(x: Tensor | str | Path) -> Tensor:
         x = read_image(x)
     if not torch.isfinite(x).all():
         raise ValueError(
-            "an image to be scored has NaN or Inf: it is a failed restoration, not a result"
+            "an image with NaN or Inf cannot be scored, because its restoration has failed"
         )
     return torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None].float() / 255

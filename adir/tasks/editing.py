@@ -87,14 +87,16 @@ class EditTask:
             raise ValueError(f"a mask is (H, W) bool, got {tuple(mask.shape)} {mask.dtype}")
         if not mask.any():
             raise InputError(
-                "the mask is all black: nothing is to be repainted; paint the part to repaint white"
+                "the mask is all black, so nothing would be repainted; use white for the part to "
+                "repaint"
             )
         if mask.all():
             raise InputError(
-                "the mask is all white: nothing is left of the image; paint the part to keep black"
+                "the mask is all white, so nothing of the image would be kept; use black for the "
+                "part to keep"
             )
         if not prompt.strip():
-            raise InputError("the prompt is empty: describe the content of the part to repaint")
+            raise InputError("the prompt is empty; describe the content of the part to repaint")
         bound = copy.copy(self)
         bound._mask, bound._prompt = mask, prompt
         bound._operator = functools.lru_cache(maxsize=1)(bound._build)
@@ -170,12 +172,12 @@ class EditTask:
         """
         if len(y_shape) != 3 or y_shape[0] != 3:
             raise InputError(
-                f"editing needs an RGB image (3, H, W), got {tuple(y_shape)}: convert it to RGB"
+                f"editing needs an RGB image (3, H, W), got {tuple(y_shape)}; convert it to RGB"
             )
         if self._mask is not None and tuple(self._mask.shape) != tuple(y_shape[1:]):
             height, width = self._mask.shape
             raise InputError(
-                f"the mask is {width}x{height}, the image {y_shape[2]}x{y_shape[1]}: make them "
+                f"the mask is {width}x{height}, the image {y_shape[2]}x{y_shape[1]}; make them "
                 "the same size"
             )
         return tuple(y_shape)
@@ -243,7 +245,7 @@ class EditTask:
             return encoder.text([self._prompt])
         except InputError as error:
             raise InputError(
-                f"{error}; or search with the image instead of the prompt: task.by=image"
+                f"{error}, or set task.by=image to search with the image instead of the prompt"
             ) from error
 
     def _as_file(self, y: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if error.filename is not None:
             raise
         raise InputError(
-            f"{path}: damaged, or not a checkpoint ({first_sentence(error)}); download it again"
+            f"{path}: damaged, or not a checkpoint ({first_sentence(error)}); download the file "
+            "again"
         ) from error
     except (
         SafetensorError,
@@ -54,11 +55,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if "TorchScript" in str(error):
             raise InputError(
                 f"{path}: the file is a TorchScript archive, which contains code (OpenAI publishes "
-                "its weights in this format); use the same weights as safetensors, or save "
+                "its weights in this format); use these weights in safetensors format, or save "
                 "torch.jit.load(FILE).state_dict() with torch.save"
             ) from error
         raise InputError(
-            f"{path}: damaged, or not a checkpoint ({first_sentence(error)}); download it again"
+            f"{path}: damaged, or not a checkpoint ({first_sentence(error)}); download the file "
+            "again"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

@@ -77,9 +77,9 @@ def fetch(
         if kept
         else ""
     )
+    why = f"for {', '.join(reasons)}" if reasons else "because no mirror is known"
     raise InputError(
-        f"{target.name}: the download failed: "
-        f"{'; '.join(reasons) or 'no mirror is known'}{going_on}; you can also put the file into "
+        f"{target.name}: the download failed {why}{going_on}; you can also put the file into "
         f"{target.parent} by hand"
     )
 

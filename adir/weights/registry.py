@@ -104,16 +104,16 @@ class WeightsFile:
             )
         return (
             f"{self.entry} needs {self.name} ({self.size_text}), which is missing: run `adir "
-            f"weights get {self.entry}`, or put it into {self.path.parent}; mirrors: "
-            f"{', '.join(self.mirrors)}"
+            f"weights get {self.entry}`, or download the file from {' or '.join(self.mirrors)} and "
+            f"put it into {self.path.parent}"
         )
 
     @property
     def by_hand(self) -> str:
         """The instruction to download the file by hand, because no hash of it is published."""
         return (
-            f"download it by hand from {', '.join(self.mirrors)} and put it into "
-            f"{self.path.parent}, because its SHA-256 is not published"
+            f"download the file by hand from {' or '.join(self.mirrors)} and put it into "
+            f"{self.path.parent} (adir does not download it, because its SHA-256 is not published)"
         )
 
     def unavailable(self) -> str | None:
@@ -128,12 +128,12 @@ class WeightsFile:
             try:
                 self.fetch()
             except (InputError, OSError) as error:  # OSError: of the file system
-                _failed_fetches[self.name] = f"the download failed: {error}"
+                _failed_fetches[self.name] = f"adir could not download it ({error})"
         if not self.path.is_file():
             return (
-                f"{self.name} ({self.size_text}) is missing: download it from "
-                f"{', '.join(self.mirrors)} and put it into {self.path.parent} "
-                f"({_failed_fetches[self.name]})"
+                f"{self.name} ({self.size_text}) is missing: download the file from "
+                f"{' or '.join(self.mirrors)} and put it into {self.path.parent}; "
+                f"{_failed_fetches[self.name]}"
             )
         found = known_sha256(self.path)
         if self.sha256 is not None and not found.startswith(self.sha256):
@@ -152,7 +152,7 @@ class WeightsFile:
             OSError: if the file system fails.
         """
         if self.sha256 is None:
-            raise InputError(f"{self.entry}: {self.name} is not downloaded: {self.by_hand}")
+            raise InputError(f"{self.entry} needs {self.name}: {self.by_hand}")
         require_online(self.name, f"the file into {self.path.parent}")
         fetch(self.path, self.mirrors, self.sha256, self.size, progress)
         return self.path
@@ -244,18 +244,18 @@ class HubRepository:
         if not self.lacking(self.path):
             return None
         begun = [
-            f"; {place} misses {', '.join(self.lacking(place))}"
+            f"; {place} lacks {', '.join(self.lacking(place))}"
             for place in self._folders()
             if place.is_dir()
         ]
-        mirrors = ", ".join(
+        mirrors = " or ".join(
             f"https://huggingface.co/{m.repository}/tree/{m.revision}" for m in self.mirrors
         )
         return (
             f"{self.entry} needs a folder with {', '.join(self.weights)} ({self.size_text}) and "
             f"{len(self.settings)} small files, which is missing: run `adir weights get "
-            f"{self.entry}`, or put the folder's content into {self.path}; mirrors: "
-            f"{mirrors}{''.join(begun)}"
+            f"{self.entry}`, or download {mirrors} and put the files into {self.path}"
+            f"{''.join(begun)}"
         )
 
     def fetch(self, progress: Progress = lambda done, total: None) -> Path:

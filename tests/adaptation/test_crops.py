@@ -92,14 +92,16 @@ def test_crops_smaller_than_asked_are_remarked_with_the_image_that_makes_them_so
     assert crop_side([large, small], 16, 8) == (16, None)
     assert crop_side([large, small], 24, 8, ["a", "b"]) == (
         16,
-        "crops of 16 pixels, not crop_size=24: image b has 19x64, and the network's stride is 8",
+        "crops of 16 pixels instead of crop_size=24, because image b has 19x64 pixels and the "
+        "network's stride is 8",
     )
-    assert "not crop_size=24: image 2 of 2 has 19x64" in str(crops([large, small], 24).remark)
+    assert "because image 2 of 2 has 19x64 pixels" in str(crops([large, small], 24).remark)
     side, remark = crop_side([large], 30, 8)
     assert (
         side == 24
         and remark
-        == "crops of 24 pixels, not crop_size=30: 30 is no multiple of the network's stride, 8"
+        == "crops of 24 pixels instead of crop_size=30, because 30 is not a multiple of the "
+        "network's stride, 8"
     )
 
 

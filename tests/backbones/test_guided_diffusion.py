@@ -107,7 +107,8 @@ def test_a_network_that_learns_its_variance_gives_eps_and_the_fraction_apart(tmp
 
 def test_learned_variance_asked_of_a_network_without_one_raises(folder):
     with pytest.raises(
-        InputError, match="variance=learned, but the network predicts no variance; use small or"
+        InputError,
+        match="variance=learned, but the network predicts no variance; use variance=small or",
     ):
         GuidedDiffusion(folder=folder, variance="learned")
 
@@ -147,7 +148,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 )
 def test_damaged_weights_are_an_input_error(folder, content):
     (folder / WEIGHTS).write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged backbone .*fetch it again") as caught:
+    with pytest.raises(InputError, match=r"damaged backbone .*download the folder again") as caught:
         _ = GuidedDiffusion(folder=folder).network
     assert "\n" not in str(caught.value)
 
@@ -163,7 +164,7 @@ def test_truncated_weights_are_an_input_error(folder, keep):
 @pytest.mark.parametrize("content", ["{", "[1]", '"text"', '{"block_out_channels": "x"}', "\udcff"])
 def test_a_damaged_configuration_is_an_input_error(folder, content):
     (folder / "config.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=r"damaged backbone|does not fit") as caught:
+    with pytest.raises(InputError, match=r"damaged backbone|do not fit") as caught:
         GuidedDiffusion(folder=folder)
     assert "\n" not in str(caught.value)
 
@@ -175,7 +176,7 @@ def test_a_configuration_of_another_width_names_the_first_tensor_that_differs(fo
     # The first level keeps its 16 channels; the second level's first convolution now makes 32 of
     # them.
     first = (
-        r"down_blocks\.1\.attentions\.0\.group_norm\.bias is \(16,\) in the file, \(32,\) "
+        r"down_blocks\.1\.attentions\.0\.group_norm\.bias is \(16,\) in the file, but \(32,\) "
         r"in the network"
     )
     with pytest.raises(InputError, match=WEIGHTS + ".*" + first):
@@ -183,7 +184,7 @@ def test_a_configuration_of_another_width_names_the_first_tensor_that_differs(fo
 
 
 @pytest.mark.parametrize(
-    "change, words", [("drop", "is missing in the file"), ("add", "no such tensor in the network")]
+    "change, words", [("drop", "is missing in the file"), ("add", "but missing in the network")]
 )
 def test_a_tensor_too_few_or_too_many_is_named(folder, change, words):
     tensors = load_file(folder / WEIGHTS)
@@ -407,8 +408,8 @@ def test_the_papers_backbones_load_from_a_local_file_of_any_width(name, cache, t
 
 def test_another_width_than_stated_names_the_first_tensor(checkpoint):
     message = refused(folder=checkpoint, architecture=replace(FLAGS, num_channels=64))
-    assert f"{checkpoint}: does not fit" in message
-    assert "time_embed.0.weight is (128, 32) in the file, (256, 64) in the network" in message
+    assert f"{checkpoint}: the tensors do not fit" in message
+    assert "time_embed.0.weight is (128, 32) in the file, but (256, 64) in the network" in message
 
 
 def test_a_truncated_checkpoint_is_refused_and_nothing_is_kept(checkpoint, cache):
@@ -429,7 +430,7 @@ def test_a_stable_diffusion_unet_is_refused_as_folder_as_pipeline_and_as_file(
         {"down_blocks.0.resnets.0.norm1.weight": torch.zeros(320)}, tmp_path / "unet.safetensors"
     )
     assert (
-        "unet.safetensors: not a checkpoint of guided-diffusion, but a network in diffusers' names"
+        "unet.safetensors: not a checkpoint of guided-diffusion, but a network with diffusers' tensor names"
         in refused(folder=tmp_path / "unet.safetensors")
     )
     pipeline = tmp_path / "pipeline"

@@ -196,7 +196,7 @@ def test_another_process_is_another_cell(tmp_path):
         (
             {"_class_name": "ScoreSdeVeScheduler"},
             "scheduler ScoreSdeVeScheduler is not supported; choose a network trained as DDPM, "
-            "with one of DDPMScheduler",
+            "whose scheduler is one of DDPMScheduler",
         ),
         (
             {"beta_schedule": "sigmoid"},
@@ -207,7 +207,7 @@ def test_another_process_is_another_cell(tmp_path):
             "prediction_type 'flow' is not supported; it must be one of epsilon, v_prediction, sample",
         ),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is not supported"),
-        ({"num_train_timesteps": 0}, "num_train_timesteps 0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
         ({"beta_end": 1.5}, "the betas must be between 0 and 1"),
         ({"beta_start": None}, "unsupported diffusion process"),
     ],
@@ -229,9 +229,9 @@ def test_a_damaged_scheduler_is_refused_in_one_line(content, tmp_path):
     [
         (
             {"in_channels": 6},
-            "6 channels in and 3 out; give a network for RGB, with 3 in and 3 or 6 out",
+            "6 input channels and 3 output channels; give a network for RGB images, with 3 input and",
         ),
-        ({"out_channels": 1}, "3 channels in and 1 out"),
+        ({"out_channels": 1}, "3 input channels and 1 output channels"),
         ({"num_class_embeds": 10}, "class-conditional networks are not supported"),
     ],
 )

@@ -320,15 +320,15 @@ def without_vocabulary(copy: Path) -> None:
     "spoil, words",
     [
         (spoil_tensor("unet", "missing"), "class_embedding.weight is missing in the file"),
-        (spoil_tensor("unet", "shape"), r"class_embedding.weight is \(3, 5\) in the file, "
+        (spoil_tensor("unet", "shape"), r"class_embedding.weight is \(3, 5\) in the file, but "
                                         r"\(1000, 64\) in the network"),
-        (spoil_tensor("vae", "extra"), "aaa.weight is present in the file, missing in the "
+        (spoil_tensor("vae", "extra"), "aaa.weight is present in the file, but missing in the "
                                        "network"),
         (spoil_tensor("text_encoder", "missing"), "is missing in the file"),
         (spoil_tensor("text_encoder", "shape"), r"is \(3, 5\) in the file"),
-        (truncate, "vae: damaged or unfit AutoencoderKL"),
-        (trapped, "unet: damaged or unfit UNet2DConditionModel"),
-        (without_weights, "vae: no weights; it must contain one of diffusion_pytorch_model.safetensors, "),
+        (truncate, "vae: damaged or unsuitable AutoencoderKL"),
+        (trapped, "unet: damaged or unsuitable UNet2DConditionModel"),
+        (without_weights, "vae: no weights; the folder must contain one of diffusion_pytorch_model.safetensors, "),
         (without_vocabulary, "no vocabulary"),
         (spoil_json("scheduler/scheduler_config.json", _class_name="MagicScheduler"), "unknown scheduler "
                                                                                       "'MagicSch.*DDIM"),
@@ -353,7 +353,7 @@ def test_a_checkpoint_of_the_other_family_is_named(
     folder: Path, made_stable_diffusion: ModuleType, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        InputError, match="has 7 input channels instead of 9: it is the x4 upscaler"
+        InputError, match="has 7 input channels instead of 9, so it is the x4 upscaler"
     ):
         StableDiffusionInpaint(folder=folder)
     other = made_stable_diffusion.saved(made_stable_diffusion.inpainter(), tmp_path)
@@ -361,7 +361,7 @@ def test_a_checkpoint_of_the_other_family_is_named(
         StableDiffusionX4(folder=other)
     shutil.copytree(other / "scheduler", other / "low_res_scheduler")
     with pytest.raises(
-        InputError, match="has 9 input channels instead of 7: it is an inpainting model"
+        InputError, match="has 9 input channels instead of 7, so it is an inpainting model"
     ):
         StableDiffusionX4(folder=other)
     with pytest.raises(InputError, match="no such folder"):

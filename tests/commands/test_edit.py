@@ -108,7 +108,10 @@ def test_pasting_and_the_way_of_looking_have_short_names(
         "adaptation.fine_tuning.crop_size=400",
     )  # fmt: skip
     assert done.status == 0, done.err
-    assert done.out.count("adaptation: crops of 32 pixels, not crop_size=400: image ") == 1
+    assert (
+        done.out.count("adaptation: crops of 32 pixels instead of crop_size=400, because image ")
+        == 1
+    )
     (adapter,) = (out / "stages" / "adapters").glob("*.safetensors")
     assert json.loads(safetensors_metadata(adapter.read_bytes())["facts"])["crop_size"] == 32
     pixels, note = edited(out, "knn")
@@ -197,8 +200,8 @@ def float_levels(folder: Path) -> None:
             lambda folder: None,
             "a tiger",
             ["adaptation=knn", "encoder=imagenet"],
-            "cannot encode text; choose an encoder such as CLIP; or search with the image instead of the prompt: "
-            "task.by=image",
+            "cannot encode text; choose an encoder such as CLIP, or set task.by=image to search with the "
+            "image instead of the prompt",
         ),
     ],
     ids=[

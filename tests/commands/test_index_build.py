@@ -176,7 +176,7 @@ def test_a_damaged_index_is_one_line_and_is_mended_by_building_again(
     path.write_bytes(good[:50])
     assert adir("index", "info", index).status == 2
     done = adir(*words)
-    assert done.status == 2 and f"{path}: " in done.err and "remove it and" in done.err
+    assert done.status == 2 and f"{path}: " in done.err and "remove the file and" in done.err
     path.unlink()
     done = adir(*words)
     assert done.status == 0 and "2 new images embedded" in done.out

@@ -165,7 +165,7 @@ def test_rows_without_names_of_their_own_are_numbered_over_the_whole_file(tmp_pa
 
 def test_a_parquet_file_that_does_not_fit_raises(tmp_path):
     path = write_parquet(tmp_path / "set.parquet")
-    with pytest.raises(InputError, match="values: corpus, test"):
+    with pytest.raises(InputError, match="set value to one of corpus, test"):
         parquet_corpus(path, "split", "train")
     with pytest.raises(InputError, match="no column 'fold'; it has image, split"):
         parquet_corpus(path, "fold", "1")
@@ -301,7 +301,7 @@ def test_one_class_reads_the_images_of_every_source(tmp_path):
 def test_an_image_that_has_changed_since_is_not_given_for_the_one_that_was_listed(folder):
     corpus = folder_corpus(folder)
     (folder / "z.png").write_bytes(png(pixels(8)))
-    with pytest.raises(InputError, match=r"z\.png: has changed since"):
+    with pytest.raises(InputError, match=r"z\.png: the file has changed since"):
         corpus.image("z.png")
     (folder / "z.png").unlink()
     with pytest.raises(InputError, match=r"z\.png: missing"):
@@ -320,7 +320,7 @@ def test_of_images_with_one_id_the_later_are_rejects(tmp_path):
     corpus = SourceCorpus(Twice(tmp_path / "x.tar"))
     assert corpus.ids == ["x.tar/a"]
     assert corpus.rejects == {
-        "x.tar/a (2)": "an earlier image of the corpus has the same id; rename one of them"
+        "x.tar/a (2)": "an earlier image of the corpus has the same id; rename one of the two"
     }
 
 

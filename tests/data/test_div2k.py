@@ -70,10 +70,11 @@ def test_what_is_missing_is_said(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        InputError, match=r"found 3 DIV2K images .* 4 are requested; too small for 100 pixels: 0802"
+        InputError,
+        match=r"found 3 DIV2K images .* 4 are requested .too small for 100 pixels: 0802.; lower",
     ):
         Div2kSquares(folder, size=100, count=4)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no file or folder"):
         Div2kSquares(folder / "nothing.zip")
     (tmp_path / "broken.zip").write_bytes(zipped(folder).read_bytes()[:1000])
     with pytest.raises(InputError, match="damaged zip file"):
@@ -81,10 +82,10 @@ def test_what_is_missing_is_said(
     content = bytearray(zipped(folder).read_bytes())
     content[5000] ^= 1  # in 0801.png
     (tmp_path / "flipped.zip").write_bytes(content)
-    with pytest.raises(InputError, match=r"flipped.zip: 0801.png is damaged \(Bad CRC-32"):
+    with pytest.raises(InputError, match=r"0801.png in .*flipped.zip is damaged \(Bad CRC-32"):
         Div2kSquares(tmp_path / "flipped.zip", size=64, count=1)
     (folder / "DIV2K_valid_HR" / "0801.png").write_bytes(b"<html>")
-    with pytest.raises(InputError, match=r"0801.png is damaged"):
+    with pytest.raises(InputError, match=r"0801.png in .* is damaged"):
         Div2kSquares(folder, size=64, count=1)
     monkeypatch.setenv("ADIR_CACHE", str(tmp_path / "empty"))
     with pytest.raises(InputError, match="adir weights get div2k"):

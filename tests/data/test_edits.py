@@ -118,8 +118,8 @@ def text(name: str, content: str):
     "spoil, words",
     [
         (grey_mask((16, 12), 255), "all white"),
-        (grey_mask((16, 16), 0), "cat_mask.png: cat: the mask is all black"),
-        (text("prompts.csv", "image,prompt\ncat,\n"), "cat: the prompt is empty"),
+        (grey_mask((16, 16), 0), "cat_mask.png: the mask is all black"),
+        (text("prompts.csv", "image,prompt\ncat,\n"), ", image cat: the prompt is empty"),
         (text("prompts.csv", "image,prompt\nbird,a tit\n"), "no image bird.png"),
         (text("prompts.csv", "image,prompt\n"), "the prompt file is empty"),
         (text("prompts.csv", "name;text\ncat;a tiger\n"), "prompts.csv: wrong content"),

@@ -253,7 +253,7 @@ def test_the_smallest_image_that_is_allowed_works():
 @pytest.mark.parametrize("tile", [0, -64, 24, 60])
 def test_a_tile_that_is_no_multiple_of_the_stride_or_too_small_is_refused(tile):
     with pytest.raises(
-        InputError, match=f"tile={tile}: this backbone needs a multiple of 8 of at least 32"
+        InputError, match=f"tile={tile}: this backbone needs a multiple of 8 that is at least 32"
     ):
         restore_any_size(STRONG, Backbone(), COPY, image(40, 40), 0, "a", tile)
 

@@ -109,8 +109,8 @@ def test_an_encoder_without_text_names_the_way_out(task, x) -> None:
 @pytest.mark.parametrize(
     "change, prompt, words",
     [
-        (lambda mask: mask & False, "a cat", "all black: nothing is to be repainted"),
-        (lambda mask: mask | True, "a cat", "all white: nothing is left"),
+        (lambda mask: mask & False, "a cat", "all black, so nothing would be repainted"),
+        (lambda mask: mask | True, "a cat", "all white, so nothing of the image would be kept"),
         (lambda mask: mask, "", "the prompt is empty"),
         (lambda mask: mask, " \t", "the prompt is empty"),
     ],
@@ -123,7 +123,7 @@ def test_an_edit_that_is_none_is_refused(mask, change, prompt, words) -> None:
 def test_a_mask_of_another_size_is_refused(task) -> None:
     for call in (task.operator, task.image_shape):
         with pytest.raises(
-            InputError, match="the mask is 32x24, the image 24x32: make them the same size"
+            InputError, match="the mask is 32x24, the image 24x32; make them the same size"
         ):
             call((3, 32, 24))
     with pytest.raises(InputError, match="RGB"):

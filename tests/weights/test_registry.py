@@ -177,9 +177,7 @@ def test_a_repository_is_found_by_hand_and_in_the_hubs_cache_at_its_revision(cac
     assert located("sd_x4") == snapshot
     for name in (*found.weights, *found.settings):  # half a download
         (snapshot / name).rename(tmp_path / "aside")
-        with pytest.raises(
-            InputError, match=rf"sd_x4 needs a folder .*; {snapshot} misses {name}$"
-        ):
+        with pytest.raises(InputError, match=rf"sd_x4 needs a folder .*; {snapshot} lacks {name}$"):
             located("sd_x4")
         (tmp_path / "aside").rename(snapshot / name)
     (snapshot / "vae" / "config.json").unlink()
@@ -401,7 +399,7 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path, name, keep):
     save_file(tensors, path) if name.endswith("safetensors") else torch.save(tensors, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if keep == 0.5 else keep])
-    with pytest.raises(InputError, match=rf"{name}: .*damaged.*download it again") as raised:
+    with pytest.raises(InputError, match=rf"{name}: .*damaged.*download the file again") as raised:
         read_checkpoint(path)
     assert "\n" not in str(raised.value)
 

@@ -94,8 +94,8 @@ class Flags:
             )
         if self.attention_resolutions is not None and self.image_size is None:
             raise InputError(
-                "attention_resolutions are sides in pixels of an image of image_size; set "
-                "image_size too"
+                "attention_resolutions are sides of feature maps in pixels, which depend on "
+                "image_size; set image_size too"
             )
 
     def resolve(self, found: Architecture) -> Architecture:
@@ -108,8 +108,8 @@ class Flags:
         """
         if self.num_head_channels == -1 and self.num_heads == -1:
             raise InputError(
-                "set num_heads or num_head_channels of the network, which cannot be inferred from "
-                "its tensors "
+                "the number of attention heads cannot be inferred from the tensors of the network; "
+                "set num_heads or num_head_channels "
                 "(backbone.architecture.num_head_channels=64 for OpenAI's unconditional networks)"
             )
         stated = replace(
@@ -172,8 +172,8 @@ def flags_of_unet(
     """
     if in_channels != 3 or out_channels not in (3, 6):
         raise InputError(
-            f"{in_channels} channels in and {out_channels} out are not supported; give a network "
-            "with 3 in, and 3 or 6 out"
+            f"{in_channels} input channels and {out_channels} output channels are not supported; "
+            "give a network with 3 input channels, and 3 or 6 output channels"
         )
     return Flags(
         # A size that every factor divides, so that factors and pixels denote the same levels.
@@ -241,6 +241,6 @@ def require_whole_heads(architecture: Architecture) -> None:
     for channels in architecture.channels:
         if channels % 32:
             raise InputError(
-                f"a level has {channels} channels, but the norms of an ADM need multiples of 32; "
+                f"a level has {channels} channels, but GroupNorm needs a multiple of 32; "
                 "check num_channels and channel_mult"
             )

@@ -69,8 +69,8 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
         if not is_whole(folder):  # checked again: another process may have converted it meanwhile
             if folder.exists():
                 warn_in_one_line(
-                    f"{folder}: has changed since its conversion; {set_aside(folder)}, and the "
-                    "checkpoint is converted again"
+                    f"{folder}: the converted checkpoint in this folder has changed; "
+                    f"{set_aside(folder)}, and the checkpoint is converted again"
                 )
             try:
                 configuration, tensors = convert(read_checkpoint(source), flags)

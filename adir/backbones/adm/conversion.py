@@ -179,8 +179,8 @@ def read_architecture(shapes: Shapes) -> Architecture:
     """
     if "label_emb.weight" in shapes:
         raise InputError(
-            f"class-conditional network (label_emb.weight {shapes['label_emb.weight']}): "
-            "these are not supported; give an unconditional one"
+            f"the network is class-conditional (label_emb.weight {shapes['label_emb.weight']}), "
+            "which is not supported; give an unconditional one"
         )
     for foreign, what in FOREIGN.items():
         if any(name.startswith(foreign) for name in shapes):
@@ -200,8 +200,8 @@ def read_architecture(shapes: Shapes) -> Architecture:
         entry = shapes["input_blocks.0.0.weight"][1]
         if entry != 3:
             raise InputError(
-                f"input_blocks.0.0.weight has {entry} input channels; give a network with 3, not "
-                "an upsampler"
+                f"input_blocks.0.0.weight has {entry} input channels; give a network with "
+                "3 input channels, not an upsampler"
             )
         return Architecture(
             model_channels=shapes["time_embed.0.weight"][1],
@@ -231,8 +231,8 @@ def read_architecture(shapes: Shapes) -> Architecture:
 FOREIGN = {
     "model.diffusion_model.": "a whole Stable Diffusion checkpoint",
     "input_blocks.1.1.transformer_blocks": "a Stable Diffusion UNet",
-    "down_blocks.": "a network in diffusers' names (give its folder, with config.json, instead "
-    "of this file)",
+    "down_blocks.": "a network with diffusers' tensor names (give the folder with config.json "
+    "instead of this file)",
     "encoder.down_blocks.": "an autoencoder",
     "decoder.": "an autoencoder",
     "text_model.": "a text encoder",
@@ -250,12 +250,12 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
     """
     expected = {name: shape for name, shape, _ in tensors_of(architecture)}
     for name in [*expected, *(name for name in shapes if name not in expected)]:
-        want = expected.get(name, "no such tensor")
+        want = expected.get(name, "missing")
         have = shapes.get(name, "missing")
         if want != have:
             raise InputError(
-                f"does not fit the stated architecture: {name} is {have} in the file, {want} in "
-                "the network"
+                f"the tensors do not fit the stated architecture ({name} is {have} in the file, "
+                f"but {want} in the network)"
             )
 
 

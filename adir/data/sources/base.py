@@ -57,7 +57,7 @@ class Item(NamedTuple):
             SourceDown: if no image of the source can be read.
         """
         if storable(self.id) != self.id:
-            raise InputError("its name is not UTF-8 and cannot be stored; rename the file")
+            raise InputError("the file name is not UTF-8 and cannot be stored; rename the file")
         try:
             content = self.read()
             return content, decode(content, self.id, least_side=least_side)
@@ -127,6 +127,6 @@ def each_id_once(items: Iterable[Item]) -> Iterator[Item]:
             yield item
         else:
             read = functools.partial(
-                fail, "an earlier image of the corpus has the same id; rename one of them"
+                fail, "an earlier image of the corpus has the same id; rename one of the two"
             )
             yield Item(f"{item.id} ({times[item.id]})", read, {})

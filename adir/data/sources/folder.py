@@ -50,8 +50,10 @@ class FolderSource(Source):
             return path.read_bytes()
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
             raise SourceDown(
-                f"corpus folder {self.folder}: missing or empty; continue when it is mounted again"
+                f"corpus folder {self.folder}: missing or empty; run the command again when the "
+                "folder is mounted again"
             )
         raise InputError(
-            f"{path}: missing, a broken link, or not a file; restore it or build the index again"
+            f"{path}: missing, a broken link, or not a file; restore the file or build the index "
+            "again"
         )

@@ -55,8 +55,8 @@ class OpenImagesSource(Source):
         self.folder = None if images is None else Path(images)
         if self.folder is not None and not self.folder.is_dir():
             raise InputError(
-                f"Open Images: {images}: no such folder; without images=, images are downloaded "
-                "from the bucket"
+                f"Open Images: no folder {images}; leave images= unset to download the images from "
+                "the bucket"
             )
         self.bucket = bucket.rstrip("/")
         self.name = "open-images-" + "-".join(path.stem.partition("-")[0] for path in self.lists)
@@ -83,8 +83,8 @@ class OpenImagesSource(Source):
         subset, _, name = image_id.partition("/")
         if subset not in SUBSETS or not IMAGE_ID.fullmatch(name):
             raise InputError(
-                f"{image_id!r} is not an id of Open Images, SUBSET/ID with SUBSET one of "
-                f"{', '.join(SUBSETS)}"
+                f"{image_id!r} is not an id of Open Images; ids are SUBSET/ID, and SUBSET is one "
+                f"of {', '.join(SUBSETS)}"
             )
         if self.folder is None:
             return fetch(f"{self.bucket}/{subset}/{name}.jpg")
@@ -224,6 +224,6 @@ def fetch(url: str, wait: float = 1.0) -> bytes:
             )
             time.sleep(wait * 2**attempt)
     raise SourceDown(
-        f"{url}: the download failed {ATTEMPTS} times ({problem}); continue when the network is "
-        "back"
+        f"{url}: the download failed {ATTEMPTS} times ({problem}); run the command again "
+        "when the network is back"
     )

@@ -88,8 +88,8 @@ class ParquetSource(Source):
         if self.column is not None and not any(map(self._ids, self.files)):
             found = {str(value) for file in self.files for value in self._column(file, self.column)}
             raise InputError(
-                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; choose "
-                f"one of its values: {', '.join(sorted(found)[:20])}"
+                f"Parquet corpus {self.name}: no row has {self.column} = {self.value!r}; set "
+                f"value to one of {', '.join(sorted(found)[:20])}"
             )
         for file in self.files:
             groups = self._opened(file).metadata
@@ -212,7 +212,7 @@ def bytes_of(cell: Any, name: str) -> bytes:
     """
     content = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(content, bytes):
-        raise InputError(f"{name}: its cell holds no image bytes")
+        raise InputError(f"{name}: the cell of the image column holds no image bytes")
     return content
 
 

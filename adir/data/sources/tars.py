@@ -68,8 +68,10 @@ class TarSource(Source):
         self.folder = path if path.is_dir() else path.parent
         tars = sorted(walk(path, (".tar",))) if path.is_dir() else [path]
         if not tars or tars[0].suffix.lower() != ".tar":
-            compressed = " (.tar.gz has no random access: decompress it to .tar first)"
-            raise InputError(f"tar shards {path}: no .tar file{compressed}")
+            raise InputError(
+                f"tar shards {path}: no .tar file; decompress .tar.gz files first, because they "
+                "have no random access"
+            )
         self.tars = {tar.relative_to(self.folder).as_posix(): tar for tar in tars}
         self.name = path.resolve().name
         self.arguments = {"path": str(path.resolve())}
@@ -112,8 +114,8 @@ class TarSource(Source):
         key = next((key for key in self.tars if image_id.startswith(f"{key}/")), None)
         if key is None:
             raise InputError(
-                f"{image_id}: its tar is missing in {self.folder}; restore it or build the index "
-                "again"
+                f"{image_id}: the tar of this image is missing in {self.folder}; restore the tar "
+                "or build the index again"
             )
         packed = self._contents(key)[0].get(image_id[len(key) + 1 :])
         if packed is None:
@@ -144,7 +146,7 @@ def read_headers(path: Path, tar: str) -> tuple[dict[str, TarImage], list[str]]:
                 if place.is_absolute() or ".." in place.parts:
                     raise InputError(
                         f"{tar}: the path of member {info.name!r} leads out of the tar, so the "
-                        "file is not trustworthy; remove it"
+                        "tar is not trustworthy; remove the tar"
                     )
                 parts = NAME.fullmatch(info.name)
                 if not info.isreg() or parts is None:
@@ -205,5 +207,7 @@ def bytes_at(path: Path, place: Place) -> bytes:
         stream.seek(start)
         content = stream.read(size)
     if len(content) < size:
-        raise InputError(f"{path}: unexpected end of file; restore it or build the index again")
+        raise InputError(
+            f"{path}: unexpected end of file; restore the file or build the index again"
+        )
     return content

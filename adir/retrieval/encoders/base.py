@@ -140,7 +140,8 @@ def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(
-                f"{file}: the weights are damaged, {name} holds NaN or Inf; download the file again"
+                f"{file}: the weights are damaged ({name} holds NaN or Inf); download the weights "
+                "again"
             )
 
 

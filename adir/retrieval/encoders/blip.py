@@ -154,8 +154,8 @@ def load_network(folder: Path) -> Any:
     # transformers, safetensors, torch and json have no common error class for damaged files
     except Exception as error:
         raise InputError(
-            f"BLIP: {folder}: the network cannot be read ({' '.join(str(error).split())[:300]}); "
-            f"download {SOURCE} again"
+            f"BLIP: the network in {folder} cannot be read "
+            f"({' '.join(str(error).split())[:300]}); download {SOURCE} again"
         ) from error
     # position_ids are 0, 1, 2, ...: transformers saved them until 2023 and computes them today.
     extra = [name for name in report["unexpected_keys"] if not name.endswith("position_ids")]
@@ -167,9 +167,9 @@ def load_network(folder: Path) -> Any:
     for fault, names in faults.items():
         if names:
             raise InputError(
-                f"BLIP: {folder}: these are not the weights of the image-text retrieval model that "
-                f"config.json describes ({min(names)} is {fault}); download {SOURCE} or another "
-                "blip-itm checkpoint"
+                f"BLIP: the weights in {folder} are not those of the image-text retrieval model "
+                f"that config.json describes ({min(names)} is {fault}); download {SOURCE} or "
+                "another blip-itm checkpoint"
             )
     require_finite(network.state_dict(), folder)
     return network.eval().requires_grad_(False)

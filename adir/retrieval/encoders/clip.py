@@ -182,7 +182,7 @@ def empty_network(architecture: str) -> Any:
             )
     except OSError as error:  # the text network needs a configuration of transformers
         raise InputError(
-            f"CLIP {architecture}: open_clip cannot build the network without a download; choose "
-            f"another architecture ({error})"
+            f"CLIP {architecture}: open_clip cannot build the network without a download "
+            f"({error}); choose another architecture"
         ) from error
     return network.eval().requires_grad_(False)

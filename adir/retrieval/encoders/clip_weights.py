@@ -88,9 +88,10 @@ def find_checkpoint(
     if checkpoint is not None:
         path = Path(checkpoint)
         if not path.is_file():
+            get = f"download {address} and " if published else ""
             raise InputError(
-                f"CLIP {architecture}: no file {path}: put the weights there, or set "
-                f"checkpoint to another file{source}"
+                f"CLIP {architecture}: no file {path}; {get}put the weights there, or set "
+                "checkpoint to another file"
             )
         return path
     if tag is None:
@@ -106,7 +107,7 @@ def find_checkpoint(
         if isinstance(found, str):
             return Path(found)
     missing = f"the weights {tag!r} are missing{source}" if fetched is None else fetched.missing()
-    raise InputError(f"CLIP {architecture}: {missing}; or set checkpoint=FILE to use another file")
+    raise InputError(f"CLIP {architecture}: {missing}; to use another file, set checkpoint=FILE")
 
 
 def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
@@ -138,5 +139,5 @@ def load_weights(network: nn.Module, path: Path, architecture: str) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path}: the weights do not match architecture {architecture}: {reason}"
+            f"{path}: the weights do not match architecture {architecture} ({reason})"
         ) from error

@@ -204,9 +204,9 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
         gone = {key for key in gone if storable(key) not in rejects}
     if gone:
         raise InputError(
-            f"{folder}: {len(gone)} of {len(known)} parts of the indexed corpus are missing in "
-            f"{source.name}, such as {storable(min(gone))}; restore them, or build a new index "
-            "with out="
+            f"{folder}: corpus {source.name} lacks {len(gone)} of the {len(known)} indexed "
+            f"entries, such as {storable(min(gone))}; restore what is missing, or build a new "
+            "index with out="
         )
     new = ((key, count) for key, count in source.listing() if key not in known)
     for number, keys in enumerate(shares(new, shard_size), len(planned(folder))):
@@ -402,9 +402,9 @@ def finish(folder: Path) -> Mapping[str, Any]:
     if not any(len(shard) for shard in shards):
         reasons = [reason for shard in shards for reason in shard.rejects.values()]
         first = (
-            f"; the first of {len(reasons)} rejects: {reasons[0]}"
+            f" ({len(reasons)} rejected; first reason: {reasons[0]})"
             if reasons
-            else ": the corpus has no image"
+            else ", because the corpus has no image"
         )
         raise InputError(f"{folder}: no image could be read{first}")
     manifest = known | {

@@ -89,7 +89,10 @@ class Index(VectorIndex):
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, SafetensorError) as error:
-            warn(f"{path}: damaged embeddings ({error}); {set_aside(path)}, computed again")
+            warn(
+                f"{path}: damaged embeddings ({error}); {set_aside(path)}, and the embeddings are "
+                "computed again"
+            )
         embeddings = embed(corpus, encoder).half()
         write_embeddings(path, embeddings)
         return cls(corpus.ids, embeddings, encoder.metric)

@@ -287,8 +287,8 @@ class VectorIndex:
             if len(found) < k:
                 raise InputError(
                     f"K={k} neighbours requested, but {len(rows) - len(found)} of {len(rows)} "
-                    "candidate images are excluded, such as copies of the test image or of one "
-                    f"another: {self.remedy}"
+                    "candidate images are excluded, for example as copies of the test image or of "
+                    f"one another: {self.remedy}"
                 )
             ids.append([name for _, name in found[:k]])
             chords = torch.tensor([square for square, _ in found[:k]], dtype=torch.float64).sqrt()

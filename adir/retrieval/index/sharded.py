@@ -80,7 +80,8 @@ class ShardedIndex(VectorIndex):
             shard = Shard.open(self.folder / "shards" / entry["file"])
             if shard.sha256 != entry["sha256"] or len(shard) != entry["images"]:
                 raise InputError(
-                    f"{shard.path}: checksum or count differs from manifest.json; {BUILD}"
+                    f"{shard.path}: checksum or number of images differs from manifest.json; "
+                    f"{BUILD}"
                 )
             if len(shard):
                 shards.append(shard)

@@ -195,7 +195,7 @@ class Shard:
             AttributeError,
         ) as error:
             raise InputError(
-                f"{path}: not a shard of an index, or truncated; remove it and {REBUILD}"
+                f"{path}: not a shard of an index, or truncated; remove the file and {REBUILD}"
             ) from error
 
     def __len__(self) -> int:
@@ -236,7 +236,8 @@ class Shard:
             return self.columns[column][ends[row - 1] if row else 0 : ends[row]].tobytes().decode()
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{self.path}: damaged data (column {column} is not UTF-8); remove it and {REBUILD}"
+                f"{self.path}: damaged data (column {column} is not UTF-8); remove the file and "
+                f"{REBUILD}"
             ) from error
 
     def row(self, image_id: str) -> int | None:

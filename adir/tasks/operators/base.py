@@ -95,7 +95,7 @@ class Operator:
 def require_rgb(shape: Shape, what: str) -> None:
     if len(shape) != 3 or shape[0] != 3:
         raise InputError(
-            f"{what} needs an RGB image (3, H, W), got {tuple(shape)}: convert it to RGB"
+            f"{what} needs an RGB image (3, H, W), got {tuple(shape)}; convert it to RGB"
         )
 
 
@@ -104,5 +104,5 @@ def require_room(image_shape: Shape, kernel: Tensor, what: str) -> None:
     if min(image_shape[1:]) < smallest:
         raise InputError(
             f"{what} reaches over {smallest} pixels, but the image has "
-            f"{image_shape[2]}x{image_shape[1]}: use an image of at least {smallest}x{smallest}"
+            f"{image_shape[2]}x{image_shape[1]}; use an image of at least {smallest}x{smallest}"
         )

@@ -53,7 +53,7 @@ class Colorization:
         """
         if len(y_shape) != 3 or y_shape[0] != 1:
             raise InputError(
-                f"y of colorization is a grey image (1, H, W), got {tuple(y_shape)}: convert it "
+                f"y of colorization is a grey image (1, H, W), got {tuple(y_shape)}; convert it "
                 "to grey"
             )
         return (3, y_shape[1], y_shape[2])
@@ -87,7 +87,7 @@ class MaskedPixels:
         if not 0 < mask.sum() < mask.numel():
             raise InputError(
                 f"inpainting: the hole of {self} contains no pixel or all pixels of an image of "
-                f"shape {tuple(image_shape)}: use another hole or larger images"
+                f"shape {tuple(image_shape)}; use another hole or larger images"
             )
         return Operator(lambda dtype: keeping(mask.to(dtype)), image_shape, image_shape, norm=1.0)
 

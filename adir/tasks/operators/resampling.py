@@ -122,7 +122,7 @@ class SuperResolution:
         if height % self.factor or width % self.factor:
             raise InputError(
                 f"super-resolution x{self.factor} needs sides that are multiples of {self.factor}, "
-                f"but the image has {width}x{height}: crop it"
+                f"but the image has {width}x{height}; crop it"
             )
         kernel = bicubic_kernel(
             self.factor, (self.factor - 1) / 2 if self.centre is None else self.centre
@@ -197,7 +197,7 @@ def separable(
     if height % factor or width % factor:
         raise InputError(
             f"{what} needs sides that are multiples of {factor}, but the image has "
-            f"{width}x{height}: crop it"
+            f"{width}x{height}; crop it"
         )
     rows, columns = matrix(height), matrix(width)
     return Operator(

@@ -156,11 +156,11 @@ def test_random_weights_are_those_of_their_seed(tiny):
     [
         (
             "tiny-wide",
-            r"do not match architecture tiny: .*size mismatch for visual.class_embedding.*\[128\]",
+            r"do not match architecture tiny .*size mismatch for visual.class_embedding.*\[128\]",
         ),
         (
             "tiny-large",
-            r"do not match architecture tiny: .*size mismatch for visual.positional_embedding.*\[65, 64\]",
+            r"do not match architecture tiny .*size mismatch for visual.positional_embedding.*\[65, 64\]",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_weights_with_nan_are_refused_before_any_vector_is_made(tiny, checkpoint
     weights["visual.ln_post.bias"][3] = torch.nan
     torch.save(weights, tmp_path / "nan.pt")
     with pytest.raises(
-        InputError, match=r"nan.pt: the weights are damaged, visual.ln_post.bias holds NaN"
+        InputError, match=r"nan.pt: the weights are damaged .visual.ln_post.bias holds NaN"
     ):
         ClipEncoder(tiny, None, tmp_path / "nan.pt")
 
@@ -263,7 +263,7 @@ def test_missing_weights_say_where_to_get_them_and_where_to_put_them(tiny, tmp_p
         and "checkpoint=FILE" in message
         and "\n" not in message
     )
-    with pytest.raises(InputError, match=r"no file .*absent.pt: put the weights there"):
+    with pytest.raises(InputError, match=r"no file .*absent.pt; put the weights there"):
         ClipEncoder("ViT-B-32", None, tmp_path / "absent.pt")
     with pytest.raises(InputError, match="no weights are set"):
         ClipEncoder("ViT-B-32", None)
