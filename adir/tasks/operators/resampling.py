@@ -138,8 +138,7 @@ class SuperResolution:
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
-        require_rgb(y_shape, f"y of super-resolution x{self.factor}")
-        return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
+        return enlarged(y_shape, self.factor, f"super-resolution x{self.factor}")
 
 
 class SeparableDownsampling(nn.Module):
@@ -208,6 +207,18 @@ def separable(
     )
 
 
+def enlarged(y_shape: Shape, factor: int, what: str) -> Shape:
+    """Return (3, factor * h, factor * w) for a y_shape of (3, h, w).
+
+    `what` is the name of the operator, for errors.
+
+    Raises:
+        InputError: if y has not three channels.
+    """
+    require_rgb(y_shape, f"y of {what}")
+    return (3, y_shape[1] * factor, y_shape[2] * factor)
+
+
 def require_factor(factor: int) -> None:
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
         raise InputError(f"super-resolution factor {factor!r}: give a whole number of at least 2")
@@ -242,8 +253,7 @@ class MeanDownsampling:
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
-        require_rgb(y_shape, f"y of the mean of {self.factor}x{self.factor}")
-        return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
+        return enlarged(y_shape, self.factor, f"the mean of {self.factor}x{self.factor}")
 
 
 @dataclass(frozen=True)
@@ -287,5 +297,4 @@ class ReflectiveSuperResolution:
 
     def image_shape(self, y_shape: Shape) -> Shape:
         """Return (3, factor * h, factor * w) for a y_shape of (3, h, w)."""
-        require_rgb(y_shape, f"y of super-resolution x{self.factor}")
-        return (3, y_shape[1] * self.factor, y_shape[2] * self.factor)
+        return enlarged(y_shape, self.factor, f"super-resolution x{self.factor}")
