@@ -354,8 +354,8 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
     file: Path, parquet: Path, photographs: Path, neighbourhood: Path, tmp_path: Path
 ) -> None:
     axis, value = str(file.parent), file.name
-    if axis == "sampler/tuned":
-        check_tuned(value)
+    if axis.startswith("sampler/"):
+        check_tuned(axis.removeprefix("sampler/"), value)
         return
     if axis == ".":
         assert value in ("run", "index")
@@ -409,7 +409,7 @@ def test_every_file_of_conf_is_composed_and_built_or_says_what_is_missing(
         )  # the same adapter, set otherwise
 
 
-def check_tuned(name: str) -> None:
+def check_tuned(folder: str, name: str) -> None:
     """A tuned sampler is the one of its name but for a setting or two, and has values for the tasks
     it was tuned on alone.
     """
@@ -417,16 +417,16 @@ def check_tuned(name: str) -> None:
     for task in ("sr4", "deblur"):
         plain, tuned = (
             compose([f"task={task}", f"sampler={choice}"]).sampler
-            for choice in (name, f"tuned/{name}")
+            for choice in (name, f"{folder}/{name}")
         )
         assert plain.keys() == tuned.keys()
         differing |= {key for key in plain if plain[key] != tuned[key]}
     assert 1 <= len(differing) <= 3 and not differing & {"_target_", "name", "n_steps"}
-    cfg = compose(["task=deblur", f"sampler=tuned/{name}"])
+    cfg = compose(["task=deblur", f"sampler={folder}/{name}"])
     found = check_job(cfg)
     assert isinstance(found, Cell) and found.identity.axes.sampler == name
-    if "for_task" in (config_dir() / "sampler" / "tuned" / f"{name}.yaml").read_text():
-        other = check_job(compose(["task=sr8", f"sampler=tuned/{name}"]))
+    if "for_task" in (config_dir() / "sampler" / folder / f"{name}.yaml").read_text():
+        other = check_job(compose(["task=sr8", f"sampler={folder}/{name}"]))
         assert "task=sr8 has no tuned value, only task=sr4, deblur" in str(other)
 
 
@@ -487,6 +487,7 @@ def test_the_list_of_axes_is_that_of_conf_and_each_choice_has_a_line(adir) -> No
     assert set(AXES) == folders - {
         "hydra/launcher",
         "sampler/tuned",
+        "sampler/tuned_100",
     }  # a way to run, and choices of the axis sampler
     out = adir("list").out
     for axis in AXES:
