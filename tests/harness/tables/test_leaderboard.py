@@ -203,7 +203,7 @@ def test_records_of_different_task_versions_are_refused_and_both_are_named() -> 
     records = two_rows()
     records[-1] = changed(records[-1], {"identity.task.version": 2})
     with pytest.raises(
-        InputError, match=either("task sr4: version is {1 in knn-20-0} but {2 in knn-20-1};")
+        InputError, match=either("task sr4 has version {1 in knn-20-0} but {2 in knn-20-1};")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -212,7 +212,8 @@ def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1] = changed(records[-1], {"y.sha256": "0123456789abc"})
     with pytest.raises(
-        InputError, match=r"task sr4, image j of made: y is \w+ in knn-20-\d but \w+ in knn-20-\d;"
+        InputError,
+        match=r"image j of made in task sr4 has y \w+ in knn-20-\d but \w+ in knn-20-\d;",
     ) as raised:
         make_board([r for r in records if r.axes.adaptation == "knn"])
     assert "0123456789abc in knn-20-1" in str(raised.value)
@@ -222,7 +223,7 @@ def test_scores_of_different_metric_versions_are_refused_and_both_are_named() ->
     records = two_rows()
     records[-1] = changed(records[-1], {"scores.psnr.version": "2"})
     with pytest.raises(
-        InputError, match=either("psnr: version is {1 in knn-20-0} but {2 in knn-20-1}; score both")
+        InputError, match=either("psnr has version {1 in knn-20-0} but {2 in knn-20-1}; score both")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -575,7 +576,9 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
         + [r for r in other if r.axes.adaptation == "knn"]
     )
     assert all(r.to_reference == {} and r.axes["variant"] for r in apart.rows)
-    assert any("2 groups of rows differ in backbone.weights_sha256" in note for note in apart.notes)
+    assert any(
+        "2 configurations, which differ in backbone.weights_sha256" in note for note in apart.notes
+    )
 
 
 def test_other_ground_truths_of_one_name_are_refused() -> None:

@@ -356,7 +356,7 @@ def test_verdicts_stand_in_every_form_and_only_where_a_margin_is() -> None:
     )
     assert (line["psnr_minus_none_low"], line["psnr_minus_none_n"]) == (pytest.approx(gain.low), 8)
     assert (
-        f"smallest gain that n = 8 shows with 80 % power, by row: psnr {verdict.least:.2g} "
+        f"smallest gain of a row detected with 80 % power at n = 8 is psnr {verdict.least:.2g} "
         "dB: sr4" in board.notes
     )
     assert "not corrected for the number of rows" in to_markdown(board)

@@ -319,7 +319,9 @@ def test_whatever_fails_in_wandb_is_said_once_and_goes_no_further(
     tell(WandbTracking(patience=1 if hangs else 20), knn)
     assert not silence.ended
     reason = "TimeoutError: no answer within 1 s" if hangs else "ConnectionError: out of reach"
-    assert capsys.readouterr().out == f"warning: W&B failed ({reason}); going on without it\n"
+    assert (
+        capsys.readouterr().out == f"warning: W&B failed ({reason}); the run continues without it\n"
+    )
 
 
 def test_after_a_silence_a_process_asks_wandb_no_more(
