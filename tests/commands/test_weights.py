@@ -79,7 +79,7 @@ def test_get_fetches_once_and_list_and_verify_tell(tmp_path, capsys):
     weights("list", ["small"])
     assert "small  here  1 kB  licence unknown  sha256 " in capsys.readouterr().out
     assert weights("verify", ["small"]) == 0
-    assert "small: right" in capsys.readouterr().out
+    assert "small: verified" in capsys.readouterr().out
 
 
 def test_the_columns_of_the_list_stand_below_each_other_whatever_they_hold(tmp_path, capsys):

@@ -505,7 +505,8 @@ def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
         n = span([n for _, _, n in found])
         notes.append(
             (
-                f"smallest gain of a row detected with 80 % power at n = {n} is {', '.join(parts)}",
+                f"smallest gain detected with 80 % power at n = {n} is, depending on the row, "
+                f"{', '.join(parts)}",
                 where,
             )
         )

@@ -195,7 +195,7 @@ def test_a_folder_of_any_name_holds_a_users_own_configuration(tmp_path: Path) ->
         compose(["sampler=3"])
 
 
-@pytest.mark.parametrize("value, words", [("", "is empty"), ("a\udcff", r"a\udcff: the name")])
+@pytest.mark.parametrize("value, words", [("", "is empty"), ("a\udcff", r"a\udcff: the path")])
 @pytest.mark.parametrize("key", ["data.path", "results"])
 def test_a_path_that_no_setting_holds_is_refused_with_what_to_type(
     key: str, value: str, words: str

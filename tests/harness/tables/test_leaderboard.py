@@ -483,7 +483,7 @@ def test_with_fewer_than_six_images_nothing_is_marked_and_a_note_says_why() -> N
         [record(i, 20.0) for i in "abcde"] + [record(i, 25.0, "knn", 0, 20) for i in "abcde"]
     )
     assert [r.ranking for r in board.rows] == [{}, {}]
-    assert any("5 images, fewer than 6" in n and n.endswith("marked: sr4") for n in board.notes)
+    assert any("5 images, no row is marked" in n and n.endswith(": sr4") for n in board.notes)
 
 
 def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> None:
@@ -515,14 +515,14 @@ def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task(
         ("dps", "none"): {},
         ("dps", "knn"): {},
     }
-    assert "2 rows do not cover all 10 images, so they are not marked: sr4" in board.notes
+    assert "rows that do not cover all 10 images are not marked (2 rows): sr4" in board.notes
 
 
 def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
     records = two_rows()
     records[3] = changed(records[3], {"scores.psnr.direction": "lower"})
     with pytest.raises(
-        InputError, match=r"metric psnr: direction is (higher|lower) in .* but (higher|lower) in "
+        InputError, match=r"metric psnr has direction (higher|lower) in .* but (higher|lower) in "
     ):
         make_board(records)
 
@@ -584,7 +584,7 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
 def test_other_ground_truths_of_one_name_are_refused() -> None:
     records = two_rows()
     records[0] = changed(records[0], {"image.sha256": "d" * 64})
-    with pytest.raises(InputError, match=r"image a of made: ground truth is \w+ in .* but \w+ in "):
+    with pytest.raises(InputError, match=r"image a of made has ground truth \w+ in .* but \w+ in "):
         make_board(records)
 
 
@@ -665,7 +665,9 @@ def test_files_that_were_renamed_are_the_same_images_and_their_first_record_coun
     assert any("under different names" in note and "za.json" in note for note in board.notes)
     put(tmp_path, with_fields(again[:1], {"y.sha256": "another"}))
     ledger_of(tmp_path, again[0]).record_path("a").unlink()
-    with pytest.raises(InputError, match=r"task sr4, image a of made: y is \w+ in .* but \w+ in "):
+    with pytest.raises(
+        InputError, match=r"image a of made in task sr4 has y \w+ in .* but \w+ in "
+    ):
         load_board(tmp_path)
 
 

@@ -247,8 +247,8 @@ def test_no_verdict_is_broken_in_a_terminal(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= width
     other_n_steps, other_k = (
-        re.search(rf"\[(\d+)\] other {name}", out).group(1)
-        for name in ("n_steps: 50, not 1000", "k: 50, not 20")
+        re.search(rf"\[(\d+)\] {name}", out).group(1)
+        for name in ("n_steps is 50, not 1000", "k is 50, not 20")
     )
     assert f"not comparable [{other_n_steps}, {other_k}]" in out  # KonIQ after adapting
     assert re.search(r"│ +KonIQ ↑ │ 55\.89 \(summary\) │", out)
