@@ -230,9 +230,7 @@ def test_inpainting_is_tiled_too_and_restored_at_the_networks_sizes_only():
     assert result.n_tiles == 2 * 2 and result.x_hat.shape == (3, 40, 48)
     known = operator.known()
     assert (result.x_hat - y)[known].abs().max() < LEFT_OVER
-    with pytest.raises(
-        InputError, match="37x53 pixels, but this backbone needs sides that are multiples of 8"
-    ):
+    with pytest.raises(InputError, match="37x53 pixels, but this backbone takes multiples of 8"):
         restore_any_size(STRONG, Backbone(), task, image(53, 37), 0, "a", 32)
 
 

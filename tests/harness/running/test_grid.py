@@ -189,7 +189,7 @@ def test_a_mode_that_tunes_while_it_samples_runs_with_dds_and_with_no_other_samp
     refused = adir("run", *words)
     assert refused.status == 2 and refused.err.count("\n") == 1
     assert (
-        "scd tunes the network during sampling, which sampler adir does not support: use sampler=dds"
+        "scd tunes the network during sampling, which sampler adir does not support; use sampler=dds"
         in refused.err
     )
     assert adir("run", *words, "sampler=dds").status == 0
@@ -347,7 +347,7 @@ def test_a_plan_says_of_each_cell_that_is_not_applicable_why(
             finished.out,
         )
     assert (
-        finished.out.count("(1) K=0 with adaptation=knn")
+        finished.out.count("(1) adaptation=knn needs neighbours, but K=0")
         == finished.out.count("(2) sampler bicubic")
         == 1
     )
@@ -390,7 +390,10 @@ def test_a_plan_of_nothing_that_is_applicable_exits_with_2(
     words = [*tiny, "adaptation=knn", "k=0", f"results={tmp_path}"]
     planned, run = adir("plan", *words), adir("run", *words)
     assert planned.status == run.status == 2
-    assert "not applicable (1)" in planned.out and "K=0 with adaptation=knn" in run.err
+    assert (
+        "not applicable (1)" in planned.out
+        and "adaptation=knn needs neighbours, but K=0" in run.err
+    )
 
 
 # --- scores whose weights are not here
@@ -433,7 +436,7 @@ def test_a_plan_says_which_scores_want_weights_and_fetches_none(
     finished = adir("plan", *tiny, *words)
     assert finished.status == 0 and fetched == []
     told = " ".join(finished.out.split())
-    assert "weights of lpips-alex, musiq-ava are missing: adir run or `adir weights get" in told
+    assert "weights of lpips-alex, musiq-ava are missing; `adir run` or `adir weights get" in told
     assert "`adir weights get lpips_alex alexnet musiq_ava`" in told
 
 
