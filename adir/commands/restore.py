@@ -172,7 +172,7 @@ def image_files(inputs: list[str]) -> list[Path]:
     """
     if not inputs:
         raise InputError(
-            "no images given; name at least one, as in `adir restore photo.png task=sr4`"
+            "no images given; name at least one, as in `adir restore IMAGE... task=sr4`"
         )
     paths: list[Path] = []
     for item in map(Path, inputs):
