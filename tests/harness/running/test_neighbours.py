@@ -307,6 +307,6 @@ def test_k_above_what_the_corpus_does_not_withhold_is_refused(
     said = " ".join((refused.out + refused.err).split())
     assert (
         refused.status == 2
-        and "excluding copies and withheld images of test image hubble_deep_field-s1" in said
+        and "excluding repeated images, copies of test image hubble_deep_field-s1" in said
     )
     assert f"only {left} of" in said
