@@ -21,6 +21,7 @@ from forked import Forked, start
 
 from adir.adaptation.denoising_module import DenoisingModule
 from adir.cli import main
+from adir.errors import count_of
 from adir.files import read_json, sha256_of_file
 from adir.harness.running import claims
 from adir.harness.running.interruption import new_stop_file
@@ -107,7 +108,7 @@ def test_the_silent_claim_of_another_machine_is_waited_out_and_its_image_done(
         finished = adir("run", *words, f"existing={existing}")
         assert (
             finished.status == 0
-            and f"{done} images done, {there} already done, 0 failed" in finished.out
+            and f"{count_of(done, 'image')} done, {there} already done, 0 failed" in finished.out
         )
         assert len(list(tmp_path.glob(RECORDS))) == 3 and leftovers(tmp_path) == []
 
