@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     # leaves seed=0,1 in `rest`.
     if rest:
         if given is None or any(word.startswith("-") for word in rest):
-            files = "; type a file as ./-NAME" if any(map(os.path.exists, rest)) else ""
+            files = "; if -NAME is a file, type ./-NAME" if any(map(os.path.exists, rest)) else ""
             top.error(f"unrecognized arguments: {' '.join(rest)}{files}")
         given += rest
     try:
@@ -274,9 +274,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise  # not raised by the operating system, so a bug in adir
         place = f"{error.filename}: " if error.filename else ""
         remedy = (
-            f"fix this, or {ELSEWHERE[args.command]}" if args.command in ELSEWHERE else "fix this"
+            f"fix this problem, or {ELSEWHERE[args.command]}"
+            if args.command in ELSEWHERE
+            else "fix this problem"
         )
-        return print_error(f"{place}{error.strerror or error}; {remedy}. Finished work is kept.")
+        return print_error(f"{place}{error.strerror or error}; {remedy} (finished work is kept)")
     except KeyboardInterrupt:
         return print_error("interrupted; run the same command again to continue", status=130)
 

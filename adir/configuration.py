@@ -20,8 +20,7 @@ def config_dir(package: Path = PACKAGE) -> Path:
     for folder in candidates:
         if (folder / "task").is_dir():
             return folder
-    looked = " and ".join(map(str, candidates))
+    looked = " or ".join(map(str, candidates))
     raise InputError(
-        f"the configuration files of adir are missing (searched {looked}): reinstall adir, or "
-        "restore conf/ from git"
+        f"no configuration files in {looked}; reinstall adir, or restore conf/ from git"
     )

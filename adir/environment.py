@@ -144,7 +144,7 @@ def require_user() -> None:
             os.environ["HOME"] = folder
             print(
                 f"warning: there is no home folder, so caches are in {folder}; set HOME to keep "
-                "them",
+                "the caches",
                 file=sys.stderr,
             )
         # Without these variables, matplotlib and W&B print many warnings.

@@ -1,4 +1,4 @@
-"""Exception for input that cannot be used, and a function for exception messages."""
+"""Exception for input that cannot be used, and functions for messages."""
 
 
 class InputError(ValueError):
@@ -12,3 +12,8 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
     """Return the whole message of an exception on one line, or its class name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def count_of(n: int, noun: str) -> str:
+    """Return a number with a noun, such as `1 image` or `3 images`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -264,12 +264,14 @@ def test_restore_out_of_memory_names_the_tile_and_keeps_what_is_restored(
     call = ["restore", good, other, "sampler=adir", "sampler.n_steps=1", "--out", tmp_path / "out"]
     words = [
         "out of memory on cpu while sampling 1 image of 128x96",
-        "1 of 2 images are restored and kept",
+        "1 of 2 images are restored, and the next run does only the rest",
     ]
     assert_refused(adir(*call), *words, "try a smaller --tile;")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["good-sr4-none.png"]
     exhausted(1)
-    assert_refused(adir(*call, "--tile", 96), "of 128x96 in tiles of 96", "0 of 1 images")
+    assert_refused(
+        adir(*call, "--tile", 96), "of 128x96 in tiles of 96", "0 of 1 images are restored"
+    )
     assert "already done" in adir(*call).out
 
 
@@ -281,7 +283,7 @@ def test_plan_out_of_memory_names_the_cell(
     assert_refused(
         finished,
         "while sampling 1 image of 32x32",
-        "this happened while planning sr4 none seed=0, and no cell was run",
+        "no cell was run, because this happened while planning sr4 none seed=0",
     )
 
 
@@ -604,7 +606,7 @@ def test_damaged_records_adapters_and_measurements_are_named_set_aside_and_made_
         path.write_bytes(content)
 
     finished = adir(*run)
-    assert finished.status == 0 and "1 images done, 2 already done, 0 failed" in finished.out
+    assert finished.status == 0 and "1 image done, 2 already done, 0 failed" in finished.out
     for path, content in damage.items():
         assert f"{path}: damaged" in finished.out and "set aside" in finished.out
         assert [aside.read_bytes() for aside in path.parent.glob(f"{path.name}.corrupt-*")] == [
@@ -637,7 +639,7 @@ def test_the_leaderboard_names_a_damaged_record_and_leaves_the_mean_missing(
     record.write_bytes(b"\xff\xfe")
     for _ in range(2):  # the table leaves it in place
         finished = adir("leaderboard", tmp_path)
-        assert finished.status == 1 and "1 damaged files were skipped" in finished.out
+        assert finished.status == 1 and "skipped 1 damaged file;" in finished.out
         table = (tmp_path / "leaderboard.md").read_text()
         assert str(record) in table and re.search(
             r"\| sr4[^|]* \| Caltech-101 \| none \| – \| – \| 2/3 \| – \(n=2\) \|", table

@@ -120,7 +120,7 @@ def test_a_finished_grid_is_left_alone_and_a_hole_in_it_is_filled_alike(
     reported = adir(*run, "existing=report")
     assert (
         reported.status == 1
-        and "3 images have no record yet: existing=report runs nothing" in reported.out
+        and "3 images without a record, because existing=report runs nothing" in reported.out
     )
     assert "0 images done" in reported.out and len(images(reference)) == 6
     assert "3 images done, 6 already done, 0 failed" in adir(*run).out
@@ -146,7 +146,7 @@ def test_modes_without_neighbours_are_run_once_for_all_k(
     adir, tiny: list[str], tmp_path: Path
 ) -> None:
     finished = adir("run", "-m", *tiny, "adaptation=none", "k=1,2", f"results={tmp_path}")
-    assert finished.status == 0 and "1 cells (2 combinations, 1 equal to others)" in finished.out
+    assert finished.status == 0 and "1 cell (2 combinations, 1 duplicate)" in finished.out
     assert "3 images done, 0 already done, 0 failed" in finished.out
 
 
@@ -247,7 +247,10 @@ def test_a_failure_of_wandb_costs_no_record(
     finished = adir("run", *tiny, "tracking=wandb", f"results={tmp_path}")
     assert finished.status == 0 and "3 images done" in finished.out
     assert (
-        finished.out.count("W&B failed (ConnectionError: out of reach); going on without it") == 1
+        finished.out.count(
+            "W&B failed (ConnectionError: out of reach); the run continues without it"
+        )
+        == 1
     )
     assert len(list(tmp_path.glob("cells/**/records/*.json"))) == 3
 
@@ -427,7 +430,7 @@ def check_tuned(folder: str, name: str) -> None:
     assert isinstance(found, Cell) and found.identity.axes.sampler == name
     if "for_task" in (config_dir() / "sampler" / folder / f"{name}.yaml").read_text():
         other = check_job(compose(["task=sr8", f"sampler={folder}/{name}"]))
-        assert "task=sr8 has no tuned value, only task=sr4, deblur" in str(other)
+        assert "no value is tuned for task=sr8, only for task=sr4, deblur" in str(other)
 
 
 def check_experiment(name: str, overrides: list[str], parquet: Path) -> None:

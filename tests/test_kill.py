@@ -12,6 +12,7 @@ import pytest
 from forked import Forked, start
 from safetensors.torch import load_file
 
+from adir.errors import count_of
 from adir.files import read_json, sha256_of_file
 from adir.harness.running.stores import hash_of_tensors
 
@@ -93,7 +94,8 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     finished = adir(*command)
     assert (
         finished.status == 0
-        and f"{18 - len(after)} images done, {len(after)} already done, 0 failed" in finished.out
+        and f"{count_of(18 - len(after), 'image')} done, {len(after)} already done, 0 failed"
+        in finished.out
     )
     assert adir("leaderboard", killed).status == 0
     assert (killed / "leaderboard.csv").read_bytes() == (

@@ -21,6 +21,7 @@ from forked import Forked, start
 
 from adir.adaptation.denoising_module import DenoisingModule
 from adir.cli import main
+from adir.errors import count_of
 from adir.files import read_json, sha256_of_file
 from adir.harness.running import claims
 from adir.harness.running.interruption import new_stop_file
@@ -107,7 +108,7 @@ def test_the_silent_claim_of_another_machine_is_waited_out_and_its_image_done(
         finished = adir("run", *words, f"existing={existing}")
         assert (
             finished.status == 0
-            and f"{done} images done, {there} already done, 0 failed" in finished.out
+            and f"{count_of(done, 'image')} done, {there} already done, 0 failed" in finished.out
         )
         assert len(list(tmp_path.glob(RECORDS))) == 3 and leftovers(tmp_path) == []
 
@@ -196,11 +197,11 @@ def test_a_signal_during_adaptation_ends_the_record_at_hand_and_counts_it(
         finished = adir("run", *words)
     assert finished.status == 130, finished
     assert (
-        "1 images done, 0 already done, 0 failed" in finished.out
+        "1 image done, 0 already done, 0 failed" in finished.out
         and "ended early" not in finished.out
     )
     assert (
-        "2 images are left; to continue:" in finished.out
+        "2 images left; to continue, run" in finished.out
         and f"adir run {shlex.join(words)}" in finished.out
     )
     assert [read_json(path)["status"] for path in tmp_path.glob(RECORDS)] == ["done"]
@@ -231,9 +232,7 @@ def test_a_second_ctrl_c_stops_at_once_leaves_no_half_file_and_claims_no_counts(
         patch.setattr(DenoisingModule, "training_step", interrupted)
         finished = adir("run", *words)
     assert finished.status == 130 and "Traceback" not in finished.out + finished.err
-    assert (
-        "of 3 images 0 are done, 0 failed" in finished.out and "3 images are left" in finished.out
-    )
+    assert "0 of 3 images are done, 0 failed" in finished.out and "3 images left" in finished.out
     assert (
         list(tmp_path.glob(RECORDS))
         == list(tmp_path.glob("adapters/*"))
@@ -262,7 +261,7 @@ def test_who_waits_for_another_worker_can_be_interrupted(
 
     monkeypatch.setattr(time, "sleep", interrupted)
     finished = adir("run", *words)
-    assert finished.status == 130 and "1 images are left" in finished.out
+    assert finished.status == 130 and "1 image left" in finished.out
     assert claim.exists()  # perhaps of a living one
 
 

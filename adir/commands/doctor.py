@@ -51,7 +51,7 @@ def main() -> int:
                 f"backbone.device=cuda:{index}"
             )
     else:
-        print("  none     GPU: the embedded parts run on the CPU; the paper's backbones run slowly")
+        print("  none     GPU: all networks run on the CPU, where the paper's backbones are slow")
     print(f"  ok       {torch.get_num_threads()} CPU threads")
 
     from adir.errors import InputError

@@ -71,8 +71,8 @@ def main(image: Path, mask: Path, prompt: str, overrides: list[str], out: Path) 
     _, height, width = y.shape
     if height % cell.backbone.stride or width % cell.backbone.stride:
         raise InputError(
-            f"{image}: {width}x{height} pixels, but this backbone takes multiples of "
-            f"{cell.backbone.stride}; crop the image"
+            f"{image}: {width}x{height} pixels, but this backbone needs sides that are "
+            f"multiples of {cell.backbone.stride}; crop the image"
         )
     # Name the result after everything that determines it, and skip an existing one.
     cell = dataclasses.replace(cell, task=cell.task.with_mask(hole, prompt))
@@ -95,7 +95,9 @@ def require_editing(cfg: DictConfig) -> None:
     """
     task = build(cfg.task, "task")
     if not task.edits:
-        raise InputError(f"adir edit does task=edit only, not task={task.name}; use `adir restore`")
+        raise InputError(
+            f"`adir edit` supports only task=edit; use `adir restore` for task={task.name}"
+        )
     if get_class(cfg.backbone._target_).family != "inpainting":
         raise InputError(
             f"backbone {cfg.backbone.name} is not an inpainting model; use backbone=sd_inpaint"

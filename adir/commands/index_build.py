@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adir.commands.index_search import remember_encoder
 from adir.data.sources.base import Source
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.harness.cells.cell import build
 from adir.harness.cells.compose import launch
 from adir.harness.running.claims import Claims
@@ -60,12 +60,12 @@ def main(overrides: list[str], multirun: bool) -> int:
     )
     manifest = read_facts(folder / "manifest.json")
     busy = f", encoder busy {encoding / (encoding + waiting):.0%} of the time" if images else ""
-    say(f"{folder}: {images} new images embedded{busy}")
+    say(f"{folder}: {count_of(images, 'new image')} embedded{busy}")
     say(described(manifest))
     if manifest["corpus"]["rejects"]:
         say(
-            f"  {manifest['corpus']['rejects']} images could not be used; "
-            f"see {folder / 'rejects.json'}"
+            f"  {count_of(manifest['corpus']['rejects'], 'image')} could not be used; "
+            f"{folder / 'rejects.json'} gives the reasons"
         )
     return 0
 
@@ -77,10 +77,10 @@ def described(manifest: Mapping[str, Any]) -> str:
     """
     corpus, encoder, source = manifest["corpus"], manifest["encoder"], manifest["source"]
     return (
-        f"  corpus {source['name']} ({source['kind']}): {corpus['images']} images, "
-        f"{corpus['sha256'][:10]}; "
-        f"{len(manifest['shards'])} shards\n"
-        f"  encoder {encoder['name']} {encoder['weights_sha256'][:10]}, {encoder['metric']}, "
+        f"  corpus {source['name']} ({source['kind']}): {count_of(corpus['images'], 'image')} "
+        f"(SHA-256 {corpus['sha256'][:10]}) in {count_of(len(manifest['shards']), 'shard')}\n"
+        f"  encoder {encoder['name']} (SHA-256 {encoder['weights_sha256'][:10]}), "
+        f"{encoder['metric']}, "
         f"{manifest['dimensions']} dimensions, float16"
     )
 
@@ -95,19 +95,20 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise InputError(f"{error.full_key} is missing: give {error.full_key}=...") from error
+        raise InputError(f"{error.full_key} is missing: set {error.full_key}=...") from error
     if cfg.loaders is None:
         cfg.loaders = min(8, os.cpu_count() or 1)
     for key in ("shard_size", "batch_size", "loaders", "threads"):
         if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < 1:
-            raise InputError(f"{key}={cfg[key]} must be a whole number from 1")
+            raise InputError(f"{key}={cfg[key]} must be a whole number of at least 1")
     if (
         isinstance(cfg.least_side, bool)
         or not isinstance(cfg.least_side, int)
         or cfg.least_side < 0
     ):
         raise InputError(
-            f"least_side={cfg.least_side} must be a whole number of pixels; 0 takes all images"
+            f"least_side={cfg.least_side} must be a whole number of pixels; 0 accepts images of "
+            "any size"
         )
     # Plan the shards, embed the missing ones, and write the manifest.
     torch.set_num_threads(cfg.threads)
@@ -179,7 +180,7 @@ def embed_missing(
                     def show(now: Embedded, number: int = number) -> None:
                         """Show the progress of the current shard in the progress bar."""
                         bar.update(
-                            task, description=f"{now.images} images of shard {number}, shards"
+                            task, description=f"shard {number}: {now.images} images; shards done"
                         )
 
                     started = time.perf_counter()
@@ -197,11 +198,11 @@ def embed_missing(
                     did_one = True
                     left = len(missing_shards(folder))
                     bar.update(task, completed=n_missing - left)
-                    rejects = f" ({one.rejects} rejects)" if one.rejects else ""
+                    rejects = f" ({count_of(one.rejects, 'reject')})" if one.rejects else ""
                     rate = one.images / (time.perf_counter() - started)
                     say(
-                        f"shard {number}: {one.images} images{rejects}, {rate:.1f} images/s; "
-                        f"{left} shards missing"
+                        f"shard {number}: {count_of(one.images, 'image')}{rejects}, "
+                        f"{rate:.1f} images/s; {count_of(left, 'shard')} left"
                     )
             if not did_one:
                 time.sleep(POLL)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from adir.configuration import config_dir
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.files import read_json, write_bytes, write_json
 from adir.harness.cells.cell import build
 from adir.harness.cells.paths import from_plain
@@ -71,8 +71,8 @@ def main(folder: Path, image: Path | None, text: str | None, k: int, out: Path |
         lost = [neighbour.id for neighbour in found if neighbour.image is None]
         if lost:
             print(
-                f"warning: the sheet misses {len(lost)} images that cannot be read from the "
-                f"corpus any more, such as {lost[0]}"
+                f"warning: the contact sheet lacks {count_of(len(lost), 'image')} that can no "
+                f"longer be read from the corpus, such as {lost[0]}"
             )
             return 1
     return 0
@@ -140,11 +140,12 @@ def encoder_of(index: ShardedIndex) -> Encoder:
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: the file is missing, so the encoder {index.encoder['name']} cannot be built; "
-            "run `adir index build` again with the same settings, which writes it"
+            "to write the file, run `adir index build` again with the same settings"
         ) from error
     except ValueError as error:
         raise InputError(
-            f"{path}: damaged; remove it and run `adir index build` again, which writes it"
+            f"{path}: the file is damaged; to write a new one, remove the file and run "
+            "`adir index build` again"
         ) from error
     known = {
         OmegaConf.select(OmegaConf.load(file), "_target_")
@@ -155,8 +156,8 @@ def encoder_of(index: ShardedIndex) -> Encoder:
     )
     if not plain or leaf.get("_target_") not in known:
         raise InputError(
-            f"{path}: refused, because it does not name an encoder of conf/encoder/ with plain "
-            f"arguments: {json.dumps(leaf)[:200]}"
+            f"{path}: refused, because the file must name an encoder of conf/encoder/ with plain "
+            f"arguments, not {json.dumps(leaf)[:200]}"
         )
     try:
         encoder: Encoder = build(from_plain(leaf), "encoder")

@@ -5,6 +5,7 @@ The table of one results folder is also written into that folder.
 
 from pathlib import Path
 
+from adir.errors import count_of
 from adir.files import write_bytes
 from adir.harness.records.layout import Layout
 from adir.harness.tables.formats import FORMATS, explanation, tidy, to_terminal
@@ -43,8 +44,8 @@ def main(folders: list[Path], no_write: bool = False, against: str = "none") -> 
     if written:
         console.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False)
     elif not no_write:
-        several = "run `adir merge ... --out FOLDER` first, then `adir leaderboard FOLDER`"
-        console.print(f"no files written: {several}", markup=False, highlight=False)
+        merge = "to write files, run `adir merge ... --out FOLDER`, then `adir leaderboard FOLDER`"
+        console.print(f"no files were written; {merge}", markup=False, highlight=False)
     if board.damaged:
-        print(f"{board.damaged} damaged files were skipped; the notes name them")
+        print(f"skipped {count_of(board.damaged, 'damaged file')}; see the notes above")
     return 1 if board.damaged else 0

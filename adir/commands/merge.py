@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.harness.records.layout import Layout, kind_of
 from adir.harness.records.merge import copy_from, require_whole
 from adir.harness.records.record import Record
@@ -30,20 +30,20 @@ def main(folders: list[Path], out: Path) -> int:
             settings). Equal records are copied once.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder with --out")
+        raise InputError(f"{out} is a file; name a folder with --out")
     found = read_sources([*([out] if out.is_dir() else []), *folders])
     paths: dict[str, Record] = {}
     for record in found.records.values():
         name = record.path
         if kind_of(name) != "record":
             raise InputError(
-                f"{name!r}: not the path of a record; only results folders written by `adir run` "
+                f"{name!r} is not the path of a record; only results folders written by `adir run` "
                 "can be merged"
             )
         if paths.setdefault(name.casefold(), record) is not record:
             raise InputError(
                 f"{name}: two sources have records of different cells or images under this name; "
-                "make a table of each instead of merging them"
+                "make a separate table of each source instead of merging the sources"
             )
     for source in folders:
         if not source.is_dir():
@@ -55,8 +55,9 @@ def main(folders: list[Path], out: Path) -> int:
         if source.resolve() != out.resolve()
     }
     for note in found.notes:
-        print(f"warning: skipped: {note}")
+        print(f"warning: skipped {note}")
     for source, n in counts.items():
-        print(f"{n} records copied from {source}")
-    print(f"{len(found.records)} records in {out}; `adir leaderboard {out}` prints their table")
+        print(f"{count_of(n, 'record')} copied from {source}")
+    total = count_of(len(found.records), "record")
+    print(f"{total} in {out}; `adir leaderboard {out}` prints the table")
     return 1 if found.notes else 0

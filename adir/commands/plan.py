@@ -9,6 +9,7 @@ import time
 from rich.table import Table
 from rich.text import Text
 
+from adir.errors import count_of
 from adir.files import read_json
 from adir.harness.cells.cell import label_of
 from adir.harness.planning.plan import CellPlan, plan_cells
@@ -75,11 +76,13 @@ def main(overrides: list[str], multirun: bool) -> int:
             + f", {disk_mb:.0f} MB in {results} ({free_mb:.0f} MB free)"
         )
         if disk_mb > free_mb:
-            notes.append("CANNOT RUN: the disk has too little free space")
+            notes.append(
+                "CANNOT RUN: too little disk space is free; use another disk with results=FOLDER"
+            )
             cannot = True
         planned = Layout(results).plan(grid.sha256)
         if planned.is_file() and read_json(planned).get("grid") == grid.sha256:
-            notes.append("this grid was started before; adir run continues it")
+            notes.append("this grid was started before; `adir run` continues it")
     for note in notes:
         console.print(Text(note))
     return 2 if cannot else 0
@@ -121,8 +124,9 @@ def score_notes(grid: Grid) -> list[str]:
     if wanted:
         entries = dict.fromkeys(file.entry for files in wanted.values() for file in files)
         notes.append(
-            f"weights of {', '.join(wanted)} are missing: adir run or `adir weights get "
-            f"{' '.join(entries)}` downloads them; if that fails, these scores stay empty"
+            f"the weights of {', '.join(wanted)} are missing; `adir run` or `adir weights get "
+            f"{' '.join(entries)}` downloads the weights, and if the download fails, these scores "
+            "stay empty"
         )
     return notes
 
@@ -136,13 +140,14 @@ def summary(grid: Grid, plans: list[CellPlan], loading: float) -> str:
         loading: seconds that a run takes to load and check the grid.
     """
     equal = grid.combinations - len(grid.cells) - len(grid.problems)
-    note = f" ({equal} more combinations are duplicates)" if equal else ""
+    note = f" ({count_of(equal, 'duplicate')} left out)" if equal else ""
     images, adapters = sum(plan.to_do for plan in plans), sum(plan.adapters for plan in plans)
     once = loading + sum(plan.seconds_once for plan in plans) if images else 0.0
     return (
-        f"{len(plans)} cells{note}: {images} images and {adapters} adapters to do, about "
+        f"{count_of(len(plans), 'cell')}{note}: {count_of(images, 'image')} to restore and "
+        f"{count_of(adapters, 'adapter')} to train, about "
         f"{duration(once + sum(plan.seconds for plan in plans))} with one worker "
-        f"(including {duration(once)} for loading and the corpus, spent once)"
+        f"(including {duration(once)} spent once, for loading and the corpus)"
     )
 
 

@@ -102,7 +102,7 @@ def main(inputs: list[str], out: Path, overwrite: bool, tile: int, samples: int)
         say(f"{path} -> {targets[path]}" + ("" if targets[path] in todo else "  (already done)"))
     Layout(out).mark()
     for number, path in enumerate(todo.values()):
-        kept = f"{number} of {len(todo)} images are restored and kept, run the same command again"
+        kept = f"{number} of {len(todo)} images are restored, and the next run does only the rest"
         shape = sampled_shape(cell.backbone, cell.task, measurements[path])
         lowered = tile if cell.backbone.kind == "pixel" else None
         with out_of_memory_explained(cell, shape, kept=kept, tile=lowered):
@@ -171,7 +171,9 @@ def image_files(inputs: list[str]) -> list[Path]:
     Raises InputError if the list is empty, if a path does not exist, or if a folder has no images.
     """
     if not inputs:
-        raise InputError("no images given; for example: adir restore IMAGE... task=sr4")
+        raise InputError(
+            "no images given; name at least one, as in `adir restore IMAGE... task=sr4`"
+        )
     paths: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
@@ -230,7 +232,7 @@ def is_done(target: Path, cell: Cell, y: Tensor, tile: int, samples: int) -> boo
         pass  # damaged, or written by another program: handled like a file of other settings
     there = target if target.exists() else note
     raise InputError(
-        f"{there}: exists and was made with other settings; use --overwrite, or another --out"
+        f"{there} exists and was written with other settings; use --overwrite, or another --out"
     )
 
 
@@ -319,7 +321,7 @@ def restore_one(
             },
             "std": {"mean": round(float(deviation.mean()), 3), "grey_levels_per_std": STD_FACTOR},
         }
-        spread = f", mean of {samples} with standard deviation {note['std']['mean']:.1f}"
+        spread = f", mean of {samples} samples with standard deviation {note['std']['mean']:.1f}"
     write_json(target.with_suffix(".json"), note)
     for file, image in others.items():
         write_png(file, image)

@@ -7,7 +7,7 @@ import functools
 import os
 import shlex
 
-from adir.errors import InputError, first_line
+from adir.errors import InputError, count_of, first_line
 from adir.harness.cells.cell import label_of
 from adir.harness.cells.compose import launch
 from adir.harness.records.layout import Layout
@@ -45,17 +45,21 @@ def main(overrides: list[str], multirun: bool) -> int:
             more = sum(other.applicable for other in grid.problems.values()) - 1
             raise InputError(
                 f"{problem}"
-                + (f" ({more} more cells cannot run; see adir plan)" if more > 0 else "")
+                + (
+                    f" ({count_of(more, 'more cell')} cannot run; see `adir plan`)"
+                    if more > 0
+                    else ""
+                )
             )
-        say(f"skipped, not applicable: {label_of(problem.axes)}: {problem}")
+        say(f"skipped {label_of(problem.axes)}, which is not applicable: {problem}")
     cells = list(grid.cells.values())
     results = cells[0].results
     if multirun:
         equal = grid.combinations - len(grid.problems) - len(cells)
         duplicates = (
-            f" ({grid.combinations} combinations, {equal} equal to others)" if equal else ""
+            f" ({grid.combinations} combinations, {count_of(equal, 'duplicate')})" if equal else ""
         )
-        say(f"{len(cells)} cells{duplicates} in {results}")
+        say(f"{count_of(len(cells), 'cell')}{duplicates} in {results}")
     for note in empty_scores(cells):
         say(note)
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
@@ -81,7 +85,7 @@ def main(overrides: list[str], multirun: bool) -> int:
                 outcomes = []
                 say(
                     f"the workers ended early ({type(error).__name__}: {first_line(error)}); "
-                    "their counts are lost"
+                    "how many images they restored is unknown"
                 )
                 for folder in {Layout(results).adapters, *(cell.ledger.claims for cell in cells)}:
                     Claims(folder).clear_dead()  # workers may have been killed while holding claims
@@ -96,21 +100,21 @@ def main(overrides: list[str], multirun: bool) -> int:
     found = [cell.ledger.peek(image_id) for cell in cells for image_id in cell.data.ids]
     total.failed = sum(record is not None and record.status == "failed" for record in found)
     missing = sum(record is None for record in found)
-    done = f"{total.done} images done, {total.skipped} already done"
+    done = f"{count_of(total.done, 'image')} done, {total.skipped} already done"
     if not outcomes:
-        done = f"of {len(found)} images {len(found) - missing - total.failed} are done"
+        done = f"{len(found) - missing - total.failed} of {len(found)} images are done"
     say(f"{done}, {total.failed} failed; records and images: {results}/cells")
     if missing and not stopped:
         why = (
-            "another process is working on them, or was killed; run the same command again"
+            "another process is working on them or was killed; run the same command again"
             if plan
             else "existing=report runs nothing"
         )
-        say(f"{missing} images have no record yet: {why}")
+        say(f"{count_of(missing, 'image')} without a record, because {why}")
     if total.failed:
-        say("the records of failed images contain the errors; retry=failed runs them again")
+        say("the records of failed images contain the errors; retry=failed runs these images again")
     if stopped:
-        say(f"interrupted, {missing} images are left; to continue:")
+        say(f"interrupted with {count_of(missing, 'image')} left; to continue, run")
         say(f"  adir run {'-m ' if multirun else ''}{shlex.join(overrides)}")
         return 130
     return 1 if total.failed or missing else 0

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from adir.data.base import Corpus
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.files import write_json
 from adir.harness.cells.cell import build
 from adir.harness.cells.compose import compose
@@ -60,13 +60,13 @@ def main(folder: Path, overrides: list[str]) -> int:
             say(f"{name} stays empty in {times} of {n} records: {reason}")
     if failed:
         say(
-            f"{failed} images failed and have no scores; `adir run ... retry=failed` runs them "
-            "again"
+            f"{count_of(failed, 'failed image')} without scores; `adir run ... retry=failed` runs "
+            "failed images again"
         )
     if bad:
-        say(f"{bad} records were not scored, for the reasons above")
+        say(f"{count_of(bad, 'record')} not scored, for the reasons above")
     given = [name for name, reasons in empty.items() if len(reasons) < n]
-    say(f"{n} records scored with {', '.join(given) or 'nothing'}")
+    say(f"{count_of(n, 'record')} scored with {', '.join(given) or 'no metric'}")
     return 1 if bad or failed or any(empty.values()) else 0
 
 

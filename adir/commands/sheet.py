@@ -19,5 +19,5 @@ def main(folder: Path, task: str | None, out: Path | None) -> int:
     path, damaged = write_sheet(folder, task, out)
     print(path)
     for fault in damaged:
-        print(f"warning: skipped: {fault}")
+        print(f"warning: skipped {fault}")
     return 1 if damaged else 0

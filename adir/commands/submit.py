@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import adir
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.files import sha256_of_file, shortened
 from adir.harness.records.archive import require_consistent, write_archive
 from adir.harness.records.comparable import grouped
@@ -45,14 +45,15 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
         f"{shortened(folder.resolve().name.lstrip('.-') or 'results')}-submission.zip"
     )
     if out.exists():
-        raise InputError(f"{out}: already exists; remove it, or give another file with --out")
+        raise InputError(f"{out} already exists; remove this file, or name another one with --out")
     records = list(found.records.values())
     for record in records:
         try:
             require_consistent(record)
         except ValueError as error:
             raise InputError(
-                f"{folder / record.path}: {error}; other machines would reject this record"
+                f"{folder / record.path}: {error}; other machines would reject this record, so "
+                "remove the file and run `adir run` again"
             ) from error
     names = [*manifests_of(folder), *plans_of(found, folder), *(record.path for record in records)]
     if images:
@@ -60,10 +61,15 @@ def main(folder: Path, images: bool, out: Path | None) -> int:
         names += [*shown_images(records), *losses_names(records)]
     held = write_archive(out, about(records, images), names, functools.partial(content_in, folder))
     for note in found.notes:
-        print(f"warning: skipped: {note}")
+        print(f"warning: skipped {note}")
     n_images = sum(kind_of(name) == "restored" for name in held)
-    print(f"{len(records)} records, {n_images} images: {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    print(f"SHA-256 {sha256_of_file(out)}; `adir leaderboard {out}` prints its table anywhere")
+    print(
+        f"{count_of(len(records), 'record')} and {count_of(n_images, 'image')} in {out} "
+        f"({out.stat().st_size / 1e6:.1f} MB)"
+    )
+    print(
+        f"SHA-256 {sha256_of_file(out)}; `adir leaderboard {out}` prints its table on any machine"
+    )
     return 1 if found.notes else 0
 
 

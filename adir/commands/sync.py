@@ -9,7 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from adir.errors import InputError, first_line
+from adir.errors import InputError, count_of, first_line
 from adir.harness.tracking.wandb import key_for, server_of
 
 SERVER_TIMEOUT = 15.0
@@ -41,10 +41,10 @@ def main(folder: Path) -> int:
     key = key_for(server)
     if key is None:
         raise InputError(
-            f"the W&B API key is missing, so {len(runs)} runs in {folder / 'wandb'} cannot be "
-            "sent: set WANDB_API_KEY or run `wandb login`"
+            f"the W&B API key is missing, so {count_of(len(runs), 'run')} in {folder / 'wandb'} "
+            "cannot be sent: set WANDB_API_KEY or run `wandb login`"
         )
-    print(f"sending {len(runs)} W&B runs of {folder / 'wandb'} to {server}", flush=True)
+    print(f"sending {count_of(len(runs), 'W&B run')} of {folder / 'wandb'} to {server}", flush=True)
     # Ask the server first: `wandb sync` would wait a minute per run for one that is not reachable.
     reason = refusal(server, key) or send(runs, folder)
     waiting = offline_runs(folder)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from adir.errors import count_of
 from adir.harness.tables.formats import tidy
 from adir.harness.tables.leaderboard import load_board
 from adir.harness.tables.published import (
@@ -51,8 +52,8 @@ def main(name: str | None, folder: Path | None, latex: bool) -> int:
     status = 1 if damaged else 0
     if damaged:
         print(
-            f"warning: {damaged} damaged files in {folder} were skipped; `adir leaderboard` names "
-            "them",
+            f"warning: skipped {count_of(damaged, 'damaged file')} in {folder}; `adir leaderboard` "
+            "names damaged files",
             file=sys.stderr,
         )
     if latex:
@@ -69,5 +70,7 @@ def main(name: str | None, folder: Path | None, latex: bool) -> int:
         console.print(tidy(line), style="dim", highlight=False, markup=False)
     command = command_of(table["experiment"])
     # soft_wrap keeps the command on one line, so that it can be copied.
-    console.print(f"to run it: {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"to run this experiment: {command}", highlight=False, markup=False, soft_wrap=True
+    )
     return status

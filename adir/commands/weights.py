@@ -142,7 +142,7 @@ def verify(entries: list[Entry], named: bool) -> int:
             if isinstance(found, WeightsFile)
             else not any(found.weights.values())
         )
-        right = "complete (no hash known)" if unpinned else "right"
-        print(f"{found.entry}: {right if wrong is None else f'WRONG: {wrong}'}, {found.path}")
+        right = "complete (no hash known)" if unpinned else "verified"
+        print(f"{found.entry}: {right if wrong is None else f'WRONG ({wrong})'}, {found.path}")
         status |= wrong is not None
     return int(status)

@@ -167,7 +167,12 @@ def float_levels(folder: Path) -> None:
         (lambda folder: None, " ", [], "the prompt is empty"),
         (black, "a tiger", [], "the mask is all black"),
         (smaller, "a tiger", [], "the mask is 30x32, the image 32x32"),
-        (cropped, "a tiger", [], "30x32 pixels, but this backbone takes multiples of 4"),
+        (
+            cropped,
+            "a tiger",
+            [],
+            "30x32 pixels, but this backbone needs sides that are multiples of 4",
+        ),
         (float_levels, "a tiger", [], "more than 8 bits"),
         (
             lambda folder: (folder / "cat_mask.png").unlink(),

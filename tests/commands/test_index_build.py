@@ -81,7 +81,7 @@ def test_an_index_is_built_described_and_not_built_again(
     ]
     done = adir(*words)
     assert done.status == 0 and "6 new images embedded, encoder busy" in done.out, done.err
-    assert "shard 0: 4 images" in done.out and "; 0 shards missing" in done.out
+    assert "shard 0: 4 images" in done.out and "; 0 shards left" in done.out
     assert "0 new images embedded" in adir(*words).out
     measured = {"arguments": {"n_probe": 8}, "n_queries": 50, "recall": {"20": 0.91}}
     write_json(tmp_path / "index/approximate-0.json", measured)
@@ -105,7 +105,7 @@ def test_images_below_64_pixels_are_rejects_unless_asked_for(
         neighbourhood_copy(neighbourhood, tmp_path) / "large.png"
     )
     words = ["index", "build", f"corpus.path={tmp_path / 'images'}", f"out={tmp_path / 'index'}"]
-    assert "1 new images embedded" in adir(*words).out
+    assert "1 new image embedded" in adir(*words).out
     reasons = read_json(tmp_path / "index/rejects.json")
     assert (
         len(reasons) == 6
@@ -131,7 +131,7 @@ def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
         (["index", "build", "corpus.path=/nowhere"], "no such folder"),
         (
             ["index", "build", "corpus.path=.", "shard_size=0"],
-            "shard_size=0 must be a whole number from 1",
+            "shard_size=0 must be a whole number of at least 1",
         ),
         (
             ["index", "build", "corpus.path=.", "least_side=-1"],
@@ -139,7 +139,7 @@ def neighbourhood_copy(neighbourhood: Path, tmp_path: Path) -> Path:
         ),
         (
             ["index", "build", "corpus.path=.", "loaders=0"],
-            "loaders=0 must be a whole number from 1",
+            "loaders=0 must be a whole number of at least 1",
         ),
         (["index", "build", "corpus=folders"], "folders"),
         (["index", "info", "/nowhere"], "holds no index"),

@@ -121,7 +121,7 @@ def test_neighbours_whose_images_are_gone_are_still_named(adir, index, images, t
         )
         assert result.status == 1 and rows(result.out)[0][2] == "0.png"
         assert (
-            "the sheet misses 1 images that cannot be read from the corpus any more, such as 0.png"
+            "the contact sheet lacks 1 image that can no longer be read from the corpus, such as 0.png"
             in result.out
         )
         images.rename(images.with_name("moved"))
@@ -131,7 +131,7 @@ def test_neighbours_whose_images_are_gone_are_still_named(adir, index, images, t
         assert (
             result.status == 1
             and len(rows(result.out)) == 6
-            and "the sheet misses 6 images" in result.out
+            and "the contact sheet lacks 6 images" in result.out
         )
     finally:
         images.with_name("moved").rename(images)

@@ -232,7 +232,7 @@ def test_samples_are_made_again_where_one_of_their_files_is_gone_or_their_number
     gone.unlink()
     assert adir(*words, 2).status == 0 and gone.is_file()
     refused = adir(*words, 3)
-    assert refused.status == 2 and "made with other settings" in refused.err
+    assert refused.status == 2 and "written with other settings" in refused.err
     assert adir(*words, 1).status == 2
 
 

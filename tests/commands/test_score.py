@@ -105,7 +105,7 @@ def test_a_score_that_stays_empty_is_named_with_its_reason_and_is_status_1(
     reason = "needs a prompt" if "clip-prompt" in empty else "HF_HUB_OFFLINE is set"
     assert all(reason in line for line in said)
     given = [name for name in metrics.strip("[]").split(", ") if name not in empty]
-    assert last == f"3 records scored with {', '.join(given) or 'nothing'}"
+    assert last == f"3 records scored with {', '.join(given) or 'no metric'}"
     for record in records(results):
         assert {name for name in empty if record.value(name) is not None} == set()
 
@@ -138,10 +138,10 @@ def test_an_image_that_is_gone_or_failed_is_counted(adir, results: Path) -> None
         finished = adir("score", results, "scoring.metrics=[psnr]")
         assert finished.status == 1 and f"{image}: no such file" in finished.out
         assert (
-            "1 images failed and have no scores" in finished.out
-            and "1 records were not scored" in finished.out
+            "1 failed image without scores" in finished.out
+            and "1 record not scored" in finished.out
         )
-        assert finished.out.splitlines()[-1] == "1 records scored with psnr"
+        assert finished.out.splitlines()[-1] == "1 record scored with psnr"
     finally:
         image.write_bytes(content)
         write_json(path, was)

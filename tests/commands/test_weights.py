@@ -79,7 +79,7 @@ def test_get_fetches_once_and_list_and_verify_tell(tmp_path, capsys):
     weights("list", ["small"])
     assert "small  here  1 kB  licence unknown  sha256 " in capsys.readouterr().out
     assert weights("verify", ["small"]) == 0
-    assert "small: right" in capsys.readouterr().out
+    assert "small: verified" in capsys.readouterr().out
 
 
 def test_the_columns_of_the_list_stand_below_each_other_whatever_they_hold(tmp_path, capsys):
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_found_set_aside_and_fetched_again(tmp_path, capsys):
     path = tmp_path / "cache" / "weights" / "small.pt"
     path.write_bytes(CONTENT[:-1] + b"x")
     assert weights("verify", ["small"]) == 1
-    assert "small: WRONG: SHA-256" in capsys.readouterr().out
+    assert "small: WRONG (SHA-256" in capsys.readouterr().out
     assert not path.exists() and here(tmp_path)[0].startswith("small.pt.corrupt-")
     path.write_bytes(b"wrong again")
     assert weights("get", ["small"]) == 0

@@ -249,12 +249,12 @@ def interpolation_error(cfg: DictConfig, error: InterpolationKeyError) -> InputE
     names = [OmegaConf.select(cfg, f"{part}.name") for part in (asking, asked)]
     if None in names:
         return InputError(
-            f"{error.full_key} refers to {what!r}, which is not set; set one of the two"
+            f"{error.full_key} refers to {what!r}, which is not set; set {what} or {error.full_key}"
         )
     return NotApplicable(
         f"{asking}={names[0]} does not work with {asked}={names[1]}, which has no "
-        f"{what.partition('.')[2]}; name neither task nor sampler, and backbone=sd_x4 (or "
-        "backbone=sd_inpaint for editing) selects suitable ones"
+        f"{what.partition('.')[2]}; set only backbone=sd_x4 (or backbone=sd_inpaint for editing), "
+        "which selects a suitable task and sampler"
     )
 
 
@@ -270,8 +270,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         # A sweep over K may contain 0 for its modes without neighbours.
         kind = NotApplicable if k == 0 else InputError
         raise kind(
-            f"K={k} with adaptation={mode_name}: use k=1 or more, or adaptation=none for no "
-            "neighbours"
+            f"adaptation={mode_name} needs neighbours, but K={k}; use k=1 or more, or "
+            "adaptation=none"
         )
 
     # Build the method, and check that its parts work together.
@@ -287,7 +287,7 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         ):
             reason = (
                 f"adaptation={mode_name} tunes the network during sampling, which sampler "
-                f"{sampler.name} does not support: use sampler=dds"
+                f"{sampler.name} does not support; use sampler=dds"
             )
         if reason is not None:
             raise NotApplicable(reason)
@@ -306,8 +306,8 @@ def resolve_cell(cfg: DictConfig) -> Cell:
         parts.attempt(lambda: require_query(full["retrieval"]["query"]))
         if corpus is not None and k > len(corpus):
             parts.reasons.append(
-                f"K={k} neighbours requested from a corpus of {len(corpus)} images: lower K or "
-                "use a larger corpus"
+                f"K={k} neighbours requested from a corpus of {len(corpus)} images; lower K "
+                "or use a larger corpus"
             )
         if corpus is not None and encoder is not None:
             parts.attempt(functools.partial(corpus.own_index, encoder))
@@ -364,16 +364,16 @@ def require_fitting_parts(cell: Cell) -> None:
     sampler, backbone = cell.sampler, cell.backbone
     if sampler.n_steps > len(backbone.schedule):
         raise InputError(
-            f"n_steps={sampler.n_steps}: choose 1 to {len(backbone.schedule)}, the number of "
-            "timesteps of the backbone"
+            f"sampler.n_steps={sampler.n_steps}: choose 1 to {len(backbone.schedule)}, because the "
+            "backbone has no more timesteps"
         )
     if getattr(sampler, "variance", None) == "learned" and not backbone.learns_variance:
         raise InputError(
-            f"variance=learned: backbone {backbone.name} does not predict a variance; use small "
-            "or large"
+            f"sampler.variance=learned: backbone {backbone.name} does not predict a variance; use "
+            "sampler.variance=small or sampler.variance=large"
         )
     if cell.mode.trains and cell.fine_tuning.crop_size < backbone.stride:
         raise InputError(
-            f"crop_size={cell.fine_tuning.crop_size}: backbone {backbone.name} needs at least "
-            f"{backbone.stride} pixels"
+            f"adaptation.fine_tuning.crop_size={cell.fine_tuning.crop_size}: backbone "
+            f"{backbone.name} needs at least {backbone.stride} pixels"
         )

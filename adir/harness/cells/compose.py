@@ -39,8 +39,8 @@ def for_task(task: str, values: DictConfig) -> Any:
     """
     if task not in values:
         raise ValueError(
-            f"task={task} has no tuned value, only task={', '.join(values)}: set a value, or use "
-            "the sampler without tuned/"
+            f"no value is tuned for task={task}, only for task={', '.join(values)}; set a value, "
+            "or use the sampler without tuned/"
         )
     return values[task]
 
@@ -169,13 +169,12 @@ def one_line_message(error: Exception) -> str:
         as_text = f"{key}={quoted(value)}"
         if value.startswith(("[", "{")):
             return (
-                f"{error.override}: not a list or mapping; put quotes around each text in "
-                "it, as in ['a b','c,d']"
+                f"{error.override}: not a valid list or mapping; put quotes around each text, as "
+                "in ['a b','c,d']"
             )
         if equals and parses(as_text):
             return (
-                f"{error.override}: not a value; if it is meant as a text, type "
-                f"{shlex.quote(as_text)}"
+                f"{error.override}: not a valid value; to pass a text, type {shlex.quote(as_text)}"
             )
         return f"{error.override}: not of the form KEY=VALUE"
     message = first_line(error)
@@ -228,7 +227,7 @@ def require_single(hydra: Hydra, overrides: list[str], config_name: str) -> Dict
         config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
     )
     if str(cfg.hydra.mode).endswith("MULTIRUN"):
-        raise InputError("this experiment is a grid: run it with -m")
+        raise InputError("this experiment is a grid; run it with -m")
     return cfg
 
 

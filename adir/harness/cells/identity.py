@@ -177,7 +177,7 @@ def described(kind: str, leaf: Mapping[str, Any], left_out: Sequence[str] = ()) 
             settings[key] = getattr(cls, key, None)
         if settings[key] is None:
             raise InputError(
-                f"{kind} {leaf['_target_']} has no {key}: set `{key}` on its class, because "
+                f"{kind} {leaf['_target_']} has no {key}; set `{key}` on its class, because "
                 "results are identified by name and version"
             )
     require_own_name(kind, settings["name"], cls)
@@ -197,7 +197,8 @@ def require_own_name(kind: str, name: str, cls: Callable[..., Any]) -> None:
     first = ours(kind).get(name) or _named.setdefault((kind, name), path)
     if first != path:
         raise InputError(
-            f"{kind} {path} is named {name!r}, which is the name of {first}: give it another `name`"
+            f"{kind} {path} is named {name!r}, but {first} already has this name; set another "
+            f"`name` on {path}"
         )
 
 

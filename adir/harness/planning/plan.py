@@ -80,7 +80,7 @@ def plan_cells(cells: list[Cell]) -> list[CellPlan]:
             if alike not in costs:
                 torch.set_num_threads(cell.configuration["threads"])  # as `adir run` does
                 largest = max(image_shapes(cell.data).values(), key=math.prod)
-                kept = f"this happened while planning {cell.label}, and no cell was run"
+                kept = f"no cell was run, because this happened while planning {cell.label}"
                 with out_of_memory_explained(cell, largest, kept=kept):
                     costs[alike] = estimate(cell, Path(folder))
                 plan.seconds_once = costs[alike].seconds_once

@@ -132,7 +132,8 @@ class Archive:
                     yield record
                 except ValueError as error:
                     raise InputError(
-                        f"{self.path}: {name}: {error}; ask the sender for a valid submission"
+                        f"{self.path}: {name} is invalid ({error}); ask the sender for a valid "
+                        "submission"
                     ) from error
 
     def plans(self) -> Iterator[tuple[str, list[PlannedCell]]]:
@@ -145,7 +146,10 @@ class Archive:
                 try:
                     yield name, plan_cells(json_value(self.content(archive, name)))
                 except ValueError as error:
-                    raise InputError(f"{self.path}: {name}: {error}") from error
+                    raise InputError(
+                        f"{self.path}: {name} is invalid ({error}); ask the sender for a valid "
+                        "submission"
+                    ) from error
 
     def content(self, archive: zipfile.ZipFile, name: str) -> bytes:
         """Return a member's content.
@@ -163,7 +167,7 @@ class Archive:
             ) from error
         if len(found) != told.bytes or sha256_of_bytes(found) != told.sha256:
             raise InputError(
-                f"{self.path}: {name} does not have the size and SHA-256 of the manifest; "
+                f"{self.path}: {name} does not have the size and SHA-256 in the manifest; "
                 "ask the sender for a new copy"
             )
         return found
@@ -192,7 +196,7 @@ def open_archive(path: Path) -> Archive:
     except ValidationError as error:
         raise InputError(
             f"{path}: invalid manifest ({first_error(error)}); use the version of adir that "
-            "wrote it"
+            "wrote this file"
         ) from error
     files = manifest.files
     for name in sorted(set(files) ^ (set(by_name) - {MANIFEST})):
@@ -221,14 +225,17 @@ def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
             )
         if size > LARGEST_MEMBER:
             raise InputError(
-                f"{path}: {name} would unpack to {size} bytes; the limit is {LARGEST_MEMBER}"
+                f"{path}: {name} would unpack to {size} bytes, but the limit is {LARGEST_MEMBER}"
             )
     if len({member.filename for member in members}) < len(members):
-        raise InputError(f"{path}: two members have the same name")
+        raise InputError(
+            f"{path}: two files in this .zip have the same name; ask the sender for a new copy"
+        )
     total = sum(member.file_size for member in members)
     if total > LARGEST_TOTAL:
         raise InputError(
-            f"{path}: would unpack to {total} bytes in total; the limit is {LARGEST_TOTAL}"
+            f"{path}: would unpack to {total} bytes in total, but the limit is {LARGEST_TOTAL}; "
+            "ask the sender for several submissions"
         )
 
 
@@ -239,6 +246,6 @@ def require_consistent(record: Record) -> None:
     the hash of `identity`.
     """
     if PurePosixPath(record.path).stem != file_name(record.image.id):
-        raise ValueError(f"the file name does not fit its image id, {record.image.id!r}")
+        raise ValueError(f"the file name does not match the image id {record.image.id!r}")
     if hash_of(record.identity) != record.cell:
-        raise ValueError("`cell` is not the hash of its identity")
+        raise ValueError("`cell` is not the hash of `identity`")

@@ -66,7 +66,7 @@ def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
         if kept is not named and record.status == "done":
             dropped.append(f"{record.path} and {kept.path}")
     note = (
-        "several records of one cell show the same image under different names; only the first "
+        "some records of one cell show the same image under different names, and only the first "
         f"by name counts: {'; '.join(dropped[:3])}"
     )
     more = f"; and {len(dropped) - 3} more" if len(dropped) > 3 else ""
@@ -186,12 +186,12 @@ def require_same(records: Iterable[Record]) -> dict[str, str]:
             first, where = firsts.setdefault(what, (value, path))
             if first != value:
                 mend = (
-                    "score both again with `adir score`"
+                    "score both records again with `adir score`"
                     if what.startswith("metric")
-                    else "use a separate results folder for each"
+                    else "keep these records in separate results folders"
                 )
                 raise InputError(
-                    f"{what} is {short(first)} in {where} but {short(value)} in {path}; {mend}"
+                    f"{what} {short(first)} in {where} but {short(value)} in {path}; {mend}"
                 )
         versions |= {
             name: score.version for name, score in record.scores.items() if score.value is not None
@@ -206,15 +206,15 @@ def shared_facts(record: Record) -> Iterator[tuple[str, Any]]:
     """
     task, image, named = record.axes.task, record.image, f"image {record.image.id}"
     assert record.y is not None  # every finished record has y
-    yield f"task {task}: version", record.identity["task"]["version"]
-    yield f"{named} of {image.data}: ground truth", image.sha256
-    yield f"task {task}, {named} of {image.data}: y", record.y.sha256
+    yield f"task {task} has version", record.identity["task"]["version"]
+    yield f"{named} of {image.data} has ground truth", image.sha256
+    yield f"{named} of {image.data} in task {task} has y", record.y.sha256
     if image.cluster is not None:
-        yield f"{named} of {image.data}: cluster", image.cluster
+        yield f"{named} of {image.data} has cluster", image.cluster
     for name, score in record.scores.items():
-        yield f"metric {name}: direction", score.direction
+        yield f"metric {name} has direction", score.direction
         if score.value is not None:
-            yield f"metric {name}: version", score.version
+            yield f"metric {name} has version", score.version
 
 
 def without_seed(record: Record) -> str:

@@ -52,7 +52,7 @@ class Ledger:
         if cell_sha256 is not None and record.cell != cell_sha256:
             raise InputError(
                 f"{path} belongs to another cell ({record.cell[:12]}, not {cell_sha256[:12]}); "
-                "use another results folder, or move the folders of the cells back"
+                "use another results folder, or move the cell folders back to where they were"
             )
         return record
 

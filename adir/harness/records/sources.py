@@ -126,7 +126,7 @@ def add(found: Sources, record: Record, source: Path) -> None:
         raise InputError(
             f"{found.origins[place] / str(first.path)} and {source / str(record.path)} are records "
             f"of the same cell and image but differ in {field_name}; remove the wrong record, or "
-            "make a separate table of each"
+            "make a separate table of each source"
         )
 
 

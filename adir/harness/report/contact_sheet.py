@@ -49,8 +49,8 @@ def contact_sheet(
     draw.text((GAP, 8), shortened(title, (width - 2 * GAP), font), "black", font)
     asked = written(textwrap.wrap(query, 32), QUERY) if isinstance(query, str) else query
     paste(sheet, asked, GAP, TITLE, QUERY)
-    caption = "these words" if isinstance(query, str) else f"{query.width}x{query.height}"
-    draw.text((GAP, TITLE + QUERY + 4), f"looked for: {caption}", "black", font)
+    caption = "text" if isinstance(query, str) else f"{query.width}x{query.height}"
+    draw.text((GAP, TITLE + QUERY + 4), f"query: {caption}", "black", font)
     draw.line([(left, TITLE), (left, height - GAP)], FRAME, 2)
     for rank, neighbour in enumerate(found):
         x = left + GAP + rank % columns * (TILE + GAP)

@@ -89,8 +89,8 @@ def held_out_curve(found: Sequence[HeldOut]) -> dict[str, Any] | None:
         float(np.mean([getattr(one, name) for one in found])) for name in ("alpha", "fall")
     )
     said = (
-        f"{accepted} of {len(found)} updates accepted, mean alpha {alpha:.2f}, mean fall "
-        f"{100 * fall:.2f} %"
+        f"{accepted} of {len(found)} updates accepted, mean alpha {alpha:.2f}, mean fall of the "
+        f"loss {100 * fall:.2f} %"
     )
     return curve | {"said": said}
 

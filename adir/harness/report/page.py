@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.files import write_bytes
 from adir.harness.records.comparable import grouped
 from adir.harness.records.layout import Layout, is_hash, losses_of
@@ -51,7 +51,7 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
     """
     path = out if out is not None else Layout(folder).report
     if path.is_dir():
-        raise InputError(f"--out {path}: is a folder; name the HTML file to write")
+        raise InputError(f"--out {path} is a folder; name the HTML file to write")
     gathered = gather(folder)
     content, said = render(gathered, path.resolve().parent)
     write_bytes(path, content)
@@ -65,7 +65,8 @@ def write_report(folder: Path, out: Path | None, figures: bool) -> int:
         Layout(drawn).mark()
         print(*write_figures(gathered, drawn), sep="\n")
     if gathered.board.damaged:
-        print(f"{gathered.board.damaged} damaged files are left out; the page's notes name them")
+        damaged = count_of(gathered.board.damaged, "damaged file")
+        print(f"left out {damaged}; see the notes on the page")
     return 1 if gathered.board.damaged else 0
 
 

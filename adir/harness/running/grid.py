@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adir.data.base import Corpus
 from adir.environment import disable_bitsandbytes, steady_streams
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.files import hash_of, json_bytes, read_json, write_bytes, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
 from adir.harness.cells.compose import launch, launcher_of, require_options
@@ -64,7 +64,7 @@ def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
     asked = scorings if fetch else [scoring.with_local_weights() for scoring in scorings]
     reasons = {name: reason for scoring in asked for name, reason in scoring.unavailable.items()}
     return [
-        f"warning: no {name} will be in the records (`adir score` adds it later): {reason}"
+        f"warning: the records will have no {name}, which `adir score` can add later: {reason}"
         for name, reason in reasons.items()
     ]
 
@@ -154,8 +154,8 @@ def check_job(cfg: DictConfig, here: bool = True, own_device: bool = True) -> Ce
             cell = dataclasses.replace(cell, configuration=asked)
         if cfg.oracle and cell.backbone.kind == "latent":
             raise InputError(
-                f"oracle=true needs a pixel backbone, and {cell.backbone.name} works on "
-                "latents: leave it out"
+                f"oracle=true needs a pixel backbone, but {cell.backbone.name} works on latents; "
+                "leave out oracle=true"
             )
         require_test_images(cell)
         measured = MeasurementStore(
@@ -220,7 +220,7 @@ def warn_of_rejects(corpus: Corpus) -> None:
     """Print once how many images of a corpus cannot be read; the corpus is used without them."""
     if corpus.rejects:
         image_id, reason = next(iter(corpus.rejects.items()))
-        count = f"{len(corpus.rejects)} unreadable images"
+        count = count_of(len(corpus.rejects), "unreadable image")
         say(f"warning: corpus {corpus.name} is used without {count}, such as {image_id}: {reason}")
 
 

@@ -162,11 +162,11 @@ def require_enough(cell: Cell) -> None:
             (left_for(cell, cell.corpus, image_id), image_id) for image_id in cell.data.ids
         )
     if cell.k > left:
-        kept_out = "copies" if cell.corpus.withholds is None else "copies and withheld images"
-        copies_too = "" if image_id is None else f"{kept_out} of test image {image_id} and "
+        withheld = "" if cell.corpus.withholds is None else " and images withheld from it"
+        copies_too = "" if image_id is None else f", copies of test image {image_id}{withheld}"
         raise InputError(
             f"K={cell.k} neighbours requested, but only {left} of {len(cell.corpus)} corpus images "
-            f"remain after excluding {copies_too}repeated images; lower K or enlarge the corpus"
+            f"remain after excluding repeated images{copies_too}; lower K or enlarge the corpus"
         )
 
 

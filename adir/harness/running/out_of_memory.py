@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.harness.cells.cell import Cell
 
 
@@ -35,7 +35,7 @@ def out_of_memory_explained(
     cell: Cell,
     image_shape: tuple[int, ...],
     batch_size: int = 1,
-    kept: str = "finished work is saved, so run the same command again",
+    kept: str = "finished work is saved, and the next run does only the rest",
     tile: int | None = None,
 ) -> Iterator[None]:
     """Raise OutOfMemory in place of an error which says that memory is exhausted.
@@ -60,11 +60,11 @@ def out_of_memory_explained(
                 f"{tuning.crop_size}x{tuning.crop_size}"
             )
             settings = (
-                "execution.gradient_checkpointing=true, then a smaller "
-                "adaptation.fine_tuning.batch_size or .crop_size"
+                "execution.gradient_checkpointing=true first, then a smaller "
+                "adaptation.fine_tuning.batch_size or adaptation.fine_tuning.crop_size"
             )
         else:
-            doing = f"sampling {batch_size} image{'s' * (batch_size > 1)} of {width}x{height}"
+            doing = f"sampling {count_of(batch_size, 'image')} of {width}x{height}"
             doing += (
                 f" in tiles of {tile}" if tile is not None and tile < max(height, width) else ""
             )
@@ -74,5 +74,5 @@ def out_of_memory_explained(
                 else "batch_size=1, execution=small_gpu or smaller images"
             )
         raise OutOfMemory(
-            f"out of memory on {cell.backbone.device} while {doing}: try {settings}; {kept}"
+            f"out of memory on {cell.backbone.device} while {doing}; try {settings}; {kept}"
         ) from error

@@ -108,8 +108,8 @@ class MeasurementStore:
         known = read_note(path.with_suffix(".json"))
         if known is not None and known["image_sha256"] != image_sha256:
             raise OtherImage(
-                f"{path}: was computed from another image with the id {image_id!r}; use another "
-                "results folder"
+                f"{path}: this y was computed from another image with the id {image_id!r}; use "
+                "another results folder"
             )
         return known
 
@@ -138,7 +138,7 @@ class MeasurementStore:
         if stored is not None and known is not None:
             if hash_of_image(stored) == known["sha256"]:
                 return Measurement(stored, known["sha256"], path)
-            stored, problem = None, "its pixels do not match its note"
+            stored, problem = None, "its pixels do not match their SHA-256"
 
         # Otherwise compute y, and require that it equals whatever is left of the cached y.
         y = self.task.degrade(
@@ -154,7 +154,7 @@ class MeasurementStore:
         )
         if sha256 != earlier:
             raise OtherImage(
-                f"{path}: y computed again differs from the cached y; use another results folder"
+                f"{path}: the cached y differs from y computed again; use another results folder"
             )
 
         # Write the missing or damaged files.

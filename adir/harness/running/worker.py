@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from adir.data.base import Corpus
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.harness.records.ledger import DamagedFile
@@ -144,8 +144,8 @@ def run_cell(
             if pause < LONGEST_PAUSE <= 2 * pause:
                 left = [*waiting, *elsewhere]
                 tell(
-                    f"{cell.label}: waiting for other workers to finish {len(left)} images, "
-                    f"such as {left[0]}"
+                    f"{cell.label}: waiting for other workers to finish "
+                    f"{count_of(len(left), 'image')}, such as {left[0]}"
                 )
             time.sleep(pause)
             idle, pause = 0, min(LONGEST_PAUSE, max(0.1, 2 * pause))
@@ -172,8 +172,8 @@ def settled(
     if record is not None and record.status == "done":
         if record.image.sha256 != image_hashes(cell.data)[image_id]:
             raise OtherImage(
-                f"{cell.ledger.record_path(image_id)}: belongs to another image with the id "
-                f"{image_id!r}; use another results folder"
+                f"{cell.ledger.record_path(image_id)}: this record belongs to another image with "
+                f"the id {image_id!r}; use another results folder"
             )
     if record is not None and options.existing != "redo":
         failed_before = record.status == "failed"
@@ -278,7 +278,7 @@ def require_test_images(cell: Cell) -> None:
     """
     for image_id, reason in cell.data.rejects.items():
         raise InputError(
-            f"test image {image_id}: {reason}; repair it, or remove it from the test set"
+            f"test image {image_id}: {reason}; repair the image, or remove it from the test set"
         )
     stride = cell.backbone.stride
     for image_id, shape in image_shapes(cell.data).items():
@@ -289,8 +289,9 @@ def require_test_images(cell: Cell) -> None:
         _, height, width = shape
         if height % stride or width % stride:
             raise InputError(
-                f"test image {image_id}: {width}x{height} pixels, but this backbone takes "
-                f"multiples of {stride}; crop it (`adir restore` takes any size)"
+                f"test image {image_id}: {width}x{height} pixels, but this backbone needs "
+                f"sides that are multiples of {stride}; crop the image, or use `adir restore`, "
+                "which takes any size"
             )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal, TypeVar
 
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.harness.records.comparable import (
     base_of,
     base_part,
@@ -291,7 +291,7 @@ def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], lis
         parts = {row.setting_hash: base_part(row.identity) for row in firsts}
         notes.append(
             (
-                f"{len(parts)} groups of rows differ in {what_differs(parts)}",
+                f"the rows have {len(parts)} configurations, which differ in {what_differs(parts)}",
                 place_of(rows[0].axes, shown),
             )
         )
@@ -371,8 +371,8 @@ def measure(rows: list[Row], board: Board, known: dict[tuple[str | None, str], s
     if len(sizes) < len(clusters):
         example = min(name for name, size in sizes.items() if size > 1)
         what = (
-            f"{len(clusters)} images form {len(sizes)} clusters, such as {example}; each "
-            "cluster counts once"
+            f"{len(clusters)} images form {count_of(len(sizes), 'cluster')}, such as {example}; "
+            "each cluster counts once"
         )
         notes.append((what, place_of(rows[0].axes, board.shown)))
     return notes
@@ -505,7 +505,8 @@ def power_notes(rows: list[Row], shown: Sequence[str]) -> list[Note]:
         n = span([n for _, _, n in found])
         notes.append(
             (
-                f"smallest gain that n = {n} shows with 80 % power, by row: {', '.join(parts)}",
+                f"smallest gain detected with 80 % power at n = {n} is, depending on the row, "
+                f"{', '.join(parts)}",
                 where,
             )
         )
@@ -546,8 +547,8 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
     contests: list[tuple[str, list[Row]]] = []
     notes: dict[Note, None] = {}
     few = (
-        f"fewer than {FEWEST_TO_TELL_APART}: no two-sided signed rank test can reach p < 0.05, "
-        "so no row is marked"
+        "no row is marked, because no two-sided signed rank test of fewer than "
+        f"{FEWEST_TO_TELL_APART} can reach p < 0.05"
     )
     # A contest is one metric of one task and data set.
     for metric in metrics:
@@ -563,15 +564,15 @@ def mark_best(rows: list[Row], metrics: dict[str, str], shown: Sequence[str]) ->
             whole = [row for row in field_of if len(row.images[metric]) == len(images)]
             if len(whole) < len(field_of):
                 partial = (
-                    f"{len(field_of) - len(whole)} rows do not cover all {len(images)} "
-                    "images, so they are not marked"
+                    f"rows that do not cover all {len(images)} images are not marked "
+                    f"({count_of(len(field_of) - len(whole), 'row')})"
                 )
                 notes[partial, where] = None
             if len(whole) > 1 and n >= FEWEST_TO_TELL_APART:
                 contests.append((metric, whole))
             elif len(whole) > 1:
-                clustered = "" if n == len(images) else f" in {n} clusters"
-                notes[f"{len(images)} images{clustered}, {few}", where] = None
+                clustered = "" if n == len(images) else f" in {count_of(n, 'cluster')}"
+                notes[f"with {count_of(len(images), 'image')}{clustered}, {few}", where] = None
     # All contests are decided together, because the Holm correction covers all of them.
     values = [[row.means(metric) for row in whole] for metric, whole in contests]
     outcomes = best_of(values, [metrics[metric] for metric, _ in contests])

@@ -51,13 +51,14 @@ def explanation(board: Board) -> str:
             "and L ≤ −m; not worse: L > −m; undecided: all other cases, and n < "
             f"{FEWEST_TO_TELL_APART}. m: "
             f"{', '.join(f'{metric} {margin}' for metric, margin in judged.items())}. "
-            f"Unlike {DIFFERS}, verdicts are not corrected for the number of rows: without any "
-            f"true effect, about one in 20 reads better, which is {n / 20:.2g} of these {n}. "
+            f"Unlike {DIFFERS}, verdicts are not corrected for the number of rows: even "
+            "without any true effect, about one verdict in 20 is `better`, which is "
+            f"{n / 20:.2g} of these {n}. "
         )
     if shows_evaluations(board):
         text += (
             "evaluations: the sampler's network calls per image without a gradient; with "
-            "gradient: its differentiated calls, each of which costs about three. "
+            "gradient: its differentiated calls, each of which costs about as much as three. "
         )
     return text + "residual: rms(A x̂ − y) in grey levels; compare it with σ, the noise of y."
 

@@ -66,6 +66,6 @@ def leakage_warning(record: Record) -> str | None:
         return None
     return (
         f"WARNING: the prior was trained on {' and '.join(both)}, which may include the test set "
-        f"{record.image.data}: unless these images were excluded from the training, the scores "
-        "may show what the prior remembers"
+        f"{record.image.data}; the scores may show what the prior memorised, unless these images "
+        "were excluded from the training"
     )

@@ -15,7 +15,7 @@ import yaml
 from rich.text import Text
 
 from adir.configuration import config_dir
-from adir.errors import InputError
+from adir.errors import InputError, count_of
 from adir.harness.records.comparable import flatten
 from adir.harness.tables.board import Board, Row, label
 from adir.harness.tables.formats import ARROWS, booktabs, tex, tidy
@@ -71,9 +71,7 @@ def published_dir(package: Path = PACKAGE) -> Path:
         found := next((folder for folder in candidates if any(folder.glob("*.yaml"))), None)
     ) is not None:
         return found
-    raise InputError(
-        f"no published tables in {' or '.join(map(str, candidates))}: install adir again"
-    )
+    raise InputError(f"no published tables in {' or '.join(map(str, candidates))}; reinstall adir")
 
 
 def published_names() -> list[str]:
@@ -94,7 +92,9 @@ def published(name: str) -> dict[str, Any]:
         InputError: if no table has this name.
     """
     if name not in published_names():
-        raise InputError(f"table {name!r}: choose one of {', '.join(published_names())}")
+        raise InputError(
+            f"no published table {name!r}; choose one of {', '.join(published_names())}"
+        )
     loaded: dict[str, Any] = yaml.safe_load((published_dir() / f"{name}.yaml").read_text())
     for metric in loaded["metrics"]:
         values = [row["cells"][metric["name"]]["value"] for row in loaded["rows"]]
@@ -164,7 +164,7 @@ def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
         if value is not None
     }
     found = [
-        f"other {entry.split('.')[-1]}: {ours.get(entry, 'none')}, not {value}"
+        f"{entry.split('.')[-1]} is {ours.get(entry, 'none')}, not {value}"
         for entry, value in wanted.items()
         if ours.get(entry) != value
     ]
@@ -172,7 +172,7 @@ def departures_of(conditions: dict[str, Any], mode: str, row: Row) -> list[str]:
         found.append(f"{row.have} of {row.expected} records")
     n = len(next(iter(row.images.values()), {}))
     if n < conditions["n_images"]:
-        found.append(f"too few images: {n}, not about {conditions['n_images']}")
+        found.append(f"only {count_of(n, 'image')}, not about {conditions['n_images']}")
     return found
 
 
@@ -205,7 +205,7 @@ def comparison(
     elif value is None:
         reasons.append(f"{ours} is missing in {label(row.axes)}")
     elif interval is None:
-        reasons.append(f"{len(values)} images give no interval")
+        reasons.append(f"no interval from {count_of(len(values), 'image')}")
     reasons += departures
     if row is not None and "not_comparable" in metric:
         reasons.append(metric["not_comparable"])
@@ -313,7 +313,7 @@ def to_latex(table: dict[str, Any], comparisons: list[Comparison]) -> str:
                 said.append(f"%   {tidy(c.method)}, {c.metric['title']}: {tidy('; '.join(why))}")
     about = (
         f"% {tidy(table['title'])}. Published ({tidy(table['source'])}); in brackets ours; "
-        "?: unknown; *: not comparable:"
+        "?: unknown; *: not comparable, for these reasons:"
     )
     return (
         "\n".join([*booktabs("l" + "c" * len(metrics), ["Method", *titles], [rows]), about, *said])

@@ -56,7 +56,7 @@ class Margin:
         given = [value for value in (self.margin, self.percent) if value is not None]
         if len(given) != 1 or not 0 < given[0] < math.inf:
             raise InputError(
-                f"conf/margins.yaml: {self.title} needs a `margin` or a `percent` above 0"
+                f"conf/margins.yaml: {self.title} needs either a `margin` or a `percent`, above 0"
             )
 
     def of(self, reference: float) -> float:

@@ -79,7 +79,10 @@ class Tracking:
             call()
         except Exception as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            print(f"warning: {self.called} failed ({reason}); going on without it", flush=True)
+            print(
+                f"warning: {self.called} failed ({reason}); the run continues without it",
+                flush=True,
+            )
             self.cell = None
 
 

@@ -98,7 +98,8 @@ class WandbTracking(Tracking):
             if mode != "online" or self.mode is not None or isinstance(error, TimeoutError):
                 raise
             print(
-                f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked offline",
+                f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked "
+                "offline, and `adir sync` can send it later",
                 flush=True,
             )
             self._run = self._ask(lambda: self._open(cell, "offline"))

@@ -258,12 +258,13 @@ def test_a_class_without_a_name_is_refused(operators: str) -> None:
 
 def test_two_classes_under_one_name_raise(operators: str) -> None:
     with pytest.raises(
-        InputError, match=r"'box_blur', which is the name of adir\.tasks\.operators\.blurs\.BoxBlur"
+        InputError,
+        match=r"'box_blur', but adir\.tasks\.operators\.blurs\.BoxBlur already has this name",
     ):
         described("operator", {"_target_": f"{operators}.Impostor"})
     assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
     assert described("operator", {"_target_": f"{operators}.Mine"})["name"] == "mine"
-    with pytest.raises(InputError, match=r"'mine', which is the name of .*Mine"):
+    with pytest.raises(InputError, match=r"'mine', but .*Mine already has this name"):
         described("operator", {"_target_": f"{operators}.AlsoMine"})
 
 

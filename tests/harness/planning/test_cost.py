@@ -307,15 +307,15 @@ def test_adaptation_out_of_memory_names_batch_crop_and_what_to_try(big_cell, mon
     with pytest.raises(OutOfMemory) as raised, out_of_memory_explained(big_cell, (3, 128, 128)):
         FineTuning(1, 1, 1e-4, 32).fit(GuidedDiffusion(), Lora(rank=1), [x], torch.Generator())
     assert str(raised.value) == (
-        "out of memory on cpu while adapting with batch_size=4 crops of 64x64: try "
-        "execution.gradient_checkpointing=true, "
-        "then a smaller adaptation.fine_tuning.batch_size or .crop_size; "
-        "finished work is saved, so run the same command again"
+        "out of memory on cpu while adapting with batch_size=4 crops of 64x64; try "
+        "execution.gradient_checkpointing=true first, then a smaller "
+        "adaptation.fine_tuning.batch_size or adaptation.fine_tuning.crop_size; "
+        "finished work is saved, and the next run does only the rest"
     )
 
 
 def test_sampling_out_of_memory_names_the_images_and_other_errors_stay(big_cell):
-    with pytest.raises(OutOfMemory, match=r"while sampling 4 images of 48x64: try batch_size=1, "):
+    with pytest.raises(OutOfMemory, match=r"while sampling 4 images of 48x64; try batch_size=1, "):
         with out_of_memory_explained(big_cell, (3, 64, 48), 4):
             raise MemoryError
     with (

@@ -51,7 +51,7 @@ def priced(
 def test_adapters_that_cells_will_share_are_counted_once_before_anything_is_there(
     priced: Callable[..., str], words: list[str], adapters: int
 ) -> None:
-    assert f" images and {adapters} adapters to do" in priced(*words)
+    assert f" images to restore and {adapters} adapters to train" in priced(*words)
 
 
 def test_shared_adapters_and_what_is_done_once_count_once_in_time_and_disk(

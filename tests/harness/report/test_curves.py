@@ -67,7 +67,7 @@ def test_the_held_out_curve_is_over_trainings_and_says_how_many_updates_were_acc
         2,
         14,
     ]  # a fifth of the way to the middle one
-    assert curve["said"] == "2 of 3 updates accepted, mean alpha 0.42, mean fall 3.00 %"
+    assert curve["said"] == "2 of 3 updates accepted, mean alpha 0.42, mean fall of the loss 3.00 %"
     assert held_out_curve([]) is None
 
 

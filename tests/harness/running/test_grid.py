@@ -132,7 +132,7 @@ def test_combinations_that_do_not_go_together_are_left_out_and_named(
     ]
     finished = adir("run", "-m", *grid, f"results={tmp_path}")
     assert finished.status == 0, finished.err
-    assert re.search(r"skipped, not applicable: sr4 bicubic knn", finished.out)
+    assert re.search(r"skipped sr4 bicubic knn .*, which is not applicable", finished.out)
     assert {path.parent.parent.name.split("-s0")[0] for path in tmp_path.glob(RECORDS)} == {
         "none-adir",
         "none-bicubic",
@@ -189,7 +189,7 @@ def test_a_mode_that_tunes_while_it_samples_runs_with_dds_and_with_no_other_samp
     refused = adir("run", *words)
     assert refused.status == 2 and refused.err.count("\n") == 1
     assert (
-        "scd tunes the network during sampling, which sampler adir does not support: use sampler=dds"
+        "scd tunes the network during sampling, which sampler adir does not support; use sampler=dds"
         in refused.err
     )
     assert adir("run", *words, "sampler=dds").status == 0
@@ -297,7 +297,7 @@ def test_a_plan_tells_what_is_to_do_and_does_nothing(adir, tiny: list[str], tmp_
     assert planned.status == 0, planned.err
     assert contents(results) == set()
     assert (
-        "3 cells (1 more combinations are duplicates): 9 images and 6 adapters to do" in planned.out
+        "3 cells (1 duplicate left out): 9 images to restore and 6 adapters to train" in planned.out
     )
 
 
@@ -314,7 +314,7 @@ def test_a_plan_counts_what_is_done_and_which_adapters_are_there(
     assert re.search(
         r"sr4 knn k=2 full seed=0 +│ +3 │ 1 to do, 1 adapters cached, 2 done", planned.out
     )
-    assert "1 images and 0 adapters to do" in planned.out
+    assert "1 image to restore and 0 adapters to train" in planned.out
 
 
 def test_a_plan_names_every_cell_that_cannot_run_and_exits_with_2(
@@ -347,11 +347,11 @@ def test_a_plan_says_of_each_cell_that_is_not_applicable_why(
             finished.out,
         )
     assert (
-        finished.out.count("(1) K=0 with adaptation=knn")
+        finished.out.count("(1) adaptation=knn needs neighbours, but K=0")
         == finished.out.count("(2) sampler bicubic")
         == 1
     )
-    assert "2 cells (2 more combinations are duplicates)" in finished.out
+    assert "2 cells (2 duplicates left out)" in finished.out
 
 
 def test_a_plan_names_all_that_is_wrong_with_a_cell_at_once(adir, tmp_path: Path) -> None:
@@ -390,7 +390,10 @@ def test_a_plan_of_nothing_that_is_applicable_exits_with_2(
     words = [*tiny, "adaptation=knn", "k=0", f"results={tmp_path}"]
     planned, run = adir("plan", *words), adir("run", *words)
     assert planned.status == run.status == 2
-    assert "not applicable (1)" in planned.out and "K=0 with adaptation=knn" in run.err
+    assert (
+        "not applicable (1)" in planned.out
+        and "adaptation=knn needs neighbours, but K=0" in run.err
+    )
 
 
 # --- scores whose weights are not here
@@ -410,7 +413,7 @@ def test_a_run_says_once_which_scores_will_be_empty(
     finished = adir("run", "-m", *tiny, *words, "task=sr4,deblur")
     assert finished.status == 0, finished.err
     assert (
-        finished.out.count("warning: no musiq-ava will be in the records")
+        finished.out.count("warning: the records will have no musiq-ava,")
         == finished.out.count("warning:")
         == 1
     )
@@ -433,7 +436,7 @@ def test_a_plan_says_which_scores_want_weights_and_fetches_none(
     finished = adir("plan", *tiny, *words)
     assert finished.status == 0 and fetched == []
     told = " ".join(finished.out.split())
-    assert "weights of lpips-alex, musiq-ava are missing: adir run or `adir weights get" in told
+    assert "weights of lpips-alex, musiq-ava are missing; `adir run` or `adir weights get" in told
     assert "`adir weights get lpips_alex alexnet musiq_ava`" in told
 
 
@@ -445,7 +448,7 @@ def test_a_plan_counts_an_adapter_that_two_cells_share_once(
     assert adir("run", *grid).status == 0
     for path in [*tmp_path.glob("adapters/*.safetensors"), *tmp_path.glob(RECORDS)]:
         path.unlink()
-    assert "6 images and 3 adapters to do" in adir("plan", *grid).out
+    assert "6 images to restore and 3 adapters to train" in adir("plan", *grid).out
 
 
 @pytest.mark.parametrize("batch_size", ["0", "x", "1.5"])

@@ -203,7 +203,7 @@ def test_records_of_different_task_versions_are_refused_and_both_are_named() -> 
     records = two_rows()
     records[-1] = changed(records[-1], {"identity.task.version": 2})
     with pytest.raises(
-        InputError, match=either("task sr4: version is {1 in knn-20-0} but {2 in knn-20-1};")
+        InputError, match=either("task sr4 has version {1 in knn-20-0} but {2 in knn-20-1};")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -212,7 +212,8 @@ def test_rows_of_different_y_are_refused_and_both_are_named() -> None:
     records = two_rows()
     records[-1] = changed(records[-1], {"y.sha256": "0123456789abc"})
     with pytest.raises(
-        InputError, match=r"task sr4, image j of made: y is \w+ in knn-20-\d but \w+ in knn-20-\d;"
+        InputError,
+        match=r"image j of made in task sr4 has y \w+ in knn-20-\d but \w+ in knn-20-\d;",
     ) as raised:
         make_board([r for r in records if r.axes.adaptation == "knn"])
     assert "0123456789abc in knn-20-1" in str(raised.value)
@@ -222,7 +223,7 @@ def test_scores_of_different_metric_versions_are_refused_and_both_are_named() ->
     records = two_rows()
     records[-1] = changed(records[-1], {"scores.psnr.version": "2"})
     with pytest.raises(
-        InputError, match=either("psnr: version is {1 in knn-20-0} but {2 in knn-20-1}; score both")
+        InputError, match=either("psnr has version {1 in knn-20-0} but {2 in knn-20-1}; score both")
     ):
         make_board([r for r in records if r.axes.adaptation == "knn"])
 
@@ -482,7 +483,7 @@ def test_with_fewer_than_six_images_nothing_is_marked_and_a_note_says_why() -> N
         [record(i, 20.0) for i in "abcde"] + [record(i, 25.0, "knn", 0, 20) for i in "abcde"]
     )
     assert [r.ranking for r in board.rows] == [{}, {}]
-    assert any("5 images, fewer than 6" in n and n.endswith("marked: sr4") for n in board.notes)
+    assert any("5 images, no row is marked" in n and n.endswith(": sr4") for n in board.notes)
 
 
 def test_rows_with_something_missing_and_rows_of_other_data_do_not_compete() -> None:
@@ -514,14 +515,14 @@ def test_the_best_of_rows_that_did_a_part_is_not_marked_as_the_best_of_the_task(
         ("dps", "none"): {},
         ("dps", "knn"): {},
     }
-    assert "2 rows do not cover all 10 images, so they are not marked: sr4" in board.notes
+    assert "rows that do not cover all 10 images are not marked (2 rows): sr4" in board.notes
 
 
 def test_scores_of_a_metric_with_two_directions_are_refused() -> None:
     records = two_rows()
     records[3] = changed(records[3], {"scores.psnr.direction": "lower"})
     with pytest.raises(
-        InputError, match=r"metric psnr: direction is (higher|lower) in .* but (higher|lower) in "
+        InputError, match=r"metric psnr has direction (higher|lower) in .* but (higher|lower) in "
     ):
         make_board(records)
 
@@ -575,13 +576,15 @@ def test_settings_and_weights_that_differ_are_rows_of_their_own_and_named() -> N
         + [r for r in other if r.axes.adaptation == "knn"]
     )
     assert all(r.to_reference == {} and r.axes["variant"] for r in apart.rows)
-    assert any("2 groups of rows differ in backbone.weights_sha256" in note for note in apart.notes)
+    assert any(
+        "2 configurations, which differ in backbone.weights_sha256" in note for note in apart.notes
+    )
 
 
 def test_other_ground_truths_of_one_name_are_refused() -> None:
     records = two_rows()
     records[0] = changed(records[0], {"image.sha256": "d" * 64})
-    with pytest.raises(InputError, match=r"image a of made: ground truth is \w+ in .* but \w+ in "):
+    with pytest.raises(InputError, match=r"image a of made has ground truth \w+ in .* but \w+ in "):
         make_board(records)
 
 
@@ -662,7 +665,9 @@ def test_files_that_were_renamed_are_the_same_images_and_their_first_record_coun
     assert any("under different names" in note and "za.json" in note for note in board.notes)
     put(tmp_path, with_fields(again[:1], {"y.sha256": "another"}))
     ledger_of(tmp_path, again[0]).record_path("a").unlink()
-    with pytest.raises(InputError, match=r"task sr4, image a of made: y is \w+ in .* but \w+ in "):
+    with pytest.raises(
+        InputError, match=r"image a of made in task sr4 has y \w+ in .* but \w+ in "
+    ):
         load_board(tmp_path)
 
 

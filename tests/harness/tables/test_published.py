@@ -142,13 +142,13 @@ def test_a_number_outside_by_more_than_back_ends_differ_is_outside_and_by_less_i
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"backbone": "embedded"}, "other backbone: embedded, not gd512"),
-        ({"data": "folder"}, "other data: folder, not div2k-512"),
-        ({"n_steps": 50}, "other n_steps: 50, not 1000"),
-        ({"k": 50}, "other k: 50, not 20"),
-        ({"rank": 4}, "other rank: 4, not 16"),
-        ({"n": 12}, "too few images: 12, not about 50"),
-        ({"n": 2}, "2 images give no interval"),
+        ({"backbone": "embedded"}, "backbone is embedded, not gd512"),
+        ({"data": "folder"}, "data is folder, not div2k-512"),
+        ({"n_steps": 50}, "n_steps is 50, not 1000"),
+        ({"k": 50}, "k is 50, not 20"),
+        ({"rank": 4}, "rank is 4, not 16"),
+        ({"n": 12}, "only 12 images, not about 50"),
+        ({"n": 2}, "no interval from 2 images"),
     ],
 )
 def test_other_conditions_are_not_comparable_and_each_is_named(
@@ -193,7 +193,7 @@ def test_the_command_shows_ours_beside_the_papers_and_says_unknown(
     )
     assert show_table("v1-sr4-gd", tmp_path, latex=False) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "unknown" in out and "55.50" in out and "other backbone: embedded" in out
+    assert "unknown" in out and "55.50" in out and "backbone is embedded" in out
     assert show_table("v2-ablation", None, latex=False) == 0
     assert "0.430 (summary)" in capsys.readouterr().out  # three digits, as published
     assert show_table(None, None, latex=False) == 0
@@ -212,7 +212,7 @@ def test_the_command_of_a_table_names_the_index_that_its_experiment_retrieves_fr
         assert ("index=FOLDER" in command) == corpus["_target_"].endswith("IndexedCorpus")
     assert show_table("v2-table1", None, latex=False) == 0
     assert (
-        "to run it: adir run -m experiment=paper_v2_table1 index=FOLDER\n"
+        "to run this experiment: adir run -m experiment=paper_v2_table1 index=FOLDER\n"
         in capsys.readouterr().out
     )
 
@@ -247,8 +247,8 @@ def test_no_verdict_is_broken_in_a_terminal(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= width
     other_n_steps, other_k = (
-        re.search(rf"\[(\d+)\] other {name}", out).group(1)
-        for name in ("n_steps: 50, not 1000", "k: 50, not 20")
+        re.search(rf"\[(\d+)\] {name}", out).group(1)
+        for name in ("n_steps is 50, not 1000", "k is 50, not 20")
     )
     assert f"not comparable [{other_n_steps}, {other_k}]" in out  # KonIQ after adapting
     assert re.search(r"│ +KonIQ ↑ │ 55\.89 \(summary\) │", out)
@@ -267,7 +267,9 @@ def test_latex_has_the_papers_layout(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_an_unknown_table_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"table 'v3': choose one of v2-ablation, .*v1-sr4-sd"):
+    with pytest.raises(
+        InputError, match=r"no published table 'v3'; choose one of v2-ablation, .*v1-sr4-sd"
+    ):
         show_table("v3", None, False)
 
 

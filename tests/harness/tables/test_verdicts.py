@@ -278,7 +278,7 @@ def test_an_image_in_two_clusters_is_refused_and_a_record_that_tells_none_follow
     place = next(n for n, r in enumerate(records) if r.image.cluster)
     records[place] = changed(records[place], {"image.cluster": "another"})
     with pytest.raises(
-        InputError, match=r"image photo0-0 of made: cluster is \w+ in .* but \w+ in .*; use a"
+        InputError, match=r"image photo0-0 of made has cluster \w+ in .* but \w+ in .*; keep"
     ):
         make_board(records)
 
@@ -292,7 +292,9 @@ def test_nine_images_of_three_photographs_are_too_few_to_mark_a_row() -> None:
     )
     assert [row.ranking.get("psnr") for row in apart.rows] == [None, "best"]
     assert [row.ranking.get("psnr") for row in together.rows] == [None, None]
-    assert any(note.startswith("8 images in 3 clusters, fewer than 6") for note in together.notes)
+    assert any(
+        note.startswith("with 8 images in 3 clusters, no row is marked") for note in together.notes
+    )
     assert row_of(apart, "knn").verdicts["psnr"].word == "better"
     assert row_of(together, "knn").verdicts["psnr"].word == "undecided"
 
@@ -356,7 +358,7 @@ def test_verdicts_stand_in_every_form_and_only_where_a_margin_is() -> None:
     )
     assert (line["psnr_minus_none_low"], line["psnr_minus_none_n"]) == (pytest.approx(gain.low), 8)
     assert (
-        f"smallest gain that n = 8 shows with 80 % power, by row: psnr {verdict.least:.2g} "
+        f"smallest gain detected with 80 % power at n = 8 is, depending on the row, psnr {verdict.least:.2g} "
         "dB: sr4" in board.notes
     )
     assert "not corrected for the number of rows" in to_markdown(board)

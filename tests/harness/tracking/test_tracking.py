@@ -319,7 +319,9 @@ def test_whatever_fails_in_wandb_is_said_once_and_goes_no_further(
     tell(WandbTracking(patience=1 if hangs else 20), knn)
     assert not silence.ended
     reason = "TimeoutError: no answer within 1 s" if hangs else "ConnectionError: out of reach"
-    assert capsys.readouterr().out == f"warning: W&B failed ({reason}); going on without it\n"
+    assert (
+        capsys.readouterr().out == f"warning: W&B failed ({reason}); the run continues without it\n"
+    )
 
 
 def test_after_a_silence_a_process_asks_wandb_no_more(
@@ -537,7 +539,7 @@ def test_sync_leaves_out_what_was_sent_and_needs_a_key(adir: Callable, tmp_path:
     run = tmp_path / "wandb" / "offline-run-20260101_000000-abc"
     run.mkdir(parents=True)
     (run / "run-abc.wandb").touch()
-    with pytest.raises(InputError, match=r"key is missing, so 1 runs in .*: set WANDB_API_KEY"):
+    with pytest.raises(InputError, match=r"key is missing, so 1 run in .*: set WANDB_API_KEY"):
         sync_command.main(tmp_path)
     (run / "run-abc.wandb.synced").touch()
     assert sync_command.main(tmp_path) == 0
@@ -594,7 +596,7 @@ def test_without_a_server_sync_says_a_line_and_ends_with_1_at_once(
             finished = adir("sync", waiting)
             assert finished.status == 1, address
             first, last = finished.out.splitlines()
-            assert first.startswith("sending 1 W&B runs of") and first.endswith(address)
+            assert first.startswith("sending 1 W&B run of") and first.endswith(address)
             assert last.startswith(f"1 of 1 runs were not sent ({address}: {reason}"), last
     server.shutdown()
 
