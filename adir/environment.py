@@ -23,7 +23,7 @@ def prepare_process() -> None:
     Call this function once, at the start of a program.
     """
     require_utf8()
-    steady_streams()
+    use_tolerant_streams()
     require_user()
     # A notebook exports the name of its own plotting backend. matplotlib refuses that backend in
     # other processes, and our figures are only written to files.
@@ -77,7 +77,7 @@ def require_utf8() -> None:
         sys.exit(2)
 
 
-def steady_streams() -> None:
+def use_tolerant_streams() -> None:
     """Replace stdout and stderr by streams that accept any character and survive a closed pipe.
 
     If the caller closed a standard stream, it is replaced by /dev/null.
@@ -87,10 +87,10 @@ def steady_streams() -> None:
         if getattr(sys, name) is None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
-    sys.stdout, sys.stderr = steady(sys.stdout), steady(sys.stderr)
+    sys.stdout, sys.stderr = tolerant_stream(sys.stdout), tolerant_stream(sys.stderr)
 
 
-def steady(stream: TextIO) -> TextIO:
+def tolerant_stream(stream: TextIO) -> TextIO:
     """Return a stream on the same file descriptor that keeps working after its reader has ended.
 
     The new stream replaces characters that its encoding lacks. If `stream` is not a TextIOWrapper,
@@ -100,7 +100,7 @@ def steady(stream: TextIO) -> TextIO:
         return stream
     stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(Unread(stream.fileno(), "w", closefd=False)),  # type: ignore[type-var]
+        io.BufferedWriter(PipeTolerantFile(stream.fileno(), "w", closefd=False)),  # type: ignore[type-var]
         encoding=stream.encoding,
         errors="replace" if stream.errors in ("strict", "surrogateescape") else stream.errors,
         line_buffering=stream.line_buffering,
@@ -108,7 +108,7 @@ def steady(stream: TextIO) -> TextIO:
     )
 
 
-class Unread(io.FileIO):
+class PipeTolerantFile(io.FileIO):
     """Raw file that discards what is written to it after its reader has ended.
 
     The first write that fails redirects the file descriptor to /dev/null. Therefore

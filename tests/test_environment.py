@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from adir import environment
-from adir.environment import prepare_process, require_user, require_utf8, steady
+from adir.environment import prepare_process, require_user, require_utf8, tolerant_stream
 
 # --- streams
 
@@ -29,7 +29,7 @@ def broken() -> io.TextIOWrapper:
 def test_a_stream_without_a_reader_takes_all_that_is_written(broken: io.TextIOWrapper) -> None:
     with pytest.raises(BrokenPipeError):
         print("a line", file=broken, flush=True)
-    stream = steady(open(broken.fileno(), "w", closefd=False))
+    stream = tolerant_stream(open(broken.fileno(), "w", closefd=False))
     for number in range(1000):
         print(f"line {number}", file=stream, flush=True)
     os.write(broken.fileno(), b"and what others write to the descriptor")
@@ -39,7 +39,7 @@ def test_a_stream_without_a_reader_takes_all_that_is_written(broken: io.TextIOWr
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 def test_what_an_encoding_lacks_is_replaced(tmp_path: Path, encoding: str, errors: str) -> None:
     with open(tmp_path / "out", "w", encoding=encoding, errors=errors) as file:
-        stream = steady(file)
+        stream = tolerant_stream(file)
         print("σ ü ✓ 写真 \udcff.", file=stream, flush=True)
     expected = "σ ü ✓ 写真 \udcff.\n".encode(encoding, "replace")
     assert (tmp_path / "out").read_bytes() == expected and b"?." in expected
@@ -47,7 +47,7 @@ def test_what_an_encoding_lacks_is_replaced(tmp_path: Path, encoding: str, error
 
 def test_a_choice_of_the_callers_is_kept(tmp_path: Path) -> None:
     with open(tmp_path / "out", "w", encoding="ascii", errors="backslashreplace") as file:
-        print("σ", file=steady(file), flush=True)
+        print("σ", file=tolerant_stream(file), flush=True)
     assert (tmp_path / "out").read_bytes() == b"\\u03c3\n"
 
 
@@ -195,7 +195,7 @@ def test_a_run_in_a_hostile_shell_whose_reader_leaves_does_all_of_its_work(
 def test_settling_changes_nothing_for_a_caller_that_is_fine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(environment, "steady_streams", lambda: None)
+    monkeypatch.setattr(environment, "use_tolerant_streams", lambda: None)
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     home = os.environ["HOME"]
     prepare_process()

@@ -29,7 +29,7 @@ from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP
 from adir.samplers.editing import InpaintingSampler
 from adir.samplers.latent import UpscalerSampler
-from adir.samplers.likelihoods import Annealed, PiGDM
+from adir.samplers.likelihoods import DataTermSampler, PiGDM
 from adir.samplers.pnp_dm import PnPDM
 from adir.samplers.tiling import TiledBackbone
 from adir.scoring.base import Metric
@@ -69,7 +69,7 @@ SAMPLERS = [
     DAPS(),
     PnPDM(),
     PiGDM(),
-    Annealed("ald"),
+    DataTermSampler("ald"),
     DMSP(),
     DDS(),
     UpscalerSampler(),

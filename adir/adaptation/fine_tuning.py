@@ -109,7 +109,7 @@ def varied(
     return [z for _, z in kept], None if names is None else [names[place] for place, _ in kept]
 
 
-def itself(image: Tensor) -> list[Tensor]:
+def without_variants(image: Tensor) -> list[Tensor]:
     """Return a list that contains only this image, for training without variants."""
     return [image]
 
@@ -161,7 +161,7 @@ class FineTuning:
         """The cost of evaluating held-out images, divided by that of training: 0 in this class."""
         return 0.0
 
-    def usable(self, k: int, n: int) -> int:
+    def n_training_images(self, k: int, n: int) -> int:
         """Return how many of the k nearest of n corpus images to tune on: in this class, k."""
         return k
 
@@ -176,7 +176,7 @@ class FineTuning:
         task: Task | None = None,
         names: Sequence[str] | None = None,
         others: Sequence[Tensor] = (),
-        variants: Callable[[Tensor], list[Tensor]] = itself,
+        variants: Callable[[Tensor], list[Tensor]] = without_variants,
     ) -> Adapted:
         """Train the adapter on the images, restore the backbone, and return the trained adapter.
 

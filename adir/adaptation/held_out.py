@@ -179,7 +179,7 @@ def relative_loss(losses: Tensor, untuned: Tensor) -> float:
     return float((losses.mean(1) / untuned.mean(1)).mean())
 
 
-def fall_and_error(losses: Tensor, untuned: Tensor, images: Tensor) -> tuple[float, float]:
+def improvement_and_error(losses: Tensor, untuned: Tensor, images: Tensor) -> tuple[float, float]:
     """Return the mean relative decrease of the loss by tuning, and its standard error.
 
     The decrease on a crop is divided by the untuned denoiser's mean loss in the crop's stratum

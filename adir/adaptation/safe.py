@@ -14,8 +14,21 @@ from torch import Tensor
 
 from adir.adaptation.base import Adapter
 from adir.adaptation.examples import training_examples
-from adir.adaptation.fine_tuning import Adapted, FineTuning, HeldOut, adapted_of, itself, varied
-from adir.adaptation.held_out import N_STRATA, HeldOutCrops, fall_and_error, relative_loss, split
+from adir.adaptation.fine_tuning import (
+    Adapted,
+    FineTuning,
+    HeldOut,
+    adapted_of,
+    varied,
+    without_variants,
+)
+from adir.adaptation.held_out import (
+    N_STRATA,
+    HeldOutCrops,
+    improvement_and_error,
+    relative_loss,
+    split,
+)
 from adir.backbones.base import Backbone
 from adir.tasks.base import Task
 
@@ -105,7 +118,7 @@ class SafeFineTuning(FineTuning):
         """
         return 4
 
-    def usable(self, k: int, n: int) -> int:
+    def n_training_images(self, k: int, n: int) -> int:
         """Return how many of the k nearest of n corpus images to tune on.
 
         The result is min(k, (n + 1) // 2). Images farther from y than the median image of the
@@ -184,7 +197,7 @@ class SafeFineTuning(FineTuning):
         task: Task | None = None,
         names: Sequence[str] | None = None,
         others: Sequence[Tensor] = (),
-        variants: Callable[[Tensor], list[Tensor]] = itself,
+        variants: Callable[[Tensor], list[Tensor]] = without_variants,
     ) -> Adapted:
         """Train, choose and validate the adapter in the steps of this class, and return it.
 
@@ -245,7 +258,7 @@ class SafeFineTuning(FineTuning):
             # Accept or reject on fresh crops. At alpha = 0 the network equals the untuned one bit
             # for bit, so its losses are known.
             tuned, tuned_fresh = scaled[alpha], fresh.losses() if alpha > 0 else untuned_fresh
-            fall, error = fall_and_error(tuned_fresh, untuned_fresh, fresh.images)
+            fall, error = improvement_and_error(tuned_fresh, untuned_fresh, fresh.images)
             facts = HeldOut(
                 losses=losses,
                 kept_iteration=kept,

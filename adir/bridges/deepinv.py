@@ -205,7 +205,7 @@ def largest_singular_value(physics: LinearPhysics, x: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Around:
+class QueryView:
     """View of a corpus in which an adaptation mode finds images similar to one query image.
 
     It implements adir.adaptation.modes.CorpusView.
@@ -374,7 +374,7 @@ class Reconstruction(Reconstructor):
             name: hash of y, which seeds the random numbers together with `self.seed`.
         """
         assert self.corpus is not None and self.encoder is not None
-        around = Around(self.corpus, self.encoder, self.index, image)
+        around = QueryView(self.corpus, self.encoder, self.index, image)
         chosen = [
             one.id
             for one in self.mode.choose(
@@ -382,7 +382,7 @@ class Reconstruction(Reconstructor):
             )
         ]
         if self.mode.depends_on_y:
-            chosen = chosen[: self.mode.fine_tuning.usable(len(chosen), len(around.ids))]
+            chosen = chosen[: self.mode.fine_tuning.n_training_images(len(chosen), len(around.ids))]
         left = [one for one in around.ids if one not in chosen] if len(chosen) == 1 else []
         drawn = torch.randperm(
             len(left), generator=generator(self.seed, name, "held-out images")

@@ -25,13 +25,13 @@ from adir.harness.running.claims import Claims
 from adir.harness.running.grid import in_parallel_worker, say
 from adir.retrieval.encoders.base import Encoder
 from adir.retrieval.index.builder import (
-    Embedded,
+    ShardStatistics,
     build_shard,
     extend_plan,
     finish,
     missing_shards,
     read_facts,
-    require_room,
+    require_empty_or_index,
     require_same_index,
     shard_path,
 )
@@ -50,7 +50,7 @@ def main(overrides: list[str], multirun: bool) -> int:
     Raises:
         InputError: if a setting, the corpus or the encoder cannot be used.
     """
-    results: list[tuple[Path, list[Embedded]]] = launch(
+    results: list[tuple[Path, list[ShardStatistics]]] = launch(
         build_job, overrides, multirun, config_name="index"
     )
     folder = results[0][0]
@@ -85,7 +85,7 @@ def described(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
+def build_job(cfg: DictConfig) -> tuple[Path, list[ShardStatistics]]:
     """Run one worker, and return (folder of the index, shards that this worker embedded).
 
     The worker stops when no shard is missing. It takes over the shards of workers that die.
@@ -115,14 +115,14 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
     folder = Path(str(cfg.out))
     source: Source = build(cfg.corpus, "corpus")
     encoder: Encoder = build(cfg.encoder, "encoder")
-    require_room(folder)
+    require_empty_or_index(folder)
     claims = Claims(folder / "claims")
-    with alone(claims, "plan"):
+    with wait_for_claim(claims, "plan"):
         require_same_index(folder, source, encoder, cfg.least_side)
         remember_encoder(folder, cfg.encoder)
         extend_plan(folder, source, cfg.shard_size)
     done = embed_missing(folder, source, encoder, claims, cfg)
-    with alone(claims, "manifest"):
+    with wait_for_claim(claims, "manifest"):
         finish(folder)
     claims.clear_dead()  # left by workers that were killed after a shard, before its release
     if not claims.any_claims():  # left by workers that were killed while they wrote a shard
@@ -132,7 +132,7 @@ def build_job(cfg: DictConfig) -> tuple[Path, list[Embedded]]:
 
 
 @contextmanager
-def alone(claims: Claims, name: str) -> Iterator[None]:
+def wait_for_claim(claims: Claims, name: str) -> Iterator[None]:
     """Hold a claim within the context, after waiting for any living worker that holds it.
 
     A claim is a lock file. The claim of a dead worker is taken over.
@@ -147,7 +147,7 @@ def alone(claims: Claims, name: str) -> Iterator[None]:
 
 def embed_missing(
     folder: Path, source: Source, encoder: Encoder, claims: Claims, cfg: DictConfig
-) -> list[Embedded]:
+) -> list[ShardStatistics]:
     """Embed shards until none is missing, and return those that this worker embedded.
 
     One line is printed per shard. On a terminal, a progress bar is shown too.
@@ -159,7 +159,7 @@ def embed_missing(
         claims: lock files that divide the shards among the workers.
         cfg: configuration of `adir index build`.
     """
-    done: list[Embedded] = []
+    done: list[ShardStatistics] = []
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -177,7 +177,7 @@ def embed_missing(
                     if not mine or shard_path(folder, number).exists():
                         continue
 
-                    def show(now: Embedded, number: int = number) -> None:
+                    def show(now: ShardStatistics, number: int = number) -> None:
                         """Show the progress of the current shard in the progress bar."""
                         bar.update(
                             task, description=f"shard {number}: {now.images} images; shards done"

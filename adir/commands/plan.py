@@ -15,7 +15,7 @@ from adir.harness.cells.cell import label_of
 from adir.harness.planning.plan import CellPlan, plan_cells
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Axes
-from adir.harness.running.grid import Grid, check_grid, empty_scores
+from adir.harness.running.grid import Grid, check_grid, missing_metric_warnings
 from adir.harness.tables.terminal import wide_console
 
 HEADINGS = ("cell", "images", "status", "s per\nimage", "minutes", "memory\nMB", "disk\nMB")
@@ -115,7 +115,7 @@ def score_notes(grid: Grid) -> list[str]:
 
     This function does not download the weights.
     """
-    notes = empty_scores(list(grid.cells.values()), fetch=False)
+    notes = missing_metric_warnings(list(grid.cells.values()), fetch=False)
     wanted = {
         name: files
         for cell in grid.cells.values()

@@ -15,7 +15,7 @@ from adir.harness.running.claims import Claims
 from adir.harness.running.grid import (
     LOCAL_LAUNCHERS,
     check_grid,
-    empty_scores,
+    missing_metric_warnings,
     run_job,
     say,
     write_plan,
@@ -60,7 +60,7 @@ def main(overrides: list[str], multirun: bool) -> int:
             f" ({grid.combinations} combinations, {count_of(equal, 'duplicate')})" if equal else ""
         )
         say(f"{count_of(len(cells), 'cell')}{duplicates} in {results}")
-    for note in empty_scores(cells):
+    for note in missing_metric_warnings(cells):
         say(note)
     plan = write_plan(grid) if cells[0].configuration["existing"] != "report" else None
     stop = new_stop_file(plan) if plan is not None else None

@@ -204,13 +204,15 @@ def is_copy(x: Tensor, other: Tensor, place: Place) -> bool:
         other: (64, 64) luma of the corpus image.
         place: the best match of stage 2.
     """
-    mine, others = (standardized(detail_of(shown(batch))) for batch in (x[None], symmetries(other)))
+    mine, others = (
+        standardized(detail_of(downsampled(batch))) for batch in (x[None], symmetries(other))
+    )
     return (mine * others).sum((1, 2)).amax().item() >= DETAIL or detail_correlation(
         x, other, place
     ) >= DETAIL
 
 
-def shown(batch: Tensor) -> Tensor:
+def downsampled(batch: Tensor) -> Tensor:
     """Return (B, 64, 64) images, downsampled to (B, 32, 32) with antialiasing."""
     return functional.interpolate(
         batch[:, None], (COMPARED, COMPARED), mode="bilinear", antialias=True
@@ -227,7 +229,7 @@ def detail_correlation(x: Tensor, other: Tensor, place: Place) -> float:
     other_is_whole, view, rows, columns = place
     other = symmetries(other)[view]
     whole, window = (other, x) if other_is_whole else (x, other)
-    target = shown(window[None])
+    target = downsampled(window[None])
     shading, detail = standardized(target), standardized(detail_of(target))
     correlation = -1.0
     for step in (0.25, 0.125):

@@ -60,7 +60,7 @@ from adir.diffusion.schedule import Schedule
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
     require_steps,
@@ -156,7 +156,7 @@ class ADIR:
         coef1, coef2 = self._mean_coefficients(schedule)
         timesteps = schedule.timesteps.to(y.device)
         noise_scale = self.eta * self.temperature
-        watch = Watch(y)
+        watch = StepCounter(y)
 
         x_t = draw_noise(operator.image_shape, generators, y)  # 1
         x0_hat: Tensor | None = None

@@ -158,7 +158,7 @@ class SteerableSampler(Protocol):
         """
 
 
-class Watch:
+class StepCounter:
     """Counter of the steps of each image of a batch.
 
     It counts capped steps, at which guidance was lowered for stability, and the steps before the
@@ -221,7 +221,7 @@ def finite(x: Tensor) -> Tensor:
     return torch.isfinite(x).flatten(1).all(1)
 
 
-def one_by_one(
+def restore_separately(
     restore_one: Callable[[Tensor, list[torch.Generator]], Restoration],
     y: Tensor,
     generators: list[torch.Generator],

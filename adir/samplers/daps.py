@@ -13,7 +13,7 @@ from adir.diffusion.schedule import Schedule
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
     require_steps,
@@ -180,7 +180,7 @@ class DAPS:
         first = self.n_steps - (n_levels - 1) * self.n_ode_steps
         anneal = polynomial_levels(self.sigma_max, self.sigma_min, n_levels)
         starts = [levels.nearest(sigma) for sigma in anneal]
-        watch = Watch(y)
+        watch = StepCounter(y)
         x = table[starts[0]] * draw_noise(operator.image_shape, generators, y)
         for k, i in enumerate(starts):
             x0_hat = flow(x, i, first if k == 0 else self.n_ode_steps)

@@ -14,13 +14,13 @@ from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
     noise_level,
-    one_by_one,
     require_steps,
     require_unit_interval,
+    restore_separately,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import full_svd
@@ -110,7 +110,7 @@ class DDNM:
         schedule = backbone.schedule.respaced(self.n_steps)
 
         def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = Watch(y)
+            watch = StepCounter(y)
             x_t = draw_noise(operator.image_shape, generators, y)
             for i in reversed(range(len(schedule))):
                 ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
@@ -134,7 +134,7 @@ class DDNM:
                 watch.step(x_t)
             return watch.finish(x_t, "raise n_steps", len(schedule))
 
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -15,11 +15,11 @@ from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
-    one_by_one,
     require_steps,
+    restore_separately,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
@@ -104,7 +104,7 @@ class DDPG:
         eta = max(LEAST_ETA, self.eta_tilde * operator.sigma_y**2)
 
         def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = Watch(y)
+            watch = StepCounter(y)
             x_t = draw_noise(operator.image_shape, generators, y)
             for i in reversed(range(len(schedule))):
                 ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
@@ -127,7 +127,7 @@ class DDPG:
             x_hat = x0_hat if noisy else x0_guided
             return watch.finish(x_hat, "lower zeta, or raise eta_tilde", len(schedule))
 
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

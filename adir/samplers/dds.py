@@ -18,12 +18,12 @@ from adir.samplers.base import (
     Adaptation,
     Restoration,
     Steered,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
-    one_by_one,
     require_steps,
     require_unit_interval,
+    restore_separately,
 )
 from adir.tasks.base import LinearOperator, Task
 
@@ -179,7 +179,7 @@ class DDS:
         in `restore`.
         """
         order = iter(steering)
-        return one_by_one(
+        return restore_separately(
             lambda y, noise: self._sample(backbone, operator, y, noise, next(order)),
             y,
             generators,
@@ -195,7 +195,7 @@ class DDS:
         steered: Steered | None,
     ) -> Restoration:
         schedule = backbone.schedule.respaced(self.n_steps)
-        watch = Watch(y)
+        watch = StepCounter(y)
         gamma_At_y = self.gamma * operator.A_adjoint(y)
 
         def normal_equations(x: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ from adir.backbones.base import Backbone, Denoiser
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     in_unit_range,
     needs_pixels,
     noise_level,
-    one_by_one,
     require_steps,
+    restore_separately,
 )
 from adir.samplers.svd import as_physics, full_svd, has_full_svd
 from adir.tasks.base import Task
@@ -140,11 +140,11 @@ def restored_by(
         sampler = make(denoiser)
         with ImageNoise(generators[0]):
             x = sampler(in_unit_range(operator, y))
-        return Watch(y).finish(
+        return StepCounter(y).finish(
             2 * x - 1, remedy, denoiser.evaluations, denoiser.gradient_evaluations
         )
 
-    return one_by_one(restore_one, y, generators)
+    return restore_separately(restore_one, y, generators)
 
 
 @dataclass(frozen=True)

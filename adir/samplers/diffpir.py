@@ -15,13 +15,13 @@ from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
     noise_level,
-    one_by_one,
     require_steps,
     require_unit_interval,
+    restore_separately,
 )
 from adir.samplers.deepinv_samplers import needs_svd
 from adir.samplers.svd import back_projection, full_svd
@@ -93,7 +93,7 @@ class DiffPIR:
         steps = quadratic_steps(self.n_steps, len(schedule))
 
         def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = Watch(y)
+            watch = StepCounter(y)
             x_t = draw_noise(operator.image_shape, generators, y)
             for k, i in enumerate(steps):
                 ab = schedule.alpha_bar[i]
@@ -113,7 +113,7 @@ class DiffPIR:
                 x_t = ab_prev.sqrt() * x0 + (1 - ab_prev).sqrt() * noise
             return watch.finish(x0, "raise lambda_ or zeta", len(steps))
 
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from adir.backbones.base import Backbone, Denoiser
-from adir.samplers.base import Adaptation, Restoration, Watch, needs_pixels, one_by_one
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    StepCounter,
+    needs_pixels,
+    restore_separately,
+)
 from adir.tasks.base import LinearOperator, Task
 
 
@@ -84,8 +90,8 @@ class Direct:
     ) -> Restoration:
         """Return the restoration of y (B, C, h, w)."""
         method = self.METHODS[self.name]
-        return one_by_one(
-            lambda y, _: Watch(y).finish(method(operator, y), "check the values of y", 0),
+        return restore_separately(
+            lambda y, _: StepCounter(y).finish(method(operator, y), "check the values of y", 0),
             y,
             generators,
         )

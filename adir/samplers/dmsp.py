@@ -13,11 +13,11 @@ from adir.backbones.base import Backbone, Denoiser
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
-    one_by_one,
     require_steps,
+    restore_separately,
 )
 from adir.samplers.deepinv_samplers import BackboneDenoiser
 from adir.samplers.direct import scaled_adjoint, upsampled
@@ -137,7 +137,7 @@ class DMSP:
         known, trace = energy(operator)
 
         def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch, denoiser = Watch(y), BackboneDenoiser(backbone)
+            watch, denoiser = StepCounter(y), BackboneDenoiser(backbone)
             start = upsampled if operator.y_shape == operator.image_shape else scaled_adjoint
             x = (start(operator, y) + 1) / 2
             step = torch.zeros_like(x)
@@ -159,7 +159,7 @@ class DMSP:
                 watch.step(x)
             return watch.finish(2 * x - 1, "lower alpha", denoiser.evaluations)
 
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adir.backbones.stable_diffusion import StableDiffusionInpaint
-from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, one_by_one
+from adir.samplers.base import Adaptation, Restoration, StepCounter, draw_noise, restore_separately
 from adir.samplers.latent import (
     REMEDY,
     require_options,
@@ -65,7 +65,7 @@ class InpaintingSampler:
         """
         require_range(y, self.name)
         restore_one = partial(self._restore_one, backbone, operator)
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     @torch.no_grad()
     def _restore_one(
@@ -75,7 +75,7 @@ class InpaintingSampler:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        watch = Watch(y)
+        watch = StepCounter(y)
         shape = backbone.latent_shape(operator.image_shape)
         noise = draw_noise(shape, generators, y)
         masked_noise = draw_noise(shape, generators, y)

@@ -19,7 +19,14 @@ from adir.backbones.stable_diffusion import Condition, StableDiffusion, StableDi
 from adir.diffusion.posterior import predict_x0
 from adir.diffusion.velocity import velocity
 from adir.errors import InputError
-from adir.samplers.base import Adaptation, Restoration, Watch, draw_noise, one_by_one, require_steps
+from adir.samplers.base import (
+    Adaptation,
+    Restoration,
+    StepCounter,
+    draw_noise,
+    require_steps,
+    restore_separately,
+)
 from adir.tasks.base import LinearOperator, Task
 
 Correction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -39,7 +46,7 @@ def sample_latent(
     n_steps: int,
     eta: float,
     generator: torch.Generator,
-    watch: Watch,
+    watch: StepCounter,
     correct: Correction | None = None,
 ) -> tuple[Tensor, int]:
     """Return (latent, number of network evaluations), sampled with the backbone's scheduler.
@@ -74,7 +81,7 @@ def sample_latent(
             # Both texts form one batch, unconditional first, as in the pipelines. This saves a call
             # and gives the same rounding as the pipelines.
             away, towards = backbone.output(
-                torch.cat([z_t, z_t]), t_network, twice(condition, unconditional)
+                torch.cat([z_t, z_t]), t_network, batch_with_unconditional(condition, unconditional)
             ).chunk(2)
             output = away + guidance_scale * (towards - away)
         if correct is not None:
@@ -108,7 +115,7 @@ def starts_too_high(backbone: StableDiffusion, n_steps: int) -> str | None:
     )
 
 
-def twice(condition: Condition, unconditional: Tensor) -> Condition:
+def batch_with_unconditional(condition: Condition, unconditional: Tensor) -> Condition:
     """Return a batch of two conditions of one image that differ only in the text.
 
     The first has the text embedding `unconditional` (1, L, D), the second the text of `condition`.
@@ -236,7 +243,7 @@ class UpscalerSampler:
                 f"to {backbone.max_noise_level}"
             )
         restore_one = partial(self._restore_one, backbone, operator)
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     @torch.no_grad()
     def _restore_one(
@@ -246,7 +253,7 @@ class UpscalerSampler:
         y: Tensor,
         generators: list[torch.Generator],
     ) -> Restoration:
-        watch = Watch(y)
+        watch = StepCounter(y)
         low_noise = draw_noise(tuple(y.shape[1:]), generators, y)
         noise = draw_noise(backbone.latent_shape(operator.image_shape), generators, y)
         level = torch.tensor([self.noise_level], device=y.device)

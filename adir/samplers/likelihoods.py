@@ -27,13 +27,13 @@ from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
     noise_level,
-    one_by_one,
     require_steps,
     require_unit_interval,
+    restore_separately,
 )
 from adir.samplers.dds import ddim_step
 from adir.samplers.deepinv_samplers import BackboneDenoiser, needs_svd, restored_by
@@ -89,7 +89,7 @@ class PiGDM:
         schedule = backbone.schedule.respaced(self.n_steps)
 
         def restore_one(y: Tensor, generators: list[torch.Generator]) -> Restoration:
-            watch = Watch(y)
+            watch = StepCounter(y)
             x_t = draw_noise(operator.image_shape, generators, y)
             for i in reversed(range(len(schedule))):
                 ab, ab_prev = schedule.alpha_bar[i], schedule.alpha_bar_prev[i]
@@ -113,7 +113,7 @@ class PiGDM:
                 watch.step(x_t)
             return watch.finish(x_t, "raise n_steps", len(schedule), len(schedule))
 
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.
@@ -147,7 +147,7 @@ class NoisedMeasurement(ALDDataFidelity):
 
 
 @dataclass(frozen=True)
-class Annealed:
+class DataTermSampler:
     """DDPM sampler that adds to the score a data term, which compares y with A x_t.
 
     The data term does not contain the network, so nothing is backpropagated through the network.

@@ -13,12 +13,12 @@ from adir.diffusion.posterior import predict_x0
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
     noise_level,
-    one_by_one,
     require_steps,
+    restore_separately,
 )
 from adir.samplers.daps import NoiseLevels
 from adir.samplers.deepinv_samplers import needs_svd
@@ -119,7 +119,7 @@ class PnPDM:
             def noise() -> Tensor:
                 return draw_noise(operator.image_shape, generators, y)
 
-            watch = Watch(y)
+            watch = StepCounter(y)
             x = torch.zeros(1, *operator.image_shape, dtype=y.dtype, device=y.device)
             for k in range(n):
                 rho = max(self.rho * self.rho_decay_rate ** (100 * k / n), self.rho_min)
@@ -139,7 +139,7 @@ class PnPDM:
                 watch.step(x)
             return watch.finish(x, "raise rho_min", self.n_steps)
 
-        return one_by_one(restore_one, y, generators)
+        return restore_separately(restore_one, y, generators)
 
     def not_applicable(self, backbone: Backbone, task: Task, mode: Adaptation) -> str | None:
         """Return one line on why these arguments are not supported, or None if they are.

@@ -15,7 +15,7 @@ from adir.diffusion.posterior import diffuse
 from adir.samplers.base import (
     Adaptation,
     Restoration,
-    Watch,
+    StepCounter,
     draw_noise,
     needs_pixels,
     require_steps,
@@ -72,7 +72,7 @@ class REDDiff:
         Nothing is differentiated.
         """
         schedule = backbone.schedule.respaced(self.n_steps)
-        watch = Watch(y)
+        watch = StepCounter(y)
         mu = scaled_adjoint(operator, y).clone()
         optimizer = torch.optim.Adam([mu], lr=self.learning_rate, betas=(0.9, 0.99))
         for i in reversed(range(len(schedule))):

@@ -51,7 +51,9 @@ class TiledBackbone:
     def tiles(self, height: int, width: int) -> list[tuple[slice, slice]]:
         """Return the slices (rows, columns) of each tile."""
         size = min(height, self.tile), min(width, self.tile)
-        tops, lefts = (starts(side, self.tile, self.backbone.stride) for side in (height, width))
+        tops, lefts = (
+            tile_offsets(side, self.tile, self.backbone.stride) for side in (height, width)
+        )
         return [
             (slice(top, top + size[0]), slice(left, left + size[1]))
             for top in tops
@@ -234,7 +236,7 @@ def checked(x_hat: Tensor, errors: list[str | None]) -> Tensor:
     return x_hat[0]
 
 
-def starts(side: int, tile: int, unit: int) -> list[int]:
+def tile_offsets(side: int, tile: int, unit: int) -> list[int]:
     """Return the index of the first pixel of each tile along one side of an image.
 
     The tiles, `tile` pixels wide, cover all `side` pixels, and neighbours overlap by a quarter of

@@ -32,7 +32,7 @@ def known_sha256(path: Path) -> str:
     """
     if path.stat().st_size < SMALL:
         return sha256_of_file(path)
-    note, stamp = note_of(path), stamp_of(path)
+    note, stamp = hash_file_of(path), stamp_of(path)
     try:
         known = read_json(note)
         if known["stamp"] == stamp:
@@ -62,7 +62,9 @@ def remember_sha256(path: Path, sha256: str, own: bool = False) -> None:
     if path.stat().st_size < SMALL or not settled:
         return
     try:
-        write_json(note_of(path), {"path": str(path.resolve()), "stamp": stamp, "sha256": sha256})
+        write_json(
+            hash_file_of(path), {"path": str(path.resolve()), "stamp": stamp, "sha256": sha256}
+        )
     except OSError:
         pass  # the cache is not writable, so the next run hashes the file again
 
@@ -82,6 +84,6 @@ def stamp_of(path: Path) -> dict[str, int]:
     }
 
 
-def note_of(path: Path) -> Path:
+def hash_file_of(path: Path) -> Path:
     """Return the path of the JSON file in the cache that stores the hash of the file `path`."""
     return cache_dir() / "hashes" / f"{sha256_of_bytes(str(path.resolve()).encode())[:32]}.json"

@@ -57,13 +57,13 @@ def fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     reasons = []
-    for url in map(address_of, mirrors):
+    for url in map(request_url, mirrors):
         print(
             f"downloading {target.name} from {urllib.parse.urlsplit(url).netloc}",
             file=sys.stderr,
             flush=True,
         )
-        with opened_alone(part) as file:
+        with opened_locked(part) as file:
             reason = fetch_from(url, file, part, sha256, size, progress)
             if reason is None:
                 os.replace(part, target)
@@ -73,7 +73,7 @@ def fetch(
     if not kept:
         part.unlink(missing_ok=True)
     going_on = (
-        f"; the first {megabytes(kept)} are saved, and the same command resumes the download"
+        f"; the first {readable_size(kept)} are saved, and the same command resumes the download"
         if kept
         else ""
     )
@@ -84,7 +84,7 @@ def fetch(
     )
 
 
-def address_of(url: str) -> str:
+def request_url(url: str) -> str:
     """Return the URL to request for `url`, the URL of a file on a mirror.
 
     If the environment variable HF_ENDPOINT is set, its value replaces https://huggingface.co at the
@@ -108,7 +108,7 @@ def opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     Face hub carries the user's access token, if there is one.
     """
     request = urllib.request.Request(url, headers=headers)
-    token = huggingface_hub.get_token() if url.startswith(address_of(HUB)) else None
+    token = huggingface_hub.get_token() if url.startswith(request_url(HUB)) else None
     if token is not None:  # not sent on to the storage that the hub redirects to
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     proxies = urllib.request.getproxies()
@@ -201,11 +201,13 @@ def stream(url: str, file: BinaryIO, size: int | None, progress: Progress) -> No
             have += len(chunk)
             progress(have, total or size)
         if total is not None and have < total:
-            raise OSError(f"the connection broke after {megabytes(have)} of {megabytes(total)}")
+            raise OSError(
+                f"the connection broke after {readable_size(have)} of {readable_size(total)}"
+            )
 
 
 @contextmanager
-def opened_alone(part: Path) -> Iterator[BinaryIO]:
+def opened_locked(part: Path) -> Iterator[BinaryIO]:
     """Open a .part file for appending, and lock it against other processes within the context.
 
     Raises InputError if another process has locked the file.
@@ -231,8 +233,8 @@ def require_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(
-            f"{folder}: {megabytes(size)} are needed, but only {megabytes(free)} are free; free "
-            "some disk space"
+            f"{folder}: {readable_size(size)} are needed, but only {readable_size(free)} are free; "
+            "free some disk space"
         )
 
 
@@ -243,7 +245,7 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
 
 
-def megabytes(size: int) -> str:
+def readable_size(size: int) -> str:
     """Return a size in bytes as readable text: '2.21 GB', '109 MB', '6 kB'."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:

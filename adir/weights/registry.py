@@ -17,7 +17,7 @@ from adir.configuration import config_dir
 from adir.errors import InputError
 from adir.files import read_json, read_text, set_aside, sha256_of_file, write_json
 from adir.weights.cache import cache_dir, known_sha256, remember_sha256
-from adir.weights.download import HUB, Progress, fetch, megabytes
+from adir.weights.download import HUB, Progress, fetch, readable_size
 
 HASHES = "sha256.json"
 """Name of the file that stores the SHA-256 of each weights file in a downloaded folder.
@@ -88,7 +88,7 @@ class WeightsFile:
     @property
     def size_text(self) -> str:
         """The size as readable text, such as "109 MB"."""
-        return (self.about or "size unknown") if self.size is None else megabytes(self.size)
+        return (self.about or "size unknown") if self.size is None else readable_size(self.size)
 
     def missing(self) -> str | None:
         """Return None if the file exists, else a message that says how to get it.
@@ -214,7 +214,7 @@ class HubRepository:
     @property
     def size_text(self) -> str:
         """The size as readable text, such as "2.21 GB"."""
-        return (self.about or "size unknown") if self.size is None else megabytes(self.size)
+        return (self.about or "size unknown") if self.size is None else readable_size(self.size)
 
     def lacking(self, folder: Path) -> list[str]:
         """Return the names of the files of this entry that are missing in `folder`."""

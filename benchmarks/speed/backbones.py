@@ -41,7 +41,7 @@ from adir.backbones.execution import DTYPES, Execution
 from adir.files import write_bytes
 from adir.harness.running.provenance import process_peak_memory_mb, reset_peak_memory
 from adir.samplers.adir import ADIR
-from adir.samplers.base import Watch
+from adir.samplers.base import StepCounter
 from adir.samplers.latent import sample_latent
 from adir.tasks.operators import SuperResolution
 
@@ -169,7 +169,7 @@ def step_row(
             backbone.condition(batch, side),
         )
         run = lambda: sample_latent(  # noqa: E731
-            backbone, noise, condition, None, 1.0, n_steps, 0.0, generators[0], Watch(noise)
+            backbone, noise, condition, None, 1.0, n_steps, 0.0, generators[0], StepCounter(noise)
         )
     inputs = example_inputs(backbone.network, batch, side, side, device)
 

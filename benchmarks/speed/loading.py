@@ -29,7 +29,7 @@ from adir.backbones.adm.architecture import Architecture, Flags
 from adir.backbones.adm.conversion import tensors_of
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.files import write_bytes
-from adir.weights.download import megabytes
+from adir.weights.download import readable_size
 
 GD256 = {
     "image_size": 256,
@@ -155,16 +155,16 @@ def report(folder: Path, small: bool, repeats: int, command: str) -> str:
     }
     baseline = median["import"]["peak"]
     rows = [
-        f"| {text} | {median[name]['seconds']:.2f} | {megabytes(int(median[name]['peak']))} "
-        f"| {megabytes(max(0, int(median[name]['peak'] - baseline)))} | "
-        f"{megabytes(int(median[name]['own']))} |"
+        f"| {text} | {median[name]['seconds']:.2f} | {readable_size(int(median[name]['peak']))} "
+        f"| {readable_size(max(0, int(median[name]['peak'] - baseline)))} | "
+        f"{readable_size(int(median[name]['own']))} |"
         for name, text in STEPS.items()
     ]
     head = HEAD.format(
         parameters=f"{parameters:,}".replace(",", " "),
-        size=megabytes(4 * parameters),
+        size=readable_size(4 * parameters),
         repeats=repeats,
-        baseline=megabytes(int(baseline)),
+        baseline=readable_size(int(baseline)),
     )
     info = Path("/proc/cpuinfo").read_text().splitlines()
     tail = TAIL.format(

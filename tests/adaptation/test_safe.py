@@ -15,7 +15,7 @@ from adir.adaptation.fine_tuning import FineTuning, varied
 from adir.adaptation.held_out import (
     N_STRATA,
     HeldOutCrops,
-    fall_and_error,
+    improvement_and_error,
     relative_loss,
     split,
     strata,
@@ -115,10 +115,10 @@ def test_fall_and_error_are_over_the_images():
         [[1.0, 2.0, 1.0, 2.0], [1.0, 2.0, 1.0, 2.0]]
     )  # image 0 halves, image 1 stays
     images = torch.tensor([[0, 1, 0, 1]] * 2)
-    fall, error = fall_and_error(losses, untuned, images)
+    fall, error = improvement_and_error(losses, untuned, images)
     values = torch.tensor([0.5, 0.0])
     assert (fall, error) == (pytest.approx(0.25), pytest.approx(float(values.std() / 2**0.5)))
-    _, over_crops = fall_and_error(losses, untuned, torch.zeros(2, 4))
+    _, over_crops = improvement_and_error(losses, untuned, torch.zeros(2, 4))
     assert over_crops == pytest.approx(float(torch.tensor([0.5, 0.0] * 4).std() / 8**0.5))
 
 
@@ -306,7 +306,7 @@ def test_variants_that_would_shrink_all_crops_are_left_out(sides, crop, scales):
 )
 def test_no_neighbour_is_farther_than_the_median_distance(k, n, used):
     distances = torch.rand(n, generator=seeded()).double().sort().values
-    assert SMALL.usable(k, n) == used
+    assert SMALL.n_training_images(k, n) == used
     assert int((distances[:k] <= distances.quantile(0.5)).sum()) == used
 
 

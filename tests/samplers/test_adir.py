@@ -22,7 +22,7 @@ from adir.backbones.base import Prediction
 from adir.backbones.guided_diffusion import GuidedDiffusion
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.adir import ADIR, FastADIR
-from adir.samplers.base import Watch
+from adir.samplers.base import StepCounter
 from adir.tasks.operators import BoxBlur, BoxInpainting, Colorization, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -698,7 +698,7 @@ class Unread:
 def test_no_step_waits_for_a_number_from_the_device(monkeypatch, variance):
     y = torch.empty(2, *SHAPE, device="meta")
     finished: list[Tensor] = []
-    monkeypatch.setattr(Watch, "finish", lambda self, x_hat, *_, **__: finished.append(x_hat))
+    monkeypatch.setattr(StepCounter, "finish", lambda self, x_hat, *_, **__: finished.append(x_hat))
     ADIR(n_steps=3, variance=variance).restore(Unread(), Unread(), y, generators(1, 2))
     assert finished[0].shape == y.shape and finished[0].is_meta
     monkeypatch.undo()

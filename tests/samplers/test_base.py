@@ -2,7 +2,7 @@
 
 import torch
 
-from adir.samplers.base import Watch, one_by_one
+from adir.samplers.base import StepCounter, restore_separately
 
 NAN, INF = torch.nan, torch.inf
 
@@ -15,7 +15,7 @@ def batch(*values: float) -> torch.Tensor:
 
 
 def test_the_watch_names_the_first_bad_step_of_each_image_also_where_a_later_one_is_good():
-    watch = Watch(batch(0, 0, 0, 0))
+    watch = StepCounter(batch(0, 0, 0, 0))
     for values in ((0, 0, 0, NAN), (0, INF, 0, 0), (0, 0, 0, NAN)):
         watch.step(batch(*values))
     result = watch.finish(
@@ -35,7 +35,7 @@ def test_the_watch_names_the_first_bad_step_of_each_image_also_where_a_later_one
 
 
 def test_the_watch_counts_capped_steps_of_an_image_until_it_fails():
-    watch = Watch(batch(0, 0))
+    watch = StepCounter(batch(0, 0))
     somewhere = batch(1, 0) > 0.75  # in one pixel of the first image
     watch.step(batch(0, 0), somewhere)
     watch.step(batch(0, 0), torch.tensor(True))  # one variance for all
@@ -47,8 +47,8 @@ def test_the_watch_counts_capped_steps_of_an_image_until_it_fails():
 
 def test_a_result_has_the_type_of_the_measurement():
     y = batch(0, 0)
-    assert Watch(y).finish(y.double(), "", 0).x_hat.dtype == torch.float32
-    assert Watch(y.double()).finish(y, "", 0).x_hat.dtype == torch.float64
+    assert StepCounter(y).finish(y.double(), "", 0).x_hat.dtype == torch.float32
+    assert StepCounter(y.double()).finish(y, "", 0).x_hat.dtype == torch.float64
 
 
 def test_images_restored_one_by_one_keep_their_places_and_generators():
@@ -59,11 +59,11 @@ def test_images_restored_one_by_one_keep_their_places_and_generators():
 
     def restore_one(y, own):
         assert y.shape == (1, 3, 2, 2)
-        watch = Watch(y)
+        watch = StepCounter(y)
         watch.step(y, torch.tensor(True))
         return watch.finish(y + torch.randn(3, 2, 2, generator=own[0]), "do this", 4, 3)
 
-    result = one_by_one(restore_one, batch(0, NAN, 2), generators)
+    result = restore_separately(restore_one, batch(0, NAN, 2), generators)
     assert torch.equal(result.x_hat[0], batch(0)[0] + expected[0])
     assert torch.equal(result.x_hat[2], batch(2)[0] + expected[2])
     assert result.x_hat[1].isnan().all() and result.errors == [

@@ -32,7 +32,7 @@ from adir.samplers.deepinv_samplers import DDRM, DPS, BackboneDenoiser
 from adir.samplers.diffpir import DiffPIR
 from adir.samplers.direct import Direct
 from adir.samplers.dmsp import DMSP, blind_precision, energy
-from adir.samplers.likelihoods import Annealed, PiGDM
+from adir.samplers.likelihoods import DataTermSampler, PiGDM
 from adir.samplers.pnp_dm import PnPDM
 from adir.samplers.red_diff import REDDiff
 from adir.samplers.svd import back_projection, full_svd
@@ -72,8 +72,8 @@ LEARNED = [
     DAPS(n_steps=3, n_ode_steps=1, n_langevin=3),
     PnPDM(n_steps=3, n_prior_steps=1),
     REDDiff(n_steps=3),
-    Annealed("ald", n_steps=3),
-    Annealed("score_sde", n_steps=3),
+    DataTermSampler("ald", n_steps=3),
+    DataTermSampler("score_sde", n_steps=3),
 ]
 DIRECT = [Direct("bicubic"), Direct("adjoint"), Direct("pseudo_inverse")]
 

@@ -25,7 +25,7 @@ from adir.backbones.base import Prediction
 from adir.diffusion.schedule import linear_schedule
 from adir.samplers.base import ROUNDING, noise_level
 from adir.samplers.deepinv_samplers import DPS, BackboneDenoiser, ImageNoise
-from adir.samplers.likelihoods import Annealed, NoisedMeasurement, PiGDM
+from adir.samplers.likelihoods import DataTermSampler, NoisedMeasurement, PiGDM
 from adir.samplers.svd import full_svd
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
 from adir.tasks.restoration import RestorationTask
@@ -167,7 +167,7 @@ FIDELITIES = {"ald": ALDDataFidelity, "score_sde": ScoreSDEDataFidelity, "ilvr":
 @pytest.mark.parametrize("name", FIDELITIES)
 def test_where_A_is_orthogonal_the_annealed_ones_are_deepinvs_calls(name):
     network, y = Network(), measured(HOLE)
-    ours = Annealed(name, n_steps=4, weight=0.7).restore(
+    ours = DataTermSampler(name, n_steps=4, weight=0.7).restore(
         network, HOLE.operator(SHAPE), y, [generator(3)]
     )
     assert (ours.network_evaluations, ours.gradient_evaluations, ours.errors) == (4, 0, [None])
@@ -189,7 +189,7 @@ def test_where_A_is_orthogonal_the_annealed_ones_are_deepinvs_calls(name):
 def test_ald_on_any_operator_is_deepinvs_call_with_its_weight_in_units_of_the_norm():
     network, y = Network(), measured(SR)
     operator = SR.operator(SHAPE)
-    ours = Annealed("ald", n_steps=4).restore(network, operator, y, [generator(3)])
+    ours = DataTermSampler("ald", n_steps=4).restore(network, operator, y, [generator(3)])
     physics = deepinv.physics.LinearPhysics(
         A=operator.A, A_adjoint=operator.A_adjoint, noise_model=GaussianNoise(ROUNDING)
     )
@@ -223,7 +223,7 @@ def test_y_is_noised_as_the_operator_noises_it(lift):
 
 def test_ilvr_leaves_out_an_operator_that_damps_what_it_sees():
     backbone = SimpleNamespace(kind="pixel", name="made", resolution=32)
-    ilvr = Annealed("ilvr")
+    ilvr = DataTermSampler("ilvr")
     for task in (SR, HOLE):
         assert ilvr.not_applicable(backbone, task, SimpleNamespace()) is None
     reason = ilvr.not_applicable(
@@ -232,13 +232,13 @@ def test_ilvr_leaves_out_an_operator_that_damps_what_it_sees():
     assert reason.startswith(
         "sampler ilvr applies A_dagger, which amplifies the noise of task deblur up to "
     )
-    assert Annealed("ald").not_applicable(backbone, BLUR, SimpleNamespace()) is None
+    assert DataTermSampler("ald").not_applicable(backbone, BLUR, SimpleNamespace()) is None
 
 
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(
         ValueError, match=r"unknown likelihood 'dmps'; choose one of ald, score_sde, ilvr"
     ):
-        Annealed("dmps")
+        DataTermSampler("dmps")
     with pytest.raises(ValueError, match=r"eta=-1: a number from 0 to 1"):
         PiGDM(eta=-1)

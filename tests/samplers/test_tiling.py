@@ -14,7 +14,7 @@ from adir.diffusion.schedule import linear_schedule
 from adir.errors import InputError
 from adir.samplers.adir import ADIR
 from adir.samplers.deepinv_samplers import DPS
-from adir.samplers.tiling import TiledBackbone, mirrored, ramp, restore_any_size, starts
+from adir.samplers.tiling import TiledBackbone, mirrored, ramp, restore_any_size, tile_offsets
 from adir.tasks.operators import BoxBlur, BoxInpainting, SuperResolution
 from adir.tasks.restoration import RestorationTask
 
@@ -59,7 +59,7 @@ def image(height: int, width: int) -> Tensor:
 def test_tiles_cover_every_side_overlap_by_a_quarter_and_lie_on_the_grid(unit, tiles):
     for tile, n in itertools.product(tiles, range(1, 40)):
         side = n * unit
-        firsts = starts(side, tile, unit)
+        firsts = tile_offsets(side, tile, unit)
         assert firsts[0] == 0 and all(first % unit == 0 for first in firsts)
         if side <= tile:
             assert firsts == [0]

@@ -13,7 +13,7 @@ import pytest
 
 from adir.errors import InputError
 from adir.weights import download
-from adir.weights.download import fetch, megabytes
+from adir.weights.download import fetch, readable_size
 
 CONTENT = bytes(range(256)) * 4000  # 1.024 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -226,7 +226,7 @@ def test_a_full_disk_is_noticed_before(url, target, monkeypatch):
 
 
 def test_sizes_for_people():
-    assert [megabytes(n) for n in (2211383297, 108_600_000, 6000, 12)] == [
+    assert [readable_size(n) for n in (2211383297, 108_600_000, 6000, 12)] == [
         "2.21 GB",
         "109 MB",
         "6 kB",

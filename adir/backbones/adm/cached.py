@@ -61,12 +61,12 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
     what = {"source": sha256, "flags": dataclasses.asdict(flags), "version": VERSION}
     key = sha256_of_bytes(json.dumps(what, sort_keys=True).encode())[:32]
     folder = cache_dir() / "converted" / key
-    if is_whole(folder):
+    if is_intact(folder):
         return folder, sha256
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_whole(folder):  # checked again: another process may have converted it meanwhile
+        if not is_intact(folder):  # checked again: another process may have converted it meanwhile
             if folder.exists():
                 warn_in_one_line(
                     f"{folder}: the converted checkpoint in this folder has changed; "
@@ -82,7 +82,7 @@ def converted(source: Path, flags: Flags) -> tuple[Path, str]:
     return folder, sha256
 
 
-def is_whole(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Return whether a folder's config.json and weights have the hashes in its source.json."""
     try:
         note = read_json(folder / NOTE)

@@ -68,14 +68,14 @@ class OpenImagesSource(Source):
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         for path in self.lists:
-            for start, rows in parts_of(path):
+            for start, rows in sections_of(path):
                 yield f"{path.name}#{start}", rows
 
     def items(self, keys: Sequence[str]) -> Iterator[Item]:
         by_name = {path.name: path for path in self.lists}
         for key in keys:
             name, _, start = key.rpartition("#")
-            for fields in part_rows(by_name[name], int(start)):
+            for fields in section_rows(by_name[name], int(start)):
                 image_id = f"{fields['Subset']}/{fields['ImageID']}"
                 yield Item(image_id, functools.partial(self.read, image_id), attribution_of(fields))
 
@@ -156,7 +156,7 @@ def checked_lists(lists: Sequence[str | Path]) -> list[Path]:
     return paths
 
 
-def parts_of(path: Path) -> Iterator[tuple[int, int]]:
+def sections_of(path: Path) -> Iterator[tuple[int, int]]:
     """Yield (offset in bytes, number of lines) of each section of a CSV image list.
 
     A section has up to PART bytes, extended to the end of its last line. It can have more lines
@@ -172,10 +172,10 @@ def parts_of(path: Path) -> Iterator[tuple[int, int]]:
             start = file.tell()
 
 
-def part_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
+def section_rows(path: Path, start: int) -> Iterator[dict[str, str]]:
     """Yield one dict {column: value} per image in the section that starts at byte `start`.
 
-    `parts_of` defines the sections. A section can start within the row of an image whose title
+    `sections_of` defines the sections. A section can start within the row of an image whose title
     contains a line break. That image belongs to the section before, so the remaining lines of its
     row are skipped.
     """

@@ -22,7 +22,7 @@ from adir.data.selection import Part
 from adir.harness.cells.cell import Cell
 from adir.harness.records.layout import Layout
 from adir.harness.records.record import Record
-from adir.harness.running.neighbours import corpus_index, is_embedded, left_out
+from adir.harness.running.neighbours import copies_of, corpus_index, is_embedded
 from adir.harness.running.pipeline import finish, prepare, sample
 from adir.harness.running.provenance import reset_peak_memory
 from adir.harness.running.worker import image_shapes
@@ -87,8 +87,8 @@ def estimate(cell: Cell, folder: Path) -> Cost:
     reset_peak_memory(cell.backbone.device)
     first = short_run(probe, folder, image_id, few_steps, few_iterations)[0].seconds
     few = short_run(probe, folder, image_id, few_steps, few_iterations)[0].seconds
-    more_steps = longer(few_steps, n_steps, few["sample"])
-    more_iterations = longer(few_iterations, n_iterations, few["adapt"])
+    more_steps = longer_run_length(few_steps, n_steps, few["sample"])
+    more_iterations = longer_run_length(few_iterations, n_iterations, few["adapt"])
     record, disk_mb, adapter_mb = short_run(probe, folder, image_id, more_steps, more_iterations)
     more = record.seconds
 
@@ -129,11 +129,11 @@ def part_of_corpus(
     corpus, encoder = cell.corpus, cell.encoder
     if corpus is None or encoder is None or corpus.own_index(encoder) is not None:
         return corpus, 0.0
-    hidden = corpus.repeats.union(left_out(corpus, x), corpus.withheld(cluster))
+    hidden = corpus.repeats.union(copies_of(corpus, x), corpus.withheld(cluster))
     part = Part(
         corpus, [name for name in corpus.ids if name not in hidden][: max(EMBEDDED, 2 * cell.k)]
     )
-    left_out(part, x)
+    copies_of(part, x)
     if not cell.mode.depends_on_y:
         return part, 0.0
     embeddings = Layout(folder).embeddings
@@ -176,7 +176,7 @@ def short_run(
         return record, size_mb(layout.folder) - adapter_mb, adapter_mb
 
 
-def longer(few: int, most: int, seconds: float) -> int:
+def longer_run_length(few: int, most: int, seconds: float) -> int:
     """Return the number of steps or iterations for the longer run, at most `most`.
 
     The longer run takes about `LONGER` seconds more than the shorter run.

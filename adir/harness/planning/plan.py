@@ -17,7 +17,7 @@ from adir.harness.cells.cell import Cell
 from adir.harness.planning.cost import Cost, estimate
 from adir.harness.running.neighbours import excluded_ids, training_ids
 from adir.harness.running.out_of_memory import out_of_memory_explained
-from adir.harness.running.pipeline import adapter_made_of, neighbours_key
+from adir.harness.running.pipeline import adapter_key_parts, neighbours_key
 from adir.harness.running.stores import (
     AdapterStore,
     Measurement,
@@ -150,7 +150,7 @@ def adapter_key(cell: Cell, image_id: str) -> str | None:
         excluded = excluded_ids(cell, image_id, found.excluded)
         used = set(training_ids(cell, [near.id for near in found.neighbours], excluded))
         images = [str(near.image) for near in found.neighbours if near.id in used]
-    return hash_of(adapter_made_of(cell, image_id, task, images))
+    return hash_of(adapter_key_parts(cell, image_id, task, images))
 
 
 def adapter_to_come(cell: Cell, image_id: str) -> str:
@@ -167,4 +167,4 @@ def adapter_to_come(cell: Cell, image_id: str) -> str:
     if cell.mode.depends_on_y:
         follows |= {"task": configuration["task"], "noise_seed": cell.noise_seed}
     task = cell.task.bound(cell.data, image_id)
-    return hash_of([adapter_made_of(cell, image_id, task, []), follows])
+    return hash_of([adapter_key_parts(cell, image_id, task, []), follows])

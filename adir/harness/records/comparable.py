@@ -46,9 +46,11 @@ def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
     labels = labels_of_sets(records)
     places = {(record.cell, name_of(record)) for record in records}
     if all(len(several) == 1 for several in names.values()) and len(places) == len(records):
-        return [labelled(record, labels[set_of(record)], record.image.id) for record in records], []
+        return [
+            with_image_label(record, labels[set_of(record)], record.image.id) for record in records
+        ], []
     images = {name: sha256 for sha256, name in known}
-    sets = joined([{data for data, _ in several} for several in names.values()], labels)
+    sets = merged_labels([{data for data, _ in several} for several in names.values()], labels)
     by_label = lambda name: (name[1], labels[name[0]] or "")  # noqa: E731 - sort key
     first = {sha256: min(several, key=by_label) for sha256, several in names.items()}
     taken = Counter((sets[data], image) for data, image in first.values())
@@ -61,7 +63,7 @@ def by_image(records: list[Record]) -> tuple[list[Record], list[str]]:
         if sha256 is not None:
             data, image = first[sha256]
             image = image if taken[together, image] == 1 else f"{image} ({labels[data]})"
-        named = labelled(record, together, image)
+        named = with_image_label(record, together, image)
         kept = counted.setdefault((record.cell, together, image), named)
         if kept is not named and record.status == "done":
             dropped.append(f"{record.path} and {kept.path}")
@@ -91,7 +93,7 @@ def name_of(record: Record) -> Name:
     return set_of(record), record.image.id
 
 
-def labelled(record: Record, data: str | None, image_id: str) -> Record:
+def with_image_label(record: Record, data: str | None, image_id: str) -> Record:
     """Return the record with its `image.data` and `image.id` replaced by the given values."""
     if (record.image.data, record.image.id) == (data, image_id):
         return record
@@ -140,7 +142,7 @@ def path_of(data: Any) -> tuple[str, ...]:
     return Path(found[0][2]).parts if found else ()
 
 
-def joined(
+def merged_labels(
     groups: list[set[str | None]], labels: Mapping[str | None, str | None]
 ) -> dict[str | None, str | None]:
     """Return {data set: label}; data sets that share an image get one label ("a = b").
@@ -265,7 +267,7 @@ def differing_entries(
     ]
 
 
-def settings_apart(
+def distinguishing_settings(
     identities: dict[str, dict[str, Any]], most: int = 3
 ) -> dict[str, dict[str, float | str]]:
     """Return {name: {setting: value}} with the settings in which identities differ.

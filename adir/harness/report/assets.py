@@ -87,7 +87,7 @@ class PageAssets:
             "errorColours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in error_colours()],
         }
 
-    def said(self) -> str:
+    def embedding_note(self) -> str:
         """Return a text that says which images are embedded, which are linked, and why."""
         n, page_images = len(self.scenes), self.page_images
         how = (

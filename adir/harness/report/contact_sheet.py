@@ -47,7 +47,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     font, small = ImageFont.load_default(FONT), ImageFont.load_default(FONT - 2)
     draw.text((GAP, 8), shortened(title, (width - 2 * GAP), font), "black", font)
-    asked = written(textwrap.wrap(query, 32), QUERY) if isinstance(query, str) else query
+    asked = text_image(textwrap.wrap(query, 32), QUERY) if isinstance(query, str) else query
     paste(sheet, asked, GAP, TITLE, QUERY)
     caption = "text" if isinstance(query, str) else f"{query.width}x{query.height}"
     draw.text((GAP, TITLE + QUERY + 4), f"query: {caption}", "black", font)
@@ -56,7 +56,9 @@ def contact_sheet(
         x = left + GAP + rank % columns * (TILE + GAP)
         y = TITLE + rank // columns * (TILE + CAPTION + GAP)
         image = (
-            neighbour.image if neighbour.image is not None else written(["image not found"], TILE)
+            neighbour.image
+            if neighbour.image is not None
+            else text_image(["image not found"], TILE)
         )
         paste(sheet, image, x, y, TILE)
         draw.text((x, y + TILE + 3), f"{rank + 1}.  {neighbour.distance:.4f} {unit}", "black", font)
@@ -86,7 +88,7 @@ def paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> 
     )
 
 
-def written(lines: list[str], side: int) -> Image.Image:
+def text_image(lines: list[str], side: int) -> Image.Image:
     """Return an image of `side` x `side` pixels with lines of text.
 
     The sheet shows it for a text query, or for a neighbour whose image is missing. At most 12 lines

@@ -178,7 +178,7 @@ def show(axes: Axes, image: Image.Image | None, caption: str, left: bool = False
     axes.set_xlabel(caption, fontsize=6, labelpad=2, color="0.3", loc="left" if left else "center")
 
 
-def look(gathered: Gathered, number: int) -> dict[str, Any]:
+def marker_style(gathered: Gathered, number: int) -> dict[str, Any]:
     """Return matplotlib arguments for the colour and marker of a leaderboard row.
 
     They are the same as in the charts of the HTML page.
@@ -250,9 +250,11 @@ def scatter(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
             "yerr": up.standard_error,
             "elinewidth": 0.7,
         }
-        style |= {"linestyle": "none", "markersize": 5, "label": gathered.labels[number]} | look(
-            gathered, number
-        )
+        style |= {
+            "linestyle": "none",
+            "markersize": 5,
+            "label": gathered.labels[number],
+        } | marker_style(gathered, number)
         axes.errorbar(across.value, up.value, **style)
     axes.set(xlabel=titled(gathered, metrics[0]), ylabel=titled(gathered, metrics[1]))
     legend_below(figure, width, height, axes)
@@ -298,14 +300,18 @@ def k_sweep(gathered: Gathered, numbers: list[int], metrics: list[str]) -> Figur
                 [estimate.standard_error or 0 for _, estimate in points],
                 label=label(rows[family[0]].axes | {"k": None, "variant": ""}),
                 linestyle=":" if gathered.styles[family[0]].open else "-",
-                color=look(gathered, family[0])["color"],
+                color=marker_style(gathered, family[0])["color"],
                 linewidth=1,
                 elinewidth=0.6,
             )
             # Each K has its own marker.
             for number, (k, estimate) in zip(family, points, strict=True):
                 panel.plot(
-                    [k], [estimate.value], markersize=4, linestyle="none", **look(gathered, number)
+                    [k],
+                    [estimate.value],
+                    markersize=4,
+                    linestyle="none",
+                    **marker_style(gathered, number),
                 )
         if none is not None and (level := none.estimates[metric].value) is not None:
             panel.axhline(

@@ -98,7 +98,7 @@ def render(gathered: Gathered, page_folder: Path) -> tuple[bytes, str]:
         if len(content) <= LARGEST_PAGE:
             break
         kept += len(content) - LARGEST_PAGE + TEXT_BYTES
-    return content, assets.said()
+    return content, assets.embedding_note()
 
 
 def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
@@ -137,7 +137,7 @@ def html(gathered: Gathered, assets: PageAssets, data: dict[str, Any]) -> bytes:
         # Failed records have a table, so they are not listed among the notes.
         notes=[note for note in board.notes if not note.startswith("failed: ")],
         failed=failed_of(gathered),
-        images_said=assets.said(),
+        images_said=assets.embedding_note(),
         made_with=gathered.made_with,
         settings=settings(gathered),
     )

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from adir.data.base import Corpus
-from adir.environment import disable_bitsandbytes, steady_streams
+from adir.environment import disable_bitsandbytes, use_tolerant_streams
 from adir.errors import InputError, count_of
 from adir.files import hash_of, json_bytes, read_json, write_bytes, write_json
 from adir.harness.cells.cell import CannotRun, Cell, resolve_cell
@@ -50,7 +50,7 @@ A value is true if jobs may outlive the process that launched them.
 """
 
 
-def empty_scores(cells: list[Cell], fetch: bool = True) -> list[str]:
+def missing_metric_warnings(cells: list[Cell], fetch: bool = True) -> list[str]:
     """Return one warning per metric whose weights are missing; the records will miss the metric.
 
     The warnings are printed before the work starts.
@@ -248,7 +248,7 @@ def run_job(
     if kept is not None and HydraConfig.get().job.num not in kept:
         return Outcome()
     if os.getpid() != launched_by:
-        steady_streams()
+        use_tolerant_streams()
         disable_bitsandbytes()
         leave_to_the_launching_process(stop)
     if stop is not None and stop.exists():

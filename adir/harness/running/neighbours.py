@@ -69,7 +69,7 @@ def find_neighbours(
     user's own image, x is None, and only repeated images of the corpus are excluded.
     """
     assert cell.corpus is not None
-    found = left_out(cell.corpus, x) if x is not None else []
+    found = copies_of(cell.corpus, x) if x is not None else []
     excluded = excluded_ids(cell, image_id, found) if x is not None else frozenset()
     around = CellCorpus(cell, cell.corpus, y, excluded)
     drawn = generator(cell.seed, image_id, "random neighbours")
@@ -104,7 +104,7 @@ def training_ids(cell: Cell, chosen: list[str], excluded: Collection[str]) -> li
     if cell.corpus is None or not cell.mode.depends_on_y:
         return chosen
     n = len(cell.corpus) - len(cell.corpus.repeats.union(excluded))
-    return chosen[: cell.fine_tuning.usable(len(chosen), n)]
+    return chosen[: cell.fine_tuning.n_training_images(len(chosen), n)]
 
 
 def validation_images(
@@ -123,13 +123,13 @@ def validation_images(
 
 
 _copies: dict[tuple[str, str], list[str]] = {}
-"""The cache of `left_out`: {(corpus hash, image hash): ids of copies}.
+"""The cache of `copies_of`: {(corpus hash, image hash): ids of copies}.
 
 Cells of several tasks and modes need the same entries.
 """
 
 
-def left_out(corpus: Corpus, x: torch.Tensor) -> list[str]:
+def copies_of(corpus: Corpus, x: torch.Tensor) -> list[str]:
     """Return the sorted ids of corpus images that are copies of x.
 
     The copies are the same for all adaptation modes.
@@ -177,7 +177,7 @@ def left_for(cell: Cell, corpus: Corpus, image_id: str) -> int:
     """
     withheld = corpus.withheld(cell.data.cluster(image_id))
     return len(corpus) - len(
-        withheld.union(corpus.repeats, left_out(corpus, cell.data.image(image_id)))
+        withheld.union(corpus.repeats, copies_of(corpus, cell.data.image(image_id)))
     )
 
 

@@ -217,7 +217,7 @@ def adaptation_images(cell: Cell, task: Any, y: Tensor, chosen: list[str]) -> li
     return cell.mode.images(task.image_of(y), corpus)
 
 
-def adapter_made_of(
+def adapter_key_parts(
     cell: Cell, image_id: str, task: Any, image_hashes: list[str]
 ) -> dict[str, Any]:
     """Return everything that determines an adapter; the hash of this dict is the cache key.
@@ -284,7 +284,7 @@ def find_or_train_adapter(
         return None
     used = training_ids(cell, chosen, excluded)
     images = adaptation_images(cell, task, y, used)
-    made_of = adapter_made_of(cell, image_id, task, [hash_of_image(image) for image in images])
+    made_of = adapter_key_parts(cell, image_id, task, [hash_of_image(image) for image in images])
     key, store = hash_of(made_of), AdapterStore(cell.results)
     warn = lambda message: tell(f"warning: {message}")  # noqa: E731 - for both calls below
     stored = store.find(key, warn)

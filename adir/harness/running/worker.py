@@ -228,7 +228,7 @@ def run_batch(
             raise
         except Exception as error:
             save(image_id, failure_record(cell, image_id, error))
-    for batch in alike(ready):
+    for batch in split_into_batches(ready):
         try:
             with out_of_memory_explained(
                 cell, image_shapes(cell.data)[batch[0].image_id], len(batch)
@@ -255,7 +255,7 @@ STOPPING = (OSError, OtherImage, OutOfMemory)
 """The errors that stop the whole run, not only one image."""
 
 
-def alike(ready: list[Prepared]) -> list[list[Prepared]]:
+def split_into_batches(ready: list[Prepared]) -> list[list[Prepared]]:
     """Return the prepared images split into batches for the sampler.
 
     An image with an adapter is a batch of its own. The images of any other batch have the same

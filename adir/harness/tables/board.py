@@ -26,10 +26,10 @@ from adir.errors import InputError, count_of
 from adir.harness.records.comparable import (
     base_of,
     base_part,
+    distinguishing_settings,
     flatten,
     grouped,
     require_same,
-    settings_apart,
     what_differs,
     without_seed,
 )
@@ -260,7 +260,7 @@ def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], lis
     """
     several_bases = len({row.base for row in rows}) > 1
     of_bases = (
-        settings_apart({row.setting_hash: base_part(row.identity) for row in rows})
+        distinguishing_settings({row.setting_hash: base_part(row.identity) for row in rows})
         if several_bases
         else {}
     )
@@ -270,7 +270,7 @@ def with_settings(rows: list[Row], shown: Sequence[str]) -> tuple[list[Row], lis
     for _, same in groupby(rows, key=lambda row: row_order(row.axes)):
         alike = {row.setting_hash: row for row in same}
         identities = {setting: row.identity for setting, row in alike.items()}
-        told = settings_apart(identities) if len(alike) > 1 else of_bases
+        told = distinguishing_settings(identities) if len(alike) > 1 else of_bases
         if len(alike) > 1 and not told:
             name = named(next(iter(alike.values())).axes, shown)
             notes.append((f"{len(alike)} rows differ in {what_differs(identities)}", name))

@@ -56,7 +56,7 @@ def plan_path(folder: Path, number: int) -> Path:
     return folder / "plan" / f"{number:06d}.json"
 
 
-def require_room(folder: Path) -> None:
+def require_empty_or_index(folder: Path) -> None:
     """Raise InputError if the folder holds files but no index.json.
 
     A folder with an unfinished index is accepted, because index.json is written first. Hidden
@@ -90,7 +90,7 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
     Raises:
         InputError: if the folder holds another index or other files.
     """
-    require_room(folder)
+    require_empty_or_index(folder)
     path = folder / "index.json"
     about = {"kind": source.kind, "name": source.name, "arguments": source.arguments}
     wanted = {
@@ -100,7 +100,7 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
         "least_side": least_side,
     }
     known = read_facts(path) if path.exists() else wanted
-    asked, there = what_makes(wanted), what_makes(known)
+    asked, there = defining_entries(wanted), defining_entries(known)
     differs = [
         name for name in sorted(asked.keys() | there.keys()) if asked.get(name) != there.get(name)
     ]
@@ -116,7 +116,7 @@ def require_same_index(folder: Path, source: Source, encoder: Encoder, least_sid
         write_json(path, wanted)
 
 
-def what_makes(facts: Mapping[str, Any]) -> dict[str, Any]:
+def defining_entries(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of index.json that determine the content of the index.
 
     The location of the images is left out, because images may be moved.
@@ -189,7 +189,7 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
     Args:
         folder: folder of the index.
         source: the images.
-        shard_size: number of images at which a shard ends (see `shares`).
+        shard_size: number of images at which a shard ends (see `split_into_shards`).
 
     Raises:
         InputError: if a planned key is missing in the source, because a search would still return
@@ -209,12 +209,14 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
             "index with out="
         )
     new = ((key, count) for key, count in source.listing() if key not in known)
-    for number, keys in enumerate(shares(new, shard_size), len(planned(folder))):
+    for number, keys in enumerate(split_into_shards(new, shard_size), len(planned(folder))):
         write_json(plan_path(folder, number), {"keys": keys})
     return len(planned(folder))
 
 
-def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterator[list[str]]:
+def split_into_shards(
+    listing: Iterable[tuple[str, int | None]], shard_size: int
+) -> Iterator[list[str]]:
     """Divide keys into shards, and yield the keys of each shard.
 
     A shard ends once it has at least `shard_size` images, or after a key whose number of images is
@@ -237,7 +239,7 @@ def shares(listing: Iterable[tuple[str, int | None]], shard_size: int) -> Iterat
 
 
 @dataclass
-class Embedded:
+class ShardStatistics:
     """Image counts and run times of one shard.
 
     Attributes:
@@ -260,9 +262,9 @@ def build_shard(
     encoder: Encoder,
     batch_size: int = 64,
     loaders: int = 2,
-    tell: Callable[[Embedded], None] = lambda done: None,
+    tell: Callable[[ShardStatistics], None] = lambda done: None,
     least_side: int = 0,
-) -> Embedded:
+) -> ShardStatistics:
     """Read, embed and write one planned shard; return its counts and run times.
 
     Threads read, decode and prepare images two batches ahead of the network. Only these batches and
@@ -280,7 +282,7 @@ def build_shard(
         least_side: pixels; images with a shorter side are rejected.
     """
     keys = planned_keys(plan_path(folder, number))
-    done = Embedded()
+    done = ShardStatistics()
     rejects: dict[str, str] = {}
     images: list[IndexedImage] = []
     vectors: list[Tensor] = []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_records import made_record
 
-from adir.harness.report.figures import look
+from adir.harness.report.figures import marker_style
 from adir.harness.report.gather import gather
 from adir.harness.report.page import HERE, row_data
 from adir.harness.report.styles import DARK, LIGHT, SHAPES, RowStyle, row_styles
@@ -153,7 +153,7 @@ def test_the_page_and_the_figures_know_the_same_shapes(results: Any) -> None:
     assert all(f"\n  {shape}:" in script for shape in SHAPES)
     gathered = gather(results)
     for number in range(len(gathered.board.rows)):
-        shown, drawn = row_data(gathered, number)["style"], look(gathered, number)
+        shown, drawn = row_data(gathered, number)["style"], marker_style(gathered, number)
         assert drawn == {
             "color": LIGHT[shown["colour"]],
             "marker": SHAPES[shown["shape"]],
