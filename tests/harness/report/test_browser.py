@@ -306,7 +306,9 @@ def test_charts_draw_what_is_there(opened: Opened) -> None:
     )
     assert opened.page.locator("#held-out .plot .mark").count() == 4
     said = opened.page.locator("#held-out li").all_text_contents()
-    assert said == ["knn k=4 full: 4 of 6 updates accepted, mean alpha 0.33, mean fall 1.00 %"]
+    assert said == [
+        "knn k=4 full: 4 of 6 updates accepted, mean alpha 0.33, mean fall of the loss 1.00 %"
+    ]
     opened.page.locator("#chart-legend button").first.click()
     assert opened.page.locator("#scatter .mark").count() == 2
     opened.page.select_option("#chart-task", "deblur")

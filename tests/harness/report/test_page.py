@@ -208,7 +208,7 @@ def test_held_out_losses_and_errors_of_eps_are_of_the_rows_whose_records_hold_th
     curve = held_out[numbers["sr4", 4]]
     # 3 images of 2 seeds with falls of -1, 1 and 3 %
     assert (curve["n"], curve["x"], curve["mean"]) == (6, [0, 5, 10, 20], [0, 1, -1, -2])
-    assert curve["said"] == "4 of 6 updates accepted, mean alpha 0.33, mean fall 1.00 %"
+    assert curve["said"] == "4 of 6 updates accepted, mean alpha 0.33, mean fall of the loss 1.00 %"
     oracle = {curve["row"]: (curve["x"], curve["mean"]) for curve in data["oracle"]}
     assert oracle.keys() == {numbers[task, k] for task in ("sr4", "deblur") for k in (1, 4)}
     assert oracle[numbers["sr4", 1]] == ([10, 100, 400], [1.0, -1.0, -8.0])
