@@ -34,6 +34,7 @@ from adir.harness.tables.statistics import Estimate, mean_over_images
 
 METRICS = {"psnr": "PSNR / dB, higher is better", "deep-lite0": "deep-lite0, lower is better"}
 COLUMNS = ("psnr", "ssim", "fsim", "deep-lite0", "residual")
+DIRECT = ("bicubic", "adjoint", "pseudo_inverse")
 ORDER = (
     *(
         "adir",
@@ -54,7 +55,7 @@ ORDER = (
         "red_diff",
         "dmsp",
     ),
-    *("bicubic", "adjoint", "pseudo_inverse"),
+    *DIRECT,
 )
 
 
@@ -196,14 +197,15 @@ def table(cells: list[Cell]) -> str:
 def draw_curves(cells: list[Cell], path: Path) -> None:
     """Draw each metric against evaluations and against seconds, one row per task.
 
-    Methods without a network are dotted lines.
+    Methods without a network are dotted lines, which may lie outside the panels.
     """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     figure, grid = plt.subplots(
         len(tasks), 4, figsize=(18, 4.2 * len(tasks)), squeeze=False, layout="constrained"
     )
     labels = list(dict.fromkeys(cell.label for cell in cells))
-    colours = {label: plt.colormaps["tab20"](number % 20) for number, label in enumerate(labels)}
+    colours = {label: plt.colormaps["tab10"](number % 10) for number, label in enumerate(labels)}
+    markers = {label: "os^D"[number // 10 % 4] for number, label in enumerate(labels)}
     for row, task in zip(grid, tasks, strict=True):
         panels = [(metric, cost) for metric in METRICS for cost in ("evaluations", "seconds")]
         for axes, (metric, cost) in zip(row, panels, strict=True):
@@ -213,20 +215,21 @@ def draw_curves(cells: list[Cell], path: Path) -> None:
                 if cell.task == task and value is not None:
                     curves[cell.label].append((getattr(cell, cost), value))
             for label, points in curves.items():
-                if max(x for x, _ in points) < 1e-9 or label in (
-                    "bicubic",
-                    "adjoint",
-                    "pseudo_inverse",
-                ):
+                if label in DIRECT:
                     axes.axhline(points[0][1], color=colours[label], linestyle=":", label=label)
                 else:
                     axes.plot(
                         *zip(*sorted(points), strict=True),
-                        "o-",
+                        linestyle="-",
+                        marker=markers[label],
                         color=colours[label],
                         label=label,
                         markersize=4,
                     )
+            # Lines of methods without a network may lie outside: a bad one would squeeze the curves.
+            values = [y for label in curves.keys() - set(DIRECT) for _, y in curves[label]]
+            room = 0.05 * (max(values) - min(values)) + 0.05
+            axes.set_ylim(min(values) - room, max(values) + room)
             axes.set_xscale("log")
             measured = {cell.evaluations for cell in cells if cell.evaluations}
             axes.set_xticks(sorted(measured) if cost == "evaluations" else [2, 5, 10, 20, 50])
