@@ -296,8 +296,8 @@ def composed(sampler: str, task: str) -> DictConfig:
 def check(runs: Runs, rows: list[Tuned]) -> list[tuple[str, str, Scores, Scores]]:
     """Return (sampler, task, scores of the defaults, scores of the tuned settings).
 
-    The first `N_CHECKED` images are restored with 100 evaluations. Pairs whose tuned settings are the defaults
-    are left out.
+    The first `N_CHECKED` images are restored with 100 evaluations. Pairs whose tuned settings are
+    the defaults are left out.
     """
     found = []
     for sampler, task in itertools.product(SAMPLERS, TASKS):
