@@ -277,7 +277,7 @@ def test_a_key_without_a_network_gives_a_run_offline(
     monkeypatch.setattr(wandb, "init", init)
     finished = adir("run", *tiny, "tracking=wandb", f"results={tmp_path}")
     assert finished.status == 0 and modes == ["online", "offline"]
-    assert "W&B is out of reach (out of reach); this cell is tracked offline" in finished.out
+    assert "W&B is out of reach (out of reach); the run is stored" in finished.out
 
 
 def test_a_key_is_found_in_the_environment_or_after_a_login(

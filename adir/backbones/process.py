@@ -115,13 +115,11 @@ def read_process(folder: Path) -> Process:
             f"{path}: prediction_type {predicts!r} is not supported; "
             f"it must be one of {', '.join(get_args(Predicts))}"
         )
-    return Process(
-        schedule_from_betas(betas := read_betas(path, settings), torch.arange(len(betas))), predicts
-    )
+    return Process(read_schedule(path, settings), predicts)
 
 
-def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
-    """Return the betas that a scheduler's settings describe, (n,) float64, each in (0, 1).
+def read_schedule(path: Path, settings: dict[str, Any]) -> Schedule:
+    """Return the noise schedule that a scheduler's settings describe.
 
     Args:
         path: path of scheduler_config.json, for the error message.
@@ -148,10 +146,10 @@ def read_betas(path: Path, settings: dict[str, Any]) -> Tensor:
             raise ValueError(
                 f"beta_schedule {kind!r} must be linear, scaled_linear or squaredcos_cap_v2"
             )
-        if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError("the betas must be between 0 and 1")
+        if betas.ndim != 1:
+            raise ValueError("trained_betas must be a list of numbers")
+        return schedule_from_betas(betas, torch.arange(len(betas)))
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{path}: unsupported diffusion process ({' '.join(str(error).split())})"
         ) from error
-    return betas

@@ -90,10 +90,9 @@ class PhysicsOperator:
         weights = operator.A(torch.ones(image_shape))
         if not ((weights - 1).abs().minimum(weights.abs()) < 1e-3).all():
             raise InputError(
-                f"{self.physics}: the weights that form a pixel of y must sum to 1 (or to 0 where "
-                f"y is masked), but their sums range from {weights.min():.3g} to "
-                f"{weights.max():.3g}; normalise the filter, and use circular, reflect or "
-                "replicate borders"
+                f"{self.physics}: A applied to an image of ones must give 1 (or 0 at masked "
+                f"pixels), but it gives {weights.min():.3g} to {weights.max():.3g}; normalise "
+                "the filter, and use circular, reflect or replicate borders"
             )
         return operator
 

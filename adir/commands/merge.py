@@ -59,5 +59,5 @@ def main(folders: list[Path], out: Path) -> int:
     for source, n in counts.items():
         print(f"{count_of(n, 'record')} copied from {source}")
     total = count_of(len(found.records), "record")
-    print(f"{total} in {out}; `adir leaderboard {out}` prints the table")
+    print(f"{out} now contains {total}; print the table with `adir leaderboard {out}`")
     return 1 if found.notes else 0

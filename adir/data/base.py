@@ -93,12 +93,12 @@ class Corpus:
     ) -> None:
         """Store the manifest. Raises InputError if the manifest is empty."""
         if not manifest:
-            first = (
-                f" ({len(rejects)} rejected; first reason: {next(iter(rejects.values()))})"
-                if rejects
-                else ""
+            if not rejects:
+                raise InputError(f"corpus {name} contains no image")
+            raise InputError(
+                f"corpus {name} contains no usable image: {len(rejects)} rejected, the first "
+                f"because: {next(iter(rejects.values()))}"
             )
-            raise InputError(f"corpus {name}: no usable image{first}")
         self.name, self.manifest, self.rejects = name, manifest, rejects
         self.categories = {} if categories is None else categories
         self.ids = sorted(manifest)

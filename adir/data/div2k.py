@@ -73,8 +73,8 @@ class Div2kSquares(Corpus):
         if len(manifest) < count:
             small = f" (too small for {size} pixels: {', '.join(too_small)})" if too_small else ""
             raise InputError(
-                f"{self._place}: found {len(manifest)} DIV2K images (0801.png and so on), but "
-                f"{count} are requested{small}; lower data.count"
+                f"{self._place} has {len(manifest)} usable DIV2K images (0801.png and so on), but "
+                f"data.count is {count}{small}; lower data.count"
             )
         super().__init__(f"div2k-{size}", manifest, {})
         # Decoding takes 0.2 s per image.

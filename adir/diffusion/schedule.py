@@ -64,7 +64,15 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> Schedule:
     """Return the schedule of betas (n,) float64: DDPM, eqs. 6 and 7.
 
     `timesteps` (n,) are the original timesteps, which the network receives.
+
+    Raises:
+        ValueError: unless all betas lie between 0 and 1.
     """
+    if not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(
+            f"betas must lie between 0 and 1, but they range from {betas.min():.3g} to "
+            f"{betas.max():.3g}"
+        )
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     posterior_variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
@@ -109,6 +117,9 @@ def linear_schedule(n_steps: int = 1000) -> Schedule:
     """Return DDPM's linear schedule, with beta from 1e-4 to 0.02 at 1000 steps.
 
     At other numbers of steps the betas are scaled so that their sum stays the same.
+
+    Raises:
+        ValueError: below 21 steps, where the last beta would be 1 or more.
     """
     scale = 1000 / n_steps
     return schedule_from_betas(

@@ -208,7 +208,7 @@ def test_another_process_is_another_cell(tmp_path):
         ),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is not supported"),
         ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
-        ({"beta_end": 1.5}, "the betas must be between 0 and 1"),
+        ({"beta_end": 1.5}, "betas must lie between 0 and 1, but they range from 0.0001 to 1.5"),
         ({"beta_start": None}, "unsupported diffusion process"),
     ],
     ids=str,

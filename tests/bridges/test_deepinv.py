@@ -269,13 +269,13 @@ def test_a_mask_that_a_physics_draws_follows_from_its_seed():
                 "deepinv.physics.Blur",
                 {"filter": gaussian_blur((7, 7), 1.0), "padding": "constant"},
             ),
-            "the weights that form a pixel of y must sum to 1",
+            "A applied to an image of ones must give 1",
         ),
         (
             PhysicsOperator(
                 "deepinv.physics.Blur", {"filter": torch.ones(1, 1, 3, 3), "padding": "circular"}
             ),
-            "their sums range from 9 to 9",
+            "but it gives 9 to 9",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else value.physics,

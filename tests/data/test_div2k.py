@@ -71,7 +71,7 @@ def test_what_is_missing_is_said(
 ) -> None:
     with pytest.raises(
         InputError,
-        match=r"found 3 DIV2K images .* 4 are requested .too small for 100 pixels: 0802.; lower",
+        match=r"has 3 usable DIV2K images .* data.count is 4 .too small for 100 pixels: 0802.; lower",
     ):
         Div2kSquares(folder, size=100, count=4)
     with pytest.raises(InputError, match="no file or folder"):

@@ -85,3 +85,9 @@ def test_tables_are_float64():
         "posterior_mean_coef1",
     ):
         assert getattr(process, name).dtype == torch.float64
+
+
+def test_betas_of_1_and_more_are_refused():
+    linear_schedule(21)
+    with pytest.raises(ValueError, match=r"betas must lie between 0 and 1.* to 2$"):
+        linear_schedule(10)  # 100 x 0.02

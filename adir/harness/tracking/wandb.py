@@ -98,8 +98,8 @@ class WandbTracking(Tracking):
             if mode != "online" or self.mode is not None or isinstance(error, TimeoutError):
                 raise
             print(
-                f"warning: W&B is out of reach ({first_line(error)}); this cell is tracked "
-                "offline, and `adir sync` can send it later",
+                f"warning: W&B is out of reach ({first_line(error)}); the run is stored on this "
+                "machine, and `adir sync` sends it to W&B later",
                 flush=True,
             )
             self._run = self._ask(lambda: self._open(cell, "offline"))

@@ -204,9 +204,9 @@ def extend_plan(folder: Path, source: Source, shard_size: int) -> int:
         gone = {key for key in gone if storable(key) not in rejects}
     if gone:
         raise InputError(
-            f"{folder}: corpus {source.name} lacks {len(gone)} of the {len(known)} indexed "
-            f"entries, such as {storable(min(gone))}; restore what is missing, or build a new "
-            "index with out="
+            f"{folder}: {len(gone)} of the {len(known)} indexed images are missing from corpus "
+            f"{source.name}, the first is {storable(min(gone))}; put the images back, or build a "
+            "new index in another folder (out=FOLDER)"
         )
     new = ((key, count) for key, count in source.listing() if key not in known)
     for number, keys in enumerate(split_into_shards(new, shard_size), len(planned(folder))):

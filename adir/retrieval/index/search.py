@@ -286,9 +286,9 @@ class VectorIndex:
             ]
             if len(found) < k:
                 raise InputError(
-                    f"K={k} neighbours requested, but {len(rows) - len(found)} of {len(rows)} "
-                    "candidate images are excluded, for example as copies of the test image or of "
-                    f"one another: {self.remedy}"
+                    f"K={k} neighbours requested, but only {len(found)} of {len(rows)} candidate "
+                    "images remain after excluding images such as copies of the test image; "
+                    f"{self.remedy}"
                 )
             ids.append([name for _, name in found[:k]])
             chords = torch.tensor([square for square, _ in found[:k]], dtype=torch.float64).sqrt()

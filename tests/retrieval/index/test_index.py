@@ -90,7 +90,7 @@ def test_euclidean_search_measures_lengths():
         (0, None, "at least 1"),
         (-1, None, "at least 1"),
         (11, None, "corpus has 10 images"),
-        (8, [{"p0000", "p0001", "p0002"}], "3 of 10 candidate images are excluded"),
+        (8, [{"p0000", "p0001", "p0002"}], "only 7 of 10 candidate images remain"),
     ],
 )
 def test_too_many_or_too_few_neighbours_raise(k, exclude, message):
