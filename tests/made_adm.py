@@ -4,14 +4,14 @@ tests/fixtures/adm/README.md.
 
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adir.backbones.adm.architecture import Architecture, Flags, flags_of_unet
+from adir.backbones.adm.architecture import Architecture, Flags
 from adir.backbones.adm.conversion import tensors_of
 
 NO_ARCHITECTURE = Architecture(32, (32,), 1, (False,), 3, False, True, -1, -1, -1, False)
@@ -31,6 +31,50 @@ TINY = {
     "resblock_updown": True,
 }
 """Constructor arguments of the reference's UNetModel: 0.8 M parameters, two levels."""
+
+
+def flags_of_unet(
+    *,
+    image_size: int,
+    model_channels: int,
+    out_channels: int,
+    num_res_blocks: int,
+    attention_resolutions: Sequence[int],
+    channel_mult: Sequence[float] = (1, 2, 4, 8),
+    in_channels: int = 3,
+    num_classes: int | None = None,
+    num_heads: int = 1,
+    num_head_channels: int = -1,
+    num_heads_upsample: int = -1,
+    use_scale_shift_norm: bool = False,
+    resblock_updown: bool = False,
+    use_new_attention_order: bool = False,
+) -> Flags:
+    """Build `Flags` from the constructor arguments of guided-diffusion's UNetModel.
+
+    UNetModel's attention_resolutions are downsampling factors, while those of `Flags` are sides in
+    pixels.
+    """
+    return Flags(
+        # A size that every factor divides, so that factors and pixels denote the same levels.
+        image_size=2 ** len(channel_mult),
+        num_channels=model_channels,
+        num_res_blocks=num_res_blocks,
+        channel_mult=channel_mult,
+        learn_sigma=out_channels == 6,
+        class_cond=num_classes is not None,
+        attention_resolutions=[
+            2 ** len(channel_mult) // f
+            for f in attention_resolutions
+            if f <= 2 ** len(channel_mult)
+        ],
+        num_heads=num_heads,
+        num_head_channels=num_head_channels,
+        num_heads_upsample=num_heads_upsample,
+        use_scale_shift_norm=use_scale_shift_norm,
+        resblock_updown=resblock_updown,
+        use_new_attention_order=use_new_attention_order,
+    )
 
 
 def values(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:

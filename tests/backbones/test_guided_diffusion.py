@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DModel
-from made_adm import TINY, made_checkpoint, save_checkpoint
+from made_adm import TINY, flags_of_unet, made_checkpoint, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from adir.backbones.adm import cached as converted
-from adir.backbones.adm.architecture import flags_of_unet
 from adir.backbones.adm.conversion import build_network, convert
 from adir.backbones.execution import Execution
 from adir.backbones.guided_diffusion import GuidedDiffusion, load_network

@@ -1,7 +1,7 @@
 """Architecture of an ADM (Dhariwal and Nichol, 2021), and the flags that describe it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from adir.errors import InputError
 
@@ -112,89 +112,28 @@ class Flags:
                 "set num_heads or num_head_channels "
                 "(backbone.architecture.num_head_channels=64 for OpenAI's unconditional networks)"
             )
+        # Flags and fields of the same name have the same meaning.
+        given = {field.name: getattr(self, field.name, None) for field in fields(found)}
+        model_channels = self.num_channels or found.model_channels
+        channels, attention = found.channels, found.attention
+        if self.channel_mult:  # in guided-diffusion, "" means a default that depends on image_size
+            factors = numbers(self.channel_mult, "channel_mult")
+            channels = tuple(int(factor * model_channels) for factor in factors)
+        if self.attention_resolutions is not None and self.image_size is not None:
+            sides = numbers(self.attention_resolutions, "attention_resolutions")
+            reductions = {self.image_size // int(side) for side in sides if side >= 1}
+            attention = tuple(2**level in reductions for level in range(len(channels)))
         stated = replace(
             found,
-            num_heads=self.num_heads,
-            num_head_channels=self.num_head_channels,
-            num_heads_upsample=self.num_heads_upsample,
-            use_new_attention_order=self.use_new_attention_order,
+            **{name: flag for name, flag in given.items() if flag is not None},
+            model_channels=model_channels,
+            channels=channels,
+            # The lengths differ if channel_mult is set and attention_resolutions is not.
+            attention=(*attention, *[False] * len(channels))[: len(channels)],
+            out_channels={None: found.out_channels, True: 6, False: 3}[self.learn_sigma],
         )
-        for name in ("num_res_blocks", "use_scale_shift_norm", "resblock_updown"):
-            if getattr(self, name) is not None:
-                stated = replace(stated, **{name: getattr(self, name)})
-        if self.learn_sigma is not None:
-            stated = replace(stated, out_channels=6 if self.learn_sigma else 3)
-        if self.num_channels is not None:
-            stated = replace(stated, model_channels=self.num_channels)
-        # In guided-diffusion, "" means a default that depends on image_size.
-        if self.channel_mult is not None and self.channel_mult != "":
-            widths = tuple(
-                int(m * stated.model_channels) for m in numbers(self.channel_mult, "channel_mult")
-            )
-            stated = replace(stated, channels=widths)
-        if self.attention_resolutions is not None:
-            assert self.image_size is not None
-            pixels = numbers(self.attention_resolutions, "attention_resolutions")
-            factors = {self.image_size // int(side) for side in pixels if side >= 1}
-            levels = range(len(stated.channels))
-            stated = replace(stated, attention=tuple(2**level in factors for level in levels))
-        # They differ if channel_mult is set and attention_resolutions is not.
-        if len(stated.attention) != len(stated.channels):
-            length = len(stated.channels)
-            stated = replace(stated, attention=(*stated.attention, *[False] * length)[:length])
         require_whole_heads(stated)
         return stated
-
-
-def flags_of_unet(
-    *,
-    image_size: int,
-    model_channels: int,
-    out_channels: int,
-    num_res_blocks: int,
-    attention_resolutions: Sequence[int],
-    channel_mult: Sequence[float] = (1, 2, 4, 8),
-    in_channels: int = 3,
-    num_classes: int | None = None,
-    num_heads: int = 1,
-    num_head_channels: int = -1,
-    num_heads_upsample: int = -1,
-    use_scale_shift_norm: bool = False,
-    resblock_updown: bool = False,
-    use_new_attention_order: bool = False,
-) -> Flags:
-    """Build `Flags` from the constructor arguments of guided-diffusion's UNetModel.
-
-    UNetModel's attention_resolutions are downsampling factors, while those of `Flags` are sides in
-    pixels.
-
-    Raises InputError unless in_channels is 3, out_channels is 3 or 6, and num_classes is None.
-    """
-    if in_channels != 3 or out_channels not in (3, 6):
-        raise InputError(
-            f"{in_channels} input channels and {out_channels} output channels are not supported; "
-            "give a network with 3 input channels, and 3 or 6 output channels"
-        )
-    return Flags(
-        # A size that every factor divides, so that factors and pixels denote the same levels.
-        image_size=2 ** len(channel_mult),
-        num_channels=model_channels,
-        num_res_blocks=num_res_blocks,
-        channel_mult=channel_mult,
-        learn_sigma=out_channels == 6,
-        class_cond=num_classes is not None,
-        attention_resolutions=[
-            2 ** len(channel_mult) // f
-            for f in attention_resolutions
-            if f <= 2 ** len(channel_mult)
-        ],
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        use_new_attention_order=use_new_attention_order,
-    )
 
 
 def numbers(value: Sequence[float] | str, what: str) -> list[float]:

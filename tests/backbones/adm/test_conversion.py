@@ -12,10 +12,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from made_adm import NO_ARCHITECTURE, TINY, made_checkpoint, made_weights, sha256_of_tensors, values
+from made_adm import (
+    NO_ARCHITECTURE,
+    TINY,
+    flags_of_unet,
+    made_checkpoint,
+    made_weights,
+    sha256_of_tensors,
+    values,
+)
 from torch import Tensor
 
-from adir.backbones.adm.architecture import Flags, flags_of_unet
+from adir.backbones.adm.architecture import Flags
 from adir.backbones.adm.conversion import (
     build_network,
     configuration,
