@@ -19,7 +19,8 @@ from adir.diffusion.schedule import (
 )
 from adir.diffusion.velocity import eps_of_velocity
 from adir.errors import InputError
-from adir.files import read_json, sha256_of_bytes
+from adir.files import sha256_of_bytes
+from adir.weights.checkpoint import read_config
 
 SCHEDULER = "scheduler_config.json"
 TRAINED_AS_DDPM = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
@@ -91,14 +92,7 @@ def read_process(folder: Path) -> Process:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return GUIDED_DIFFUSION
-    try:
-        settings = read_json(path)
-    except ValueError as error:
-        raise InputError(
-            f"{path}: damaged ({' '.join(str(error).split())}); download the file again"
-        ) from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: contains no JSON object; download the file again")
+    settings = read_config(path)
     if (name := settings.get("_class_name")) not in TRAINED_AS_DDPM:
         raise InputError(
             f"{path}: scheduler {name} is not supported; choose a network trained as DDPM, whose "

@@ -22,12 +22,9 @@ from adir.backbones.base import Kind, Prediction
 from adir.backbones.diffusers_folder import (
     hash_of_files,
     hash_of_settings,
-    load_part,
     load_scheduler,
     load_tokenizer,
-    read_config,
     require_folder,
-    weights_file,
 )
 from adir.backbones.execution import Execution, recompute
 from adir.backbones.prompts import PromptEncoder
@@ -36,6 +33,8 @@ from adir.diffusion.schedule import schedule_from_betas
 from adir.diffusion.velocity import eps_of_velocity, velocity
 from adir.errors import InputError
 from adir.files import sha256_of_bytes
+from adir.weights.checkpoint import read_config
+from adir.weights.model_folder import load_model, weights_file
 from adir.weights.registry import located
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -142,9 +141,9 @@ class StableDiffusion:
         require_folder(self.folder, self.parts)
         self._require_family()
         self.network: Any = self.execution.prepare(
-            load_part(self.folder / "unet", UNet2DConditionModel)
+            load_model(self.folder / "unet", UNet2DConditionModel)
         )
-        self.vae: Any = load_part(self.folder / "vae", AutoencoderKL).to(self.device)
+        self.vae: Any = load_model(self.folder / "vae", AutoencoderKL).to(self.device)
         self.vae.enable_slicing()  # one image at a time: saves memory, same pixels
         self.vae_tile = vae_tile
         unit = 4 * self.stride  # tiles overlap by a quarter, which must be whole latent positions
@@ -153,7 +152,7 @@ class StableDiffusion:
                 f"backbone={self.name}: vae_tile={vae_tile} must be a multiple of {unit}, or null"
             )
         recompute_in_backward(self.vae.decoder)
-        text_model = load_part(self.folder / "text_encoder", CLIPTextModel)
+        text_model = load_model(self.folder / "text_encoder", CLIPTextModel)
         self.embed = PromptEncoder(load_tokenizer(self.folder / "tokenizer"), text_model)
         self.scheduler: Any = load_scheduler(self.folder / "scheduler")
         if self.scheduler.config.prediction_type not in PREDICTIONS:

@@ -1,4 +1,4 @@
-"""Read checkpoints safely: only tensors are loaded, and no code in the file runs."""
+"""Read checkpoints and config files. Only tensors are loaded, and no code in a file runs."""
 
 import pickle
 import warnings
@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adir.errors import InputError
+from adir.errors import InputError, first_line
+from adir.files import read_json
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -35,16 +36,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path}: the file is refused, because it is damaged or holds more than tensors "
             f"({first_sentence(error)}); download it again from a source that you trust"
         ) from error
-    except OSError as error:
-        # An error of the file system has a file name; torch's errors about the content have none.
-        if error.filename is not None:
-            raise
-        raise InputError(
-            f"{path}: damaged, or not a checkpoint ({first_sentence(error)}); download the file "
-            "again"
-        ) from error
     except (
         SafetensorError,
+        OSError,
         RuntimeError,
         EOFError,
         ValueError,
@@ -52,6 +46,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         AttributeError,
         TypeError,
     ) as error:
+        # An error of the file system has a file name; torch's errors about the content have none.
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         if "TorchScript" in str(error):
             raise InputError(
                 f"{path}: the file is a TorchScript archive, which contains code (OpenAI publishes "
@@ -79,6 +76,24 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         name.removeprefix("module.") if prefixed else name: tensor
         for name, tensor in content.items()
     }
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file as a dictionary.
+
+    Raises InputError if the file is missing or damaged, or if it contains no JSON object.
+    """
+    try:
+        settings = read_json(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; download the whole folder") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path}: damaged ({first_line(error)}); download the file again"
+        ) from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: contains no JSON object; download the file again")
+    return settings
 
 
 def torch_load(path: Path) -> Any:

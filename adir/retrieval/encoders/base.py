@@ -1,9 +1,7 @@
 """The base class of encoders, and the functions that encoders share."""
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -143,17 +141,3 @@ def require_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
                 f"{file}: the weights are damaged ({name} holds NaN or Inf); download the weights "
                 "again"
             )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Disable log messages up to WARNING within the context.
-
-    It hides the messages that libraries log while they load a network.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -15,15 +15,15 @@ from adir.retrieval.encoders.base import (
     Encoder,
     as_pil,
     encode,
-    quiet,
     require_finite,
     require_images,
     tensors_sha256,
 )
+from adir.weights.checkpoint import read_config
+from adir.weights.model_folder import load_model
 
 MAX_TOKENS = 35  # per prompt, as in the authors' retrieval evaluation
 SOURCE = "https://huggingface.co/Salesforce/blip-itm-base-coco"
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
@@ -56,17 +56,13 @@ class BlipEncoder(Encoder):
         if folder is None:
             raise InputError(f"BLIP: no folder of weights is set; {get}")
         self.folder = Path(folder)
-        missing = [
-            name
-            for name in ("config.json", "preprocessor_config.json")
-            if not (self.folder / name).is_file()
-        ]
-        if not any((self.folder / name).is_file() for name in WEIGHTS_FILES):
-            missing.append(" or ".join(WEIGHTS_FILES))
-        if missing:
-            raise InputError(f"BLIP: {self.folder} misses {', '.join(missing)}; {get}")
         self.name, self.device = "blip", device
-        self.network = load_network(self.folder).to(device)
+        try:
+            read_config(self.folder / "preprocessor_config.json")
+            self.network = load_model(self.folder, BlipForImageTextRetrieval).to(device)
+        except InputError as error:
+            raise InputError(f"BLIP: {error}; {get}") from error
+        require_finite(self.network.state_dict(), self.folder)
         self.processor = BlipImageProcessorPil.from_pretrained(self.folder, local_files_only=True)
         self.input_size = int(self.processor.size["height"])
         self.weights_sha256 = sha256_of_bytes(
@@ -133,43 +129,3 @@ class BlipEncoder(Encoder):
         return self.network.text_proj(
             self.network.text_encoder(input_ids=tokens).last_hidden_state[:, 0]
         )
-
-
-def load_network(folder: Path) -> Any:
-    """Return the network in a folder: float32, in evaluation mode, frozen.
-
-    Raises InputError if the weights do not match the network exactly. transformers itself would
-    only log a warning, and would initialise a missing tensor randomly.
-    """
-    try:
-        with quiet():  # hides the log of mismatches; the errors below report them in one line
-            network, report = BlipForImageTextRetrieval.from_pretrained(
-                folder,
-                local_files_only=True,
-                weights_only=True,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    # transformers, safetensors, torch and json have no common error class for damaged files
-    except Exception as error:
-        raise InputError(
-            f"BLIP: the network in {folder} cannot be read "
-            f"({' '.join(str(error).split())[:300]}); download {SOURCE} again"
-        ) from error
-    # position_ids are 0, 1, 2, ...: transformers saved them until 2023 and computes them today.
-    extra = [name for name in report["unexpected_keys"] if not name.endswith("position_ids")]
-    faults = {
-        "of another shape": [name for name, _, _ in report["mismatched_keys"]],
-        "missing": report["missing_keys"],
-        "not part of the network": extra,
-    }
-    for fault, names in faults.items():
-        if names:
-            raise InputError(
-                f"BLIP: the weights in {folder} are not those of the image-text retrieval model "
-                f"that config.json describes ({min(names)} is {fault}); download {SOURCE} or "
-                "another blip-itm checkpoint"
-            )
-    require_finite(network.state_dict(), folder)
-    return network.eval().requires_grad_(False)

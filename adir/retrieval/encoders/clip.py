@@ -16,11 +16,11 @@ from adir.retrieval.encoders.base import (
     Encoder,
     as_pil,
     encode,
-    quiet,
     require_images,
     tensors_sha256,
 )
 from adir.retrieval.encoders.clip_weights import find_checkpoint, load_weights, published_weights
+from adir.weights.model_folder import quiet
 
 
 class OpenClipEncoder(Encoder):

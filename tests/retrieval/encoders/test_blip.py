@@ -152,7 +152,7 @@ def test_a_checkpoint_of_2023_which_also_holds_position_numbers_is_read(folder, 
 def test_a_captioning_checkpoint_is_refused_instead_of_filled_with_random_numbers(folder):
     BlipForConditionalGeneration(small_config()).save_pretrained(folder)
     with pytest.raises(
-        InputError, match=r"itm_head.bias is missing\); download .*blip-itm-base-coco"
+        InputError, match=r"BlipForConditionalGeneration; .*download .*blip-itm-base-coco"
     ) as raised:
         BlipEncoder(folder)
     assert "\n" not in str(raised.value)
@@ -160,7 +160,9 @@ def test_a_captioning_checkpoint_is_refused_instead_of_filled_with_random_number
 
 def test_weights_that_disagree_with_their_configuration_name_a_tensor(folder):
     small_config(hidden=40).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"config.json.*\(text_encoder.* is of another shape"):
+    with pytest.raises(
+        InputError, match=r"config.json.*\(text_encoder.* is \(32, 32\) in .*\(32, 40\)"
+    ):
         BlipEncoder(folder)
 
 
@@ -169,7 +171,7 @@ def test_a_deeper_networks_weights_are_refused_by_a_shallower_configuration(fold
     config["vision_config"]["num_hidden_layers"] = 1
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        InputError, match=r"vision_model.encoder.layers.1.*is not part of the network"
+        InputError, match=r"vision_model.encoder.layers.1.* is present in the file, but missing"
     ):
         BlipEncoder(folder)
 
@@ -186,7 +188,7 @@ def test_a_missing_file_is_named_with_where_to_get_it(folder, name):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_damaged_file_is_one_line(folder, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    with pytest.raises(InputError, match="cannot be read") as raised:
+    with pytest.raises(InputError, match="damaged") as raised:
         BlipEncoder(folder)
     assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
 
